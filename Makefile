@@ -1,0 +1,40 @@
+# Two commands do everything on a machine with Python 3.11, git and make: `make demo` and `make test`.
+# TORCH_INDEX names another package index for torch alone, for example one that holds CUDA or ROCm builds.
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint wheel bench clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*## /make \1 — /p' Makefile
+
+setup: $(STAMP)  ## .venv with everything, at the pinned versions
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@echo "setting up $(VENV): about 2 GB, some minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## recipes/quickstart.yaml on real models: prints the report's path and its headline
+	@$(BIN)/distill run recipes/quickstart.yaml
+
+test: $(STAMP) lint  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+clean:  ## removes .venv and caches; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,224 @@
+"""The command line: one function a command, each a thin door to the pipeline."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from distill import console
+from distill.errors import DistillError, Interrupted
+
+app = typer.Typer(
+    name="distill",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe: a YAML file, or a shipped one's name")]
+RecipeOrRun = Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="a recipe, or a run folder")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, such as runs/quickstart")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="the run folder; by default runs/NAME")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="override a key of the recipe; may be given again"),
+]
+AllowParts = Annotated[
+    list[str] | None,
+    typer.Option("--allow-parts", metavar="PACKAGE", help="let the recipe run code of this package (module:thing)"),
+]
+AcceptPartial = Annotated[bool, typer.Option("--accept-partial", help="go on from a stage that is only partly done")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+) -> None:
+    """Train a small model to imitate a large one.
+
+    One recipe (YAML) describes a run: grow tasks from seeds, collect a teacher's answers, curate them, train a
+    student, compare it with its untrained base and the teacher, write a report.
+
+    Start with: distill run quickstart
+    """
+    if debug:
+        os.environ["DISTILL_DEBUG"] = "1"
+    if version:
+        import distill
+
+        console.result(distill.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    stages: Annotated[str | None, typer.Option("--stages", metavar="A,B", help="only these stages")] = None,
+    retry_failed: RetryFailed = False,
+    accept_partial: AcceptPartial = False,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Run a recipe from where it stands to its report.
+
+    Finished stages are skipped; bought answers are never bought again. Example: distill run quickstart --set train.epochs=3
+    """
+    from distill import pipeline
+
+    names = [name.strip() for name in stages.split(",")] if stages else None
+    pipeline.run_recipe(
+        recipe,
+        run_dir=run_dir,
+        overrides=set_ or (),
+        stages=names,
+        retry_failed=retry_failed,
+        accept_partial=accept_partial,
+        allowed=allow_parts or (),
+    )
+
+
+def _verb(name: str, help_text: str) -> None:
+    """Add the command that runs one stage."""
+
+    def command(
+        recipe_or_run: RecipeOrRun,
+        run_dir: RunDir = None,
+        set_: Set = None,
+        retry_failed: RetryFailed = False,
+        accept_partial: AcceptPartial = False,
+        allow_parts: AllowParts = None,
+    ) -> None:
+        from distill import pipeline
+
+        pipeline.run_recipe(
+            recipe_or_run,
+            run_dir=run_dir,
+            overrides=set_ or (),
+            stages=[name],
+            retry_failed=retry_failed,
+            accept_partial=accept_partial,
+            allowed=allow_parts or (),
+        )
+
+    app.command(name=name, help=f"{help_text} Example: distill {name} runs/quickstart")(command)
+
+
+_verb("expand", "Grow tasks from the recipe's seeds: writes tasks.jsonl.")
+_verb("collect", "Have the teacher answer the tasks: writes sessions.jsonl.")
+_verb("curate", "Keep or drop each session, with a reason: writes kept.jsonl, dropped.jsonl and test.jsonl.")
+_verb("train", "Fine-tune the student on the kept sessions: writes student/.")
+_verb("compare", "Ask student, base and teacher the held-out prompts: writes answers.jsonl and scores.json.")
+_verb("report", "Write report.html from what the run folder holds.")
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    set_: Set = None,
+) -> None:
+    """Validate a recipe offline and forecast requests, tokens, USD, memory and time.
+
+    Example: distill check recipes/quickstart.yaml
+    """
+    from distill import forecast, pipeline
+
+    for line in forecast.lines(pipeline.load_recipe(recipe, overrides=set_ or (), importing=False)):
+        console.result(line)
+
+
+@app.command()
+def show(run_folder: RunFolder) -> None:
+    """Show a run's stages, rows, tokens and cost.
+
+    Example: distill show runs/quickstart
+    """
+    from distill import forecast
+
+    for line in forecast.status_lines(run_folder):
+        console.result(line)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run")],
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
+    host: Annotated[str, typer.Option(help="loopback unless you say otherwise")] = "127.0.0.1",
+    parent_pipe: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Serve a local model, or a run's student, as an OpenAI-compatible endpoint.
+
+    Example: distill serve smollm2 --port 8000
+    """
+    from distill.pipeline import require_training_packages
+
+    require_training_packages("serve")
+    from distill.student import serve as server
+
+    server.serve(model, host=host, port=port, parent_pipe=parent_pipe, say=console.say)
+
+
+@app.command()
+def doctor(
+    url: Annotated[str | None, typer.Argument(metavar="[URL]", help="an endpoint to look at, such as …/v1")] = None,
+) -> None:
+    """Look at this machine, and at an endpoint if one is given: what is there, what is missing, what to do.
+
+    Example: distill doctor http://127.0.0.1:8000/v1
+    """
+    from distill import doctor as examine
+
+    if not examine.examine(url):
+        raise typer.Exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code; a `DistillError` becomes one line."""
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    sys.exit(_code(arguments))
+
+
+def _as_interrupt(*_: Any) -> None:
+    """SIGTERM stops a run as Ctrl-C does: what is finished is kept, servers of ours are stopped."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def _code(arguments: list[str] | None) -> int:
+    try:
+        outcome = app(args=arguments, standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        console.error("interrupted; what was finished is kept: run the same command again to go on")
+        return Interrupted.exit_code
+    except DistillError as error:
+        _raise_when_debugging(error)
+        for line in str(error).splitlines():
+            console.error(line)
+        return error.exit_code
+    except OSError as error:
+        _raise_when_debugging(error)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        console.error(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")
+        return 1
+
+
+def _raise_when_debugging(error: BaseException) -> None:
+    if os.environ.get("DISTILL_DEBUG"):
+        raise error

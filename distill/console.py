@@ -1,0 +1,132 @@
+"""The only module that prints: lines, warnings and progress, on a terminal or in a log.
+
+Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+
+PLAIN_SECONDS = 5.0
+"""Seconds between two progress lines where the output is no terminal."""
+
+_observers: list[Callable[[str], None]] = []
+
+
+class Progress(Protocol):
+    """What long work reports to."""
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how much is done, of how much, and one short note."""
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Ignore it."""
+
+
+def say(line: str) -> None:
+    """One line for the reader, on standard error and in the run's log."""
+    _emit(line, "")
+
+
+def warn(line: str) -> None:
+    """One line about something that the reader should look at."""
+    _emit(f"warning: {line}", "33")
+
+
+def error(line: str) -> None:
+    """The one line that ends a failed command."""
+    _emit(f"error: {line}", "31")
+
+
+def result(line: str) -> None:
+    """What a command was asked for, on standard output."""
+    print(line, flush=True)
+
+
+def _emit(line: str, colour: str) -> None:
+    for observer in _observers:
+        observer(line)
+    if colour and sys.stderr.isatty():
+        line = f"\x1b[{colour}m{line}\x1b[0m"
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def observed(observer: Callable[[str], None]) -> Iterator[None]:
+    """Hand every line to `observer` too, while the block runs (the run's log)."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:
+    """A progress to be used in a `with` block: a live bar on a terminal, a plain line every few seconds elsewhere."""
+    return _Bar(title, total, unit) if sys.stderr.isatty() else _Lines(title, total, unit)
+
+
+class _Bar:
+    def __init__(self, title: str, total: float | None, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+
+    def __enter__(self) -> _Bar:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        columns += [TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()]
+        self._rich = RichProgress(*columns, console=Console(stderr=True))
+        self._rich.start()
+        self._task = self._rich.add_task(self._title, total=self._total, note=self._unit)
+        return self
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        self._total = self._total if total is None else total
+        self._rich.update(self._task, completed=done, total=self._total, note=note or self._unit)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._rich.stop()
+
+
+class _Lines:
+    def __init__(self, title: str, total: float | None, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._last: tuple[float, str] | None = None
+
+    def __enter__(self) -> _Lines:
+        self._started = self._spoke = time.monotonic()
+        return self
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        self._total = self._total if total is None else total
+        self._last = (done, note)
+        if time.monotonic() - self._spoke >= PLAIN_SECONDS:
+            self._speak()
+
+    def _speak(self) -> None:
+        assert self._last is not None
+        done, note = self._last
+        self._spoke, self._last = time.monotonic(), None
+        of = f"/{self._total:g}" if self._total is not None else ""
+        unit = f" {self._unit}" if self._unit else ""
+        seconds = self._spoke - self._started
+        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{', ' + note if note else ''}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._last is not None and time.monotonic() - self._started >= 2:
+            self._speak()

@@ -1,0 +1,71 @@
+"""Every error that a user can meet, each one line: what was found, what was expected, what to do.
+
+DistillError                    exit 1
+├── RecipeError                 exit 2   the recipe, a `--set` or an option is wrong
+│   └── SeedsError                       a seeds or tasks file is empty or malformed
+├── RunFolderError                       the run folder cannot be used as asked
+│   └── RunLocked                        another process writes in it
+├── MissingPackage                       an optional package is not installed
+├── ModelError                           weights are missing, corrupt, refused or cannot be cached
+├── EndpointError                        an endpoint cannot be used at all: unreachable, 401, 404 model
+├── ServerError                          our own loopback server did not start or died
+├── StageIncomplete                      a stage ended with more failures than it may have
+├── BudgetStop                  exit 3   the money ran out; what was bought is kept
+└── Interrupted                 exit 130 Ctrl-C; what was finished is kept
+"""
+
+
+class DistillError(Exception):
+    """An error to be shown as its one line, without a traceback."""
+
+    exit_code = 1
+
+
+class RecipeError(DistillError):
+    """The recipe or the command line says something that cannot be done."""
+
+    exit_code = 2
+
+
+class SeedsError(RecipeError):
+    """A seeds or tasks file is missing, empty or malformed."""
+
+
+class RunFolderError(DistillError):
+    """The run folder belongs to another recipe, is damaged, or cannot be written."""
+
+
+class RunLocked(RunFolderError):
+    """Another process is writing in this run folder."""
+
+
+class MissingPackage(DistillError):
+    """An optional package is needed for what was asked."""
+
+
+class ModelError(DistillError):
+    """Model files are missing, corrupt, of a refused kind, or cannot be stored."""
+
+
+class EndpointError(DistillError):
+    """An endpoint cannot serve any request: unreachable, unauthorised, or without the model."""
+
+
+class ServerError(DistillError):
+    """A server that we start ourselves did not become healthy, or died."""
+
+
+class StageIncomplete(DistillError):
+    """A stage ended with more failures than the recipe allows."""
+
+
+class BudgetStop(DistillError):
+    """The budget is spent; everything bought is in the journal."""
+
+    exit_code = 3
+
+
+class Interrupted(DistillError):
+    """The user stopped the run; everything finished is kept."""
+
+    exit_code = 130

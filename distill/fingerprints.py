@@ -1,0 +1,56 @@
+"""SHA-256 of files, values and source code: what decides whether a stage must run again."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from distill.rows import to_json
+
+_CHUNK_BYTES = 1 << 20
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 in hex. Raises `OSError`."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def tree_sha256(path: Path) -> str:
+    """The SHA-256 of a file, or of a folder's files with their relative names (hidden ones excluded)."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
+    return json_sha256({str(file.relative_to(path)): file_sha256(file) for file in files})
+
+
+def _hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def json_sha256(value: Any) -> str:
+    """The SHA-256 of a value's canonical JSON."""
+    text = json.dumps(to_json(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def source_sha256(module: str) -> str:
+    """The SHA-256 of a module's source, found without running it; of its name where there is no source."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return hashlib.sha256(module.encode()).hexdigest()
+    return file_sha256(Path(spec.origin))
+
+
+def sources_sha256(modules: Iterable[str]) -> str:
+    """One SHA-256 over the sources of several modules."""
+    return json_sha256({module: source_sha256(module) for module in modules})

@@ -1,0 +1,429 @@
+"""The recipe: one YAML file that describes one imitation run, validated whole before anything happens.
+
+Sections that belong to interchangeable parts (a strategy, a filter, a metric, a training method) are validated by the
+part's own options; the doors hand them in as `Parts`, so that this module knows no part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distill import assets
+from distill.embedded import EMBEDDED
+from distill.errors import RecipeError
+from distill.fingerprints import file_sha256
+from distill.shelf import suggest
+from distill.types import Sampling
+
+PATH_KEYS = ("expand.seeds", "collect.tasks", "teacher.model", "student.model")
+"""Keys whose value is, or may be, a path."""
+MAX_RECIPE_BYTES = 1_000_000
+
+
+class Options(BaseModel):
+    """Base of every section's and every part's options: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+
+
+class Price(Options):
+    """USD per million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
+class SamplingOptions(Options):
+    """How answers are drawn; what is left out is the endpoint's own default."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: list[str] = []
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+
+    def sampling(self) -> Sampling:
+        """The same as a core value."""
+        return Sampling(**{**self.model_dump(), "stop": tuple(self.stop)})
+
+
+class Teacher(Options):
+    """The model to imitate: one that we serve ourselves, or an endpoint."""
+
+    model: str
+    """`smollm2` (embedded), a local folder, a `.gguf`, a Hub id, or the remote model's name."""
+    serve: Literal["transformers", "vllm"] | None = None
+    """Serve it on loopback while a stage needs it."""
+    base_url: str | None = None
+    """Talk to this OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself is written nowhere."""
+    headers_env: dict[str, str] = {}
+    """Secret headers: header name to the name of the variable that holds its value."""
+    revision: str | None = None
+    price: Price | None = None
+    terms: Annotated[str, Field(min_length=1)]
+    """What the teacher's licence or terms say of training on its answers."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    sampling: SamplingOptions = SamplingOptions()
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Teacher:
+        if (self.serve is None) == (self.base_url is None):
+            raise ValueError("give either `serve: transformers` (or vllm), or `base_url`")
+        if self.base_url is not None and not re.match(r"https?://[^/]+", self.base_url):
+            raise ValueError(f"base_url {self.base_url!r} is no http(s) address")
+        return self
+
+
+class PartSection(BaseModel):
+    """A section that names a part and carries that part's options beside its own keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    options: Annotated[Any, Field(exclude=True)] = None
+    """The part's validated options; filled by `load`."""
+
+
+class Expand(PartSection):
+    """Grow tasks from seeds."""
+
+    strategy: str = "self_instruct"
+    seeds: str = "seeds/general.jsonl"
+    tasks: Annotated[int, Field(ge=1)]
+
+
+class Collect(PartSection):
+    """Have the teacher answer the tasks."""
+
+    strategy: str = "answer"
+    tasks: str | None = None
+    """A file of tasks (our JSONL, or text with a prompt a line) in place of `expand`."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of tasks that may fail before the stage counts as failed."""
+    attempts: Annotated[int, Field(ge=1)] = 10
+    test: Annotated[int, Field(ge=0)] = 32
+    """Prompts held out for compare, never trained on."""
+
+
+class Rule(PartSection):
+    """One curation rule."""
+
+    filter: str
+
+
+class Prune(Options):
+    """Make the student from its model by leaving layers out."""
+
+    layers: Annotated[int, Field(ge=1)]
+
+
+class Student(Options):
+    """The model that learns."""
+
+    model: str
+    prune: Prune | None = None
+    template: Literal["chatml", "alpaca", "vicuna", "own"] = "chatml"
+
+
+class Train(PartSection):
+    """Fine-tune the student on the kept sessions."""
+
+
+class Compare(Options):
+    """Ask student, base and teacher the held-out prompts."""
+
+    metrics: list[str] = ["likelihood", "overlap", "style"]
+    judge: None = None
+    """Reserved: a judge is not available in this version."""
+    sampling: SamplingOptions | None = None
+    """The teacher's own sampling when left out."""
+
+
+class Recipe(BaseModel):
+    """A whole run. Sections left out are stages that do not run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    seed: int = 7
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    teacher: Teacher | None = None
+    expand: Expand | None = None
+    collect: Collect | None = None
+    curate: list[Rule] | None = None
+    student: Student | None = None
+    train: Train | None = None
+    compare: Compare | None = None
+    files: dict[str, str] = {}
+    """SHA-256 of every file that the recipe names, in a resolved recipe; a change since is an error."""
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Recipe:
+        for name in ("expand", "collect"):
+            if getattr(self, name) is not None and self.teacher is None:
+                raise ValueError(f"`{name}` needs a `teacher` section")
+        if self.collect is not None and self.collect.tasks is None and self.expand is None:
+            raise ValueError("`collect` has no tasks: add an `expand` section, or `collect: {tasks: FILE}`")
+        if (self.train is None) != (self.student is None):
+            raise ValueError("`train` and `student` belong together: one of them is missing")
+        if self.compare is not None and (self.train is None or self.teacher is None):
+            raise ValueError("`compare` needs the sections `teacher`, `student` and `train`")
+        if self.collect is not None and self.compare is not None and self.collect.test == 0:
+            raise ValueError("`compare` needs held-out prompts: set `collect.test` to 32 or more")
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """The recipe as plain values, the parts' options resolved among them."""
+        document = self.model_dump(exclude_none=True)
+        for name in ("expand", "collect", "train"):
+            if (section := getattr(self, name)) is not None:
+                document[name] = _plain(section)
+        if self.curate is not None:
+            document["curate"] = [_plain(rule) for rule in self.curate]
+        return document
+
+    def to_yaml(self) -> str:
+        """The recipe as a file that `load` reads back as the same."""
+        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _plain(section: PartSection) -> dict[str, Any]:
+    options = section.options.model_dump(exclude_none=True) if section.options is not None else {}
+    return {**section.model_dump(exclude_none=True), **options}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the doors tell this module of the shelves: option models by part name. Each raises `RecipeError`."""
+
+    expand: Callable[[str], type[Options]]
+    collect: Callable[[str], type[Options]]
+    filter: Callable[[str], type[Options]]
+    metric: Callable[[str], type[Options]]
+    train: type[Options]
+
+
+def load(path: Path, parts: Parts, *, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
+
+    `overrides` are `a.b=c` texts; the value is YAML, and a path in it is relative to the current folder. Other paths
+    are relative to the recipe's folder, then to the shipped prompts/.
+    """
+    document = _read(path)
+    for text in overrides:
+        _override(document, text)
+    recipe, faults = _validate(document)
+    if recipe is not None:
+        recipe, faults = _with_options(recipe, parts)
+    if not faults and recipe is not None:
+        recipe, faults = _resolved(recipe, path.resolve().parent)
+    if faults or recipe is None:
+        raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults))
+    return recipe
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES} bytes; expected a recipe")
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: found {type(document).__name__}, expected a mapping of sections (name, teacher …)")
+    return document
+
+
+def _override(document: dict[str, Any], text: str) -> None:
+    key, equals, written = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
+    if key in PATH_KEYS and isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
+        value = str(Path(value).resolve())
+    _assign(document, key.split("."), value, text)
+
+
+def _assign(node: Any, keys: list[str], value: Any, text: str) -> None:
+    for index, key in enumerate(keys[:-1]):
+        if isinstance(node, dict):
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+        elif isinstance(node, list):
+            node = _rule_named(node, key, text)
+        else:
+            raise RecipeError(f"--set {text}: {'.'.join(keys[:index])} is a value, not a section")
+    if not isinstance(node, dict):
+        raise RecipeError(f"--set {text}: {'.'.join(keys[:-1])} is no section")
+    node[keys[-1]] = value
+
+
+def _rule_named(rules: list[Any], name: str, text: str) -> Any:
+    for rule in rules:
+        if isinstance(rule, dict) and rule.get("filter") == name:
+            return rule
+    names = [str(rule.get("filter")) for rule in rules if isinstance(rule, dict)]
+    raise RecipeError(f'--set {text}: no rule "{name}" in the recipe{suggest(name, names)}')
+
+
+def _validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    try:
+        return Recipe.model_validate(document), []
+    except ValidationError as error:
+        return None, [_fault(item, Recipe, ()) for item in error.errors()]
+
+
+def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, ...]) -> str:
+    """One line for one pydantic error, with a suggestion for an unknown key."""
+    where = ".".join([*prefix, *(str(part) for part in item["loc"])])
+    if item["type"] == "extra_forbidden":
+        return f'unknown key "{where}"{suggest(str(item["loc"][-1]), _known_keys(model, item["loc"][:-1]))}'
+    if item["type"] == "missing":
+        return f"`{where}` is missing"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("\n", " ")
+    if not where:
+        return message
+    if item["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: {message[0].lower() + message[1:]}, found {_shown(item.get('input'))}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _known_keys(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
+    for key in location:
+        if isinstance(key, str) and key in model.model_fields:
+            model = next(iter(_models(model.model_fields[key].annotation)), model)
+    return [name for name in model.model_fields if name != "options"]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
+    """The recipe with every part's options validated and filled in."""
+    faults: list[str] = []
+    changed: dict[str, Any] = {}
+    for name, lookup in (("expand", parts.expand), ("collect", parts.collect)):
+        section = getattr(recipe, name)
+        if section is not None:
+            changed[name] = _filled(section, lambda s, f=lookup: f(s.strategy), (name,), faults)
+    if recipe.train is not None:
+        changed["train"] = _filled(recipe.train, lambda _: parts.train, ("train",), faults)
+    if recipe.curate is not None:
+        rules = [
+            _filled(rule, lambda r: parts.filter(r.filter), ("curate", rule.filter), faults) for rule in recipe.curate
+        ]
+        changed["curate"] = rules
+    for metric in recipe.compare.metrics if recipe.compare is not None else ():
+        try:
+            parts.metric(metric)
+        except RecipeError as error:
+            faults.append(f"compare.metrics: {error}")
+    return recipe.model_copy(update=changed), faults
+
+
+def _filled(
+    section: PartSection, model_of: Callable[[Any], type[Options]], prefix: tuple[str, ...], faults: list[str]
+) -> PartSection:
+    extra = dict(section.model_extra or {})
+    try:
+        model = model_of(section)
+        options = model.model_validate(extra)
+    except RecipeError as error:
+        faults.append(f"{'.'.join(prefix)}: {error}")
+        return section
+    except ValidationError as error:
+        faults.extend(_part_fault(item, model, type(section), prefix) for item in error.errors())
+        return section
+    return section.model_copy(update={"options": options})
+
+
+def _part_fault(
+    item: Mapping[str, Any], model: type[Options], section: type[BaseModel], prefix: tuple[str, ...]
+) -> str:
+    if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+        known = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]
+        return f'unknown key "{".".join([*prefix, str(item["loc"][0])])}"{suggest(str(item["loc"][0]), known)}'
+    return _fault(item, model, prefix)
+
+
+def _resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
+    """The recipe with absolute paths and the SHA-256 of each file it names."""
+    faults: list[str] = []
+    files: dict[str, str] = {}
+
+    def file(key: str, value: str) -> str:
+        path = _found(value, folder)
+        if path is None:
+            faults.append(f"{key}: no file {value}; looked in {folder} and in the shipped prompts/")
+            return value
+        files[str(path)] = file_sha256(path)
+        return str(path)
+
+    changed: dict[str, Any] = {}
+    if recipe.expand is not None:
+        changed["expand"] = recipe.expand.model_copy(update={"seeds": file("expand.seeds", recipe.expand.seeds)})
+    if recipe.collect is not None and recipe.collect.tasks is not None:
+        tasks = file("collect.tasks", recipe.collect.tasks)
+        changed["collect"] = recipe.collect.model_copy(update={"tasks": tasks})
+    for name in ("teacher", "student"):
+        section = getattr(recipe, name)
+        if section is not None and not getattr(section, "base_url", None):
+            model, fault = _model_address(section.model, folder)
+            changed[name] = section.model_copy(update={"model": model})
+            faults += [f"{name}.model: {fault}"] if fault else []
+    faults += [
+        f"files: {path} has changed since this recipe was resolved; restore it, or start from the original recipe"
+        for path, digest in recipe.files.items()
+        if files.get(path, digest) != digest
+    ]
+    return recipe.model_copy(update={**changed, "files": files}), faults
+
+
+def _found(value: str, folder: Path) -> Path | None:
+    candidates = [Path(value)] if Path(value).is_absolute() else [folder / value, assets.root() / "prompts" / value]
+    return next((path.resolve() for path in candidates if path.is_file()), None)
+
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+def _model_address(value: str, folder: Path) -> tuple[str, str | None]:
+    """An absolute path for a local model, the value itself for an embedded name or a Hub id; or a fault."""
+    if value in EMBEDDED:
+        return value, None
+    local = Path(value).expanduser()
+    path = local if local.is_absolute() else folder / local
+    if path.exists():
+        return str(path.resolve()), None
+    if value.startswith((".", "/", "~")) or value.endswith((".gguf", ".safetensors")):
+        return value, f"no such file or folder {value}; looked in {folder}"
+    if not _HUB_ID.match(value):
+        return value, f"{value!r} is neither an embedded model, a local path nor a Hub id (owner/name)"
+    if "/" not in value:
+        return value, f'unknown model "{value}"{suggest(value, EMBEDDED)} (or a path, or a Hub id owner/name)'
+    return value, None
+
+

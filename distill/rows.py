@@ -1,0 +1,118 @@
+"""JSON lines in and out: the file edge of the core types."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from distill.errors import DistillError, RunFolderError
+from distill.types import Session, Task
+
+
+def to_json(value: Any) -> Any:
+    """The plain JSON value of core types nested in mappings and sequences."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Each object of a JSONL file. Raises `DistillError` with the line's number."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _object(line, f"{path}:{number}")
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DistillError(f"{where}: not JSON ({error}); expected one JSON object a line") from error
+    if not isinstance(value, dict):
+        raise DistillError(f"{where}: found {type(value).__name__}, expected one JSON object a line")
+    return value
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _read(path: Path, kind: type) -> list[Any]:
+    rows = []
+    for number, row in enumerate(read_jsonl(path), start=1):
+        try:
+            rows.append(_adapter(kind).validate_python(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DistillError(f"{path}: row {number} is no {kind.__name__}: {where}: {first['msg']}") from error
+    return rows
+
+
+def read_tasks(path: Path) -> list[Task]:
+    """The tasks of a tasks.jsonl, in order."""
+    return _read(path, Task)
+
+
+def read_sessions(path: Path) -> list[Session]:
+    """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
+    return _read(path, Session)
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> int:
+    """Write rows as JSONL beside `path` and rename; returns how many. A crash leaves the old file whole."""
+    count = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal count
+        for row in rows:
+            count += 1
+            yield json.dumps(to_json(row), ensure_ascii=False) + "\n"
+
+    write_atomically(path, lines())
+    return count
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one indented JSON value beside `path` and rename."""
+    write_atomically(path, [json.dumps(to_json(value), ensure_ascii=False, indent=1) + "\n"])
+
+
+def write_atomically(path: Path, pieces: Iterable[str]) -> None:
+    """Write text beside `path`, flush it to the disk, and rename. Raises `RunFolderError` when it cannot be written."""
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.writelines(pieces)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror}; free some space or mend the permissions and run again"
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def append_row(path: Path, row: Any) -> None:
+    """Append one row to a log-like JSONL file."""
+    with path.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(to_json(row), ensure_ascii=False) + "\n")

@@ -1,0 +1,232 @@
+"""The run folder: its lock, its record `run.json`, its log, and which stages need to run again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import distill
+from distill import console
+from distill.errors import RunFolderError, RunLocked
+from distill.fingerprints import json_sha256, tree_sha256
+from distill.recipe import Recipe
+from distill.rows import write_atomically, write_json
+
+STAGES = ("expand", "collect", "curate", "train", "compare", "report")
+REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
+MIN_FREE_BYTES = 50_000_000
+"""A run does not start with less free disk space than this."""
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """What run.json says of one stage."""
+
+    status: str = "running"
+    """`running`, `done`, `partial` or `failed`."""
+    started: str = ""
+    seconds: float = 0.0
+    fingerprint: str = ""
+    counts: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    usd: float | None = None
+    peak_memory_bytes: int | None = None
+    """Largest sum of resident memory of this process and its children, sampled twice a second."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    detail: str | None = None
+
+
+class Run:
+    """One run folder, open for writing by one process."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self._record = _read_record(folder)
+
+    def stage(self, name: str) -> Mapping[str, Any] | None:
+        """What run.json says of a stage; None when it never ran."""
+        stage: Mapping[str, Any] | None = self._record.get("stages", {}).get(name)
+        return stage
+
+    def is_current(self, name: str, fingerprint: str) -> bool:
+        """Whether the stage is done with these very inputs, options and sources, and its outputs are as it left them."""
+        stage = self.stage(name)
+        if stage is None or stage["status"] != "done" or stage["fingerprint"] != fingerprint:
+            return False
+        return all(self._output(output) == digest for output, digest in stage["outputs"].items())
+
+    def _output(self, name: str) -> str | None:
+        path = self.folder / name
+        return tree_sha256(path) if path.exists() else None
+
+    def begin(self, name: str, fingerprint: str, inputs: Mapping[str, str]) -> StageRecord:
+        """Note that a stage starts."""
+        record = StageRecord(
+            started=datetime.now(UTC).isoformat(timespec="seconds"), fingerprint=fingerprint, inputs=dict(inputs)
+        )
+        self.save(name, record)
+        return record
+
+    def save(self, name: str, record: StageRecord, outputs: Iterable[str] = ()) -> None:
+        """Write the stage's entry, with the SHA-256 of its outputs that exist."""
+        record.outputs = {output: digest for output in outputs if (digest := self._output(output)) is not None}
+        stages = dict(self._record.get("stages", {}))
+        stages[name] = {item.name: getattr(record, item.name) for item in fields(record)}
+        self._record["stages"] = stages
+        write_json(self.folder / "run.json", self._record)
+
+    def describe(self, teacher: Mapping[str, Any] | None) -> None:
+        """Write the recipe, and what run.json says of the whole run."""
+        document = self.recipe.to_yaml()
+        path = self.folder / "recipe.yaml"
+        if not path.exists() or path.read_text(encoding="utf-8") != document:
+            write_atomically(path, [document])
+        facts = {
+            "name": self.recipe.name,
+            "version": distill.__version__,
+            "recipe_sha256": json_sha256(self.recipe.document()),
+            "created": self._record.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "teacher": dict(teacher) if teacher else None,
+            "versions": versions(),
+        }
+        if any(self._record.get(key) != value for key, value in facts.items()):
+            self._record = {**facts, "stages": self._record.get("stages", {})}
+            write_json(self.folder / "run.json", self._record)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide results, as installed; read without importing them."""
+    found = {}
+    for package in REPORTED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({error}); delete it: the stages run again, the answers stay bought"
+        ) from error
+    if not isinstance(record, dict):
+        raise RunFolderError(f"{path} is no JSON object; delete it: the stages run again, the answers stay bought")
+    return record
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a folder, for reading only. Raises `RunFolderError` when the folder is no run."""
+    record = _read_record(folder)
+    if not record:
+        raise RunFolderError(f"{folder} is no run folder: it has no run.json; start one with `distill run RECIPE`")
+    return record
+
+
+@contextmanager
+def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
+    """A run folder made or continued, locked against a second writer, its log attached.
+
+    Raises `RunFolderError` when it belongs to a recipe of another name or cannot be written, `RunLocked` when another
+    process writes in it.
+    """
+    _made(folder)
+    lock = _locked(folder)
+    try:
+        run = Run(folder, recipe)
+        owner = run._record.get("name")
+        if owner not in (None, recipe.name):
+            raise RunFolderError(
+                f'{folder} holds the run "{owner}", but this recipe is "{recipe.name}"; give another --run-dir'
+            )
+        with console.observed(_log(folder / "run.log")):
+            yield run
+    finally:
+        os.close(lock)
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = os.statvfs(folder)
+    except OSError as error:
+        raise RunFolderError(f"cannot make the run folder {folder}: {error.strerror}; give another --run-dir") from error
+    free = state.f_bavail * state.f_frsize
+    if free < MIN_FREE_BYTES:
+        raise RunFolderError(
+            f"{folder}: {free // 1_000_000} MB free on this disk, at least {MIN_FREE_BYTES // 1_000_000} MB needed; "
+            "free some space, or give another --run-dir"
+        )
+
+
+def _locked(folder: Path) -> int:
+    try:
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RunFolderError(f"cannot write in {folder}: {error.strerror}; give another --run-dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise RunLocked(
+            f"{folder} is in use by another distill process; wait for it, or give another --run-dir"
+        ) from error
+    return lock
+
+
+def _log(path: Path) -> Any:
+    def write(line: str) -> None:
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{stamp} {line}\n")
+
+    return write
+
+
+@contextmanager
+def measured(record: StageRecord) -> Iterator[None]:
+    """Fill in the seconds and the peak memory of the block."""
+    started = time.monotonic()
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch_memory, args=(record, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        record.seconds = round(time.monotonic() - started, 2)
+
+
+def _watch_memory(record: StageRecord, done: threading.Event) -> None:
+    import psutil
+
+    me = psutil.Process()
+    while True:
+        total = 0
+        for process in (me, *me.children(recursive=True)):
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:
+                continue
+        record.peak_memory_bytes = max(record.peak_memory_bytes or 0, total)
+        if done.wait(0.5):
+            return

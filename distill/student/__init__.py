@@ -1,0 +1,1 @@
+"""What needs torch: models, training, generation, likelihoods, serving and export."""

@@ -1,0 +1,44 @@
+"""Words, tokens and the ROUGE-L measure, as the literature counts them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rapidfuzz.distance import LCSseq
+
+_NOT_ROUGE = re.compile(r"[^a-z0-9]+")
+
+
+def words(text: str) -> list[str]:
+    """Pieces between white space."""
+    return text.split()
+
+
+def rouge_tokens(text: str) -> list[str]:
+    """Tokens as rouge_score's default tokenizer makes them without stemming: runs of [a-z0-9] of the lower-cased text."""
+    return _NOT_ROUGE.sub(" ", text.lower()).split()
+
+
+def normalise(text: str) -> str:
+    """The text for exact comparison: case folded, white space collapsed."""
+    return " ".join(text.casefold().split())
+
+
+def rouge_l(prediction: Sequence[str], target: Sequence[str]) -> float:
+    """ROUGE-L F-measure (Lin, 2004) of two token lists, in [0, 1].
+
+    The float expression is rouge_score's own, so that decisions at a threshold are the same to the last bit.
+    """
+    if not prediction or not target:
+        return 0.0
+    return f_measure(LCSseq.similarity(prediction, target), len(prediction), len(target))
+
+
+def f_measure(common: int, predicted: int, targeted: int) -> float:
+    """F of precision `common / predicted` and recall `common / targeted`, in rouge_score's order of operations."""
+    precision = common / predicted
+    recall = common / targeted
+    if precision + recall > 0:
+        return 2 * precision * recall / (precision + recall)
+    return 0.0

@@ -1,0 +1,192 @@
+"""The core values that stages, parts and the engine hand each other; standard library only.
+
+All are frozen and slotted. At the file edge they become JSON through `distill.rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+Finish = Literal["stop", "length", "filtered", "tool", "unknown"]
+RequestKind = Literal["answer", "likelihood"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How an answer is drawn; `None` leaves a setting to the endpoint's default."""
+
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    max_tokens: int | None = None
+    """Upper bound of generated tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the answer; they are not part of it."""
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One question to a role of the recipe; the engine binds the role to an endpoint.
+
+    Exactly one of `messages` (chat) and `prompt` (raw completion) is given.
+    """
+
+    role: str
+    """`teacher`, `student`, `base`, `judge` or `user`."""
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    replica: int = 0
+    """Tells apart several samples of the same question."""
+    kind: RequestKind = "answer"
+    continuation: str | None = None
+    """For `kind="likelihood"`: the text whose probability after the prompt is asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """What determines an endpoint's answers; never its port, never a key.
+
+    A remote endpoint has `url` (normalised, without userinfo and query); a local one has `fingerprint`.
+    """
+
+    model: str
+    url: str | None = None
+    revision: str | None = None
+    fingerprint: str | None = None
+    """SHA-256 over weights, adapter, quantisation, tokenizer, chat template and dtype of a local model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the endpoint reported them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """An answer as journalled."""
+
+    key: str
+    """SHA-256 of the request and the endpoint, in hex."""
+    text: str
+    finish: Finish
+    usage: Usage | None = None
+    """`None` where the endpoint reported none."""
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The response body, whole."""
+    loglikelihood: float | None = None
+    """For `kind="likelihood"`: sum of log-probabilities of the continuation's tokens, in nats, end token excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A request that got no answer, after all its attempts."""
+
+    key: str
+    reason: str
+    """A short code: `http_400`, `timeout`, `connection`, `malformed`, `filtered`, `cancelled` …"""
+    detail: str
+    """One line for the reader, without secrets."""
+    transient: bool
+    """Whether asking again may help."""
+    attempts: int = 1
+
+
+Answer: TypeAlias = Completion | Failure
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+Flow: TypeAlias = Generator[Request | tuple[Request, ...], Any, T]
+"""A part that needs a model: yields a Request (and is sent a Completion or Failure) or a tuple of them (and is sent
+the tuple of answers, asked at once), and returns a value. No network, no clock, no `async`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something to ask a teacher."""
+
+    id: str
+    instruction: str
+    input: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation to learn from. `meta` holds strategy, task, lineage, teacher, keys and `truncated`."""
+
+    id: str
+    messages: tuple[Message, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What one rule says of one session, and why."""
+
+    rule: str
+    keep: bool
+    reason: str
+    """A short code such as `too_short`; `ok` when there is nothing to say."""
+    value: float | str | None = None
+    """What was measured."""
+    threshold: float | str | None = None
+    """What it was compared with."""
+    neighbour: str | None = None
+    """The id of the other row, where the verdict rests on one."""
+
+
+class RowFilter(Protocol):
+    """A curation rule that looks at one session at a time."""
+
+    scope: Literal["row"]
+
+    def measure(self, session: Session) -> Any:
+        """What the rule needs to know of the session; depends on no threshold."""
+
+    def decide(self, value: Any) -> Verdict:
+        """Keep or drop, by the rule's options."""
+
+
+class SetFilter(Protocol):
+    """A curation rule that looks at all sessions still kept, in task order."""
+
+    scope: Literal["set"]
+
+    def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
+        """One verdict a session, in the same order."""
+
+
+class Growth(Protocol):
+    """An expansion of tasks that is the same at any concurrency.
+
+    The engine creates `propose(k)` and runs it to its first request directly after `admit(k - window)`, so that it
+    sees the pool as it stands then; `admit(k, …)` is called in order of k.
+    """
+
+    window: int
+    """How many proposals may be outstanding; part of the algorithm, not of the machine."""
+
+    def propose(self, k: int) -> Flow[list[Task]]:
+        """The k-th proposal (k = 0, 1, …): asks, parses, and returns candidate tasks."""
+
+    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
+        """Take those candidates that are new into the pool and return them, in order."""
