@@ -18,7 +18,7 @@ _PUBLIC = {
     "Task": "distill.types",
     "Verdict": "distill.types",
     "load_recipe": "distill.recipe",
-    "run": "distill.pipeline",
+    "run_recipe": "distill.pipeline",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]  # noqa: PLE0604 - the names come from the table above

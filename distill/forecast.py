@@ -155,7 +155,7 @@ def status_lines(folder: Path) -> list[str]:
     stages = record.get("stages", {})
     found = [f"{record['name']} in {folder}"]
     found += [_stage_line(name, stages[name]) for name in STAGES if name in stages]
-    found += _headline(folder)
+    found += headline(folder)
     return found
 
 
@@ -174,7 +174,8 @@ def _stage_line(name: str, stage: dict[str, Any]) -> str:
     return "  ".join(pieces)
 
 
-def _headline(folder: Path) -> list[str]:
+def headline(folder: Path) -> list[str]:
+    """The comparison's one sentence, when there is one."""
     path = folder / "scores.json"
     if not path.is_file():
         return []

@@ -17,6 +17,7 @@ _ANY_SCRIPT = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
 _ALNUM = re.compile(r"[^\W_]")
 _CODE_POINTS = 0x110000
 _ROUNDING = 1e-9
+_UNKNOWN = "\0"
 
 
 class Neighbour(NamedTuple):
@@ -47,6 +48,10 @@ class NoveltyIndex:
     token becomes one character, so that a bit-parallel LCS runs over plain strings; it ranks by 2L/(m+n), which is F
     but for its rounding, and the last word has F as rouge_score computes it: of the length triples at exactly 0.7,
     about half come out above (L=7, m=8, n=12), and those are near.
+
+    Texts are looked up by the query's tokens, rarest first. A text that has none of the first r of m tokens has
+    L <= m - r, so F <= 2(m - r)/(2m - r): the search ends where that is below the best found, mostly before it comes to
+    the frequent words. It leaves out nothing.
     """
 
     def __init__(self, threshold: float = 0.7) -> None:
@@ -54,21 +59,25 @@ class NoveltyIndex:
         self._ids: list[str] = []
         self._texts: list[str] = []
         self._characters: dict[str, str] = {}
+        self._places: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def add(self, id: str, tokens: Sequence[str]) -> None:
         """Put a text, as `comparable` tokens, behind those of before."""
+        text = "".join([self._character(token) for token in tokens])
+        for character in set(text):
+            self._places.setdefault(character, set()).add(len(self._texts))
         self._ids.append(id)
-        self._texts.append("".join([self._character(token) for token in tokens]))
+        self._texts.append(text)
 
     def nearest(self, tokens: Sequence[str]) -> Neighbour | None:
-        """The most similar text, the earliest among equals; `None` when nothing is similar at all."""
-        return self._best(tokens, least=0.0)
+        """The most similar text; `None` when nothing is similar at all."""
+        return self._best(tokens, least=_ROUNDING)
 
     def near(self, tokens: Sequence[str]) -> Neighbour | None:
-        """The most similar text above the threshold, or `None`: faster than `nearest` by its pruning."""
+        """The most similar text if it is above the threshold, else `None`; faster than `nearest`."""
         best = self._best(tokens, least=self.threshold - _ROUNDING)
         return best if best is not None and self.is_near(best) else None
 
@@ -77,24 +86,39 @@ class NoveltyIndex:
         return neighbour.rouge_l > self.threshold
 
     def _best(self, tokens: Sequence[str], *, least: float) -> Neighbour | None:
-        query = "".join([self._characters.get(token, "\0") for token in tokens])
-        if not query:
-            return None
-        found = process.extractOne(query, self._texts, scorer=Indel.normalized_similarity, score_cutoff=least)
-        if found is None or found[1] == 0:
-            return None
-        if abs(found[1] - self.threshold) > _ROUNDING:
-            return self._neighbour(query, found[2])
-        return self._best_at(query, found[1] - _ROUNDING)
+        query = "".join([self._characters.get(token, _UNKNOWN) for token in tokens])
+        best: tuple[float, int] | None = None
+        seen: set[int] = set()
+        for rank, character in enumerate(sorted(query, key=self._frequency)):
+            left = len(query) - rank
+            if 2 * left / (len(query) + left) < least:
+                break
+            fresh = self._places.get(character, seen) - seen
+            seen |= fresh
+            found = self._best_among(query, sorted(fresh), least)
+            if found is not None and (best is None or found > best):
+                best, least = found, max(least, found[0] - _ROUNDING)
+        return None if best is None else Neighbour(self._ids[-best[1]], best[0])
 
-    def _best_at(self, query: str, least: float) -> Neighbour:
-        """Among texts that differ by rounding alone, the one with the greatest F: it decides at the threshold."""
-        equals = process.extract_iter(query, self._texts, scorer=Indel.normalized_similarity, score_cutoff=least)
-        return max((self._neighbour(query, place) for _, _, place in equals), key=lambda each: each.rouge_l)
+    def _best_among(self, query: str, places: Sequence[int], least: float) -> tuple[float, int] | None:
+        """F and the negated place, so that the greater pair is the more similar or the earlier text."""
+        texts = [self._texts[place] for place in places]
+        found = process.extractOne(query, texts, scorer=Indel.normalized_similarity, score_cutoff=least)
+        if found is None:
+            return None
+        equal = [found[2]]
+        if abs(found[1] - self.threshold) < _ROUNDING:  # texts that differ by rounding alone: one of them decides
+            cutoff = found[1] - _ROUNDING
+            hits = process.extract_iter(query, texts, scorer=Indel.normalized_similarity, score_cutoff=cutoff)
+            equal = [index for _, _, index in hits]
+        return max((self._f(query, texts[index]), -places[index]) for index in equal)
 
-    def _neighbour(self, query: str, place: int) -> Neighbour:
-        text = self._texts[place]
-        return Neighbour(self._ids[place], f_measure(LCSseq.similarity(query, text), len(query), len(text)))
+    @staticmethod
+    def _f(query: str, text: str) -> float:
+        return f_measure(LCSseq.similarity(query, text), len(query), len(text))
+
+    def _frequency(self, character: str) -> int:
+        return len(self._places.get(character, ()))
 
     def _character(self, token: str) -> str:
         character = self._characters.get(token)

@@ -11,9 +11,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,10 @@ class Bar:
     label: str
     rows: int
     kind: str
-    """`kept`, `lost`, `test` or `asked`."""
-    percent: float = 0.0
+    """`asked` (the way there), `kept`, or taken out of what was kept before: `lost`, `test`."""
+    start: float = 0.0
+    """Percent of the longest bar, as is `length`."""
+    length: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,14 +504,30 @@ def _funnel(stages: Mapping[str, Any]) -> list[Bar]:
         Bar("kept for training", curate.get("kept") or 0, "kept"),
         Bar("trained on", _counts(stages, "train").get("rows") or 0, "kept"),
     ]
+    return list(_placed([bar for bar in bars if bar.rows]))
+
+
+def _placed(bars: Sequence[Bar]) -> Iterator[Bar]:
+    """The bars with their places: what is taken out lies under the end of what it is taken from."""
     longest = max((bar.rows for bar in bars), default=0)
-    return [Bar(bar.label, bar.rows, bar.kind, round(100 * bar.rows / longest, 2)) for bar in bars if bar.rows]
+    left = 0
+    for bar in bars:
+        taken = bar.kind in ("lost", "test")
+        left = max(0, left - bar.rows) if taken else bar.rows
+        start = left if taken else 0
+        yield Bar(bar.label, bar.rows, bar.kind, round(100 * start / longest, 2), round(100 * bar.rows / longest, 2))
 
 
 def _lost(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
     """The most frequent reason first."""
     ranked = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
-    return [Bar(f"{verb}: {reason.replace('_', ' ')}", rows, "lost") for reason, rows in ranked]
+    return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in ranked]
+
+
+def _reason(code: str) -> str:
+    """`length/too_short` as a reader says it: too short (length)."""
+    rule, _, reason = code.replace("_", " ").rpartition("/")
+    return f"{reason} ({rule})" if rule not in ("", reason) else reason
 
 
 def _stage(name: str, stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -532,13 +550,14 @@ def _total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return [row[key] for row in rows if row[key] is not None]
 
     summed = ("seconds", "asked", "replayed", "failed", "prompt", "completion", "usd")
-    return {key: sum(known(key)) if known(key) else None for key in summed} | {"peak": max(known("peak"), default=None)}
+    sums = {key: sum(known(key)) if known(key) else None for key in summed}
+    return {"name": "total", "status": "", **sums, "peak": max(known("peak"), default=None)}
 
 
 def _curve(log: Sequence[Mapping[str, Any]]) -> Curve | None:
     steps = [row for row in log if "loss" in row and "step" in row]
-    points = [dict(row) for row in steps if _finite(row["loss"]) is not None]
-    evaluations = [dict(row) for row in log if _finite(row.get("eval_loss")) is not None and "step" in row]
+    points = [_point(row) for row in steps if _finite(row["loss"]) is not None]
+    evaluations = [_point(row) for row in log if _finite(row.get("eval_loss")) is not None and "step" in row]
     if not points:
         return None
     every = math.ceil(len(points) / MAX_POINTS)
@@ -548,6 +567,10 @@ def _curve(log: Sequence[Mapping[str, Any]]) -> Curve | None:
     y_ticks = ticks(min(losses), max(losses))
     x, y = Scale(0, x_ticks[-1]), Scale(y_ticks[0], y_ticks[-1], flip=True)
     return Curve(drawn, evaluations, x, y, x_ticks, y_ticks, every, len(steps) - len(points))
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row.get(key) for key in ("step", "steps", "loss", "eval_loss", "learning_rate", "tokens", "seconds")}
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
@@ -607,20 +630,26 @@ def _failing(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _spread(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
-    """At most `MAX_DROPPED` rows, the first of each reason before any second, and how many there are."""
-    firsts: dict[Any, Mapping[str, Any]] = {}
-    others: list[Mapping[str, Any]] = []
+    """At most `MAX_DROPPED` rows, of each reason in turn, and how many there are."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
     total = 0
-    for total, row in enumerate(rows, start=1):  # noqa: B007 - counts a stream
+    for row in rows:
+        total += 1
         reason = next(((verdict.get("rule"), verdict.get("reason")) for verdict in _failing(row)), None)
-        if firsts.setdefault(reason, row) is not row and len(others) < MAX_DROPPED:
-            others.append(row)
-    return [*firsts.values(), *others][:MAX_DROPPED], total
+        group = groups.setdefault(reason, [])
+        if len(group) < MAX_DROPPED:
+            group.append(row)
+    turns = zip_longest(*groups.values())
+    return [row for turn in turns for row in turn if row is not None][:MAX_DROPPED], total
 
 
 def _dropped(row: Mapping[str, Any]) -> dict[str, Any]:
     turns = _turns(row.get("messages", []))
-    return {"opening": _opening(turns), "turns": turns, "verdicts": _failing(row) or row.get("verdicts", [])}
+    verdicts = [
+        {key: _shown(verdict.get(key)) for key in ("rule", "reason", "value", "threshold", "neighbour")}
+        for verdict in _failing(row)
+    ]
+    return {"opening": _opening(turns), "turns": turns, "verdicts": verdicts}
 
 
 # ---- where it comes from
@@ -640,11 +669,15 @@ def _facts(
     return [(term, _shown(value)) for term, value in facts if value not in (None, "", {}, [])]
 
 
-def _shown(value: Any) -> str:
-    """A value on one line; runs of whole numbers (layers) as ranges."""
-    if isinstance(value, list) and all(isinstance(item, int) for item in value):
+def _shown(value: Any) -> str | None:
+    """A value on one line: three figures of a fraction, ranges of whole numbers (layers)."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list) and value and all(isinstance(item, int) for item in value):
         return f"{_ranges(value)} ({len(value)})"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _ranges(values: Sequence[int]) -> str:

@@ -1,0 +1,85 @@
+"""Drives the generators that need a model: what it hands back, and how it stops early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from distill.errors import BudgetStop, DistillError, EndpointError, Interrupted, StageIncomplete
+from distill.types import Failure, Task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[T]):
+    """How one flow ended."""
+
+    id: str
+    value: T | None
+    """What it returned; `None` where it raised."""
+    failures: tuple[Failure, ...] = ()
+    """Every failure that was sent into it, and last, with the reason `error`, that it raised."""
+    error: str | None = None
+    """One line, where it raised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grown:
+    """How far a growth came."""
+
+    tasks: list[Task]
+    """What was admitted, in order, never more than the target."""
+    requests: int
+    """Proposals admitted, with or without a task."""
+    candidates: int
+    """Tasks that they proposed, duplicates included."""
+    failures: tuple[Failure, ...] = ()
+    """Permanent failures that were sent into proposals."""
+    errors: tuple[str, ...] = ()
+    """One line a proposal that raised; it was admitted as empty."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one engine has asked since it was made; for totals over several runs see `Journal.tokens`."""
+
+    asked: int = 0
+    """Requests sent to an endpoint, each counted once."""
+    replayed: int = 0
+    """Answers and permanent failures taken from the journal."""
+    failed: int = 0
+    """Requests asked that ended in a failure."""
+    retried: int = 0
+    """Sends beyond a request's first."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """As reported, of answers asked now."""
+    usd: float | None = None
+    """Spent now, where prices are given; what may have been billed without an answer counts in full."""
+
+
+class Stopped(DistillError):
+    """The engine ended before its work did; whatever is finished comes along, so that a stage can write it."""
+
+    outcomes: Sequence[Outcome[Any]] = ()
+    """Of `Engine.run`: the finished flows, in input order."""
+    grown: Grown | None = None
+    """Of `Engine.grow`: as far as it came."""
+
+
+class StoppedByUser(Stopped, Interrupted):
+    """Ctrl-C."""
+
+
+class StoppedByBudget(Stopped, BudgetStop):
+    """The next request does not fit under the cap."""
+
+
+class StoppedByEndpoint(Stopped, EndpointError):
+    """No request to an endpoint can succeed."""
+
+
+class StoppedShort(Stopped, StageIncomplete):
+    """A growth cannot go on: a failure that may pass, or nothing new."""

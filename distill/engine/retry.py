@@ -1,0 +1,47 @@
+"""When to ask again: tenacity's stop and wait rules as plain functions, for a lane that sleeps without a slot."""
+
+from __future__ import annotations
+
+import random
+
+import tenacity
+
+from distill.providers import ProviderError
+
+LONGEST_RETRY_AFTER_SECONDS = 3600.0
+"""An endpoint that asks for a longer wait than this stops the run instead."""
+
+
+class Patience:
+    """How often, and how far apart, one request is sent.
+
+    Waits grow as `first_wait_seconds` · 2ⁿ up to `longest_wait_seconds`, half of each drawn at random, so that requests
+    that failed together do not return together.
+    """
+
+    def __init__(
+        self, *, attempts: int = 10, first_wait_seconds: float = 1.0, longest_wait_seconds: float = 60.0
+    ) -> None:
+        first, longest = first_wait_seconds / 2, longest_wait_seconds / 2
+        self._stop = tenacity.stop_after_attempt(attempts)
+        self._wait = tenacity.wait_combine(
+            tenacity.wait_exponential(multiplier=first, max=longest),
+            tenacity.wait_random_exponential(multiplier=first, max=longest),
+        )
+
+    def is_over(self, attempt: int) -> bool:
+        """Whether the `attempt`-th send (1, 2, …) was the last."""
+        return self._stop(_state(attempt))
+
+    def wait_seconds(self, attempt: int, error: ProviderError) -> float:
+        """How long to wait after the `attempt`-th send: never less than the endpoint asked for."""
+        wait = float(self._wait(_state(attempt)))
+        if error.retry_after is None:
+            return wait
+        return max(wait, error.retry_after * random.uniform(1.0, 1.1))
+
+
+def _state(attempt: int) -> tenacity.RetryCallState:
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.attempt_number = attempt
+    return state

@@ -1,0 +1,76 @@
+"""What a student is measured by: each metric gives one number or more for each answer to a held-out prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from distill.types import Finish, Flow, Message
+
+METRICS = {
+    "likelihood": "distill.metrics.likelihood:Likelihood",
+    "overlap": "distill.metrics.overlap:Overlap",
+    "style": "distill.metrics.style:Style",
+}
+
+Model = Literal["base", "student", "teacher", "teacher_again"]
+"""Whose answer it is; `teacher_again` is the teacher's second answer to the same prompt, drawn anew."""
+Better = Literal["lower", "higher", "near 1"]
+Scores: TypeAlias = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One model's answer to a prompt."""
+
+    text: str
+    finish: Finish
+    tokens: int | None = None
+    """As the model's own tokenizer counts them; `None` where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a metric sees at once: one prompt, one model, its answer, and the teacher's."""
+
+    messages: tuple[Message, ...]
+    """The prompt."""
+    model: Model
+    answer: Answered
+    reference: Answered
+    """The teacher's first answer; for the model `teacher` it is `answer` itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What one number of a metric is."""
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    explanation: str
+    """One sentence or two for the reader of the report: how it is computed and what it leaves out."""
+
+
+class TextMetric(Protocol):
+    """A metric of texts alone."""
+
+    scope: Literal["text"]
+    measures: tuple[Measure, ...]
+
+    def score(self, sample: Sample) -> Scores:
+        """The numbers of one answer by the measure's name; one that is not defined for it is left out."""
+
+
+class ModelMetric(Protocol):
+    """A metric that asks a model. The answer's text is not looked at, so that models which gave none have a score too."""
+
+    scope: Literal["model"]
+    measures: tuple[Measure, ...]
+    models: tuple[Model, ...]
+    """The models that are asked."""
+
+    def score(self, messages: tuple[Message, ...], model: Model, reference: Answered) -> Flow[Scores]:
+        """As for texts; yields its requests, and leaves a number out when one fails."""

@@ -1,0 +1,38 @@
+"""How much of the teacher's wording an answer shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from distill import recipe
+from distill.metrics import Measure, Sample, Scores
+from distill.text import rouge_l, rouge_tokens
+
+
+class Overlap:
+    """ROUGE-L of an answer to the teacher's first answer."""
+
+    class Options(recipe.Options):
+        """None."""
+
+    scope: Literal["text"] = "text"
+    measures = (
+        Measure(
+            name="rouge_l",
+            title="ROUGE-L to the teacher",
+            unit="",
+            better="higher",
+            explanation="F-measure of the longest common subsequence with the teacher's answer, over lower-case runs of "
+            "letters and digits (Lin, 2004). The teacher's own second answer shows how high it can be expected to go.",
+        ),
+    )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def score(self, sample: Sample) -> Scores:
+        """`rouge_l`, 0 to 1; 0 for an empty answer. Excluded: the teacher itself, and empty answers of the teacher."""
+        reference = rouge_tokens(sample.reference.text)
+        if sample.model == "teacher" or not reference:
+            return {}
+        return {"rouge_l": rouge_l(rouge_tokens(sample.answer.text), reference)}

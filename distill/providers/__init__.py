@@ -1,0 +1,81 @@
+"""Who answers: one seam between the engine and a model, wherever it runs.
+
+A provider binds a role to one endpoint. It sends one request once; waiting, retrying and counting are the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from distill.types import Endpoint, Finish, Request, Usage
+
+PROVIDERS = {
+    "batched": "distill.providers.batched:Batched",
+    "openai": "distill.providers.openai:OpenAICompatible",
+    "scripted": "distill.providers.scripted:Scripted",
+}
+
+DETAIL_CHARACTERS = 300
+"""Longest detail line of a failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer as a provider hands it over, before it is journalled."""
+
+    text: str = ""
+    finish: Finish = "stop"
+    usage: Usage | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The response body, whole, without secrets."""
+    loglikelihood: float | None = None
+    """For `kind="likelihood"`: nats, end token excluded."""
+
+
+class ProviderError(Exception):
+    """Why a send brought no answer.
+
+    `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
+    endpoint can succeed, so that the run stops. The reason `refused` means that no connection could be made at all.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        transient: bool = False,
+        retry_after: float | None = None,
+        fatal: bool = False,
+    ) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = one_line(detail)
+        self.transient = transient
+        self.retry_after = retry_after
+        self.fatal = fatal
+
+
+class Provider(Protocol):
+    """What the engine needs of an endpoint."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The identity that enters every key; the same before and after the first send."""
+
+    async def send(self, request: Request) -> Reply:
+        """Ask once. Raises `ProviderError`, or a `DistillError` that stops the run as it is."""
+
+    async def close(self) -> None:
+        """Let go of what belongs to the running event loop, such as connections; the next send opens it again.
+
+        The engine calls it at the end of every drive. A process that should outlive a drive ends elsewhere.
+        """
+
+
+def one_line(text: str, limit: int = DETAIL_CHARACTERS) -> str:
+    """The text on one line of at most `limit` characters, encodable as UTF-8."""
+    line = " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
+    return line if len(line) <= limit else line[: limit - 1] + "…"

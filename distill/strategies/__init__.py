@@ -1,0 +1,8 @@
+"""Ways to come by tasks (they have `propose`) and to have them answered (they have `flow`)."""
+
+from __future__ import annotations
+
+STRATEGIES = {
+    "answer": "distill.strategies.answer:Answer",
+    "self_instruct": "distill.strategies.self_instruct:SelfInstruct",
+}

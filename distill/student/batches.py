@@ -1,0 +1,38 @@
+"""Puts token lists of different lengths into padded batches that fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+
+def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
+    """Indices in groups of at most `rows` whose padded size is at most `tokens`; longest first, so that memory ends early.
+
+    A single one longer than `tokens` is a group of its own.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    start = 0
+    while start < len(order):
+        fitting = max(1, min(rows, tokens // max(1, lengths[order[start]])))
+        yield order[start : start + fitting]
+        start += fitting
+
+
+def padded(rows: Sequence[Sequence[int]], *, left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask (1 on tokens, 0 on padding), both B × T."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if left else slice(len(row))
+        ids[index, place] = torch.tensor(row, dtype=torch.long)
+        mask[index, place] = 1
+    return ids.to(device), mask.to(device)
+
+
+def context_tokens(model: Any) -> int:
+    """The most tokens that the model can take at once."""
+    return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)

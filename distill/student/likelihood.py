@@ -1,0 +1,100 @@
+"""How probable a model in this process finds given answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distill import chat
+from distill.errors import DistillError
+from distill.providers import ProviderError
+from distill.student.batches import by_length, context_tokens, padded
+from distill.types import Message
+
+BATCH_TOKENS = 4_096
+"""Padded tokens in one batch; the float32 log-softmax of its answers takes at most 0.8 GB at 49,152 words."""
+MAX_ROWS = 64
+
+
+def loglikelihoods(
+    model: Any,
+    tokenizer: Any,
+    template: str,
+    pairs: Sequence[tuple[Sequence[Message], str]],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    watch: Callable[[int], None] | None = None,
+) -> list[float | ProviderError]:
+    """For each (prompt, continuation): the sum of log-probabilities, in nats, of the continuation's tokens.
+
+    Prompt and continuation are rendered and tokenised as for training; the end token is excluded. An empty
+    continuation has 0. One that does not fit the context, cannot be rendered or has no finite sum is an error of that
+    pair alone. `watch` is told how many pairs are done, after each batch.
+    """
+    texts = [_text(model, tokenizer, template, *pair) for pair in pairs]
+    results: list[float | ProviderError] = [text if isinstance(text, ProviderError) else 0.0 for text in texts]
+    scored = [(index, text) for index, text in enumerate(texts) if isinstance(text, _Text) and text.scored]
+    done = len(pairs) - len(scored)
+    for group in by_length([len(text.ids) for _, text in scored], rows=MAX_ROWS, tokens=batch_tokens):
+        sums = _sums(model, [scored[place][1] for place in group])
+        for place, total in zip(group, sums, strict=True):
+            results[scored[place][0]] = total if math.isfinite(total) else _not_finite()
+        done += len(group)
+        if watch is not None:
+            watch(done)
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A prompt with its continuation."""
+
+    ids: list[int]
+    start: int
+    """Where the continuation begins."""
+
+    @property
+    def scored(self) -> int:
+        """How many tokens are scored."""
+        return len(self.ids) - self.start
+
+
+def _text(
+    model: Any, tokenizer: Any, template: str, messages: Sequence[Message], continuation: str
+) -> _Text | ProviderError:
+    try:
+        start = len(chat.prompt_ids(messages, template, tokenizer))
+        whole = [*messages, Message("assistant", continuation)]
+        ids = chat.encode(whole, template, tokenizer, truncated=True).input_ids
+    except DistillError as error:
+        return ProviderError("template", str(error))
+    if len(ids) > context_tokens(model):
+        return ProviderError("context_length", f"{len(ids)} tokens, and the model takes {context_tokens(model)}")
+    if not start:
+        return ProviderError("empty_prompt", "the prompt has no tokens")
+    return _Text(ids, start)
+
+
+def _not_finite() -> ProviderError:
+    return ProviderError("not_finite", "the model's logits are not finite: its training diverged")
+
+
+@torch.inference_mode()
+def _sums(model: Any, texts: Sequence[_Text]) -> list[float]:
+    """Of one right-padded batch; logits are computed only from the shortest prompt's last token on."""
+    ids, mask = padded([text.ids for text in texts], left=False, device=model.device)
+    first = min(text.start for text in texts) - 1
+    logits = model(
+        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first
+    ).logits  # B × (T − first) × V, of which position p predicts token first + p + 1
+    sums = []
+    for row, text in enumerate(texts):
+        predicting = slice(text.start - 1 - first, len(text.ids) - 1 - first)
+        targets = ids[row, text.start : len(text.ids), None]
+        chosen = torch.log_softmax(logits[row, predicting].float(), dim=-1).gather(-1, targets)
+        sums.append(float(chosen.double().sum()))
+    return sums

@@ -1,0 +1,411 @@
+"""Turns what a recipe calls a model into a folder of safetensors, and such a folder into a model in memory."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.embedded import (
+    CONFIG_FILES,
+    EMBEDDED,
+    WEIGHT_FILES,
+    Say,
+    cache_dir,
+    fetch,
+    file_sha256,
+    fingerprint,
+    locked,
+    looks_like_path,
+    read_base,
+    read_json,
+    write_json,
+    writing,
+)
+from distill.errors import MissingPackage, ModelError
+
+CONVERSION = 1
+"""Raised when a converted folder would come out differently, so that older ones are built again."""
+
+PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
+"""Reserved tokens that may fill up a batch, in order of preference."""
+
+_MANIFEST = "manifest.json"
+
+
+# From a name to a folder
+
+
+def materialise(model: str, *, say: Say | None = None) -> Path:
+    """A folder with safetensors and tokenizer for an embedded name, a .gguf file, a folder or a Hub id.
+
+    The first two are converted once into the cache; a damaged conversion is found and built again. Code from the
+    Hub is never run and pickles are never read. Raises `ModelError`.
+    """
+    tell = say or _silent
+    if model in EMBEDDED:
+        return _converted(EMBEDDED[model].name, EMBEDDED[model].sha256, lambda: fetch(model, say=say), tell)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _checked_folder(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return _converted(re.sub(r"[^\w.-]", "_", path.stem), fingerprint(model), lambda: path, tell)
+    if looks_like_path(model):
+        fingerprint(model)  # raises, saying what is expected
+        raise ModelError(f"{model} is neither a folder nor a .gguf file")
+    return _from_hub(model, tell)
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; expected a model folder as `save_pretrained` writes it")
+    if any(folder.glob("*.safetensors")):
+        return folder
+    pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
+    if pickles:
+        raise ModelError(f"{folder} holds {pickles[0]}, a pickle that could run code; convert it to safetensors first")
+    raise ModelError(f"{folder} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
+
+
+def _from_hub(model: str, say: Say) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [*WEIGHT_FILES, *CONFIG_FILES, "*.txt", "*.json"]
+    try:
+        with _quiet():
+            try:
+                return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True)))
+            except (LocalEntryNotFoundError, ModelError):
+                say(f"fetching {model} from the Hub")
+                return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{model} is no local folder and could not be fetched from the Hub ({_first_line(error)}); "
+            f"give a path, or `{next(iter(EMBEDDED))}`, which needs no Hub"
+        ) from error
+
+
+# Conversion
+
+
+def _converted(name: str, sha256: str, source: Any, say: Say) -> Path:
+    """The conversion of a GGUF file in the cache; built where it is missing, half-finished or damaged."""
+    folder = cache_dir() / "models" / f"{name}-{sha256[:12]}"
+    if _is_whole(folder, sha256):
+        return folder
+    gguf = source()
+    with writing(folder.parent), locked(folder.parent / f".{folder.name}.lock", say=say):
+        if not _is_whole(folder, sha256):
+            if folder.exists():
+                say(f"the converted {name} ({folder}) is damaged; converting it again")
+            _build(folder, gguf, sha256, say)
+    return folder
+
+
+def _is_whole(folder: Path, sha256: str) -> bool:
+    """Whether every file is as the manifest has it: sizes always, contents where a time stamp has changed."""
+    manifest = read_json(folder / _MANIFEST)
+    if not isinstance(manifest, dict) or (manifest.get("source"), manifest.get("conversion")) != (sha256, CONVERSION):
+        return False
+    touched = False
+    for name, entry in manifest["files"].items():
+        try:
+            found = (folder / name).stat()
+        except OSError:
+            return False
+        if found.st_size != entry["size"]:
+            return False
+        if found.st_mtime_ns != entry["mtime_ns"]:
+            if file_sha256(folder / name) != entry["sha256"]:
+                return False
+            touched = True
+    if touched and os.access(folder, os.W_OK):
+        _write_manifest(folder, sha256)
+    return True
+
+
+def _write_manifest(folder: Path, sha256: str) -> None:
+    files = {
+        file.name: {"size": file.stat().st_size, "mtime_ns": file.stat().st_mtime_ns, "sha256": file_sha256(file)}
+        for file in sorted(folder.iterdir())
+        if file.name != _MANIFEST and not file.name.startswith(".")
+    }
+    write_json(folder / _MANIFEST, {"source": sha256, "conversion": CONVERSION, "files": files})
+
+
+def _build(folder: Path, gguf: Path, sha256: str, say: Say) -> None:
+    """Convert beside, rename, marker last. The lock is held, so anything left beside is nobody's."""
+    for left in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+    beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    beside.mkdir()
+    say(f"converting {gguf.name} to safetensors, once (about 20 seconds for 135M parameters)")
+    try:
+        convert(gguf, beside)
+        _write_manifest(beside, sha256)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's weights and tokenizer as safetensors into an existing folder.
+
+    Weights are stored in float16: it keeps the products of a GGUF's float16 scales and small integers best (KL to
+    the exact float32 weights, SmolLM2 Q4_1, mean over 12 answers: 1.5e-6 nats a token; bfloat16 5.0e-5; float32 would
+    take 538 MB instead of 269). Raises `ModelError` when the file is damaged or of an unknown architecture.
+    """
+    try:
+        import gguf as gguf_package  # noqa: F401 - transformers reads the file with it
+    except ImportError as error:
+        raise MissingPackage("a .gguf file is read with the package `gguf`; pip install gguf") from error
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    at: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **at)
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, **at, dtype=torch.float32)
+    except (ValueError, KeyError, IndexError, TypeError, OSError, RuntimeError, struct.error) as error:
+        raise ModelError(f"{gguf} cannot be read as GGUF ({_first_line(error)}); fetch or convert it again") from error
+    _repair_tokenizer(tokenizer, _pre_tokenizer_name(gguf), model.config.max_position_embeddings)
+    model.hf_quantizer = None  # the weights are plain by now, and save_pretrained refuses those of GGUF
+    del model.config.quantization_config
+    for config in (model.config, model.generation_config):
+        config.pad_token_id = tokenizer.pad_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+    model.config.name_or_path = ""
+    with _quiet():
+        model.to(_storage(model)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    _mend_config(folder)
+
+
+def _storage(model: Any) -> torch.dtype:
+    widest = max(float(p.abs().max()) for p in model.parameters())
+    return torch.float16 if widest < torch.finfo(torch.float16).max else torch.bfloat16
+
+
+def _mend_config(folder: Path) -> None:
+    """Have those who load with `dtype="auto"` compute in bfloat16, which no activation overflows."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["dtype"] = "bfloat16"
+    config.pop("_name_or_path", None)
+    write_json(folder / "config.json", config)
+
+
+def _pre_tokenizer_name(gguf: Path) -> str:
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    return str(field.contents()) if field else ""
+
+
+def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
+    """Restore what transformers' GGUF conversion loses: how digits are split, the pad token and the context length.
+
+    SmolLM splits each digit off before the byte-level rule looks at the spaces (llama.cpp calls that `smollm`);
+    without it "\\n\\n1." becomes other ids than the model was trained on.
+    """
+    from tokenizers import pre_tokenizers
+
+    if pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.model_max_length = context
+    _part_pad_from_eos(tokenizer)
+
+
+def _part_pad_from_eos(tokenizer: Any) -> None:
+    """Make the pad token another than the end token where the vocabulary reserves one.
+
+    With pad = eos, trainers that mask padding by its id teach a student never to stop (trl#1623, #3083, #3091).
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    vocabulary = tokenizer.get_vocab()
+    free = [token for token in PAD_TOKENS if token in vocabulary and token not in taken]
+    if free:
+        tokenizer.pad_token = free[0]
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+# From a folder to a model
+
+
+def kept_layers(total: int, keep: int) -> tuple[int, ...]:
+    """Indices of `keep` of `total` layers, evenly spaced, the first and the last among them."""
+    if not 1 <= keep <= total:
+        raise ModelError(f"{keep} layers cannot be kept of {total}; give 1 to {total}")
+    if keep == 1:
+        return (0,)
+    return tuple(round(i * (total - 1) / (keep - 1)) for i in range(keep))
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on CUDA, float32 on a CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, with a pad token that differs from the end token where there is one."""
+    from transformers import AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+    _part_pad_from_eos(tokenizer)
+    return tokenizer
+
+
+def load_causal(
+    folder: Path,
+    *,
+    layers: Sequence[int] | None = None,
+    quantise: bool = False,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Any:
+    """A causal language model in evaluation mode, without dropping the cache.
+
+    `layers` keeps only these decoder layers, in the order given; `quantise` stores linear weights as NF4 with double
+    quantisation and computes in `dtype`. Raises `ModelError` when the folder cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = torch.device(device) if device is not None else default_device()
+    kind = dtype or default_dtype(place)
+    options: dict[str, Any] = {"quantization_config": _nf4(kind)} if quantise else {}
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=kind, device_map={"": place}, local_files_only=True, use_safetensors=True, **options
+            )
+    except Exception as error:
+        raise ModelError(f"the model in {folder} cannot be read: {_first_line(error)}") from error
+    if layers is not None:
+        prune(model, layers)
+    _keep_gradients_right(model)
+    return model.eval()
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def prune(model: Any, layers: Sequence[int]) -> None:
+    """Keep only these decoder layers, in place, and number them afresh for the key-value cache."""
+    stack = model.model.layers
+    if not layers or not all(0 <= index < len(stack) for index in layers):
+        raise ModelError(f"layers {list(layers)} cannot be kept: the model has {len(stack)}, numbered from 0")
+    model.model.layers = torch.nn.ModuleList([stack[index] for index in layers])
+    for number, layer in enumerate(model.model.layers):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    config = model.config
+    config.num_hidden_layers = len(layers)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in layers]
+    gc.collect()
+
+
+def _keep_gradients_right(model: Any) -> None:
+    """Keep bitsandbytes' packed CPU kernel off: it has no autograd, and gradients after any evaluation were wrong.
+
+    On CPUs with AVX512-BF16 an evaluation repacks each Linear4bit; seen: layer-0 gradients with cosine 0.10 to the
+    true ones, loss 3.7 -> 5.3 instead of -> 1.8 (bitsandbytes 0.50.2).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_student(
+    student_folder: Path,
+    *,
+    adapter: bool,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Any, Any]:
+    """A student as (model, tokenizer): its pruned base, dequantised from NF4, with the adapter merged or untouched.
+
+    So what is compared is what was trained: KL to the trained 4-bit model 8.9e-7, against 1.3e-4 when merged into
+    the weights before quantisation. `adapter=False` is the student before training. Merging is done in float32.
+    Raises `ModelError` when the base has changed since.
+    """
+    told = read_base(student_folder)
+    if (found := fingerprint(told["model"])) != told["fingerprint"]:
+        raise ModelError(
+            f"the student in {student_folder} was trained on another {told['model']} ({told['fingerprint'][:12]}, "
+            f"now {found[:12]}); put that model back, or train again"
+        )
+    place = torch.device(device) if device is not None else default_device()
+    folder = materialise(told["model"])
+    model = load_causal(
+        folder, layers=told["layers"], quantise=bool(told["quantised"]), dtype=torch.float32, device=place
+    )
+    if told["quantised"]:
+        model = model.dequantize()
+    if adapter:
+        model = _merged(model, student_folder)
+    return model.to(dtype or default_dtype(place)).eval(), load_tokenizer(student_folder)
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loaders' progress bars and advice off the terminal."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_folder import HOSTILE, change, poison, write_run
+
+from distill.errors import RunFolderError
+from distill.report import MAX_TEXT, duration, report, ticks, visible
+
+VOID = {"meta", "input"}
+ATTRIBUTES = set(
+    "aria-hidden aria-label autocomplete charset class content cx cy d data-label data-open data-order data-rouge dir dy "
+    "height hidden href http-equiv id lang name open overflow placeholder points preserveaspectratio r role rx scope "
+    "spellcheck text-anchor title type value viewbox width x x1 x2 y y1 y2".split()
+)
+
+
+class Parsed(HTMLParser):
+    """A page as a browser's parser sees it: its elements, their attributes, and the text under each class."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[tuple[str, str, list[str]]] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements[tag] += 1
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in VOID:
+            self._open.append((tag, dict(attrs).get("class") or tag, []))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        opened, name, pieces = self._open.pop()
+        assert opened == tag
+        self.texts.append((name, "".join(pieces)))
+
+    def handle_data(self, data: str) -> None:
+        for _, _, pieces in self._open:
+            pieces.append(data)
+
+    def under(self, name: str) -> list[str]:
+        return [text for where, text in self.texts if where == name]
+
+    def values(self, attribute: str) -> list[str | None]:
+        return [value for _, name, value in self.attributes if name == attribute]
+
+
+def page(folder: Path, **options: Any) -> Parsed:
+    report(folder, **options)
+    return Parsed((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def first_answer(folder: Path, model: str, text: str) -> None:
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        row["answers"][model]["text"] = text
+        return row
+
+    change(folder / "answers.jsonl", edit)
+
+
+def test_a_finished_run_leaves_no_section_out(tmp_path: Path) -> None:
+    counts = report(write_run(tmp_path))
+    assert (counts["prompts"], counts["dropped"], counts["left_out"]) == (32, 10, 0)
+    headings = Parsed((tmp_path / "report.html").read_text()).under("h2")
+    assert headings == [
+        "Metrics", "From seeds to training rows", "Time and tokens", "Loss", "Answers side by side", "Dropped rows",
+        "Provenance",
+    ]  # fmt: skip
+
+
+def test_the_headline_is_the_first_thing_on_the_page(tmp_path: Path) -> None:
+    found = page(write_run(tmp_path))
+    assert found.under("h1") == [json.loads((tmp_path / "scores.json").read_text())["headline"]]
+    html = (tmp_path / "report.html").read_text()
+    assert html.index("<h1") < html.index("<svg")
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
+    report(write_run(tmp_path))
+    first = (tmp_path / "report.html").read_bytes()
+    report(tmp_path)
+    assert (tmp_path / "report.html").read_bytes() == first
+
+
+def test_the_title_is_the_name_of_the_run_unless_another_is_given(tmp_path: Path) -> None:
+    assert page(write_run(tmp_path)).under("title")[0] == "quickstart – distill report"
+    assert page(tmp_path, title="Second try").under("title")[0] == "Second try"
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [({"compare": False}, ["scores.json", "answers.jsonl"]), ({"compare": False, "train": False}, ["train_log.jsonl"])],
+)
+def test_what_has_not_run_is_left_out_and_named(tmp_path: Path, options: dict[str, bool], missing: list[str]) -> None:
+    found = page(write_run(tmp_path, **options))
+    (notice,) = found.under("notice")
+    assert all(file in notice for file in missing)
+    assert "Metrics" not in found.under("h2")
+
+
+def test_a_run_in_which_nothing_has_happened_gives_a_page(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"name": "empty", "stages": {}}')
+    assert page(tmp_path).under("h1") == ["Nothing has been collected yet."]
+
+
+def test_entries_that_say_next_to_nothing_give_a_page(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    change(tmp_path / "run.json", lambda record: {"name": "x", "teacher": None, "stages": dict.fromkeys(record["stages"], {})})
+    change(tmp_path / "scores.json", lambda scores: {"metrics": dict.fromkeys(scores["metrics"], {})})
+    for name in ("answers.jsonl", "dropped.jsonl", "student/base.json"):
+        change(tmp_path / name, lambda row: {})
+    change(tmp_path / "student/train_log.jsonl", lambda row: {"step": row["step"], "loss": 1})
+    assert page(tmp_path).elements["section"] == 6
+
+
+def test_the_page_may_load_nothing_and_run_only_its_own_script(tmp_path: Path) -> None:
+    found = page(write_run(tmp_path))
+    policy = next(value for tag, name, value in found.attributes if name == "content" and "default-src" in (value or ""))
+    hashes = [base64.b64encode(hashlib.sha256(found.under(tag)[0].encode()).digest()).decode() for tag in ("style", "script")]
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    assert (found.elements["style"], found.elements["script"]) == (1, 1)
+
+
+def test_no_element_carries_style_handlers_or_addresses(tmp_path: Path) -> None:
+    found = page(write_run(tmp_path))
+    assert {name for _, name, _ in found.attributes} <= ATTRIBUTES
+    assert all(str(address).startswith("#") for address in found.values("href"))
+    assert {address[1:] for address in found.values("href") if address} <= set(found.values("id"))
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_hostile_text_in_every_file_adds_no_element_and_no_attribute(tmp_path: Path, payload: str) -> None:
+    clean = page(write_run(tmp_path / "clean", prompts=4))
+    poisoned = page(poison(write_run(tmp_path / "poisoned", prompts=4), payload))
+    assert poisoned.elements.keys() <= clean.elements.keys()
+    assert {pair[:2] for pair in poisoned.attributes} <= {pair[:2] for pair in clean.attributes}
+    assert (poisoned.elements["script"], poisoned.under("script")) == (1, clean.under("script"))
+    assert poisoned.values("href") == clean.values("href")
+    assert any(visible(payload) in text for text in poisoned.under("text"))
+
+
+def test_an_answer_is_shown_letter_by_letter(tmp_path: Path) -> None:
+    answer = "\n  if a < b && c > \"d\": 'e' </div>\n\n\tوداعا $x ${y} {{ z }} {% raw %} &amp; 👩‍🚀"
+    first_answer(write_run(tmp_path, prompts=1), "teacher", answer)
+    assert answer in page(tmp_path).under("text")
+
+
+def test_characters_that_hide_or_reorder_text_are_shown(tmp_path: Path) -> None:
+    hidden = [*map(chr, range(32)), *"\x7f\x85\u202e\u2066\u200b\ufeff\ud800\U000e0041"]
+    first_answer(write_run(tmp_path, prompts=1), "student", "a" + "".join(hidden) + "b")
+    report(tmp_path)
+    html = (tmp_path / "report.html").read_bytes().decode()
+    assert [character for character in hidden if character in html] == ["\t", "\n"]
+    assert "␀␁" in html
+    assert "⟦U+202E⟧" in html
+    assert "⟦U+D800⟧" in html
+
+
+@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), max_size=50))
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    assert visible(text) == text
+
+
+def test_every_shown_text_keeps_its_own_direction(tmp_path: Path) -> None:
+    html = (report(write_run(tmp_path)), (tmp_path / "report.html").read_text())[1]
+    assert html.count('<div class="text"') == html.count('<div class="text" dir="auto">') > 100
+
+
+def test_huge_answers_are_cut_and_the_page_stays_under_a_megabyte(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    for model in ("base", "student", "teacher", "teacher_again"):
+        first_answer(tmp_path, model, "w" * 100_000)
+    assert report(tmp_path)["bytes"] < 1_000_000
+    assert f"{100_000 - MAX_TEXT:,} more characters" in (tmp_path / "report.html").read_text()
+
+
+def test_without_a_script_the_first_cards_are_open_and_the_tools_hidden(tmp_path: Path) -> None:
+    html = (report(write_run(tmp_path)), (tmp_path / "report.html").read_text())[1]
+    cards = re.findall(r'<details class="card" data-order="(\d+)" data-rouge="[\d.]+"( open)?>', html)
+    assert [opened for _, opened in cards] == [" open"] * 4 + [""] * 28
+    assert '<div id="tools" class="tools" role="search" hidden>' in html
+
+
+def test_a_missing_answer_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
+    first_answer(write_run(tmp_path, prompts=1), "student", "")
+    change(tmp_path / "answers.jsonl", lambda row: {**row, "answers": {**row["answers"], "teacher_again": None}})
+    assert page(tmp_path).under("rest") == ["an empty answer", "no answer"]
+
+
+def judgements(folder: Path, better: str, base: float, student: float, excludes_zero: bool) -> list[str]:
+    difference = {"mean": student - base, "low": 0, "high": 0, "excludes_zero": excludes_zero}
+    by = {"base": {"mean": base}, "student": {"mean": student}}
+    entry = {"better": better, "by": by, "student_minus_base": difference}
+    change(folder / "scores.json", lambda scores: {**scores, "metrics": {"m": entry}})
+    return page(folder).under("judgement")
+
+
+@pytest.mark.parametrize(
+    ("better", "base", "student", "expected"),
+    [
+        ("lower", 0.9, 0.5, "better than base"),
+        ("lower", 0.5, 0.9, "worse than base"),
+        ("higher", 0.1, 0.3, "better than base"),
+        ("higher", 0.3, 0.1, "worse than base"),
+        ("near 1", 1.7, 0.9, "better than base"),
+        ("near 1", 0.9, 1.7, "worse than base"),
+        ("near 1", 0.5, 1.5, "no clear difference"),
+    ],
+)
+def test_a_difference_is_judged_by_the_direction_of_its_metric(
+    tmp_path: Path, better: str, base: float, student: float, expected: str
+) -> None:
+    assert judgements(write_run(tmp_path), better, base, student, True) == [expected]
+
+
+def test_a_difference_whose_interval_holds_zero_is_not_coloured(tmp_path: Path) -> None:
+    assert judgements(write_run(tmp_path), "lower", 0.9, 0.5, False) == ["no clear difference"]
+    assert not {"better", "worse"} & {str(value) for value in page(tmp_path).values("class")}
+
+
+def test_the_bar_puts_better_to_the_right_and_stays_inside(tmp_path: Path) -> None:
+    report(write_run(tmp_path))
+    html = (tmp_path / "report.html").read_text()
+    places = {model: float(at) for model, at in re.findall(r'class="dot (\w+)" cx="([\d.]+)%"', html)}
+    assert 0 < places["base"] < places["student"] < places["teacher"] < 100
+
+
+def test_bars_of_the_funnel_stay_inside_their_drawing(tmp_path: Path) -> None:
+    report(write_run(tmp_path))
+    bars = re.findall(r'class="\w+" x="([\d.]+)%" y="1" height="12" width="([\d.]+)%"', (tmp_path / "report.html").read_text())
+    assert len(bars) == 16
+    assert all(0 <= float(start) and float(start) + float(length) <= 100.1 for start, length in bars)
+
+
+def test_losses_that_are_no_numbers_are_counted_not_drawn(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    change(tmp_path / "student/train_log.jsonl", lambda row: {**row, "loss": float("nan")} if row["step"] == 5 else row)
+    assert "1 logged steps have a loss that is no number; they are not drawn." in page(tmp_path).under("notice alert")
+    assert "nan" not in " ".join(str(value) for value in page(tmp_path).values("points"))
+
+
+def test_a_long_training_is_thinned_but_keeps_its_last_step(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    rows = ({"step": step, "loss": 1 / step} for step in range(1, 5_002))
+    (tmp_path / "student/train_log.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    titles = [title for title in page(tmp_path).under("title") if title.startswith("step ")]
+    assert len(titles) < 402
+    assert titles[-1].startswith("step 5001\n")
+
+
+def test_a_stage_that_did_not_finish_is_warned_of(tmp_path: Path) -> None:
+    def fail(record: dict[str, Any]) -> dict[str, Any]:
+        record["stages"]["collect"] |= {"status": "partial", "detail": "9 of 160 tasks have no answer"}
+        return record
+
+    change(write_run(tmp_path) / "run.json", fail)
+    assert page(tmp_path).under("notice alert") == ["collect is partial: 9 of 160 tasks have no answer"]
+
+
+def test_dropped_rows_are_shown_of_each_reason_in_turn(tmp_path: Path) -> None:
+    found = page(write_run(tmp_path))
+    reasons = [text.split(": ")[1].split(",")[0] for text in found.under("li") if ", measured" in text]
+    assert reasons[:4] == ["too_short", "near_duplicate", "held_out", "too_short"]
+    assert len(reasons) == 10
+
+
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path: Path) -> None:
+    (write_run(tmp_path) / "scores.json").write_text('{"prompts": 3')
+    with pytest.raises(RunFolderError, match=r"^[^\n]*scores\.json is not JSON[^\n]*run its stage again$"):
+        report(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError):
+        report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_ticks_enclose_what_they_measure(low: float, length: float) -> None:
+    marks = ticks(low, low + length)
+    assert 2 <= len(marks) <= 8
+    assert marks == sorted(set(marks))
+    slack = (marks[1] - marks[0]) * 1e-6
+    assert marks[0] - slack <= low <= low + length <= marks[-1] + slack
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(None, "–"), (1.94, "1.9 s"), (59.4, "59 s"), (59.7, "1 min 00 s"), (412.7, "6 min 53 s"), (3_900, "1 h 05 min")],
+)
+def test_a_duration_reads_as_one_says_it(seconds: float | None, expected: str) -> None:
+    assert duration(seconds) == expected
