@@ -17,7 +17,7 @@ _PUBLIC = {
     "Session": "distill.types",
     "Task": "distill.types",
     "Verdict": "distill.types",
-    "load_recipe": "distill.recipe",
+    "load_recipe": "distill.catalogue",
     "run_recipe": "distill.pipeline",
 }
 

@@ -73,7 +73,9 @@ def run(
 ) -> None:
     """Run a recipe from where it stands to its report.
 
-    Finished stages are skipped; bought answers are never bought again. Example: distill run quickstart --set train.epochs=3
+    Finished stages are skipped; bought answers are never bought again.
+
+    Example: distill run quickstart --set train.epochs=3
     """
     from distill import pipeline
 
@@ -132,9 +134,9 @@ def check(
 
     Example: distill check recipes/quickstart.yaml
     """
-    from distill import forecast, pipeline
+    from distill import catalogue, forecast
 
-    for line in forecast.lines(pipeline.load_recipe(recipe, overrides=set_ or (), importing=False)):
+    for line in forecast.lines(catalogue.load_recipe(recipe, overrides=set_ or (), importing=False)):
         console.result(line)
 
 
@@ -161,7 +163,7 @@ def serve(
 
     Example: distill serve smollm2 --port 8000
     """
-    from distill.pipeline import require_training_packages
+    from distill.catalogue import require_training_packages
 
     require_training_packages("serve")
     from distill.student import serve as server

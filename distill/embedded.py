@@ -85,7 +85,8 @@ CONFIG_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.json",
-    "vocab.*",
+    "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "*.model",
     "*.jinja",
@@ -271,9 +272,9 @@ def fingerprint(model: str) -> str:
         return EMBEDDED[model].sha256
     path = Path(model).expanduser()
     if path.is_dir():
-        return _remembered(path, _folder_files(path))
+        return _remembered(path, _folder_files(path), _hash_files)
     if path.is_file() and path.suffix == ".gguf":
-        return _remembered(path, [path])
+        return _remembered(path, [path], lambda files: file_sha256(files[0]))
     if looks_like_path(model):
         raise ModelError(
             f"no model at {model}: give a folder with safetensors, a .gguf file, a Hub id, or {' or '.join(EMBEDDED)}"
@@ -292,13 +293,22 @@ def student_fingerprint(student_folder: Path) -> str:
     The path that the base is read from is left out. Raises `ModelError` when base.json or the adapter is missing.
     """
     base = read_base(student_folder)
-    files = [f for f in _folder_files(student_folder) if f.name != "base.json"]
-    adapter_config = student_folder / "adapter_config.json"
-    files += [adapter_config] if adapter_config.is_file() else []
-    if not any(f.suffix == ".safetensors" for f in files):
+    files = _folder_files(student_folder)
+    if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
-    told = json.dumps({key: value for key, value in base.items() if key != "model"}, sort_keys=True)
-    return hashlib.sha256(f"{told}\n{_hash_files(files)}".encode()).hexdigest()
+    told = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _adapter_settings(student_folder: Path) -> dict[str, Any]:
+    """What adapter_config.json says, without the base's path; PEFT writes its sets in any order."""
+    found = read_json(student_folder / "adapter_config.json")
+    settings = _without(found if isinstance(found, dict) else {}, "base_model_name_or_path")
+    return {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def _without(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != key}
 
 
 def read_base(student_folder: Path) -> dict[str, Any]:
@@ -316,13 +326,11 @@ def _folder_files(folder: Path) -> list[Path]:
 
 
 def _hash_files(files: list[Path]) -> str:
-    if len(files) == 1:
-        return file_sha256(files[0])
     told = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _remembered(path: Path, files: list[Path]) -> str:
+def _remembered(path: Path, files: list[Path], hashed: Callable[[list[Path]], str]) -> str:
     """The files' hash, from the cache where none of them has changed since."""
     if not any(file.suffix in {".safetensors", ".gguf"} for file in files):
         raise ModelError(f"{path} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
@@ -333,8 +341,8 @@ def _remembered(path: Path, files: list[Path]) -> str:
     entry = known.get(key) if isinstance(known, dict) else None
     if isinstance(entry, dict) and entry.get("signature") == signature:
         return str(entry["sha256"])
-    sha256 = _hash_files(files)
-    if time.time_ns() - max(stamp for _, _, stamp in signature) > _RACY_NANOSECONDS:
+    sha256 = hashed(files)
+    if time.time_ns() - max(file.stat().st_mtime_ns for file in files) > _RACY_NANOSECONDS:
         with suppress(OSError, ModelError):
             _remember(store, key, {"signature": signature, "sha256": sha256})
     return sha256
@@ -380,12 +388,10 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise ModelError(f"no space left in {folder}; free some, or set DISTILL_CACHE to another disk") from error
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
-            reason = os.strerror(error.errno)
-            raise ModelError(
-                f"the cache {folder} cannot be written ({reason}); set DISTILL_CACHE to a folder of yours"
-            ) from error
-        raise
+        reason = error.strerror or type(error).__name__
+        raise ModelError(
+            f"the cache {folder} cannot be written ({reason}); set DISTILL_CACHE to a folder of yours"
+        ) from error
 
 
 @contextmanager

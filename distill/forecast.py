@@ -145,7 +145,9 @@ def _warnings(recipe: Recipe) -> list[str]:
         return []
     names = [teacher.api_key_env, *teacher.headers_env.values()]
     return [
-        f"warning: the variable {name} is not set; the run will need it" for name in names if name and name not in os.environ
+        f"warning: the variable {name} is not set; the run will need it"
+        for name in names
+        if name and name not in os.environ
     ]
 
 

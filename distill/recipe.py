@@ -425,5 +425,3 @@ def _model_address(value: str, folder: Path) -> tuple[str, str | None]:
     if "/" not in value:
         return value, f'unknown model "{value}"{suggest(value, EMBEDDED)} (or a path, or a Hub id owner/name)'
     return value, None
-
-

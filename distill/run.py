@@ -41,6 +41,9 @@ class StageRecord:
     tokens: dict[str, int] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
     usd: float | None = None
+    """Spent by the last invocation, where the teacher has a price."""
+    spent_usd: float = 0.0
+    """Spent by all invocations together."""
     peak_memory_bytes: int | None = None
     """Largest sum of resident memory of this process and its children, sampled twice a second."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -62,7 +65,7 @@ class Run:
         return stage
 
     def is_current(self, name: str, fingerprint: str) -> bool:
-        """Whether the stage is done with these very inputs, options and sources, and its outputs are as it left them."""
+        """Whether the stage is done with these inputs, options and sources, and its outputs are as it left them."""
         stage = self.stage(name)
         if stage is None or stage["status"] != "done" or stage["fingerprint"] != fingerprint:
             return False
@@ -168,7 +171,9 @@ def _made(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         state = os.statvfs(folder)
     except OSError as error:
-        raise RunFolderError(f"cannot make the run folder {folder}: {error.strerror}; give another --run-dir") from error
+        raise RunFolderError(
+            f"cannot make the run folder {folder}: {error.strerror}; give another --run-dir"
+        ) from error
     free = state.f_bavail * state.f_frsize
     if free < MIN_FREE_BYTES:
         raise RunFolderError(

@@ -20,8 +20,8 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 MIN_PROMPTS = 6
 """With fewer, no difference is called one: even when all of five agree, a two-sided sign test has p = 0.06."""
-_INDICES_AT_ONCE = 1 << 22
-"""Resampled indices held in memory at once (32 MB), whatever the number of prompts."""
+_INDICES_AT_ONCE = 1 << 20
+"""Resampled indices held in memory at once (8 MB), whatever the number of prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,8 @@ def gap_closed(
 def _ratios(means: Floats) -> Floats:
     """Of rows of (base, student, target)."""
     above, below = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]
-    return above[below != 0] / below[below != 0]
+    ratios: Floats = above[below != 0] / below[below != 0]
+    return ratios
 
 
 def _columns(*columns: Sequence[float]) -> Floats:
@@ -126,7 +127,8 @@ def _columns(*columns: Sequence[float]) -> Floats:
 
     if not all(math.isfinite(value) for column in columns for value in column):
         raise ValueError("a value to average is not finite")
-    return numpy.array(columns, dtype=numpy.float64).T
+    rows: Floats = numpy.array(columns, dtype=numpy.float64).T
+    return rows
 
 
 def _resampled_means(columns: Floats, seed: int, resamples: int) -> Floats:

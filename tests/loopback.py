@@ -1,6 +1,6 @@
 """A real OpenAI-compatible server on loopback that misbehaves on demand, for tests of everything that asks one.
 
-    with Loopback(latency_seconds=0.05, misdeed=first(3, status(429, {"Retry-After": "1"}))) as server:
+    with LoopbackServer(latency_seconds=0.05, misdeed=first(3, status(429, {"Retry-After": "1"}))) as server:
         ... server.url, server.count, server.bodies
 
 `python tests/loopback.py --latency 0.05` runs a well-behaved one in the foreground and prints its address.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -73,7 +74,7 @@ def echo(body: Mapping[str, Any]) -> str:
     return f"answer to {question(body)}"
 
 
-class Loopback:
+class LoopbackServer:
     """The server, in a thread of its own; use it in a `with` block. Everything it saw stays readable afterwards."""
 
     def __init__(
@@ -112,7 +113,7 @@ class Loopback:
         """What was asked, in order of arrival."""
         return [question(body) for body in self.bodies]
 
-    def __enter__(self) -> Loopback:
+    def __enter__(self) -> LoopbackServer:
         started: threading.Event = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, args=[started], daemon=True)
@@ -187,6 +188,7 @@ if __name__ == "__main__":
     arguments.add_argument("--latency", type=float, default=0.05)
     arguments.add_argument("--port", type=int, default=0)
     given = arguments.parse_args()
-    with Loopback(latency_seconds=given.latency, port=given.port) as server:
-        print(server.url, flush=True)
+    with LoopbackServer(latency_seconds=given.latency, port=given.port) as server:
+        sys.stdout.write(f"{server.url}\n")
+        sys.stdout.flush()
         threading.Event().wait()

@@ -114,7 +114,7 @@ def _mean(mean: float, half: float, n: int) -> dict[str, float]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
-def _metric(title: str, unit: str, better: str, why: str, by: dict[str, dict[str, float]], **rest: Any) -> dict[str, Any]:
+def _metric(title: str, unit: str, better: str, why: str, by: dict[str, Any], **rest: Any) -> dict[str, Any]:
     return {"title": title, "unit": unit, "better": better, "explanation": why, "note": None, "by": by, **rest}
 
 
@@ -170,7 +170,7 @@ def _scores(prompts: int) -> dict[str, Any]:
         "notes": ["ROUGE-L of the teacher with itself is 1 by definition and is left out."],
         "metrics": metrics,
         "cut_share": {"teacher": 0.03, "student": 0.125, "base": 0.97, "teacher_again": 0.03},
-        "headline": f"The student closed 66% of the gap to its teacher on {n} held-out prompts (95% interval 59% to 72%).",
+        "headline": f"The student closed 66% of the gap to its teacher on {n} held-out prompts (95% interval 59–72%).",
     }
 
 
@@ -225,12 +225,14 @@ def _stage(seconds: float, counts: dict[str, Any], asked: int = 0, tokens: tuple
 def _record(prompts: int, train: bool, compare: bool) -> dict[str, Any]:
     rejected = {"too_similar": 61, "too_short": 22, "not_ascii": 5, "malformed": 14}
     by_rule = {"length/too_short": 12, "near_duplicate/near_duplicate": 6, "test/held_out": 5}
+    expand = {"seeds": 24, "requests": 40, "candidates": 262, "rejected": rejected, "tasks": 160}
+    collect = {"tasks": 160, "sessions": 158, "failed": 2, "truncated": 9}
+    curate = {"rows": 158, "kept": 103, "dropped": 23, "test": 32, "labelled": 3, "by_rule": by_rule}
     stages = {
-        "expand": _stage(412.7, {"seeds": 24, "requests": 40, "candidates": 262, "rejected": rejected, "tasks": 160}, 40,
-                         (22_410, 9_733)),
-        "collect": _stage(655.2, {"tasks": 160, "sessions": 158, "failed": 2, "truncated": 9}, 160, (6_400, 14_190)),
-        "curate": _stage(1.9, {"rows": 158, "kept": 103, "dropped": 23, "test": 32, "labelled": 3, "by_rule": by_rule}),
-    }  # fmt: skip
+        "expand": _stage(412.7, expand, 40, (22_410, 9_733)),
+        "collect": _stage(655.2, collect, 160, (6_400, 14_190)),
+        "curate": _stage(1.9, curate),
+    }
     if train:
         stages["train"] = _stage(498.0, {"rows": 103, "tokens": 13_680, "steps": 72, "final_loss": 1.06})
         stages["train"]["outputs"] = {"student": "c4" * 32}
@@ -274,7 +276,8 @@ def _poisoned(value: Any, payload: str) -> Any:
     if isinstance(value, list):
         return [_poisoned(item, payload) for item in value]
     if isinstance(value, dict):
-        return {key: _poisoned(_keys(item, payload) if key in POISONED_KEYS else item, payload) for key, item in value.items()}
+        renamed = {key: _keys(item, payload) if key in POISONED_KEYS else item for key, item in value.items()}
+        return {key: _poisoned(item, payload) for key, item in renamed.items()}
     return value
 
 

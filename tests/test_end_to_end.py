@@ -18,8 +18,9 @@ from tests.tiny import save_tiny_model
 
 pytestmark = pytest.mark.model
 
-PROMPTS = [f"Tell me {verb} {noun}." for verb in ("about", "why you like", "who made") for noun in
-           ("the sea", "green tea", "old maps", "the moon", "tall trees", "warm bread", "rain", "small towns")]  # fmt: skip
+VERBS = ("about", "why you like", "who made")
+NOUNS = ("the sea", "green tea", "old maps", "the moon", "tall trees", "warm bread", "rain", "small towns")
+PROMPTS = [f"Tell me {verb} {noun}." for verb in VERBS for noun in NOUNS]
 
 
 @pytest.fixture(scope="module")

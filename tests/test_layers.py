@@ -31,13 +31,18 @@ def test_stages_import_no_stage():
         (stage, other)
         for stage in stages
         for other in stages
-        if re.search(rf"from distill\.{other} import|from distill import .*\b{other}\b", (ROOT / f"distill/{stage}.py").read_text())
+        if re.search(
+            rf"from distill\.{other} import|from distill import .*\b{other}\b",
+            (ROOT / f"distill/{stage}.py").read_text(),
+        )
     ]
     assert found == []
 
 
 def test_parts_import_only_words_and_ground():
-    parts = [path for path in MODULES if path.parent.name in ("strategies", "filters", "metrics", "importers", "exporters")]
+    parts = [
+        path for path in MODULES if path.parent.name in ("strategies", "filters", "metrics", "importers", "exporters")
+    ]
     assert len(parts) >= 8
     above = re.compile(r"distill\.(engine|providers|student|expand|collect|curate|train|compare|report|pipeline|cli)\b")
     assert [path.name for path in parts if above.search(path.read_text())] == []

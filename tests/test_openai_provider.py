@@ -14,10 +14,10 @@ import pytest
 
 from distill.errors import RecipeError
 from distill.providers import PROVIDERS, ProviderError, Reply, one_line
-from distill.providers.openai import OpenAICompatible, normalise_url, retry_after_seconds
+from distill.providers.openai import OpenAIProvider, normalise_url, retry_after_seconds
 from distill.shelf import part
 from distill.types import Endpoint, Message, Request, Sampling, Usage
-from tests.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, Loopback, Misdeed, first, status
+from tests.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, first, status
 
 KEY = "sk-a-very-secret-key-0123456789"
 HELLO = Request(role="teacher", messages=(Message("user", "hello"),))
@@ -25,7 +25,7 @@ HELLO = Request(role="teacher", messages=(Message("user", "hello"),))
 
 def ask(url: str, request: Request = HELLO, **options: Any) -> Reply:
     async def once() -> Reply:
-        provider = OpenAICompatible(Endpoint(model="m", url=normalise_url(url)), url, **options)
+        provider = OpenAIProvider(url, "m", **options)
         try:
             return await provider.send(request)
         finally:
@@ -35,14 +35,14 @@ def ask(url: str, request: Request = HELLO, **options: Any) -> Reply:
 
 
 def ask_badly(misdeed: Misdeed, **options: Any) -> ProviderError:
-    with Loopback(misdeed=lambda number, body: misdeed) as server, pytest.raises(ProviderError) as caught:
+    with LoopbackServer(misdeed=lambda number, body: misdeed) as server, pytest.raises(ProviderError) as caught:
         ask(server.url, **options)
     assert server.count == 1
     return caught.value
 
 
 def test_messages_go_to_chat_completions() -> None:
-    with Loopback() as server:
+    with LoopbackServer() as server:
         reply = ask(server.url)
     assert (reply.text, reply.finish, reply.usage) == ("answer to hello", "stop", Usage(1, 3))
     assert server.paths == ["/v1/chat/completions"]
@@ -50,7 +50,7 @@ def test_messages_go_to_chat_completions() -> None:
 
 
 def test_a_prompt_goes_to_completions() -> None:
-    with Loopback() as server:
+    with LoopbackServer() as server:
         reply = ask(server.url, Request(role="teacher", prompt="once"))
     assert reply.text == "answer to once"
     assert (server.paths, server.bodies) == (["/v1/completions"], [{"model": "m", "prompt": "once"}])
@@ -58,7 +58,7 @@ def test_a_prompt_goes_to_completions() -> None:
 
 def test_the_body_carries_the_sampling_fields_that_are_set_and_no_others() -> None:
     sampling = Sampling(temperature=0.0, max_tokens=7, stop=("\n", "END"), seed=0)
-    with Loopback() as server:
+    with LoopbackServer() as server:
         ask(server.url, Request(role="teacher", prompt="p", sampling=sampling))
     assert server.bodies[0] == {
         "model": "m", "prompt": "p", "temperature": 0.0, "max_tokens": 7, "stop": ["\n", "END"], "seed": 0,
@@ -68,18 +68,25 @@ def test_the_body_carries_the_sampling_fields_that_are_set_and_no_others() -> No
 def test_extra_body_joins_the_body_takes_fields_out_and_changes_the_identity() -> None:
     extra = {"top_k": 20, "max_tokens": None, "max_completion_tokens": 9}
     request = Request(role="teacher", prompt="p", sampling=Sampling(max_tokens=9))
-    with Loopback() as server:
+    with LoopbackServer() as server:
         ask(server.url, request, extra_body=extra)
     assert server.bodies[0] == {"model": "m", "prompt": "p", "top_k": 20, "max_completion_tokens": 9}
-    endpoint = Endpoint(model="m", url="http://h/v1")
-    identities = {OpenAICompatible(endpoint, "http://h/v1", extra_body=e).endpoint for e in ({}, extra, {"top_k": 21})}
+    identities = {OpenAIProvider("http://h/v1", "m", extra_body=e).endpoint for e in ({}, extra, {"top_k": 21})}
     assert len(identities) == 3
+
+
+def test_the_identity_is_the_normal_address_unless_one_is_given() -> None:
+    url = "http://user:pw@127.0.0.1:8000/v1/?k=v"
+    remote = OpenAIProvider(url, "m", revision="r1")
+    assert remote.endpoint == Endpoint(model="m", url="http://127.0.0.1:8000/v1", revision="r1")
+    local = Endpoint(model="m", fingerprint="f")
+    assert OpenAIProvider(url, "served", endpoint=local).endpoint == local
 
 
 @pytest.mark.parametrize("extra", [{"stream": True}, {"n": 2}])
 def test_an_extra_body_that_would_waste_answers_is_refused(extra: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match="extra_body asks for"):
-        OpenAICompatible(Endpoint(model="m"), "http://h/v1", extra_body=extra)
+        OpenAIProvider("http://h/v1", "m", extra_body=extra)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +94,7 @@ def test_an_extra_body_that_would_waste_answers_is_refused(extra: dict[str, Any]
     [("stop", "stop"), ("length", "length"), ("content_filter", "filtered"), ("tool_calls", "tool"), ("x", "unknown")],
 )
 def test_finish_reasons_are_mapped(said: str, finish: str) -> None:
-    with Loopback(finish=said) as server:
+    with LoopbackServer(finish=said) as server:
         assert ask(server.url).finish == finish
 
 
@@ -101,14 +108,14 @@ def test_finish_reasons_are_mapped(said: str, finish: str) -> None:
     ],
 )
 def test_text_is_found_where_endpoints_put_it(message: dict[str, Any], text: str) -> None:
-    with Loopback(answer=lambda body: {"choices": [{"message": message, "finish_reason": "stop"}]}) as server:
+    with LoopbackServer(answer=lambda body: {"choices": [{"message": message, "finish_reason": "stop"}]}) as server:
         reply = ask(server.url)
     assert (reply.text, reply.usage) == (text, None)
 
 
 def test_the_body_is_kept_whole() -> None:
     body = {"choices": [{"message": {"content": "hi", "reasoning": "because"}}], "x": {"y": [1]}, "usage": {"z": 1}}
-    with Loopback(answer=lambda _: body) as server:
+    with LoopbackServer(answer=lambda _: body) as server:
         assert ask(server.url).raw == body
 
 
@@ -218,26 +225,26 @@ def test_the_key_is_sent_and_appears_nowhere_else() -> None:
     def leak(body: Mapping[str, Any]) -> str:
         return f"your key is {KEY}, keep it"
 
-    with Loopback(answer=leak) as server:
+    with LoopbackServer(answer=leak) as server:
         reply = ask(server.url, api_key=KEY + "\n", headers={"X-Org": "org-secret-000"})
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert server.headers[0]["X-Org"] == "org-secret-000"
     assert reply.text == "your key is ***, keep it"
     assert KEY not in json.dumps(reply.raw)
-    provider = OpenAICompatible(Endpoint(model="m"), "http://user:password1@h/v1?key=query-key", headers={"X": KEY})
-    assert repr(provider) == "OpenAICompatible('m', 'http://h/v1')"
+    provider = OpenAIProvider("http://user:password1@h/v1?key=query-key", "m", headers={"X": KEY})
+    assert repr(provider) == "OpenAIProvider('http://h/v1', 'm')"
     error = ask_badly(status(401, body={"error": {"message": f"Incorrect API key: {KEY}"}}), api_key=KEY)
     assert KEY not in error.detail + str(error) + repr(error)
 
 
 def test_a_key_that_is_no_secret_may_be_said() -> None:
-    with Loopback(answer=lambda body: "the glass is EMPTY") as server:
+    with LoopbackServer(answer=lambda body: "the glass is EMPTY") as server:
         assert ask(server.url, api_key="EMPTY").text == "the glass is EMPTY"
 
 
 def test_a_key_that_no_header_can_carry_is_refused_unsaid() -> None:
     with pytest.raises(RecipeError) as caught:
-        OpenAICompatible(Endpoint(model="m"), "http://h/v1", api_key="sk-two\nlines")
+        OpenAIProvider("http://h/v1", "m", api_key="sk-two\nlines")
     assert "two" not in str(caught.value)
 
 
@@ -249,14 +256,14 @@ def test_details_are_one_short_line() -> None:
 
 
 def test_likelihoods_are_refused() -> None:
-    with Loopback() as server, pytest.raises(ProviderError, match="cannot measure likelihoods") as caught:
+    with LoopbackServer() as server, pytest.raises(ProviderError, match="cannot measure likelihoods") as caught:
         ask(server.url, Request(role="teacher", prompt="p", kind="likelihood", continuation="c"))
     assert (caught.value.fatal, server.count) == (True, 0)
 
 
 def test_a_session_is_made_anew_in_every_loop() -> None:
-    with Loopback() as server:
-        provider = OpenAICompatible(Endpoint(model="m"), server.url)
+    with LoopbackServer() as server:
+        provider = OpenAIProvider(server.url, "m")
 
         async def once() -> str:
             reply = await provider.send(HELLO)
@@ -271,12 +278,12 @@ def test_a_loopback_address_is_never_asked_through_a_proxy(monkeypatch: pytest.M
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with Loopback() as server:
+    with LoopbackServer() as server:
         assert ask(server.url).text == "answer to hello"
 
 
 def test_another_address_is_asked_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Loopback() as proxy:
+    with LoopbackServer() as proxy:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
         assert ask("http://teacher.invalid/v1").text == "answer to hello"
@@ -306,15 +313,15 @@ def test_what_is_no_address_is_refused_without_its_password(url: str) -> None:
 
 def test_every_provider_on_the_shelf_can_be_taken() -> None:
     assert {name: part(PROVIDERS, name, kind="provider").__name__ for name in PROVIDERS} == {
-        "batched": "Batched", "openai": "OpenAICompatible", "scripted": "Scripted",
+        "batched": "Batched", "openai": "OpenAIProvider", "scripted": "Scripted",
     }  # fmt: skip
 
 
 def test_a_server_that_recovers_is_asked_over_the_same_session() -> None:
-    with Loopback(misdeed=first(1, RESET)) as server:
+    with LoopbackServer(misdeed=first(1, RESET)) as server:
 
         async def twice() -> str:
-            provider = OpenAICompatible(Endpoint(model="m"), server.url)
+            provider = OpenAIProvider(server.url, "m")
             with pytest.raises(ProviderError):
                 await provider.send(HELLO)
             reply = await provider.send(HELLO)

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from distill import assets
+from distill.catalogue import load_recipe
 from distill.errors import RecipeError
-from distill.pipeline import load_recipe
 
 QUICKSTART = assets.find("recipes/quickstart.yaml")
 

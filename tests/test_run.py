@@ -90,7 +90,10 @@ def test_a_damaged_record_says_what_to_do(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RunFolderError, match="cannot make the run folder"), run.opened(tmp_path / "file" / "run", RECIPE):
+    with (
+        pytest.raises(RunFolderError, match="cannot make the run folder"),
+        run.opened(tmp_path / "file" / "run", RECIPE),
+    ):
         pass
 
 

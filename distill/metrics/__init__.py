@@ -65,7 +65,7 @@ class TextMetric(Protocol):
 
 
 class ModelMetric(Protocol):
-    """A metric that asks a model. The answer's text is not looked at, so that models which gave none have a score too."""
+    """A metric that asks a model; it looks at no answer, so that a model which gave none has a score too."""
 
     scope: Literal["model"]
     measures: tuple[Measure, ...]

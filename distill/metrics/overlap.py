@@ -22,8 +22,8 @@ class Overlap:
             title="ROUGE-L to the teacher",
             unit="",
             better="higher",
-            explanation="F-measure of the longest common subsequence with the teacher's answer, over lower-case runs of "
-            "letters and digits (Lin, 2004). The teacher's own second answer shows how high it can be expected to go.",
+            explanation="F-measure of the longest common subsequence with the teacher's answer, over lower-case runs "
+            "of letters and digits (Lin, 2004). The teacher's own second answer shows how high it can be hoped to go.",
         ),
     )
 

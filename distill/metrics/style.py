@@ -49,7 +49,7 @@ class Style:
         self.options = options or self.Options()
 
     def score(self, sample: Sample) -> Scores:
-        """`length_ratio` (0 or more; not for empty answers of the teacher), `stopped` (0 or 1), `repetition` (0 to 1)."""
+        """`length_ratio` (0 or more; none to an empty answer of the teacher), `stopped` (0, 1), `repetition` (0–1)."""
         said, reference = words(sample.answer.text), words(sample.reference.text)
         scores = {"stopped": float(sample.answer.finish == "stop")}
         if reference:

@@ -13,7 +13,7 @@ from distill.types import Endpoint, Finish, Request, Usage
 
 PROVIDERS = {
     "batched": "distill.providers.batched:Batched",
-    "openai": "distill.providers.openai:OpenAICompatible",
+    "openai": "distill.providers.openai:OpenAIProvider",
     "scripted": "distill.providers.scripted:Scripted",
 }
 

@@ -6,7 +6,8 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeAlias
 
 from distill.errors import DistillError
 from distill.journal import canonical
@@ -16,9 +17,11 @@ from distill.types import Endpoint, Request
 GATHER_SECONDS = 0.02
 """A batch that is not full starts when no request has arrived for so long: a few times the journal's group commit."""
 
+Result: TypeAlias = Reply | ProviderError
+
 
 class Batched:
-    """Hands batches of at most `batch` requests to `answer`, which returns one reply a request, in order.
+    """Hands batches of at most `batch` requests to `answer`, which returns a reply or an error a request, in order.
 
     A batch holds one kind and one sampling only, the first that waits; its requests go longest first, then by their
     content, so that the same requests make the same batch in whatever order they came. A `DistillError` of `answer`
@@ -26,7 +29,7 @@ class Batched:
     """
 
     def __init__(
-        self, answer: Callable[[Sequence[Request]], Sequence[Reply]], endpoint: Endpoint, *, batch: int = 32
+        self, answer: Callable[[Sequence[Request]], Sequence[Result]], endpoint: Endpoint, *, batch: int = 32
     ) -> None:
         self.endpoint = endpoint
         self._answer = answer
@@ -34,8 +37,8 @@ class Batched:
         self._waiting: dict[asyncio.Future[Reply], Request] = {}
         self._arrived = asyncio.Event()
         self._batches: asyncio.Task[None] | None = None
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None
+        """What the thread is to do, `None` to end; there is a thread while there is a queue."""
 
     async def send(self, request: Request) -> Reply:
         """Wait for the batch that takes this request."""
@@ -60,10 +63,11 @@ class Batched:
             for number, (future, _) in enumerate(chosen):
                 if future.done():
                     continue
-                if isinstance(outcome, Exception):
-                    future.set_exception(outcome)
+                result = outcome if isinstance(outcome, Exception) else outcome[number]
+                if isinstance(result, Exception):
+                    future.set_exception(result)
                 else:
-                    future.set_result(outcome[number])
+                    future.set_result(result)
 
     async def _gather(self) -> None:
         """Until a batch is full, or nothing more arrives."""
@@ -80,27 +84,23 @@ class Batched:
         alike = [pair for pair in self._waiting.items() if _group(pair[1]) == _group(first)]
         return sorted(alike[: self._batch], key=lambda pair: _order(pair[1]))
 
-    async def _in_thread(self, requests: Sequence[Request]) -> Sequence[Reply] | Exception:
+    async def _in_thread(self, requests: Sequence[Request]) -> Sequence[Result] | Exception:
         """The function's replies, or what it raised; run in our own thread, which never keeps the process alive."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[Sequence[Reply] | Exception] = loop.create_future()
+        done: asyncio.Future[Sequence[Result] | Exception] = loop.create_future()
 
         def job() -> None:
             outcome = self._outcome(requests)
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop was left while the model worked
                 loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(outcome))
 
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="batched", daemon=True)
-            self._thread.start()
+        if self._jobs is None:
+            self._jobs = queue.SimpleQueue()
+            threading.Thread(target=_work, args=[self._jobs], name="batched", daemon=True).start()
         self._jobs.put(job)
         return await done
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-
-    def _outcome(self, requests: Sequence[Request]) -> Sequence[Reply] | Exception:
+    def _outcome(self, requests: Sequence[Request]) -> Sequence[Result] | Exception:
         try:
             replies = self._answer(requests)
         except DistillError as error:
@@ -117,10 +117,15 @@ class Batched:
         if self._batches is not None:
             self._batches.cancel()
             self._batches = None
-        if self._thread is not None:
+        if self._jobs is not None:
             self._jobs.put(None)
-            self._thread = None
-            self._jobs = queue.SimpleQueue()
+            self._jobs = None
+        self._arrived = asyncio.Event()  # the old one belongs to the loop that waited on it
+
+
+def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
 
 
 def _group(request: Request) -> tuple[Any, ...]:

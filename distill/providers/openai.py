@@ -43,20 +43,23 @@ _TRANSIENT = {408, 409, 425, 429}
 _FILTERED = ("content_filter", "content_policy", "content management policy", "moderation", "flagged")
 
 
-class OpenAICompatible:
+class OpenAIProvider:
     """One model behind one address.
 
-    `endpoint` is the identity that enters the keys; `base_url` is where it listens now. `api_key` and the values of
-    `headers` are secrets: they appear in no error, no `repr` and no answer. `extra_body` joins every request's body
-    (`None` takes a field out) and, as it can change answers, the endpoint's identity. `timeout_seconds` bounds a send.
-    The environment's proxies are used, but never for a loopback address. Raises `RecipeError` for what cannot be sent.
+    `endpoint` is the identity that enters the keys; without one it is the model, the normalised address and, where the
+    endpoint has one, the `revision`. `api_key` and the values of `headers` are secrets: they appear in no error, no
+    `repr` and no answer. `extra_body` joins every request's body (`None` takes a field out) and, as it can change
+    answers, the identity. `timeout_seconds` bounds one send. The environment's proxies are used, but never for a
+    loopback address. Raises `RecipeError` for what cannot be sent.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
         base_url: str,
+        model: str,
         *,
+        endpoint: Endpoint | None = None,
+        revision: str | None = None,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
@@ -64,9 +67,11 @@ class OpenAICompatible:
         largest_body_bytes: int = LARGEST_BODY_BYTES,
     ) -> None:
         self._extra_body = _checked_extra(extra_body or {})
-        self.endpoint = _with_extra(endpoint, self._extra_body)
         self._base_url = base_url
         self._shown_url = normalise_url(base_url)
+        self._model = model
+        identity = endpoint or Endpoint(model=model, url=self._shown_url, revision=revision)
+        self.endpoint = _with_extra(identity, self._extra_body)
         self._headers = _headers(api_key, headers or {})
         self._secrets = _secrets(base_url, [api_key or "", *(headers or {}).values()])
         self._timeout_seconds = timeout_seconds
@@ -75,7 +80,7 @@ class OpenAICompatible:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.endpoint.model!r}, {self._shown_url!r})"
+        return f"{type(self).__name__}({self._shown_url!r}, {self._model!r})"
 
     async def send(self, request: Request) -> Reply:
         """Ask once. Raises `ProviderError`."""
@@ -96,7 +101,7 @@ class OpenAICompatible:
         if request.kind != "answer":
             detail = f"{self._shown_url} answers questions, but cannot measure likelihoods; use a local model for that"
             raise ProviderError("unsupported", detail, fatal=True)
-        body: dict[str, Any] = {"model": self.endpoint.model}
+        body: dict[str, Any] = {"model": self._model}
         if request.prompt is None:
             body["messages"] = [{"role": turn.role, "content": turn.content} for turn in request.messages]
         else:
@@ -172,7 +177,7 @@ class OpenAICompatible:
         if status == 402 or "insufficient_quota" in said or "billing_hard_limit" in said:
             return "the account has no credit left; add some and run again"
         if "model_not_found" in said or (status == 404 and "model" in said):
-            return f'check the name of the model, "{self.endpoint.model}"'
+            return f'check the name of the model, "{self._model}"'
         if status in {404, 405}:
             return "check base_url, which usually ends in /v1"
         if 300 <= status < 400:

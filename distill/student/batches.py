@@ -9,7 +9,7 @@ import torch
 
 
 def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
-    """Indices in groups of at most `rows` whose padded size is at most `tokens`; longest first, so that memory ends early.
+    """Indices in groups of at most `rows`, padded to at most `tokens`; longest first, so that memory ends early or not.
 
     A single one longer than `tokens` is a group of its own.
     """

@@ -54,11 +54,14 @@ def answer(
     the template cannot render, and logits that are not finite are errors of that request alone.
     """
     ends = _end_ids(model, tokenizer, template)
-    rows = [_row(request, model, tokenizer, template, seed, ends) for request in requests]
+    rows = [_Row(request.sampling, _random(request, seed), ends, tokenizer) for request in requests]
+    for row, request in zip(rows, requests, strict=True):
+        _fit(row, request, template, context_tokens(model))
     ready = [row for row in rows if row.error is None]
     sizes = [len(row.prompt) + row.limit for row in ready]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
-        _generate(model, [ready[index] for index in group], lambda: _tell(watch, rows))
+        with torch.inference_mode():
+            _generate(model, [ready[index] for index in group], lambda: _tell(watch, rows))
     return [row.error or row.reply() for row in rows]
 
 
@@ -122,23 +125,25 @@ class _Row:
         )
 
 
-def _row(request: Request, model: Any, tokenizer: Any, template: str, seed: int, ends: frozenset[int]) -> _Row:
+def _random(request: Request, seed: int) -> Random:
     identity = json_sha256([request.messages, request.prompt, request.replica, request.sampling.seed])
-    row = _Row(request.sampling, Random(f"{seed}:{identity}"), ends, tokenizer)
+    return Random(f"{seed}:{identity}")
+
+
+def _fit(row: _Row, request: Request, template: str, context: int) -> None:
+    """Fill in the prompt and the bound of its answer, or the error."""
     try:
-        row.prompt = _prompt_ids(request, tokenizer, template)
+        row.prompt = _prompt_ids(request, row.tokenizer, template)
     except DistillError as error:
         row.error = ProviderError("template", str(error))
-        return row
-    room = context_tokens(model) - len(row.prompt)
-    row.limit = min(request.sampling.max_tokens or DEFAULT_MAX_TOKENS, room)
-    if room < 1:
+        return
+    row.limit = min(request.sampling.max_tokens or DEFAULT_MAX_TOKENS, context - len(row.prompt))
+    if row.limit < 1:
         row.error = ProviderError(
-            "context_length", f"the prompt has {len(row.prompt)} tokens, the model takes {context_tokens(model)}"
+            "context_length", f"the prompt has {len(row.prompt)} tokens and the model takes {context}"
         )
     elif not row.prompt:
         row.error = ProviderError("empty_prompt", "the prompt has no tokens")
-    return row
 
 
 def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
@@ -147,7 +152,6 @@ def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
     return chat.prompt_ids(request.messages, template, tokenizer)
 
 
-@torch.inference_mode()
 def _generate(model: Any, rows: list[_Row], tell: Callable[[], None]) -> None:
     """Finish all rows of one batch."""
     batch = _Batch(model, rows)
@@ -211,6 +215,9 @@ def _growing_cache(model: Any) -> Any:
 
 class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
     """Keys and values in buffers with room to grow, where the library copies everything for each new token."""
+
+    keys: Any
+    values: Any
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
         """Append, and return all keys and all values, each B × heads × T × size."""

@@ -88,9 +88,7 @@ class InProcess:
         def watch(done: int, tokens: int) -> None:
             self._watch(done, f"{tokens / max(time.monotonic() - started, 1e-3):.0f} tok/s")
 
-        return answer(
-            loaded.model, loaded.tokenizer, loaded.template, requests, batch_size=self._batch, watch=watch
-        )
+        return answer(loaded.model, loaded.tokenizer, loaded.template, requests, batch_size=self._batch, watch=watch)
 
     def _likelihoods(self, loaded: Loaded, requests: Sequence[Request]) -> list[Reply | ProviderError]:
         from distill.student.likelihood import loglikelihoods

@@ -40,7 +40,8 @@ def loglikelihoods(
     scored = [(index, text) for index, text in enumerate(texts) if isinstance(text, _Text) and text.scored]
     done = len(pairs) - len(scored)
     for group in by_length([len(text.ids) for _, text in scored], rows=MAX_ROWS, tokens=batch_tokens):
-        sums = _sums(model, [scored[place][1] for place in group])
+        with torch.inference_mode():
+            sums = _sums(model, [scored[place][1] for place in group])
         for place, total in zip(group, sums, strict=True):
             results[scored[place][0]] = total if math.isfinite(total) else _not_finite()
         done += len(group)
@@ -83,7 +84,6 @@ def _not_finite() -> ProviderError:
     return ProviderError("not_finite", "the model's logits are not finite: its training diverged")
 
 
-@torch.inference_mode()
 def _sums(model: Any, texts: Sequence[_Text]) -> list[float]:
     """Of one right-padded batch; logits are computed only from the shortest prompt's last token on."""
     ids, mask = padded([text.ids for text in texts], left=False, device=model.device)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import gc
+import io
 import json
+import mmap
 import os
 import re
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from distill.embedded import (
     CONFIG_FILES,
@@ -39,7 +42,24 @@ CONVERSION = 1
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
 """Reserved tokens that may fill up a batch, in order of preference."""
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+"""One of these a model folder must have."""
+
 _MANIFEST = "manifest.json"
+
+_UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    struct.error,
+    SafetensorError,
+)
+"""What transformers raises for a damaged or unknown file; it wraps none of them."""
 
 
 # From a name to a folder
@@ -66,39 +86,49 @@ def materialise(model: str, *, say: Say | None = None) -> Path:
 
 
 def _checked_folder(folder: Path) -> Path:
+    """The folder, if it has a configuration, a tokenizer and all of its safetensors."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; expected a model folder as `save_pretrained` writes it")
-    if any(folder.glob("*.safetensors")):
-        return folder
-    pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
-    if pickles:
-        raise ModelError(f"{folder} holds {pickles[0]}, a pickle that could run code; convert it to safetensors first")
-    raise ModelError(f"{folder} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
+    if not any(folder.glob("*.safetensors")):
+        pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
+        if pickles:
+            raise ModelError(
+                f"{folder} holds {pickles[0]}, a pickle that can run code; convert it to safetensors first"
+            )
+        raise ModelError(f"{folder} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
+    index = read_json(folder / "model.safetensors.index.json")
+    shards = set(index.get("weight_map", {}).values()) if isinstance(index, dict) else set()
+    missing = sorted(shard for shard in shards if not (folder / shard).is_file())
+    if missing:
+        raise ModelError(f"{folder} lacks {len(missing)} of {len(shards)} weight files ({missing[0]}); copy it again")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"{folder} has no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
+    return folder
 
 
 def _from_hub(model: str, say: Say) -> Path:
+    """The Hub's snapshot: as it lies in the Hub's own cache if it is complete there, else fetched."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    patterns = [*WEIGHT_FILES, *CONFIG_FILES, "*.txt", "*.json"]
-    try:
-        with _quiet():
-            try:
-                return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True)))
-            except (LocalEntryNotFoundError, ModelError):
-                say(f"fetching {model} from the Hub")
-                return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"{model} is no local folder and could not be fetched from the Hub ({_first_line(error)}); "
-            f"give a path, or `{next(iter(EMBEDDED))}`, which needs no Hub"
-        ) from error
+    patterns = [*WEIGHT_FILES, *CONFIG_FILES, "*.json", "*.txt"]
+    with _quiet():
+        with suppress(FileNotFoundError, ModelError, HFValidationError):
+            return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True)))
+        say(f"fetching {model} from the Hub")
+        try:
+            return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns)))
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise ModelError(
+                f"{model} is no local folder and the Hub did not give it ({_first_line(error)}); "
+                f"give a path, or `{next(iter(EMBEDDED))}`, which needs no Hub"
+            ) from error
 
 
 # Conversion
 
 
-def _converted(name: str, sha256: str, source: Any, say: Say) -> Path:
+def _converted(name: str, sha256: str, source: Callable[[], Path], say: Say) -> Path:
     """The conversion of a GGUF file in the cache; built where it is missing, half-finished or damaged."""
     folder = cache_dir() / "models" / f"{name}-{sha256[:12]}"
     if _is_whole(folder, sha256):
@@ -138,7 +168,7 @@ def _write_manifest(folder: Path, sha256: str) -> None:
     files = {
         file.name: {"size": file.stat().st_size, "mtime_ns": file.stat().st_mtime_ns, "sha256": file_sha256(file)}
         for file in sorted(folder.iterdir())
-        if file.name != _MANIFEST and not file.name.startswith(".")
+        if file.name != _MANIFEST
     }
     write_json(folder / _MANIFEST, {"source": sha256, "conversion": CONVERSION, "files": files})
 
@@ -149,8 +179,9 @@ def _build(folder: Path, gguf: Path, sha256: str, say: Say) -> None:
         shutil.rmtree(left, ignore_errors=True)
     beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     beside.mkdir()
-    say(f"converting {gguf.name} to safetensors, once (about 20 seconds for 135M parameters)")
+    say(f"converting {gguf.name} to safetensors, once (135M parameters: about 20 seconds)")
     try:
+        _check_space(beside, gguf)
         convert(gguf, beside)
         _write_manifest(beside, sha256)
         if folder.exists():
@@ -158,6 +189,16 @@ def _build(folder: Path, gguf: Path, sha256: str, say: Say) -> None:
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _check_space(folder: Path, gguf: Path) -> None:
+    needed = 5 * gguf.stat().st_size  # float16 takes 3.6 times the room of Q4
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            f"converting {gguf.name} needs {needed / 1e6:.0f} MB in {folder.parent}, and {free / 1e6:.0f} MB are free; "
+            "free some, or set DISTILL_CACHE to another disk"
+        )
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -171,30 +212,42 @@ def convert(gguf: Path, folder: Path) -> None:
         import gguf as gguf_package  # noqa: F401 - transformers reads the file with it
     except ImportError as error:
         raise MissingPackage("a .gguf file is read with the package `gguf`; pip install gguf") from error
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    at: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **at)
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, **at, dtype=torch.float32)
-    except (ValueError, KeyError, IndexError, TypeError, OSError, RuntimeError, struct.error) as error:
-        raise ModelError(f"{gguf} cannot be read as GGUF ({_first_line(error)}); fetch or convert it again") from error
+    model, tokenizer = _read_gguf(gguf)
     _repair_tokenizer(tokenizer, _pre_tokenizer_name(gguf), model.config.max_position_embeddings)
     model.hf_quantizer = None  # the weights are plain by now, and save_pretrained refuses those of GGUF
     del model.config.quantization_config
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
         config.eos_token_id = tokenizer.eos_token_id
-    model.config.name_or_path = ""
-    with _quiet():
-        model.to(_storage(model)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    try:
+        with _quiet():
+            model.to(_storage(model)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except SafetensorError as error:
+        raise ModelError(
+            f"{folder} cannot be written ({_first_line(error)}); free space, or set DISTILL_CACHE"
+        ) from error
     _mend_config(folder)
 
 
+def _read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The model in float32 and the tokenizer, read from a folder that holds nothing else to be mixed in."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as alone, _quiet(), redirect_stderr(io.StringIO()):
+        (Path(alone) / "model.gguf").symlink_to(gguf.resolve())
+        at: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(alone, **at)
+            return AutoModelForCausalLM.from_pretrained(alone, **at, dtype=torch.float32), tokenizer
+        except _UNREADABLE as error:
+            raise ModelError(
+                f"{gguf} cannot be read as GGUF ({_first_line(error)}); it is damaged or of an unknown kind"
+            ) from error
+
+
 def _storage(model: Any) -> torch.dtype:
-    widest = max(float(p.abs().max()) for p in model.parameters())
+    widest = max(weight.detach().abs().max().item() for weight in model.parameters())
     return torch.float16 if widest < torch.finfo(torch.float16).max else torch.bfloat16
 
 
@@ -207,17 +260,21 @@ def _mend_config(folder: Path) -> None:
 
 
 def _pre_tokenizer_name(gguf: Path) -> str:
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
-    return str(field.contents()) if field else ""
+    """What llama.cpp calls the rule that splits text before merging; read here, as parsing the file takes seconds."""
+    key = b"tokenizer.ggml.pre" + struct.pack("<I", 8)  # 8: the value is a string
+    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(key) + len(key)
+        if at < len(key):
+            return ""
+        (length,) = struct.unpack_from("<Q", content, at)
+        return content[at + 8 : at + 8 + min(length, 64)].decode(errors="replace")
 
 
 def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
-    """Restore what transformers' GGUF conversion loses: how digits are split, the pad token and the context length.
+    r"""Restore what transformers' GGUF conversion loses: how digits are split, the pad token and the context length.
 
     SmolLM splits each digit off before the byte-level rule looks at the spaces (llama.cpp calls that `smollm`);
-    without it "\\n\\n1." becomes other ids than the model was trained on.
+    without it "\n\n1." becomes other ids than the model was trained on.
     """
     from tokenizers import pre_tokenizers
 
@@ -274,7 +331,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     _part_pad_from_eos(tokenizer)
     return tokenizer
@@ -288,10 +345,11 @@ def load_causal(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Any:
-    """A causal language model in evaluation mode, without dropping the cache.
+    """A causal language model in evaluation mode.
 
-    `layers` keeps only these decoder layers, in the order given; `quantise` stores linear weights as NF4 with double
-    quantisation and computes in `dtype`. Raises `ModelError` when the folder cannot be read.
+    `layers` keeps only these decoder layers; `quantise` stores the linear weights as NF4 with double quantisation
+    and computes in `dtype`. NF4 codes are taken from the float32 values, so that they are the same whatever `dtype`
+    is. Raises `ModelError` when the folder cannot be read, `MissingPackage` without bitsandbytes.
     """
     from transformers import AutoModelForCausalLM
 
@@ -301,13 +359,21 @@ def load_causal(
     try:
         with _quiet():
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=kind, device_map={"": place}, local_files_only=True, use_safetensors=True, **options
+                folder,
+                dtype=torch.float32 if quantise else kind,
+                device_map={"": place},
+                local_files_only=True,
+                use_safetensors=True,
+                **options,
             )
-    except Exception as error:
+    except ImportError as error:
+        raise MissingPackage(f"4-bit weights need the package `bitsandbytes` ({_first_line(error)})") from error
+    except _UNREADABLE as error:
         raise ModelError(f"the model in {folder} cannot be read: {_first_line(error)}") from error
     if layers is not None:
         prune(model, layers)
-    _keep_gradients_right(model)
+    if quantise:
+        _settle_quantised(model, kind)
     return model.eval()
 
 
@@ -324,30 +390,44 @@ def _nf4(dtype: torch.dtype) -> Any:
 
 def prune(model: Any, layers: Sequence[int]) -> None:
     """Keep only these decoder layers, in place, and number them afresh for the key-value cache."""
-    stack = model.model.layers
+    name, stack = _layer_stack(model)
     if not layers or not all(0 <= index < len(stack) for index in layers):
         raise ModelError(f"layers {list(layers)} cannot be kept: the model has {len(stack)}, numbered from 0")
-    model.model.layers = torch.nn.ModuleList([stack[index] for index in layers])
-    for number, layer in enumerate(model.model.layers):
+    model.set_submodule(name, torch.nn.ModuleList([stack[index] for index in layers]))
+    for number, layer in enumerate(model.get_submodule(name)):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-    config = model.config
+    config = model.config.get_text_config()
+    for key, value in vars(config).items():
+        if "layer" in key and isinstance(value, list) and len(value) == len(stack):
+            setattr(config, key, [value[index] for index in layers])  # layer_types, no_rope_layers …
     config.num_hidden_layers = len(layers)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[index] for index in layers]
-    gc.collect()
 
 
-def _keep_gradients_right(model: Any) -> None:
-    """Keep bitsandbytes' packed CPU kernel off: it has no autograd, and gradients after any evaluation were wrong.
+def _layer_stack(model: Any) -> tuple[str, torch.nn.ModuleList]:
+    total = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == total:
+            return name, module
+    raise ModelError(f"no list of {total} layers in a {type(model).__name__}; leave `prune` out of the recipe")
 
-    On CPUs with AVX512-BF16 an evaluation repacks each Linear4bit; seen: layer-0 gradients with cosine 0.10 to the
-    true ones, loss 3.7 -> 5.3 instead of -> 1.8 (bitsandbytes 0.50.2).
+
+def _settle_quantised(model: Any, dtype: torch.dtype) -> None:
+    """Have everything but the NF4 codes in `dtype`, and bitsandbytes' packed CPU kernel off.
+
+    On CPUs with AVX512-BF16 an evaluation repacks each Linear4bit for a kernel without autograd; gradients after it
+    were wrong: layer-0 cosine 0.10 to the true ones, loss 3.7 -> 5.3 instead of -> 1.8 (bitsandbytes 0.50.2).
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None:
+            state.dtype = dtype  # what its weights dequantise to
             module.support_avx512bf16_for_cpu = False
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.is_floating_point() and weight.dtype != dtype:
+            weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def load_student(
@@ -374,10 +454,11 @@ def load_student(
     model = load_causal(
         folder, layers=told["layers"], quantise=bool(told["quantised"]), dtype=torch.float32, device=place
     )
-    if told["quantised"]:
-        model = model.dequantize()
-    if adapter:
-        model = _merged(model, student_folder)
+    with _quiet():
+        if told["quantised"]:
+            model = model.dequantize()
+        if adapter:
+            model = _merged(model, student_folder)
     return model.to(dtype or default_dtype(place)).eval(), load_tokenizer(student_folder)
 
 

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import Tab, executable, tab
-from run_folder import HOSTILE, poison, write_run
 
 from distill.report import report
+from tests.browser.chromium import Tab, executable, tab
+from tests.run_folder import HOSTILE, poison, write_run
+
+OPEN_ALL = "for (const card of document.querySelectorAll('details')) card.open = true"
+POINT_AT_ALL = "for (const one of document.querySelectorAll('*')) one.dispatchEvent(new Event('mouseover'))"
+WIDTH = "document.documentElement.scrollWidth"
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +45,10 @@ def test_hostile_text_does_nothing_in_a_browser(tmp_path: Path) -> None:
 
     async def look(page: Tab) -> Any:
         await page.open(file, width=1280)
-        await page.evaluate("document.querySelectorAll('details').forEach((card) => { card.open = true; })")
-        await page.evaluate("document.querySelectorAll('*').forEach((one) => one.dispatchEvent(new Event('mouseover')))")
+        await page.evaluate(OPEN_ALL)
+        await page.evaluate(
+            "for (const one of document.querySelectorAll('*')) one.dispatchEvent(new Event('mouseover'))"
+        )
         return await page.evaluate(
             "[window.stolen ?? null, document.title.startsWith('quickstart'), document.scripts.length,"
             " document.querySelectorAll('img, iframe, base, svg[onload], [style], [onmouseover]').length]"
@@ -74,8 +80,8 @@ def test_no_page_scrolls_sideways_in_light_or_dark(tmp_path: Path) -> None:
         found = []
         for file, width, dark in views:
             await page.open(file, width=width, dark=dark)
-            await page.evaluate("document.querySelectorAll('details').forEach((card) => { card.open = true; })")
-            found.append(await page.evaluate("[document.documentElement.scrollWidth, getComputedStyle(document.body).color]"))
+            await page.evaluate(OPEN_ALL)
+            found.append(await page.evaluate(f"[{WIDTH}, getComputedStyle(document.body).color]"))
         return found
 
     found, complaints = visit(look)

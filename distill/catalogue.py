@@ -1,0 +1,80 @@
+"""Joins recipes and shelves: finds a recipe by path or name, and validates its parts' options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from distill import assets, recipe, shelf
+from distill.errors import MissingPackage, RecipeError
+from distill.filters import FILTERS
+from distill.metrics import METRICS
+from distill.recipe import Options, Recipe
+from distill.strategies import STRATEGIES
+from distill.train import TrainOptions
+
+TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+
+
+class _Unchecked(Options):
+    """Stands for the options of a part of the user's own that must not be imported."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Parts:
+    """The shelves' option models; with `importing=False`, parts of the user's own are believed unseen."""
+
+    def lookup(names: Mapping[str, str], kind: str, needs: str) -> Callable[[str], type[Options]]:
+        def options_of(name: str) -> type[Options]:
+            if ":" in name and not importing:
+                return _Unchecked
+            part = shelf.part(names, name, kind=kind, allowed=allowed)
+            if not hasattr(part, needs):
+                fitting = [other for other in names if hasattr(shelf.part(names, other, kind=kind), needs)]
+                raise RecipeError(f'{kind} "{name}" does not fit here{shelf.suggest(name, fitting)}')
+            options: type[Options] = part.Options
+            return options
+
+        return options_of
+
+    return recipe.Parts(
+        expand=lookup(STRATEGIES, "strategy", "propose"),
+        collect=lookup(STRATEGIES, "strategy", "flow"),
+        filter=lookup(FILTERS, "filter", "scope"),
+        metric=lookup(METRICS, "metric", "score"),
+        train=TrainOptions,
+    )
+
+
+def load_recipe(
+    path: Path, *, overrides: Iterable[str] = (), allowed: Collection[str] = (), importing: bool = True
+) -> Recipe:
+    """The recipe of a file, of a run folder, or a shipped one by its bare name. Raises `RecipeError`."""
+    return recipe.load(_recipe_file(path), parts(allowed=allowed, importing=importing), overrides=overrides)
+
+
+def _recipe_file(path: Path) -> Path:
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        if not inside.is_file():
+            raise RecipeError(f"{path} is no run folder: it has no recipe.yaml; give a recipe or a run folder")
+        return inside
+    if not path.exists() and path.suffix == "" and len(path.parts) == 1:
+        shipped = sorted(file.stem for file in assets.find("recipes").glob("*.yaml"))
+        if path.name not in shipped:
+            raise RecipeError(f'no file and no shipped recipe "{path}"{shelf.suggest(path.name, shipped)}')
+        return assets.find(f"recipes/{path.name}.yaml")
+    return path
+
+
+def require_training_packages(command: str) -> None:
+    """Raise `MissingPackage` where a package of the `train` extra is not installed; imports none of them."""
+    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingPackage(
+            f"`{command}` needs {', '.join(missing)}, which is not installed; type: pip install 'distill[train]'"
+        )
