@@ -22,7 +22,6 @@ from itertools import chain
 from typing import Any, Literal, Protocol, get_args
 
 from distill.errors import DistillError, RecipeError
-from distill.shelf import suggest
 from distill.types import Message
 
 Template = Literal["alpaca", "vicuna", "chatml", "own"]
@@ -138,7 +137,7 @@ def jinja(template: str, tokenizer: Tokenizer) -> str:
     Raises `RecipeError` for an unknown name, for `own` where the tokenizer has none, or without an end token.
     """
     if template not in TEMPLATES:
-        raise RecipeError(f'unknown template "{template}"{suggest(template, TEMPLATES)}')
+        raise RecipeError(f'unknown template "{template}"; expected one of {", ".join(TEMPLATES)}')
     if template == "own":
         if not isinstance(tokenizer.chat_template, str):
             raise RecipeError("template own: the model's tokenizer has no chat template; use chatml, vicuna or alpaca")

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +58,8 @@ def key(request: Request, endpoint: Endpoint) -> str:
     A field at its default is left out, so that a later version that adds a field still finds the answers of an
     earlier one; a default must therefore never change.
     """
-    return sha256(canonical({"endpoint": endpoint, "request": request}).encode("ascii")).hexdigest()
+    both = f'{{"endpoint":{_endpoint_json(endpoint)},"request":{canonical(request)}}}'
+    return sha256(both.encode("ascii")).hexdigest()
 
 
 def canonical(value: Any) -> str:
@@ -72,8 +73,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return int(value) if math.isfinite(value) and value.is_integer() else value
     if is_dataclass(value) and not isinstance(value, type):
-        items = ((name, _plain(getattr(value, name)), default) for name, default in _defaults(type(value)))
-        return {name: plain for name, plain, default in items if plain != default}
+        items = ((name, getattr(value, name), default) for name, default in _defaults(type(value)))
+        return {name: _plain(item) for name, item, default in items if item != default}
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -83,12 +84,16 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
-    """Each field's name and canonical default; `MISSING`, which equals no value, where there is none."""
-    found = []
-    for field in fields(kind):
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        found.append((field.name, MISSING if default is MISSING else _plain(default)))
-    return tuple(found)
+    """Each field's name and default; `MISSING`, which equals no value, where there is none."""
+    return tuple(
+        (field.name, field.default if field.default_factory is MISSING else field.default_factory())
+        for field in fields(kind)
+    )
+
+
+@lru_cache(maxsize=64)
+def _endpoint_json(endpoint: Endpoint) -> str:
+    return canonical(endpoint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +207,7 @@ class Journal:
         """Write an answer; the first one under a key stays, and an earlier failure under it is forgotten."""
         usage = None if completion.usage is None else json.dumps(asdict(completion.usage))
         row = (
-            completion.key, canonical(request), canonical(endpoint), request.kind, completion.text, completion.finish,
+            completion.key, canonical(request), _endpoint_json(endpoint), request.kind, completion.text, completion.finish,
             usage, json.dumps(completion.raw), completion.loglikelihood, stage, _now(),
         )  # fmt: skip
         return self._put((_ANSWER, row), (_FORGET, (completion.key,)))
@@ -210,7 +215,7 @@ class Journal:
     def fail(self, failure: Failure, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[None]:
         """Write a failure; `get` finds a permanent one again, a transient one is only an account."""
         row = (
-            failure.key, canonical(request), canonical(endpoint), failure.reason, failure.detail, failure.attempts,
+            failure.key, canonical(request), _endpoint_json(endpoint), failure.reason, failure.detail, failure.attempts,
             int(not failure.transient), stage, _now(),
         )  # fmt: skip
         return self._put((_FAILURE, row))

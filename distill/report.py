@@ -127,13 +127,8 @@ need), lone surrogates (which UTF-8 cannot hold) and tag characters."""
 
 
 def visible(text: str) -> str:
-    """The text with characters that hide or reorder others shown as ␀ or ⟦U+202E⟧; line ends become line feeds."""
-    return _HIDDEN.sub(_mark, text.replace("\r\n", "\n"))
-
-
-def _mark(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    return chr(0x2400 + code) if code < 0x20 else f"⟦U+{code:04X}⟧"
+    """The text with characters that hide or reorder others shown as ⟦U+202E⟧; line ends become line feeds."""
+    return _HIDDEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
 
 
 def _plain(value: Any) -> Any:

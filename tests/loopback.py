@@ -122,8 +122,10 @@ class LoopbackServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        """Stop serving, at once; harmless the second time."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
 
     def _serve(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)

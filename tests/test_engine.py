@@ -309,9 +309,9 @@ def test_waits_grow_within_their_bounds_and_never_undercut_the_endpoint(attempt:
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404])
 def test_an_endpoint_that_refuses_everybody_stops_the_run_after_what_is_in_flight(journal: Journal, code: int) -> None:
-    with LoopbackServer(misdeed=lambda number, body: status(code), latency_seconds=0.02) as server:
-        with pytest.raises(EndpointError, match=f"HTTP {code}") as caught:
-            engine(journal, remote(server, api_key="sk-very-secret-0000"), concurrency=4).run(many(100))
+    server = LoopbackServer(misdeed=lambda number, body: status(code), latency_seconds=0.02)
+    with server, pytest.raises(EndpointError, match=f"HTTP {code}") as caught:
+        engine(journal, remote(server, api_key="sk-very-secret-0000"), concurrency=4).run(many(100))
     assert server.count <= 4
     assert "\n" not in str(caught.value)
     assert journal.counts()["failures"] == 0
@@ -365,9 +365,9 @@ def test_a_server_that_goes_away_is_a_failure_that_may_pass(journal: Journal) ->
 
 
 def test_an_endpoint_that_asks_for_a_day_stops_the_run(journal: Journal) -> None:
-    with LoopbackServer(misdeed=lambda number, body: status(429, {"Retry-After": "86400"})) as server:
-        with pytest.raises(EndpointError, match=r"asks to wait 24\.0 hours"):
-            engine(journal, remote(server), concurrency=2).run(many(50))
+    server = LoopbackServer(misdeed=lambda number, body: status(429, {"Retry-After": "86400"}))
+    with server, pytest.raises(EndpointError, match=r"asks to wait 24\.0 hours"):
+        engine(journal, remote(server), concurrency=2).run(many(50))
     assert server.count <= 2
 
 
@@ -404,12 +404,13 @@ FIVE_WORDS = Scripted(lambda request: "one two three four five", latency_seconds
 @pytest.mark.parametrize("concurrency", [1, 16])
 def test_the_cap_is_never_exceeded_and_used_as_far_as_it_is_safe(journal: Journal, concurrency: int) -> None:
     driven = engine(journal, FIVE_WORDS, concurrency=concurrency, budget=budget(0.1))
-    with pytest.raises(BudgetStop, match="the budget of 0.1 USD is used up") as caught:
+    with pytest.raises(BudgetStop, match=r"the budget of 0\.1 USD is used up") as caught:
         driven.run(priced(100))
     assert isinstance(caught.value, Stopped)
     assert caught.value.exit_code == 3
-    assert 0.09 < (driven.tally.usd or 0) <= 0.1
-    assert len(caught.value.outcomes) == driven.tally.asked == 19
+    worst = (most_prompt_tokens(ask("q0")) * 1.0 + 10 * 1000) / 1e6
+    assert 0.1 - worst < (driven.tally.usd or 0) <= 0.1
+    assert len(caught.value.outcomes) == driven.tally.asked == 18
 
 
 def test_everything_bought_is_finished_even_behind_what_cannot_be(journal: Journal) -> None:
@@ -423,7 +424,7 @@ def test_what_earlier_runs_spent_counts(journal: Journal) -> None:
     driven = engine(journal, FIVE_WORDS, budget=budget(0.1, spent_usd=0.08))
     with pytest.raises(BudgetStop):
         driven.run(priced(100))
-    assert driven.tally.asked == 3
+    assert driven.tally.asked == 2
 
 
 def test_a_send_that_may_have_been_billed_counts_in_full(journal: Journal) -> None:
@@ -450,7 +451,7 @@ def test_an_answer_without_a_report_costs_its_worst_case(journal: Journal) -> No
 def test_a_cap_needs_a_price_and_a_bound(journal: Journal) -> None:
     with pytest.raises(RecipeError, match="needs a price, and teacher has none"):
         engine(journal, budget=Budget({}, cap_usd=1))
-    with pytest.raises(RecipeError, match="needs sampling.max_tokens for the teacher"):
+    with pytest.raises(RecipeError, match=r"needs sampling\.max_tokens for the teacher"):
         engine(journal, budget=budget(1.0)).run(many(1))
     assert journal.counts()["intents"] == 0
 
@@ -576,9 +577,9 @@ def test_a_failure_that_may_pass_stops_a_growth_and_the_next_run_goes_on(journal
 
 
 def test_a_permanent_failure_is_the_growths_own_affair(journal: Journal) -> None:
-    with LoopbackServer(misdeed=lambda number, body: status(400)) as server:
-        with pytest.raises(StageIncomplete, match="no candidates; last: http_400: HTTP 400: this is a 400"):
-            engine(journal, remote(server)).grow(Barren(1), 9)
+    server = LoopbackServer(misdeed=lambda number, body: status(400))
+    with server, pytest.raises(StageIncomplete, match="no candidates; last: http_400: HTTP 400: this is a 400"):
+        engine(journal, remote(server)).grow(Barren(1), 9)
 
 
 def test_a_proposal_that_raises_is_empty_and_remembered(journal: Journal) -> None:
@@ -608,7 +609,7 @@ def test_progress_is_told_with_what_is_in_flight(journal: Journal) -> None:
     slow = Scripted(lambda request: "a b c", latency_seconds=0.05)
     engine(journal, slow, concurrency=4, progress=recorder).run(many(40))
     assert recorder.said[-1][:2] == (40, 40)
-    assert any("4 in flight" in note and "tok/s" in note for _, _, note in recorder.said)
+    assert any("in flight" in note and "tok/s" in note for _, _, note in recorder.said)
     assert [done for done, _, _ in recorder.said] == sorted(done for done, _, _ in recorder.said)
 
 
@@ -777,7 +778,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_keeps_what_is_finished(tmp_path: 
         assert process.returncode == 130, err
         assert out == answers(server.count)
         assert "Traceback" not in err
-        assert f"interrupted: {server.count - 5} of 500" in err
+        assert f"interrupted: {server.count} of 500" in err
         process = child(server, tmp_path / "journal.sqlite", server.count, 5)
         before = server.count
         assert process.communicate(timeout=10)[0] == answers(before)

@@ -175,7 +175,7 @@ def test_characters_that_hide_or_reorder_text_are_shown(tmp_path: Path) -> None:
     report(tmp_path)
     html = (tmp_path / "report.html").read_bytes().decode()
     assert [character for character in hidden if character in html] == ["\t", "\n"]
-    assert "␀␁" in html
+    assert "⟦U+0000⟧⟦U+0001⟧" in html
     assert "⟦U+202E⟧" in html
     assert "⟦U+D800⟧" in html
 

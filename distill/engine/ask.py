@@ -155,6 +155,7 @@ class Asker:
             self._check()
             reserved_usd = await self._reserve(request)
             self.in_flight += 1
+            self._on_change()
             try:
                 await _committed(self._journal.intend(key, attempt, stage=self._stage))
                 self._tally.asked += attempt == 1

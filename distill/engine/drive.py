@@ -124,6 +124,8 @@ class Engine:
         finally:
             for provider in {id(provider): provider for provider in self._providers.values()}.values():
                 await provider.close()
+        if isinstance(asker.stopped, StoppedByUser):
+            raise StoppedByUser(_interrupted(report))  # told at the end, when what was in flight is counted
         if asker.stopped is not None:
             raise asker.stopped
 
@@ -142,7 +144,7 @@ async def _patiently(work: asyncio.Future[None], asker: Asker, report: _Report) 
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:
-        asker.stop(StoppedByUser(_interrupted(report)))
+        asker.stop(StoppedByUser())
         if (this := asyncio.current_task()) is not None:
             this.uncancel()
         await asyncio.wait([work])

@@ -34,7 +34,5 @@ class ExactDuplicate:
             neighbour = first.get(text)
             first.setdefault(text, session.id)
             reason = "ok" if neighbour is None else "duplicate"
-            verdicts.append(
-                Verdict(rule="exact_duplicate", keep=neighbour is None, reason=reason, neighbour=neighbour)
-            )
+            verdicts.append(Verdict(rule="exact_duplicate", keep=neighbour is None, reason=reason, neighbour=neighbour))
         return verdicts

@@ -23,19 +23,21 @@ class Answer:
         self.options = options
         self.sampling = sampling or Sampling()
 
-    def flow(self, task: Task, rng: Random) -> Flow[Session | None]:
-        """The session of a task, or `None` where there is no answer to learn from.
+    def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
+        """The session of a task, or the failure that stands for it.
 
-        That is after a `Failure`, and where the endpoint withheld the answer (`finish` is `filtered`); the engine holds
-        the reason of the first, `withheld` tells the second. An answer cut at `max_tokens` is kept and marked
-        `truncated`. `rng` is not used.
+        An answer that the endpoint withheld (`finish` is `filtered`) is a failure; one cut at `max_tokens` is kept and
+        marked `truncated`. `rng` is not used.
         """
         messages = self._messages(task)
         answer: Completion | Failure = yield Request(role=ROLE, messages=messages, sampling=self.sampling)
-        if isinstance(answer, Failure) or answer.finish == "filtered":
-            return None
-        said = Message("assistant", answer.text.strip())
-        return Session(task.id, (*messages, said), _meta(task, answer))
+        if isinstance(answer, Failure):
+            return answer
+        if answer.finish == "filtered":
+            return Failure(
+                key=answer.key, reason="filtered", detail="the endpoint withheld the answer", transient=False
+            )
+        return Session(task.id, (*messages, Message("assistant", answer.text.strip())), _meta(task, answer))
 
     def _messages(self, task: Task) -> tuple[Message, ...]:
         asked = Message("user", f"{task.instruction}\n\n{task.input}" if task.input else task.instruction)

@@ -6,7 +6,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from distill import prompts, recipe
-from distill.errors import SeedsError, StageIncomplete
+from distill.errors import SeedsError
 from distill.novelty import Neighbour, NoveltyIndex, comparable
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
@@ -34,17 +34,22 @@ FORBIDDEN_WORDS = (
 )
 """What a model that only writes cannot do: Self-Instruct's list, then Alpaca's five."""
 _FORBIDDEN = re.compile(rf"\b({'|'.join(FORBIDDEN_WORDS)})\b", re.IGNORECASE)
-_NUMBERED = re.compile(r"\n\s*\d+\s?\. ")
+_NUMBERED = re.compile(r"(?:^|\n)\s*\d+\s?\.(?:\s+|$)")
 
 _MATERIAL = (
-    "text|passage|paragraph|sentence|sentences|article|story|poem|code|snippet|list|table|email|letter|review|"
-    "dialogue|conversation|words|numbers|data|statement|statements|paragraphs|function|program|recipe|essay|document"
+    "text|passage|paragraphs?|sentences?|article|story|poem|code|snippet|list|table|email|letter|review|dialogue|"
+    "conversation|words|numbers|data|statements?|function|program|recipe|essay|document"
 )
 _NEEDS_INPUT = re.compile(
-    rf"\b(the|these) (following|given|provided|below|above)\b|\b(given|provided|following) (a |an |the )?({_MATERIAL})\b"
-    rf"|\b(this|these) ({_MATERIAL})\b|\b(provided|given|listed|shown|written) (below|above|here)\b|:$",
+    rf"\b(?:the|these) (?:following|given|provided|below|above)\b|\b(?:this|these) (?:{_MATERIAL})\b"
+    rf"|\b(?:given|provided|following) (?:an? |the )?(?:{_MATERIAL})\b|:$"
+    r"|\b(?:provided|given|listed|shown|written) (?:below|above|here)\b",
     re.IGNORECASE,
 )
+_BRINGS_TEXT = re.compile(r":\s*\S|[\"\u201c][^\"\u201d]+[\"\u201d]")
+_SUBJECTS = "I|I'm|I\u2019m|I've|You|My|Your|We|Our|He|His|She|Her|They|It|It's|There|This|That|These|Those|The|An?"
+_ASKING = "(?:I|You|We) (?:need|want|would like|must|should)"
+_STATEMENT = re.compile(rf"^(?!{_ASKING}\b)(?:{_SUBJECTS})\s(?:(?![.!?] ).)*[^?]$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ _SEED: TypeAdapter[Seed] = TypeAdapter(Seed)
 def load_seeds(path: Path) -> list[Seed]:
     """The seeds of a JSONL file. Raises `SeedsError` with file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SeedsError(f"cannot read the seeds {path}: {error}; expected a UTF-8 file of JSON lines") from error
     seeds = [_seed(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
@@ -101,8 +106,8 @@ _EXPECTED = "expected the keys id, name, instruction, instances (each with input
 class ExpansionSampling(recipe.SamplingOptions):
     """How expansion requests are drawn; the teacher's own sampling is for its answers."""
 
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.9
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.95
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.9
     max_tokens: Annotated[int, Field(ge=1)] | None = 200
 
 
@@ -117,12 +122,11 @@ class SelfInstruct:
     - of an answer cut at `max_tokens` only the last item is dropped, as it alone may be cut; the original drops all;
     - numbers end an answer only at the start of a line: its bare stop string "16." cuts "in 2016." too;
     - the first letter is made upper case; `str.capitalize` would also lower-case every name behind it;
-    - tasks have no input, so seeds with an empty input are shown where there are enough, and an instruction that
-      speaks of a text it does not bring is rejected (`needs_input`);
+    - tasks have no input, so seeds with an empty input are shown where there are enough, and two rules are added, each
+      of which can be switched off: `needs_input` and `statement`;
     - Alpaca's five words are added to the forbidden ones.
 
-    `rejected` (by reason) and `candidates` count what `admit` has seen. Raises `StageIncomplete` when `patience`
-    requests in a row brought nothing new.
+    `rejected` (by reason) and `candidates` count what `admit` has seen.
     """
 
     class Options(recipe.Options):
@@ -130,22 +134,23 @@ class SelfInstruct:
 
         sampling: ExpansionSampling = ExpansionSampling()
         """How expansion requests are drawn."""
-        new_tasks: Annotated[int, Field(ge=1, le=100)] = 8
+        new_tasks: Annotated[int, Field(ge=1, le=100)] = 6
         """Tasks wanted of one request; the list is stopped behind them."""
         window: Annotated[int, Field(ge=1)] | None = None
         """Requests that may be outstanding: request k sees what came of request k - window. Left out: an eighth of the
         tasks, 1 to 32. Part of the result: set it to raise `tasks` later and get the same list, only longer."""
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.7
         """Greatest similarity of a new task to any before (Self-Instruct, section 2.2)."""
-        needs_input: Literal["reject", "keep"] = "reject"
-        """What becomes of an instruction about a text that is not in it, such as "Summarise this paragraph."."""
+        reject: tuple[Literal["needs_input", "statement"], ...] = ("needs_input", "statement")
+        """Rules of ours beside the original's: `needs_input` for an instruction about a text that is not in it
+        ("Summarise this paragraph."), `statement` for one sentence that asks nothing ("The sky is blue."). Of 999
+        Alpaca tasks the first rejects 203 of 412 that come with an input and 8 of 587 that do not, the second 2."""
         ask: Literal["completion", "chat"] = "completion"
         """Let the teacher continue the list as raw text, or, where an endpoint has no completions, ask by chat."""
-        patience: Annotated[int, Field(ge=1)] = 50
-        """Requests in a row without a new task before the stage gives up."""
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options
+        self.seeds = len(seeds)
         self.window = options.window or max(1, min(32, target // 8))
         self.candidates = 0
         self.rejected: Counter[str] = Counter()
@@ -156,7 +161,6 @@ class SelfInstruct:
         for each in seeds:
             self._index.add(each.id, comparable(each.instruction))
         self._template = prompts.load("strategies/self_instruct.txt")
-        self._fruitless = 0
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for a continuation of the list; returns its items as they stand, unfiltered, or nothing on a failure.
@@ -178,26 +182,29 @@ class SelfInstruct:
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
         """Take those that pass every rule; each that does not is counted in `rejected` by its reason."""
-        admitted = []
-        for task in tasks:
-            self.candidates += 1
-            tokens = comparable(task.instruction)
+        self.candidates += len(tasks)
+        return [admitted for task in tasks if (admitted := self._admitted_or_counted(task)) is not None]
+
+    def _admitted_or_counted(self, task: Task) -> Task | None:
+        tokens = comparable(task.instruction)
+        reason, nearest = self._fault(task), None
+        if reason is None:
             nearest = self._index.nearest(tokens)
-            reason = self._fault(task, nearest)
-            if reason is not None:
-                self.rejected[reason] += 1
-                continue
-            admitted.append(self._numbered(task, nearest))
-            self._index.add(admitted[-1].id, tokens)
-            self._admitted.append(admitted[-1])
-        self._keep_patience(bool(admitted))
+            reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
+        if reason is not None:
+            self.rejected[reason] += 1
+            return None
+        admitted = self._numbered(task, nearest)
+        self._index.add(admitted.id, tokens)
+        self._admitted.append(admitted)
         return admitted
 
     def _in_context(self, rng: Random) -> list[tuple[str, str]]:
         """Ids and texts of the instructions to show, shuffled."""
         grown = rng.sample(self._admitted, min(SHOWN_GROWN, len(self._admitted)))
         seeds = rng.sample(self._shown_seeds, min(SHOWN - len(grown), len(self._shown_seeds)))
-        shown = [(each.id, " ".join(each.instruction.split()).rstrip(":")) for each in (*grown, *seeds)]
+        chosen = [(task.id, task.instruction) for task in grown] + [(seed.id, seed.instruction) for seed in seeds]
+        shown = [(id, " ".join(text.split()).rstrip(":")) for id, text in chosen]
         rng.shuffle(shown)
         return shown
 
@@ -218,61 +225,53 @@ class SelfInstruct:
             return Request(role=ROLE, messages=(Message("user", text),), sampling=sampling, replica=k)
         return Request(role=ROLE, prompt=text, sampling=sampling, replica=k)
 
-    def _fault(self, task: Task, nearest: Neighbour | None) -> str | None:
+    def _fault(self, task: Task) -> str | None:
+        """Why the task itself rules it out, whatever there was before."""
         if task.meta.get("cut"):
             return "cut_off"
-        reason = form_fault(task.instruction)
-        if reason is None and self.options.needs_input == "reject" and needs_input(task.instruction):
-            reason = "needs_input"
-        if reason is None and nearest is not None and self._index.is_near(nearest):
-            reason = "too_similar"
-        return reason
+        if (reason := form_fault(task.instruction)) is not None:
+            return reason
+        return next((rule for rule in self.options.reject if _OWN_RULES[rule](task.instruction)), None)
 
     def _numbered(self, task: Task, nearest: Neighbour | None) -> Task:
         near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
         return Task(f"task-{len(self._admitted) + 1:05}", task.instruction, meta={**task.meta, "nearest": near})
 
-    def _keep_patience(self, fruitful: bool) -> None:
-        self._fruitless = 0 if fruitful else self._fruitless + 1
-        if self._fruitless >= self.options.patience:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in self.rejected.most_common())
-            raise StageIncomplete(
-                f"{self._fruitless} requests in a row brought no new task ({reasons or 'no answer at all'}); "
-                f"{len(self._admitted)} tasks so far; ask for fewer, or give more varied seeds"
-            )
-
 
 def _shown_seeds(seeds: Sequence[Seed]) -> list[Seed]:
     """Seeds that need no input, where they fill a request; all of them otherwise."""
-    complete = [each for each in seeds if any(not instance.input.strip() for instance in each.instances)]
+    complete = [seed for seed in seeds if any(not instance.input.strip() for instance in seed.instances)]
     return complete if len(complete) >= SHOWN else list(seeds)
 
 
 def parsed(text: str) -> list[str]:
-    """The items of a continued list: split at numbers that begin a line, white space collapsed, first letter raised."""
-    pieces = _NUMBERED.split(re.sub(r"^\s*\d+\s?\. ", "", text))
-    items = (" ".join(piece.split()) for piece in pieces)
+    """The items of a continued list, split at numbers that begin a line.
+
+    An item ends at a blank line, has its white space collapsed and its first letter raised.
+    """
+    paragraphs = (piece.strip().split("\n\n")[0] for piece in _NUMBERED.split(text))
+    items = (" ".join(paragraph.split()) for paragraph in paragraphs)
     return [item[0].upper() + item[1:] for item in items if item]
 
 
 def form_fault(instruction: str) -> str | None:
-    """Why the form of an instruction rules it out, or `None` (Self-Instruct's rules, in its order)."""
-    count = len(instruction.split())
-    if count < MIN_WORDS:
-        return "too_short"
-    if count > MAX_WORDS:
-        return "too_long"
-    if _FORBIDDEN.search(instruction):
-        return "forbidden_word"
-    if instruction.startswith("Write a program"):
-        return "program"
-    if instruction[0] in string.punctuation:
-        return "punctuation_first"
-    if not instruction[0].isascii():
-        return "not_ascii_first"
-    return None
+    """Why the form of an instruction rules it out, or `None`: Self-Instruct's rules, in its order."""
+    return next((reason for reason, applies in _FORM_RULES if applies(instruction)), None)
 
 
-def needs_input(instruction: str) -> bool:
-    """Whether an instruction speaks of a text that is not in it."""
-    return _NEEDS_INPUT.search(instruction) is not None
+_FORM_RULES: tuple[tuple[str, Callable[[str], object]], ...] = (
+    ("too_short", lambda text: len(text.split()) < MIN_WORDS),
+    ("too_long", lambda text: len(text.split()) > MAX_WORDS),
+    ("forbidden_word", _FORBIDDEN.search),
+    ("program", lambda text: text.startswith("Write a program")),
+    ("punctuation_first", lambda text: text[0] in string.punctuation),
+    ("not_ascii_first", lambda text: not text[0].isascii()),
+)
+
+
+def _needs_input(instruction: str) -> bool:
+    """Whether it speaks of a text that stands neither behind a colon nor in quotation marks."""
+    return _NEEDS_INPUT.search(instruction) is not None and _BRINGS_TEXT.search(instruction) is None
+
+
+_OWN_RULES: Mapping[str, Callable[[str], object]] = {"needs_input": _needs_input, "statement": _STATEMENT.search}

@@ -134,7 +134,7 @@ def _converted(name: str, sha256: str, source: Callable[[], Path], say: Say) -> 
     if _is_whole(folder, sha256):
         return folder
     gguf = source()
-    with writing(folder.parent), locked(folder.parent / f".{folder.name}.lock", say=say):
+    with writing(folder.parent), locked(folder.parent / "lock", say=say):
         if not _is_whole(folder, sha256):
             if folder.exists():
                 say(f"the converted {name} ({folder}) is damaged; converting it again")
@@ -242,7 +242,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
             return AutoModelForCausalLM.from_pretrained(alone, **at, dtype=torch.float32), tokenizer
         except _UNREADABLE as error:
             raise ModelError(
-                f"{gguf} cannot be read as GGUF ({_first_line(error)}); it is damaged or of an unknown kind"
+                f"{gguf} cannot be read as GGUF ({_first_line(error, alone)}); it is damaged or of an unknown kind"
             ) from error
 
 
@@ -424,7 +424,7 @@ def _settle_quantised(model: Any, dtype: torch.dtype) -> None:
         if state is not None:
             state.dtype = dtype  # what its weights dequantise to
             module.support_avx512bf16_for_cpu = False
-    for weight in (*model.parameters(), *model.buffers()):
+    for weight in model.parameters():
         if weight.is_floating_point() and weight.dtype != dtype:
             weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
@@ -457,6 +457,7 @@ def load_student(
     with _quiet():
         if told["quantised"]:
             model = model.dequantize()
+            model.is_loaded_in_4bit = False  # transformers leaves it set
         if adapter:
             model = _merged(model, student_folder)
     return model.to(dtype or default_dtype(place)).eval(), load_tokenizer(student_folder)
@@ -484,8 +485,9 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+def _first_line(error: BaseException, folder: str = "") -> str:
+    told = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    return (told.replace(f"{folder}/", "") if folder else told)[:200]
 
 
 def _silent(line: str) -> None:

@@ -1,0 +1,157 @@
+"""Stage collect: has every task answered, writes sessions.jsonl in task order and failures.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from distill.engine import Outcome, Stopped
+from distill.engine.drive import Engine
+from distill.errors import SeedsError, StageIncomplete
+from distill.rows import write_rows
+from distill.types import Failure, Flow, Session, Task
+
+
+class Strategy(Protocol):
+    """A part that turns a task into a session by asking."""
+
+    def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
+        """The session, or the failure that stands for it."""
+
+
+def collect(
+    folder: Path,
+    *,
+    tasks: Sequence[Task],
+    strategy: Strategy,
+    strategy_name: str,
+    seed: int,
+    engine: Engine,
+    max_failed: float,
+    teacher: str | None = None,
+) -> tuple[str, Mapping[str, Any]]:
+    """Ask for every task; returns the stage's status, `done` or `partial`, and its counts.
+
+    `partial` says that asking again may bring more. `teacher` is the model's name for every session's meta. Raises
+    `StageIncomplete` when more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is
+    finished is written first, in either case.
+    """
+
+    def flow(task: Task) -> Callable[[], Flow[Session | Failure]]:
+        return partial(strategy.flow, task, Random(f"{seed}:{task.id}"))
+
+    marks = {"strategy": strategy_name} | ({"teacher": teacher} if teacher is not None else {})
+    try:
+        outcomes = engine.run([(task.id, flow(task)) for task in tasks])
+    except Stopped as stop:
+        _write(folder, stop.outcomes, marks)
+        raise
+    sessions, failed = _write(folder, outcomes, marks)
+    _accept(failed, len(tasks), max_failed)
+    transient = any(failure.transient for row in failed for failure in row["failures"])
+    counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": _truncated(sessions)}
+    return "partial" if transient else "done", counts
+
+
+def _write(
+    folder: Path, outcomes: Sequence[Outcome[Session | Failure]], marks: Mapping[str, str]
+) -> tuple[list[Session], list[dict[str, Any]]]:
+    """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
+    sessions = [
+        replace(outcome.value, meta={**outcome.value.meta, **marks})
+        for outcome in outcomes
+        if isinstance(outcome.value, Session)
+    ]
+    failed = [
+        {"id": outcome.id, "stage": "collect", "failures": _failures(outcome)}
+        for outcome in outcomes
+        if not isinstance(outcome.value, Session)
+    ]
+    write_rows(folder / "sessions.jsonl", sessions)
+    write_rows(folder / "failures.jsonl", failed)
+    return sessions, failed
+
+
+def _failures(outcome: Outcome[Session | Failure]) -> list[Failure]:
+    """Those that were sent into the flow, and the one it returned where that is another."""
+    returned = [outcome.value] if isinstance(outcome.value, Failure) else []
+    return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
+
+
+def _truncated(sessions: Iterable[Session]) -> int:
+    return sum(1 for session in sessions if session.meta.get("truncated"))
+
+
+def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) -> None:
+    """Raise `StageIncomplete` when more failed than may fail."""
+    if len(failed) <= max_failed * tasks:
+        return
+    last: list[Failure] = failed[-1]["failures"]
+    why = f" (such as {last[-1].reason}: {last[-1].detail})" if last else ""
+    again = any(failure.transient for row in failed for failure in row["failures"])
+    advice = "run again to ask once more" if again else "see failures.jsonl; --retry-failed asks them once more"
+    raise StageIncomplete(
+        f"{len(failed)} of {tasks} tasks failed{why}, more than collect.max_failed ({max_failed:.0%}) allows; {advice}"
+    )
+
+
+class _TaskLine(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    id: str | None = None
+    instruction: str
+    input: str = ""
+    meta: dict[str, Any] = {}
+
+
+def load_tasks(path: Path) -> list[Task]:
+    """The tasks of a file: JSON lines with `instruction`, and if need be `id`, `input`, `meta`; or a prompt a line.
+
+    A task without an id is called by its line: `line-00001`. Raises `SeedsError` with file and line for a malformed
+    line and for an id that is there twice, and where there is no task at all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeedsError(f"cannot read the tasks {path}: {error}; expected a UTF-8 file") from error
+    is_json = path.suffix == ".jsonl" or text.lstrip().startswith("{")
+    read = _json_task if is_json else _text_task
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise SeedsError(f"{path} has no task; expected a prompt a line, or JSON lines with the key `instruction`")
+    tasks = [read(line, number, f"{path}:{number}") for number, line in lines]
+    _require_distinct(tasks, [f"{path}:{number}" for number, _ in lines])
+    return tasks
+
+
+def _text_task(line: str, number: int, where: str) -> Task:
+    return Task(f"line-{number:05}", line, meta={"source": where.rpartition("/")[2]})
+
+
+def _json_task(line: str, number: int, where: str) -> Task:
+    expected = 'expected an object with the key `instruction`, such as {"instruction": "Name three rivers."}'
+    try:
+        row = _TaskLine.model_validate(json.loads(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the line"
+        raise SeedsError(f"{where}: `{key}`: {first['msg'].lower()}; {expected}") from error
+    except ValueError as error:
+        raise SeedsError(f"{where}: not JSON ({error}); {expected}") from error
+    if not row.instruction.strip():
+        raise SeedsError(f"{where}: `instruction` is empty; {expected}")
+    return Task(row.id or f"line-{number:05}", row.instruction, row.input, row.meta)
+
+
+def _require_distinct(tasks: Sequence[Task], places: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for task, place in zip(tasks, places, strict=True):
+        if task.id in first:
+            raise SeedsError(f"{place}: the id {task.id} is already that of {first[task.id]}; give each task its own")
+        first[task.id] = place

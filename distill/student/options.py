@@ -1,0 +1,41 @@
+"""The options of training, as a recipe's `train` section gives them; loads no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.recipe import Options
+
+
+class LoraOptions(Options):
+    """The adapter that learns; it sits on every linear layer but the output head."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The adapter's output is scaled by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that are left out at random."""
+
+
+class TrainOptions(Options):
+    """How the student is trained."""
+
+    method: Literal["qlora", "lora"] = "qlora"
+    """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU."""
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 2
+    """How often each session is seen."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
+    """The highest, reached after the warm-up; it falls along a cosine from there. 2e-4 is usual from 7B on."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    lora: LoraOptions = LoraOptions()
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens of the longest session that is trained on; longer ones are left out and counted, never cut."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in one optimizer step; by default what divides the run into about 36 steps, at least 128, at most 16,384."""
+    save_steps: Annotated[int, Field(ge=1)] = 20
+    """Steps between two checkpoints; it does not change the result."""
