@@ -1,4 +1,4 @@
-"""Turns conversations into token ids and a loss mask, the same for training, likelihoods and generation.
+r"""Turns conversations into token ids and a loss mask, the same for training, likelihoods and generation.
 
 A template is a Jinja chat template, and training uses the very one that is saved with the student, so the two cannot
 drift apart. The mask is found by rendering: what a conversation has more than its own prompt is the answer.
@@ -6,7 +6,7 @@ drift apart. The mask is found by rendering: what a conversation has more than i
 - `alpaca`  Stanford Alpaca's form without input (a task's input follows its instruction in the user message); the
   first system message replaces the preamble.
 - `vicuna`  FastChat's v1.1: `… USER: question ASSISTANT: answer</s>` with the tokenizer's own end token.
-- `chatml`  `<|im_start|>role\\n…<|im_end|>\\n`, without a default system message. A tokenizer that lacks those tokens
+- `chatml`  `<|im_start|>role\n…<|im_end|>\n`, without a default system message. A tokenizer that lacks those tokens
   spells them as text and ends answers with its own end token.
 - `own`     the chat template of the model's tokenizer.
 
@@ -100,9 +100,7 @@ class _Span:
     trained: bool
 
 
-def encode(
-    messages: Sequence[Message], template: str, tokenizer: Tokenizer, *, truncated: bool = False
-) -> Example:
+def encode(messages: Sequence[Message], template: str, tokenizer: Tokenizer, *, truncated: bool = False) -> Example:
     """Ids and labels of a whole conversation that ends with an answer; every assistant turn is trained.
 
     `truncated` says that the last answer was cut off: it gets no end token, so that the student does not learn to
@@ -179,7 +177,9 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
                 f'template {template} has no place for a "{message.role}" turn; expected system, user or assistant'
             )
         if message.role == "system" and index:
-            raise DistillError(f"template {template}: turn {index + 1} is a system turn; expected it first or not at all")
+            raise DistillError(
+                f"template {template}: turn {index + 1} is a system turn; expected it first or not at all"
+            )
 
 
 def _unused(text: str) -> str:

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from distill import console
@@ -23,6 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+
+UsageFault: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+"""The base of usage errors: click's, or that of the copy which newer typer brings."""
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe: a YAML file, or a shipped one's name")]
 RecipeOrRun = Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="a recipe, or a run folder")]
@@ -200,12 +202,12 @@ def _code(arguments: list[str] | None) -> int:
     try:
         outcome = app(args=arguments, standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
+    except UsageFault as error:
         error.show()
         return 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         console.error("interrupted; what was finished is kept: run the same command again to go on")
         return Interrupted.exit_code
     except DistillError as error:

@@ -271,7 +271,7 @@ def fingerprint(model: str) -> str:
     if model in EMBEDDED:
         return EMBEDDED[model].sha256
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return _remembered(path, _folder_files(path), _hash_files)
     if path.is_file() and path.suffix == ".gguf":
         return _remembered(path, [path], lambda files: file_sha256(files[0]))

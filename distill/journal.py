@@ -207,8 +207,8 @@ class Journal:
         """Write an answer; the first one under a key stays, and an earlier failure under it is forgotten."""
         usage = None if completion.usage is None else json.dumps(asdict(completion.usage))
         row = (
-            completion.key, canonical(request), _endpoint_json(endpoint), request.kind, completion.text, completion.finish,
-            usage, json.dumps(completion.raw), completion.loglikelihood, stage, _now(),
+            completion.key, canonical(request), _endpoint_json(endpoint), request.kind, completion.text,
+            completion.finish, usage, json.dumps(completion.raw), completion.loglikelihood, stage, _now(),
         )  # fmt: skip
         return self._put((_ANSWER, row), (_FORGET, (completion.key,)))
 

@@ -21,7 +21,6 @@ from distill.providers import Provider
 from distill.recipe import Recipe
 from distill.run import STAGES, Run, StageRecord
 from distill.strategies import STRATEGIES
-from distill.types import Endpoint
 
 SHARED_SOURCES = ("distill.types", "distill.rows", "distill.text")
 STUDENT_SOURCES = ("distill.student.generate", "distill.student.likelihood", "distill.student.models")
@@ -75,12 +74,12 @@ def teacher_of(loaded: Recipe, folder: Path) -> Any | None:
         from distill.providers.local import LocalTeacher
 
         return LocalTeacher(teacher.model, log=folder / "teacher.log", server=teacher.serve)
-    from distill.providers.openai import OpenAICompatible, normalise_url
+    from distill.providers.openai import OpenAIProvider
 
-    address = teacher.base_url or ""
-    return OpenAICompatible(
-        Endpoint(model=teacher.model, url=normalise_url(address), revision=teacher.revision),
-        address,
+    return OpenAIProvider(
+        teacher.base_url or "",
+        teacher.model,
+        revision=teacher.revision,
         api_key=_secret(teacher.api_key_env, "teacher.api_key_env"),
         headers={
             name: _secret(variable, f"teacher.headers_env.{name}") or ""

@@ -136,7 +136,11 @@ class Decoder:
             # The tokenizer is used in this thread alone: two at once may find it "already borrowed".
             seed = getrandbits(64) if job.request.sampling.seed is None else 0
             job.row = _Row(job.request.sampling, _random(job.request, seed), self._ends, self._tokenizer)
-            _fit(job.row, job.request, self._template, context_tokens(self._model))
+            try:
+                _fit(job.row, job.request, self._template, context_tokens(self._model))
+            except _FAULTS as error:
+                detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
+                job.row.error = ProviderError("prompt", detail)
             if not job.settle():
                 self._waiting.append(job)
 

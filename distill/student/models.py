@@ -47,20 +47,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 
 _MANIFEST = "manifest.json"
 
-_UNREADABLE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    struct.error,
-    SafetensorError,
-)
-"""What transformers raises for a damaged or unknown file; it wraps none of them."""
-
 
 # From a name to a folder
 
@@ -75,7 +61,7 @@ def materialise(model: str, *, say: Say | None = None) -> Path:
     if model in EMBEDDED:
         return _converted(EMBEDDED[model].name, EMBEDDED[model].sha256, lambda: fetch(model, say=say), tell)
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return _checked_folder(path)
     if path.is_file() and path.suffix == ".gguf":
         return _converted(re.sub(r"[^\w.-]", "_", path.stem), fingerprint(model), lambda: path, tell)
@@ -240,7 +226,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(alone, **at)
             return AutoModelForCausalLM.from_pretrained(alone, **at, dtype=torch.float32), tokenizer
-        except _UNREADABLE as error:
+        except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower, transformers anything
             raise ModelError(
                 f"{gguf} cannot be read as GGUF ({_first_line(error, alone)}); it is damaged or of an unknown kind"
             ) from error
@@ -331,7 +317,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except _UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower, transformers anything
         raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     _part_pad_from_eos(tokenizer)
     return tokenizer
@@ -368,7 +354,7 @@ def load_causal(
             )
     except ImportError as error:
         raise MissingPackage(f"4-bit weights need the package `bitsandbytes` ({_first_line(error)})") from error
-    except _UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower, transformers anything
         raise ModelError(f"the model in {folder} cannot be read: {_first_line(error)}") from error
     if layers is not None:
         prune(model, layers)

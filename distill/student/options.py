@@ -36,6 +36,6 @@ class TrainOptions(Options):
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens of the longest session that is trained on; longer ones are left out and counted, never cut."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens in one optimizer step; by default what divides the run into about 36 steps, at least 128, at most 16,384."""
+    """Tokens in one optimizer step; by default what makes about 36 steps of the run, at least 128, at most 16,384."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""

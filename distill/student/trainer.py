@@ -111,12 +111,13 @@ def train(
     _say_left_out(left_out, len(sessions), options.max_length, tell)
     _say_drift(sessions, template, tokenizer, tell)
     kept = _kept_layers(base, layers)
-    told = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
+    told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
     told["quantised"] = options.method == "qlora"
     run = _Run(student_folder, _identity(examples, told, options, seed), tell)
     with _quiet():
         trainer = _build(base, kept, tokenizer, examples, options=options, seed=seed, output=run.checkpoints)
-        log = _Log(student_folder / "train_log.jsonl", run.resume(), trainer, run, progress or Silent())
+        done = run.resume()
+        log = _Log(student_folder / "train_log.jsonl", done, trainer, run, progress or Silent())
         trainer.add_callback(log)
         trainer.train(resume_from_checkpoint=str(run.checkpoint) if run.checkpoint else None)
         _save(trainer, tokenizer, template, told, student_folder)
@@ -142,7 +143,7 @@ def _examples(
     if not examples:
         raise DistillError(
             f"none of the {len(sessions)} sessions can be trained on: {left_out['too_long']} are longer than "
-            f"max_length={max_length} tokens, {left_out['empty']} have no answer; raise train.max_length or collect more"
+            f"train.max_length={max_length} tokens, {left_out['empty']} have no answer; raise it or collect more"
         )
     return examples, left_out
 
@@ -166,8 +167,8 @@ def _say_drift(sessions: Sequence[Session], template: str, tokenizer: Any, say: 
     drifting = [session.id for session in sample if chat.drifts(session.messages, template, tokenizer)]
     if drifting:
         say(
-            f"{len(drifting)} of the first {len(sample)} sessions (such as {drifting[0]}) come out as other tokens from "
-            "apply_chat_template than are trained: they mention special tokens, or begin with what merges"
+            f"{len(drifting)} of the first {len(sample)} sessions (such as {drifting[0]}) are trained as other tokens than "
+            "apply_chat_template gives: they mention special tokens, or an answer begins with what merges"
         )
 
 
@@ -365,7 +366,8 @@ def _step(checkpoint: Path) -> int:
 
 
 def _is_whole(folder: Path, mark: dict[str, Any]) -> bool:
-    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in mark["sizes"].items())
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != _MARKER}
+    return bool(sizes == mark["sizes"])
 
 
 class _Log(TrainerCallback):  # type: ignore[misc]
@@ -428,7 +430,7 @@ def _kept_layers(base: Path, layers: int | None) -> list[int] | None:
 
 
 def _save(trainer: _Trainer, tokenizer: Any, template: str, told: dict[str, Any], folder: Path) -> None:
-    """Write the student beside, then move it into place; base.json, without which nobody reads a student, comes last."""
+    """Write the student beside and move it into place; base.json, without which nobody reads it, comes last."""
     new = folder / ".new"
     shutil.rmtree(new, ignore_errors=True)
     adapter = trainer.model

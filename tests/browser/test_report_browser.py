@@ -74,7 +74,9 @@ def test_what_slips_through_the_escaping_is_stopped_by_the_policy(tmp_path: Path
 def test_no_page_scrolls_sideways_in_light_or_dark(tmp_path: Path) -> None:
     plain = written(write_run(tmp_path / "plain"))
     wide = written(poison(write_run(tmp_path / "wide"), "w" * 3_000 + " \u202e" + "漢" * 500))
-    views = [(file, width, dark) for file in (plain, wide) for width in (1280, 400) for dark in (False, True)]
+    views = [
+        (file, width, dark) for file in (plain, wide) for width in (1280, 1030, 850, 400) for dark in (False, True)
+    ]
 
     async def look(page: Tab) -> Any:
         found = []

@@ -1,0 +1,360 @@
+"""The app behind `distill serve`: an OpenAI-compatible endpoint for a local model or a run's student."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from aiohttp import web
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from distill.embedded import Say, read_base
+from distill.errors import ServerError
+from distill.providers import ProviderError, one_line
+from distill.providers.local import served_name
+from distill.student.decoder import Decoded, Decoder
+from distill.types import Message, Request, Sampling
+
+LARGEST_BODY_BYTES = 4 * 2**20
+"""A longer request is refused with 413."""
+STOP_SECONDS = 2.0
+"""How long the current step may take when the server is told to stop."""
+LOOK_SECONDS = 1.0
+"""How often the server makes sure that its decoder lives."""
+
+_NEUTRAL: dict[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "stream": False,
+    "logprobs": False,
+    "echo": False,
+    "top_logprobs": 0,
+    "logit_bias": {},
+    "tools": [],
+    "response_format": {"type": "text"},
+    "service_tier": "auto",
+    "store": False,
+    "parallel_tool_calls": True,
+}
+"""Fields of the API that are not available, with the one value that asks for nothing."""
+_WITHOUT_EFFECT = {"user", "metadata", "stream_options", "safety_identifier", "prompt_cache_key"}
+_UNUSABLE_REQUEST = {"context_length", "template", "empty_prompt", "prompt"}
+
+
+# --- requests
+
+
+def _text_of(content: Any) -> Any:
+    """A message's content as one string, also where it is a list of text parts."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+    if None in parts:
+        raise ValueError("only parts of type text are understood")
+    return "".join(map(str, parts))
+
+
+def _listed(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_text_of)]
+
+
+class _Body(BaseModel):
+    """What both methods take; `extra` fields are looked at by `_refuse_unknown`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+    model: str | None = None
+    temperature: Annotated[float | None, Field(ge=0, le=100)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_listed), Field(max_length=16)] = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    seed: int | None = None
+
+    def sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            stop=tuple(self.stop or ()),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+        )
+
+
+class _ChatBody(_Body):
+    messages: Annotated[list[_Turn], Field(min_length=1)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+
+    def request(self) -> Request:
+        sampling = self.model_copy(update={"max_tokens": self.max_completion_tokens or self.max_tokens}).sampling()
+        turns = tuple(Message(turn.role, turn.content) for turn in self.messages)
+        return Request(role="served", messages=turns, sampling=sampling)
+
+
+class _PromptBody(_Body):
+    prompt: str
+
+    def request(self) -> Request:
+        return Request(role="served", prompt=self.prompt, sampling=self.sampling())
+
+
+class _Refusal(Exception):
+    """A request that cannot be answered, as the API says it."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+
+    def response(self) -> web.Response:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return web.json_response({"error": error}, status=self.status)
+
+
+def _parsed(data: bytes, kind: type[_ChatBody] | type[_PromptBody]) -> _ChatBody | _PromptBody:
+    """The body of a request. Raises `_Refusal` for what is malformed or not available."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _Refusal(400, one_line(f"the body is no JSON: {error}")) from error
+    if not isinstance(value, dict):
+        raise _Refusal(400, "the body is no JSON object")
+    _refuse_unknown(value, kind)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _Refusal(400, f"{where}: {first['msg']}", param=where) from error
+
+
+def _refuse_unknown(value: Mapping[str, Any], kind: type[BaseModel]) -> None:
+    """Refuse what would change the answer and is not available, rather than answer another question."""
+    for name, given in value.items():
+        if name in kind.model_fields or name in _WITHOUT_EFFECT or given is None:
+            continue
+        if name not in _NEUTRAL:
+            raise _Refusal(400, one_line(f"{name} is not available here; leave it out"), param=name)
+        if type(given) is not type(_NEUTRAL[name]) or given != _NEUTRAL[name]:
+            neutral = json.dumps(_NEUTRAL[name])
+            raise _Refusal(400, f"{name} is only available as {neutral} here; leave it out", param=name)
+
+
+# --- the app
+
+_Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _App:
+    """The methods of the API over one decoder."""
+
+    def __init__(self, decoder: Decoder, name: str, aliases: set[str], *, strips: bool) -> None:
+        self._decoder = decoder
+        self._name = name
+        self._names = aliases | {name}
+        self._strips = strips
+        self._created = int(time.time())
+
+    def application(self) -> web.Application:
+        app = web.Application(client_max_size=LARGEST_BODY_BYTES, middlewares=[_errors_as_json])
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        return app
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        decoded = await self._answer(await request.read(), _ChatBody)
+        # Templates of ours trim answers in training, so white space around one is the template's.
+        text = decoded.reply.text.strip() if self._strips else decoded.reply.text
+        message = {"role": "assistant", "content": text}
+        return self._response("chat.completion", "chatcmpl", decoded, {"message": message})
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        decoded = await self._answer(await request.read(), _PromptBody)
+        return self._response("text_completion", "cmpl", decoded, {"text": decoded.reply.text})
+
+    async def _answer(self, data: bytes, kind: type[_ChatBody] | type[_PromptBody]) -> Decoded:
+        body = _parsed(data, kind)
+        if body.model is not None and body.model not in self._names:
+            message = one_line(f'there is no model "{body.model}" here; there is "{self._name}"')
+            raise _Refusal(404, message, code="model_not_found", param="model")
+        try:
+            return await asyncio.wrap_future(self._decoder.submit(body.request()))
+        except ProviderError as error:
+            if error.reason in _UNUSABLE_REQUEST:
+                code = "context_length_exceeded" if error.reason == "context_length" else error.reason
+                raise _Refusal(400, error.detail, code=code) from error
+            raise _Refusal(500, error.detail, code=error.reason) from error
+
+    def _response(self, kind: str, prefix: str, decoded: Decoded, choice: Mapping[str, Any]) -> web.Response:
+        reply = decoded.reply
+        assert reply.usage is not None
+        prompt, completion = reply.usage.prompt_tokens, reply.usage.completion_tokens
+        body = {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._name,
+            "choices": [
+                {"index": 0, **choice, "finish_reason": reply.finish, "logprobs": None, "token_ids": decoded.token_ids}
+            ],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            },
+            "prompt_token_ids": decoded.prompt_ids,
+        }
+        return web.json_response(body)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        model = {"id": self._name, "object": "model", "created": self._created, "owned_by": "distill"}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except _Refusal as refusal:
+        return refusal.response()
+    except web.HTTPException as error:
+        return _Refusal(error.status, one_line(error.text or error.reason)).response()
+
+
+# --- the process
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    parent_pipe: int | None = None,
+    say: Say,
+) -> None:
+    """Serve until SIGTERM or SIGINT. `model` is what `materialise` takes, or a run folder with a student.
+
+    Says "listening http://HOST:PORT/v1" when it answers. `port` 0 takes a free one. With `parent_pipe`, the read end
+    of an inherited pipe, the process ends when the pipe does, that is when its parent has died in whatever way.
+    Chat goes through the tokenizer's own template (a student's: the one it was trained with), in which special tokens
+    that a message mentions stay text; a raw prompt is tokenised as it stands. A request without max_tokens gets at most
+    512. Raises `ServerError` when the port is taken and `ModelError` for the model.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # while it loads there is nothing to tidy up
+    if parent_pipe is not None:
+        threading.Thread(target=_die_with, args=(parent_pipe,), name="parent", daemon=True).start()
+    listener = _bound(host, port)
+    if not _is_loopback(host):
+        say(f"warning: anyone who can reach {host} can use this server; it asks for no key")
+    app, decoder = _loaded(model, say)
+    decoder.start()
+    asyncio.run(_listen(app, listener, decoder, host, say))
+    if not decoder.stop(seconds=STOP_SECONDS):
+        os._exit(0)  # a step that takes longer than that is nobody's answer any more
+
+
+def _die_with(pipe: int) -> None:
+    """Wait for the end of a pipe that only the parent holds open."""
+    try:
+        while os.read(pipe, 1):
+            pass
+    finally:
+        os._exit(1)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has its address but does not listen yet, so that nobody connects before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise _cannot_listen(f"{host} port {port}", error) from error
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _loaded(model: str, say: Say) -> tuple[web.Application, Decoder]:
+    import torch
+
+    from distill.student import models
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    student = Path(model).expanduser() / "student"
+    if (student / "base.json").is_file():
+        network, tokenizer = models.load_student(student, adapter=True)
+        template = str(read_base(student)["template"])
+    else:
+        folder = models.materialise(model, say=say)
+        network, tokenizer, template = models.load_causal(folder), models.load_tokenizer(folder), "own"
+    decoder = Decoder(network, tokenizer, template)
+    app = _App(decoder, served_name(model), {model}, strips=template != "own")
+    return app.application(), decoder
+
+
+async def _listen(app: web.Application, listener: socket.socket, decoder: Decoder, host: str, say: Say) -> None:
+    """Answer until a signal; what is unfinished then is given up. Raises `ServerError` when the decoder has ended."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await _opened(runner, listener, host, say)
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+            if not decoder.is_alive:
+                raise ServerError("the decoder has ended; its traceback is above this line")
+    finally:
+        await runner.cleanup()
+
+
+async def _opened(runner: web.AppRunner, listener: socket.socket, host: str, say: Say) -> None:
+    try:
+        await web.SockSite(runner, listener, backlog=1024).start()
+    except OSError as error:
+        raise _cannot_listen(host, error) from error
+    shown = f"[{host}]" if ":" in host else host
+    say(f"listening http://{shown}:{listener.getsockname()[1]}/v1")
+
+
+def _cannot_listen(where: str, error: Exception) -> ServerError:
+    return ServerError(f"cannot listen on {where} ({error}); choose another port with --port")

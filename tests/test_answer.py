@@ -1,0 +1,75 @@
+"""The plain strategy: one request, one session, and what becomes of odd ends."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from distill.strategies.answer import Answer
+from distill.types import Completion, Failure, Message, Sampling, Session, Task
+
+TASK = Task("task-00001", "Name a river.", meta={"lineage": ["s1", "s2"]})
+
+
+def outcome(answer: Completion | Failure, task: Task = TASK, **options) -> Session | Failure:
+    flow = Answer(Answer.Options(**options)).flow(task, Random(0))
+    next(flow)
+    with pytest.raises(StopIteration) as end:
+        flow.send(answer)
+    return end.value.value
+
+
+def completion(text: str = "The Danube.", finish: str = "stop") -> Completion:
+    return Completion(key="k", text=text, finish=finish)
+
+
+def test_the_teacher_is_asked_with_its_own_sampling():
+    sampling = Sampling(temperature=0.7, max_tokens=64)
+    request = next(Answer(Answer.Options(), sampling=sampling).flow(TASK, Random(0)))
+    assert (request.role, request.messages, request.sampling) == (
+        "teacher",
+        (Message("user", "Name a river."),),
+        sampling,
+    )
+
+
+def test_the_input_follows_the_instruction_after_a_blank_line():
+    request = next(Answer(Answer.Options()).flow(Task("t", "Translate.", "Guten Tag"), Random(0)))
+    assert request.messages == (Message("user", "Translate.\n\nGuten Tag"),)
+
+
+def test_a_system_message_is_asked_and_learned_under():
+    session = outcome(completion(), system="Answer briefly.")
+    assert session.messages == (
+        Message("system", "Answer briefly."),
+        Message("user", "Name a river."),
+        Message("assistant", "The Danube."),
+    )
+
+
+def test_a_session_says_where_it_comes_from():
+    session = outcome(completion())
+    assert session.id == TASK.id
+    assert session.meta == {
+        "task": "task-00001",
+        "strategy": "answer",
+        "keys": ["k"],
+        "lineage": ["s1", "s2"],
+        "truncated": False,
+        "labels": [],
+    }
+
+
+def test_a_cut_answer_is_kept_and_marked():
+    assert outcome(completion(finish="length")).meta["truncated"] is True
+
+
+def test_a_withheld_answer_is_a_failure_with_its_reason():
+    failure = outcome(completion(text="", finish="filtered"))
+    assert (failure.reason, failure.transient) == ("filtered", False)
+
+
+def test_a_failure_stands_for_the_session():
+    failure = Failure(key="k", reason="timeout", detail="60 s", transient=True)
+    assert outcome(failure) is failure

@@ -1,0 +1,191 @@
+"""Filters: each verdict with its reason, its value and its neighbour."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from distill.filters import FILTERS
+from distill.filters.empty import Empty
+from distill.filters.exact_duplicate import ExactDuplicate
+from distill.filters.length import Length
+from distill.filters.near_duplicate import NearDuplicate
+from distill.filters.refusal import Refusal, refusing_phrase
+from distill.filters.truncated import Truncated
+from distill.shelf import part
+from distill.types import Message, Session, Verdict
+
+
+def session(answer: str = "The Danube.", prompt: str = "Name a river.", id: str = "s", **meta) -> Session:
+    return Session(id, (Message("user", prompt), Message("assistant", answer)), meta)
+
+
+def verdict(rule, of: Session) -> Verdict:
+    return rule.decide(rule.measure(of))
+
+
+def sessions(*prompts: str, answers: tuple[str, ...] = ()) -> list[Session]:
+    answers = answers or tuple(f"answer {number}" for number in range(len(prompts)))
+    return [session(answers[number], prompt, id=f"s{number}") for number, prompt in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_filter_on_the_shelf_has_options_with_defaults_and_a_scope(name):
+    filter = part(FILTERS, name, kind="filter")
+    rule = filter(filter.Options())
+    assert hasattr(rule, "decide_all" if rule.scope == "set" else "measure")
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_filter_keeps_a_good_session_without_a_word(name):
+    filter = part(FILTERS, name, kind="filter")
+    rule = filter(filter.Options())
+    found = rule.decide_all([session()])[0] if rule.scope == "set" else verdict(rule, session())
+    assert (found.rule, found.keep, found.reason) == (name, True, "ok")
+
+
+# --- length
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "value", "threshold"),
+    [
+        ("too few", "too_few_words", 2, 3),
+        ("one two three four five six", "too_many_words", 6, 5),
+        ("a b c", "too_few_chars", 5, 8),
+        ("some rather longish words", "too_many_chars", 25, 20),
+    ],
+)
+def test_a_length_outside_a_bound_is_dropped_with_both_numbers(answer, reason, value, threshold):
+    found = verdict(Length(Length.Options(min_words=3, max_words=5, min_chars=8, max_chars=20)), session(answer))
+    assert (found.keep, found.reason, found.value, found.threshold) == (False, reason, value, threshold)
+
+
+def test_bounds_are_inclusive():
+    rule = Length(Length.Options(min_words=3, max_words=3, min_chars=5, max_chars=5))
+    assert verdict(rule, session("a b c")).keep
+
+
+def test_bounds_in_the_wrong_order_are_an_error():
+    with pytest.raises(ValidationError, match="min_words 5 is above max_words 3"):
+        Length.Options(min_words=5, max_words=3)
+
+
+# --- empty
+
+
+@pytest.mark.parametrize("answer", ["", " \n", "...", "—!?"])
+def test_an_answer_without_a_letter_or_digit_is_empty(answer):
+    found = verdict(Empty(Empty.Options()), session(answer))
+    assert (found.keep, found.reason) == (False, "empty")
+
+
+@pytest.mark.parametrize("answer", ["4", "да", "河"])
+def test_a_letter_or_digit_of_any_script_is_an_answer(answer):
+    assert verdict(Empty(Empty.Options()), session(answer)).keep
+
+
+def test_a_session_without_an_answer_is_empty():
+    assert not verdict(Empty(Empty.Options()), Session("s", (Message("user", "Hello"),))).keep
+
+
+# --- truncated
+
+
+def test_a_cut_answer_is_labelled_by_default():
+    found = verdict(Truncated(Truncated.Options()), session(truncated=True))
+    assert (found.keep, found.reason) == (True, "truncated")
+
+
+def test_a_cut_answer_is_dropped_when_told():
+    assert not verdict(Truncated(Truncated.Options(drop=True)), session(truncated=True)).keep
+
+
+# --- refusal
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\u2019m sorry, but I can\u2019t assist with that request.",
+        "Sorry, I cannot provide medical advice.",
+        "I am unable to browse the internet.",
+        "Unfortunately, I am not able to open links.",
+        "As an AI language model, I have no favourite colour.",
+        "Well, as an AI, I do not eat.",
+        "I'm just an AI, so I was never a child.",
+        "I don't have personal opinions, but many like tea.",
+        "My training data ends in 2021.",
+        "I apologize, but I cannot fulfil this request.",
+    ],
+)
+def test_a_refusal_is_found(answer):
+    assert refusing_phrase(answer) is not None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I'm sorry that I was late yesterday; the bus broke down.",
+        "Dear Anna, I am sorry to hear of your loss.",
+        "She works as an AI researcher in Bonn.",
+        "You can't divide by zero.",
+        "Unfortunately, the shop is closed on Sundays.",
+        "He said that he cannot help himself.",
+    ],
+)
+def test_an_ordinary_answer_is_no_refusal(answer):
+    assert refusing_phrase(answer) is None
+
+
+def test_a_refusal_is_labelled_by_default_and_says_its_phrase():
+    found = verdict(Refusal(Refusal.Options()), session("As an AI, I cannot eat."))
+    assert (found.keep, found.reason, found.value) == (True, "refusal", "as an ai,")
+
+
+def test_a_refusal_is_dropped_when_told():
+    assert not verdict(Refusal(Refusal.Options(drop=True)), session("I cannot help with that.")).keep
+
+
+# --- duplicates
+
+
+def test_of_equal_prompts_the_first_stays_and_is_named():
+    verdicts = ExactDuplicate(ExactDuplicate.Options()).decide_all(sessions("Name a river.", "Hi", "name  A river."))
+    assert [(found.keep, found.neighbour) for found in verdicts] == [(True, None), (True, None), (False, "s0")]
+
+
+@pytest.mark.parametrize(("on", "kept"), [("prompt", [1, 0]), ("answer", [1, 0]), ("both", [1, 0])])
+def test_the_same_session_twice_is_a_duplicate_by_any_comparison(on, kept):
+    rule = ExactDuplicate(ExactDuplicate.Options(on=on))
+    verdicts = rule.decide_all(sessions("Name a river.", "Name a river.", answers=("Rhine", "rhine")))
+    assert [int(found.keep) for found in verdicts] == kept
+
+
+@pytest.mark.parametrize(("on", "kept"), [("prompt", 1), ("answer", 2), ("both", 2)])
+def test_the_same_prompt_answered_differently_is_a_duplicate_by_its_prompt_only(on, kept):
+    rule = ExactDuplicate(ExactDuplicate.Options(on=on))
+    verdicts = rule.decide_all(sessions("Name a river.", "Name a river.", answers=("Rhine", "Danube")))
+    assert sum(found.keep for found in verdicts) == kept
+
+
+def test_of_similar_prompts_the_first_stays_and_the_nearest_is_named():
+    rule = NearDuplicate(NearDuplicate.Options(rouge_l=0.7))
+    verdicts = rule.decide_all(
+        sessions("Name four kinds of clouds in the sky.", "Say hello.", "Name five kinds of clouds in the sky.")
+    )
+    assert [found.keep for found in verdicts] == [True, True, False]
+    assert (verdicts[2].neighbour, verdicts[2].value, verdicts[2].threshold) == ("s0", 0.875, 0.7)
+
+
+def test_a_dropped_row_drops_no_other():
+    prompts = ("a b c d e f g h i j", "a b c d e f g h x y", "a b c d e f w v x y")
+    verdicts = NearDuplicate(NearDuplicate.Options(rouge_l=0.7)).decide_all(sessions(*prompts))
+    assert [found.keep for found in verdicts] == [True, False, True]
+
+
+def test_near_duplicates_may_be_judged_by_their_answers():
+    rule = NearDuplicate(NearDuplicate.Options(on="answer"))
+    verdicts = rule.decide_all(sessions("Name a river.", "Say hello.", answers=("The Danube is long.",) * 2))
+    assert [found.keep for found in verdicts] == [True, False]

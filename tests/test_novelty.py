@@ -1,0 +1,125 @@
+"""The novelty index decides as rouge_score does, and finds the nearest text."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from distill.novelty import NoveltyIndex, comparable
+
+SCORER = RougeScorer(["rougeL"], use_stemmer=False)
+WORDS = ["write", "a", "short", "poem", "about", "the", "sea", "and", "why", "it", "is", "blue"]
+
+
+def reference(left: str, right: str) -> float:
+    return SCORER.score(left, right)["rougeL"].fmeasure
+
+
+def is_near(first: str, second: str, threshold: float = 0.7) -> bool:
+    index = NoveltyIndex(threshold)
+    index.add("first", comparable(first))
+    return index.near(comparable(second)) is not None
+
+
+def texts(common: int, left: int, right: int) -> tuple[str, str]:
+    """Two texts of so many words each, that share a subsequence of `common`."""
+    shared = [f"s{number}" for number in range(common)]
+    return (
+        " ".join(shared + [f"l{number}" for number in range(left - common)]),
+        " ".join(shared + [f"r{number}" for number in range(right - common)]),
+    )
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 14))) for _ in range(count)]
+
+
+def test_decisions_on_random_pairs_equal_those_of_rouge_score():
+    pairs = list(zip(sentences(600, 1), sentences(600, 2), strict=True))
+    expected = [reference(left, right) > 0.4 for left, right in pairs]
+    assert 50 < sum(expected) < 550
+    assert [is_near(left, right, 0.4) for left, right in pairs] == expected
+
+
+def test_decisions_at_exactly_the_threshold_equal_those_of_rouge_score():
+    triples = [
+        (common, left, right)
+        for left in range(1, 41)
+        for right in range(1, 41)
+        for common in range(1, min(left, right) + 1)
+        if 20 * common == 7 * (left + right)
+    ]
+    expected = [reference(*texts(*triple)) > 0.7 for triple in triples]
+    assert {True, False} == set(expected)
+    assert [is_near(*texts(*triple)) for triple in triples] == expected
+
+
+def test_seven_of_eight_and_twelve_words_are_near():
+    assert is_near(*texts(7, 8, 12))
+
+
+def test_of_two_texts_at_the_threshold_the_one_that_rounds_above_it_decides():
+    query = [f"q{number}" for number in range(21)]
+    at, above = query[:14] + [f"x{number}" for number in range(5)], query + [f"x{number}" for number in range(18)]
+    assert [reference(" ".join(query), " ".join(text)) > 0.7 for text in (at, above)] == [False, True]
+    index = NoveltyIndex(0.7)
+    index.add("at", at)
+    index.add("above", above)
+    assert index.near(query).id == "above"
+
+
+def test_a_stream_is_decided_as_by_comparing_with_every_text_before():
+    index, kept, nearest = NoveltyIndex(0.7), [], []
+    for number, text in enumerate(sentences(250, 3)):
+        best = max((reference(before, text) for before in kept), default=0.0)
+        found = index.nearest(comparable(text))
+        nearest.append((found.rouge_l if found else 0.0, best))
+        assert (index.near(comparable(text)) is not None) == (best > 0.7)
+        if best <= 0.7:
+            index.add(str(number), comparable(text))
+            kept.append(text)
+    assert [found for found, _ in nearest] == pytest.approx([best for _, best in nearest], abs=1e-12)
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=9), max_size=9), st.lists(st.sampled_from("abcdefg")))
+def test_the_nearest_of_any_texts_is_the_most_similar_of_them(before, query):
+    index = NoveltyIndex()
+    for number, tokens in enumerate(before):
+        index.add(str(number), tokens)
+    found = index.nearest(query)
+    best = max((reference(" ".join(tokens), " ".join(query)) for tokens in before), default=0.0)
+    assert (found.rouge_l if found else 0.0) == pytest.approx(best, abs=1e-12)
+
+
+def test_the_earliest_of_equal_neighbours_is_named():
+    index = NoveltyIndex()
+    for id in ("first", "second"):
+        index.add(id, comparable("Name three rivers in Europe."))
+    assert index.nearest(comparable("Name three rivers in Europe.")) == ("first", 1.0)
+
+
+def test_an_empty_text_is_near_nothing():
+    index = NoveltyIndex()
+    index.add("empty", comparable("?!"))
+    assert index.nearest(comparable("...")) is None
+
+
+def test_english_is_compared_by_the_tokens_of_rouge_score():
+    assert comparable("Don't stop, it's 3.5 km!") == ["don", "t", "stop", "it", "s", "3", "5", "km"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Напиши стихотворение о море", "Напиши стихотворение о горе"), ("写一首关于大海的诗", "写一首关于大河的诗")],
+)
+def test_texts_of_other_scripts_are_near_each_other(one, other):
+    assert is_near(one, other)
+
+
+def test_different_texts_of_another_script_are_not_near():
+    assert not is_near("Какая столица Франции?", "Напиши стихотворение о море")
