@@ -308,7 +308,9 @@ def _split_ids(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _inner_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a text that follows other text: after a line break, which begins no longer token."""
-    anchor = _split_ids("\n", tokenizer)
-    ids = _split_ids("\n" + text, tokenizer)
-    return ids[len(anchor) :] if ids[: len(anchor)] == anchor else _split_ids(text, tokenizer)
+    """Ids of a text that follows other text, found after a character that does not merge with its beginning."""
+    for anchor in "\n", "a", "0", ".":
+        before, ids = _split_ids(anchor, tokenizer), _split_ids(anchor + text, tokenizer)
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+    return _split_ids(text, tokenizer)

@@ -170,7 +170,7 @@ def _probe(role: Model, prompts: Sequence[_Prompt]) -> Flow[float | None]:
 
 def _ask_teacher_again(found: _Found, engine: Engines, teacher: Provider, sampling: Sampling) -> None:
     flows = [_named(prompt, _answer, _question("teacher", prompt, sampling, 1)) for prompt in found.prompts]
-    with console.progress(f"{_NAMES['teacher_again']}: answers", len(flows)) as bar:
+    with console.progress("asking the teacher again", len(flows)) as bar:
         outcomes = engine({"teacher": teacher}, progress=bar, local=False).run(flows)
     _take_answers(found, "teacher_again", outcomes)
 
@@ -227,7 +227,7 @@ def _ask_model(
         for prompt in found.prompts
     ]
     flows: list[_Named] = [*answers, *scores, ("probe", partial(_probe, role, found.prompts))]
-    with console.progress(f"{_NAMES[role]}: answers and likelihoods", len(flows)) as bar:
+    with console.progress(f"asking {_NAMES[role]}", len(flows)) as bar:
         progress = _Live(bar)
         provider = load(watch=progress.watch)
         try:
@@ -410,7 +410,7 @@ def _lead(prompts: int, metrics: Mapping[str, Mapping[str, Any]]) -> str:
             )
     for name, entry in metrics.items():
         if entry["student_minus_base"] is not None and name != "rouge_l":
-            return f"On {_prompts_of(entry['student_minus_base'].n, prompts)} the student has {_against_base(entry)}"
+            return f"On {_prompts_of(entry['student_minus_base'].n, prompts)}: {_against_base(entry)}"
     return f"The student was compared on {_prompts_of(prompts, prompts)}"
 
 

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any
 
 from distill.errors import RunFolderError
-from distill.types import Answer, Completion, Endpoint, Failure, Request, Usage
+from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
 
 NAME = "journal.sqlite"
 VERSION = 1
@@ -101,9 +101,8 @@ class Entry:
     """An answer together with what was asked, for accounts and reports."""
 
     completion: Completion
-    request: Mapping[str, Any]
-    """Canonical: fields at their default are left out."""
-    endpoint: Mapping[str, Any]
+    request: Request
+    endpoint: Endpoint
     stage: str
     created: str
     """UTC, ISO 8601."""
@@ -173,8 +172,8 @@ class Journal:
         for *answer, request, endpoint, of, created in rows:
             yield Entry(
                 completion=_to_completion(answer),
-                request=json.loads(request),
-                endpoint=json.loads(endpoint),
+                request=_to_request(json.loads(request)),
+                endpoint=Endpoint(**json.loads(endpoint)),
                 stage=of,
                 created=created,
             )
@@ -363,6 +362,17 @@ def _to_completion(row: Sequence[Any]) -> Completion:
         usage=None if usage is None else Usage(**json.loads(usage)),
         raw=json.loads(raw),
         loglikelihood=loglikelihood,
+    )
+
+
+def _to_request(found: dict[str, Any]) -> Request:
+    sampling = found.get("sampling", {})
+    return Request(
+        **{
+            **found,
+            "messages": tuple(Message(**message) for message in found.get("messages", ())),
+            "sampling": Sampling(**{**sampling, "stop": tuple(sampling.get("stop", ()))}),
+        }
     )
 
 

@@ -16,7 +16,8 @@ _SPACELESS = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # Thai, kan
 _ANY_SCRIPT = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
 _ALNUM = re.compile(r"[^\W_]")
 _CODE_POINTS = 0x110000
-_ROUNDING = 1e-9
+_SLACK = 1e-4
+"""Prunes so much below what is wanted: rapidfuzz's cutoffs are not exact (it misses scores 1e-9 above one)."""
 _UNKNOWN = "\0"
 
 
@@ -74,11 +75,11 @@ class NoveltyIndex:
 
     def nearest(self, tokens: Sequence[str]) -> Neighbour | None:
         """The most similar text; `None` when nothing is similar at all."""
-        return self._best(tokens, least=_ROUNDING)
+        return self._best(tokens, least=_SLACK)
 
     def near(self, tokens: Sequence[str]) -> Neighbour | None:
         """The most similar text if it is above the threshold, else `None`; faster than `nearest`."""
-        best = self._best(tokens, least=self.threshold - _ROUNDING)
+        best = self._best(tokens, least=self.threshold - _SLACK)
         return best if best is not None and self.is_near(best) else None
 
     def is_near(self, neighbour: Neighbour) -> bool:
@@ -97,7 +98,7 @@ class NoveltyIndex:
             seen |= fresh
             found = self._best_among(query, sorted(fresh), least)
             if found is not None and (best is None or found > best):
-                best, least = found, max(least, found[0] - _ROUNDING)
+                best, least = found, max(least, found[0] - _SLACK)
         return None if best is None else Neighbour(self._ids[-best[1]], best[0])
 
     def _best_among(self, query: str, places: Sequence[int], least: float) -> tuple[float, int] | None:
@@ -107,8 +108,8 @@ class NoveltyIndex:
         if found is None:
             return None
         equal = [found[2]]
-        if abs(found[1] - self.threshold) < _ROUNDING:  # texts that differ by rounding alone: one of them decides
-            cutoff = found[1] - _ROUNDING
+        if abs(found[1] - self.threshold) < _SLACK:  # texts that differ by rounding alone: one of them decides
+            cutoff = found[1] - _SLACK
             hits = process.extract_iter(query, texts, scorer=Indel.normalized_similarity, score_cutoff=cutoff)
             equal = [index for _, _, index in hits]
         return max((self._f(query, texts[index]), -places[index]) for index in equal)

@@ -41,9 +41,7 @@ class StageRecord:
     tokens: dict[str, int] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
     usd: float | None = None
-    """Spent by the last invocation, where the teacher has a price."""
-    spent_usd: float = 0.0
-    """Spent by all invocations together."""
+    """Spent by all invocations together, where the teacher has a price."""
     peak_memory_bytes: int | None = None
     """Largest sum of resident memory of this process and its children, sampled twice a second."""
     inputs: dict[str, str] = field(default_factory=dict)

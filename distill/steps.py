@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import console, embedded, recipe, shelf
-from distill.engine.budget import Budget, Price
+from distill.engine.budget import Budget, Price, spent_usd
 from distill.engine.drive import Engine
 from distill.errors import RecipeError
 from distill.filters import FILTERS
@@ -136,22 +136,24 @@ def _engine(
     )
 
 
+def _prices(context: Context) -> dict[str, Price]:
+    price = context.recipe.teacher.price if context.recipe.teacher is not None else None
+    return {"teacher": Price(input=price.input, output=price.output)} if price is not None else {}
+
+
 def _budget(context: Context, stage: str) -> Budget:
-    """The run's cap, or the stage's own where less of it is left."""
-    loaded = context.recipe
-    price = loaded.teacher.price if loaded.teacher is not None else None
-    prices = {"teacher": Price(input=price.input, output=price.output)} if price is not None else {}
-    spent = {name: _spent(context, name) for name in STAGES}
-    caps = [] if loaded.budget_usd is None else [(loaded.budget_usd, sum(spent.values()))]
+    """The run's cap, or the stage's own where less of it is left; what the journal holds is spent of it."""
+    loaded, prices = context.recipe, _prices(context)
+    caps = [] if loaded.budget_usd is None else [(loaded.budget_usd, _spent(context, None))]
     if stage == "collect" and loaded.collect is not None and loaded.collect.budget_usd is not None:
-        caps.append((loaded.collect.budget_usd, spent["collect"]))
+        caps.append((loaded.collect.budget_usd, _spent(context, stage)))
     cap, already = min(caps, key=lambda item: item[0] - item[1], default=(None, 0.0))
     return Budget(prices, cap_usd=cap, spent_usd=already)
 
 
-def _spent(context: Context, stage: str) -> float:
-    entry = context.run.stage(stage)
-    return float((entry or {}).get("spent_usd") or 0.0)
+def _spent(context: Context, stage: str | None) -> float:
+    """USD that the journal's answers cost, of one stage or of all."""
+    return spent_usd(context.journal.entries(stage), _prices(context))
 
 
 @contextmanager
@@ -176,9 +178,7 @@ def _account(context: Context, stage: str, record: StageRecord, engines: Sequenc
         "prompt": sum(tally.prompt_tokens for tally in tallies),
         "completion": sum(tally.completion_tokens for tally in tallies),
     }
-    priced = context.recipe.teacher is not None and context.recipe.teacher.price is not None
-    record.usd = sum(tally.usd or 0.0 for tally in tallies) if priced else None
-    record.spent_usd = _spent(context, stage) + (record.usd or 0.0)
+    record.usd = _spent(context, stage) if _prices(context) else None
 
 
 def _expand(context: Context, record: StageRecord) -> Mapping[str, Any]:

@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.engine import Outcome, Stopped, Tally
-from distill.engine.budget import Budget, Price, most_prompt_tokens
+from distill.engine.budget import Budget, Price, most_prompt_tokens, spent_usd
 from distill.engine.drive import Engine
 from distill.engine.retry import Patience
 from distill.errors import (
     BudgetStop,
     DistillError,
     EndpointError,
+    Interrupted,
     ModelError,
     RecipeError,
     RunFolderError,
@@ -156,10 +157,10 @@ def test_requests_in_flight_and_flows_alive_are_bounded(journal: Journal) -> Non
 def test_an_answer_is_on_the_disk_before_its_flow_sees_it(journal: Journal) -> None:
     def flow(number: int) -> Flow[bool]:
         answer = yield ask(str(number))
-        with Journal.open(journal.path, read_only=True) as seen:
-            return isinstance(seen.get(answer.key), Completion)
+        return isinstance(seen.get(answer.key), Completion)
 
-    assert values(engine(journal).run([(str(n), lambda n=n: flow(n)) for n in range(20)])) == [True] * 20
+    with Journal.open(journal.path, read_only=True) as seen:
+        assert values(engine(journal).run([(str(n), lambda n=n: flow(n)) for n in range(20)])) == [True] * 20
 
 
 def test_every_send_is_noted_before_it_leaves(journal: Journal) -> None:
@@ -304,6 +305,20 @@ def test_waits_grow_within_their_bounds_and_never_undercut_the_endpoint(attempt:
     assert patience.is_over(attempt) == (attempt == 9)
 
 
+def test_the_key_never_reaches_the_journal(journal: Journal) -> None:
+    secret = "sk-very-secret-0000"
+
+    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+        return status(400, body={"error": {"message": f"not with {secret}"}}) if number == 1 else None
+
+    with LoopbackServer(misdeed=script, answer=lambda body: f"your key is {secret}") as server:
+        outcomes = engine(journal, remote(server, api_key=secret), concurrency=1).run(many(3))
+    assert values(outcomes) == ["your key is ***", "failed: http_400", "your key is ***"]
+    written = b"".join(path.read_bytes() for path in journal.path.parent.iterdir())
+    assert b"your key is ***" in written
+    assert secret.encode() not in written
+
+
 # --- endpoints that serve nobody
 
 
@@ -427,6 +442,15 @@ def test_what_earlier_runs_spent_counts(journal: Journal) -> None:
     assert driven.tally.asked == 2
 
 
+def test_the_spending_of_earlier_runs_is_in_the_journal(journal: Journal) -> None:
+    driven = engine(journal, FIVE_WORDS, budget=budget(None), stage="collect")
+    driven.run(priced(10))
+    engine(journal, Scripted(lambda request: Reply(text="unreported")), stage="compare").run(priced(11))
+    prices = {"teacher": Price(input=1.0, output=1000.0)}
+    assert spent_usd(journal.entries("collect"), prices) == pytest.approx(driven.tally.usd)
+    assert spent_usd(journal.entries("compare"), prices) == pytest.approx(0.01, rel=0.01)
+
+
 def test_a_send_that_may_have_been_billed_counts_in_full(journal: Journal) -> None:
     with LoopbackServer(misdeed=first(1, TRUNCATED)) as server:
         driven = engine(journal, remote(server), budget=budget(1.0))
@@ -485,8 +509,8 @@ class Pool:
     def propose(self, k: int) -> Flow[list[Task]]:
         self.log.append(f"propose {k}")
         seen = len(self.pool)
-        answer = yield ask(f"proposal {k} after {seen}", replica=k)
-        again = yield ask(f"more of {answer.text}")
+        answer = yield ask(f"proposal {k} after {seen}", replica=k, sampling=Sampling(max_tokens=8))
+        again = yield ask(f"more of {answer.text}", sampling=Sampling(max_tokens=8))
         return [Task(f"{k}.{n}", f"{again.text} #{n}") for n in range(0 if k % 3 == 2 else 1 + k % 4)]
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
@@ -523,11 +547,18 @@ def test_proposals_begin_right_after_the_admission_a_window_before(journal: Jour
     assert growth.log[5:11] == ["admit 0", "propose 5", "admit 1", "propose 6", "admit 2", "propose 7"]
 
 
-def test_replaying_a_growth_asks_nothing(journal: Journal) -> None:
-    before = engine(journal, uneven(), concurrency=2).grow(Pool(), 30)
+class Unhurried(Pool):
+    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
+        time.sleep(0.01)  # time enough to commit an intent, for whoever would send
+        return super().admit(k, tasks)
+
+
+@pytest.mark.parametrize("target", [1, 2, 7, 30])
+def test_replaying_a_growth_asks_nothing(journal: Journal, target: int) -> None:
+    before = engine(journal, uneven(), concurrency=1).grow(Pool(), target)
     provider = uneven()
     again = engine(journal, provider)
-    assert again.grow(Pool(), 30) == before
+    assert again.grow(Unhurried(), target) == before
     assert (provider.requests, again.tally.asked) == ([], 0)
 
 
@@ -574,6 +605,31 @@ def test_a_failure_that_may_pass_stops_a_growth_and_the_next_run_goes_on(journal
         whole = engine(journal, remote(server)).grow(Pool(), 20).tasks
     assert whole[: len(grown.tasks)] == grown.tasks
     assert len(whole) == 20
+
+
+def test_a_growth_that_runs_out_of_money_brings_what_it_has_and_goes_on_with_more(journal: Journal) -> None:
+    with pytest.raises(Stopped) as caught:
+        engine(journal, uneven(), budget=budget(0.1)).grow(Pool(), 20)
+    assert isinstance(caught.value, BudgetStop)
+    assert caught.value.grown is not None
+    some = caught.value.grown.tasks
+    assert 0 < len(some) < 20
+    assert engine(journal, uneven()).grow(Pool(), 20).tasks[: len(some)] == some
+
+
+def test_ctrl_c_in_a_growth_brings_what_it_has_and_the_next_run_goes_on(journal: Journal) -> None:
+    def script(request: Request) -> Line:
+        if "more of <proposal 7 " in str(request.prompt):
+            signal.raise_signal(signal.SIGINT)
+        return f"<{request.prompt}>"
+
+    with pytest.raises(Interrupted, match="of 20 are finished and kept") as caught:
+        engine(journal, Scripted(script, latency_seconds=0.005)).grow(Pool(), 20)
+    assert isinstance(caught.value, Stopped)
+    assert caught.value.grown is not None
+    some = caught.value.grown.tasks
+    assert 0 < len(some) < 20
+    assert engine(journal, uneven()).grow(Pool(), 20).tasks[: len(some)] == some
 
 
 def test_a_permanent_failure_is_the_growths_own_affair(journal: Journal) -> None:

@@ -81,7 +81,7 @@ def test_a_student_that_goes_round_in_circles_is_caught():
 
 
 def test_repetition_counts_the_four_word_sequences_that_came_before():
-    assert repetition("a b c d a b c d".split()) == pytest.approx(1 / 5)
+    assert repetition(list("abcdabcd")) == pytest.approx(1 / 5)
 
 
 def test_likelihood_asks_for_the_teachers_answer_after_the_same_prompt():

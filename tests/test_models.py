@@ -18,6 +18,8 @@ from tests.tiny import save_tiny_model
 torch = pytest.importorskip("torch")
 models = pytest.importorskip("distill.student.models")
 
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21
+
 HIDDEN, LAYERS, VOCABULARY = 32, 2, 48
 TEXT = "In 2024, 3 of 10 students said:\n\n1. They don't like  naïve answers 🙂."
 

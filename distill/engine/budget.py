@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from distill.errors import RecipeError
+from distill.journal import Entry
 from distill.providers import ProviderError
 from distill.types import Request, Usage
 
@@ -99,6 +100,19 @@ class Budget:
     def _release(self, reserved_usd: float) -> None:
         self.reserved_usd -= reserved_usd
         self.in_flight -= 1
+
+
+def spent_usd(entries: Iterable[Entry], prices: Mapping[str, Price]) -> float:
+    """What a journal's answers cost by their role's price; where no usage was reported, at most.
+
+    What was in flight when a process was killed is in no journal, and not in here.
+    """
+    total = 0.0
+    for entry in entries:
+        if (price := prices.get(entry.request.role)) is not None:
+            most = Usage(most_prompt_tokens(entry.request), entry.request.sampling.max_tokens or 0)
+            total += price.usd(entry.completion.usage or most)
+    return total
 
 
 def most_prompt_tokens(request: Request) -> int:

@@ -28,7 +28,7 @@ from distill.embedded import EMBEDDED, fingerprint, looks_like_path, student_fin
 from distill.errors import MissingPackage, ServerError
 from distill.journal import canonical
 from distill.providers import ProviderError, Reply, one_line
-from distill.providers.openai import OpenAICompatible
+from distill.providers.openai import OpenAIProvider
 from distill.types import Endpoint, Request
 
 Server = Literal["transformers", "vllm"]
@@ -262,7 +262,7 @@ def _watched(command: list[str]) -> list[str]:
 
 def _vllm() -> str:
     if (found := shutil.which("vllm")) is None:
-        raise MissingPackage("`serve: vllm` needs vLLM, which is not installed; pip install vllm, or `serve: transformers`")
+        raise MissingPackage("`serve: vllm` needs vLLM, which is not installed; type: pip install vllm")
     return found
 
 
@@ -306,7 +306,7 @@ class LocalTeacher:
         self.server = LocalServer(model, log=log, server=server, start_seconds=start_seconds, say=say)
         self._timeout_seconds = timeout_seconds
         self._starting = asyncio.Lock()
-        self._client: OpenAICompatible | None = None
+        self._client: OpenAIProvider | None = None
         self._starts = 0
         self._given_up: ServerError | None = None
 
@@ -328,7 +328,7 @@ class LocalTeacher:
                 raise
             raise ProviderError("server_died", self.server.obituary(), transient=True) from error
 
-    async def _started(self) -> OpenAICompatible:
+    async def _started(self) -> OpenAIProvider:
         async with self._starting:
             if self._given_up is not None:
                 raise self._given_up
@@ -349,7 +349,9 @@ class LocalTeacher:
         except ServerError as error:
             self._given_up = error
             raise
-        self._client = OpenAICompatible(self.endpoint, base_url, timeout_seconds=self._timeout_seconds)
+        self._client = OpenAIProvider(
+            base_url, self.endpoint.model, endpoint=self.endpoint, timeout_seconds=self._timeout_seconds
+        )
 
     async def close(self) -> None:
         """Close the connections of the running loop; the server stays."""

@@ -106,8 +106,8 @@ _EXPECTED = "expected the keys id, name, instruction, instances (each with input
 class ExpansionSampling(recipe.SamplingOptions):
     """How expansion requests are drawn; the teacher's own sampling is for its answers."""
 
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.9
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.8
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.85
     max_tokens: Annotated[int, Field(ge=1)] | None = 200
 
 

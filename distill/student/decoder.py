@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from queue import SimpleQueue
-from random import getrandbits
+from random import Random, getrandbits
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ PREFILL_TOKENS = 8_192
 JOIN_EVERY = 4
 """Steps between two intakes: a pass over one short prompt costs as much as a token for everyone."""
 
-_FAULTS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+_FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What a model raises on inputs that it cannot take, and torch where memory ends."""
 
 
@@ -113,36 +114,43 @@ class Decoder:
 
     # what follows runs in the thread
 
-    @torch.inference_mode()
     def _run(self) -> None:
-        step = 0
         try:
-            while not self._stopping:
-                self._receive()
-                if self._waiting and (self._batch is None or step % JOIN_EVERY == 0):
-                    self._take_in()
-                if self._batch is not None:
-                    self._advance()
-                step += 1
+            with torch.inference_mode():
+                for step in count():
+                    self._receive()
+                    if self._stopping:
+                        return
+                    self._work(intake=self._batch is None or step % JOIN_EVERY == 0)
         finally:
             for job in (*self._jobs, *self._waiting):
                 job.future.cancel()
+
+    def _work(self, *, intake: bool) -> None:
+        if self._waiting and intake:
+            self._take_in()
+        if self._batch is not None:
+            self._advance()
 
     def _receive(self) -> None:
         """Prepare what has been asked; blocks while there is nothing to do."""
         while not self._stopping and (not self._inbox.empty() or not (self._jobs or self._waiting)):
             if (job := self._inbox.get()) is None:
                 return
-            # The tokenizer is used in this thread alone: two at once may find it "already borrowed".
-            seed = getrandbits(64) if job.request.sampling.seed is None else 0
-            job.row = _Row(job.request.sampling, _random(job.request, seed), self._ends, self._tokenizer)
-            try:
-                _fit(job.row, job.request, self._template, context_tokens(self._model))
-            except _FAULTS as error:
-                detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
-                job.row.error = ProviderError("prompt", detail)
+            job.row = self._prepared(job.request)
             if not job.settle():
                 self._waiting.append(job)
+
+    def _prepared(self, request: Request) -> _Row:
+        """The request with its prompt's ids. In this thread, for a tokenizer in two is sometimes "already borrowed"."""
+        row = _Row(request.sampling, Random(), self._ends, self._tokenizer)
+        try:
+            row.random = _random(request, getrandbits(64) if request.sampling.seed is None else 0)
+            _fit(row, request, self._template, context_tokens(self._model))
+        except _FAULTS as error:
+            detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
+            row.error = ProviderError("prompt", detail)
+        return row
 
     def _take_in(self) -> None:
         """Read the prompts of those whose turn it is, and let them join."""
@@ -167,18 +175,17 @@ class Decoder:
 
     def _next_group(self) -> Iterator[_Job]:
         """Those that fit, in the order in which they came; at least one when nothing is running."""
-        rows = [job.row for job in self._jobs if job.row]
-        longest = max((len(row.prompt) + row.limit for row in rows), default=0)
-        count, widest, taken = len(rows), 0, 0
-        while self._waiting and count < self._most_rows:
+        lengths = [len(job.row.prompt) + job.row.limit for job in self._jobs if job.row]
+        prompts: list[int] = []
+        while self._waiting and len(lengths) < self._most_rows:
             row = self._waiting[0].row
             assert row is not None
-            longest = max(longest, len(row.prompt) + row.limit)
-            widest = max(widest, len(row.prompt))
-            too_long = widest * (taken + 1) > PREFILL_TOKENS
-            if (taken and too_long) or (count and longest * (count + 1) > MOST_TOKENS):
+            prompts.append(len(row.prompt))
+            lengths.append(len(row.prompt) + row.limit)
+            if len(prompts) > 1 and max(prompts) * len(prompts) > PREFILL_TOKENS:
                 return
-            count, taken = count + 1, taken + 1
+            if len(lengths) > 1 and max(lengths) * len(lengths) > MOST_TOKENS:
+                return
             yield self._waiting.popleft()
 
     def _admit(self, rows: list[_Row]) -> None:
@@ -272,9 +279,10 @@ def _check_cache(model: Any) -> None:
     foreign = {type(layer) for layer in DynamicCache(config=model.config).layers}
     foreign -= {DynamicLayer, DynamicSlidingWindowLayer}
     if foreign:
+        kinds = ", ".join(sorted(kind.__name__ for kind in foreign))
         raise ServerError(
-            f"{model.config.model_type} models keep a state that is not keys and values "
-            f"({', '.join(sorted(kind.__name__ for kind in foreign))}), which this server cannot batch; use `serve: vllm`"
+            f"a {model.config.model_type} model keeps more than keys and values ({kinds}), which this server cannot "
+            "batch; use `serve: vllm`"
         )
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import struct
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
@@ -226,7 +227,7 @@ def _read_gguf(gguf: Path) -> tuple[Any, Any]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(alone, **at)
             return AutoModelForCausalLM.from_pretrained(alone, **at, dtype=torch.float32), tokenizer
-        except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower, transformers anything
+        except Exception as error:  # tokenizers raises nothing narrower
             raise ModelError(
                 f"{gguf} cannot be read as GGUF ({_first_line(error, alone)}); it is damaged or of an unknown kind"
             ) from error
@@ -317,7 +318,7 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower, transformers anything
+    except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
     _part_pad_from_eos(tokenizer)
     return tokenizer
@@ -354,7 +355,7 @@ def load_causal(
             )
     except ImportError as error:
         raise MissingPackage(f"4-bit weights need the package `bitsandbytes` ({_first_line(error)})") from error
-    except Exception as error:  # noqa: BLE001 - tokenizers raises nothing narrower, transformers anything
+    except Exception as error:  # tokenizers raises nothing narrower
         raise ModelError(f"the model in {folder} cannot be read: {_first_line(error)}") from error
     if layers is not None:
         prune(model, layers)
@@ -452,7 +453,9 @@ def load_student(
 def _merged(model: Any, adapter: Path) -> Any:
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
 
 
 @contextmanager

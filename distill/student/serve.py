@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -23,8 +23,10 @@ from distill.embedded import Say, read_base
 from distill.errors import ServerError
 from distill.providers import ProviderError, one_line
 from distill.providers.local import served_name
-from distill.student.decoder import Decoded, Decoder
 from distill.types import Message, Request, Sampling
+
+if TYPE_CHECKING:
+    from distill.student.decoder import Decoded, Decoder
 
 LARGEST_BODY_BYTES = 4 * 2**20
 """A longer request is refused with 413."""
@@ -69,6 +71,9 @@ def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
+_Stop = Annotated[str, Field(min_length=1)]
+
+
 class _Turn(BaseModel):
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "user", "assistant"]
@@ -83,7 +88,7 @@ class _Body(BaseModel):
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(_listed), Field(max_length=16)] = None
+    stop: Annotated[list[_Stop] | None, BeforeValidator(_listed), Field(max_length=16)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     seed: int | None = None
@@ -267,11 +272,11 @@ def serve(
     that a message mentions stay text; a raw prompt is tokenised as it stands. A request without max_tokens gets at most
     512. Raises `ServerError` when the port is taken and `ModelError` for the model.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # while it loads there is nothing to tidy up
     if parent_pipe is not None:
         threading.Thread(target=_die_with, args=(parent_pipe,), name="parent", daemon=True).start()
     listener = _bound(host, port)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # while it loads there is nothing to tidy up
     if not _is_loopback(host):
         say(f"warning: anyone who can reach {host} can use this server; it asks for no key")
     app, decoder = _loaded(model, say)
@@ -314,6 +319,7 @@ def _loaded(model: str, say: Say) -> tuple[web.Application, Decoder]:
     import torch
 
     from distill.student import models
+    from distill.student.decoder import Decoder
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)))

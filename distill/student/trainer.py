@@ -167,8 +167,8 @@ def _say_drift(sessions: Sequence[Session], template: str, tokenizer: Any, say: 
     drifting = [session.id for session in sample if chat.drifts(session.messages, template, tokenizer)]
     if drifting:
         say(
-            f"{len(drifting)} of the first {len(sample)} sessions (such as {drifting[0]}) are trained as other tokens than "
-            "apply_chat_template gives: they mention special tokens, or an answer begins with what merges"
+            f"{len(drifting)} of the first {len(sample)} sessions (such as {drifting[0]}) are trained as other tokens "
+            "than apply_chat_template gives: they mention special tokens, or an answer begins with what merges"
         )
 
 

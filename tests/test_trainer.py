@@ -1,0 +1,378 @@
+"""Training: real QLoRA in NF4 on a tiny random Llama with the real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill import train as stage
+from distill.errors import DistillError, ModelError
+from distill.rows import read_jsonl, write_rows
+from distill.train import TrainOptions
+from distill.types import Message, Session
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.model
+
+COLOURS = ["red", "blue", "green", "black", "white", "brown"]
+SESSIONS = [
+    Session(f"s{i}", (Message("user", f"Number {i}?"), Message("assistant", f"{i} is {COLOURS[i % 6]}, I say.")))
+    for i in range(24)
+]
+OPTIONS = TrainOptions.model_validate(
+    {"epochs": 2, "learning_rate": 5e-3, "lora": {"r": 8, "dropout": 0.1}, "batch_tokens": 80, "save_steps": 2}
+)
+"""With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    from tiny import save_tiny_model
+
+    return str(save_tiny_model(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+class Watcher:
+    """A progress that keeps what it is told."""
+
+    def __init__(self):
+        self.updates = []
+
+    def update(self, done, total=None, note=""):
+        self.updates.append((done, total, note))
+
+
+def run(folder, model, *, sessions=SESSIONS, options=OPTIONS, seed=1, layers=3, progress=None):
+    from distill.student import trainer
+
+    said: list[str] = []
+    result = trainer.train(
+        sessions,
+        folder,
+        model=model,
+        layers=layers,
+        template="chatml",
+        options=options,
+        seed=seed,
+        progress=progress,
+        say=said.append,
+    )
+    return result, said
+
+
+def weights(folder) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    """A student trained without interruption, what the run returned, and what it reported."""
+    folder = tmp_path_factory.mktemp("run") / "student"
+    watcher = Watcher()
+    result, said = run(folder, tiny, progress=watcher)
+    return folder, result, said, watcher
+
+
+def loss_of(model, tokenizer) -> float:
+    from distill import chat
+
+    losses = []
+    for session in SESSIONS:
+        example = chat.encode(session.messages, "chatml", tokenizer)
+        with torch.no_grad():
+            out = model(input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([example.labels]))
+        losses.append(out.loss.item())
+    return sum(losses) / len(losses)
+
+
+def test_the_student_has_learnt_and_its_base_has_not(trained, tiny):
+    from distill.student.models import load_student
+
+    folder, result, said, _ = trained
+    base, student = (loss_of(*load_student(folder, adapter=adapter)) for adapter in (False, True))
+    assert student < base - 1
+    assert (result.rows, result.too_long, result.empty) == (24, 0, 0)
+    assert result.trained_tokens < result.tokens
+    assert said == []
+
+
+def test_a_student_folder_tells_its_base_and_keeps_no_checkpoints(trained, tiny):
+    from distill.embedded import fingerprint
+
+    told = json.loads((trained[0] / "base.json").read_text())
+    assert told == {
+        "model": tiny,
+        "fingerprint": fingerprint(tiny),
+        "layers": [0, 2, 3],
+        "template": "chatml",
+        "quantised": True,
+    }
+    names = {path.name for path in trained[0].iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "train_log.jsonl"} <= names
+    assert not names & {"checkpoints", ".new", "README.md"}
+
+
+def test_every_linear_layer_has_an_adapter_in_float32(trained):
+    adapter = weights(trained[0])
+    kinds = {name.split(".")[-3] for name in adapter}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert len(adapter) == 3 * 7 * 2
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+
+
+def test_the_saved_tokenizer_asks_in_the_trained_ids_and_pads_with_another_token_than_the_end(trained):
+    from distill import chat
+    from distill.student.models import load_tokenizer
+
+    tokenizer = load_tokenizer(trained[0])
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Number 3?"}], add_generation_prompt=True, return_dict=False
+    )
+    assert asked == chat.prompt_ids([Message("user", "Number 3?")], "chatml", tokenizer)
+    assert tokenizer.pad_token != tokenizer.eos_token
+
+
+def test_the_log_and_the_progress_have_every_step_once(trained):
+    folder, result, _, watcher = trained
+    rows = list(read_jsonl(folder / "train_log.jsonl"))
+    assert [row["step"] for row in rows] == list(range(1, result.steps + 1))
+    assert set(rows[0]) == {"step", "steps", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds"}
+    assert rows[-1]["tokens"] == 2 * result.tokens
+    assert [(done, total) for done, total, _ in watcher.updates] == [(i, result.steps) for i in range(result.steps + 1)]
+    assert "tokens/s" in watcher.updates[-1][2]
+
+
+KILLED = """
+import os, signal, sys
+def watch(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        os.write(2, b"tried the network")
+        os._exit(3)
+sys.addaudithook(watch)
+from test_trainer import run
+from pathlib import Path
+class Killer:
+    def update(self, done, total=None, note=""):
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+run(Path(sys.argv[1]), sys.argv[2], progress=Killer())
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tiny, tmp_path_factory) -> Path:
+    """What is left of the same run, killed after its fifth step; that process may not use the network."""
+    folder = tmp_path_factory.mktemp("killed") / "student"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    finished = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), tiny], env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == -9, finished.stderr
+    return folder
+
+
+def test_a_killed_run_leaves_no_student(killed):
+    assert not (killed / "base.json").exists()
+    assert not (killed / "adapter_model.safetensors").exists()
+
+
+def test_a_run_killed_and_resumed_has_the_very_weights_of_an_uninterrupted_one(trained, killed, tiny, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "student")
+    half = shutil.copytree(folder / "checkpoints/checkpoint-4", folder / "checkpoints/checkpoint-6")
+    (half / "optimizer.pt").write_bytes(b"")
+    shutil.copytree(half, folder / "checkpoints/checkpoint-8")
+    (folder / "checkpoints/checkpoint-8/distill.json").unlink()
+    result, said = run(folder, tiny)
+    assert said == ["going on from step 4"]
+    whole, resumed = weights(trained[0]), weights(folder)
+    assert whole.keys() == resumed.keys()
+    assert max((whole[name] - resumed[name]).abs().max().item() for name in whole) == 0.0
+    losses = [[row["loss"] for row in read_jsonl(path / "train_log.jsonl")] for path in (trained[0], folder)]
+    assert losses[0] == losses[1]
+    assert (result.steps, result.final_loss) == (trained[1].steps, trained[1].final_loss)
+
+
+def test_a_run_with_other_data_starts_over_and_says_so(killed, tiny, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "student")
+    _, said = run(folder, tiny, sessions=SESSIONS[:6])
+    assert len(said) == 1
+    assert "have changed since the last checkpoint: training starts over" in said[0]
+    steps = [row["step"] for row in read_jsonl(folder / "train_log.jsonl")]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def built(tiny, **options):
+    """TRL's trainer as we build it, without dropout, and the examples."""
+    from distill import chat
+    from distill.student import models, trainer
+
+    tokenizer = models.load_tokenizer(Path(tiny))
+    examples = [chat.encode(session.messages, "chatml", tokenizer) for session in SESSIONS[:8]]
+    with trainer._quiet():
+        made = trainer._build(
+            Path(tiny), None, tokenizer, examples, options=TrainOptions(**options), seed=1, output=Path(tiny) / "no"
+        )
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made, examples
+
+
+def loss_and_gradients(trainer, inputs, *, ours=True, items=None):
+    from trl import SFTTrainer
+
+    trainer.model.zero_grad()
+    compute = trainer.compute_loss if ours else super(type(trainer), trainer).compute_loss
+    assert ours or compute.__func__ is SFTTrainer.compute_loss
+    loss = compute(trainer.model, dict(inputs), num_items_in_batch=items)
+    loss.backward()
+    gradients = [p.grad.flatten().clone() for p in trainer.model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(gradients)
+
+
+def test_packed_rows_do_not_see_each_other(tiny):
+    trainer, examples = built(tiny, batch_tokens=1000)
+    (packed,) = list(trainer.get_train_dataloader())
+    assert packed["input_ids"].shape == (1, sum(len(example.input_ids) for example in examples))
+    items = sum(example.trained for example in examples)
+    together, gradient = loss_and_gradients(trainer, packed, items=items)
+    alone, summed = 0.0, torch.zeros_like(gradient)
+    for example in examples:
+        row = trainer.data_collator([{"input_ids": example.input_ids, "labels": example.labels}])
+        loss, one = loss_and_gradients(trainer, row, items=items)
+        alone, summed = alone + loss, summed + one
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert torch.allclose(gradient, summed, atol=1e-5)
+
+
+def test_the_loss_and_its_gradients_are_those_of_trl(tiny):
+    trainer, _ = built(tiny, batch_tokens=1000)
+    (packed,) = list(trainer.get_train_dataloader())
+    loss, gradient = loss_and_gradients(trainer, packed, items=37)
+    theirs, their_gradient = loss_and_gradients(trainer, packed, ours=False, items=37)
+    assert loss == pytest.approx(theirs, abs=1e-5)
+    assert torch.allclose(gradient, their_gradient, atol=1e-5)
+
+
+def test_gradients_stay_right_after_an_evaluation(tiny):
+    trainer, _ = built(tiny, batch_tokens=1000)
+    (packed,) = list(trainer.get_train_dataloader())
+    _, before = loss_and_gradients(trainer, packed)
+    trainer.model.eval()
+    with torch.no_grad():
+        trainer.model(input_ids=packed["input_ids"][:, :8])
+    trainer.model.train()
+    assert torch.equal(before, loss_and_gradients(trainer, packed)[1])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_one_line(tiny, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = shutil.copytree(tiny, tmp_path / "model")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], math.inf)
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError) as caught:
+        run(tmp_path / "student", str(broken))
+    assert str(caught.value).startswith("training stopped at step 1 of ")
+    assert "lower train.learning_rate" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "student/checkpoints").iterdir())
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
+    long = Session("long", (Message("user", "Speak."), Message("assistant", "word " * 200)))
+    options = OPTIONS.model_copy(update={"max_length": 100, "epochs": 0.1})
+    result, said = run(tmp_path / "student", tiny, sessions=[*SESSIONS[:4], long], options=options)
+    assert (result.rows, result.too_long) == (4, 1)
+    assert said == ["1 of 5 sessions are longer than train.max_length=100 and left out"]
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([Session("a", (Message("user", "x " * 600), Message("assistant", "y")))], "1 are longer than train.max_length"),
+        ([Session("a", (Message("user", "x"), Message("assistant", "")), {"truncated": True})], "1 have no answer"),
+        ([Session("a", (Message("tool", "x"), Message("assistant", "y")))], 'session a: template chatml has no place'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_said_in_one_line(tiny, tmp_path, sessions, expected):
+    with pytest.raises(DistillError) as caught:
+        run(tmp_path / "student", tiny, sessions=sessions)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_lora_trains_without_quantisation(tiny, tmp_path):
+    options = OPTIONS.model_copy(update={"method": "lora"})
+    result, _ = run(tmp_path / "student", tiny, options=options, layers=None)
+    told = json.loads((tmp_path / "student/base.json").read_text())
+    assert (told["quantised"], told["layers"]) == (False, None)
+    first = next(read_jsonl(tmp_path / "student/train_log.jsonl"))
+    assert result.final_loss < first["loss"] - 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "settings", "expected"),
+    [
+        ([80] * 80, {"epochs": 2, "batch_tokens": None, "micro": 512}, (356, 1)),
+        ([10], {"epochs": 1, "batch_tokens": None, "micro": 512}, (128, 1)),
+        ([100] * 100_000, {"epochs": 3, "batch_tokens": None, "micro": 512}, (512, 32)),
+        ([100] * 100_000, {"epochs": 3, "batch_tokens": None, "micro": 4096}, (4096, 4)),
+        ([400, 900], {"epochs": 1, "batch_tokens": 1000, "micro": 512}, (900, 2)),
+    ],
+)
+def test_small_sets_are_divided_into_small_steps(lengths, settings, expected):
+    from distill.student.trainer import batches
+
+    layout = batches(lengths, **settings)
+    assert (layout.pack, layout.accumulation) == expected
+
+
+def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, capfd):
+    write_rows(tmp_path / "kept.jsonl", SESSIONS[:6])
+    options = OPTIONS.model_copy(update={"epochs": 1})
+    counts = stage.train(tmp_path, model=tiny, layers=2, template="vicuna", options=options, seed=3)
+    assert (tmp_path / "student/base.json").is_file()
+    assert (counts["rows"], counts["too_long"]) == (6, 0)
+    assert json.dumps(counts)
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert [line for line in printed.err.splitlines() if not line.startswith("train: ")] == []
+
+
+def test_no_rows_is_one_line(tmp_path):
+    with pytest.raises(DistillError, match="holds no sessions to train on; run curate first"):
+        stage.train(tmp_path, model="x", layers=None, template="chatml", options=OPTIONS, seed=1)
+
+
+MISSING = """
+import sys
+sys.modules["datasets"] = None
+from pathlib import Path
+from distill import errors, train
+assert "torch" not in sys.modules
+try:
+    train.train(Path(sys.argv[1]), model="x", layers=None, template="chatml", options=train.TrainOptions(), seed=1)
+except errors.MissingPackage as error:
+    print(error)
+"""
+
+
+def test_a_missing_package_is_one_line_and_options_need_no_torch(tmp_path):
+    write_rows(tmp_path / "kept.jsonl", SESSIONS[:1])
+    finished = subprocess.run(
+        [sys.executable, "-c", MISSING, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    expected = "training needs datasets, which is not installed; type: pip install 'distill[train]'"
+    assert finished.stdout.strip() == expected
