@@ -83,7 +83,7 @@ def _spending(recipe: Recipe) -> list[str]:
     if recipe.compare is not None and recipe.collect is not None:
         test = recipe.collect.test
         planned.append(("compare", test, test * PROMPT_TOKENS, test * most if most else None))
-    found = [_planned_line(name, *rest, recipe) for name, *rest in planned]
+    found = [_planned_line(*plan, recipe) for plan in planned]
     generated = sum(plan[3] or 0 for plan in planned)
     if teacher.serve is not None and teacher.model in EMBEDDED:
         minutes = generated / TEACHER_TOKENS_PER_SECOND / 60

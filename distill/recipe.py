@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -328,12 +329,12 @@ def _with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
     for name, lookup in (("expand", parts.expand), ("collect", parts.collect)):
         section = getattr(recipe, name)
         if section is not None:
-            changed[name] = _filled(section, lambda s, f=lookup: f(s.strategy), (name,), faults)
+            changed[name] = _filled(section, partial(lookup, section.strategy), (name,), faults)
     if recipe.train is not None:
-        changed["train"] = _filled(recipe.train, lambda _: parts.train, ("train",), faults)
+        changed["train"] = _filled(recipe.train, lambda: parts.train, ("train",), faults)
     if recipe.curate is not None:
         rules = [
-            _filled(rule, lambda r: parts.filter(r.filter), ("curate", rule.filter), faults) for rule in recipe.curate
+            _filled(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults) for rule in recipe.curate
         ]
         changed["curate"] = rules
     for metric in recipe.compare.metrics if recipe.compare is not None else ():
@@ -345,11 +346,11 @@ def _with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
 
 
 def _filled(
-    section: PartSection, model_of: Callable[[Any], type[Options]], prefix: tuple[str, ...], faults: list[str]
+    section: PartSection, model_of: Callable[[], type[Options]], prefix: tuple[str, ...], faults: list[str]
 ) -> PartSection:
     extra = dict(section.model_extra or {})
     try:
-        model = model_of(section)
+        model = model_of()
         options = model.model_validate(extra)
     except RecipeError as error:
         faults.append(f"{'.'.join(prefix)}: {error}")

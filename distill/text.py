@@ -16,7 +16,7 @@ def words(text: str) -> list[str]:
 
 
 def rouge_tokens(text: str) -> list[str]:
-    """Tokens as rouge_score's default tokenizer makes them without stemming: runs of [a-z0-9] of the lower-cased text."""
+    """Tokens as rouge_score makes them without stemming: runs of [a-z0-9] of the lower-cased text."""
     return _NOT_ROUGE.sub(" ", text.lower()).split()
 
 

@@ -27,7 +27,7 @@ SESSIONS = [
     for i in range(24)
 ]
 OPTIONS = TrainOptions.model_validate(
-    {"epochs": 2, "learning_rate": 5e-3, "lora": {"r": 8, "dropout": 0.1}, "batch_tokens": 80, "save_steps": 2}
+    {"epochs": 2, "learning_rate": 3e-2, "lora": {"r": 8, "dropout": 0.1}, "batch_tokens": 80, "save_steps": 2}
 )
 """With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
 
@@ -211,21 +211,24 @@ def test_a_run_with_other_data_starts_over_and_says_so(killed, tiny, tmp_path):
     assert steps == list(range(1, len(steps) + 1))
 
 
-def built(tiny, **options):
-    """TRL's trainer as we build it, without dropout, and the examples."""
+@pytest.fixture(scope="module")
+def built(tiny):
+    """TRL's trainer as we build it, without dropout, with adapters that do something; its examples; them packed."""
     from distill import chat
     from distill.student import models, trainer
 
     tokenizer = models.load_tokenizer(Path(tiny))
     examples = [chat.encode(session.messages, "chatml", tokenizer) for session in SESSIONS[:8]]
+    options = TrainOptions(batch_tokens=1000)
     with trainer._quiet():
         made = trainer._build(
-            Path(tiny), None, tokenizer, examples, options=TrainOptions(**options), seed=1, output=Path(tiny) / "no"
-        )
+            Path(tiny), None, tokenizer, examples, options=options, seed=1, output=Path(tiny) / "no"
+        )  # fmt: skip
     for name, parameter in made.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    return made, examples
+    (packed,) = list(made.get_train_dataloader())
+    return made, examples, packed
 
 
 def loss_and_gradients(trainer, inputs, *, ours=True, items=None):
@@ -240,9 +243,8 @@ def loss_and_gradients(trainer, inputs, *, ours=True, items=None):
     return loss.item(), torch.cat(gradients)
 
 
-def test_packed_rows_do_not_see_each_other(tiny):
-    trainer, examples = built(tiny, batch_tokens=1000)
-    (packed,) = list(trainer.get_train_dataloader())
+def test_packed_rows_do_not_see_each_other(built):
+    trainer, examples, packed = built
     assert packed["input_ids"].shape == (1, sum(len(example.input_ids) for example in examples))
     items = sum(example.trained for example in examples)
     together, gradient = loss_and_gradients(trainer, packed, items=items)
@@ -255,18 +257,16 @@ def test_packed_rows_do_not_see_each_other(tiny):
     assert torch.allclose(gradient, summed, atol=1e-5)
 
 
-def test_the_loss_and_its_gradients_are_those_of_trl(tiny):
-    trainer, _ = built(tiny, batch_tokens=1000)
-    (packed,) = list(trainer.get_train_dataloader())
+def test_the_loss_and_its_gradients_are_those_of_trl(built):
+    trainer, _, packed = built
     loss, gradient = loss_and_gradients(trainer, packed, items=37)
     theirs, their_gradient = loss_and_gradients(trainer, packed, ours=False, items=37)
     assert loss == pytest.approx(theirs, abs=1e-5)
     assert torch.allclose(gradient, their_gradient, atol=1e-5)
 
 
-def test_gradients_stay_right_after_an_evaluation(tiny):
-    trainer, _ = built(tiny, batch_tokens=1000)
-    (packed,) = list(trainer.get_train_dataloader())
+def test_gradients_stay_right_after_an_evaluation(built):
+    trainer, _, packed = built
     _, before = loss_and_gradients(trainer, packed)
     trainer.model.eval()
     with torch.no_grad():

@@ -24,7 +24,8 @@ from distill.student.batches import by_length, context_tokens, padded
 from distill.types import Finish, Request, Sampling, Usage
 
 Watch: TypeAlias = Callable[[int, int], None]
-"""Is told, after each step, how many requests are answered and how many tokens have been drawn."""
+"""Is told, after each step, how many answers' worth of steps are done (an unfinished one counts by its share of its
+bound) and how many tokens have been drawn."""
 
 DEFAULT_MAX_TOKENS = 512
 """Where a request gives no bound; an untrained base may never stop."""
@@ -67,7 +68,8 @@ def answer(
 
 def _tell(watch: Watch | None, rows: Sequence[_Row]) -> None:
     if watch is not None:
-        watch(sum(row.done for row in rows), sum(len(row.new) for row in rows))
+        worth = sum(1.0 if row.done else len(row.new) / row.limit for row in rows)
+        watch(int(worth), sum(len(row.new) for row in rows))
 
 
 def _end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
