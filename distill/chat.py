@@ -261,13 +261,17 @@ class _Rendering:
         input_ids: list[int] = []
         labels: list[int] = []
         place: _Place = "start"
+        alike = _places_alike(self._tokenizer)
         for span in spans:
             for piece in self._pieces(span.text):
-                ids = [piece] if isinstance(piece, int) else _plain_ids(piece, self._tokenizer, place)
+                ids = [piece] if isinstance(piece, int) else self._plain_ids(piece, alone=place in alike)
                 input_ids += ids
                 labels += ids if span.trained else [IGNORED] * len(ids)
                 place = "special" if isinstance(piece, int) else "text"
         return Example(input_ids, labels)
+
+    def _plain_ids(self, run: str, *, alone: bool) -> list[int]:
+        return _split_ids(run, self._tokenizer) if alone else _inner_ids(run, self._tokenizer)
 
     def _pieces(self, text: str) -> Iterator[int | str]:
         """Ids of the template's special tokens, and the runs of plain text between them."""
@@ -288,19 +292,18 @@ _Place = Literal["start", "special", "text"]
 """What a run of plain text follows."""
 
 
-def _plain_ids(text: str, tokenizer: Tokenizer, place: _Place) -> list[int]:
-    """Ids of a piece of a longer text, in which special tokens are mere text.
+def _places_alike(tokenizer: Tokenizer) -> frozenset[_Place]:
+    """Where a run of plain text has the ids that it has alone.
 
-    SentencePiece-like tokenizers put a space before every text, or only at the start: what they would not put there in
-    the longer text is taken off by tokenising after a letter.
+    SentencePiece-like tokenizers put a space before every text, or only at the start of one: elsewhere, the ids that a
+    run has alone would hold a space too many.
     """
-    ids = _split_ids(text, tokenizer)
-    if place == "start" or _split_ids("a", tokenizer) == _inner_ids("a", tokenizer):
-        return ids
-    end = tokenizer.eos_token
-    if place == "special" and tokenizer.encode(end + "a", add_special_tokens=False)[1:] == _split_ids("a", tokenizer):
-        return ids
-    return _inner_ids(text, tokenizer)
+    alone = _split_ids("a", tokenizer)
+    if alone == _inner_ids("a", tokenizer):
+        return frozenset(("start", "special", "text"))
+    if tokenizer.encode(tokenizer.eos_token + "a", add_special_tokens=False)[1:] == alone:
+        return frozenset(("start", "special"))
+    return frozenset(("start",))
 
 
 def _split_ids(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -104,9 +104,9 @@ def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) 
 
 class _TaskLine(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
-    id: str | None = None
+    id: str | int | None = None
     instruction: str
-    input: str = ""
+    input: str | None = None
     meta: dict[str, Any] = {}
 
 
@@ -120,7 +120,7 @@ def load_tasks(path: Path) -> list[Task]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SeedsError(f"cannot read the tasks {path}: {error}; expected a UTF-8 file") from error
-    is_json = path.suffix == ".jsonl" or text.lstrip().startswith("{")
+    is_json = path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
     read = _json_task if is_json else _text_task
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if not lines:
@@ -146,7 +146,8 @@ def _json_task(line: str, number: int, where: str) -> Task:
         raise SeedsError(f"{where}: not JSON ({error}); {expected}") from error
     if not row.instruction.strip():
         raise SeedsError(f"{where}: `instruction` is empty; {expected}")
-    return Task(row.id or f"line-{number:05}", row.instruction, row.input, row.meta)
+    id = f"line-{number:05}" if row.id is None else str(row.id)
+    return Task(id, row.instruction, row.input or "", row.meta)
 
 
 def _require_distinct(tasks: Sequence[Task], places: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from distill.run import STAGES, Run, StageRecord
 from distill.strategies import STRATEGIES
 
 SHARED_SOURCES = ("distill.types", "distill.rows", "distill.text")
-STUDENT_SOURCES = ("distill.student.generate", "distill.student.likelihood", "distill.student.models")
+STUDENT_SOURCES = tuple(f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models"))
 IN_PROCESS_BATCH = 32
 ACCEPTABLE = "failures within collect.max_failed"
 

@@ -176,6 +176,16 @@ def test_json_lines_keep_their_ids_inputs_and_meta(tmp_path):
     assert task == Task("a", "Translate.", "Hallo", {"topic": "words"})
 
 
+def test_a_number_is_an_id_and_a_null_no_input(tmp_path):
+    (task,) = load_tasks(written(tmp_path, "tasks.jsonl", '{"id": 0, "instruction": "Hi there.", "input": null}'))
+    assert (task.id, task.input) == ("0", "")
+
+
+def test_a_json_array_is_not_taken_for_prompts(tmp_path):
+    with pytest.raises(SeedsError, match=r"tasks\.json:1: not JSON"):
+        load_tasks(written(tmp_path, "tasks.json", '[\n{"instruction": "Hi there."}\n]'))
+
+
 def test_a_line_separator_inside_a_prompt_ends_no_line(tmp_path):
     (task,) = load_tasks(written(tmp_path, "tasks.jsonl", '{"instruction": "One\u2028two."}\n'))
     assert task.instruction == "One\u2028two."

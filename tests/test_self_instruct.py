@@ -211,10 +211,35 @@ def test_every_forbidden_word_is_refused():
     assert {form_fault(f"Please show me a {word} now.") for word in FORBIDDEN_WORDS} == {"forbidden_word"}
 
 
-def test_our_own_two_rules_can_be_switched_off():
-    assert (
-        len(admitted(growth(reject=[]), "Summarise this paragraph in one sentence.", "The sky is blue at noon.")) == 2
-    )
+def test_our_own_rules_can_be_switched_off():
+    texts = ("Summarise this paragraph in one sentence.", "The sky is blue at noon.")
+    assert admitted(growth(reject=[]), *texts) == list(texts)
+
+
+MOONS = [
+    f"How far away {verb} {thing}?" for verb, thing in zip(("is", "lies", "was", "stood", "went"), "abcde", strict=True)
+]
+
+
+def test_an_opening_that_four_tasks_share_is_refused():
+    part = growth()
+    assert admitted(part, *MOONS) == MOONS[:4]
+    assert part.rejected == {"common_opening": 1}
+
+
+def test_an_opening_may_begin_one_task_in_sixteen():
+    part = growth()
+    others = [f"Paint{number} red{number} hats{number} now{number}." for number in range(80)]
+    assert len(admitted(part, *others)) == 80
+    assert admitted(part, *MOONS) == MOONS
+
+
+def test_words_of_ones_own_can_be_forbidden():
+    part = growth(forbidden=["moon", "brand x"])
+    assert admitted(part, "How far is the Moon?", "Praise Brand X in rhyme.", "Name a few moons.") == [
+        "Name a few moons."
+    ]
+    assert part.rejected == {"forbidden_word": 2}
 
 
 def test_a_task_like_a_seed_is_refused():

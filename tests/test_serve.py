@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from tiny import save_tiny_model
 
-from distill import chat
 from distill.errors import ServerError
 from distill.providers import ProviderError
 from distill.providers.local import LocalServer
-from distill.types import Message, Request, Sampling
+from distill.types import Request, Sampling
 
 pytestmark = pytest.mark.model
 
@@ -101,7 +97,7 @@ def test_an_answer_ends_at_max_tokens(client: Client):
 
 
 def test_an_answer_that_ends_by_itself_counts_its_end_token(client: Client, tokenizer: Any):
-    body = client.chat([{"role": "user", "content": "Say yes."}], temperature=0, max_tokens=60)
+    body = client.chat([{"role": "user", "content": "List 5 fruits."}], temperature=0, max_tokens=60)
     choice = body["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert choice["token_ids"][-1] == tokenizer.eos_token_id
@@ -195,9 +191,10 @@ def test_malformed_conversations_are_refused(client: Client, messages: Any):
 def test_defaults_and_text_parts_that_other_clients_send_are_taken(client: Client):
     parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     options = {"n": 1, "stream": False, "logprobs": False, "user": "me", "stop": None, "max_completion_tokens": 2}
-    assert client.chat(parts, **options)["prompt_token_ids"] == client.chat(
-        [{"role": "user", "content": "Hi"}], max_tokens=1
-    )["prompt_token_ids"]
+    assert (
+        client.chat(parts, **options)["prompt_token_ids"]
+        == client.chat([{"role": "user", "content": "Hi"}], max_tokens=1)["prompt_token_ids"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,11 +220,11 @@ def test_health_and_models_answer(client: Client):
 
 def test_a_client_that_leaves_takes_its_request_with_it(client: Client):
     process = psutil.Process(client.pid)
-    connection = socket.create_connection(("127.0.0.1", client.port))
-    body = json.dumps({"prompt": "Once", "max_tokens": 8000, "temperature": 1.0, "stop": None}).encode()
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-    assert _becomes(process, busy=True)
-    connection.close()
+    body = json.dumps({"prompt": "la la la la", "max_tokens": 8000, "temperature": 0, "stop": None}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", client.port)) as connection:
+        connection.sendall(head % len(body) + body)
+        assert _becomes(process, busy=True)
     assert _becomes(process, busy=False)
 
 
@@ -289,7 +286,9 @@ def test_an_answer_does_not_depend_on_who_joins_and_leaves(tiny: tuple[Any, Any]
     for future in futures:
         decoded = future.result(60)
         ids = torch.tensor([decoded.prompt_ids])
-        alone = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(decoded.token_ids), do_sample=False)
+        alone = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=len(decoded.token_ids), do_sample=False
+        )
         assert decoded.token_ids == alone[0, ids.shape[1] :].tolist()
     assert decoder.stop(seconds=5)
 

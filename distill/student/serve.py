@@ -71,7 +71,7 @@ def _listed(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-_Stop = Annotated[str, Field(min_length=1)]
+_Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 
 
 class _Turn(BaseModel):
@@ -88,7 +88,7 @@ class _Body(BaseModel):
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    stop: Annotated[list[_Stop] | None, BeforeValidator(_listed), Field(max_length=16)] = None
+    stop: Annotated[_Stops | None, BeforeValidator(_listed)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     seed: int | None = None

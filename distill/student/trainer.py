@@ -28,7 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from distill import chat
 from distill.console import Progress, Silent
 from distill.embedded import fingerprint, read_json, write_json
-from distill.errors import DistillError, ModelError
+from distill.errors import DistillError, ModelError, RunFolderError
 from distill.fingerprints import json_sha256
 from distill.rows import append_row, read_jsonl, write_rows
 from distill.student import models
@@ -114,7 +114,7 @@ def train(
     told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
     told["quantised"] = options.method == "qlora"
     run = _Run(student_folder, _identity(examples, told, options, seed), tell)
-    with _quiet():
+    with _quiet(), _in_our_words(student_folder):
         trainer = _build(base, kept, tokenizer, examples, options=options, seed=seed, output=run.checkpoints)
         done = run.resume()
         log = _Log(student_folder / "train_log.jsonl", done, trainer, run, progress or Silent())
@@ -176,8 +176,9 @@ def batches(lengths: Sequence[int], *, epochs: float, batch_tokens: int | None, 
     """Lay examples of these lengths (in tokens) into steps of about `batch_tokens`, at most `micro` a forward pass."""
     least, most = BATCH_TOKENS
     aimed = batch_tokens or min(max(math.ceil(sum(lengths) * epochs / AIMED_STEPS), least), most)
-    accumulation = math.ceil(aimed / max(micro, *lengths))
-    return Batches(pack=max(math.ceil(aimed / accumulation), *lengths), accumulation=accumulation)
+    longest = max(lengths)
+    accumulation = math.ceil(aimed / max(micro, longest))
+    return Batches(pack=max(math.ceil(aimed / accumulation), longest), accumulation=accumulation)
 
 
 # Building TRL's trainer
@@ -433,9 +434,10 @@ def _save(trainer: _Trainer, tokenizer: Any, template: str, told: dict[str, Any]
     """Write the student beside and move it into place; base.json, without which nobody reads it, comes last."""
     new = folder / ".new"
     shutil.rmtree(new, ignore_errors=True)
-    adapter = trainer.model
-    adapter.peft_config["default"].base_model_name_or_path = told["model"]  # not where it lies on this machine
-    adapter.save_pretrained(new, save_embedding_layers=False)
+    settings = trainer.model.peft_config["default"]
+    settings.base_model_name_or_path = told["model"]  # not where it lies on this machine
+    settings.target_modules = sorted(settings.target_modules)  # a set, in another order each time
+    trainer.model.save_pretrained(new, save_embedding_layers=False)
     tokenizer.chat_template = chat.jinja(template, tokenizer)
     tokenizer.save_pretrained(new)
     (new / "README.md").unlink(missing_ok=True)
@@ -458,6 +460,23 @@ def _result(examples: Sequence[chat.Example], left_out: Counter[str], log: _Log)
         final_loss=sum(row["loss"] for row in tail) / len(tail),
         tokens_per_second=_speed(log.rows),
     )
+
+
+@contextmanager
+def _in_our_words(student_folder: Path) -> Iterator[None]:
+    """Say of a full disk and a full GPU what to do about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "the GPU's memory is too small for training; lower train.max_length or train.batch_tokens, or train a "
+            "smaller student"
+        ) from error
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write in {student_folder} ({error.strerror or error}); free some space or mend the permissions, "
+            "and run again: training goes on from its last checkpoint"
+        ) from error
 
 
 @contextmanager
