@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill import console, shelf
+from distill import assets, console, shelf
 from distill.catalogue import load_recipe, require_training_packages
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
 from distill.fingerprints import json_sha256, sources_sha256, tree_sha256
@@ -45,8 +45,9 @@ def run_recipe(
     names = _chosen(loaded, stages)
     if {"train", "compare"} & set(names) or serves_here(loaded):
         require_training_packages("distill run")
+    teacher = teacher_of(loaded, folder)
     with opened(folder, loaded) as run, Journal.open(folder / "journal.sqlite") as journal:
-        context = Context(run, loaded, journal, retry_failed, accept_partial, allowed, teacher_of(loaded, folder))
+        context = Context(run, loaded, journal, retry_failed, accept_partial, allowed, teacher)
         try:
             ran = _run_stages(context, names)
         finally:
@@ -93,7 +94,8 @@ def _require_earlier(context: Context, name: str) -> None:
 def _run_stage(context: Context, name: str) -> bool:
     stage = PIPELINE[name]
     inputs = {item: tree_sha256(context.folder / item) for item in stage.inputs if (context.folder / item).exists()}
-    fingerprint = json_sha256([inputs, stage.options(context), sources_sha256(sources_of(context, stage))])
+    shipped = tree_sha256(assets.find(stage.prompts)) if stage.prompts else None
+    fingerprint = json_sha256([inputs, stage.options(context), sources_sha256(sources_of(context, stage)), shipped])
     if context.run.is_current(name, fingerprint) and not (context.retry_failed and stage.teacher):
         return False
     console.say(f"{name}: started")
@@ -106,6 +108,7 @@ def _run_stage(context: Context, name: str) -> bool:
         record.status, record.detail = "partial", str(stop)
         if not (context.accept_partial and isinstance(stop, BudgetStop)):
             raise
+        console.warn(f"{stop}; going on with what there is")
     except BaseException as error:
         record.status, record.detail = "failed", str(error) or type(error).__name__
         raise

@@ -23,7 +23,9 @@ from distill.run import STAGES, Run, StageRecord
 from distill.strategies import STRATEGIES
 
 SHARED_SOURCES = ("distill.types", "distill.rows", "distill.text")
-STUDENT_SOURCES = tuple(f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models"))
+STUDENT_SOURCES = tuple(
+    f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models")
+)
 IN_PROCESS_BATCH = 32
 ACCEPTABLE = "failures within collect.max_failed"
 
@@ -58,6 +60,9 @@ class Stage:
     options: Callable[[Context], Any]
     """What of the recipe decides the stage's outputs."""
     teacher: bool = False
+    """Whether the stage asks the teacher."""
+    prompts: str | None = None
+    """A shipped file or folder that the stage reads."""
 
 
 def serves_here(loaded: Recipe) -> bool:
@@ -367,6 +372,7 @@ PIPELINE: Mapping[str, Stage] = {
         sources=("distill.expand", "distill.novelty", "distill.prompts", "distill.engine.drive"),
         options=_expand_options,
         teacher=True,
+        prompts="prompts/strategies",
     ),
     "collect": Stage(
         _collect,
@@ -404,5 +410,6 @@ PIPELINE: Mapping[str, Stage] = {
         outputs=("report.html",),
         sources=("distill.report",),
         options=_report_options,
+        prompts="prompts/report",
     ),
 }

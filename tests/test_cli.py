@@ -102,6 +102,7 @@ def test_a_missing_key_variable_is_one_line_and_nothing_is_made(tmp_path):
     )  # fmt: skip
     assert finished.returncode == 2
     assert "the variable NO_SUCH_VARIABLE is not set" in only_line(finished)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_unreachable_teacher_is_one_line(tmp_path):

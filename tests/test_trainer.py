@@ -34,7 +34,7 @@ OPTIONS = TrainOptions.model_validate(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> str:
-    from tiny import save_tiny_model
+    from tests.tiny import save_tiny_model
 
     return str(save_tiny_model(tmp_path_factory.mktemp("tiny") / "model"))
 
@@ -158,7 +158,7 @@ def watch(event, args):
         os.write(2, b"tried the network")
         os._exit(3)
 sys.addaudithook(watch)
-from test_trainer import run
+from tests.test_trainer import run
 from pathlib import Path
 class Killer:
     def update(self, done, total=None, note=""):
@@ -173,7 +173,7 @@ def killed(tiny, tmp_path_factory) -> Path:
     """What is left of the same run, killed after its fifth step; that process may not use the network."""
     folder = tmp_path_factory.mktemp("killed") / "student"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
     finished = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), tiny], env=environment, capture_output=True, text=True, check=False
     )
