@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -346,6 +348,19 @@ def test_a_model_that_cannot_be_padded_is_refused(tiny: tuple[Any, Any]):
     model = MambaForCausalLM(MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(ServerError, match="serve: vllm"):
         Decoder(model, tiny[1], "own")
+
+
+def test_sigterm_ends_the_server_in_good_order_while_it_answers():
+    command = [sys.executable, "-m", "distill", "serve", "smollm2", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        port = int(server.stderr.readline().removeprefix("listening http://127.0.0.1:").removesuffix("/v1\n"))
+        connection = HTTPConnection("127.0.0.1", port)
+        connection.request("POST", "/v1/completions", json.dumps({"prompt": "la la la", "max_tokens": 5000}))
+        time.sleep(0.5)
+        server.terminate()
+        assert (server.wait(5), server.stderr.read()) == (0, "")
+        connection.close()
 
 
 def test_a_taken_port_is_one_clear_line():

@@ -43,8 +43,8 @@ RESTARTS = 2
 """How often a server that dies in the middle of a run is started again."""
 
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
-"""Unless set by the user. Threads that spin while they wait for each other are ruin where cores are shared: 64 answers
-beside two other busy processes on two cores took 60 s without, over 180 s with."""
+"""Unless the user sets them. Threads that spin while they wait are ruin where cores are shared: a float32 product of
+32×576 and 576×1536, on two cores with four other busy processes, took 31.5 ms; with sleeping threads 2.2 ms."""
 _BROKEN = {"connection", "refused", "malformed"}
 """Reasons of failures that the death of a server can bring."""
 _LISTENING = re.compile(rb"listening (http://\S+)")

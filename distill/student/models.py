@@ -306,7 +306,8 @@ def kept_around_block(model: Any, keep: int, rows: Sequence[Sequence[int]]) -> t
 
     The change is 1 - cosine of the states before and after the block, averaged over tokens (Gromov et al. 2024, "The
     Unreasonable Ineffectiveness of the Deeper Layers", section 3.2). The first and the last layer stay. A few rows of
-    the training data are enough.
+    the training data are enough. SmolLM2-135M, 24 of 30 layers, held-out NLL in nats a token before | after 8 LoRA
+    steps of 4 answers: this 2.45 | 2.20, evenly spaced layers 4.10 | 2.83 (2.54 after 16); the whole model 1.53.
     """
     total = len(_layer_stack(model)[1])
     drop = total - keep
