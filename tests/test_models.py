@@ -331,21 +331,6 @@ def test_a_pruned_model_survives_saving(tiny_once: Path, ids: Any, tmp_path: Pat
 
 
 @pytest.mark.model
-def test_the_block_that_changes_the_states_least_is_dropped(tmp_path: Path, ids: Any) -> None:
-    model = models.load_causal(save_tiny_model(tmp_path / "six", layers=6))
-    for layer in model.model.layers[2:4]:
-        for idle in (layer.self_attn.o_proj, layer.mlp.down_proj):
-            torch.nn.init.zeros_(idle.weight)
-    assert models.kept_around_block(model, 4, ids.tolist()) == (0, 1, 4, 5)
-
-
-@pytest.mark.model
-@pytest.mark.parametrize(("keep", "kept"), [(4, (0, 1, 2, 3)), (2, (0, 3)), (1, (0,))])
-def test_a_block_leaves_the_first_and_the_last_layer(tiny_once: Path, ids: Any, keep: int, kept: tuple[int]) -> None:
-    assert models.kept_around_block(models.load_causal(tiny_once), keep, ids.tolist()) == kept
-
-
-@pytest.mark.model
 @pytest.mark.parametrize("layers", [(0, 4), (-1,), ()])
 def test_layers_that_are_not_there_cannot_be_kept(tiny_once: Path, layers: tuple[int, ...]) -> None:
     with pytest.raises(ModelError) as error:

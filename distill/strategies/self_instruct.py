@@ -33,7 +33,7 @@ FORBIDDEN_WORDS = (
     *("go to", "video", "audio", "music", "flowchart", "diagram"),
 )
 """What a model that only writes cannot do: Self-Instruct's list, then Alpaca's five."""
-_NUMBERED = re.compile(r"(?:^|\n)\s*\d+\s?\.(?:\s+|$)")
+_NUMBERED = re.compile(r"(?:^|\n)\s*(?:\d+\s?\.(?:\s+|$))+")
 
 _MATERIAL = (
     "text|passage|paragraphs?|sentences?|article|story|poem|code|snippet|list|table|email|letter|review|dialogue|"
@@ -46,9 +46,15 @@ _NEEDS_INPUT = re.compile(
     re.IGNORECASE,
 )
 _BRINGS_TEXT = re.compile(r":\s*\S|[\"\u201c][^\"\u201d]+[\"\u201d]")
-_SUBJECTS = "I|I'm|I\u2019m|I've|You|My|Your|We|Our|He|His|She|Her|They|It|It's|There|This|That|These|Those|The|An?"
+_SUBJECTS = (
+    "I|I'm|I\u2019m|I've|You|You're|My|Your|We|Our|He|His|She|Her|They|It|It's|There|This|That|These|Those|The|An?"
+)
 _ASKING = "(?:I|You|We) (?:need|want|would like|must|should)"
-_STATEMENT = re.compile(rf"^(?!{_ASKING}\b)(?:{_SUBJECTS})\s(?:(?![.!?] ).)*[^?]$")
+_TELLS = re.compile(rf"(?!{_ASKING}\b)(?:{_SUBJECTS}|Don't|Don\u2019t|\d[\d.,]*)\s")
+_CLAUSE_FIRST = re.compile(
+    rf"(?:If|When|In|On|At) [^,]+, (?:{_SUBJECTS})\s|If (?:there|the|it|you|I) [^,]+$", re.IGNORECASE
+)
+_SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 OwnRule: TypeAlias = Literal["needs_input", "statement", "common_opening"]
@@ -252,7 +258,7 @@ class SelfInstruct:
         if rule == "common_opening":
             most = max(OPENINGS_FREE, len(self._admitted) // OPENINGS_SHARE)
             return self._openings[_opening(instruction)] >= most
-        return needs_input(instruction) if rule == "needs_input" else _STATEMENT.search(instruction) is not None
+        return needs_input(instruction) if rule == "needs_input" else is_statement(instruction)
 
     def _numbered(self, task: Task, nearest: Neighbour | None) -> Task:
         near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
@@ -283,6 +289,12 @@ def form_fault(instruction: str) -> str | None:
 def needs_input(instruction: str) -> bool:
     """Whether it speaks of a text that stands neither behind a colon nor in quotation marks."""
     return _NEEDS_INPUT.search(instruction) is not None and _BRINGS_TEXT.search(instruction) is None
+
+
+def is_statement(instruction: str) -> bool:
+    """Whether every sentence tells something: none asks, and each begins with its subject or a clause before it."""
+    sentences = _SENTENCES.split(instruction)
+    return "?" not in instruction and all(_TELLS.match(each) or _CLAUSE_FIRST.match(each) for each in sentences)
 
 
 def _opening(instruction: str) -> str:

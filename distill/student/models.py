@@ -293,36 +293,17 @@ def _part_pad_from_eos(tokenizer: Any) -> None:
 
 
 def kept_layers(total: int, keep: int) -> tuple[int, ...]:
-    """Indices of `keep` of `total` layers, evenly spaced, the first and the last among them."""
+    """Indices of `keep` of `total` layers, evenly spaced, the first and the last among them.
+
+    It needs no data. Dropping the consecutive block that changes the states least instead (Gromov et al. 2024, "The
+    Unreasonable Ineffectiveness of the Deeper Layers") does better on SmolLM2-135M at 24 of 30 layers: held-out NLL in
+    nats a token 2.45 before and 2.20 after 8 LoRA steps, against 4.10 and 2.83 here; the whole model has 1.53.
+    """
     if not 1 <= keep <= total:
         raise ModelError(f"{keep} layers cannot be kept of {total}; give 1 to {total}")
     if keep == 1:
         return (0,)
     return tuple(round(i * (total - 1) / (keep - 1)) for i in range(keep))
-
-
-def kept_around_block(model: Any, keep: int, rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Indices of `keep` layers: all but the consecutive ones that change the model's states least on `rows` of ids.
-
-    The change is 1 - cosine of the states before and after the block, averaged over tokens (Gromov et al. 2024, "The
-    Unreasonable Ineffectiveness of the Deeper Layers", section 3.2). The first and the last layer stay. A few rows of
-    the training data are enough. SmolLM2-135M, 24 of 30 layers, held-out NLL in nats a token before | after 8 LoRA
-    steps of 4 answers: this 2.45 | 2.20, evenly spaced layers 4.10 | 2.83 (2.54 after 16); the whole model 1.53.
-    """
-    total = len(_layer_stack(model)[1])
-    drop = total - keep
-    if drop <= 0 or keep < 3:
-        return kept_layers(total, keep)
-    alike = torch.zeros(total - 1 - drop, dtype=torch.float64)
-    with torch.no_grad():
-        for row in rows:
-            ids = torch.tensor([list(row)], device=model.device)
-            states = model(ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states
-            for at in range(1, total - drop):
-                before, after = states[at][0].float(), states[at + drop][0].float()
-                alike[at - 1] += float(torch.cosine_similarity(before, after, dim=-1).sum())
-    start = 1 + int(alike.argmax())
-    return tuple(index for index in range(total) if not start <= index < start + drop)
 
 
 def default_device() -> torch.device:
