@@ -90,6 +90,13 @@ def test_it_can_be_asked_by_chat():
     assert request.messages[0].content.endswith("\n9.")
 
 
+def test_it_can_be_asked_inside_an_answer_in_chatml():
+    request = asked(growth(ask="chatml"), 0)
+    assert request.prompt.startswith("<|im_start|>user\n")
+    assert request.prompt.count("<|im_end|>") == 1
+    assert (len(shown_lines(request.prompt)), request.prompt[-3:]) == (8, "\n9.")
+
+
 def test_the_window_is_an_eighth_of_the_tasks_within_one_and_thirty_two():
     assert [growth(target).window for target in (1, 16, 112, 10_000)] == [1, 2, 14, 32]
     assert growth(10_000, window=4).window == 4
@@ -117,6 +124,10 @@ def test_a_year_at_the_end_of_a_sentence_is_no_number_of_an_item():
 
 def test_an_answer_that_repeats_the_number_is_read_too():
     assert parsed("9. Name a bird.\n10. Name a fish.") == ["Name a bird.", "Name a fish."]
+
+
+def test_a_number_written_twice_is_no_part_of_an_item():
+    assert parsed(" Name a bird.\n10. 11. Name a fish.") == ["Name a bird.", "Name a fish."]
 
 
 def test_what_follows_a_blank_line_is_no_part_of_an_item():
@@ -183,6 +194,9 @@ def test_ids_count_what_is_admitted():
         ("Translate the greeting into French:", "needs_input"),
         ("The sky is blue at noon.", "statement"),
         ("I am planning to buy a house.", "statement"),
+        ("A man bought a hat. The hat was red.", "statement"),
+        ("If there is one egg in a basket, it is the last.", "statement"),
+        ("9.9 is 12 more than 10 times 11.", "statement"),
     ],
 )
 def test_an_instruction_is_refused_with_its_reason(instruction, reason):

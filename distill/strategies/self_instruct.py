@@ -20,6 +20,11 @@ from distill.novelty import Neighbour, NoveltyIndex, comparable
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
 ROLE = "teacher"
+PROMPTS = {
+    "completion": "strategies/self_instruct.txt",
+    "chatml": "strategies/self_instruct_chatml.txt",
+    "chat": "strategies/self_instruct.txt",
+}
 SHOWN = 8
 """Instructions in context (Self-Instruct, section 2.2)."""
 SHOWN_GROWN = 2
@@ -118,8 +123,8 @@ _EXPECTED = "expected the keys id, name, instruction, instances (each with input
 class ExpansionSampling(recipe.SamplingOptions):
     """How expansion requests are drawn; the teacher's own sampling is for its answers."""
 
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.8
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.85
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.9
     max_tokens: Annotated[int, Field(ge=1)] | None = 200
 
 
@@ -161,8 +166,10 @@ class SelfInstruct:
         small teacher begins a quarter of its tasks with "What is the"."""
         forbidden: tuple[str, ...] = ()
         """Words or phrases that no task may have, beside the original's (`FORBIDDEN_WORDS`); case is ignored."""
-        ask: Literal["completion", "chat"] = "completion"
-        """Let the teacher continue the list as raw text, or, where an endpoint has no completions, ask by chat."""
+        ask: Literal["completion", "chatml", "chat"] = "completion"
+        """`completion`: let the teacher continue the list as raw text. `chatml`: the same inside an answer that it has
+        begun, for teachers whose chat template is ChatML and whose endpoint has completions; SmolLM2-135M-Instruct
+        wrote 58 usable tasks in 14 requests so, against 43. `chat`: as a plain message, for other endpoints."""
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options
@@ -178,7 +185,7 @@ class SelfInstruct:
         self._index = NoveltyIndex(options.rouge_l)
         for each in seeds:
             self._index.add(each.id, comparable(each.instruction))
-        self._template = prompts.load("strategies/self_instruct.txt")
+        self._template = prompts.load(PROMPTS[options.ask])
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for a continuation of the list; returns its items as they stand, unfiltered, or nothing on a failure.

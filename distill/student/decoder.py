@@ -21,7 +21,7 @@ from distill import chat
 from distill.errors import DistillError, ServerError
 from distill.providers import ProviderError, Reply, one_line
 from distill.student.batches import context_tokens
-from distill.student.generate import _Batch, _fit, _GrowingLayer, _penalised, _random, _Row, draw
+from distill.student.generate import Batch, GrowingLayer, Row, draw, fit, penalised, row_random
 from distill.types import Request
 
 MOST_ROWS = 64
@@ -51,7 +51,7 @@ class Decoded:
 class _Job:
     request: Request
     future: Future[Decoded]
-    row: _Row | None = None
+    row: Row | None = None
 
     def settle(self) -> bool:
         """Hand the result over if there is one; returns whether the job is over."""
@@ -141,12 +141,12 @@ class Decoder:
             if not job.settle():
                 self._waiting.append(job)
 
-    def _prepared(self, request: Request) -> _Row:
+    def _prepared(self, request: Request) -> Row:
         """The request with its prompt's ids. In this thread, for a tokenizer in two is sometimes "already borrowed"."""
-        row = _Row(request.sampling, Random(), self._ends, self._tokenizer)
+        row = Row(request.sampling, Random(), self._ends, self._tokenizer)
         try:
-            row.random = _random(request, getrandbits(64) if request.sampling.seed is None else 0)
-            _fit(row, request, self._template, context_tokens(self._model))
+            row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
+            fit(row, request, self._template, context_tokens(self._model))
         except _FAULTS as error:
             detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
             row.error = ProviderError("prompt", detail)
@@ -188,7 +188,7 @@ class Decoder:
                 return
             yield self._waiting.popleft()
 
-    def _admit(self, rows: list[_Row]) -> None:
+    def _admit(self, rows: list[Row]) -> None:
         if not rows:
             return
         fresh = _OpenBatch(self._model, rows)
@@ -219,18 +219,18 @@ class Decoder:
             self._batch = None
 
 
-class _OpenBatch(_Batch):
+class _OpenBatch(Batch):
     """A batch that others can join: all rows end at the same column, so a row's past is contiguous before it."""
 
-    def __init__(self, model: Any, rows: list[_Row]) -> None:
+    def __init__(self, model: Any, rows: list[Row]) -> None:
         super().__init__(model, rows)
         # Sliding layers too keep all of the past here; the model's own mask hides what lies outside the window.
         self._cache = DynamicCache()
-        self._cache.layer_class_to_replicate = _GrowingLayer
+        self._cache.layer_class_to_replicate = GrowingLayer
 
     def step(self) -> None:
         """Draw one token for every row."""
-        logits = _penalised(self.logits(), self.rows)
+        logits = penalised(self.logits(), self.rows)
         finite = torch.isfinite(logits).all(-1).tolist()
         samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
         tokens = draw(logits.nan_to_num(), samplings, uniforms)

@@ -54,10 +54,10 @@ def answer(
     at `max_tokens` or the end of the context. `usage` counts the end token. A prompt that fills the context, one that
     the template cannot render, and logits that are not finite are errors of that request alone.
     """
-    ends = _end_ids(model, tokenizer, template)
-    rows = [_Row(request.sampling, _random(request, seed), ends, tokenizer) for request in requests]
+    ends = all_end_ids(model, tokenizer, template)
+    rows = [Row(request.sampling, row_random(request, seed), ends, tokenizer) for request in requests]
     for row, request in zip(rows, requests, strict=True):
-        _fit(row, request, template, context_tokens(model))
+        fit(row, request, template, context_tokens(model))
     ready = [row for row in rows if row.error is None]
     sizes = [len(row.prompt) + row.limit for row in ready]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
@@ -66,19 +66,20 @@ def answer(
     return [row.error or row.reply() for row in rows]
 
 
-def _tell(watch: Watch | None, rows: Sequence[_Row]) -> None:
+def _tell(watch: Watch | None, rows: Sequence[Row]) -> None:
     if watch is not None:
         worth = sum(1.0 if row.done else len(row.new) / row.limit for row in rows)
         watch(int(worth), sum(len(row.new) for row in rows))
 
 
-def _end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
+def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
+    """Ids that end an answer: the template's and those of the model's own generation config."""
     own = getattr(model.generation_config, "eos_token_id", None)
     return frozenset(chat.end_ids(template, tokenizer)) | frozenset(own if isinstance(own, list) else [own]) - {None}
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
     """One request on its way to an answer."""
 
     sampling: Sampling
@@ -94,6 +95,7 @@ class _Row:
 
     @property
     def done(self) -> bool:
+        """Whether there is nothing more to draw."""
         return self.finish is not None or self.error is not None
 
     def take(self, token: int) -> None:
@@ -127,12 +129,13 @@ class _Row:
         )
 
 
-def _random(request: Request, seed: int) -> Random:
+def row_random(request: Request, seed: int) -> Random:
+    """A request's own source of draws, whatever else is in its batch; the role does not enter."""
     identity = json_sha256([request.messages, request.prompt, request.replica, request.sampling.seed])
     return Random(f"{seed}:{identity}")
 
 
-def _fit(row: _Row, request: Request, template: str, context: int) -> None:
+def fit(row: Row, request: Request, template: str, context: int) -> None:
     """Fill in the prompt and the bound of its answer, or the error."""
     try:
         row.prompt = _prompt_ids(request, row.tokenizer, template)
@@ -154,11 +157,11 @@ def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
     return chat.prompt_ids(request.messages, template, tokenizer)
 
 
-def _generate(model: Any, rows: list[_Row], tell: Callable[[], None]) -> None:
+def _generate(model: Any, rows: list[Row], tell: Callable[[], None]) -> None:
     """Finish all rows of one batch."""
-    batch = _Batch(model, rows)
+    batch = Batch(model, rows)
     while batch.rows:
-        logits = _penalised(batch.logits(), batch.rows)
+        logits = penalised(batch.logits(), batch.rows)
         finite = torch.isfinite(logits).all(-1).tolist()
         samplings, uniforms = [row.sampling for row in batch.rows], [row.random.random() for row in batch.rows]
         tokens = draw(logits.nan_to_num(), samplings, uniforms)
@@ -171,10 +174,10 @@ def _generate(model: Any, rows: list[_Row], tell: Callable[[], None]) -> None:
         batch.extend(tokens)
 
 
-class _Batch:
+class Batch:
     """Rows that are decoded together, left-padded, with their cache; finished ones leave by the quarter."""
 
-    def __init__(self, model: Any, rows: list[_Row]) -> None:
+    def __init__(self, model: Any, rows: list[Row]) -> None:
         self.rows = rows
         self._model = model
         self._next, self._mask = padded([row.prompt for row in rows], left=True, device=model.device)
@@ -211,11 +214,11 @@ class _Batch:
 def _growing_cache(model: Any) -> Any:
     """A cache whose full-attention layers grow in place; layers of other kinds stay as the library makes them."""
     cache = DynamicCache(config=model.config)
-    cache.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
-class _GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
     """Keys and values in buffers with room to grow, where the library copies everything for each new token."""
 
     keys: Any
@@ -243,7 +246,7 @@ def _appended(held: Any, new: Any) -> Any:
     return longer
 
 
-def _penalised(logits: torch.Tensor, rows: Sequence[_Row]) -> torch.Tensor:
+def penalised(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
     """Presence and frequency penalties as the OpenAI API defines them, on the tokens of the answer so far."""
     for index, row in enumerate(rows):
         presence, frequency = row.sampling.presence_penalty or 0.0, row.sampling.frequency_penalty or 0.0
