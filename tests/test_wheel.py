@@ -16,6 +16,19 @@ from tests.loopback import LoopbackServer
 ROOT = Path(__file__).resolve().parent.parent
 
 
+PROMPTS = (
+    "Name three rivers.",
+    "Why is the sky blue?",
+    "Tell a short joke about tea.",
+    "What rhymes with moon?",
+    "Plan a birthday party.",
+    "How do magnets work?",
+    "Suggest a name for my cat.",
+    "Who wrote Faust?",
+    "Count from one to five.",
+)
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The `distill` of an environment that holds the wheel and what it needs, and no torch."""
@@ -57,7 +70,7 @@ def test_expand_collect_and_curate_work_without_torch(installed, tmp_path):
             f"name: light\nteacher: {{model: any, base_url: {server.url}, terms: ours, sampling: {{max_tokens: 16}}}}\n"
             "collect: {tasks: tasks.txt, test: 2, max_failed: 0}\ncurate: [{filter: empty}]\n"
         )
-        (tmp_path / "tasks.txt").write_text("".join(f"Say the number {n} in words.\n" for n in range(9)))
+        (tmp_path / "tasks.txt").write_text("\n".join(PROMPTS) + "\n")
         finished = run(installed, "run", "recipe.yaml", "--stages", "collect,curate", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     rows = [json.loads(line) for line in (tmp_path / "runs/light/kept.jsonl").read_text().splitlines()]
