@@ -230,18 +230,17 @@ def test_our_own_rules_can_be_switched_off():
     assert admitted(growth(reject=[]), *texts) == list(texts)
 
 
-MOONS = [
-    f"How far away {verb} {thing}?" for verb, thing in zip(("is", "lies", "was", "stood", "went"), "abcde", strict=True)
-]
+VERBS = ("is", "lies", "was", "stood", "went", "fell", "flew", "came", "ran")
+MOONS = [f"How far away {verb} thing{verb}?" for verb in VERBS]
 
 
-def test_an_opening_that_four_tasks_share_is_refused():
+def test_an_opening_that_eight_tasks_share_is_refused():
     part = growth()
-    assert admitted(part, *MOONS) == MOONS[:4]
+    assert admitted(part, *MOONS) == MOONS[:8]
     assert part.rejected == {"common_opening": 1}
 
 
-def test_an_opening_may_begin_one_task_in_sixteen():
+def test_an_opening_may_begin_an_eighth_of_the_tasks():
     part = growth()
     others = [f"Paint{number} red{number} hats{number} now{number}." for number in range(80)]
     assert len(admitted(part, *others)) == 80
