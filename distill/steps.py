@@ -217,6 +217,7 @@ def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
             seed=context.recipe.seed,
             engine=engine,
             max_failed=section.max_failed,
+            teacher=teacher.model,
         )
     record.detail = ACCEPTABLE if status == "partial" else None
     return counts
