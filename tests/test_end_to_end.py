@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,15 @@ from tests.tiny import save_tiny_model
 
 pytestmark = pytest.mark.model
 
-VERBS = ("about", "why you like", "who made")
-NOUNS = ("the sea", "green tea", "old maps", "the moon", "tall trees", "warm bread", "rain", "small towns")
-PROMPTS = [f"Tell me {verb} {noun}." for verb in VERBS for noun in NOUNS]
+PROMPTS = (
+    "Name three rivers in Europe.", "Why is the sky blue?", "Tell a short joke about tea.", "What rhymes with moon?",
+    "Plan a birthday party for twins.", "How do magnets work?", "Suggest a name for my cat.", "Who wrote Faust?",
+    "Count from one to five.", "Describe the smell of rain.", "Is a tomato a fruit?", "Give me two synonyms of happy.",
+    "Translate good morning into French.", "Where do penguins live?", "Explain gravity to a child.",
+    "Write a haiku on winter.", "Which planet is largest?", "Convert ten miles to kilometres.", "Thank a neighbour.",
+    "List four kitchen tools.", "When was the printing press invented?", "Compare cats and dogs.",
+    "Invent a slogan for a bakery.", "Sum up the story of Icarus.",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -124,19 +131,24 @@ def test_the_resolved_recipe_alone_repeats_the_run(finished):
     assert "nothing to do" in error
 
 
+def keys(folder: Path, table: str) -> list[str]:
+    """The keys of a table of the journal, in the order of writing; none while there is no such table yet."""
+    path = folder / "journal.sqlite"
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
+        try:
+            return [key for (key,) in journal.execute(f"SELECT key FROM {table} ORDER BY rowid")]
+        except sqlite3.OperationalError:
+            return []
+
+
 def sends(folder: Path) -> list[str]:
-    with sqlite3.connect(folder / "journal.sqlite") as journal:
-        return [key for (key,) in journal.execute("SELECT key FROM intents")]
+    return keys(folder, "intents")
 
 
 def answers(folder: Path) -> set[str]:
-    if not (folder / "journal.sqlite").exists():
-        return set()
-    with sqlite3.connect(f"file:{folder / 'journal.sqlite'}?mode=ro", uri=True) as journal:
-        try:
-            return {key for (key,) in journal.execute("SELECT key FROM answers")}
-        except sqlite3.OperationalError:
-            return set()
+    return set(keys(folder, "answers"))
 
 
 def test_another_threshold_runs_again_from_curate_without_a_teacher_call(recipe, finished, tmp_path):
@@ -155,7 +167,7 @@ def killed_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> No
     while process.poll() is None and time.monotonic() < deadline:
         if ready():
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             return
         time.sleep(0.005)
     out, error = process.communicate()
