@@ -10,18 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from distill.embedded import file_sha256
 from distill.rows import to_json
 
-_CHUNK_BYTES = 1 << 20
-
-
-def file_sha256(path: Path) -> str:
-    """The file's SHA-256 in hex. Raises `OSError`."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+__all__ = ["file_sha256", "json_sha256", "source_sha256", "sources_sha256", "tree_sha256"]
 
 
 def tree_sha256(path: Path) -> str:
