@@ -241,7 +241,7 @@ async def _sent(provider: Provider, request: Request) -> Reply:
         return await provider.send(request)
     except (ProviderError, DistillError):
         raise
-    except Exception as error:
+    except Exception as error:  # a provider that breaks is a failed send, on record
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
 
 

@@ -184,7 +184,7 @@ def batches(lengths: Sequence[int], *, epochs: float, batch_tokens: int | None, 
 # Building TRL's trainer
 
 
-class _Trainer(SFTTrainer):  # type: ignore[misc]
+class _Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer without its model cards and telemetry, and with an output head that skips prompts on a CPU."""
 
     tokens_seen = 0
@@ -371,7 +371,7 @@ def _is_whole(folder: Path, mark: dict[str, Any]) -> bool:
     return bool(sizes == mark["sizes"])
 
 
-class _Log(TrainerCallback):  # type: ignore[misc]
+class _Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Writes train_log.jsonl, reports progress, marks checkpoints, and stops a run whose loss is no number."""
 
     def __init__(self, path: Path, step: int, trainer: _Trainer, run: _Run, progress: Progress) -> None:
