@@ -33,12 +33,12 @@ from distill.errors import (
     StageIncomplete,
 )
 from distill.journal import Journal
+from distill.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, asking, first, status
 from distill.providers import Provider, ProviderError, Reply
 from distill.providers.batched import Batched
 from distill.providers.openai import OpenAIProvider
 from distill.providers.scripted import Line, Scripted
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling, Task
-from tests.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, asking, first, status
 
 ROOT = Path(__file__).resolve().parent.parent
 ECHO = Scripted(lambda request: f"answer to {request.prompt}")

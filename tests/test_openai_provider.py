@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from distill.errors import RecipeError
+from distill.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, first, status
 from distill.providers import PROVIDERS, ProviderError, Reply, one_line
 from distill.providers.openai import OpenAIProvider, normalise_url, retry_after_seconds
 from distill.shelf import part
 from distill.types import Endpoint, Message, Request, Sampling, Usage
-from tests.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, first, status
 
 KEY = "sk-a-very-secret-key-0123456789"
 HELLO = Request(role="teacher", messages=(Message("user", "hello"),))

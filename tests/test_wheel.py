@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loopback import LoopbackServer
+from distill.loopback import LoopbackServer
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,7 +3,7 @@
     with LoopbackServer(latency_seconds=0.05, misdeed=first(3, status(429, {"Retry-After": "1"}))) as server:
         ... server.url, server.count, server.bodies
 
-`python tests/loopback.py --latency 0.05` runs a well-behaved one in the foreground and prints its address.
+`python -m distill.loopback --latency 0.05` runs a well-behaved one in the foreground and prints its address.
 """
 
 from __future__ import annotations
