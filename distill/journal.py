@@ -6,6 +6,7 @@ learns of it only after the commit; a kill at any moment loses what was in fligh
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import queue
@@ -15,24 +16,30 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache, lru_cache
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from distill.errors import RunFolderError
+from distill.keys import canonical, endpoint_json, key
 from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
 
+__all__ = ["Batch", "Cost", "Entry", "Journal", "canonical", "key"]
+
 NAME = "journal.sqlite"
-VERSION = 1
-"""`PRAGMA user_version` of the files that this module writes; a newer file is refused."""
+VERSION = 2
+"""`PRAGMA user_version` of the files that this module writes; an older file is migrated, a newer one refused."""
 GROUP_SECONDS = 0.005
 """Shortest time between two commits; what arrives in between shares one (one fsync each)."""
 BUSY_SECONDS = 10.0
 """How long to wait for another process's lock before giving up."""
+NETWORK_FILE_SYSTEMS = (
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "afs",
+    "lustre", "beegfs", "gpfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
+)  # fmt: skip
+"""Where SQLite's WAL loses data, for it needs shared memory between processes (sqlite.org/wal.html)."""
 
 _SCHEMA = """
 CREATE TABLE answers (
@@ -43,57 +50,50 @@ CREATE TABLE failures (
     key TEXT PRIMARY KEY, request TEXT NOT NULL, endpoint TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
     attempts INTEGER NOT NULL, permanent INTEGER NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL
 );
-CREATE TABLE intents (key TEXT NOT NULL, attempt INTEGER NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL);
-CREATE INDEX intents_key ON intents (key);
 """
+_SENDS = """
+CREATE TABLE intents (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, attempt INTEGER NOT NULL, stage TEXT NOT NULL, role TEXT NOT NULL,
+    model TEXT NOT NULL, outcome TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, usd REAL, created TEXT NOT NULL
+);
+CREATE TABLE batches (
+    name TEXT PRIMARY KEY, stage TEXT NOT NULL, role TEXT NOT NULL, state TEXT NOT NULL, file_id TEXT, batch_id TEXT,
+    sends TEXT NOT NULL, detail TEXT NOT NULL, created TEXT NOT NULL
+);
+"""
+_MIGRATE = (
+    """
+ALTER TABLE intents RENAME TO intents_1;
+DROP INDEX IF EXISTS intents_key;
+"""
+    + _SENDS
+    + """
+INSERT INTO intents (key, attempt, stage, role, model, outcome, prompt_tokens, completion_tokens, usd, created)
+    SELECT sent.key, sent.attempt, sent.stage, coalesce(json_extract(answers.request, '$.role'), ''),
+        coalesce(json_extract(answers.endpoint, '$.model'), ''),
+        CASE WHEN answers.key IS NOT NULL AND sent.rowid = sent.last THEN 'kept' ELSE 'free' END,
+        coalesce(json_extract(answers.usage, '$.prompt_tokens'), 0) * (sent.rowid = sent.last),
+        coalesce(json_extract(answers.usage, '$.completion_tokens'), 0) * (sent.rowid = sent.last),
+        NULL, sent.created
+    FROM (SELECT rowid, *, max(rowid) OVER (PARTITION BY key) AS last FROM intents_1) AS sent
+    LEFT JOIN answers ON answers.key = sent.key ORDER BY sent.rowid;
+DROP TABLE intents_1;
+"""
+)
 _ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _FAILURE = "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INTENT = "INSERT INTO intents VALUES (?, ?, ?, ?)"
+_INTENT = (
+    "INSERT INTO intents (key, attempt, stage, role, model, prompt_tokens, completion_tokens, usd, created)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_SETTLE = "UPDATE intents SET outcome = ?, prompt_tokens = ?, completion_tokens = ?, usd = ? WHERE id = ?"
+_SETTLE_AS_IS = "UPDATE intents SET outcome = ? WHERE id = ?"
 _FORGET = "DELETE FROM failures WHERE key = ?"
+_BATCH = "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
-
-def key(request: Request, endpoint: Endpoint) -> str:
-    """SHA-256, in hex, of the canonical JSON of both: every field, found by introspection.
-
-    A field at its default is left out, so that a later version that adds a field still finds the answers of an
-    earlier one; a default must therefore never change.
-    """
-    both = f'{{"endpoint":{_endpoint_json(endpoint)},"request":{canonical(request)}}}'
-    return sha256(both.encode("ascii")).hexdigest()
-
-
-def canonical(value: Any) -> str:
-    """JSON that is equal for equal values: sorted keys, ASCII, no spaces, `1.0` as `1`, defaults left out."""
-    return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return int(value) if math.isfinite(value) and value.is_integer() else value
-    if is_dataclass(value) and not isinstance(value, type):
-        items = ((name, getattr(value, name), default) for name, default in _defaults(type(value)))
-        return {name: _plain(item) for name, item, default in items if item != default}
-    if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    raise TypeError(f"a {type(value).__name__} has no canonical JSON")
-
-
-@cache
-def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
-    """Each field's name and default; `MISSING`, which equals no value, where there is none."""
-    return tuple(
-        (field.name, field.default if field.default_factory is MISSING else field.default_factory())
-        for field in fields(kind)
-    )
-
-
-@lru_cache(maxsize=64)
-def _endpoint_json(endpoint: Endpoint) -> str:
-    return canonical(endpoint)
+Statement: TypeAlias = tuple[str, tuple[Any, ...]]
+Change: TypeAlias = tuple[Statement, ...]
+"""What is written together, in one transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +108,58 @@ class Entry:
     """UTC, ISO 8601."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one kind of sends cost."""
+
+    stage: str
+    role: str
+    """The teacher's name in the engine, `teacher` where there is one only."""
+    model: str
+    outcome: Literal["kept", "retried", "wasted", "in flight"]
+    """`kept`: the answer is in the journal. `retried`: no answer, but a later send brought one. `wasted`: no answer at
+    all, or one too many. `in flight`: begun and not heard of again, as at a kill; charged at most."""
+    sends: int
+    prompt_tokens: int
+    completion_tokens: int
+    """As reported; at most, where a send may have been billed and nothing was reported."""
+    usd: float
+    """By the price at the time of buying."""
+    unpriced: Usage
+    """Tokens of those sends that had no price when they were bought; not in `usd`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One job of a provider's batch interface, on its way."""
+
+    name: str
+    """Ours; the provider keeps it as metadata, so that a job is found again whose id was never written down."""
+    stage: str
+    role: str
+    state: str
+    file_id: str | None = None
+    batch_id: str | None = None
+    sends: Mapping[str, int] = field(default_factory=dict)
+    """Key of each question to the number of its send."""
+    detail: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a send costs, or may cost."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    usd: float | None = None
+    """`None` without a price."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Write:
-    statements: tuple[tuple[str, tuple[Any, ...]], ...]
-    done: Future[None]
+    change: Change
+    done: Future[int] | asyncio.Future[int]
 
 
 class Journal:
@@ -128,6 +176,7 @@ class Journal:
         self._reader = reader
         self._writer = writer
         self._reuse = tuple(reuse)
+        self._is_old = _version(reader, path) < VERSION  # opened for reading: written by an earlier distill
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -163,8 +212,8 @@ class Journal:
         return None
 
     def entries(self, stage: str | None = None) -> Iterator[Entry]:
-        """Every answer bought here, of one stage or of all, in the order of buying."""
-        rows = self._select(
+        """Every answer bought here, of one stage or of all, in the order of buying; read as one goes."""
+        rows = self._rows(
             "SELECT key, text, finish, usage, raw, loglikelihood, request, endpoint, stage, created FROM answers"
             " WHERE ?1 IS NULL OR stage = ?1 ORDER BY rowid",
             stage,
@@ -172,11 +221,48 @@ class Journal:
         for *answer, request, endpoint, of, created in rows:
             yield Entry(
                 completion=_to_completion(answer),
-                request=_to_request(json.loads(request)),
+                request=to_request(json.loads(request)),
                 endpoint=Endpoint(**json.loads(endpoint)),
                 stage=of,
                 created=created,
             )
+
+    def questions(self) -> Iterator[tuple[str, str, str]]:
+        """Key, request and endpoint of all that was answered or failed, as canonical JSON."""
+        for table in ("answers", "failures"):
+            yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
+
+    def costs(self) -> list[Cost]:
+        """What all sends cost, by stage, role, model and outcome, over all invocations."""
+        if self._is_old:
+            return []
+        rows = self._select(
+            "SELECT stage, role, model, CASE WHEN outcome IS NULL THEN 'in flight' WHEN outcome = 'kept' THEN 'kept'"
+            " WHEN key IN (SELECT key FROM answers) THEN 'retried' ELSE 'wasted' END AS became, count(*),"
+            " total(prompt_tokens), total(completion_tokens), total(usd),"
+            " total(prompt_tokens) FILTER (WHERE usd IS NULL), total(completion_tokens) FILTER (WHERE usd IS NULL)"
+            " FROM intents GROUP BY stage, role, model, became ORDER BY min(id)"
+        )
+        return [
+            Cost(
+                stage=stage, role=role, model=model, outcome=outcome, sends=sends, prompt_tokens=int(prompt),
+                completion_tokens=int(completion), usd=usd, unpriced=Usage(int(free_prompt), int(free_completion)),
+            )
+            for stage, role, model, outcome, sends, prompt, completion, usd, free_prompt, free_completion in rows
+        ]  # fmt: skip
+
+    def batches(self, stage: str | None = None) -> list[Batch]:
+        """Every batch of a stage or of all, oldest first."""
+        if self._is_old:
+            return []
+        rows = self._select("SELECT * FROM batches WHERE ?1 IS NULL OR stage = ?1 ORDER BY rowid", stage)
+        return [
+            Batch(
+                name=name, stage=of, role=role, state=state, file_id=file_id, batch_id=batch_id,
+                sends=json.loads(sends), detail=detail, created=created,
+            )
+            for name, of, role, state, file_id, batch_id, sends, detail, created in rows
+        ]  # fmt: skip
 
     def tokens(self, stage: str | None = None) -> Usage:
         """Tokens of the answers bought here, as reported; those without a report count nothing."""
@@ -193,43 +279,59 @@ class Journal:
         return {table: self._select(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
 
     def _select(self, statement: str, *values: Any) -> list[Any]:
+        return list(self._rows(statement, *values))
+
+    def _rows(self, statement: str, *values: Any) -> Iterator[Any]:
         try:
-            return self._reader.execute(statement, values).fetchall()
+            yield from self._reader.execute(statement, values)
         except sqlite3.Error as error:
             raise _unusable(self.path, error) from error
 
-    def intend(self, key: str, attempt: int, *, stage: str = "") -> Future[None]:
-        """Note that a request is about to be sent, to be awaited before sending it."""
-        return self._put((_INTENT, (key, attempt, stage, _now())))
+    def intend(self, key: str, attempt: int, *, stage: str = "") -> Future[int]:
+        """Note that a request is about to be sent, to be awaited before sending it; the result is the send's number."""
+        return self.write(intention(key, attempt, stage=stage))
 
-    def keep(self, completion: Completion, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[None]:
+    def keep(self, completion: Completion, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
         """Write an answer; the first one under a key stays, and an earlier failure under it is forgotten."""
-        usage = None if completion.usage is None else json.dumps(asdict(completion.usage))
-        row = (
-            completion.key, canonical(request), _endpoint_json(endpoint), request.kind, completion.text,
-            completion.finish, usage, json.dumps(completion.raw), completion.loglikelihood, stage, _now(),
-        )  # fmt: skip
-        return self._put((_ANSWER, row), (_FORGET, (completion.key,)))
+        return self.write(answered(completion, canonical(request), request.kind, endpoint, stage=stage))
 
-    def fail(self, failure: Failure, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[None]:
+    def fail(self, failure: Failure, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
         """Write a failure; `get` finds a permanent one again, a transient one is only an account."""
-        row = (
-            failure.key, canonical(request), _endpoint_json(endpoint), failure.reason, failure.detail, failure.attempts,
-            int(not failure.transient), stage, _now(),
-        )  # fmt: skip
-        return self._put((_FAILURE, row))
+        return self.write(failed(failure, canonical(request), endpoint, stage=stage))
 
-    def _put(self, *statements: tuple[str, tuple[Any, ...]]) -> Future[None]:
-        write = _Write(statements, Future())
-        write.done.set_running_or_notify_cancel()  # a waiter that gives up must not undo the write
+    def write(self, change: Change) -> Future[int]:
+        """Hand in a change from any thread; done once it is on the disk, with the number of the last row inserted."""
+        done: Future[int] = Future()
+        done.set_running_or_notify_cancel()  # a waiter that gives up must not undo the write
+        self._put(_Write(change, done))
+        return done
+
+    def commit(self, change: Change) -> asyncio.Future[int]:
+        """The same from an event loop, which is told once a group and not once a write."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._put(_Write(change, done))
+        return done
+
+    def _put(self, write: _Write) -> None:
         if self._writer is None:
             write.done.set_exception(RunFolderError(f"{self.path} was opened for reading only; open it to write"))
-            return write.done
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_groups, name="journal", args=[self._writer], daemon=True)
             self._thread.start()
         self._writes.put(write)
-        return write.done
+
+    def trim(self) -> int:
+        """Move the write-ahead log into the file, give unused pages back, and return the bytes freed."""
+        assert self._writer is not None
+        before = _bytes(self.path)
+        try:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise _unusable(self.path, error) from error
+        return before - _bytes(self.path)
 
     def _write_groups(self, connection: sqlite3.Connection) -> None:
         last, ending = -math.inf, False
@@ -261,24 +363,93 @@ class Journal:
         self.close()
 
 
+def intention(
+    key: str, attempt: int, *, stage: str = "", role: str = "", model: str = "", most: Bill = Bill()
+) -> Change:
+    """A send that is about to begin. `most` stands until it is settled: what is killed in flight is charged in full."""
+    row = (key, attempt, stage, role, model, most.prompt_tokens, most.completion_tokens, most.usd, _now())
+    return ((_INTENT, row),)
+
+
+def settled(send: int, bill: Bill | None, outcome: str) -> Statement:
+    """How a send ended: `kept`, `free` or `charged`, and what it cost; without a bill, at most, as noted before."""
+    if bill is None:
+        return _SETTLE_AS_IS, (outcome, send)
+    return _SETTLE, (outcome, bill.prompt_tokens, bill.completion_tokens, bill.usd, send)
+
+
+def answered(completion: Completion, request_json: str, kind: str, endpoint: Endpoint, *, stage: str = "") -> Change:
+    """An answer; the first one under a key stays, and an earlier failure under it is forgotten."""
+    usage = completion.usage
+    row = (
+        completion.key, request_json, endpoint_json(endpoint), kind, completion.text, completion.finish,
+        None if usage is None else json.dumps(usage_row(usage)), json.dumps(completion.raw), completion.loglikelihood,
+        stage, _now(),
+    )  # fmt: skip
+    return (_ANSWER, row), (_FORGET, (completion.key,))
+
+
+def usage_row(usage: Usage) -> dict[str, int]:
+    """The usage as plain values."""
+    return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+
+
+def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: str = "") -> Change:
+    """A failure, permanent or not."""
+    row = (
+        failure.key, request_json, endpoint_json(endpoint), failure.reason, failure.detail, failure.attempts,
+        int(not failure.transient), stage, _now(),
+    )  # fmt: skip
+    return ((_FAILURE, row),)
+
+
+def batched(batch: Batch) -> Statement:
+    """A batch as it stands now; replaces what was written of it."""
+    row = (
+        batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id, json.dumps(dict(batch.sends)),
+        batch.detail, batch.created or _now(),
+    )  # fmt: skip
+    return _BATCH, row
+
+
 def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path) -> None:
     """Write a group in one transaction and tell each waiter; an error is the whole group's."""
-    failed: RunFolderError | None = None
+    results: list[int] | RunFolderError = []
     try:
         connection.execute("BEGIN IMMEDIATE")
-        for write in group:
-            for statement, values in write.statements:
-                connection.execute(statement, values)
+        results = [_changed(connection, write.change) for write in group]
         connection.execute("COMMIT")
     except (sqlite3.Error, ValueError, OverflowError) as error:
-        failed = _unusable(path, error)
+        results = _unusable(path, error)
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
-    for write in group:
-        if failed is None:
-            write.done.set_result(None)
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RunFolderError]]] = {}
+    for number, write in enumerate(group):
+        result = results if isinstance(results, RunFolderError) else results[number]
+        if isinstance(write.done, asyncio.Future):
+            loops.setdefault(write.done.get_loop(), []).append((write.done, result))
         else:
-            write.done.set_exception(failed)
+            _tell([(write.done, result)])
+    for loop, waiters in loops.items():
+        with suppress(RuntimeError):  # the loop was left while this was written
+            loop.call_soon_threadsafe(_tell, waiters)
+
+
+def _changed(connection: sqlite3.Connection, change: Change) -> int:
+    row = 0
+    for statement, values in change:
+        row = connection.execute(statement, values).lastrowid or 0
+    return row
+
+
+def _tell(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | RunFolderError]]) -> None:
+    for done, result in waiters:
+        if done.cancelled():
+            continue
+        if isinstance(result, RunFolderError):
+            done.set_exception(result)
+        else:
+            done.set_result(result)
 
 
 def _connect(path: Path, options: str) -> sqlite3.Connection:
@@ -288,11 +459,16 @@ def _connect(path: Path, options: str) -> sqlite3.Connection:
 
 
 def _open_to_write(path: Path) -> sqlite3.Connection:
+    if (kind := file_system(path)) in NETWORK_FILE_SYSTEMS:
+        raise RunFolderError(
+            f"{path} is on a network file system ({kind}), where SQLite's write-ahead log loses data, for it needs"
+            " memory that processes share; put the run folder on a local disk (--run-dir), and copy it when it is done"
+        )
     connection = _connect(path, "mode=rwc")
     try:
         connection.execute("BEGIN IMMEDIATE")
-        if _version(connection, path) == 0:
-            for statement in filter(str.strip, _SCHEMA.split(";")):
+        if (found := _version(connection, path)) < VERSION:
+            for statement in filter(str.strip, (_MIGRATE if found else _SCHEMA + _SENDS).split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
@@ -337,6 +513,29 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
+def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+    """The kind of file system that a path is on, such as `ext4`; `None` where the system does not say."""
+    try:
+        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return None
+    real = Path(path).absolute().resolve()
+    found = [(Path(_unescaped(line[1])), line[2]) for line in lines if len(line) > 2]
+    above = [
+        (len(point.parts), number, kind) for number, (point, kind) in enumerate(found) if real.is_relative_to(point)
+    ]
+    return max(above)[2] if above else None
+
+
+def _unescaped(point: str) -> str:
+    """A mount point as fstab(5) writes it: blanks are octal."""
+    return point.replace("\\040", " ").replace("\\011", "\t")
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists())
+
+
 _ADVICE = {
     "file is not a database": "move it away, or choose another run folder",
     "malformed": "the file is damaged; restore it from a copy, or move it away and start again",
@@ -365,7 +564,8 @@ def _to_completion(row: Sequence[Any]) -> Completion:
     )
 
 
-def _to_request(found: dict[str, Any]) -> Request:
+def to_request(found: Mapping[str, Any]) -> Request:
+    """A request from its canonical JSON, read."""
     sampling = found.get("sampling", {})
     return Request(
         **{

@@ -245,5 +245,5 @@ async def _sent(provider: Provider, request: Request) -> Reply:
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
 
 
-async def _committed(write: Future[None]) -> None:
+async def _committed(write: Future[int]) -> None:
     await asyncio.wrap_future(write)

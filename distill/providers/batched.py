@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 from distill.errors import DistillError
-from distill.journal import canonical
+from distill.keys import canonical
 from distill.providers import ProviderError, Reply
 from distill.types import Endpoint, Request
 

@@ -26,7 +26,7 @@ from typing import BinaryIO, Literal
 from distill import console
 from distill.embedded import EMBEDDED, fingerprint, looks_like_path, student_fingerprint
 from distill.errors import MissingPackage, ServerError
-from distill.journal import canonical
+from distill.keys import canonical
 from distill.providers import ProviderError, Reply, one_line
 from distill.providers.openai import OpenAIProvider
 from distill.types import Endpoint, Request

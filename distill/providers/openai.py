@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 from distill.errors import RecipeError
-from distill.journal import canonical
+from distill.keys import canonical
 from distill.providers import ProviderError, Reply, one_line
 from distill.types import Endpoint, Finish, Request, Usage
 
