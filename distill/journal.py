@@ -90,6 +90,10 @@ _SETTLE = "UPDATE intents SET outcome = ?, prompt_tokens = ?, completion_tokens 
 _SETTLE_AS_IS = "UPDATE intents SET outcome = ? WHERE id = ?"
 _FORGET = "DELETE FROM failures WHERE key = ?"
 _BATCH = "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_BATCH_OF_LAST = (
+    "INSERT INTO batches SELECT ?, ?, ?, ?, ?, ?, json_group_object(key, id), ?, ?"
+    " FROM (SELECT key, id FROM intents ORDER BY id DESC LIMIT ?)"
+)
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 Change: TypeAlias = tuple[Statement, ...]
@@ -264,6 +268,15 @@ class Journal:
             for name, of, role, state, file_id, batch_id, sends, detail, created in rows
         ]  # fmt: skip
 
+    def unsettled(self, stage: str) -> dict[int, Bill]:
+        """Sends of a stage that have no outcome, each with the most that it may cost."""
+        if self._is_old:
+            return {}
+        rows = self._select(
+            "SELECT id, prompt_tokens, completion_tokens, usd FROM intents WHERE outcome IS NULL AND stage = ?", stage
+        )
+        return {send: Bill(*most) for send, *most in rows}
+
     def tokens(self, stage: str | None = None) -> Usage:
         """Tokens of the answers bought here, as reported; those without a report count nothing."""
         ((prompt, completion),) = self._select(
@@ -401,6 +414,13 @@ def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: st
         int(not failure.transient), stage, _now(),
     )  # fmt: skip
     return ((_FAILURE, row),)
+
+
+def prepared(batch: Batch, intentions: Sequence[Change]) -> Change:
+    """A new batch and its sends, one a question, in one change: their numbers are not known before it."""
+    of_batch = (batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id)
+    row = (*of_batch, batch.detail, batch.created or _now(), len(intentions))
+    return *(statement for intention in intentions for statement in intention), (_BATCH_OF_LAST, row)
 
 
 def batched(batch: Batch) -> Statement:
