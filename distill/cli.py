@@ -131,15 +131,26 @@ _verb("report", "Write report.html from what the run folder holds.")
 def check(
     recipe: RecipePath,
     set_: Set = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="ask the teacher's endpoint a dozen tiny questions: what does it honour?")
+    ] = False,
 ) -> None:
     """Validate a recipe offline and forecast requests, tokens, USD, memory and time.
 
-    Example: distill check recipes/quickstart.yaml
+    With --probe, also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe
+    it ignores; the findings are kept, and later checks and runs read them.
+
+    Example: distill check recipes/quickstart.yaml --probe
     """
     from distill import catalogue, forecast
 
-    for line in forecast.lines(catalogue.load_recipe(recipe, overrides=set_ or (), importing=False)):
+    loaded = catalogue.load_recipe(recipe, overrides=set_ or (), importing=False)
+    for line in forecast.lines(loaded, probed=not probe):
         console.result(line)
+    if probe:
+        from distill import doctor
+
+        doctor.examine_teachers(loaded)
 
 
 @app.command()
@@ -176,14 +187,23 @@ def serve(
 @app.command()
 def doctor(
     url: Annotated[str | None, typer.Argument(metavar="[URL]", help="an endpoint to look at, such as …/v1")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="the model to ask, where the endpoint has several")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="VAR", help="the environment variable that holds the key")
+    ] = None,
 ) -> None:
     """Look at this machine, and at an endpoint if one is given: what is there, what is missing, what to do.
 
-    Example: distill doctor http://127.0.0.1:8000/v1
+    An endpoint is asked a dozen tiny questions, to show which parameters (temperature, seed, stop, logprobs …) it
+    honours, ignores or refuses; the findings are kept, and later checks and runs read them.
+
+    Example: distill doctor http://127.0.0.1:8000/v1 --model smollm2
     """
     from distill import doctor as examine
 
-    if not examine.examine(url):
+    if not examine.examine(url, model=model, api_key_env=api_key_env):
         raise typer.Exit(1)
 
 

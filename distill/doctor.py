@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from distill import console
+from distill import console, forecast, probe
 from distill.embedded import EMBEDDED, cache_dir
+from distill.providers import one_line
+from distill.providers.openai import normalise_url
+from distill.recipe import Recipe
 from distill.run import versions
 
 NEEDED_GB = 6.0
@@ -23,14 +28,64 @@ class Finding:
     what: str
 
 
-def examine(url: str | None) -> bool:
-    """Print what was found; returns whether nothing is missing."""
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What an endpoint says of its models."""
+
+    finding: Finding
+    models: tuple[str, ...] = ()
+    usable: bool = True
+    """Whether it makes sense to ask a model there."""
+
+
+def examine(url: str | None, *, model: str | None = None, api_key_env: str | None = None) -> bool:
+    """Print what was found; returns whether nothing is missing. An endpoint is asked what it honours.
+
+    Raises `RecipeError` for what is no address and for a key variable that is not set, before anything is looked at,
+    and `EndpointError` for an endpoint that lists its models but answers no question.
+    """
+    api_key = probe.secret(api_key_env, "--api-key-env")
+    shown = normalise_url(url) if url is not None else ""
     findings = [_python(), *_packages(), _memory(), _cache()]
-    if url is not None:
-        findings.append(_endpoint(url))
     for finding in findings:
-        console.result(f"{'ok  ' if finding.ok else 'MISS'} {finding.what}")
-    return all(finding.ok for finding in findings)
+        _print(finding)
+    healthy = all(finding.ok for finding in findings)
+    return healthy if url is None else _examine_endpoint(url, shown, model, api_key) and healthy
+
+
+def _print(finding: Finding) -> None:
+    console.result(f"{'ok  ' if finding.ok else 'MISS'} {finding.what}")
+
+
+def _examine_endpoint(url: str, shown: str, model: str | None, api_key: str | None) -> bool:
+    listing = _listing(url, shown, api_key)
+    if model is None and listing.finding.ok and len(listing.models) == 1:
+        model = listing.models[0]
+    if model is None or not listing.usable:
+        _print(listing.finding)
+        if listing.usable:
+            _print(Finding(False, "a model was to be asked what it honours: say which with --model NAME"))
+        return False
+    _print(Finding(True, listing.finding.what))
+    ask_what_it_honours(url, model, api_key=api_key)
+    return True
+
+
+def ask_what_it_honours(
+    url: str,
+    model: str,
+    *,
+    api_key: str | None,
+    headers: Mapping[str, str] | None = None,
+    timeout_seconds: float = probe.CALL_SECONDS,
+) -> probe.Findings:
+    """Probe an endpoint, print the table and keep it."""
+    console.say(f"asking {normalise_url(url)} at most {probe.MOST_CALLS} tiny questions to see what it honours")
+    findings = probe.probe(url, model, api_key=api_key, headers=headers, timeout_seconds=timeout_seconds)
+    for line in probe.table(findings):
+        console.result(line)
+    probe.save(findings)
+    return findings
 
 
 def _python() -> Finding:
@@ -68,16 +123,55 @@ def _cache() -> Finding:
     return Finding(free > 1.0, f"cache {folder}: {free:.1f} GB free (the embedded model takes about {4 * size:.1f} GB)")
 
 
-def _endpoint(url: str) -> Finding:
+def examine_teachers(recipe: Recipe) -> None:
+    """Probe each endpoint that a recipe's teachers are asked at, and say what of the recipe it ignores.
+
+    Raises `RecipeError` for a key variable that is not set and `EndpointError` for an endpoint that does not answer.
+    """
+    teachers = probe.teachers_of(recipe)
+    if not any(teacher.base_url for teacher in teachers):
+        console.result("probe: no teacher.base_url in the recipe; a server of our own needs no probe")
+    for teacher in teachers:
+        if teacher.base_url is None:
+            continue
+        findings = ask_what_it_honours(
+            teacher.base_url,
+            teacher.model,
+            api_key=probe.secret(teacher.api_key_env, "teacher.api_key_env"),
+            headers={
+                name: probe.secret(variable, f"teacher.headers_env.{name}") or ""
+                for name, variable in teacher.headers_env.items()
+            },
+            timeout_seconds=min(probe.CALL_SECONDS, teacher.timeout_seconds),
+        )
+        for line in forecast.unheeded(recipe, teacher, findings):
+            console.result(f"warning: {line}")
+
+
+def _listing(url: str, shown: str, api_key: str | None) -> Listing:
     import httpx
 
-    address = f"{url.rstrip('/')}/models"
+    parts = urlsplit(url.strip())
+    address = parts._replace(path=f"{parts.path.rstrip('/')}/models", fragment="").geturl()
+    headers = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
+    direct = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))  # past the environment's proxies
     try:
-        answer = httpx.get(address, timeout=10)
-        answer.raise_for_status()
-        names = [str(model["id"]) for model in answer.json()["data"]]
+        with httpx.Client(timeout=10, headers=headers, mounts=direct) as client:
+            answer = client.get(address)
+            answer.raise_for_status()
+            names = tuple(one_line(str(model["id"]), 100) for model in answer.json()["data"])
     except httpx.HTTPStatusError as error:
-        return Finding(False, f"{url} answered {error.response.status_code} to GET /models")
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        return Finding(False, f"{url}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?")
-    return Finding(True, f"{url} serves {', '.join(names[:5])}")
+        return _no_listing(shown, error.response.status_code)
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        why = f"{shown}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
+        return Listing(Finding(False, why), usable=isinstance(error, (KeyError, TypeError)))
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return Listing(Finding(True, f"{shown} serves {', '.join(names[:5]) or 'no model'}{more}"), names)
+
+
+def _no_listing(shown: str, status: int) -> Listing:
+    what = f"{shown} answered {status} to GET /models"
+    if status in {401, 403}:
+        advice = "name the variable that holds the key with --api-key-env"
+        return Listing(Finding(False, f"{what}; {advice}"), usable=False)
+    return Listing(Finding(False, what))

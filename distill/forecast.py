@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill import probe
 from distill.embedded import EMBEDDED
-from distill.recipe import Recipe
+from distill.probe import Findings
+from distill.recipe import Recipe, Teacher
 from distill.run import STAGES, read_record
 
 NEW_TASKS_PER_REQUEST = 2.5
@@ -51,12 +53,12 @@ class Shape:
 SMOLLM2 = Shape(hidden=576, intermediate=1536, layers=30, vocabulary=49152, kv_share=1 / 3)
 
 
-def lines(recipe: Recipe) -> list[str]:
-    """What `check` prints."""
+def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
+    """What `check` prints; `probed`: with what an earlier probe of the teacher's endpoint found."""
     found = [f"{recipe.name}: valid; stages {', '.join(stages_of(recipe))}"]
     found += _spending(recipe)
     found += _training(recipe)
-    return found + _warnings(recipe)
+    return found + _warnings(recipe) + (_probed(recipe) if probed else [])
 
 
 def stages_of(recipe: Recipe) -> list[str]:
@@ -147,6 +149,40 @@ def _warnings(recipe: Recipe) -> list[str]:
         for name in names
         if name and name not in os.environ
     ]
+
+
+def _probed(recipe: Recipe) -> list[str]:
+    """What the teachers' endpoints ignore by the findings in the cache; nothing is asked."""
+    found = []
+    for teacher in probe.teachers_of(recipe):
+        findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
+        if findings is not None:
+            told = unheeded(recipe, teacher, findings)
+            found += [f"warning: {line} (probed {probe.age(findings)})" for line in told]
+    return found
+
+
+def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
+    """One line for each thing that a recipe asks of a teacher and that its endpoint ignores or refuses."""
+    found = probe.warnings(findings, teacher.sampling.sampling())
+    if recipe.compare is not None and recipe.compare.sampling is not None:
+        found += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")
+    if recipe.collect is not None and getattr(recipe.collect.options, "system", None):
+        found += _unheeded_system(findings)
+    if recipe.expand is not None and recipe.expand.strategy == "self_instruct":
+        if findings.verdict("completions") == "refused":
+            found.append("expand asks raw prompts, but this endpoint has no /completions: expand will fail")
+        if "stop" in probe.ignored(findings):
+            found.append("expand stops its answers, but this endpoint ignores stop: they are cut after the fact")
+    return found
+
+
+def _unheeded_system(findings: Findings) -> list[str]:
+    told = {
+        "ignored": "collect.system is set, but this endpoint ignores system messages: answers are given without it",
+        "refused": "collect.system is set, but this endpoint refuses system messages: requests will fail",
+    }
+    return [told[verdict]] if (verdict := findings.verdict("system")) in told else []
 
 
 def status_lines(folder: Path) -> list[str]:
