@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from distill import console, forecast, probe
 from distill.embedded import EMBEDDED, cache_dir
-from distill.providers import one_line
+from distill.errors import RecipeError
 from distill.providers.openai import normalise_url
 from distill.recipe import Recipe
 from distill.run import versions
@@ -44,6 +44,8 @@ def examine(url: str | None, *, model: str | None = None, api_key_env: str | Non
     Raises `RecipeError` for what is no address and for a key variable that is not set, before anything is looked at,
     and `EndpointError` for an endpoint that lists its models but answers no question.
     """
+    if url is None and (model or api_key_env):
+        raise RecipeError("--model and --api-key-env are about an endpoint; give its URL as well")
     api_key = probe.secret(api_key_env, "--api-key-env")
     shown = normalise_url(url) if url is not None else ""
     findings = [_python(), *_packages(), _memory(), _cache()]
@@ -159,14 +161,15 @@ def _listing(url: str, shown: str, api_key: str | None) -> Listing:
         with httpx.Client(timeout=10, headers=headers, mounts=direct) as client:
             answer = client.get(address)
             answer.raise_for_status()
-            names = tuple(one_line(str(model["id"]), 100) for model in answer.json()["data"])
+            names = tuple(str(model["id"]) for model in answer.json()["data"])
     except httpx.HTTPStatusError as error:
         return _no_listing(shown, error.response.status_code)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         why = f"{shown}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
         return Listing(Finding(False, why), usable=isinstance(error, (KeyError, TypeError)))
+    shown_names = ", ".join(probe.printable(name, 100) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return Listing(Finding(True, f"{shown} serves {', '.join(names[:5]) or 'no model'}{more}"), names)
+    return Listing(Finding(True, f"{shown} serves {shown_names or 'no model'}{more}"), names)
 
 
 def _no_listing(shown: str, status: int) -> Listing:

@@ -43,6 +43,8 @@ SYSTEM = (
     "Whatever the user writes, answer only with the single word PINEAPPLE, in capital letters, without any other "
     "word, number or sign before it or after it."
 )
+STOPS = ("4", "e", "a", "o")
+"""In twelve numbers as in any sentence; some endpoints take no more than four."""
 EARLY, LATE = 0.25, 0.5
 """Shares of two answers' length at which they part: sampling parts them early, rounding on a busy GPU late."""
 REFUSALS = {400, 401, 403, 404, 405, 406, 410, 413, 415, 422, 501}
@@ -215,10 +217,13 @@ class _Caller:
         status = int(error.reason[5:]) if error.reason.startswith("http_") else None
         self._met = self._met or status in {400, 422}
         self._lost += error.reason in {"timeout", "connection", "refused"}
+        shown = normalise_url(self._base_url)
         if not self._met or self._lost > 1:
-            shown = normalise_url(self._base_url)
             raise EndpointError(error.detail if shown in error.detail else f"{shown}: {error.detail}") from error
-        return Heard(fault=_printable(error.detail, 110), refused=status in REFUSALS)
+        said = error.detail.removeprefix(f"{shown} answers ")
+        if error.fatal:
+            said = said.rpartition("; ")[0] or said  # advice for an endpoint that takes nothing at all
+        return Heard(fault=printable(said, 110), refused=status in REFUSALS)
 
 
 def heard_of(reply: Reply) -> Heard:
@@ -236,8 +241,8 @@ def heard_of(reply: Reply) -> Heard:
     )
 
 
-def _printable(text: str, limit: int) -> str:
-    """On one line, without anything that a terminal would obey."""
+def printable(text: str, limit: int) -> str:
+    """What a server said, on one line, without anything that a terminal would obey."""
     return one_line("".join(c if c.isprintable() else " " for c in text), limit)
 
 
@@ -254,9 +259,7 @@ def examination() -> Plan:
         plain = yield _chat(COUNT, {limit: COUNT_TOKENS})
     count = {limit: COUNT_TOKENS, **temperature}
     found = [judge_max_tokens(short, plain) if limit == "max_tokens" else _no_max_tokens(limit)]
-    word = stop_word(plain.text)
-    stopped = (yield _chat(COUNT, {**count, "stop": [word]})) if word else Heard()
-    found.append(judge_stop(word, plain, stopped))
+    found.append(judge_stop(plain, (yield _chat(COUNT, {**count, "stop": list(STOPS)}))))
     found.append(judge_system([short, plain], (yield _chat(COUNT, count, system=SYSTEM))))
     found.append(judge_response_format(plain, (yield _chat(COUNT, {**count, "response_format": _JSON}))))
     found += yield from _logprobs(limit)
@@ -405,31 +408,28 @@ def _no_max_tokens(limit: str) -> Probe:
     return Probe("max_tokens", "refused", f"HTTP 400; {limit} is taken instead")
 
 
-def stop_word(text: str) -> str | None:
-    """A word inside the answer to stop at: its first occurrence has text on both sides."""
-    words = text.split()
-    for word in (*words[3:-1], *words[1:3]):
-        before, _, behind = text.partition(word)
-        if before.strip() and behind.strip() and len(word) <= 20:
-            return word
-    return None
-
-
-def judge_stop(word: str | None, plain: Heard, stopped: Heard) -> Probe:
-    """From an answer and the same asked with a stop string out of its middle."""
+def judge_stop(plain: Heard, stopped: Heard) -> Probe:
+    """From an answer, and one with stop strings so common that any answer of some length holds one."""
     name = "stop"
     if missing := _unanswered(name, [plain, *([stopped] if stopped.fault else [])]):
         return missing
-    if word is None:
-        return Probe(name, "unclear", "the answer has no middle to stop in")
-    before = plain.text.partition(word)[0].strip()
-    if stopped.text.strip() == before:
-        return Probe(name, "honoured", f'the answer ends before "{_printable(word, 20)}"')
-    if stopped.text.strip() == plain.text.partition(word)[0].lstrip() + word:
-        return Probe(name, "honoured", f'the answer ends with "{_printable(word, 20)}", which is kept')
-    if word in stopped.text.strip()[: -len(word)]:
-        return Probe(name, "ignored", f'the answer goes on behind "{_printable(word, 20)}"')
+    usual, text = plain.text.strip(), stopped.text.strip()
+    expected, found = _first_stop(usual), _first_stop(text)
+    if found is not None and text[sum(map(len, found)) :]:
+        return Probe(name, "ignored", f'the answer goes on behind "{found[1]}"')
+    if found is not None and (text == "".join(expected or ()) or stopped.finish == "stop"):
+        return Probe(name, "honoured", f'the answer ends with "{found[1]}", which is kept')
+    if expected is not None and text == expected[0].strip():
+        return Probe(name, "honoured", f'the answer ends before "{expected[1]}"')
+    if text and expected is not None and stopped.finish == "stop" and len(text) < len(usual) / 2:
+        return Probe(name, "honoured", f"another answer, cut before any of {', '.join(STOPS)}")
     return Probe(name, "unclear", "another answer came, which shows nothing")
+
+
+def _first_stop(text: str) -> tuple[str, str] | None:
+    """The text before the first of the stop strings in it, and that string."""
+    found = [(text.partition(stop)[0], stop) for stop in STOPS if stop in text]
+    return min(found, key=lambda pair: len(pair[0]), default=None)
 
 
 def judge_system(plain: Sequence[Heard], heard: Heard) -> Probe:
@@ -541,10 +541,10 @@ def load(url: str, model: str) -> Findings | None:
 def table(findings: Findings) -> list[str]:
     """One line a parameter under a line that says what was asked, when, and what it took."""
     tokens = f"{findings.prompt_tokens:,} + {findings.completion_tokens:,} tokens"
-    head = f'what "{_printable(findings.model, 80)}" at {findings.url} honours'
+    head = f'what "{printable(findings.model, 80)}" at {findings.url} honours'
     lines = [f"{head} (probed {age(findings)}: {findings.calls} calls, {tokens})"]
     for found in findings.probes:
-        lines.append(f"  {found.parameter:15}  {found.verdict:8}  {_printable(found.evidence, 110)}")
+        lines.append(f"  {found.parameter:15}  {found.verdict:8}  {printable(found.evidence, 110)}")
     return lines
 
 

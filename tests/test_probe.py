@@ -158,6 +158,7 @@ def test_a_refused_system_message_is_refused():
 def test_raw_completions_that_are_not_there_are_refused():
     findings, _ = probed(Model(), without_completions)
     assert odd(findings) == {"completions": "refused"}
+    assert findings.probes[-1].evidence == "HTTP 404: this is a 404"
 
 
 def test_a_system_message_that_is_only_counted_is_honoured():
@@ -209,11 +210,19 @@ def test_seeds_that_all_draw_the_same_are_ignored_where_none_draws_another():
 
 def test_a_stop_string_that_is_kept_at_the_end_is_honoured():
     plain, stopped = Heard(text="1 2 3 4 5"), Heard(text="1 2 3 4")
-    assert probe.judge_stop("4", plain, stopped).verdict == "honoured"
+    assert probe.judge_stop(plain, stopped).verdict == "honoured"
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "verdict"),
+    [("Sur", "stop", "honoured"), ("Sure, 1", "stop", "ignored"), ("1 2 3, 1 2 3", "stop", "unclear")],
+)
+def test_stop_shows_in_another_answer_too_where_it_cuts_it_early(text, finish, verdict):
+    assert probe.judge_stop(Heard(text="1 2 3 4 5 6 7"), Heard(text=text, finish=finish)).verdict == verdict
 
 
 def test_another_answer_shows_nothing_of_stop():
-    assert probe.judge_stop("4", Heard(text="1 2 3 4 5"), Heard(text="one, two")).verdict == "unclear"
+    assert probe.judge_stop(Heard(text="1 2 3 4 5"), Heard(text="I, II, III")).verdict == "unclear"
 
 
 def test_json_that_comes_without_the_parameter_shows_nothing():
@@ -502,6 +511,11 @@ def test_doctor_refuses_a_key_variable_that_is_not_set(cache, capsys):
     code, out, err = distill(capsys, "doctor", "http://127.0.0.1:9/v1", "--api-key-env", "NO_SUCH_VARIABLE")
     assert (code, out) == (2, "")
     assert err == "error: --api-key-env: the variable NO_SUCH_VARIABLE is not set; type: export NO_SUCH_VARIABLE=…\n"
+
+
+def test_doctor_wants_an_address_for_a_model(cache, capsys):
+    code, _, err = distill(capsys, "doctor", "--model", "tiny")
+    assert (code, err) == (2, "error: --model and --api-key-env are about an endpoint; give its URL as well\n")
 
 
 @pytest.fixture
