@@ -255,11 +255,15 @@ class Journal:
             for stage, role, model, outcome, sends, prompt, completion, usd, free_prompt, free_completion in rows
         ]  # fmt: skip
 
-    def batches(self, stage: str | None = None) -> list[Batch]:
-        """Every batch of a stage or of all, oldest first."""
+    def batches(self, stage: str | None = None, *, name: str | None = None) -> list[Batch]:
+        """Every batch of a stage or of all, or the one so called, oldest first."""
         if self._is_old:
             return []
-        rows = self._select("SELECT * FROM batches WHERE ?1 IS NULL OR stage = ?1 ORDER BY rowid", stage)
+        rows = self._select(
+            "SELECT * FROM batches WHERE (?1 IS NULL OR stage = ?1) AND (?2 IS NULL OR name = ?2) ORDER BY rowid",
+            stage,
+            name,
+        )
         return [
             Batch(
                 name=name, stage=of, role=role, state=state, file_id=file_id, batch_id=batch_id,
