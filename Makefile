@@ -1,9 +1,11 @@
 # Two commands do everything on a machine with Python 3.11, git and make: `make demo` and `make test`.
 # TORCH_INDEX names another package index for torch alone, for example one that holds CUDA or ROCm builds.
+# BENCH names benchmarks and options of `make bench`, for example "kill --quick".
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
+BENCH ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
@@ -35,6 +37,9 @@ lint: $(STAMP)  ## style, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP)  ## speed, memory, kills and faults, with rivals, by hand: tests/benchmarks/README.md
+	$(BIN)/python -m tests.benchmarks $(BENCH)
 
 clean:  ## removes .venv and caches; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
