@@ -158,7 +158,7 @@ def _budget(context: Context, stage: str) -> Budget:
 
 def _spent(context: Context, stage: str | None) -> float:
     """USD that the journal's answers cost, of one stage or of all."""
-    return spent_usd(context.journal.entries(stage), _prices(context))
+    return spent_usd(context.journal.costs(), _prices(context), stage)
 
 
 @contextmanager

@@ -36,6 +36,14 @@ class Sampling:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
+    response_format: Mapping[str, Any] | None = field(default=None, hash=False)
+    """What shape the answer must have, such as `{"type": "json_object"}`."""
+    logprobs: bool | None = None
+    """Whether log-probabilities of the answer's tokens are wanted; they stay in the completion's `raw`."""
+    top_logprobs: int | None = None
+    reasoning_effort: str | None = None
+    extra_body: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Anything else that the endpoint takes; `None` takes a field out of the body."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

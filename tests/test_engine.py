@@ -447,8 +447,8 @@ def test_the_spending_of_earlier_runs_is_in_the_journal(journal: Journal) -> Non
     driven.run(priced(10))
     engine(journal, Scripted(lambda request: Reply(text="unreported")), stage="compare").run(priced(11))
     prices = {"teacher": Price(input=1.0, output=1000.0)}
-    assert spent_usd(journal.entries("collect"), prices) == pytest.approx(driven.tally.usd)
-    assert spent_usd(journal.entries("compare"), prices) == pytest.approx(0.01, rel=0.01)
+    assert spent_usd(journal.costs(), prices, "collect") == pytest.approx(driven.tally.usd)
+    assert spent_usd(journal.costs(), prices, "compare") == pytest.approx(0.01, rel=0.01)
 
 
 def test_a_send_that_may_have_been_billed_counts_in_full(journal: Journal) -> None:

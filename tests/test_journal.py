@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -68,6 +68,11 @@ def mutations(value: Any) -> Iterator[Any]:
         for index, item in enumerate(value):
             for other in mutations(item):
                 yield (*value[:index], other, *value[index + 1 :])
+    elif isinstance(value, Mapping):
+        yield {**value, "x": 1}
+        for name, item in value.items():
+            for other in mutations(item):
+                yield {**value, name: other}
     else:
         assert value is None
         yield "x"

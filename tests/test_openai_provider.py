@@ -15,7 +15,8 @@ import pytest
 from distill.errors import RecipeError
 from distill.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, first, status
 from distill.providers import PROVIDERS, ProviderError, Reply, one_line
-from distill.providers.openai import OpenAIProvider, normalise_url, retry_after_seconds
+from distill.providers.headers import retry_after_seconds
+from distill.providers.openai import OpenAIProvider, normalise_url
 from distill.shelf import part
 from distill.types import Endpoint, Message, Request, Sampling, Usage
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from distill.errors import RecipeError
-from distill.journal import Entry
+from distill.journal import Bill, Cost
 from distill.providers import ProviderError
 from distill.types import Request, Usage
 
 TOKENS_A_MESSAGE = 16
 """Upper bound of what a chat template adds to a message."""
+BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""Names under which `extra_body` may bound an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,100 +30,124 @@ class Price:
 
 
 class Budget:
-    """Counts what is spent by the price of each role, and lets nothing leave that could exceed the cap.
+    """Counts what is spent by the price of each model, and lets nothing leave that could exceed the cap.
 
-    `spent_usd` is what earlier runs spent of the same cap. Without a cap it only counts.
+    `prices` are by the model's name in the engine, which is the request's role where one model plays it. `spent_usd` is
+    what earlier runs spent of the same cap. Without a cap it only counts.
     """
 
     def __init__(self, prices: Mapping[str, Price], *, cap_usd: float | None = None, spent_usd: float = 0.0) -> None:
         self._prices = dict(prices)
-        self._earlier_usd = spent_usd
+        self.earlier_usd = spent_usd
         self.cap_usd = cap_usd
         self.spent_usd = 0.0
         """By this budget's own requests."""
         self.reserved_usd = 0.0
         self.in_flight = 0
 
-    def check(self, roles: Collection[str]) -> None:
-        """Raise `RecipeError` when a role without a price would escape the cap."""
-        missing = sorted(role for role in roles if role not in self._prices)
+    def check(self, names: Collection[str]) -> None:
+        """Raise `RecipeError` when a model without a price would escape the cap."""
+        missing = sorted(name for name in names if name not in self._prices)
         if self.cap_usd is not None and missing:
             raise RecipeError(
                 f"a budget of {self.cap_usd:g} USD needs a price, and {', '.join(missing)} has none;"
                 " add price: {input: …, output: …} in USD per million tokens"
             )
 
-    def reserve(self, request: Request) -> float | None:
-        """Set the worst case aside and return it in USD, or `None` when it does not fit now."""
-        worst = self.worst_usd(request)
-        left = None if self.cap_usd is None else self.cap_usd - self._earlier_usd - self.spent_usd - self.reserved_usd
-        if left is not None and worst > left:
-            return None
-        self.reserved_usd += worst
+    def most(self, name: str, request: Request) -> Bill:
+        """The most that one send can cost: a token is at least a byte of UTF-8.
+
+        Raises `RecipeError` where there is a cap, and nothing bounds the answer.
+        """
+        prompt, completion = most_prompt_tokens(request), most_completion_tokens(request)
+        if completion is None and self.cap_usd is not None:
+            raise RecipeError(f"a budget needs sampling.max_tokens for the {name}, or nothing bounds it")
+        price = self._prices.get(name)
+        return Bill(prompt, completion, None if price is None else price.usd(Usage(prompt, completion or 0)))
+
+    def reserve(self, most: Bill) -> bool:
+        """Set a worst case aside; False, and nothing is set aside, where it does not fit now."""
+        usd = most.usd or 0.0
+        if self.cap_usd is not None and usd > self.cap_usd - self.earlier_usd - self.spent_usd - self.reserved_usd:
+            return False
+        self.reserved_usd += usd
         self.in_flight += 1
-        return worst
+        return True
 
-    def worst_usd(self, request: Request) -> float:
-        """The most that one send can cost: a token is at least a byte of UTF-8. 0 where nothing is capped."""
-        price = self._prices.get(request.role)
-        if price is None or self.cap_usd is None:
-            return 0.0
-        if request.kind == "likelihood":
-            return price.usd(Usage(most_prompt_tokens(request), 1))
-        if request.sampling.max_tokens is None:
-            raise RecipeError(f"a budget needs sampling.max_tokens for the {request.role}, or nothing bounds it")
-        return price.usd(Usage(most_prompt_tokens(request), request.sampling.max_tokens))
+    def settle(self, name: str, most: Bill, usage: Usage | None) -> Bill:
+        """Book an answer, and return what it cost: as reported, or the worst case where nothing was reported."""
+        bill = most if usage is None else self.bill(name, usage)
+        self._release(most)
+        self.spent_usd += bill.usd or 0.0
+        return bill
 
-    def settle(self, request: Request, reserved_usd: float, usage: Usage | None) -> None:
-        """Book an answer: as reported, or the worst case where nothing was reported."""
-        price = self._prices.get(request.role)
-        self._release(reserved_usd)
-        if price is not None:
-            self.spent_usd += reserved_usd if usage is None else price.usd(usage)
-
-    def settle_error(self, reserved_usd: float, error: BaseException) -> None:
+    def settle_error(self, most: Bill, error: BaseException) -> Bill:
         """Book a send without an answer: nothing where the endpoint refused it, else the worst case."""
-        self._release(reserved_usd)
-        if not (isinstance(error, ProviderError) and _is_free(error)):
-            self.spent_usd += reserved_usd
+        self._release(most)
+        if isinstance(error, ProviderError) and is_free(error):
+            return Bill(0, 0, None if most.usd is None else 0.0)
+        self.spent_usd += most.usd or 0.0
+        return most
+
+    def bill(self, name: str, usage: Usage) -> Bill:
+        """What a usage costs."""
+        price = self._prices.get(name)
+        return Bill(usage.prompt_tokens, usage.completion_tokens, None if price is None else price.usd(usage))
 
     @property
     def usd(self) -> float | None:
         """Spent by this budget's own requests; `None` where nothing has a price."""
         return self.spent_usd if self._prices else None
 
-    def verdict(self, request: Request) -> str:
+    def verdict(self, most: Bill) -> str:
         """One line for a request that does not fit."""
         return (
-            f"the budget of {self.cap_usd:g} USD is used up: {self._earlier_usd + self.spent_usd:.4f} USD are spent and"
-            f" the next request may cost up to {self.worst_usd(request):.4f}; all that was bought is kept; raise the"
+            f"the budget of {self.cap_usd:g} USD is used up: {self.earlier_usd + self.spent_usd:.4f} USD are spent and"
+            f" the next request may cost up to {most.usd or 0:.4f}; all that was bought is kept; raise the"
             " budget or lower max_tokens, and run again to go on"
         )
 
-    def _release(self, reserved_usd: float) -> None:
-        self.reserved_usd -= reserved_usd
+    def _release(self, most: Bill) -> None:
+        self.reserved_usd -= most.usd or 0.0
         self.in_flight -= 1
 
 
-def spent_usd(entries: Iterable[Entry], prices: Mapping[str, Price]) -> float:
-    """What a journal's answers cost by their role's price; where no usage was reported, at most.
+def spent_usd(costs: Iterable[Cost], prices: Mapping[str, Price], stage: str | None = None) -> float:
+    """What a journal's sends cost, of one stage or of all, over all invocations.
 
-    What was in flight when a process was killed is in no journal, and not in here.
+    By the price at the time of buying; what was bought without a price counts by today's. Sends that may have been
+    billed and reported nothing, and those in flight at a kill, count at most.
     """
-    total = 0.0
-    for entry in entries:
-        if (price := prices.get(entry.request.role)) is not None:
-            most = Usage(most_prompt_tokens(entry.request), entry.request.sampling.max_tokens or 0)
-            total += price.usd(entry.completion.usage or most)
-    return total
+    return sum(cost_usd(cost, prices) for cost in costs if stage in (None, cost.stage))
+
+
+def cost_usd(cost: Cost, prices: Mapping[str, Price]) -> float:
+    """One entry's USD, as `spent_usd` counts it."""
+    price = prices.get(cost.role)
+    return cost.usd + (price.usd(cost.unpriced) if price is not None else 0.0)
 
 
 def most_prompt_tokens(request: Request) -> int:
-    """Upper bound of a request's prompt tokens."""
+    """Upper bound of a request's prompt tokens: the bytes of all that is sent, and 16 a message."""
     texts = [message.content for message in request.messages] + [request.prompt or "", request.continuation or ""]
-    return sum(len(text.encode("utf-8", "replace")) for text in texts) + TOKENS_A_MESSAGE * (len(request.messages) + 1)
+    found = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
+    sampling = request.sampling
+    for extra in (sampling.response_format, sampling.extra_body):
+        found += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools are read as a prompt
+    return found + TOKENS_A_MESSAGE * (len(request.messages) + 1)
 
 
-def _is_free(error: ProviderError) -> bool:
+def most_completion_tokens(request: Request) -> int | None:
+    """Upper bound of an answer's tokens; `None` where nothing bounds it."""
+    if request.kind == "likelihood":
+        return 1
+    extra = request.sampling.extra_body
+    bounds = [extra[name] for name in BOUNDS if isinstance(extra.get(name), int)]
+    if request.sampling.max_tokens is not None and "max_tokens" not in extra:
+        bounds.append(request.sampling.max_tokens)
+    return max(bounds, default=None)
+
+
+def is_free(error: ProviderError) -> bool:
     """Whether an error says that nothing was generated: no connection, or an answer of HTTP 4xx."""
     return error.reason in {"refused", "filtered"} or error.reason.startswith("http_4")

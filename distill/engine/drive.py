@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from distill.console import Progress, Silent
 from distill.engine import Grown, Outcome, Stopped, StoppedByBudget, StoppedByUser, StoppedShort, Tally
-from distill.engine.ask import Asker, Stopping
+from distill.engine.ask import Asker, Manners, Stopping
 from distill.engine.budget import Budget
-from distill.engine.retry import Patience
+from distill.engine.limits import Rates
+from distill.engine.report import Report
+from distill.engine.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, Patience
 from distill.errors import DistillError
 from distill.journal import Journal
 from distill.providers import Provider, one_line
@@ -24,15 +25,23 @@ ALIVE_A_SLOT = 2
 """Flows alive for each request that may be in flight: enough to fill every slot, few enough to hold in memory."""
 BARREN_WINDOWS, BARREN_MORE = 3, 24
 """A growth stops after 3 · window + 24 proposals in a row that brought nothing new."""
-TICK_SECONDS = 0.1
-"""Shortest time between two reports of progress."""
+Choose: TypeAlias = Callable[[str, str], str]
+"""From a flow's id and a request's role to the name of the model that answers it."""
+
+
+def by_role(flow: str, role: str) -> str:
+    """The model that is called like the role."""
+    return role
 
 
 class Engine:
     """Asks for flows: journal first, then the provider of each request's role, every answer committed before use.
 
-    `concurrency` bounds the requests in flight, `attempts` the sends of one request. `stage` is written beside every
-    answer. `retry_failed` asks again what failed for good in an earlier run. `budget` counts USD and may cap them.
+    `providers` are by name: a request's role, unless `run` is told otherwise. `concurrency` bounds the requests in
+    flight to an endpoint, `rates` may set that and a pace for each name, `attempts` the sends of one request. `stage`
+    is written beside every answer. `retry_failed` asks again what failed for good in an earlier run. `budget` counts
+    USD and may cap them. `hedge` sends a request again that takes so many times the 95th percentile, and takes the
+    first answer.
     """
 
     def __init__(
@@ -46,35 +55,42 @@ class Engine:
         progress: Progress | None = None,
         stage: str = "",
         budget: Budget | None = None,
-        first_wait_seconds: float = 1.0,
-        longest_wait_seconds: float = 60.0,
+        rates: Mapping[str, Rates] | None = None,
+        hedge: float | None = None,
+        first_wait_seconds: float = FIRST_WAIT_SECONDS,
+        longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
         self.tally = Tally()
         self._journal = journal
         self._providers = dict(providers)
-        self._concurrency = concurrency
-        self._patience = Patience(
-            attempts=attempts, first_wait_seconds=first_wait_seconds, longest_wait_seconds=longest_wait_seconds
+        self._manners = Manners(
+            concurrency=concurrency,
+            patience=Patience(
+                attempts=attempts, first_wait_seconds=first_wait_seconds, longest_wait_seconds=longest_wait_seconds
+            ),
+            retry_failed=retry_failed,
+            stage=stage,
+            rates=rates or {},
+            hedge=hedge,
         )
-        self._retry_failed = retry_failed
         self._progress = progress or Silent()
-        self._stage = stage
         self._budget = budget or Budget({})
         self._budget.check(self._providers)
 
-    def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]]) -> list[Outcome[T]]:
+    def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], *, choose: Choose = by_role) -> list[Outcome[T]]:
         """Drive every flow to its end; one outcome a flow, in input order.
 
-        Flows are made in order, as late as possible. Raises a `Stopped` with the finished outcomes on Ctrl-C, at the
-        end of the budget, or where an endpoint cannot serve; and any `DistillError` of a provider as it is.
+        `choose` says which model answers a flow's role. Flows are made in order, as late as possible. Raises a
+        `Stopped` with the finished outcomes on Ctrl-C, at the end of the budget, or where an endpoint cannot serve;
+        and any `DistillError` of a provider as it is.
         """
         outcomes: dict[int, Outcome[T]] = {}
-        report = _Report(self._progress, len(flows), self.tally)
+        report = Report(self._progress, len(flows), self.tally)
 
         async def work(asker: Asker) -> None:
             admission = iter(enumerate(flows))
-            workers = min(len(flows), ALIVE_A_SLOT * self._concurrency)
-            await asyncio.gather(*(_worker(asker, admission, outcomes, report) for _ in range(workers)))
+            workers = min(len(flows), ALIVE_A_SLOT * self._slots())
+            await asyncio.gather(*(_worker(asker, admission, choose, outcomes, report) for _ in range(workers)))
 
         try:
             self._drive(work, report)
@@ -89,7 +105,7 @@ class Engine:
         Raises `StoppedShort` where a failure that may pass outlives its retries, or where proposals stay without
         anything new; and what `run` raises. What was admitted so far is in the exception's `grown`.
         """
-        report = _Report(self._progress, target, self.tally)
+        report = Report(self._progress, target, self.tally)
         state = _Growing(growth, target, report)
         try:
             self._drive(state.work, report)
@@ -98,24 +114,27 @@ class Engine:
             raise
         return state.grown()
 
-    def _drive(self, work: Callable[[Asker], Awaitable[None]], report: _Report) -> None:
+    def _slots(self) -> int:
+        """Requests that may be in flight in all."""
+        return sum(
+            self._manners.rates.get(name, Rates()).concurrency or self._manners.concurrency for name in self._providers
+        )
+
+    def _drive(self, work: Callable[[Asker], Awaitable[None]], report: Report) -> None:
         try:
             asyncio.run(self._with_asker(work, report))
         except KeyboardInterrupt:  # the second one: nobody waits for what is in flight
             raise StoppedByUser(_interrupted(report)) from None
         report.end()
 
-    async def _with_asker(self, work: Callable[[Asker], Awaitable[None]], report: _Report) -> None:
+    async def _with_asker(self, work: Callable[[Asker], Awaitable[None]], report: Report) -> None:
         """Run `work` in this loop until it ends and nothing is in flight; the first Ctrl-C stops it gently."""
         asker = Asker(
             self._journal,
             self._providers,
-            concurrency=self._concurrency,
-            patience=self._patience,
+            manners=self._manners,
             budget=self._budget,
             tally=self.tally,
-            retry_failed=self._retry_failed,
-            stage=self._stage,
             on_change=report.tick,
         )
         report.asker = asker
@@ -139,7 +158,7 @@ async def _to_the_end(work: Callable[[Asker], Awaitable[None]], asker: Asker) ->
         await asker.drain()
 
 
-async def _patiently(work: asyncio.Future[None], asker: Asker, report: _Report) -> None:
+async def _patiently(work: asyncio.Future[None], asker: Asker, report: Report) -> None:
     """Wait for the work. `asyncio.run` turns the first Ctrl-C into a cancellation and the second into an exception."""
     try:
         await asyncio.wait([work])
@@ -151,15 +170,18 @@ async def _patiently(work: asyncio.Future[None], asker: Asker, report: _Report) 
     work.result()
 
 
-def _interrupted(report: _Report) -> str:
+def _interrupted(report: Report) -> str:
     return f"interrupted: {report.done} of {report.total} are finished and kept; run the same command again to go on"
 
 
 class _Steps(Generic[T]):
     """One flow on its way: what it asks now, or how it ended."""
 
-    def __init__(self, name: str, make: Callable[[], Flow[T]]) -> None:
+    def __init__(self, name: str, make: Callable[[], Flow[T]], choose: Choose) -> None:
         self.name = name
+        self.usd = 0.0
+        """What its answers cost, bought now or before."""
+        self._choose = choose
         self.asked: tuple[Request, ...] = ()
         self.outcome: Outcome[T] | None = None
         self._alone = False
@@ -170,6 +192,11 @@ class _Steps(Generic[T]):
     def _begin(self, make: Callable[[], Flow[T]]) -> Flow[T]:
         self._flow = make()
         return self._flow
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which models are asked."""
+        return tuple([self._choose(self.name, request.role) for request in self.asked])
 
     def send(self, answers: tuple[Answer, ...]) -> None:
         """Give the flow what it asked for, and let it go on to its next request or its end."""
@@ -208,7 +235,10 @@ async def _finish(steps: _Steps[T], asker: Asker) -> Outcome[T]:
     """Take a flow to its end. Raises `Stopping` when it cannot get there."""
     try:
         while steps.outcome is None:
-            steps.send(await asker.answers(steps.asked))
+            names = steps.names
+            answers = await asker.answers(steps.asked, names)
+            steps.usd += asker.usd(answers, names)
+            steps.send(answers)
     except BaseException:
         steps.close()
         raise
@@ -218,17 +248,18 @@ async def _finish(steps: _Steps[T], asker: Asker) -> Outcome[T]:
 async def _worker(
     asker: Asker,
     admission: Iterator[tuple[int, tuple[str, Callable[[], Flow[T]]]]],
+    choose: Choose,
     outcomes: dict[int, Outcome[T]],
-    report: _Report,
+    report: Report,
 ) -> None:
     """Drive one flow after another; at the end of the budget only those that the journal can answer."""
     for index, (name, make) in admission:
         if asker.is_stopping and not isinstance(asker.stopped, StoppedByBudget):
             return
         with suppress(Stopping):
-            outcomes[index] = await _finish(_Steps(name, make), asker)
-            report.done = len(outcomes)
-            report.tick()
+            steps = _Steps(name, make, choose)
+            outcomes[index] = await _finish(steps, asker)
+            report.finished(len(outcomes), steps.usd)
         await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C and the others in
 
 
@@ -239,7 +270,7 @@ class _Growing:
     finished growth asks nothing.
     """
 
-    def __init__(self, growth: Growth, target: int, report: _Report) -> None:
+    def __init__(self, growth: Growth, target: int, report: Report) -> None:
         self._growth = growth
         self._target = target
         self._report = report
@@ -281,13 +312,13 @@ class _Growing:
 
     def _begin(self) -> None:
         k, self._next = self._next, self._next + 1
-        self._begun[k] = _Steps(str(k), lambda: self._growth.propose(k))
+        self._begun[k] = _Steps(str(k), lambda: self._growth.propose(k), by_role)
 
     async def _finish(self, k: int, asker: Asker) -> None:
         """Take proposal k to its end: from the journal where that has everything, else all begun ones at once."""
         steps = self._begun[k]
         if k not in self._running:
-            while steps.outcome is None and (answers := asker.recall(steps.asked)) is not None:
+            while steps.outcome is None and (answers := asker.recall(steps.asked, steps.names)) is not None:
                 steps.send(answers)
         if steps.outcome is None:
             for other in sorted(self._begun.keys() - self._running.keys()):
@@ -338,34 +369,3 @@ class _Growing:
             f"{self._so_far()}: the last {self._barren} proposals brought nothing new ({found}"
             f"{'; last: ' + last[0] if last[0] else ''}); ask for fewer tasks, give more seeds or a higher temperature"
         )
-
-
-class _Report:
-    """Progress, said at most every tenth of a second."""
-
-    def __init__(self, progress: Progress, total: int, tally: Tally) -> None:
-        self.done = 0
-        self.total = total
-        self.asker: Asker | None = None
-        self._progress = progress
-        self._tally = tally
-        self._started = self._said = time.monotonic()
-        self._tokens = tally.completion_tokens
-
-    def tick(self) -> None:
-        """Say how things stand, if it was not said just now."""
-        if time.monotonic() - self._said >= TICK_SECONDS:
-            self.end()
-
-    def end(self) -> None:
-        """Say how things stand."""
-        self._said = time.monotonic()
-        self._progress.update(self.done, self.total, self._note())
-
-    def _note(self) -> str:
-        in_flight = self.asker.in_flight if self.asker else 0
-        rate = (self._tally.completion_tokens - self._tokens) / max(self._said - self._started, 1e-3)
-        notes = [f"{in_flight} in flight"] if in_flight else []
-        notes += [f"{rate:.0f} tok/s"] if rate >= 1 else []
-        notes += [f"{self._tally.usd:.4f} USD"] if self._tally.usd is not None else []
-        return ", ".join(notes)

@@ -8,6 +8,8 @@ import tenacity
 
 from distill.providers import ProviderError
 
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
+"""The first wait between two sends of a request, and the longest; ten attempts bridge about two minutes."""
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """An endpoint that asks for a longer wait than this stops the run instead."""
 
@@ -20,7 +22,11 @@ class Patience:
     """
 
     def __init__(
-        self, *, attempts: int = 10, first_wait_seconds: float = 1.0, longest_wait_seconds: float = 60.0
+        self,
+        *,
+        attempts: int = 10,
+        first_wait_seconds: float = FIRST_WAIT_SECONDS,
+        longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
         first, longest = first_wait_seconds / 2, longest_wait_seconds / 2
         self._stop = tenacity.stop_after_attempt(attempts)

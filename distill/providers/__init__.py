@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from distill.providers.headers import Report
 from distill.types import Endpoint, Finish, Request, Usage
 
 PROVIDERS = {
@@ -32,13 +33,16 @@ class Reply:
     """The response body, whole, without secrets."""
     loglikelihood: float | None = None
     """For `kind="likelihood"`: nats, end token excluded."""
+    report: Report | None = None
+    """What the endpoint said of its limits."""
 
 
 class ProviderError(Exception):
     """Why a send brought no answer.
 
     `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
-    endpoint can succeed, so that the run stops. The reason `refused` means that no connection could be made at all.
+    endpoint can succeed, so that the run stops. `busy`: the endpoint turned the request away for load (HTTP 429, 503).
+    `report`: what it said of its limits. The reason `refused` means that no connection could be made at all.
     """
 
     def __init__(
@@ -49,6 +53,8 @@ class ProviderError(Exception):
         transient: bool = False,
         retry_after: float | None = None,
         fatal: bool = False,
+        busy: bool = False,
+        report: Report | None = None,
     ) -> None:
         super().__init__(detail)
         self.reason = reason
@@ -56,6 +62,8 @@ class ProviderError(Exception):
         self.transient = transient
         self.retry_after = retry_after
         self.fatal = fatal
+        self.busy = busy
+        self.report = report
 
 
 class Provider(Protocol):

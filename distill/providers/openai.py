@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,8 @@ from urllib.request import getproxies, proxy_bypass
 from distill.errors import RecipeError
 from distill.keys import canonical
 from distill.providers import ProviderError, Reply, one_line
-from distill.types import Endpoint, Finish, Request, Usage
+from distill.providers.headers import report, retry_after_seconds
+from distill.types import Endpoint, Finish, Request, Sampling, Usage
 
 if TYPE_CHECKING:
     import aiohttp
@@ -40,6 +39,8 @@ _FINISH: dict[str, Finish] = {
     "function_call": "tool",
 }
 _TRANSIENT = {408, 409, 425, 429}
+_BUSY = {429, 503}
+_SAMPLING = tuple(field.name for field in fields(Sampling) if field.name != "extra_body")
 _FILTERED = ("content_filter", "content_policy", "content management policy", "moderation", "flagged")
 
 
@@ -67,12 +68,14 @@ class OpenAIProvider:
         largest_body_bytes: int = LARGEST_BODY_BYTES,
     ) -> None:
         self._extra_body = _checked_extra(extra_body or {})
-        self._base_url = base_url
-        self._shown_url = normalise_url(base_url)
-        self._model = model
-        identity = endpoint or Endpoint(model=model, url=self._shown_url, revision=revision)
+        self.base_url = base_url
+        self.shown_url = normalise_url(base_url)
+        self.model = model
+        identity = endpoint or Endpoint(model=model, url=self.shown_url, revision=revision)
         self.endpoint = _with_extra(identity, self._extra_body)
         self._headers = _headers(api_key, headers or {})
+        self.account = sha256(canonical([self.shown_url, model, self._headers]).encode()).hexdigest()
+        """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
         self._secrets = _secrets(base_url, [api_key or "", *(headers or {}).values()])
         self._timeout_seconds = timeout_seconds
         self._largest_body_bytes = largest_body_bytes
@@ -80,38 +83,45 @@ class OpenAIProvider:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._shown_url!r}, {self._model!r})"
+        return f"{type(self).__name__}({self.shown_url!r}, {self.model!r})"
 
     async def send(self, request: Request) -> Reply:
         """Ask once. Raises `ProviderError`."""
         import aiohttp
 
-        path, body = self._question(request)
+        path, body = self.body(request)
+        data = json.dumps(body).encode("ascii")
         try:
-            async with self._here().post(_join(self._base_url, path), data=body, allow_redirects=False) as response:
-                status, headers = response.status, dict(response.headers)
+            async with self._here().post(_join(self.base_url, path), data=data, allow_redirects=False) as response:
+                status, headers = response.status, response.headers
                 data = await self._read(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._broken(error) from error
         if status != 200:
-            raise self._refusal(status, headers, data)
-        return self._reply(data, headers)
+            raise self.refusal(status, headers, data)
+        return self.read(data, headers)
 
-    def _question(self, request: Request) -> tuple[str, bytes]:
+    def body(self, request: Request) -> tuple[str, dict[str, Any]]:
+        """The method's path and the JSON body of a request. Raises a fatal `ProviderError` for a likelihood."""
         if request.kind != "answer":
-            detail = f"{self._shown_url} answers questions, but cannot measure likelihoods; use a local model for that"
+            detail = f"{self.shown_url} answers questions, but cannot measure likelihoods; use a local model for that"
             raise ProviderError("unsupported", detail, fatal=True)
-        body: dict[str, Any] = {"model": self._model}
+        body: dict[str, Any] = {"model": self.model}
         if request.prompt is None:
             body["messages"] = [{"role": turn.role, "content": turn.content} for turn in request.messages]
         else:
             body["prompt"] = request.prompt
-        for name in (field.name for field in fields(request.sampling)):
-            if (value := getattr(request.sampling, name)) not in (None, ()):
+        sampling = request.sampling
+        for name in _SAMPLING:
+            if (value := getattr(sampling, name)) not in (None, ()):
                 body[name] = value
+        if request.prompt is not None and body.pop("logprobs", None):
+            body["logprobs"] = body.pop("top_logprobs", 1)  # /completions takes a number in place of a yes
+        body |= sampling.extra_body
         body |= self._extra_body
-        sent = {name: value for name, value in body.items() if value is not None}
-        return "/chat/completions" if request.prompt is None else "/completions", json.dumps(sent).encode("ascii")
+        if None in body.values():
+            body = {name: value for name, value in body.items() if value is not None}
+        return "/chat/completions" if request.prompt is None else "/completions", body
 
     def _here(self) -> aiohttp.ClientSession:
         """The session of the running loop; a loop that has ended takes its session with it."""
@@ -125,7 +135,7 @@ class OpenAIProvider:
                 timeout=aiohttp.ClientTimeout(total=self._timeout_seconds, sock_connect=CONNECT_SECONDS),
                 headers=self._headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                proxy=_proxy(self._base_url),
+                proxy=_proxy(self.base_url),
             )
         return self._session
 
@@ -143,12 +153,13 @@ class OpenAIProvider:
             data = data.replace(secret.encode(), b"***")
         return data
 
-    def _reply(self, data: bytes, headers: Mapping[str, str]) -> Reply:
+    def read(self, data: bytes, headers: Mapping[str, str]) -> Reply:
+        """The reply in a body of HTTP 200. Raises `ProviderError`."""
         body = _json_object(data)
         choices = body.get("choices")
         if not choices and isinstance(body.get("error"), dict):
             code = body["error"].get("code")
-            raise self._refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, data)
+            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, data)
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
             raise ProviderError("malformed", f"no choices in the response: {_shown(data)}", transient=True)
         return Reply(
@@ -156,19 +167,29 @@ class OpenAIProvider:
             finish=_FINISH.get(str(choices[0].get("finish_reason")), "unknown"),
             usage=_usage(body.get("usage")),
             raw=body,
+            report=report(headers),
         )
 
-    def _refusal(self, status: int, headers: Mapping[str, str], data: bytes) -> ProviderError:
-        """What an HTTP status other than 200 means: ask again, never again, or stop."""
+    def refusal(self, status: int, headers: Mapping[str, str], data: bytes) -> ProviderError:
+        """What an HTTP status other than 200 means: ask again, never again, or stop.
+
+        `headers` looks names up without regard to case.
+        """
         said, code = _said(data)
         said = f"HTTP {status}: {one_line(said, 160)}"
         reason = f"http_{status}"
         if status in {400, 403} and any(word in f"{code} {said}".lower() for word in _FILTERED):
             return ProviderError("filtered", said)
         if advice := self._advice(status, headers, f"{code} {said}".lower()):
-            return ProviderError(reason, f"{self._shown_url} answers {said}; {advice}", fatal=True)
-        transient = status in _TRANSIENT or status >= 500
-        return ProviderError(reason, said, transient=transient, retry_after=retry_after_seconds(headers))
+            return ProviderError(reason, f"{self.shown_url} answers {said}; {advice}", fatal=True)
+        return ProviderError(
+            reason,
+            said,
+            transient=status in _TRANSIENT or status >= 500,
+            retry_after=retry_after_seconds(headers),
+            busy=status in _BUSY,
+            report=report(headers),
+        )
 
     def _advice(self, status: int, headers: Mapping[str, str], said: str) -> str | None:
         """What to do where no request can succeed; `None` where another might."""
@@ -177,7 +198,7 @@ class OpenAIProvider:
         if status == 402 or "insufficient_quota" in said or "billing_hard_limit" in said:
             return "the account has no credit left; add some and run again"
         if "model_not_found" in said or (status == 404 and "model" in said):
-            return f'check the name of the model, "{self._model}"'
+            return f'check the name of the model, "{self.model}"'
         if status in {404, 405}:
             return "check base_url, which usually ends in /v1"
         if 300 <= status < 400:
@@ -190,11 +211,11 @@ class OpenAIProvider:
 
         said = self._redact(one_line(str(error) or type(error).__name__, 160).encode()).decode()
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return ProviderError("certificate", f"{self._shown_url} is not trusted: {said}", fatal=True)
+            return ProviderError("certificate", f"{self.shown_url} is not trusted: {said}", fatal=True)
         if isinstance(error, aiohttp.InvalidURL):
-            return ProviderError("address", f"{self._shown_url} is no address: {said}; check base_url", fatal=True)
+            return ProviderError("address", f"{self.shown_url} is no address: {said}; check base_url", fatal=True)
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            detail = f"cannot connect to {self._shown_url}: {said}; check base_url and that its server is running"
+            detail = f"cannot connect to {self.shown_url}: {said}; check base_url and that its server is running"
             return ProviderError("refused", detail, transient=True)
         if isinstance(error, TimeoutError):
             return ProviderError("timeout", f"no answer within {self._timeout_seconds:g} s", transient=True)
@@ -224,17 +245,6 @@ def normalise_url(url: str) -> str:
         raise RecipeError(f'base_url "{shown}" is no address; expected one such as http://127.0.0.1:8000/v1')
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", parts.path.rstrip("/"), "", ""))
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What Retry-After asks for, as seconds or as an HTTP date (RFC 9110 §10.2.3); `None` without a readable one."""
-    said = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
-    if re.fullmatch(r"\d+(\.\d+)?", said):
-        return float(said)
-    try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _join(base_url: str, path: str) -> str:
