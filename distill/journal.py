@@ -180,6 +180,7 @@ class Journal:
         self._reader = reader
         self._writer = writer
         self._reuse = tuple(reuse)
+        self._has_failures = bool(self._select("SELECT EXISTS (SELECT 1 FROM failures)")[0][0])
         self._is_old = _version(reader, path) < VERSION  # opened for reading: written by an earlier distill
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -210,6 +211,8 @@ class Journal:
         return _to_completion(rows[0]) if rows else None
 
     def _failure(self, key: str) -> Failure | None:
+        if not self._has_failures:
+            return None
         found = self._select("SELECT reason, detail, attempts FROM failures WHERE key = ? AND permanent", key)
         for reason, detail, attempts in found:
             return Failure(key=key, reason=reason, detail=detail, transient=False, attempts=attempts)
@@ -330,6 +333,7 @@ class Journal:
         return done
 
     def _put(self, write: _Write) -> None:
+        self._has_failures |= any(statement == _FAILURE for statement, _ in write.change)
         if self._writer is None:
             write.done.set_exception(RunFolderError(f"{self.path} was opened for reading only; open it to write"))
             return
@@ -400,15 +404,15 @@ def answered(completion: Completion, request_json: str, kind: str, endpoint: End
     usage = completion.usage
     row = (
         completion.key, request_json, endpoint_json(endpoint), kind, completion.text, completion.finish,
-        None if usage is None else json.dumps(usage_row(usage)), json.dumps(completion.raw), completion.loglikelihood,
+        None if usage is None else usage_json(usage), json.dumps(completion.raw), completion.loglikelihood,
         stage, _now(),
     )  # fmt: skip
     return (_ANSWER, row), (_FORGET, (completion.key,))
 
 
-def usage_row(usage: Usage) -> dict[str, int]:
-    """The usage as plain values."""
-    return {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+def usage_json(usage: Usage) -> str:
+    """The usage as it stands in the table."""
+    return f'{{"prompt_tokens": {usage.prompt_tokens}, "completion_tokens": {usage.completion_tokens}}}'
 
 
 def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: str = "") -> Change:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from distill.console import Progress, Silent
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 ALIVE_A_SLOT = 2
 """Flows alive for each request that may be in flight: enough to fill every slot, few enough to hold in memory."""
+COLLECT_EVERY = 50_000
+"""New objects between two looks for cycles while requests are in flight; Python's own number is 700."""
 BARREN_WINDOWS, BARREN_MORE = 3, 24
 """A growth stops after 3 · window + 24 proposals in a row that brought nothing new."""
 Choose: TypeAlias = Callable[[str, str], str]
@@ -122,7 +125,8 @@ class Engine:
 
     def _drive(self, work: Callable[[Asker], Awaitable[None]], report: Report) -> None:
         try:
-            asyncio.run(self._with_asker(work, report))
+            with _fewer_collections():
+                asyncio.run(self._with_asker(work, report))
         except KeyboardInterrupt:  # the second one: nobody waits for what is in flight
             raise StoppedByUser(_interrupted(report)) from None
         report.end()
@@ -147,6 +151,19 @@ class Engine:
             raise StoppedByUser(_interrupted(report))  # told at the end, when what was in flight is counted
         if asker.stopped is not None:
             raise asker.stopped
+
+
+@contextmanager
+def _fewer_collections() -> Iterator[None]:
+    """Let Python look for cycles less often: thousands of requests in flight survive each look, which costs a third of
+    the CPU at 1,000 in flight and frees nothing."""
+    before = gc.get_threshold()
+    if before[0]:  # 0 means that somebody has turned it off
+        gc.set_threshold(max(before[0], COLLECT_EVERY), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 async def _to_the_end(work: Callable[[Asker], Awaitable[None]], asker: Asker) -> None:

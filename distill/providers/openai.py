@@ -79,6 +79,7 @@ class OpenAIProvider:
         self._secrets = _secrets(base_url, [api_key or "", *(headers or {}).values()])
         self._timeout_seconds = timeout_seconds
         self._largest_body_bytes = largest_body_bytes
+        self._addresses = {path: _join(base_url, path) for path in ("/chat/completions", "/completions")}
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -92,7 +93,7 @@ class OpenAIProvider:
         path, body = self.body(request)
         data = json.dumps(body).encode("ascii")
         try:
-            async with self._here().post(_join(self.base_url, path), data=data, allow_redirects=False) as response:
+            async with self._here().post(self._addresses[path], data=data, allow_redirects=False) as response:
                 status, headers = response.status, response.headers
                 data = await self._read(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
