@@ -82,6 +82,7 @@ class BatchJobs:
         self._provider = provider
         self._first_wait_seconds = first_wait_seconds
         self._client: AsyncOpenAI | None = None
+        self._options: dict[str, Any] = {}
 
     @property
     def endpoint(self) -> Endpoint:
@@ -123,7 +124,7 @@ class BatchJobs:
         """Upload an input file under our name; the provider's id for it."""
         with self._telling("its files", "it may have no Batch API; collect with mode: live"):
             file = (file_name(name), b"".join(lines), "application/jsonl")
-            return (await self._here().files.create(file=file, purpose="batch")).id
+            return (await self._here().files.create(file=file, purpose="batch", **self._options)).id
 
     async def create(self, name: str, file_id: str, path: str) -> str:
         """Begin a batch under our name; the provider's id for it.
@@ -135,8 +136,8 @@ class BatchJobs:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._telling("its batches", "it may have no Batch API; collect with mode: live"):
-                    options: Any = {"endpoint": path, "completion_window": COMPLETION_WINDOW}
-                    return (await batches.create(input_file_id=file_id, metadata={"distill": name}, **options)).id
+                    fixed: Any = {"endpoint": path, "completion_window": COMPLETION_WINDOW, **self._options}
+                    return (await batches.create(input_file_id=file_id, metadata={"distill": name}, **fixed)).id
             except ProviderError as error:
                 if not error.transient or attempt == ATTEMPTS:
                     raise
@@ -148,7 +149,7 @@ class BatchJobs:
     async def find_file(self, name: str) -> str | None:
         """The id of an input file of ours that was uploaded, though we may never have heard of it."""
         with self._telling("its files", "check base_url, which usually ends in /v1"):
-            async for file in self._here().files.list(purpose="batch"):
+            async for file in self._here().files.list(purpose="batch", **self._options):
                 if file.filename == file_name(name):
                     return file.id
         return None
@@ -156,7 +157,7 @@ class BatchJobs:
     async def find_batch(self, name: str) -> str | None:
         """The id of a batch of ours that was begun, though we may never have heard of it."""
         with self._telling("its batches", "check base_url, which usually ends in /v1"):
-            async for batch in self._here().batches.list(limit=PAGE):
+            async for batch in self._here().batches.list(limit=PAGE, **self._options):
                 if (batch.metadata or {}).get("distill") == name:
                     return batch.id
         return None
@@ -164,7 +165,7 @@ class BatchJobs:
     async def status(self, batch_id: str) -> Standing:
         """How far a batch is."""
         with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
-            batch = await self._here().batches.retrieve(batch_id)
+            batch = await self._here().batches.retrieve(batch_id, **self._options)
         counts, errors = batch.request_counts, batch.errors.data if batch.errors else None
         return Standing(
             status=batch.status,
@@ -181,13 +182,13 @@ class BatchJobs:
     async def output(self, file_id: str) -> Iterator[bytes]:
         """The lines of an output or error file, which is in memory whole."""
         with self._telling(f"file {file_id}", "set the key of the account that submitted it; a file may have expired"):
-            content = await self._here().files.content(file_id)
+            content = await self._here().files.content(file_id, **self._options)
         return (line for line in io.BytesIO(content.content) if line.strip())  # b"\n" only: U+2028 is part of a text
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for nothing more of a batch; it ends within minutes, and what was answered is kept and paid."""
         with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
-            await self._here().batches.cancel(batch_id)
+            await self._here().batches.cancel(batch_id, **self._options)
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
@@ -200,8 +201,9 @@ class BatchJobs:
             from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Omit
 
             parts = urlsplit(self._provider.base_url.strip())
-            headers: dict[str, Any] = {"Authorization": Omit(), **self._provider._headers}
-            del headers["Content-Type"]  # an upload has its own
+            headers = {name: value for name, value in self._provider._headers.items() if name != "Content-Type"}
+            if "Authorization" not in headers:  # the client wants to hear at each call that there is no key
+                self._options = {"extra_headers": {"Authorization": Omit()}}
             self._client = AsyncOpenAI(
                 api_key="in the headers",
                 base_url=urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", "")),
