@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -18,6 +18,8 @@ from distill.errors import SeedsError, StageIncomplete
 from distill.rows import write_rows
 from distill.types import Failure, Flow, Session, Task
 
+ROLE = "teacher"
+
 
 class Strategy(Protocol):
     """A part that turns a task into a session by asking."""
@@ -26,30 +28,44 @@ class Strategy(Protocol):
         """The session, or the failure that stands for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The teacher that answers a task, and how it is asked."""
+
+    name: str
+    """In the engine."""
+    called: str
+    """In the session's meta."""
+    strategy: Strategy
+
+
 def collect(
     folder: Path,
     *,
     tasks: Sequence[Task],
-    strategy: Strategy,
+    choose: Callable[[Task], Chosen],
     strategy_name: str,
     seed: int,
     engine: Engine,
     max_failed: float,
-    teacher: str | None = None,
 ) -> tuple[str, Mapping[str, Any]]:
     """Ask for every task; returns the stage's status, `done` or `partial`, and its counts.
 
-    `partial` says that asking again may bring more. `teacher` is the model's name for every session's meta. Raises
-    `StageIncomplete` when more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is
-    finished is written first, in either case.
+    `partial` says that asking again may bring more. `choose` names each task's teacher. Raises `StageIncomplete` when
+    more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is finished is written
+    first, in either case.
     """
+    chosen = {task.id: choose(task) for task in tasks}
 
     def flow(task: Task) -> Callable[[], Flow[Session | Failure]]:
-        return partial(strategy.flow, task, Random(f"{seed}:{task.id}"))
+        return partial(chosen[task.id].strategy.flow, task, Random(f"{seed}:{task.id}"))
 
-    marks = {"strategy": strategy_name} | ({"teacher": teacher} if teacher is not None else {})
+    def model(task_id: str, role: str) -> str:
+        return chosen[task_id].name if role == ROLE else role
+
+    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in chosen.items()}
     try:
-        outcomes = engine.run([(task.id, flow(task)) for task in tasks])
+        outcomes = engine.run([(task.id, flow(task)) for task in tasks], choose=model)
     except Stopped as stop:
         _write(folder, stop.outcomes, marks)
         raise
@@ -61,11 +77,11 @@ def collect(
 
 
 def _write(
-    folder: Path, outcomes: Sequence[Outcome[Session | Failure]], marks: Mapping[str, str]
+    folder: Path, outcomes: Sequence[Outcome[Session | Failure]], marks: Mapping[str, Mapping[str, str]]
 ) -> tuple[list[Session], list[dict[str, Any]]]:
     """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
     sessions = [
-        replace(outcome.value, meta={**outcome.value.meta, **marks})
+        replace(outcome.value, meta={**outcome.value.meta, **marks[outcome.id]})
         for outcome in outcomes
         if isinstance(outcome.value, Session)
     ]

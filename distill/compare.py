@@ -56,28 +56,30 @@ def compare(
     metrics: Sequence[TextMetric | ModelMetric],
     sampling: Sampling,
     seed: int,
-    teacher: Provider | None,
+    teachers: Mapping[str, Provider],
     release_teacher: Callable[[], None] = lambda: None,
     teacher_weights: str | None = None,
 ) -> dict[str, int]:
     """Write answers.jsonl and scores.json from test.jsonl and student/; returns counts.
 
-    All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. `teacher` answers
-    a second time, `None` leaves that out; `release_teacher` is called when it is not needed any more.
+    All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. Of the
+    `teachers`, by their names in the engine, the one that answered a prompt answers a second time, else the first; none
+    leaves that out. `release_teacher` is called when it is not needed any more.
     `teacher_weights` is the teacher as a recipe names it, where it can be loaded here. Reads the journal for what is
     known of the teacher's first answers. Raises `DistillError` when base and student are the same model.
     """
     found = _Found(_prompts(folder, journal))
     local = replace(sampling, seed=seed)
-    if found.prompts and teacher is not None:
-        _ask_teacher_again(found, engine, teacher, sampling)
+    if found.prompts and teachers:
+        _ask_teacher_again(found, engine, teachers, sampling)
     release_teacher()
     if found.prompts:
         _ask_here(found, engine, folder / "student", metrics, local)
         _ask_teacher_weights(found, engine, metrics, teacher_weights)
     _score_texts(found, metrics)
     summary = _summary(found, metrics, seed)
-    name = Path(teacher.endpoint.model if teacher is not None else teacher_weights or "teacher").name
+    names = [Path(teacher.endpoint.model).name for teacher in teachers.values()]
+    name = ", ".join(names) or Path(teacher_weights or "teacher").name
     described = _described(folder, name) if found.prompts else {}
     write_rows(folder / "answers.jsonl", (_line(found, index) for index in range(len(found.prompts))))
     scores = {"prompts": len(found.prompts), "method": _method(sampling, seed), "models": described, **summary}
@@ -96,6 +98,8 @@ class _Prompt:
     id: str
     messages: tuple[Message, ...]
     reference: Answered
+    teacher: str | None = None
+    """Who gave it."""
 
 
 @dataclass(slots=True)
@@ -139,7 +143,8 @@ def _prompt(session: Session, journal: Journal) -> _Prompt:
     cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
     bought = next((answer for key in session.meta.get("keys", ()) if _says(answer := journal.get(key), text)), None)
     tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
-    return _Prompt(session.id, session.messages[:first], Answered(text, "length" if cut else "stop", tokens))
+    reference = Answered(text, "length" if cut else "stop", tokens)
+    return _Prompt(session.id, session.messages[:first], reference, session.meta.get("teacher"))
 
 
 def _says(answer: Any, text: str) -> bool:
@@ -168,10 +173,13 @@ def _probe(role: Model, prompts: Sequence[_Prompt]) -> Flow[float | None]:
     return None
 
 
-def _ask_teacher_again(found: _Found, engine: Engines, teacher: Provider, sampling: Sampling) -> None:
+def _ask_teacher_again(found: _Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
+    first = next(iter(teachers))
+    names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in found.prompts}
     flows = [_named(prompt, _answer, _question("teacher", prompt, sampling, 1)) for prompt in found.prompts]
     with console.progress("asking the teacher again", len(flows)) as bar:
-        outcomes = engine({"teacher": teacher}, progress=bar, local=False).run(flows)
+        asking = engine(teachers, progress=bar, local=False)
+        outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in teachers else first)
     _take_answers(found, "teacher_again", outcomes)
 
 

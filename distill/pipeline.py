@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from distill import assets, console, shelf
 from distill.catalogue import load_recipe, require_training_packages
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
 from distill.fingerprints import json_sha256, sources_sha256, tree_sha256
-from distill.forecast import headline, stages_of
-from distill.journal import Journal
+from distill.forecast import headline, known_faults, stages_of
+from distill.journal import NAME, Journal
 from distill.recipe import Recipe
 from distill.run import STAGES, measured, opened
 from distill.steps import (
@@ -21,9 +22,8 @@ from distill.steps import (
     serves_here,
     sources_of,
     stop_teacher,
-    teacher_facts,
-    teacher_of,
 )
+from distill.teachers import hire
 
 
 def run_recipe(
@@ -35,19 +35,25 @@ def run_recipe(
     retry_failed: bool = False,
     accept_partial: bool = False,
     allowed: Collection[str] = (),
+    wait: bool = True,
 ) -> Path:
     """Run a recipe's stages that are not current; returns the run folder.
 
-    Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted` with everything finished kept.
+    `wait` is for a provider's batches: without it the run ends while they are open. Raises `RecipeError` for a bad
+    recipe, `BudgetStop` and `Interrupted` with everything finished kept.
     """
     loaded = load_recipe(path, overrides=overrides, allowed=allowed)
     folder = run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
     names = _chosen(loaded, stages)
     if {"train", "compare"} & set(names) or serves_here(loaded):
         require_training_packages("distill run")
-    teacher = teacher_of(loaded, folder)
-    with opened(folder, loaded) as run, Journal.open(folder / "journal.sqlite") as journal:
-        context = Context(run, loaded, journal, retry_failed, accept_partial, allowed, teacher)
+    teachers = hire(loaded, folder)
+    for line in known_faults(loaded):
+        console.warn(line.removeprefix("warning: "))
+    with opened(folder, loaded) as run, ExitStack() as journals:
+        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
+        journal = journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
+        context = Context(run, loaded, journal, retry_failed, accept_partial, allowed, teachers, wait)
         try:
             ran = _run_stages(context, names)
         finally:
@@ -68,7 +74,7 @@ def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
 
 def _run_stages(context: Context, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
-    context.run.describe(teacher_facts(context))
+    context.run.describe(context.teachers.facts() if context.teachers is not None else [])
     ran = []
     for name in names:
         _require_earlier(context, name)

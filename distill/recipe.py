@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from distill import assets
 from distill.embedded import EMBEDDED
@@ -26,6 +26,13 @@ from distill.types import Sampling
 PATH_KEYS = ("expand.seeds", "collect.tasks", "teacher.model", "student.model")
 """Keys whose value is, or may be, a path."""
 MAX_RECIPE_BYTES = 1_000_000
+NOT_EXTRA = {
+    "stream": "answers are read whole; take it out",
+    "n": "one answer a request is kept; take it out, strategies ask for several samples by themselves",
+    "messages": "the strategy writes them; take it out",
+    "prompt": "the strategy writes it; take it out",
+    "model": "that is teacher.model; take it out",
+}
 
 
 class Options(BaseModel):
@@ -50,6 +57,22 @@ class SamplingOptions(Options):
     stop: list[str] = []
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    seed: int | None = None
+    response_format: dict[str, Any] | None = None
+    """Such as `{type: json_object}`."""
+    logprobs: bool | None = None
+    """Log-probabilities of the answer's tokens; they stay in the journal."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning_effort: str | None = None
+    extra_body: dict[str, Any] = {}
+    """Anything else that the endpoint takes, such as `{top_k: 40}`; `null` takes a field out of the body."""
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> SamplingOptions:
+        for name, why in NOT_EXTRA.items():
+            if self.extra_body.get(name):
+                raise ValueError(f"extra_body.{name}: {why}")
+        return self
 
     def sampling(self) -> Sampling:
         """The same as a core value."""
@@ -57,8 +80,10 @@ class SamplingOptions(Options):
 
 
 class Teacher(Options):
-    """The model to imitate: one that we serve ourselves, or an endpoint."""
+    """The model to imitate: one that we serve ourselves, or an endpoint. A list of them shares the tasks."""
 
+    name: Annotated[str, Field(pattern=r"^[^\s:]{1,100}$")] | None = None
+    """What tells it from other teachers; its model's name when left out. It stands in each session's meta."""
     model: str
     """`smollm2` (embedded), a local folder, a `.gguf`, a Hub id, or the remote model's name."""
     serve: Literal["transformers", "vllm"] | None = None
@@ -74,7 +99,22 @@ class Teacher(Options):
     terms: Annotated[str, Field(min_length=1)]
     """What the teacher's licence or terms say of training on its answers."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Longest wait for one answer."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Requests in flight to this endpoint; collect.concurrency when left out."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Of prompts and answers together. What the endpoint's headers say is obeyed besides."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of the tasks, among several teachers."""
+    kinds: list[str] = []
+    """The kinds of tasks (`meta.kind`) that it answers, among several teachers; empty: those that nobody else names."""
     sampling: SamplingOptions = SamplingOptions()
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or self.model
 
     @model_validator(mode="after")
     def _one_address(self) -> Teacher:
@@ -83,6 +123,16 @@ class Teacher(Options):
         if self.base_url is not None and not re.match(r"https?://[^/]+", self.base_url):
             raise ValueError(f"base_url {self.base_url!r} is no http(s) address")
         return self
+
+
+def _how_many(value: Any) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
+OneOrMore = Annotated[
+    Annotated[Teacher, Tag("one")] | Annotated[list[Teacher], Tag("several")], Discriminator(_how_many)
+]
+"""A teacher, or a list of them; told apart by the value, so that a fault is told once."""
 
 
 class PartSection(BaseModel):
@@ -112,6 +162,11 @@ class Collect(PartSection):
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of tasks that may fail before the stage counts as failed."""
     attempts: Annotated[int, Field(ge=1)] = 10
+    """Sends of one request, the first included."""
+    hedge: Annotated[float, Field(ge=1)] | None = None
+    """Send a request a second time when it takes so many times the 95th percentile; the first answer counts."""
+    mode: Literal["live", "batch"] = "live"
+    """`batch`: through the provider's batch interface (/v1/batches), for half the price and within a day."""
     test: Annotated[int, Field(ge=0)] = 32
     """Prompts held out for compare, never trained on."""
 
@@ -157,7 +212,9 @@ class Recipe(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     seed: int = 7
     budget_usd: Annotated[float, Field(gt=0)] | None = None
-    teacher: Teacher | None = None
+    teacher: OneOrMore | None = None
+    reuse: list[str] = []
+    """Other runs, whose bought answers serve this one too."""
     expand: Expand | None = None
     collect: Collect | None = None
     curate: list[Rule] | None = None
@@ -166,6 +223,42 @@ class Recipe(BaseModel):
     compare: Compare | None = None
     files: dict[str, str] = {}
     """SHA-256 of every file that the recipe names, in a resolved recipe; a change since is an error."""
+
+    @property
+    def teachers(self) -> tuple[Teacher, ...]:
+        """All teachers, the main one first: the one that expands."""
+        if self.teacher is None:
+            return ()
+        return tuple(self.teacher) if isinstance(self.teacher, list) else (self.teacher,)
+
+    @property
+    def main_teacher(self) -> Teacher | None:
+        """The first teacher."""
+        return self.teachers[0] if self.teachers else None
+
+    @model_validator(mode="after")
+    def _teachers_fit(self) -> Recipe:
+        names = [teacher.called for teacher in self.teachers]
+        if self.teacher is not None and not names:
+            raise ValueError("teacher: the list is empty")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f'teacher: two are called "{twice}"; give each a `name`')
+        if len(names) > 1 and all(teacher.kinds for teacher in self.teachers):
+            raise ValueError("teacher: each names its kinds, so that other tasks have none; leave one without `kinds`")
+        if self.collect is not None and self.collect.mode == "batch":
+            self._batch_fits()
+        return self
+
+    def _batch_fits(self) -> None:
+        if self.expand is not None:
+            raise ValueError(
+                "collect.mode: batch: a batch takes up to a day, and expand asks what it learns from the answer before;"
+                " expand in another run, and give its tasks.jsonl as collect.tasks"
+            )
+        if any(teacher.base_url is None for teacher in self.teachers):
+            raise ValueError("collect.mode: batch: needs an endpoint with /v1/batches: give teacher.base_url")
+        if len(self.teachers) > 1:
+            raise ValueError("collect.mode: batch: takes one teacher; make a run for each, and join them by `reuse`")
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
@@ -274,12 +367,12 @@ def _assign(node: Any, keys: list[str], value: Any, text: str) -> None:
     node[keys[-1]] = value
 
 
-def _rule_named(rules: list[Any], name: str, text: str) -> Any:
-    for rule in rules:
-        if isinstance(rule, dict) and rule.get("filter") == name:
-            return rule
-    names = [str(rule.get("filter")) for rule in rules if isinstance(rule, dict)]
-    raise RecipeError(f'--set {text}: no rule "{name}" in the recipe{suggest(name, names)}')
+def _rule_named(items: list[Any], name: str, text: str) -> Any:
+    """The rule of a filter, or the teacher of a name, in a list of them."""
+    names = [str(item.get("filter") or item.get("name") or item.get("model")) for item in items]
+    if name not in names:
+        raise RecipeError(f'--set {text}: no "{name}" in the recipe\'s list{suggest(name, names)}')
+    return items[names.index(name)]
 
 
 def _validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
@@ -291,7 +384,7 @@ def _validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
 
 def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, ...]) -> str:
     """One line for one pydantic error, with a suggestion for an unknown key."""
-    where = ".".join([*prefix, *(str(part) for part in item["loc"])])
+    where = ".".join([*prefix, *(str(part) for part in item["loc"] if part not in {"one", "several"})])
     if item["type"] == "extra_forbidden":
         return f'unknown key "{where}"{suggest(str(item["loc"][-1]), _known_keys(model, item["loc"][:-1]))}'
     if item["type"] == "missing":
@@ -389,18 +482,40 @@ def _resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     if recipe.collect is not None and recipe.collect.tasks is not None:
         tasks = file("collect.tasks", recipe.collect.tasks)
         changed["collect"] = recipe.collect.model_copy(update={"tasks": tasks})
-    for name in ("teacher", "student"):
-        section = getattr(recipe, name)
-        if section is not None and not getattr(section, "base_url", None):
-            model, fault = _model_address(section.model, folder)
-            changed[name] = section.model_copy(update={"model": model})
-            faults += [f"{name}.model: {fault}"] if fault else []
+    if recipe.teacher is not None:
+        teachers = [_with_model(teacher, "teacher", folder, faults) for teacher in recipe.teachers]
+        changed["teacher"] = teachers if isinstance(recipe.teacher, list) else teachers[0]
+    if recipe.student is not None:
+        changed["student"] = _with_model(recipe.student, "student", folder, faults)
+    changed["reuse"] = [_run_folder(value, folder, faults) for value in recipe.reuse]
     faults += [
         f"files: {path} has changed since this recipe was resolved; restore it, or start from the original recipe"
         for path, digest in recipe.files.items()
         if files.get(path, digest) != digest
     ]
     return recipe.model_copy(update={**changed, "files": files}), faults
+
+
+Section = TypeVar("Section", Teacher, Student)
+
+
+def _with_model(section: Section, key: str, folder: Path, faults: list[str]) -> Section:
+    """The section with its model's absolute path, where it is a path."""
+    if getattr(section, "base_url", None):
+        return section
+    model, fault = _model_address(section.model, folder)
+    faults += [f"{key}.model: {fault}"] if fault else []
+    return section.model_copy(update={"model": model})
+
+
+def _run_folder(value: str, folder: Path, faults: list[str]) -> str:
+    """The absolute path of another run: as it stands here, beside the recipe, or by its name in runs/."""
+    candidates = [Path(value).expanduser(), folder / value, Path("runs") / value]
+    for path in candidates:
+        if (path / "journal.sqlite").is_file():
+            return str(path.resolve())
+    faults.append(f"reuse: {value} is no run with a journal; looked in {', '.join(map(str, candidates))}")
+    return value
 
 
 def _found(value: str, folder: Path) -> Path | None:

@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -42,6 +42,8 @@ class StageRecord:
     requests: dict[str, int] = field(default_factory=dict)
     usd: float | None = None
     """Spent by all invocations together, where the teacher has a price."""
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    """By teacher and outcome (`kept`, `retried`, `wasted`, `in flight`): sends, tokens and USD of all invocations."""
     peak_memory_bytes: int | None = None
     """Largest sum of resident memory of this process and its children, sampled twice a second."""
     inputs: dict[str, str] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Run:
         self._record["stages"] = stages
         write_json(self.folder / "run.json", self._record)
 
-    def describe(self, teacher: Mapping[str, Any] | None) -> None:
+    def describe(self, teachers: Sequence[Mapping[str, Any]]) -> None:
         """Write the recipe, and what run.json says of the whole run."""
         document = self.recipe.to_yaml()
         path = self.folder / "recipe.yaml"
@@ -100,7 +102,8 @@ class Run:
             "version": distill.__version__,
             "recipe_sha256": json_sha256(self.recipe.document()),
             "created": self._record.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
-            "teacher": dict(teacher) if teacher else None,
+            "teacher": dict(teachers[0]) if teachers else None,
+            **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
         }
         if any(self._record.get(key) != value for key, value in facts.items()):

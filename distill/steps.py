@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from distill import console, embedded, recipe, shelf
-from distill.engine.budget import Budget, Price, spent_usd
+from distill.engine.budget import Budget, Price, cost_usd, spent_usd
 from distill.engine.drive import Engine
-from distill.errors import RecipeError
 from distill.filters import FILTERS
 from distill.fingerprints import file_sha256
 from distill.journal import Journal
@@ -21,6 +19,7 @@ from distill.providers import Provider
 from distill.recipe import Recipe
 from distill.run import STAGES, Run, StageRecord
 from distill.strategies import STRATEGIES
+from distill.teachers import Teachers
 
 SHARED_SOURCES = ("distill.types", "distill.rows", "distill.text")
 STUDENT_SOURCES = tuple(
@@ -40,8 +39,10 @@ class Context:
     retry_failed: bool
     accept_partial: bool
     allowed: Collection[str]
-    teacher: Any | None
-    """The teacher's provider; a local one starts its server at the first request."""
+    teachers: Teachers | None
+    """A local one starts its server at the first request."""
+    wait: bool = True
+    """Whether to wait for a provider's batches."""
 
     @property
     def folder(self) -> Path:
@@ -66,57 +67,8 @@ class Stage:
 
 
 def serves_here(loaded: Recipe) -> bool:
-    """Whether the teacher is a model that this process starts, which needs torch."""
-    return loaded.teacher is not None and loaded.teacher.serve == "transformers"
-
-
-def teacher_of(loaded: Recipe, folder: Path) -> Any | None:
-    """The teacher's provider; nothing is started or asked yet. Raises `RecipeError` for a missing key variable."""
-    teacher = loaded.teacher
-    if teacher is None:
-        return None
-    if teacher.serve is not None:
-        from distill.providers.local import LocalTeacher
-
-        return LocalTeacher(teacher.model, log=folder / "teacher.log", server=teacher.serve)
-    from distill.providers.openai import OpenAIProvider
-
-    return OpenAIProvider(
-        teacher.base_url or "",
-        teacher.model,
-        revision=teacher.revision,
-        api_key=_secret(teacher.api_key_env, "teacher.api_key_env"),
-        headers={
-            name: _secret(variable, f"teacher.headers_env.{name}") or ""
-            for name, variable in teacher.headers_env.items()
-        },
-        timeout_seconds=teacher.timeout_seconds,
-    )
-
-
-def _secret(variable: str | None, key: str) -> str | None:
-    if variable is None:
-        return None
-    value = os.environ.get(variable)
-    if not value:
-        raise RecipeError(f"{key}: the variable {variable} is not set; type: export {variable}=…")
-    return value
-
-
-def teacher_facts(context: Context) -> dict[str, Any] | None:
-    """What run.json says of the teacher."""
-    teacher = context.recipe.teacher
-    if teacher is None or context.teacher is None:
-        return None
-    endpoint = context.teacher.endpoint
-    return {
-        "model": teacher.model,
-        "url": endpoint.url,
-        "fingerprint": endpoint.fingerprint,
-        "served_by": teacher.serve,
-        "terms": teacher.terms,
-        "sampling": teacher.sampling.model_dump(exclude_none=True),
-    }
+    """Whether a teacher is a model that this process starts, which needs torch."""
+    return any(teacher.serve == "transformers" for teacher in loaded.teachers)
 
 
 def _engine(
@@ -134,6 +86,8 @@ def _engine(
         providers,
         concurrency=max(collect.concurrency, IN_PROCESS_BATCH) if local else collect.concurrency,
         attempts=collect.attempts,
+        hedge=None if local else collect.hedge,
+        rates=context.teachers.rates() if context.teachers is not None else None,
         retry_failed=context.retry_failed,
         progress=progress,
         stage=stage,
@@ -142,8 +96,7 @@ def _engine(
 
 
 def _prices(context: Context) -> dict[str, Price]:
-    price = context.recipe.teacher.price if context.recipe.teacher is not None else None
-    return {"teacher": Price(input=price.input, output=price.output)} if price is not None else {}
+    return context.teachers.prices() if context.teachers is not None else {}
 
 
 def _budget(context: Context, stage: str) -> Budget:
@@ -157,16 +110,16 @@ def _budget(context: Context, stage: str) -> Budget:
 
 
 def _spent(context: Context, stage: str | None) -> float:
-    """USD that the journal's answers cost, of one stage or of all."""
+    """USD that all sends cost so far, of one stage or of all."""
     return spent_usd(context.journal.costs(), _prices(context), stage)
 
 
 @contextmanager
 def _asking(context: Context, stage: str, record: StageRecord, total: int | None) -> Iterator[Engine]:
-    """An engine for the teacher with a progress, whose tally ends up in the record however the stage ends."""
-    assert context.teacher is not None
+    """An engine for the teachers with a progress, whose tally ends up in the record however the stage ends."""
+    assert context.teachers is not None
     with console.progress(stage, total) as bar:
-        engine = _engine(context, stage, bar, {"teacher": context.teacher})
+        engine = _engine(context, stage, bar, context.teachers.providers)
         try:
             yield engine
         finally:
@@ -183,7 +136,21 @@ def _account(context: Context, stage: str, record: StageRecord, engines: Sequenc
         "prompt": sum(tally.prompt_tokens for tally in tallies),
         "completion": sum(tally.completion_tokens for tally in tallies),
     }
-    record.usd = _spent(context, stage) if _prices(context) else None
+    prices = _prices(context)
+    costs = [cost for cost in context.journal.costs() if cost.stage == stage]
+    record.usd = spent_usd(costs, prices) if prices else None
+    record.costs = [
+        {
+            "teacher": cost.role,
+            "model": cost.model,
+            "outcome": cost.outcome,
+            "sends": cost.sends,
+            "prompt_tokens": cost.prompt_tokens,
+            "completion_tokens": cost.completion_tokens,
+            "usd": round(cost_usd(cost, prices), 8) if prices else None,
+        }
+        for cost in costs
+    ]
 
 
 def _expand(context: Context, record: StageRecord) -> Mapping[str, Any]:
@@ -203,21 +170,26 @@ def _expand(context: Context, record: StageRecord) -> Mapping[str, Any]:
 def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
     from distill import collect
 
-    section, teacher = context.recipe.collect, context.recipe.teacher
+    section, teachers = context.recipe.collect, context.teachers
     assert section is not None
-    assert teacher is not None
+    assert teachers is not None
     part = shelf.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
     tasks = collect.load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
+    chosen = {
+        one.name: collect.Chosen(
+            one.name, one.section.called, part(section.options, sampling=one.section.sampling.sampling())
+        )
+        for one in teachers
+    }
     with _asking(context, "collect", record, len(tasks)) as engine:
         status, counts = collect.collect(
             context.folder,
             tasks=tasks,
-            strategy=part(section.options, sampling=teacher.sampling.sampling()),
+            choose=lambda task: chosen[teachers.pick(task).name],
             strategy_name=section.strategy,
             seed=context.recipe.seed,
             engine=engine,
             max_failed=section.max_failed,
-            teacher=teacher.model,
         )
     record.detail = ACCEPTABLE if status == "partial" else None
     return counts
@@ -255,9 +227,10 @@ def _train(context: Context, record: StageRecord) -> Mapping[str, Any]:
 def _compare(context: Context, record: StageRecord) -> Mapping[str, Any]:
     from distill import compare
 
-    section, teacher = context.recipe.compare, context.recipe.teacher
+    section, teachers = context.recipe.compare, context.teachers
     assert section is not None
-    assert teacher is not None
+    assert teachers is not None
+    teacher = teachers.main.section
     metrics = [shelf.part(METRICS, name, kind="metric", allowed=context.allowed) for name in section.metrics]
     sampling = section.sampling if section.sampling is not None else teacher.sampling
     tallies: list[Engine] = []
@@ -274,9 +247,9 @@ def _compare(context: Context, record: StageRecord) -> Mapping[str, Any]:
             metrics=[metric(metric.Options()) for metric in metrics],
             sampling=sampling.sampling(),
             seed=context.recipe.seed,
-            teacher=context.teacher,
+            teachers={one.name: one.provider for one in teachers},
             release_teacher=lambda: stop_teacher(context),
-            teacher_weights=teacher.model if teacher.serve is not None else None,
+            teacher_weights=teacher.model if teacher.serve is not None and len(teachers.hired) == 1 else None,
         )
     finally:
         _account(context, "compare", record, tallies)
@@ -289,21 +262,17 @@ def _report(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
 
 def stop_teacher(context: Context) -> None:
-    """Stop a server of ours; it starts again at the next request."""
-    stop = getattr(context.teacher, "stop", None)
-    if stop is not None:
-        stop()
+    """Stop servers of ours; they start again at the next request."""
+    if context.teachers is not None:
+        context.teachers.stop()
 
 
 # --- what decides whether a stage is current
 
 
 def _identity(context: Context) -> Any:
-    """The teacher as it enters a fingerprint: address or weights, and how it samples."""
-    loaded = context.recipe
-    if loaded.teacher is None or context.teacher is None:
-        return None
-    return [context.teacher.endpoint, loaded.teacher.sampling.model_dump()]
+    """The teachers as they enter a fingerprint."""
+    return context.teachers.identity() if context.teachers is not None else None
 
 
 def _expand_options(context: Context) -> Any:

@@ -155,8 +155,11 @@ class Engine:
 
 @contextmanager
 def _fewer_collections() -> Iterator[None]:
-    """Let Python look for cycles less often: thousands of requests in flight survive each look, which costs a third of
-    the CPU at 1,000 in flight and frees nothing."""
+    """Let Python look for cycles less often.
+
+    Thousands of requests in flight survive each look, which costs a third of the CPU at 1,000 in flight and frees
+    nothing.
+    """
     before = gc.get_threshold()
     if before[0]:  # 0 means that somebody has turned it off
         gc.set_threshold(max(before[0], COLLECT_EVERY), *before[1:])

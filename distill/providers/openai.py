@@ -68,6 +68,8 @@ class OpenAIProvider:
         largest_body_bytes: int = LARGEST_BODY_BYTES,
     ) -> None:
         self._extra_body = _checked_extra(extra_body or {})
+        if api_key and "@" in urlsplit(base_url.strip()).netloc:
+            raise RecipeError("base_url holds a user and there is a key besides; HTTP takes one of them: leave one out")
         self.base_url = base_url
         self.shown_url = normalise_url(base_url)
         self.model = model
@@ -100,7 +102,7 @@ class OpenAIProvider:
             raise self._broken(error) from error
         if status != 200:
             raise self.refusal(status, headers, data)
-        return self.read(data, headers)
+        return cut_at_stop(self.read(data, headers), request.sampling.stop)
 
     def body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The method's path and the JSON body of a request. Raises a fatal `ProviderError` for a likelihood."""
@@ -229,6 +231,12 @@ class OpenAIProvider:
         if self._session is not None and self._loop is asyncio.get_running_loop():
             await self._session.close()
         self._session = self._loop = None
+
+
+def cut_at_stop(reply: Reply, stop: Sequence[str]) -> Reply:
+    """The reply up to the first of our stop strings, for endpoints that ignore them; that is how it stopped."""
+    places = [place for text in stop if text and (place := reply.text.find(text)) >= 0]
+    return replace(reply, text=reply.text[: min(places)], finish="stop") if places else reply
 
 
 def normalise_url(url: str) -> str:
