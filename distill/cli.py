@@ -39,6 +39,7 @@ AllowParts = Annotated[
     typer.Option("--allow-parts", metavar="PACKAGE", help="let the recipe run code of this package (module:thing)"),
 ]
 AcceptPartial = Annotated[bool, typer.Option("--accept-partial", help="go on from a stage that is only partly done")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="with collect.mode batch: end while batches are open")]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]
 
 
@@ -71,6 +72,7 @@ def run(
     stages: Annotated[str | None, typer.Option("--stages", metavar="A,B", help="only these stages")] = None,
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,
+    no_wait: NoWait = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Run a recipe from where it stands to its report.
@@ -90,6 +92,7 @@ def run(
         retry_failed=retry_failed,
         accept_partial=accept_partial,
         allowed=allow_parts or (),
+        wait=not no_wait,
     )
 
 
@@ -102,6 +105,7 @@ def _verb(name: str, help_text: str) -> None:
         set_: Set = None,
         retry_failed: RetryFailed = False,
         accept_partial: AcceptPartial = False,
+        no_wait: NoWait = False,
         allow_parts: AllowParts = None,
     ) -> None:
         from distill import pipeline
@@ -114,6 +118,7 @@ def _verb(name: str, help_text: str) -> None:
             retry_failed=retry_failed,
             accept_partial=accept_partial,
             allowed=allow_parts or (),
+            wait=not no_wait,
         )
 
     app.command(name=name, help=f"{help_text} Example: distill {name} runs/quickstart")(command)
@@ -162,6 +167,41 @@ def show(run_folder: RunFolder) -> None:
     from distill import forecast
 
     for line in forecast.status_lines(run_folder):
+        console.result(line)
+
+
+@app.command(name="explain-miss")
+def explain_miss(
+    recipe_or_run: RecipeOrRun,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="ID", help="only this task")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="explain so many")] = 5,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Say why a run would ask again: the field in which a request differs from the nearest one in the journal.
+
+    Asks nothing and writes nothing.
+
+    Example: distill explain-miss runs/quickstart --set teacher.sampling.temperature=0.2
+    """
+    from distill import explain
+
+    for line in explain.misses(
+        recipe_or_run, run_dir=run_dir, overrides=set_ or (), task=task, limit=limit, allowed=allow_parts or ()
+    ):
+        console.result(line)
+
+
+@app.command()
+def clean(run_folder: RunFolder) -> None:
+    """Make a run's folder smaller, and lose nothing: trim the journal, and remove what killed processes left behind.
+
+    Example: distill clean runs/quickstart
+    """
+    from distill import explain
+
+    for line in explain.clean(run_folder):
         console.result(line)
 
 

@@ -56,16 +56,9 @@ def collect(
     first, in either case.
     """
     chosen = {task.id: choose(task) for task in tasks}
-
-    def flow(task: Task) -> Callable[[], Flow[Session | Failure]]:
-        return partial(chosen[task.id].strategy.flow, task, Random(f"{seed}:{task.id}"))
-
-    def model(task_id: str, role: str) -> str:
-        return chosen[task_id].name if role == ROLE else role
-
     marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in chosen.items()}
     try:
-        outcomes = engine.run([(task.id, flow(task)) for task in tasks], choose=model)
+        outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
     except Stopped as stop:
         _write(folder, stop.outcomes, marks)
         raise
@@ -74,6 +67,23 @@ def collect(
     transient = any(failure.transient for row in failed for failure in row["failures"])
     counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": _truncated(sessions)}
     return "partial" if transient else "done", counts
+
+
+def flows(
+    tasks: Sequence[Task], choose: Callable[[Task], Chosen], seed: int
+) -> list[tuple[str, Callable[[], Flow[Session | Failure]]]]:
+    """What makes the flow of each task. A flow made again asks the same."""
+
+    def make(task: Task) -> Flow[Session | Failure]:
+        return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
+
+    return [(task.id, partial(make, task)) for task in tasks]
+
+
+def model_of(tasks: Sequence[Task], choose: Callable[[Task], Chosen]) -> Callable[[str, str], str]:
+    """The engine's name of the model that plays a role in a task's flow."""
+    names = {task.id: choose(task).name for task in tasks}
+    return lambda task, role: names[task] if role == ROLE else role
 
 
 def _write(

@@ -14,7 +14,7 @@ from distill.fingerprints import json_sha256, sources_sha256, tree_sha256
 from distill.forecast import headline, known_faults, stages_of
 from distill.journal import NAME, Journal
 from distill.recipe import Recipe
-from distill.run import STAGES, measured, opened
+from distill.run import STAGES, Run, measured, opened
 from distill.steps import (
     ACCEPTABLE,
     PIPELINE,
@@ -53,9 +53,9 @@ def run_recipe(
     with opened(folder, loaded) as run, ExitStack() as journals:
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         journal = journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
-        context = Context(run, loaded, journal, retry_failed, accept_partial, allowed, teachers, wait)
+        context = Context(folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait)
         try:
-            ran = _run_stages(context, names)
+            ran = _run_stages(context, run, names)
         finally:
             stop_teacher(context)
     _farewell(folder, ran)
@@ -72,23 +72,23 @@ def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
     return [name for name in available if stages is None or name in stages]
 
 
-def _run_stages(context: Context, names: Sequence[str]) -> list[str]:
+def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
-    context.run.describe(context.teachers.facts() if context.teachers is not None else [])
+    run.describe(context.teachers.facts() if context.teachers is not None else [])
     ran = []
     for name in names:
-        _require_earlier(context, name)
-        if _run_stage(context, name):
+        _require_earlier(context, run, name)
+        if _run_stage(context, run, name):
             ran.append(name)
     return ran
 
 
-def _require_earlier(context: Context, name: str) -> None:
+def _require_earlier(context: Context, run: Run, name: str) -> None:
     """The stages before this one must be done, or partly done within what the recipe or the user accepts."""
     for earlier in stages_of(context.recipe):
         if name in (earlier, "report"):
             return
-        entry = context.run.stage(earlier)
+        entry = run.stage(earlier)
         if entry is None or entry["status"] in ("running", "failed"):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
         if entry["status"] == "partial" and not (context.accept_partial or entry["detail"] == ACCEPTABLE):
@@ -97,15 +97,15 @@ def _require_earlier(context: Context, name: str) -> None:
             )
 
 
-def _run_stage(context: Context, name: str) -> bool:
+def _run_stage(context: Context, run: Run, name: str) -> bool:
     stage = PIPELINE[name]
     inputs = {item: tree_sha256(context.folder / item) for item in stage.inputs if (context.folder / item).exists()}
     shipped = tree_sha256(assets.find(stage.prompts)) if stage.prompts else None
     fingerprint = json_sha256([inputs, stage.options(context), sources_sha256(sources_of(context, stage)), shipped])
-    if context.run.is_current(name, fingerprint) and not (context.retry_failed and stage.teacher):
+    if run.is_current(name, fingerprint) and not (context.retry_failed and stage.teacher):
         return False
     console.say(f"{name}: started")
-    record = context.run.begin(name, fingerprint, inputs)
+    record = run.begin(name, fingerprint, inputs)
     try:
         with measured(record):
             record.counts = dict(stage.work(context, record))
@@ -119,7 +119,7 @@ def _run_stage(context: Context, name: str) -> bool:
         record.status, record.detail = "failed", str(error) or type(error).__name__
         raise
     finally:
-        context.run.save(name, record, stage.outputs)
+        run.save(name, record, stage.outputs)
     console.say(f"{name}: {record.status} in {record.seconds:.1f} s{_brief(record.counts)}")
     return True
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import console, embedded, recipe, shelf
 from distill.engine.budget import Budget, Price, cost_usd, spent_usd
@@ -17,9 +17,13 @@ from distill.journal import Journal
 from distill.metrics import METRICS
 from distill.providers import Provider
 from distill.recipe import Recipe
-from distill.run import STAGES, Run, StageRecord
+from distill.run import StageRecord, read_record
 from distill.strategies import STRATEGIES
 from distill.teachers import Teachers
+from distill.types import Growth, Task
+
+if TYPE_CHECKING:
+    from distill.collect import Chosen
 
 SHARED_SOURCES = ("distill.types", "distill.rows", "distill.text")
 STUDENT_SOURCES = tuple(
@@ -33,21 +37,16 @@ ACCEPTABLE = "failures within collect.max_failed"
 class Context:
     """What the stages of one invocation share."""
 
-    run: Run
+    folder: Path
     recipe: Recipe
     journal: Journal
-    retry_failed: bool
-    accept_partial: bool
-    allowed: Collection[str]
     teachers: Teachers | None
     """A local one starts its server at the first request."""
+    allowed: Collection[str] = ()
+    retry_failed: bool = False
+    accept_partial: bool = False
     wait: bool = True
     """Whether to wait for a provider's batches."""
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.run.folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,39 +152,64 @@ def _account(context: Context, stage: str, record: StageRecord, engines: Sequenc
     ]
 
 
-def _expand(context: Context, record: StageRecord) -> Mapping[str, Any]:
-    from distill import expand
+def growth_of(context: Context) -> Growth:
+    """The expansion that the recipe describes, at its beginning."""
     from distill.strategies.self_instruct import load_seeds
 
     section = context.recipe.expand
     assert section is not None
     strategy = shelf.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
-    growth = strategy(
+    growth: Growth = strategy(
         section.options, seeds=load_seeds(Path(section.seeds)), seed=context.recipe.seed, target=section.tasks
     )
+    return growth
+
+
+def _expand(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    from distill import expand
+
+    section = context.recipe.expand
+    assert section is not None
+    growth = growth_of(context)
     with _asking(context, "expand", record, section.tasks) as engine:
         return expand.expand(context.folder, growth=growth, target=section.tasks, engine=engine)
 
 
-def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
-    from distill import collect
+def tasks_of(context: Context) -> list[Task]:
+    """The tasks that collect has answered."""
+    from distill.collect import load_tasks
+
+    section = context.recipe.collect
+    assert section is not None
+    return load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
+
+
+def choice_of(context: Context) -> Callable[[Task], Chosen]:
+    """Which teacher answers a task, and by which strategy."""
+    from distill.collect import Chosen
 
     section, teachers = context.recipe.collect, context.teachers
     assert section is not None
     assert teachers is not None
     part = shelf.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
-    tasks = collect.load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
     chosen = {
-        one.name: collect.Chosen(
-            one.name, one.section.called, part(section.options, sampling=one.section.sampling.sampling())
-        )
+        one.name: Chosen(one.name, one.section.called, part(section.options, sampling=one.section.sampling.sampling()))
         for one in teachers
     }
+    return lambda task: chosen[teachers.pick(task).name]
+
+
+def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    from distill import collect
+
+    section = context.recipe.collect
+    assert section is not None
+    tasks = tasks_of(context)
     with _asking(context, "collect", record, len(tasks)) as engine:
         status, counts = collect.collect(
             context.folder,
             tasks=tasks,
-            choose=lambda task: chosen[teachers.pick(task).name],
+            choose=choice_of(context),
             strategy_name=section.strategy,
             seed=context.recipe.seed,
             engine=engine,
@@ -312,7 +336,7 @@ def _compare_options(context: Context) -> Any:
 
 def _report_options(context: Context) -> Any:
     """Everything that the other stages say of themselves: the report shows it."""
-    return [[name, context.run.stage(name)] for name in STAGES if name != "report"]
+    return [[name, stage] for name, stage in read_record(context.folder).get("stages", {}).items() if name != "report"]
 
 
 def sources_of(context: Context, stage: Stage) -> list[str]:

@@ -118,21 +118,24 @@ def weighted(weights: Sequence[float], of: str) -> int:
     return len(weights) - 1
 
 
-def hire(loaded: Recipe, folder: Path) -> Teachers | None:
-    """The recipe's teachers; nothing is started or asked yet. Raises `RecipeError` for a missing key variable."""
+def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | None:
+    """The recipe's teachers; nothing is started or asked yet.
+
+    `to_ask` reads their keys, and raises `RecipeError` for a variable that is not set.
+    """
     if not loaded.teachers:
         return None
     several = len(loaded.teachers) > 1
     return Teachers(
         tuple(
-            Hired(section, _provider(section, folder), f"{ROLE}:{section.called}" if several else ROLE)
+            Hired(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
             for section in loaded.teachers
         ),
         loaded.seed,
     )
 
 
-def _provider(section: Teacher, folder: Path) -> Any:
+def _provider(section: Teacher, folder: Path, to_ask: bool) -> Any:
     if section.serve is not None:
         from distill.providers.local import LocalTeacher
 
@@ -143,8 +146,8 @@ def _provider(section: Teacher, folder: Path) -> Any:
         section.base_url or "",
         section.model,
         revision=section.revision,
-        api_key=probe.secret(section.api_key_env, "teacher.api_key_env"),
-        headers=secret_headers(section.headers_env),
+        api_key=probe.secret(section.api_key_env, "teacher.api_key_env") if to_ask else None,
+        headers=secret_headers(section.headers_env) if to_ask else None,
         timeout_seconds=section.timeout_seconds,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.collect import collect, load_tasks
+from distill.collect import Chosen, collect, load_tasks
 from distill.engine import Stopped, StoppedByBudget
 from distill.engine.budget import Budget, Price
 from distill.engine.drive import Engine
@@ -47,12 +47,11 @@ def answer(folder: Path, journal: Journal, provider: Scripted, *, tasks=TASKS, m
     return collect(
         folder,
         tasks=tasks,
-        strategy=Answer(Answer.Options(), sampling=Sampling(max_tokens=32)),
+        choose=lambda task: Chosen("teacher", "scripted", Answer(Answer.Options(), sampling=Sampling(max_tokens=32))),
         strategy_name="answer",
         seed=7,
         engine=Engine(journal, {"teacher": provider}, attempts=1, **engine),
         max_failed=max_failed,
-        teacher="scripted",
     )
 
 

@@ -101,7 +101,7 @@ class Bench:
                 metrics=metrics,
                 sampling=SAMPLING,
                 seed=7,
-                **{"teacher": self.teacher, "release_teacher": self._release, **options},
+                **{"teachers": {"teacher": self.teacher}, "release_teacher": self._release, **options},
             )
 
     def _release(self) -> None:
@@ -244,7 +244,7 @@ def test_without_the_teachers_weights_the_metric_says_so_and_another_leads(folde
 @pytest.mark.model
 def test_without_a_teacher_to_ask_there_is_no_ceiling(folder):
     bench = Bench(folder)
-    bench.compare(teacher=None)
+    bench.compare(teachers={})
     assert set(bench.scores["metrics"]["rouge_l"]["by"]) == {"base", "student"}
     assert bench.scores["models"]["teacher"]["model"] == "teacher"
 

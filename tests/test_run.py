@@ -18,7 +18,7 @@ RECIPE = Recipe(name="first")
 def finished(folder, *, fingerprint="f1"):
     """A run with one finished stage that wrote tasks.jsonl."""
     with run.opened(folder, RECIPE) as opened:
-        opened.describe(None)
+        opened.describe([])
         record = opened.begin("expand", fingerprint, {})
         (folder / "tasks.jsonl").write_text("{}\n")
         record.status = "done"
@@ -49,7 +49,7 @@ def test_a_stage_whose_output_was_touched_is_not_current(tmp_path, damage):
 
 def test_a_stage_that_was_cut_off_is_not_current(tmp_path):
     with run.opened(tmp_path, RECIPE) as opened:
-        opened.describe(None)
+        opened.describe([])
         opened.begin("expand", "f1", {})
     assert not is_current(tmp_path)
 

@@ -6,19 +6,20 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import TypeVar
 
 from distill.console import Progress, Silent
 from distill.engine import Grown, Outcome, Stopped, StoppedByBudget, StoppedByUser, StoppedShort, Tally
 from distill.engine.ask import Asker, Manners, Stopping
 from distill.engine.budget import Budget
+from distill.engine.flows import Choose, Steps, by_role
 from distill.engine.limits import Rates
 from distill.engine.report import Report
 from distill.engine.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, Patience
 from distill.errors import DistillError
 from distill.journal import Journal
-from distill.providers import Provider, one_line
-from distill.types import Answer, Failure, Flow, Growth, Request, Task
+from distill.providers import Provider
+from distill.types import Failure, Flow, Growth, Task
 
 T = TypeVar("T")
 
@@ -28,13 +29,6 @@ COLLECT_EVERY = 50_000
 """New objects between two looks for cycles while requests are in flight; Python's own number is 700."""
 BARREN_WINDOWS, BARREN_MORE = 3, 24
 """A growth stops after 3 · window + 24 proposals in a row that brought nothing new."""
-Choose: TypeAlias = Callable[[str, str], str]
-"""From a flow's id and a request's role to the name of the model that answers it."""
-
-
-def by_role(flow: str, role: str) -> str:
-    """The model that is called like the role."""
-    return role
 
 
 class Engine:
@@ -194,64 +188,7 @@ def _interrupted(report: Report) -> str:
     return f"interrupted: {report.done} of {report.total} are finished and kept; run the same command again to go on"
 
 
-class _Steps(Generic[T]):
-    """One flow on its way: what it asks now, or how it ended."""
-
-    def __init__(self, name: str, make: Callable[[], Flow[T]], choose: Choose) -> None:
-        self.name = name
-        self.usd = 0.0
-        """What its answers cost, bought now or before."""
-        self._choose = choose
-        self.asked: tuple[Request, ...] = ()
-        self.outcome: Outcome[T] | None = None
-        self._alone = False
-        self._failures: list[Failure] = []
-        self._flow: Flow[T] | None = None
-        self._step(lambda: next(self._begin(make)))
-
-    def _begin(self, make: Callable[[], Flow[T]]) -> Flow[T]:
-        self._flow = make()
-        return self._flow
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Which models are asked."""
-        return tuple([self._choose(self.name, request.role) for request in self.asked])
-
-    def send(self, answers: tuple[Answer, ...]) -> None:
-        """Give the flow what it asked for, and let it go on to its next request or its end."""
-        flow = self._flow
-        assert flow is not None
-        self._failures += [answer for answer in answers if isinstance(answer, Failure)]
-        self._step(lambda: flow.send(answers[0] if self._alone else answers))
-
-    def _step(self, advance: Callable[[], Any]) -> None:
-        try:
-            asked = advance()
-            self._alone = isinstance(asked, Request)
-            self.asked = (asked,) if isinstance(asked, Request) else _checked(asked)
-        except StopIteration as end:
-            self.outcome = Outcome(self.name, end.value, tuple(self._failures))
-        except Exception as error:  # noqa: BLE001 - a part that raises costs its own row, and no answer
-            line = one_line(f"{type(error).__name__}: {error}")
-            failure = Failure(key="", reason="error", detail=line, transient=False)
-            self.outcome = Outcome(self.name, None, (*self._failures, failure), line)
-            self.close()
-
-    def close(self) -> None:
-        """End a flow that cannot go on; what it does on its way out is its own."""
-        if self._flow is not None:
-            with suppress(Exception):
-                self._flow.close()
-
-
-def _checked(asked: Any) -> tuple[Request, ...]:
-    if isinstance(asked, tuple) and all(isinstance(request, Request) for request in asked):
-        return asked
-    raise TypeError(f"the flow yielded a {type(asked).__name__}, expected a Request or a tuple of them")
-
-
-async def _finish(steps: _Steps[T], asker: Asker) -> Outcome[T]:
+async def _finish(steps: Steps[T], asker: Asker) -> Outcome[T]:
     """Take a flow to its end. Raises `Stopping` when it cannot get there."""
     try:
         while steps.outcome is None:
@@ -277,7 +214,7 @@ async def _worker(
         if asker.is_stopping and not isinstance(asker.stopped, StoppedByBudget):
             return
         with suppress(Stopping):
-            steps = _Steps(name, make, choose)
+            steps = Steps(name, make, choose)
             outcomes[index] = await _finish(steps, asker)
             report.finished(len(outcomes), steps.usd)
         await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C and the others in
@@ -295,7 +232,7 @@ class _Growing:
         self._target = target
         self._report = report
         self._tasks: list[Task] = []
-        self._begun: dict[int, _Steps[list[Task]]] = {}
+        self._begun: dict[int, Steps[list[Task]]] = {}
         self._running: dict[int, asyncio.Task[Outcome[list[Task]]]] = {}
         self._next = self._admitted = self._candidates = 0
         self._barren = self._barren_candidates = 0
@@ -332,7 +269,7 @@ class _Growing:
 
     def _begin(self) -> None:
         k, self._next = self._next, self._next + 1
-        self._begun[k] = _Steps(str(k), lambda: self._growth.propose(k), by_role)
+        self._begun[k] = Steps(str(k), lambda: self._growth.propose(k), by_role)
 
     async def _finish(self, k: int, asker: Asker) -> None:
         """Take proposal k to its end: from the journal where that has everything, else all begun ones at once."""
