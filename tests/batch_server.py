@@ -52,6 +52,8 @@ class BatchServer:
     """Lines that are answered before a batch expires."""
     refuses: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] = lambda lines: []
     """The validation errors of a batch from its lines."""
+    mixed: bool = False
+    """Whether lines that failed stand in the output file too, as with some compatible servers."""
     most_requests: int = 50_000
     most_bytes: int = 200_000_000
     breaks: list[str] = field(default_factory=list)
@@ -225,8 +227,9 @@ class BatchServer:
             }
             for line in left
         ]
-        good = [row for row in done if row["response"]["status_code"] == 200]
-        bad = [row for row in done if row["response"]["status_code"] != 200] + never
+        good = [row for row in done if self.mixed or row["response"]["status_code"] == 200]
+        bad = [] if self.mixed else [row for row in done if row["response"]["status_code"] != 200]
+        bad += never
         job.row["output_file_id"] = self._results("output", good) if good else None
         job.row["error_file_id"] = self._results("error", bad) if bad else None
         job.row["request_counts"] = {"total": len(job.lines), "completed": len(good), "failed": len(bad)}

@@ -20,6 +20,7 @@ from distill.engine.budget import Budget, Price, spent_usd
 from distill.engine.passes import Passes, StoppedPending
 from distill.errors import RecipeError
 from distill.journal import Journal
+from distill.providers import ProviderError
 from distill.providers.batch import BatchJobs
 from distill.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling
@@ -331,6 +332,30 @@ def test_an_outage_while_waiting_is_sat_out(journal: Journal, server: BatchServe
     assert values(Passes(journal, {"teacher": provider}, poll_seconds=0.01).run(many(5))) == answers(5)
 
 
+class BrokenOnce(BatchJobs):
+    """The second file that is asked for cannot be had at first."""
+
+    asked = 0
+
+    async def output(self, file_id: str) -> Iterator[bytes]:
+        self.asked += 1
+        if self.asked == 2:
+            raise ProviderError("connection", "the connection broke", transient=True)
+        return await super().output(file_id)
+
+
+def test_a_file_that_cannot_be_had_at_first_counts_nothing_twice(journal: Journal, server: BatchServer) -> None:
+    server.mixed, server.expires_after = True, 6
+    server.fails = lambda text, times: 400 if text < "q4" else None
+    provider = BrokenOnce(OpenAIProvider(server.url, "m", endpoint=Endpoint(model="m"), api_key=KEY))
+    budget = capped(journal, 10)
+    driven = Passes(journal, {"teacher": provider}, stage="collect", budget=budget, poll_seconds=0.01)
+    assert values(driven.run(many(8))) == ["failed: http_400"] * 4 + answers(8)[4:]
+    assert (driven.tally.failed, driven.tally.prompt_tokens) == (4, 40)
+    assert (budget.in_flight, budget.reserved_usd) == (0, pytest.approx(0))
+    assert budget.spent_usd == pytest.approx(4 * 0.015)
+
+
 # --- coming back
 
 
@@ -367,6 +392,48 @@ def test_answers_of_a_batch_are_kept_though_the_recipe_asks_something_else_now(
     passes(journal, server).run(flows("else"))
     assert values(passes(journal, server).run(many(3))) == answers(3)
     assert set(server.submitted.values()) == {1}
+
+
+def elsewhere(journal: Journal, server: BatchServer, model: str = "m", key: str = KEY, **options: Any) -> Passes:
+    """With the server's address in the identity."""
+    provider = BatchJobs(OpenAIProvider(server.url, model, api_key=key))
+    return Passes(journal, {"teacher": provider}, stage="collect", poll_seconds=0.01, **options)
+
+
+def test_a_batch_at_an_address_that_nothing_names_any_more_is_left_alone(
+    journal: Journal, server: BatchServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StoppedPending):
+        elsewhere(journal, server, wait=False).run(many(2))
+    with BatchServer() as other:
+        assert values(elsewhere(journal, other).run(many(2))) == answers(2)
+    assert f"batch batch_0 is still at {server.url}" in capsys.readouterr().err
+    assert values(elsewhere(journal, server).run(many(2))) == answers(2)
+    assert set(server.submitted.values()) == {1}
+
+
+def test_a_batch_that_was_never_uploaded_is_dropped_where_the_model_is_another(
+    journal: Journal, server: BatchServer
+) -> None:
+    with pytest.raises(StoppedByEndpoint):
+        elsewhere(journal, server, key="sk-a-wrong-one").run(many(2))
+    assert [batch.state for batch in journal.batches()] == ["prepared"]
+    assert values(elsewhere(journal, server, model="other").run(many(2))) == answers(2)
+    assert [batch.state for batch in journal.batches()] == ["ingested", "ingested"]
+    assert outcomes_of_sends(journal) == ["free", "free", "kept", "kept"]
+
+
+def test_progress_says_what_is_open(journal: Journal, server: BatchServer) -> None:
+    server.looks, notes = 2, list[str]()
+
+    class Noting:
+        def update(self, done: float, total: float | None = None, note: str = "") -> None:
+            notes.append(f"{done:.0f}/{total:.0f} {note}".strip())
+
+    passes(journal, server, progress=Noting(), requests_a_batch=3).run(many(4))
+    assert notes[0] == "0/4"
+    assert "0/4 2 batches open, 0 of 4 requests done, submitted 0 min ago" in notes
+    assert notes[-1] == "4/4"
 
 
 def test_ctrl_c_leaves_the_batch_where_it_is(journal: Journal, server: BatchServer) -> None:

@@ -366,7 +366,7 @@ class Batches:
         return (settled(send, bill, "charged" if bill is most else "free"),)
 
     def _given_up(self, of: str, reason: str, detail: str, *, transient: bool) -> Change:
-        self._tally.failed += 1
+        self._tally.failed += of not in self.failed
         self.failed[of] = failure = Failure(
             key=of, reason=reason, detail=detail, transient=transient, attempts=self._times[of]
         )

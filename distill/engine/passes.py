@@ -13,7 +13,7 @@ from distill.console import Progress, Silent
 from distill.engine import Outcome, Stopped, StoppedByBudget, StoppedByEndpoint, StoppedByUser, StoppedShort, Tally
 from distill.engine.batches import Batches, Miss
 from distill.engine.budget import Budget
-from distill.engine.drive import Choose, _Steps, by_role
+from distill.engine.flows import Choose, Steps, by_role
 from distill.errors import EndpointError, RecipeError
 from distill.journal import Journal
 from distill.keys import Question
@@ -124,14 +124,13 @@ class Passes:
         try:
             asyncio.run(self._closing(work))
         except KeyboardInterrupt:  # asyncio.run cancels the work, which is as harmless here as a kill
-            open_ones = f"{course.batches.note()}; " if course.batches.count else ""
-            raise StoppedByUser(
-                f"interrupted: {course.so_far()}; {open_ones}run the same command again to go on"
-            ) from None
+            raise StoppedByUser(f"interrupted: {course.so_far()}; run the same command again to go on") from None
         except ProviderError as error:
             raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error
+        except Stopped:
+            raise
         except EndpointError as error:
-            raise error if isinstance(error, Stopped) else StoppedByEndpoint(str(error)) from error
+            raise StoppedByEndpoint(str(error)) from error
 
     async def _closing(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -177,7 +176,7 @@ class Passes:
         if batches.count == 0 and batches.unaffordable is not None:
             raise StoppedByBudget(self._budget.verdict(batches.unaffordable))
         if not self._wait:
-            raise StoppedPending(f"{course.so_far()}; {batches.note()}; run the same command again to take them in")
+            raise StoppedPending(f"{course.so_far()}; run the same command again later")
         await asyncio.sleep(self._poll_seconds)
 
 
@@ -218,8 +217,9 @@ class _Course(Generic[T]):
         return [self._outcomes[index] for index in sorted(self._outcomes)]
 
     def so_far(self) -> str:
-        """How many are finished."""
-        return f"{len(self._outcomes)} of {len(self._flows)} are finished and kept"
+        """How many are finished, and what is open."""
+        done = f"{len(self._outcomes)} of {len(self._flows)} are finished and kept" if self._flows else ""
+        return "; ".join(filter(None, [done, self.batches.note()]))
 
     def report(self, progress: Progress) -> None:
         """Say how things stand."""
@@ -230,7 +230,7 @@ class _Course(Generic[T]):
         self.misses = {}
         for index, (name, make) in enumerate(self._flows):
             if index not in self._outcomes:
-                steps = _Steps(name, make, self._choose)
+                steps = Steps(name, make, self._choose)
                 self._take(index, steps)
                 if steps.outcome is None:
                     steps.close()
@@ -238,7 +238,7 @@ class _Course(Generic[T]):
                     self._outcomes[index] = steps.outcome
                 yield
 
-    def _take(self, index: int, steps: _Steps[T]) -> None:
+    def _take(self, index: int, steps: Steps[T]) -> None:
         halted = self._missed.pop(index, set())
         while steps.outcome is None:
             asked = [self._miss(*pair) for pair in zip(steps.names, steps.asked, strict=True)]
