@@ -168,13 +168,13 @@ class _Window:
         """How long until this much fits; infinite where it never will."""
         self._forget(now)
         over = self.used + amount - self.limit
+        if over <= 0:
+            return 0.0
         for at, taken in self._taken:
-            if over <= 0:
-                break
             over -= taken
             if over <= 0:
                 return at + self._seconds - now
-        return 0.0 if over <= 0 else math.inf
+        return math.inf
 
     def take(self, amount: int, now: float) -> None:
         """Count what is let through."""
@@ -215,11 +215,13 @@ class _Gate:
 
     def refusal(self, body: Mapping[str, Any]) -> Misdeed | None:
         """The 429 for a request that does not fit; one that does is counted."""
+        if not self._windows:
+            return None
         now = time.monotonic()
         amounts = {"requests": 1, "tokens": _tokens(body)}
         waits = [(window.wait_seconds(amounts[window.name], now), window) for window in self._windows]
-        wait, window = max(waits, key=lambda pair: pair[0], default=(0.0, None))
-        if window is not None and wait > 0:
+        wait, window = max(waits, key=lambda pair: pair[0])
+        if wait > 0:
             return self._refuse(window, wait)
         for window in self._windows:
             window.take(amounts[window.name], now)
