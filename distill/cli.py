@@ -274,7 +274,7 @@ def _code(arguments: list[str] | None) -> int:
     except DistillError as error:
         _raise_when_debugging(error)
         for line in str(error).splitlines():
-            console.error(line)
+            (console.error if error.exit_code else console.say)(line)
         return error.exit_code
     except OSError as error:
         _raise_when_debugging(error)

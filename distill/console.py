@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,6 +15,9 @@ from typing import Any, Protocol
 
 PLAIN_SECONDS = 5.0
 """Seconds between two progress lines where the output is no terminal."""
+
+ETA_SECONDS = 60.0
+"""The time left is told by the pace of so many last seconds."""
 
 _observers: list[Callable[[str], None]] = []
 
@@ -101,13 +105,22 @@ class _Bar:
         self._rich.stop()
 
 
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class _Lines:
     def __init__(self, title: str, total: float | None, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._last: tuple[float, str] | None = None
+        self._seen: deque[tuple[float, float]] = deque()
 
     def __enter__(self) -> _Lines:
         self._started = self._spoke = time.monotonic()
+        self._seen.append((self._started, 0.0))
         return self
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -123,7 +136,18 @@ class _Lines:
         of = f"/{self._total:g}" if self._total is not None else ""
         unit = f" {self._unit}" if self._unit else ""
         seconds = self._spoke - self._started
-        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{', ' + note if note else ''}")
+        left = self._left(done)
+        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{left}{', ' + note if note else ''}")
+
+    def _left(self, done: float) -> str:
+        """How long the rest takes at the pace of the last minute."""
+        self._seen.append((self._spoke, done))
+        while len(self._seen) > 2 and self._seen[0][0] < self._spoke - ETA_SECONDS:
+            self._seen.popleft()
+        (then, before), (now, after) = self._seen[0], self._seen[-1]
+        if self._total is None or after <= before or done >= self._total:
+            return ""
+        return f", about {_duration((self._total - done) * (now - then) / (after - before))} left"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

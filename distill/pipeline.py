@@ -9,6 +9,7 @@ from typing import Any
 
 from distill import assets, console, shelf
 from distill.catalogue import load_recipe, require_training_packages
+from distill.engine.passes import StoppedPending
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
 from distill.fingerprints import json_sha256, sources_sha256, tree_sha256
 from distill.forecast import headline, known_faults, stages_of
@@ -110,7 +111,7 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
         with measured(record):
             record.counts = dict(stage.work(context, record))
         record.status = "partial" if record.detail == ACCEPTABLE else "done"
-    except (BudgetStop, Interrupted) as stop:
+    except (BudgetStop, Interrupted, StoppedPending) as stop:
         record.status, record.detail = "partial", str(stop)
         if not (context.accept_partial and isinstance(stop, BudgetStop)):
             raise

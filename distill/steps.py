@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from distill import console, embedded, recipe, shelf
 from distill.engine.budget import Budget, Price, cost_usd, spent_usd
 from distill.engine.drive import Engine
+from distill.engine.passes import Passes
 from distill.filters import FILTERS
 from distill.fingerprints import file_sha256
 from distill.journal import Journal
@@ -113,19 +114,38 @@ def _spent(context: Context, stage: str | None) -> float:
     return spent_usd(context.journal.costs(), _prices(context), stage)
 
 
+def _passes(context: Context, stage: str, progress: console.Progress) -> Passes:
+    """What collects through a provider's batches."""
+    from distill.providers.batch import BatchJobs
+
+    assert context.teachers is not None
+    jobs = {name: BatchJobs(provider) for name, provider in context.teachers.providers.items()}
+    return Passes(
+        context.journal,
+        jobs,
+        stage=stage,
+        budget=_budget(context, stage),
+        wait=context.wait,
+        progress=progress,
+        retry_failed=context.retry_failed,
+    )
+
+
 @contextmanager
-def _asking(context: Context, stage: str, record: StageRecord, total: int | None) -> Iterator[Engine]:
+def _asking(context: Context, stage: str, record: StageRecord, total: int | None) -> Iterator[Any]:
     """An engine for the teachers with a progress, whose tally ends up in the record however the stage ends."""
     assert context.teachers is not None
+    collect = context.recipe.collect
+    is_batch = stage == "collect" and collect is not None and collect.mode == "batch"
     with console.progress(stage, total) as bar:
-        engine = _engine(context, stage, bar, context.teachers.providers)
+        engine = _passes(context, stage, bar) if is_batch else _engine(context, stage, bar, context.teachers.providers)
         try:
             yield engine
         finally:
             _account(context, stage, record, [engine])
 
 
-def _account(context: Context, stage: str, record: StageRecord, engines: Sequence[Engine]) -> None:
+def _account(context: Context, stage: str, record: StageRecord, engines: Sequence[Engine | Passes]) -> None:
     """Sum up what the engines of a stage asked."""
     tallies = [engine.tally for engine in engines]
     record.requests = {

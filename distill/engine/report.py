@@ -76,7 +76,9 @@ class Report:
         forecast = self._usd.total(self.total)
         if forecast is None or self.done >= self.total:
             return f"{usd:.4f} USD"
-        return f"{usd:.4f} USD, all {forecast[0]:.2f} ({forecast[1]:.2f}-{forecast[2]:.2f})"
+        digits = 2 if forecast[0] >= 1 else 4
+        expected, low, high = (f"{value:.{digits}f}" for value in forecast)
+        return f"{usd:.4f} USD, all {expected} ({low}-{high})"
 
 
 class Spread:
