@@ -86,11 +86,8 @@ def lines(miss: Miss, task: str) -> list[str]:
         return [f"{task}: the journal is empty, everything is asked for the first time"]
     if not miss.differences:
         return [f"{task}: the same question is journalled, but failed and may be asked again"]
-    found = [
-        f"{task}: differs from the nearest journalled question ({miss.nearest[:12]}) in {len(miss.differences)} field"
-    ]
-    found[0] += "s" if len(miss.differences) > 1 else ""
-    return found + [
+    fields = "one field" if len(miss.differences) == 1 else f"{len(miss.differences)} fields"
+    return [f"{task}: differs from the nearest journalled question ({miss.nearest[:12]}) in {fields}"] + [
         f"  {difference.field}: {_shown(difference.asked, difference.journalled)}" for difference in miss.differences
     ]
 

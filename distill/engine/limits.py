@@ -192,7 +192,6 @@ class Concurrency:
         self.most = most
         self.limit = float(most)
         self._level = float(most)
-        self._shrinking = False
         self._ends_with = 0
         self._sent = self._busy = 0
 
@@ -205,10 +204,9 @@ class Concurrency:
         share = self._busy / self._sent
         if share >= SHRINK_SHARE:
             self.limit = max(1.0, self.limit * max(MOST_SHRINK, 1 - share))
-            self._level = self._level if self._shrinking else self.limit
-            self._shrinking = True
+            if share < 1:  # some were accepted: this is what it carries; else it is down, and will carry what it did
+                self._level = self.limit
         elif share <= GROW_SHARE or self.limit < self._level:
-            self._shrinking = False
             factor = FAST_GROWTH if self.limit < self._level else GROWTH
             if in_use >= self.limit - 1:
                 self.limit = min(float(self.most), max(self.limit + 1, self.limit * factor))
