@@ -29,6 +29,8 @@ BYTES_A_TOKEN = 4
 EXPECTED_TOKENS = 256
 """Of an answer, before the first one and without a bound."""
 NOT_SENT = ProviderError("refused", "nothing was sent")
+HEDGE_LOOK_SECONDS = 0.05
+"""Shortest time between two looks for room to hedge a straggler."""
 HEDGE_SAMPLES = 20
 """Answers whose latency must be known before a straggler is hedged."""
 
@@ -227,7 +229,8 @@ class Asker:
                 except ProviderError as error:
                     if (failure := self._failure(asked, error, attempt)) is not None:
                         return await self._fail(asked, failure)
-                    await self._sleep(self._manners.patience.wait_seconds(attempt, error))
+                    is_healthy = asked.limiter.is_healthy()
+                    await self._sleep(self._manners.patience.wait_seconds(attempt, error, is_healthy=is_healthy))
             raise AssertionError("count ended")
         finally:
             if asked.unsettled:
@@ -239,9 +242,14 @@ class Asker:
             return await self._send(asked, attempt)
         first = asyncio.create_task(self._send(asked, attempt))
         slow = sorted(self._latencies)[int(len(self._latencies) * 0.95)]
-        await asyncio.wait([first], timeout=self._manners.hedge * slow)
-        if first.done() or not asked.limiter.free() or not self._budget.reserve(asked.most):
-            return await first
+        while not first.done():
+            await asyncio.wait([first], timeout=max(HEDGE_LOOK_SECONDS, self._manners.hedge * slow))
+            if not first.done() and asked.limiter.free() and self._budget.reserve(asked.most):
+                return await self._hedged(asked, attempt, first)
+        return first.result()
+
+    async def _hedged(self, asked: _Asked, attempt: int, first: asyncio.Task[Completion]) -> Completion:
+        """The first answer of two; the other send is given up, and charged at most."""
         second = asyncio.create_task(self._send(asked, attempt, is_reserved=True))
         await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
         winner, other = (first, second) if first.done() else (second, first)

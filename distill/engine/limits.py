@@ -169,6 +169,10 @@ class Breaker:
                 self._opened = now
                 self._open(now)
 
+    def is_doubtful(self) -> bool:
+        """Whether it is open, or half of what it has seen has failed."""
+        return self.until is not None or sum(self._faults) * 2 >= len(self._faults)
+
     def _open(self, now: float) -> None:
         if self._trials >= BREAKER_TRIALS:
             minutes = (now - self._opened) / 60
@@ -274,6 +278,11 @@ class Limiter:
     def free(self) -> bool:
         """Whether a request could leave now that nobody waits for: room for a hedge."""
         return not (self._first or self._again or self._closed) and self._wait_seconds(1) == 0
+
+    def is_healthy(self) -> bool:
+        """Whether the endpoint answers most of what it is asked, and is not overloaded."""
+        low = self.concurrency.limit < self.concurrency.most
+        return not (low or self.breaker.is_doubtful() or self._clock() < self._hold_until)
 
     def leave(
         self,

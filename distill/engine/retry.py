@@ -10,6 +10,8 @@ from distill.providers import ProviderError
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 """The first wait between two sends of a request, and the longest; ten attempts bridge about two minutes."""
+HEALTHY_WAIT_SECONDS = 1.0
+"""The longest wait while the endpoint answers others: the fault is the request's bad luck, and no overload."""
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """An endpoint that asks for a longer wait than this stops the run instead."""
 
@@ -39,9 +41,14 @@ class Patience:
         """Whether the `attempt`-th send (1, 2, …) was the last."""
         return self._stop(_state(attempt))
 
-    def wait_seconds(self, attempt: int, error: ProviderError) -> float:
-        """How long to wait after the `attempt`-th send: never less than the endpoint asked for."""
+    def wait_seconds(self, attempt: int, error: ProviderError, *, is_healthy: bool = False) -> float:
+        """How long to wait after the `attempt`-th send: never less than the endpoint asked for.
+
+        `is_healthy` says that the endpoint answers others; then nobody waits for long.
+        """
         wait = float(self._wait(_state(attempt)))
+        if is_healthy:
+            wait = min(wait, HEALTHY_WAIT_SECONDS * random.uniform(0.5, 1.0))
         if error.retry_after is None:
             return wait
         return max(wait, error.retry_after * random.uniform(1.0, 1.1))
