@@ -105,7 +105,6 @@ def _verb(name: str, help_text: str) -> None:
         set_: Set = None,
         retry_failed: RetryFailed = False,
         accept_partial: AcceptPartial = False,
-        no_wait: NoWait = False,
         allow_parts: AllowParts = None,
     ) -> None:
         from distill import pipeline
@@ -118,14 +117,48 @@ def _verb(name: str, help_text: str) -> None:
             retry_failed=retry_failed,
             accept_partial=accept_partial,
             allowed=allow_parts or (),
-            wait=not no_wait,
         )
 
     app.command(name=name, help=f"{help_text} Example: distill {name} runs/quickstart")(command)
 
 
 _verb("expand", "Grow tasks from the recipe's seeds: writes tasks.jsonl.")
-_verb("collect", "Have the teacher answer the tasks: writes sessions.jsonl.")
+
+
+@app.command()
+def collect(
+    recipe_or_run: RecipeOrRun,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    retry_failed: RetryFailed = False,
+    accept_partial: AcceptPartial = False,
+    no_wait: NoWait = False,
+    cancel_batches: Annotated[
+        bool, typer.Option("--cancel-batches", help="cancel what is open at the provider; keep what is finished")
+    ] = False,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Have the teachers answer the tasks: writes sessions.jsonl.
+
+    Example: distill collect runs/quickstart
+    """
+    from distill import pipeline
+
+    if cancel_batches:
+        pipeline.cancel_batches(recipe_or_run, run_dir=run_dir, overrides=set_ or (), wait=not no_wait)
+        return
+    pipeline.run_recipe(
+        recipe_or_run,
+        run_dir=run_dir,
+        overrides=set_ or (),
+        stages=["collect"],
+        retry_failed=retry_failed,
+        accept_partial=accept_partial,
+        allowed=allow_parts or (),
+        wait=not no_wait,
+    )
+
+
 _verb("curate", "Keep or drop each session, with a reason: writes kept.jsonl, dropped.jsonl and test.jsonl.")
 _verb("train", "Fine-tune the student on the kept sessions: writes student/.")
 _verb("compare", "Ask student, base and teacher the held-out prompts: writes answers.jsonl and scores.json.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from distill.steps import (
     ACCEPTABLE,
     PIPELINE,
     Context,
+    passes,
     serves_here,
     sources_of,
     stop_teacher,
@@ -43,17 +44,14 @@ def run_recipe(
     `wait` is for a provider's batches: without it the run ends while they are open. Raises `RecipeError` for a bad
     recipe, `BudgetStop` and `Interrupted` with everything finished kept.
     """
-    loaded = load_recipe(path, overrides=overrides, allowed=allowed)
-    folder = run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
+    loaded, folder = _addressed(path, run_dir, overrides, allowed)
     names = _chosen(loaded, stages)
     if {"train", "compare"} & set(names) or serves_here(loaded):
         require_training_packages("distill run")
     teachers = hire(loaded, folder)
     for line in known_faults(loaded):
         console.warn(line.removeprefix("warning: "))
-    with opened(folder, loaded) as run, ExitStack() as journals:
-        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
-        journal = journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
+    with opened(folder, loaded) as run, _journal(folder, loaded) as journal:
         context = Context(folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait)
         try:
             ran = _run_stages(context, run, names)
@@ -61,6 +59,35 @@ def run_recipe(
             stop_teacher(context)
     _farewell(folder, ran)
     return folder
+
+
+def cancel_batches(
+    path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), wait: bool = True
+) -> None:
+    """Cancel what the run has open at a provider's batch interface; what was finished is kept, for it is paid.
+
+    Raises `StoppedPending` where a provider takes its time and nobody waits.
+    """
+    loaded, folder = _addressed(path, run_dir, overrides, ())
+    with opened(folder, loaded), _journal(folder, loaded) as journal, console.progress("cancel") as bar:
+        context = Context(folder, loaded, journal, hire(loaded, folder), wait=wait)
+        console.say(f"{folder}: {passes(context, 'collect', bar).cancel()} batches cancelled")
+
+
+def _addressed(
+    path: Path, run_dir: Path | None, overrides: Iterable[str], allowed: Collection[str]
+) -> tuple[Recipe, Path]:
+    """The recipe and its run folder."""
+    loaded = load_recipe(path, overrides=overrides, allowed=allowed)
+    return loaded, run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
+
+
+@contextmanager
+def _journal(folder: Path, loaded: Recipe) -> Iterator[Journal]:
+    """The run's journal, and behind it those that it may reuse."""
+    with ExitStack() as journals:
+        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
+        yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
 
 
 def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:

@@ -12,6 +12,7 @@ from distill import console, embedded, recipe, shelf
 from distill.engine.budget import Budget, Price, cost_usd, spent_usd
 from distill.engine.drive import Engine
 from distill.engine.passes import Passes
+from distill.errors import RecipeError
 from distill.filters import FILTERS
 from distill.fingerprints import file_sha256
 from distill.journal import Journal
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from distill.collect import Chosen
 
 SHARED_SOURCES = ("distill.types", "distill.rows", "distill.text")
+DRIVEN_SOURCES = ("distill.engine.drive", "distill.engine.flows")
 STUDENT_SOURCES = tuple(
     f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models")
 )
@@ -114,7 +116,7 @@ def _spent(context: Context, stage: str | None) -> float:
     return spent_usd(context.journal.costs(), _prices(context), stage)
 
 
-def _passes(context: Context, stage: str, progress: console.Progress) -> Passes:
+def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     """What collects through a provider's batches."""
     from distill.providers.batch import BatchJobs
 
@@ -131,14 +133,26 @@ def _passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     )
 
 
+def _require_no_open_batch(context: Context, stage: str, is_batch: bool) -> None:
+    """What is open at a provider would be bought a second time by asking live."""
+    still = [batch.name for batch in context.journal.batches(stage) if batch.state != "ingested"]
+    if still and not is_batch:
+        raise RecipeError(
+            f"{stage}: {len(still)} batches are open at the provider, whose questions would be asked twice; set"
+            f" collect.mode to batch until they are in, or type: distill collect {context.folder} --set"
+            " collect.mode=batch --cancel-batches"
+        )
+
+
 @contextmanager
 def _asking(context: Context, stage: str, record: StageRecord, total: int | None) -> Iterator[Any]:
     """An engine for the teachers with a progress, whose tally ends up in the record however the stage ends."""
     assert context.teachers is not None
     collect = context.recipe.collect
     is_batch = stage == "collect" and collect is not None and collect.mode == "batch"
+    _require_no_open_batch(context, stage, is_batch)
     with console.progress(stage, total) as bar:
-        engine = _passes(context, stage, bar) if is_batch else _engine(context, stage, bar, context.teachers.providers)
+        engine = passes(context, stage, bar) if is_batch else _engine(context, stage, bar, context.teachers.providers)
         try:
             yield engine
         finally:
@@ -383,7 +397,13 @@ PIPELINE: Mapping[str, Stage] = {
         _expand,
         inputs=(),
         outputs=("tasks.jsonl",),
-        sources=("distill.expand", "distill.novelty", "distill.prompts", "distill.engine.drive"),
+        sources=(
+            "distill.expand",
+            "distill.novelty",
+            "distill.prompts",
+            "distill.engine.drive",
+            "distill.engine.flows",
+        ),
         options=_expand_options,
         teacher=True,
         prompts="prompts/strategies",
@@ -392,7 +412,7 @@ PIPELINE: Mapping[str, Stage] = {
         _collect,
         inputs=("tasks.jsonl",),
         outputs=("sessions.jsonl", "failures.jsonl"),
-        sources=("distill.collect", "distill.engine.drive"),
+        sources=("distill.collect", "distill.engine.flows", "distill.teachers"),
         options=_collect_options,
         teacher=True,
     ),
