@@ -35,6 +35,7 @@ GROUP_SECONDS = 0.005
 """Shortest time between two commits; what arrives in between shares one (one fsync each)."""
 BUSY_SECONDS = 10.0
 """How long to wait for another process's lock before giving up."""
+MOUNTS = Path("/proc/mounts")
 NETWORK_FILE_SYSTEMS = (
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "afs",
     "lustre", "beegfs", "gpfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
@@ -541,10 +542,10 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
-def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str | None:
+def file_system(path: Path, mounts: Path | None = None) -> str | None:
     """The kind of file system that a path is on, such as `ext4`; `None` where the system does not say."""
     try:
-        lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+        lines = [line.split() for line in (mounts or MOUNTS).read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
         return None
     real = Path(path).absolute().resolve()

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from distill.errors import RunFolderError
-from distill.journal import VERSION, Journal, canonical, key
+from distill.journal import VERSION, Bill, Journal, canonical, file_system, intention, key, settled
 from distill.types import Completion, Endpoint, Failure, Message, Request, Sampling, Usage
 
 HERE = Endpoint(model="m", url="http://h/v1")
@@ -375,3 +375,123 @@ def test_a_folder_without_permissions_can_be_read_and_not_written() -> None:
             with Journal.open(path, read_only=True) as journal:
                 assert isinstance(journal.get(of), Completion)
             assert "permissions" in refused(path)
+
+
+# --- accounts
+
+
+def test_what_sends_became_is_told_by_stage_role_model_and_outcome(path: Path) -> None:
+    with Journal.open(path) as journal:
+
+        def send(of: str, model: str = "m", stage: str = "collect") -> int:
+            most = Bill(100, 10, 0.5)
+            return journal.write(intention(of, 1, stage=stage, role="teacher", model=model, most=most)).result(5)
+
+        of = keep(journal, RAW)
+        kept, failed_once, lost, wrong = send(of), send(of), send(of), send("another")
+        journal.write((settled(kept, Bill(3, 2, 0.01), "kept"),)).result(5)
+        journal.write((settled(failed_once, None, "charged"),)).result(5)
+        journal.write((settled(wrong, Bill(0, 0, 0.0), "free"),)).result(5)
+        send(of, "other", "expand")
+        costs = journal.costs()
+        assert [(cost.stage, cost.model, cost.outcome, cost.sends, cost.usd) for cost in costs] == [
+            ("collect", "m", "kept", 1, 0.01),
+            ("collect", "m", "retried", 1, 0.5),
+            ("collect", "m", "in flight", 1, 0.5),
+            ("collect", "m", "wasted", 1, 0.0),
+            ("expand", "other", "in flight", 1, 0.5),
+        ]
+        assert lost > failed_once > kept
+        assert costs[0].prompt_tokens == 3
+        assert costs[1].prompt_tokens == 100
+
+
+EARLIER = """
+CREATE TABLE answers (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, endpoint TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL,
+    finish TEXT NOT NULL, usage TEXT, raw TEXT NOT NULL, loglikelihood REAL, stage TEXT NOT NULL, created TEXT NOT NULL
+);
+CREATE TABLE failures (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, endpoint TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
+    attempts INTEGER NOT NULL, permanent INTEGER NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL
+);
+CREATE TABLE intents (key TEXT NOT NULL, attempt INTEGER NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL);
+CREATE INDEX intents_key ON intents (key);
+PRAGMA user_version = 1;
+"""
+
+
+def earlier(path: Path) -> str:
+    """A journal as version 1 wrote it: one answer after two sends, and one send that brought nothing."""
+    of, now = key(RAW, HERE), "2026-01-01T00:00:00.000+00:00"
+    connection = sqlite3.connect(path)
+    connection.executescript(EARLIER)
+    row = (
+        of,
+        canonical(RAW),
+        canonical(HERE),
+        "answer",
+        "hello",
+        "stop",
+        '{"prompt_tokens": 3, "completion_tokens": 2}',
+    )
+    connection.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, '{}', NULL, 'collect', ?)", (*row, now))
+    sends = [(of, 1), (of, 2), ("lost", 1)]
+    connection.executemany(f"INSERT INTO intents VALUES (?, ?, 'collect', '{now}')", sends)
+    connection.commit()
+    connection.close()
+    return of
+
+
+def test_an_earlier_journal_is_migrated_with_its_answers_and_its_accounts(path: Path) -> None:
+    of = earlier(path)
+    for _ in range(2):
+        with Journal.open(path) as journal:
+            assert isinstance(journal.get(of), Completion)
+            assert journal.counts() == {"answers": 1, "failures": 0, "intents": 3}
+            by = {cost.outcome: cost for cost in journal.costs()}
+            assert {outcome: cost.sends for outcome, cost in by.items()} == {"kept": 1, "retried": 1, "wasted": 1}
+            assert by["kept"].unpriced == Usage(3, 2)
+            assert (by["kept"].role, by["kept"].model) == ("teacher", "m")
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+def test_an_earlier_journal_is_read_as_it_stands(path: Path) -> None:
+    of = earlier(path)
+    with Journal.open(path, read_only=True) as journal:
+        assert isinstance(journal.get(of), Completion)
+        assert (journal.costs(), journal.batches()) == ([], [])
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    connection.close()
+
+
+def test_a_network_file_system_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = tmp_path / "mounts"
+    share = tmp_path / "my share"
+    share.mkdir()
+    escaped = str(share).replace(" ", "\\040")
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nhost:/x {escaped} nfs4 rw 0 0\n", encoding="utf-8")
+    assert file_system(share / "runs" / "journal.sqlite", mounts) == "nfs4"
+    assert file_system(tmp_path / "journal.sqlite", mounts) == "ext4"
+    assert file_system(share, tmp_path / "none") is None
+    assert file_system(Path("/")) is not None, "this machine's own mounts can be read"
+    monkeypatch.setattr("distill.journal.MOUNTS", mounts)
+    with pytest.raises(RunFolderError, match=r"network file system \(nfs4\).*needs memory that processes share"):
+        Journal.open(share / "journal.sqlite")
+    assert list(share.iterdir()) == []
+
+
+def test_trimming_gives_pages_back_and_loses_nothing(path: Path) -> None:
+    with Journal.open(path) as journal:
+        for number in range(200):
+            journal.keep(answer(key(numbered(number), HERE), "x" * 2000), numbered(number), HERE)
+        of = keep(journal, RAW)
+        freed = journal.trim()
+        assert freed > 10_000
+        assert isinstance(journal.get(of), Completion)
+        assert journal.counts()["answers"] == 201
+        assert not Path(f"{path}-wal").exists() or Path(f"{path}-wal").stat().st_size == 0

@@ -12,13 +12,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import faults, kill, memory, retry_after, throughput
+from tests.benchmarks import faults, journal, kill, memory, retry_after, throughput
 from tests.benchmarks.arena import Findings, table
 from tests.benchmarks.rivals import folder
 
 BENCHMARKS = {
     "throughput": throughput.run,
     "memory": memory.run,
+    "journal": journal.run,
     "kill": kill.run,
     "faults": faults.run,
     "retry-after": retry_after.run,
