@@ -334,7 +334,10 @@ class Journal:
         return done
 
     def _put(self, write: _Write) -> None:
-        self._has_failures |= any(statement == _FAILURE for statement, _ in write.change)
+        change = write.change
+        self._has_failures = self._has_failures or any(statement is _FAILURE for statement, _ in change)
+        if not self._has_failures:
+            write = _Write(tuple([part for part in change if part[0] is not _FORGET]), write.done)
         if self._writer is None:
             write.done.set_exception(RunFolderError(f"{self.path} was opened for reading only; open it to write"))
             return
@@ -400,12 +403,24 @@ def settled(send: int, bill: Bill | None, outcome: str) -> Statement:
     return _SETTLE, (outcome, bill.prompt_tokens, bill.completion_tokens, bill.usd, send)
 
 
-def answered(completion: Completion, request_json: str, kind: str, endpoint: Endpoint, *, stage: str = "") -> Change:
-    """An answer; the first one under a key stays, and an earlier failure under it is forgotten."""
+def answered(
+    completion: Completion,
+    request_json: str,
+    kind: str,
+    endpoint: Endpoint,
+    *,
+    stage: str = "",
+    raw_json: str | None = None,
+) -> Change:
+    """An answer; the first one under a key stays, and an earlier failure under it is forgotten.
+
+    `raw_json` is the completion's `raw` as JSON, where the caller has it.
+    """
     usage = completion.usage
     row = (
         completion.key, request_json, endpoint_json(endpoint), kind, completion.text, completion.finish,
-        None if usage is None else usage_json(usage), json.dumps(completion.raw), completion.loglikelihood,
+        None if usage is None else usage_json(usage), raw_json or json.dumps(completion.raw),
+        completion.loglikelihood,
         stage, _now(),
     )  # fmt: skip
     return (_ANSWER, row), (_FORGET, (completion.key,))

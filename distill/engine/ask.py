@@ -400,7 +400,12 @@ class Asker:
             loglikelihood=reply.loglikelihood,
         )
         change = answered(
-            completion, question.request_json, question.request.kind, question.endpoint, stage=self._manners.stage
+            completion,
+            question.request_json,
+            question.request.kind,
+            question.endpoint,
+            stage=self._manners.stage,
+            raw_json=reply.raw_json,
         )
         asked.unsettled, earlier = [], asked.unsettled
         await self._journal.commit((*earlier, *change, settled(send, bill, "kept")))

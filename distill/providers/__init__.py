@@ -31,6 +31,8 @@ class Reply:
     usage: Usage | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)
     """The response body, whole, without secrets."""
+    raw_json: str | None = field(default=None, repr=False, compare=False)
+    """The same as JSON, where the provider has it."""
     loglikelihood: float | None = None
     """For `kind="likelihood"`: nats, end token excluded."""
     report: Report | None = None

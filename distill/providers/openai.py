@@ -158,7 +158,8 @@ class OpenAIProvider:
 
     def read(self, data: bytes, headers: Mapping[str, str]) -> Reply:
         """The reply in a body of HTTP 200. Raises `ProviderError`."""
-        body = _json_object(data)
+        said = data.decode("utf-8", "replace")
+        body = _json_object(said)
         choices = body.get("choices")
         if not choices and isinstance(body.get("error"), dict):
             code = body["error"].get("code")
@@ -170,6 +171,7 @@ class OpenAIProvider:
             finish=_FINISH.get(str(choices[0].get("finish_reason")), "unknown"),
             usage=_usage(body.get("usage")),
             raw=body,
+            raw_json=said,
             report=report(headers),
         )
 
@@ -315,13 +317,13 @@ def _with_extra(endpoint: Endpoint, extra_body: Mapping[str, Any]) -> Endpoint:
     return replace(endpoint, fingerprint=sha256(both.encode("ascii")).hexdigest())
 
 
-def _json_object(data: bytes) -> dict[str, Any]:
+def _json_object(said: str) -> dict[str, Any]:
     try:
-        body = json.loads(data)
+        body = json.loads(said)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise ProviderError("malformed", f"the response is no JSON object: {_shown(data)}", transient=True)
+        raise ProviderError("malformed", f"the response is no JSON object: {_shown(said.encode())}", transient=True)
     return body
 
 
