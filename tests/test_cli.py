@@ -11,7 +11,8 @@ import pytest
 
 HEAVY = ("torch", "transformers", "openai", "datasets", "trl", "peft", "aiohttp", "pydantic")
 COMMANDS = (
-    "run", "expand", "collect", "curate", "train", "compare", "report", "check", "show", "serve", "doctor",
+    "run", "expand", "collect", "curate", "train", "compare", "report", "check", "show", "explain-miss", "clean",
+    "serve", "doctor",
 )  # fmt: skip
 
 
