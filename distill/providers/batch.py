@@ -106,7 +106,7 @@ class BatchJobs:
     def result(self, line: bytes) -> tuple[str, Result] | None:
         """The key in a line of an output or error file, and what came of it; `None` for what is no such line."""
         try:
-            row = json.loads(self._provider._redact(line))
+            row = json.loads(self._provider.redact(line))
             of, response, error = row["custom_id"], row.get("response"), row.get("error")
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -201,7 +201,7 @@ class BatchJobs:
             from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Omit
 
             parts = urlsplit(self._provider.base_url.strip())
-            headers = {name: value for name, value in self._provider._headers.items() if name != "Content-Type"}
+            headers = {name: value for name, value in self._provider.headers.items() if name != "Content-Type"}
             if "Authorization" not in headers:  # the client wants to hear at each call that there is no key
                 self._options = {"extra_headers": {"Authorization": Omit()}}
             self._client = AsyncOpenAI(
@@ -234,7 +234,7 @@ class BatchJobs:
             raise ProviderError("connection", detail, transient=True) from error
 
     def _refusal(self, error: APIStatusError) -> ProviderError:
-        data = self._provider._redact(error.response.content)
+        data = self._provider.redact(error.response.content)
         if error.status_code == 404:
             return ProviderError("http_404", one_line(data.decode("utf-8", "replace"), 100) or "HTTP 404", fatal=True)
         return self._provider.refusal(error.status_code, error.response.headers, data)

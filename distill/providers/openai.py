@@ -75,8 +75,9 @@ class OpenAIProvider:
         self.model = model
         identity = endpoint or Endpoint(model=model, url=self.shown_url, revision=revision)
         self.endpoint = _with_extra(identity, self._extra_body)
-        self._headers = _headers(api_key, headers or {})
-        self.account = sha256(canonical([self.shown_url, model, self._headers]).encode()).hexdigest()
+        self.headers = _headers(api_key, headers or {})
+        """What every request carries; secret."""
+        self.account = sha256(canonical([self.shown_url, model, self.headers]).encode()).hexdigest()
         """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
         self._secrets = _secrets(base_url, [api_key or "", *(headers or {}).values()])
         self._timeout_seconds = timeout_seconds
@@ -136,7 +137,7 @@ class OpenAIProvider:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the engine's slots are the limit
                 timeout=aiohttp.ClientTimeout(total=self._timeout_seconds, sock_connect=CONNECT_SECONDS),
-                headers=self._headers,
+                headers=self.headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 proxy=_proxy(self.base_url),
             )
@@ -149,9 +150,10 @@ class OpenAIProvider:
             if len(data) > self._largest_body_bytes:
                 response.close()
                 raise ProviderError("too_large", f"the response is longer than {self._largest_body_bytes} bytes")
-        return self._redact(bytes(data))
+        return self.redact(bytes(data))
 
-    def _redact(self, data: bytes) -> bytes:
+    def redact(self, data: bytes) -> bytes:
+        """The data without the provider's secrets."""
         for secret in self._secrets:
             data = data.replace(secret.encode(), b"***")
         return data
@@ -214,7 +216,7 @@ class OpenAIProvider:
         """What an exception on the way means; all of them may pass but a certificate that is not trusted."""
         import aiohttp
 
-        said = self._redact(one_line(str(error) or type(error).__name__, 160).encode()).decode()
+        said = self.redact(one_line(str(error) or type(error).__name__, 160).encode()).decode()
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return ProviderError("certificate", f"{self.shown_url} is not trusted: {said}", fatal=True)
         if isinstance(error, aiohttp.InvalidURL):
