@@ -58,6 +58,8 @@ class Tally:
     """As reported, of answers asked now."""
     usd: float | None = None
     """Spent now, where prices are given; what may have been billed without an answer counts in full."""
+    wasted_usd: float = 0.0
+    """Of it, what brought no answer."""
 
 
 class Stopped(DistillError):

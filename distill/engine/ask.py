@@ -346,6 +346,7 @@ class Asker:
             return await _reply(asked.provider, asked.question.request)
         except BaseException as error:
             bill = self._budget.settle_error(asked.most, error)
+            self._tally.wasted_usd += bill.usd or 0.0
             asked.unsettled.append(settled(send, bill, "free" if bill is not asked.most else "charged"))
             self._account()
             raise

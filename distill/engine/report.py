@@ -76,8 +76,9 @@ class Report:
         forecast = self._usd.total(self.total)
         if forecast is None or self.done >= self.total:
             return f"{usd:.4f} USD"
-        digits = 2 if forecast[0] >= 1 else 4
-        expected, low, high = (f"{value:.{digits}f}" for value in forecast)
+        wasted = self._tally.wasted_usd * self.total / self.done  # sends that bring nothing go on coming
+        digits = 2 if forecast[0] + wasted >= 1 else 4
+        expected, low, high = (f"{value + wasted:.{digits}f}" for value in forecast)
         return f"{usd:.4f} USD, all {expected} ({low}-{high})"
 
 
