@@ -18,7 +18,8 @@ from typing import Any
 from distill.engine import Stopped
 from distill.engine.budget import Budget, Price, spent_usd
 from distill.engine.passes import Passes
-from distill.journal import Change, Journal
+from distill.journal import Journal
+from distill.ledger import Change
 from distill.providers.batch import BatchJobs, Standing
 from distill.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling

@@ -18,8 +18,11 @@ from typing import Any
 
 import pytest
 
+from distill.database import VERSION, file_system
 from distill.errors import RunFolderError
-from distill.journal import VERSION, Bill, Journal, canonical, file_system, intention, key, settled
+from distill.journal import Journal
+from distill.keys import canonical, key
+from distill.ledger import Bill, intention, settled
 from distill.types import Completion, Endpoint, Failure, Message, Request, Sampling, Usage
 
 HERE = Endpoint(model="m", url="http://h/v1")
@@ -217,7 +220,8 @@ def test_closing_commits_what_was_handed_in(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from distill.journal import Journal, key
+from distill.keys import key
+from distill.journal import Journal
 from distill.types import Completion, Endpoint, Request
 here = Endpoint(model="m")
 with Journal.open(Path(sys.argv[1])) as journal:
@@ -479,7 +483,7 @@ def test_a_network_file_system_is_refused_with_the_reason(tmp_path: Path, monkey
     assert file_system(tmp_path / "journal.sqlite", mounts) == "ext4"
     assert file_system(share, tmp_path / "none") is None
     assert file_system(Path("/")) is not None, "this machine's own mounts can be read"
-    monkeypatch.setattr("distill.journal.MOUNTS", mounts)
+    monkeypatch.setattr("distill.database.MOUNTS", mounts)
     with pytest.raises(RunFolderError, match=r"network file system \(nfs4\).*needs memory that processes share"):
         Journal.open(share / "journal.sqlite")
     assert list(share.iterdir()) == []

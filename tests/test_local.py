@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from distill.errors import MissingPackage, ServerError
-from distill.journal import key
+from distill.keys import key
 from distill.providers import ProviderError, Reply
 from distill.providers.local import RESTARTS, LocalServer, LocalTeacher, identity, served_name
 from distill.types import Message, Request, Sampling

@@ -15,8 +15,9 @@ from distill.engine.budget import Budget
 from distill.engine.limits import Came, Closed, Limiter, Rates, Ticket, came_of
 from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS, Patience
 from distill.errors import DistillError, EndpointError, RecipeError
-from distill.journal import Bill, Journal, Statement, answered, failed, intention, settled
+from distill.journal import Journal
 from distill.keys import Question
+from distill.ledger import Bill, Statement, answered, failed, intention, settled
 from distill.providers import Provider, ProviderError, Reply
 from distill.types import Answer, Completion, Endpoint, Failure, Request
 

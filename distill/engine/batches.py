@@ -18,21 +18,9 @@ from secrets import token_hex
 from distill import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
 from distill.engine.budget import Budget
-from distill.journal import (
-    Batch,
-    Bill,
-    Change,
-    Journal,
-    Statement,
-    answered,
-    batched,
-    failed,
-    intention,
-    prepared,
-    settled,
-    to_request,
-)
+from distill.journal import Journal, to_request
 from distill.keys import Question
+from distill.ledger import Batch, Bill, Change, Statement, answered, batched, failed, intention, prepared, settled
 from distill.providers import ProviderError, Reply
 from distill.providers.batch import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, Refused, Result, Standing
 from distill.types import Completion, Endpoint, Failure

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from distill.errors import RecipeError
-from distill.journal import Bill, Cost
+from distill.ledger import Bill, Cost
 from distill.providers import ProviderError
 from distill.types import Request, Usage
 

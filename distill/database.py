@@ -1,0 +1,163 @@
+"""The journal's SQLite file: its schema, how it is opened, what is migrated, and what is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+from distill.errors import RunFolderError
+
+VERSION = 2
+"""`PRAGMA user_version` of the files that this module writes; an older file is migrated, a newer one refused."""
+BUSY_SECONDS = 10.0
+"""How long to wait for another process's lock before giving up."""
+MOUNTS = Path("/proc/mounts")
+NETWORK_FILE_SYSTEMS = (
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "afs",
+    "lustre", "beegfs", "gpfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
+)  # fmt: skip
+"""Where SQLite's WAL loses data, for it needs shared memory between processes (sqlite.org/wal.html)."""
+
+_SCHEMA = """
+CREATE TABLE answers (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, endpoint TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL,
+    finish TEXT NOT NULL, usage TEXT, raw TEXT NOT NULL, loglikelihood REAL, stage TEXT NOT NULL, created TEXT NOT NULL
+);
+CREATE TABLE failures (
+    key TEXT PRIMARY KEY, request TEXT NOT NULL, endpoint TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL,
+    attempts INTEGER NOT NULL, permanent INTEGER NOT NULL, stage TEXT NOT NULL, created TEXT NOT NULL
+);
+"""
+_SENDS = """
+CREATE TABLE intents (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, attempt INTEGER NOT NULL, stage TEXT NOT NULL, role TEXT NOT NULL,
+    model TEXT NOT NULL, outcome TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, usd REAL, created TEXT NOT NULL
+);
+CREATE TABLE batches (
+    name TEXT PRIMARY KEY, stage TEXT NOT NULL, role TEXT NOT NULL, state TEXT NOT NULL, file_id TEXT, batch_id TEXT,
+    sends TEXT NOT NULL, detail TEXT NOT NULL, created TEXT NOT NULL
+);
+"""
+_MIGRATE = (
+    """
+ALTER TABLE intents RENAME TO intents_1;
+DROP INDEX IF EXISTS intents_key;
+"""
+    + _SENDS
+    + """
+INSERT INTO intents (key, attempt, stage, role, model, outcome, prompt_tokens, completion_tokens, usd, created)
+    SELECT sent.key, sent.attempt, sent.stage, coalesce(json_extract(answers.request, '$.role'), ''),
+        coalesce(json_extract(answers.endpoint, '$.model'), ''),
+        CASE WHEN answers.key IS NOT NULL AND sent.rowid = sent.last THEN 'kept' ELSE 'free' END,
+        coalesce(json_extract(answers.usage, '$.prompt_tokens'), 0) * (sent.rowid = sent.last),
+        coalesce(json_extract(answers.usage, '$.completion_tokens'), 0) * (sent.rowid = sent.last),
+        NULL, sent.created
+    FROM (SELECT rowid, *, max(rowid) OVER (PARTITION BY key) AS last FROM intents_1) AS sent
+    LEFT JOIN answers ON answers.key = sent.key ORDER BY sent.rowid;
+DROP TABLE intents_1;
+"""
+)
+
+
+def _connect(path: Path, options: str) -> sqlite3.Connection:
+    """A connection in autocommit mode, to be used by one thread at a time."""
+    uri = f"{path.absolute().as_uri()}?{options}"
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def open_to_write(path: Path) -> sqlite3.Connection:
+    """A connection for the one thread that writes; makes the file, or migrates it. Raises `RunFolderError`."""
+    if (kind := file_system(path)) in NETWORK_FILE_SYSTEMS:
+        raise RunFolderError(
+            f"{path} is on a network file system ({kind}), where SQLite's write-ahead log loses data, for it needs"
+            " memory that processes share; put the run folder on a local disk (--run-dir), and copy it when it is done"
+        )
+    connection = _connect(path, "mode=rwc")
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        if (found := version_of(connection, path)) < VERSION:
+            for statement in filter(str.strip, (_MIGRATE if found else _SCHEMA + _SENDS).split(";")):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+    except (sqlite3.Error, RunFolderError):
+        connection.close()
+        raise
+    return connection
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that never writes, not even in a folder where it could not. Raises `RunFolderError`."""
+    if not path.exists():
+        raise RunFolderError(f"no journal at {path}; expected the folder of a run that has asked a model")
+    connection = _connect(path, "mode=ro")
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.OperationalError:
+        connection.close()
+        if Path(f"{path}-wal").exists():
+            raise
+        connection = _connect(path, "mode=ro&immutable=1")  # a folder in which SQLite cannot put its -shm file
+    try:
+        if version_of(connection, path) == 0:
+            raise RunFolderError(f"{path} is empty; expected the journal of a run that has asked a model")
+    except (sqlite3.Error, RunFolderError):
+        connection.close()
+        raise
+    return connection
+
+
+def version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema's version, 0 for a new file. Raises `RunFolderError` for another program's database or a newer one."""
+    ((version,),) = connection.execute("PRAGMA user_version").fetchall()
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()}
+    if version > VERSION and "answers" in tables:
+        raise RunFolderError(
+            f"{path} was written by a newer distill (version {version}, this one knows {VERSION}); upgrade distill"
+        )
+    if tables and not (version and {"answers", "failures", "intents"} <= tables):
+        raise RunFolderError(f"{path} is a database of another program; move it away or choose another run folder")
+    return int(version)
+
+
+def file_system(path: Path, mounts: Path | None = None) -> str | None:
+    """The kind of file system that a path is on, such as `ext4`; `None` where the system does not say."""
+    try:
+        lines = [line.split() for line in (mounts or MOUNTS).read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return None
+    real = Path(path).absolute().resolve()
+    found = [(Path(_unescaped(line[1])), line[2]) for line in lines if len(line) > 2]
+    above = [
+        (len(point.parts), number, kind) for number, (point, kind) in enumerate(found) if real.is_relative_to(point)
+    ]
+    return max(above)[2] if above else None
+
+
+def _unescaped(point: str) -> str:
+    """A mount point as fstab(5) writes it: blanks are octal."""
+    return point.replace("\\040", " ").replace("\\011", "\t")
+
+
+def bytes_of(path: Path) -> int:
+    """Size of the file and of its write-ahead log."""
+    return sum(file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists())
+
+
+_ADVICE = {
+    "file is not a database": "move it away, or choose another run folder",
+    "malformed": "the file is damaged; restore it from a copy, or move it away and start again",
+    "disk is full": "free some space and run again; nothing that was bought is lost",
+    "disk I/O": "check the disk and its quota, then run again",
+    "readonly": "mend the permissions and run again",
+    "unable to open": "check that the folder exists and that you may write in it",
+    "locked": "another process holds it; wait for that to end and run again",
+}
+
+
+def unusable(path: Path, error: Exception) -> RunFolderError:
+    """What SQLite said, in one line, with what to do."""
+    advice = next((advice for part, advice in _ADVICE.items() if part in str(error)), "check the file and its folder")
+    return RunFolderError(f"cannot use the journal {path}: {error}; {advice}")
