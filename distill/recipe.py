@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
@@ -120,9 +121,28 @@ class Teacher(Options):
     def _one_address(self) -> Teacher:
         if (self.serve is None) == (self.base_url is None):
             raise ValueError("give either `serve: transformers` (or vllm), or `base_url`")
-        if self.base_url is not None and not re.match(r"https?://[^/]+", self.base_url):
-            raise ValueError(f"base_url {self.base_url!r} is no http(s) address")
+        if self.base_url is not None:
+            _check_address(self.base_url)
         return self
+
+
+_SECRET_NAME = re.compile(r"key|token|secret|sig|passw|auth|code", re.IGNORECASE)
+
+
+def _check_address(base_url: str) -> None:
+    """Raise for what is no address, and for secrets in it: a recipe is written into the run folder."""
+    if not re.match(r"https?://[^/]+", base_url):
+        raise ValueError("base_url is no http(s) address, such as http://127.0.0.1:8000/v1")
+    parts = urlsplit(base_url)
+    secret = next(
+        (name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET_NAME.search(name)), None
+    )
+    if "@" in parts.netloc or secret:
+        what = f'a value for "{secret}"' if secret else "a user or a password"
+        raise ValueError(
+            f"base_url holds {what}, and a recipe is written into the run folder; put it into an environment variable,"
+            " and name that in api_key_env or headers_env"
+        )
 
 
 def _how_many(value: Any) -> str:
