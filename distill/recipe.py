@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from distill import assets
 from distill.embedded import EMBEDDED
 from distill.errors import RecipeError
-from distill.fingerprints import file_sha256
+from distill.fingerprints import tree_sha256
 from distill.shelf import suggest
 from distill.types import Sampling
 
@@ -40,6 +40,14 @@ class Options(BaseModel):
     """Base of every section's and every part's options: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+    path_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold a path, a list of paths or an embedded model's name: `load` resolves and hashes them."""
+
+    def paths(self) -> list[str]:
+        """What those fields hold, embedded models left out."""
+        held = [getattr(self, name) for name in self.path_fields]
+        named = [value for one in held for value in (one if isinstance(one, (list, tuple)) else [one])]
+        return [value for value in named if value and value not in EMBEDDED]
 
 
 class Price(Options):
@@ -334,7 +342,7 @@ def load(path: Path, parts: Parts, *, overrides: Iterable[str] = ()) -> Recipe:
     """
     document = _read(path)
     for text in overrides:
-        _override(document, text)
+        _override(document, text, parts)
     recipe, faults = _validate(document)
     if recipe is not None:
         recipe, faults = _with_options(recipe, parts)
@@ -359,7 +367,7 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _override(document: dict[str, Any], text: str) -> None:
+def _override(document: dict[str, Any], text: str, parts: Parts) -> None:
     key, equals, written = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
@@ -367,9 +375,26 @@ def _override(document: dict[str, Any], text: str) -> None:
         value = yaml.safe_load(written)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
-    if key in PATH_KEYS and isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
-        value = str(Path(value).resolve())
+    if key in PATH_KEYS or _is_rule_path(key, parts):
+        value = [_from_here(each) for each in value] if isinstance(value, list) else _from_here(value)
     _assign(document, key.split("."), value, text)
+
+
+def _is_rule_path(key: str, parts: Parts) -> bool:
+    """Whether a key such as `curate.contamination.files` is one of its filter's paths."""
+    section, _, rest = key.partition(".")
+    name, _, field = rest.rpartition(".")
+    try:
+        return section == "curate" and field in parts.filter(name).path_fields
+    except RecipeError:
+        return False
+
+
+def _from_here(value: Any) -> Any:
+    """An absolute path, for what exists in the current folder."""
+    if isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
+        return str(Path(value).resolve())
+    return value
 
 
 def _assign(node: Any, keys: list[str], value: Any, text: str) -> None:
@@ -489,14 +514,23 @@ def _resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     files: dict[str, str] = {}
 
     def file(key: str, value: str) -> str:
-        path = _found(value, folder)
+        path = _found(value, folder, folders=key.startswith("curate."))
         if path is None:
             faults.append(f"{key}: no file {value}; looked in {folder} and in the shipped prompts/")
             return value
-        files[str(path)] = file_sha256(path)
+        files[str(path)] = tree_sha256(path)
         return str(path)
 
+    def options(key: str, section: Any) -> Any:
+        held = section.options
+        if not isinstance(held, Options) or not held.paths():
+            return section
+        found = {name: _each_path(getattr(held, name), partial(file, f"{key}.{name}")) for name in held.path_fields}
+        return section.model_copy(update={"options": held.model_copy(update=found)})
+
     changed: dict[str, Any] = {}
+    if recipe.curate is not None:
+        changed["curate"] = [options(f"curate.{rule.filter}", rule) for rule in recipe.curate]
     if recipe.expand is not None:
         changed["expand"] = recipe.expand.model_copy(update={"seeds": file("expand.seeds", recipe.expand.seeds)})
     if recipe.collect is not None and recipe.collect.tasks is not None:
@@ -538,9 +572,15 @@ def _run_folder(value: str, folder: Path, faults: list[str]) -> str:
     return value
 
 
-def _found(value: str, folder: Path) -> Path | None:
+def _found(value: str, folder: Path, *, folders: bool = False) -> Path | None:
     candidates = [Path(value)] if Path(value).is_absolute() else [folder / value, assets.root() / "prompts" / value]
-    return next((path.resolve() for path in candidates if path.is_file()), None)
+    return next((path.resolve() for path in candidates if path.is_file() or (folders and path.is_dir())), None)
+
+
+def _each_path(value: Any, resolve: Callable[[str], str]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_each_path(one, resolve) for one in value)
+    return resolve(value) if value and value not in EMBEDDED else value
 
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")

@@ -349,7 +349,10 @@ def _collect_options(context: Context) -> Any:
 
 def _curate_options(context: Context) -> Any:
     loaded = context.recipe
-    rules = [[rule.filter, rule.options.model_dump()] for rule in loaded.curate or []]
+    rules = [
+        [rule.filter, rule.options.model_dump(), [loaded.files.get(path) for path in rule.options.paths()]]
+        for rule in loaded.curate or []
+    ]
     return [rules, loaded.collect.test if loaded.collect is not None else 0, loaded.seed]
 
 
