@@ -160,15 +160,37 @@ class Verdict:
     """What it was compared with."""
     neighbour: str | None = None
     """The id of the other row, where the verdict rests on one."""
+    note: str | None = None
+    """Why, in words: a judge's reason, or what kept a rule from measuring."""
 
 
 class RowFilter(Protocol):
-    """A curation rule that looks at one session at a time."""
+    """A curation rule that looks at one session at a time.
+
+    It may also have `mend(session, value) -> Session`, called after `decide`: what it returns goes on in the session's
+    place, with the same id.
+    """
 
     scope: Literal["row"]
 
     def measure(self, session: Session) -> Any:
         """What the rule needs to know of the session; depends on no threshold."""
+
+    def decide(self, value: Any) -> Verdict:
+        """Keep or drop, by the rule's options."""
+
+
+class AskingFilter(Protocol):
+    """A curation rule on one session that asks a model; otherwise as `RowFilter`."""
+
+    scope: Literal["row"]
+    role: str
+    """Whom it asks: `judge`, or `base` (the student's model before training)."""
+    every_row: bool
+    """Whether it measures rows too that another rule has dropped; that may cost money."""
+
+    def measure(self, session: Session) -> Flow[Any]:
+        """As of a `RowFilter`; returns `None` where the answers failed it."""
 
     def decide(self, value: Any) -> Verdict:
         """Keep or drop, by the rule's options."""
