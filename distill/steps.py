@@ -188,7 +188,7 @@ def _account(context: Context, stage: str, record: StageRecord, engines: Sequenc
 
 def growth_of(context: Context) -> Growth:
     """The expansion that the recipe describes, at its beginning."""
-    from distill.strategies.self_instruct import load_seeds
+    from distill.strategies.pool import load_seeds
 
     section = context.recipe.expand
     assert section is not None
@@ -404,6 +404,7 @@ PIPELINE: Mapping[str, Stage] = {
             "distill.expand",
             "distill.novelty",
             "distill.prompts",
+            "distill.strategies.pool",
             "distill.engine.drive",
             "distill.engine.flows",
         ),

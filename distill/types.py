@@ -212,8 +212,12 @@ class Growth(Protocol):
     sees the pool as it stands then; `admit(k, …)` is called in order of k.
     """
 
-    window: int
-    """How many proposals may be outstanding; part of the algorithm, not of the machine."""
+    @property
+    def window(self) -> int:
+        """How many proposals may be outstanding, now; part of the algorithm, not of the machine.
+
+        It may grow with what was admitted, and never shrinks.
+        """
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """The k-th proposal (k = 0, 1, …): asks, parses, and returns candidate tasks."""

@@ -24,7 +24,8 @@ from distill.journal import Journal
 from distill.providers.scripted import Scripted
 from distill.rows import read_jsonl, read_sessions, read_tasks, write_rows
 from distill.strategies.answer import Answer
-from distill.strategies.self_instruct import SelfInstruct, load_seeds
+from distill.strategies.pool import load_seeds
+from distill.strategies.self_instruct import SelfInstruct
 from distill.text import rouge_l, rouge_tokens
 from distill.types import Message, Request, Session
 

@@ -17,7 +17,8 @@ from distill.journal import Journal
 from distill.providers import ProviderError
 from distill.providers.scripted import Scripted
 from distill.rows import read_tasks
-from distill.strategies.self_instruct import SelfInstruct, load_seeds
+from distill.strategies.pool import load_seeds
+from distill.strategies.self_instruct import SelfInstruct
 from distill.types import Request
 
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from distill import assets
 from distill.errors import SeedsError
-from distill.strategies.self_instruct import FORBIDDEN_WORDS, SelfInstruct, form_fault, load_seeds, parsed
+from distill.strategies.pool import FORBIDDEN_WORDS, form_fault, load_seeds
+from distill.strategies.pool import numbered as parsed
+from distill.strategies.self_instruct import SelfInstruct
 from distill.types import Completion, Failure, Task
 
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))
@@ -97,9 +99,14 @@ def test_it_can_be_asked_inside_an_answer_in_chatml():
     assert (len(shown_lines(request.prompt)), request.prompt[-3:]) == (8, "\n9.")
 
 
-def test_the_window_is_an_eighth_of_the_tasks_within_one_and_thirty_two():
-    assert [growth(target).window for target in (1, 16, 112, 10_000)] == [1, 2, 14, 32]
-    assert growth(10_000, window=4).window == 4
+def test_the_window_widens_with_the_requests_and_never_with_the_target():
+    part, windows = growth(10_000), {}
+    for k in range(600):
+        windows[k] = part.window
+        part.admit(k, [])
+    assert [windows[k] for k in (0, 4, 112, 599)] == [4, 5, 32, 128]
+    assert growth(5).window == growth(10_000).window
+    assert growth(window=6).window == 6
 
 
 def test_its_own_sampling_is_kept_apart_from_the_teachers():

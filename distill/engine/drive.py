@@ -251,9 +251,9 @@ class _Growing:
 
     async def work(self, asker: Asker) -> None:
         """Propose and admit until the target is reached; what is begun beyond it is dropped."""
-        window = max(1, self._growth.window)
         try:
             while len(self._tasks) < self._target:
+                window = max(1, self._growth.window)
                 while len(self._begun) < window:
                     self._begin()
                 k = min(self._begun)

@@ -1,0 +1,337 @@
+"""What expansions share: seeds, the reading of lists, rules of form, and a pool that takes only what is new."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from distill import recipe
+from distill.errors import SeedsError
+from distill.novelty import Neighbour, NoveltyIndex, comparable
+from distill.types import Completion, Message, Request, Sampling, Task
+
+ROLE = "teacher"
+FEWEST_OUTSTANDING, MOST_OUTSTANDING = 4, 128
+"""Bounds of the window where the recipe sets none."""
+MIN_WORDS = 4
+MAX_WORDS = 150
+"""Bounds of an instruction, in words (Self-Instruct's code: more than 3, at most 150)."""
+
+FORBIDDEN_WORDS = (
+    *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot"),
+    *("go to", "video", "audio", "music", "flowchart", "diagram"),
+)
+"""What a model that only writes cannot do: Self-Instruct's list, then Alpaca's five."""
+OwnRule: TypeAlias = Literal["needs_input", "statement", "common_opening"]
+OPENING_WORDS = 3
+"""By how many of its first words an opening is told."""
+OPENINGS_FREE, OPENINGS_SHARE = 8, 8
+"""An opening is common when it begins so many tasks, and one in so many of all."""
+
+Ask: TypeAlias = Literal["completion", "chatml", "chat"]
+Lines: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1)] | str
+"""Values in the recipe, or the path of a text file with one on each line."""
+
+
+# --- options
+
+
+class PoolOptions(recipe.Options):
+    """Options of every expansion."""
+
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Requests that may be outstanding: request k sees what came of request k - window. Left out: 4, and one more for
+    each 4 requests admitted, to 128, so that a small run wastes little and a large one is wide. Part of the result."""
+    rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Greatest similarity of a new task to any before (Self-Instruct, section 2.2)."""
+    reject: tuple[OwnRule, ...] = ()
+    """Rules of ours beside the original's: `needs_input` for an instruction about a text that is not in it ("Summarise
+    this paragraph."), `statement` for one that asks nothing ("The sky is blue."), `common_opening` for one whose first
+    three words open an eighth of the tasks before it (at least 8). Of 999 Alpaca tasks the first rejects 203 of 412
+    that come with an input and 8 of 587 that do not, the second 2."""
+    forbidden: tuple[str, ...] = ()
+    """Words or phrases that no task may have, beside the original's (`FORBIDDEN_WORDS`); case is ignored."""
+
+
+class ExpansionSampling(recipe.SamplingOptions):
+    """How expansion requests are drawn; the teacher's own sampling is for its answers."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.9
+    max_tokens: Annotated[int, Field(ge=1)] | None = 200
+
+
+# --- seeds
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One worked example of a seed."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seed:
+    """One hand-written task, in Self-Instruct's format; keys beyond these are ignored."""
+
+    id: str
+    name: str
+    instruction: str
+    instances: tuple[Instance, ...]
+    is_classification: bool
+
+
+_SEED: TypeAdapter[Seed] = TypeAdapter(Seed)
+
+
+def load_seeds(path: Path) -> list[Seed]:
+    """The seeds of a JSONL file. Raises `SeedsError` with file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeedsError(f"cannot read the seeds {path}: {error}; expected a UTF-8 file of JSON lines") from error
+    seeds = [_seed(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not seeds:
+        raise SeedsError(f"{path} has no seed; expected one JSON object a line, such as those of seeds/general.jsonl")
+    return seeds
+
+
+def _seed(line: str, where: str) -> Seed:
+    try:
+        seed = _SEED.validate_python(json.loads(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the line"
+        raise SeedsError(f"{where}: `{key}`: {first['msg'].lower()}; {_EXPECTED}") from error
+    except ValueError as error:
+        raise SeedsError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
+    if not seed.instruction.strip():
+        raise SeedsError(f"{where}: `instruction` is empty; {_EXPECTED}")
+    return seed
+
+
+_EXPECTED = "expected the keys id, name, instruction, instances (each with input and output) and is_classification"
+
+
+def seed_text(seed: Seed) -> str:
+    """Its instruction, with the input of its first instance behind it where it has one."""
+    given = seed.instances[0].input.strip() if seed.instances else ""
+    return f"{seed.instruction}\n\n{given}" if given else seed.instruction
+
+
+def lines_of(values: Sequence[str] | str) -> list[str]:
+    """The values, or the lines of the file that they name. Raises `SeedsError` where there are none."""
+    if not isinstance(values, str):
+        return list(values)
+    try:
+        found = [line.strip() for line in Path(values).read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SeedsError(f"cannot read {values}: {error}; expected a UTF-8 file with a value on each line") from error
+    if not any(found):
+        raise SeedsError(f"{values} is empty; expected a value on each line")
+    return [line for line in found if line]
+
+
+# --- asking and reading
+
+
+def request(text: str, k: int, sampling: Sampling, *, ask: Ask = "chat") -> Request:
+    """One question to the teacher: as a plain message, or as raw text to be continued."""
+    if ask == "chat":
+        return Request(role=ROLE, messages=(Message("user", text),), sampling=sampling, replica=k)
+    return Request(role=ROLE, prompt=text, sampling=sampling, replica=k)
+
+
+def origin(strategy: str, k: int, answer: Completion, lineage: Sequence[str]) -> dict[str, Any]:
+    """The meta of every task: where it comes from."""
+    return {"strategy": strategy, "request": k, "replica": k, "lineage": list(lineage), "key": answer.key}
+
+
+def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut: bool) -> list[Task]:
+    """Items of one answer as tasks with provisional ids (`k.item`); the last of a cut answer has a fault."""
+    tasks = [Task(f"{k}.{number}", item, meta=meta) for number, item in enumerate(items)]
+    return [*tasks[:-1], with_fault(tasks[-1], "cut_off")] if is_cut and tasks else tasks
+
+
+def with_fault(task: Task, reason: str) -> Task:
+    """The same candidate, to be refused for this reason."""
+    return Task(task.id, task.instruction, task.input, {**task.meta, "fault": reason})
+
+
+_NUMBERED = re.compile(r"(?:^|\n)\s*(?:\d+\s?\.(?:\s+|$))+")
+
+
+def numbered(text: str) -> list[str]:
+    """The items of a continued list, split at numbers that begin a line.
+
+    An item ends at a blank line, has its white space collapsed and its first letter raised.
+    """
+    paragraphs = (piece.strip().split("\n\n")[0] for piece in _NUMBERED.split(text))
+    items = (" ".join(paragraph.split()) for paragraph in paragraphs)
+    return [item[0].upper() + item[1:] for item in items if item]
+
+
+_MARK = re.compile(r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[^\w\n]*", re.IGNORECASE | re.MULTILINE)
+_NUMBER = re.compile(r"^[^\w\n]*(\d+)[ \t]?[.):][^\w\n]*", re.MULTILINE)
+_BEHIND = re.compile(r"(?:\s*^[-=#*_]{3,}[ \t]*$)+\s*\Z", re.MULTILINE)
+
+
+def marked(text: str) -> list[tuple[int, str]]:
+    """The items behind marks such as `TASK 3:`, with their numbers; white space within them stays.
+
+    What stands before the first mark is no item. Where no line begins with a mark, plain numbers (`3.`) count, and an
+    item ends at a blank line.
+    """
+    whole = _MARK.search(text) is not None
+    pieces = (_MARK if whole else _NUMBER).split(text)[1:]
+    items = zip(map(int, pieces[::2]), pieces[1::2], strict=True)
+    ended = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
+    clean = ((number, _BEHIND.sub("", item).strip().removesuffix("**").strip()) for number, item in ended)
+    return [(number, item) for number, item in clean if item]
+
+
+# --- rules of form
+
+
+_MATERIAL = (
+    "text|passage|paragraphs?|sentences?|article|story|poem|code|snippet|list|table|email|letter|review|dialogue|"
+    "conversation|words|numbers|data|statements?|function|program|recipe|essay|document"
+)
+_NEEDS_INPUT = re.compile(
+    rf"\b(?:the|these) (?:following|given|provided|below|above)\b|\b(?:this|these) (?:{_MATERIAL})\b"
+    rf"|\b(?:given|provided|following) (?:an? |the )?(?:{_MATERIAL})\b|:$"
+    r"|\b(?:provided|given|listed|shown|written) (?:below|above|here)\b",
+    re.IGNORECASE,
+)
+_BRINGS_TEXT = re.compile(r":\s*\S|[\"\u201c][^\"\u201d]+[\"\u201d]")
+_SUBJECTS = (
+    "I|I'm|I\u2019m|I've|You|You're|My|Your|We|Our|He|His|She|Her|They|It|It's|There|This|That|These|Those|The|An?"
+)
+_ASKING = "(?:I|You|We) (?:need|want|would like|must|should)"
+_TELLS = re.compile(rf"(?!{_ASKING}\b)(?:{_SUBJECTS}|Don't|Don\u2019t|\d[\d.,]*)\s")
+_CLAUSE_FIRST = re.compile(
+    rf"(?:If|When|In|On|At) [^,]+, (?:{_SUBJECTS})\s|If (?:there|the|it|you|I) [^,]+$", re.IGNORECASE
+)
+_SENTENCES = re.compile(r"(?<=[.!?])\s+")
+
+
+def needs_input(instruction: str) -> bool:
+    """Whether it speaks of a text that stands neither behind a colon nor in quotation marks."""
+    return _NEEDS_INPUT.search(instruction) is not None and _BRINGS_TEXT.search(instruction) is None
+
+
+def is_statement(instruction: str) -> bool:
+    """Whether every sentence tells something: none asks, and each begins with its subject or a clause before it."""
+    sentences = _SENTENCES.split(instruction)
+    return "?" not in instruction and all(_TELLS.match(each) or _CLAUSE_FIRST.match(each) for each in sentences)
+
+
+def form_fault(instruction: str, rules: Collection[str] | None = None) -> str | None:
+    """Why the form of an instruction rules it out, or `None`: Self-Instruct's rules, in its order, or some of them."""
+    named = FORM_RULES if rules is None else {name: FORM_RULES[name] for name in FORM_RULES if name in rules}
+    return next((reason for reason, applies in named.items() if applies(instruction)), None)
+
+
+def _opening(instruction: str) -> str:
+    return " ".join(instruction.lower().split()[:OPENING_WORDS])
+
+
+def _any_of(phrases: Sequence[str]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, phrases))})\b", re.IGNORECASE)
+
+
+FORM_RULES: Mapping[str, Callable[[str], object]] = {
+    "too_short": lambda text: len(text.split()) < MIN_WORDS,
+    "too_long": lambda text: len(text.split()) > MAX_WORDS,
+    "forbidden_word": _any_of(FORBIDDEN_WORDS).search,
+    "program": lambda text: text.startswith("Write a program"),
+    "punctuation_first": lambda text: text[0] in string.punctuation,
+    "not_ascii_first": lambda text: not text[0].isascii(),
+}
+
+
+# --- the pool
+
+
+class Pool:
+    """The tasks admitted so far, and why others were not.
+
+    A candidate is refused for the `fault` in its meta, by the rules of form that are named, by a forbidden word, by a
+    rule of ours, or because it is too like a known text or a task before it; `rejected` counts each reason, and
+    `candidates` what was offered. What is admitted goes in order, so the order of `admit` decides.
+    """
+
+    def __init__(
+        self, options: PoolOptions, *, rules: Collection[str] = (), known: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self.tasks: list[Task] = []
+        self.candidates = 0
+        self.rejected: Counter[str] = Counter()
+        self._options = options
+        self._rules = frozenset(rules)
+        self._requests = 0
+        self._openings: Counter[str] = Counter()
+        self._forbidden = _any_of(options.forbidden) if options.forbidden else None
+        self._index = NoveltyIndex(options.rouge_l)
+        for id, text in known:
+            self._index.add(id, comparable(text))
+
+    @property
+    def window(self) -> int:
+        """Requests that may be outstanding now; it follows from how many are admitted, never from the machine."""
+        return self._options.window or min(MOST_OUTSTANDING, FEWEST_OUTSTANDING + self._requests // FEWEST_OUTSTANDING)
+
+    def admit(self, tasks: Sequence[Task]) -> list[Task]:
+        """Take what came of one request; those that no rule refuses, numbered."""
+        self._requests += 1
+        self.candidates += len(tasks)
+        return [admitted for task in tasks if (admitted := self._take(task)) is not None]
+
+    def _take(self, task: Task) -> Task | None:
+        tokens = comparable(task.instruction)
+        reason, nearest = self._fault(task), None
+        if reason is None:
+            nearest = self._index.nearest(tokens)
+            reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
+        if reason is not None:
+            self.rejected[reason] += 1
+            return None
+        admitted = self._numbered(task, nearest)
+        self._index.add(admitted.id, tokens)
+        self._openings[_opening(task.instruction)] += 1
+        self.tasks.append(admitted)
+        return admitted
+
+    def _fault(self, task: Task) -> str | None:
+        """Why its answer or its form rules a task out, or that it begins like too many."""
+        if (told := task.meta.get("fault")) is not None:
+            return str(told)
+        if not task.instruction.strip():
+            return "empty"
+        if (reason := form_fault(task.instruction, self._rules)) is not None:
+            return reason
+        if self._forbidden is not None and self._forbidden.search(f"{task.instruction}\n{task.input}"):
+            return "forbidden_word"
+        return next((rule for rule in self._options.reject if self._breaks(rule, task)), None)
+
+    def _breaks(self, rule: OwnRule, task: Task) -> bool:
+        if rule == "common_opening":
+            common = max(OPENINGS_FREE, len(self.tasks) // OPENINGS_SHARE)
+            return self._openings[_opening(task.instruction)] >= common
+        if rule == "needs_input":
+            return not task.input and needs_input(task.instruction)
+        return is_statement(task.instruction)
+
+    def _numbered(self, task: Task, nearest: Neighbour | None) -> Task:
+        near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
+        return Task(f"task-{len(self.tasks) + 1:05}", task.instruction, task.input, {**task.meta, "nearest": near})
