@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import Literal
 
+from distill import recipe
 from distill.types import Session
 
 FILTERS = {
     "empty": "distill.filters.empty:Empty",
     "exact_duplicate": "distill.filters.exact_duplicate:ExactDuplicate",
+    "ifd": "distill.filters.ifd:Ifd",
+    "judge": "distill.filters.judge:Judge",
     "length": "distill.filters.length:Length",
     "near_duplicate": "distill.filters.near_duplicate:NearDuplicate",
+    "perplexity": "distill.filters.perplexity:Perplexity",
     "refusal": "distill.filters.refusal:Refusal",
     "truncated": "distill.filters.truncated:Truncated",
 }
+
+
+class AskingOptions(recipe.Options):
+    """What every filter that asks a model can be told."""
+
+    every_row: bool = False
+    """Ask about rows too that another rule has dropped; else nothing is paid for them."""
+
 
 Compared = Literal["prompt", "answer", "both"]
 """What duplicates are compared by: the first user message, the answer, or the two as one text."""

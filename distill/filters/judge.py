@@ -1,0 +1,242 @@
+"""Has a model grade each session by a rubric, and drops those below a grade."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distill.filters import AskingOptions, answers_of
+from distill.prompts import fill, load
+from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
+
+DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
+"""Where the recipe's judge has none of its own: the likeliest grade, and room for reasons."""
+MAX_NOTE = 400
+"""Characters kept of the judge's reasons; the journal has all."""
+
+Problem = Literal["", "no_answer", "unparsed", "cut"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """What a judge said of a session."""
+
+    score: float | None = None
+    choice: str | None = None
+    """In place of a score, where the recipe gives choices."""
+    reason: str = ""
+    problem: Problem = ""
+    """Why there is neither: nothing to grade, no grade found in the reply, or the reply was cut before its grade."""
+
+
+class Judge:
+    """A judge's grade of the assistant's part of a session, from 0 (useless) to `highest`, or one of `choices`.
+
+    Alpagasus (Chen et al., 2023, section 2) keeps what its judge grades 4.5 of 5 or better, 9k of Alpaca's 52k:
+    `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` it only measures; grade and reason are in each
+    row's verdict. A reply without a grade is a class of its own, `unparsed`, and keeps the row unless asked otherwise.
+    """
+
+    class Options(AskingOptions):
+        """Options of `filter: judge`."""
+
+        criteria: tuple[str, ...] = ()
+        """What to grade by, a line each; our own five in prompts/judges/quality.txt when left out."""
+        highest: Annotated[int, Field(ge=1, le=1000)] = 10
+        """The best grade; the worst is 0."""
+        min_score: float | None = None
+        """Lowest grade that is kept."""
+        choices: tuple[Annotated[str, Field(pattern=r"^\w[\w -]{0,39}$")], ...] = ()
+        """Named grades in place of a number, such as `[bad, good]`."""
+        accept: tuple[str, ...] = ()
+        """Those of the choices that are kept."""
+        drop_unparsed: bool = False
+        """Drop what the judge gave no readable grade."""
+        max_tokens: Annotated[int, Field(ge=16)] | None = None
+        """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Judge.Options:
+            if self.min_score is not None and self.choices:
+                raise ValueError("min_score and choices exclude each other; with choices, list in accept what is kept")
+            if self.min_score is not None and not 0 <= self.min_score <= self.highest:
+                raise ValueError(f"min_score {self.min_score:g} is outside of 0 to {self.highest}")
+            if len({choice.casefold() for choice in self.choices}) < len(self.choices) or len(self.choices) == 1:
+                raise ValueError("choices: give two or more, each another")
+            if odd := sorted(set(self.accept) - set(self.choices)):
+                raise ValueError(f"accept names {', '.join(odd)}, which is none of the choices")
+            if self.choices and not self.accept:
+                raise ValueError("choices without accept would drop every row; list in accept what is kept")
+            return self
+
+    scope: Literal["row"] = "row"
+    role = "judge"
+
+    def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
+        self.options = options
+        self.every_row = options.every_row
+        self._sampling = sampling or DEFAULT_SAMPLING
+        if options.max_tokens is not None:
+            self._sampling = replace(self._sampling, max_tokens=options.max_tokens)
+
+    @classmethod
+    def most_tokens(cls, options: Options) -> int:
+        """Tokens of one reply at most, for a forecast."""
+        return options.max_tokens or DEFAULT_SAMPLING.max_tokens or 0
+
+    def measure(self, session: Session) -> Flow[Grade | None]:
+        """The grade; `None` where the judge could not be asked."""
+        if not any(answer.strip() for answer in answers_of(session)):
+            return Grade(problem="no_answer")
+        answer: Completion | Failure = yield Request(
+            role=self.role, messages=(Message("user", question(session, self.options)),), sampling=self._sampling
+        )
+        if isinstance(answer, Failure):
+            return None
+        found = graded(answer.text, session, self.options)
+        return replace(found, problem="cut") if found.problem and answer.finish == "length" else found
+
+    def decide(self, value: Grade) -> Verdict:
+        """By `min_score` or `accept`; a verdict's note holds the judge's reasons."""
+        chosen, said = self.options, value.choice if value.choice is not None else value.score
+        if value.problem == "no_answer":
+            return Verdict(rule="judge", keep=True, reason="no_answer")
+        if value.problem:
+            note = value.reason or None
+            return Verdict(
+                rule="judge", keep=not chosen.drop_unparsed, reason="unparsed", value=value.problem, note=note
+            )
+        if value.choice is not None:
+            keep, limit = value.choice in chosen.accept, ", ".join(chosen.accept)
+            return Verdict(
+                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=said, threshold=limit,
+                note=value.reason or None,
+            )  # fmt: skip
+        keep = chosen.min_score is None or (value.score or 0.0) >= chosen.min_score
+        reason = "ok" if keep else "low_score"
+        return Verdict(
+            rule="judge", keep=keep, reason=reason, value=said, threshold=chosen.min_score, note=value.reason or None
+        )
+
+
+# --- asking
+
+
+def question(session: Session, options: Judge.Options) -> str:
+    """The whole message to the judge; the session's texts stand in it as data."""
+    tag = tag_of(session)
+    criteria = "\n".join(f"- {line}" for line in options.criteria or load("judges/quality.txt").splitlines())
+    conversation = "\n".join(
+        f"<{message.role}-{tag}>\n{harmless(message.content)}\n</{message.role}-{tag}>" for message in session.messages
+    )
+    return fill(load("judges/grade.txt"), tag=tag, criteria=criteria, form=_form(options), conversation=conversation)
+
+
+def _form(options: Judge.Options) -> str:
+    if options.choices:
+        return f"Verdict: X (where X is one of: {', '.join(options.choices)})"
+    return f"Score: N (where N is a number from 0, useless, to {options.highest}, nothing to improve)"
+
+
+def tag_of(session: Session) -> str:
+    """A mark that the session's own texts do not hold: eight hexadecimal digits of their SHA-256."""
+    text = "\n".join(message.content for message in session.messages)
+    tag = ""
+    while not tag or tag in text:
+        tag = sha256(f"{tag}{text}".encode("utf-8", "replace")).hexdigest()[:8]
+    return tag
+
+
+_CONTROL = re.compile(
+    r"<(?=\|[^|<>\n]{1,40}\|>|\uff5c[^\uff5c<>\n]{1,40}\uff5c>|/?s>|/?(?:bos|eos|pad|unk)>|<?/?SYS>>|(?:start|end)_of_turn>)"
+    r"|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS)\])"
+)
+"""Where a chat template's control tokens begin: a server may read them inside a message as if they were its own."""
+
+
+def harmless(text: str) -> str:
+    """The text with a space in each control token of a chat template, which makes it plain text again."""
+    return _CONTROL.sub(lambda match: f"{match[0]} ", text)
+
+
+# --- reading the reply
+
+_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(r"\A.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_OPEN = re.compile(r"<(?:think|thinking|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
+_LINE = re.compile(
+    r"^[\s*_#\[(-]*(?:final |overall |my )?(?:score|verdict|grade)[\s*_]*[:=][\s*_\[(]*(?P<said>[^\n]*?)[\s*_\])|.!]*$",
+    re.IGNORECASE,
+)
+_NUMBER = re.compile(r"^(?P<score>\d+(?:[.,]\d+)?)(?:\s*(?:/|out of|of)\s*(?P<of>\d+))?$", re.IGNORECASE)
+
+
+def graded(reply: str, session: Session, options: Judge.Options) -> Grade:
+    """The last line of a reply that is a grade and no quotation, with the reasons before it.
+
+    Thoughts (`<think>`), fenced and quoted lines, and turns of the session that the judge repeats in their tags are
+    not looked at. A number outside of the scale, or of another scale, is no grade.
+    """
+    text = _without_echo(_without_thoughts(reply), tag_of(session)).strip()
+    if (stated := _from_json(text, options)) is not None:
+        return stated
+    lines = list(_plain_lines(text))
+    for place in range(len(lines) - 1, -1, -1):
+        match = _LINE.match(lines[place])
+        if match is not None and (found := _read(match["said"], options)) is not None:
+            return replace(found, reason=_one_line(" ".join(lines[:place]) or " ".join(lines[place + 1 :])))
+    return Grade(problem="unparsed", reason=_one_line(text))
+
+
+def _without_thoughts(reply: str) -> str:
+    return _THOUGHT_OPEN.sub("", _THOUGHT_END.sub("", _THOUGHT.sub("", reply)))
+
+
+def _without_echo(text: str, tag: str) -> str:
+    return re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", text, flags=re.DOTALL)
+
+
+def _plain_lines(text: str) -> Iterator[str]:
+    """Lines outside of fences and block quotes."""
+    is_fenced = False
+    for line in text.splitlines():
+        if _FENCE.match(line):
+            is_fenced = not is_fenced
+        elif not is_fenced and line.strip() and not line.lstrip().startswith(">"):
+            yield line
+
+
+def _read(said: str, options: Judge.Options) -> Grade | None:
+    if options.choices:
+        return next((Grade(choice=one) for one in options.choices if one.casefold() == said.strip().casefold()), None)
+    match = _NUMBER.match(said.strip())
+    if match is None or (match["of"] is not None and int(match["of"]) != options.highest):
+        return None
+    score = float(match["score"].replace(",", "."))
+    return Grade(score=score) if score <= options.highest else None
+
+
+def _from_json(text: str, options: Judge.Options) -> Grade | None:
+    """The grade of a reply that is one JSON object, as a judge with `response_format` gives it."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    said = next((value[key] for key in ("score", "verdict", "grade") if key in value), "")
+    found = _read(str(said), options)
+    reasons = next((value[key] for key in ("reason", "reasons", "explanation") if key in value), "")
+    return None if found is None else replace(found, reason=_one_line(str(reasons)))
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_NOTE else f"{line[: MAX_NOTE - 1]}…"

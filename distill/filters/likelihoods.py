@@ -1,0 +1,46 @@
+"""What filters that ask the student's model for likelihoods have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill.types import Completion, Failure, Message, Request, Session
+
+ROLE = "base"
+NO_PROMPT = (Message("user", ""),)
+"""An answer's frame without an instruction; every template can render it."""
+
+
+def spoken(session: Session) -> list[int]:
+    """The turns in which the teacher said something."""
+    return [
+        place
+        for place, message in enumerate(session.messages)
+        if message.role == "assistant" and message.content.strip()
+    ]
+
+
+def prompted(session: Session, turn: int) -> Request:
+    """How probable the turn is after all that was said before it."""
+    return _asked(session.messages[:turn], session.messages[turn].content)
+
+
+def alone(session: Session, turn: int) -> Request:
+    """How probable the turn is after no instruction at all."""
+    return _asked(NO_PROMPT, session.messages[turn].content)
+
+
+def _asked(messages: tuple[Message, ...], text: str) -> Request:
+    return Request(role=ROLE, messages=messages, kind="likelihood", continuation=text.strip())
+
+
+def total_of(answers: Sequence[Completion | Failure]) -> float | str | None:
+    """Sum of the log-likelihoods in nats; `too_long` where one does not fit the context; `None` for other faults."""
+    total = 0.0
+    for answer in answers:
+        if isinstance(answer, Failure):
+            return "too_long" if answer.reason == "context_length" else None
+        if answer.loglikelihood is None:
+            return None
+        total += answer.loglikelihood
+    return total
