@@ -21,6 +21,7 @@ from distill.errors import RunFolderError
 from distill.prompts import load
 from distill.rows import read_jsonl, write_atomically
 from distill.run import STAGES, read_record
+from distill.text import visible
 
 MODELS = {"teacher": "Teacher", "student": "Student", "base": "Base", "teacher_again": "Teacher again"}
 """The columns of the answers, in order; the base is the student before training."""
@@ -116,19 +117,6 @@ def render(page: Row) -> str:
 
 def _hash(source: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-
-
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Control characters but tab and line feed, direction marks, zero-width ones (not the joiners that scripts and emoji
-need), lone surrogates (which UTF-8 cannot hold) and tag characters."""
-
-
-def visible(text: str) -> str:
-    """The text with characters that hide or reorder others shown as ⟦U+202E⟧; line ends become line feeds."""
-    return _HIDDEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
 
 
 def _plain(value: Any) -> Any:

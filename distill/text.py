@@ -1,4 +1,4 @@
-"""Words, tokens and the ROUGE-L measure, as the literature counts them."""
+"""Words, tokens and the ROUGE-L measure, as the literature counts them; and text that is safe to look at."""
 
 from __future__ import annotations
 
@@ -42,3 +42,16 @@ def f_measure(common: int, predicted: int, targeted: int) -> float:
     if precision + recall > 0:
         return 2 * precision * recall / (precision + recall)
     return 0.0
+
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Control characters but tab and line feed, direction marks, zero-width ones (not the joiners that scripts and emoji
+need), lone surrogates (which UTF-8 cannot hold) and tag characters."""
+
+
+def visible(text: str) -> str:
+    """The text with characters that hide or reorder others shown as ⟦U+202E⟧; line ends become line feeds."""
+    return _HIDDEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
