@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
-from distill import console
+from distill import console, funnel
+from distill.engine import Outcome, Stopped
 from distill.errors import StageIncomplete
 from distill.filters import prompt_of
 from distill.novelty import Neighbour, NoveltyIndex, comparable
 from distill.rows import read_sessions, to_json, write_rows
 from distill.text import normalise
-from distill.types import RowFilter, Session, SetFilter, Verdict
+from distill.types import AskingFilter, Failure, Flow, RowFilter, Session, SetFilter, Verdict
 
-Rules: TypeAlias = Sequence[tuple[str, RowFilter | SetFilter]]
+Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
+NOT_MEASURED = "not_measured"
+"""The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""
+
+
+class Asking(Protocol):
+    """Drives the flows of one rule; the doors choose the engine, and keep the account of its requests."""
+
+    def __call__(
+        self, flows: Sequence[tuple[str, Callable[[], Flow[Any]]]], *, rule: str, role: str
+    ) -> Sequence[Outcome[Any]]:
+        """One outcome a flow, in their order. Raises what `Engine.run` raises."""
 
 
 @dataclass(slots=True)
@@ -26,6 +39,8 @@ class Row:
 
     session: Session
     verdicts: list[Verdict] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
+    """The rules that changed it."""
 
     @property
     def is_kept(self) -> bool:
@@ -35,25 +50,63 @@ class Row:
     @property
     def labels(self) -> list[str]:
         """Reasons of the verdicts that keep it and yet have something to say."""
-        return [verdict.reason for verdict in self.verdicts if verdict.keep and verdict.reason != "ok"]
+        return list(dict.fromkeys(one.reason for one in self.verdicts if one.keep and one.reason != "ok"))
+
+    def take(self, name: str, rule: RowFilter | AskingFilter, value: Any) -> None:
+        """Write down what the rule decides of the value, and go on as the session that the rule makes of it."""
+        self.verdicts.append(replace(rule.decide(value), rule=name))
+        mend = getattr(rule, "mend", None)
+        mended = mend(self.session, value) if mend is not None else self.session
+        if mended != self.session:
+            self.session = mended
+            self.mended.append(name)
 
 
-def curate(folder: Path, *, filters: Rules, test: int, seed: int, near: float = 0.7) -> Mapping[str, Any]:
-    """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts. Asks no model.
+@dataclass(slots=True)
+class _Asked:
+    """How the rules that ask a model fared."""
 
-    Rules on a row measure every row, dropped or not. Of what they keep, `test` rows are held out (`held_out`). Rules on
-    the set then run in their order over the rows still kept for training; last, rows whose prompt is near (ROUGE-L
-    above `near`) that of a held-out row are dropped, with the reason `held_out`. `by_rule` counts dropped rows by the
-    first verdict against them. Raises `StageIncomplete`, with everything written, when nothing is left to train on.
+    flows: int = 0
+    failed: list[tuple[str, Sequence[Failure]]] = field(default_factory=list)
+    """The rule and its failures, for each row that a rule could not measure."""
+    stopped: Stopped | None = None
+
+
+def curate(
+    folder: Path,
+    *,
+    filters: Rules,
+    test: int,
+    seed: int,
+    near: float = 0.7,
+    ask: Asking | None = None,
+    max_failed: float = 0.05,
+) -> Mapping[str, Any]:
+    """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
+
+    Rules on a row measure every row, dropped or not, in their order; a rule that mends hands on the mended session.
+    Those that ask a model come after those that ask nobody: through `ask`, and of rows still kept alone unless told
+    `every_row`. Of what all these keep, `test` rows are held out (`held_out`). Rules on the set then run in their order
+    over the rows still kept for training; last, rows whose prompt is near (ROUGE-L above `near`) that of a held-out row
+    are dropped, with the reason `held_out`. Every row is written with every verdict on it, those against it first.
+
+    Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled` and `labels` of what is not
+    dropped, as `mended` by rule; `failed`, where a model was asked: rows that a rule could not measure, which are kept
+    and labelled `not_measured`. Raises, with everything written, `StageIncomplete` when nothing is left to train on or
+    more than the share `max_failed` of what was asked failed, and what `ask` raises.
     """
     rows = [Row(session) for session in read_sessions(folder / "sessions.jsonl")]
     _apply_row_rules(rows, filters)
+    asked = _apply_asking_rules(rows, filters, ask)
     chosen = held_out([row.session for row in rows if row.is_kept], test=test, seed=seed, near=near)
     tested = [row for row in rows if row.session.id in chosen]
     training = [row for row in rows if row.session.id not in chosen]
     _apply_set_rules(training, filters)
     _drop_near(training, tested, near)
     counts = _write(folder, rows, training, tested)
+    _accept(asked, max_failed)
+    if asked.flows:
+        counts["failed"] = len(asked.failed)
     if len(tested) < test:
         counts["test_missing"] = test - len(tested)
         console.warn(f"{len(tested)} of {test} prompts could be held out; collect more tasks, or lower collect.test")
@@ -61,11 +114,70 @@ def curate(folder: Path, *, filters: Rules, test: int, seed: int, near: float = 
     return counts
 
 
+def _asks(rule: RowFilter | AskingFilter) -> TypeGuard[AskingFilter]:
+    return hasattr(rule, "role")
+
+
 def _apply_row_rules(rows: Sequence[Row], filters: Rules) -> None:
     for name, rule in filters:
-        if rule.scope == "row":
+        if rule.scope == "row" and not _asks(rule):
             for row in rows:
-                row.verdicts.append(replace(rule.decide(rule.measure(row.session)), rule=name))
+                row.take(name, rule, rule.measure(row.session))
+
+
+def _apply_asking_rules(rows: Sequence[Row], filters: Rules, ask: Asking | None) -> _Asked:
+    """Once the engine has stopped nothing more is asked; what is left unmeasured then is kept."""
+    asked = _Asked()
+    for name, rule in filters:
+        if rule.scope == "row" and _asks(rule):
+            wanted = [row for row in rows if row.is_kept or rule.every_row]
+            asked.flows += len(wanted)
+            for row, outcome in zip(wanted, _outcomes(wanted, name, rule, ask, asked), strict=True):
+                if outcome is None or outcome.value is None:
+                    row.verdicts.append(_not_measured(name, outcome))
+                    asked.failed.append((name, outcome.failures if outcome is not None else ()))
+                else:
+                    row.take(name, rule, outcome.value)
+    return asked
+
+
+def _outcomes(
+    rows: Sequence[Row], name: str, rule: AskingFilter, ask: Asking | None, asked: _Asked
+) -> Sequence[Outcome[Any] | None]:
+    """How the rule's flow for each row ended; `None` where the engine stopped before."""
+    if ask is None:
+        raise TypeError(f"the filter {name} asks the {rule.role}, and curate was given nobody to ask")
+    if asked.stopped is not None:
+        return [None] * len(rows)
+    try:
+        return ask([(str(place), partial(rule.measure, row.session)) for place, row in enumerate(rows)],
+                   rule=name, role=rule.role)  # fmt: skip
+    except Stopped as stop:
+        asked.stopped = stop
+        finished = {outcome.id: outcome for outcome in stop.outcomes}
+        return [finished.get(str(place)) for place in range(len(rows))]
+
+
+def _not_measured(name: str, outcome: Outcome[Any] | None) -> Verdict:
+    last = outcome.failures[-1] if outcome is not None and outcome.failures else None
+    note = f"{last.reason}: {last.detail}" if last is not None else None
+    return Verdict(rule=name, keep=True, reason=NOT_MEASURED, note=note)
+
+
+def _accept(asked: _Asked, max_failed: float) -> None:
+    """Raise what stopped the engine, or `StageIncomplete` when more failed than may fail."""
+    if asked.stopped is not None:
+        raise asked.stopped
+    if len(asked.failed) <= max_failed * asked.flows:
+        return
+    name, failures = asked.failed[-1]
+    why = f" (such as {failures[-1].reason}: {failures[-1].detail})" if failures else ""
+    again = any(failure.transient for _, each in asked.failed for failure in each)
+    advice = "run again to ask once more" if again else "mend that; --retry-failed asks them once more"
+    raise StageIncomplete(
+        f"{name}: {len(asked.failed)} of {asked.flows} rows could not be measured{why}, more than collect.max_failed"
+        f" ({max_failed:.0%}) allows; {advice}"
+    )
 
 
 def _apply_set_rules(rows: Sequence[Row], filters: Rules) -> None:
@@ -138,34 +250,37 @@ def _drop_near(training: Iterable[Row], tested: Iterable[Row], near: float) -> N
 def _write(folder: Path, rows: Sequence[Row], training: Sequence[Row], tested: Sequence[Row]) -> dict[str, Any]:
     kept = [row for row in training if row.is_kept]
     dropped = [row for row in rows if not row.is_kept]
-    write_rows(folder / "kept.jsonl", map(_labelled, kept))
-    write_rows(folder / "test.jsonl", map(_labelled, tested))
-    write_rows(folder / "dropped.jsonl", map(_with_verdicts, dropped))
-    against = Counter(f"{first.rule}/{first.reason}" for first in map(_first_against, dropped))
+    for name, part in (("kept", kept), ("test", tested), ("dropped", dropped)):
+        write_rows(folder / f"{name}.jsonl", map(_line, part))
     labels = Counter(label for row in (*kept, *tested) for label in row.labels)
+    mended = Counter(rule for row in (*kept, *tested) for rule in row.mended)
     return {
         "rows": len(rows),
         "kept": len(kept),
         "dropped": len(dropped),
         "test": len(tested),
         "labelled": sum(1 for row in (*kept, *tested) if row.labels),
-        "by_rule": dict(against.most_common()),
+        **funnel.tally([(row.session.id, row.verdicts) for row in rows]),
         "labels": dict(labels.most_common()),
+        "mended": dict(mended.most_common()),
     }
 
 
-def _first_against(row: Row) -> Verdict:
-    return next(verdict for verdict in row.verdicts if not verdict.keep)
-
-
-def _labelled(row: Row) -> Session:
+def _line(row: Row) -> dict[str, Any]:
+    """The session as it goes on, with every verdict, those against it first."""
     earlier = [label for label in row.session.meta.get("labels", []) if label not in row.labels]
-    return replace(row.session, meta={**row.session.meta, "labels": [*earlier, *row.labels]})
+    session = replace(row.session, meta={**row.session.meta, "labels": [*earlier, *row.labels]})
+    return {**to_json(session), "verdicts": [_text(one) for one in sorted(row.verdicts, key=lambda one: one.keep)]}
 
 
-def _with_verdicts(row: Row) -> dict[str, Any]:
-    """The session with every verdict, those against it first."""
-    return {**to_json(_labelled(row)), "verdicts": sorted(row.verdicts, key=lambda verdict: verdict.keep)}
+def _text(verdict: Verdict) -> dict[str, Any]:
+    """A verdict of texts alone, empty where there is nothing to say.
+
+    Arrow takes a column's type from a file's first 10 MB: a null there, or a whole number, and a later text or fraction
+    could not be read by `datasets`.
+    """
+    plain: dict[str, Any] = to_json(verdict)
+    return {key: value if key == "keep" else "" if value is None else str(value) for key, value in plain.items()}
 
 
 def _require_some(counts: Mapping[str, Any]) -> None:

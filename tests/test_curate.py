@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill import assets
-from distill.collect import collect
+from distill.collect import Chosen, collect
 from distill.curate import curate, held_out
 from distill.engine.drive import Engine
 from distill.errors import StageIncomplete
@@ -118,7 +118,7 @@ def test_set_rules_see_only_what_is_still_kept_in_their_order(tmp_path):
     rows = {row["id"]: row["verdicts"][0] for row in read_jsonl(tmp_path / "dropped.jsonl")}
     assert ids(tmp_path, "kept") == ["s001"]
     assert [(id, rows[id]["rule"], rows[id]["neighbour"]) for id in sorted(rows)] == [
-        ("s000", "length", None),
+        ("s000", "length", ""),
         ("s002", "exact_duplicate", "s001"),
         ("s003", "near_duplicate", "s001"),
     ]
@@ -243,7 +243,7 @@ def test_seeds_become_sessions_to_train_on_with_one_journal(tmp_path):
         status, collected = collect(
             tmp_path,
             tasks=read_tasks(tmp_path / "tasks.jsonl"),
-            strategy=Answer(Answer.Options(system="Be brief.")),
+            choose=lambda task: Chosen("teacher", "scripted", Answer(Answer.Options(system="Be brief."))),
             strategy_name="answer",
             seed=7,
             engine=engine,
