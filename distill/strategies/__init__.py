@@ -5,4 +5,9 @@ from __future__ import annotations
 STRATEGIES = {
     "answer": "distill.strategies.answer:Answer",
     "self_instruct": "distill.strategies.self_instruct:SelfInstruct",
+    "alpaca": "distill.strategies.alpaca:Alpaca",
+    "attributes": "distill.strategies.attributes:Attributes",
+    "evol_instruct": "distill.strategies.evol_instruct:EvolInstruct",
+    "magpie": "distill.strategies.magpie:Magpie",
+    "topics": "distill.strategies.topics:Topics",
 }

@@ -7,7 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -37,8 +37,6 @@ OPENINGS_FREE, OPENINGS_SHARE = 8, 8
 """An opening is common when it begins so many tasks, and one in so many of all."""
 
 Ask: TypeAlias = Literal["completion", "chatml", "chat"]
-Lines: TypeAlias = Annotated[tuple[str, ...], Field(min_length=1)] | str
-"""Values in the recipe, or the path of a text file with one on each line."""
 
 
 # --- options
@@ -129,16 +127,14 @@ def seed_text(seed: Seed) -> str:
     return f"{seed.instruction}\n\n{given}" if given else seed.instruction
 
 
-def lines_of(values: Sequence[str] | str) -> list[str]:
-    """The values, or the lines of the file that they name. Raises `SeedsError` where there are none."""
-    if not isinstance(values, str):
-        return list(values)
+def lines_of(path: str) -> list[str]:
+    """The lines of a text file that are not empty. Raises `SeedsError` where there are none."""
     try:
-        found = [line.strip() for line in Path(values).read_text(encoding="utf-8-sig").split("\n")]
+        found = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
-        raise SeedsError(f"cannot read {values}: {error}; expected a UTF-8 file with a value on each line") from error
+        raise SeedsError(f"cannot read {path}: {error}; expected a UTF-8 file with a value on each line") from error
     if not any(found):
-        raise SeedsError(f"{values} is empty; expected a value on each line")
+        raise SeedsError(f"{path} is empty; expected a value on each line")
     return [line for line in found if line]
 
 
@@ -165,7 +161,7 @@ def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut:
 
 def with_fault(task: Task, reason: str) -> Task:
     """The same candidate, to be refused for this reason."""
-    return Task(task.id, task.instruction, task.input, {**task.meta, "fault": reason})
+    return replace(task, meta={**task.meta, "fault": reason})
 
 
 _NUMBERED = re.compile(r"(?:^|\n)\s*(?:\d+\s?\.(?:\s+|$))+")
