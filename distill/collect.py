@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,13 +19,16 @@ from distill.rows import write_rows
 from distill.types import Failure, Flow, Session, Task
 
 ROLE = "teacher"
+NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
+Came: TypeAlias = Session | tuple[Session, ...] | Failure
+"""What comes of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
 
 
 class Strategy(Protocol):
-    """A part that turns a task into a session by asking."""
+    """A part that turns a task into a session, or into several, by asking."""
 
-    def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session, or the failure that stands for it."""
+    def flow(self, task: Task, rng: Random) -> Flow[Came]:
+        """The session or sessions, or the failure that stands for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,10 @@ def collect(
 
 def flows(
     tasks: Sequence[Task], choose: Callable[[Task], Chosen], seed: int
-) -> list[tuple[str, Callable[[], Flow[Session | Failure]]]]:
+) -> list[tuple[str, Callable[[], Flow[Came]]]]:
     """What makes the flow of each task. A flow made again asks the same."""
 
-    def make(task: Task) -> Flow[Session | Failure]:
+    def make(task: Task) -> Flow[Came]:
         return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
 
     return [(task.id, partial(make, task)) for task in tasks]
@@ -87,27 +90,44 @@ def model_of(tasks: Sequence[Task], choose: Callable[[Task], Chosen]) -> Callabl
 
 
 def _write(
-    folder: Path, outcomes: Sequence[Outcome[Session | Failure]], marks: Mapping[str, Mapping[str, str]]
+    folder: Path, outcomes: Sequence[Outcome[Came]], marks: Mapping[str, Mapping[str, str]]
 ) -> tuple[list[Session], list[dict[str, Any]]]:
     """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
+    came = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
     sessions = [
-        replace(outcome.value, meta={**outcome.value.meta, **marks[outcome.id]})
-        for outcome in outcomes
-        if isinstance(outcome.value, Session)
+        replace(session, id=_called(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
+        for outcome, of_task in came
+        for number, session in enumerate(of_task, start=1)
     ]
     failed = [
         {"id": outcome.id, "stage": "collect", "failures": _failures(outcome)}
-        for outcome in outcomes
-        if not isinstance(outcome.value, Session)
+        for outcome, of_task in came
+        if not of_task
     ]
     write_rows(folder / "sessions.jsonl", sessions)
     write_rows(folder / "failures.jsonl", failed)
     return sessions, failed
 
 
-def _failures(outcome: Outcome[Session | Failure]) -> list[Failure]:
+def _sessions(value: Came | None) -> tuple[Session, ...]:
+    if isinstance(value, Session):
+        return (value,)
+    return value if isinstance(value, tuple) else ()
+
+
+def _called(task: str, number: int, tasks: Collection[str]) -> str:
+    """The id of a task's n-th session; never that of another task."""
+    if number == 1:
+        return task
+    dots = "."
+    while f"{task}{dots}{number}" in tasks:
+        dots += "."
+    return f"{task}{dots}{number}"
+
+
+def _failures(outcome: Outcome[Came]) -> list[Failure]:
     """Those that were sent into the flow, and the one it returned where that is another."""
-    returned = [outcome.value] if isinstance(outcome.value, Failure) else []
+    returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
 
 

@@ -15,7 +15,7 @@ from distill.embedded import EMBEDDED
 from distill.engine.budget import BOUNDS
 from distill.engine.report import PILOT
 from distill.probe import Findings
-from distill.recipe import Recipe, Teacher
+from distill.recipe import Asks, Recipe, Teacher
 from distill.run import STAGES, read_record
 
 NEW_TASKS_PER_REQUEST = 2.5
@@ -107,11 +107,17 @@ def _plans(recipe: Recipe) -> list[Plan]:
         tasks = len(lines)
         prompt = max(1, sum(map(len, lines)) // BYTES_A_TOKEN // max(1, tasks)) + MESSAGE_TOKENS
     if recipe.collect is not None and tasks:
-        plans.append(Plan("collect", tasks, tasks * prompt, tasks * most if most else None))
+        plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
     if recipe.compare is not None and recipe.collect is not None:
         test = recipe.collect.test
         plans.append(Plan("compare", test, test * prompt, test * most if most else None))
     return plans
+
+
+def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> Plan:
+    """What a strategy asks for all tasks; an answer of unknown length is not counted where it is read again."""
+    prompt_tokens = asks.requests * prompt + asks.prompt_tokens + asks.answers_read * (most or 0)
+    return Plan("collect", asks.requests * tasks, tasks * prompt_tokens, asks.requests * tasks * most if most else None)
 
 
 def _planned_line(plan: Plan, recipe: Recipe) -> str:
@@ -221,7 +227,8 @@ def _shape(model: str) -> Shape | None:
 
 
 def _warnings(recipe: Recipe) -> list[str]:
-    names = [name for one in recipe.teachers for name in (one.api_key_env, *one.headers_env.values())]
+    models = (*recipe.teachers, *recipe.roles.values())
+    names = [name for one in models for name in (one.api_key_env, *one.headers_env.values())]
     return [
         f"warning: the variable {name} is not set; the run will need it"
         for name in names

@@ -24,7 +24,7 @@ from distill.fingerprints import tree_sha256
 from distill.shelf import suggest
 from distill.types import Sampling
 
-PATH_KEYS = ("expand.seeds", "collect.tasks", "teacher.model", "student.model")
+PATH_KEYS = ("expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "student.model")
 """Keys whose value is, or may be, a path."""
 MAX_RECIPE_BYTES = 1_000_000
 NOT_EXTRA = {
@@ -163,6 +163,17 @@ OneOrMore = Annotated[
 """A teacher, or a list of them; told apart by the value, so that a fault is told once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """What a strategy asks for one task, at most; `check` forecasts with it. The `asks` of a strategy's options."""
+
+    requests: int = 1
+    prompt_tokens: int = 0
+    """Of all requests together, beyond the task itself in each, about."""
+    answers_read: int = 0
+    """Whole answers that stand in the prompts of later requests."""
+
+
 class PartSection(BaseModel):
     """A section that names a part and carries that part's options beside its own keys."""
 
@@ -241,6 +252,10 @@ class Recipe(BaseModel):
     seed: int = 7
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     teacher: OneOrMore | None = None
+    user: Teacher | None = None
+    """Who plays the user in strategies that simulate one; the teacher when left out."""
+    judge: Teacher | None = None
+    """Who rates answers for strategies that ask so; the (first) teacher when left out."""
     reuse: list[str] = []
     """Other runs, whose bought answers serve this one too."""
     expand: Expand | None = None
@@ -258,6 +273,11 @@ class Recipe(BaseModel):
         if self.teacher is None:
             return ()
         return tuple(self.teacher) if isinstance(self.teacher, list) else (self.teacher,)
+
+    @property
+    def roles(self) -> dict[str, Teacher]:
+        """The other models that a strategy may ask, by role: those of `user` and `judge` that are given."""
+        return {name: one for name, one in (("user", self.user), ("judge", self.judge)) if one is not None}
 
     @property
     def main_teacher(self) -> Teacher | None:
@@ -283,10 +303,17 @@ class Recipe(BaseModel):
                 "collect.mode: batch: a batch takes up to a day, and expand asks what it learns from the answer before;"
                 " expand in another run, and give its tasks.jsonl as collect.tasks"
             )
-        if any(teacher.base_url is None for teacher in self.teachers):
-            raise ValueError("collect.mode: batch: needs an endpoint with /v1/batches: give teacher.base_url")
+        if any(one.base_url is None for one in (*self.teachers, *self.roles.values())):
+            raise ValueError("collect.mode: batch: needs endpoints with /v1/batches: give each model a base_url")
         if len(self.teachers) > 1:
             raise ValueError("collect.mode: batch: takes one teacher; make a run for each, and join them by `reuse`")
+
+    @model_validator(mode="after")
+    def _roles_fit(self) -> Recipe:
+        for role, one in self.roles.items():
+            if one.kinds or one.weight != 1:
+                raise ValueError(f"{role}: `kinds` and `weight` share tasks among teachers; take them out")
+        return self
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
@@ -539,6 +566,7 @@ def _resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     if recipe.teacher is not None:
         teachers = [_with_model(teacher, "teacher", folder, faults) for teacher in recipe.teachers]
         changed["teacher"] = teachers if isinstance(recipe.teacher, list) else teachers[0]
+    changed |= {role: _with_model(one, role, folder, faults) for role, one in recipe.roles.items()}
     if recipe.student is not None:
         changed["student"] = _with_model(recipe.student, "student", folder, faults)
     changed["reuse"] = [_run_folder(value, folder, faults) for value in recipe.reuse]

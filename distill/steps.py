@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill import console, embedded, recipe, shelf
+from distill.engine import Outcome
 from distill.engine.budget import Budget, Price, cost_usd, spent_usd
 from distill.engine.drive import Engine
 from distill.engine.passes import Passes
@@ -22,7 +24,7 @@ from distill.recipe import Recipe
 from distill.run import StageRecord, read_record
 from distill.strategies import STRATEGIES
 from distill.teachers import Teachers
-from distill.types import Growth, Task
+from distill.types import Flow, Growth, Sampling, Task
 
 if TYPE_CHECKING:
     from distill.collect import Chosen
@@ -32,7 +34,13 @@ DRIVEN_SOURCES = ("distill.engine.drive", "distill.engine.flows")
 STUDENT_SOURCES = tuple(
     f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models")
 )
+TURN_SOURCES = tuple(f"distill.strategies.{name}" for name in ("dialogue", "finals", "thoughts", "turns"))
+"""What strategies share."""
+FILTER_SOURCES = ("distill.filters", "distill.filters.likelihoods", "distill.chat", "distill.student.likelihood")
+"""What filters share."""
 IN_PROCESS_BATCH = 32
+BASE = "base"
+"""The role of the student's model before training."""
 ACCEPTABLE = "failures within collect.max_failed"
 
 
@@ -70,7 +78,7 @@ class Stage:
 
 def serves_here(loaded: Recipe) -> bool:
     """Whether a teacher is a model that this process starts, which needs torch."""
-    return any(teacher.serve == "transformers" for teacher in loaded.teachers)
+    return any(one.serve == "transformers" for one in (*loaded.teachers, *loaded.roles.values()))
 
 
 def _engine(
@@ -226,11 +234,22 @@ def choice_of(context: Context) -> Callable[[Task], Chosen]:
     assert section is not None
     assert teachers is not None
     part = shelf.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
+    options = _with_samplings(section.options, context.recipe)
     chosen = {
-        one.name: Chosen(one.name, one.section.called, part(section.options, sampling=one.section.sampling.sampling()))
+        one.name: Chosen(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
         for one in teachers
     }
     return lambda task: chosen[teachers.pick(task).name]
+
+
+def _with_samplings(options: recipe.Options, loaded: Recipe) -> recipe.Options:
+    """The options with `user_sampling` and `judge_sampling`, left out there, from those sections of the recipe."""
+    given = {
+        f"{role}_sampling": one.sampling
+        for role, one in loaded.roles.items()
+        if one.sampling != recipe.SamplingOptions() and getattr(options, f"{role}_sampling", one) is None
+    }
+    return options.model_copy(update=given)
 
 
 def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
@@ -256,13 +275,79 @@ def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
 def _curate(context: Context, record: StageRecord) -> Mapping[str, Any]:
     from distill import curate
 
-    rules = context.recipe.curate or []
-    filters = [
-        (rule.filter, shelf.part(FILTERS, rule.filter, kind="filter", allowed=context.allowed)(rule.options))
-        for rule in rules
-    ]
-    test = context.recipe.collect.test if context.recipe.collect is not None else 0
-    return curate.curate(context.folder, filters=filters, test=test, seed=context.recipe.seed)
+    section = context.recipe.collect or recipe.Collect(test=0)
+    engines: list[Engine] = []
+    try:
+        counts = curate.curate(
+            context.folder,
+            filters=[(rule.filter, _filter_of(context, rule)) for rule in context.recipe.curate or []],
+            test=section.test,
+            seed=context.recipe.seed,
+            ask=partial(_ask_of_rows, context, engines),
+            max_failed=section.max_failed,
+        )
+    finally:
+        if engines:
+            _account(context, "curate", record, engines)
+    record.detail = ACCEPTABLE if counts.get("retryable") else None
+    return counts
+
+
+def _filter_of(context: Context, rule: recipe.Rule) -> Any:
+    part = shelf.part(FILTERS, rule.filter, kind="filter", allowed=context.allowed)
+    if getattr(part, "role", None) == "judge":
+        return part(rule.options, sampling=_judge_sampling(context.recipe))
+    return part(rule.options)
+
+
+def _judge_sampling(loaded: Recipe) -> Sampling:
+    """The judge's own; of a teacher who judges, only what makes its endpoint work."""
+    if (judge := loaded.roles.get("judge")) is not None:
+        return judge.sampling.sampling()
+    teacher = loaded.main_teacher
+    own = teacher.sampling.sampling() if teacher is not None else Sampling()
+    return Sampling(extra_body=own.extra_body, reasoning_effort=own.reasoning_effort)
+
+
+def roles_of_filters(loaded: Recipe, allowed: Collection[str] = ()) -> set[str]:
+    """Whom the curation rules ask: `judge`, `base`."""
+    parts = [shelf.part(FILTERS, rule.filter, kind="filter", allowed=allowed) for rule in loaded.curate or ()]
+    return {part.role for part in parts if hasattr(part, "role")}
+
+
+def _ask_of_rows(
+    context: Context,
+    engines: list[Engine],
+    flows: Sequence[tuple[str, Callable[[], Flow[Any]]]],
+    *,
+    rule: str,
+    role: str,
+) -> Sequence[Outcome[Any]]:
+    """Drive one rule's flows: the student's model in this process, anybody else as in collect."""
+    with console.progress(f"curate: {rule}", len(flows)) as bar, _asked_by_rule(context, rule, role) as provider:
+        engines.append(_engine(context, "curate", bar, {role: provider}, local=role == BASE))
+        return engines[-1].run(flows)
+
+
+@contextmanager
+def _asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
+    """Who answers a rule; weights in this process are let go at the end. Raises `RecipeError` where there is nobody."""
+    if role != BASE:
+        if context.teachers is None:
+            raise RecipeError(f"curate: the filter {rule} asks a {role}, and the recipe has no `teacher` to play it")
+        yield context.teachers.providers[role]
+        return
+    from distill.student.inprocess import local_model
+
+    student = context.recipe.student
+    if student is None:
+        raise RecipeError(f"curate: the filter {rule} asks the student's model, and the recipe has no `student`")
+    stop_teacher(context)
+    provider = local_model(student.model, name=BASE, template=student.template)
+    try:
+        yield provider
+    finally:
+        provider.release()
 
 
 def _train(context: Context, record: StageRecord) -> Mapping[str, Any]:
@@ -344,7 +429,8 @@ def _collect_options(context: Context) -> Any:
     section = context.recipe.collect
     assert section is not None
     tasks = file_sha256(Path(section.tasks)) if section.tasks else None
-    return [section.strategy, tasks, section.options.model_dump(), _identity(context), context.recipe.seed]
+    others = context.teachers.other_identity() if context.teachers is not None else []
+    return [section.strategy, tasks, section.options.model_dump(), _identity(context), context.recipe.seed, *others]
 
 
 def _curate_options(context: Context) -> Any:
@@ -353,7 +439,13 @@ def _curate_options(context: Context) -> Any:
         [rule.filter, rule.options.model_dump(), [loaded.files.get(path) for path in rule.options.paths()]]
         for rule in loaded.curate or []
     ]
-    return [rules, loaded.collect.test if loaded.collect is not None else 0, loaded.seed]
+    options: list[Any] = [rules, loaded.collect.test if loaded.collect is not None else 0, loaded.seed]
+    roles = roles_of_filters(loaded, context.allowed)
+    if "judge" in roles and context.teachers is not None:
+        options.append([context.teachers.providers["judge"].endpoint, _judge_sampling(loaded)])
+    if BASE in roles and loaded.student is not None:
+        options.append([embedded.fingerprint(loaded.student.model), loaded.student.template])
+    return options
 
 
 def _train_options(context: Context) -> Any:
@@ -416,16 +508,19 @@ PIPELINE: Mapping[str, Stage] = {
         _collect,
         inputs=("tasks.jsonl",),
         outputs=("sessions.jsonl", "failures.jsonl"),
-        sources=("distill.collect", "distill.engine.flows", "distill.teachers"),
+        sources=("distill.collect", "distill.engine.flows", "distill.prompts", "distill.teachers", *TURN_SOURCES),
         options=_collect_options,
         teacher=True,
+        prompts="prompts/strategies",
     ),
     "curate": Stage(
         _curate,
         inputs=("sessions.jsonl",),
         outputs=("kept.jsonl", "dropped.jsonl", "test.jsonl"),
-        sources=("distill.curate", "distill.novelty"),
+        sources=("distill.curate", "distill.funnel", "distill.novelty", *FILTER_SOURCES),
         options=_curate_options,
+        teacher=True,
+        prompts="prompts/judges",
     ),
     "train": Stage(
         _train,

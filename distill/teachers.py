@@ -15,6 +15,7 @@ from distill.recipe import Recipe, Teacher
 from distill.types import Task
 
 ROLE = "teacher"
+OTHER_ROLES = ("user", "judge")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +25,17 @@ class Hired:
     section: Teacher
     provider: Any
     name: str
-    """What the engine calls it: `teacher`, or `teacher:NAME` among several."""
+    """What the engine calls it: `teacher`, or `teacher:NAME` among several; else its role."""
 
 
 @dataclass(frozen=True, slots=True)
 class Teachers:
-    """All teachers of a recipe, the main one first."""
+    """All teachers of a recipe, the main one first, and who else it names."""
 
     hired: tuple[Hired, ...]
     seed: int
+    others: tuple[Hired, ...] = ()
+    """Those of `user` and `judge` that the recipe gives; the main teacher plays the rest."""
 
     @property
     def main(self) -> Hired:
@@ -44,30 +47,32 @@ class Teachers:
 
     @property
     def providers(self) -> dict[str, Any]:
-        """By the engine's name; the main one also under the role's."""
-        return {ROLE: self.main.provider, **{one.name: one.provider for one in self.hired}}
+        """By the engine's name, which is a role or a teacher's."""
+        return {name: one.provider for name, one in self._cast().items()}
 
     def rates(self) -> dict[str, Rates]:
         """The limits that the recipe sets, by the engine's name."""
         return {
             name: Rates(
-                concurrency=section.concurrency,
-                requests_per_minute=section.requests_per_minute,
-                tokens_per_minute=section.tokens_per_minute,
+                concurrency=one.section.concurrency,
+                requests_per_minute=one.section.requests_per_minute,
+                tokens_per_minute=one.section.tokens_per_minute,
             )
-            for name, section in self._sections()
+            for name, one in self._cast().items()
         }
 
     def prices(self) -> dict[str, Price]:
         """By the engine's name, for those that have one."""
         return {
-            name: Price(input=section.price.input, output=section.price.output)
-            for name, section in self._sections()
-            if section.price is not None
+            name: Price(input=one.section.price.input, output=one.section.price.output)
+            for name, one in self._cast().items()
+            if one.section.price is not None
         }
 
-    def _sections(self) -> list[tuple[str, Teacher]]:
-        return [(ROLE, self.main.section), *((one.name, one.section) for one in self.hired)]
+    def _cast(self) -> dict[str, Hired]:
+        """Who answers to which name: the main teacher plays every role that nobody else has."""
+        roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main)
+        return roles | {one.name: one for one in (*self.hired, *self.others)}
 
     def pick(self, task: Task) -> Hired:
         """Who answers a task: those that name its kind, else those that name none; of these by weight.
@@ -81,7 +86,7 @@ class Teachers:
 
     def stop(self) -> None:
         """Stop servers of ours; they start again at the next request."""
-        for one in self.hired:
+        for one in (*self.hired, *self.others):
             if (stop := getattr(one.provider, "stop", None)) is not None:
                 stop()
 
@@ -91,14 +96,19 @@ class Teachers:
             {
                 "model": one.section.model,
                 **({"name": one.section.called} if len(self.hired) > 1 else {}),
+                **({"role": one.name} if one in self.others else {}),
                 "url": one.provider.endpoint.url,
                 "fingerprint": one.provider.endpoint.fingerprint,
                 "served_by": one.section.serve,
                 "terms": one.section.terms,
                 "sampling": one.section.sampling.model_dump(exclude_defaults=True),
             }
-            for one in self.hired
+            for one in (*self.hired, *self.others)
         ]
+
+    def other_identity(self) -> list[Any]:
+        """The same of who plays the other roles, in what asks them."""
+        return [[one.name, one.provider.endpoint, one.section.sampling.model_dump()] for one in self.others]
 
     def identity(self) -> list[Any]:
         """What of them decides the answers: address or weights, sampling, and who is asked what."""
@@ -126,32 +136,41 @@ def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | Non
     if not loaded.teachers:
         return None
     several = len(loaded.teachers) > 1
-    return Teachers(
-        tuple(
-            Hired(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
-            for section in loaded.teachers
-        ),
-        loaded.seed,
+    hired = tuple(
+        Hired(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
+        for section in loaded.teachers
     )
+    return Teachers(hired, loaded.seed, tuple(_others(loaded, hired, folder, to_ask)))
 
 
-def _provider(section: Teacher, folder: Path, to_ask: bool) -> Any:
+def _others(loaded: Recipe, hired: Sequence[Hired], folder: Path, to_ask: bool) -> Iterator[Hired]:
+    """Who plays the roles beside the teacher's; a model that is served anyway is not served twice."""
+    served = {(one.section.model, one.section.serve): one.provider for one in hired if one.section.serve}
+    for role, section in loaded.roles.items():
+        address = section.model, section.serve
+        provider = served[address] if address in served else _provider(section, folder, to_ask, role)
+        if section.serve is not None:
+            served[address] = provider
+        yield Hired(section, provider, role)
+
+
+def _provider(section: Teacher, folder: Path, to_ask: bool, role: str = ROLE) -> Any:
     if section.serve is not None:
         from distill.providers.local import LocalTeacher
 
-        return LocalTeacher(section.model, log=folder / "teacher.log", server=section.serve)
+        return LocalTeacher(section.model, log=folder / f"{role}.log", server=section.serve)
     from distill.providers.openai import OpenAIProvider
 
     return OpenAIProvider(
         section.base_url or "",
         section.model,
         revision=section.revision,
-        api_key=probe.secret(section.api_key_env, "teacher.api_key_env") if to_ask else None,
-        headers=secret_headers(section.headers_env) if to_ask else None,
+        api_key=probe.secret(section.api_key_env, f"{role}.api_key_env") if to_ask else None,
+        headers=secret_headers(section.headers_env, role) if to_ask else None,
         timeout_seconds=section.timeout_seconds,
     )
 
 
-def secret_headers(headers_env: Mapping[str, str]) -> dict[str, str]:
+def secret_headers(headers_env: Mapping[str, str], role: str = ROLE) -> dict[str, str]:
     """The values of the secret headers. Raises `RecipeError` for a variable that is not set."""
-    return {name: probe.secret(variable, f"teacher.headers_env.{name}") or "" for name, variable in headers_env.items()}
+    return {name: probe.secret(variable, f"{role}.headers_env.{name}") or "" for name, variable in headers_env.items()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from distill import recipe
+from distill.strategies.thoughts import Handling, taken
+from distill.strategies.turns import ROLE, InputForm, lead, put, session
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
-
-ROLE = "teacher"
 
 
 class Answer:
@@ -18,6 +18,11 @@ class Answer:
 
         system: str = ""
         """System message of every request, and of every session: the student learns under it. Empty: none."""
+        input: InputForm = "below"
+        """How a task's input is put: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
+        for each task, with or without an input."""
+        thoughts: Handling = "separate"
+        """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
@@ -26,26 +31,22 @@ class Answer:
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
         """The session of a task, or the failure that stands for it.
 
-        An answer that the endpoint withheld (`finish` is `filtered`) is a failure; one cut at `max_tokens` is kept and
-        marked `truncated`. `rng` is not used.
+        An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
+        kept and marked `truncated`. `rng` draws the form of a task that is put in `varied` forms.
         """
-        messages = self._messages(task)
+        asked = Message("user", put(task, self.options.input, rng=rng))
+        messages = (*lead(self.options.system), asked)
         answer: Completion | Failure = yield Request(role=ROLE, messages=messages, sampling=self.sampling)
         if isinstance(answer, Failure):
             return answer
-        if answer.finish == "filtered":
-            return Failure(
-                key=answer.key, reason="filtered", detail="the endpoint withheld the answer", transient=False
-            )
-        return Session(task.id, (*messages, Message("assistant", answer.text.strip())), _meta(task, answer))
-
-    def _messages(self, task: Task) -> tuple[Message, ...]:
-        asked = Message("user", f"{task.instruction}\n\n{task.input}" if task.input else task.instruction)
-        return (Message("system", self.options.system), asked) if self.options.system else (asked,)
-
-
-def _meta(task: Task, answer: Completion) -> dict[str, object]:
-    meta: dict[str, object] = {"task": task.id, "strategy": "answer", "keys": [answer.key]}
-    if "lineage" in task.meta:
-        meta["lineage"] = task.meta["lineage"]
-    return {**meta, "truncated": answer.finish == "length", "labels": []}
+        said = taken(answer, self.options.thoughts)
+        if isinstance(said, Failure):
+            return said
+        return session(
+            task,
+            (*messages, Message("assistant", said.answer)),
+            strategy="answer",
+            keys=[answer.key],
+            truncated=answer.finish == "length",
+            thoughts=said.thoughts,
+        )

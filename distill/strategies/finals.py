@@ -1,0 +1,71 @@
+"""Finds the final answer of a worked solution, and compares final answers; reads text, never runs it."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_ANNOUNCED = re.compile(
+    r"(?:####|\b(?:final answer|answer|result|solution)\b\s*(?:is|are|[:=])\s*[:=]?)\s*([^\n]+)", re.IGNORECASE
+)
+_NUMBER = re.compile(r"[-+\u2212]?\s?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?(?![\d/])|[-+\u2212]?\.\d{1,30}")
+_EDGES = " \t\n*_`$.,;:!?'\"\u2018\u2019\u201c\u201d()[]{}"
+LONGEST_LOOKED_AT = 20_000
+"""Characters from the end of an answer; a final answer stands there."""
+
+
+def final_answer(text: str) -> str:
+    r"""What a worked solution ends in, bare: the last `\boxed{…}`, else the last announcement ("#### 7", "The answer
+    is 7"), else the last line that is not blank. Empty for a blank text.
+    """
+    text = text[-LONGEST_LOOKED_AT:]
+    if (boxed := _boxed(text)) is not None:
+        return _bare(boxed)
+    if announced := _ANNOUNCED.findall(text):
+        return _bare(announced[-1])
+    lines = [line for line in text.splitlines() if line.strip()]
+    return _bare(lines[-1]) if lines else ""
+
+
+def _boxed(text: str) -> str | None:
+    """The content of the last box, whose braces may be nested."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 1, start + len("\\boxed{")
+    for at in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[begin:at]
+    return None
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).strip(_EDGES)
+
+
+def number(text: str) -> Fraction | None:
+    """The last number of a text: `1,234.5`, `-3/4`, `7`. `None` where there is none; a fraction over 0 is none."""
+    found = _NUMBER.findall(text[-LONGEST_LOOKED_AT:])
+    if not found:
+        return None
+    written = found[-1].replace(",", "").replace("\u2212", "-").replace(" ", "")
+    try:
+        return Fraction(written)
+    except ZeroDivisionError:
+        return None
+
+
+def same_number(text: str, reference: str) -> bool:
+    """Whether the final answer's number is the reference's, exactly; 0.5 is 1/2."""
+    wanted = number(reference)
+    found = number(final_answer(text))
+    return wanted is not None and (found if found is not None else number(text)) == wanted
+
+
+def vote(text: str) -> str:
+    """What a final answer counts as among others: a number by its value where it is one, else the folded text."""
+    final = final_answer(text)
+    value = number(final)
+    is_bare = value is not None and not re.search(r"[^\W\d_]{3,}", final)
+    return str(value) if is_bare else final.casefold()
