@@ -91,9 +91,10 @@ def curate(
     are dropped, with the reason `held_out`. Every row is written with every verdict on it, those against it first.
 
     Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled` and `labels` of what is not
-    dropped, as `mended` by rule; `failed`, where a model was asked: rows that a rule could not measure, which are kept
-    and labelled `not_measured`. Raises, with everything written, `StageIncomplete` when nothing is left to train on or
-    more than the share `max_failed` of what was asked failed, and what `ask` raises.
+    dropped, as `mended` by rule; where a model was asked, `failed`: rows that a rule could not measure, which are kept
+    and labelled `not_measured`, and `retryable`: those of them for which asking again may help. Raises, with everything
+    written, `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of what was asked
+    failed, and what `ask` raises.
     """
     rows = [Row(session) for session in read_sessions(folder / "sessions.jsonl")]
     _apply_row_rules(rows, filters)
@@ -107,6 +108,7 @@ def curate(
     _accept(asked, max_failed)
     if asked.flows:
         counts["failed"] = len(asked.failed)
+        counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in asked.failed)
     if len(tested) < test:
         counts["test_missing"] = test - len(tested)
         console.warn(f"{len(tested)} of {test} prompts could be held out; collect more tasks, or lower collect.test")

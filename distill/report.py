@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from distill.errors import RunFolderError
+from distill.funnel import short
 from distill.prompts import load
 from distill.rows import read_jsonl, write_atomically
 from distill.run import STAGES, read_record
@@ -515,8 +516,13 @@ def _dropped(row: Row) -> dict[str, Any]:
     keys = ("rule", "reason", "value", "threshold", "neighbour")
     return {
         **_conversation(row),
-        "verdicts": [{key: _shown(verdict.get(key)) for key in keys} for verdict in _failing(row)],
+        "verdicts": [{key: _figure(verdict.get(key)) for key in keys} for verdict in _failing(row)],
     }
+
+
+def _figure(value: Any) -> str | None:
+    """What stands in a verdict, where nothing may be an empty text and a number a text."""
+    return None if value in (None, "") else short(value)
 
 
 # --- where it comes from

@@ -81,9 +81,12 @@ class Judge:
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
         self.every_row = options.every_row
-        self._sampling = sampling or DEFAULT_SAMPLING
-        if options.max_tokens is not None:
-            self._sampling = replace(self._sampling, max_tokens=options.max_tokens)
+        given = sampling or DEFAULT_SAMPLING
+        self._sampling = replace(
+            given,
+            temperature=DEFAULT_SAMPLING.temperature if given.temperature is None else given.temperature,
+            max_tokens=options.max_tokens or given.max_tokens or DEFAULT_SAMPLING.max_tokens,
+        )
 
     @classmethod
     def most_tokens(cls, options: Options) -> int:

@@ -113,9 +113,11 @@ def trained_student(student_folder: Path, *, watch: Watch | None = None) -> InPr
     return InProcess(lambda: _student(student_folder, adapter=True), identity, watch=watch)
 
 
-def local_model(model: str, *, name: str, watch: Watch | None = None) -> InProcess:
-    """A model by its recipe name (embedded, folder, .gguf, Hub id), under its own chat template."""
-    return InProcess(lambda: _whole(model), Endpoint(model=name, fingerprint=fingerprint(model)), watch=watch)
+def local_model(model: str, *, name: str, template: str = "own", watch: Watch | None = None) -> InProcess:
+    """A model by its recipe name (embedded, folder, .gguf, Hub id), under a chat template."""
+    weights = fingerprint(model)
+    identity = weights if template == "own" else json_sha256([weights, template])
+    return InProcess(lambda: _whole(model, template), Endpoint(model=name, fingerprint=identity), watch=watch)
 
 
 def _student(folder: Path, *, adapter: bool) -> Loaded:
@@ -125,12 +127,12 @@ def _student(folder: Path, *, adapter: bool) -> Loaded:
     return Loaded(model, tokenizer, str(read_base(folder)["template"]))
 
 
-def _whole(model: str) -> Loaded:
+def _whole(model: str, template: str) -> Loaded:
     from distill.console import say
     from distill.student.models import load_causal, load_tokenizer, materialise
 
     folder = materialise(model, say=say)
-    return Loaded(load_causal(folder), load_tokenizer(folder), "own")
+    return Loaded(load_causal(folder), load_tokenizer(folder), template)
 
 
 def _ignore(done: int, note: str) -> None:
