@@ -1,0 +1,47 @@
+"""A folder that `datasets.save_to_disk` wrote, whose rows have one of the known shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from distill.errors import MissingPackage, RecipeError
+from distill.importers import Address, known_shapes
+from distill.records import Rejected, Row, Rows
+from distill.shapes import Parsed
+from distill.shelf import suggest
+
+
+class Datasets:
+    """One dataset, or the split of a dictionary of them that `split` names (`train` where it is left out)."""
+
+    takes: frozenset[str] = frozenset({"split"})
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """What every row says."""
+        return known_shapes(_rows(address))
+
+
+def _rows(address: Address) -> Rows:
+    for number, value in enumerate(_table(address), start=1):
+        yield Row(number, value)
+
+
+def _table(address: Address) -> Any:
+    try:
+        from datasets import DatasetDict, load_from_disk
+    except ImportError as error:
+        raise MissingPackage("datasets is not installed; type: pip install 'distill[data]'") from error
+    try:
+        found = load_from_disk(address.path)
+    except (OSError, ValueError, KeyError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise RecipeError(f"{address.path}: no folder that `save_to_disk` wrote ({why})") from error
+    if not isinstance(found, DatasetDict):
+        if address.split is not None:
+            raise RecipeError(f"{address.path}: one dataset without splits; leave the split out")
+        return found
+    split = address.split or "train"
+    if split not in found:
+        raise RecipeError(f'{address.path}: no split "{split}"{suggest(split, list(found))}')
+    return found[split]

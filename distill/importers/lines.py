@@ -1,0 +1,26 @@
+"""A text file with a prompt a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.importers import Address
+from distill.records import Rejected, text_lines
+from distill.shapes import Parsed
+from distill.types import Message
+
+
+class Lines:
+    """Prompts without answers: tasks, not sessions."""
+
+    takes: frozenset[str] = frozenset()
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """Every line that is not blank."""
+        for found in text_lines(Path(address.path)):
+            if isinstance(found, Rejected):
+                yield found
+            else:
+                line, text = found
+                yield Parsed(line=line, messages=(Message("user", text),), instruction=text)

@@ -1,0 +1,20 @@
+"""A prompt and its response a row, as GPT4All, OpenOrca and TRL have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.importers import Address
+from distill.records import Rejected, json_rows
+from distill.shapes import Parsed, parse, prompt_response
+
+
+class PromptResponse:
+    """A JSON array, or JSON lines."""
+
+    takes: frozenset[str] = frozenset()
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """What every row says."""
+        return parse(json_rows(Path(address.path)), prompt_response)

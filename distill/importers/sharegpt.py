@@ -1,0 +1,20 @@
+"""ShareGPT's conversations, cleaned as Vicuna's were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.importers import Address
+from distill.records import Rejected, json_rows
+from distill.shapes import Parsed, parse, sharegpt
+
+
+class ShareGPT:
+    """A JSON array, or JSON lines."""
+
+    takes: frozenset[str] = frozenset()
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """What every row says."""
+        return parse(json_rows(Path(address.path)), sharegpt)

@@ -1,0 +1,192 @@
+"""Rows of files that others wrote: JSON lines or a JSON array, read as a stream, each row with its line.
+
+A row that cannot be read is told with its line and the rest goes on; only an array that breaks off ends the reading,
+as nothing says where its next element would start.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from distill.errors import RecipeError
+
+CHUNK_CHARS = 1 << 20
+MAX_ROW_CHARS = 1 << 28
+"""An array's element that is longer is taken for one that never ends."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_BETWEEN = re.compile(r"[\s,]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One object of a file."""
+
+    line: int
+    """Its line, or its number in a table, from 1."""
+    value: Mapping[str, Any]
+    repairs: tuple[str, ...] = ()
+    """What had to be mended to read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One row that cannot be used, and why."""
+
+    line: int
+    reason: str
+    """A short code: `not_json`, `no_answer`, `tool_turn` …"""
+    detail: str
+    """What was found, in one line."""
+
+
+Rows: TypeAlias = Iterator[Row | Rejected]
+
+
+def json_rows(path: Path) -> Rows:
+    """Every object of a JSONL file, or of a file that holds one JSON array. Raises `RecipeError`."""
+    with _opened(path) as file:
+        if _first_char(file) == b"[":
+            yield from _array_rows(file, path)
+        else:
+            for line, raw in enumerate(file, start=1):
+                if (row := _line_row(raw, line)) is not None:
+                    yield row
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str] | Rejected]:
+    """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
+    with _opened(path) as file:
+        for line, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                yield Rejected(line, "not_utf8", str(error))
+                continue
+            if text:
+                yield line, text
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise RecipeError(f"cannot read {path}: {error.strerror}; check the path") from error
+
+
+def _first_char(file: BinaryIO) -> bytes:
+    """The first byte that is no white space and no byte order mark; the file is at its start again."""
+    found = b""
+    while not found and (piece := file.read(4096)):
+        found = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    file.seek(0)
+    return found
+
+
+def _line_row(raw: bytes, line: int) -> Row | Rejected | None:
+    try:
+        text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        return Rejected(line, "not_utf8", str(error))
+    if not text:
+        return None
+    try:
+        value = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        return Rejected(line, "not_json", f"not JSON ({error})")
+    return _row(value, text, line)
+
+
+def _row(value: Any, text: str, line: int) -> Row | Rejected:
+    if not isinstance(value, dict):
+        return Rejected(line, "no_object", f"found {type(value).__name__}, expected an object")
+    if _SURROGATE.search(text) and (mended := _without_surrogates(value)) != value:
+        return Row(line, mended, ("half_character_replaced",))
+    return Row(line, value)
+
+
+def _without_surrogates(value: Any) -> Any:
+    """The value with every half of a character, which UTF-8 cannot write, replaced by U+FFFD."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    return value
+
+
+def _array_rows(file: BinaryIO, path: Path) -> Rows:
+    """The elements of an array, read in pieces, so that no more than one element and one piece is held."""
+    window = _Window(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), path)
+    window.skip_to("[")
+    while (element := window.element()) is not None:
+        text, value, line = element
+        yield _row(value, text, line)
+
+
+class _Window:
+    """The part of a long text that is being looked at."""
+
+    def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
+        self._text, self._path = text, path
+        self._buffer, self._at, self._line = "", 0, 1
+        self._decoder = json.JSONDecoder(parse_constant=lambda _: None)
+
+    def skip_to(self, char: str) -> None:
+        while (found := self._buffer.find(char)) < 0:
+            self._read()
+        self._move(found + 1)
+
+    def element(self) -> tuple[str, Any, int] | None:
+        """The next element with its text and its line; `None` at the array's end."""
+        self._skip_between()
+        if self._buffer[self._at] == "]":
+            self._require_end()
+            return None
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._buffer, self._at)
+                break
+            except (ValueError, RecursionError) as error:
+                self._read(error)
+        text, line = self._buffer[self._at : end], self._line
+        self._move(end)
+        return text, value, line
+
+    def _skip_between(self) -> None:
+        while True:
+            match = _BETWEEN.match(self._buffer, self._at)
+            self._move(match.end() if match else self._at)
+            if self._at < len(self._buffer):
+                return
+            self._read()
+
+    def _require_end(self) -> None:
+        rest = self._buffer[self._at + 1 :] + self._piece(CHUNK_CHARS)
+        if rest.strip():
+            raise RecipeError(f"{self._path}:{self._line}: text after the array's end; expected one array, or JSONL")
+
+    def _move(self, to: int) -> None:
+        self._line += self._buffer.count("\n", self._at, to)
+        self._at = to
+
+    def _read(self, error: BaseException | None = None) -> None:
+        """Look further; what is behind is let go."""
+        kept = self._buffer[self._at :]
+        piece = self._piece(max(CHUNK_CHARS, len(kept))) if len(kept) < MAX_ROW_CHARS else ""
+        if not piece:
+            why = f"not JSON ({error})" if error is not None else "the array has no end"
+            raise RecipeError(f"{self._path}:{self._line}: {why}; is the file cut off?")
+        self._buffer, self._at = kept + piece, 0
+
+    def _piece(self, size: int) -> str:
+        try:
+            return self._text.read(size)
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{self._path}: {error}; expected a UTF-8 file") from error

@@ -1,0 +1,83 @@
+"""Makes text of what was scraped from a chat page: HTML to markdown, and the page's own words taken out.
+
+After FastChat's `fastchat/data/clean_sharegpt.py`. Unlike there, only a turn that is a piece of a page is converted (a
+question *about* HTML keeps its tags), nothing is escaped, and code blocks are found by their elements.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_PAGE = re.compile(r"""class=["'][^"'>]{0,200}\b(markdown|whitespace-pre-wrap)\b""")
+"""How ChatGPT's page marked a turn."""
+_FRAGMENT = re.compile(r"\s*<(p|div|ol|ul|pre|h[1-6]|table|blockquote)\b[^>]*>", re.I)
+_VARIANT = re.compile(r"\A\d{1,3} / \d{1,3}(?=<|\n|\Z|[A-Z])")
+"""The page's count of regenerated answers, such as `2 / 3`; FastChat cuts `1 / 2 cup of milk` too."""
+_EMPTY_BLOCK = re.compile(r"```\s*[\w+#.-]{0,30}?(?:Copy code)+\s*```")
+_COPY_CODE = re.compile(r"```\s*([\w+#.-]{0,30}?)(?:Copy code)+[ \t]*\n?")
+_COPY_COUNT = re.compile(r"Copy\d{1,9} chars / \d{1,9} words")
+_BLANKS = re.compile(r"\n{3,}")
+_LANGUAGE = re.compile(r"(?:language|lang)-([\w+#.-]{1,30})\Z")
+MAX_HTML_CHARS = 2_000_000
+
+
+def cleaned(text: str, *, answer: bool) -> tuple[str, list[str]]:
+    """The text of a scraped turn without white space around it, and what was repaired.
+
+    `answer`: said by the model; what a person typed is converted only where it bears the page's own marks. Raises
+    `ValueError` for HTML that cannot be parsed.
+    """
+    repairs = []
+    found = _VARIANT.sub("", text)
+    if _is_page(found, answer):
+        found = _markdown(found)
+        repairs.append("html_to_markdown")
+    if "Copy" in found:
+        found = _COPY_COUNT.sub("", _COPY_CODE.sub(r"```\1\n", _EMPTY_BLOCK.sub("", found)))
+    found = found.strip()
+    if not repairs and found != text.strip():
+        repairs.append("page_words_removed")
+    return found, repairs
+
+
+def _is_page(text: str, answer: bool) -> bool:
+    if _PAGE.search(text):
+        return True
+    return answer and bool(_FRAGMENT.match(text)) and text.rstrip().endswith(">") and "```" not in text
+
+
+def _markdown(html: str) -> str:
+    from bs4 import BeautifulSoup
+    from bs4.exceptions import ParserRejectedMarkup
+    from markdownify import MarkdownConverter
+
+    if len(html) > MAX_HTML_CHARS:
+        raise ValueError(f"{len(html):,} characters of HTML, at most {MAX_HTML_CHARS:,} are converted")
+    converter = MarkdownConverter(
+        heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, escape_misc=False,
+        code_language_callback=_language,
+    )  # fmt: skip
+    try:
+        soup = BeautifulSoup(html, "html.parser")
+        for element in soup(["script", "style", "button"]):
+            element.decompose()
+        for block in soup("pre"):
+            _only_code(block)
+        return _BLANKS.sub("\n\n", converter.convert_soup(soup))
+    except (ParserRejectedMarkup, AssertionError, RecursionError) as error:
+        raise ValueError(f"HTML that cannot be parsed ({type(error).__name__})") from error
+
+
+def _only_code(block: Any) -> None:
+    """Leave of a code block its code: the page put a title bar in front of it, with the language in it."""
+    code = block.find("code")
+    if code is not None:
+        block["class"] = code.get("class") or []
+        block.string = code.get_text().rstrip("\n")
+
+
+def _language(block: Any) -> str:
+    """The language that a code block's class names; empty where there is none."""
+    found = (_LANGUAGE.search(name) for name in block.get("class") or [])
+    return next((match[1] for match in found if match), "")
