@@ -57,7 +57,7 @@ def _found(context: Context, task: str | None) -> Iterator[tuple[str, Question]]
     section = context.recipe.expand
     if section is not None and task is None:
         growth = growth_of(context)
-        if (miss := first_miss_of_growth(growth, section.tasks, context.journal, endpoints["teacher"])) is not None:
+        if (miss := first_miss_of_growth(growth, section.tasks, context.journal, endpoints)) is not None:
             yield f"expand {miss[0]}", miss[1]
     collect = context.recipe.collect
     if collect is None or not (collect.tasks or (context.folder / "tasks.jsonl").exists()):

@@ -41,12 +41,13 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
     path_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold a path, a list of paths or an embedded model's name: `load` resolves and hashes them."""
+    """Fields that hold a path, paths in a list or by name, or an embedded model's name: `load` resolves and hashes."""
 
     def paths(self) -> list[str]:
         """What those fields hold, embedded models left out."""
         held = [getattr(self, name) for name in self.path_fields]
-        named = [value for one in held for value in (one if isinstance(one, (list, tuple)) else [one])]
+        lists = [list(one.values()) if isinstance(one, Mapping) else one for one in held]
+        named = [value for one in lists for value in (one if isinstance(one, (list, tuple)) else [one])]
         return [value for value in named if value and value not in EMBEDDED]
 
 
@@ -559,7 +560,8 @@ def _resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     if recipe.curate is not None:
         changed["curate"] = [options(f"curate.{rule.filter}", rule) for rule in recipe.curate]
     if recipe.expand is not None:
-        changed["expand"] = recipe.expand.model_copy(update={"seeds": file("expand.seeds", recipe.expand.seeds)})
+        expand = recipe.expand.model_copy(update={"seeds": file("expand.seeds", recipe.expand.seeds)})
+        changed["expand"] = options("expand", expand)
     if recipe.collect is not None and recipe.collect.tasks is not None:
         tasks = file("collect.tasks", recipe.collect.tasks)
         changed["collect"] = recipe.collect.model_copy(update={"tasks": tasks})
@@ -606,6 +608,8 @@ def _found(value: str, folder: Path, *, folders: bool = False) -> Path | None:
 
 
 def _each_path(value: Any, resolve: Callable[[str], str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _each_path(one, resolve) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_each_path(one, resolve) for one in value)
     return resolve(value) if value and value not in EMBEDDED else value

@@ -422,7 +422,9 @@ def _expand_options(context: Context) -> Any:
     section = context.recipe.expand
     assert section is not None
     options = [section.strategy, section.tasks, file_sha256(Path(section.seeds)), section.options.model_dump()]
-    return [*options, _identity(context), context.recipe.seed]
+    files = [context.recipe.files.get(path) for path in section.options.paths()]
+    others = context.teachers.other_identity() if context.teachers is not None else []
+    return [*options, files, _identity(context), context.recipe.seed, *others]
 
 
 def _collect_options(context: Context) -> Any:

@@ -100,7 +100,7 @@ def first_misses(
 
 
 def first_miss_of_growth(
-    growth: Growth, target: int, journal: Journal, endpoint: Endpoint
+    growth: Growth, target: int, journal: Journal, endpoints: Mapping[str, Endpoint]
 ) -> tuple[str, Question] | None:
     """The first proposal that the journal cannot finish; `None` where it can grow to the target."""
     begun: dict[int, Steps[Any]] = {}
@@ -110,7 +110,7 @@ def first_miss_of_growth(
             if number not in begun:
                 begun[number] = Steps(str(number), partial(growth.propose, number), by_role)
         steps = begun.pop(k)
-        if (miss := _replay(steps, journal, dict.fromkeys(steps.names, endpoint))) is not None:
+        if (miss := _replay(steps, journal, endpoints)) is not None:
             return f"proposal {k}", miss
         admitted += len(growth.admit(k, (steps.outcome.value if steps.outcome else None) or []))
         k += 1

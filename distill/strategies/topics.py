@@ -82,7 +82,7 @@ class Topics:
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
         self.options = options
         self._seed = seed
-        self._own = [*options.topics, *(pool.lines_of(options.topics_file) if options.topics_file else ())]
+        self._topics = [*options.topics, *(pool.lines_of(options.topics_file) if options.topics_file else ())]
         self._pool = Pool(options, rules=("too_short",))
         self._list = prompts.load("strategies/topics_list.txt")
         self._templates = {kind: prompts.load(f"strategies/topics_{kind}.txt") for kind in options.kinds}
@@ -95,7 +95,7 @@ class Topics:
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for topics (the same lists at every k, so they are bought once), then for tasks about some of them."""
-        topics = self._own or (yield from self._listed())
+        topics = self._topics or (yield from self._listed())
         if not topics:
             return []
         rng, kind = Random(f"{self._seed}:{k}"), self.options.kinds[k % len(self.options.kinds)]
@@ -110,7 +110,7 @@ class Topics:
         return self._pool.admit(tasks)
 
     def _listed(self) -> Flow[list[str]]:
-        """All topics of all lists, each once, in order."""
+        """All topics of all lists, each once, in order; remembered, since every request would get the same."""
         sampling, count = self.options.sampling.sampling(), self.options.topics_each
         asked = []
         for number in range(self.options.topic_requests):
@@ -119,7 +119,8 @@ class Topics:
             asked.append(pool.request(text, number, sampling))
         answers: tuple[Completion | Failure, ...] = yield tuple(asked)
         found = [topic for answer in answers if isinstance(answer, Completion) for topic in listed_topics(answer.text)]
-        return list(dict.fromkeys(found))
+        self._topics = list(dict.fromkeys(found))
+        return self._topics
 
     def _request(self, kind: Kind, topics: Sequence[str], k: int) -> Request:
         lines = "\n".join(f"{number}. {topic}" for number, topic in enumerate(topics, start=1))
@@ -138,7 +139,7 @@ def _read(answer: Completion, topics: Sequence[str], meta: dict[str, object], k:
     """Each item with the topic of its number; a number beyond them has none."""
     items = pool.marked(answer.text)
     tasks = pool.candidates(k, [item for _, item in items], meta, is_cut=answer.finish == "length")
-    named = {number: topic for number, topic in enumerate(topics, start=1)}
+    named = dict(enumerate(topics, start=1))
     return [
         replace(task, meta={**task.meta, "topic": named[number], "lineage": [named[number]]})
         if number in named
