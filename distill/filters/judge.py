@@ -157,7 +157,7 @@ def tag_of(session: Session) -> str:
 
 
 _CONTROL = re.compile(
-    r"<(?=\|[^|<>\n]{1,40}\|>|\uff5c[^\uff5c<>\n]{1,40}\uff5c>|/?s>|/?(?:bos|eos|pad|unk)>|<?/?SYS>>|(?:start|end)_of_turn>)"
+    r"<(?=\|[^|<>\s]{1,40}\|>|\uff5c[^\uff5c<>\s]{1,40}\uff5c>|/?s>|/?(?:bos|eos|pad|unk)>|<?/?SYS>>|(?:start|end)_of_turn>)"
     r"|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS)\])"
 )
 """Where a chat template's control tokens begin: a server may read them inside a message as if they were its own."""
