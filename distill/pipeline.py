@@ -18,9 +18,11 @@ from distill.recipe import Recipe
 from distill.run import STAGES, Run, measured, opened
 from distill.steps import (
     ACCEPTABLE,
+    BASE,
     PIPELINE,
     Context,
     passes,
+    roles_of_filters,
     serves_here,
     sources_of,
     stop_teacher,
@@ -46,7 +48,7 @@ def run_recipe(
     """
     loaded, folder = _addressed(path, run_dir, overrides, allowed)
     names = _chosen(loaded, stages)
-    if {"train", "compare"} & set(names) or serves_here(loaded):
+    if {"train", "compare"} & set(names) or serves_here(loaded) or _asks_base(loaded, names, allowed):
         require_training_packages("distill run")
     teachers = hire(loaded, folder)
     for line in known_faults(loaded):
@@ -88,6 +90,10 @@ def _journal(folder: Path, loaded: Recipe) -> Iterator[Journal]:
     with ExitStack() as journals:
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
+
+
+def _asks_base(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:
+    return "curate" in names and BASE in roles_of_filters(loaded, allowed)
 
 
 def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
