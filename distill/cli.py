@@ -192,14 +192,20 @@ def check(
 
 
 @app.command()
-def show(run_folder: RunFolder) -> None:
+def show(
+    run_folder: RunFolder,
+    funnel: Annotated[
+        bool, typer.Option("--funnel", help="rows lost by each curation rule, overlaps of rules, examples")
+    ] = False,
+) -> None:
     """Show a run's stages, rows, tokens and cost.
 
-    Example: distill show runs/quickstart
+    Example: distill show runs/quickstart --funnel
     """
     from distill import forecast
+    from distill import funnel as lost
 
-    for line in forecast.status_lines(run_folder):
+    for line in lost.lines(run_folder) if funnel else forecast.status_lines(run_folder):
         console.result(line)
 
 
