@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from distill import recipe
 from distill.types import Session
 
 FILTERS = {
+    "contamination": "distill.filters.contamination:Contamination",
     "empty": "distill.filters.empty:Empty",
     "exact_duplicate": "distill.filters.exact_duplicate:ExactDuplicate",
+    "format": "distill.filters.format:Format",
     "ifd": "distill.filters.ifd:Ifd",
     "judge": "distill.filters.judge:Judge",
+    "keyword": "distill.filters.keywords:Keyword",
+    "language": "distill.filters.language:Language",
     "length": "distill.filters.length:Length",
+    "minhash": "distill.filters.minhash:MinHash",
     "near_duplicate": "distill.filters.near_duplicate:NearDuplicate",
     "perplexity": "distill.filters.perplexity:Perplexity",
+    "pii": "distill.filters.pii:PersonalData",
+    "quota": "distill.filters.quota:Quota",
     "refusal": "distill.filters.refusal:Refusal",
+    "repetition": "distill.filters.repetition:Repetition",
+    "selection": "distill.filters.selection:Selection",
+    "semantic_duplicate": "distill.filters.semantic_duplicate:SemanticDuplicate",
     "truncated": "distill.filters.truncated:Truncated",
 }
 
@@ -41,9 +52,43 @@ def answers_of(session: Session) -> list[str]:
     return [message.content for message in session.messages if message.role == "assistant"]
 
 
+def texts_of(session: Session, on: Compared) -> list[str]:
+    """Every user turn (`prompt`), every answer, or both, in order; system messages are ours and left out."""
+    roles = {"prompt": ("user",), "answer": ("assistant",), "both": ("user", "assistant")}[on]
+    return [message.content for message in session.messages if message.role in roles]
+
+
 def compared_text(session: Session, on: Compared) -> str:
     """The text of a session by which it is compared with others."""
     answer = "\n".join(answers_of(session))
     if on == "both":
         return f"{prompt_of(session)}\n{answer}"
     return prompt_of(session) if on == "prompt" else answer
+
+
+def prose_of(text: str) -> tuple[str, str | None]:
+    """The text without code, and the line of a code fence that nothing closes.
+
+    Fences as in CommonMark 0.31, section 4.5, at any indentation, because lists indent them; and `code` within a line.
+    """
+    if "`" not in text and "~~~" not in text:
+        return text, None
+    kept: list[str] = []
+    opened: str | None = None
+    for line in text.splitlines():
+        fence = _FENCE.match(line)
+        if opened is None and fence:
+            opened = line.strip()
+        elif opened is None:
+            kept.append(_CODE.sub(" ", line))
+        elif fence and not fence["info"].strip() and fence["marks"].startswith(_marks(opened)):
+            opened = None
+    return "\n".join(kept), opened
+
+
+_FENCE = re.compile(r"\s*(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)$")
+_CODE = re.compile(r"`[^`]{1,500}`")
+
+
+def _marks(line: str) -> str:
+    return line[: len(line) - len(line.lstrip(line[0]))]

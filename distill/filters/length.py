@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from distill import recipe
+from distill.embedded import EMBEDDED, fetch
+from distill.errors import MissingPackage, ModelError
 from distill.filters import answers_of
 from distill.text import words
 from distill.types import Session, Verdict
 
 Bound = Annotated[int, Field(ge=0)] | None
+
+_UNITS = ("words", "chars", "tokens")
 
 
 class Length:
@@ -20,6 +26,7 @@ class Length:
     class Options(recipe.Options):
         """Options of `filter: length`; a bound left out does not apply."""
 
+        path_fields: ClassVar[tuple[str, ...]] = ("tokenizer",)
         min_words: Bound = None
         """Fewest words, as split at white space."""
         max_words: Bound = None
@@ -28,40 +35,72 @@ class Length:
         """Fewest characters; for languages that write no spaces."""
         max_chars: Bound = None
         """Most characters."""
+        min_tokens: Bound = None
+        """Fewest tokens of `tokenizer`, without begin and end marks."""
+        max_tokens: Bound = None
+        """Most tokens."""
+        tokenizer: str | None = None
+        """What counts tokens: `smollm2`, or a local folder with a tokenizer."""
 
         @model_validator(mode="after")
         def _ordered(self) -> Length.Options:
-            for least, most, unit in (
-                (self.min_words, self.max_words, "words"),
-                (self.min_chars, self.max_chars, "chars"),
-            ):
+            for unit in _UNITS:
+                least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
                 if least is not None and most is not None and least > most:
                     raise ValueError(f"min_{unit} {least} is above max_{unit} {most}; no answer could be kept")
+            if self.tokenizer is None and not self.min_tokens == self.max_tokens is None:
+                raise ValueError("min_tokens and max_tokens need a `tokenizer`: smollm2, or a local folder")
             return self
 
     scope: Literal["row"] = "row"
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self._count: Callable[[str], int] | None = None
 
-    def measure(self, session: Session) -> tuple[int, int]:
-        """Words and characters of the answer."""
+    def measure(self, session: Session) -> dict[str, int]:
+        """Words, characters and, where there is a tokenizer, tokens of the answer. Raises `ModelError`."""
         answer = "\n".join(answers_of(session))
-        return len(words(answer)), len(answer)
+        found = {"words": len(words(answer)), "chars": len(answer)}
+        if self.options.tokenizer is not None:
+            self._count = self._count or _counter(self.options.tokenizer)
+            found["tokens"] = self._count(answer)
+        return found
 
-    def decide(self, value: tuple[int, int]) -> Verdict:
+    def decide(self, value: dict[str, int]) -> Verdict:
         """Keep an answer within every bound; a verdict names the first that it is outside of, or its words."""
-        chosen = self.options
-        for unit, count, least, most in (
-            ("words", value[0], chosen.min_words, chosen.max_words),
-            ("chars", value[1], chosen.min_chars, chosen.max_chars),
-        ):
-            if least is not None and count < least:
-                return _outside(f"too_few_{unit}", count, least)
-            if most is not None and count > most:
-                return _outside(f"too_many_{unit}", count, most)
-        return Verdict(rule="length", keep=True, reason="ok", value=value[0])
+        for unit in (unit for unit in _UNITS if unit in value):
+            least, most = getattr(self.options, f"min_{unit}"), getattr(self.options, f"max_{unit}")
+            if least is not None and value[unit] < least:
+                return _outside(f"too_few_{unit}", value[unit], least)
+            if most is not None and value[unit] > most:
+                return _outside(f"too_many_{unit}", value[unit], most)
+        return Verdict(rule="length", keep=True, reason="ok", value=value["words"])
 
 
 def _outside(reason: str, count: int, bound: int) -> Verdict:
     return Verdict(rule="length", keep=False, reason=reason, value=count, threshold=bound)
+
+
+def _counter(name: str) -> Callable[[str], int]:
+    """Counts the tokens of a text. Raises `MissingPackage`, or `ModelError` where there is no tokenizer."""
+    try:
+        from transformers import AutoTokenizer
+
+        if name in EMBEDDED:
+            file = fetch(name)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        elif not Path(name).is_dir():
+            raise ModelError(f"length.tokenizer: {name} is no folder; give one with a tokenizer, or smollm2")
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except ImportError as error:
+        raise MissingPackage(
+            f"length counts tokens with {error.name}, which is not installed; type: pip install 'distill[train]'"
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"length.tokenizer: none can be read in {name} ({str(error).splitlines()[0]}); give a folder with a "
+            "tokenizer.json, or smollm2"
+        ) from error
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))

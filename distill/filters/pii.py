@@ -1,0 +1,156 @@
+"""Finds e-mail addresses, numbers and keys that belong to somebody; labels, drops or masks them."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, NamedTuple, get_args
+
+from distill import recipe
+from distill.types import Session, Verdict
+
+Kind = Literal["email", "ip", "phone", "credit_card", "iban", "us_ssn", "secret"]
+
+_EMAIL = re.compile(r"(?<![\w.+-])\w[\w.+-]{0,63}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
+_IP = re.compile(
+    r"(?<![\w.:])(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\w)|(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:]))"
+)
+_PHONE = re.compile(
+    r"(?<![\w.+-])\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}(?![\w-])"
+    r"|(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}(?![\w-])"
+)
+_CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-])")
+_IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
+_SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
+_SECRET = re.compile(
+    r"(?<![\w-])(?:sk-[\w-]{20,200}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,80}|github_pat_\w{22,100}"
+    r"|xox[abprs]-[\w-]{10,100}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,50}|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000})"
+    r"(?![\w-])|-----BEGIN (?:[A-Z]{1,12} ){0,2}PRIVATE KEY-----"
+)
+_ISSUERS = re.compile(
+    r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3[068]\d{12}|35\d{14}|6\d{15}(?:\d{3})?"
+)
+
+
+class _Finder(NamedTuple):
+    kind: Kind
+    hint: str
+    """Texts without it are not searched."""
+    pattern: re.Pattern[str]
+    length: Callable[[str], int]
+    """How much of a match is one: all, the beginning, or 0."""
+
+
+class PersonalData:
+    """Numbers are checked where they can be: Luhn's sum of cards, ISO 13616's of IBANs, what the SSA gives out.
+
+    Left alone are the addresses and numbers kept for examples (RFC 2606, 555-01xx) and the private ones (RFC 1918).
+    Patterns are ours; secrets by the prefixes that their issuers publish. Names and streets are not found: that takes
+    a model.
+    """
+
+    class Options(recipe.Options):
+        """Options of `filter: pii`."""
+
+        action: Literal["label", "drop", "mask"] = "label"
+        """`mask` puts `[EMAIL]` and the like in their place, and labels."""
+        kinds: tuple[Kind, ...] = get_args(Kind)
+
+    scope: Literal["row"] = "row"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._finders = [finder for finder in _FINDERS if finder.kind in options.kinds]
+
+    def measure(self, session: Session) -> dict[str, int]:
+        """How many of each kind; what they are is written nowhere."""
+        return dict(Counter(kind for each in session.messages for _, _, kind in self._spans(each.content)))
+
+    def decide(self, value: Mapping[str, int]) -> Verdict:
+        """Label or drop what has any; the value names the kinds."""
+        keep = not value or self.options.action != "drop"
+        found = " ".join(f"{kind}:{count}" for kind, count in sorted(value.items()))
+        return Verdict(rule="pii", keep=keep, reason="pii" if value else "ok", value=found or None, threshold=0)
+
+    def mend(self, session: Session, value: Mapping[str, int]) -> Session:
+        """The session with all of it masked, if that is the action; else the session itself."""
+        if not value or self.options.action != "mask":
+            return session
+        messages = tuple(replace(message, content=self._masked(message.content)) for message in session.messages)
+        return replace(session, messages=messages)
+
+    def _masked(self, text: str) -> str:
+        while spans := self._spans(text):  # a mask may part what hid another: on until none is left
+            for start, end, kind in reversed(spans):
+                text = f"{text[:start]}[{kind.upper()}]{text[end:]}"
+        return text
+
+    def _spans(self, text: str) -> list[tuple[int, int, str]]:
+        """Start, end and kind of each, in order; of two that overlap, the one that begins first, then the longer."""
+        found = []
+        for finder in self._finders:
+            if finder.hint in text:
+                for match in finder.pattern.finditer(text):
+                    if length := finder.length(match.group()):
+                        found.append((match.start(), match.start() + length, finder.kind))
+        kept: list[tuple[int, int, str]] = []
+        for start, end, kind in sorted(found, key=lambda span: (span[0], -span[1])):
+            if not kept or start >= kept[-1][1]:
+                kept.append((start, end, kind))
+        return kept
+
+
+def _email(text: str) -> int:
+    domain = text.rpartition("@")[2].lower()
+    reserved = re.search(r"(?:^|\.)example\.(?:com|org|net)$|\.(?:example|invalid|test|localhost)$", domain)
+    return 0 if reserved else len(text)
+
+
+def _ip(text: str) -> int:
+    """Public addresses alone; an IPv6 one must have three groups, or `a::b` of a programming language would be one."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return 0
+    groups = [group for group in re.split("[.:]", text) if group]
+    return len(text) if address.is_global and len(groups) >= 3 else 0
+
+
+def _phone(text: str) -> int:
+    digits = re.sub(r"\D", "", text)
+    fictional = re.search(r"55501\d\d$", digits)
+    return len(text) if 8 <= len(digits) <= 15 and not fictional else 0
+
+
+def _card(text: str) -> int:
+    """By issuer's prefix and length (ISO/IEC 7812) and Luhn's sum."""
+    digits = re.sub(r"\D", "", text)
+    doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
+    valid = sum(value - 9 * (value > 9) for value in doubled) % 10 == 0
+    return len(text) if valid and _ISSUERS.fullmatch(digits) else 0
+
+
+def _iban(text: str) -> int:
+    """The longest beginning whose remainder modulo 97 is 1 (ISO 13616): a word may follow in capitals."""
+    while len(text) >= 15:
+        plain = text.replace(" ", "")
+        if len(plain) <= 34 and int("".join(str(int(letter, 36)) for letter in plain[4:] + plain[:4])) % 97 == 1:
+            return len(text)
+        text = text.rpartition(" ")[0]
+    return 0
+
+
+_FINDERS = (
+    _Finder("secret", "-", _SECRET, len),
+    _Finder("secret", "AKIA", re.compile(r"(?<![\w-])AKIA[0-9A-Z]{16}(?![\w-])"), len),
+    _Finder("email", "@", _EMAIL, _email),
+    _Finder("iban", "", _IBAN, _iban),
+    _Finder("credit_card", "", _CARD, _card),
+    _Finder("us_ssn", "-", _SSN, len),
+    _Finder("ip", ".", _IP, _ip),
+    _Finder("ip", "::", _IP, _ip),
+    _Finder("phone", "", _PHONE, _phone),
+)
