@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict
 
 from distill import assets, recipe, shelf
 from distill.errors import MissingPackage, RecipeError
 from distill.filters import FILTERS
+from distill.importers import IMPORTERS
 from distill.metrics import METRICS
 from distill.recipe import Options, Recipe
 from distill.strategies import STRATEGIES
@@ -41,12 +43,16 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
 
         return options_of
 
+    def importer(name: str) -> Any:
+        return None if ":" in name and not importing else shelf.part(IMPORTERS, name, kind="format", allowed=allowed)
+
     return recipe.Parts(
         expand=lookup(STRATEGIES, "strategy", "propose"),
         collect=lookup(STRATEGIES, "strategy", "flow"),
         filter=lookup(FILTERS, "filter", "scope"),
         metric=lookup(METRICS, "metric", "score"),
         train=TrainOptions,
+        source=importer,
     )
 
 

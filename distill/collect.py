@@ -51,10 +51,12 @@ def collect(
     seed: int,
     engine: Engine,
     max_failed: float,
+    before: Sequence[Session] = (),
 ) -> tuple[str, Mapping[str, Any]]:
     """Ask for every task; returns the stage's status, `done` or `partial`, and its counts.
 
-    `partial` says that asking again may bring more. `choose` names each task's teacher. Raises `StageIncomplete` when
+    `partial` says that asking again may bring more. `choose` names each task's teacher. The sessions of `before`,
+    which others answered, go in front of sessions.jsonl. Raises `StageIncomplete` when
     more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is finished is written
     first, in either case.
     """
@@ -63,9 +65,9 @@ def collect(
     try:
         outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
     except Stopped as stop:
-        _write(folder, stop.outcomes, marks)
+        _write(folder, stop.outcomes, marks, before)
         raise
-    sessions, failed = _write(folder, outcomes, marks)
+    sessions, failed = _write(folder, outcomes, marks, before)
     _accept(failed, len(tasks), max_failed)
     transient = any(failure.transient for row in failed for failure in row["failures"])
     counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": _truncated(sessions)}
@@ -90,7 +92,10 @@ def model_of(tasks: Sequence[Task], choose: Callable[[Task], Chosen]) -> Callabl
 
 
 def _write(
-    folder: Path, outcomes: Sequence[Outcome[Came]], marks: Mapping[str, Mapping[str, str]]
+    folder: Path,
+    outcomes: Sequence[Outcome[Came]],
+    marks: Mapping[str, Mapping[str, str]],
+    before: Sequence[Session],
 ) -> tuple[list[Session], list[dict[str, Any]]]:
     """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
     came = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
@@ -104,7 +109,7 @@ def _write(
         for outcome, of_task in came
         if not of_task
     ]
-    write_rows(folder / "sessions.jsonl", sessions)
+    write_rows(folder / "sessions.jsonl", [*before, *sessions])
     write_rows(folder / "failures.jsonl", failed)
     return sessions, failed
 

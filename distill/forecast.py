@@ -70,7 +70,8 @@ def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
 
 def stages_of(recipe: Recipe) -> list[str]:
     """The stages that a recipe has, in order; the report is always one."""
-    return [name for name in STAGES if name == "report" or getattr(recipe, name) is not None]
+    has = {"report": True, "collect": recipe.collect is not None or bool(recipe.sources)}
+    return [name for name in STAGES if has.get(name, getattr(recipe, name, None) is not None)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,7 @@ def _plans(recipe: Recipe) -> list[Plan]:
         prompt = max(1, sum(map(len, lines)) // BYTES_A_TOKEN // max(1, tasks)) + MESSAGE_TOKENS
     if recipe.collect is not None and tasks:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
-    if recipe.compare is not None and recipe.collect is not None:
-        test = recipe.collect.test
+    if recipe.compare is not None and (test := recipe.held_out):
         plans.append(Plan("compare", test, test * prompt, test * most if most else None))
     return plans
 

@@ -211,6 +211,53 @@ class Collect(PartSection):
     """Prompts held out for compare, never trained on."""
 
 
+class Source(Options):
+    """Answered sessions that others made; they join collect's, or take their place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    name: Annotated[str, Field(pattern=r"^[^\s/]{1,100}$")] | None = None
+    """Stands before the ids of its sessions; from the file's name when left out."""
+    format: Annotated[str | None, Field(alias="from")] = None
+    """Which format it has, such as `sharegpt`; needed with `path`."""
+    path: str | None = None
+    """A file, or a folder, as the format has it …"""
+    hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")] | None = None
+    """… or a dataset of the Hub: owner/name."""
+    split: str | None = None
+    revision: str | None = None
+    """Of a Hub dataset: a branch, a tag, or, so that it is always the same, a commit."""
+    licence: str | None = None
+    """What its licence says of training on it; stands in each session's meta."""
+    take: Annotated[int, Field(ge=1)] | None = None
+    """A sample of so many rows, by a hash of seed and id."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often each of its sessions counts: 0.5 takes about half of them, 2 takes each twice."""
+    max_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Split longer conversations before a question; a single pair that is longer stays whole and is marked."""
+    tokenizer: str | None = None
+    """Counts the tokens: `smollm2`, or a model's folder; that of student.model when left out."""
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or re.sub(r"[\s/]+", "-", self.hub or Path(self.path or "").stem)
+
+    @property
+    def importer(self) -> str:
+        """The name of its format."""
+        return self.format or "hub"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either `path` (with `from`), or `hub: owner/name`")
+        if self.path is not None and self.format is None:
+            raise ValueError("`from` is missing: the format of the file, such as alpaca or sharegpt")
+        if self.hub is not None and self.format not in (None, "hub"):
+            raise ValueError(f"`from: {self.format}` is for a `path`; a `hub` dataset tells its format itself")
+        return self
+
+
 class Rule(PartSection):
     """One curation rule."""
 
@@ -261,6 +308,10 @@ class Recipe(BaseModel):
     """Other runs, whose bought answers serve this one too."""
     expand: Expand | None = None
     collect: Collect | None = None
+    sources: list[Source] = []
+    """Data of others, whose sessions stand before collect's in sessions.jsonl."""
+    test: Annotated[int, Field(ge=0)] | None = None
+    """Prompts held out where there are sources and no `collect`: 32 with `compare`, else none. See collect.test."""
     curate: list[Rule] | None = None
     student: Student | None = None
     train: Train | None = None
@@ -274,6 +325,14 @@ class Recipe(BaseModel):
         if self.teacher is None:
             return ()
         return tuple(self.teacher) if isinstance(self.teacher, list) else (self.teacher,)
+
+    @property
+    def held_out(self) -> int:
+        """Prompts held out for compare."""
+        if self.collect is not None:
+            return self.collect.test
+        default = 32 if self.compare is not None and self.sources else 0
+        return default if self.test is None else self.test
 
     @property
     def roles(self) -> dict[str, Teacher]:
@@ -331,6 +390,26 @@ class Recipe(BaseModel):
             raise ValueError("`compare` needs held-out prompts: set `collect.test` to 32 or more")
         return self
 
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Recipe:
+        names = [source.called for source in self.sources]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f'sources: two are called "{twice}"; give each a `name`')
+        if self.test is not None and (self.collect is not None or not self.sources):
+            raise ValueError("test: is for a recipe with sources and without `collect`; use collect.test")
+        if self.sources and self.compare is not None and self.held_out == 0:
+            raise ValueError("`compare` needs held-out prompts: set `test` to 32 or more")
+        unique = [rule.filter for rule in self.curate or () if rule.filter in ("exact_duplicate", "near_duplicate")]
+        for source in self.sources:
+            if source.weight > 1 and unique:
+                raise ValueError(
+                    f"sources: {source.called}: weight {source.weight:g} repeats sessions, which {unique[0]} drops"
+                    " again; take that rule out, or lower the weights of the others instead"
+                )
+            if source.max_tokens is not None and source.tokenizer is None and self.student is None:
+                raise ValueError(f"sources: {source.called}: max_tokens needs a `tokenizer`, such as smollm2")
+        return self
+
     def document(self) -> dict[str, Any]:
         """The recipe as plain values, the parts' options resolved among them."""
         document = self.model_dump(exclude_none=True)
@@ -339,6 +418,9 @@ class Recipe(BaseModel):
                 document[name] = _plain(section)
         if self.curate is not None:
             document["curate"] = [_plain(rule) for rule in self.curate]
+        document["sources"] = [source.model_dump(by_alias=True, exclude_none=True) for source in self.sources]
+        if not self.sources:
+            del document["sources"]
         return document
 
     def to_yaml(self) -> str:
@@ -360,6 +442,7 @@ class Parts:
     filter: Callable[[str], type[Options]]
     metric: Callable[[str], type[Options]]
     train: type[Options]
+    source: Callable[[str], Any]
 
 
 def load(path: Path, parts: Parts, *, overrides: Iterable[str] = ()) -> Recipe:
@@ -442,7 +525,7 @@ def _assign(node: Any, keys: list[str], value: Any, text: str) -> None:
 
 def _rule_named(items: list[Any], name: str, text: str) -> Any:
     """The rule of a filter, or the teacher of a name, in a list of them."""
-    names = [str(item.get("filter") or item.get("name") or item.get("model")) for item in items]
+    names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
     if name not in names:
         raise RecipeError(f'--set {text}: no "{name}" in the recipe\'s list{suggest(name, names)}')
     return items[names.index(name)]
@@ -479,7 +562,7 @@ def _known_keys(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
     for key in location:
         if isinstance(key, str) and key in model.model_fields:
             model = next(iter(_models(model.model_fields[key].annotation)), model)
-    return [name for name in model.model_fields if name != "options"]
+    return [field.alias or name for name, field in model.model_fields.items() if name != "options"]
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
@@ -503,6 +586,11 @@ def _with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
             _filled(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults) for rule in recipe.curate
         ]
         changed["curate"] = rules
+    for source in recipe.sources:
+        try:
+            parts.source(source.importer)
+        except RecipeError as error:
+            faults.append(f"sources.{source.called}.from: {error}")
     for metric in recipe.compare.metrics if recipe.compare is not None else ():
         try:
             parts.metric(metric)
@@ -565,6 +653,8 @@ def _resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     if recipe.collect is not None and recipe.collect.tasks is not None:
         tasks = file("collect.tasks", recipe.collect.tasks)
         changed["collect"] = recipe.collect.model_copy(update={"tasks": tasks})
+    if recipe.sources:
+        changed["sources"] = [_source_found(source, folder, files, faults) for source in recipe.sources]
     if recipe.teacher is not None:
         teachers = [_with_model(teacher, "teacher", folder, faults) for teacher in recipe.teachers]
         changed["teacher"] = teachers if isinstance(recipe.teacher, list) else teachers[0]
@@ -578,6 +668,20 @@ def _resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
         if files.get(path, digest) != digest
     ]
     return recipe.model_copy(update={**changed, "files": files}), faults
+
+
+def _source_found(source: Source, folder: Path, files: dict[str, str], faults: list[str]) -> Source:
+    """The source with the absolute paths of its file or folder and its tokenizer, and the SHA-256 of the first."""
+    changed = {}
+    for key, value in (("path", source.path), ("tokenizer", source.tokenizer)):
+        local = None if value is None or value in EMBEDDED else folder / Path(value).expanduser()
+        if local is not None and not local.exists():
+            faults.append(f"sources.{source.called}.{key}: no file or folder {value}; looked in {folder}")
+        elif local is not None:
+            changed[key] = str(local.resolve())
+    if "path" in changed:
+        files[changed["path"]] = tree_sha256(Path(changed["path"]))
+    return source.model_copy(update={"name": source.called, **changed})
 
 
 Section = TypeVar("Section", Teacher, Student)

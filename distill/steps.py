@@ -17,6 +17,7 @@ from distill.engine.passes import Passes
 from distill.errors import RecipeError
 from distill.filters import FILTERS
 from distill.fingerprints import file_sha256
+from distill.importers import IMPORTERS
 from distill.journal import Journal
 from distill.metrics import METRICS
 from distill.providers import Provider
@@ -24,10 +25,11 @@ from distill.recipe import Recipe
 from distill.run import StageRecord, read_record
 from distill.strategies import STRATEGIES
 from distill.teachers import Teachers
-from distill.types import Flow, Growth, Sampling, Task
+from distill.types import Flow, Growth, Sampling, Session, Task
 
 if TYPE_CHECKING:
     from distill.collect import Chosen
+    from distill.ingest import Source
 
 SHARED_SOURCES = ("distill.types", "distill.rows", "distill.text")
 DRIVEN_SOURCES = ("distill.engine.drive", "distill.engine.flows")
@@ -38,6 +40,7 @@ TURN_SOURCES = tuple(f"distill.strategies.{name}" for name in ("dialogue", "fina
 """What strategies share."""
 FILTER_SOURCES = ("distill.filters", "distill.filters.likelihoods", "distill.chat", "distill.student.likelihood")
 """What filters share."""
+IMPORT_SOURCES = tuple(f"distill.{name}" for name in ("importers", "ingest", "records", "shapes", "trees", "webtext"))
 IN_PROCESS_BATCH = 32
 BASE = "base"
 """The role of the student's model before training."""
@@ -255,9 +258,12 @@ def _with_samplings(options: recipe.Options, loaded: Recipe) -> recipe.Options:
 def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
     from distill import collect
 
+    imported, came = _ingest(context)
     section = context.recipe.collect
-    assert section is not None
+    if section is None:
+        return came
     tasks = tasks_of(context)
+    _require_apart(imported, tasks)
     with _asking(context, "collect", record, len(tasks)) as engine:
         status, counts = collect.collect(
             context.folder,
@@ -267,9 +273,49 @@ def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
             seed=context.recipe.seed,
             engine=engine,
             max_failed=section.max_failed,
+            before=imported,
         )
     record.detail = ACCEPTABLE if status == "partial" else None
-    return counts
+    return {**came, **counts}
+
+
+def _ingest(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
+    """The sessions of the recipe's sources, and counts; where nothing is collected, they are sessions.jsonl."""
+    loaded = context.recipe
+    if not loaded.sources:
+        return [], {}
+    from distill import ingest
+
+    sources = [_source_of(source, loaded) for source in loaded.sources]
+    found, counts = ingest.ingest(context.folder, sources=sources, seed=loaded.seed, allowed=context.allowed)
+    if loaded.collect is None:
+        ingest.write(context.folder, found)
+    return found, counts
+
+
+def _source_of(section: recipe.Source, loaded: Recipe) -> Source:
+    from distill import ingest
+    from distill.importers import Address
+
+    splitter = None
+    if section.max_tokens is not None:
+        named = section.tokenizer or (loaded.student.model if loaded.student is not None else "")
+        splitter = ingest.splitter(named, section.max_tokens)
+    return ingest.Source(
+        format=section.importer,
+        address=Address(section.path or section.hub or "", section.split, section.revision),
+        licence=section.licence,
+        name=section.called,
+        take=section.take,
+        weight=section.weight,
+        splitter=splitter,
+    )
+
+
+def _require_apart(imported: Sequence[Session], tasks: Sequence[Task]) -> None:
+    names = {session.id for session in imported}
+    if both := next((task.id for task in tasks if task.id in names), None):
+        raise RecipeError(f"sources: the id {both} is also that of a task; give the source another `name`")
 
 
 def _curate(context: Context, record: StageRecord) -> Mapping[str, Any]:
@@ -281,7 +327,7 @@ def _curate(context: Context, record: StageRecord) -> Mapping[str, Any]:
         counts = curate.curate(
             context.folder,
             filters=[(rule.filter, _filter_of(context, rule)) for rule in context.recipe.curate or []],
-            test=section.test,
+            test=context.recipe.held_out,
             seed=context.recipe.seed,
             ask=partial(_ask_of_rows, context, engines),
             max_failed=section.max_failed,
@@ -429,10 +475,31 @@ def _expand_options(context: Context) -> Any:
 
 def _collect_options(context: Context) -> Any:
     section = context.recipe.collect
-    assert section is not None
+    sources = _source_options(context.recipe)
+    if section is None:
+        return [sources, context.recipe.seed]
     tasks = file_sha256(Path(section.tasks)) if section.tasks else None
     others = context.teachers.other_identity() if context.teachers is not None else []
-    return [section.strategy, tasks, section.options.model_dump(), _identity(context), context.recipe.seed, *others]
+    options = [section.strategy, tasks, section.options.model_dump(), _identity(context), context.recipe.seed, *others]
+    return [*options, sources] if sources else options
+
+
+def _source_options(loaded: Recipe) -> list[Any]:
+    """The sources with what is in their files, and in their tokenizer's model."""
+    model = loaded.student.model if loaded.student is not None else None
+    return [
+        [
+            source.model_dump(),
+            loaded.files.get(source.path or ""),
+            _tokenizer_sha256(source.tokenizer or model or "") if source.max_tokens is not None else None,
+        ]
+        for source in loaded.sources
+    ]
+
+
+def _tokenizer_sha256(model: str) -> str:
+    path = Path(model) / "tokenizer.json"
+    return file_sha256(path) if path.is_file() else embedded.fingerprint(model)
 
 
 def _curate_options(context: Context) -> Any:
@@ -441,7 +508,7 @@ def _curate_options(context: Context) -> Any:
         [rule.filter, rule.options.model_dump(), [loaded.files.get(path) for path in rule.options.paths()]]
         for rule in loaded.curate or []
     ]
-    options: list[Any] = [rules, loaded.collect.test if loaded.collect is not None else 0, loaded.seed]
+    options: list[Any] = [rules, loaded.held_out, loaded.seed]
     roles = roles_of_filters(loaded, context.allowed)
     if "judge" in roles and context.teachers is not None:
         options.append([context.teachers.providers["judge"].endpoint, _judge_sampling(loaded)])
@@ -482,11 +549,14 @@ def _part_sources(context: Context, stage: Stage) -> list[str]:
         named = [(STRATEGIES, loaded.expand.strategy)]
     elif stage.work is _collect and loaded.collect is not None:
         named = [(STRATEGIES, loaded.collect.strategy)]
+    if stage.work is _collect:
+        named += [(IMPORTERS, source.importer) for source in loaded.sources]
     elif stage.work is _curate:
         named = [(FILTERS, rule.filter) for rule in loaded.curate or []]
     elif stage.work is _compare and loaded.compare is not None:
         named = [(METRICS, metric) for metric in loaded.compare.metrics]
-    return [names.get(name, name).partition(":")[0] for names, name in named]
+    read = IMPORT_SOURCES if stage.work is _collect and loaded.sources else ()
+    return [*read, *(names.get(name, name).partition(":")[0] for names, name in named)]
 
 
 PIPELINE: Mapping[str, Stage] = {
@@ -509,7 +579,7 @@ PIPELINE: Mapping[str, Stage] = {
     "collect": Stage(
         _collect,
         inputs=("tasks.jsonl",),
-        outputs=("sessions.jsonl", "failures.jsonl"),
+        outputs=("sessions.jsonl", "failures.jsonl", "rejected.jsonl"),
         sources=("distill.collect", "distill.engine.flows", "distill.prompts", "distill.teachers", *TURN_SOURCES),
         options=_collect_options,
         teacher=True,
