@@ -226,6 +226,8 @@ class _Prompts:
         self._equal[normalise(prompt)] = id
 
     def near(self, prompt: str) -> Neighbour | None:
+        if not self._equal:
+            return None
         if (equal := self._equal.get(normalise(prompt))) is not None:
             return Neighbour(equal, 1.0)
         return self._index.near(comparable(prompt))
