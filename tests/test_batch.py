@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import subprocess
@@ -559,3 +560,16 @@ def test_a_run_that_is_killed_again_and_again_still_submits_no_question_twice(tm
         assert kills("again", server, tmp_path) > 10
         assert (tmp_path / "run.out").read_text() == f"{more_on('run', 3)} 0.090 0.000"
         assert set(server.submitted.values()) == {1}
+
+
+def test_an_answer_is_cut_at_our_stop_string_in_a_batch_too(journal: Journal, server: BatchServer) -> None:
+    def flow() -> Flow[str]:
+        answer = yield ask("q0 and more", stop=(" and",))
+        return str(answer.text)
+
+    [outcome] = passes(journal, server).run([("x", flow)])
+    [entry] = journal.entries()
+    whole = entry.completion.raw["choices"][0]
+    assert " and" in json.dumps(whole)
+    assert outcome.value is not None
+    assert " and" not in outcome.value

@@ -23,6 +23,7 @@ from distill.keys import Question
 from distill.ledger import Batch, Bill, Change, Statement, answered, batched, failed, intention, prepared, settled
 from distill.providers import ProviderError, Reply
 from distill.providers.batch import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, Refused, Result, Standing
+from distill.providers.openai import cut_at_stop
 from distill.types import Completion, Endpoint, Failure
 
 LINES_A_COMMIT = 500
@@ -324,6 +325,7 @@ class Batches:
             self._tally.prompt_tokens += reply.usage.prompt_tokens
             self._tally.completion_tokens += reply.usage.completion_tokens
         question = self._questions[of]
+        reply = cut_at_stop(reply, question.request.sampling.stop)
         completion = Completion(
             key=of,
             text=reply.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair fits in no file
