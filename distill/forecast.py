@@ -14,6 +14,7 @@ from distill import probe
 from distill.embedded import EMBEDDED
 from distill.engine.budget import BOUNDS
 from distill.engine.report import PILOT
+from distill.filters.judge import Judge
 from distill.probe import Findings
 from distill.recipe import Asks, Recipe, Teacher
 from distill.run import STAGES, read_record
@@ -22,6 +23,8 @@ NEW_TASKS_PER_REQUEST = 2.5
 """Tasks admitted of one expansion request, measured for the embedded teacher; a stronger one yields more."""
 EXPAND_TOKENS = (220, 110)
 """Prompt and completion tokens of one expansion request, measured with the shipped seeds."""
+GRADING_TOKENS = 320
+"""Prompt tokens of a question to a judge, beside the session, about."""
 PROMPT_TOKENS = 60
 """Prompt tokens of one task with its system message, about."""
 TEACHER_TOKENS_PER_SECOND = 90.0
@@ -93,7 +96,7 @@ def _spending(recipe: Recipe) -> list[str]:
     plans = _plans(recipe)
     found = [_planned_line(plan, recipe) for plan in plans]
     found += _caps(recipe)
-    return found + _times(plans, recipe)
+    return found + _times([plan for plan in plans if recipe.teachers[0] in _asked(plan, recipe)], recipe)
 
 
 def _plans(recipe: Recipe) -> list[Plan]:
@@ -109,6 +112,8 @@ def _plans(recipe: Recipe) -> list[Plan]:
         prompt = max(1, sum(map(len, lines)) // BYTES_A_TOKEN // max(1, tasks)) + MESSAGE_TOKENS
     if recipe.collect is not None and tasks:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
+    graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
+    plans += [_grading(options, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
     if recipe.compare is not None and (test := recipe.held_out):
         plans.append(Plan("compare", test, test * prompt, test * most if most else None))
     return plans
@@ -120,12 +125,28 @@ def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> Plan:
     return Plan("collect", asks.requests * tasks, tasks * prompt_tokens, asks.requests * tasks * most if most else None)
 
 
+def _judges(recipe: Recipe) -> list[Judge.Options]:
+    """The rules that have a judge grade; parts of the user's own are not looked into."""
+    return [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
+
+
+def _grading(options: Judge.Options, rows: int, tokens: int) -> Plan:
+    """Every row is graded once, unless a rule that asks nobody drops it."""
+    return Plan("curate", rows, rows * (GRADING_TOKENS + tokens), rows * Judge.most_tokens(options))
+
+
+def _asked(plan: Plan, recipe: Recipe) -> tuple[Teacher, ...]:
+    """Who answers a stage: one judge, the main teacher alone, or all of them."""
+    if plan.stage == "curate" and recipe.judge is not None:
+        return (recipe.judge,)
+    return recipe.teachers[:1] if plan.stage in ("expand", "curate") else recipe.teachers
+
+
 def _planned_line(plan: Plan, recipe: Recipe) -> str:
     completion = plan.completion_tokens
     upper = "no bound (teacher.sampling.max_tokens is not set)" if completion is None else f"at most {completion:,}"
-    priced = [teacher for teacher in recipe.teachers if teacher.price is not None]
     usd = "no price in the recipe"
-    if len(priced) == len(recipe.teachers) and completion is not None:
+    if all(teacher.price is not None for teacher in _asked(plan, recipe)) and completion is not None:
         usd = f"at most USD {_usd(plan, recipe):.2f}"
     return (
         f"{plan.stage}: about {plan.requests:,} requests, {plan.prompt_tokens:,} prompt tokens, {upper} answer tokens,"
@@ -134,8 +155,8 @@ def _planned_line(plan: Plan, recipe: Recipe) -> str:
 
 
 def _usd(plan: Plan, recipe: Recipe) -> float:
-    """USD by each teacher's price and share; expand asks the main one only."""
-    asked = recipe.teachers[:1] if plan.stage == "expand" else recipe.teachers
+    """USD by each teacher's price and share."""
+    asked = _asked(plan, recipe)
     weights = sum(teacher.weight for teacher in asked)
     return sum(
         teacher.weight
