@@ -60,7 +60,20 @@ def load_recipe(
     path: Path, *, overrides: Iterable[str] = (), allowed: Collection[str] = (), importing: bool = True
 ) -> Recipe:
     """The recipe of a file, of a run folder, or a shipped one by its bare name. Raises `RecipeError`."""
-    return recipe.load(_recipe_file(path), parts(allowed=allowed, importing=importing), overrides=overrides)
+    file = _recipe_file(path)
+    loaded = recipe.load(file, parts(allowed=allowed, importing=importing), overrides=overrides)
+    _require_roles(file, loaded)
+    return loaded
+
+
+def _require_roles(file: Path, loaded: Recipe) -> None:
+    """Raise `RecipeError` where a curation rule of ours asks somebody whom the recipe does not have."""
+    there = {"judge": loaded.teacher is not None, "base": loaded.student is not None}
+    needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}
+    for rule in loaded.curate or ():
+        part = shelf.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
+        if not there.get(role := getattr(part, "role", ""), True):
+            raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
 
 
 def _recipe_file(path: Path) -> Path:
