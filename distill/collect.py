@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,13 +9,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from distill.engine import Outcome, Stopped
 from distill.engine.drive import Engine
-from distill.errors import SeedsError, StageIncomplete
+from distill.errors import StageIncomplete
+from distill.importers import load_tasks
 from distill.rows import write_rows
 from distill.types import Failure, Flow, Session, Task
+
+__all__ = ["Chosen", "Strategy", "collect", "flows", "load_tasks", "model_of"]
 
 ROLE = "teacher"
 NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
@@ -151,59 +151,3 @@ def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) 
     raise StageIncomplete(
         f"{len(failed)} of {tasks} tasks failed{why}, more than collect.max_failed ({max_failed:.0%}) allows; {advice}"
     )
-
-
-class _TaskLine(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
-    id: str | int | None = None
-    instruction: str
-    input: str | None = None
-    meta: dict[str, Any] = {}
-
-
-def load_tasks(path: Path) -> list[Task]:
-    """The tasks of a file: JSON lines with `instruction`, and if need be `id`, `input`, `meta`; or a prompt a line.
-
-    A task without an id is called by its line: `line-00001`. Raises `SeedsError` with file and line for a malformed
-    line and for an id that is there twice, and where there is no task at all.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SeedsError(f"cannot read the tasks {path}: {error}; expected a UTF-8 file") from error
-    is_json = path.suffix in (".jsonl", ".json") or text.lstrip().startswith("{")
-    read = _json_task if is_json else _text_task
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise SeedsError(f"{path} has no task; expected a prompt a line, or JSON lines with the key `instruction`")
-    tasks = [read(line, number, f"{path}:{number}") for number, line in lines]
-    _require_distinct(tasks, [f"{path}:{number}" for number, _ in lines])
-    return tasks
-
-
-def _text_task(line: str, number: int, where: str) -> Task:
-    return Task(f"line-{number:05}", line, meta={"source": where.rpartition("/")[2]})
-
-
-def _json_task(line: str, number: int, where: str) -> Task:
-    expected = 'expected an object with the key `instruction`, such as {"instruction": "Name three rivers."}'
-    try:
-        row = _TaskLine.model_validate(json.loads(line))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the line"
-        raise SeedsError(f"{where}: `{key}`: {first['msg'].lower()}; {expected}") from error
-    except ValueError as error:
-        raise SeedsError(f"{where}: not JSON ({error}); {expected}") from error
-    if not row.instruction.strip():
-        raise SeedsError(f"{where}: `instruction` is empty; {expected}")
-    id = f"line-{number:05}" if row.id is None else str(row.id)
-    return Task(id, row.instruction, row.input or "", row.meta)
-
-
-def _require_distinct(tasks: Sequence[Task], places: Sequence[str]) -> None:
-    first: dict[str, str] = {}
-    for task, place in zip(tasks, places, strict=True):
-        if task.id in first:
-            raise SeedsError(f"{place}: the id {task.id} is already that of {first[task.id]}; give each task its own")
-        first[task.id] = place

@@ -15,6 +15,7 @@ from distill.embedded import EMBEDDED
 from distill.engine.budget import BOUNDS
 from distill.engine.report import PILOT
 from distill.filters.judge import Judge
+from distill.importers import load_tasks
 from distill.probe import Findings
 from distill.recipe import Asks, Recipe, Teacher
 from distill.run import STAGES, read_record
@@ -107,9 +108,11 @@ def _plans(recipe: Recipe) -> list[Plan]:
         asked = math.ceil(recipe.expand.tasks / NEW_TASKS_PER_REQUEST)
         plans.append(Plan("expand", asked, asked * EXPAND_TOKENS[0], asked * EXPAND_TOKENS[1]))
     if recipe.collect is not None and recipe.collect.tasks is not None:
-        lines = [line for line in Path(recipe.collect.tasks).read_text(encoding="utf-8").splitlines() if line.strip()]
-        tasks = len(lines)
-        prompt = max(1, sum(map(len, lines)) // BYTES_A_TOKEN // max(1, tasks)) + MESSAGE_TOKENS
+        rows = load_tasks(Path(recipe.collect.tasks))
+        tasks = len(rows)
+        prompt = (
+            max(1, sum(len(row.instruction + row.input) for row in rows) // BYTES_A_TOKEN // tasks) + MESSAGE_TOKENS
+        )
     if recipe.collect is not None and tasks:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
     graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)

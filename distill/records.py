@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -48,7 +48,7 @@ class Rejected:
 Rows: TypeAlias = Iterator[Row | Rejected]
 
 
-def json_rows(path: Path) -> Rows:
+def json_rows(path: Path) -> Generator[Row | Rejected, None, None]:
     """Every object of a JSONL file, or of a file that holds one JSON array. Raises `RecipeError`."""
     with _opened(path) as file:
         if _first_char(file) == b"[":
@@ -123,11 +123,12 @@ def _without_surrogates(value: Any) -> Any:
 
 def _array_rows(file: BinaryIO, path: Path) -> Rows:
     """The elements of an array, read in pieces, so that no more than one element and one piece is held."""
-    window = _Window(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), path)
-    window.skip_to("[")
-    while (element := window.element()) is not None:
-        text, value, line = element
-        yield _row(value, text, line)
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as decoded:
+        window = _Window(decoded, path)
+        window.skip_to("[")
+        while (element := window.element()) is not None:
+            text, value, line = element
+            yield _row(value, text, line)
 
 
 class _Window:

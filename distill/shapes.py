@@ -89,7 +89,7 @@ def name_of(row: Mapping[str, Any]) -> str | None:
         ("oasst", "message_tree_id" in row and ("prompt" in row or "text" in row)),
         ("alpaca", "instruction" in row and "output" in row),
         ("distill", "instruction" in row),
-        ("prompt_response", _first(row, PROMPT_KEYS) is not None and _first(row, ANSWER_KEYS) is not None),
+        ("prompt_response", isinstance(row.get(_first(row, PROMPT_KEYS) or ""), (str, list))),
     )
     return next((name for name, is_it in tests if is_it), None)
 
@@ -127,13 +127,13 @@ def self_instruct(row: Row) -> Iterator[Parsed | Rejected]:
 
 
 def prompt_response(row: Row) -> Iterator[Parsed]:
-    """A `prompt` (or `question`) with its `response` (or `completion`, `answer`), texts or lists of turns."""
+    """A `prompt` (or `question`) and its `response` (or `completion`, `answer`): texts, or lists of turns."""
     names = [_first(row.value, keys) for keys in (PROMPT_KEYS, ANSWER_KEYS)]
     prompt, answer = (row.value.get(name) if name else None for name in names)
     if isinstance(prompt, list) and isinstance(answer, list):
         yield _conversation(row, _turns([*prompt, *answer]))
         return
-    question, said = (_text(row, name or key) for name, key in zip(names, ("prompt", "response"), strict=True))
+    question, said = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", needed=False)
     system = next((text for key in SYSTEM_KEYS if (text := _text(row, key, needed=False))), "")
     yield _single(row, question, "", said, system=system)
 

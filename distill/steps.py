@@ -555,7 +555,8 @@ def _part_sources(context: Context, stage: Stage) -> list[str]:
         named = [(FILTERS, rule.filter) for rule in loaded.curate or []]
     elif stage.work is _compare and loaded.compare is not None:
         named = [(METRICS, metric) for metric in loaded.compare.metrics]
-    read = IMPORT_SOURCES if stage.work is _collect and loaded.sources else ()
+    reads = bool(loaded.sources or (loaded.collect is not None and loaded.collect.tasks))
+    read = IMPORT_SOURCES if stage.work is _collect and reads else ()
     return [*read, *(names.get(name, name).partition(":")[0] for names, name in named)]
 
 

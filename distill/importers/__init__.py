@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from distill import records, shapes, shelf, trees
-from distill.errors import RecipeError
+from distill import console, records, shapes, shelf, trees
+from distill.errors import RecipeError, SeedsError
 from distill.records import Rejected, Row, Rows
 from distill.shapes import Parsed
 from distill.types import Session, Task
@@ -78,14 +79,26 @@ def guess(path: str) -> tuple[str, str]:
         return "hub", "there is no such file, and it reads like a Hub id"
     if place.suffix == ".parquet":
         return "parquet", "by its name"
-    rows = [row for row in islice(records.json_rows(place), PEEKED) if isinstance(row, Row)]
+    return _guess_file(place)
+
+
+def _guess_file(file: Path) -> tuple[str, str]:
+    is_json = file.suffix in (".json", ".jsonl")
+    try:
+        with closing(records.json_rows(file)) as all_rows:
+            peeked = list(islice(all_rows, PEEKED))
+    except RecipeError:
+        if is_json or not file.exists():
+            raise
+        return "lines", "no JSON in it"
+    rows = [row for row in peeked if isinstance(row, Row)]
     for row in rows:
         if (name := shapes.name_of(row.value)) is not None:
             return name, f"by the keys {', '.join(list(row.value)[:4])}"
-    if not rows and place.suffix not in (".json", ".jsonl"):
+    if not is_json and (len(rows) < len(peeked) or not peeked):
         return "lines", "no JSON in it"
     keys = f"the keys {', '.join(list(rows[0].value)[:6])} tell of none" if rows else "no JSON object in it"
-    raise RecipeError(f"{path}: its format is not known: {keys}; expected {', '.join(IMPORTERS)}")
+    raise RecipeError(f"{file}: its format is not known: {keys}; expected {', '.join(IMPORTERS)}")
 
 
 def _guess_folder(folder: Path) -> tuple[str, str]:
@@ -138,6 +151,51 @@ def task(parsed: Parsed, names: Names, provenance: Mapping[str, Any]) -> Task | 
     if not parsed.instruction.strip():
         return Rejected(parsed.line, "no_text", "no question in it")
     return Task(names.name(parsed), parsed.instruction, parsed.input, _meta(parsed, provenance))
+
+
+def load_tasks(path: Path) -> list[Task]:
+    """The tasks of a file of any format: JSON lines with `instruction` (and `id`, `input`, `meta`), a prompt a line …
+
+    A task without an id is called by its line: `line-00001`. A row of another format that cannot be used is left out
+    with a warning. Raises `SeedsError` with file and line for a malformed line of ours and for an id that is there
+    twice, and where there is no task at all.
+    """
+    try:
+        name, _ = guess(str(path)) if path.exists() else ("lines", "")
+        found = list(read(name, Address(str(path))))
+    except RecipeError as error:
+        raise SeedsError(f"cannot read the tasks: {error}") from error
+    tasks = _own_tasks(found, path) if name in ("distill", "lines") else _foreign_tasks(found, path, name)
+    if not tasks:
+        raise SeedsError(f"{path} has no task; expected a prompt a line, or JSON lines with the key `instruction`")
+    return tasks
+
+
+def _own_tasks(found: Sequence[Parsed | Rejected], path: Path) -> list[Task]:
+    """Those of a file in our own format, as they stand."""
+    first: dict[str, int] = {}
+    tasks = []
+    for row in found:
+        if isinstance(row, Rejected):
+            raise SeedsError(f"{path}:{row.line}: {row.detail}")
+        id = row.id if row.id is not None else f"line-{row.line:05}"
+        if id in first:
+            raise SeedsError(f"{path}:{row.line}: the id {id} is already that of {path}:{first[id]}; give each its own")
+        first[id] = row.line
+        tasks.append(Task(id, row.instruction, row.input, row.meta))
+    return tasks
+
+
+def _foreign_tasks(found: Sequence[Parsed | Rejected], path: Path, name: str) -> list[Task]:
+    names, provenance = Names(), {"source": path.name, "importer": name}
+    came = [row if isinstance(row, Rejected) else task(row, names, provenance) for row in found]
+    rejected = [row for row in came if isinstance(row, Rejected)]
+    if rejected:
+        first = rejected[0]
+        console.warn(
+            f"{path}: {len(rejected)} of {len(found)} rows are no task; the first, in line {first.line}: {first.detail}"
+        )
+    return [row for row in came if isinstance(row, Task)]
 
 
 def _meta(parsed: Parsed, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,4 +23,6 @@ class Lines:
                 yield found
             else:
                 line, text = found
-                yield Parsed(line=line, messages=(Message("user", text),), instruction=text)
+                yield Parsed(
+                    line=line, messages=(Message("user", text),), instruction=text, meta={"source": address.name}
+                )
