@@ -116,7 +116,7 @@ def _plans(recipe: Recipe) -> list[Plan]:
     if recipe.collect is not None and tasks:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
     graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
-    plans += [_grading(options, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
+    plans += [_grading(options, recipe, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
     if recipe.compare is not None and (test := recipe.held_out):
         plans.append(Plan("compare", test, test * prompt, test * most if most else None))
     return plans
@@ -133,9 +133,10 @@ def _judges(recipe: Recipe) -> list[Judge.Options]:
     return [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
 
 
-def _grading(options: Judge.Options, rows: int, tokens: int) -> Plan:
+def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> Plan:
     """Every row is graded once, unless a rule that asks nobody drops it."""
-    return Plan("curate", rows, rows * (GRADING_TOKENS + tokens), rows * Judge.most_tokens(options))
+    bound = most_tokens(recipe.judge) if recipe.judge is not None and options.max_tokens is None else None
+    return Plan("curate", rows, rows * (GRADING_TOKENS + tokens), rows * (bound or Judge.most_tokens(options)))
 
 
 def _asked(plan: Plan, recipe: Recipe) -> tuple[Teacher, ...]:
