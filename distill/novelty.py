@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rapidfuzz import process
@@ -19,6 +21,11 @@ _CODE_POINTS = 0x110000
 _SLACK = 1e-4
 """Prunes so much below what is wanted: rapidfuzz's cutoffs are not exact (it misses scores 1e-9 above one)."""
 _UNKNOWN = "\0"
+_NOTHING: Mapping[int, Mapping[int, list[int]]] = {}
+FIRST_COUNT = 256
+"""Texts at which it is first counted which tokens are rare."""
+LOOK_DOWN = (0.5, 0.35, 0.2)
+"""Bounds by which the nearest text is looked for, one after the other; most have one above the first or second."""
 
 
 class Neighbour(NamedTuple):
@@ -37,7 +44,7 @@ def comparable(text: str) -> list[str]:
     script writes no spaces) of any alphabet.
     """
     tokens = rouge_tokens(text)
-    if 2 * sum(map(len, tokens)) >= len(_ALNUM.findall(text)):
+    if text.isascii() or 2 * sum(map(len, tokens)) >= len(_ALNUM.findall(text)):
         return tokens
     return _ANY_SCRIPT.findall(text.casefold())
 
@@ -50,9 +57,11 @@ class NoveltyIndex:
     but for its rounding, and the last word has F as rouge_score computes it: of the length triples at exactly 0.7,
     about half come out above (L=7, m=8, n=12), and those are near.
 
-    Texts are looked up by the query's tokens, rarest first. A text that has none of the first r of m tokens has
-    L <= m - r, so F <= 2(m - r)/(2m - r): the search ends where that is below the best found, mostly before it comes to
-    the frequent words. It leaves out nothing.
+    Few texts are compared, and none is left out that counts: an exact prefix and position filter (Xiao et al., 2008,
+    PPJoin). Two texts of m and n tokens with F of at least f share L >= f(m+n)/2 of them. With the tokens of each in
+    one order, rarest first, let the first that they share stand at i in one and at j in the other (from 0): then
+    L <= m - i and L <= n - j. So texts are kept by token, length and place, and only those within both bounds are
+    looked at. Which tokens are rare is counted anew each time that the texts have doubled.
     """
 
     def __init__(self, threshold: float = 0.7) -> None:
@@ -60,46 +69,64 @@ class NoveltyIndex:
         self._ids: list[str] = []
         self._texts: list[str] = []
         self._characters: dict[str, str] = {}
-        self._places: dict[str, set[int]] = {}
+        self._ranks: dict[str, int] = {_UNKNOWN: -_CODE_POINTS}
+        self._lengths: set[int] = set()
+        self._postings: dict[str, dict[int, dict[int, list[int]]]] = {}
+        self._count_again = FIRST_COUNT
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def add(self, id: str, tokens: Sequence[str]) -> None:
         """Put a text, as `comparable` tokens, behind those of before."""
-        text = "".join([self._character(token) for token in tokens])
-        for character in set(text):
-            self._places.setdefault(character, set()).add(len(self._texts))
         self._ids.append(id)
-        self._texts.append(text)
+        self._texts.append("".join([self._character(token) for token in tokens]))
+        if len(self._texts) < self._count_again:
+            self._post(len(self._texts) - 1)
+        else:
+            self._order_anew()
 
-    def nearest(self, tokens: Sequence[str]) -> Neighbour | None:
-        """The most similar text; `None` when nothing is similar at all."""
-        return self._best(tokens, least=_SLACK)
+    def nearest(self, tokens: Sequence[str], *, least: float = 0.0) -> Neighbour | None:
+        """The most similar text; `None` when nothing is similar at all, or as much as `least`."""
+        query = self._query(tokens)
+        floor = max(least, _SLACK)
+        bounds = [bound for bound in (self.threshold - _SLACK, *LOOK_DOWN) if bound > floor]
+        found = (self._best(query, least=bound) for bound in (*bounds, floor))
+        return next((best for best in found if best is not None), None)
 
     def near(self, tokens: Sequence[str]) -> Neighbour | None:
         """The most similar text if it is above the threshold, else `None`; faster than `nearest`."""
-        best = self._best(tokens, least=self.threshold - _SLACK)
+        best = self._best(self._query(tokens), least=self.threshold - _SLACK)
         return best if best is not None and self.is_near(best) else None
 
     def is_near(self, neighbour: Neighbour) -> bool:
         """Whether a neighbour is above the threshold; exactly at it is not."""
         return neighbour.rouge_l > self.threshold
 
-    def _best(self, tokens: Sequence[str], *, least: float) -> Neighbour | None:
-        query = "".join([self._characters.get(token, _UNKNOWN) for token in tokens])
-        best: tuple[float, int] | None = None
-        seen: set[int] = set()
-        for rank, character in enumerate(sorted(query, key=self._frequency)):
-            left = len(query) - rank
-            if 2 * left / (len(query) + left) < least:
+    def _query(self, tokens: Sequence[str]) -> str:
+        return "".join([self._characters.get(token, _UNKNOWN) for token in tokens])
+
+    def _best(self, query: str, *, least: float) -> Neighbour | None:
+        """The most similar of all texts whose F is `least` or more, if there is one."""
+        places = sorted(self._candidates(query, least))
+        found = self._best_among(query, places, least)
+        return None if found is None else Neighbour(self._ids[-found[1]], found[0])
+
+    def _candidates(self, query: str, least: float) -> set[int]:
+        """Places of every text whose F may be `least` or more."""
+        length, found = len(query), set[int]()
+        common = {other: math.ceil(least * (length + other) / 2) for other in self._lengths}
+        shared = [(other, needed) for other, needed in common.items() if needed <= min(other, length)]
+        for character, at in self._ordered(query):
+            shared = [(other, needed) for other, needed in shared if needed <= length - at]
+            if not shared:
                 break
-            fresh = self._places.get(character, seen) - seen
-            seen |= fresh
-            found = self._best_among(query, sorted(fresh), least)
-            if found is not None and (best is None or found > best):
-                best, least = found, max(least, found[0] - _SLACK)
-        return None if best is None else Neighbour(self._ids[-best[1]], best[0])
+            by_length = self._postings.get(character, _NOTHING)
+            for other, needed in shared:
+                if other in by_length:
+                    last = other - needed
+                    found.update(*[texts for place, texts in by_length[other].items() if place <= last])
+        return found
 
     def _best_among(self, query: str, places: Sequence[int], least: float) -> tuple[float, int] | None:
         """F and the negated place, so that the greater pair is the more similar or the earlier text."""
@@ -118,8 +145,26 @@ class NoveltyIndex:
     def _f(query: str, text: str) -> float:
         return f_measure(LCSseq.similarity(query, text), len(query), len(text))
 
-    def _frequency(self, character: str) -> int:
-        return len(self._places.get(character, ()))
+    def _ordered(self, text: str) -> list[tuple[str, int]]:
+        """The distinct characters, rarest first, and where each first stands when all are in that order."""
+        ordered = sorted(text, key=self._ranks.__getitem__)
+        return [(each, at) for at, each in enumerate(ordered) if at == 0 or ordered[at - 1] != each]
+
+    def _post(self, number: int) -> None:
+        text = self._texts[number]
+        self._lengths.add(len(text))
+        for character, at in self._ordered(text):
+            self._postings.setdefault(character, {}).setdefault(len(text), {}).setdefault(at, []).append(number)
+
+    def _order_anew(self) -> None:
+        """Count which tokens are rare; ties are broken one way for all texts, and what comes later is rarer."""
+        counts = Counter(character for text in self._texts for character in set(text))
+        for rank, character in enumerate(sorted(counts, key=lambda character: (counts[character], character))):
+            self._ranks[character] = rank
+        self._postings = {}
+        self._count_again = 2 * len(self._texts)
+        for number in range(len(self._texts)):
+            self._post(number)
 
     def _character(self, token: str) -> str:
         character = self._characters.get(token)
@@ -127,4 +172,5 @@ class NoveltyIndex:
             if len(self._characters) + 1 >= _CODE_POINTS:
                 raise DistillError(f"more than {_CODE_POINTS - 2} distinct words; compare fewer texts at once")
             character = self._characters[token] = chr(len(self._characters) + 1)
+            self._ranks[character] = -ord(character)
         return character
