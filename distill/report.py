@@ -17,8 +17,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from distill import funnel
 from distill.errors import RunFolderError
-from distill.funnel import short
 from distill.prompts import load
 from distill.rows import read_jsonl, write_atomically
 from distill.run import STAGES, read_record
@@ -80,6 +80,7 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
         "metrics": metrics,
         "notes": scores.get("notes") or [],
         "funnel": list(_placed(_funnel(stages))),
+        "rules": funnel.read(folder, _counts(stages, "curate")),
         "stages": [*table, _total(table)] if table else [],
         "curve": _curve(_rows(folder / "student" / "train_log.jsonl")),
         "cards": [_card(place, row) for place, row in enumerate(answers[:MAX_CARDS], start=1)],
@@ -522,7 +523,7 @@ def _dropped(row: Row) -> dict[str, Any]:
 
 def _figure(value: Any) -> str | None:
     """What stands in a verdict, where nothing may be an empty text and a number a text."""
-    return None if value in (None, "") else short(value)
+    return None if value in (None, "") else funnel.short(value)
 
 
 # --- where it comes from

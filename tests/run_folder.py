@@ -225,9 +225,26 @@ def _stage(seconds: float, counts: dict[str, Any], asked: int = 0, tokens: tuple
 def _record(prompts: int, train: bool, compare: bool) -> dict[str, Any]:
     rejected = {"too_similar": 61, "too_short": 22, "not_ascii": 5, "malformed": 14}
     by_rule = {"length/too_short": 12, "near_duplicate/near_duplicate": 6, "test/held_out": 5}
+    also = {
+        "against": {
+            "length/too_short": 12,
+            "near_duplicate/near_duplicate": 6,
+            "test/held_out": 5,
+            "refusal/refusal": 4,
+        },
+        "measured": {"length": 158, "refusal": 158, "near_duplicate": 146},
+        "overlaps": {"length": {"refusal": 4}},
+        "examples": {
+            "length/too_short": ["d0", "d1"],
+            "near_duplicate/near_duplicate": ["d13"],
+            "test/held_out": ["d12"],
+        },
+        "labels": {"truncated": 9},
+        "mended": {"pii": 2},
+    }
     expand = {"seeds": 24, "requests": 40, "candidates": 262, "rejected": rejected, "tasks": 160}
     collect = {"tasks": 160, "sessions": 158, "failed": 2, "truncated": 9}
-    curate = {"rows": 158, "kept": 103, "dropped": 23, "test": 32, "labelled": 3, "by_rule": by_rule}
+    curate = {"rows": 158, "kept": 103, "dropped": 23, "test": 32, "labelled": 3, "by_rule": by_rule, **also}
     stages = {
         "expand": _stage(412.7, expand, 40, (22_410, 9_733)),
         "collect": _stage(655.2, collect, 160, (6_400, 14_190)),
@@ -258,7 +275,19 @@ HOSTILE = (
     "\u202e\u2066txt.exe\u2069 \x00\x1b[31m\u200b {{ 7 * 7 }} {% include '/etc/hostname' %} ${7}",
 )
 """What a teacher may say, or a model may be called, and a page must only show."""
-POISONED_KEYS = ("by_rule", "rejected", "versions", "outputs", "metrics")
+POISONED_KEYS = (
+    "by_rule",
+    "against",
+    "overlaps",
+    "length",
+    "examples",
+    "labels",
+    "mended",
+    "rejected",
+    "versions",
+    "outputs",
+    "metrics",
+)
 
 
 def poison(folder: Path, payload: str) -> Path:
