@@ -614,7 +614,7 @@ PIPELINE: Mapping[str, Stage] = {
         _report,
         inputs=("scores.json", "answers.jsonl", "kept.jsonl", "dropped.jsonl", "test.jsonl", "tasks.jsonl"),
         outputs=("report.html",),
-        sources=("distill.report",),
+        sources=("distill.report", "distill.funnel"),
         options=_report_options,
         prompts="prompts/report",
     ),
