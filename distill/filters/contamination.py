@@ -54,6 +54,7 @@ class Contamination:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._runs: dict[int, str] | None = None
+        self._starts: set[int] = set()
         self._lengths: list[int] = []
         self._whole: dict[tuple[str, ...], str] = {}
 
@@ -83,10 +84,12 @@ class Contamination:
         if len(tokens) < LEAST:
             whole = self._whole.get(tuple(tokens))
             return None if whole is None else (" ".join(tokens), whole)
-        for length in self._lengths:
-            for place, run in enumerate(_runs(tokens, length)):
-                if (row := runs.get(hash(run))) is not None:
-                    return " ".join(tokens[place : place + length]), row
+        for place, start in enumerate(_runs(tokens, LEAST)):
+            if hash(start) in self._starts:
+                for length in self._lengths:
+                    run = tuple(tokens[place : place + length])
+                    if len(run) == length and (row := runs.get(hash(run))) is not None:
+                        return " ".join(run), row
         return None
 
     def _read(self) -> dict[int, str]:
@@ -100,6 +103,7 @@ class Contamination:
             elif len(tokens) >= LEAST:
                 lengths.add(length := min(len(tokens), self.options.words))
                 hashes = {hash(run) for run in _runs(tokens, length)}
+                self._starts.update(map(hash, _runs(tokens, LEAST)))
                 count.update(hashes)
                 for each in hashes:
                     rows.setdefault(each, row)

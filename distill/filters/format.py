@@ -79,7 +79,10 @@ def _wrong_end(messages: Sequence[Message]) -> str:
 
 def _in_text(message: Message) -> dict[str, str]:
     prose, opened = prose_of(message.content)
-    found = {"marker": _first(_MARKER, prose), "leftover": _first(_LEFTOVER, prose) or _first(_EMPTY, message.content)}
+    found = {
+        "marker": _first(_MARKER, prose) if any(mark in prose for mark in "#<[") else "",
+        "leftover": (_first(_LEFTOVER, prose) if "{" in prose else "") or _first(_EMPTY, message.content),
+    }
     if message.role == "assistant":
         found |= {"speaker": _first(_SPEAKER, prose), "fence": opened or ""}
     return found

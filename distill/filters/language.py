@@ -13,8 +13,8 @@ from distill import recipe
 from distill.filters import Compared, prose_of, texts_of
 from distill.types import Session, Verdict
 
-MOST_CHARACTERS = 1_000
-"""So much of a side is looked at; more changes nothing and costs 0.7 ms each."""
+MOST_CHARACTERS = 200
+"""So much of a side is looked at; the whole of 999 Alpaca answers gives the same verdicts in twice the time."""
 
 _NOT_PROSE = re.compile(r"https?://\S+|[\w.+-]{1,64}@[\w.-]{1,64}|[\d_]+")
 _SAME = {"arz": "ar", "nb": "no", "nn": "no", "zlm": "ms", "wuu": "zh", "yue": "zh"}

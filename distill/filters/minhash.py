@@ -79,7 +79,7 @@ class MinHash:
     def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
         size = self.options.size or (3 if words else 24)
-        known: dict[str, int] = {}
+        known = _Known()
         for start in range(0, len(sessions), AT_ONCE):
             texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
             yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, known)
@@ -117,12 +117,12 @@ def bands_and_rows(jaccard: float) -> tuple[int, int]:
     return HASHES // rows, rows
 
 
-def _hashed(texts: Sequence[Sequence[str]], size: int, known: dict[str, int]) -> list[Hashes]:
+def _hashed(texts: Sequence[Sequence[str]], size: int, known: _Known) -> list[Hashes]:
     """The distinct shingles of each text as sorted 64-bit hashes; a text shorter than a shingle is one of its own."""
     import numpy as np
 
     lengths = np.array([len(text) for text in texts])
-    tokens = np.array([_token(token, known) for text in texts for token in text], dtype=np.uint64)
+    tokens = np.fromiter((known[token] for text in texts for token in text), np.uint64, int(lengths.sum()))
     ends = np.cumsum(lengths)
     hashed = []
     runs = _runs(tokens, size)
@@ -134,11 +134,12 @@ def _hashed(texts: Sequence[Sequence[str]], size: int, known: dict[str, int]) ->
     return hashed
 
 
-def _token(token: str, known: dict[str, int]) -> int:
-    value = known.get(token)
-    if value is None:
-        value = known[token] = int.from_bytes(blake2b(token.encode(errors="replace"), digest_size=8).digest(), "big")
-    return value
+class _Known(dict[str, int]):
+    """The hash of each token, made when first asked for; the same in every process."""
+
+    def __missing__(self, token: str) -> int:
+        digest = blake2b(token.encode(errors="replace"), digest_size=8).digest()
+        return self.setdefault(token, int.from_bytes(digest, "big"))
 
 
 def _runs(tokens: Hashes, size: int) -> Hashes:

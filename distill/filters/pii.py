@@ -15,9 +15,8 @@ from distill.types import Session, Verdict
 Kind = Literal["email", "ip", "phone", "credit_card", "iban", "us_ssn", "secret"]
 
 _EMAIL = re.compile(r"(?<![\w.+-])\w[\w.+-]{0,63}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
-_IP = re.compile(
-    r"(?<![\w.:])(?:(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\w)|(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:]))"
-)
+_IPV4 = re.compile(r"(?<![\w.:])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\w)")
+_IPV6 = re.compile(r"(?<![\w.:])(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _PHONE = re.compile(
     r"(?<![\w.+-])\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}(?![\w-])"
     r"|(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}(?![\w-])"
@@ -37,11 +36,17 @@ _ISSUERS = re.compile(
 
 class _Finder(NamedTuple):
     kind: Kind
-    hint: str
-    """Texts without it are not searched."""
+    hints: tuple[str, ...]
+    """Texts without any of them are not searched; none: all are."""
+    digits: int
+    """Nor are texts with fewer digits."""
     pattern: re.Pattern[str]
     length: Callable[[str], int]
     """How much of a match is one: all, the beginning, or 0."""
+
+    def may_be_in(self, text: str, digits: int) -> bool:
+        """Whether a search can find anything: most texts are not searched at all."""
+        return digits >= self.digits and (not self.hints or any(hint in text for hint in self.hints))
 
 
 class PersonalData:
@@ -91,8 +96,9 @@ class PersonalData:
     def _spans(self, text: str) -> list[tuple[int, int, str]]:
         """Start, end and kind of each, in order; of two that overlap, the one that begins first, then the longer."""
         found = []
+        digits = sum(map(text.count, "0123456789"))
         for finder in self._finders:
-            if finder.hint in text:
+            if finder.may_be_in(text, digits):
                 for match in finder.pattern.finditer(text):
                     if length := finder.length(match.group()):
                         found.append((match.start(), match.start() + length, finder.kind))
@@ -143,14 +149,14 @@ def _iban(text: str) -> int:
     return 0
 
 
+_SECRET_PREFIXES = ("sk-", "gh", "AKIA", "xox", "AIza", "hf_", "eyJ", "-----BEGIN")
 _FINDERS = (
-    _Finder("secret", "-", _SECRET, len),
-    _Finder("secret", "AKIA", re.compile(r"(?<![\w-])AKIA[0-9A-Z]{16}(?![\w-])"), len),
-    _Finder("email", "@", _EMAIL, _email),
-    _Finder("iban", "", _IBAN, _iban),
-    _Finder("credit_card", "", _CARD, _card),
-    _Finder("us_ssn", "-", _SSN, len),
-    _Finder("ip", ".", _IP, _ip),
-    _Finder("ip", "::", _IP, _ip),
-    _Finder("phone", "", _PHONE, _phone),
+    _Finder("secret", _SECRET_PREFIXES, 0, _SECRET, len),
+    _Finder("email", ("@",), 0, _EMAIL, _email),
+    _Finder("iban", (), 6, _IBAN, _iban),
+    _Finder("credit_card", (), 13, _CARD, _card),
+    _Finder("us_ssn", ("-",), 9, _SSN, len),
+    _Finder("ip", (".",), 4, _IPV4, _ip),
+    _Finder("ip", (":",), 0, _IPV6, _ip),
+    _Finder("phone", (), 8, _PHONE, _phone),
 )

@@ -91,13 +91,14 @@ def _shares(text: str, top: Sequence[int], repeated: Sequence[int]) -> dict[str,
     found: dict[str, float] = {"words": len(tokens)}
     found["duplicate_lines"], found["duplicate_line_chars"] = _repeats(text.splitlines())
     found["duplicate_paragraphs"], found["duplicate_paragraph_chars"] = _repeats(_PARAGRAPHS.split(text))
-    for n in top:
-        found[f"top_{n}_gram"] = round(_top(tokens, n) / chars, 4)
     anything = True
-    for n in sorted(repeated):
-        covered = _covered(tokens, n) if anything else 0
+    for n, name, count in sorted(
+        [*((n, f"top_{n}_gram", _top) for n in top), *((n, f"duplicate_{n}_grams", _covered) for n in repeated)],
+        key=lambda measure: measure[0],
+    ):
+        covered = count(tokens, n) if anything else 0
         anything = covered > 0  # a repeated n-gram holds repeated shorter ones
-        found[f"duplicate_{n}_grams"] = round(covered / chars, 4)
+        found[name] = round(covered / chars, 4)
     return found
 
 
@@ -113,7 +114,10 @@ def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
 
 def _top(tokens: Sequence[str], n: int) -> int:
     """Characters in the n-gram that covers most of them, said at least twice, each token counted once."""
-    counted = Counter(_n_grams(tokens, n))
+    grams = list(_n_grams(tokens, n))
+    if len(set(grams)) == len(grams):
+        return 0
+    counted = Counter(grams)
     twice = [(count * sum(map(len, gram)), gram) for gram, count in counted.items() if count > 1]
     return max(((_without_overlap(tokens, gram)) for _, gram in sorted(twice)[-3:]), default=0)
 

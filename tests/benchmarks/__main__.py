@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import faults, journal, kill, memory, retry_after, throughput
+from tests.benchmarks import curate, faults, journal, kill, memory, retry_after, throughput
 from tests.benchmarks.arena import Findings, table
 from tests.benchmarks.rivals import folder
 
@@ -20,6 +20,7 @@ BENCHMARKS = {
     "throughput": throughput.run,
     "memory": memory.run,
     "journal": journal.run,
+    "curate": curate.run,
     "kill": kill.run,
     "faults": faults.run,
     "retry-after": retry_after.run,
