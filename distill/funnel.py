@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -186,7 +187,9 @@ def short(value: Any) -> str:
         number = float(value)
     except (TypeError, ValueError):
         return str(value)
-    return f"{number:.0f}" if number == round(number) and abs(number) < 1e15 else f"{number:.3g}"
+    if not math.isfinite(number):
+        return str(value)
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.3g}"
 
 
 # --- for the terminal
