@@ -35,7 +35,7 @@ def _counts(growth: Growth, grown: Grown) -> dict[str, Any]:
     """Candidates are the tasks and those rejected by reason, `beyond_target` what the last request had too many."""
     rejected = dict(sorted(getattr(growth, "rejected", {}).items(), key=lambda item: (-item[1], item[0])))
     surplus = grown.candidates - sum(rejected.values()) - len(grown.tasks)
-    if rejected and surplus > 0:
+    if hasattr(growth, "rejected") and surplus > 0:
         rejected["beyond_target"] = surplus
     return {
         "seeds": getattr(growth, "seeds", 0),

@@ -87,9 +87,9 @@ class NoveltyIndex:
             self._order_anew()
 
     def nearest(self, tokens: Sequence[str], *, least: float = 0.0) -> Neighbour | None:
-        """The most similar text; `None` when nothing is similar at all, or as much as `least`."""
+        """The most similar text; `None` when nothing is similar at all, or as much as `least`, which saves time."""
         query = self._query(tokens)
-        floor = max(least, _SLACK)
+        floor = max(least - _SLACK, _SLACK)
         bounds = [bound for bound in (self.threshold - _SLACK, *LOOK_DOWN) if bound > floor]
         found = (self._best(query, least=bound) for bound in (*bounds, floor))
         return next((best for best in found if best is not None), None)

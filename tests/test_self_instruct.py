@@ -171,8 +171,15 @@ def test_a_task_says_where_it_comes_from():
     meta = dict(task.meta)
     by_id = {seed.id: " ".join(seed.instruction.split()) for seed in SEEDS}
     assert [by_id[id] for id in meta.pop("lineage")] == shown
-    assert set(meta.pop("nearest")) == {"id", "rouge_l"}
+    assert meta.pop("nearest") is None
     assert meta == {"strategy": "self_instruct", "request": 3, "replica": 3, "key": "key-3"}
+
+
+def test_a_task_names_its_nearest_neighbour_where_one_is_half_as_similar():
+    part = growth()
+    part.admit(0, offered("Name four kinds of clouds in the sky."))
+    (task,) = part.admit(1, offered("Name four breeds of dogs on the sea."))
+    assert (task.meta["nearest"]["id"], task.meta["nearest"]["rouge_l"]) == ("task-00001", 0.5)
 
 
 def test_ids_count_what_is_admitted():
