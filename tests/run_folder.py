@@ -236,8 +236,8 @@ def _record(prompts: int, train: bool, compare: bool) -> dict[str, Any]:
         "overlaps": {"length": {"refusal": 4}},
         "examples": {
             "length/too_short": ["d0", "d1"],
-            "near_duplicate/near_duplicate": ["d13"],
-            "test/held_out": ["d12"],
+            "near_duplicate/near_duplicate": ["d12"],
+            "test/held_out": ["d13"],
         },
         "labels": {"truncated": 9},
         "mended": {"pii": 2},
