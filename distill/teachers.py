@@ -145,7 +145,9 @@ def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | Non
 
 def _others(loaded: Recipe, hired: Sequence[Hired], folder: Path, to_ask: bool) -> Iterator[Hired]:
     """Who plays the roles beside the teacher's; a model that is served anyway is not served twice."""
-    served = {(one.section.model, one.section.serve): one.provider for one in hired if one.section.serve}
+    served: dict[tuple[str, str | None], Any] = {
+        (one.section.model, one.section.serve): one.provider for one in hired if one.section.serve is not None
+    }
     for role, section in loaded.roles.items():
         address = section.model, section.serve
         provider = served[address] if address in served else _provider(section, folder, to_ask, role)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 STRATEGIES = {
     "answer": "distill.strategies.answer:Answer",
+    "explanations": "distill.strategies.explanations:Explanations",
+    "given": "distill.strategies.given:Given",
+    "self_chat": "distill.strategies.self_chat:SelfChat",
+    "user_simulator": "distill.strategies.user_simulator:UserSimulator",
     "self_instruct": "distill.strategies.self_instruct:SelfInstruct",
     "alpaca": "distill.strategies.alpaca:Alpaca",
     "attributes": "distill.strategies.attributes:Attributes",

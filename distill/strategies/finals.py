@@ -8,8 +8,12 @@ from fractions import Fraction
 _ANNOUNCED = re.compile(
     r"(?:####|\b(?:final answer|answer|result|solution)\b\s*(?:is|are|[:=])\s*[:=]?)\s*([^\n]+)", re.IGNORECASE
 )
-_NUMBER = re.compile(r"[-+\u2212]?\s?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?(?![\d/])|[-+\u2212]?\.\d{1,30}")
-_EDGES = " \t\n*_`$.,;:!?'\"\u2018\u2019\u201c\u201d()[]{}"
+_NUMBER = re.compile(
+    r"(?:(?<![\d.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?|(?<!\d)\.\d{1,30})(?![\d/])"
+)
+_EDGES = " \t\n*_`$,;:!?'\"\u2018\u2019\u201c\u201d()[]{}"
+UNIT_WORDS = 4
+"""A number with so many words at most is one with its unit, not a sentence."""
 LONGEST_LOOKED_AT = 20_000
 """Characters from the end of an answer; a final answer stands there."""
 
@@ -41,7 +45,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    return " ".join(text.split()).strip(_EDGES)
+    return " ".join(text.split()).strip(_EDGES).rstrip("." + _EDGES)
 
 
 def number(text: str) -> Fraction | None:
@@ -64,8 +68,8 @@ def same_number(text: str, reference: str) -> bool:
 
 
 def vote(text: str) -> str:
-    """What a final answer counts as among others: a number by its value where it is one, else the folded text."""
+    """What a final answer counts as among others: a short one with one number by its value, else its folded text."""
     final = final_answer(text)
     value = number(final)
-    is_bare = value is not None and not re.search(r"[^\W\d_]{3,}", final)
-    return str(value) if is_bare else final.casefold()
+    is_number = value is not None and len(final.split()) <= UNIT_WORDS and len(_NUMBER.findall(final)) == 1
+    return str(value) if is_number else final.casefold()
