@@ -244,6 +244,64 @@ def clean(run_folder: RunFolder) -> None:
         console.result(line)
 
 
+@app.command(name="import")
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a file, a folder, or a Hub id (owner/name)")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSONL; rejects go to FILE.rejected.jsonl")],
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="alpaca, sharegpt, openai …; guessed if left out")
+    ] = None,
+    as_: Annotated[
+        str, typer.Option("--as", metavar="ROWS", help="sessions, or tasks: the questions alone")
+    ] = "sessions",
+    take: Annotated[int | None, typer.Option("--take", min=1, metavar="N", help="a sample of N rows")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="which sample")] = 7,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="DIR", help="smollm2, or a folder with a tokenizer.json")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=16, metavar="N", help="split what is longer, before a question"),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="of a dataset")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", metavar="NAME", help="of a Hub dataset")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="noted in every row")] = None,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Read data that others made: writes sessions, or tasks, and what was rejected and why.
+
+    What is malformed is repaired or rejected, nothing else; `curate` has the rules for words and duplicates.
+
+    Example: distill import sharegpt.json --from sharegpt --out sessions.jsonl
+    """
+    from distill import ingest
+
+    for line in ingest.import_command(
+        file, out, format=from_, wanted=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
+        split=split, revision=revision, licence=licence, allowed=allow_parts or (),
+    ):  # fmt: skip
+        console.result(line)
+
+
+@app.command()
+def export(
+    run_folder: RunFolder,
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="alpaca, sharegpt, openai, parquet, hub")],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="a file; for hub, a new folder")],
+    which: Annotated[str, typer.Option("--which", metavar="ROWS", help="kept, test or dropped")] = "kept",
+) -> None:
+    """Write a run's rows in a format of others; hub makes a folder ready to upload, with a dataset card.
+
+    Rows that a format cannot hold are left out and counted.
+
+    Example: distill export runs/quickstart --to sharegpt --out kept.json
+    """
+    from distill import export as exporting
+
+    for line in exporting.export(run_folder, to=to, out=out, which=which):
+        console.result(line)
+
+
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run")],

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 from distill import console, importers
 from distill.errors import MissingPackage, RecipeError, RunFolderError
@@ -16,6 +16,7 @@ from distill.importers import Address
 from distill.records import Rejected
 from distill.rows import write_rows
 from distill.shapes import Parsed
+from distill.shelf import suggest
 from distill.types import Message, Session, Task
 
 TURN_TOKENS = 6
@@ -102,6 +103,55 @@ def import_file(
     return count, tally
 
 
+def import_command(
+    path: str,
+    out: Path,
+    *,
+    format: str | None,
+    wanted: str,
+    take: int | None,
+    seed: int,
+    tokenizer: str | None,
+    max_tokens: int | None,
+    split: str | None,
+    revision: str | None,
+    licence: str | None,
+    allowed: Collection[str] = (),
+) -> list[str]:
+    """What the `import` command does: the format is guessed where none is given; returns what became of the rows."""
+    if wanted not in get_args(Wanted):
+        raise RecipeError(f'--as: unknown rows "{wanted}"{suggest(wanted, get_args(Wanted))}')
+    if (tokenizer is None) != (max_tokens is None):
+        raise RecipeError("--tokenizer and --max-tokens belong together: the one counts what the other bounds")
+    if not Path(path).exists() and format not in (None, "hub"):
+        raise RecipeError(f"no file {path}; check the path")
+    if format is None:
+        format, why = importers.guess(path)
+        console.say(f"{path}: read as {format} ({why}); --from says otherwise")
+    source = Source(
+        format=format,
+        address=Address(path, split, revision),
+        licence=licence,
+        take=take,
+        splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
+    )
+    as_tasks: Wanted = "tasks" if wanted == "tasks" else "sessions"
+    count, tally = import_file(source, out, wanted=as_tasks, seed=seed, allowed=allowed)
+    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_told(tally, out)]
+
+
+def _told(tally: Tally, out: Path) -> list[str]:
+    lines = []
+    if tally.split:
+        lines.append(f"{tally.split:,} conversations were split")
+    if tally.over_long:
+        lines.append(f"{tally.over_long:,} pairs are too long to split and stay whole, marked `over_long`")
+    for what, counts in (("repaired", tally.repairs), ("rejected", tally.reasons())):
+        if counts:
+            lines.append(f"{what}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    return [*lines, f"see {rejected_path(out)}"] if tally.rejected else lines
+
+
 def rejected_path(out: Path) -> Path:
     """Where the rejected rows of an import go: `chats.rejected.jsonl` beside `chats.jsonl`."""
     return out.with_name(f"{out.stem if out.suffix == '.jsonl' else out.name}.rejected.jsonl")
@@ -135,7 +185,7 @@ def ingest(
     be read, or of which no row can be used.
     """
     found: list[Session] = []
-    tally, rejected = Tally(), []
+    tally, rejected, by_source = Tally(), [], {}
     for source in sources:
         own = Tally()
         taken = [
@@ -146,10 +196,16 @@ def ingest(
         if not taken:
             raise RecipeError(f"sources: {_nothing(source, own, 'sessions')}")
         found += taken
+        by_source[source.name] = len(taken)
         rejected += [{"source": source.name, **_plain(row)} for row in own.rejected]
         tally.add(own)
     write_rows(folder / "rejected.jsonl", rejected)
-    counts = {"imported": len(found), "import_rejected": len(rejected), "import_reasons": tally.reasons()}
+    counts = {
+        "imported": len(found),
+        "by_source": by_source,
+        "import_rejected": len(rejected),
+        "import_reasons": tally.reasons(),
+    }
     return found, {**counts, "import_repairs": dict(tally.repairs.most_common())}
 
 

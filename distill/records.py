@@ -72,6 +72,12 @@ def text_lines(path: Path) -> Iterator[tuple[int, str] | Rejected]:
                 yield line, text
 
 
+def starts_with(path: Path, magic: bytes) -> bool:
+    """Whether the file begins with these bytes. Raises `RecipeError`."""
+    with _opened(path) as file:
+        return file.read(len(magic)) == magic
+
+
 def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("rb")

@@ -6,6 +6,7 @@ A row is repaired where its meaning is plain, and rejected with a reason where i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -82,7 +83,7 @@ def name_of(row: Mapping[str, Any]) -> str | None:
     """The shape that a row's keys tell of; `None` for one that is not known."""
     tests = (
         ("self_instruct", "instruction" in row and "instances" in row),
-        ("distill", "messages" in row and isinstance(row.get("meta"), dict)),
+        ("distill", "messages" in row and _is_meta(row.get("meta"))),
         ("openai", "messages" in row),
         ("sharegpt", "conversations" in row or "conversation" in row),
         ("questions", "turns" in row),
@@ -179,6 +180,8 @@ def sharegpt(row: Row) -> Iterator[Parsed]:
 def own(row: Row) -> Iterator[Parsed]:
     """Our own rows, taken as they stand: sessions (`messages`, `meta`) or tasks (`instruction`, `input`, `meta`)."""
     meta = row.value.get("meta") or {}
+    if isinstance(meta, str) and _is_meta(meta):
+        meta = _loaded(meta)
     if not isinstance(meta, dict):
         raise MalformedRow("bad_meta", f"`meta`: found {type(meta).__name__}, expected an object")
     if "messages" not in row.value:
@@ -190,6 +193,18 @@ def own(row: Row) -> Iterator[Parsed]:
         raise MalformedRow("no_turns", "`messages` is empty")
     asked = next((message.content for message in messages if message.role == "user"), "")
     yield Parsed(line=row.line, messages=tuple(messages), instruction=asked, id=_id(row.value.get("id")), meta=meta)
+
+
+def _is_meta(value: Any) -> bool:
+    """Whether it can be the meta of a row of ours: an object, or, in a table, its JSON text."""
+    return isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))
+
+
+def _loaded(meta: str) -> Any:
+    try:
+        return json.loads(meta)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRow("bad_meta", f"`meta`: not JSON ({error})") from error
 
 
 def _task_text(row: Row) -> str:

@@ -12,7 +12,7 @@ import pytest
 HEAVY = ("torch", "transformers", "openai", "datasets", "trl", "peft", "aiohttp", "pydantic")
 COMMANDS = (
     "run", "expand", "collect", "curate", "train", "compare", "report", "check", "show", "explain-miss", "clean",
-    "serve", "doctor",
+    "import", "export", "serve", "doctor",
 )  # fmt: skip
 
 

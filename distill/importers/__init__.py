@@ -77,8 +77,8 @@ def guess(path: str) -> tuple[str, str]:
         return _guess_folder(place)
     if not place.exists() and HUB_ID.match(path):
         return "hub", "there is no such file, and it reads like a Hub id"
-    if place.suffix == ".parquet":
-        return "parquet", "by its name"
+    if records.starts_with(place, b"PAR1"):
+        return "parquet", "by its first bytes"
     return _guess_file(place)
 
 
@@ -105,6 +105,8 @@ def _guess_folder(folder: Path) -> tuple[str, str]:
     for marker in ("dataset_info.json", "dataset_dict.json", "state.json"):
         if (folder / marker).is_file():
             return "datasets", f"by {marker} in it"
+    if (folder / "README.md").is_file():
+        return "hub", "by the card in it"
     if any(folder.rglob("*.parquet")):
         return "parquet", "by the .parquet files in it"
     raise RecipeError(f"{folder}: a folder of no known format; expected a saved dataset, or .parquet files")
