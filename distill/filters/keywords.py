@@ -95,7 +95,7 @@ def slow_or_wrong(pattern: str) -> str | None:
             return "refers back to a group, which may take for ever; write it out"
         if name in _REPEATS:
             least, most, body = argument
-            if most != least and any(inner in (*_REPEATS, "BRANCH") for inner, _ in _nodes(body)):
+            if most > 1 and any(inner in (*_REPEATS, "BRANCH") for inner, _ in _nodes(body)):
                 return "repeats what itself repeats or branches, which may take for ever; repeat single characters"
             unbounded += most >= 1_000
             ways *= 1 if most >= 1_000 else most - least + 1

@@ -40,7 +40,7 @@ class Length:
         max_tokens: Bound = None
         """Most tokens."""
         tokenizer: str | None = None
-        """What counts tokens: `smollm2`, or a local folder with a tokenizer."""
+        """What counts tokens: `smollm2`, or a local folder with a tokenizer.json."""
 
         @model_validator(mode="after")
         def _ordered(self) -> Length.Options:
@@ -85,22 +85,23 @@ def _outside(reason: str, count: int, bound: int) -> Verdict:
 def _counter(name: str) -> Callable[[str], int]:
     """Counts the tokens of a text. Raises `MissingPackage`, or `ModelError` where there is no tokenizer."""
     try:
-        from transformers import AutoTokenizer
-
         if name in EMBEDDED:
+            from transformers import AutoTokenizer
+
             file = fetch(name)
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-        elif not Path(name).is_dir():
-            raise ModelError(f"length.tokenizer: {name} is no folder; give one with a tokenizer, or smollm2")
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+            embedded = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+            return lambda text: len(embedded.encode(text, add_special_tokens=False))
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(Path(name) / "tokenizer.json"))
     except ImportError as error:
         raise MissingPackage(
             f"length counts tokens with {error.name}, which is not installed; type: pip install 'distill[train]'"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises nothing narrower
+        reason = str(error).partition("\n")[0]
         raise ModelError(
-            f"length.tokenizer: none can be read in {name} ({str(error).splitlines()[0]}); give a folder with a "
-            "tokenizer.json, or smollm2"
+            f"length.tokenizer: {name}: {reason}; give a folder with a tokenizer.json, or smollm2"
         ) from error
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
