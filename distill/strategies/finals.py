@@ -11,7 +11,9 @@ _ANNOUNCED = re.compile(
 _NUMBER = re.compile(
     r"(?:(?<![\d.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?|(?<!\d)\.\d{1,30})(?![\d/])"
 )
-_EDGES = " \t\n*_`$,;:!?'\"\u2018\u2019\u201c\u201d()[]{}"
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
+_EDGES = " \t\n*_`$,;:!?'\"\u2018\u2019\u201c\u201d()[]"
 UNIT_WORDS = 4
 """A number with so many words at most is one with its unit, not a sentence."""
 LONGEST_LOOKED_AT = 20_000
@@ -45,7 +47,8 @@ def _boxed(text: str) -> str | None:
 
 
 def _bare(text: str) -> str:
-    return " ".join(text.split()).strip(_EDGES).rstrip("." + _EDGES)
+    plain = _TEXT.sub(r"\1", _FRACTION.sub(r"\1/\2", text))
+    return " ".join(plain.split()).strip(_EDGES).rstrip("." + _EDGES)
 
 
 def number(text: str) -> Fraction | None:
@@ -68,8 +71,11 @@ def same_number(text: str, reference: str) -> bool:
 
 
 def vote(text: str) -> str:
-    """What a final answer counts as among others: a short one with one number by its value, else its folded text."""
-    final = final_answer(text)
+    """What a final answer counts as among others: a short one with one number by its value, else its folded text.
+
+    Of an equation the last side counts.
+    """
+    final = _bare(final_answer(text).rpartition("=")[2])
     value = number(final)
     is_number = value is not None and len(final.split()) <= UNIT_WORDS and len(_NUMBER.findall(final)) == 1
     return str(value) if is_number else final.casefold()
