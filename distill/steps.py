@@ -276,7 +276,7 @@ def _collect(context: Context, record: StageRecord) -> Mapping[str, Any]:
             before=imported,
         )
     record.detail = ACCEPTABLE if status == "partial" else None
-    return {**came, **counts}
+    return {**came, **counts, "sessions": len(imported) + counts["sessions"]}
 
 
 def _ingest(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
@@ -290,7 +290,7 @@ def _ingest(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
     found, counts = ingest.ingest(context.folder, sources=sources, seed=loaded.seed, allowed=context.allowed)
     if loaded.collect is None:
         ingest.write(context.folder, found)
-    return found, counts
+    return found, {**counts, "sessions": len(found)}
 
 
 def _source_of(section: recipe.Source, loaded: Recipe) -> Source:
