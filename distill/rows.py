@@ -19,13 +19,20 @@ from distill.types import Session, Task
 
 def to_json(value: Any) -> Any:
     """The plain JSON value of core types nested in mappings and sequences."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if names := _field_names(type(value)):
+        return {name: to_json(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value
+
+
+@cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
