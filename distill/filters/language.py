@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -15,6 +16,8 @@ from distill.types import Session, Verdict
 
 MOST_CHARACTERS = 200
 """So much of a side is looked at; the whole of 999 Alpaca answers gives the same verdicts in twice the time."""
+LEAST_PROBABILITY = 0.0005
+"""What is less likely is not told."""
 
 _NOT_PROSE = re.compile(r"https?://\S+|[\w.+-]{1,64}@[\w.-]{1,64}|[\d_]+")
 _SAME = {"arz": "ar", "nb": "no", "nn": "no", "zlm": "ms", "wuu": "zh", "yue": "zh"}
@@ -57,7 +60,7 @@ class Language:
         self.options = options
 
     def measure(self, session: Session) -> list[tuple[int, dict[str, float]]]:
-        """Letters, and the probabilities of languages from 0.0005 on, best first, of each side that is looked at."""
+        """Letters, and the probabilities of its likely languages, best first, of each side that is looked at."""
         sides: tuple[Compared, ...] = ("prompt", "answer") if self.options.on == "both" else (self.options.on,)
         return [_languages(_letters(texts_of(session, side))) for side in sides]
 
@@ -85,12 +88,12 @@ def _letters(texts: Sequence[str]) -> str:
 
 def _languages(text: str) -> tuple[int, dict[str, float]]:
     letters = sum(map(str.isalpha, text))
-    found: dict[str, float] = {}
+    found: Counter[str] = Counter()
     for code, probability in _identifier().rank(text) if letters else ():
-        same = _SAME.get(code, code)
-        found[same] = found.get(same, 0.0) + probability
-    best = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    return letters, {code: round(probability, 4) for code, probability in best if probability >= 0.0005}
+        if probability < LEAST_PROBABILITY:
+            break
+        found[_SAME.get(code, code)] += probability
+    return letters, {code: round(probability, 4) for code, probability in found.most_common()}
 
 
 @cache
