@@ -230,7 +230,7 @@ def run_import(arguments: list[str]) -> None:
     options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     ingest.import_command(
         arguments[0], Path("out.jsonl"), format=options.get("--from"), wanted=options.get("--as", "sessions"),
-        take=None, seed=7, tokenizer=None, max_tokens=int(options["--max-tokens"]) if "--max-tokens" in options else None,
+        take=None, seed=7, tokenizer=None, max_tokens=100 if "--max-tokens" in options else None,
         split=options.get("--split"), revision=None, licence=None,
     )  # fmt: skip
 
