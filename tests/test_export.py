@@ -32,6 +32,20 @@ KEEPS_META = ("parquet", "hub")
 CHARS = st.characters(codec="utf-8") | st.sampled_from('\n\t <>&#`{}[]"\\/*_\u2028\ufeff')
 TEXTS = st.text(CHARS, min_size=1, max_size=30).filter(lambda text: bool(text.strip()))
 PAGES = ("<p>x</p>", "1 / 2", '<div class="markdown">x</div>', "```\nCopy code\n```", "null", " padded ")
+CONTENTS = TEXTS | st.sampled_from(PAGES)
+PAIRS = st.lists(st.tuples(CONTENTS, CONTENTS), min_size=1, max_size=3)
+VALUES = st.booleans() | TEXTS | st.lists(TEXTS)
+METAS = st.dictionaries(st.sampled_from(("teacher", "keys", "truncated")), VALUES, max_size=3)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[tuple[tuple[Message, ...], dict[str, Any]]]:
+    found = []
+    for pairs, system, meta in draw(st.lists(st.tuples(PAIRS, st.none() | CONTENTS, METAS), min_size=1, max_size=4)):
+        turns = [Message("system", system)] if system is not None else []
+        for asked, answered in pairs:
+            turns += [Message("user", asked), Message("assistant", answered)]
+        found.append((tuple(turns), meta))
     return found
 
 
