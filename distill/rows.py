@@ -21,7 +21,8 @@ def to_json(value: Any) -> Any:
     """The plain JSON value of core types nested in mappings and sequences."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    if names := _field_names(type(value)):
+    kind: type = type(value)
+    if names := _field_names(kind):
         return {name: to_json(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -61,20 +62,21 @@ class Selection:
         self.options = options
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A dropped row's neighbour is the chosen row most similar to it, and its value the cosine."""
+        """A verdict's value is the cosine with the most similar chosen row; a dropped row's neighbour is that row."""
         verdicts = [self._window(session) for session in sessions]
         inside = [place for place, verdict in enumerate(verdicts) if verdict.keep]
         if len(inside) <= self.options.count:
             return verdicts
         texts = [comparable(compared_text(sessions[place], self.options.on)) for place in inside]
-        chosen, cosines, owners = farthest_first(vectors(texts), self.options.count)
+        found, cosines, owners = farthest_first(vectors(texts), self.options.count)
+        chosen = set(found)
         for order, place in enumerate(inside):
             keep = order in chosen
             verdicts[place] = Verdict(
                 rule="selection",
                 keep=keep,
                 reason="ok" if keep else "not_selected",
-                value=round(float(cosines[order]), 4) if cosines[order] >= -1 else None,
+                value=round(float(cosines[order]), 4) if len(chosen) > 1 or not keep else None,
                 threshold=self.options.count,
                 neighbour=None if keep else sessions[inside[owners[order]]].id,
             )
@@ -121,25 +123,39 @@ def _hash(token: str) -> int:
     return int.from_bytes(blake2b(token.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
-def farthest_first(rows: Vectors, count: int) -> tuple[set[int], Vectors, NDArray[np.int64]]:
-    """The chosen rows; for each row the cosine with the nearest chosen one (for a chosen: of those before), and it."""
+def farthest_first(rows: Vectors, count: int) -> tuple[list[int], Vectors, NDArray[np.int64]]:
+    """The chosen rows in order; for each row the cosine with the nearest chosen one, itself left out, and that one.
+
+    A row's cosine with the nearest chosen one can only grow, so that what was true of fewer chosen rows is a bound: a
+    row is looked at again only when its bound is the least of all (lazily, as Minoux 1978 does for greedy maxima).
+    """
     import numpy as np
 
-    found = int((rows @ rows.mean(axis=0)).argmax())
-    nearest = np.full(len(rows), -np.inf, dtype=np.float32)
-    owner = np.zeros(len(rows), dtype=np.int64)
-    told = nearest.copy()
-    chosen: set[int] = set()
-    while True:
-        chosen.add(found)
-        told[found] = nearest[found]
-        cosines = rows @ rows[found]
-        owner[cosines > nearest] = found
-        np.maximum(nearest, cosines, out=nearest)
-        nearest[found] = np.inf
-        if len(chosen) == count:
-            break
-        found = int(nearest.argmin())
-    rest = np.array([place not in chosen for place in range(len(rows))])
-    told[rest] = nearest[rest]
-    return chosen, told, owner
+    chosen = [int((rows @ rows.mean(axis=0)).argmax())]
+    told = rows @ rows[chosen[0]]
+    bounds = [(cosine, place, 1) for place, cosine in enumerate(told.tolist()) if place != chosen[0]]
+    heapify(bounds)
+    while len(chosen) < count:
+        cosine, place, seen = heappop(bounds)
+        if seen == len(chosen):
+            chosen.append(place)
+        else:
+            fresh = float((rows[chosen[seen:]] @ rows[place]).max())
+            heappush(bounds, (max(cosine, fresh), place, len(chosen)))
+    return chosen, *_nearest(rows, np.array(chosen))
+
+
+def _nearest(rows: Vectors, chosen: NDArray[np.int64]) -> tuple[Vectors, NDArray[np.int64]]:
+    """Cosine and place of the nearest chosen row, for each row; a chosen one is not its own."""
+    import numpy as np
+
+    cosines, owners = np.empty(len(rows), dtype=np.float32), np.empty(len(rows), dtype=np.int64)
+    order = np.full(len(rows), -1)
+    order[chosen] = np.arange(len(chosen))
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE] @ rows[chosen].T
+        own = order[start : start + AT_ONCE]
+        some[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
+        owners[start : start + AT_ONCE] = chosen[some.argmax(axis=1)]
+        cosines[start : start + AT_ONCE] = some.max(axis=1)
+    return cosines, owners
