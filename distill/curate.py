@@ -81,6 +81,7 @@ def curate(
     near: float = 0.7,
     ask: Asking | None = None,
     max_failed: float = 0.05,
+    tell: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Mapping[str, Any]:
     """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
 
@@ -94,7 +95,7 @@ def curate(
     dropped, as `mended` by rule; where a model was asked, `failed`: rows that a rule could not measure, which are kept
     and labelled `not_measured`, and `retryable`: those of them for which asking again may help. Raises, with everything
     written, `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of what was asked
-    failed, and what `ask` raises.
+    failed, and what `ask` raises; `tell` gets the counts before that.
     """
     rows = [Row(session) for session in read_sessions(folder / "sessions.jsonl")]
     _apply_row_rules(rows, filters)
@@ -105,12 +106,15 @@ def curate(
     _apply_set_rules(training, filters)
     _drop_near(training, tested, near)
     counts = _write(folder, rows, training, tested)
-    _accept(asked, max_failed)
     if asked.flows:
         counts["failed"] = len(asked.failed)
         counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in asked.failed)
     if len(tested) < test:
         counts["test_missing"] = test - len(tested)
+    if tell is not None:
+        tell(counts)
+    _accept(asked, max_failed)
+    if len(tested) < test:
         console.warn(f"{len(tested)} of {test} prompts could be held out; collect more tasks, or lower collect.test")
     _require_some(counts)
     return counts

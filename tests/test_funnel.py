@@ -175,6 +175,7 @@ def test_without_a_judge_the_teacher_grades_and_the_budget_stops_it(tmp_path: Pa
         rows = [json.loads(line) for line in (tmp_path / "runs/one/kept.jsonl").read_text().splitlines()]
         reasons = [row["verdicts"][0]["reason"] for row in rows]
         assert "not_measured" in reasons
+        assert "labels: not_measured" in distill(tmp_path, "show", "runs/one", "--funnel").stdout
         assert "ok" in reasons
         bought = server.count
         assert distill(tmp_path, "run", str(path), "--set", "budget_usd=9").returncode == 0
