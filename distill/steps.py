@@ -331,6 +331,7 @@ def _curate(context: Context, record: StageRecord) -> Mapping[str, Any]:
             seed=context.recipe.seed,
             ask=partial(_ask_of_rows, context, engines),
             max_failed=section.max_failed,
+            tell=record.counts.update,
         )
     finally:
         if engines:
