@@ -19,7 +19,7 @@ from distill.types import Completion, Failure, Flow, Message, Request, Sampling,
 
 VISITOR, HELPER = "[Visitor]", "[Helper]"
 """Marks of the turns, of our own wording so that no chat template knows them."""
-_MARK = re.compile(r"\[(Visitor|Helper)\][*_]{0,2}[ \t]*:?", re.IGNORECASE)
+_MARK = re.compile(r"[*_]{0,2}\[(Visitor|Helper)\][*_]{0,2}(?:[ \t]*:[*_]{0,2})?", re.IGNORECASE)
 
 
 class SelfChat:
@@ -165,10 +165,8 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
 
 def _pieces(text: str) -> list[_Piece]:
     marks = list(_MARK.finditer(text))
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    return [
-        _Piece(mark[1].lower(), text[mark.end() : end].strip(" \t\n*_")) for mark, end in zip(marks, ends, strict=True)
-    ]
+    ends = [*(mark.start() for mark in marks), len(text)][1:]
+    return [_Piece(mark[1].lower(), text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]
 
 
 def _fault(pair: Sequence[_Piece], *, is_cut: bool) -> str | None:

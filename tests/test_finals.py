@@ -1,0 +1,61 @@
+"""Final answers: where they stand in a solution, and when two are the same."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.strategies.finals import final_answer, number, same_number, vote
+
+
+@pytest.mark.parametrize(
+    ("text", "final"),
+    [
+        ("So it is \\boxed{42}.", "42"),
+        ("\\boxed{1} no, \\boxed{\\frac{3}{4}}", "3/4"),
+        ("Long work.\n#### 1,234", "1,234"),
+        ("The answer is (B).", "B"),
+        ("**Final answer:** Paris", "Paris"),
+        ("First this.\n\nThen that.\n", "Then that"),
+        ("", ""),
+    ],
+)
+def test_the_final_answer_is_found(text, final):
+    assert final_answer(text) == final
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1,234.50", Fraction(2469, 2)),
+        ("-3/4", Fraction(-3, 4)),
+        ("\u22125", Fraction(-5)),
+        ("10-3", Fraction(3)),
+        ("about .5 litres", Fraction(1, 2)),
+        ("$12", Fraction(12)),
+        ("none", None),
+        ("1/0", None),
+    ],
+)
+def test_numbers_are_read_exactly(text, value):
+    assert number(text) == value
+
+
+def test_the_same_number_may_be_written_otherwise():
+    assert same_number("Half of it.\nThe answer is 0.5", "1/2")
+    assert not same_number("The answer is 0.50001", "1/2")
+
+
+def test_a_number_votes_by_its_value_and_a_word_by_its_letters():
+    assert len({vote("#### 12"), vote("The answer is 12.0."), vote("So 5 + 7 = 12"), vote("12 apples")}) == 1
+    assert vote("The answer is Paris.") == vote("Answer: paris")
+    assert vote("Answer: Rome") != vote("Answer: Paris")
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_survived(text):
+    assert isinstance(vote(text), str)
+    assert number("9" * 5000 + text) is None or True
