@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -21,7 +22,7 @@ _CODE_POINTS = 0x110000
 _SLACK = 1e-4
 """Prunes so much below what is wanted: rapidfuzz's cutoffs are not exact (it misses scores 1e-9 above one)."""
 _UNKNOWN = "\0"
-_NOTHING: Mapping[int, Mapping[int, list[int]]] = {}
+_NOTHING: Mapping[int, Mapping[int, array[int]]] = {}
 FIRST_COUNT = 256
 """Texts at which it is first counted which tokens are rare."""
 LOOK_DOWN = (0.5, 0.35, 0.2)
@@ -71,7 +72,7 @@ class NoveltyIndex:
         self._characters: dict[str, str] = {}
         self._ranks: dict[str, int] = {_UNKNOWN: -_CODE_POINTS}
         self._lengths: set[int] = set()
-        self._postings: dict[str, dict[int, dict[int, list[int]]]] = {}
+        self._postings: dict[str, dict[int, dict[int, array[int]]]] = {}
         self._count_again = FIRST_COUNT
 
     def __len__(self) -> int:
@@ -154,7 +155,11 @@ class NoveltyIndex:
         text = self._texts[number]
         self._lengths.add(len(text))
         for character, at in self._ordered(text):
-            self._postings.setdefault(character, {}).setdefault(len(text), {}).setdefault(at, []).append(number)
+            by_place = self._postings.setdefault(character, {}).setdefault(len(text), {})
+            if at in by_place:
+                by_place[at].append(number)
+            else:
+                by_place[at] = array("I", (number,))
 
     def _order_anew(self) -> None:
         """Count which tokens are rare; ties are broken one way for all texts, and what comes later is rarer."""

@@ -175,11 +175,11 @@ def test_a_task_says_where_it_comes_from():
     assert meta == {"strategy": "self_instruct", "request": 3, "replica": 3, "key": "key-3"}
 
 
-def test_a_task_names_its_nearest_neighbour_where_one_is_half_as_similar():
+def test_a_task_names_its_nearest_neighbour_where_one_is_similar():
     part = growth()
     part.admit(0, offered("Name four kinds of clouds in the sky."))
-    (task,) = part.admit(1, offered("Name four breeds of dogs on the sea."))
-    assert (task.meta["nearest"]["id"], task.meta["nearest"]["rouge_l"]) == ("task-00001", 0.5)
+    (task,) = part.admit(1, offered("Name four kinds of dogs on the sea."))
+    assert (task.meta["nearest"]["id"], task.meta["nearest"]["rouge_l"]) == ("task-00001", 0.625)
 
 
 def test_ids_count_what_is_admitted():

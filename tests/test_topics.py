@@ -118,6 +118,10 @@ def test_without_marks_numbers_count_and_an_item_ends_at_a_blank_line():
     ]
 
 
+def test_a_mark_without_its_number_is_no_part_of_an_item():
+    assert marked("1. TASK: Name a bird.") == [(1, "Name a bird.")]
+
+
 def test_bold_items_lose_their_stars():
     assert marked("**TASK 1: Name a bird.**") == [(1, "Name a bird.")]
 

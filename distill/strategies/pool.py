@@ -21,8 +21,8 @@ from distill.types import Completion, Message, Request, Sampling, Task
 ROLE = "teacher"
 FEWEST_OUTSTANDING, MOST_OUTSTANDING = 4, 128
 """Bounds of the window where the recipe sets none."""
-NEAR_ENOUGH = 0.5
-"""A task's nearest neighbour is recorded from this similarity on; to find one below takes ten times as long."""
+NEAR_ENOUGH = 0.6
+"""A task's nearest neighbour is recorded from this similarity on; to find one at any takes ten times as long."""
 MIN_WORDS = 4
 MAX_WORDS = 150
 """Bounds of an instruction, in words (Self-Instruct's code: more than 3, at most 150)."""
@@ -181,6 +181,7 @@ def numbered(text: str) -> list[str]:
 
 _MARK = re.compile(r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[^\w\n]*", re.IGNORECASE | re.MULTILINE)
 _NUMBER = re.compile(r"^[^\w\n]*(\d+)[ \t]?[.):][^\w\n]*", re.MULTILINE)
+_BARE_MARK = re.compile(r"\A\W*(?:TASK|TSK)[ \t]*:[^\w\n]*")
 _BEHIND = re.compile(r"(?:\s*^[-=#*_]{3,}[ \t]*$)+\s*\Z", re.MULTILINE)
 
 
@@ -194,7 +195,8 @@ def marked(text: str) -> list[tuple[int, str]]:
     pieces = (_MARK if whole else _NUMBER).split(text)[1:]
     items = zip(map(int, pieces[::2]), pieces[1::2], strict=True)
     ended = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
-    clean = ((number, _BEHIND.sub("", item).strip().removesuffix("**").strip()) for number, item in ended)
+    bare = ((number, _BARE_MARK.sub("", _BEHIND.sub("", item))) for number, item in ended)
+    clean = ((number, item.strip().removesuffix("**").strip()) for number, item in bare)
     return [(number, item) for number, item in clean if item]
 
 

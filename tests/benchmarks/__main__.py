@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import curate, faults, journal, kill, memory, retry_after, throughput
+from tests.benchmarks import curate, faults, journal, kill, memory, novelty, retry_after, throughput
 from tests.benchmarks.arena import Findings, table
 from tests.benchmarks.rivals import folder
 
@@ -24,6 +24,7 @@ BENCHMARKS = {
     "kill": kill.run,
     "faults": faults.run,
     "retry-after": retry_after.run,
+    "novelty": novelty.run,
 }
 
 
