@@ -73,3 +73,34 @@ def test_a_withheld_answer_is_a_failure_with_its_reason():
 def test_a_failure_stands_for_the_session():
     failure = Failure(key="k", reason="timeout", detail="60 s", transient=True)
     assert outcome(failure) is failure
+
+
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        ("below", "Translate.\n\nGuten Tag"),
+        ("labelled", "Translate.\n\nInput:\nGuten Tag"),
+        ("before", "Guten Tag\n\nTranslate."),
+    ],
+)
+def test_an_input_is_put_as_asked(form, written):
+    strategy = Answer(Answer.Options(input=form))
+    assert next(strategy.flow(Task("t", "Translate.", "Guten Tag"), Random(0))).messages[0].content == written
+    assert next(strategy.flow(Task("t", "Say it."), Random(0))).messages[0].content == "Say it."
+
+
+@pytest.mark.parametrize(("given", "forms"), [("Guten Tag", 7), ("", 6)])
+def test_varied_forms_are_self_instructs_seven_and_six_and_hold_all(given, forms):
+    strategy, task = Answer(Answer.Options(input="varied")), Task("t", "Say $this.", given)
+    drawn = {next(strategy.flow(task, Random(seed))).messages[0].content for seed in range(100)}
+    assert len(drawn) == forms
+    assert all("Say $this." in text and given in text for text in drawn)
+
+
+def test_thoughts_are_kept_apart_from_the_answer():
+    session = outcome(completion("<think>\nA river.\n</think>\n\nThe Danube."))
+    assert (session.messages[-1].content, session.meta["thoughts"]) == ("The Danube.", "A river.")
+
+
+def test_an_answer_cut_inside_its_thoughts_is_no_answer():
+    assert outcome(completion("<think>\nA river", finish="length")).reason == "open_thoughts"

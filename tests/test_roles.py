@@ -1,0 +1,228 @@
+"""Who plays user and judge: models of their own where the recipe names them, else the teacher; and several sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+import yaml
+
+from distill.catalogue import load_recipe
+from distill.collect import Chosen, collect, model_of
+from distill.engine.drive import Engine
+from distill.errors import RecipeError
+from distill.forecast import lines
+from distill.journal import Journal
+from distill.providers.scripted import Scripted
+from distill.rows import read_jsonl, read_sessions
+from distill.steps import Context, choice_of, serves_here
+from distill.strategies.best_of import BestOf
+from distill.strategies.instances import Instances
+from distill.strategies.user_simulator import UserSimulator
+from distill.teachers import hire
+from distill.types import Endpoint, Request, Sampling, Session, Task
+from tests.flowing import well_formed
+
+REMOTE = {"model": "big", "base_url": "http://127.0.0.1:1/v1", "terms": "ours", "sampling": {"max_tokens": 50}}
+TASKS = [Task("t1", "Sort the mail."), Task("t2", "Sort the socks.")]
+
+
+def recipe(folder: Path, **sections):
+    (folder / "tasks.txt").write_text("Name a river.\nName a lake.\n")
+    document = {"name": "roles", "teacher": REMOTE, "collect": {"tasks": "tasks.txt", "test": 0}, **sections}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return load_recipe(path)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal.open(tmp_path / "journal.sqlite") as opened:
+        yield opened
+
+
+def collected(folder: Path, journal: Journal, providers: dict, strategy, tasks=TASKS, **more):
+    return collect(
+        folder,
+        tasks=tasks,
+        choose=lambda task: Chosen("teacher", "big", strategy),
+        strategy_name="some",
+        seed=7,
+        engine=Engine(journal, providers, attempts=1),
+        **{"max_failed": 1.0, **more},
+    )
+
+
+# --- in the recipe
+
+
+def test_the_teacher_plays_every_role_that_nobody_else_has(tmp_path):
+    teachers = hire(recipe(tmp_path), tmp_path)
+    providers = teachers.providers
+    assert set(providers) == {"teacher", "user", "judge"}
+    assert providers["teacher"] is providers["user"] is providers["judge"]
+    assert teachers.other_identity() == []
+
+
+def test_user_and_judge_may_be_models_of_their_own(tmp_path):
+    loaded = recipe(
+        tmp_path,
+        judge={**REMOTE, "model": "critic", "price": {"input": 1, "output": 2}, "requests_per_minute": 9},
+        user={**REMOTE, "model": "chatty", "concurrency": 3},
+    )
+    teachers = hire(loaded, tmp_path)
+    models = {name: provider.endpoint.model for name, provider in teachers.providers.items()}
+    assert models == {"teacher": "big", "user": "chatty", "judge": "critic"}
+    assert (teachers.prices()["judge"].output, "user" in teachers.prices()) == (2, False)
+    assert (teachers.rates()["judge"].requests_per_minute, teachers.rates()["user"].concurrency) == (9, 3)
+    assert [fact.get("role") for fact in teachers.facts()] == [None, "user", "judge"]
+    assert [identity[0] for identity in teachers.other_identity()] == ["user", "judge"]
+
+
+def test_a_model_that_is_served_anyway_is_not_served_twice(tmp_path):
+    local = {"model": "smollm2", "serve": "transformers", "terms": "ours"}
+    loaded = recipe(tmp_path, judge=local, user=local)
+    providers = hire(loaded, tmp_path).providers
+    assert providers["user"] is providers["judge"] is not providers["teacher"]
+    assert serves_here(loaded)
+
+
+@pytest.mark.parametrize("role", ["user", "judge"])
+def test_terms_are_required_of_every_role(tmp_path, role):
+    with pytest.raises(RecipeError, match=f"`{role}.terms` is missing"):
+        recipe(tmp_path, **{role: {key: value for key, value in REMOTE.items() if key != "terms"}})
+
+
+def test_a_share_of_the_tasks_is_for_teachers_alone(tmp_path):
+    with pytest.raises(RecipeError, match="judge: `kinds` and `weight` share tasks among teachers"):
+        recipe(tmp_path, judge={**REMOTE, "kinds": ["hard"]})
+
+
+def test_a_resolved_recipe_has_the_roles_and_reads_back_the_same(tmp_path):
+    loaded = recipe(tmp_path, judge=REMOTE, collect={"strategy": "best_of", "tasks": "tasks.txt", "test": 0})
+    (tmp_path / "resolved.yaml").write_text(loaded.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml").document() == loaded.document()
+
+
+def strategy_of(loaded, folder: Path):
+    context = Context(folder, loaded, None, hire(loaded, folder))
+    return choice_of(context)(Task("t", "Hm?")).strategy
+
+
+def test_a_roles_own_sampling_counts_where_the_strategy_says_nothing(tmp_path):
+    judge = {**REMOTE, "sampling": {"max_tokens": 7}}
+    best_of = {"strategy": "best_of", "tasks": "tasks.txt", "test": 0}
+    assert strategy_of(recipe(tmp_path, judge=judge, collect=best_of), tmp_path).options.judge_sampling.max_tokens == 7
+    told = {**best_of, "judge_sampling": {"max_tokens": 8}}
+    assert strategy_of(recipe(tmp_path, judge=judge, collect=told), tmp_path).options.judge_sampling.max_tokens == 8
+    assert strategy_of(recipe(tmp_path, collect=best_of), tmp_path).options.judge_sampling is None
+
+
+def test_roles_reach_their_own_models(tmp_path, journal):
+    def said(name: str):
+        return Scripted(lambda request: f"{name} on {len(request.messages)}", Endpoint(model=name))
+
+    providers = {name: said(name) for name in ("teacher", "user", "judge")}
+    strategy = UserSimulator(UserSimulator.Options(min_rounds=2, max_rounds=2), sampling=Sampling(max_tokens=9))
+    collected(tmp_path, journal, providers, strategy)
+    assert [len(providers[name].requests) for name in ("teacher", "user", "judge")] == [4, 2, 0]
+    sessions = read_sessions(tmp_path / "sessions.jsonl")
+    assert [session.messages[2].content for session in sessions] == ["user on 4"] * 2
+    assert all(well_formed(session) for session in sessions)
+
+
+def test_a_role_is_called_by_its_name_whoever_the_teacher_is():
+    name = model_of(TASKS, lambda task: Chosen("teacher:b", "b", None))
+    assert [name("t1", role) for role in ("teacher", "judge", "user")] == ["teacher:b", "judge", "user"]
+
+
+# --- forecast
+
+
+@pytest.mark.parametrize(
+    ("collect_section", "requests"),
+    [
+        ({"strategy": "answer"}, 2),
+        ({"strategy": "given"}, 0),
+        ({"strategy": "instances"}, 4),
+        ({"strategy": "self_chat"}, 2),
+        ({"strategy": "best_of", "samples": 3}, 12),
+        ({"strategy": "user_simulator", "max_rounds": 4}, 16),
+        ({"strategy": "explanations"}, 2),
+    ],
+)
+def test_check_forecasts_all_requests_of_a_strategy(tmp_path, collect_section, requests):
+    told = lines(recipe(tmp_path, collect={"tasks": "tasks.txt", "test": 0, **collect_section}), probed=False)
+    assert any(line.startswith(f"collect: about {requests} requests, ") for line in told)
+
+
+def test_check_counts_answers_that_are_read_again(tmp_path):
+    def prompt_tokens(rounds: int) -> int:
+        section = {"strategy": "user_simulator", "min_rounds": 1, "max_rounds": rounds, "tasks": "tasks.txt", "test": 0}
+        line = next(line for line in lines(recipe(tmp_path, collect=section), probed=False) if "requests" in line)
+        return int(line.split("requests, ")[1].split()[0].replace(",", ""))
+
+    assert prompt_tokens(8) > 4 * prompt_tokens(2)
+
+
+# --- several sessions of one task
+
+
+class Several:
+    """As many sessions as the task's meta says, or none."""
+
+    def flow(self, task: Task, rng: Random):
+        yield from ()
+        return tuple(Session(task.id, (), {"number": n}) for n in range(task.meta["count"]))
+
+
+def test_the_sessions_of_a_task_are_numbered_and_in_task_order(tmp_path, journal):
+    tasks = [Task("b", "", meta={"count": 3}), Task("a", "", meta={"count": 1}), Task("c", "", meta={"count": 2})]
+    status, counts = collected(tmp_path, journal, {"teacher": Scripted([])}, Several(), tasks)
+    sessions = read_sessions(tmp_path / "sessions.jsonl")
+    assert [session.id for session in sessions] == ["b", "b.2", "b.3", "a", "c", "c.2"]
+    assert [session.meta["number"] for session in sessions] == [0, 1, 2, 0, 0, 1]
+    assert {(session.meta["strategy"], session.meta["teacher"]) for session in sessions} == {("some", "big")}
+    assert (status, counts) == ("done", {"tasks": 3, "sessions": 6, "failed": 0, "truncated": 0})
+
+
+def test_no_session_is_called_like_another_task(tmp_path, journal):
+    tasks = [Task("a", "", meta={"count": 2}), Task("a.2", "", meta={"count": 2})]
+    collected(tmp_path, journal, {"teacher": Scripted([])}, Several(), tasks)
+    assert [session.id for session in read_sessions(tmp_path / "sessions.jsonl")] == ["a", "a..2", "a.2", "a.2.2"]
+
+
+def test_a_task_without_a_session_is_a_failure_that_says_so(tmp_path, journal):
+    status, counts = collected(
+        tmp_path, journal, {"teacher": Scripted([])}, Several(), [Task("a", "", meta={"count": 0})]
+    )
+    (failed,) = read_jsonl(tmp_path / "failures.jsonl")
+    assert failed["failures"][0]["reason"] == "no_session"
+    assert (status, counts["sessions"], counts["failed"]) == ("done", 0, 1)
+
+
+def test_instances_are_collected_and_replayed_the_same(tmp_path, journal):
+    def script(request: Request) -> str:
+        if request.sampling.max_tokens == 3:
+            return "No"
+        return "".join(f"Example {n}\nin {n}\nOutput: out {n}\n" for n in range(1, 9))
+
+    strategy = Instances(Instances.Options())
+    _, counts = collected(tmp_path, journal, {"teacher": Scripted(script)}, strategy)
+    before = (tmp_path / "sessions.jsonl").read_bytes()
+    silent = Scripted([])
+    collected(tmp_path, journal, {"teacher": silent}, strategy)
+    assert (counts["sessions"], silent.requests) == (10, [])
+    assert (tmp_path / "sessions.jsonl").read_bytes() == before
+
+
+def test_samples_and_verdicts_go_through_the_engine(tmp_path, journal):
+    judge = Scripted(lambda request: f"Score: {3 + ('number 1' in request.messages[0].content)}")
+    teacher = Scripted(lambda request: f"number {request.replica}")
+    strategy = BestOf(BestOf.Options(samples=3), sampling=Sampling(temperature=1.0))
+    collected(tmp_path, journal, {"teacher": teacher, "judge": judge}, strategy)
+    sessions = read_sessions(tmp_path / "sessions.jsonl")
+    assert [session.messages[-1].content for session in sessions] == ["number 1"] * 2
+    assert [len(session.meta["keys"]) for session in sessions] == [6, 6]
