@@ -19,11 +19,8 @@ from distill.importers import load_tasks
 from distill.probe import Findings
 from distill.recipe import Asks, Recipe, Teacher
 from distill.run import STAGES, read_record
+from distill.strategies.pool import Cost
 
-NEW_TASKS_PER_REQUEST = 2.5
-"""Tasks admitted of one expansion request, measured for the embedded teacher; a stronger one yields more."""
-EXPAND_TOKENS = (220, 110)
-"""Prompt and completion tokens of one expansion request, measured with the shipped seeds."""
 GRADING_TOKENS = 320
 """Prompt tokens of a question to a judge, beside the session, about."""
 PROMPT_TOKENS = 60
@@ -105,8 +102,7 @@ def _plans(recipe: Recipe) -> list[Plan]:
     tasks, prompt = (recipe.expand.tasks if recipe.expand else 0), PROMPT_TOKENS
     plans = []
     if recipe.expand is not None:
-        asked = math.ceil(recipe.expand.tasks / NEW_TASKS_PER_REQUEST)
-        plans.append(Plan("expand", asked, asked * EXPAND_TOKENS[0], asked * EXPAND_TOKENS[1]))
+        plans.append(_expanding(getattr(recipe.expand.options, "cost", Cost(1, PROMPT_TOKENS, 100)), tasks))
     if recipe.collect is not None and recipe.collect.tasks is not None:
         rows = load_tasks(Path(recipe.collect.tasks))
         tasks = len(rows)
@@ -120,6 +116,11 @@ def _plans(recipe: Recipe) -> list[Plan]:
     if recipe.compare is not None and (test := recipe.held_out):
         plans.append(Plan("compare", test, test * prompt, test * most if most else None))
     return plans
+
+
+def _expanding(cost: Cost, tasks: int) -> Plan:
+    times = math.ceil(tasks / cost.tasks)
+    return Plan("expand", times * cost.requests, times * cost.prompt_tokens, times * cost.completion_tokens)
 
 
 def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> Plan:
@@ -279,8 +280,9 @@ def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
         found += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")
     if recipe.collect is not None and getattr(recipe.collect.options, "system", None):
         found += _unheeded_system(findings)
-    if recipe.expand is not None and recipe.expand.strategy == "self_instruct":
-        if findings.verdict("completions") == "refused":
+    ask = getattr(recipe.expand.options, "ask", None) if recipe.expand is not None else None
+    if ask is not None:
+        if ask != "chat" and findings.verdict("completions") == "refused":
             found.append("expand asks raw prompts, but this endpoint has no /completions: expand will fail")
         if "stop" in probe.ignored(findings):
             found.append("expand stops its answers, but this endpoint ignores stop: they are cut after the fact")

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from distill import assets
+from distill.catalogue import load_recipe
 from distill.engine import StoppedShort
 from distill.engine.drive import Engine
 from distill.expand import expand
+from distill.forecast import lines as check_lines
 from distill.journal import Journal
 from distill.loopback import LoopbackServer, Misdeed, question, status
 from distill.providers.openai import OpenAIProvider
@@ -178,3 +181,29 @@ def test_no_strategy_imports_another():
     )
     assert len(parts) >= 7
     assert list(found) == []
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_check_forecasts_every_expansion(name):
+    options = part(name).Options(**TEACHERS[name][1])
+    assert (
+        min(options.cost.tasks, options.cost.prompt_tokens, options.cost.completion_tokens, options.cost.requests) > 0
+    )
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_every_expansion_is_valid_in_a_recipe(tmp_path, name):
+    options = json.loads(json.dumps(TEACHERS[name][1]))
+    recipe = {
+        "name": "grown",
+        "teacher": {"model": "m", "base_url": "http://127.0.0.1:9/v1", "terms": "mine"},
+        "expand": {"strategy": name, "tasks": 30, **options},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(path)
+    (tmp_path / "resolved.yaml").write_text(loaded.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml").document() == loaded.document()
+    forecast = next(line for line in check_lines(loaded, probed=False) if line.startswith("expand: about"))
+    times = -(-30 // part(name).Options(**options).cost.tasks)
+    assert f"about {int(times * part(name).Options(**options).cost.requests)} requests" in forecast

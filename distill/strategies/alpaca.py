@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from distill import prompts
 from distill.strategies import pool
-from distill.strategies.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
+from distill.strategies.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Request, Task
 
 PROMPTS: dict[Ask, str] = {
@@ -78,6 +78,12 @@ class Alpaca:
             if self.shown >= self.batch:
                 raise ValueError(f"batch {self.batch} leaves nothing to write behind {self.shown} shown; raise batch")
             return self
+
+        @property
+        def cost(self) -> Cost:
+            """Reckoned: half of a batch is taken, at 80 tokens a block."""
+            new = self.batch - self.shown
+            return Cost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from distill import prompts
 from distill.strategies import pool
-from distill.strategies.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
+from distill.strategies.pool import Cost, ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Task
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^\w+$")]
@@ -64,6 +64,11 @@ class Attributes:
             if self.template and (odd := sorted(slots ^ set(names))):
                 raise ValueError(f"template and attributes do not match: {{{odd[0]}}} is only in one of them")
             return self
+
+        @property
+        def cost(self) -> Cost:
+            """Reckoned: two of three tasks are taken, at 50 tokens a task."""
+            return Cost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
         self.options = options

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill import prompts
 from distill.strategies import pool
-from distill.strategies.pool import ExpansionSampling, Pool, PoolOptions, Seed
+from distill.strategies.pool import Cost, ExpansionSampling, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
 Operation: TypeAlias = Literal["constraints", "deepening", "concretizing", "reasoning", "complicate_input", "breadth"]
@@ -89,6 +89,13 @@ class EvolInstruct:
         answered: one request a task each."""
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.95
         """Greatest similarity of a new task to any before, its parent included."""
+
+        @property
+        def cost(self) -> Cost:
+            """Reckoned: three of four evolutions are taken; the answer by which they are judged is the most of it."""
+            judged, answered = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
+            prompt = 180 + 220 * judged + 80 * answered
+            return Cost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from distill.strategies import pool
-from distill.strategies.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
+from distill.strategies.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Sampling, Task
 
 
@@ -69,6 +69,7 @@ class Magpie:
     class Options(PoolOptions):
         """Options of `expand: {strategy: magpie}`."""
 
+        ask: ClassVar[Ask] = "completion"
         sampling: FreeSampling = FreeSampling()
         """How instructions are drawn."""
         template: Literal["chatml", "gemma", "llama3", "mistral", "own", "phi3", "vicuna"] = "chatml"
@@ -92,6 +93,11 @@ class Magpie:
             if self.template == "own" and self.system:
                 raise ValueError("with `template: own`, write the system message into before_user")
             return self
+
+        @property
+        def cost(self) -> Cost:
+            """Measured for the embedded teacher: half are taken, at 25 tokens; some others need 40."""
+            return Cost(0.5, 10, 40)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
         self.options = options

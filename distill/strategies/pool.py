@@ -44,6 +44,18 @@ Ask: TypeAlias = Literal["completion", "chatml", "chat"]
 # --- options
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one proposal takes and brings, about; `check` forecasts with it."""
+
+    tasks: float
+    """Admitted ones."""
+    prompt_tokens: int
+    """Of all its requests together."""
+    completion_tokens: int
+    requests: int = 1
+
+
 class PoolOptions(recipe.Options):
     """Options of every expansion."""
 
