@@ -14,6 +14,8 @@ _PAGE = re.compile(r"""class=["'][^"'>]{0,200}\b(markdown|whitespace-pre-wrap)\b
 _FRAGMENT = re.compile(r"\s*<(p|div|ol|ul|pre|h[1-6]|table|blockquote)\b[^>]*>", re.I)
 _VARIANT = re.compile(r"\A\d{1,3} / \d{1,3}(?=<|\n|\Z|[A-Z])")
 """The page's count of regenerated answers, such as `2 / 3`; FastChat cuts `1 / 2 cup of milk` too."""
+_BLOCK = '<pre><div class="bg-black'
+"""How its code blocks start, where a browser's extension has made markdown of all else."""
 _EMPTY_BLOCK = re.compile(r"```\s*[\w+#.-]{0,30}?(?:Copy code)+\s*```")
 _COPY_CODE = re.compile(r"```\s*([\w+#.-]{0,30}?)(?:Copy code)+[ \t]*\n?")
 _COPY_COUNT = re.compile(r"Copy\d{1,9} chars / \d{1,9} words")
@@ -33,6 +35,9 @@ def cleaned(text: str, *, answer: bool) -> tuple[str, list[str]]:
     if _is_page(found, answer):
         found = _markdown(found)
         repairs.append("html_to_markdown")
+    elif answer and _BLOCK in found:
+        found = _with_blocks(found)
+        repairs.append("html_to_markdown")
     if "Copy" in found:
         found = _COPY_COUNT.sub("", _COPY_CODE.sub(r"```\1\n", _EMPTY_BLOCK.sub("", found)))
     found = found.strip()
@@ -47,6 +52,17 @@ def _is_page(text: str, answer: bool) -> bool:
     return answer and bool(_FRAGMENT.match(text)) and text.rstrip().endswith(">") and "```" not in text
 
 
+def _with_blocks(text: str) -> str:
+    """The text with the page's code blocks as markdown, and nothing else changed."""
+    pieces, at = [], 0
+    while (start := text.find(_BLOCK, at)) >= 0 and (end := text.find("</pre>", start)) >= 0:
+        pieces += [text[at:start].rstrip(), f"\n\n{_markdown(text[start : end + 6]).strip()}\n\n"]
+        at = end + 6
+        while text[at : at + 1] == "\n":
+            at += 1
+    return "".join([*pieces, text[at:]])
+
+
 def _markdown(html: str) -> str:
     from bs4 import BeautifulSoup
     from bs4.exceptions import ParserRejectedMarkup
@@ -56,7 +72,7 @@ def _markdown(html: str) -> str:
         raise ValueError(f"{len(html):,} characters of HTML, at most {MAX_HTML_CHARS:,} are converted")
     converter = MarkdownConverter(
         heading_style="ATX", bullets="-", escape_asterisks=False, escape_underscores=False, escape_misc=False,
-        code_language_callback=_language,
+        code_language_callback=_language, table_infer_header=True,
     )  # fmt: skip
     try:
         soup = BeautifulSoup(html, "html.parser")
@@ -64,9 +80,10 @@ def _markdown(html: str) -> str:
             element.decompose()
         for block in soup("pre"):
             _only_code(block)
-        return _BLANKS.sub("\n\n", converter.convert_soup(soup))
+        pieces = str(converter.convert_soup(soup)).split("```")
     except (ParserRejectedMarkup, AssertionError, RecursionError) as error:
         raise ValueError(f"HTML that cannot be parsed ({type(error).__name__})") from error
+    return "```".join(piece if index % 2 else _BLANKS.sub("\n\n", piece) for index, piece in enumerate(pieces))
 
 
 def _only_code(block: Any) -> None:

@@ -284,6 +284,23 @@ def test_leftovers_of_the_copy_button_are_taken_out():
     assert cleaned("Yes.Copy12 chars / 3 words", answer=True)[0] == "Yes."
 
 
+def test_a_code_block_of_the_page_in_markdown_is_converted_alone():
+    block = PAGE[PAGE.index("<pre>") : PAGE.index("</pre>") + 6]
+    text, _ = cleaned(f"Say *a_b*:\n\n{block}\n\nDone, <you>.", answer=True)
+    assert text == "Say *a_b*:\n\n```python\nif x:\n    y_z()\n```\n\nDone, <you>."
+
+
+def test_blank_lines_of_code_are_kept():
+    code = "def a(): ...\n\n\ndef b(): ..."
+    text, _ = cleaned(f"<p>x</p><pre><code>{code}</code></pre>", answer=True)
+    assert text == f"x\n\n```\n{code}\n```"
+
+
+def test_a_table_keeps_its_first_row_as_its_head():
+    rows = "<table><tr><td>a</td><td>b</td></tr><tr><td>1</td><td>2</td></tr></table>"
+    assert cleaned(rows, answer=True)[0] == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -427,6 +444,11 @@ def test_an_unknown_format_is_suggested():
 def test_a_format_is_guessed_from_what_is_in_the_file(tmp_path, file, text, name):
     (tmp_path / file).write_text(text)
     assert importers.guess(str(tmp_path / file))[0] == name
+
+
+def test_the_hub_is_never_asked_by_a_guess():
+    with pytest.raises(RecipeError, match="add --from hub"):
+        importers.guess("owner/name")
 
 
 def test_rows_with_the_same_id_get_ids_of_their_own():

@@ -210,7 +210,7 @@ def test_the_command_guesses_says_so_and_counts(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["none.json"], "cannot read none.json"),
+        (["none.json"], "no file none.json"),
         (["data.jsonl", "--from", "alpacca"], 'did you mean "alpaca"'),
         (["data.jsonl", "--as", "task"], 'did you mean "tasks"'),
         (["data.jsonl", "--max-tokens", "100"], "--tokenizer and --max-tokens belong together"),

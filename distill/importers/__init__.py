@@ -75,8 +75,9 @@ def guess(path: str) -> tuple[str, str]:
     place = Path(path)
     if place.is_dir():
         return _guess_folder(place)
-    if not place.exists() and HUB_ID.match(path):
-        return "hub", "there is no such file, and it reads like a Hub id"
+    if not place.exists():
+        hub = "; if it is a dataset of the Hub, add --from hub" if HUB_ID.match(path) and not place.suffix else ""
+        raise RecipeError(f"no file {path}; check the path{hub}")
     if records.starts_with(place, b"PAR1"):
         return "parquet", "by its first bytes"
     return _guess_file(place)
