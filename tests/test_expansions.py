@@ -91,7 +91,7 @@ def server_for(name: str, misdeed: Callable[[int, dict[str, Any]], Misdeed | Non
     def answer(body: Mapping[str, Any]) -> str:
         return TEACHERS[name][0](body, random.Random(json.dumps([question(body), body.get("seed")])))
 
-    return LoopbackServer(latency_seconds=lambda _: random.random() / 100, answer=answer, misdeed=misdeed)
+    return LoopbackServer(latency_seconds=lambda _: random.random() / 250, answer=answer, misdeed=misdeed)
 
 
 def grow(folder: Path, name: str, url: str, *, target: int = 20, concurrency: int = 16) -> dict[str, Any]:

@@ -86,6 +86,21 @@ def test_numbers_stop_an_answer_only_at_the_start_of_a_line():
     assert asked(growth(new_tasks=7), 0).sampling.stop == ("\n16.",)
 
 
+def test_classification_tasks_come_from_classification_seeds():
+    of_kind = {" ".join(seed.instruction.split()).rstrip(":") for seed in SEEDS if seed.is_classification}
+    part = growth(classification=True)
+    assert {line for k in range(20) for line in shown_lines(asked(part, k).prompt)} <= of_kind
+    (task,) = part.admit(0, answered(part, 0, " Is this mail spam or not: you have won a boat?"))
+    assert task.meta["kind"] == "classification"
+
+
+def test_nothing_of_the_sampling_is_lost_on_the_way():
+    chosen = {"seed": 3, "extra_body": {"top_k": 40}, "stop": ["\n\n"], "presence_penalty": 2}
+    sampling = asked(growth(sampling=chosen), 0).sampling
+    assert (sampling.seed, sampling.extra_body, sampling.presence_penalty) == (3, {"top_k": 40}, 2)
+    assert sampling.stop == ("\n\n", "\n15.")
+
+
 def test_it_can_be_asked_by_chat():
     request = asked(growth(ask="chat"), 0)
     assert request.prompt is None

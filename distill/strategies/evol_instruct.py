@@ -103,6 +103,7 @@ class EvolInstruct:
         self.seeds = len(seeds)
         self._seed = seed
         self._roots = [Task(each.id, pool.seed_text(each)) for each in seeds]
+        self._orders: dict[int, list[Task]] = {}
         self._alive: dict[int, Task] = {}
         self._pool = Pool(options, rules=("too_short",), known=[(root.id, root.instruction) for root in self._roots])
         self._templates = {name: prompts.load(f"strategies/evol_{name}.txt") for name in options.operations}
@@ -145,7 +146,10 @@ class EvolInstruct:
     def _root(self, place: int) -> Task:
         """The seed of a place: all in a drawn order, then all again in another."""
         turn, index = divmod(place, len(self._roots))
-        return Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))[index]
+        if turn not in self._orders:
+            drawn = Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
+            self._orders = {turn: drawn, **{near: self._orders[near] for near in self._orders if abs(near - turn) == 1}}
+        return self._orders[turn][index]
 
     def _asked(self, parent: Task, operation: Operation, rng: Random) -> str:
         format = {"format": rng.choice(FORMATS)} if operation == "complicate_input" else {}

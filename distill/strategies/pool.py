@@ -70,7 +70,7 @@ class PoolOptions(recipe.Options):
     three words open an eighth of the tasks before it (at least 8). Of 999 Alpaca tasks the first rejects 203 of 412
     that come with an input and 8 of 587 that do not, the second 2."""
     forbidden: tuple[str, ...] = ()
-    """Words or phrases that no task may have, beside the original's (`FORBIDDEN_WORDS`); case is ignored."""
+    """Words or phrases that no task may have, beside those that the strategy forbids; case is ignored."""
 
 
 class ExpansionSampling(recipe.SamplingOptions):
