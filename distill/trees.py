@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from distill.records import Rejected, Rows
@@ -38,7 +39,7 @@ def _gathered(flat: Mapping[str, tuple[int, Mapping[str, Any]]]) -> Iterator[Par
     replies: dict[str, list[Mapping[str, Any]]] = {}
     for line, message in flat.values():
         parent = message.get("parent_id")
-        if parent is not None and parent not in flat:
+        if parent is not None and (not isinstance(parent, str) or parent not in flat):
             yield Rejected(line, "no_parent", f"its parent {str(parent)[:60]} is not in the file")
         elif parent is not None:
             replies.setdefault(parent, []).append(message)
@@ -86,4 +87,4 @@ def _path(root: Mapping[str, Any], below: Any) -> list[Message]:
 
 def _rank(message: Mapping[str, Any]) -> int:
     rank = message.get("rank")
-    return int(rank) if isinstance(rank, (int, float)) else UNRANKED
+    return int(rank) if isinstance(rank, (int, float)) and isfinite(rank) else UNRANKED

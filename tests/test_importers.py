@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill import importers, shapes
+from distill import importers, shapes, trees
 from distill.errors import RecipeError
 from distill.importers import IMPORTERS, Address
 from distill.records import Rejected, Row, json_rows
@@ -210,6 +210,15 @@ def test_any_row_of_any_shape_is_read_or_rejected(row):
                 json.dumps([message.content for message in found.messages])
             else:
                 assert found.reason
+
+
+PARTS = st.sampled_from(("message_id", "parent_id", "text", "role", "rank", "prompt", "replies", "deleted", "lang"))
+
+
+@given(st.lists(st.dictionaries(PARTS, JSON | st.floats() | st.sampled_from(("a", "b", "prompter", "assistant")))))
+def test_any_tree_is_read_or_rejected(rows):
+    for found in trees.threads(iter([Row(line, row) for line, row in enumerate(rows, start=1)])):
+        assert found.messages if isinstance(found, Parsed) else found.reason
 
 
 # Repairs
