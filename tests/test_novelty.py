@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from distill.novelty import NoveltyIndex, comparable
+from distill.novelty import FIRST_COUNT, NoveltyIndex, comparable
+from distill.text import rouge_l
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 WORDS = ["write", "a", "short", "poem", "about", "the", "sea", "and", "why", "it", "is", "blue"]
@@ -84,6 +85,24 @@ def test_a_stream_is_decided_as_by_comparing_with_every_text_before():
             index.add(str(number), comparable(text))
             kept.append(text)
     assert [found for found, _ in nearest] == pytest.approx([best for _, best in nearest], abs=1e-12)
+
+
+@pytest.mark.parametrize(("longest", "least"), [(14, 0.0), (14, 0.5), (90, 0.6)])
+def test_counting_anew_which_words_are_rare_changes_no_decision(longest, least):
+    rng, index, kept = random.Random(longest), NoveltyIndex(0.7), []
+    words = [f"w{number}" for number in range(60)]
+    for number in range(3 * FIRST_COUNT):
+        text = rng.choices(words, weights=range(1, 61), k=rng.randint(1, longest))
+        if kept and rng.random() < 0.5:
+            text = [word for word in rng.choice(kept) if rng.random() < 0.8] + rng.choices(words, k=rng.randint(0, 2))
+        best = max((rouge_l(text, before) for before in kept), default=0.0)
+        found = index.nearest(text, least=least)
+        assert (found.rouge_l if found else 0.0) == pytest.approx(best if best > least - 1e-4 else 0.0, abs=1e-12)
+        assert (index.near(text) is not None) == (best > 0.7)
+        if best <= 0.7:
+            index.add(str(number), text)
+            kept.append(text)
+    assert 2 * FIRST_COUNT > len(kept) > FIRST_COUNT
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdef"), max_size=9), max_size=9), st.lists(st.sampled_from("abcdefg")))
