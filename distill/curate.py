@@ -23,6 +23,9 @@ Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"
 """The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""
 
+UNPARSED, MANY_UNPARSED = "unparsed", 0.2
+"""The reason of a verdict on a reply that cannot be read, and the share of such replies that is worth a warning."""
+
 
 class Asking(Protocol):
     """Drives the flows of one rule; the doors choose the engine, and keep the account of its requests."""
@@ -144,7 +147,18 @@ def _apply_asking_rules(rows: Sequence[Row], filters: Rules, ask: Asking | None)
                     asked.failed.append((name, outcome.failures if outcome is not None else ()))
                 else:
                     row.take(name, rule, outcome.value)
+            _say_unparsed(name, wanted)
     return asked
+
+
+def _say_unparsed(name: str, rows: Sequence[Row]) -> None:
+    """Warn where a rule can make nothing of a good part of the replies; they keep their rows."""
+    unparsed = sum(1 for row in rows if row.verdicts[-1].reason == UNPARSED)
+    if unparsed > MANY_UNPARSED * len(rows):
+        console.warn(
+            f"{name}: {unparsed} of {len(rows)} replies cannot be read; see the notes in kept.jsonl, and take a stronger"
+            " model or a greater max_tokens"
+        )
 
 
 def _outcomes(

@@ -295,6 +295,12 @@ def test_a_row_without_a_grade_is_kept_labelled_and_counted(tmp_path):
     assert ids(tmp_path, "kept") == ["s003", "s009"]
 
 
+def test_a_judge_of_whom_nothing_can_be_read_is_warned_of_and_drops_nothing(tmp_path, capsys):
+    counts, _ = judged(tmp_path, WORTHS, judge(min_score=9), script=lambda request: "What a nice question!")
+    assert counts["kept"] == 10
+    assert "judge: 10 of 10 replies cannot be read" in capsys.readouterr().err
+
+
 def failing(transient: bool):
     def script(request: Request):
         return ProviderError("http_503" if transient else "http_400", "no luck", transient=transient)

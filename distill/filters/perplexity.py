@@ -15,9 +15,9 @@ from distill.types import Completion, Failure, Flow, Session, Verdict
 class Perplexity:
     """Perplexity of a session's answers after their prompts, by the byte: exp(negative log-likelihood / bytes).
 
-    By the byte, so that the bounds hold for models with other tokenizers; 1 is certain, English from a fair model is
-    near 2, and 256 is noise. The student's model is asked as it comes, unpruned, in the student's template, without the
-    end token. A session without an answer and one beyond the model's context are kept and labelled.
+    By the byte, so that the bounds hold for models with other tokenizers; 1 is certain, 256 is noise, and the embedded
+    model finds nine in ten of Alpaca's answers between 1.2 and 2.1 (median 1.4). The student's model is asked as it
+    comes, unpruned, in the student's template, without the end token. A session without an answer and one beyond the model's context are kept and labelled.
     """
 
     class Options(AskingOptions):
