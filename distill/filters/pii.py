@@ -25,7 +25,7 @@ _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-])")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
 _SECRET = re.compile(
-    r"(?<![\w-])(?:sk-[\w-]{20,200}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,80}|github_pat_\w{22,100}"
+    r"(?<![\w-])(?:sk-(?=[\w-]{0,100}\d)[\w-]{20,200}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,80}|github_pat_\w{22,100}"
     r"|xox[abprs]-[\w-]{10,100}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,50}|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000})"
     r"(?![\w-])|-----BEGIN (?:[A-Z]{1,12} ){0,2}PRIVATE KEY-----"
 )
@@ -149,7 +149,17 @@ def _iban(text: str) -> int:
     return 0
 
 
-_SECRET_PREFIXES = ("sk-", "gh", "AKIA", "xox", "AIza", "hf_", "eyJ", "-----BEGIN")
+_SECRET_PREFIXES = (
+    "sk-",
+    "AKIA",
+    "xox",
+    "AIza",
+    "hf_",
+    "eyJ",
+    "-----BEGIN",
+    "github_pat_",
+    *(f"gh{kind}_" for kind in "pousr"),
+)
 _FINDERS = (
     _Finder("secret", _SECRET_PREFIXES, 0, _SECRET, len),
     _Finder("email", ("@",), 0, _EMAIL, _email),

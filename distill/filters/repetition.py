@@ -70,10 +70,10 @@ class Repetition:
         found = max((share for share in shares if share[0] > share[1]), default=None)
         if found is None:
             return Verdict(rule="repetition", keep=True, reason="ok", value=max(shares)[0])
-        threshold = max(found[1], self.options.drop_above)
-        return Verdict(
-            rule="repetition", keep=found[0] <= threshold, reason=found[2], value=found[0], threshold=threshold
-        )
+        share, threshold, name = found
+        keep = share <= self.options.drop_above
+        threshold = threshold if keep else max(threshold, self.options.drop_above)
+        return Verdict(rule="repetition", keep=keep, reason=name, value=share, threshold=threshold)
 
     def _bounds(self) -> list[tuple[str, float]]:
         chosen = self.options
@@ -91,14 +91,14 @@ def _shares(text: str, top: Sequence[int], repeated: Sequence[int]) -> dict[str,
     found: dict[str, float] = {"words": len(tokens)}
     found["duplicate_lines"], found["duplicate_line_chars"] = _repeats(text.splitlines())
     found["duplicate_paragraphs"], found["duplicate_paragraph_chars"] = _repeats(_PARAGRAPHS.split(text))
-    anything = True
-    for n, name, count in sorted(
-        [*((n, f"top_{n}_gram", _top) for n in top), *((n, f"duplicate_{n}_grams", _covered) for n in repeated)],
-        key=lambda measure: measure[0],
-    ):
-        covered = count(tokens, n) if anything else 0
-        anything = covered > 0  # a repeated n-gram holds repeated shorter ones
-        found[name] = round(covered / chars, 4)
+    said_twice = True
+    for n in sorted({*top, *repeated}):
+        grams = list(_n_grams(tokens, n)) if said_twice else []
+        said_twice = len(set(grams)) < len(grams)  # where no n-gram is, no longer one is
+        if n in top:
+            found[f"top_{n}_gram"] = round(_top(tokens, grams) / chars, 4) if said_twice else 0.0
+        if n in repeated:
+            found[f"duplicate_{n}_grams"] = round(_covered(grams, n) / chars, 4) if said_twice else 0.0
     return found
 
 
@@ -112,14 +112,15 @@ def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
     return round(1 - len(fresh) / len(stripped), 4), round((chars - sum(map(len, fresh))) / chars, 4)
 
 
-def _top(tokens: Sequence[str], n: int) -> int:
+def _top(tokens: Sequence[str], grams: Sequence[tuple[str, ...]]) -> int:
     """Characters in the n-gram that covers most of them, said at least twice, each token counted once."""
-    grams = list(_n_grams(tokens, n))
-    if len(set(grams)) == len(grams):
-        return 0
-    counted = Counter(grams)
-    twice = [(count * sum(map(len, gram)), gram) for gram, count in counted.items() if count > 1]
-    return max(((_without_overlap(tokens, gram)) for _, gram in sorted(twice)[-3:]), default=0)
+    most = ((count * sum(map(len, gram)), gram) for gram, count in Counter(grams).items() if count > 1)
+    best = 0
+    for bound, gram in sorted(most, reverse=True):
+        if bound <= best:
+            break
+        best = max(best, _without_overlap(tokens, gram))
+    return best
 
 
 def _without_overlap(tokens: Sequence[str], gram: Sequence[str]) -> int:
@@ -132,11 +133,8 @@ def _without_overlap(tokens: Sequence[str], gram: Sequence[str]) -> int:
     return times * sum(map(len, gram)) if times > 1 else 0
 
 
-def _covered(tokens: Sequence[str], n: int) -> int:
+def _covered(grams: Sequence[tuple[str, ...]], n: int) -> int:
     """Characters in n-grams from their second time on; none counts twice."""
-    grams = list(_n_grams(tokens, n))
-    if len(set(grams)) == len(grams):
-        return 0
     seen: set[tuple[str, ...]] = set()
     covered = place = 0
     while place < len(grams):
