@@ -156,8 +156,8 @@ def _say_unparsed(name: str, rows: Sequence[Row]) -> None:
     unparsed = sum(1 for row in rows if row.verdicts[-1].reason == UNPARSED)
     if unparsed > MANY_UNPARSED * len(rows):
         console.warn(
-            f"{name}: {unparsed} of {len(rows)} replies cannot be read; see the notes in kept.jsonl, and take a stronger"
-            " model or a greater max_tokens"
+            f"{name}: {unparsed} of {len(rows)} replies cannot be read; see the notes in kept.jsonl, and take a"
+            " stronger model or a greater max_tokens"
         )
 
 

@@ -17,7 +17,8 @@ class Perplexity:
 
     By the byte, so that the bounds hold for models with other tokenizers; 1 is certain, 256 is noise, and the embedded
     model finds nine in ten of Alpaca's answers between 1.2 and 2.1 (median 1.4). The student's model is asked as it
-    comes, unpruned, in the student's template, without the end token. A session without an answer and one beyond the model's context are kept and labelled.
+    comes, unpruned, in the student's template, without the end token. A session without an answer and one beyond the
+    model's context are kept and labelled.
     """
 
     class Options(AskingOptions):
