@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from distill import shelf
@@ -9,13 +10,16 @@ from distill.errors import RecipeError, RunFolderError
 from distill.exporters import EXPORTERS, FILES, Exporter, Job
 from distill.run import read_record
 
+MODELS: Mapping[str, str] = {}
+"""Writers of a run's student, by name. They stand with what needs torch, so that the shelf of rows knows none."""
+
 
 def export(run: Path, *, to: str, out: Path, which: str = "kept") -> list[str]:
     """Write a run's rows, or its student, and say what was written, a line each.
 
     Raises `RecipeError` for an unknown format or rows, `RunFolderError` for no run, and where nothing can be written.
     """
-    exporter: Exporter = shelf.part(EXPORTERS, to, kind="format")()
+    exporter: Exporter = shelf.part({**EXPORTERS, **MODELS}, to, kind="format")()
     if which not in FILES:
         raise RecipeError(f'--which: unknown rows "{which}"{shelf.suggest(which, FILES)}')
     read_record(run)
