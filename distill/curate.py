@@ -118,7 +118,7 @@ def curate(
         tell(counts)
     _accept(asked, max_failed)
     if len(tested) < test:
-        console.warn(f"{len(tested)} of {test} prompts could be held out; collect more tasks, or lower collect.test")
+        console.warn(f"{len(tested)} of {test} prompts could be held out; bring in more, or lower `test`")
     _require_some(counts)
     return counts
 
