@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from distill import assets
-from distill.strategies.pool import marked
+from distill.strategies.alpaca import blocks
+from distill.strategies.pool import marked, numbered
 from distill.strategies.topics import KINDS, Topics, listed_topics
 from distill.types import Completion, Failure, Task
 
@@ -122,10 +125,32 @@ def test_a_mark_without_its_number_is_no_part_of_an_item():
     assert marked("1. TASK: Name a bird.") == [(1, "Name a bird.")]
 
 
-def test_bold_items_lose_their_stars():
-    assert marked("**TASK 1: Name a bird.**") == [(1, "Name a bird.")]
+@pytest.mark.parametrize(
+    ("text", "item"),
+    [
+        ("**TASK 1: Name a bird.**", "Name a bird."),
+        ("**TASK 1:** Name a bird.", "Name a bird."),
+        ("### Task 1 - Name a bird.", "Name a bird."),
+        ("TASK 1: **Name** a **bird.**", "**Name** a **bird.**"),
+        ('TASK 1: "Bird" means what?', '"Bird" means what?'),
+        ("1. (a) Name a bird.", "(a) Name a bird."),
+        ("1. Walk.\n3.5 km are enough.", "Walk.\n3.5 km are enough."),
+    ],
+)
+def test_only_what_belongs_to_its_mark_is_taken_from_an_item(text, item):
+    assert marked(text) == [(1, item)]
 
 
 @pytest.mark.parametrize("text", ["", "I cannot.", "TASK 1:\nTASK 2: "])
 def test_what_has_no_item_brings_none(text):
     assert marked(text) == []
+
+
+@pytest.mark.parametrize("space", [" ", "\n", " \n", "#", "1. "])
+def test_a_flood_of_anything_is_read_in_no_time(space):
+    text = f"TASK 1: Name a bird.{space * 50_000}TASK 2: Name a fish."
+    started = time.process_time()
+    for read in (marked, numbered, blocks):
+        read(text)
+        read(space * 100_000)
+    assert time.process_time() - started < 2

@@ -28,7 +28,6 @@ _BEGIN = re.compile(r"^[^\w\n]*\d+[ \t]?\.[^\w\n]*Instruction[^\w\n]*:[^\S\n]*",
 _NAMED = r"(Instruction|Input|Output)[^\w\n]*:[^\S\n]*"
 _FIELDS = tuple(re.compile(rf"^[^\w\n]*{number}{_NAMED}", re.MULTILINE) for number in (r"\d+[ \t]?\.[^\w\n]*", ""))
 """Marks of a block's fields: numbered, as asked for, and plain, where it has none that are numbered."""
-_RULER = re.compile(r"\s*\n[ \t]*#{3,}[ \t]*\Z")
 _EMPTY = re.compile(r"\W*(?:no[\s_-]?input|n/?a|none)?\W*", re.IGNORECASE)
 
 
@@ -139,7 +138,7 @@ def _shown_block(number: int, seed: Seed) -> str:
 def blocks(text: str) -> list[str]:
     """The blocks of a continued list, each from behind its `Instruction:` to the next; the first needs no number."""
     pieces = _BEGIN.split(text)
-    return [_RULER.sub("", f"\n{piece.strip()}").strip() for piece in pieces if piece.strip().strip("#").strip()]
+    return [block for piece in pieces if (block := pool.without_rulers(piece))]
 
 
 def read_block(block: str) -> tuple[str, str, str] | None:

@@ -186,15 +186,17 @@ def numbered(text: str) -> list[str]:
 
     An item ends at a blank line, has its white space collapsed and its first letter raised.
     """
-    paragraphs = (piece.strip().split("\n\n")[0] for piece in _NUMBERED.split(text))
+    lines = [line.strip() for line in text.split("\n")]
+    thin = "\n".join([line for line, before in zip(lines, ["", *lines], strict=False) if line or before])
+    paragraphs = (piece.strip().split("\n\n")[0] for piece in _NUMBERED.split(thin))
     items = (" ".join(paragraph.split()) for paragraph in paragraphs)
     return [item[0].upper() + item[1:] for item in items if item]
 
 
-_MARK = re.compile(r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[^\w\n]*", re.IGNORECASE | re.MULTILINE)
-_NUMBER = re.compile(r"^[^\w\n]*(\d+)[ \t]?[.):][^\w\n]*", re.MULTILINE)
-_BARE_MARK = re.compile(r"\A\W*(?:TASK|TSK)[ \t]*:[^\w\n]*")
-_BEHIND = re.compile(r"(?:\s*^[-=#*_]{3,}[ \t]*$)+\s*\Z", re.MULTILINE)
+_MARK = re.compile(r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[ \t]*[\]).:-]*\**[ \t]*", re.IGNORECASE | re.MULTILINE)
+_NUMBER = re.compile(r"^[^\w\n]*(\d+)[ \t]?[.):](?=[\s*])\**[ \t]*", re.MULTILINE)
+_BARE_MARK = re.compile(r"\A\W*(?:TASK|TSK)[ \t]*:\**[ \t]*")
+_RULER = re.compile(r"[-=#*_]{3,}")
 
 
 def marked(text: str) -> list[tuple[int, str]]:
@@ -207,9 +209,22 @@ def marked(text: str) -> list[tuple[int, str]]:
     pieces = (_MARK if whole else _NUMBER).split(text)[1:]
     items = zip(map(int, pieces[::2]), pieces[1::2], strict=True)
     ended = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
-    bare = ((number, _BARE_MARK.sub("", _BEHIND.sub("", item))) for number, item in ended)
-    clean = ((number, item.strip().removesuffix("**").strip()) for number, item in bare)
+    bare = ((number, _BARE_MARK.sub("", without_rulers(item))) for number, item in ended)
+    clean = ((number, _without_half_stars(item.strip())) for number, item in bare)
     return [(number, item) for number, item in clean if item]
+
+
+def without_rulers(text: str) -> str:
+    """Without the lines at its end that only separate, such as `---` or `###`, and white space around it."""
+    lines = text.strip().split("\n")
+    while lines and (not lines[-1].strip() or _RULER.fullmatch(lines[-1].strip())):
+        lines.pop()
+    return "\n".join(lines).strip()
+
+
+def _without_half_stars(item: str) -> str:
+    """Without the end of a bold face whose beginning was in the mark."""
+    return item.removesuffix("**").rstrip() if item.count("**") % 2 else item
 
 
 # --- rules of form
