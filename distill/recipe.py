@@ -173,6 +173,8 @@ class Asks:
     """Of all requests together, beyond the task itself in each, about."""
     answers_read: int = 0
     """Whole answers that stand in the prompts of later requests."""
+    roles: tuple[str, ...] = ()
+    """Whom it asks beside the teacher: `user`, `judge`."""
 
 
 class PartSection(BaseModel):

@@ -24,7 +24,7 @@ from distill.providers import Provider
 from distill.recipe import Recipe
 from distill.run import StageRecord, read_record
 from distill.strategies import STRATEGIES
-from distill.teachers import Teachers
+from distill.teachers import OTHER_ROLES, Teachers
 from distill.types import Flow, Growth, Sampling, Session, Task
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     from distill.providers.batch import BatchJobs
 
     assert context.teachers is not None
-    jobs = {name: BatchJobs(provider) for name, provider in context.teachers.providers.items()}
+    jobs = {name: BatchJobs(provider) for name, provider in _asked(context, stage).items()}
     return Passes(
         context.journal,
         jobs,
@@ -142,6 +142,14 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
         progress=progress,
         retry_failed=context.retry_failed,
     )
+
+
+def _asked(context: Context, stage: str) -> dict[str, Any]:
+    """Whom a stage asks through the recipe's teachers; a strategy that does not say asks every role."""
+    assert context.teachers is not None
+    section = context.recipe.collect if stage == "collect" else None
+    every = recipe.Asks(roles=OTHER_ROLES)
+    return context.teachers.asked(getattr(section.options, "asks", every).roles if section is not None else ())
 
 
 def _require_no_open_batch(context: Context, stage: str, is_batch: bool) -> None:
@@ -163,7 +171,7 @@ def _asking(context: Context, stage: str, record: StageRecord, total: int | None
     is_batch = stage == "collect" and collect is not None and collect.mode == "batch"
     _require_no_open_batch(context, stage, is_batch)
     with console.progress(stage, total) as bar:
-        engine = passes(context, stage, bar) if is_batch else _engine(context, stage, bar, context.teachers.providers)
+        engine = passes(context, stage, bar) if is_batch else _engine(context, stage, bar, _asked(context, stage))
         try:
             yield engine
         finally:

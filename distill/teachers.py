@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -49,6 +49,11 @@ class Teachers:
     def providers(self) -> dict[str, Any]:
         """By the engine's name, which is a role or a teacher's."""
         return {name: one.provider for name, one in self._cast().items()}
+
+    def asked(self, roles: Collection[str]) -> dict[str, Any]:
+        """Of the providers, the teachers' and those of the given roles."""
+        absent = set(OTHER_ROLES).difference(roles)
+        return {name: provider for name, provider in self.providers.items() if name not in absent}
 
     def rates(self) -> dict[str, Rates]:
         """The limits that the recipe sets, by the engine's name."""

@@ -138,6 +138,20 @@ def test_a_role_is_called_by_its_name_whoever_the_teacher_is():
     assert [name("t1", role) for role in ("teacher", "judge", "user")] == ["teacher:b", "judge", "user"]
 
 
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        ({"strategy": "answer"}, {"teacher"}),
+        ({"strategy": "best_of", "pick": "longest"}, {"teacher"}),
+        ({"strategy": "best_of"}, {"teacher", "judge"}),
+        ({"strategy": "user_simulator"}, {"teacher", "user"}),
+    ],
+)
+def test_a_strategy_is_given_the_roles_that_it_asks(tmp_path, section, names):
+    loaded = recipe(tmp_path, collect={"tasks": "tasks.txt", "test": 0, **section})
+    assert set(hire(loaded, tmp_path).asked(loaded.collect.options.asks.roles)) == names
+
+
 # --- forecast
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from distill import recipe
+from distill.recipe import Asks
 from distill.strategies.thoughts import Handling, taken
 from distill.strategies.turns import ROLE, InputForm, lead, put, session
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
@@ -23,6 +24,11 @@ class Answer:
         for each task, with or without an input."""
         thoughts: Handling = "separate"
         """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
+
+        @property
+        def asks(self) -> Asks:
+            """One request."""
+            return Asks()
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options

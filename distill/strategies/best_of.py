@@ -112,7 +112,7 @@ class BestOf:
                 return Asks(self.samples)
             pairs = self.samples * (self.samples - 1)
             judged, read = (self.samples, self.samples) if self.judge == "scores" else (pairs, 2 * pairs)
-            return Asks(self.samples + judged, 130 * judged, read)
+            return Asks(self.samples + judged, 130 * judged, read, (JUDGE,))
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options

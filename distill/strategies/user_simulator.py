@@ -53,7 +53,7 @@ class UserSimulator:
         def asks(self) -> Asks:
             """Two requests an exchange, each reading what was said before, for the longest conversation."""
             count = self.max_rounds
-            return Asks(2 * count, 230 * count, count + 2 * count * (count - 1))
+            return Asks(2 * count, 230 * count, count + 2 * count * (count - 1), (USER,))
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
