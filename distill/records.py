@@ -188,7 +188,7 @@ class _Window:
         kept = self._buffer[self._at :]
         piece = self._piece(max(CHUNK_CHARS, len(kept))) if len(kept) < MAX_ROW_CHARS else ""
         if not piece:
-            why = f"not JSON ({error})" if error is not None else "the array has no end"
+            why = f"not JSON ({getattr(error, 'msg', error)})" if error is not None else "the array has no end"
             raise RecipeError(f"{self._path}:{self._line}: {why}; is the file cut off?")
         self._buffer, self._at = kept + piece, 0
 

@@ -110,6 +110,8 @@ def _guess_folder(folder: Path) -> tuple[str, str]:
         return "hub", "by the card in it"
     if any(folder.rglob("*.parquet")):
         return "parquet", "by the .parquet files in it"
+    if (folder / "run.json").is_file():
+        raise RecipeError(f"{folder} is a run; give one of its files, such as {folder / 'kept.jsonl'}")
     raise RecipeError(f"{folder}: a folder of no known format; expected a saved dataset, or .parquet files")
 
 
