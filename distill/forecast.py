@@ -177,10 +177,10 @@ def _caps(recipe: Recipe) -> list[str]:
     collect = recipe.collect.budget_usd if recipe.collect is not None else None
     caps = {"budget_usd": recipe.budget_usd, "collect.budget_usd": collect}
     said = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
-    unpriced = [teacher.called for teacher in recipe.teachers if teacher.price is None]
+    unpriced = [one.called for one in (*recipe.teachers, *recipe.roles.values()) if one.price is None]
     unbound = [teacher.called for teacher in recipe.teachers if most_tokens(teacher) is None]
     if said and unpriced:
-        said.append(f"warning: a budget needs teacher.price, and {', '.join(unpriced)} has none: the run will refuse")
+        said.append(f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse")
     if said and unbound:
         said.append(
             f"warning: a budget needs sampling.max_tokens, and {', '.join(unbound)} has none: the run will refuse"
