@@ -466,11 +466,21 @@ def load(path: Path, parts: Parts, *, overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
+class _Loader(yaml.SafeLoader):
+    """Booleans as in YAML 1.2: `on: answer` has a key of two letters, and `no` is Norwegian."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES} bytes; expected a recipe")
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

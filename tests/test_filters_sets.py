@@ -337,3 +337,12 @@ def test_a_rule_s_path_that_is_set_is_relative_to_the_current_folder(tmp_path, m
     path = recipe(tmp_path, filter="contamination", files=["missing"])
     loaded = load_recipe(path, overrides=["curate.contamination.files=[own.txt]"])
     assert loaded.curate[0].options.files == [str(here / "own.txt")]
+
+
+def test_on_is_a_key_and_no_a_language(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "name: own\ncurate:\n- {filter: language, on: both, keep: [no, en]}\n- {filter: truncated, drop: yes}\n"
+    )
+    language, truncated = (rule.options for rule in load_recipe(path).curate)
+    assert (language.on, language.keep, truncated.drop) == ("both", ("no", "en"), True)
