@@ -38,13 +38,13 @@ def run(*, quick: bool) -> Findings:
     findings.notes += [f"seconds by rule: {whole['by_rule']}", f"planted: {planted}", f"dropped: {whole['verdicts']}"]
     if rival is not None:
         findings.rows.append(_row("datasketch's MinHashLSH", rival))
-        findings.checks.append(Check("times faster than datasketch", rival["seconds"] / alone["seconds"], 1, True))
+        findings.checks.append(Check("times faster than datasketch", rival["cpu"] / alone["cpu"], 1, True))
     return findings
 
 
 def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    shown = {"rows": result["rows"], "seconds": result["seconds"], "MB": result["mb"], "dropped": result["dropped"]}
-    return {"": name, **shown}
+    shown = {"rows": "rows", "seconds": "seconds", "CPU seconds": "cpu", "MB": "mb", "dropped": "dropped"}
+    return {"": name, **{title: result[key] for title, key in shown.items()}}
 
 
 def _rival(folder: Path) -> dict[str, Any] | None:

@@ -70,20 +70,27 @@ def _whole(folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     filters = [(name, Timed(name, _rule(name, options), seconds)) for name, options in RULES]
     counts = curate.curate(folder, filters=filters, test=200, seed=7)
-    spent = time.perf_counter() - started
+    spent, cpu = time.perf_counter() - started, time.process_time()
     by_rule = {name: round(each, 1) for name, each in seconds.most_common()}
     told = {"by_rule": by_rule, "verdicts": counts["by_rule"], "labels": counts["labels"]}
-    return {"rows": counts["rows"], "dropped": counts["dropped"], "seconds": spent, "mb": _megabytes(), **told}
+    return {
+        "rows": counts["rows"],
+        "dropped": counts["dropped"],
+        "seconds": spent,
+        "cpu": cpu,
+        "mb": _megabytes(),
+        **told,
+    }
 
 
 def _alone(folder: Path) -> dict[str, Any]:
     """Over sessions in memory, as the rival has them."""
     sessions = read_sessions(folder / "sessions.jsonl")
     rule = _rule("minhash", BOTH)
-    started = time.perf_counter()
+    started, before = time.perf_counter(), time.process_time()
     dropped = sum(not verdict.keep for verdict in rule.decide_all(sessions))
-    spent = time.perf_counter() - started
-    return {"rows": len(sessions), "dropped": dropped, "seconds": spent, "mb": _megabytes()}
+    spent, cpu = time.perf_counter() - started, time.process_time() - before
+    return {"rows": len(sessions), "dropped": dropped, "seconds": spent, "cpu": cpu, "mb": _megabytes()}
 
 
 def _rule(name: str, options: dict[str, Any]) -> Any:
