@@ -19,6 +19,8 @@ from distill.rows import read_sessions, to_json, write_rows
 from distill.text import normalise
 from distill.types import AskingFilter, Failure, Flow, RowFilter, Session, SetFilter, Verdict
 
+IMPORTED = "imported"
+"""In the meta of a session of a recipe's sources: which source."""
 Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"
 """The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""
@@ -103,7 +105,7 @@ def curate(
     rows = [Row(session) for session in read_sessions(folder / "sessions.jsonl")]
     _apply_row_rules(rows, filters)
     asked = _apply_asking_rules(rows, filters, ask)
-    chosen = held_out([row.session for row in rows if row.is_kept], test=test, seed=seed, near=near)
+    chosen = held_out(_candidates(rows), test=test, seed=seed, near=near)
     tested = [row for row in rows if row.session.id in chosen]
     training = [row for row in rows if row.session.id not in chosen]
     _apply_set_rules(training, filters)
@@ -206,6 +208,15 @@ def _apply_set_rules(rows: Sequence[Row], filters: Rules) -> None:
             kept = [row for row in rows if row.is_kept]
             for row, verdict in zip(kept, rule.decide_all([row.session for row in kept]), strict=True):
                 row.verdicts.append(replace(verdict, rule=name))
+
+
+def _candidates(rows: Sequence[Row]) -> list[Session]:
+    """The sessions that may be held out: those that this run's teacher answered; imported ones where there are none.
+
+    So compare holds the student against the teacher that it asks again, and not against whoever wrote the source.
+    """
+    asked = [row for row in rows if IMPORTED not in row.session.meta]
+    return [row.session for row in asked or rows if row.is_kept]
 
 
 def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) -> set[str]:

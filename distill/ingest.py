@@ -191,7 +191,7 @@ def ingest(
         taken = [
             copy
             for one in sessions(source, own, seed, allowed)
-            for copy in _weighted(replace(one, id=f"{source.name}/{one.id}"), source.weight, seed)
+            for copy in _weighted(_named(one, source.name), source.weight, seed)
         ]
         if not taken:
             raise RecipeError(f"sources: {_nothing(source, own, 'sessions')}")
@@ -207,6 +207,10 @@ def ingest(
         "import_reasons": tally.reasons(),
     }
     return found, {**counts, "import_repairs": dict(tally.repairs.most_common())}
+
+
+def _named(session: Session, name: str) -> Session:
+    return replace(session, id=f"{name}/{session.id}", meta={**session.meta, "imported": name})
 
 
 def _plain(row: Rejected) -> dict[str, object]:

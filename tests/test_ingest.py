@@ -274,6 +274,18 @@ def test_sources_stand_before_what_is_collected_and_change_no_bought_answer(tmp_
     assert (record["counts"]["imported"], record["counts"]["sessions"]) == (5, 7)
 
 
+def test_what_the_teacher_answered_is_held_out_and_not_what_was_imported(tmp_path):
+    written(tmp_path / "a.jsonl", alpaca(20))
+    (tmp_path / "tasks.txt").write_text("".join(f"Name river number {n} of {n * n}.\n" for n in range(20)))
+    with LoopbackServer() as server:
+        teacher = {"model": "m", "base_url": server.url, "terms": "ours"}
+        sources = [{"from": "alpaca", "path": "a.jsonl"}]
+        path = recipe(tmp_path, teacher=teacher, collect={"tasks": "tasks.txt", "test": 1}, sources=sources, curate=[])
+        run = run_recipe(path, run_dir=tmp_path / "run", stages=["collect", "curate"])
+    assert [one.id.partition("-")[0] for one in read_sessions(run / "test.jsonl")] == ["line"]
+    assert sum(one.meta.get("imported") == "a" for one in read_sessions(run / "kept.jsonl")) == 20
+
+
 def test_what_a_source_rejects_stands_in_the_run(tmp_path):
     written(tmp_path / "a.jsonl", [*alpaca(2), {"instruction": "x"}])
     run = run_recipe(
