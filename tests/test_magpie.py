@@ -103,6 +103,10 @@ def test_an_instruction_is_refused_with_its_reason(text, finish, reason):
     assert part.rejected == {reason: 1}
 
 
+def test_an_instruction_about_a_text_in_further_lines_is_taken():
+    assert answered(growth(), "Name the cities in the following sentences.\na) Rome fell.\nb) Paris rose.")
+
+
 def test_an_instruction_like_one_before_is_refused():
     part = growth()
     assert answered(part, "How do I boil an egg?", k=0)

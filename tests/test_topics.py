@@ -8,7 +8,7 @@ import pytest
 
 from distill import assets
 from distill.strategies.alpaca import blocks
-from distill.strategies.pool import marked, numbered
+from distill.strategies.pool import is_statement, marked, needs_input, numbered
 from distill.strategies.topics import KINDS, Topics, listed_topics
 from distill.types import Completion, Failure, Task
 
@@ -146,11 +146,12 @@ def test_what_has_no_item_brings_none(text):
     assert marked(text) == []
 
 
-@pytest.mark.parametrize("space", [" ", "\n", " \n", "#", "1. "])
+@pytest.mark.parametrize("space", [" ", "\n", " \n", "#", "1. ", "\u201c", '"', "If "])
 def test_a_flood_of_anything_is_read_in_no_time(space):
     text = f"TASK 1: Name a bird.{space * 50_000}TASK 2: Name a fish."
     started = time.process_time()
-    for read in (marked, numbered, blocks):
+    for read in (marked, numbered, blocks, needs_input, is_statement):
         read(text)
         read(space * 100_000)
+        read(f"The following {space * 100_000}")
     assert time.process_time() - started < 2

@@ -240,7 +240,7 @@ _NEEDS_INPUT = re.compile(
     r"|\b(?:provided|given|listed|shown|written) (?:below|above|here)\b",
     re.IGNORECASE,
 )
-_BRINGS_TEXT = re.compile(r":\s*\S|[\"\u201c][^\"\u201d]+[\"\u201d]")
+_BRINGS_TEXT = re.compile(r":\s*\S|[\"\u201c][^\"\u201c\u201d]+[\"\u201d]")
 _SUBJECTS = (
     "I|I'm|I\u2019m|I've|You|You're|My|Your|We|Our|He|His|She|Her|They|It|It's|There|This|That|These|Those|The|An?"
 )
@@ -253,8 +253,9 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 def needs_input(instruction: str) -> bool:
-    """Whether it speaks of a text that stands neither behind a colon nor in quotation marks."""
-    return _NEEDS_INPUT.search(instruction) is not None and _BRINGS_TEXT.search(instruction) is None
+    """Whether it speaks of a text that stands neither behind a colon, nor in quotation marks, nor in further lines."""
+    brings = "\n" in instruction.strip() or _BRINGS_TEXT.search(instruction) is not None
+    return not brings and _NEEDS_INPUT.search(instruction) is not None
 
 
 def is_statement(instruction: str) -> bool:
