@@ -13,8 +13,9 @@ from distill.catalogue import load_recipe
 from distill.collect import Chosen, collect, model_of
 from distill.engine.drive import Engine
 from distill.errors import RecipeError
-from distill.forecast import lines
+from distill.forecast import lines, unheeded
 from distill.journal import Journal
+from distill.probe import Findings, Probe
 from distill.providers.scripted import Scripted
 from distill.rows import read_jsonl, read_sessions
 from distill.steps import Context, choice_of, serves_here
@@ -179,6 +180,21 @@ def test_check_counts_answers_that_are_read_again(tmp_path):
         return int(line.split("requests, ")[1].split()[0].replace(",", ""))
 
     assert prompt_tokens(8) > 4 * prompt_tokens(2)
+
+
+@pytest.mark.parametrize(("ask", "told"), [("completion", 1), ("chat", 0)])
+def test_check_tells_of_raw_prompts_that_an_endpoint_does_not_take(tmp_path, ask, told):
+    loaded = recipe(tmp_path, collect={"strategy": "instances", "ask": ask, "tasks": "tasks.txt", "test": 0})
+    findings = Findings(
+        url=REMOTE["base_url"],
+        model="big",
+        date="2026-01-01T00:00:00Z",
+        probes=(Probe("completions", "refused", "404"),),
+        calls=1,
+        prompt_tokens=0,
+        completion_tokens=0,
+    )
+    assert sum("set collect.ask to chat" in line for line in unheeded(loaded, loaded.main_teacher, findings)) == told
 
 
 # --- several sessions of one task
