@@ -17,6 +17,8 @@ from distill.types import Completion, Failure, Flow, Message, Request, Sampling,
 
 DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
 """Where the recipe's judge has none of its own: the likeliest grade, and room for reasons."""
+MAX_LINE = 200
+"""Characters of a line that can be a grade."""
 MAX_NOTE = 400
 """Characters kept of the judge's reasons; the journal has all."""
 
@@ -175,10 +177,11 @@ _THOUGHT_END = re.compile(r"\A.*</(?:think|thinking|reasoning)>", re.DOTALL | re
 _THOUGHT_OPEN = re.compile(r"<(?:think|thinking|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE)
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
 _LINE = re.compile(
-    r"^[\s*_#\[(-]*(?:final |overall |my )?(?:score|verdict|grade)[\s*_]*[:=][\s*_\[(]*(?P<said>[^\n]*?)[\s*_\])|.!]*$",
+    r"^[\s*_#\[(-]*(?:final |overall |my )?(?:score|verdict|grade|rating)[\s*_]*(?:\([^()\n]{1,40}\)[\s*_]*)?[:=]"
+    r"[\s*_\[(]*(?P<said>[^\n]*?)[\s*_\])|.!]*$",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(r"^(?P<score>\d+(?:[.,]\d+)?)(?:\s*(?:/|out of|of)\s*(?P<of>\d+))?$", re.IGNORECASE)
+_NUMBER = re.compile(r"^(?P<score>\d+(?:[.,]\d+)?)(?:[\s*(]*(?:/|out of|of)\s*(?P<of>\d+))?$", re.IGNORECASE)
 
 
 def graded(reply: str, session: Session, options: Judge.Options) -> Grade:
@@ -192,7 +195,7 @@ def graded(reply: str, session: Session, options: Judge.Options) -> Grade:
         return stated
     lines = list(_plain_lines(text))
     for place in range(len(lines) - 1, -1, -1):
-        match = _LINE.match(lines[place])
+        match = _LINE.match(lines[place]) if len(lines[place]) <= MAX_LINE else None
         if match is not None and (found := _read(match["said"], options)) is not None:
             return replace(found, reason=_one_line(" ".join(lines[:place]) or " ".join(lines[place + 1 :])))
     return Grade(problem="unparsed", reason=_one_line(text))
