@@ -280,9 +280,9 @@ def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
         found += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")
     if recipe.collect is not None and getattr(recipe.collect.options, "system", None):
         found += _unheeded_system(findings)
-    if recipe.collect is not None and getattr(recipe.collect.options, "ask", None) == "completion":
-        if findings.verdict("completions") == "refused":
-            found.append("collect asks raw prompts, but this endpoint has no /completions: set collect.ask to chat")
+    asks_raw = recipe.collect is not None and getattr(recipe.collect.options, "ask", None) == "completion"
+    if asks_raw and findings.verdict("completions") == "refused":
+        found.append("collect asks raw prompts, but this endpoint has no /completions: set collect.ask to chat")
     ask = getattr(recipe.expand.options, "ask", None) if recipe.expand is not None else None
     if ask is not None:
         if ask != "chat" and findings.verdict("completions") == "refused":
