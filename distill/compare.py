@@ -100,6 +100,8 @@ class _Prompt:
     reference: Answered
     teacher: str | None = None
     """Who gave it."""
+    again: int = 1
+    """The replica that is asked as its second answer; another than the first was, of which best_of draws several."""
 
 
 @dataclass(slots=True)
@@ -144,7 +146,8 @@ def _prompt(session: Session, journal: Journal) -> _Prompt:
     bought = next((answer for key in session.meta.get("keys", ()) if _says(answer := journal.get(key), text)), None)
     tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
     reference = Answered(text, "length" if cut else "stop", tokens)
-    return _Prompt(session.id, session.messages[:first], reference, session.meta.get("teacher"))
+    again = 0 if session.meta.get("replica") == 1 else 1
+    return _Prompt(session.id, session.messages[:first], reference, session.meta.get("teacher"), again)
 
 
 def _says(answer: Any, text: str) -> bool:
@@ -176,7 +179,7 @@ def _probe(role: Model, prompts: Sequence[_Prompt]) -> Flow[float | None]:
 def _ask_teacher_again(found: _Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
     first = next(iter(teachers))
     names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in found.prompts}
-    flows = [_named(prompt, _answer, _question("teacher", prompt, sampling, 1)) for prompt in found.prompts]
+    flows = [_named(prompt, _answer, _question("teacher", prompt, sampling, prompt.again)) for prompt in found.prompts]
     with console.progress("asking the teacher again", len(flows)) as bar:
         asking = engine(teachers, progress=bar, local=False)
         outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in teachers else first)

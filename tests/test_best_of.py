@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.compare import _prompt
 from distill.errors import RecipeError
+from distill.journal import Journal
 from distill.strategies.best_of import BestOf, better_of, score_of
 from distill.types import Completion, Failure, Request, Sampling, Task
 from tests.flowing import cut, lost, play, well_formed
@@ -304,3 +306,10 @@ def test_a_tie_of_votes_goes_to_the_first_drawn():
 )
 def test_the_forecast_counts_samples_and_verdicts(options, requests):
     assert BestOf.Options(**options).asks.requests == requests
+
+
+@pytest.mark.parametrize(("samples", "again"), [(["a b", "a"], 1), (["a", "a b"], 0)])
+def test_compare_asks_for_another_sample_than_the_one_that_was_picked(tmp_path, samples, again):
+    session, _ = run(samples, pick="longest")
+    with Journal.open(tmp_path / "journal.sqlite") as journal:
+        assert _prompt(session, journal).again == again
