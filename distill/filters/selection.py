@@ -32,7 +32,7 @@ class Selection:
     Farthest point first (Gonzalez 1985), which is at most twice as far from every row as the best set: it begins with
     the row nearest to the mean and adds the row least similar to all chosen so far, by the cosine of TF-IDF vectors
     that are hashed to 256 dimensions. The same rows give the same set in any order, but for exact ties, which go to the
-    earlier row. It costs rows times `count`: 15 s for 1,000 of 100,000. Odd rows are far from all others and so are
+    earlier row. 1,000 of 100,000 take some 10 s. Odd rows are far from all others and so are
     chosen early: put the rules on quality before this one.
     """
 
