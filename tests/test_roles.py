@@ -17,8 +17,11 @@ from distill.forecast import lines, unheeded
 from distill.journal import Journal
 from distill.probe import Findings, Probe
 from distill.providers.scripted import Scripted
+from distill.recipe import Collect
 from distill.rows import read_jsonl, read_sessions
+from distill.shelf import part
 from distill.steps import Context, choice_of, serves_here
+from distill.strategies import STRATEGIES
 from distill.strategies.best_of import BestOf
 from distill.strategies.instances import Instances
 from distill.strategies.user_simulator import UserSimulator
@@ -256,3 +259,11 @@ def test_samples_and_verdicts_go_through_the_engine(tmp_path, journal):
     sessions = read_sessions(tmp_path / "sessions.jsonl")
     assert [session.messages[-1].content for session in sessions] == ["number 1"] * 2
     assert [len(session.meta["keys"]) for session in sessions] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in STRATEGIES if hasattr(part(STRATEGIES, name, kind="strategy"), "flow")]
+)
+def test_no_option_of_a_strategy_is_called_like_a_key_of_its_section(name):
+    options = part(STRATEGIES, name, kind="strategy").Options.model_fields
+    assert set(options) & set(Collect.model_fields) == set()

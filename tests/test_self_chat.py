@@ -35,7 +35,7 @@ def test_one_request_writes_the_whole_dialogue():
         "strategy": "self_chat",
         "keys": ["k1"],
         "lineage": ["s1"],
-        "mode": "transcript",
+        "dialogue": "transcript",
         "ended": "complete",
         "truncated": False,
         "labels": [],
@@ -112,7 +112,7 @@ def talk(questions: list[str]):
 
 
 def test_each_round_asks_for_a_question_and_then_for_its_answer():
-    session, asked = play(chat(mode="rounds", exchanges=2, system="Be kind."), TASK, talk(["Why?", "How so?"]))
+    session, asked = play(chat(dialogue="rounds", exchanges=2, system="Be kind."), TASK, talk(["Why?", "How so?"]))
     assert [visitor(request) for request in asked] == [True, False, True, False]
     assert texts(session) == ["Be kind.", "Why?", "About Why?", "How so?", "About How so?"]
     assert asked[0].sampling.stop == ("##", "[Helper]")
@@ -138,13 +138,13 @@ def test_each_round_asks_for_a_question_and_then_for_its_answer():
     ],
 )
 def test_an_unusable_turn_ends_the_dialogue_before_it(turn, ended):
-    session, _ = play(chat(mode="rounds"), TASK, talk(["Why?", turn]))
+    session, _ = play(chat(dialogue="rounds"), TASK, talk(["Why?", turn]))
     assert (texts(session), session.meta["ended"]) == (["Why?", "About Why?"], ended)
     assert session.meta["keys"] == ["k1", "k2"]
 
 
 def test_a_helper_written_by_an_endpoint_that_ignores_stop_is_cut_off():
-    session, _ = play(chat(mode="rounds", exchanges=1), TASK, talk(["[Visitor] Why?\n[Helper] Because."]))
+    session, _ = play(chat(dialogue="rounds", exchanges=1), TASK, talk(["[Visitor] Why?\n[Helper] Because."]))
     assert (session.messages[0].content, session.meta["leaks"]) == ("Why?", ["cut"])
     assert well_formed(session)
 
@@ -153,14 +153,14 @@ def test_a_cut_answer_is_kept_as_the_last():
     def answer(request: Request):
         return "Why?" if visitor(request) else cut("Because the")
 
-    session, _ = play(chat(mode="rounds"), TASK, answer)
+    session, _ = play(chat(dialogue="rounds"), TASK, answer)
     assert (texts(session), session.meta["truncated"]) == (["Why?", "Because the"], True)
 
 
 def test_a_failure_that_may_pass_is_the_tasks():
-    failure, _ = play(chat(mode="rounds"), TASK, talk(["Why?", lost(transient=True)]))
+    failure, _ = play(chat(dialogue="rounds"), TASK, talk(["Why?", lost(transient=True)]))
     assert failure == lost(transient=True)
 
 
 def test_the_forecast_counts_both_requests_of_a_round():
-    assert [SelfChat.Options(mode=mode, exchanges=3).asks.requests for mode in ("transcript", "rounds")] == [1, 6]
+    assert [SelfChat.Options(dialogue=way, exchanges=3).asks.requests for way in ("transcript", "rounds")] == [1, 6]

@@ -36,7 +36,7 @@ class SelfChat:
     class Options(recipe.Options):
         """Options of `collect: {strategy: self_chat}`."""
 
-        mode: Literal["transcript", "rounds"] = "transcript"
+        dialogue: Literal["transcript", "rounds"] = "transcript"
         """`transcript`: one request writes the whole dialogue. `rounds`: for each exchange one request continues a
         transcript by the visitor's turn, and one answers it in a plain chat."""
         exchanges: Annotated[int, Field(ge=1, le=20)] = 4
@@ -51,7 +51,7 @@ class SelfChat:
         @property
         def asks(self) -> Asks:
             """One request, or two an exchange, each reading what was said before."""
-            if self.mode == "transcript":
+            if self.dialogue == "transcript":
                 return Asks(1, 220)
             count = self.exchanges
             return Asks(2 * count, 130 * count, count + 2 * count * (count - 1))
@@ -70,7 +70,7 @@ class SelfChat:
         `meta.ended` says why it ends, `meta.leaks` where a turn was cut. `rng` is not used.
         """
         topic = put(task, rng=rng)
-        said = yield from (self._in_one(topic) if self.options.mode == "transcript" else self._in_rounds(topic))
+        said = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
         if isinstance(said, Failure):
             return said
         return session(
@@ -79,7 +79,7 @@ class SelfChat:
             strategy="self_chat",
             keys=said.keys,
             truncated=said.truncated,
-            mode=self.options.mode,
+            dialogue=self.options.dialogue,
             ended=said.ended,
             leaks=said.leaks,
         )
