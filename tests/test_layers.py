@@ -44,7 +44,9 @@ def test_parts_import_only_words_and_ground():
         path for path in MODULES if path.parent.name in ("strategies", "filters", "metrics", "importers", "exporters")
     ]
     assert len(parts) >= 8
-    above = re.compile(r"distill\.(engine|providers|student|expand|collect|ingest|curate|train|compare|report|pipeline|cli)\b")
+    above = re.compile(
+        r"distill\.(engine|providers|student|expand|collect|ingest|curate|train|compare|report|pipeline|cli)\b"
+    )
     assert [path.name for path in parts if above.search(path.read_text())] == []
 
 
