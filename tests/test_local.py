@@ -70,8 +70,8 @@ def silent(line: str) -> None:
     """Say nothing."""
 
 
-def ask(prompt: str = "Hello", **sampling: float) -> Request:
-    return Request(role="teacher", prompt=prompt, sampling=Sampling(max_tokens=2, **sampling))  # type: ignore[arg-type]
+def ask(prompt: str = "Hello", **sampling: Any) -> Request:
+    return Request(role="teacher", prompt=prompt, sampling=Sampling(max_tokens=2, **sampling))
 
 
 def send(teacher: LocalTeacher, *requests: Request) -> list[Any]:

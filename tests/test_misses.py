@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,8 @@ from distill.types import Endpoint, Message, Request, Sampling
 HERE = Endpoint(model="m", url="http://h/v1")
 
 
-def ask(text: str, **sampling: object) -> Request:
-    return Request(role="teacher", messages=(Message("user", text),), sampling=Sampling(**sampling))  # type: ignore[arg-type]
+def ask(text: str, **sampling: Any) -> Request:
+    return Request(role="teacher", messages=(Message("user", text),), sampling=Sampling(**sampling))
 
 
 def row(request: Request, endpoint: Endpoint = HERE) -> tuple[str, str, str]:

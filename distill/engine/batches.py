@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from secrets import token_hex
+from typing import Any
 
 from distill import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
@@ -249,8 +250,8 @@ class Batches:
     def _lines(self, jobs: BatchJobs, batch: Batch) -> Iterator[tuple[str, bytes]]:
         return (jobs.line(of, self._questions[of].request) for of in batch.sends)
 
-    async def _moved(self, batch: Batch, **changes: str) -> Batch:
-        self._open[batch.name] = moved = replace(batch, **changes)  # type: ignore[arg-type]
+    async def _moved(self, batch: Batch, **changes: Any) -> Batch:
+        self._open[batch.name] = moved = replace(batch, **changes)
         await self._journal.commit((batched(moved),))
         return moved
 
