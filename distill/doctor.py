@@ -15,6 +15,7 @@ from distill.errors import RecipeError
 from distill.providers.openai import normalise_url
 from distill.recipe import Recipe
 from distill.run import versions
+from distill.teachers import secret_headers
 
 NEEDED_GB = 6.0
 """Memory that the quickstart may take."""
@@ -130,20 +131,16 @@ def examine_teachers(recipe: Recipe) -> None:
 
     Raises `RecipeError` for a key variable that is not set and `EndpointError` for an endpoint that does not answer.
     """
-    teachers = probe.teachers_of(recipe)
-    if not any(teacher.base_url for teacher in teachers):
+    if not any(teacher.base_url for teacher in recipe.teachers):
         console.result("probe: no teacher.base_url in the recipe; a server of our own needs no probe")
-    for teacher in teachers:
+    for teacher in recipe.teachers:
         if teacher.base_url is None:
             continue
         findings = ask_what_it_honours(
             teacher.base_url,
             teacher.model,
             api_key=probe.secret(teacher.api_key_env, "teacher.api_key_env"),
-            headers={
-                name: probe.secret(variable, f"teacher.headers_env.{name}") or ""
-                for name, variable in teacher.headers_env.items()
-            },
+            headers=secret_headers(teacher.headers_env),
             timeout_seconds=min(probe.CALL_SECONDS, teacher.timeout_seconds),
         )
         for line in forecast.unheeded(recipe, teacher, findings):

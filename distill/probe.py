@@ -23,7 +23,6 @@ from distill.embedded import cache_dir, read_json, writing
 from distill.errors import EndpointError, RecipeError
 from distill.providers import ProviderError, Reply, one_line
 from distill.providers.openai import OpenAIProvider, normalise_url
-from distill.recipe import Recipe, Teacher
 from distill.types import Finish, Message, Request, Sampling
 
 Verdict = Literal["honoured", "ignored", "refused", "unclear"]
@@ -116,14 +115,6 @@ Plan: TypeAlias = Generator[Call, Heard, tuple[Probe, ...]]
 
 
 # Whom to ask
-
-
-def teachers_of(recipe: Recipe) -> list[Teacher]:
-    """The recipe's teachers, whether it has none, one or a list."""
-    found: Any = recipe.teacher
-    if found is None:
-        return []
-    return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
 def secret(variable: str | None, option: str) -> str | None:
