@@ -21,6 +21,7 @@ from distill.cli import main
 from distill.errors import EndpointError, RecipeError
 from distill.loopback import HANG, LoopbackServer, Misdeed, Script, never, status
 from distill.probe import COUNT, PARAMETERS, Findings, Heard, Probe
+from distill.recipe import Recipe, Teacher
 from distill.types import Sampling
 
 KEY = "sk-very-secret-0123456789"
@@ -597,12 +598,9 @@ def test_check_of_an_unreachable_teacher_is_one_line(cache, capsys, recipe):
 
 
 def test_one_teacher_and_a_list_of_them_are_both_understood():
-    class Loaded:
-        def __init__(self, teacher: Any) -> None:
-            self.teacher = teacher
-
-    found = [probe.teachers_of(Loaded(teacher)) for teacher in (None, "a", ["a", "b"])]  # type: ignore[arg-type]
-    assert found == [[], ["a"], ["a", "b"]]
+    a, b = (Teacher(model=name, base_url="http://127.0.0.1:9/v1", terms="ours") for name in "ab")
+    found = [Recipe(name="x", teacher=teacher).teachers for teacher in (None, a, [a, b])]
+    assert found == [(), (a,), (a, b)]
 
 
 def test_a_password_in_the_address_and_a_key_cannot_both_be_sent(cache):
