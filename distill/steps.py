@@ -41,6 +41,7 @@ TURN_SOURCES = tuple(f"distill.strategies.{name}" for name in ("dialogue", "fina
 FILTER_SOURCES = ("distill.filters", "distill.filters.likelihoods", "distill.chat", "distill.student.likelihood")
 """What filters share."""
 IMPORT_SOURCES = tuple(f"distill.{name}" for name in ("importers", "ingest", "records", "shapes", "trees", "webtext"))
+COMPARING_SOURCES = tuple(f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline"))
 IN_PROCESS_BATCH = 32
 BASE = "base"
 """The role of the student's model before training."""
@@ -615,7 +616,7 @@ PIPELINE: Mapping[str, Stage] = {
         _compare,
         inputs=("test.jsonl", "student"),
         outputs=("answers.jsonl", "scores.json"),
-        sources=("distill.compare", "distill.chat", "distill.stats", *STUDENT_SOURCES),
+        sources=("distill.compare", "distill.chat", "distill.stats", *COMPARING_SOURCES, *STUDENT_SOURCES),
         options=_compare_options,
         teacher=True,
     ),

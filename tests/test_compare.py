@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from distill import embedded
-from distill.compare import compare, headline
+from distill.compare import compare
+from distill.comparing.headline import headline
 from distill.engine.drive import Engine
 from distill.errors import DistillError, EndpointError, RunFolderError
 from distill.journal import Journal
