@@ -6,44 +6,136 @@ import math
 
 import numpy
 import pytest
+import scipy.stats
 
-from distill.stats import MIN_PROMPTS, Gap, Refused, gap_closed, mean_interval, paired_difference
+from distill.stats import (
+    MIN_PROMPTS,
+    Gap,
+    Refused,
+    clustered_interval,
+    gap_closed,
+    holm,
+    mean_interval,
+    paired_difference,
+    prompts_needed,
+    sign_flip_p,
+    student_t,
+)
 
 
 def numbers(count: int, seed: int = 0) -> list[float]:
     return numpy.random.default_rng(seed).normal(1.0, 0.5, count).tolist()
 
 
+def expanded(prompts: int) -> float:
+    """The level whose percentile interval is the expanded one of 95%."""
+    return 1 - 2 * scipy.stats.norm.cdf(-scipy.stats.t.ppf(0.975, prompts - 1) * math.sqrt(prompts / (prompts - 1)))
+
+
 def test_an_interval_equals_scipys_percentile_bootstrap():
-    stats = pytest.importorskip("scipy.stats")
     values = numbers(40)
     ours = mean_interval(values)
-    theirs = stats.bootstrap(
-        (numpy.array(values),), numpy.mean, n_resamples=10_000, method="percentile", rng=numpy.random.default_rng(1)
-    ).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    theirs = scipy.stats.bootstrap(
+        (numpy.array(values),), numpy.mean, n_resamples=20_000, method="percentile",
+        confidence_level=expanded(40), rng=numpy.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.006)
 
 
 def test_a_paired_difference_equals_scipys():
-    stats = pytest.importorskip("scipy.stats")
     student, base = numbers(30, 1), numbers(30, 2)
     ours = paired_difference(student, base)
-    theirs = stats.bootstrap(
+    theirs = scipy.stats.bootstrap(
         (numpy.array(student), numpy.array(base)),
         lambda a, b, axis: (a - b).mean(axis=axis),
         paired=True,
         method="percentile",
+        n_resamples=20_000,
+        confidence_level=expanded(30),
         rng=numpy.random.default_rng(1),
     ).confidence_interval
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
-def test_nineteen_of_twenty_intervals_hold_the_true_mean():
+@pytest.mark.parametrize("prompts", [30, 80, 500])
+@pytest.mark.parametrize("kind", ["normal", "share"])
+def test_nineteen_of_twenty_intervals_hold_the_true_mean(kind, prompts):
     held = 0
-    for trial in range(400):
-        found = mean_interval(numbers(32, seed=trial), seed=trial, resamples=500)
-        held += found.low <= 1.0 <= found.high
-    assert 0.90 <= held / 400 <= 0.98  # the percentile method is known to be a little short at n = 32
+    for trial in range(1_000):
+        noise = numpy.random.default_rng(trial)
+        drawn = noise.normal(0.4, 1.0, prompts) if kind == "normal" else (noise.random(prompts) < 0.4) * 1.0
+        found = mean_interval(drawn.tolist(), seed=7, resamples=1_000)
+        held += found.low <= 0.4 <= found.high
+    assert 0.93 <= held / 1_000 <= 0.97
+
+
+def test_two_orders_of_a_prompt_that_agree_widen_the_interval():
+    noise = numpy.random.default_rng(1)
+    prompt = noise.normal(0, 1, 100)
+    games = [float(value + noise.normal(0, 0.3)) for value in prompt for _ in range(2)]
+    clusters = [index // 2 for index in range(200)]
+    clustered, naive = clustered_interval(games, clusters), mean_interval(games)
+    assert clustered.n == 100
+    assert clustered.mean == pytest.approx(naive.mean)
+    assert (clustered.high - clustered.low) > 1.25 * (naive.high - naive.low)  # √2 where the orders agree wholly
+
+
+def test_a_clustered_interval_equals_resampling_whole_prompts_by_hand():
+    values, clusters = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.5], ["a", "a", "b", "c", "c", "c", "d", "d"]
+    groups = [[1.0, 0.0], [1.0], [1.0, 0.0, 0.0], [1.0, 0.5]]
+    noise = numpy.random.default_rng(5)
+    means = []
+    for _ in range(20_000):
+        drawn = [value for index in noise.integers(4, size=4) for value in groups[index]]
+        means.append(sum(drawn) / len(drawn))
+    found = clustered_interval(values, clusters)
+    tail = 100 * scipy.stats.norm.cdf(-scipy.stats.t.ppf(0.975, 3) * math.sqrt(4 / 3))
+    assert (found.low, found.high) == pytest.approx(tuple(numpy.percentile(means, [tail, 100 - tail])), abs=0.02)
+
+
+@pytest.mark.parametrize("count", [8, 13, 40, 300])
+def test_the_p_of_a_difference_equals_scipys_permutation_test(count):
+    student, base = numpy.array(numbers(count, 1)), numpy.array(numbers(count, 2)) - 0.1
+    theirs = scipy.stats.permutation_test(
+        (student - base,),
+        lambda each, axis: each.mean(axis=axis),
+        permutation_type="samples",
+        n_resamples=20_000,
+        rng=numpy.random.default_rng(3),
+    ).pvalue
+    assert sign_flip_p(student.tolist(), base.tolist()) == pytest.approx(theirs, abs=1e-9 if count <= 13 else 0.015)
+
+
+def test_p_is_uniform_where_there_is_no_difference():
+    noise = numpy.random.default_rng(11)
+    ps = [sign_flip_p(noise.normal(0, 1, 24).tolist(), [0.0] * 24, seed=trial) for trial in range(400)]
+    assert scipy.stats.kstest(ps, "uniform").pvalue > 0.01
+
+
+def test_equal_answers_give_no_evidence_and_few_prompts_no_p():
+    assert sign_flip_p([0.5] * 10, [0.5] * 10) == 1.0
+    assert sign_flip_p([1.0] * (MIN_PROMPTS - 1), [0.0] * (MIN_PROMPTS - 1)) is None
+
+
+def test_holm_adjusts_a_worked_case():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_as_many_prompts_as_asked_find_the_difference_four_times_of_five():
+    noise = numpy.random.default_rng(2)
+    needed = prompts_needed(noise.normal(0, 0.4, 400).tolist(), 0.1)
+    found = sum(
+        paired_difference(noise.normal(0.1, 0.4, needed).tolist(), [0.0] * needed, seed=3, resamples=500).excludes_zero
+        for _ in range(400)
+    )
+    assert 0.73 <= found / 400 <= 0.87
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 7, 29, 79, 499])
+def test_students_quantile_equals_scipys(freedom):
+    assert student_t(0.975, freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), abs=0.005)
 
 
 def test_the_share_of_a_gap_is_held_by_its_interval_nineteen_times_of_twenty():
