@@ -36,6 +36,9 @@ DRIVEN_SOURCES = ("distill.engine.drive", "distill.engine.flows")
 STUDENT_SOURCES = tuple(
     f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models")
 )
+TRAIN_SOURCES = tuple(
+    f"distill.student.{name}" for name in ("build", "checkpoints", "examples", "layout", "log", "models", "trainer")
+)
 TURN_SOURCES = tuple(f"distill.strategies.{name}" for name in ("dialogue", "finals", "thoughts", "turns"))
 """What strategies share."""
 FILTER_SOURCES = ("distill.filters", "distill.filters.likelihoods", "distill.chat", "distill.student.likelihood")
@@ -609,7 +612,7 @@ PIPELINE: Mapping[str, Stage] = {
         _train,
         inputs=("kept.jsonl",),
         outputs=("student",),
-        sources=("distill.train", "distill.chat", "distill.student.trainer", "distill.student.models"),
+        sources=("distill.train", "distill.chat", *TRAIN_SOURCES),
         options=_train_options,
     ),
     "compare": Stage(

@@ -231,13 +231,13 @@ def test_a_run_with_other_data_starts_over_and_says_so(killed, tiny, tmp_path):
 def built(tiny):
     """TRL's trainer as we build it, without dropout, with adapters that do something; its examples; them packed."""
     from distill import chat
-    from distill.student import models, trainer
+    from distill.student import build, foreign, models
 
     tokenizer = models.load_tokenizer(Path(tiny))
     examples = [chat.encode(session.messages, "chatml", tokenizer) for session in SESSIONS[:8]]
     options = TrainOptions(batch_tokens=1000)
-    with trainer._quiet():
-        made = trainer._build(
+    with foreign.quiet():
+        made = build.build(
             Path(tiny), None, tokenizer, examples, options=options, seed=1, output=Path(tiny) / "no"
         )  # fmt: skip
     for name, parameter in made.model.named_parameters():
@@ -349,9 +349,9 @@ def test_lora_trains_without_quantisation(tiny, tmp_path):
     ],
 )
 def test_small_sets_are_divided_into_small_steps(lengths, settings, expected):
-    from distill.student.trainer import batches
+    from distill.student.layout import lay_out
 
-    layout = batches(lengths, **settings)
+    layout = lay_out(lengths, **settings)
     assert (layout.pack, layout.accumulation) == expected
 
 

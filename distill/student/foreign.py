@@ -1,0 +1,61 @@
+"""Keeps foreign libraries quiet and off the network, and puts their faults into our words."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import torch
+from huggingface_hub import constants as hub
+from transformers.utils import logging as transformers_logging
+
+from distill.errors import ModelError, RunFolderError
+
+_NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_hub")
+
+
+@contextmanager
+def in_our_words(student_folder: Path) -> Iterator[None]:
+    """Say of a full disk and a full GPU what to do about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "the GPU's memory is too small for training; lower train.max_length or train.batch_tokens, or train a "
+            "smaller student"
+        ) from error
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write in {student_folder} ({error.strerror or error}); free some space or mend the permissions, "
+            "and run again: training goes on from its last checkpoint"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep foreign progress bars, warnings and log lines off the terminal, and foreign code off the network."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    online = hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    hub.HF_HUB_OFFLINE = hub.HF_HUB_DISABLE_TELEMETRY = True
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY = online
+        for name, old in levels.items():
+            logging.getLogger(name).setLevel(old)
+        transformers_logging.set_verbosity(level)
+        datasets.enable_progress_bars()
+        if bars:
+            transformers_logging.enable_progress_bar()
