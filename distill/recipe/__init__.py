@@ -1,0 +1,47 @@
+"""The recipe: one YAML file that describes one imitation run, validated whole before anything happens.
+
+Sections that belong to interchangeable parts (a strategy, a filter, a metric, a training method) are validated by the
+part's own options; the doors hand them in as `Parts`, so that this module knows no part.
+"""
+
+from distill.recipe.checking import Parts
+from distill.recipe.reading import load
+from distill.recipe.sections import (
+    Asks,
+    Collect,
+    Compare,
+    Expand,
+    OneOrMore,
+    Options,
+    PartSection,
+    Price,
+    Prune,
+    Rule,
+    SamplingOptions,
+    Source,
+    Student,
+    Teacher,
+    Train,
+)
+from distill.recipe.whole import Recipe
+
+__all__ = [
+    "Asks",
+    "Collect",
+    "Compare",
+    "Expand",
+    "OneOrMore",
+    "Options",
+    "PartSection",
+    "Parts",
+    "Price",
+    "Prune",
+    "Recipe",
+    "Rule",
+    "SamplingOptions",
+    "Source",
+    "Student",
+    "Teacher",
+    "Train",
+    "load",
+]

@@ -1,0 +1,70 @@
+"""`--set a.b=c`: changes to a recipe before it is validated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.embedded import EMBEDDED
+from distill.errors import RecipeError
+from distill.recipe.checking import Parts
+from distill.shelf import suggest
+
+PATH_KEYS = ("expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "student.model")
+"""Keys whose value is, or may be, a path."""
+
+
+def override(document: dict[str, Any], text: str, parts: Parts) -> None:
+    """Change the document as one `a.b=c` says. Raises `RecipeError` for what names nothing."""
+    key, equals, written = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
+    if key in PATH_KEYS or _is_rule_path(key, parts):
+        value = [_from_here(each) for each in value] if isinstance(value, list) else _from_here(value)
+    _assign(document, key.split("."), value, text)
+
+
+def _is_rule_path(key: str, parts: Parts) -> bool:
+    """Whether a key such as `curate.contamination.files` is one of its filter's paths."""
+    section, _, rest = key.partition(".")
+    name, _, field = rest.rpartition(".")
+    try:
+        return section == "curate" and field in parts.filter(name).path_fields
+    except RecipeError:
+        return False
+
+
+def _from_here(value: Any) -> Any:
+    """An absolute path, for what exists in the current folder."""
+    if isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
+        return str(Path(value).resolve())
+    return value
+
+
+def _assign(node: Any, keys: list[str], value: Any, text: str) -> None:
+    for index, key in enumerate(keys[:-1]):
+        if isinstance(node, dict):
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+        elif isinstance(node, list):
+            node = _rule_named(node, key, text)
+        else:
+            raise RecipeError(f"--set {text}: {'.'.join(keys[:index])} is a value, not a section")
+    if not isinstance(node, dict):
+        raise RecipeError(f"--set {text}: {'.'.join(keys[:-1])} is no section")
+    node[keys[-1]] = value
+
+
+def _rule_named(items: list[Any], name: str, text: str) -> Any:
+    """The rule of a filter, or the teacher of a name, in a list of them."""
+    names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
+    if name not in names:
+        raise RecipeError(f'--set {text}: no "{name}" in the recipe\'s list{suggest(name, names)}')
+    return items[names.index(name)]

@@ -1,0 +1,60 @@
+"""Reads a recipe's file, and makes a validated recipe of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.errors import RecipeError
+from distill.recipe.checking import Parts, validate, with_options
+from distill.recipe.overrides import override
+from distill.recipe.resolving import resolved
+from distill.recipe.whole import Recipe
+
+MAX_RECIPE_BYTES = 1_000_000
+
+
+def load(path: Path, parts: Parts, *, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
+
+    `overrides` are `a.b=c` texts; the value is YAML, and a path in it is relative to the current folder. Other paths
+    are relative to the recipe's folder, then to the shipped prompts/.
+    """
+    document = _read(path)
+    for text in overrides:
+        override(document, text, parts)
+    recipe, faults = validate(document)
+    if recipe is not None:
+        recipe, faults = with_options(recipe, parts)
+    if not faults and recipe is not None:
+        recipe, faults = resolved(recipe, path.resolve().parent)
+    if faults or recipe is None:
+        raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults))
+    return recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """Booleans as in YAML 1.2: `on: answer` has a key of two letters, and `no` is Norwegian."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES} bytes; expected a recipe")
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: found {type(document).__name__}, expected a mapping of sections (name, teacher …)")
+    return document

@@ -1,0 +1,281 @@
+"""The sections of a recipe: their keys, their units and what each accepts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from distill.embedded import EMBEDDED
+from distill.types import Sampling
+
+NOT_EXTRA = {
+    "stream": "answers are read whole; take it out",
+    "n": "one answer a request is kept; take it out, strategies ask for several samples by themselves",
+    "messages": "the strategy writes them; take it out",
+    "prompt": "the strategy writes it; take it out",
+    "model": "that is teacher.model; take it out",
+}
+
+
+class Options(BaseModel):
+    """Base of every section's and every part's options: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
+    path_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that hold a path, paths in a list or by name, or an embedded model's name: `load` resolves and hashes."""
+
+    def paths(self) -> list[str]:
+        """What those fields hold, embedded models left out."""
+        held = [getattr(self, name) for name in self.path_fields]
+        lists = [list(one.values()) if isinstance(one, Mapping) else one for one in held]
+        named = [value for one in lists for value in (one if isinstance(one, (list, tuple)) else [one])]
+        return [value for value in named if value and value not in EMBEDDED]
+
+
+class Price(Options):
+    """USD per million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    output: Annotated[float, Field(ge=0)]
+
+
+class SamplingOptions(Options):
+    """How answers are drawn; what is left out is the endpoint's own default."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: list[str] = []
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    seed: int | None = None
+    response_format: dict[str, Any] | None = None
+    """Such as `{type: json_object}`."""
+    logprobs: bool | None = None
+    """Log-probabilities of the answer's tokens; they stay in the journal."""
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reasoning_effort: str | None = None
+    extra_body: dict[str, Any] = {}
+    """Anything else that the endpoint takes, such as `{top_k: 40}`; `null` takes a field out of the body."""
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> SamplingOptions:
+        for name, why in NOT_EXTRA.items():
+            if self.extra_body.get(name):
+                raise ValueError(f"extra_body.{name}: {why}")
+        return self
+
+    def sampling(self) -> Sampling:
+        """The same as a core value."""
+        return Sampling(**{**self.model_dump(), "stop": tuple(self.stop)})
+
+
+class Teacher(Options):
+    """The model to imitate: one that we serve ourselves, or an endpoint. A list of them shares the tasks."""
+
+    name: Annotated[str, Field(pattern=r"^[^\s:]{1,100}$")] | None = None
+    """What tells it from other teachers; its model's name when left out. It stands in each session's meta."""
+    model: str
+    """`smollm2` (embedded), a local folder, a `.gguf`, a Hub id, or the remote model's name."""
+    serve: Literal["transformers", "vllm"] | None = None
+    """Serve it on loopback while a stage needs it."""
+    base_url: str | None = None
+    """Talk to this OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; the key itself is written nowhere."""
+    headers_env: dict[str, str] = {}
+    """Secret headers: header name to the name of the variable that holds its value."""
+    revision: str | None = None
+    price: Price | None = None
+    terms: Annotated[str, Field(min_length=1)]
+    """What the teacher's licence or terms say of training on its answers."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """Longest wait for one answer."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Requests in flight to this endpoint; collect.concurrency when left out."""
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Of prompts and answers together. What the endpoint's headers say is obeyed besides."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of the tasks, among several teachers."""
+    kinds: list[str] = []
+    """The kinds of tasks (`meta.kind`) that it answers, among several teachers; empty: those that nobody else names."""
+    sampling: SamplingOptions = SamplingOptions()
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or self.model
+
+    @model_validator(mode="after")
+    def _one_address(self) -> Teacher:
+        if (self.serve is None) == (self.base_url is None):
+            raise ValueError("give either `serve: transformers` (or vllm), or `base_url`")
+        if self.base_url is not None:
+            _check_address(self.base_url)
+        return self
+
+
+_SECRET_NAME = re.compile(r"key|token|secret|sig|passw|auth|code", re.IGNORECASE)
+
+
+def _check_address(base_url: str) -> None:
+    """Raise for what is no address, and for secrets in it: a recipe is written into the run folder."""
+    if not re.match(r"https?://[^/]+", base_url):
+        raise ValueError("base_url is no http(s) address, such as http://127.0.0.1:8000/v1")
+    parts = urlsplit(base_url)
+    secret = next(
+        (name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET_NAME.search(name)), None
+    )
+    if "@" in parts.netloc or secret:
+        what = f'a value for "{secret}"' if secret else "a user or a password"
+        raise ValueError(
+            f"base_url holds {what}, and a recipe is written into the run folder; put it into an environment variable,"
+            " and name that in api_key_env or headers_env"
+        )
+
+
+def _how_many(value: Any) -> str:
+    return "several" if isinstance(value, list) else "one"
+
+
+OneOrMore = Annotated[
+    Annotated[Teacher, Tag("one")] | Annotated[list[Teacher], Tag("several")], Discriminator(_how_many)
+]
+"""A teacher, or a list of them; told apart by the value, so that a fault is told once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """What a strategy asks for one task, at most; `check` forecasts with it. The `asks` of a strategy's options."""
+
+    requests: int = 1
+    prompt_tokens: int = 0
+    """Of all requests together, beyond the task itself in each, about."""
+    answers_read: int = 0
+    """Whole answers that stand in the prompts of later requests."""
+    roles: tuple[str, ...] = ()
+    """Whom it asks beside the teacher: `user`, `judge`."""
+
+
+class PartSection(BaseModel):
+    """A section that names a part and carries that part's options beside its own keys."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    options: Annotated[Any, Field(exclude=True)] = None
+    """The part's validated options; filled by `load`."""
+
+
+class Expand(PartSection):
+    """Grow tasks from seeds."""
+
+    strategy: str = "self_instruct"
+    seeds: str = "seeds/general.jsonl"
+    tasks: Annotated[int, Field(ge=1)]
+
+
+class Collect(PartSection):
+    """Have the teacher answer the tasks."""
+
+    strategy: str = "answer"
+    tasks: str | None = None
+    """A file of tasks (our JSONL, or text with a prompt a line) in place of `expand`."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
+    budget_usd: Annotated[float, Field(gt=0)] | None = None
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of tasks that may fail before the stage counts as failed."""
+    attempts: Annotated[int, Field(ge=1)] = 10
+    """Sends of one request, the first included."""
+    hedge: Annotated[float, Field(ge=1)] | None = None
+    """Send a request a second time when it takes so many times the 95th percentile; the first answer counts."""
+    mode: Literal["live", "batch"] = "live"
+    """`batch`: through the provider's batch interface (/v1/batches), for half the price and within a day."""
+    test: Annotated[int, Field(ge=0)] = 32
+    """Prompts held out for compare, never trained on."""
+
+
+class Source(Options):
+    """Answered sessions that others made; they join collect's, or take their place."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    name: Annotated[str, Field(pattern=r"^[^\s/]{1,100}$")] | None = None
+    """Stands before the ids of its sessions; from the file's name when left out."""
+    format: Annotated[str | None, Field(alias="from")] = None
+    """Which format it has, such as `sharegpt`; needed with `path`."""
+    path: str | None = None
+    """A file, or a folder, as the format has it …"""
+    hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")] | None = None
+    """… or a dataset of the Hub: owner/name."""
+    split: str | None = None
+    revision: str | None = None
+    """Of a Hub dataset: a branch, a tag, or, so that it is always the same, a commit."""
+    licence: str | None = None
+    """What its licence says of training on it; stands in each session's meta."""
+    take: Annotated[int, Field(ge=1)] | None = None
+    """A sample of so many rows, by a hash of seed and id."""
+    weight: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How often each of its sessions counts: 0.5 takes about half of them, 2 takes each twice."""
+    max_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Split longer conversations before a question; a single pair that is longer stays whole and is marked."""
+    tokenizer: str | None = None
+    """Counts the tokens: `smollm2`, or a model's folder; that of student.model when left out."""
+
+    @property
+    def called(self) -> str:
+        """Its name."""
+        return self.name or re.sub(r"[\s/]+", "-", self.hub or Path(self.path or "").stem)
+
+    @property
+    def importer(self) -> str:
+        """The name of its format."""
+        return self.format or "hub"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        if (self.path is None) == (self.hub is None):
+            raise ValueError("give either `path` (with `from`), or `hub: owner/name`")
+        if self.path is not None and self.format is None:
+            raise ValueError("`from` is missing: the format of the file, such as alpaca or sharegpt")
+        if self.hub is not None and self.format not in (None, "hub"):
+            raise ValueError(f"`from: {self.format}` is for a `path`; a `hub` dataset tells its format itself")
+        return self
+
+
+class Rule(PartSection):
+    """One curation rule."""
+
+    filter: str
+
+
+class Prune(Options):
+    """Make the student from its model by leaving layers out."""
+
+    layers: Annotated[int, Field(ge=1)]
+
+
+class Student(Options):
+    """The model that learns."""
+
+    model: str
+    prune: Prune | None = None
+    template: Literal["chatml", "alpaca", "vicuna", "own"] = "chatml"
+
+
+class Train(PartSection):
+    """Fine-tune the student on the kept sessions."""
+
+
+class Compare(Options):
+    """Ask student, base and teacher the held-out prompts."""
+
+    metrics: list[str] = ["likelihood", "overlap", "style"]
+    judge: None = None
+    """Reserved: a judge is not available in this version."""
+    sampling: SamplingOptions | None = None
+    """The teacher's own sampling when left out."""

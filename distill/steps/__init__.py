@@ -1,0 +1,100 @@
+"""What each stage is to the pipeline: the call that does it, the files it reads and writes, and what makes it stale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distill.steps import currency, rules, sessions, student
+from distill.steps.asking import passes
+from distill.steps.context import ACCEPTABLE, BASE, Context, Stage, serves_here, stop_teacher
+from distill.steps.currency import sources_of
+from distill.steps.rules import roles_of_filters
+from distill.steps.sessions import choice_of, growth_of, tasks_of
+
+__all__ = [
+    "ACCEPTABLE",
+    "BASE",
+    "PIPELINE",
+    "Context",
+    "Stage",
+    "choice_of",
+    "growth_of",
+    "passes",
+    "roles_of_filters",
+    "serves_here",
+    "sources_of",
+    "stop_teacher",
+    "tasks_of",
+]
+
+STUDENT_SOURCES = tuple(
+    f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models")
+)
+TRAIN_SOURCES = tuple(
+    f"distill.student.{name}" for name in ("build", "checkpoints", "examples", "layout", "log", "models", "trainer")
+)
+COMPARING_SOURCES = tuple(f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline"))
+TURN_SOURCES = tuple(f"distill.strategies.{name}" for name in ("dialogue", "finals", "thoughts", "turns"))
+"""What strategies share."""
+FILTER_SOURCES = ("distill.filters", "distill.filters.likelihoods", "distill.chat", "distill.student.likelihood")
+"""What filters share."""
+
+PIPELINE: Mapping[str, Stage] = {
+    "expand": Stage(
+        sessions.expanding,
+        inputs=(),
+        outputs=("tasks.jsonl",),
+        sources=(
+            "distill.expand",
+            "distill.novelty",
+            "distill.prompts",
+            "distill.strategies.pool",
+            "distill.engine.drive",
+            "distill.engine.flows",
+        ),
+        options=currency.expand_options,
+        teacher=True,
+        prompts="prompts/strategies",
+    ),
+    "collect": Stage(
+        sessions.collecting,
+        inputs=("tasks.jsonl",),
+        outputs=("sessions.jsonl", "failures.jsonl", "rejected.jsonl"),
+        sources=("distill.collect", "distill.engine.flows", "distill.prompts", "distill.teachers", *TURN_SOURCES),
+        options=currency.collect_options,
+        teacher=True,
+        prompts="prompts/strategies",
+    ),
+    "curate": Stage(
+        rules.curating,
+        inputs=("sessions.jsonl",),
+        outputs=("kept.jsonl", "dropped.jsonl", "test.jsonl"),
+        sources=("distill.curate", "distill.funnel", "distill.novelty", *FILTER_SOURCES),
+        options=currency.curate_options,
+        teacher=True,
+        prompts="prompts/judges",
+    ),
+    "train": Stage(
+        student.training,
+        inputs=("kept.jsonl",),
+        outputs=("student",),
+        sources=("distill.train", "distill.chat", *TRAIN_SOURCES),
+        options=currency.train_options,
+    ),
+    "compare": Stage(
+        student.comparing,
+        inputs=("test.jsonl", "student"),
+        outputs=("answers.jsonl", "scores.json"),
+        sources=("distill.compare", "distill.chat", "distill.stats", *COMPARING_SOURCES, *STUDENT_SOURCES),
+        options=currency.compare_options,
+        teacher=True,
+    ),
+    "report": Stage(
+        student.reporting,
+        inputs=("scores.json", "answers.jsonl", "kept.jsonl", "dropped.jsonl", "test.jsonl", "tasks.jsonl"),
+        outputs=("report.html",),
+        sources=("distill.report", "distill.funnel"),
+        options=currency.report_options,
+        prompts="prompts/report",
+    ),
+}

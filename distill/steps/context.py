@@ -1,0 +1,60 @@
+"""What the stages of one invocation share, and what a stage is to the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.journal import Journal
+from distill.recipe import Recipe
+from distill.run import StageRecord
+from distill.teachers import Teachers
+
+BASE = "base"
+"""The role of the student's model before training."""
+ACCEPTABLE = "failures within collect.max_failed"
+
+
+@dataclass(slots=True)
+class Context:
+    """What the stages of one invocation share."""
+
+    folder: Path
+    recipe: Recipe
+    journal: Journal
+    teachers: Teachers | None
+    """A local one starts its server at the first request."""
+    allowed: Collection[str] = ()
+    retry_failed: bool = False
+    accept_partial: bool = False
+    wait: bool = True
+    """Whether to wait for a provider's batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage as the pipeline sees it."""
+
+    work: Callable[[Context, StageRecord], Mapping[str, Any]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    sources: tuple[str, ...]
+    options: Callable[[Context], Any]
+    """What of the recipe decides the stage's outputs."""
+    teacher: bool = False
+    """Whether the stage asks the teacher."""
+    prompts: str | None = None
+    """A shipped file or folder that the stage reads."""
+
+
+def serves_here(loaded: Recipe) -> bool:
+    """Whether a teacher is a model that this process starts, which needs torch."""
+    return any(one.serve == "transformers" for one in (*loaded.teachers, *loaded.roles.values()))
+
+
+def stop_teacher(context: Context) -> None:
+    """Stop servers of ours; they start again at the next request."""
+    if context.teachers is not None:
+        context.teachers.stop()
