@@ -22,6 +22,7 @@ from distill.expand import expand
 from distill.forecast import lines as check_lines
 from distill.journal import Journal
 from distill.loopback import LoopbackServer, Misdeed, question, status
+from distill.pipeline import run_recipe
 from distill.providers.openai import OpenAIProvider
 from distill.rows import read_tasks
 from distill.strategies import STRATEGIES
@@ -191,17 +192,28 @@ def test_check_forecasts_every_expansion(name):
     )
 
 
+def recipe(folder: Path, name: str, url: str, *, tasks: int) -> Path:
+    document = {
+        "name": "grown",
+        "teacher": {"model": "m", "base_url": url, "terms": "mine"},
+        "expand": {"strategy": name, "tasks": tasks, **json.loads(json.dumps(TEACHERS[name][1]))},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_every_expansion_runs_from_a_recipe_that_names_a_teacher_only(tmp_path, name):
+    with server_for(name) as server:
+        run_recipe(recipe(tmp_path, name, server.url, tasks=12), run_dir=tmp_path / "run", stages=["expand"])
+    assert len(lines(tmp_path / "run")) == 12
+
+
 @pytest.mark.parametrize("name", GROWTHS)
 def test_every_expansion_is_valid_in_a_recipe(tmp_path, name):
-    options = json.loads(json.dumps(TEACHERS[name][1]))
-    recipe = {
-        "name": "grown",
-        "teacher": {"model": "m", "base_url": "http://127.0.0.1:9/v1", "terms": "mine"},
-        "expand": {"strategy": name, "tasks": 30, **options},
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    loaded = load_recipe(path)
+    options = TEACHERS[name][1]
+    loaded = load_recipe(recipe(tmp_path, name, "http://127.0.0.1:9/v1", tasks=30))
     (tmp_path / "resolved.yaml").write_text(loaded.to_yaml())
     assert load_recipe(tmp_path / "resolved.yaml").document() == loaded.document()
     forecast = next(line for line in check_lines(loaded, probed=False) if line.startswith("expand: about"))

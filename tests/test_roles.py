@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -15,6 +16,8 @@ from distill.engine.drive import Engine
 from distill.errors import RecipeError
 from distill.forecast import lines, unheeded
 from distill.journal import Journal
+from distill.loopback import LoopbackServer, question
+from distill.pipeline import run_recipe
 from distill.probe import Findings, Probe
 from distill.providers.scripted import Scripted
 from distill.recipe import Collect
@@ -154,6 +157,45 @@ def test_a_role_is_called_by_its_name_whoever_the_teacher_is():
 def test_a_strategy_is_given_the_roles_that_it_asks(tmp_path, section, names):
     loaded = recipe(tmp_path, collect={"tasks": "tasks.txt", "test": 0, **section})
     assert set(hire(loaded, tmp_path).asked(loaded.collect.options.asks.roles)) == names
+
+
+def said_by_all(body) -> str:
+    """What satisfies whoever asks: a transcript for self-chat, a grade and a choice for the judge, else an answer."""
+    if "[Visitor]" in question(body):
+        return "[Visitor] Which river?\n[Helper] The Rhine."
+    return "Better: A\nScore: 7" if "REPL" in question(body) else "Output: It flows."
+
+
+ANSWERING = {
+    "answer": {},
+    "best_of": {"samples": 2},
+    "explanations": {},
+    "given": {},
+    "instances": {},
+    "self_chat": {},
+    "user_simulator": {},
+}
+"""Every strategy that collects, with options that keep it small."""
+
+
+def test_every_strategy_that_collects_is_listed_here():
+    assert sorted(name for name in STRATEGIES if hasattr(part(STRATEGIES, name, kind="strategy"), "flow")) == list(
+        ANSWERING
+    )
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_every_strategy_collects_from_a_recipe_that_names_a_teacher_only(tmp_path, name):
+    (tmp_path / "tasks.jsonl").write_text(json.dumps({"id": "t", "instruction": "Hm?", "meta": {"output": "Aha."}}))
+    with LoopbackServer(answer=said_by_all) as server:
+        recipe(
+            tmp_path,
+            teacher={**REMOTE, "base_url": server.url},
+            collect={"strategy": name, "tasks": "tasks.jsonl", "test": 0, "max_failed": 0, **ANSWERING[name]},
+        )
+        run_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run", stages=["collect"])
+    sessions = read_sessions(tmp_path / "run/sessions.jsonl")
+    assert [well_formed(session) for session in sessions] == [True]
 
 
 # --- forecast

@@ -36,6 +36,7 @@ this those to too up us very was we were what when where which who why will with
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"\w+")
 _EQUAL = re.compile(r"\b(not\s+|un|in)?equal\b", re.IGNORECASE)
+JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=8)
 
 
@@ -95,7 +96,8 @@ class EvolInstruct:
             """Reckoned: three of four evolutions are taken; the answer by which they are judged is the most of it."""
             judged, answered = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
             prompt = 180 + 220 * judged + 80 * answered
-            return Cost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered)
+            roles = (JUDGE,) if judged else ()
+            return Cost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered, roles)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options
@@ -169,7 +171,7 @@ class EvolInstruct:
         question = prompts.fill(self._judge, first=parent.instruction, second=task.instruction)
         asked: dict[str, Request] = {}
         if "equal" in chosen:
-            asked["judge"] = Request(role="judge", messages=(Message("user", question),), sampling=JUDGING, replica=k)
+            asked["judge"] = Request(role=JUDGE, messages=(Message("user", question),), sampling=JUDGING, replica=k)
         if "sorry" in chosen or "no_words" in chosen:
             messages = (Message("user", task.instruction),)
             asked["answer"] = Request(

@@ -54,6 +54,8 @@ class Cost:
     """Of all its requests together."""
     completion_tokens: int
     requests: int = 1
+    roles: tuple[str, ...] = ()
+    """Whom it asks beside the teacher: `judge`."""
 
 
 class PoolOptions(recipe.Options):
