@@ -8,19 +8,47 @@ probable they find the teacher's answers; last, the teacher is asked that too, w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from distill.comparing.asking import Engines, ask_here, ask_teacher_again, ask_teacher_weights
+from distill.comparing import MODELS
+from distill.comparing.asking import (
+    Engines,
+    ask_endpoint,
+    ask_here,
+    ask_teacher,
+    ask_teacher_again,
+    ask_teacher_weights,
+    note_absent,
+)
 from distill.comparing.entries import summary
-from distill.comparing.found import Found, line, read_prompts, score_texts
-from distill.embedded import read_base
+from distill.comparing.found import Found, line, score_texts
+from distill.comparing.leaks import leaks, tell_leaks
+from distill.comparing.prompts import held_out, of_file, same_questions, take_recorded
+from distill.embedded import read_base, student_fingerprint
 from distill.journal import Journal
 from distill.metrics import Model, ModelMetric, TextMetric
 from distill.providers import Provider
 from distill.rows import write_json, write_rows
 from distill.stats import LEVEL, RESAMPLES
+from distill.student.inprocess import base_fingerprint
 from distill.types import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Who answers beside the student that was trained here, and its base."""
+
+    teachers: Mapping[str, Provider] = field(default_factory=dict)
+    """By their names in the engine. Who answered a prompt answers a second time, else the first."""
+    release_teacher: Callable[[], None] = lambda: None
+    """Is called when it is not needed any more."""
+    teacher_weights: str | None = None
+    """The teacher as a recipe names it, where it can be loaded here."""
+    endpoints: Mapping[Model, Provider] = field(default_factory=dict)
+    """Endpoints that answer as `base` or `student`."""
+    recorded: Mapping[Model, Path] = field(default_factory=dict)
+    """Files of answers; these models are not asked for any."""
 
 
 def compare(
@@ -31,36 +59,74 @@ def compare(
     metrics: Sequence[TextMetric | ModelMetric],
     sampling: Sampling,
     seed: int,
-    teachers: Mapping[str, Provider],
-    release_teacher: Callable[[], None] = lambda: None,
-    teacher_weights: str | None = None,
+    sides: Sides,
+    prompts: Path | None = None,
+    system: str = "",
+    usd: Callable[[], float | None] = lambda: None,
 ) -> dict[str, int]:
-    """Write answers.jsonl and scores.json from test.jsonl and student/; returns counts.
+    """Write answers.jsonl and scores.json of the held-out rows, or of a file of `prompts`; returns counts.
 
-    All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. Of the
-    `teachers`, by their names in the engine, the one that answered a prompt answers a second time, else the first; none
-    leaves that out. `release_teacher` is called when it is not needed any more.
-    `teacher_weights` is the teacher as a recipe names it, where it can be loaded here. Reads the journal for what is
-    known of the teacher's first answers. Raises `DistillError` when base and student are the same model.
+    All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. `system` goes
+    before the prompts of a file. `usd` tells what was spent so far. Reads the journal for what is known of the
+    teacher's first answers, and kept.jsonl for what the student was trained on. Raises `DistillError` when base and
+    student are the same model, `RecipeError` for a file of prompts or answers that does not fit.
     """
-    found = Found(read_prompts(folder, journal))
-    local = replace(sampling, seed=seed)
-    if found.prompts and teachers:
-        ask_teacher_again(found, engine, teachers, sampling)
-    release_teacher()
+    found = Found(of_file(prompts, system=system) if prompts is not None else held_out(folder, journal))
     if found.prompts:
-        ask_here(found, engine, folder / "student", metrics, local)
-        ask_teacher_weights(found, engine, metrics, teacher_weights)
+        take_recorded(found, sides.recorded)
+        _ask(found, folder / "student", engine, metrics, sampling, seed, sides)
+        tell_leaks(found, folder / "kept.jsonl")
+        _say_repeats(found)
+    else:
+        sides.release_teacher()
     score_texts(found, metrics)
-    found_summary = summary(found, metrics, seed)
-    names = [Path(teacher.endpoint.model).name for teacher in teachers.values()]
-    name = ", ".join(names) or Path(teacher_weights or "teacher").name
-    described = _described(folder, name) if found.prompts else {}
+    told = summary(found, metrics, seed, usd())
     write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
-    scores = {"prompts": len(found.prompts), "method": _method(sampling, seed), "models": described, **found_summary}
+    scores = {
+        "prompts": len(found.prompts),
+        "method": _method(sampling, seed),
+        "models": described(folder / "student", found, sides),
+        **told,
+        "leaks": leaks(found),
+    }
     write_json(folder / "scores.json", scores)
     missing = sum(found.missing.values())
     return {"prompts": len(found.prompts), "answers": sum(map(len, found.answers.values())), "missing": missing}
+
+
+def _ask(
+    found: Found,
+    student: Path,
+    engine: Engines,
+    metrics: Sequence[TextMetric | ModelMetric],
+    sampling: Sampling,
+    seed: int,
+    sides: Sides,
+) -> None:
+    """Ask everybody whose answers are not recorded, and every model that is at hand what the metrics want to know."""
+    if sides.teachers and "teacher" not in sides.recorded:
+        ask_teacher(found, engine, sides.teachers, sampling)
+        if "teacher_again" not in sides.recorded:
+            ask_teacher_again(found, engine, sides.teachers, sampling)
+    sides.release_teacher()
+    for model, provider in sides.endpoints.items():
+        ask_endpoint(found, engine, model, provider, sampling)
+    elsewhere = {*sides.endpoints, *sides.recorded}
+    here = [model for model in MODELS[:2] if model not in elsewhere]
+    if here:
+        ask_here(found, engine, student, metrics, replace(sampling, seed=seed), here)
+    else:
+        note_absent(found, metrics, "neither base nor student is a model at hand here")
+        return
+    ask_teacher_weights(found, engine, metrics, sides.teacher_weights)
+
+
+def _say_repeats(found: Found) -> None:
+    if repeats := same_questions(found.prompts):
+        found.notes.append(
+            f"{repeats} of {len(found.prompts)} prompts ask what another one asks; they are no independent evidence, "
+            "so the intervals are too narrow"
+        )
 
 
 def _method(sampling: Sampling, seed: int) -> str:
@@ -76,14 +142,44 @@ def _method(sampling: Sampling, seed: int) -> str:
     )
 
 
-def _described(folder: Path, teacher: str) -> dict[Model, dict[str, str]]:
-    told = read_base(folder / "student")
+def described(student: Path, found: Found, sides: Sides) -> dict[Model, dict[str, str | None]]:
+    """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
+    known = _trained(student)
+    again = {"teacher": "first answers, which are compared with", "teacher_again": "second answer to each, drawn anew"}
+    teacher = ", ".join(Path(one.endpoint.model).name for one in sides.teachers.values())
+    weights = Path(sides.teacher_weights).name if sides.teacher_weights else "teacher"
+    told: dict[Model, dict[str, str | None]] = {}
+    for model in MODELS:
+        if not found.answers.get(model):
+            continue
+        if model in sides.recorded:
+            told[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
+        elif model in sides.endpoints:
+            told[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
+        elif model in again:
+            told[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
+        else:
+            told[model] = known[model]
+    return told
+
+
+def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
+    """Base and student as they were trained here, by what their folder says."""
+    if not (student / "base.json").is_file():
+        return {}
+    told = read_base(student)
     model = Path(told["model"]).name
     weights = ", 4-bit" if told["quantised"] else ""
     layers = f"{len(told['layers'])} layers of " if told["layers"] else ""
     return {
-        "base": {"model": model, "description": f"the student before training: {layers}{model}{weights}"},
-        "student": {"model": model, "description": "the same after training"},
-        "teacher": {"model": teacher, "description": "the teacher's first answers, which are compared with"},
-        "teacher_again": {"model": teacher, "description": "the teacher's second answer to each prompt, drawn anew"},
+        "base": {
+            "model": model,
+            "description": f"the student before training: {layers}{model}{weights}",
+            "fingerprint": base_fingerprint(student),
+        },
+        "student": {
+            "model": model,
+            "description": "the same after training",
+            "fingerprint": student_fingerprint(student),
+        },
     }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.comparing.found import prompt_of_session
+from distill.comparing.prompts import of_session
 from distill.errors import RecipeError
 from distill.journal import Journal
 from distill.strategies.best_of import BestOf, better_of, score_of
@@ -312,4 +312,4 @@ def test_the_forecast_counts_samples_and_verdicts(options, requests):
 def test_compare_asks_for_another_sample_than_the_one_that_was_picked(tmp_path, samples, again):
     session, _ = run(samples, pick="longest")
     with Journal.open(tmp_path / "journal.sqlite") as journal:
-        assert prompt_of_session(session, journal).again == again
+        assert of_session(session, journal).again == again

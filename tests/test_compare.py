@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from distill import embedded
-from distill.compare import compare
+from distill.compare import Sides, compare
 from distill.comparing.headline import headline
 from distill.engine.drive import Engine
 from distill.errors import DistillError, EndpointError, RunFolderError
@@ -85,7 +86,7 @@ class Bench:
         self.released_after: list[int] = []
         write_rows(folder / "test.jsonl", sessions)
 
-    def compare(self, metrics=METRICS, **options):
+    def compare(self, metrics=METRICS, more=MappingProxyType({}), **options):
         with Journal.open(self.folder / "journal.sqlite") as journal:
 
             def engine(providers, *, progress, local):
@@ -102,7 +103,8 @@ class Bench:
                 metrics=metrics,
                 sampling=SAMPLING,
                 seed=7,
-                **{"teachers": {"teacher": self.teacher}, "release_teacher": self._release, **options},
+                sides=Sides(**{"teachers": {"teacher": self.teacher}, "release_teacher": self._release, **options}),
+                **more,
             )
 
     def _release(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -17,7 +18,7 @@ from distill.engine.drive import Engine
 from distill.errors import DistillError
 from distill.metrics import Answered, Model, ModelMetric, Scores, TextMetric
 from distill.providers import Provider
-from distill.types import Completion, Failure, Flow, Request, Sampling
+from distill.types import Completion, Failure, Flow, Message, Request, Sampling
 
 if TYPE_CHECKING:
     from distill.student.inprocess import InProcess
@@ -32,47 +33,107 @@ class Engines(Protocol):
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
 
 
-def _answer(request: Request) -> Flow[Answered | None]:
-    answer: Completion | Failure = yield request
+def _answer(question: Request, later: tuple[str, ...] = ()) -> Flow[Answered | None]:
+    """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
+    earlier: list[str] = []
+    for then in later:
+        said: Completion | Failure = yield question
+        if isinstance(said, Failure):
+            return None
+        earlier.append(said.text.strip())
+        more = (Message("assistant", earlier[-1]), Message("user", then))
+        question = replace(question, messages=(*question.messages, *more))
+    answer: Completion | Failure = yield question
     if isinstance(answer, Failure):
         return None
     tokens = answer.usage.completion_tokens if answer.usage is not None else None
-    return Answered(answer.text.strip(), answer.finish, tokens)
+    return Answered(answer.text.strip(), answer.finish, tokens, tuple(earlier))
 
 
-def _probe(role: Model, prompts: Sequence[Prompt]) -> Flow[float | None]:
+def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
     """How probable the model finds the first answer that is not empty; the metric's own question, so asked once."""
-    for prompt in prompts:
-        if prompt.reference.text:
-            answer = yield Request(
-                role=role, messages=prompt.messages, kind="likelihood", continuation=prompt.reference.text
-            )
+    for _, messages, reference in asked:
+        if reference.text:
+            answer = yield Request(role=role, messages=messages, kind="likelihood", continuation=reference.text)
             return None if isinstance(answer, Failure) else float(answer.loglikelihood)
     return None
 
 
+Asked: TypeAlias = tuple[int, tuple[Message, ...], Answered]
+"""A prompt's index, the conversation before the teacher's answer, and that answer."""
+
+
+def _with_reference(found: Found) -> list[Asked]:
+    """The prompts that the teacher has answered."""
+    known = ((index, found.reference(index)) for index in range(len(found.prompts)))
+    return [(index, found.prompts[index].with_turns(one), one) for index, one in known if one is not None]
+
+
+def ask_teacher(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
+    """Have the teacher answer the prompts that came without its answer: the first of several teachers."""
+    lacking = [index for index in range(len(found.prompts)) if found.reference(index) is None]
+    if lacking:
+        _ask_remote(found, engine, "teacher", teachers, sampling, lacking, replica=0)
+
+
 def ask_teacher_again(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
     """Have whoever gave a prompt's first answer give a second one, and write it down in `found`."""
-    first = next(iter(teachers))
-    names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in found.prompts}
-    flows = [_named(prompt, _answer, _question("teacher", prompt, sampling, prompt.again)) for prompt in found.prompts]
-    with console.progress("asking the teacher again", len(flows)) as bar:
-        asking = engine(teachers, progress=bar, local=False)
-        outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in teachers else first)
-    _take_answers(found, "teacher_again", outcomes)
+    _ask_remote(found, engine, "teacher_again", teachers, sampling, range(len(found.prompts)))
+
+
+def ask_endpoint(found: Found, engine: Engines, model: Model, provider: Provider, sampling: Sampling) -> None:
+    """Have an endpoint answer in the place of the base or the student."""
+    _ask_remote(found, engine, model, {model: provider}, sampling, range(len(found.prompts)), replica=0)
+
+
+def _ask_remote(
+    found: Found,
+    engine: Engines,
+    model: Model,
+    providers: Mapping[str, Provider],
+    sampling: Sampling,
+    places: Sequence[int],
+    *,
+    replica: int | None = None,
+) -> None:
+    """Ask these prompts of whoever of the providers gave their first answer, else of the first of them."""
+    first = next(iter(providers))
+    prompts = [found.prompts[place] for place in places]
+    names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
+    role = "teacher" if model in ("teacher", "teacher_again") else model
+    flows = [
+        _named(prompt, _answer, _question(role, prompt, sampling, prompt.again if replica is None else replica),
+               prompt.later)
+        for prompt in prompts
+    ]  # fmt: skip
+    with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
+        asking = engine(providers, progress=bar, local=False)
+        outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
+    _take_answers(found, model, places, outcomes)
 
 
 def ask_here(
-    found: Found, engine: Engines, student: Path, metrics: Sequence[TextMetric | ModelMetric], sampling: Sampling
+    found: Found,
+    engine: Engines,
+    student: Path,
+    metrics: Sequence[TextMetric | ModelMetric],
+    sampling: Sampling,
+    answering: Collection[Model] = ("base", "student"),
 ) -> None:
-    """Have base and student answer, be asked for likelihoods, and be shown to be two models."""
+    """Have base and student answer, be asked for likelihoods, and be shown to be two models.
+
+    Those not in `answering` are asked for likelihoods only: their answers are known.
+    """
     from distill.student.inprocess import trained_student, untrained_base
 
     loads: dict[Model, Callable[..., InProcess]] = {"base": untrained_base, "student": trained_student}
     seen = [
-        _ask_model(found, role, partial(load, student), engine=engine, metrics=metrics, sampling=sampling)
+        _ask_model(
+            found, role, partial(load, student),
+            engine=engine, metrics=metrics, sampling=sampling if role in answering else None,
+        )
         for role, load in loads.items()
-    ]
+    ]  # fmt: skip
     if seen[0] is not None and seen[0] == seen[1]:
         raise DistillError(
             "base and student give the teacher's answer the very same probability, so they are one model: "
@@ -91,9 +152,15 @@ def ask_teacher_weights(
         load = partial(local_model, weights, name="teacher")
         _ask_model(found, "teacher", load, engine=engine, metrics=wanting, sampling=None)
     elif wanting:
-        measures = [measure for metric in wanting for measure in metric.measures]
-        found.metric_notes |= {measure.name: f"absent: {NO_WEIGHTS}" for measure in measures}
-        found.notes.append(f"{', '.join(measure.title for measure in measures)}: {NO_WEIGHTS}")
+        note_absent(found, wanting, NO_WEIGHTS)
+
+
+def note_absent(found: Found, metrics: Sequence[TextMetric | ModelMetric], why: str) -> None:
+    """Say of the measures that need a model's weights why they have no value."""
+    measures = [measure for metric in metrics if metric.scope == "model" for measure in metric.measures]
+    if measures:
+        found.metric_notes |= {measure.name: f"absent: {why}" for measure in measures}
+        found.notes.append(f"{', '.join(measure.title for measure in measures)}: {why}")
 
 
 def _ask_model(
@@ -106,15 +173,16 @@ def _ask_model(
     sampling: Sampling | None,
 ) -> float | None:
     """Ask a model of this process all that is wanted of it, answers only with a `sampling`; returns its probe."""
-    asked = found.prompts if sampling is not None else []
-    answers = [_named(prompt, _answer, _question(role, prompt, sampling)) for prompt in asked]
+    prompts = found.prompts if sampling is not None else []
+    answers = [_named(prompt, _answer, _question(role, prompt, sampling), prompt.later) for prompt in prompts]
+    asked = _with_reference(found)
     scores = [
-        _named(prompt, metric.score, prompt.messages, role, prompt.reference)
+        _named(found.prompts[index], metric.score, messages, role, reference)
         for metric in metrics
         if metric.scope == "model" and role in metric.models
-        for prompt in found.prompts
+        for index, messages, reference in asked
     ]
-    flows: list[_Named] = [*answers, *scores, ("probe", partial(_probe, role, found.prompts))]
+    flows: list[_Named] = [*answers, *scores, ("probe", partial(_probe, role, asked))]
     with console.progress(f"asking {NAMES[role]}", len(flows)) as bar:
         progress = _Live(bar)
         provider = load(watch=progress.watch)
@@ -123,8 +191,8 @@ def _ask_model(
         finally:
             provider.release()
     if sampling is not None:
-        _take_answers(found, role, outcomes[: len(answers)])
-    _take_scores(found, role, outcomes[len(answers) : -1])
+        _take_answers(found, role, range(len(prompts)), outcomes[: len(answers)])
+    _take_scores(found, role, [index for index, _, _ in asked], outcomes[len(answers) : -1])
     probe: float | None = outcomes[-1].value
     return probe
 
@@ -140,8 +208,11 @@ def _named(prompt: Prompt, make: Callable[..., Flow[Any]], *arguments: Any) -> _
     return prompt.id, partial(make, *arguments)
 
 
-def _take_answers(found: Found, model: Model, outcomes: Sequence[Outcome[Answered | None]]) -> None:
-    found.answers[model] = {i: outcome.value for i, outcome in enumerate(outcomes) if outcome.value is not None}
+def _take_answers(
+    found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Answered | None]]
+) -> None:
+    known = {place: one.value for place, one in zip(places, outcomes, strict=True) if one.value is not None}
+    found.answers[model] = dict(sorted((found.answers.get(model, {}) | known).items()))
     lacking = [outcome for outcome in outcomes if outcome.value is None]
     if lacking:
         found.missing[model] = len(lacking)
@@ -151,9 +222,9 @@ def _take_answers(found: Found, model: Model, outcomes: Sequence[Outcome[Answere
         )
 
 
-def _take_scores(found: Found, model: Model, outcomes: Sequence[Outcome[Scores]]) -> None:
+def _take_scores(found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Scores]]) -> None:
     for number, outcome in enumerate(outcomes):
-        found.add(model, number % len(found.prompts), outcome.value or {})
+        found.add(model, places[number % len(places)], outcome.value or {})
     lacking = [outcome for outcome in outcomes if outcome.failures]
     if lacking:
         found.notes.append(

@@ -1,69 +1,141 @@
-"""What scores.json says of each measure: means and differences with intervals, and the share of the gap closed."""
+"""What scores.json says of each measure: means and differences with intervals and p, whole and by category."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from distill.comparing import MODELS
 from distill.comparing.found import Found
 from distill.comparing.headline import headline
 from distill.metrics import Answered, Measure, Model, ModelMetric, TextMetric
-from distill.stats import Gap, Refused, gap_closed, mean_interval, paired_difference
+from distill.stats import (
+    Difference,
+    Gap,
+    Refused,
+    gap_closed,
+    holm,
+    mean_interval,
+    paired_difference,
+    prompts_needed,
+    sign_flip_p,
+)
+
+POINTS = 0.05
+"""The difference whose price is told: five points of a share, or five hundredths of the gap."""
+
+Values = Mapping[Model, Mapping[int, float]]
+"""A measure's numbers by model and prompt."""
 
 
-def summary(found: Found, metrics: Sequence[TextMetric | ModelMetric], seed: int) -> dict[str, Any]:
-    """What scores.json says beside the counts: entries of the measures, shares of cut answers, notes, the headline."""
-    entries = {
-        measure.name: _entry(found, measure, seed) for metric in metrics for measure in metric.measures if found.prompts
-    }
+def summary(
+    found: Found, metrics: Sequence[TextMetric | ModelMetric], seed: int, usd: float | None = None
+) -> dict[str, Any]:
+    """What scores.json says beside the counts: entries of the measures, categories, power, notes, the headline.
+
+    `usd` is what the comparison cost, for the price of a larger one. Tells in `found` how each prompt came out by the
+    measure that leads.
+    """
+    measures = [measure for metric in metrics for measure in metric.measures]
+    entries = {measure.name: _entry(found, measure, seed) for measure in measures if found.prompts}
     if not found.prompts:
         found.notes.append("there are no held-out prompts; set collect.test to 32 or more")
+    lead = next((measure for measure in measures if _leads(entries.get(measure.name))), None)
+    if lead is not None:
+        _tell_outcomes(found, lead)
     cut = {model: _share_cut(list(answers.values())) for model in MODELS if (answers := found.answers.get(model))}
     return {
         "metrics": entries,
-        "cut_share": cut,
+        "lead": lead.name if lead is not None else None,
+        "categories": dict(Counter(prompt.category for prompt in found.prompts).most_common()),
+        "cut_share": {model: share for model, share in cut.items() if share is not None},
+        "power": _power(found, lead, entries, usd) if lead is not None else None,
         "notes": found.notes,
         "headline": headline(len(found.prompts), entries),
     }
 
 
-def _share_cut(answers: Sequence[Answered]) -> float:
-    return sum(answer.finish == "length" for answer in answers) / len(answers)
+def _leads(entry: Mapping[str, Any] | None) -> bool:
+    """Whether the sentence may start with it: it has a share of the gap, or at least a difference with a direction."""
+    return entry is not None and (
+        entry["gap_closed"] is not None or (entry["student_minus_base"] is not None and entry["better"] != "near 1")
+    )
+
+
+def _share_cut(answers: Sequence[Answered]) -> float | None:
+    """Of the answers of which it is known how they ended."""
+    known = [answer for answer in answers if answer.finish != "unknown"]
+    return sum(answer.finish == "length" for answer in known) / len(known) if known else None
+
+
+# A measure
 
 
 def _entry(found: Found, measure: Measure, seed: int) -> dict[str, Any]:
     """A measure's entry in scores.json."""
     values = {model: values for model in MODELS if (values := found.values(measure, model))}
-    gap, target, note = _gap(measure, values, seed)
-    notes = [text for text in (found.metric_notes.get(measure.name), note) if text]
-    return {
+    figures = _figures(measure, values, seed)
+    notes = [text for text in (found.metric_notes.get(measure.name), figures.pop("note")) if text]
+    entry = {
         "title": measure.title,
         "unit": measure.unit,
         "better": measure.better,
         "explanation": measure.explanation,
         "note": "; ".join(notes) or None,
+        **figures,
+        "categories": _by_category(found, measure, values, seed),
+    }
+    leaked = {index for index, told in found.more.items() if told.get("leak", {}).get("leaked")}
+    if leaked:
+        clean = set(range(len(found.prompts))) - leaked
+        entry["clean"] = _figures(measure, _within(values, clean), seed)
+        entry["leaked"] = _figures(measure, _within(values, leaked), seed)
+    return entry
+
+
+def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
+    """Means, the student's difference from the base with its p, and the share of the gap, over the prompts given."""
+    student, base = _paired(values, "student", "base")
+    gap, target, note = _gap(measure, values, seed)
+    return {
         "by": {model: mean_interval(list(each.values()), seed=seed) for model, each in values.items()},
-        "student_minus_base": _difference(values, seed),
+        "student_minus_base": paired_difference(student, base, seed=seed),
+        "p": sign_flip_p(student, base, seed=seed),
         "gap_closed": gap,
         "gap_target": target,
+        "note": note,
     }
 
 
-def _difference(values: Mapping[Model, Mapping[int, float]], seed: int) -> Any:
-    student, base = _paired(values, "student", "base")
-    return paired_difference(student, base, seed=seed)
+def _by_category(found: Found, measure: Measure, values: Values, seed: int) -> dict[str, Any]:
+    """The same by category, where there are several; `p_holm` is adjusted for looking at all of them (Holm, 1979)."""
+    members: dict[str, set[int]] = {}
+    for index, prompt in enumerate(found.prompts):
+        members.setdefault(prompt.category, set()).add(index)
+    if len(members) < 2:
+        return {}
+    entries = {
+        name: {"n": len(indices), **_figures(measure, _within(values, indices), seed)}
+        for name, indices in sorted(members.items())
+    }
+    tested = [name for name, entry in entries.items() if entry["p"] is not None]
+    adjusted = dict(zip(tested, holm([entries[name]["p"] for name in tested]), strict=True))
+    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in entries.items()}
 
 
-def _gap(
-    measure: Measure, values: Mapping[Model, Mapping[int, float]], seed: int
-) -> tuple[Gap | None, Model | None, str | None]:
+def _within(values: Values, indices: Collection[int]) -> dict[Model, dict[int, float]]:
+    """The numbers of these prompts; a model without any is left out."""
+    chosen = {model: {at: one for at, one in each.items() if at in indices} for model, each in values.items()}
+    return {model: each for model, each in chosen.items() if each}
+
+
+def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model | None, str | None]:
     """The share of the gap, what it is the gap to, and why there is none.
 
-    Where the teacher's first answer is what is compared with, its second is the end of the way. A measure that is
-    better near 1 has two sides to come from, and no share.
+    A measure that is better near 1 has two sides to come from, and no share.
     """
-    target: Model = "teacher" if "teacher" in values else "teacher_again"
+    target = _target(values)
     if measure.better == "near 1" or not {"base", "student", target} <= values.keys():
         return None, None, None
     base, student, end = _paired(values, "base", "student", target)
@@ -71,8 +143,57 @@ def _gap(
     return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Refused) else (gap, target, None)
 
 
-def _paired(values: Mapping[Model, Mapping[int, float]], *models: Model) -> list[list[float]]:
+def _target(values: Values) -> Model:
+    """The end of the way: the teacher, or its second answer where its first is what is compared with."""
+    return "teacher" if "teacher" in values else "teacher_again"
+
+
+def _paired(values: Values, *models: Model) -> list[list[float]]:
     """One list a model, over the prompts that all of them have, in order."""
     rows = [values.get(model, {}) for model in models]
     common = [index for index in rows[0] if all(index in row for row in rows)]
     return [[row[index] for index in common] for row in rows]
+
+
+# A prompt, and how many more
+
+
+def _tell_outcomes(found: Found, lead: Measure) -> None:
+    """Say of each prompt whether the student does better there than the base, by the measure that leads."""
+    sign = -1.0 if lead.better == "lower" else 1.0
+    student, base = found.values(lead, "student"), found.values(lead, "base")
+    for index in student.keys() & base.keys():
+        margin = sign * (student[index] - base[index])
+        value = "win" if margin > 0 else "loss" if margin < 0 else "tie"
+        found.tell(index, "outcome", {"by": lead.name, "against": "base", "value": value, "margin": margin})
+
+
+def _power(
+    found: Found, lead: Measure, entries: Mapping[str, Mapping[str, Any]], usd: float | None
+) -> dict[str, Any] | None:
+    """How many prompts would show a difference of five points between two students, and what they would cost."""
+    values = {model: found.values(lead, model) for model in MODELS}
+    student, base = _paired(values, "student", "base")
+    difference, what = _five_points(lead, entries[lead.name], values)
+    if difference is None:
+        return None
+    needed = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
+    each = usd / len(found.prompts) if usd and found.prompts else None
+    return {
+        "measure": lead.name,
+        "difference": difference,
+        "prompts": needed,
+        "usd": None if needed is None or each is None else needed * each,
+        "explanation": f"prompts that would show {what} four times of five, from the spread of the paired differences "
+        f"over these {len(student)}",
+    }
+
+
+def _five_points(lead: Measure, entry: Mapping[str, Any], values: Values) -> tuple[float | None, str]:
+    if lead.unit in {"share", ""}:
+        return POINTS, f"a difference of {POINTS} in {lead.title}"
+    base, end = _paired(values, "base", _target(values))
+    distance: Difference | None = paired_difference(end, base) if entry["gap_closed"] is not None else None
+    if distance is None:
+        return None, ""
+    return POINTS * abs(distance.mean), f"{POINTS:.0%} of the gap in {lead.title}"

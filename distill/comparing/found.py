@@ -6,28 +6,39 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from distill.comparing import MODELS
-from distill.errors import RunFolderError
-from distill.journal import Journal
 from distill.metrics import Answered, Measure, Model, ModelMetric, Sample, Scores, TextMetric
-from distill.rows import read_sessions
-from distill.types import Completion, Message, Session
+from distill.types import Message
+
+EVERY = "all"
+"""The category of a prompt of which nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A held-out prompt with the teacher's first answer."""
+    """A held-out prompt, with the teacher's first answer where it is known beforehand."""
 
     id: str
     messages: tuple[Message, ...]
-    reference: Answered
+    reference: Answered | None = None
     teacher: str | None = None
     """Who gave it."""
     again: int = 1
     """The replica that is asked as its second answer; another than the first was, of which best_of draws several."""
+    category: str = EVERY
+    later: tuple[str, ...] = ()
+    """What the user says after each answer, in a question of several turns."""
+    solution: str | None = None
+    """A right answer that the prompt's author gives, for a judge."""
+
+    def with_turns(self, answer: Answered) -> tuple[Message, ...]:
+        """The conversation that `answer` ends: the prompt, and the turns that a model has answered before."""
+        messages = list(self.messages)
+        for said, asked in zip(answer.earlier, self.later, strict=False):
+            messages += [Message("assistant", said), Message("user", asked)]
+        return tuple(messages)
 
 
 @dataclass(slots=True)
@@ -41,11 +52,27 @@ class Found:
     notes: list[str] = field(default_factory=list)
     metric_notes: dict[str, str] = field(default_factory=dict)
     """By name of the measure."""
+    more: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """What else is known of a prompt, as it stands in its line of answers.jsonl: `leak`, `outcome` …"""
+
+    def __post_init__(self) -> None:
+        """Take the teacher's answers that came with the prompts."""
+        known = {index: prompt.reference for index, prompt in enumerate(self.prompts) if prompt.reference is not None}
+        if known:
+            self.answers["teacher"] = known
+
+    def reference(self, index: int) -> Answered | None:
+        """The teacher's first answer to a prompt."""
+        return self.answers.get("teacher", {}).get(index)
 
     def add(self, model: Model, index: int, scores: Scores) -> None:
         """Take a model's scores on a prompt; a number that is not finite is no score."""
         known = self.scores.setdefault(model, {}).setdefault(index, {})
         known.update({name: value for name, value in scores.items() if math.isfinite(value)})
+
+    def tell(self, index: int, name: str, value: Any) -> None:
+        """Write something of a prompt into its line of answers.jsonl."""
+        self.more.setdefault(index, {})[name] = value
 
     def values(self, measure: Measure, model: Model) -> dict[int, float]:
         """By prompt, for those that have one."""
@@ -53,52 +80,35 @@ class Found:
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
 
-def read_prompts(folder: Path, journal: Journal) -> list[Prompt]:
-    """The held-out prompts of test.jsonl. Raises `RunFolderError` without the file, or for a row that is no prompt."""
-    path = folder / "test.jsonl"
-    if not path.exists():
-        raise RunFolderError(f"no {path}; expected the held-out sessions that `distill curate` writes")
-    return [prompt_of_session(session, journal) for session in read_sessions(path)]
-
-
-def prompt_of_session(session: Session, journal: Journal) -> Prompt:
-    """A held-out session as a prompt, with the teacher's answer to its first question as the journal knows it."""
-    roles = [message.role for message in session.messages]
-    first = roles.index("assistant") if "assistant" in roles else 0
-    if first == 0:
-        raise RunFolderError(
-            f"test.jsonl: session {session.id} is no prompt with an answer; run `distill curate` again"
-        )
-    text = session.messages[first].content.strip()
-    cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
-    bought = next((answer for key in session.meta.get("keys", ()) if _says(answer := journal.get(key), text)), None)
-    tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
-    reference = Answered(text, "length" if cut else "stop", tokens)
-    again = 0 if session.meta.get("replica") == 1 else 1
-    return Prompt(session.id, session.messages[:first], reference, session.meta.get("teacher"), again)
-
-
-def _says(answer: Any, text: str) -> bool:
-    return isinstance(answer, Completion) and answer.text.strip() == text
-
-
 def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric]) -> None:
     """Score every answer by the metrics that read texts alone."""
-    found.answers["teacher"] = {index: prompt.reference for index, prompt in enumerate(found.prompts)}
     for metric in metrics:
         if metric.scope == "text":
             for model, answers in found.answers.items():
                 for index, answer in answers.items():
                     prompt = found.prompts[index]
-                    found.add(model, index, metric.score(Sample(prompt.messages, model, answer, prompt.reference)))
+                    asked = prompt.with_turns(answer)
+                    sample = Sample(asked, model, answer, found.reference(index), prompt.category)
+                    found.add(model, index, metric.score(sample))
 
 
 def line(found: Found, index: int) -> dict[str, Any]:
-    """The prompt's line of answers.jsonl."""
+    """The prompt's line of answers.jsonl; what there is not is left out."""
     prompt = found.prompts[index]
+    told = {"turns": prompt.later, "reference": prompt.solution}
     return {
         "id": prompt.id,
         "messages": prompt.messages,
-        "answers": {model: found.answers[model][index] for model in MODELS if index in found.answers.get(model, {})},
+        "category": prompt.category,
+        **{name: value for name, value in told.items() if value},
+        "answers": {
+            model: _answer(found.answers[model][index]) for model in MODELS if index in found.answers.get(model, {})
+        },
         "scores": {model: found.scores[model][index] for model in MODELS if found.scores.get(model, {}).get(index)},
+        **found.more.get(index, {}),
     }
+
+
+def _answer(answer: Answered) -> dict[str, Any]:
+    earlier = {"earlier": answer.earlier} if answer.earlier else {}
+    return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **earlier}

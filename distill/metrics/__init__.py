@@ -28,6 +28,8 @@ class Answered:
     finish: Finish
     tokens: int | None = None
     """As the model's own tokenizer counts them; `None` where that is not known."""
+    earlier: tuple[str, ...] = ()
+    """Its answers to the turns before, where the question has several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,13 @@ class Sample:
     """What a metric sees at once: one prompt, one model, its answer, and the teacher's."""
 
     messages: tuple[Message, ...]
-    """The prompt."""
+    """The prompt; of a question with several turns, with the answers that this model gave before."""
     model: Model
     answer: Answered
-    reference: Answered
-    """The teacher's first answer; for the model `teacher` it is `answer` itself."""
+    reference: Answered | None
+    """The teacher's first answer, where there is one; for the model `teacher` it is `answer` itself."""
+    category: str = "all"
+    """What kind of prompt it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ class Overlap:
 
     def score(self, sample: Sample) -> Scores:
         """`rouge_l`, 0 to 1; 0 for an empty answer. Excluded: the teacher itself, and empty answers of the teacher."""
-        reference = rouge_tokens(sample.reference.text)
+        reference = rouge_tokens(sample.reference.text) if sample.reference is not None else []
         if sample.model == "teacher" or not reference:
             return {}
         return {"rouge_l": rouge_l(rouge_tokens(sample.answer.text), reference)}

@@ -49,9 +49,14 @@ class Style:
         self.options = options or self.Options()
 
     def score(self, sample: Sample) -> Scores:
-        """`length_ratio` (0 or more; none to an empty answer of the teacher), `stopped` (0, 1), `repetition` (0–1)."""
-        said, reference = words(sample.answer.text), words(sample.reference.text)
-        scores = {"stopped": float(sample.answer.finish == "stop")}
+        """`length_ratio` (0 or more), `stopped` (0, 1), `repetition` (0–1).
+
+        Left out: a length against no or an empty answer of the teacher, and the end of an answer that was recorded
+        without how it ended.
+        """
+        said = words(sample.answer.text)
+        reference = words(sample.reference.text) if sample.reference is not None else []
+        scores = {} if sample.answer.finish == "unknown" else {"stopped": float(sample.answer.finish == "stop")}
         if reference:
             scores["length_ratio"] = len(said) / len(reference)
         if len(said) >= N:

@@ -102,9 +102,14 @@ class InProcess:
 
 def untrained_base(student_folder: Path, *, watch: Watch | None = None) -> InProcess:
     """The student before training: its pruned base without the adapter. Raises `ModelError` where there is none."""
-    told = {name: value for name, value in read_base(student_folder).items() if name != "model"}
-    identity = Endpoint(model="base", fingerprint=json_sha256({**told, "adapter": None}))
+    identity = Endpoint(model="base", fingerprint=base_fingerprint(student_folder))
     return InProcess(lambda: _student(student_folder, adapter=False), identity, watch=watch)
+
+
+def base_fingerprint(student_folder: Path) -> str:
+    """SHA-256 in hex over what the student was before training. Raises `ModelError`."""
+    told = {name: value for name, value in read_base(student_folder).items() if name != "model"}
+    return json_sha256({**told, "adapter": None})
 
 
 def trained_student(student_folder: Path, *, watch: Watch | None = None) -> InProcess:
