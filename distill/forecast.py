@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from distill import probe
+from distill.comparing.prompts import of_file
 from distill.embedded import EMBEDDED
 from distill.engine.budget import BOUNDS
 from distill.engine.report import PILOT
 from distill.filters.judge import Judge
 from distill.importers import load_tasks
 from distill.probe import Findings
-from distill.recipe import Asks, Recipe, Teacher
+from distill.recipe import Asks, Compare, Recipe, Teacher
 from distill.run import STAGES, read_record
 from distill.strategies.pool import Cost
 
@@ -113,9 +114,19 @@ def _plans(recipe: Recipe) -> list[Plan]:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
     graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
     plans += [_grading(options, recipe, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
-    if recipe.compare is not None and (test := recipe.held_out):
-        plans.append(Plan("compare", test, test * prompt, test * most if most else None))
+    if recipe.compare is not None and (asked := _comparing(recipe.compare, recipe.held_out)):
+        plans.append(Plan("compare", asked, asked * prompt, asked * most if most else None))
     return plans
+
+
+def _comparing(compare: Compare, held_out: int) -> int:
+    """How often the teacher is asked: a second time of held-out prompts, twice of a file's, where none are recorded."""
+    if "teacher" in compare.answers:
+        return 0
+    if compare.prompts is None:
+        return held_out if "teacher_again" not in compare.answers else 0
+    turns = sum(1 + len(prompt.later) for prompt in of_file(Path(compare.prompts)))
+    return turns * (1 if "teacher_again" in compare.answers else 2)
 
 
 def _expanding(cost: Cost, tasks: int) -> Plan:

@@ -21,6 +21,7 @@ from distill.steps import (
     BASE,
     PIPELINE,
     Context,
+    compares_here,
     passes,
     roles_of_filters,
     serves_here,
@@ -48,7 +49,7 @@ def run_recipe(
     """
     loaded, folder = _addressed(path, run_dir, overrides, allowed)
     names = _chosen(loaded, stages)
-    if {"train", "compare"} & set(names) or serves_here(loaded) or _asks_base(loaded, names, allowed):
+    if _needs_torch(loaded, names, allowed):
         require_training_packages("distill run")
     teachers = hire(loaded, folder)
     for line in known_faults(loaded):
@@ -90,6 +91,12 @@ def _journal(folder: Path, loaded: Recipe) -> Iterator[Journal]:
     with ExitStack() as journals:
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
+
+
+def _needs_torch(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:
+    """Whether one of the stages loads a model here."""
+    compares = "compare" in names and compares_here(loaded)
+    return "train" in names or compares or serves_here(loaded) or _asks_base(loaded, names, allowed)
 
 
 def _asks_base(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill import probe
 from distill.engine.budget import Price
@@ -16,6 +16,8 @@ from distill.types import Task
 
 ROLE = "teacher"
 OTHER_ROLES = ("user", "judge")
+RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
+"""Whom compare may ask at an endpoint of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Teachers:
     hired: tuple[Hired, ...]
     seed: int
     others: tuple[Hired, ...] = ()
-    """Those of `user` and `judge` that the recipe gives; the main teacher plays the rest."""
+    """Those of `user` and `judge` that the recipe gives, of which the main teacher plays the rest; and respondents."""
 
     @property
     def main(self) -> Hired:
@@ -52,7 +54,7 @@ class Teachers:
 
     def asked(self, roles: Collection[str]) -> dict[str, Any]:
         """Of the providers, the teachers' and those of the given roles."""
-        absent = set(OTHER_ROLES).difference(roles)
+        absent = {*OTHER_ROLES, *RESPONDENTS}.difference(roles)
         return {name: provider for name, provider in self.providers.items() if name not in absent}
 
     def rates(self) -> dict[str, Rates]:
@@ -76,7 +78,7 @@ class Teachers:
 
     def _cast(self) -> dict[str, Hired]:
         """Who answers to which name: the main teacher plays every role that nobody else has."""
-        roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main)
+        roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.hired else {}
         return roles | {one.name: one for one in (*self.hired, *self.others)}
 
     def pick(self, task: Task) -> Hired:
@@ -117,9 +119,9 @@ class Teachers:
 
     def identity(self) -> list[Any]:
         """What of them decides the answers: address or weights, sampling, and who is asked what."""
-        sections = [[one.provider.endpoint, one.section.sampling.model_dump()] for one in self.hired]
+        sections: list[Any] = [[one.provider.endpoint, one.section.sampling.model_dump()] for one in self.hired]
         if len(self.hired) == 1:
-            return sections[0]
+            return [*sections[0]]
         return [*sections, [[one.section.called, one.section.weight, one.section.kinds] for one in self.hired]]
 
 
@@ -134,11 +136,11 @@ def weighted(weights: Sequence[float], of: str) -> int:
 
 
 def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | None:
-    """The recipe's teachers; nothing is started or asked yet.
+    """The recipe's teachers and who else it names; nothing is started or asked yet.
 
     `to_ask` reads their keys, and raises `RecipeError` for a variable that is not set.
     """
-    if not loaded.teachers:
+    if not (loaded.teachers or loaded.roles or loaded.respondents):
         return None
     several = len(loaded.teachers) > 1
     hired = tuple(
@@ -153,7 +155,7 @@ def _others(loaded: Recipe, hired: Sequence[Hired], folder: Path, to_ask: bool) 
     served: dict[tuple[str, str | None], Any] = {
         (one.section.model, one.section.serve): one.provider for one in hired if one.section.serve is not None
     }
-    for role, section in loaded.roles.items():
+    for role, section in (loaded.roles | loaded.respondents).items():
         address = section.model, section.serve
         provider = served[address] if address in served else _provider(section, folder, to_ask, role)
         if section.serve is not None:

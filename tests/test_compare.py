@@ -347,7 +347,7 @@ STYLE = {
 
 def test_the_headline_leads_with_the_share_of_the_gap():
     nll = entry("NLL of the teacher's answers", gap=Gap(0.58, 0.51, 0.64, 32), base=3.9, student=2.2, teacher=0.9)
-    assert headline(32, {"nll_per_byte": nll, "rouge_l": OVERLAP, **STYLE}) == (
+    assert headline(32, {"nll_per_byte": nll, "rouge_l": OVERLAP, **STYLE}, "nll_per_byte") == (
         "The student closes 58% (95% CI 51% to 64%) of the gap in NLL of the teacher's answers between the untrained "
         "base and the teacher on 32 held-out prompts; ROUGE-L to the teacher 0.24 against the base's 0.11 (difference "
         "+0.13, 95% CI 0.09 to 0.17; the teacher's own second answer: 0.35); it stops by itself in 84% of answers "
@@ -358,12 +358,12 @@ def test_the_headline_leads_with_the_share_of_the_gap():
 def test_without_any_share_the_headline_leads_with_a_difference_and_its_doubt():
     doubtful = Difference(-0.1, -0.3, 0.1, 31, False)
     nll = entry("NLL of the teacher's answers", base=3.9, student=3.8, difference=doubtful)
-    assert headline(32, {"nll_per_byte": nll}) == (
+    assert headline(32, {"nll_per_byte": nll}, "nll_per_byte") == (
         "On 31 of 32 held-out prompts: NLL of the teacher's answers 3.80 against the base's 3.90 "
         "(difference −0.10, 95% CI −0.30 to 0.10, so it may be none)."
     )
 
 
 def test_a_headline_of_nothing_says_so():
-    assert headline(0, {}).startswith("There are no held-out prompts")
-    assert headline(3, {}) == "The student was compared on 3 held-out prompts."
+    assert headline(0, {}, None).startswith("There are no held-out prompts")
+    assert headline(3, {}, None) == "The student was compared on 3 held-out prompts."

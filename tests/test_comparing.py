@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from distill.metrics import Answered
 from distill.metrics.likelihood import Likelihood
 from distill.metrics.overlap import Overlap
 from distill.metrics.style import Style
+from distill.pipeline import run_recipe
 from distill.providers.scripted import Scripted
 from distill.rows import write_rows
 from distill.types import Message, Sampling, Session
@@ -310,3 +312,46 @@ def test_prompts_that_differ_in_a_later_turn_are_two(tmp_path):
         {"turns": ["Name a TREE.", "why?"]},
     ]
     assert same_questions(of_file(write(tmp_path, "q.jsonl", rows))) == 1
+
+
+# As a recipe
+
+
+RECIPE = """
+name: recorded
+compare:
+  metrics: [overlap, style]
+  prompts: questions.jsonl
+  answers: {base: base.jsonl, student: student.jsonl, teacher: teacher.jsonl}
+"""
+
+
+def test_a_recipe_of_recorded_answers_needs_no_other_section(tmp_path):
+    write(tmp_path, "questions.jsonl", questions())
+    recorded(tmp_path)
+    (tmp_path / "recorded.yaml").write_text(RECIPE, encoding="utf-8")
+    folder = run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["metrics"]["rouge_l"]["student_minus_base"]["excludes_zero"]
+    assert "second answers are not there" in scores["metrics"]["rouge_l"]["note"]
+    assert scores["headline"].startswith("On 10 held-out prompts: ROUGE-L to the teacher")
+    assert (folder / "report.html").is_file()
+    assert not (folder / "student").exists()
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("base: base.jsonl, ", "`compare` has no base: add `student` and `train`, or compare.base"),
+        ("teacher: teacher.jsonl", "`compare` has no teacher: add `teacher`, or compare.answers.teacher: FILE"),
+        ("prompts: questions.jsonl", "`compare` has no prompts: add compare.prompts: FILE"),
+        ("questions.jsonl", "compare.prompts: no file nowhere.jsonl"),
+    ],
+)  # fmt: skip
+def test_a_comparison_without_a_side_is_refused_by_name(tmp_path, missing, message):
+    write(tmp_path, "questions.jsonl", questions())
+    recorded(tmp_path)
+    text = RECIPE.replace(missing, "nowhere.jsonl" if missing == "questions.jsonl" else "")
+    (tmp_path / "recorded.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")

@@ -41,7 +41,7 @@ def summary(
     entries = {measure.name: _entry(found, measure, seed) for measure in measures if found.prompts}
     if not found.prompts:
         found.notes.append("there are no held-out prompts; set collect.test to 32 or more")
-    lead = next((measure for measure in measures if _leads(entries.get(measure.name))), None)
+    lead = _lead(measures, entries)
     if lead is not None:
         _tell_outcomes(found, lead)
     cut = {model: _share_cut(list(answers.values())) for model in MODELS if (answers := found.answers.get(model))}
@@ -52,15 +52,16 @@ def summary(
         "cut_share": {model: share for model, share in cut.items() if share is not None},
         "power": _power(found, lead, entries, usd) if lead is not None else None,
         "notes": found.notes,
-        "headline": headline(len(found.prompts), entries),
+        "headline": headline(len(found.prompts), entries, lead.name if lead is not None else None),
     }
 
 
-def _leads(entry: Mapping[str, Any] | None) -> bool:
-    """Whether the sentence may start with it: it has a share of the gap, or at least a difference with a direction."""
-    return entry is not None and (
-        entry["gap_closed"] is not None or (entry["student_minus_base"] is not None and entry["better"] != "near 1")
-    )
+def _lead(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Measure | None:
+    """What the headline starts with: a likeness with a share of the gap, any likeness, else what has a direction."""
+    told = [one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None]
+    shares = [one for one in told if one.likeness and entries[one.name]["gap_closed"] is not None]
+    directed = [one for one in told if one.better != "near 1"]
+    return next((one for some in (shares, [one for one in told if one.likeness], directed) for one in some), None)
 
 
 def _share_cut(answers: Sequence[Answered]) -> float | None:
@@ -136,8 +137,10 @@ def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model
     A measure that is better near 1 has two sides to come from, and no share.
     """
     target = _target(values)
-    if measure.better == "near 1" or not {"base", "student", target} <= values.keys():
+    if measure.better == "near 1" or not {"base", "student"} <= values.keys():
         return None, None, None
+    if target not in values:
+        return None, None, "no share of the gap: the teacher's second answers are not there to show how far it goes"
     base, student, end = _paired(values, "base", "student", target)
     gap = gap_closed(base, student, end, seed=seed)
     return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Refused) else (gap, target, None)

@@ -8,28 +8,27 @@ from typing import Any
 from distill.stats import Interval
 
 
-def headline(prompts: int, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """One sentence on how far the student came, from the entries of scores.json."""
+def headline(prompts: int, metrics: Mapping[str, Mapping[str, Any]], lead: str | None) -> str:
+    """One sentence on how far the student came, from the entries of scores.json; `lead` names the one to start with."""
     if not prompts:
         return "There are no held-out prompts, so nothing was compared; set collect.test to 32 or more."
-    pieces = [_lead(prompts, metrics), _likeness(metrics.get("rouge_l")), _manner(metrics)]
+    likeness = _likeness(metrics.get("rouge_l")) if lead != "rouge_l" or metrics[lead]["gap_closed"] is not None else ""
+    pieces = [_lead(prompts, metrics.get(lead or "")), likeness, _manner(metrics)]
     return "; ".join(piece for piece in pieces if piece) + "."
 
 
-def _lead(prompts: int, metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """The first share of a gap that could be had, else the first difference."""
-    for entry in metrics.values():
-        if (gap := entry["gap_closed"]) is not None:
-            end = "the teacher" if entry["gap_target"] == "teacher" else "the teacher's own second answers"
-            interval = f"95% CI {_percent(gap.low)} to {_percent(gap.high)}"
-            return (
-                f"The student closes {_percent(gap.share)} ({interval}) of the gap in {entry['title']} between the "
-                f"untrained base and {end} on {_prompts_of(gap.n, prompts)}"
-            )
-    for name, entry in metrics.items():
-        if entry["student_minus_base"] is not None and name != "rouge_l":
-            return f"On {_prompts_of(entry['student_minus_base'].n, prompts)}: {_against_base(entry)}"
-    return f"The student was compared on {_prompts_of(prompts, prompts)}"
+def _lead(prompts: int, entry: Mapping[str, Any] | None) -> str:
+    """The share of the gap, else the difference."""
+    if entry is None:
+        return f"The student was compared on {_prompts_of(prompts, prompts)}"
+    if (gap := entry["gap_closed"]) is not None:
+        end = "the teacher" if entry["gap_target"] == "teacher" else "the teacher's own second answers"
+        interval = f"95% CI {_percent(gap.low)} to {_percent(gap.high)}"
+        return (
+            f"The student closes {_percent(gap.share)} ({interval}) of the gap in {entry['title']} between the "
+            f"untrained base and {end} on {_prompts_of(gap.n, prompts)}"
+        )
+    return f"On {_prompts_of(entry['student_minus_base'].n, prompts)}: {_against_base(entry)}"
 
 
 def _prompts_of(some: int, all_: int) -> str:

@@ -56,6 +56,8 @@ class Measure:
     better: Better
     explanation: str
     """One sentence or two for the reader of the report: how it is computed and what it leaves out."""
+    likeness: bool = False
+    """Whether it says how like the teacher's the answers are; such a measure leads, before those of manners."""
 
 
 class TextMetric(Protocol):

@@ -25,6 +25,7 @@ class Likelihood:
             better="lower",
             explanation="Negative log-likelihood of the teacher's first answer after the same prompt, divided by its "
             "UTF-8 bytes, so that models with other tokenizers compare; the end token is left out.",
+            likeness=True,
         ),
     )
 

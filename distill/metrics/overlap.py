@@ -24,6 +24,7 @@ class Overlap:
             better="higher",
             explanation="F-measure of the longest common subsequence with the teacher's answer, over lower-case runs "
             "of letters and digits (Lin, 2004). The teacher's own second answer shows how high it can be hoped to go.",
+            likeness=True,
         ),
     )
 

@@ -12,7 +12,10 @@ from distill.errors import RecipeError
 from distill.recipe.checking import Parts
 from distill.shelf import suggest
 
-PATH_KEYS = ("expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "student.model")
+PATH_KEYS = (
+    "expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "student.model", "compare.prompts",
+    *(f"compare.answers.{model}" for model in ("base", "student", "teacher", "teacher_again")),
+)  # fmt: skip
 """Keys whose value is, or may be, a path."""
 
 

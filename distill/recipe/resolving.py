@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from distill import assets
 from distill.embedded import EMBEDDED
 from distill.fingerprints import tree_sha256
-from distill.recipe.sections import Options, Source, Student, Teacher
+from distill.recipe.sections import Compare, Options, Source, Student, Teacher
 from distill.recipe.whole import Recipe
 from distill.shelf import suggest
 
@@ -45,6 +45,8 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     if recipe.collect is not None and recipe.collect.tasks is not None:
         tasks = file("collect.tasks", recipe.collect.tasks)
         changed["collect"] = recipe.collect.model_copy(update={"tasks": tasks})
+    if recipe.compare is not None:
+        changed["compare"] = _compare_found(recipe.compare, folder, file, faults)
     if recipe.sources:
         changed["sources"] = [_source_found(source, folder, files, faults) for source in recipe.sources]
     if recipe.teacher is not None:
@@ -60,6 +62,19 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
         if files.get(path, digest) != digest
     ]
     return recipe.model_copy(update={**changed, "files": files}), faults
+
+
+def _compare_found(compare: Compare, folder: Path, file: Callable[[str, str], str], faults: list[str]) -> Compare:
+    """The section with the absolute paths of its prompts, recorded answers and local models."""
+    changed: dict[str, Any] = {
+        "answers": {model: file(f"compare.answers.{model}", path) for model, path in compare.answers.items()}
+    }
+    if compare.prompts is not None:
+        changed["prompts"] = file("compare.prompts", compare.prompts)
+    for side in ("student", "base"):
+        if (section := getattr(compare, side)) is not None:
+            changed[side] = _with_model(section, f"compare.{side}", folder, faults)
+    return compare.model_copy(update=changed)
 
 
 def _source_found(source: Source, folder: Path, files: dict[str, str], faults: list[str]) -> Source:

@@ -271,10 +271,26 @@ class Train(PartSection):
     """Fine-tune the student on the kept sessions."""
 
 
+class Respondent(Teacher):
+    """An endpoint that answers in a comparison; nothing is trained on what it says."""
+
+    terms: str = "not trained on"
+
+
 class Compare(Options):
-    """Ask student, base and teacher the held-out prompts."""
+    """Ask student, base and teacher the same prompts."""
 
     metrics: list[str] = ["likelihood", "overlap", "style"]
+    prompts: str | None = None
+    """A file of prompts in place of held-out rows: questions with `turns`, tasks, messages, or text with one a line."""
+    system: str = ""
+    """System message of the prompts of that file that have none."""
+    answers: dict[Literal["base", "student", "teacher", "teacher_again"], str] = {}
+    """Files of recorded answers, such as `{teacher: FILE}`; these models are not asked for any."""
+    student: Respondent | None = None
+    """An endpoint that answers as the student, in place of the one that the recipe trains."""
+    base: Respondent | None = None
+    """An endpoint that answers as the untrained base."""
     judge: None = None
     """Reserved: a judge is not available in this version."""
     sampling: SamplingOptions | None = None

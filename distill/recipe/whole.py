@@ -69,6 +69,12 @@ class Recipe(BaseModel):
         return {name: one for name, one in (("user", self.user), ("judge", self.judge)) if one is not None}
 
     @property
+    def respondents(self) -> dict[str, Teacher]:
+        """The endpoints that answer as student or base in the comparison, by that name."""
+        sides = (("student", self.compare.student), ("base", self.compare.base)) if self.compare is not None else ()
+        return {name: one for name, one in sides if one is not None}
+
+    @property
     def main_teacher(self) -> Teacher | None:
         """The first teacher."""
         return self.teachers[0] if self.teachers else None
@@ -99,7 +105,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _roles_fit(self) -> Recipe:
-        for role, one in self.roles.items():
+        for role, one in (self.roles | self.respondents).items():
             if one.kinds or one.weight != 1:
                 raise ValueError(f"{role}: `kinds` and `weight` share tasks among teachers; take them out")
         return self
@@ -113,11 +119,24 @@ class Recipe(BaseModel):
             raise ValueError("`collect` has no tasks: add an `expand` section, or `collect: {tasks: FILE}`")
         if (self.train is None) != (self.student is None):
             raise ValueError("`train` and `student` belong together: one of them is missing")
-        if self.compare is not None and (self.train is None or self.teacher is None):
-            raise ValueError("`compare` needs the sections `teacher`, `student` and `train`")
-        if self.collect is not None and self.compare is not None and self.collect.test == 0:
-            raise ValueError("`compare` needs held-out prompts: set `collect.test` to 32 or more")
+        if self.compare is not None:
+            self._compare_fits(self.compare)
         return self
+
+    def _compare_fits(self, compare: Compare) -> None:
+        sides = {
+            "student": self.train is not None or compare.student is not None,
+            "base": self.train is not None or compare.base is not None,
+            "teacher": self.teacher is not None,
+        }
+        for side, is_there in sides.items():
+            if not is_there and side not in compare.answers:
+                section = "`teacher`" if side == "teacher" else f"`student` and `train`, or compare.{side}"
+                raise ValueError(f"`compare` has no {side}: add {section}, or compare.answers.{side}: FILE")
+        if compare.prompts is None and self.collect is not None and self.collect.test == 0:
+            raise ValueError("`compare` needs held-out prompts: set `collect.test` to 32 or more")
+        if compare.prompts is None and self.collect is None and not self.sources:
+            raise ValueError("`compare` has no prompts: add compare.prompts: FILE, or a `collect` section")
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Recipe:
@@ -126,7 +145,7 @@ class Recipe(BaseModel):
             raise ValueError(f'sources: two are called "{twice}"; give each a `name`')
         if self.test is not None and (self.collect is not None or not self.sources):
             raise ValueError("test: is for a recipe with sources and without `collect`; use collect.test")
-        if self.sources and self.compare is not None and self.held_out == 0:
+        if self.sources and self.compare is not None and self.compare.prompts is None and self.held_out == 0:
             raise ValueError("`compare` needs held-out prompts: set `test` to 32 or more")
         unique = [rule.filter for rule in self.curate or () if rule.filter in ("exact_duplicate", "near_duplicate")]
         for source in self.sources:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from distill.steps import currency, rules, sessions, student
 from distill.steps.asking import passes
-from distill.steps.context import ACCEPTABLE, BASE, Context, Stage, serves_here, stop_teacher
+from distill.steps.context import ACCEPTABLE, BASE, Context, Stage, compares_here, serves_here, stop_teacher
 from distill.steps.currency import sources_of
 from distill.steps.rules import roles_of_filters
 from distill.steps.sessions import choice_of, growth_of, tasks_of
@@ -18,6 +18,7 @@ __all__ = [
     "Context",
     "Stage",
     "choice_of",
+    "compares_here",
     "growth_of",
     "passes",
     "roles_of_filters",
@@ -33,7 +34,9 @@ STUDENT_SOURCES = tuple(
 TRAIN_SOURCES = tuple(
     f"distill.student.{name}" for name in ("build", "checkpoints", "examples", "layout", "log", "models", "trainer")
 )
-COMPARING_SOURCES = tuple(f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline"))
+COMPARING_SOURCES = tuple(
+    f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline", "leaks", "prompts")
+)
 TURN_SOURCES = tuple(f"distill.strategies.{name}" for name in ("dialogue", "finals", "thoughts", "turns"))
 """What strategies share."""
 FILTER_SOURCES = ("distill.filters", "distill.filters.likelihoods", "distill.chat", "distill.student.likelihood")
@@ -83,7 +86,7 @@ PIPELINE: Mapping[str, Stage] = {
     ),
     "compare": Stage(
         student.comparing,
-        inputs=("test.jsonl", "student"),
+        inputs=("test.jsonl", "kept.jsonl", "student"),
         outputs=("answers.jsonl", "scores.json"),
         sources=("distill.compare", "distill.chat", "distill.stats", *COMPARING_SOURCES, *STUDENT_SOURCES),
         options=currency.compare_options,

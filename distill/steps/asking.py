@@ -50,15 +50,15 @@ def _prices(context: Context) -> dict[str, Price]:
 def _budget(context: Context, stage: str) -> Budget:
     """The run's cap, or the stage's own where less of it is left; what the journal holds is spent of it."""
     loaded, prices = context.recipe, _prices(context)
-    caps = [] if loaded.budget_usd is None else [(loaded.budget_usd, _spent(context, None))]
+    caps = [] if loaded.budget_usd is None else [(loaded.budget_usd, spent(context, None))]
     if stage == "collect" and loaded.collect is not None and loaded.collect.budget_usd is not None:
-        caps.append((loaded.collect.budget_usd, _spent(context, stage)))
+        caps.append((loaded.collect.budget_usd, spent(context, stage)))
     cap, already = min(caps, key=lambda item: item[0] - item[1], default=(None, 0.0))
     return Budget(prices, cap_usd=cap, spent_usd=already)
 
 
-def _spent(context: Context, stage: str | None) -> float:
-    """USD that all sends cost so far, of one stage or of all."""
+def spent(context: Context, stage: str | None) -> float:
+    """USD that all sends cost so far, of one stage or of all; 0 where nobody has a price."""
     return spent_usd(context.journal.costs(), _prices(context), stage)
 
 

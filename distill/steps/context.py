@@ -51,7 +51,16 @@ class Stage:
 
 def serves_here(loaded: Recipe) -> bool:
     """Whether a teacher is a model that this process starts, which needs torch."""
-    return any(one.serve == "transformers" for one in (*loaded.teachers, *loaded.roles.values()))
+    others = (loaded.roles | loaded.respondents).values()
+    return any(one.serve == "transformers" for one in (*loaded.teachers, *others))
+
+
+def compares_here(loaded: Recipe) -> bool:
+    """Whether compare asks a model that this process loads: the student or its base."""
+    section = loaded.compare
+    return section is not None and any(
+        getattr(section, side) is None and side not in section.answers for side in ("student", "base")
+    )
 
 
 def stop_teacher(context: Context) -> None:

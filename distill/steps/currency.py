@@ -97,7 +97,10 @@ def compare_options(context: Context) -> Any:
     """Of the stage compare."""
     section = context.recipe.compare
     assert section is not None
-    return [section.model_dump(), _identity(context), context.recipe.seed]
+    named = [section.prompts, *section.answers.values()]
+    files = [context.recipe.files.get(path) for path in named if path is not None]
+    others = context.teachers.other_identity() if context.teachers is not None else []
+    return [section.model_dump(), files, _identity(context), context.recipe.seed, *others]
 
 
 def report_options(context: Context) -> Any:

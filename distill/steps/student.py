@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from distill import console, shelf
+from distill import console, recipe, shelf
 from distill.engine.drive import Engine
 from distill.metrics import METRICS
 from distill.providers import Provider
 from distill.run import StageRecord
-from distill.steps.asking import account, engine_for
+from distill.steps.asking import account, engine_for, spent
 from distill.steps.context import Context, stop_teacher
+from distill.teachers import RESPONDENTS
+from distill.types import Sampling
 
 
 def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
@@ -36,12 +39,9 @@ def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage compare."""
     from distill import compare
 
-    section, teachers = context.recipe.compare, context.teachers
+    section = context.recipe.compare
     assert section is not None
-    assert teachers is not None
-    teacher = teachers.main.section
     metrics = [shelf.part(METRICS, name, kind="metric", allowed=context.allowed) for name in section.metrics]
-    sampling = section.sampling if section.sampling is not None else teacher.sampling
     tallies: list[Engine] = []
 
     def engine(providers: Mapping[str, Provider], *, progress: console.Progress, local: bool) -> Engine:
@@ -54,14 +54,39 @@ def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
             engine=engine,
             journal=context.journal,
             metrics=[metric(metric.Options()) for metric in metrics],
-            sampling=sampling.sampling(),
+            sampling=_sampling(context.recipe),
             seed=context.recipe.seed,
-            teachers={one.name: one.provider for one in teachers},
-            release_teacher=lambda: stop_teacher(context),
-            teacher_weights=teacher.model if teacher.serve is not None and len(teachers.hired) == 1 else None,
+            sides=_sides(context, section),
+            prompts=Path(section.prompts) if section.prompts is not None else None,
+            system=section.system,
+            usd=lambda: spent(context, "compare"),
         )
     finally:
         account(context, "compare", record, tallies)
+
+
+def _sampling(loaded: recipe.Recipe) -> Sampling:
+    """How all models draw: as the section says, else as the teacher does."""
+    teacher = loaded.main_teacher
+    own = loaded.compare.sampling if loaded.compare is not None else None
+    chosen = own or (teacher.sampling if teacher is not None else recipe.SamplingOptions())
+    return chosen.sampling()
+
+
+def _sides(context: Context, section: recipe.Compare) -> Any:
+    """Who answers beside what was trained here."""
+    from distill.compare import Sides
+
+    hired = tuple(context.teachers.hired) if context.teachers is not None else ()
+    others = context.teachers.others if context.teachers is not None else ()
+    served = hired[0].section if len(hired) == 1 and hired[0].section.serve is not None else None
+    return Sides(
+        teachers={one.name: one.provider for one in hired},
+        release_teacher=lambda: stop_teacher(context),
+        teacher_weights=served.model if served is not None else None,
+        endpoints={name: one.provider for one in others for name in RESPONDENTS if one.name == name},
+        recorded={model: Path(path) for model, path in section.answers.items()},
+    )
 
 
 def reporting(context: Context, record: StageRecord) -> Mapping[str, Any]:
