@@ -17,26 +17,11 @@ from distill.errors import DistillError, ModelError, RunFolderError
 from distill.rows import read_jsonl, write_rows
 from distill.train import TrainOptions
 from distill.types import Message, Session
+from tests import training
+from tests.training import OPTIONS, SESSIONS, run
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.model
-
-COLOURS = ["red", "blue", "green", "black", "white", "brown"]
-SESSIONS = [
-    Session(f"s{i}", (Message("user", f"Number {i}?"), Message("assistant", f"{i} is {COLOURS[i % 6]}, I say.")))
-    for i in range(24)
-]
-OPTIONS = TrainOptions.model_validate(
-    {"epochs": 2, "learning_rate": 5e-3, "lora": {"r": 8, "dropout": 0.1}, "batch_tokens": 80, "save_steps": 2}
-)
-"""With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    from tests.tiny import save_tiny_model
-
-    return str(save_tiny_model(tmp_path_factory.mktemp("tiny") / "model"))
 
 
 class Watcher:
@@ -47,24 +32,6 @@ class Watcher:
 
     def update(self, done, total=None, note=""):
         self.updates.append((done, total, note))
-
-
-def run(folder, model, *, sessions=SESSIONS, options=OPTIONS, seed=1, layers=3, progress=None):
-    from distill.student import trainer
-
-    said: list[str] = []
-    result = trainer.train(
-        sessions,
-        folder,
-        model=model,
-        layers=layers,
-        template="chatml",
-        options=options,
-        seed=seed,
-        progress=progress,
-        say=said.append,
-    )
-    return result, said
 
 
 def weights(folder) -> dict:
@@ -158,7 +125,7 @@ def watch(event, args):
         os.write(2, b"tried the network")
         os._exit(3)
 sys.addaudithook(watch)
-from tests.test_trainer import run
+from tests.training import run
 from pathlib import Path
 class Killer:
     def update(self, done, total=None, note=""):
@@ -230,21 +197,8 @@ def test_a_run_with_other_data_starts_over_and_says_so(killed, tiny, tmp_path):
 @pytest.fixture(scope="module")
 def built(tiny):
     """TRL's trainer as we build it, without dropout, with adapters that do something; its examples; them packed."""
-    from distill import chat
-    from distill.student import build, foreign, models
-
-    tokenizer = models.load_tokenizer(Path(tiny))
-    examples = [chat.encode(session.messages, "chatml", tokenizer) for session in SESSIONS[:8]]
-    options = TrainOptions(batch_tokens=1000)
-    with foreign.quiet():
-        made = build.build(
-            Path(tiny), None, tokenizer, examples, options=options, seed=1, output=Path(tiny) / "no"
-        )  # fmt: skip
-    for name, parameter in made.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    (packed,) = list(made.get_train_dataloader())
-    return made, examples, packed
+    made = training.built(tiny, sessions=SESSIONS[:8], options=TrainOptions())
+    return made, made.examples, made.batch(range(8))
 
 
 def loss_and_gradients(trainer, inputs, *, ours=True, items=None):
@@ -336,23 +290,6 @@ def test_lora_trains_without_quantisation(tiny, tmp_path):
     assert (told["quantised"], told["layers"]) == (False, None)
     first = next(read_jsonl(tmp_path / "student/train_log.jsonl"))
     assert result.final_loss < first["loss"] - 0.5
-
-
-@pytest.mark.parametrize(
-    ("lengths", "settings", "expected"),
-    [
-        ([80] * 80, {"epochs": 2, "batch_tokens": None, "micro": 512}, (356, 1)),
-        ([10], {"epochs": 1, "batch_tokens": None, "micro": 512}, (128, 1)),
-        ([100] * 100_000, {"epochs": 3, "batch_tokens": None, "micro": 512}, (512, 32)),
-        ([100] * 100_000, {"epochs": 3, "batch_tokens": None, "micro": 4096}, (4096, 4)),
-        ([400, 900], {"epochs": 1, "batch_tokens": 1000, "micro": 512}, (900, 2)),
-    ],
-)
-def test_small_sets_are_divided_into_small_steps(lengths, settings, expected):
-    from distill.student.layout import lay_out
-
-    layout = lay_out(lengths, **settings)
-    assert (layout.pack, layout.accumulation) == expected
 
 
 def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, capfd):

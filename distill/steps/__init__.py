@@ -32,7 +32,8 @@ STUDENT_SOURCES = tuple(
     f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models")
 )
 TRAIN_SOURCES = tuple(
-    f"distill.student.{name}" for name in ("build", "checkpoints", "examples", "layout", "log", "models", "trainer")
+    f"distill.student.{name}"
+    for name in ("build", "checkpoints", "examples", "layout", "log", "models", "sft", "trainer")
 )
 COMPARING_SOURCES = tuple(
     f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline", "leaks", "prompts")

@@ -1,80 +1,38 @@
-"""Builds TRL's trainer as we want it: our loss, float32 adapters, our layout, nothing sent or printed."""
+"""Builds the trainer that a recipe asks for: the base in 4 bits or whole, its adapter, TRL's arguments."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from peft import LoraConfig
-from torch.nn.functional import cross_entropy
-from transformers import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig
 
-from distill import chat
 from distill.student import models
-from distill.student.layout import MICRO_BATCH_TOKENS, lay_out
+from distill.student.examples import Examples
+from distill.student.layout import MICRO_BATCH_TOKENS, Plan, plan
 from distill.student.options import TrainOptions
-
-FUSED_HEAD_TOKENS = 2048
-"""Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
-SCALED_HEADS = (
-    "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"
-)  # fmt: skip
-"""Settings of architectures that do more after the output head than a softmax."""
-
-
-class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
-    """TRL's trainer without its model cards and telemetry, and with an output head that skips prompts on a CPU."""
-
-    tokens_seen = 0
-
-    def _send_telemetry(self) -> None:
-        """Send nothing."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: the export does, with the teacher's name."""
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The summed cross entropy of the trained tokens by `num_items_in_batch`, their number in the whole step.
-
-        TRL's own scores every position on a CPU, prompts too, and computes an entropy for its log; doing without was
-        measured to save a quarter of the time of a step.
-        """
-        self.tokens_seen += inputs["input_ids"].numel()
-        trained = inputs["labels"][:, 1:] != chat.IGNORED
-        if not _is_plain(model, int(trained.sum())):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")[:, 1:][trained]
-        causal = model.get_base_model()
-        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
-        total = cross_entropy(causal.get_output_embeddings()(hidden).float(), labels, reduction="sum")
-        return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
-
-
-def _is_plain(model: Any, trained: int) -> bool:
-    config = model.get_base_model().config
-    return model.device.type == "cpu" and trained <= FUSED_HEAD_TOKENS and not any(
-        getattr(config, name, None) for name in SCALED_HEADS
-    )  # fmt: skip
+from distill.student.sft import Trainer
 
 
 def build(
     base: Path,
     kept: list[int] | None,
     tokenizer: Any,
-    examples: Sequence[chat.Example],
+    found: Examples,
     *,
     options: TrainOptions,
     seed: int,
     output: Path,
+    say: Callable[[str], None],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
-    """A trainer that is ready to train: the base in 4 bits or whole, an adapter in float32, our layout of the examples.
+    """A trainer that is ready to train: the base in 4 bits or whole, an adapter in float32, the run's plan of steps.
 
     `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go.
     """
@@ -84,21 +42,46 @@ def build(
     model = models.load_causal(base, layers=kept, quantise=options.method == "qlora", dtype=dtype, device=device)
     model.config.use_cache = False
     trainer = Trainer(
+        found,
+        _plan(found.lengths(), options, seed),
+        micro_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type],
+        say=say,
         model=model,
-        args=_arguments(examples, device, bf16, options=options, seed=seed, output=output),
-        train_dataset=datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples]),
+        args=_arguments(device, bf16, options=options, seed=seed, output=output),
+        train_dataset=_sample(found),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
-        peft_config=LoraConfig(
-            r=options.lora.r,
-            lora_alpha=options.lora.alpha,
-            lora_dropout=options.lora.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+        peft_config=_adapter(options),
+        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     _train_in_float32(trainer.model)
     return trainer
+
+
+def _plan(lengths: Sequence[int], options: TrainOptions, seed: int) -> Plan:
+    return plan(
+        lengths,
+        epochs=options.epochs,
+        batch_tokens=options.batch_tokens,
+        batch_rows=options.batch_rows,
+        seed=seed,
+        grouped=options.group_by_length,
+    )
+
+
+def _sample(found: Examples) -> Any:
+    """A table with one row, for TRL to look at; the steps come from the plan."""
+    return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in found.examples[:1]])
+
+
+def _adapter(options: TrainOptions) -> LoraConfig:
+    return LoraConfig(
+        r=options.lora.r,
+        lora_alpha=options.lora.alpha,
+        lora_dropout=options.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
 
 
 def _train_in_float32(model: Any) -> None:
@@ -115,27 +98,15 @@ def _train_in_float32(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _arguments(
-    examples: Sequence[chat.Example],
-    device: torch.device,
-    bf16: bool,
-    *,
-    options: TrainOptions,
-    seed: int,
-    output: Path,
-) -> Any:
-    lengths = [len(example.input_ids) for example in examples]
-    micro = MICRO_BATCH_TOKENS[device.type]
-    layout = lay_out(lengths, epochs=options.epochs, batch_tokens=options.batch_tokens, micro=micro)
+def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed: int, output: Path) -> Any:
     arguments = SFTConfig(
         output_dir=str(output),
-        max_length=layout.pack,
-        packing=True,
-        packing_strategy="bfd",
-        eval_packing=False,
+        max_length=None,
+        padding_free=options.packing == "best_fit",
+        dataset_kwargs={"skip_prepare_dataset": True},
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=layout.accumulation,
-        num_train_epochs=options.epochs,
+        gradient_accumulation_steps=1,
+        num_train_epochs=1,
         learning_rate=options.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=options.warmup,
@@ -143,7 +114,6 @@ def _arguments(
         max_grad_norm=options.max_grad_norm,
         bf16=bf16,
         use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type != "cpu",
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="steps",
@@ -152,7 +122,6 @@ def _arguments(
         report_to="none",
         disable_tqdm=True,
         seed=seed,
-        data_seed=seed,
         **{_checkpointing_name(): False},
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs would make Trainer replicate the model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from distill import chat
@@ -13,28 +14,42 @@ from distill.types import Session
 _DRIFT_SAMPLE = 64
 
 
-def examples_of(
-    sessions: Sequence[Session], template: str, tokenizer: Any, max_length: int
-) -> tuple[list[chat.Example], Counter[str]]:
-    """The examples that can be trained on, and how many sessions are `too_long` or `empty`.
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What is trained on."""
 
-    Raises `DistillError` when no example is left, or when a session does not fit the template.
+    ids: list[str]
+    """Of the sessions, one an example."""
+    examples: list[chat.Example]
+    left_out: Counter[str]
+    """How many sessions are `too_long`, how many `empty`."""
+
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(example.input_ids) for example in self.examples]
+
+
+def examples_of(sessions: Sequence[Session], template: str, tokenizer: Any, max_length: int) -> Examples:
+    """The sessions' examples, but for those over `max_length` tokens and those without a token to train.
+
+    Raises `DistillError` when none is left, or when a session does not fit the template.
     """
-    examples, left_out = [], Counter[str]()
+    found = Examples([], [], Counter())
     for session in sessions:
         example = _example(session, template, tokenizer)
         if len(example.input_ids) > max_length:
-            left_out["too_long"] += 1
+            found.left_out["too_long"] += 1
         elif not example.trained:
-            left_out["empty"] += 1
+            found.left_out["empty"] += 1
         else:
-            examples.append(example)
-    if not examples:
+            found.ids.append(session.id)
+            found.examples.append(example)
+    if not found.examples:
         raise DistillError(
-            f"none of the {len(sessions)} sessions can be trained on: {left_out['too_long']} are longer than "
-            f"train.max_length={max_length} tokens, {left_out['empty']} have no answer; raise it or collect more"
+            f"none of the {len(sessions)} sessions can be trained on: {found.left_out['too_long']} are longer than "
+            f"train.max_length={max_length} tokens, {found.left_out['empty']} have no answer; raise it or collect more"
         )
-    return examples, left_out
+    return found
 
 
 def _example(session: Session, template: str, tokenizer: Any) -> chat.Example:

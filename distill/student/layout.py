@@ -1,10 +1,12 @@
-"""How examples are laid into forward passes and optimizer steps; loads no torch."""
+"""How examples are laid into optimizer steps, and a step into forward passes; loads no torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
+from random import Random
 
 AIMED_STEPS = 36
 """Optimizer steps that a small set is divided into; with few large ones it learns little."""
@@ -12,22 +14,124 @@ BATCH_TOKENS = (128, 16_384)
 """Least and most tokens a step where the recipe says nothing. The field's usual 128 rows are about 20,000."""
 MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
 """Tokens in one forward pass; in longer ones attention costs more than is saved on unpacking 4-bit weights."""
+MEGABATCH_STEPS = 50
+"""Steps whose examples are sorted by length together when rows are grouped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """How examples are laid into optimizer steps."""
+class Plan:
+    """Which examples each optimizer step of a run takes; forward passes do not enter into it."""
 
-    pack: int
-    """Tokens in a row that several examples are packed into; at least the longest example."""
-    accumulation: int
-    """Rows in one step."""
+    steps: tuple[tuple[int, ...], ...]
+    """Indices of examples, over all epochs; every step has at least one."""
+    epochs: float
+
+    def epoch(self, step: int) -> float:
+        """How many epochs are done after so many steps."""
+        return self.epochs * step / len(self.steps)
 
 
-def lay_out(lengths: Sequence[int], *, epochs: float, batch_tokens: int | None, micro: int) -> Layout:
-    """Lay examples of these lengths (in tokens) into steps of about `batch_tokens`, at most `micro` a forward pass."""
-    least, most = BATCH_TOKENS
-    aimed = batch_tokens or min(max(math.ceil(sum(lengths) * epochs / AIMED_STEPS), least), most)
-    longest = max(lengths)
-    accumulation = math.ceil(aimed / max(micro, longest))
-    return Layout(pack=max(math.ceil(aimed / accumulation), longest), accumulation=accumulation)
+def plan(
+    lengths: Sequence[int],
+    *,
+    epochs: float,
+    batch_tokens: int | None = None,
+    batch_rows: int | None = None,
+    seed: int,
+    grouped: bool = False,
+) -> Plan:
+    """Shuffle examples of these lengths (in tokens) and divide them into steps, anew in each epoch.
+
+    A step has about `batch_tokens` tokens, or exactly `batch_rows` examples but for an epoch's last; by default what
+    makes about `AIMED_STEPS` of the run. `grouped`: the examples of a step are of like length (50 steps' examples are
+    sorted together), which spares padding and makes steps less alike. The result depends on nothing else.
+    """
+    aimed = batch_tokens or min(max(math.ceil(sum(lengths) * epochs / AIMED_STEPS), BATCH_TOKENS[0]), BATCH_TOKENS[1])
+    steps: list[tuple[int, ...]] = []
+    for epoch in range(math.ceil(epochs)):
+        random = Random(f"{seed}:{epoch}")
+        order = random.sample(range(len(lengths)), len(lengths))
+        if grouped:
+            size = MEGABATCH_STEPS * (batch_rows or max(1, round(aimed * len(lengths) / sum(lengths))))
+            order = _sorted_in_parts(order, lengths, size)
+        made = _by_rows(order, batch_rows) if batch_rows else _by_tokens(order, lengths, aimed)
+        if grouped:
+            random.shuffle(made)
+        steps += made[: max(1, round(len(made) * min(1.0, epochs - epoch)))]
+    return Plan(tuple(steps), epochs)
+
+
+def _sorted_in_parts(order: Sequence[int], lengths: Sequence[int], size: int) -> list[int]:
+    parts = [order[start : start + size] for start in range(0, len(order), size)]
+    return [index for part in parts for index in sorted(part, key=lambda index: -lengths[index])]
+
+
+def _by_rows(order: Sequence[int], rows: int) -> list[tuple[int, ...]]:
+    return [tuple(order[start : start + rows]) for start in range(0, len(order), rows)]
+
+
+def _by_tokens(order: Sequence[int], lengths: Sequence[int], aimed: int) -> list[tuple[int, ...]]:
+    """Steps of near equal size: an example goes where its middle falls when all are laid end to end."""
+    total = sum(lengths)
+    count = max(1, round(total / aimed))
+    steps: list[list[int]] = [[] for _ in range(count)]
+    for index, end in zip(order, accumulate(lengths[index] for index in order), strict=True):
+        middle = end - lengths[index] / 2
+        steps[min(count - 1, int(middle * count / total))].append(index)
+    return [tuple(step) for step in steps if step]
+
+
+def passes(
+    rows: Sequence[int], lengths: Sequence[int], *, tokens: int, packed: bool, processes: int = 1
+) -> list[list[int]]:
+    """Divide the examples of a step into forward passes of at most `tokens` tokens; an example that is longer is alone.
+
+    `packed`: laid end to end (as few passes as hold them, evenly filled); otherwise padded to the longest of a pass,
+    neighbours in length together. The largest come first, so that memory ends early or not at all. Their number is
+    a multiple of `processes`, with empty ones where there are too few examples.
+    """
+    order = sorted(rows, key=lambda row: -lengths[row])
+    made = _packed(order, lengths, tokens) if packed else _padded(order, lengths, tokens)
+    while len(made) % processes:
+        made.sort(key=lambda group: -len(group))
+        largest = made.pop(0)
+        half = math.ceil(len(largest) / 2)
+        made += [largest[:half], largest[half:]]
+    return made
+
+
+def _padded(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    rest = iter(order)
+    while first := list(islice(rest, 1)):
+        groups.append(first + list(islice(rest, max(0, tokens // lengths[first[0]] - 1))))
+    return groups
+
+
+def _packed(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """As few rows as best fit needs, evenly filled where they can be: attention's cost grows with the square."""
+    alone = [[row] for row in order if lengths[row] >= tokens]
+    fitting = order[len(alone) :]
+    fitted = _best_fit(fitting, lengths, tokens)
+    even: list[list[int]] = [[] for _ in fitted]
+    filled = [0] * len(fitted)
+    for row in fitting:
+        emptiest = filled.index(min(filled))
+        even[emptiest].append(row)
+        filled[emptiest] += lengths[row]
+    return alone + (even if max(filled, default=0) <= tokens else fitted)
+
+
+def _best_fit(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Best fit decreasing: each into the fullest row that has room for it (Johnson, 1974), else into a new one."""
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for row in order:
+        fitting = [(left, at) for at, left in enumerate(room) if left >= lengths[row]]
+        at = min(fitting)[1] if fitting else len(groups)
+        if not fitting:
+            groups.append([])
+            room.append(limit)
+        groups[at].append(row)
+        room[at] -= lengths[row]
+    return groups

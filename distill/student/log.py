@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from distill.console import Progress
 from distill.errors import ModelError
 from distill.rows import append_row, read_jsonl, write_rows
-from distill.student.build import Trainer
 from distill.student.checkpoints import Checkpoints
+from distill.student.sft import Trainer
 
 
 class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -46,7 +46,7 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
         row = {
             "step": state.global_step,
             "steps": state.max_steps,
-            "epoch": state.epoch,
+            "epoch": self._trainer.plan.epoch(state.global_step),
             "loss": loss,
             "learning_rate": float(logs["learning_rate"]),
             "grad_norm": norm,

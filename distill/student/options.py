@@ -37,5 +37,14 @@ class TrainOptions(Options):
     """Tokens of the longest session that is trained on; longer ones are left out and counted, never cut."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens in one optimizer step; by default what makes about 36 steps of the run, at least 128, at most 16,384."""
+    batch_rows: Annotated[int, Field(ge=1)] | None = None
+    """Sessions in one optimizer step, in place of `batch_tokens`; 128 is usual in the field, for large sets."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens in one forward pass, 512 on a CPU and 4,096 on a GPU when left out; a step takes as many passes as
+    it needs. Where memory ends, it is halved and the step is done again: the steps stay the same."""
+    packing: Literal["best_fit", "none"] = "best_fit"
+    """`best_fit` lays sessions end to end in a forward pass, none seeing another; `none` pads them to one length."""
+    group_by_length: bool = False
+    """Fill each step with sessions of like length: less padding without packing, but steps that are less alike."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from distill import chat
 from distill.console import Progress, Silent
 from distill.embedded import fingerprint, read_json, write_json
 from distill.student import models
-from distill.student.build import Trainer, build
+from distill.student.build import build
 from distill.student.checkpoints import Checkpoints, identity_of
-from distill.student.examples import examples_of, say_drift, say_left_out
+from distill.student.examples import Examples, examples_of, say_drift, say_left_out
 from distill.student.foreign import in_our_words, quiet
 from distill.student.log import Log, speed
 from distill.student.options import TrainOptions
+from distill.student.sft import Trainer
 from distill.types import Session
 
 
@@ -54,33 +56,44 @@ def train(
     seed: int,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train and leave a student in `student_folder`: adapter, tokenizer, train_log.jsonl, and base.json last.
 
     A run that was stopped, even by SIGKILL, goes on from its last whole checkpoint and ends with the very weights of
     an uninterrupted one (on the same machine); if data, options or base have changed since, it starts over and says so.
-    Raises `ModelError` when the base cannot be read or the loss is no number, `DistillError` when nothing is left to
-    train on.
+    `callbacks` hear of the trainer's events before ours do. Raises `ModelError` when the base cannot be read or the
+    loss is no number, `DistillError` when nothing is left to train on.
     """
     tell = say or _nothing
     base = models.materialise(model, say=tell)
     tokenizer = models.load_tokenizer(base)
-    examples, left_out = examples_of(sessions, template, tokenizer, options.max_length)
-    say_left_out(left_out, len(sessions), options.max_length, tell)
+    found = examples_of(sessions, template, tokenizer, options.max_length)
+    say_left_out(found.left_out, len(sessions), options.max_length, tell)
     say_drift(sessions, template, tokenizer, tell)
     kept = _kept_layers(base, layers)
     told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
     told["quantised"] = options.method == "qlora"
-    checkpoints = Checkpoints(student_folder, identity_of(examples, told, options, seed), tell)
+    checkpoints = Checkpoints(student_folder, identity_of(found.examples, told, options, seed), tell)
     with quiet(), in_our_words(student_folder):
-        trainer = build(base, kept, tokenizer, examples, options=options, seed=seed, output=checkpoints.folder)
+        trainer = build(
+            base,
+            kept,
+            tokenizer,
+            found,
+            options=options,
+            seed=seed,
+            output=checkpoints.folder,
+            say=tell,
+            callbacks=callbacks,
+        )
         done = checkpoints.resume()
         log = Log(student_folder / "train_log.jsonl", done, trainer, checkpoints, progress or Silent())
         trainer.add_callback(log)
         trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
         _save(trainer, tokenizer, template, told, student_folder)
     shutil.rmtree(checkpoints.folder)
-    return _result(examples, left_out, log)
+    return _result(found, log)
 
 
 def _kept_layers(base: Path, layers: int | None) -> list[int] | None:
@@ -108,14 +121,14 @@ def _save(trainer: Trainer, tokenizer: Any, template: str, told: dict[str, Any],
     write_json(folder / "base.json", told)
 
 
-def _result(examples: Sequence[chat.Example], left_out: Counter[str], log: Log) -> TrainResult:
+def _result(found: Examples, log: Log) -> TrainResult:
     tail = log.rows[-max(1, len(log.rows) // 10) :]
     return TrainResult(
-        rows=len(examples),
-        too_long=left_out["too_long"],
-        empty=left_out["empty"],
-        tokens=sum(len(example.input_ids) for example in examples),
-        trained_tokens=sum(example.trained for example in examples),
+        rows=len(found.ids),
+        too_long=found.left_out["too_long"],
+        empty=found.left_out["empty"],
+        tokens=sum(len(example.input_ids) for example in found.examples),
+        trained_tokens=sum(example.trained for example in found.examples),
         steps=log.rows[-1]["step"],
         final_loss=sum(row["loss"] for row in tail) / len(tail),
         tokens_per_second=speed(log.rows),

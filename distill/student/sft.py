@@ -1,0 +1,182 @@
+"""TRL's trainer with our steps: a planned set of examples each, in forward passes that fit, halved when memory ends."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from trl import SFTTrainer
+
+from distill import chat
+from distill.embedded import read_json, write_json
+from distill.student.examples import Examples
+from distill.student.layout import Plan, passes
+
+FUSED_HEAD_TOKENS = 2048
+"""Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
+SCALED_HEADS = (
+    "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"
+)  # fmt: skip
+"""Settings of architectures that do more after the output head than a softmax."""
+_LAYOUT = "layout.json"
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
+    """TRL's trainer without its model cards and telemetry.
+
+    To it, an optimizer step is one batch: `training_step` divides it into forward passes. So the examples of a step
+    are the same however many passes and processes there are, and the sampler's position is the number of steps done.
+    """
+
+    def __init__(
+        self, found: Examples, plan: Plan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
+    ) -> None:
+        self.ids, self.examples, self.plan = found.ids, found.examples, plan
+        self.micro_tokens = micro_tokens
+        """Most tokens in a forward pass, padding included; halved when memory ends."""
+        self.tokens_seen = 0
+        """By all processes, padding excluded."""
+        self._lengths, self._say = found.lengths(), say
+        super().__init__(**arguments)
+
+    def _send_telemetry(self) -> None:
+        """Send nothing."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: the export does, with the teacher's name."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """One batch a step: the indices of its examples, on every process the same."""
+        return DataLoader(self.plan.steps, batch_size=1, collate_fn=_rows)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward for all examples of a step; returns their mean loss a trained token.
+
+        Where memory ends, the passes are made half as large and the step is done again from its start: nothing has
+        been updated yet. Raises `torch.OutOfMemoryError` where that cannot be.
+        """
+        rows, random = inputs["rows"], _random_state()
+        while True:
+            try:
+                loss = self._step(model, rows)
+            except torch.OutOfMemoryError:
+                if not self._can_halve(rows):
+                    raise
+            else:
+                self.tokens_seen += sum(self._lengths[row] for row in rows)
+                return loss
+            model.zero_grad()
+            _free_memory()
+            _restore(random)
+            self._halve(rows)
+
+    def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
+        """All passes of this process."""
+        items = sum(self.examples[row].trained for row in rows)
+        mine = self._passes(rows)[self.args.process_index :: self.args.world_size]
+        total = torch.zeros((), device=self.args.device)
+        for number, group in enumerate(mine, start=1):
+            last = number == len(mine)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with nullcontext() if last else self._unsynchronised(model):
+                total += super().training_step(model, self.batch(group), torch.tensor(items, device=self.args.device))
+        return total
+
+    def _unsynchronised(self, model: Any) -> AbstractContextManager[None]:
+        """Gradients are exchanged after the last pass only; DeepSpeed goes by `sync_gradients`."""
+        context: AbstractContextManager[None] = self.accelerator.no_sync(model)
+        return nullcontext() if self.is_deepspeed_enabled else context
+
+    def _passes(self, rows: Sequence[int]) -> list[list[int]]:
+        return passes(
+            rows,
+            self._lengths,
+            tokens=self.micro_tokens,
+            packed=bool(self.padding_free),
+            processes=self.args.world_size,
+        )
+
+    def batch(self, group: Sequence[int]) -> dict[str, Any]:
+        """The tensors of one pass; a process that has none to do repeats an example with nothing to train."""
+        examples = [self.examples[row] for row in group]
+        rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
+        idle = {"input_ids": self.examples[0].input_ids, "labels": [chat.IGNORED] * self._lengths[0]}
+        return dict(self.data_collator(rows or [idle]))
+
+    def _largest(self, rows: Sequence[int]) -> int:
+        """Tokens of the largest pass, padding included."""
+        shapes = [[self._lengths[row] for row in group] for group in self._passes(rows) if group]
+        return max(sum(shape) if self.padding_free else len(shape) * max(shape) for shape in shapes)
+
+    def _can_halve(self, rows: Sequence[int]) -> bool:
+        """Processes cannot agree on it; a single example cannot be divided."""
+        return bool(self.args.world_size == 1) and self._largest(rows) > max(self._lengths[row] for row in rows)
+
+    def _halve(self, rows: Sequence[int]) -> None:
+        before = self._largest(rows)
+        self.micro_tokens = before // 2
+        self._say(
+            f"out of memory in a forward pass of {before} tokens: going on with {self.micro_tokens}, at most, from "
+            f"step {self.state.global_step + 1}; the steps stay the same"
+        )
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The summed cross entropy of the trained tokens by `num_items_in_batch`, their number in the whole step.
+
+        TRL's own scores every position on a CPU, prompts too, and computes an entropy for its log; doing without was
+        measured to save a quarter of the time of a step.
+        """
+        trained = inputs["labels"][:, 1:] != chat.IGNORED
+        if return_outputs or not self._is_plain(int(trained.sum())):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[:, 1:][trained]
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
+        total = cross_entropy(causal.get_output_embeddings()(hidden).float(), labels, reduction="sum")
+        return total / (num_items_in_batch if num_items_in_batch is not None else labels.numel())
+
+    def _is_plain(self, trained: int) -> bool:
+        alone = self.args.device.type == "cpu" and self.args.world_size == 1 and not self.args.bf16
+        config = self.model.config
+        return alone and trained <= FUSED_HEAD_TOKENS and not any(getattr(config, name, None) for name in SCALED_HEADS)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Keep with a checkpoint what an end of memory has changed."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_json(folder / _LAYOUT, {"micro_tokens": self.micro_tokens})
+
+    def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
+        """Train, or go on from a checkpoint with passes as large as they were when it was written."""
+        if resume_from_checkpoint is not None:
+            self.micro_tokens = read_json(Path(resume_from_checkpoint) / _LAYOUT)["micro_tokens"]
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+
+def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    return {"rows": batch[0]}
+
+
+def _random_state() -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def _restore(state: Sequence[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

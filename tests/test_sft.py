@@ -1,0 +1,122 @@
+"""An optimizer step is the same however many forward passes it takes, and goes on when memory ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.errors import ModelError
+from tests.training import SESSIONS, built, losses, options, run
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.model
+
+PACKINGS = pytest.mark.parametrize("packing", ["best_fit", "none"])
+
+
+@pytest.fixture(scope="module")
+def trainers(tiny):
+    """One for each packing, its adapter doing something already."""
+    return {packing: built(tiny, options=options(packing=packing)) for packing in ("best_fit", "none")}
+
+
+def step(trainer, rows, micro_tokens):
+    """Loss, gradients and the number of forward passes of a step."""
+    trainer.micro_tokens = micro_tokens
+    passes = []
+    hook = trainer.model.get_input_embeddings().register_forward_hook(lambda *_: passes.append(1))
+    trainer.model.zero_grad()
+    loss = trainer.training_step(trainer.model, {"rows": rows})
+    hook.remove()
+    gradients = [p.grad.flatten().clone() for p in trainer.model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(gradients), len(passes)
+
+
+@PACKINGS
+def test_a_step_has_the_same_loss_and_gradients_in_any_number_of_passes(trainers, packing):
+    trainer = trainers[packing]
+    rows = tuple(range(8))
+    loss, gradient, passes = step(trainer, rows, 1000)
+    assert passes == 1
+    for micro, expected in (100, 2), (50, 4), (1, 8):
+        other, other_gradient, passes = step(trainer, rows, micro)
+        assert passes == expected
+        assert other == pytest.approx(loss, abs=1e-5)
+        assert torch.allclose(other_gradient, gradient, atol=1e-5)
+
+
+def test_packed_and_padded_steps_have_the_same_loss_and_gradients(trainers):
+    (loss, gradient, _), (other, other_gradient, _) = (
+        step(trainers[packing], tuple(range(8)), 1000) for packing in ("best_fit", "none")
+    )
+    for one, two in zip(*(t.model.parameters() for t in trainers.values()), strict=True):
+        assert torch.equal(one, two)
+    assert other == pytest.approx(loss, abs=1e-5)
+    assert torch.allclose(other_gradient, gradient, atol=1e-5)
+
+
+def test_the_whole_step_is_the_mean_over_its_trained_tokens(trainers):
+    trainer = trainers["none"]
+    rows = (0, 5)
+    total = 0.0
+    for row in rows:
+        example = trainer.examples[row]
+        inputs = {"input_ids": torch.tensor([example.input_ids]), "labels": torch.tensor([example.labels])}
+        with torch.no_grad():
+            total += trainer.model(**inputs).loss.item() * example.trained
+    expected = total / sum(trainer.examples[row].trained for row in rows)
+    assert step(trainer, rows, 40)[0] == pytest.approx(expected, abs=1e-5)
+
+
+def callback(limit):
+    """A callback after which a forward pass of more than `limit` tokens runs out of memory."""
+    from transformers import TrainerCallback
+
+    class SmallMemory(TrainerCallback):
+        def __init__(self):
+            self.sizes = []
+
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            model.get_input_embeddings().register_forward_pre_hook(self.check)
+
+        def check(self, module, args):
+            self.sizes.append(args[0].numel())
+            if args[0].numel() > limit:
+                raise torch.OutOfMemoryError(f"{args[0].numel()} tokens")
+
+    return SmallMemory()
+
+
+@PACKINGS
+def test_where_memory_ends_the_same_steps_go_on_in_smaller_passes(tiny, tmp_path, packing):
+    plain, _ = run(tmp_path / "plain", tiny, options=options(packing=packing))
+    memory = callback(60)
+    result, said = run(tmp_path / "small", tiny, options=options(packing=packing), callbacks=[memory])
+    assert max(memory.sizes) > 60
+    assert len(said) == sum(size > 60 for size in memory.sizes)
+    assert "out of memory in a forward pass of" in said[0]
+    assert "the steps stay the same" in said[0]
+    assert result.steps == plain.steps
+    assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
+
+
+def test_a_run_whose_memory_ended_is_resumed_as_it_went_on(tiny, tmp_path):
+    from transformers import TrainerCallback
+
+    class Stopped(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    run(tmp_path / "whole", tiny, callbacks=[callback(60)])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", tiny, callbacks=[callback(60), Stopped()])
+    memory = callback(60)
+    _, said = run(tmp_path / "cut", tiny, callbacks=[memory])
+    assert max(memory.sizes) <= 60
+    assert said == ["going on from step 4"]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_single_session_that_does_not_fit_ends_the_run_with_advice(tiny, tmp_path):
+    with pytest.raises(ModelError, match=r"memory is too small .* lower train.max_length"):
+        run(tmp_path / "student", tiny, sessions=SESSIONS[:2], callbacks=[callback(5)])

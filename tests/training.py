@@ -1,0 +1,70 @@
+"""Rows, options and a short call that the tests of training share."""
+
+from __future__ import annotations
+
+from distill.train import TrainOptions
+from distill.types import Message, Session
+
+COLOURS = ["red", "blue", "green", "black", "white", "brown"]
+SESSIONS = [
+    Session(f"s{i}", (Message("user", f"Number {i}?"), Message("assistant", f"{i} is {COLOURS[i % 6]}, I say.")))
+    for i in range(24)
+]
+OPTIONS = TrainOptions.model_validate(
+    {"epochs": 2, "learning_rate": 5e-3, "lora": {"r": 8, "dropout": 0.1}, "batch_tokens": 80, "save_steps": 2}
+)
+"""With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
+
+
+def options(**changes) -> TrainOptions:
+    """`OPTIONS` without dropout and with the changes; `lora` is merged."""
+    given = OPTIONS.model_dump()
+    lora = {**given["lora"], "dropout": 0.0, **changes.pop("lora", {})}
+    return TrainOptions.model_validate({**given, "lora": lora, **changes})
+
+
+def run(folder, model, *, sessions=SESSIONS, options=OPTIONS, seed=1, layers=3, progress=None, callbacks=()):
+    """Train a student; returns the result and what was said."""
+    from distill.student import trainer
+
+    said: list[str] = []
+    result = trainer.train(
+        sessions,
+        folder,
+        model=model,
+        layers=layers,
+        template="chatml",
+        options=options,
+        seed=seed,
+        progress=progress,
+        say=said.append,
+        callbacks=callbacks,
+    )
+    return result, said
+
+
+def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
+    """TRL's trainer as a run builds it, but that its adapter does something from the start."""
+    from pathlib import Path
+
+    import torch
+
+    from distill.student import build, examples, foreign, models
+
+    tokenizer = models.load_tokenizer(Path(model))
+    found = examples.examples_of(sessions, "chatml", tokenizer, 512)
+    with foreign.quiet():
+        made = build.build(
+            Path(model), None, tokenizer, found, options=options, seed=seed, output=Path(model) / "no", say=print
+        )  # fmt: skip
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def losses(folder) -> list[float]:
+    """Of the log's steps."""
+    from distill.rows import read_jsonl
+
+    return [row["loss"] for row in read_jsonl(folder / "train_log.jsonl")]
