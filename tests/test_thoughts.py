@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from distill.strategies.thoughts import in_text, parted, taken
+from distill.reasoning import in_text, parted
+from distill.strategies.thoughts import taken
 from distill.types import Completion, Failure
 
 

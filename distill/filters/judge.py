@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from distill.filters import AskingOptions, answers_of
+from distill.filters.grades import Grade, Scale, graded
 from distill.prompts import fill, load
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
 DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
 """Where the recipe's judge has none of its own: the likeliest grade, and room for reasons."""
-MAX_LINE = 200
-"""Characters of a line that can be a grade."""
-MAX_NOTE = 400
-"""Characters kept of the judge's reasons; the journal has all."""
-
-Problem = Literal["", "no_answer", "unparsed", "cut"]
-
-
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """What a judge said of a session."""
-
-    score: float | None = None
-    choice: str | None = None
-    """In place of a score, where the recipe gives choices."""
-    reason: str = ""
-    problem: Problem = ""
-    """Why there is neither: nothing to grade, no grade found in the reply, or the reply was cut before its grade."""
 
 
 class Judge:
@@ -42,7 +23,8 @@ class Judge:
 
     Alpagasus (Chen et al., 2023, section 2) keeps what its judge grades 4.5 of 5 or better, 9k of Alpaca's 52k:
     `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` it only measures; grade and reason are in each
-    row's verdict. A reply without a grade is a class of its own, `unparsed`, and keeps the row unless asked otherwise.
+    row's verdict. A reply without a grade, or with one that only repeats the session's own words, is a class of its
+    own, `unparsed`, and keeps the row unless asked otherwise.
     """
 
     class Options(AskingOptions):
@@ -84,6 +66,7 @@ class Judge:
         self.options = options
         self.every_row = options.every_row
         given = sampling or DEFAULT_SAMPLING
+        self._scale = Scale(options.highest, options.choices)
         self._sampling = replace(
             given,
             temperature=DEFAULT_SAMPLING.temperature if given.temperature is None else given.temperature,
@@ -104,7 +87,8 @@ class Judge:
         )
         if isinstance(answer, Failure):
             return None
-        found = graded(answer.text, session, self.options)
+        texts = [message.content for message in session.messages]
+        found = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
         return replace(found, problem="cut") if found.problem and answer.finish == "length" else found
 
     def decide(self, value: Grade) -> Verdict:
@@ -168,81 +152,3 @@ _CONTROL = re.compile(
 def harmless(text: str) -> str:
     """The text with a space in each control token of a chat template, which makes it plain text again."""
     return _CONTROL.sub(lambda match: f"{match[0]} ", text)
-
-
-# --- reading the reply
-
-_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"\A.*</(?:think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_OPEN = re.compile(r"<(?:think|thinking|reasoning)>.*\Z", re.DOTALL | re.IGNORECASE)
-_FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
-_LINE = re.compile(
-    r"^[\s*_#\[(-]*(?:final |overall |my )?(?:score|verdict|grade|rating)[\s*_]*(?:\([^()\n]{1,40}\)[\s*_]*)?[:=]"
-    r"[\s*_\[(]*(?P<said>[^\n]*?)[\s*_\])|.!]*$",
-    re.IGNORECASE,
-)
-_NUMBER = re.compile(r"^(?P<score>\d+(?:[.,]\d+)?)(?:[\s*(]*(?:/|out of|of)\s*(?P<of>\d+))?$", re.IGNORECASE)
-
-
-def graded(reply: str, session: Session, options: Judge.Options) -> Grade:
-    """The last line of a reply that is a grade and no quotation, with the reasons before it.
-
-    Thoughts (`<think>`), fenced and quoted lines, and turns of the session that the judge repeats in their tags are
-    not looked at. A number outside of the scale, or of another scale, is no grade.
-    """
-    text = _without_echo(_without_thoughts(reply), tag_of(session)).strip()
-    if (stated := _from_json(text, options)) is not None:
-        return stated
-    lines = list(_plain_lines(text))
-    for place in range(len(lines) - 1, -1, -1):
-        match = _LINE.match(lines[place]) if len(lines[place]) <= MAX_LINE else None
-        if match is not None and (found := _read(match["said"], options)) is not None:
-            return replace(found, reason=_one_line(" ".join(lines[:place]) or " ".join(lines[place + 1 :])))
-    return Grade(problem="unparsed", reason=_one_line(text))
-
-
-def _without_thoughts(reply: str) -> str:
-    return _THOUGHT_OPEN.sub("", _THOUGHT_END.sub("", _THOUGHT.sub("", reply)))
-
-
-def _without_echo(text: str, tag: str) -> str:
-    return re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", text, flags=re.DOTALL)
-
-
-def _plain_lines(text: str) -> Iterator[str]:
-    """Lines outside of fences and block quotes."""
-    is_fenced = False
-    for line in text.splitlines():
-        if _FENCE.match(line):
-            is_fenced = not is_fenced
-        elif not is_fenced and line.strip() and not line.lstrip().startswith(">"):
-            yield line
-
-
-def _read(said: str, options: Judge.Options) -> Grade | None:
-    if options.choices:
-        return next((Grade(choice=one) for one in options.choices if one.casefold() == said.strip().casefold()), None)
-    match = _NUMBER.match(said.strip())
-    if match is None or (match["of"] is not None and int(match["of"]) != options.highest):
-        return None
-    score = float(match["score"].replace(",", "."))
-    return Grade(score=score) if score <= options.highest else None
-
-
-def _from_json(text: str, options: Judge.Options) -> Grade | None:
-    """The grade of a reply that is one JSON object, as a judge with `response_format` gives it."""
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
-    said = next((value[key] for key in ("score", "verdict", "grade") if key in value), "")
-    found = _read(str(said), options)
-    reasons = next((value[key] for key in ("reason", "reasons", "explanation") if key in value), "")
-    return None if found is None else replace(found, reason=_one_line(str(reasons)))
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_NOTE else f"{line[: MAX_NOTE - 1]}…"

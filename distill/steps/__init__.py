@@ -38,9 +38,15 @@ TRAIN_SOURCES = tuple(
 COMPARING_SOURCES = tuple(
     f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline", "leaks", "prompts")
 )
-TURN_SOURCES = tuple(f"distill.strategies.{name}" for name in ("dialogue", "finals", "thoughts", "turns"))
+TURN_SOURCES = (
+    "distill.reasoning",
+    *(f"distill.strategies.{name}" for name in ("dialogue", "finals", "thoughts", "turns")),
+)
 """What strategies share."""
-FILTER_SOURCES = ("distill.filters", "distill.filters.likelihoods", "distill.chat", "distill.student.likelihood")
+FILTER_SOURCES = tuple(
+    f"distill.{name}"
+    for name in ("filters", "filters.grades", "filters.likelihoods", "reasoning", "chat", "student.likelihood")
+)
 """What filters share."""
 
 PIPELINE: Mapping[str, Stage] = {
@@ -52,6 +58,7 @@ PIPELINE: Mapping[str, Stage] = {
             "distill.expand",
             "distill.novelty",
             "distill.prompts",
+            "distill.reasoning",
             "distill.strategies.pool",
             "distill.engine.drive",
             "distill.engine.flows",

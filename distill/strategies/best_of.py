@@ -14,9 +14,10 @@ from pydantic import Field
 
 from distill import prompts, recipe
 from distill.errors import RecipeError
+from distill.reasoning import parted
 from distill.recipe import Asks
 from distill.strategies.finals import LONGEST_LOOKED_AT, final_answer, same_number, vote
-from distill.strategies.thoughts import Handling, parted, taken
+from distill.strategies.thoughts import Handling, taken
 from distill.strategies.turns import ROLE, InputForm, lead, put, session
 from distill.text import normalise
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
