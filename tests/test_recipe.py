@@ -74,7 +74,7 @@ def test_an_unknown_key_is_suggested_at_the_top(tmp_path):
         ("collect.sistem=x", 'unknown key "collect.sistem"; did you mean "system"?'),
         ("curate.near_duplicate.rouge=0.5", 'unknown key "curate.near_duplicate.rouge"; did you mean "rouge_l"?'),
         ("expand.strategy=self_instrukt", 'expand: unknown strategy "self_instrukt"; did you mean "self_instruct"?'),
-        ("compare.metrics=[overlp]", 'compare.metrics: unknown metric "overlp"; did you mean "overlap"?'),
+        ("compare.metrics=[overlp]", 'compare.metrics.overlp: unknown metric "overlp"; did you mean "overlap"?'),
     ],
 )
 def test_an_unknown_key_or_part_is_suggested(override, line):

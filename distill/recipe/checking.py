@@ -88,11 +88,12 @@ def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
             parts.source(source.importer)
         except RecipeError as error:
             faults.append(f"sources.{source.called}.from: {error}")
-    for metric in recipe.compare.metrics if recipe.compare is not None else ():
-        try:
-            parts.metric(metric)
-        except RecipeError as error:
-            faults.append(f"compare.metrics: {error}")
+    if recipe.compare is not None:
+        metrics = [
+            _filled(one, partial(parts.metric, one.metric), ("compare", "metrics", one.metric), faults)
+            for one in recipe.compare.metrics
+        ]
+        changed["compare"] = recipe.compare.model_copy(update={"metrics": metrics})
     return recipe.model_copy(update=changed), faults
 
 

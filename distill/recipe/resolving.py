@@ -22,7 +22,7 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     files: dict[str, str] = {}
 
     def file(key: str, value: str) -> str:
-        path = _found(value, folder, folders=key.startswith("curate."))
+        path = _found(value, folder, folders=key.startswith(("curate.", "compare.metrics.")))
         if path is None:
             faults.append(f"{key}: no file {value}; looked in {folder} and in the shipped prompts/")
             return value
@@ -46,7 +46,7 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
         tasks = file("collect.tasks", recipe.collect.tasks)
         changed["collect"] = recipe.collect.model_copy(update={"tasks": tasks})
     if recipe.compare is not None:
-        changed["compare"] = _compare_found(recipe.compare, folder, file, faults)
+        changed["compare"] = _compare_found(recipe.compare, folder, file, options, faults)
     if recipe.sources:
         changed["sources"] = [_source_found(source, folder, files, faults) for source in recipe.sources]
     if recipe.teacher is not None:
@@ -64,10 +64,17 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     return recipe.model_copy(update={**changed, "files": files}), faults
 
 
-def _compare_found(compare: Compare, folder: Path, file: Callable[[str, str], str], faults: list[str]) -> Compare:
+def _compare_found(
+    compare: Compare,
+    folder: Path,
+    file: Callable[[str, str], str],
+    options: Callable[[str, Any], Any],
+    faults: list[str],
+) -> Compare:
     """The section with the absolute paths of its prompts, recorded answers and local models."""
     changed: dict[str, Any] = {
-        "answers": {model: file(f"compare.answers.{model}", path) for model, path in compare.answers.items()}
+        "metrics": [options(f"compare.metrics.{one.metric}", one) for one in compare.metrics],
+        "answers": {model: file(f"compare.answers.{model}", path) for model, path in compare.answers.items()},
     }
     if compare.prompts is not None:
         changed["prompts"] = file("compare.prompts", compare.prompts)

@@ -271,6 +271,21 @@ class Train(PartSection):
     """Fine-tune the student on the kept sessions."""
 
 
+class Metric(PartSection):
+    """One metric of the comparison: its name alone, or a mapping with its options."""
+
+    metric: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_name(cls, value: Any) -> Any:
+        return {"metric": value} if isinstance(value, str) else value
+
+
+def _usual_metrics() -> list[Metric]:
+    return [Metric(metric=name) for name in ("likelihood", "overlap", "style")]
+
+
 class Respondent(Teacher):
     """An endpoint that answers in a comparison; nothing is trained on what it says."""
 
@@ -280,7 +295,8 @@ class Respondent(Teacher):
 class Compare(Options):
     """Ask student, base and teacher the same prompts."""
 
-    metrics: list[str] = ["likelihood", "overlap", "style"]
+    metrics: Annotated[list[Metric], Field(default_factory=_usual_metrics)]
+    """Names, or mappings such as `{metric: similarity, model: FOLDER}`."""
     prompts: str | None = None
     """A file of prompts in place of held-out rows: questions with `turns`, tasks, messages, or text with one a line."""
     system: str = ""

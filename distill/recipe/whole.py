@@ -166,6 +166,9 @@ class Recipe(BaseModel):
                 document[name] = _plain(section)
         if self.curate is not None:
             document["curate"] = [_plain(rule) for rule in self.curate]
+        if self.compare is not None:
+            metrics = [_plain(one) for one in self.compare.metrics]
+            document["compare"]["metrics"] = [one["metric"] if len(one) == 1 else one for one in metrics]
         document["sources"] = [source.model_dump(by_alias=True, exclude_none=True) for source in self.sources]
         if not self.sources:
             del document["sources"]

@@ -97,10 +97,13 @@ def compare_options(context: Context) -> Any:
     """Of the stage compare."""
     section = context.recipe.compare
     assert section is not None
-    named = [section.prompts, *section.answers.values()]
+    metrics = [[one.metric, one.options.model_dump()] for one in section.metrics]
+    parts = [path for one in section.metrics for path in one.options.paths()]
+    named = [section.prompts, *section.answers.values(), *parts]
     files = [context.recipe.files.get(path) for path in named if path is not None]
     others = context.teachers.other_identity() if context.teachers is not None else []
-    return [section.model_dump(), files, _identity(context), context.recipe.seed, *others]
+    told = section.model_dump(exclude={"metrics"})
+    return [told, metrics, files, _identity(context), context.recipe.seed, *others]
 
 
 def report_options(context: Context) -> Any:
@@ -125,7 +128,7 @@ def _part_sources(context: Context, stage: Stage) -> list[str]:
     elif stage.work is rules.curating:
         named = [(FILTERS, rule.filter) for rule in loaded.curate or []]
     elif stage.work is student.comparing and loaded.compare is not None:
-        named = [(METRICS, metric) for metric in loaded.compare.metrics]
+        named = [(METRICS, one.metric) for one in loaded.compare.metrics]
     reads = bool(loaded.sources or (loaded.collect is not None and loaded.collect.tasks))
     read = IMPORT_SOURCES if stage.work is sessions.collecting and reads else ()
     return [*read, *(names.get(name, name).partition(":")[0] for names, name in named)]

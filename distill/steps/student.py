@@ -41,7 +41,9 @@ def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
     section = context.recipe.compare
     assert section is not None
-    metrics = [shelf.part(METRICS, name, kind="metric", allowed=context.allowed) for name in section.metrics]
+    metrics = [
+        shelf.part(METRICS, one.metric, kind="metric", allowed=context.allowed)(one.options) for one in section.metrics
+    ]
     tallies: list[Engine] = []
 
     def engine(providers: Mapping[str, Provider], *, progress: console.Progress, local: bool) -> Engine:
@@ -53,7 +55,7 @@ def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
             context.folder,
             engine=engine,
             journal=context.journal,
-            metrics=[metric(metric.Options()) for metric in metrics],
+            metrics=metrics,
             sampling=_sampling(context.recipe),
             seed=context.recipe.seed,
             sides=_sides(context, section),
