@@ -79,7 +79,7 @@ def compare(
         _say_repeats(found)
     else:
         sides.release_teacher()
-    score_texts(found, metrics)
+    score_texts(found, metrics, folder)
     told = summary(found, metrics, seed, usd())
     write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
     scores = {

@@ -168,7 +168,7 @@ def test_the_likelihoods_are_those_of_the_models_themselves(finished, student):
     pairs = [(each.messages[:-1], text) for each, text in zip(SESSIONS, texts, strict=True)]
     for name, adapter in (("base", False), ("student", True)):
         sums = loglikelihoods(*models.load_student(student, adapter=adapter), "chatml", pairs)
-        expected = sum(-each / len(text.encode()) for each, text in zip(sums, texts, strict=True)) / 8
+        expected = sum(-each.total / len(text.encode()) for each, text in zip(sums, texts, strict=True)) / 8
         assert finished.scores["metrics"]["nll_per_byte"]["by"][name]["mean"] == pytest.approx(expected, rel=1e-5)
 
 

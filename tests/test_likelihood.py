@@ -27,7 +27,8 @@ def loaded(tmp_path_factory):
 def ask(loaded, pairs=PAIRS, template="chatml", **options):
     from distill.student.likelihood import loglikelihoods
 
-    return loglikelihoods(*loaded, template, pairs, **options)
+    found = loglikelihoods(*loaded, template, pairs, **options)
+    return [one if isinstance(one, ProviderError) else one.total for one in found]
 
 
 def plain(loaded, messages, continuation, template) -> tuple[float, float]:
@@ -95,3 +96,19 @@ def test_progress_ends_with_every_pair(loaded):
 
 def test_nothing_asked_is_nothing_answered(loaded):
     assert ask(loaded, []) == []
+
+
+def test_each_token_has_its_logprob_and_whether_it_is_the_models_own_choice(loaded):
+    import torch
+
+    from distill.student.likelihood import loglikelihoods
+
+    model, tokenizer = loaded
+    messages, continuation = PAIRS[1]
+    (found,) = loglikelihoods(model, tokenizer, "chatml", [PAIRS[1]])
+    start = len(chat.prompt_ids(messages, "chatml", tokenizer))
+    ids = chat.encode([*messages, Message("assistant", continuation)], "chatml", tokenizer).input_ids[:-1]
+    with torch.no_grad():
+        logs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+    assert found.logprobs == pytest.approx([float(logs[at - 1, ids[at]]) for at in range(start, len(ids))], abs=1e-4)
+    assert found.agrees == tuple(int(logs[at - 1].argmax()) == ids[at] for at in range(start, len(ids)))

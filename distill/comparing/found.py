@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from distill.comparing import MODELS
@@ -80,16 +81,22 @@ class Found:
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
 
-def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric]) -> None:
+def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
     """Score every answer by the metrics that read texts alone."""
+    samples = [
+        (model, index, _sample(found, model, index)) for model, answers in found.answers.items() for index in answers
+    ]
     for metric in metrics:
         if metric.scope == "text":
-            for model, answers in found.answers.items():
-                for index, answer in answers.items():
-                    prompt = found.prompts[index]
-                    asked = prompt.with_turns(answer)
-                    sample = Sample(asked, model, answer, found.reference(index), prompt.category)
-                    found.add(model, index, metric.score(sample))
+            if (prepare := getattr(metric, "prepare", None)) is not None:
+                prepare(folder, [sample for _, _, sample in samples])
+            for model, index, sample in samples:
+                found.add(model, index, metric.score(sample))
+
+
+def _sample(found: Found, model: Model, index: int) -> Sample:
+    prompt, answer = found.prompts[index], found.answers[model][index]
+    return Sample(prompt.with_turns(answer), model, answer, found.reference(index), prompt.category, index)
 
 
 def line(found: Found, index: int) -> dict[str, Any]:

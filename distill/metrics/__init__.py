@@ -9,14 +9,18 @@ from typing import Literal, Protocol, TypeAlias
 from distill.types import Finish, Flow, Message
 
 METRICS = {
+    "copied": "distill.metrics.copied:Copied",
+    "diversity": "distill.metrics.diversity:Diversity",
     "likelihood": "distill.metrics.likelihood:Likelihood",
     "overlap": "distill.metrics.overlap:Overlap",
+    "similarity": "distill.metrics.similarity:Similarity",
     "style": "distill.metrics.style:Style",
 }
 
 Model = Literal["base", "student", "teacher", "teacher_again"]
 """Whose answer it is; `teacher_again` is the teacher's second answer to the same prompt, drawn anew."""
-Better = Literal["lower", "higher", "near 1"]
+Better = Literal["lower", "higher", "near 1", "teacher"]
+"""Which way is better; `teacher`: the nearer to the teacher's value, whichever way that is."""
 Scores: TypeAlias = Mapping[str, float]
 
 
@@ -44,6 +48,8 @@ class Sample:
     """The teacher's first answer, where there is one; for the model `teacher` it is `answer` itself."""
     category: str = "all"
     """What kind of prompt it is."""
+    prompt: int = 0
+    """Which prompt it is, of those that are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,11 @@ class Measure:
 
 
 class TextMetric(Protocol):
-    """A metric of texts alone."""
+    """A metric of texts alone.
+
+    It may also have `prepare(folder, samples) -> None`, called once before with the run folder and every sample that
+    will be scored, for what takes all answers, or the training rows, to know.
+    """
 
     scope: Literal["text"]
     measures: tuple[Measure, ...]

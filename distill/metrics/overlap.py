@@ -6,6 +6,7 @@ from typing import Literal
 
 from distill import recipe
 from distill.metrics import Measure, Sample, Scores
+from distill.novelty import comparable
 from distill.text import rouge_l, rouge_tokens
 
 
@@ -23,7 +24,8 @@ class Overlap:
             unit="",
             better="higher",
             explanation="F-measure of the longest common subsequence with the teacher's answer, over lower-case runs "
-            "of letters and digits (Lin, 2004). The teacher's own second answer shows how high it can be hoped to go.",
+            "of letters and digits (Lin, 2004), or words of any alphabet where the teacher's answer is mostly in "
+            "another than Latin. The teacher's own second answer shows how high it can be hoped to go.",
             likeness=True,
         ),
     )
@@ -33,7 +35,11 @@ class Overlap:
 
     def score(self, sample: Sample) -> Scores:
         """`rouge_l`, 0 to 1; 0 for an empty answer. Excluded: the teacher itself, and empty answers of the teacher."""
-        reference = rouge_tokens(sample.reference.text) if sample.reference is not None else []
-        if sample.model == "teacher" or not reference:
+        if sample.model == "teacher" or sample.reference is None:
             return {}
-        return {"rouge_l": rouge_l(rouge_tokens(sample.answer.text), reference)}
+        reference = comparable(sample.reference.text)
+        if not reference:
+            return {}
+        is_latin = reference == rouge_tokens(sample.reference.text)
+        said = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
+        return {"rouge_l": rouge_l(said, reference)}

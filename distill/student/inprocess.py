@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from distill.embedded import fingerprint, read_base, student_fingerprint
 from distill.fingerprints import json_sha256
 from distill.providers import ProviderError, Reply
 from distill.providers.batched import Batched
 from distill.types import Endpoint, Request
+
+if TYPE_CHECKING:
+    from distill.student.likelihood import Scored
 
 Watch: TypeAlias = Callable[[int, str], None]
 """Is told how many requests of the running batch are answered, and one short note; (0, "") at its end."""
@@ -97,7 +100,13 @@ class InProcess:
         values = loglikelihoods(
             loaded.model, loaded.tokenizer, loaded.template, pairs, watch=lambda done: self._watch(done, "")
         )
-        return [value if isinstance(value, ProviderError) else Reply(loglikelihood=value) for value in values]
+        return [value if isinstance(value, ProviderError) else _likelihood(value) for value in values]
+
+
+def _likelihood(scored: Scored) -> Reply:
+    """The sum, and how each token fared; four decimals of a nat are as much as batches agree on."""
+    tokens = {"logprobs": [round(one, 4) for one in scored.logprobs], "agrees": sum(scored.agrees)}
+    return Reply(loglikelihood=scored.total, raw=tokens)
 
 
 def untrained_base(student_folder: Path, *, watch: Watch | None = None) -> InProcess:

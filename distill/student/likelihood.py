@@ -29,26 +29,41 @@ def loglikelihoods(
     *,
     batch_tokens: int = BATCH_TOKENS,
     watch: Callable[[int], None] | None = None,
-) -> list[float | ProviderError]:
-    """For each (prompt, continuation): the sum of log-probabilities, in nats, of the continuation's tokens.
+) -> list[Scored | ProviderError]:
+    """For each (prompt, continuation): log-probabilities, in nats, of the continuation's tokens.
 
     Prompt and continuation are rendered and tokenised as for training; the end token is excluded. An empty
-    continuation has 0. One that does not fit the context, cannot be rendered or has no finite sum is an error of that
-    pair alone. `watch` is told how many pairs are done, after each batch.
+    continuation has none. One that does not fit the context, cannot be rendered or has no finite sum is an error of
+    that pair alone. `watch` is told how many pairs are done, after each batch.
     """
     texts = [_text(model, tokenizer, template, *pair) for pair in pairs]
-    results: list[float | ProviderError] = [text if isinstance(text, ProviderError) else 0.0 for text in texts]
+    results: list[Scored | ProviderError] = [text if isinstance(text, ProviderError) else Scored() for text in texts]
     scored = [(index, text) for index, text in enumerate(texts) if isinstance(text, _Text) and text.scored]
     done = len(pairs) - len(scored)
     for group in by_length([len(text.ids) for _, text in scored], rows=MAX_ROWS, tokens=batch_tokens):
         with torch.inference_mode():
-            sums = _sums(model, [scored[place][1] for place in group])
-        for place, total in zip(group, sums, strict=True):
-            results[scored[place][0]] = total if math.isfinite(total) else _not_finite()
+            found = _scores(model, [scored[place][1] for place in group])
+        for place, one in zip(group, found, strict=True):
+            results[scored[place][0]] = one if math.isfinite(one.total) else _not_finite()
         done += len(group)
         if watch is not None:
             watch(done)
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """How a model finds a continuation; both lists have a number for each of its tokens."""
+
+    logprobs: tuple[float, ...] = ()
+    """Nats, given all before it."""
+    agrees: tuple[bool, ...] = ()
+    """Whether the token is the one that the model itself finds most probable there."""
+
+    @property
+    def total(self) -> float:
+        """The sum of the log-probabilities."""
+        return math.fsum(self.logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +100,18 @@ def _not_finite() -> ProviderError:
     return ProviderError("not_finite", "the model's logits are not finite: its training diverged")
 
 
-def _sums(model: Any, texts: Sequence[_Text]) -> list[float]:
+def _scores(model: Any, texts: Sequence[_Text]) -> list[Scored]:
     """Of one right-padded batch; logits are computed only from the shortest prompt's last token on."""
     ids, mask = padded([text.ids for text in texts], left=False, device=model.device)
     first = min(text.start for text in texts) - 1
     logits = model(
         input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first
     ).logits  # B × (T − first) × V, of which position p predicts token first + p + 1
-    sums = []
+    found = []
     for row, text in enumerate(texts):
         predicting = slice(text.start - 1 - first, len(text.ids) - 1 - first)
-        targets = ids[row, text.start : len(text.ids), None]
-        chosen = torch.log_softmax(logits[row, predicting].float(), dim=-1).gather(-1, targets)
-        sums.append(float(chosen.double().sum()))
-    return sums
+        targets = ids[row, text.start : len(text.ids)]
+        logs = torch.log_softmax(logits[row, predicting].float(), dim=-1)
+        chosen = logs.gather(-1, targets[:, None])[:, 0]
+        found.append(Scored(tuple(chosen.double().tolist()), tuple((logs.argmax(-1) == targets).tolist())))
+    return found
