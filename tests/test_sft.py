@@ -120,3 +120,61 @@ def test_a_run_whose_memory_ended_is_resumed_as_it_went_on(tiny, tmp_path):
 def test_a_single_session_that_does_not_fit_ends_the_run_with_advice(tiny, tmp_path):
     with pytest.raises(ModelError, match=r"memory is too small .* lower train.max_length"):
         run(tmp_path / "student", tiny, sessions=SESSIONS[:2], callbacks=[callback(5)])
+
+
+def attentions(trainer):
+    """How often attention is computed in a step, its backward pass left out."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counting(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "attention" in str(func) and "backward" not in str(func)
+            return func(*args, **(kwargs or {}))
+
+    with Counting() as counting:
+        found = step(trainer, tuple(range(8)), 1000)
+    return counting.count, found
+
+
+@pytest.mark.parametrize(("how", "times"), [("full", 2), ("selective", 1)])
+def test_activations_computed_again_give_the_same_gradients(tiny, trainers, how, times):
+    layers = 4
+    plain, (loss, gradient, _) = attentions(trainers["best_fit"])
+    again, (other, other_gradient, _) = attentions(built(tiny, options=options(checkpointing=how)))
+    assert (plain, again) == (layers, times * layers)
+    assert other == pytest.approx(loss, abs=1e-6)
+    assert torch.allclose(other_gradient, gradient, atol=1e-6)
+
+
+@PACKINGS
+def test_noise_goes_by_the_length_of_each_session(tiny, packing):
+    alpha, hidden = 5.0, 64
+    trainer = built(tiny, options=options(packing=packing, neftune_alpha=alpha))
+    ids = trainer.batch((0, 10))["input_ids"]
+    embed = trainer.model.get_input_embeddings()
+    noise = (embed(ids) - torch.nn.functional.embedding(ids, embed.weight)).abs()
+    rows = [noise[0, :21], noise[0, 21:]] if packing == "best_fit" else [noise[0, :21], noise[1]]
+    lengths = [len(trainer.examples[row].input_ids) for row in (0, 10)]
+    assert lengths == [21, 23]
+    for found, length in zip(rows, lengths, strict=True):
+        bound = alpha / (length * hidden) ** 0.5
+        assert 0.98 * bound < found.max().item() <= bound * (1 + 1e-5)
+    trainer.model.eval()
+    assert torch.equal(embed(ids), torch.nn.functional.embedding(ids, embed.weight))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"), [("cosine", [1, 0.5, 0]), ("linear", [1, 0.5, 0]), ("constant", [1, 1, 1])]
+)
+def test_the_learning_rate_falls_as_it_is_told_to(tiny, scheduler, expected):
+    trainer = built(tiny, options=options(scheduler=scheduler, warmup=0.5, learning_rate=1.0))
+    trainer.create_optimizer_and_scheduler(num_training_steps=8)
+    rates = []
+    for _ in range(9):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert rates[4::2] == pytest.approx(expected)

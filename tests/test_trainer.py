@@ -82,6 +82,7 @@ def test_a_student_folder_tells_its_base_and_keeps_no_checkpoints(trained, tiny)
         "layers": [0, 2, 3],
         "template": "chatml",
         "quantised": True,
+        "method": "qlora",
     }
     names = {path.name for path in trained[0].iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "train_log.jsonl"} <= names

@@ -33,7 +33,21 @@ STUDENT_SOURCES = tuple(
 )
 TRAIN_SOURCES = tuple(
     f"distill.student.{name}"
-    for name in ("build", "checkpoints", "examples", "layout", "log", "models", "sft", "trainer")
+    for name in (
+        "adapter",
+        "build",
+        "checkpoints",
+        "examples",
+        "layout",
+        "log",
+        "models",
+        "neftune",
+        "precision",
+        "recompute",
+        "saving",
+        "sft",
+        "trainer",
+    )
 )
 COMPARING_SOURCES = tuple(
     f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline", "leaks", "prompts")

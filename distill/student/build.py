@@ -9,15 +9,28 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
+from distill.errors import RecipeError
 from distill.student import models
+from distill.student.adapter import adapter_of, require_targets, train_in_float32
 from distill.student.examples import Examples
 from distill.student.layout import MICRO_BATCH_TOKENS, Plan, plan
-from distill.student.options import TrainOptions
+from distill.student.neftune import Noise
+from distill.student.options import RESIDUAL, TrainOptions
+from distill.student.precision import compute_dtype
+from distill.student.recompute import chosen, recompute
 from distill.student.sft import Trainer
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def build(
@@ -32,30 +45,59 @@ def build(
     say: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trainer:
-    """A trainer that is ready to train: the base in 4 bits or whole, an adapter in float32, the run's plan of steps.
+    """A trainer that is ready to train: the base in 4 bits or whole, what learns in float32, the run's plan of steps.
 
-    `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go.
+    `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go. Raises
+    `RecipeError` and `ModelError` for what this machine or this base cannot do.
     """
     device = models.default_device()
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    model = models.load_causal(base, layers=kept, quantise=options.method == "qlora", dtype=dtype, device=device)
-    model.config.use_cache = False
+    dtype = compute_dtype(options.dtype, device)
+    _require_optimizer(options.optimizer, device)
+    micro_tokens = options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
+    model = _base(base, kept, options, dtype, device)
+    how = chosen(options.checkpointing, model, micro_tokens)
     trainer = Trainer(
         found,
         _plan(found.lengths(), options, seed),
-        micro_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type],
+        micro_tokens=micro_tokens,
         say=say,
         model=model,
-        args=_arguments(device, bf16, options=options, seed=seed, output=output),
+        args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
         train_dataset=_sample(found),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
-        peft_config=_adapter(options),
+        peft_config=None if options.method == "full" else adapter_of(options.lora),
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
-    _train_in_float32(trainer.model)
+    train_in_float32(trainer.model)
+    recompute(model, how)
+    if options.neftune_alpha:
+        trainer.noise = Noise(model, options.neftune_alpha)
     return trainer
+
+
+def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
+    """The base: in float32 where its own weights change, be it in training or as an adapter begins."""
+    whole = options.method == "full" or options.lora.init in RESIDUAL
+    models.require_plain(base)
+    quantise = options.method == "qlora"
+    model = models.load_causal(
+        base, layers=kept, quantise=quantise, dtype=torch.float32 if whole else dtype, device=device
+    )
+    model.config.use_cache = False
+    if options.method == "full":
+        model.requires_grad_(True)
+    else:
+        require_targets(model, options.lora)
+    return model
+
+
+def _require_optimizer(optimizer: str, device: torch.device) -> None:
+    if optimizer.startswith("paged") and device.type != "cuda":
+        raise RecipeError(
+            f"train.optimizer: {optimizer} moves its state out of a GPU's memory, and there is none; "
+            "take adamw, or adamw_8bit for a smaller state"
+        )
 
 
 def _plan(lengths: Sequence[int], options: TrainOptions, seed: int) -> Plan:
@@ -74,30 +116,6 @@ def _sample(found: Examples) -> Any:
     return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in found.examples[:1]])
 
 
-def _adapter(options: TrainOptions) -> LoraConfig:
-    return LoraConfig(
-        r=options.lora.r,
-        lora_alpha=options.lora.alpha,
-        lora_dropout=options.lora.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
-def _train_in_float32(model: Any) -> None:
-    """Undo TRL's cast of the adapter to bfloat16.
-
-    There a quarter and more of the weights do not move in a step at 2e-4, and a resumed run differs from the next step
-    on. The second loop is for modules that the adapter has wrapped since `load_causal` saw to it.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-
-
 def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed: int, output: Path) -> Any:
     arguments = SFTConfig(
         output_dir=str(output),
@@ -108,9 +126,10 @@ def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed:
         gradient_accumulation_steps=1,
         num_train_epochs=1,
         learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=SCHEDULERS[options.scheduler],
         warmup_steps=options.warmup,
-        optim="adamw_torch_fused",
+        optim=OPTIMIZERS[options.optimizer],
+        weight_decay=options.weight_decay,
         max_grad_norm=options.max_grad_norm,
         bf16=bf16,
         use_cpu=device.type == "cpu",
@@ -129,6 +148,6 @@ def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed:
 
 
 def _checkpointing_name() -> str:
-    """Recomputing activations costs a third of the speed and saves little at this size; its name has changed."""
+    """TRL turns it on by default, and its name has changed; `recompute` does it here."""
     fields = SFTConfig.__dataclass_fields__
     return "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"

@@ -335,6 +335,19 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def require_plain(folder: Path) -> None:
+    """Raise `ModelError` for a base whose weights are stored quantised.
+
+    They cannot be trained, and an adapter on them could not be served here as what it was trained on.
+    """
+    config = read_json(folder / "config.json")
+    if isinstance(config, dict) and (stored := config.get("quantization_config")):
+        raise ModelError(
+            f"{folder} holds weights quantised by {stored.get('quant_method', 'another tool')}; train on the model "
+            "they were made of (method: qlora quantises it itself)"
+        )
+
+
 def load_causal(
     folder: Path,
     *,
@@ -438,16 +451,19 @@ def load_student(
     """A student as (model, tokenizer): its pruned base, dequantised from NF4, with the adapter merged or untouched.
 
     So what is compared is what was trained: KL to the trained 4-bit model 8.9e-7, against 1.3e-4 when merged into
-    the weights before quantisation. `adapter=False` is the student before training. Merging is done in float32.
+    the weights before quantisation. `adapter=False` is the student before training. Merging is done in float32. A
+    fully trained student has its weights in its own folder, and no adapter.
     Raises `ModelError` when the base has changed since.
     """
     told = read_base(student_folder)
+    place = torch.device(device) if device is not None else default_device()
+    if adapter and told.get("method") == "full":
+        return load_causal(student_folder, dtype=dtype, device=place), load_tokenizer(student_folder)
     if (found := fingerprint(told["model"])) != told["fingerprint"]:
         raise ModelError(
             f"the student in {student_folder} was trained on another {told['model']} ({told['fingerprint'][:12]}, "
             f"now {found[:12]}); put that model back, or train again"
         )
-    place = torch.device(device) if device is not None else default_device()
     folder = materialise(told["model"])
     model = load_causal(
         folder, layers=told["layers"], quantise=bool(told["quantised"]), dtype=torch.float32, device=place

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.recipe import Options
+
+RESIDUAL = ("pissa", "olora")
+"""Ways to begin an adapter that take its first product out of the base's weights."""
 
 
 class LoraOptions(Options):
@@ -15,26 +18,52 @@ class LoraOptions(Options):
     r: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank."""
     alpha: Annotated[float, Field(gt=0)] = 32
-    """The adapter's output is scaled by alpha / r."""
+    """The adapter's output is scaled by alpha / r, with `rslora` by alpha / √r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the adapter's inputs that are left out at random."""
+    rslora: bool = False
+    """Scale by alpha / √r, so that gradients do not shrink with the rank (Kalajdzievski, 2023, arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn each column's magnitude apart from its direction (Liu et al., 2024, arXiv 2402.09353); slower, and often
+    better at a small rank."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """What the adapter's matrices begin as. `default` and `gaussian` change nothing at first. `pissa`
+    begins with the weights' principal directions (Meng et al., 2024, arXiv 2404.02948) and `olora` with an orthonormal
+    basis of them (2406.01775), both taken out of the base's weights and therefore for `lora` only; what is saved is a
+    plain adapter of twice the rank for the base as it was."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the linear layers that get an adapter, such as [q_proj, v_proj]; by default all but the output head."""
 
 
 class TrainOptions(Options):
     """How the student is trained."""
 
-    method: Literal["qlora", "lora"] = "qlora"
-    """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU."""
+    method: Literal["qlora", "lora", "full"] = "qlora"
+    """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both
+    with an adapter that learns; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2
     """How often each session is seen."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
-    """The highest, reached after the warm-up; it falls along a cosine from there. 2e-4 is usual from 7B on."""
+    """The highest, reached after the warm-up. 2e-4 is usual for an adapter from 7B on, a tenth of it for `full`."""
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up; `constant` stays where it is."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = "adamw"
+    """`adamw_8bit` keeps its two moments in 8 bits, a quarter of their memory: much for `full`, little for an adapter.
+    The paged ones move them out of a GPU's memory when it is short."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the weights taken off in a step, by the learning rate."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Longer gradients of a step are cut to this length."""
+    neftune_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the embeddings of a session of L tokens, at most alpha / √(L x hidden size) each (NEFTune, Jain et al.,
+    2023, arXiv 2310.05914, where 5 to 15 make answers longer); 0 is none."""
     lora: LoraOptions = LoraOptions()
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens of the longest session that is trained on; longer ones are left out and counted, never cut."""
+    train_on: Literal["all", "last"] = "all"
+    """Which answers of a session of several turns bear on the loss."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens in one optimizer step; by default what makes about 36 steps of the run, at least 128, at most 16,384."""
     batch_rows: Annotated[int, Field(ge=1)] | None = None
@@ -46,5 +75,25 @@ class TrainOptions(Options):
     """`best_fit` lays sessions end to end in a forward pass, none seeing another; `none` pads them to one length."""
     group_by_length: bool = False
     """Fill each step with sessions of like length: less padding without packing, but steps that are less alike."""
+    checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """Which activations are computed again in the backward pass instead of kept: `full` keeps one tensor a layer,
+    `selective` attention's output too, which spares its recomputation. `auto` is the first of none, selective and full
+    that a GPU's free memory holds by formula, and none on a CPU."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """What is computed in; weights that learn are always kept in 32 bits. `auto` is bf16 on a GPU that has it and fp32
+    elsewhere; bf16 where there is none is an error."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainOptions:
+        if self.method == "qlora" and self.lora.init in RESIDUAL:
+            raise ValueError(
+                f"lora.init {self.lora.init} takes a part out of the base's weights, and in 4 bits the rest would be "
+                "rounded to other values than those the saved adapter is read on; use method: lora, or another init"
+            )
+        if self.batch_tokens is not None and self.batch_rows is not None:
+            raise ValueError("batch_tokens and batch_rows both say how large a step is; give one of them")
+        if isinstance(self.lora.target_modules, list) and not self.lora.target_modules:
+            raise ValueError("lora.target_modules names no layer; leave it out for all linear layers")
+        return self

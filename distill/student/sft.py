@@ -17,6 +17,7 @@ from distill import chat
 from distill.embedded import read_json, write_json
 from distill.student.examples import Examples
 from distill.student.layout import Plan, passes
+from distill.student.neftune import Noise, token_lengths
 
 FUSED_HEAD_TOKENS = 2048
 """Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
@@ -42,6 +43,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Most tokens in a forward pass, padding included; halved when memory ends."""
         self.tokens_seen = 0
         """By all processes, padding excluded."""
+        self.noise: Noise | None = None
         self._lengths, self._say = found.lengths(), say
         super().__init__(**arguments)
 
@@ -107,7 +109,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         examples = [self.examples[row] for row in group]
         rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
         idle = {"input_ids": self.examples[0].input_ids, "labels": [chat.IGNORED] * self._lengths[0]}
-        return dict(self.data_collator(rows or [idle]))
+        batch = dict(self.data_collator(rows or [idle]))
+        if self.noise is not None:
+            self.noise.lengths = token_lengths(batch)
+        return batch
 
     def _largest(self, rows: Sequence[int]) -> int:
         """Tokens of the largest pass, padding included."""

@@ -10,17 +10,17 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from distill import chat
 from distill.console import Progress, Silent
-from distill.embedded import fingerprint, read_json, write_json
+from distill.embedded import fingerprint, read_json
 from distill.student import models
+from distill.student.adapter import state_of
 from distill.student.build import build
 from distill.student.checkpoints import Checkpoints, identity_of
 from distill.student.examples import Examples, examples_of, say_drift, say_left_out
 from distill.student.foreign import in_our_words, quiet
 from distill.student.log import Log, speed
 from distill.student.options import TrainOptions
-from distill.student.sft import Trainer
+from distill.student.saving import save
 from distill.types import Session
 
 
@@ -73,7 +73,7 @@ def train(
     say_drift(sessions, template, tokenizer, tell)
     kept = _kept_layers(base, layers)
     told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
-    told["quantised"] = options.method == "qlora"
+    told |= {"quantised": options.method == "qlora", "method": options.method}
     checkpoints = Checkpoints(student_folder, identity_of(found.examples, told, options, seed), tell)
     with quiet(), in_our_words(student_folder):
         trainer = build(
@@ -87,11 +87,12 @@ def train(
             say=tell,
             callbacks=callbacks,
         )
+        first = state_of(trainer.model, options.lora) if options.method != "full" else None
         done = checkpoints.resume()
         log = Log(student_folder / "train_log.jsonl", done, trainer, checkpoints, progress or Silent())
         trainer.add_callback(log)
         trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
-        _save(trainer, tokenizer, template, told, student_folder)
+        save(trainer, tokenizer, template, told, student_folder, first=first)
     shutil.rmtree(checkpoints.folder)
     return _result(found, log)
 
@@ -101,24 +102,6 @@ def _kept_layers(base: Path, layers: int | None) -> list[int] | None:
         return None
     total = read_json(base / "config.json")["num_hidden_layers"]
     return list(models.kept_layers(total, layers))
-
-
-def _save(trainer: Trainer, tokenizer: Any, template: str, told: dict[str, Any], folder: Path) -> None:
-    """Write the student beside and move it into place; base.json, without which nobody reads it, comes last."""
-    new = folder / ".new"
-    shutil.rmtree(new, ignore_errors=True)
-    settings = trainer.model.peft_config["default"]
-    settings.base_model_name_or_path = told["model"]  # not where it lies on this machine
-    settings.target_modules = sorted(settings.target_modules)  # a set, in another order each time
-    trainer.model.save_pretrained(new, save_embedding_layers=False)
-    tokenizer.chat_template = chat.jinja(template, tokenizer)
-    tokenizer.save_pretrained(new)
-    (new / "README.md").unlink(missing_ok=True)
-    (folder / "base.json").unlink(missing_ok=True)
-    for file in new.iterdir():
-        file.replace(folder / file.name)
-    new.rmdir()
-    write_json(folder / "base.json", told)
 
 
 def _result(found: Examples, log: Log) -> TrainResult:
