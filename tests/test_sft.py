@@ -153,7 +153,7 @@ def test_noise_goes_by_the_length_of_each_session(tiny, packing):
     alpha, hidden = 5.0, 64
     trainer = built(tiny, options=options(packing=packing, neftune_alpha=alpha))
     ids = trainer.batch((0, 10))["input_ids"]
-    embed = trainer.model.get_input_embeddings()
+    embed = trainer.model.train().get_input_embeddings()
     noise = (embed(ids) - torch.nn.functional.embedding(ids, embed.weight)).abs()
     rows = [noise[0, :21], noise[0, 21:]] if packing == "best_fit" else [noise[0, :21], noise[1]]
     lengths = [len(trainer.examples[row].input_ids) for row in (0, 10)]
