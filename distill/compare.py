@@ -24,7 +24,7 @@ from distill.comparing.asking import (
 from distill.comparing.entries import summary
 from distill.comparing.found import Found, line, score_texts
 from distill.comparing.leaks import leaks, tell_leaks
-from distill.comparing.prompts import held_out, of_file, same_questions, take_recorded
+from distill.comparing.prompts import held_out, of_file, of_metrics, same_questions, take_recorded
 from distill.embedded import read_base, student_fingerprint
 from distill.journal import Journal
 from distill.metrics import Model, ModelMetric, TextMetric
@@ -71,7 +71,8 @@ def compare(
     teacher's first answers, and kept.jsonl for what the student was trained on. Raises `DistillError` when base and
     student are the same model, `RecipeError` for a file of prompts or answers that does not fit.
     """
-    found = Found(of_file(prompts, system=system) if prompts is not None else held_out(folder, journal))
+    shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
+    found = Found([*shared, *of_metrics(metrics)])
     if found.prompts:
         take_recorded(found, sides.recorded)
         _ask(found, folder / "student", engine, metrics, sampling, seed, sides)
@@ -83,7 +84,7 @@ def compare(
     told = summary(found, metrics, seed, usd())
     write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
     scores = {
-        "prompts": len(found.prompts),
+        "prompts": len(found.shared),
         "method": _method(sampling, seed),
         "models": described(folder / "student", found, sides),
         **told,
@@ -91,7 +92,7 @@ def compare(
     }
     write_json(folder / "scores.json", scores)
     missing = sum(found.missing.values())
-    return {"prompts": len(found.prompts), "answers": sum(map(len, found.answers.values())), "missing": missing}
+    return {"prompts": len(found.shared), "answers": sum(map(len, found.answers.values())), "missing": missing}
 
 
 def _ask(
@@ -122,7 +123,7 @@ def _ask(
 
 
 def _say_repeats(found: Found) -> None:
-    if repeats := same_questions(found.prompts):
+    if repeats := same_questions([found.prompts[index] for index in found.shared]):
         found.notes.append(
             f"{repeats} of {len(found.prompts)} prompts ask what another one asks; they are no independent evidence, "
             "so the intervals are too narrow"

@@ -15,6 +15,7 @@ from distill.engine.drive import Engine
 from distill.errors import RecipeError
 from distill.journal import Journal
 from distill.metrics import Answered
+from distill.metrics.instructions import Instructions
 from distill.metrics.likelihood import Likelihood
 from distill.metrics.overlap import Overlap
 from distill.metrics.style import Style
@@ -59,7 +60,7 @@ def recorded(folder: Path, **texts: str) -> dict[str, Path]:
 METRICS = (Likelihood(), Overlap(), Style())
 
 
-def compared(folder: Path, *, prompts=None, **sides):
+def compared(folder: Path, *, prompts=None, metrics=METRICS, **sides):
     """The scores and the answers of a comparison."""
     with Journal.open(folder / "journal.sqlite") as journal:
 
@@ -70,7 +71,7 @@ def compared(folder: Path, *, prompts=None, **sides):
             folder,
             engine=engine,
             journal=journal,
-            metrics=METRICS,
+            metrics=metrics,
             sampling=Sampling(temperature=0.0, max_tokens=32),
             seed=7,
             sides=Sides(**sides),
@@ -355,3 +356,23 @@ def test_a_comparison_without_a_side_is_refused_by_name(tmp_path, missing, messa
     (tmp_path / "recorded.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=re.escape(message)):
         run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
+
+
+def test_a_metric_asks_its_own_prompts_which_no_other_metric_sees(tmp_path):
+    mine = write(tmp_path, "mine.jsonl", [
+        {"id": f"check-{n}", "turns": [f"Say {n} in lowercase."], "checks": [{"kind": "lowercase"}]} for n in range(8)
+    ])  # fmt: skip
+    metric = Instructions(Instructions.Options(prompts=str(mine)))
+    sides = {
+        "teachers": {"teacher": Scripted(lambda request: "all small")},
+        "endpoints": {"student": Scripted(lambda request: "all small"), "base": Scripted(lambda request: "All Big")},
+    }
+    scores, rows = compared(tmp_path, metrics=(Overlap(), metric), **sides)
+    assert (scores["prompts"], len(rows)) == (10, 18)
+    told = scores["metrics"]["instructions"]
+    assert {model: one["mean"] for model, one in told["by"].items()} == {
+        "base": 0.0, "student": 1.0, "teacher": 1.0, "teacher_again": 1.0
+    }  # fmt: skip
+    assert told["gap_closed"]["share"] == 1.0
+    assert scores["metrics"]["rouge_l"]["by"]["student"]["n"] == 10
+    assert scores["categories"] == {"writing": 5, "maths": 5}

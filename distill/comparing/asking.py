@@ -64,8 +64,8 @@ Asked: TypeAlias = tuple[int, tuple[Message, ...], Answered]
 
 
 def _with_reference(found: Found) -> list[Asked]:
-    """The prompts that the teacher has answered."""
-    known = ((index, found.reference(index)) for index in range(len(found.prompts)))
+    """The prompts that the teacher has answered, of those that all metrics look at."""
+    known = ((index, found.reference(index)) for index in found.shared)
     return [(index, found.prompts[index].with_turns(one), one) for index, one in known if one is not None]
 
 

@@ -48,11 +48,11 @@ def summary(
     return {
         "metrics": entries,
         "lead": lead.name if lead is not None else None,
-        "categories": dict(Counter(prompt.category for prompt in found.prompts).most_common()),
+        "categories": dict(Counter(found.prompts[index].category for index in found.shared).most_common()),
         "cut_share": {model: share for model, share in cut.items() if share is not None},
         "power": _power(found, lead, entries, usd) if lead is not None else None,
         "notes": found.notes,
-        "headline": headline(len(found.prompts), entries, lead.name if lead is not None else None),
+        "headline": headline(len(found.shared), entries, lead.name if lead is not None else None),
     }
 
 
@@ -112,8 +112,8 @@ def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
 def _by_category(found: Found, measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     """The same by category, where there are several; `p_holm` is adjusted for looking at all of them (Holm, 1979)."""
     members: dict[str, set[int]] = {}
-    for index, prompt in enumerate(found.prompts):
-        members.setdefault(prompt.category, set()).add(index)
+    for index in found.shared:
+        members.setdefault(found.prompts[index].category, set()).add(index)
     if len(members) < 2:
         return {}
     entries = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Prompt:
     """What the user says after each answer, in a question of several turns."""
     solution: str | None = None
     """A right answer that the prompt's author gives, for a judge."""
+    checks: tuple[Mapping[str, Any], ...] = ()
+    """Instructions in it that a program can check."""
+    asked_by: str | None = None
+    """The metric that asks it for itself; `None` of the prompts that all are compared on."""
 
     def with_turns(self, answer: Answered) -> tuple[Message, ...]:
         """The conversation that `answer` ends: the prompt, and the turns that a model has answered before."""
@@ -62,6 +66,11 @@ class Found:
         if known:
             self.answers["teacher"] = known
 
+    @property
+    def shared(self) -> list[int]:
+        """The prompts that all metrics look at: all but those that a metric asks for itself."""
+        return [index for index, prompt in enumerate(self.prompts) if prompt.asked_by is None]
+
     def reference(self, index: int) -> Answered | None:
         """The teacher's first answer to a prompt."""
         return self.answers.get("teacher", {}).get(index)
@@ -83,11 +92,13 @@ class Found:
 
 def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
     """Score every answer by the metrics that read texts alone."""
-    samples = [
+    every = [
         (model, index, _sample(found, model, index)) for model, answers in found.answers.items() for index in answers
     ]
     for metric in metrics:
         if metric.scope == "text":
+            named = (None, type(metric).__name__)
+            samples = [one for one in every if found.prompts[one[1]].asked_by in named]
             if (prepare := getattr(metric, "prepare", None)) is not None:
                 prepare(folder, [sample for _, _, sample in samples])
             for model, index, sample in samples:
@@ -96,7 +107,8 @@ def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric], folde
 
 def _sample(found: Found, model: Model, index: int) -> Sample:
     prompt, answer = found.prompts[index], found.answers[model][index]
-    return Sample(prompt.with_turns(answer), model, answer, found.reference(index), prompt.category, index)
+    reference = found.reference(index)
+    return Sample(prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks)
 
 
 def line(found: Found, index: int) -> dict[str, Any]:

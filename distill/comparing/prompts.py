@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,20 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
     return [_led(prompt, system) for prompt in prompts]
 
 
+def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
+    """The prompts that metrics ask for themselves, each for the metric whose it is."""
+    return [
+        replace(_prompt(Row(number, row), type(metric).__name__), asked_by=type(metric).__name__)
+        for metric in metrics
+        if hasattr(metric, "prompts")
+        for number, row in enumerate(metric.prompts(), start=1)
+    ]
+
+
 def _led(prompt: Prompt, system: str) -> Prompt:
     if not system or prompt.messages[0].role == "system":
         return prompt
-    messages = (Message("system", system), *prompt.messages)
-    return Prompt(prompt.id, messages, category=prompt.category, later=prompt.later, solution=prompt.solution)
+    return replace(prompt, messages=(Message("system", system), *prompt.messages))
 
 
 def _lines(path: Path) -> Iterator[Prompt]:
@@ -110,7 +120,7 @@ def _rows(path: Path) -> Iterator[Prompt]:
         yield _prompt(row, path)
 
 
-def _prompt(row: Row, path: Path) -> Prompt:
+def _prompt(row: Row, path: Path | str) -> Prompt:
     messages, later = _asked(row.value)
     if not messages:
         raise RecipeError(
@@ -118,13 +128,14 @@ def _prompt(row: Row, path: Path) -> Prompt:
             f"{', '.join(f'`{name}`' for name in QUESTIONS)}"
         )
     meta = row.value.get("meta")
-    solution = row.value.get("reference")
+    solution, checks = row.value.get("reference"), row.value.get("checks")
     return Prompt(
         _id(row.value) or f"prompt-{row.line}",
         messages,
         category=_category({**(meta if isinstance(meta, dict) else {}), **row.value}),
         later=later,
         solution=_solution(solution),
+        checks=tuple(checks) if isinstance(checks, list) else (),
     )
 
 

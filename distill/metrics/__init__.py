@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from distill.types import Finish, Flow, Message
 
 METRICS = {
     "copied": "distill.metrics.copied:Copied",
+    "instructions": "distill.metrics.instructions:Instructions",
     "diversity": "distill.metrics.diversity:Diversity",
     "likelihood": "distill.metrics.likelihood:Likelihood",
     "overlap": "distill.metrics.overlap:Overlap",
@@ -50,6 +51,8 @@ class Sample:
     """What kind of prompt it is."""
     prompt: int = 0
     """Which prompt it is, of those that are compared."""
+    checks: tuple[Mapping[str, Any], ...] = ()
+    """Instructions of the prompt that a program can check; see `distill.metrics.checks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,8 @@ class TextMetric(Protocol):
     """A metric of texts alone.
 
     It may also have `prepare(folder, samples) -> None`, called once before with the run folder and every sample that
-    will be scored, for what takes all answers, or the training rows, to know.
+    will be scored, for what takes all answers, or the training rows, to know; and `prompts() -> rows`, prompts of its
+    own to ask beside the others, which no other metric sees.
     """
 
     scope: Literal["text"]
