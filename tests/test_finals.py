@@ -49,6 +49,32 @@ def test_the_same_number_may_be_written_otherwise():
     assert not same_number("The answer is 0.50001", "1/2")
 
 
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("**Final Answer:** $7$", "7"),
+        ("Answer: 7 (because 3 + 4 = 7 and 9 - 2 = 7, twice)", "7"),
+        ("Answer: 7 (3+4)", "7"),
+        ("The area is 12 cm times 2 cm.\r\n\r\nAnswer: 24 cm^2\r\n", "24"),
+        ("Answer: 7\n\nI hope this helps!", "7"),
+        ("Die Antwort ist 7.", "7"),
+        ("\u7b54\u6848\u662f7\u3002", "7"),
+        ("Resposta: 7", "7"),
+        ("<b>x = 7</b>\n\nAnswer: x = 7", "7"),
+        ("The answer is 75%.", "75"),
+    ],
+)
+def test_a_number_is_found_however_it_is_announced(text, reference):
+    assert same_number(text, reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"), [("Answer: 2^6", "2^5"), ("Answer: 8 (not 7)", "7"), ("Answer: f(7)", "8")]
+)
+def test_another_number_is_not_the_same(text, reference):
+    assert not same_number(text, reference)
+
+
 def test_a_number_votes_by_its_value_and_a_word_by_its_letters():
     assert len({vote("#### 12"), vote("The answer is 12.0."), vote("So 5 + 7 = 12"), vote("12 apples")}) == 1
     assert vote("The answer is Paris.") == vote("Answer: paris")

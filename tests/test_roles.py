@@ -23,7 +23,7 @@ from distill.providers.scripted import Scripted
 from distill.recipe import Collect
 from distill.rows import read_jsonl, read_sessions
 from distill.shelf import part
-from distill.steps import Context, choice_of, serves_here
+from distill.steps import Context, choice_of, growth_of, serves_here
 from distill.strategies import STRATEGIES
 from distill.strategies.best_of import BestOf
 from distill.strategies.instances import Instances
@@ -125,6 +125,19 @@ def test_a_roles_own_sampling_counts_where_the_strategy_says_nothing(tmp_path):
     told = {**best_of, "judge_sampling": {"max_tokens": 8}}
     assert strategy_of(recipe(tmp_path, judge=judge, collect=told), tmp_path).options.judge_sampling.max_tokens == 8
     assert strategy_of(recipe(tmp_path, collect=best_of), tmp_path).options.judge_sampling is None
+
+
+def test_a_judge_of_evolutions_is_asked_as_its_section_says(tmp_path):
+    evol = {"strategy": "evol_instruct", "tasks": 4}
+    judge = {**REMOTE, "sampling": {"max_tokens": 700}}
+    asked = [
+        growth_of(Context(tmp_path, loaded, None, None)).options.judge_sampling
+        for loaded in (
+            recipe(tmp_path, expand=evol, collect=None),
+            recipe(tmp_path, expand=evol, collect=None, judge=judge),
+        )
+    ]
+    assert (asked[0], asked[1].max_tokens) == (None, 700)
 
 
 def test_roles_reach_their_own_models(tmp_path, journal):

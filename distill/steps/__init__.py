@@ -54,7 +54,7 @@ COMPARING_SOURCES = tuple(
 )
 TURN_SOURCES = (
     "distill.reasoning",
-    *(f"distill.strategies.{name}" for name in ("dialogue", "finals", "thoughts", "turns")),
+    *(f"distill.strategies.{name}" for name in ("dialogue", "finals", "frames", "thoughts", "turns")),
 )
 """What strategies share."""
 FILTER_SOURCES = tuple(
@@ -73,6 +73,7 @@ PIPELINE: Mapping[str, Stage] = {
             "distill.novelty",
             "distill.prompts",
             "distill.reasoning",
+            "distill.strategies.frames",
             "distill.strategies.pool",
             "distill.engine.drive",
             "distill.engine.flows",

@@ -27,8 +27,9 @@ def growth_of(context: Context) -> Growth:
     section = context.recipe.expand
     assert section is not None
     strategy = shelf.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
+    options = _with_samplings(section.options, context.recipe)
     growth: Growth = strategy(
-        section.options, seeds=load_seeds(Path(section.seeds)), seed=context.recipe.seed, target=section.tasks
+        options, seeds=load_seeds(Path(section.seeds)), seed=context.recipe.seed, target=section.tasks
     )
     return growth
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from distill import prompts
 from distill.strategies import pool
+from distill.strategies.frames import is_no_input, without_rulers
 from distill.strategies.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -24,11 +25,15 @@ SHOWN = 3
 """Seeds in context, never the teacher's own tasks."""
 NO_INPUT = "<noinput>"
 
-_BEGIN = re.compile(r"^[^\w\n]*\d+[ \t]?\.[^\w\n]*Instruction[^\w\n]*:[^\S\n]*", re.MULTILINE)
-_NAMED = r"(Instruction|Input|Output)[^\w\n]*:[^\S\n]*"
-_FIELDS = tuple(re.compile(rf"^[^\w\n]*{number}{_NAMED}", re.MULTILINE) for number in (r"\d+[ \t]?\.[^\w\n]*", ""))
+_COLON = r"[^\w\n:\uff1a]*[:\uff1a][*_]*[^\S\n]*"
+_NUMBER = r"\d+[ \t]?[.):][^\w\n]*"
+_BEGIN = tuple(re.compile(rf"^[^\w\n]*{number}Instruction{_COLON}", re.MULTILINE) for number in (_NUMBER, ""))
+_FIELDS = tuple(
+    re.compile(rf"^[^\w\n]*{number}(Instruction|Input|Output){_COLON}", re.MULTILINE) for number in (_NUMBER, "")
+)
 """Marks of a block's fields: numbered, as asked for, and plain, where it has none that are numbered."""
-_EMPTY = re.compile(r"\W*(?:no[\s_-]?input|n/?a|none)?\W*", re.IGNORECASE)
+_HEADING = re.compile(r"\n[^\w\n]*(?:(?:task|block|example)[ \t]*|(?<=#)[ \t]*)\d+[^\w\n]*\Z", re.IGNORECASE)
+"""A block's title ("### Task 5"), which stands at the end of the block before."""
 
 
 class BatchSampling(ExpansionSampling):
@@ -105,10 +110,10 @@ class Alpaca:
         if isinstance(answer, Failure):
             return []
         meta = pool.origin("alpaca", k, answer, [each.id for each in shown])
-        tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(answer.text))]
+        tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(pool.said(answer)))]
         if answer.finish == "length" and tasks:
             tasks[-1] = pool.with_fault(tasks[-1], "cut_off")
-        return tasks
+        return tasks or pool.candidates(k, [], meta, is_cut=False)
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
         """Take those that pass every rule; only their instructions are compared."""
@@ -137,8 +142,9 @@ def _shown_block(number: int, seed: Seed) -> str:
 
 def blocks(text: str) -> list[str]:
     """The blocks of a continued list, each from behind its `Instruction:` to the next; the first needs no number."""
-    pieces = _BEGIN.split(text)
-    return [block for piece in pieces if (block := pool.without_rulers(piece))]
+    splits = (begin.split(text) for begin in _BEGIN)
+    pieces = next((pieces for pieces in splits if len(pieces) > 1), [text])
+    return [block for piece in pieces if (block := without_rulers(_HEADING.sub("", without_rulers(piece))))]
 
 
 def read_block(block: str) -> tuple[str, str, str] | None:
@@ -148,7 +154,7 @@ def read_block(block: str) -> tuple[str, str, str] | None:
     if pieces is None:
         return None
     instruction, given, output = (piece.strip() for piece in pieces[::2])
-    return " ".join(instruction.split()), "" if _EMPTY.fullmatch(given) else given, output
+    return " ".join(instruction.split()), "" if is_no_input(given) else given, output
 
 
 def _task(id: str, block: str, meta: dict[str, object]) -> Task:

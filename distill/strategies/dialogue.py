@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from rapidfuzz.distance import LCSseq
 
+from distill.strategies.frames import unquoted
 from distill.strategies.thoughts import taken
 from distill.text import normalise, rouge_l, rouge_tokens
 from distill.types import Answer, Completion, Failure, Flow, Message, Request
@@ -136,7 +137,7 @@ def user_turn(answer: Completion, before: Sequence[Message], *, markers: Sequenc
     read = taken(answer, "strip")
     if isinstance(read, Failure):
         return Turn("", read.reason)
-    text, leak = without_leak(read.answer, markers)
+    text, leak = without_leak(unquoted(read.answer), markers)
     earlier = [message.content for message in before if message.role == "user"]
     answers = [message.content for message in before if message.role == "assistant"]
     ends = {

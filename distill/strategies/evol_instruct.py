@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from distill import prompts
+from distill import prompts, recipe
+from distill.reasoning import parted
 from distill.strategies import pool
+from distill.strategies.frames import bare, refuses
 from distill.strategies.pool import Cost, ExpansionSampling, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
@@ -35,9 +38,15 @@ this those to too up us very was we were what when where which who why will with
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 _WORD = re.compile(r"\w+")
-_EQUAL = re.compile(r"\b(not\s+|un|in)?equal\b", re.IGNORECASE)
+_EQUAL = re.compile(
+    r"(?P<not>\b(?:un|in)|(?:\b(?:not|never|neither)|n['\u2019]t)\b(?:[\s-]+\w+){0,2}?[\s-]+|\b)equal\b", re.IGNORECASE
+)
+_VERDICT_LINE = re.compile(
+    r"\W*(?:(?:my |the |final )*(?:answer|verdict)\W+(?:is\W+)?)?((?:not|un|in)?[\s-]*equal)\W*", re.IGNORECASE
+)
 JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=8)
+"""How the judge is asked where nothing else is said: for one word or two."""
 
 
 class EvolvingSampling(ExpansionSampling):
@@ -68,7 +77,8 @@ class EvolInstruct:
       has tasks of every round, and a larger one extends it. Seeds are taken in an order drawn anew for each pass;
     - the released code has neither the elimination nor `complicate_input`; the latter draws a format in place of the
       paper's worked examples;
-    - a yes or no that cannot be read eliminates (`unjudged`), as does an answer that never came (`unanswered`);
+    - a yes or no that cannot be read eliminates (`unjudged`), as does an answer that never came (`unanswered`), and a
+      refusal in place of an evolution is none (`refusal`);
     - near copies (over ROUGE-L 0.95) are refused; the limit is high because an evolution resembles its parent.
     """
 
@@ -79,6 +89,9 @@ class EvolInstruct:
         """How evolutions are drawn."""
         answer: TrialSampling = TrialSampling()
         """How the answers are drawn by which evolutions are examined."""
+        judge_sampling: recipe.SamplingOptions | None = None
+        """How the judge is asked; as the section `judge` says, else greedily with at most 8 tokens. A judge that thinks
+        first needs room for it."""
         window: Annotated[int, Field(ge=1)] = 16
         """Instructions that evolve side by side, and so the requests that may be outstanding. Part of the result."""
         rounds: Annotated[int, Field(ge=1, le=100)] = 4
@@ -104,6 +117,8 @@ class EvolInstruct:
         self.window = options.window
         self.seeds = len(seeds)
         self._seed = seed
+        chosen = options.judge_sampling
+        self._judging = JUDGING if chosen is None else _greedy(chosen.sampling())
         self._roots = [Task(each.id, pool.seed_text(each)) for each in seeds]
         self._orders: dict[int, list[Task]] = {}
         self._alive: dict[int, Task] = {}
@@ -124,8 +139,8 @@ class EvolInstruct:
             return []
         meta = pool.origin("evol_instruct", k, evolved, [*parent.meta.get("lineage", ()), parent.id])
         meta |= {"parent": parent.id, "operation": operation, "round": round + 1}
-        task = Task(f"{k}.0", evolved.text.strip(), meta=meta)
-        if (reason := self._copied(evolved)) is not None:
+        task = Task(f"{k}.0", bare(parted(evolved).answer), meta=meta)
+        if (reason := self._fault(task.instruction, is_cut=evolved.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
         return [(yield from self._examined(task, parent, k))]
 
@@ -157,13 +172,15 @@ class EvolInstruct:
         format = {"format": rng.choice(FORMATS)} if operation == "complicate_input" else {}
         return prompts.fill(self._templates[operation], instruction=parent.instruction, **format)
 
-    def _copied(self, evolved: Completion) -> str | None:
+    def _fault(self, text: str, *, is_cut: bool) -> str | None:
         """What rules an evolution out before it is examined."""
-        if evolved.finish == "length":
+        if is_cut:
             return "cut_off"
-        if "marker_words" in self.options.eliminate and has_marker_words(evolved.text):
+        if "marker_words" in self.options.eliminate and has_marker_words(text):
             return "marker_words"
-        return None if evolved.text.strip() else "empty"
+        if refuses(text):
+            return "refusal"
+        return None if text else "empty"
 
     def _examined(self, task: Task, parent: Task, k: int) -> Flow[Task]:
         """Compare it with its parent, and have it answered; both at once."""
@@ -171,7 +188,9 @@ class EvolInstruct:
         question = prompts.fill(self._judge, first=parent.instruction, second=task.instruction)
         asked: dict[str, Request] = {}
         if "equal" in chosen:
-            asked["judge"] = Request(role=JUDGE, messages=(Message("user", question),), sampling=JUDGING, replica=k)
+            asked["judge"] = Request(
+                role=JUDGE, messages=(Message("user", question),), sampling=self._judging, replica=k
+            )
         if "sorry" in chosen or "no_words" in chosen:
             messages = (Message("user", task.instruction),)
             asked["answer"] = Request(
@@ -189,16 +208,25 @@ class EvolInstruct:
         for name, answer in found.items():
             if isinstance(answer, Failure):
                 return "unjudged" if name == "judge" else "unanswered"
-            reason = verdict(answer.text) if name == "judge" else answer_fault(answer.text)
+            said = parted(answer)
+            if name == "answer" and said.is_open:
+                continue  # cut inside its thoughts, it shows nothing
+            reason = verdict(said.answer) if name == "judge" else answer_fault(said.answer)
             if reason is not None and (reason == "unjudged" or reason in self.options.eliminate):
                 return reason
         return None
 
 
+def _greedy(sampling: Sampling) -> Sampling:
+    """With our temperature and bound where it has none."""
+    temperature = JUDGING.temperature if sampling.temperature is None else sampling.temperature
+    return replace(sampling, temperature=temperature, max_tokens=sampling.max_tokens or JUDGING.max_tokens)
+
+
 def _with_output(task: Task, answer: Completion | Failure | None) -> Task:
     if not isinstance(answer, Completion) or answer.finish == "length":
         return task
-    return Task(task.id, task.instruction, task.input, {**task.meta, "output": answer.text.strip()})
+    return Task(task.id, task.instruction, task.input, {**task.meta, "output": parted(answer).answer})
 
 
 def has_marker_words(text: str) -> bool:
@@ -208,11 +236,16 @@ def has_marker_words(text: str) -> bool:
 
 
 def verdict(text: str) -> str | None:
-    """`equal`, `None` for unequal, or `unjudged` where the judge says neither; the first that it says counts."""
-    found = _EQUAL.search(text)
-    if found is None:
+    """`equal`, `None` for unequal, or `unjudged` where the judge says neither or both.
+
+    The last line that is only a verdict counts; where none is, what the whole reply says.
+    """
+    alone = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
+    said = alone[-1][1] if alone else text
+    found = {not match["not"] for match in _EQUAL.finditer(said)}
+    if len(found) != 1:
         return "unjudged"
-    return "equal" if found[1] is None else None
+    return "equal" if found.pop() else None
 
 
 def answer_fault(text: str) -> str | None:

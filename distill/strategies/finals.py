@@ -14,6 +14,10 @@ _NUMBER = re.compile(
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
 _EDGES = " \t\n*_`$,;:!?'\"\u2018\u2019\u201c\u201d()[]"
+_POWER = re.compile(r"(?<=[a-z])\^\{?-?\d\}?")
+"""Of a unit: "cm^2"."""
+_ASIDE = re.compile(r"(?<=\S)[ \t]*\([^()\n]*\)?[ \t]*$")
+"""A remark behind a final answer: "7 (because 3 + 4 = 7)"."""
 UNIT_WORDS = 4
 """A number with so many words at most is one with its unit, not a sentence."""
 LONGEST_LOOKED_AT = 20_000
@@ -66,8 +70,13 @@ def number(text: str) -> Fraction | None:
 def same_number(text: str, reference: str) -> bool:
     """Whether the final answer's number is the reference's, exactly; 0.5 is 1/2."""
     wanted = number(reference)
-    found = number(final_answer(text))
+    found = number(_without_aside(final_answer(text)))
     return wanted is not None and (found if found is not None else number(text)) == wanted
+
+
+def _without_aside(final: str) -> str:
+    """The final answer itself, its unit's power and a remark in brackets left out."""
+    return _ASIDE.sub("", _POWER.sub("", final))
 
 
 def vote(text: str) -> str:
@@ -75,7 +84,7 @@ def vote(text: str) -> str:
 
     Of an equation the last side counts.
     """
-    final = _bare(final_answer(text).rpartition("=")[2])
+    final = _bare(_without_aside(final_answer(text)).rpartition("=")[2])
     value = number(final)
     is_number = value is not None and len(final.split()) <= UNIT_WORDS and len(_NUMBER.findall(final)) == 1
     return str(value) if is_number else final.casefold()

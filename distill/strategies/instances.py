@@ -13,6 +13,7 @@ from pydantic import Field
 
 from distill import prompts, recipe
 from distill.recipe import Asks
+from distill.strategies.frames import is_no_input, unframed
 from distill.strategies.thoughts import taken
 from distill.strategies.turns import ROLE, InputForm, lead, put, session
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
@@ -28,12 +29,16 @@ STOP = ("Example 6", "Task:")
 
 Ask: TypeAlias = Literal["completion", "chat"]
 
-_LABEL = re.compile(r"^[ \t*]*Class label:", re.IGNORECASE | re.MULTILINE)
-_EXAMPLE = re.compile(r"^[ \t*#]*Example(?:\s?\d+[.:]?|[.:]?(?=[ \t*]*$))[ \t*]*", re.MULTILINE)
-_OUTPUT = re.compile(r"^[ \t*]*Output\s*\d*\s*:[ \t*]*", re.MULTILINE)
+_LEAD = r"^[ \t*#>-]*(?:\d+[.)][ \t*]*)?"
+"""What may stand in front of a field: bullets, bold face, a number."""
+_LABEL = re.compile(rf"{_LEAD}Class label:[ \t*]*", re.IGNORECASE | re.MULTILINE)
+_EXAMPLE = re.compile(
+    r"^[ \t*#>-]*(?:Example(?:\s?\d+[.:]?|[.:]?(?=[ \t*]*$))[ \t*]*|\d+[.)][ \t*]*(?=Input\s*\d*\s*:))", re.MULTILINE
+)
+_OUTPUT = re.compile(r"^[ \t*#]*Output\s*\d*\s*:[ \t*]*", re.MULTILINE)
 _OUTPUT_INLINE = re.compile(r"\bOutput\s*\d*\s*:[ \t*]*")
-_INPUT = re.compile(r"^[ \t*]*Input\s*\d*\s*:[ \t*]*", re.MULTILINE)
-_NEXT_TASK = re.compile(r"^[ \t*]*Task:", re.MULTILINE)
+_INPUT = re.compile(r"^[ \t*#]*Input\s*\d*\s*:[ \t*]*", re.MULTILINE)
+_NEXT_TASK = re.compile(r"^[ \t*#]*Task:", re.MULTILINE)
 _FIELD = re.compile(r"^\w+:[ \t]*", re.MULTILINE)
 
 
@@ -179,15 +184,15 @@ def _line(instruction: str) -> str:
 
 def by_labels(text: str) -> list[Instance]:
     """The instances of a continuation in which each label is followed by its input; the first may be bare."""
-    body = _NEXT_TASK.split(text)[0].strip()
+    body = _NEXT_TASK.split(unframed(text))[0].strip()
     pieces = (piece.strip() for piece in _LABEL.split(body))
     split = (piece.partition("\n") for piece in pieces if piece)
-    return [Instance(_INPUT.sub("", given.strip(), count=1).strip(), label.strip()) for label, _, given in split]
+    return [Instance(_given(given), label.strip(" \t*_`")) for label, _, given in split]
 
 
 def by_inputs(text: str) -> list[Instance]:
     """The instances of a continuation in which each input is followed by its output; no input, a single output."""
-    body = _NEXT_TASK.split(text)[0].strip()
+    body = _NEXT_TASK.split(unframed(text))[0].strip()
     pieces = [piece.strip() for piece in _EXAMPLE.split(body)]
     return [_example(piece) for piece in pieces if piece]
 
@@ -196,9 +201,15 @@ def _example(text: str) -> Instance:
     """One example; without an output where it names none."""
     parts = _OUTPUT.split(text)
     parts = parts if len(parts) > 1 else _OUTPUT_INLINE.split(text)
-    given = _INPUT.sub("", parts[0].strip(), count=1).strip()
+    given = _given(parts[0])
     output = _INPUT.split(parts[1])[0].strip() if len(parts) > 1 else ""
     return Instance(given, output)
+
+
+def _given(text: str) -> str:
+    """An input without its name; none where it says that there is none."""
+    given = _INPUT.sub("", text.strip(), count=1).strip()
+    return "" if is_no_input(given) else given
 
 
 def valid(found: Sequence[Instance]) -> tuple[list[Instance], Counter[str]]:

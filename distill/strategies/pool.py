@@ -16,6 +16,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from distill import recipe
 from distill.errors import SeedsError
 from distill.novelty import Neighbour, NoveltyIndex, comparable
+from distill.reasoning import parted
+from distill.strategies.frames import unframed, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
 
 ROLE = "teacher"
@@ -169,10 +171,20 @@ def origin(strategy: str, k: int, answer: Completion, lineage: Sequence[str]) ->
     return {"strategy": strategy, "request": k, "replica": k, "lineage": list(lineage), "key": answer.key}
 
 
+def said(answer: Completion) -> str:
+    """What an answer says: without a reasoning teacher's thoughts, and without what frames a list."""
+    return unframed(parted(answer).answer)
+
+
 def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut: bool) -> list[Task]:
-    """Items of one answer as tasks with provisional ids (`k.item`); the last of a cut answer has a fault."""
+    """Items of one answer as tasks with provisional ids (`k.item`).
+
+    The last of a cut answer has a fault; an answer without an item is one candidate with the fault `no_item`.
+    """
     tasks = [Task(f"{k}.{number}", item, meta=meta) for number, item in enumerate(items)]
-    return [*tasks[:-1], with_fault(tasks[-1], "cut_off")] if is_cut and tasks else tasks
+    if not tasks:
+        return [Task(f"{k}.0", "", meta={**meta, "fault": "no_item"})]
+    return [*tasks[:-1], with_fault(tasks[-1], "cut_off")] if is_cut else tasks
 
 
 def with_fault(task: Task, reason: str) -> Task:
@@ -195,10 +207,11 @@ def numbered(text: str) -> list[str]:
     return [item[0].upper() + item[1:] for item in items if item]
 
 
-_MARK = re.compile(r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[ \t]*[\]).:-]*\**[ \t]*", re.IGNORECASE | re.MULTILINE)
+_MARK = re.compile(
+    r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[ \t]*[\]).:\uff1a\u2013\u2014-]*\**[ \t]*", re.IGNORECASE | re.MULTILINE
+)
 _NUMBER = re.compile(r"^[^\w\n]*(\d+)[ \t]?[.):](?=[\s*])\**[ \t]*", re.MULTILINE)
 _BARE_MARK = re.compile(r"\A\W*(?:TASK|TSK)[ \t]*:\**[ \t]*")
-_RULER = re.compile(r"[-=#*_]{3,}")
 
 
 def marked(text: str) -> list[tuple[int, str]]:
@@ -214,14 +227,6 @@ def marked(text: str) -> list[tuple[int, str]]:
     bare = ((number, _BARE_MARK.sub("", without_rulers(item))) for number, item in ended)
     clean = ((number, _without_half_stars(item.strip())) for number, item in bare)
     return [(number, item) for number, item in clean if item]
-
-
-def without_rulers(text: str) -> str:
-    """Without the lines at its end that only separate, such as `---` or `###`, and white space around it."""
-    lines = text.strip().split("\n")
-    while lines and (not lines[-1].strip() or _RULER.fullmatch(lines[-1].strip())):
-        lines.pop()
-    return "\n".join(lines).strip()
 
 
 def _without_half_stars(item: str) -> str:

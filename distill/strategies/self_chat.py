@@ -13,13 +13,18 @@ from pydantic import Field
 from distill import prompts, recipe
 from distill.recipe import Asks
 from distill.strategies.dialogue import Dialogue, Turn, converse, user_turn, without_leak
+from distill.strategies.frames import unframed, without_rulers
 from distill.strategies.thoughts import taken
 from distill.strategies.turns import ROLE, lead, put, session
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 VISITOR, HELPER = "[Visitor]", "[Helper]"
 """Marks of the turns, of our own wording so that no chat template knows them."""
-_MARK = re.compile(r"[*_]{0,2}\[(Visitor|Helper)\][*_]{0,2}(?:[ \t]*:[*_]{0,2})?", re.IGNORECASE)
+_MARKS = (
+    re.compile(r"(?<!['\"`(])[*_]{0,2}\[(Visitor|Helper)\][*_]{0,2}(?:[ \t]*[:\uff1a][*_]{0,2})?", re.IGNORECASE),
+    re.compile(r"^[ \t>*_#]*(Visitor|Helper)[*_]*[ \t]*[:\uff1a][*_]*", re.IGNORECASE | re.MULTILINE),
+)
+"""As asked for, and, where there is none, a speaker's name with a colon in front of a line."""
 
 
 class SelfChat:
@@ -143,7 +148,7 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
     transcript (`is_cut`) the last exchange is not whole. An exchange is one turn of each, neither empty. A turn in
     which another speaker begins is cut there and is the last.
     """
-    pieces = _pieces(text)
+    pieces = _pieces(unframed(text))
     first = next((index for index, piece in enumerate(pieces) if piece.speaker == "visitor"), len(pieces))
     pieces = pieces[first:]
     said = Dialogue(ended="complete")
@@ -164,9 +169,11 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
 
 
 def _pieces(text: str) -> list[_Piece]:
-    marks = list(_MARK.finditer(text))
+    marks = next((found for mark in _MARKS if (found := list(mark.finditer(text)))), [])
     ends = [*(mark.start() for mark in marks), len(text)][1:]
-    return [_Piece(mark[1].lower(), text[mark.end() : end].strip()) for mark, end in zip(marks, ends, strict=True)]
+    return [
+        _Piece(mark[1].lower(), without_rulers(text[mark.end() : end])) for mark, end in zip(marks, ends, strict=True)
+    ]
 
 
 def _fault(pair: Sequence[_Piece], *, is_cut: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,6 +34,7 @@ KINDS: tuple[Kind, ...] = (
     *("general", "contextual", "counterfactual", "coding", "reasoning", "trivia", "roleplay", "writing", "plan"),
     *("explanation", "opinion", "editing"),
 )
+_BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+(\S[^\n]*)$", re.MULTILINE)
 TOPIC_WORDS = 8
 """A topic of more words is a sentence, and no topic."""
 
@@ -123,8 +125,8 @@ class Topics:
             text = prompts.fill(self._list, count=str(count), letters=f"{letters[0]}, {letters[1]} and {letters[2]}")
             asked.append(pool.request(text, number, sampling))
         answers: tuple[Completion | Failure, ...] = yield tuple(asked)
-        found = [topic for answer in answers if isinstance(answer, Completion) for topic in listed_topics(answer.text)]
-        self._topics = list(dict.fromkeys(found))
+        said = [pool.said(answer) for answer in answers if isinstance(answer, Completion)]
+        self._topics = list(dict.fromkeys(topic for text in said for topic in listed_topics(text)))
         return self._topics
 
     def _request(self, kind: Kind, topics: Sequence[str], k: int) -> Request:
@@ -134,16 +136,18 @@ class Topics:
 
 
 def listed_topics(text: str) -> list[str]:
-    """The topics of a numbered list, in lower case, without explanations behind a colon or dash."""
-    items = (item.split("\n")[0] for _, item in pool.marked(text))
+    """The topics of a list, numbered or of bullets, in lower case, without explanations behind a colon or dash."""
+    items = [item.split("\n")[0] for _, item in pool.marked(text)] or _BULLET.findall(text)
     names = (item.split(":")[0].split(" - ")[0].split(" \u2013 ")[0].strip(" .*_\"'").lower() for item in items)
     return [name for name in names if name and len(name.split()) <= TOPIC_WORDS]
 
 
 def _read(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
     """Each item with the topic of its number; a number beyond them has none."""
-    items = pool.marked(answer.text)
+    items = pool.marked(pool.said(answer))
     tasks = pool.candidates(k, [item for _, item in items], meta, is_cut=answer.finish == "length")
+    if not items:
+        return tasks
     named = dict(enumerate(topics, start=1))
     return [
         replace(task, meta={**task.meta, "topic": named[number], "lineage": [named[number]]})

@@ -1,0 +1,78 @@
+"""Takes off what a teacher puts around what it was asked for: a fence, a greeting, quotation marks, closing remarks."""
+
+from __future__ import annotations
+
+import re
+
+_FENCED = re.compile(r"\A(?P<mark>```|~~~)[^\n]*\n(?P<inside>.*?)\n?(?P=mark)\Z", re.DOTALL)
+_RULER = re.compile(r"[-=#*_]{3,}")
+_OF_THE_WHOLE = "(?:tasks?|lists?|topics|blocks|batch|conversation|dialogue|transcript)"
+_REMARK = re.compile(
+    r"\W*(?:(?:please )?let me know|i hope|would you like|do you want|that (?:makes|completes))\b"
+    rf"[^\n]*\b{_OF_THE_WHOLE}\b[^\n]*|\W*these {_OF_THE_WHOLE}\b[^\n]*|\W*end of (?:the )?{_OF_THE_WHOLE}\W*"
+    r"|\W*(?:please )?let me know if you(?:'d like|\u2019d like| want| need| would like) (?:any )?more\W*"
+    r"|\W*i hope (?:this|these|that) helps?\W*",
+    re.IGNORECASE,
+)
+_GREETING = r"(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n]*[:!.]"
+_HERE = r"here(?:'s|\u2019s| is| are)\b"
+_PREFACE = re.compile(
+    rf"\A(?:{_GREETING}|{_HERE}[^\n]*\b(?:revis|rewrit|version|prompt|instruction)[^\n]*:)[ \t]*\n\s*(?=\S)",
+    re.IGNORECASE,
+)
+_BEFORE_FENCE = re.compile(rf"\A(?:{_GREETING}|{_HERE}[^\n]*:)\s*\n(?=```|~~~)", re.IGNORECASE)
+_QUOTES = {'"': '"', "\u201c": "\u201d", "\u201e": "\u201c", "\u00ab": "\u00bb"}
+_REFUSES = re.compile(
+    r"\A\W*(?:(?:i(?:'m|\u2019m| am) )?(?:very |so )?sorry,? (?:but )?i\b|i(?:'m|\u2019m| am) (?:not able|unable) to\b"
+    r"|i (?:cannot|can't|can\u2019t|won't|won\u2019t)\b|i apologi[sz]e\b|apologies\b|as an ai\b)",
+    re.IGNORECASE,
+)
+_NO_INPUT = re.compile(
+    r"[\s<>()\[\]{}*_\"'.\u2013\u2014-]*(?:(?:no[\s_-]?input|n/?a|none|not applicable)"
+    r"(?: (?:is )?(?:needed|necessary|required|given|provided))?)?[\s<>()\[\]{}*_\"'.\u2013\u2014-]*",
+    re.IGNORECASE,
+)
+
+
+def unframed(text: str) -> str:
+    """A list or transcript without a fence around the whole, and without a last paragraph that speaks of the whole.
+
+    Line ends become line feeds. A fence that holds only part of the text stays.
+    """
+    text = "\n".join(text.split("\r\n")).strip()
+    fenced = _FENCED.match(_BEFORE_FENCE.sub("", text))
+    if fenced is not None and fenced["mark"] not in fenced["inside"]:
+        text = fenced["inside"].strip()
+    rest, gap, last = text.rpartition("\n\n")
+    return without_rulers(rest) if gap and _REMARK.fullmatch(last) else text
+
+
+def without_rulers(text: str) -> str:
+    """Without the lines at its end that only separate, such as `---` or `###`, and white space around it."""
+    lines = text.strip().split("\n")
+    while lines and (not lines[-1].strip() or _RULER.fullmatch(lines[-1].strip())):
+        lines.pop()
+    return "\n".join(lines).strip()
+
+
+def bare(text: str) -> str:
+    """A single text without a greeting line before it ("Sure! Here it is:") and quotation marks around the whole."""
+    return unquoted(_PREFACE.sub("", unframed(text)))
+
+
+def unquoted(text: str) -> str:
+    """A text without quotation marks around the whole; where some end within it, all stay."""
+    text = text.strip()
+    closing = _QUOTES.get(text[:1])
+    is_quoted = closing is not None and len(text) > 1 and text.endswith(closing) and closing not in text[1:-1]
+    return text[1:-1].strip() if is_quoted else text
+
+
+def refuses(text: str) -> bool:
+    """Whether it begins as a refusal, and so is nothing that a user would ask."""
+    return _REFUSES.match(text) is not None
+
+
+def is_no_input(text: str) -> bool:
+    """Whether an input says that there is none: nothing, `<noinput>`, "N/A", "None needed"."""
+    return _NO_INPUT.fullmatch(text) is not None
