@@ -55,3 +55,15 @@ need), lone surrogates (which UTF-8 cannot hold) and tag characters."""
 def visible(text: str) -> str:
     """The text with characters that hide or reorder others shown as ⟦U+202E⟧; line ends become line feeds."""
     return _HIDDEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
+
+
+_CONTROL = re.compile(
+    r"<(?=\|[^|<>\s]{1,40}\|>|\uff5c[^\uff5c<>\s]{1,40}\uff5c>|/?s>|/?(?:bos|eos|pad|unk)>|<?/?SYS>>|(?:start|end)_of_turn>)"
+    r"|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS)\])"
+)
+"""Where a chat template's control tokens begin: a server may read them inside a message as if they were its own."""
+
+
+def harmless(text: str) -> str:
+    """The text with a space in each control token of a chat template, which makes it plain text again."""
+    return _CONTROL.sub(lambda match: f"{match[0]} ", text)

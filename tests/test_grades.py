@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.filters.grades import MAX_NOTE, Grade, Scale, graded
+from distill.grades import MAX_NOTE, Grade, Scale, graded
 
 OF_TEN, NAMED = Scale(10), Scale(10, ("bad", "good", "very good"))
 

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distill.engine.drive import Engine
-from distill.filters.grades import Grade
 from distill.filters.ifd import Ifd
-from distill.filters.judge import DEFAULT_SAMPLING, Judge, harmless, question, tag_of
+from distill.filters.judge import DEFAULT_SAMPLING, Judge, question, tag_of
 from distill.filters.perplexity import Perplexity
+from distill.grades import Grade
 from distill.journal import Journal
 from distill.loopback import LoopbackServer
 from distill.loopback import question as asked_of
 from distill.pipeline import run_recipe
 from distill.rows import read_jsonl
+from distill.text import harmless
 from distill.types import Completion, Failure, Message, Request, Sampling, Session, Verdict
 
 SESSION = Session("s0", (Message("user", "Name a river."), Message("assistant", "The Danube.")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from hashlib import sha256
 from typing import Annotated, Literal
@@ -10,8 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distill.filters import AskingOptions, answers_of
-from distill.filters.grades import Grade, Scale, graded
+from distill.grades import Grade, Scale, graded
 from distill.prompts import fill, load
+from distill.text import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
 DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
@@ -140,15 +140,3 @@ def tag_of(session: Session) -> str:
     while not tag or tag in text:
         tag = sha256(f"{tag}{text}".encode("utf-8", "replace")).hexdigest()[:8]
     return tag
-
-
-_CONTROL = re.compile(
-    r"<(?=\|[^|<>\s]{1,40}\|>|\uff5c[^\uff5c<>\s]{1,40}\uff5c>|/?s>|/?(?:bos|eos|pad|unk)>|<?/?SYS>>|(?:start|end)_of_turn>)"
-    r"|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS)\])"
-)
-"""Where a chat template's control tokens begin: a server may read them inside a message as if they were its own."""
-
-
-def harmless(text: str) -> str:
-    """The text with a space in each control token of a chat template, which makes it plain text again."""
-    return _CONTROL.sub(lambda match: f"{match[0]} ", text)

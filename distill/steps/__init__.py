@@ -53,13 +53,14 @@ COMPARING_SOURCES = tuple(
     f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline", "leaks", "prompts")
 )
 TURN_SOURCES = (
+    "distill.grades",
     "distill.reasoning",
     *(f"distill.strategies.{name}" for name in ("dialogue", "finals", "frames", "thoughts", "turns")),
 )
 """What strategies share."""
 FILTER_SOURCES = tuple(
     f"distill.{name}"
-    for name in ("filters", "filters.grades", "filters.likelihoods", "reasoning", "chat", "student.likelihood")
+    for name in ("filters", "filters.likelihoods", "grades", "reasoning", "chat", "student.likelihood")
 )
 """What filters share."""
 

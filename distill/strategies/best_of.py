@@ -14,12 +14,13 @@ from pydantic import Field
 
 from distill import prompts, recipe
 from distill.errors import RecipeError
+from distill.grades import Scale, graded
 from distill.reasoning import parted
 from distill.recipe import Asks
 from distill.strategies.finals import LONGEST_LOOKED_AT, final_answer, same_number, vote
 from distill.strategies.thoughts import Handling, taken
 from distill.strategies.turns import ROLE, InputForm, lead, put, session
-from distill.text import normalise
+from distill.text import harmless, normalise
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 JUDGE = "judge"
@@ -30,16 +31,11 @@ LONGEST_PATTERN = 200
 
 Checking = Literal["numeric", "exact", "contains", "regex"]
 
-_SCORE = re.compile(
-    r"\b(?:score|rating|grade)\b[*_\s]*(?:is|of|[:=])?[*_\s]*(\d{1,3}(?:\.\d+)?)(?!\d|\.\d|\s*[-\u2013]\s*\d)"
-    r"(?:\s*(?:/|out of)\s*(\d+))?",
-    re.IGNORECASE,
-)
-_ALONE = re.compile(r"[*_\s]*(\d{1,2}(?:\.\d+)?)(?:\s*/\s*(10))?[*_\s.]*")
-_BETTER = re.compile(
-    r"\b(?:better|winner|verdict)\b[*_\s]*(?:is|[:=])[*_\s\"'(\[]*(?:reply )?(a|b|tie)\b", re.IGNORECASE
-)
+_OF_TEN, _WHICH = Scale(10), Scale(10, ("A", "B", "tie", "reply A", "reply B"))
+_ALONE = re.compile(r"[*_\s]*(\d{1,2}(?:\.\d+)?)[*_\s.]*")
 _LETTER = re.compile(r"[*_\s\"'(\[]*(a|b|tie)[*_\s\"')\].]*", re.IGNORECASE)
+_CLOSING = re.compile(r"(ASKED|REPLIED|REPLY [AB])>>>")
+"""What ends a text in the judge's prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +193,13 @@ class BestOf:
     def _graded(self, candidates: tuple[Candidate, ...], question: str) -> Flow[Judged | Failure]:
         template = prompts.load("strategies/best_of_score.txt")
         replies: Sequence[Answer] = yield tuple(
-            self._asked(prompts.fill(template, question=question, answer=each.plain)) for each in candidates
+            self._asked(template, question=question, answer=each.plain) for each in candidates
         )
         if (lost := _transient(replies)) is not None:
             return lost
-        scores = [_verdict(reply, score_of) for reply in replies]
+        scores = [
+            _verdict(reply, score_of, question, each.plain) for reply, each in zip(replies, candidates, strict=True)
+        ]
         return Judged(_scored(candidates, scores), _keys(replies), scores.count(None))
 
     def _compared(self, candidates: tuple[Candidate, ...], question: str) -> Flow[Judged | Failure]:
@@ -210,18 +208,19 @@ class BestOf:
         if not orders:
             return Judged(candidates)
         replies: Sequence[Answer] = yield tuple(
-            self._asked(
-                prompts.fill(template, question=question, first=candidates[a].plain, second=candidates[b].plain)
-            )
+            self._asked(template, question=question, first=candidates[a].plain, second=candidates[b].plain)
             for a, b in orders
         )
         if (lost := _transient(replies)) is not None:
             return lost
-        verdicts = [_verdict(reply, better_of) for reply in replies]
+        texts = (question, *(each.plain for each in candidates))
+        verdicts = [_verdict(reply, better_of, *texts) for reply in replies]
         points = _points(dict(zip(orders, verdicts, strict=True)), len(candidates))
         return Judged(_scored(candidates, points), _keys(replies), verdicts.count(None))
 
-    def _asked(self, text: str) -> Request:
+    def _asked(self, template: str, **texts: str) -> Request:
+        """A question about texts that are material and end nothing in it, whatever they hold."""
+        text = prompts.fill(template, **{name: _material(each) for name, each in texts.items()})
         return Request(role=JUDGE, messages=(Message("user", text),), sampling=self._judging)
 
 
@@ -278,32 +277,32 @@ def _points(verdicts: Mapping[tuple[int, int], float | None], count: int) -> lis
     return [sum(each) / len(each) if each else None for each in points]
 
 
-def _verdict(reply: Answer, read: Callable[[str], float | None]) -> float | None:
+def _verdict(reply: Answer, read: Callable[..., float | None], *texts: str) -> float | None:
     """What a judge's reply says, its thoughts aside; `None` for one that failed, or is cut inside its thoughts."""
     if isinstance(reply, Failure) or reply.finish == "filtered":
         return None
     said = parted(reply)
-    return None if said.is_open else read(said.answer)
+    return None if said.is_open else read(said.answer, *texts)
 
 
-def score_of(reply: str) -> float | None:
-    """The last score from 1 to 10 that a judge's reply names, or a reply that is one; `None` where there is none.
-
-    A score out of another number than 10, a range such as 7-8 and a number outside 1 to 10 are none.
-    """
-    found = list(_SCORE.finditer(reply))
-    match = found[-1] if found else _ALONE.fullmatch(reply)
-    if match is None or match[2] not in (None, "10"):
-        return None
-    value = float(match[1])
-    return value if 1 <= value <= 10 else None
+def _material(text: str) -> str:
+    return _CLOSING.sub(r"\1> >>", harmless(text))
 
 
-def better_of(reply: str) -> float | None:
-    """The last verdict of a reply that compares: 1 for A, 0 for B, ½ for a tie; `None` where there is none."""
-    found = list(_BETTER.finditer(reply))
-    match = found[-1] if found else _LETTER.fullmatch(reply)
-    return None if match is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[match[1].lower()]
+def score_of(reply: str, *texts: str) -> float | None:
+    """The score from 1 to 10 that a judge's reply gives or is; `None` for none, and for one that `texts` have too."""
+    found = graded(reply, _OF_TEN, texts=texts).score
+    if found is None and (alone := _ALONE.fullmatch(reply)) is not None:
+        found = float(alone[1])
+    return found if found is not None and 1 <= found <= 10 else None
+
+
+def better_of(reply: str, *texts: str) -> float | None:
+    """The verdict of a reply that compares: 1 for A, 0 for B, ½ for a tie; `None` as for a score."""
+    found = graded(reply, _WHICH, texts=texts).choice
+    if found is None and (alone := _LETTER.fullmatch(reply)) is not None:
+        found = alone[1]
+    return None if found is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[found.casefold().removeprefix("reply ")]
 
 
 def _exactly(text: str, reference: str) -> bool:

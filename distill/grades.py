@@ -1,4 +1,4 @@
-"""Reads the grade out of a judge's reply, and takes none that only repeats the text which was graded."""
+"""Reads what a judge's reply decides, and takes nothing that only repeats the text which was to be judged."""
 
 from __future__ import annotations
 
@@ -54,25 +54,29 @@ class Scale:
         return Grade(score=score, reason=match["remark"] or "") if score <= self.highest else None
 
     def _choice(self, said: str) -> Grade | None:
-        folded = said.casefold()
         for choice in self.choices:
-            rest = folded.removeprefix(choice.casefold()) if folded.startswith(choice.casefold()) else None
-            remark = _REMARK.fullmatch(rest) if rest is not None else None
-            if remark is not None and not any(other.casefold() in remark[0] for other in self.choices):
+            starts = said.casefold().startswith(choice.casefold())
+            remark = _REMARK.fullmatch(said[len(choice) :]) if starts else None
+            if remark is not None and not any(_names(remark[0], other) for other in self.choices if other != choice):
                 return Grade(choice=choice, reason=(remark["remark"] or "").strip())
         return None
 
 
-_REMARK_AFTER = r"(?:[ \t]*[,;.\u2013\u2014-][ \t]+|[ \t)]*\()"
-"""What parts a grade from a remark: "8. Right but dull", "8 (dull)"; not the bare hyphen of a range."""
-_REMARK = re.compile(rf"(?:{_REMARK_AFTER}(?P<remark>.*))?")
+def _names(text: str, choice: str) -> bool:
+    """Whether a remark names a choice; one of a single letter only as it is written, for "a" is a word."""
+    return re.search(rf"\b{re.escape(choice)}\b", text, 0 if len(choice) == 1 else re.IGNORECASE) is not None
+
+
+_REMARK_AFTER = r"(?:[ \t]*[,;.\u2013\u2014-][ \t]+|[ \t)]*\(|[ \t]+(?=(?:because|since|as)\b))"
+"""What parts a grade from a remark: "8. Right but dull", "8 (dull)", "8 because"; not the bare hyphen of a range."""
+_REMARK = re.compile(rf"(?:{_REMARK_AFTER}(?P<remark>.*))?", re.IGNORECASE)
 _NUMBER = re.compile(
     r"^(?P<score>\d{1,9}(?:[.,]\d{1,9})?)(?:[\s*(]*(?:/|out of|of)[\s*]*(?P<of>\d{1,9}))?(?:[ \t]*points?)?"
     rf"(?:{_REMARK_AFTER}(?P<remark>[^\d\n]*))?$",
     re.IGNORECASE,
 )
 _LINE = re.compile(
-    r"^[\s*_#`\[(-]*(?:(?:the|my|final|overall|total)[ \t]+)*(?:score|verdict|grade|rating)[\s*_`]*"
+    r"^[\s*_#`\[(-]*(?:(?:the|my|final|overall|total)[ \t]+)*(?:score|verdict|grade|rating|better|winner)[\s*_`]*"
     r"(?:\([^()\n]{1,40}\)[\s*_`]*)?(?:[:=\uff1a]|is\b)[\s*_`\[(]*(?P<said>[^\n]*?)[\s*_`\])|.!]*$",
     re.IGNORECASE,
 )
@@ -88,7 +92,7 @@ _REASONING = re.compile(r"<(/?)reasoning>", re.IGNORECASE)
 _SIGN = re.compile(r"\s*[:=\uff1a]\s*")
 _DRESS = re.compile(r"[\s*_#`>()\"'|!-]+|(?<!\[)\[(?!\[)|(?<!\])\](?!\])|\.(?!\d)")
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
-_GRADES = ("score", "verdict", "grade", "rating", "final_score", "overall_score")
+_GRADES = ("score", "verdict", "grade", "rating", "final_score", "overall_score", "better", "winner")
 _REASONS = ("reason", "reasons", "reasoning", "explanation", "rationale", "justification", "feedback")
 
 
