@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from distill.comparing import MODELS
 from distill.comparing.asking import (
@@ -21,14 +22,17 @@ from distill.comparing.asking import (
     ask_teacher_weights,
     note_absent,
 )
-from distill.comparing.entries import summary
+from distill.comparing.audit import conclude
+from distill.comparing.entries import summary, with_judge
 from distill.comparing.found import Found, line, score_texts
+from distill.comparing.judging import judge
 from distill.comparing.leaks import leaks, tell_leaks
 from distill.comparing.prompts import held_out, of_file, of_metrics, same_questions, take_recorded
 from distill.embedded import read_base, student_fingerprint
 from distill.journal import Journal
 from distill.metrics import Model, ModelMetric, TextMetric
 from distill.providers import Provider
+from distill.recipe import Judging
 from distill.rows import write_json, write_rows
 from distill.stats import LEVEL, RESAMPLES
 from distill.student.inprocess import base_fingerprint
@@ -49,6 +53,16 @@ class Sides:
     """Endpoints that answer as `base` or `student`."""
     recorded: Mapping[Model, Path] = field(default_factory=dict)
     """Files of answers; these models are not asked for any."""
+    judge: Bench | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Who judges, and how."""
+
+    provider: Provider
+    options: Judging
+    sampling: Sampling
 
 
 def compare(
@@ -81,12 +95,18 @@ def compare(
     else:
         sides.release_teacher()
     score_texts(found, metrics, folder)
-    told = summary(found, metrics, seed, usd())
+    models = described(folder / "student", found, sides)
+    found.names = {model: told["model"] or "" for model, told in models.items()}
+    judged = _judge(found, engine, sides.judge) if found.shared and sides.judge is not None else None
+    spent = usd()
+    told = summary(found, metrics, seed, spent)
+    if judged is not None:
+        told |= with_judge(told, conclude(found, judged, seed, spent))
     write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
     scores = {
         "prompts": len(found.shared),
         "method": _method(sampling, seed),
-        "models": described(folder / "student", found, sides),
+        "models": models,
         **told,
         "leaks": leaks(found),
     }
@@ -120,6 +140,11 @@ def _ask(
         note_absent(found, metrics, "neither base nor student is a model at hand here")
         return
     ask_teacher_weights(found, engine, metrics, sides.teacher_weights)
+
+
+def _judge(found: Found, engine: Engines, bench: Bench) -> dict[str, Any]:
+    """Have the judge look at what everybody answered, and let go of a model that was served for it."""
+    return judge(found, engine, bench.provider, options=bench.options, sampling=bench.sampling)
 
 
 def _say_repeats(found: Found) -> None:

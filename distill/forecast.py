@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import probe
+from distill.comparing.judging import REPLY_TOKENS
 from distill.comparing.prompts import of_file
 from distill.embedded import EMBEDDED
 from distill.engine.budget import BOUNDS
@@ -18,10 +19,13 @@ from distill.engine.report import PILOT
 from distill.filters.judge import Judge
 from distill.importers import load_tasks
 from distill.probe import Findings
-from distill.recipe import Asks, Compare, Recipe, Teacher
+from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
 from distill.run import STAGES, read_record
 from distill.strategies.pool import Cost
 
+RECORDED_TOKENS = 300
+"""Of an answer that was recorded elsewhere, about."""
+JUDGING = "compare (judge)"
 GRADING_TOKENS = 320
 """Prompt tokens of a question to a judge, beside the session, about."""
 PROMPT_TOKENS = 60
@@ -89,17 +93,16 @@ class Plan:
 
 def _spending(recipe: Recipe) -> list[str]:
     """Requests, tokens, USD and time of every stage that asks a teacher."""
-    teacher = recipe.main_teacher
-    if teacher is None:
-        return []
     plans = _plans(recipe)
     found = [_planned_line(plan, recipe) for plan in plans]
+    if recipe.main_teacher is None:
+        return found
     found += _caps(recipe)
     return found + _times([plan for plan in plans if recipe.teachers[0] in _asked(plan, recipe)], recipe)
 
 
 def _plans(recipe: Recipe) -> list[Plan]:
-    most = max((teacher.sampling.max_tokens or 0 for teacher in recipe.teachers), default=0) or None
+    most = max((teacher.sampling.max_tokens or 0 for teacher in recipe.teachers), default=RECORDED_TOKENS) or None
     tasks, prompt = (recipe.expand.tasks if recipe.expand else 0), PROMPT_TOKENS
     plans = []
     if recipe.expand is not None:
@@ -116,7 +119,21 @@ def _plans(recipe: Recipe) -> list[Plan]:
     plans += [_grading(options, recipe, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
     if recipe.compare is not None and (asked := _comparing(recipe.compare, recipe.held_out)):
         plans.append(Plan("compare", asked, asked * prompt, asked * most if most else None))
+    if recipe.compare is not None and recipe.compare.judge is not None:
+        plans.append(_judging(recipe.compare.judge, recipe, prompt + 2 * (most or 0)))
     return plans
+
+
+def _judging(options: Judging, recipe: Recipe, tokens: int) -> Plan:
+    """Both orders of each pair and the retests, and three single grades, for every prompt."""
+    assert recipe.compare is not None
+    path = recipe.compare.prompts
+    prompts = len(of_file(Path(path))) if path is not None else recipe.held_out
+    games = len(options.pairs) * (2 * prompts + min(options.retest, prompts)) if options.mode != "single" else 0
+    times = games + (3 * prompts if options.mode != "pairwise" else 0)
+    own = most_tokens(recipe.judge) if recipe.judge is not None else None
+    bound = options.max_tokens or own or REPLY_TOKENS
+    return Plan(JUDGING, times, times * (GRADING_TOKENS + tokens), times * bound)
 
 
 def _comparing(compare: Compare, held_out: int) -> int:
@@ -153,9 +170,9 @@ def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> 
 
 def _asked(plan: Plan, recipe: Recipe) -> tuple[Teacher, ...]:
     """Who answers a stage: one judge, the main teacher alone, or all of them."""
-    if plan.stage == "curate" and recipe.judge is not None:
+    if plan.stage in ("curate", JUDGING) and recipe.judge is not None:
         return (recipe.judge,)
-    return recipe.teachers[:1] if plan.stage in ("expand", "curate") else recipe.teachers
+    return recipe.teachers[:1] if plan.stage in ("expand", "curate", JUDGING) else recipe.teachers
 
 
 def _planned_line(plan: Plan, recipe: Recipe) -> str:

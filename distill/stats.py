@@ -24,6 +24,9 @@ RESAMPLES = 10_000
 LEVEL = 0.95
 MIN_PROMPTS = 6
 """With fewer, no difference is called one: even when all of five agree, a two-sided sign test has p = 0.06."""
+MIN_CONTROLLED = 20
+MIN_OTHER_SIGN = 0.05
+"""Fewest prompts, and the least share of them whose other answer is longer, that a control of length can rest on."""
 FLIPS = 10_000
 """Random sign patterns of a permutation test; of up to `_EXACT_UP_TO` prompts all patterns are taken instead."""
 _EXACT_UP_TO = 13
@@ -180,6 +183,50 @@ def _signs(count: int, seed: int) -> Iterator[Floats]:
     for rows in _parts(FLIPS, count):
         drawn = numpy.frombuffer(generator.bytes(rows * ((count + 7) // 8)), numpy.uint8).reshape(rows, -1)
         yield 1 - 2 * numpy.unpackbits(drawn, axis=1)[:, :count].astype(numpy.float64)
+
+
+def length_controlled(
+    worth: Sequence[float], longer_by: Sequence[float], *, seed: int = 0, resamples: int = 1_000
+) -> Interval | Refused:
+    """The win rate at equal length, by a logistic regression of the outcome on the difference in length.
+
+    `worth` is 1, ½ or 0 a prompt, `longer_by` how much longer the answer is, in any unit: it enters as tanh(x / sd),
+    as in AlpacaEval 2 (Dubois et al., 2024, arXiv 2404.04475), whose other terms belong to its own prompts. The
+    interval is of a refit on each resample of the prompts. Refused where nearly all differences have one sign, since
+    then length and model cannot be told apart, and of few prompts.
+    """
+    import numpy
+
+    outcomes, lengths = _columns(worth)[:, 0], _columns(longer_by)[:, 0]
+    if len(outcomes) < MIN_CONTROLLED:
+        return Refused(f"{len(outcomes)} prompts are too few to separate length from the rest; {MIN_CONTROLLED} needed")
+    if min((lengths > 0).mean(), (lengths < 0).mean()) < MIN_OTHER_SIGN:
+        return Refused("the answers of one are hardly ever longer, so length cannot be told from the model")
+    scaled = numpy.tanh(lengths / lengths.std())
+    weights = numpy.concatenate([numpy.ones((1, len(outcomes))), _draws(len(outcomes), seed, resamples)])
+    at_zero = _at_equal_length(outcomes, scaled, weights)
+    low, high = _ends(at_zero[1:], len(outcomes))
+    return Interval(float(at_zero[0]), low, high, len(outcomes))
+
+
+def _at_equal_length(outcomes: Floats, scaled: Floats, weights: Floats) -> Floats:
+    """σ(intercept) of outcome ~ σ(intercept + slope · length) for each row of weights, by Newton's method.
+
+    A ridge of 0.01 keeps resamples in which all were won finite.
+    """
+    import numpy
+
+    intercept, slope = numpy.zeros(len(weights)), numpy.zeros(len(weights))
+    for _ in range(25):
+        chance = 1 / (1 + numpy.exp(-(intercept[:, None] + slope[:, None] * scaled)))
+        miss, bend = weights * (outcomes - chance), weights * chance * (1 - chance)
+        first, second = miss.sum(1) - 0.01 * intercept, miss @ scaled - 0.01 * slope
+        a, b, c = bend.sum(1) + 0.01, bend @ scaled, bend @ scaled**2 + 0.01
+        determinant = a * c - b * b
+        intercept = intercept + (c * first - b * second) / determinant
+        slope = slope + (a * second - b * first) / determinant
+    result: Floats = 1 / (1 + numpy.exp(-intercept))
+    return result
 
 
 def holm(ps: Sequence[float]) -> list[float]:

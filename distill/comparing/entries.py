@@ -56,6 +56,14 @@ def summary(
     }
 
 
+def with_judge(told: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes in the summary where a judge has spoken: the headline starts with its verdict, if it has one."""
+    added = {"judge": judged, "power": judged["power"] or told["power"]}
+    if judged["verdict"] is None:
+        return added
+    return {**added, "headline": f"{judged['verdict']}. {told['headline']}"}
+
+
 def _lead(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Measure | None:
     """What the headline starts with: a likeness with a share of the gap, any likeness, else what has a direction."""
     told = [one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None]

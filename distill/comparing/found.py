@@ -57,6 +57,8 @@ class Found:
     notes: list[str] = field(default_factory=list)
     metric_notes: dict[str, str] = field(default_factory=dict)
     """By name of the measure."""
+    names: dict[Model, str] = field(default_factory=dict)
+    """What each model is called."""
     more: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What else is known of a prompt, as it stands in its line of answers.jsonl: `leak`, `outcome` …"""
 

@@ -292,6 +292,23 @@ class Respondent(Teacher):
     terms: str = "not trained on"
 
 
+class Judging(Options):
+    """How a judge compares answers. Judges favour their own family: name another one in the section `judge`."""
+
+    mode: Literal["pairwise", "single", "both"] = "pairwise"
+    """`pairwise`: which of two is better, asked in both orders; `single`: a grade of 0 to 10 for each answer."""
+    pairs: Annotated[list[Literal["student:teacher", "base:teacher", "student:base"]], Field(min_length=1)] = [
+        "student:teacher",
+        "base:teacher",
+    ]
+    retest: Annotated[int, Field(ge=0)] = 20
+    """So many prompts of each pair are asked a second time, to see whether the judge says the same."""
+    criteria: tuple[str, ...] = ()
+    """What to judge by, a line each, the most important first; our own five in prompts/judges when left out."""
+    max_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
+
+
 class Compare(Options):
     """Ask student, base and teacher the same prompts."""
 
@@ -307,7 +324,7 @@ class Compare(Options):
     """An endpoint that answers as the student, in place of the one that the recipe trains."""
     base: Respondent | None = None
     """An endpoint that answers as the untrained base."""
-    judge: None = None
-    """Reserved: a judge is not available in this version."""
+    judge: Judging | None = None
+    """Have the recipe's `judge` (else the teacher) say whose answers are better; `{}` for the usual way."""
     sampling: SamplingOptions | None = None
     """The teacher's own sampling when left out."""

@@ -133,6 +133,8 @@ class Recipe(BaseModel):
             if not is_there and side not in compare.answers:
                 section = "`teacher`" if side == "teacher" else f"`student` and `train`, or compare.{side}"
                 raise ValueError(f"`compare` has no {side}: add {section}, or compare.answers.{side}: FILE")
+        if compare.judge is not None and self.judge is None and self.teacher is None:
+            raise ValueError("compare.judge: nobody is there to judge; add a `judge` section")
         if compare.prompts is None and self.collect is not None and self.collect.test == 0:
             raise ValueError("`compare` needs held-out prompts: set `collect.test` to 32 or more")
         if compare.prompts is None and self.collect is None and not self.sources:

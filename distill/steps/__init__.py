@@ -50,7 +50,8 @@ TRAIN_SOURCES = tuple(
     )
 )
 COMPARING_SOURCES = tuple(
-    f"distill.comparing.{name}" for name in ("asking", "entries", "found", "headline", "leaks", "prompts")
+    f"distill.comparing.{name}"
+    for name in ("asking", "audit", "entries", "found", "headline", "judging", "leaks", "prompts")
 )
 TURN_SOURCES = (
     "distill.grades",

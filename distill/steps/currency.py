@@ -103,7 +103,8 @@ def compare_options(context: Context) -> Any:
     files = [context.recipe.files.get(path) for path in named if path is not None]
     others = context.teachers.other_identity() if context.teachers is not None else []
     told = section.model_dump(exclude={"metrics"})
-    return [told, metrics, files, _identity(context), context.recipe.seed, *others]
+    judge = judge_sampling(context.recipe) if section.judge is not None else None
+    return [told, metrics, files, _identity(context), context.recipe.seed, *others, judge]
 
 
 def report_options(context: Context) -> Any:

@@ -13,6 +13,7 @@ from distill.providers import Provider
 from distill.run import StageRecord
 from distill.steps.asking import account, engine_for, spent
 from distill.steps.context import Context, stop_teacher
+from distill.steps.rules import judge_sampling
 from distill.teachers import RESPONDENTS
 from distill.types import Sampling
 
@@ -88,7 +89,17 @@ def _sides(context: Context, section: recipe.Compare) -> Any:
         teacher_weights=served.model if served is not None else None,
         endpoints={name: one.provider for one in others for name in RESPONDENTS if one.name == name},
         recorded={model: Path(path) for model, path in section.answers.items()},
+        judge=_bench(context, section),
     )
+
+
+def _bench(context: Context, section: recipe.Compare) -> Any:
+    """The judge, where the section has one."""
+    from distill.compare import Bench
+
+    if section.judge is None or context.teachers is None:
+        return None
+    return Bench(context.teachers.providers["judge"], section.judge, judge_sampling(context.recipe))
 
 
 def reporting(context: Context, record: StageRecord) -> Mapping[str, Any]:
