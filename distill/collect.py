@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeAlias
 
+from distill import console
 from distill.engine import Outcome, Stopped
 from distill.engine.drive import Engine
 from distill.errors import StageIncomplete
@@ -20,6 +21,8 @@ __all__ = ["Chosen", "Strategy", "collect", "flows", "load_tasks", "model_of"]
 
 ROLE = "teacher"
 NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
+UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
+"""The label of a session that no judge decided, and the share of them from which on it is told."""
 Came: TypeAlias = Session | tuple[Session, ...] | Failure
 """What comes of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
 
@@ -71,6 +74,9 @@ def collect(
     _accept(failed, len(tasks), max_failed)
     transient = any(failure.transient for row in failed for failure in row["failures"])
     counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": _truncated(sessions)}
+    if unjudged := sum(1 for session in sessions if UNJUDGED in session.meta.get("labels", ())):
+        counts[UNJUDGED] = unjudged
+        _say_unjudged(unjudged, len(sessions))
     return "partial" if transient else "done", counts
 
 
@@ -134,6 +140,15 @@ def _failures(outcome: Outcome[Came]) -> list[Failure]:
     """Those that were sent into the flow, and the one it returned where that is another."""
     returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
+
+
+def _say_unjudged(unjudged: int, sessions: int) -> None:
+    """Warn where a judge is paid and decides nothing."""
+    if unjudged > MANY_UNJUDGED * sessions:
+        console.warn(
+            f"collect: of {unjudged} of {sessions} sessions no verdict of the judge can be read, and the first whole"
+            " answer was taken; take a stronger `judge`, a greater judge_sampling.max_tokens, or another `pick`"
+        )
 
 
 def _truncated(sessions: Iterable[Session]) -> int:

@@ -316,6 +316,14 @@ def test_samples_and_verdicts_go_through_the_engine(tmp_path, journal):
     assert [len(session.meta["keys"]) for session in sessions] == [6, 6]
 
 
+def test_a_judge_that_decides_nothing_is_told(tmp_path, journal, capsys):
+    teacher = Scripted(lambda request: f"number {request.replica}")
+    strategy = BestOf(BestOf.Options(samples=2), sampling=Sampling(temperature=1.0))
+    _, counts = collected(tmp_path, journal, {"teacher": teacher, "judge": Scripted(lambda _: "Fine.")}, strategy)
+    assert counts["unjudged"] == 2
+    assert "of 2 of 2 sessions no verdict of the judge can be read" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "name", [name for name in STRATEGIES if hasattr(part(STRATEGIES, name, kind="strategy"), "flow")]
 )

@@ -16,12 +16,12 @@ from typing import Any, Literal, TypeAlias
 from distill import console
 from distill.comparing.asking import Engines
 from distill.comparing.found import Found, Prompt
-from distill.filters.grades import Scale, graded
-from distill.filters.judge import harmless
+from distill.grades import Scale, graded
 from distill.metrics import Answered, Model
 from distill.prompts import fill, load
 from distill.providers import Provider
 from distill.recipe import Judging
+from distill.text import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling
 
 REPLY_TOKENS = 512
@@ -228,7 +228,7 @@ def read_verdict(reply: str, *, texts: Sequence[str] = (), tag: str = "") -> tup
     """`A`, `B`, `tie` or `unparsed`, and the judge's reasons.
 
     The last verdict counts; thoughts, quoted lines, and whatever also stands in the `texts` that were judged do not
-    (see `distill.filters.grades`). Where no line is a verdict, the last sentence that is one counts.
+    (see `distill.grades`). Where no line is a verdict, the last sentence that is one counts.
     """
     found = graded(_BOXED_C.sub("[[tie]]", reply), Scale(HIGHEST, VERDICTS), texts=texts, tag=tag)
     if found.choice is not None:
