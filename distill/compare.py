@@ -23,6 +23,7 @@ from distill.comparing.asking import (
     note_absent,
 )
 from distill.comparing.audit import conclude
+from distill.comparing.coverage import tell_coverage
 from distill.comparing.entries import summary, with_judge
 from distill.comparing.found import Found, line, score_texts
 from distill.comparing.judging import judge
@@ -102,6 +103,7 @@ def compare(
     told = summary(found, metrics, seed, spent)
     if judged is not None:
         told |= with_judge(told, conclude(found, judged, seed, spent))
+    told["coverage"] = tell_coverage(found, folder / "kept.jsonl")
     write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
     scores = {
         "prompts": len(found.shared),

@@ -376,3 +376,24 @@ def test_a_metric_asks_its_own_prompts_which_no_other_metric_sees(tmp_path):
     assert told["gap_closed"]["share"] == 1.0
     assert scores["metrics"]["rouge_l"]["by"]["student"]["n"] == 10
     assert scores["categories"] == {"writing": 5, "maths": 5}
+
+
+def test_a_lost_prompt_says_whether_anything_like_it_was_taught(tmp_path):
+    taught = [Session(f"row-{n}", (Message("user", f"Describe the {word} in June."), Message("assistant", "So.")))
+              for n, word in enumerate(WORDS)]  # fmt: skip
+    write_rows(tmp_path / "kept.jsonl", taught)
+    prompts = write(tmp_path, "mixed.jsonl", [*questions(8), {"question_id": 8, "turns": ["Solve x² = 2 quickly"]}])
+    files = recorded(tmp_path)
+    for model, path in files.items():
+        text = {"student": "No.", "base": "The {word} is nice."}.get(model, TEXTS[model])
+        write(tmp_path, path.name, answers(text, 9))
+    scores, rows = compared(tmp_path, prompts=prompts, recorded=files)
+    assert {row["outcome"]["value"] for row in rows} == {"loss"}
+    assert [row["coverage"]["verdict"] for row in rows] == ["taught and failed"] * 8 + ["not taught"]
+    assert rows[2]["coverage"]["nearest"][0]["id"] == "row-2"
+    assert scores["coverage"]["categories"]["all"]["not_taught"] == 1
+
+
+def test_without_training_rows_nothing_is_said_of_what_was_taught(triple):
+    assert triple[0]["coverage"] is None
+    assert "coverage" not in triple[1][0]

@@ -51,7 +51,7 @@ TRAIN_SOURCES = tuple(
 )
 COMPARING_SOURCES = tuple(
     f"distill.comparing.{name}"
-    for name in ("asking", "audit", "entries", "found", "headline", "judging", "leaks", "prompts")
+    for name in ("asking", "audit", "coverage", "entries", "found", "headline", "judging", "leaks", "prompts")
 )
 TURN_SOURCES = (
     "distill.grades",

@@ -1,0 +1,101 @@
+"""Why the student loses where it does: because nothing like the prompt was taught, or although it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from distill.comparing.found import Found
+from distill.nearness import Near, nearest
+from distill.rows import read_sessions
+from distill.types import Session
+
+NEAREST = 3
+SAMPLE = 200
+"""Training rows whose own nearest neighbours show how near rows of this set lie to each other."""
+TOO_FAR = 0.1
+"""A prompt farther from training than all but this share of training rows are from each other was not taught."""
+SHOWN = 500
+"""Characters of a training prompt that are kept."""
+
+
+def tell_coverage(found: Found, kept: Path) -> dict[str, Any] | None:
+    """Say of each prompt which training rows are nearest and why it was lost, if it was: `coverage` in its line.
+
+    Prompts are compared by their words (TF-IDF). Returns what scores.json says of it, by category; `None` without rows.
+    """
+    rows = list(_sampled(kept)) if kept.is_file() else []
+    if not rows or not found.shared:
+        return None
+    asked = [_asked(found, index) for index in found.shared]
+    texts, own = [*asked, *(text for _, text in rows)], [*[None] * len(asked), *(id for id, _ in rows)]
+    near, _ = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
+    reach = _reach([_similarity(one) for one in near[len(asked) :]])
+    for index, one in zip(found.shared, near, strict=False):
+        found.tell(index, "coverage", _told(found, index, one, reach))
+    return _summary(found, reach)
+
+
+def _asked(found: Found, index: int) -> str:
+    prompt = found.prompts[index]
+    return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
+
+
+def asked_of(session: Session) -> str:
+    """What the user says in a session."""
+    return "\n".join(message.content for message in session.messages if message.role == "user")
+
+
+def _prompts(kept: Path) -> Iterator[tuple[str, str]]:
+    return ((session.id, asked_of(session)) for session in read_sessions(kept))
+
+
+def _sampled(kept: Path) -> Iterator[tuple[str, str]]:
+    """At most `SAMPLE` rows, evenly from the whole file."""
+    total = sum(1 for _ in read_sessions(kept))
+    step = max(1, total // SAMPLE)
+    return (row for place, row in enumerate(_prompts(kept)) if place % step == 0 and place // step < SAMPLE)
+
+
+def _similarity(near: list[Near]) -> float:
+    return near[0].similarity if near else 0.0
+
+
+def _reach(similarities: list[float]) -> float:
+    """The similarity that all but the farthest tenth of training rows have with their nearest one."""
+    return sorted(similarities)[int(TOO_FAR * len(similarities))] if similarities else 0.0
+
+
+def _told(found: Found, index: int, near: list[Near], reach: float) -> dict[str, Any]:
+    lost = found.more.get(index, {}).get("outcome", {}).get("value") == "loss"
+    far = _similarity(near) < reach or not near
+    return {
+        "nearest": [{"id": one.id, "similarity": round(one.similarity, 4), "prompt": one.text[:SHOWN]} for one in near],
+        "similarity": round(_similarity(near), 4),
+        "verdict": ("not taught" if far else "taught and failed") if lost else "fine",
+    }
+
+
+def _summary(found: Found, reach: float) -> dict[str, Any]:
+    members: dict[str, list[dict[str, Any]]] = {}
+    for index in found.shared:
+        members.setdefault(found.prompts[index].category, []).append(found.more[index]["coverage"])
+    return {
+        "reach": round(reach, 4),
+        "categories": {name: _counts(told) for name, told in sorted(members.items())},
+        "explanation": "likeness of words between a prompt and the nearest training prompt (TF-IDF cosine); below "
+        f"{reach:.2f}, which nine of ten training rows have with their own nearest one, a lost prompt was not taught",
+    }
+
+
+def _counts(told: list[dict[str, Any]]) -> dict[str, Any]:
+    verdicts = [one["verdict"] for one in told]
+    return {
+        "prompts": len(told),
+        "losses": len(told) - verdicts.count("fine"),
+        "not_taught": verdicts.count("not taught"),
+        "taught_and_failed": verdicts.count("taught and failed"),
+        "mean_similarity": round(fmean(one["similarity"] for one in told), 4),
+    }
