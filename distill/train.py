@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill import console
 from distill.errors import DistillError, MissingPackage
@@ -15,12 +15,20 @@ __all__ = ["LoraOptions", "TrainOptions", "train"]
 
 
 def train(
-    folder: Path, *, model: str, layers: int | None, template: str, options: TrainOptions, seed: int
+    folder: Path,
+    *,
+    model: str,
+    layers: int | None,
+    prune_by: Literal["uniform", "block"] = "uniform",
+    template: str,
+    options: TrainOptions,
+    seed: int,
 ) -> dict[str, Any]:
     """Train a student on `folder/kept.jsonl` and leave it in `folder/student`; returns counts for run.json.
 
-    `layers` is how many of the model's layers the student keeps. Raises `DistillError` for missing or unusable rows,
-    `MissingPackage` without the training packages, `ModelError` for the model.
+    `layers` is how many of the model's layers the student keeps, and `prune_by` how they are chosen. Raises
+    `DistillError` for missing or unusable rows, `MissingPackage` without the training packages, `ModelError` for the
+    model.
     """
     kept = folder / "kept.jsonl"
     sessions = read_sessions(kept) if kept.is_file() else []
@@ -38,6 +46,7 @@ def train(
             folder / "student",
             model=model,
             layers=layers,
+            prune_by=prune_by,
             template=template,
             options=options,
             seed=seed,

@@ -17,6 +17,7 @@ from tests.tiny import save_tiny_model
 
 torch = pytest.importorskip("torch")
 models = pytest.importorskip("distill.student.models")
+pruning = pytest.importorskip("distill.student.pruning")
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21
 
@@ -280,7 +281,7 @@ def test_a_hub_name_without_a_hub_is_one_line(tmp_path: Path, monkeypatch: Any) 
 
 @pytest.mark.parametrize(("total", "keep"), [(30, 24), (30, 30), (30, 2), (32, 17), (12, 11), (3, 2)])
 def test_kept_layers_are_spread_over_the_whole_depth(total: int, keep: int) -> None:
-    kept = models.kept_layers(total, keep)
+    kept = pruning.kept_layers(total, keep)
     assert len(set(kept)) == keep
     assert list(kept) == sorted(kept)
     assert (kept[0], kept[-1]) == (0, total - 1)
@@ -291,7 +292,7 @@ def test_kept_layers_are_spread_over_the_whole_depth(total: int, keep: int) -> N
 @pytest.mark.parametrize("keep", [0, 31])
 def test_more_layers_than_there_are_cannot_be_kept(keep: int) -> None:
     with pytest.raises(ModelError) as error:
-        models.kept_layers(30, keep)
+        pruning.kept_layers(30, keep)
     assert "give 1 to 30" in one_line(error)
 
 

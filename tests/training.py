@@ -23,7 +23,18 @@ def options(**changes) -> TrainOptions:
     return TrainOptions.model_validate({**given, "lora": lora, **changes})
 
 
-def run(folder, model, *, sessions=SESSIONS, options=OPTIONS, seed=1, layers=3, progress=None, callbacks=()):
+def run(
+    folder,
+    model,
+    *,
+    sessions=SESSIONS,
+    options=OPTIONS,
+    seed=1,
+    layers=3,
+    prune_by="uniform",
+    progress=None,
+    callbacks=(),
+):
     """Train a student; returns the result and what was said."""
     from distill.student import trainer
 
@@ -33,6 +44,7 @@ def run(folder, model, *, sessions=SESSIONS, options=OPTIONS, seed=1, layers=3, 
         folder,
         model=model,
         layers=layers,
+        prune_by=prune_by,
         template="chatml",
         options=options,
         seed=seed,

@@ -257,6 +257,10 @@ class Prune(Options):
     """Make the student from its model by leaving layers out."""
 
     layers: Annotated[int, Field(ge=1)]
+    """How many are kept."""
+    by: Literal["uniform", "block"] = "uniform"
+    """`uniform` keeps layers evenly spaced over the depth; `block` leaves out consecutive ones, those that change the
+    states least, measured on kept sessions."""
 
 
 class Student(Options):

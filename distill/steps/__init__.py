@@ -43,6 +43,7 @@ TRAIN_SOURCES = tuple(
         "models",
         "neftune",
         "precision",
+        "pruning",
         "recompute",
         "saving",
         "sft",

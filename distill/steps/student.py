@@ -30,6 +30,7 @@ def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
         context.folder,
         model=student.model,
         layers=student.prune.layers if student.prune is not None else None,
+        prune_by=student.prune.by if student.prune is not None else "uniform",
         template=student.template,
         options=section.options,
         seed=context.recipe.seed,

@@ -12,7 +12,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
-from distill.errors import RecipeError
+from distill.errors import ModelError, RecipeError
 from distill.student import models
 from distill.student.adapter import adapter_of, require_targets, train_in_float32
 from distill.student.examples import Examples
@@ -55,6 +55,7 @@ def build(
     _require_optimizer(options.optimizer, device)
     micro_tokens = options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
     model = _base(base, kept, options, dtype, device)
+    _require_embeddings(model, found, tokenizer)
     how = chosen(options.checkpointing, model, micro_tokens)
     trainer = Trainer(
         found,
@@ -90,6 +91,19 @@ def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torc
     else:
         require_targets(model, options.lora)
     return model
+
+
+def _require_embeddings(model: Any, found: Examples, tokenizer: Any) -> None:
+    """Raise `ModelError` where an example holds a token that the tokenizer has gained and the model has not."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    for id_, example in zip(found.ids, found.examples, strict=True):
+        if (highest := max(example.input_ids)) >= rows:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise ModelError(
+                f"session {id_} holds the token {token!r} (number {highest}), and the model has embeddings for {rows}; "
+                "they are never resized here, for the output head may be tied to them: take the tokenizer that "
+                "belongs to the model, or another template"
+            )
 
 
 def _require_optimizer(optimizer: str, device: torch.device) -> None:

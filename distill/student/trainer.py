@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 
@@ -20,6 +20,7 @@ from distill.student.examples import Examples, examples_of, say_drift, say_left_
 from distill.student.foreign import in_our_words, quiet
 from distill.student.log import Log, speed
 from distill.student.options import TrainOptions
+from distill.student.pruning import kept_layers, least_changing
 from distill.student.saving import save
 from distill.types import Session
 
@@ -51,6 +52,7 @@ def train(
     *,
     model: str,
     layers: int | None,
+    prune_by: Literal["uniform", "block"] = "uniform",
     template: str,
     options: TrainOptions,
     seed: int,
@@ -71,7 +73,7 @@ def train(
     found = examples_of(sessions, template, tokenizer, options.max_length)
     say_left_out(found.left_out, len(sessions), options.max_length, tell)
     say_drift(sessions, template, tokenizer, tell)
-    kept = _kept_layers(base, layers)
+    kept = _kept_layers(base, layers, prune_by, found, tell)
     told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
     told |= {"quantised": options.method == "qlora", "method": options.method}
     checkpoints = Checkpoints(student_folder, identity_of(found.examples, told, options, seed), tell)
@@ -97,11 +99,19 @@ def train(
     return _result(found, log)
 
 
-def _kept_layers(base: Path, layers: int | None) -> list[int] | None:
+def _kept_layers(
+    base: Path, layers: int | None, by: str, found: Examples, say: Callable[[str], None]
+) -> list[int] | None:
     if layers is None:
         return None
     total = read_json(base / "config.json")["num_hidden_layers"]
-    return list(models.kept_layers(total, layers))
+    if by == "uniform" or layers >= total:
+        return list(kept_layers(total, layers))
+    with quiet():
+        kept = least_changing(models.load_causal(base), found.examples, layers)
+    left_out = sorted(set(range(total)) - set(kept))
+    say(f"layers {left_out[0] + 1} to {left_out[-1] + 1} of {total} change the states least and are left out")
+    return list(kept)
 
 
 def _result(found: Examples, log: Log) -> TrainResult:
