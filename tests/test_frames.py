@@ -74,7 +74,7 @@ def test_quotations_and_beginnings_of_its_own_stay(text):
     "text",
     ["I'm sorry, but I can't help with that.", "Sorry, I cannot do this.", "I cannot rewrite this instruction.",
      "I can\u2019t assist with that request.", "I apologize, but no.", "As an AI language model, I have no opinions.",
-     "I am unable to do so.", "Apologies, but this is out of bounds."],
+     "I am unable to do so.", "I'm sorry, I can't create that.", "Apologies, but this is out of bounds."],
 )  # fmt: skip
 def test_a_refusal_is_told(text):
     assert refuses(text)
@@ -83,7 +83,9 @@ def test_a_refusal_is_told(text):
 @pytest.mark.parametrize(
     "text",
     ["Write an apology that begins with \"I'm sorry\".", "Sorry seems to be the hardest word: who sang it?",
-     "I can never remember the planets. Help me.", "Explain why I cannot tickle myself.", "As an aide, plan a trip."],
+     "I can never remember the planets. Help me.", "Explain why I cannot tickle myself.", "As an aide, plan a trip.",
+     "I can't sleep at night. What helps?",
+     "I'm sorry I broke my neighbour's vase. Write her a note.", "Apologies for the late reply: is this polite?"],
 )  # fmt: skip
 def test_an_instruction_about_refusing_is_none(text):
     assert not refuses(text)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from distill.loopback import LoopbackServer
+from distill.pipeline import run_recipe
 from distill.reasoning import in_text, parted
+from distill.rows import read_sessions
 from distill.strategies.thoughts import taken
 from distill.types import Completion, Failure
 
@@ -78,3 +82,31 @@ def test_an_answer_without_thoughts_stays_as_it_is():
 )
 def test_a_body_of_any_shape_is_survived(raw):
     assert parted(Completion(key="k", text="Four.", finish="stop", raw=raw)).answer == "Four."
+
+
+IN_TAGS = {"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\nFour."}
+BESIDE = {"role": "assistant", "content": "Four.", "reasoning_content": "Two and two."}
+
+
+@pytest.mark.parametrize("message", [IN_TAGS, BESIDE], ids=["in_tags", "beside"])
+@pytest.mark.parametrize(
+    ("handling", "learned", "apart"),
+    [
+        ("separate", "Four.", "Two and two."),
+        ("strip", "Four.", None),
+        ("keep", "<think>\nTwo and two.\n</think>\n\nFour.", None),
+    ],
+)
+def test_a_reasoning_teacher_is_collected_as_the_recipe_says(tmp_path, message, handling, learned, apart):
+    reply = {"model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    (tmp_path / "tasks.txt").write_text("What is two and two?\n")
+    with LoopbackServer(answer=lambda body: reply) as server:
+        recipe = {
+            "name": "thinking",
+            "teacher": {"model": "m", "base_url": server.url, "terms": "mine"},
+            "collect": {"tasks": "tasks.txt", "test": 0, "thoughts": handling},
+        }
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        run = run_recipe(tmp_path / "recipe.yaml", run_dir=tmp_path / "run", stages=["collect"])
+    (session,) = read_sessions(run / "sessions.jsonl")
+    assert (session.messages[-1].content, session.meta.get("thoughts")) == (learned, apart)

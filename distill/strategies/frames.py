@@ -22,9 +22,14 @@ _PREFACE = re.compile(
 )
 _BEFORE_FENCE = re.compile(rf"\A(?:{_GREETING}|{_HERE}[^\n]*:)\s*\n(?=```|~~~)", re.IGNORECASE)
 _QUOTES = {'"': '"', "\u201c": "\u201d", "\u201e": "\u201c", "\u00ab": "\u00bb"}
+_DONE = "help|assist|fulfil|comply|continue|provide|create|write|rewrite|revise|generate|produce|do (?:that|this|so)"
+_UNABLE = (
+    rf"(?:i (?:cannot|can't|can\u2019t|won't|won\u2019t) (?:{_DONE})\b"
+    r"|i(?:'m|\u2019m| am) (?:not able|unable) to\b|as an ai\b)"
+)
 _REFUSES = re.compile(
-    r"\A\W*(?:(?:i(?:'m|\u2019m| am) )?(?:very |so )?sorry,? (?:but )?i\b|i(?:'m|\u2019m| am) (?:not able|unable) to\b"
-    r"|i (?:cannot|can't|can\u2019t|won't|won\u2019t)\b|i apologi[sz]e\b|apologies\b|as an ai\b)",
+    rf"\A\W*(?:{_UNABLE}|(?:i(?:'m|\u2019m| am) )?(?:very |so )?sorry,? (?:but )?{_UNABLE}"
+    rf"|(?:i(?:'m|\u2019m| am) (?:very |so )?sorry|i apologi[sz]e|apologies),? but\b)",
     re.IGNORECASE,
 )
 _NO_INPUT = re.compile(
