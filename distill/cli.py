@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import sys
@@ -206,6 +207,32 @@ def show(
     from distill import funnel as lost
 
     for line in lost.lines(run_folder) if funnel else forecast.status_lines(run_folder):
+        console.result(line)
+
+
+@app.command()
+def diff(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B …", help="two run folders, or more for a curve")],
+    as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
+) -> None:
+    """Hold two runs against each other on their common prompts: what got better or worse, and is it more than noise?
+
+    Given three runs or more, each measure over how much the students were trained on, with the untrained base at 0.
+
+    Example: distill diff runs/quickstart runs/quickstart-next
+    """
+    from distill import diff as held
+    from distill.errors import RecipeError
+    from distill.rows import to_json
+
+    if len(runs) < 2:
+        raise RecipeError("diff: one run is given; name two, or more for a curve over data size")
+    found = [held.read(folder) for folder in runs]
+    told = held.diff(*found) if len(found) == 2 else held.curve(found)
+    if as_json:
+        console.result(json.dumps(to_json(told), ensure_ascii=False, indent=1))
+        return
+    for line in held.lines(told) if len(found) == 2 else held.curve_lines(told):
         console.result(line)
 
 
