@@ -74,6 +74,7 @@ PIPELINE: Mapping[str, Stage] = {
         sources=(
             "distill.expand",
             "distill.novelty",
+            "distill.overlaps",
             "distill.prompts",
             "distill.reasoning",
             "distill.strategies.frames",
@@ -98,7 +99,7 @@ PIPELINE: Mapping[str, Stage] = {
         rules.curating,
         inputs=("sessions.jsonl",),
         outputs=("kept.jsonl", "dropped.jsonl", "test.jsonl"),
-        sources=("distill.curate", "distill.funnel", "distill.novelty", *FILTER_SOURCES),
+        sources=("distill.curate", "distill.funnel", "distill.novelty", "distill.overlaps", *FILTER_SOURCES),
         options=currency.curate_options,
         teacher=True,
         prompts="prompts/judges",

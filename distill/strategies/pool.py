@@ -23,8 +23,6 @@ from distill.types import Completion, Message, Request, Sampling, Task
 ROLE = "teacher"
 FEWEST_OUTSTANDING, MOST_OUTSTANDING = 4, 128
 """Bounds of the window where the recipe sets none."""
-NEAR_ENOUGH = 0.6
-"""A task's nearest neighbour is recorded from this similarity on; to find one at any takes ten times as long."""
 MIN_WORDS = 4
 MAX_WORDS = 150
 """Bounds of an instruction, in words (Self-Instruct's code: more than 3, at most 150)."""
@@ -336,7 +334,7 @@ class Pool:
         tokens = comparable(task.instruction)
         reason, nearest = self._fault(task), None
         if reason is None:
-            nearest = self._index.nearest(tokens, least=min(NEAR_ENOUGH, self._options.rouge_l))
+            nearest = self._index.nearest(tokens)
             reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
         if reason is not None:
             self.rejected[reason] += 1
