@@ -236,6 +236,24 @@ def diff(
         console.result(line)
 
 
+@app.command(name="next")
+def next_round(
+    run_folder: RunFolder,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the recipe and its seeds go")] = Path(),
+    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="tasks to grow; as many as before")] = None,
+) -> None:
+    """Plan the next round: seeds near what the student loses and was taught little of, and a recipe that uses them.
+
+    No held-out prompt becomes a seed.
+
+    Example: distill next runs/quickstart --tasks 200
+    """
+    from distill import rounds
+
+    for line in rounds.plan(run_folder, out, tasks=tasks):
+        console.result(line)
+
+
 @app.command(name="explain-miss")
 def explain_miss(
     recipe_or_run: RecipeOrRun,
