@@ -499,3 +499,25 @@ def test_the_embedded_model_answers_and_stops(smollm2: Path) -> None:
     )
     answer = model.generate(**asked, max_new_tokens=24, do_sample=False)[0, asked["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pad"),
+    [
+        (["<|reserved_special_token_0|>"], "<|reserved_special_token_0|>"),
+        (["<|vision_pad|>", "<unused7>"], "<unused7>"),
+    ],
+)
+def test_a_tokenizer_without_a_pad_token_gets_a_reserved_one_and_never_the_end_token(tokens, pad, tmp_path: Path):
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    names = {name: number for number, name in enumerate(["a", "<s>", "</s>", *tokens])}
+    bare = PreTrainedTokenizerFast(tokenizer_object=Backend(BPE(names, [])), bos_token="<s>", eos_token="</s>")
+    bare.add_tokens([AddedToken(token, special=True) for token in tokens])
+    bare.save_pretrained(tmp_path)
+    tokenizer = models.load_tokenizer(tmp_path)
+    assert (tokenizer.pad_token, tokenizer.eos_token) == (pad, "</s>")
+    assert len(tokenizer) == len(names)

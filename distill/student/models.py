@@ -44,6 +44,9 @@ CONVERSION = 1
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
 """Reserved tokens that may fill up a batch, in order of preference."""
 
+_RESERVED = re.compile(r"\bpad\b|reserved|unused", re.IGNORECASE)
+"""What the names of tokens say that stand for nothing yet."""
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """One of these a model folder must have."""
 
@@ -277,13 +280,15 @@ def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
 def _part_pad_from_eos(tokenizer: Any) -> None:
     """Make the pad token another than the end token where the vocabulary reserves one.
 
-    With pad = eos, trainers that mask padding by its id teach a student never to stop (trl#1623, #3083, #3091).
+    With pad = eos, trainers that mask padding by its id teach a student never to stop (trl#1623, #3083, #3091). Here
+    padding is masked by position; where nothing is reserved, eos stays: any other token would vanish from answers.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
     taken = {tokenizer.eos_token, tokenizer.bos_token}
     vocabulary = tokenizer.get_vocab()
-    free = [token for token in PAD_TOKENS if token in vocabulary and token not in taken]
+    reserved = [token.content for token in tokenizer.added_tokens_decoder.values() if _RESERVED.search(token.content)]
+    free = [token for token in (*PAD_TOKENS, *reserved) if token in vocabulary and token not in taken]
     if free:
         tokenizer.pad_token = free[0]
     elif tokenizer.pad_token_id is None:
