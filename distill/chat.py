@@ -8,15 +8,16 @@ drift apart. The mask is found by rendering: what a conversation has more than i
 - `vicuna`  FastChat's v1.1: `… USER: question ASSISTANT: answer</s>` with the tokenizer's own end token.
 - `chatml`  `<|im_start|>role\n…<|im_end|>\n`, without a default system message. A tokenizer that lacks those tokens
   spells them as text and ends answers with its own end token.
-- `own`     the chat template of the model's tokenizer.
+- `own`     the chat template of the model's tokenizer; it needs no {% generation %} marks.
 
 In the first three, white space around an answer is not part of it: a newline there would merge with the template's.
+`distill.student.gate` checks every mask by another way before the first step.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, Protocol, get_args
@@ -26,6 +27,8 @@ from distill.types import Message
 
 Template = Literal["alpaca", "vicuna", "chatml", "own"]
 TEMPLATES: tuple[str, ...] = get_args(Template)
+TrainOn = Literal["all", "last"]
+"""Which answers of a conversation are trained."""
 
 IGNORED = -100
 """The label of a token that is not trained."""
@@ -100,8 +103,15 @@ class _Span:
     trained: bool
 
 
-def encode(messages: Sequence[Message], template: str, tokenizer: Tokenizer, *, truncated: bool = False) -> Example:
-    """Ids and labels of a whole conversation that ends with an answer; every assistant turn is trained.
+def encode(
+    messages: Sequence[Message],
+    template: str,
+    tokenizer: Tokenizer,
+    *,
+    truncated: bool = False,
+    train_on: TrainOn = "all",
+) -> Example:
+    """Ids and labels of a whole conversation that ends with an answer; every assistant turn is trained, or the last.
 
     `truncated` says that the last answer was cut off: it gets no end token, so that the student does not learn to
     stop there. Special tokens that a message merely mentions stay text. Raises `DistillError` for a conversation that
@@ -109,8 +119,13 @@ def encode(messages: Sequence[Message], template: str, tokenizer: Tokenizer, *, 
     """
     if not messages or messages[-1].role != "assistant":
         raise DistillError("the conversation does not end with an assistant turn; expected an answer to train on")
+    if messages[0].role == "assistant":
+        raise DistillError(
+            "the conversation begins with an assistant turn; expected a user or system turn first: leave it out by "
+            "curate's rule `format`"
+        )
     rendering = _Rendering(template, tokenizer, messages)
-    return rendering.example(rendering.spans(truncated=truncated))
+    return rendering.example(rendering.spans(truncated=truncated, train_on=train_on))
 
 
 def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> list[int]:
@@ -138,30 +153,34 @@ def jinja(template: str, tokenizer: Tokenizer) -> str:
         raise RecipeError(f'unknown template "{template}"; expected one of {", ".join(TEMPLATES)}')
     if template == "own":
         if not isinstance(tokenizer.chat_template, str):
-            raise RecipeError("template own: the model's tokenizer has no chat template; use chatml, vicuna or alpaca")
+            raise RecipeError(
+                "template own: the model's tokenizer has no chat template; set student.template to chatml, vicuna or "
+                "alpaca"
+            )
         return tokenizer.chat_template
-    if not tokenizer.eos_token:
-        raise RecipeError(f"template {template}: the tokenizer has no end token, so no answer could end")
-    end = "'<|im_end|>'" if _is_one(tokenizer, "<|im_end|>") else "eos_token"
+    end = "'<|im_end|>'" if template == "chatml" and _is_special(tokenizer, "<|im_end|>") else "eos_token"
+    if end == "eos_token" and not tokenizer.eos_token:
+        raise RecipeError(
+            f"template {template}: the tokenizer has no end token, so no answer could end; use template own, or name "
+            "its eos_token in the model's tokenizer_config.json"
+        )
     return _TEXTS[template].replace("BOS", "{{ bos_token }}" if _starts_with_bos(tokenizer) else "").replace("END", end)
 
 
-def drifts(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> bool:
-    """Whether `apply_chat_template` gives other ids for a whole conversation than it is trained with.
-
-    It does where messages mention special tokens (there they become real), or where a tokenizer merges an answer's
-    first characters with the template's last.
-    """
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    whole = tokenizer.apply_chat_template(
-        plain, chat_template=jinja(template, tokenizer), tokenize=True, return_dict=False
-    )
-    trained = encode(messages, template, tokenizer).input_ids
-    return list(whole[: len(trained)]) != trained
+def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """A question, or several, with what answers it: where a conversation may be cut."""
+    pair: list[Message] = []
+    for message in messages:
+        if message.role == "user" and pair and pair[-1].role == "assistant":
+            yield pair
+            pair = []
+        pair.append(message)
+    if pair:
+        yield pair
 
 
-def _is_one(tokenizer: Tokenizer, token: str) -> bool:
-    return len(tokenizer.encode(token, add_special_tokens=False)) == 1
+def _is_special(tokenizer: Tokenizer, text: str) -> bool:
+    return any(token.special and token.content == text for token in tokenizer.added_tokens_decoder.values())
 
 
 def _starts_with_bos(tokenizer: Tokenizer) -> bool:
@@ -180,6 +199,10 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
             raise DistillError(
                 f"template {template}: turn {index + 1} is a system turn; expected it first or not at all"
             )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _unused(text: str) -> str:
@@ -212,49 +235,73 @@ class _Rendering:
             text = self._tokenizer.apply_chat_template(
                 self._messages[:count], chat_template=self._jinja, tokenize=False, add_generation_prompt=prompt
             )
-        except TemplateError as error:
-            raise DistillError(f"template {self._name} cannot render the conversation: {error}") from error
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DistillError(
+                f"template {self._name} cannot render the conversation: {_line(error)}; set student.template to "
+                "chatml, which takes any turns, or leave such rows out by a rule of curate"
+            ) from error
         return str(text)
 
-    def spans(self, *, truncated: bool) -> list[_Span]:
-        """The conversation's text, untrained and trained in turns; nothing follows the last end token."""
-        spans = list(self._answers(self._render(len(self._messages), prompt=False)))
+    def spans(self, *, truncated: bool, train_on: TrainOn) -> list[_Span]:
+        """The conversation's text, untrained and trained in turns; nothing follows the last end token.
+
+        Raises `RecipeError` where an answer that is to be trained cannot be.
+        """
+        last = len(self._messages) - 1
+        wanted = {index for index, message in enumerate(self._messages) if message["role"] == "assistant"}
+        spans = list(self._answers(self._render(last + 1, prompt=False), wanted if train_on == "all" else {last}))
         if truncated:
-            last = spans[-1].text
-            spans[-1] = _Span(last[: self._end(last).start()].rstrip(), trained=True)
+            answer = spans[-1].text
+            spans[-1] = _Span(answer[: self._end(last, answer).start()].rstrip(), trained=True)
         return spans
 
     def prompt_spans(self) -> list[_Span]:
         """The text up to the next answer, cut at earlier answers as `spans` cuts it."""
         whole = self._render(len(self._messages), prompt=True)
-        spans = list(self._answers(whole))
+        spans = list(self._answers(whole, frozenset()))
         return [*spans, _Span(whole[sum(len(span.text) for span in spans) :], trained=False)]
 
-    def _answers(self, whole: str) -> Iterator[_Span]:
+    def _answers(self, whole: str, wanted: Collection[int]) -> Iterator[_Span]:
+        """Each answer and what stands before it; an unwanted one that is shown differently later is not cut out."""
         position = 0
         for index, message in enumerate(self._messages):
-            if message["role"] == "assistant":
-                start, answer = self._answer(index, whole)
+            if message["role"] != "assistant":
+                continue
+            found = self._answer(index, whole, wanted=index in wanted)
+            if found is not None:
+                start, answer = found
                 yield _Span(whole[position:start], trained=False)
-                yield _Span(answer, trained=True)
+                yield _Span(answer, trained=index in wanted)
                 position = start + len(answer)
 
-    def _answer(self, index: int, whole: str) -> tuple[int, str]:
+    def _answer(self, index: int, whole: str, *, wanted: bool) -> tuple[int, str] | None:
+        """Where an answer starts, and its text with the end token."""
         prompt, full = self._render(index, prompt=True), self._render(index + 1, prompt=False)
-        answer = full[len(prompt) :]
-        answer = answer[: self._end(answer).end()]
-        if not (full.startswith(prompt) and whole.startswith(prompt + answer)):
-            raise RecipeError(
-                f"template {self._name} renders an answer differently when it is generated, when it is last and when "
-                "more follows, so it cannot be trained; use template chatml"
-            )
-        return len(prompt), answer
+        if full.startswith(prompt):
+            answer = full[len(prompt) :]
+            answer = answer[: self._end(index, answer).end()]
+            if whole.startswith(prompt + answer):
+                return len(prompt), answer
+        if not wanted:
+            return None
+        elsewhere = "set train_on to last, or use" if index + 1 < len(self._messages) else "use"
+        raise RecipeError(
+            f"template {self._name} renders an answer differently when it is generated, when it is last and when "
+            f"more follows, so it cannot be trained; {elsewhere} template chatml"
+        )
 
-    def _end(self, answer: str) -> re.Match[str]:
+    def _end(self, index: int, answer: str) -> re.Match[str]:
+        """The special token that ends an answer: the first one behind its words."""
+        words, start = self._messages[index]["content"].strip(), 0
         found = list(self._pattern.finditer(answer))
         if not found:
             raise RecipeError(f"template {self._name} ends answers with no special token; use template chatml")
-        return found[-1]
+        holding = []
+        for match in found:
+            if words in answer[start : match.start()]:
+                holding.append(match)
+            start = match.end()
+        return (holding or found)[-1]
 
     def example(self, spans: Sequence[_Span]) -> Example:
         """Ids and labels of the spans; no token crosses from one into the next."""
@@ -262,30 +309,32 @@ class _Rendering:
         labels: list[int] = []
         place: _Place = "start"
         alike = _places_alike(self._tokenizer)
-        for span in spans:
-            for piece in self._pieces(span.text):
-                ids = [piece] if isinstance(piece, int) else self._plain_ids(piece, alone=place in alike)
-                input_ids += ids
-                labels += ids if span.trained else [IGNORED] * len(ids)
-                place = "special" if isinstance(piece, int) else "text"
+        for piece, trained in self._pieces(spans):
+            ids = [piece] if isinstance(piece, int) else self._plain_ids(piece, alone=place in alike)
+            input_ids += ids
+            labels += ids if trained else [IGNORED] * len(ids)
+            place = "special" if isinstance(piece, int) else "text"
         return Example(input_ids, labels)
 
     def _plain_ids(self, run: str, *, alone: bool) -> list[int]:
         return _split_ids(run, self._tokenizer) if alone else _inner_ids(run, self._tokenizer)
 
-    def _pieces(self, text: str) -> Iterator[int | str]:
-        """Ids of the template's special tokens, and the runs of plain text between them."""
-        position, strips = 0, False
-        for match in chain(self._pattern.finditer(text), [None]):
-            run = text[position : match.start() if match else None]
-            id_, token = self._special[match[0]] if match else (None, None)
-            run = run.lstrip() if strips else run
-            run = run.rstrip() if token is not None and token.lstrip else run
-            if run:
-                yield run.replace(self._mark, "")
-            if match is not None and token is not None and id_ is not None:
-                yield id_
-                position, strips = match.end(), token.rstrip
+    def _pieces(self, spans: Sequence[_Span]) -> Iterator[tuple[int | str, bool]]:
+        """Ids of the template's special tokens, the runs of plain text between them, and whether each is trained."""
+        strips = False
+        for span in spans:
+            position = 0
+            for match in chain(self._pattern.finditer(span.text), [None]):
+                run = span.text[position : match.start() if match else None]
+                id_, token = self._special[match[0]] if match else (None, None)
+                run = run.lstrip() if strips else run
+                run = run.rstrip() if token is not None and token.lstrip else run
+                if run:
+                    yield run.replace(self._mark, ""), span.trained
+                    strips = False
+                if match is not None and token is not None and id_ is not None:
+                    yield id_, span.trained
+                    position, strips = match.end(), token.rstrip
 
 
 _Place = Literal["start", "special", "text"]

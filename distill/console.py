@@ -5,10 +5,11 @@ Everything goes to standard error but the results that a command was asked for (
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
@@ -54,6 +55,61 @@ def error(line: str) -> None:
 def result(line: str) -> None:
     """What a command was asked for, on standard output."""
     print(line, flush=True)
+
+
+class Marked(Protocol):
+    """A text of which stretches are to be told apart."""
+
+    @property
+    def id(self) -> str:
+        """What it is called."""
+
+    @property
+    def trained(self) -> Sequence[bool]:
+        """For each token, whether it is trained."""
+
+    def stretches(self) -> Iterator[tuple[str, bool]]:
+        """The text in pieces, each with whether it is trained."""
+
+
+def say_marked(text: Marked) -> None:
+    """A training example for the reader, on standard error and, with marks for colours, in the run's log."""
+    for line in _marked_lines(text, coloured=False):
+        for observer in _observers:
+            observer(line)
+    for line in _marked_lines(text, coloured=_has_colours(sys.stderr)):
+        print(line, file=sys.stderr, flush=True)
+
+
+def show_marked(text: Marked) -> None:
+    """A training example that a command was asked for, on standard output."""
+    for line in _marked_lines(text, coloured=_has_colours(sys.stdout)):
+        result(line)
+
+
+def _has_colours(stream: Any) -> bool:
+    return bool(stream.isatty()) and "NO_COLOR" not in os.environ
+
+
+def _marked_lines(text: Marked, *, coloured: bool) -> list[str]:
+    """What is trained is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
+    begin, end = ("\x1b[30;42m", "\x1b[0m") if coloured else ("⟦", "⟧")
+    how = "green" if coloured else "in ⟦ ⟧"
+    pieces = [
+        _each_line(plain, begin, end) if trained and coloured else f"{begin}{plain}{end}" if trained else plain
+        for plain, trained in ((_plain(piece), trained) for piece, trained in text.stretches())
+    ]
+    title = f"session {text.id}: {sum(text.trained)} of {len(text.trained)} tokens are trained ({how})"
+    return [title, *(f"  {line}" for line in "".join(pieces).split("\n"))]
+
+
+def _each_line(text: str, begin: str, end: str) -> str:
+    return "\n".join(f"{begin}{line}{end}" for line in text.split("\n"))
+
+
+def _plain(text: str) -> str:
+    """The text with every character that could steer a terminal, or hide, written out."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def _emit(line: str, colour: str) -> None:

@@ -7,6 +7,7 @@ DistillError                    exit 1
 │   └── RunLocked                        another process writes in it
 ├── MissingPackage                       an optional package is not installed
 ├── ModelError                           weights are missing, corrupt, refused or cannot be cached
+├── MaskError                            a token would be trained that must not be, or the reverse
 ├── EndpointError                        an endpoint cannot be used at all: unreachable, 401, 404 model
 ├── ServerError                          our own loopback server did not start or died
 ├── StageIncomplete                      a stage ended with more failures than it may have
@@ -45,6 +46,10 @@ class MissingPackage(DistillError):
 
 class ModelError(DistillError):
     """Model files are missing, corrupt, of a refused kind, or cannot be stored."""
+
+
+class MaskError(DistillError):
+    """A row's loss mask is not what its template asks for; nothing has been trained."""
 
 
 class EndpointError(DistillError):

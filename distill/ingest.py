@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar, get_args
 
 from distill import console, importers
+from distill.chat import pairs
 from distill.errors import MissingPackage, RecipeError, RunFolderError
 from distill.importers import Address
 from distill.records import Rejected
@@ -312,7 +313,7 @@ def split(session: Session, splitter: Splitter) -> list[Session]:
     system = [message for message in session.messages[:1] if message.role == "system"]
     frame = sum(_tokens(message, splitter) for message in system)
     parts: list[tuple[list[Message], int]] = []
-    for pair in _pairs(session.messages[len(system) :]):
+    for pair in pairs(session.messages[len(system) :]):
         tokens = sum(_tokens(message, splitter) for message in pair)
         if parts and parts[-1][1] + tokens <= splitter.max_tokens:
             parts[-1] = ([*parts[-1][0], *pair], parts[-1][1] + tokens)
@@ -329,18 +330,6 @@ def _part(session: Session, parts: Sequence[tuple[list[Message], int]], number: 
     if len(parts) == 1:
         return replace(session, meta=meta)
     return Session(f"{session.id}.{number}", tuple(messages), {**meta, "part": number, "parts": len(parts)})
-
-
-def _pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """A question, or several, with what answers it."""
-    pair: list[Message] = []
-    for message in messages:
-        if message.role == "user" and pair and pair[-1].role == "assistant":
-            yield pair
-            pair = []
-        pair.append(message)
-    if pair:
-        yield pair
 
 
 def _tokens(message: Message, splitter: Splitter) -> int:

@@ -52,5 +52,6 @@ def train(
             seed=seed,
             progress=bar,
             say=console.say,
+            show=console.say_marked,
         )
     return asdict(result)

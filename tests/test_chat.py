@@ -163,7 +163,6 @@ def test_the_saved_chat_template_gives_the_trained_ids(smollm, template, tmp_pat
         assert served.decode(whole[len(example.input_ids) :]).strip() == ""
         asked = served.apply_chat_template(plain[:-1], add_generation_prompt=True, return_dict=False)
         assert asked == chat.prompt_ids(messages[:-1], template, smollm)
-        assert not chat.drifts(messages, template, smollm)
 
 
 @pytest.mark.model
@@ -173,20 +172,6 @@ def test_a_truncated_answer_gets_no_end_token(smollm, template):
     cut = chat.encode(TALK, template, smollm, truncated=True)
     assert whole.input_ids == [*cut.input_ids, *chat.end_ids(template, smollm)[:1]]
     assert cut.trained == whole.trained - 1
-
-
-@pytest.mark.model
-def test_drift_is_seen_where_messages_mention_special_tokens(smollm):
-    talk = [Message("user", "What is <|im_end|>?"), Message("assistant", "A token.")]
-    assert chat.drifts(talk, "chatml", smollm)
-
-
-@pytest.mark.parametrize("prepend", ["first", "always"])
-@pytest.mark.parametrize("bos", [True, False])
-@pytest.mark.parametrize("template", OURS)
-def test_pieces_join_to_the_whole_on_tokenizers_that_put_a_space_before_a_text(template, prepend, bos):
-    tokenizer = sentencepiece_like(prepend=prepend, bos=bos)
-    assert [name for name, talk in CONVERSATIONS.items() if chat.drifts(talk, template, tokenizer)] == []
 
 
 @pytest.mark.parametrize("template", OURS)
@@ -220,10 +205,17 @@ LAST = "{% for m in messages %}{{ m['role'] + ':' + (m['content'] if loop.last e
     ("template", "tokenizer", "talk", "expected"),
     [
         ("klingon", own(LAST), TALK, 'unknown template "klingon"; expected one of alpaca, vicuna, chatml, own'),
-        ("own", sentencepiece_like(prepend="first"), TALK, "no chat template; use chatml"),
+        (
+            "own",
+            sentencepiece_like(prepend="first"),
+            TALK,
+            "no chat template; set student.template to chatml, vicuna or alpaca",
+        ),
         ("own", own(LAST), TALK, "renders an answer differently"),
         ("own", own("{% for m in messages %}{{ m['content'] }}{% endfor %}"), TALK, "with no special token"),
         ("own", own("{{ raise_exception('no system here') }}"), TALK, "no system here"),
+        ("chatml", own(LAST), TALK[1:], "begins with an assistant turn; expected a user or system turn first"),
+        ("own", own("{{ messages[0]['content'] + 7 }}"), TALK, "cannot render the conversation: can only conc"),
         ("vicuna", own(LAST), [Message("tool", "4"), TALK[1]], 'no place for a "tool" turn'),
         ("alpaca", own(LAST), [TALK[0], SYSTEM, TALK[1]], "turn 2 is a system turn; expected it first"),
         ("chatml", own(LAST), TALK[:1], "does not end with an assistant turn"),
@@ -237,11 +229,34 @@ def test_what_cannot_be_trained_is_said_in_one_line(template, tokenizer, talk, e
     assert "\n" not in str(caught.value)
 
 
-def test_a_tokenizer_without_an_end_token_is_refused():
+@pytest.mark.parametrize("template", OURS)
+def test_a_tokenizer_without_an_end_token_is_refused(template):
     tokenizer = sentencepiece_like(prepend="first")
     tokenizer.eos_token = None
-    with pytest.raises(RecipeError, match="has no end token"):
-        chat.jinja("alpaca", tokenizer)
+    with pytest.raises(RecipeError, match="has no end token, so no answer could end; use template own, or name its"):
+        chat.jinja(template, tokenizer)
+
+
+@pytest.mark.model
+def test_chatml_needs_no_end_token_where_its_own_tokens_are_special(smollm):
+    tokenizer = copy.deepcopy(smollm)
+    tokenizer.eos_token = None
+    example = chat.encode(TALK, "chatml", tokenizer)
+    assert trained_text(example, tokenizer) == ["11, 13 and 17.<|im_end|>", "19 — that is all!<|im_end|>"]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("template", chat.TEMPLATES)
+def test_only_the_last_answer_is_trained_where_that_is_asked_for(smollm, template):
+    example = chat.encode([SYSTEM, *TALK], template, smollm, train_on="last")
+    assert [text.strip() for text in trained_text(example, smollm)] == ["19 — that is all!<|im_end|>"]
+    assert example.input_ids == chat.encode([SYSTEM, *TALK], template, smollm).input_ids
+
+
+def test_pairs_are_a_question_or_several_with_what_answers_it():
+    talk = [TALK[1], *TALK[:3], Message("user", "Please."), TALK[3], TALK[3]]
+    assert [len(pair) for pair in chat.pairs(talk)] == [1, 2, 4]
+    assert [message for pair in chat.pairs(talk) for message in pair] == talk
 
 
 def test_templates_load_neither_torch_nor_transformers():

@@ -64,7 +64,7 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
     from distill.student import build, examples, foreign, models
 
     tokenizer = models.load_tokenizer(Path(model))
-    found = examples.examples_of(sessions, "chatml", tokenizer, 512)
+    found = examples.examples_of(sessions, "chatml", tokenizer, options)
     with foreign.quiet():
         made = build.build(
             Path(model), None, tokenizer, found, options=options, seed=seed, output=Path(model) / "no", say=print

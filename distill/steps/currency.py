@@ -89,7 +89,7 @@ def train_options(context: Context) -> Any:
     assert student is not None
     assert section is not None
     return [
-        student.model_dump(), embedded.fingerprint(student.model), section.options.model_dump(), context.recipe.seed
+        student.model_dump(), embedded.fingerprint(student.model), section.options.deciding(), context.recipe.seed
     ]  # fmt: skip
 
 

@@ -21,9 +21,8 @@ _MARKER = "distill.json"
 def identity_of(examples: Sequence[chat.Example], told: dict[str, Any], options: TrainOptions, seed: int) -> str:
     """A hash of all that decides the weights of a run."""
     ids = [[example.input_ids, example.labels] for example in examples]
-    settings = options.model_dump(exclude={"save_steps"})
     machine = [models.default_device().type, *(version(package) for package in _PACKAGES)]
-    return json_sha256([ids, told, settings, seed, machine])
+    return json_sha256([ids, told, options.deciding(), seed, machine])
 
 
 class Checkpoints:

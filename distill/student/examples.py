@@ -1,17 +1,20 @@
-"""Turns sessions into examples, token ids and loss mask, and says what is left out."""
+"""Turns sessions into examples, token ids and loss mask, each checked by the mask gate; says what is left out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill import chat
+from distill.console import Progress, Silent
 from distill.errors import DistillError
-from distill.types import Session
+from distill.student.gate import Checked, Gate, Row, UnspeltError
+from distill.student.options import TrainOptions
+from distill.types import Message, Session
 
-_DRIFT_SAMPLE = 64
+REPORT_ROWS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,60 +22,170 @@ class Examples:
     """What is trained on."""
 
     ids: list[str]
-    """Of the sessions, one an example."""
+    """Of the sessions, one an example; `ID#2` is the second part of a session that was split."""
     examples: list[chat.Example]
     left_out: Counter[str]
-    """How many sessions are `too_long`, how many `empty`."""
+    """How many sessions are `too_long`, how many `empty`; how many `parts` of split ones are too long themselves; how
+    many rows are `unspelt`: they hold characters that the tokenizer has no tokens for."""
+    split: Counter[str] = field(default_factory=Counter)
+    """How many `sessions` were split, and into how many `parts`."""
+    checked: Checked = field(default_factory=Checked)
+    """What the mask gate has seen."""
 
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(example.input_ids) for example in self.examples]
 
 
-def examples_of(sessions: Sequence[Session], template: str, tokenizer: Any, max_length: int) -> Examples:
-    """The sessions' examples, but for those over `max_length` tokens and those without a token to train.
+def examples_of(
+    sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions, progress: Progress | None = None
+) -> Examples:
+    """The sessions' examples, but for those with an empty answer and, by `over_length`, those over `max_length` tokens.
 
-    Raises `DistillError` when none is left, or when a session does not fit the template.
+    Raises `MaskError` where the gate finds a fault, and `DistillError` when a session does not fit the template, when
+    one is too long under `over_length: raise`, or when none is left.
     """
-    found = Examples([], [], Counter())
-    for session in sessions:
-        example = _example(session, template, tokenizer)
-        if len(example.input_ids) > max_length:
-            found.left_out["too_long"] += 1
-        elif not example.trained:
-            found.left_out["empty"] += 1
-        else:
-            found.ids.append(session.id)
-            found.examples.append(example)
+    gate = Gate(template, tokenizer, train_on=options.train_on, lost_system=options.lost_system)
+    found = Examples([], [], Counter(), checked=gate.checked)
+    maker = _Maker(template, tokenizer, options, found)
+    bar = progress or Silent()
+    for number, session in enumerate(sessions, start=1):
+        for row in maker.rows(session):
+            try:
+                gate.check(row)
+            except UnspeltError:
+                found.left_out["unspelt"] += 1
+                continue
+            found.ids.append(row.id)
+            found.examples.append(row.example)
+        if number % REPORT_ROWS == 0:
+            bar.update(number, len(sessions))
     if not found.examples:
         raise DistillError(
             f"none of the {len(sessions)} sessions can be trained on: {found.left_out['too_long']} are longer than "
-            f"train.max_length={max_length} tokens, {found.left_out['empty']} have no answer; raise it or collect more"
+            f"train.max_length={options.max_length} tokens, {found.left_out['empty']} have no answer; raise it or "
+            "collect more"
         )
     return found
 
 
-def _example(session: Session, template: str, tokenizer: Any) -> chat.Example:
-    try:
-        return chat.encode(session.messages, template, tokenizer, truncated=bool(session.meta.get("truncated")))
-    except DistillError as error:
-        raise type(error)(f"session {session.id}: {error}") from error
+class _Maker:
+    """Makes the rows of one session at a time, and counts what it leaves out."""
+
+    def __init__(self, template: str, tokenizer: Any, options: TrainOptions, found: Examples) -> None:
+        self._template, self._tokenizer, self._options, self._found = template, tokenizer, options, found
+
+    def rows(self, session: Session) -> Iterator[Row]:
+        """The session's row, or those of its parts, or none."""
+        if _has_empty_answer(session, self._options.train_on):
+            self._found.left_out["empty"] += 1
+            return
+        row = self._row(session)
+        if self._fits(row):
+            yield row
+        elif self._options.over_length == "split":
+            yield from self._parts(session)
+        elif self._options.over_length == "drop":
+            self._found.left_out["too_long"] += 1
+        else:
+            raise DistillError(
+                f"session {session.id} has {len(row.example.input_ids)} tokens, more than train.max_length="
+                f"{self._options.max_length}; raise that, or set train.over_length to split or drop"
+            )
+
+    def _row(self, session: Session) -> Row:
+        truncated = bool(session.meta.get("truncated"))
+        try:
+            example = chat.encode(
+                session.messages,
+                self._template,
+                self._tokenizer,
+                truncated=truncated,
+                train_on=self._options.train_on,
+            )
+        except DistillError as error:
+            raise type(error)(f"session {session.id}: {error}") from error
+        return Row(session.id, session.messages, example, truncated)
+
+    def _fits(self, row: Row) -> bool:
+        return len(row.example.input_ids) <= self._options.max_length
+
+    def _parts(self, session: Session) -> Iterator[Row]:
+        """The rows of a session cut before questions, each with the system turn in front."""
+        rows = [self._row(part) for part in self._divided(session)]
+        fitting = [row for row in rows if self._fits(row)]
+        if not fitting:
+            self._found.left_out["too_long"] += 1
+            return
+        self._found.left_out["parts"] += len(rows) - len(fitting)
+        self._found.split.update(sessions=1, parts=len(fitting))
+        yield from fitting
+
+    def _divided(self, session: Session) -> Iterator[Session]:
+        """As many whole pairs as fit, from the first on; where only the last answer is trained, the last ones alone."""
+        system = [message for message in session.messages[:1] if message.role == "system"]
+        pairs = list(chat.pairs(session.messages[len(system) :]))
+        number, end = 1, len(pairs)
+        if self._options.train_on == "last":
+            start = end - 1
+            while start > 0 and self._fits(self._row(_part(session, system, pairs[start - 1 :], 1, last=True))):
+                start -= 1
+            yield _part(session, system, pairs[start:], 1, last=True)
+            return
+        start = 0
+        while start < end:
+            stop = start + 1
+            while stop < end and self._fits(
+                self._row(_part(session, system, pairs[start : stop + 1], number, last=stop + 1 == end))
+            ):
+                stop += 1
+            yield _part(session, system, pairs[start:stop], number, last=stop == end)
+            start, number = stop, number + 1
 
 
-def say_left_out(left_out: Counter[str], total: int, max_length: int, say: Callable[[str], None]) -> None:
-    """Say what is not trained on, and why."""
+def _part(
+    session: Session, system: Sequence[Message], pairs: Sequence[Sequence[Message]], number: int, *, last: bool
+) -> Session:
+    """Only the last part ends with the answer that may have been cut off."""
+    messages = (*system, *(message for pair in pairs for message in pair))
+    truncated = last and bool(session.meta.get("truncated"))
+    return replace(
+        session, id=f"{session.id}#{number}", messages=messages, meta={**session.meta, "truncated": truncated}
+    )
+
+
+def _has_empty_answer(session: Session, train_on: chat.TrainOn) -> bool:
+    answers = [message.content for message in session.messages if message.role == "assistant"]
+    return not all(answer.strip() for answer in (answers if train_on == "all" else answers[-1:]))
+
+
+def notes(found: Examples, total: int, options: TrainOptions) -> Iterator[str]:
+    """What the reader should know of `total` sessions: what is left out and why, and what the gate has seen."""
+    left_out, limit = found.left_out, f"train.max_length={options.max_length}"
     if left_out["too_long"]:
-        say(f"{left_out['too_long']} of {total} sessions are longer than train.max_length={max_length} and left out")
+        yield f"{left_out['too_long']} of {total} sessions are longer than {limit} and left out"
+    if found.split["sessions"]:
+        yield f"{found.split['sessions']} of {total} sessions are longer than {limit} and split into {_parts(found)}"
     if left_out["empty"]:
-        say(f"{left_out['empty']} of {total} sessions have an empty answer and are left out")
+        yield f"{left_out['empty']} of {total} sessions have an empty answer and are left out"
+    if left_out["unspelt"]:
+        yield f"{left_out['unspelt']} rows hold characters that the tokenizer has no tokens for and are left out"
+    yield from _seen(found.checked)
 
 
-def say_drift(sessions: Sequence[Session], template: str, tokenizer: Any, say: Callable[[str], None]) -> None:
-    """Say of the first sessions which ones `apply_chat_template` would give other ids."""
-    sample = sessions[:_DRIFT_SAMPLE]
-    drifting = [session.id for session in sample if chat.drifts(session.messages, template, tokenizer)]
-    if drifting:
-        say(
-            f"{len(drifting)} of the first {len(sample)} sessions (such as {drifting[0]}) are trained as other tokens "
-            "than apply_chat_template gives: they mention special tokens, or an answer begins with what merges"
-        )
+def _parts(found: Examples) -> str:
+    parts, lost = found.split["parts"], found.left_out["parts"]
+    beyond = f"; {lost} more are too long themselves and left out" if lost else ""
+    return f"{parts} parts{beyond}"
+
+
+def _seen(checked: Checked) -> Iterator[str]:
+    told = (
+        (checked.merging, "have tokens as they will be generated, which one pass over the text would merge otherwise"),
+        (checked.mentioning, "mention special tokens, which stay text in training"),
+        (checked.joined, "have a system turn, which the template puts into the user's"),
+        (checked.lost, "have a system turn, which the template leaves out (train.lost_system: accept)"),
+    )
+    for rows, what in told:
+        if rows:
+            yield f"{len(rows)} of {checked.rows} rows (such as {rows[0]}) {what}"

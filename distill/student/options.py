@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -61,9 +61,17 @@ class TrainOptions(Options):
     2023, arXiv 2310.05914, where 5 to 15 make answers longer); 0 is none."""
     lora: LoraOptions = LoraOptions()
     max_length: Annotated[int, Field(ge=8)] = 512
-    """Tokens of the longest session that is trained on; longer ones are left out and counted, never cut."""
+    """Tokens of the longest session that is trained on; no answer is ever cut, see `over_length`."""
+    over_length: Literal["drop", "split", "raise"] = "drop"
+    """What becomes of longer sessions: `drop` leaves them out and counts them; `split` cuts them before questions into
+    parts of whole pairs, each with the system turn in front (with `train_on: last` the last pairs that fit are kept);
+    `raise` stops."""
     train_on: Literal["all", "last"] = "all"
     """Which answers of a session of several turns bear on the loss."""
+    lost_system: Literal["refuse", "accept"] = "refuse"
+    """Whether to train where `student.template: own` leaves a system turn out of what the student sees."""
+    show_masks: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Examples that are shown with their trained tokens marked before training; it does not change the result."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens in one optimizer step; by default what makes about 36 steps of the run, at least 128, at most 16,384."""
     batch_rows: Annotated[int, Field(ge=1)] | None = None
@@ -84,6 +92,10 @@ class TrainOptions(Options):
     elsewhere; bf16 where there is none is an error."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide what the student becomes."""
+        return self.model_dump(exclude={"save_steps", "show_masks"})
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainOptions:

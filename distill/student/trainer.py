@@ -10,18 +10,20 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback
 
+from distill import console
 from distill.console import Progress, Silent
 from distill.embedded import fingerprint, read_json
 from distill.student import models
 from distill.student.adapter import state_of
 from distill.student.build import build
 from distill.student.checkpoints import Checkpoints, identity_of
-from distill.student.examples import Examples, examples_of, say_drift, say_left_out
+from distill.student.examples import Examples, examples_of, notes
 from distill.student.foreign import in_our_words, quiet
 from distill.student.log import Log, speed
 from distill.student.options import TrainOptions
 from distill.student.pruning import kept_layers, least_changing
 from distill.student.saving import save
+from distill.student.spelling import Shown, shown, write_masks
 from distill.types import Session
 
 
@@ -58,21 +60,23 @@ def train(
     seed: int,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    show: Callable[[Shown], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
-    """Train and leave a student in `student_folder`: adapter, tokenizer, train_log.jsonl, and base.json last.
+    """Train and leave a student in `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
+
+    Every row passes the mask gate before anything is loaded or written; `show` is given some of them.
 
     A run that was stopped, even by SIGKILL, goes on from its last whole checkpoint and ends with the very weights of
     an uninterrupted one (on the same machine); if data, options or base have changed since, it starts over and says so.
-    `callbacks` hear of the trainer's events before ours do. Raises `ModelError` when the base cannot be read or the
-    loss is no number, `DistillError` when nothing is left to train on.
+    `callbacks` hear of the trainer's events before ours do. Raises `MaskError` at a fault in a mask, `ModelError` when
+    the base cannot be read or the loss is no number, `DistillError` when nothing is left to train on.
     """
     tell = say or _nothing
     base = models.materialise(model, say=tell)
     tokenizer = models.load_tokenizer(base)
-    found = examples_of(sessions, template, tokenizer, options.max_length)
-    say_left_out(found.left_out, len(sessions), options.max_length, tell)
-    say_drift(sessions, template, tokenizer, tell)
+    found = checked_examples(sessions, template, tokenizer, options, tell)
+    _show(found, template, tokenizer, options, student_folder, show or _nothing)
     kept = _kept_layers(base, layers, prune_by, found, tell)
     told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
     told |= {"quantised": options.method == "qlora", "method": options.method}
@@ -97,6 +101,31 @@ def train(
         save(trainer, tokenizer, template, told, student_folder, first=first)
     shutil.rmtree(checkpoints.folder)
     return _result(found, log)
+
+
+def checked_examples(
+    sessions: Sequence[Session],
+    template: str,
+    tokenizer: Any,
+    options: TrainOptions,
+    say: Callable[[str], None],
+) -> Examples:
+    """What is trained on, each row through the gate, and a line for all that the reader should know of it."""
+    with console.progress("masks", len(sessions), unit="rows") as bar:
+        found = examples_of(sessions, template, tokenizer, options, bar)
+    for line in notes(found, len(sessions), options):
+        say(line)
+    return found
+
+
+def _show(
+    found: Examples, template: str, tokenizer: Any, options: TrainOptions, folder: Path, show: Callable[[Shown], None]
+) -> None:
+    rows = shown(found.ids, found.examples, tokenizer, count=options.show_masks)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_masks(folder / "masks.json", rows, template=template, train_on=options.train_on, checked=found.checked.rows)
+    for row in rows:
+        show(row)
 
 
 def _kept_layers(
@@ -128,5 +157,5 @@ def _result(found: Examples, log: Log) -> TrainResult:
     )
 
 
-def _nothing(line: str) -> None:
+def _nothing(told: object) -> None:
     """Say nothing."""
