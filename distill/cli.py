@@ -331,11 +331,18 @@ def import_(
 @app.command()
 def export(
     run_folder: RunFolder,
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="alpaca, sharegpt, openai, parquet, hub")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="alpaca, sharegpt, openai, parquet, hub; alpaca_eval, llm_comparator, inspect",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="a file; for hub, a new folder")],
     which: Annotated[str, typer.Option("--which", metavar="ROWS", help="kept, test or dropped")] = "kept",
 ) -> None:
-    """Write a run's rows in a format of others; hub makes a folder ready to upload, with a dataset card.
+    """Write a run's rows, or its comparison, in a format of others; hub makes a folder to upload, with a dataset card.
 
     Rows that a format cannot hold are left out and counted.
 

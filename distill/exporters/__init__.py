@@ -20,6 +20,12 @@ EXPORTERS = {
     "parquet": "distill.exporters.parquet:Parquet",
     "sharegpt": "distill.exporters.sharegpt:ShareGPT",
 }
+COMPARISONS = {
+    "alpaca_eval": "distill.exporters.alpaca_eval:AlpacaEval",
+    "inspect": "distill.exporters.inspect_log:InspectLog",
+    "llm_comparator": "distill.exporters.llm_comparator:LlmComparator",
+}
+"""Writers of what compare found, in place of rows."""
 FILES = {"kept": "kept.jsonl", "test": "test.jsonl", "dropped": "dropped.jsonl"}
 """Which rows of a run may be written, and where they are."""
 
