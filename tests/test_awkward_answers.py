@@ -61,6 +61,9 @@ MARKED = [
     f"[TASK 1] {BEES}\n[TASK 2] {ANTS}",
     f"Task #7. {BEES}\nTask #8. {ANTS}",
     f"1. {BEES}\n2. {ANTS}",
+    f'TASK 1: "{BEES}"\nTASK 2: \u201c{ANTS}\u201d',
+    f'TASK 1: "TASK 1: {BEES}"\nTASK 2: 2. TASK 2: {ANTS}',
+    f"TASK 1:\n- {BEES}\nTASK 2:\n- {ANTS}",
     f"1) TASK: {BEES}\n2) TASK: {ANTS}",
     f"<think>\nTASK 1: Something about wasps, perhaps?\n</think>\n\nTASK 1: {BEES}\nTASK 2: {ANTS}",
 ]
@@ -75,6 +78,12 @@ def test_marked_tasks_are_read_in_every_dress(answer):
 def test_a_task_keeps_the_code_and_the_paragraphs_that_belong_to_it():
     answer = f"TASK 1: {NESTS}\nTASK 2: {BEES}"
     assert texts(grown(growth(Attributes, attributes={"kind": ["one"]}), answer)) == [NESTS, BEES]
+
+
+def test_a_task_keeps_a_list_and_the_quotations_in_it():
+    listed, quoted = "- Which is larger?\n- Which is older?", '"Owl" and "wren": which of the two is larger?'
+    answer = f"TASK 1: {listed}\nTASK 2: {quoted}"
+    assert texts(grown(growth(Attributes, attributes={"kind": ["one"]}), answer)) == [listed, quoted]
 
 
 def test_tasks_of_other_languages_are_read():
@@ -103,7 +112,8 @@ def test_of_a_truncated_list_the_last_task_is_refused():
 
 @pytest.mark.parametrize(
     "answer",
-    ["1. Bees\n2. Ants", "1) **Bees** \u2013 how they fly\n2) **Ants**: nests", "- Bees\n- Ants",
+    ["1. Bees\n2. Ants", "1. 21. Bees\n2. 22. Ants", "1) **Bees** \u2013 how they fly\n2) **Ants**: nests",
+     "- Bees\n- Ants",
      "* Bees\r\n* Ants\r\n",
      "Here are 20 topics:\n\n1. Bees\n2. Ants\n\nI hope this list helps!", "<think>1. Wasps</think>\n1. Bees\n2. Ants"],
 )  # fmt: skip

@@ -7,12 +7,16 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from distill.strategies.dialogue import is_farewell, user_turn, without_leak
+from distill.prompts import load
+from distill.strategies.dialogue import instructions, is_farewell, user_turn, without_leak
 from distill.strategies.user_simulator import CLOSING, UserSimulator
 from distill.types import Completion, Failure, Message, Request, Sampling, Task
 from tests.flowing import cut, lost, play, well_formed
 
 TASK = Task("t1", "How do I keep basil alive?", meta={"persona": "A florist.", "lineage": ["s1"]})
+
+
+TOLD = instructions(*(load(f"strategies/{name}.txt") for name in ("user_simulator", "user_simulator_begin")))
 
 
 def simulator(**options) -> UserSimulator:
@@ -88,6 +92,9 @@ def test_each_role_has_its_own_sampling():
         ("", "empty_user"),
         (f"On that: {TASK.instruction}", "echo"),
         (f"So, on that: {TASK.instruction[:-1]}.", "echo"),
+        ("(The assistant is waiting. Send your first message.)", "prompt_leak"),
+        ("You are the one who needs something. Never answer your own questions, never offer help.", "prompt_leak"),
+        ("Fine. Send one message at a time, in the person's own voice, usually one to three sentences.", "prompt_leak"),
         (f"You wrote on that: {TASK.instruction} Why so?", None),
         (cut("And what if the"), "cut_user"),
         (lost(transient=False), "failed_http_400"),
@@ -122,10 +129,11 @@ def test_speaking_as_the_assistant_is_told_in_meta():
         "I thank you for the list, yet half of it was about soil, and my question was about the light it needs",
         "As an AI enthusiast I want to know how it learns.",
         "Can you help me with a letter?",
+        "I want to know something about the light that basil needs in a kitchen that looks north.",
     ],
 )
 def test_what_a_user_may_well_say_goes_on(text):
-    turn = user_turn(Completion(key="k", text=text, finish="stop"), [])
+    turn = user_turn(Completion(key="k", text=text, finish="stop"), [], told=TOLD)
     assert (turn.text, turn.ended, turn.leak) == (text, None, None)
 
 

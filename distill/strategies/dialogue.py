@@ -19,6 +19,9 @@ SAME_QUESTION = 0.9
 ECHO_SHARE, ECHO_TOKENS = 0.8, 6
 """Of a turn's tokens, how many stand in one of the answers in this order, and how many it must have to be an echo.
 SmolLM2-135M-Instruct, playing both sides, did so in 3 of 8 conversations that came to a second turn."""
+TOLD_TOKENS = 8
+"""A shorter sentence may be like one of the instructions by chance."""
+_SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 FAREWELL_WORDS = 14
 """A longer turn that thanks has something else to say too."""
 
@@ -127,12 +130,20 @@ def _nothing(said: Dialogue) -> Failure:
     )
 
 
-def user_turn(answer: Completion, before: Sequence[Message], *, markers: Sequence[str] = (), closing: str = "") -> Turn:
+def user_turn(
+    answer: Completion,
+    before: Sequence[Message],
+    *,
+    markers: Sequence[str] = (),
+    closing: str = "",
+    told: Sequence[str] = (),
+) -> Turn:
     """Read a simulated user's turn; a turn that is no user's ends the conversation before it.
 
     `markers` are those of the transcript that it continues, cut like any speaker's label; `closing` is what the user
-    was told to write when there is nothing left to ask. The reasons of an end: `closed`, `cut_user` (the turn is cut at
-    max_tokens), `role_leak`, `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
+    was told to write when there is nothing left to ask, and `told` are the lines of its other instructions. The reasons
+    of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it says an instruction
+    of ours), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
     """
     read = taken(answer, "strip")
     if isinstance(read, Failure):
@@ -144,6 +155,7 @@ def user_turn(answer: Completion, before: Sequence[Message], *, markers: Sequenc
         "closed": closing and closing.casefold() in text.casefold(),
         "role_leak": (leak and not text) or _LIKE_ASSISTANT.search(text),
         "empty_user": not text,
+        "prompt_leak": is_told(text, told),
         "cut_user": answer.finish == "length" and leak is None,
         "thanks": is_farewell(text),
         "repeated": is_repeated(text, earlier),
@@ -179,9 +191,20 @@ def is_echo(text: str, answers: Sequence[str]) -> bool:
     return quotes or is_repeated(text, answers)
 
 
+def is_told(text: str, told: Sequence[str]) -> bool:
+    """Whether a turn, or a sentence of it of some length, says what the user was told."""
+    sentences = [each for each in _SENTENCE.split(text) if len(rouge_tokens(each)) >= TOLD_TOKENS]
+    return any(is_echo(each, told) for each in (text, *sentences))
+
+
 def is_repeated(text: str, before: Sequence[str]) -> bool:
     """Whether the user has said nearly the same already."""
     tokens, folded = rouge_tokens(text), normalise(text)
     return any(
         folded == normalise(earlier) or rouge_l(tokens, rouge_tokens(earlier)) > SAME_QUESTION for earlier in before
     )
+
+
+def instructions(*templates: str) -> list[str]:
+    """The lines of prompts that are the same for every task."""
+    return [line for template in templates for line in template.splitlines() if line and "$" not in line]

@@ -17,7 +17,7 @@ from distill import recipe
 from distill.errors import SeedsError
 from distill.novelty import Neighbour, NoveltyIndex, comparable
 from distill.reasoning import parted
-from distill.strategies.frames import unframed, without_rulers
+from distill.strategies.frames import unframed, unquoted, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
 
 ROLE = "teacher"
@@ -209,7 +209,8 @@ _MARK = re.compile(
     r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[ \t]*[\]).:\uff1a\u2013\u2014-]*\**[ \t]*", re.IGNORECASE | re.MULTILINE
 )
 _NUMBER = re.compile(r"^[^\w\n]*(\d+)[ \t]?[.):](?=[\s*])\**[ \t]*", re.MULTILINE)
-_BARE_MARK = re.compile(r"\A\W*(?:TASK|TSK)[ \t]*:\**[ \t]*")
+_MARK_AGAIN = re.compile(r"\A\W*(?:\d+[ \t]?[.)][ \t]*)?(?:TASK|TSK)[ \t]*(?:#?\d+)?[ \t]*[.:\uff1a]\**[ \t]*")
+_LONE_BULLET = re.compile(r"\A[-*\u2022][ \t]+(?=[^\n]+\Z)")
 
 
 def marked(text: str) -> list[tuple[int, str]]:
@@ -222,9 +223,13 @@ def marked(text: str) -> list[tuple[int, str]]:
     pieces = (_MARK if whole else _NUMBER).split(text)[1:]
     items = zip(map(int, pieces[::2]), pieces[1::2], strict=True)
     ended = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
-    bare = ((number, _BARE_MARK.sub("", without_rulers(item))) for number, item in ended)
-    clean = ((number, _without_half_stars(item.strip())) for number, item in bare)
-    return [(number, item) for number, item in clean if item]
+    return [(number, bare) for number, item in ended if (bare := _bare_item(item))]
+
+
+def _bare_item(item: str) -> str:
+    """Without rulers, quotation marks around the whole, a second mark, and a bullet that is the only one."""
+    item = _MARK_AGAIN.sub("", unquoted(without_rulers(item)))
+    return _LONE_BULLET.sub("", unquoted(_without_half_stars(item.strip())))
 
 
 def _without_half_stars(item: str) -> str:

@@ -12,7 +12,15 @@ from pydantic import Field
 
 from distill import prompts, recipe
 from distill.recipe import Asks
-from distill.strategies.dialogue import Dialogue, Turn, converse, user_turn, without_leak
+from distill.strategies.dialogue import (
+    Dialogue,
+    Turn,
+    converse,
+    instructions,
+    is_repeated,
+    user_turn,
+    without_leak,
+)
 from distill.strategies.frames import unframed, without_rulers
 from distill.strategies.thoughts import taken
 from distill.strategies.turns import ROLE, lead, put, session
@@ -68,6 +76,7 @@ class SelfChat:
         self._visiting = replace(chosen, stop=(*chosen.stop, HELPER))
         self._transcript = prompts.load("strategies/self_chat_transcript.txt")
         self._next = prompts.load("strategies/self_chat_user.txt")
+        self._told = instructions(self._next)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
         """The dialogue about a task, or the failure that stands for it.
@@ -114,7 +123,7 @@ class SelfChat:
             return self._request(text, VISITOR, self._visiting, keeps_mark=True)
 
         def read_visitor(answer: Completion, before: Sequence[Message]) -> Turn:
-            return user_turn(answer, before, markers=(VISITOR, HELPER))
+            return user_turn(answer, before, markers=(VISITOR, HELPER), told=self._told)
 
         def ask_helper(before: Sequence[Message]) -> Request:
             return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
@@ -146,7 +155,8 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
 
     What stands before the visitor's first mark is dropped, and so is what follows the last whole exchange; of a cut
     transcript (`is_cut`) the last exchange is not whole. An exchange is one turn of each, neither empty. A turn in
-    which another speaker begins is cut there and is the last.
+    which another speaker begins is cut there and is the last; a question that was there before, or an answer that only
+    says its question again, ends them before that exchange.
     """
     pieces = _pieces(unframed(text))
     first = next((index for index, piece in enumerate(pieces) if piece.speaker == "visitor"), len(pieces))
@@ -159,6 +169,12 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
             said.ended = reason
             break
         (asked, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
+        if is_repeated(asked, [message.content for message in said.messages[::2]]):
+            said.ended = "repeated"
+            break
+        if is_repeated(answer, [asked]):
+            said.ended = "echo"
+            break
         if in_question or in_answer:
             said.leaks, said.ended = ["cut"], "role_leak"
         if asked and answer and not in_question:

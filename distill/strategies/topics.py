@@ -35,6 +35,7 @@ KINDS: tuple[Kind, ...] = (
     *("explanation", "opinion", "editing"),
 )
 _BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+(\S[^\n]*)$", re.MULTILINE)
+_NUMBER_AGAIN = re.compile(r"\A\d+[.)][ \t]*")
 TOPIC_WORDS = 8
 """A topic of more words is a sentence, and no topic."""
 
@@ -138,7 +139,10 @@ class Topics:
 def listed_topics(text: str) -> list[str]:
     """The topics of a list, numbered or of bullets, in lower case, without explanations behind a colon or dash."""
     items = [item.split("\n")[0] for _, item in pool.marked(text)] or _BULLET.findall(text)
-    names = (item.split(":")[0].split(" - ")[0].split(" \u2013 ")[0].strip(" .*_\"'").lower() for item in items)
+    names = (
+        _NUMBER_AGAIN.sub("", item).split(":")[0].split(" - ")[0].split(" \u2013 ")[0].strip(" .*_\"'").lower()
+        for item in items
+    )
     return [name for name in names if name and len(name.split()) <= TOPIC_WORDS]
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from distill import prompts, recipe
 from distill.recipe import Asks
-from distill.strategies.dialogue import Turn, converse, user_turn
+from distill.strategies.dialogue import Turn, converse, instructions, user_turn
 from distill.strategies.turns import ROLE, lead, put, session, text_of
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
@@ -62,6 +62,7 @@ class UserSimulator:
         self._personas = options.personas or prompts.load("strategies/personas.txt").splitlines()
         self._part = prompts.load("strategies/user_simulator.txt")
         self._begin = Message("user", prompts.load("strategies/user_simulator_begin.txt"))
+        self._told = instructions(self._part, self._begin.content)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
         """The conversation about a task, or the failure that stands for it. `rng` draws rounds, then the persona."""
@@ -79,7 +80,7 @@ class UserSimulator:
 
         opening = topic if self.options.opening == "task" else ""
         said = yield from converse(
-            rounds=rounds, ask_user=ask_user, read_user=_read, ask_teacher=ask_teacher, opening=opening
+            rounds=rounds, ask_user=ask_user, read_user=self._read, ask_teacher=ask_teacher, opening=opening
         )
         if isinstance(said, Failure):
             return said
@@ -95,9 +96,8 @@ class UserSimulator:
             leaks=said.leaks,
         )
 
-
-def _read(answer: Completion, before: Sequence[Message]) -> Turn:
-    return user_turn(answer, before, closing=CLOSING)
+    def _read(self, answer: Completion, before: Sequence[Message]) -> Turn:
+        return user_turn(answer, before, closing=CLOSING, told=self._told)
 
 
 def exchanged(messages: Sequence[Message]) -> list[Message]:
