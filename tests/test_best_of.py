@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given
@@ -297,11 +298,29 @@ def test_a_task_that_no_answer_solves_is_a_failure_or_labelled():
         ({"answer": True}, "exact"),
         ({"answer": "("}, "regex"),
         ({"answer": "a" * 300}, "regex"),
+        ({"answer": "(?=12)"}, "regex"),
+        ({"answer": "((a{1000}){1000}){1000}"}, "regex"),
+        ({"answer": "a{0,1000}" * 20 + "b"}, "regex"),
     ],
 )
 def test_a_task_that_cannot_be_checked_buys_nothing(meta, check):
     failure, asked = run(["a", "b"], task=Task("t", "Well?", meta=meta), pick="check", check=check)
     assert (failure.reason, asked) == ("no_reference", [])
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(a|a?)+$", "(.*a){12}$", "(?:a{0,30}){0,30}$"])
+def test_no_pattern_that_a_task_brings_takes_long(pattern):
+    task = Task("t", "Well?", meta={"answer": f"^{pattern}"})
+    started = time.process_time()
+    failure, _ = run(["a" * 10_000 + "!"] * 2, task=task, pick="check", check="regex")
+    assert failure.reason == "check_failed"
+    assert time.process_time() - started < 3  # `re` would take longer than the universe has been
+
+
+def test_a_pattern_is_looked_for_in_text_of_any_characters():
+    task = Task("t", "Well?", meta={"answer": "^é\\s+\U0001f600$"})
+    session, _ = run(["\ud800", "é \U0001f600"], task=task, pick="check", check="regex")
+    assert session.meta["replica"] == 1
 
 
 def test_an_answer_is_never_run():

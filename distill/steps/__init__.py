@@ -57,7 +57,7 @@ COMPARING_SOURCES = tuple(
 TURN_SOURCES = (
     "distill.grades",
     "distill.reasoning",
-    *(f"distill.strategies.{name}" for name in ("dialogue", "finals", "frames", "thoughts", "turns")),
+    *(f"distill.strategies.{name}" for name in ("checks", "dialogue", "finals", "frames", "thoughts", "turns")),
 )
 """What strategies share."""
 FILTER_SOURCES = tuple(

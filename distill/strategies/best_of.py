@@ -17,20 +17,16 @@ from distill.errors import RecipeError
 from distill.grades import Scale, graded
 from distill.reasoning import parted
 from distill.recipe import Asks
-from distill.strategies.finals import LONGEST_LOOKED_AT, final_answer, same_number, vote
+from distill.strategies.checks import CHECKS, Checking, pattern_fault
+from distill.strategies.finals import vote
 from distill.strategies.thoughts import Handling, taken
 from distill.strategies.turns import ROLE, InputForm, lead, put, session
-from distill.text import harmless, normalise
+from distill.text import harmless
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=256)
 """How a judge is asked where neither the strategy nor the section `judge` says."""
-LONGEST_PATTERN = 200
-"""Characters of a regular expression that a task may bring."""
-
-Checking = Literal["numeric", "exact", "contains", "regex"]
-
 _OF_TEN, _WHICH = Scale(10), Scale(10, ("A", "B", "tie", "reply A", "reply B"))
 _ALONE = re.compile(r"[*_\s]*(\d{1,2}(?:\.\d+)?)[*_\s.]*")
 _LETTER = re.compile(r"[*_\s\"'(\[]*(a|b|tie)[*_\s\"')\].]*", re.IGNORECASE)
@@ -91,7 +87,7 @@ class BestOf:
         """How the judge is asked; as the section `judge` says, else greedily with at most 256 tokens."""
         check: Checking = "numeric"
         """How an answer is held against `meta.answer`: `numeric` and `exact` compare final answers, `contains` looks
-        for the text, `regex` for the pattern, anywhere in the answer. Nothing is executed."""
+        for the text, `regex` for the pattern (RE2's syntax), anywhere in the answer. Nothing is executed."""
         unsolved: Literal["fail", "keep"] = "fail"
         """What becomes of a task of which no answer passes the check: a failure (set `collect.max_failed` to what you
         expect), or a session with the label `check_failed`."""
@@ -171,7 +167,7 @@ class BestOf:
             ask = self._graded if self.options.judge == "scores" else self._compared
             return (yield from ask(candidates, question))
         if self.options.pick == "check":
-            passes = _CHECKS[self.options.check]
+            passes = CHECKS[self.options.check]
             reference = str(task.meta["answer"])
             return Judged(_scored(candidates, [float(passes(each.plain, reference)) for each in candidates]))
         if self.options.pick == "majority":
@@ -185,7 +181,7 @@ class BestOf:
         if not isinstance(reference, (str, int, float)) or isinstance(reference, bool) or not str(reference).strip():
             detail = "the task has no meta.answer to check against"
         elif self.options.check == "regex":
-            detail = _pattern_fault(str(reference))
+            detail = pattern_fault(str(reference))
         if detail is None:
             return None
         return Failure(key="", reason="no_reference", detail=detail, transient=False)
@@ -303,33 +299,3 @@ def better_of(reply: str, *texts: str) -> float | None:
     if found is None and (alone := _LETTER.fullmatch(reply)) is not None:
         found = alone[1]
     return None if found is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[found.casefold().removeprefix("reply ")]
-
-
-def _exactly(text: str, reference: str) -> bool:
-    return normalise(final_answer(text)) == normalise(final_answer(reference))
-
-
-def _contains(text: str, reference: str) -> bool:
-    return normalise(reference) in normalise(text)
-
-
-def _matches(text: str, reference: str) -> bool:
-    return re.search(reference, text[-LONGEST_LOOKED_AT:]) is not None
-
-
-def _pattern_fault(pattern: str) -> str | None:
-    if len(pattern) > LONGEST_PATTERN:
-        return f"meta.answer is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return f"meta.answer is no regular expression: {error}"
-    return None
-
-
-_CHECKS: Mapping[Checking, Callable[[str, str], bool]] = {
-    "numeric": same_number,
-    "exact": _exactly,
-    "contains": _contains,
-    "regex": _matches,
-}
