@@ -6,9 +6,9 @@ from random import Random
 
 from distill import recipe
 from distill.recipe import Asks
-from distill.strategies.thoughts import Handling, taken
-from distill.strategies.turns import ROLE, InputForm, lead, put, session
-from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
+from distill.strategies.thoughts import Handling
+from distill.strategies.turns import ROLE, InputForm, one_turn, opening
+from distill.types import Completion, Failure, Flow, Request, Sampling, Session, Task
 
 
 class Answer:
@@ -35,24 +35,10 @@ class Answer:
         self.sampling = sampling or Sampling()
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session of a task, or the failure that stands for it.
+        """The session of a task, or the failure that stands for it; see `one_turn`.
 
-        An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
-        kept and marked `truncated`. `rng` draws the form of a task that is put in `varied` forms.
+        `rng` draws the form of a task that is put in `varied` forms.
         """
-        asked = Message("user", put(task, self.options.input, rng=rng))
-        messages = (*lead(self.options.system), asked)
-        answer: Completion | Failure = yield Request(role=ROLE, messages=messages, sampling=self.sampling)
-        if isinstance(answer, Failure):
-            return answer
-        said = taken(answer, self.options.thoughts)
-        if isinstance(said, Failure):
-            return said
-        return session(
-            task,
-            (*messages, Message("assistant", said.answer)),
-            strategy="answer",
-            keys=[answer.key],
-            truncated=answer.finish == "length",
-            thoughts=said.thoughts,
-        )
+        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
+        answer: Completion | Failure = yield Request(role=ROLE, messages=asked, sampling=self.sampling)
+        return one_turn(task, asked, answer, strategy="answer", handling=self.options.thoughts)

@@ -20,7 +20,7 @@ from distill.recipe import Asks
 from distill.strategies.checks import CHECKS, Checking, pattern_fault
 from distill.strategies.finals import vote
 from distill.strategies.thoughts import Handling, taken
-from distill.strategies.turns import ROLE, InputForm, lead, put, session
+from distill.strategies.turns import ROLE, InputForm, opening, session
 from distill.text import harmless
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
@@ -123,7 +123,7 @@ class BestOf:
         """
         if self.options.pick == "check" and (fault := self._reference_fault(task)) is not None:
             return fault
-        asked = (*lead(self.options.system), Message("user", put(task, self.options.input, rng=rng)))
+        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
         answers: Sequence[Answer] = yield tuple(
             Request(role=ROLE, messages=asked, sampling=self.sampling, replica=number)
             for number in range(self.options.samples)

@@ -13,9 +13,9 @@ from pydantic import Field, field_validator
 from distill import assets, recipe
 from distill.recipe import Asks
 from distill.shelf import suggest
-from distill.strategies.thoughts import Handling, taken
-from distill.strategies.turns import ROLE, InputForm, lead, put, session, text_of
-from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
+from distill.strategies.thoughts import Handling
+from distill.strategies.turns import ROLE, InputForm, one_turn, opening, text_of
+from distill.types import Completion, Failure, Flow, Request, Sampling, Session, Task
 
 DEFAULT = "default"
 """The weights of tasks whose collection has none of its own."""
@@ -104,24 +104,10 @@ class Explanations:
         """The session of a task, or the failure that stands for it. `rng` draws the system message, then the form."""
         collection = text_of(task.meta, "collection", "kind")
         name = self._drawn(collection, rng)
-        asked = (*lead(messages()[name]), Message("user", put(task, self.options.input, rng=rng)))
+        asked = opening(task, system=messages()[name], form=self.options.input, rng=rng)
         answer: Completion | Failure = yield Request(role=ROLE, messages=asked, sampling=self.sampling)
-        if isinstance(answer, Failure):
-            return answer
-        said = taken(answer, self.options.thoughts)
-        if isinstance(said, Failure):
-            return said
-        return session(
-            task,
-            (*asked, Message("assistant", said.answer)),
-            strategy="explanations",
-            keys=[answer.key],
-            truncated=answer.finish == "length",
-            explanation=name,
-            collection=collection,
-            stage=self._stage(task.meta),
-            thoughts=said.thoughts,
-        )
+        drawn = {"explanation": name, "collection": collection, "stage": self._stage(task.meta)}
+        return one_turn(task, asked, answer, strategy="explanations", handling=self.options.thoughts, **drawn)
 
     def _drawn(self, collection: str, rng: Random) -> str:
         folded = collection.casefold()

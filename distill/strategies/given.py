@@ -6,9 +6,9 @@ from random import Random
 
 from distill import recipe
 from distill.recipe import Asks
-from distill.strategies.thoughts import Handling, taken
-from distill.strategies.turns import InputForm, lead, put, session
-from distill.types import Completion, Failure, Flow, Message, Sampling, Session, Task
+from distill.strategies.thoughts import Handling
+from distill.strategies.turns import InputForm, one_turn, opening
+from distill.types import Completion, Failure, Flow, Sampling, Session, Task
 
 
 class Given:
@@ -44,20 +44,6 @@ class Given:
             return Failure(key="", reason="no_output", detail=detail, transient=False)
         key = task.meta.get("key")
         is_cut = bool(task.meta.get("truncated"))
-        said = taken(
-            Completion(key=str(key or ""), text=output, finish="length" if is_cut else "stop"), self.options.thoughts
-        )
-        if isinstance(said, Failure):
-            return said
-        return session(
-            task,
-            (
-                *lead(self.options.system),
-                Message("user", put(task, self.options.input, rng=rng)),
-                Message("assistant", said.answer),
-            ),
-            strategy="given",
-            keys=[key] if isinstance(key, str) else [],
-            truncated=is_cut,
-            thoughts=said.thoughts,
-        )
+        answer = Completion(key=key if isinstance(key, str) else "", text=output, finish="length" if is_cut else "stop")
+        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
+        return one_turn(task, asked, answer, strategy="given", handling=self.options.thoughts)

@@ -7,7 +7,8 @@ from random import Random
 from typing import Any, Literal, TypeAlias
 
 from distill import prompts
-from distill.types import Message, Session, Task
+from distill.strategies.thoughts import Handling, taken
+from distill.types import Completion, Failure, Message, Session, Task
 
 ROLE = "teacher"
 InputForm: TypeAlias = Literal["below", "labelled", "before", "varied"]
@@ -38,6 +39,35 @@ def put(task: Task, form: InputForm = "below", *, rng: Random) -> str:
 def lead(system: str) -> tuple[Message, ...]:
     """The system message, where there is one."""
     return (Message("system", system),) if system else ()
+
+
+def opening(task: Task, *, system: str = "", form: InputForm = "below", rng: Random) -> tuple[Message, ...]:
+    """What a session of one turn opens with: the system message, where there is one, and the task."""
+    return (*lead(system), Message("user", put(task, form, rng=rng)))
+
+
+def one_turn(
+    task: Task,
+    asked: Iterable[Message],
+    answer: Completion | Failure,
+    *,
+    strategy: str,
+    handling: Handling,
+    **more: Any,
+) -> Session | Failure:
+    """The session of one answer to what was asked, or the failure that stands for it.
+
+    An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
+    kept and marked `truncated`. `more` is for `session`.
+    """
+    if isinstance(answer, Failure):
+        return answer
+    said = taken(answer, handling)
+    if isinstance(said, Failure):
+        return said
+    messages = (*asked, Message("assistant", said.answer))
+    keys, is_cut = ([answer.key] if answer.key else []), answer.finish == "length"
+    return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=said.thoughts)
 
 
 def session(
