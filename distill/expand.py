@@ -1,4 +1,4 @@
-"""Stage expand: grows tasks through the teacher and writes tasks.jsonl."""
+"""Stage expand: grows tasks through the teacher, and writes tasks.jsonl and, with the reasons, refused.jsonl."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill.types import Growth, Task
 
 
 def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapping[str, Any]:
-    """Grow `target` tasks and write them; returns the stage's counts.
+    """Grow `target` tasks and write them, and what was refused; returns the stage's counts.
 
     Raises what `Engine.grow` raises, after writing the tasks admitted so far: they are the beginning of the same list.
     """
@@ -21,13 +21,15 @@ def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapp
         grown = engine.grow(growth, target)
     except Stopped as stop:
         if stop.grown is not None:
-            _write(folder, stop.grown.tasks)
+            _write(folder, stop.grown.tasks, growth)
         raise
-    _write(folder, grown.tasks)
+    _write(folder, grown.tasks, growth)
     return _counts(growth, grown)
 
 
-def _write(folder: Path, tasks: Sequence[Task]) -> None:
+def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
+    """Write what was admitted, and what was not: in the same form, with the reason in `meta.refused`."""
+    write_rows(folder / "refused.jsonl", getattr(growth, "refused", ()))
     write_rows(folder / "tasks.jsonl", tasks)
 
 

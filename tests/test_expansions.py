@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from distill.rows import read_tasks
 from distill.strategies import STRATEGIES
 from distill.strategies.pool import load_seeds
 
+ROOT = Path(__file__).resolve().parent.parent
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))
 VERBS = ("Explain", "Describe", "Compare", "Praise", "Recall", "Name", "Sketch", "Defend", "Rank", "Invent")
 THINGS = ("rivers", "kites", "soups", "clocks", "owls", "tools", "coins", "songs", "hats", "tides", "bees", "tents")
@@ -118,7 +124,8 @@ def test_the_tasks_are_the_same_at_any_concurrency_and_latency(tmp_path, name):
     with server_for(name) as server:
         for concurrency in (1, 64):
             grow(tmp_path / str(concurrency), name, server.url, concurrency=concurrency)
-    assert (tmp_path / "1/tasks.jsonl").read_bytes() == (tmp_path / "64/tasks.jsonl").read_bytes()
+    for file in ("tasks.jsonl", "refused.jsonl"):
+        assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "64" / file).read_bytes()
     assert len(lines(tmp_path / "1")) == 20
 
 
@@ -140,6 +147,57 @@ def test_a_stopped_run_goes_on_to_the_same_tasks_and_then_asks_nothing(tmp_path,
     assert whole[: len(beginning)] == beginning
 
 
+CHILDREN = """
+import os, sys; from pathlib import Path; from tests.test_expansions import grow
+for name, url in zip(sys.argv[2::2], sys.argv[3::2]):
+    if os.fork() == 0:
+        folder = Path(sys.argv[1]) / name
+        folder.mkdir()
+        (folder / "pid").write_text(str(os.getpid()))
+        grow(folder, name, url, target=40)
+        os._exit(0)
+sys.exit([os.WTERMSIG(os.wait()[1]) for _ in sys.argv[2::2]] != [9] * len(sys.argv[2::2]))
+"""
+"""Grows by each strategy in a process of its own, and fails unless every one is killed."""
+
+
+def kills_at(number: int, folder: Path) -> Callable[[int, dict[str, Any]], None]:
+    """Kills whoever grows in a folder as soon as so many requests have come from there."""
+
+    def misdeed(count: int, body: dict[str, Any]) -> None:
+        if count == number:
+            os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
+
+    return misdeed
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """A folder for each strategy, of a run that was killed at its ninth request."""
+    folder = tmp_path_factory.mktemp("killed")
+    with ExitStack() as servers:
+        found = [(name, servers.enter_context(server_for(name, kills_at(9, folder / name))).url) for name in GROWTHS]
+        arguments = [part for each in found for part in each]
+        subprocess.run([sys.executable, "-c", CHILDREN, folder, *arguments], cwd=ROOT, check=True, timeout=120)
+    return folder
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_a_killed_run_goes_on_to_the_same_tasks_and_buys_no_answer_twice(tmp_path, killed, name):
+    assert not (killed / name / "tasks.jsonl").exists()
+    with server_for(name) as server:
+        grow(killed / name, name, server.url, target=40)
+        grow(tmp_path, name, server.url, target=40)
+    assert lines(killed / name) == lines(tmp_path)
+    sends: Counter[str] = Counter()
+    with Journal.open(killed / name / "journal.sqlite") as journal:
+        for cost in journal.costs():
+            sends[cost.outcome] += cost.sends
+        answers = sum(1 for _ in journal.questions())
+    assert sends == {"kept": answers, "in flight": sends["in flight"]}
+    assert 0 < sends["in flight"] <= 2 * 16  # when it was killed, and when it was done
+
+
 @pytest.mark.parametrize("name", GROWTHS)
 def test_more_tasks_extend_the_same_list(tmp_path, name):
     with server_for(name) as server:
@@ -150,10 +208,24 @@ def test_more_tasks_extend_the_same_list(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", GROWTHS)
-def test_every_candidate_is_a_task_or_counted_by_reason(tmp_path, name):
+def test_every_candidate_is_a_task_or_refused_for_a_reason(tmp_path, name):
     with server_for(name) as server:
         counts = grow(tmp_path, name, server.url)
     assert counts["candidates"] == counts["tasks"] + sum(counts["rejected"].values())
+    refused = Counter(task.meta["refused"] for task in read_tasks(tmp_path / "refused.jsonl"))
+    assert refused == Counter(counts["rejected"]) - Counter({"beyond_target": 10**9})
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_what_is_too_similar_names_a_text_before_it(tmp_path, name):
+    with server_for(name) as server:
+        grow(tmp_path, name, server.url, target=40)
+    known = {task.id for task in read_tasks(tmp_path / "tasks.jsonl")} | {seed.id for seed in SEEDS}
+    limit = part(name).Options(**TEACHERS[name][1]).rouge_l
+    for task in read_tasks(tmp_path / "refused.jsonl"):
+        nearest = task.meta["nearest"]
+        assert (nearest is not None) == (task.meta["refused"] == "too_similar")
+        assert nearest is None or (nearest["id"] in known and nearest["rouge_l"] > limit)
 
 
 @pytest.mark.parametrize("name", GROWTHS)
@@ -171,7 +243,7 @@ def test_every_task_says_where_it_comes_from(tmp_path, name):
 
 
 def test_no_strategy_imports_another():
-    folder = Path(__file__).resolve().parent.parent / "distill/strategies"
+    folder = ROOT / "distill/strategies"
     parts = {path.partition(":")[0].rpartition(".")[2] for path in STRATEGIES.values()}
     found = Counter(
         (path.stem, other)

@@ -70,7 +70,7 @@ PIPELINE: Mapping[str, Stage] = {
     "expand": Stage(
         sessions.expanding,
         inputs=(),
-        outputs=("tasks.jsonl",),
+        outputs=("tasks.jsonl", "refused.jsonl"),
         sources=(
             "distill.expand",
             "distill.novelty",

@@ -97,6 +97,7 @@ class Alpaca:
         self._pool = Pool(options, rules=pool.FORM_RULES, known=[(each.id, each.instruction) for each in seeds])
         self._template = prompts.load(PROMPTS[options.ask])
         self.rejected = self._pool.rejected
+        self.refused = self._pool.refused
 
     @property
     def window(self) -> int:

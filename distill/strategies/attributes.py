@@ -79,6 +79,7 @@ class Attributes:
         self._frame = prompts.load("strategies/attributes.txt")
         self._wish = prompts.load("strategies/attributes_wish.txt")
         self.rejected = self._pool.rejected
+        self.refused = self._pool.refused
 
     @property
     def window(self) -> int:

@@ -126,6 +126,7 @@ class EvolInstruct:
         self._templates = {name: prompts.load(f"strategies/evol_{name}.txt") for name in options.operations}
         self._judge = prompts.load("strategies/evol_judge.txt")
         self.rejected = self._pool.rejected
+        self.refused = self._pool.refused
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Evolve one instruction and examine the result; returns it as one task, with a fault if it is eliminated."""

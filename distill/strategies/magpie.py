@@ -105,6 +105,7 @@ class Magpie:
         self._systems = (options.system,) if isinstance(options.system, str) else options.system
         self._pool = Pool(options, rules=("too_short",))
         self.rejected = self._pool.rejected
+        self.refused = self._pool.refused
 
     @property
     def window(self) -> int:

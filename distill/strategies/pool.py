@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from distill import recipe
 from distill.errors import SeedsError
-from distill.novelty import Neighbour, NoveltyIndex, comparable
+from distill.novelty import NoveltyIndex, comparable
 from distill.reasoning import parted
 from distill.strategies.frames import unframed, unquoted, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
@@ -305,8 +305,9 @@ class Pool:
     """The tasks admitted so far, and why others were not.
 
     A candidate is refused for the `fault` in its meta, by the rules of form that are named, by a forbidden word, by a
-    rule of ours, or because it is too like a known text or a task before it; `rejected` counts each reason, and
-    `candidates` what was offered. What is admitted goes in order, so the order of `admit` decides.
+    rule of ours, or because it is too like a known text or a task before it; `rejected` counts each reason, `refused`
+    holds each with its own, and `candidates` counts what was offered. What is admitted goes in order, so the order of
+    `admit` decides.
     """
 
     def __init__(
@@ -315,6 +316,8 @@ class Pool:
         self.tasks: list[Task] = []
         self.candidates = 0
         self.rejected: Counter[str] = Counter()
+        self.refused: list[Task] = []
+        """By their provisional ids (`k.item`); `meta.refused` says why, `meta.nearest` what one is too similar to."""
         self._options = options
         self._rules = frozenset(rules)
         self._requests = 0
@@ -341,10 +344,12 @@ class Pool:
         if reason is None:
             nearest = self._index.nearest(tokens)
             reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
+        near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
         if reason is not None:
             self.rejected[reason] += 1
+            self.refused.append(replace(task, meta={**task.meta, "refused": reason, "nearest": near}))
             return None
-        admitted = self._numbered(task, nearest)
+        admitted = replace(task, id=f"task-{len(self.tasks) + 1:05}", meta={**task.meta, "nearest": near})
         self._index.add(admitted.id, tokens)
         self._openings[_opening(task.instruction)] += 1
         self.tasks.append(admitted)
@@ -369,7 +374,3 @@ class Pool:
         if rule == "needs_input":
             return not task.input and needs_input(task.instruction)
         return is_statement(task.instruction)
-
-    def _numbered(self, task: Task, nearest: Neighbour | None) -> Task:
-        near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
-        return Task(f"task-{len(self.tasks) + 1:05}", task.instruction, task.input, {**task.meta, "nearest": near})

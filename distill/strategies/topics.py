@@ -95,6 +95,7 @@ class Topics:
         self._list = prompts.load("strategies/topics_list.txt")
         self._templates = {kind: prompts.load(f"strategies/topics_{kind}.txt") for kind in options.kinds}
         self.rejected = self._pool.rejected
+        self.refused = self._pool.refused
 
     @property
     def window(self) -> int:
