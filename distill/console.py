@@ -1,6 +1,7 @@
 """The only module that prints: lines, warnings and progress, on a terminal or in a log.
 
-Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean.
+Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean. Of
+several processes that a launcher has started the first one speaks; the others only say what ends them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
+
+from distill import processes
 
 PLAIN_SECONDS = 5.0
 """Seconds between two progress lines where the output is no terminal."""
@@ -49,12 +52,15 @@ def warn(line: str) -> None:
 
 def error(line: str) -> None:
     """The one line that ends a failed command."""
+    if not processes.is_first():
+        print(f"error in process {processes.number()}: {line}", file=sys.stderr, flush=True)
     _emit(f"error: {line}", "31")
 
 
 def result(line: str) -> None:
     """What a command was asked for, on standard output."""
-    print(line, flush=True)
+    if processes.is_first():
+        print(line, flush=True)
 
 
 class Marked(Protocol):
@@ -113,6 +119,8 @@ def _plain(text: str) -> str:
 
 
 def _emit(line: str, colour: str) -> None:
+    if not processes.is_first():
+        return
     for observer in _observers:
         observer(line)
     if colour and sys.stderr.isatty():
@@ -132,7 +140,7 @@ def observed(observer: Callable[[str], None]) -> Iterator[None]:
 
 def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:
     """A progress to be used in a `with` block: a live bar on a terminal, a plain line every few seconds elsewhere."""
-    return _Bar(title, total, unit) if sys.stderr.isatty() else _Lines(title, total, unit)
+    return _Bar(title, total, unit) if sys.stderr.isatty() and processes.is_first() else _Lines(title, total, unit)
 
 
 class _Bar:

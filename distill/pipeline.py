@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from distill import assets, console, shelf
+from distill import assets, console, processes, shelf
 from distill.catalogue import load_recipe, require_training_packages
 from distill.engine.passes import StoppedPending
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
@@ -49,6 +50,7 @@ def run_recipe(
     """
     loaded, folder = _addressed(path, run_dir, overrides, allowed)
     names = _chosen(loaded, stages)
+    _require_one_process(names)
     if _needs_torch(loaded, names, allowed):
         require_training_packages("distill run")
     teachers = hire(loaded, folder)
@@ -87,8 +89,10 @@ def _addressed(
 
 @contextmanager
 def _journal(folder: Path, loaded: Recipe) -> Iterator[Journal]:
-    """The run's journal, and behind it those that it may reuse."""
+    """The run's journal, and behind it those that it may reuse; an empty one in processes that may not write."""
     with ExitStack() as journals:
+        if not processes.is_first():
+            folder = Path(journals.enter_context(TemporaryDirectory()))
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
 
@@ -101,6 +105,15 @@ def _needs_torch(loaded: Recipe, names: Collection[str], allowed: Collection[str
 
 def _asks_base(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:
     return "curate" in names and BASE in roles_of_filters(loaded, allowed)
+
+
+def _require_one_process(names: Sequence[str]) -> None:
+    """Raise `RecipeError` where a launcher has started several processes for more than training."""
+    if processes.count() > 1 and list(names) != ["train"]:
+        raise RecipeError(
+            f"a launcher has started {processes.count()} processes of distill, and only training is shared by several; "
+            "type: accelerate launch -m distill train RUN, and the other commands without accelerate"
+        )
 
 
 def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import distill
-from distill import console
+from distill import console, processes
 from distill.errors import RunFolderError, RunLocked
 from distill.fingerprints import json_sha256, tree_sha256
 from distill.recipe import Recipe
@@ -52,11 +52,12 @@ class StageRecord:
 
 
 class Run:
-    """One run folder, open for writing by one process."""
+    """One run folder, open for writing by one process; to the others that a launcher has started, for reading."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
         self.recipe = recipe
+        self._writes = processes.is_first()
         self._record = _read_record(folder)
 
     def stage(self, name: str) -> Mapping[str, Any] | None:
@@ -85,6 +86,8 @@ class Run:
 
     def save(self, name: str, record: StageRecord, outputs: Iterable[str] = ()) -> None:
         """Write the stage's entry, with the SHA-256 of its outputs that exist."""
+        if not self._writes:
+            return
         record.outputs = {output: digest for output in outputs if (digest := self._output(output)) is not None}
         stages = dict(self._record.get("stages", {}))
         stages[name] = {item.name: getattr(record, item.name) for item in fields(record)}
@@ -93,6 +96,8 @@ class Run:
 
     def describe(self, teachers: Sequence[Mapping[str, Any]]) -> None:
         """Write the recipe, and what run.json says of the whole run."""
+        if not self._writes:
+            return
         document = self.recipe.to_yaml()
         path = self.folder / "recipe.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != document:
@@ -149,11 +154,11 @@ def read_record(folder: Path) -> dict[str, Any]:
 def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
     """A run folder made or continued, locked against a second writer, its log attached.
 
-    Raises `RunFolderError` when it belongs to a recipe of another name or cannot be written, `RunLocked` when another
-    process writes in it.
+    Of several processes that a launcher has started, the first has the lock and the log. Raises `RunFolderError` when
+    it belongs to a recipe of another name or cannot be written, `RunLocked` when another process writes in it.
     """
     _made(folder)
-    lock = _locked(folder)
+    lock = _locked(folder) if processes.is_first() else os.open(os.devnull, os.O_RDONLY)
     try:
         run = Run(folder, recipe)
         owner = run._record.get("name")

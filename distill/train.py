@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,7 @@ def train(
     sessions = read_sessions(kept) if kept.is_file() else []
     if not sessions:
         raise DistillError(f"{kept} holds no sessions to train on; run curate first, or loosen its rules")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises on a CPU kernel that is never used here
     try:
         from distill.student import trainer
     except ImportError as error:

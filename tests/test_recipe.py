@@ -34,7 +34,7 @@ def fault(path: Path, *overrides: str) -> str:
 
 
 def test_every_shipped_recipe_is_valid():
-    recipes = sorted(assets.find("recipes").rglob("*.yaml"))
+    recipes = sorted(path for path in assets.find("recipes").rglob("*.yaml") if path.parent.name != "accelerate")
     assert len(recipes) >= 1
     for path in recipes:
         assert load_recipe(path).name

@@ -153,6 +153,7 @@ def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed:
         save_steps=options.save_steps,
         save_total_limit=2,
         report_to="none",
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=seed,
         **{_checkpointing_name(): False},

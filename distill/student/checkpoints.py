@@ -36,7 +36,10 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> int:
-        """Find the last whole checkpoint and delete all others; returns its step, 0 without one."""
+        """Find the last whole checkpoint and delete all others; returns its step, 0 without one.
+
+        Of several processes the first must have done so before the others look.
+        """
         found = sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True)
         marks = [read_json(folder / _MARKER) for folder in found]
         if any(mark and mark["identity"] != self.identity for mark in marks):

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from distill import processes
 from distill.console import Progress
 from distill.errors import ModelError
 from distill.rows import append_row, read_jsonl, write_rows
@@ -23,7 +24,8 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
     def __init__(self, path: Path, step: int, trainer: Trainer, checkpoints: Checkpoints, progress: Progress) -> None:
         self._path, self._trainer, self._checkpoints, self._progress = path, trainer, checkpoints, progress
         self.rows = [row for row in read_jsonl(path) if row["step"] <= step] if step and path.exists() else []
-        write_rows(path, self.rows)
+        if processes.is_first():
+            write_rows(path, self.rows)
         last = self.rows[-1] if self.rows else {"tokens": 0, "seconds": 0.0}
         self._tokens, self._seconds = last["tokens"], last["seconds"]
         self._started = time.monotonic()
@@ -54,12 +56,15 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
             "seconds": round(self._seconds + time.monotonic() - self._started, 3),
         }
         self.rows.append(row)
-        append_row(self._path, row)
+        if processes.is_first():
+            append_row(self._path, row)
         self._progress.update(state.global_step, state.max_steps, f"loss {loss:.3f}, {speed(self.rows):.0f} tokens/s")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint that has just been written."""
-        self._checkpoints.mark(state.global_step)
+        """Mark the checkpoint that has just been written, by all processes."""
+        self._trainer.accelerator.wait_for_everyone()
+        if processes.is_first():
+            self._checkpoints.mark(state.global_step)
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> float:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from distill import processes
 from distill.embedded import (
     CONFIG_FILES,
     EMBEDDED,
@@ -299,8 +300,10 @@ def _part_pad_from_eos(tokenizer: Any) -> None:
 
 
 def default_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is one, else the CPU; of several GPUs the one that is this process's own."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", processes.number_here()) if processes.count() > 1 else torch.device("cuda")
+    return torch.device("cpu")
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill import chat
+import torch
+
+from distill import chat, processes
 from distill.embedded import write_json
 from distill.student.adapter import save_adapter
 from distill.student.sft import Trainer
@@ -22,12 +24,16 @@ def save(
 
     `told` goes there; `first` is the adapter as it began, where it was taken out of the base.
     """
+    state = _gathered(trainer)
+    if not processes.is_first():
+        return
     new = folder / ".new"
     shutil.rmtree(new, ignore_errors=True)
+    model = trainer.accelerator.unwrap_model(trainer.model)
     if told["method"] == "full":
-        _save_whole(trainer, new)
+        _save_whole(model, new, state, dtype=torch.bfloat16 if trainer.args.bf16 else torch.float32)
     else:
-        save_adapter(trainer.model, new, base=told["model"], first=first)
+        save_adapter(model, new, base=told["model"], first=first, state=state)
     tokenizer.chat_template = chat.jinja(template, tokenizer)
     tokenizer.save_pretrained(new)
     (new / "README.md").unlink(missing_ok=True)
@@ -40,10 +46,16 @@ def save(
     write_json(folder / "base.json", told)
 
 
-def _save_whole(trainer: Trainer, folder: Path) -> None:
+def _gathered(trainer: Trainer) -> dict[str, Any] | None:
+    """All weights on the first process, where several hold them in parts; else None. Every process must call it."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+    return None
+
+
+def _save_whole(model: Any, folder: Path, state: dict[str, Any] | None, *, dtype: torch.dtype) -> None:
     """All weights, in what they were computed in; the cache, of no use in training, is switched on again."""
-    model = trainer.model
+    weights = model.state_dict() if state is None else state
     model.config.use_cache = True
-    if trainer.args.bf16:
-        model = model.bfloat16()
-    model.save_pretrained(folder)
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})

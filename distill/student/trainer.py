@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback
 
-from distill import console
+from distill import console, processes
 from distill.console import Progress, Silent
 from distill.embedded import fingerprint, read_json
 from distill.student import models
@@ -94,12 +94,15 @@ def train(
             callbacks=callbacks,
         )
         first = state_of(trainer.model, options.lora) if options.method != "full" else None
-        done = checkpoints.resume()
+        with trainer.accelerator.main_process_first():
+            done = checkpoints.resume()
         log = Log(student_folder / "train_log.jsonl", done, trainer, checkpoints, progress or Silent())
         trainer.add_callback(log)
         trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
         save(trainer, tokenizer, template, told, student_folder, first=first)
-    shutil.rmtree(checkpoints.folder)
+        trainer.accelerator.end_training()
+    if processes.is_first():
+        shutil.rmtree(checkpoints.folder)
     return _result(found, log)
 
 
@@ -121,6 +124,8 @@ def checked_examples(
 def _show(
     found: Examples, template: str, tokenizer: Any, options: TrainOptions, folder: Path, show: Callable[[Shown], None]
 ) -> None:
+    if not processes.is_first():
+        return
     rows = shown(found.ids, found.examples, tokenizer, count=options.show_masks)
     folder.mkdir(parents=True, exist_ok=True)
     write_masks(folder / "masks.json", rows, template=template, train_on=options.train_on, checked=found.checked.rows)
