@@ -193,15 +193,15 @@ def test_a_reply_of_thoughts_alone_is_counted():
 
 
 def evolved(part: EvolInstruct, text: str, *, judge: str = "Not Equal", answer: str = "By the sun.") -> list[Task]:
-    flow = part.propose(0)
+    flow, said = part.propose(0), {"judge": judge, "teacher": answer}
     next(flow)
-    try:
-        asked = flow.send(Completion(key="e", text=text, finish="stop"))
-        said = {"judge": judge, "teacher": answer}
-        flow.send(tuple(Completion(key=each.role, text=said[each.role], finish="stop") for each in asked))
-    except StopIteration as end:
-        return part.admit(0, end.value)
-    raise AssertionError("asked for more")
+    sent = Completion(key="e", text=text, finish="stop")
+    while True:
+        try:
+            role = flow.send(sent).role
+        except StopIteration as end:
+            return part.admit(0, end.value)
+        sent = Completion(key=role, text=said[role], finish="stop")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_a_judge_that_thinks_is_given_room():
     options = {"judge_sampling": {"max_tokens": 2000, "reasoning_effort": "low"}}
     flow = growth(EvolInstruct, **options).propose(0)
     next(flow)
-    judge, _ = flow.send(Completion(key="e", text=BEES, finish="stop"))
+    judge = flow.send(Completion(key="e", text=BEES, finish="stop"))
     assert (judge.sampling.max_tokens, judge.sampling.temperature) == (2000, 0.0)
 
 

@@ -16,7 +16,7 @@ from distill.strategies.evol_instruct import (
     verdict,
 )
 from distill.strategies.pool import load_seeds, seed_text
-from distill.types import Completion, Failure, Request, Task
+from distill.types import Completion, Failure, Task
 
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))
 
@@ -37,16 +37,16 @@ def examined(
     part: EvolInstruct, k: int, evolved: str, judge="Not Equal", answer="Rivers run to the sea.", finish="stop"
 ):
     """The candidates of a proposal whose requests are answered so."""
-    flow = part.propose(k)
+    flow, by_role = part.propose(k), {"judge": judge, "teacher": answer}
     next(flow)
-    try:
-        requests: tuple[Request, ...] = flow.send(said(evolved, finish))
-        by_role = {"judge": judge, "teacher": answer}
-        answers = (by_role[request.role] for request in requests)
-        flow.send(tuple(said(text) if isinstance(text, str) else text for text in answers))
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("asked for more")
+    sent = said(evolved, finish)
+    while True:
+        try:
+            request = flow.send(sent)
+        except StopIteration as end:
+            return end.value
+        text = by_role[request.role]
+        sent = said(text) if isinstance(text, str) else text
 
 
 def evolve(part: EvolInstruct, k: int, text: str, **answers) -> list[Task]:
@@ -158,13 +158,19 @@ def test_a_copy_of_its_parent_is_refused():
     assert part.rejected == {"too_similar": 1}
 
 
-def test_judge_and_answer_are_asked_at_once_each_of_its_own_role():
+def test_an_answer_is_paid_for_only_where_something_was_gained():
     flow = growth().propose(0)
     next(flow)
-    judge, answer = flow.send(said(fresh(0)))
-    assert (judge.role, judge.sampling.temperature, answer.role) == ("judge", 0.0, "teacher")
-    assert answer.messages[0].content == fresh(0)
+    judge = flow.send(said(fresh(0)))
+    assert (judge.role, judge.sampling.temperature) == ("judge", 0.0)
     assert fresh(0) in judge.messages[0].content
+    answer = flow.send(said("Not Equal"))
+    assert (answer.role, answer.messages[0].content) == ("teacher", fresh(0))
+    flow = growth().propose(0)
+    next(flow)
+    flow.send(said(fresh(0)))
+    with pytest.raises(StopIteration):
+        flow.send(said("Equal"))
 
 
 def test_the_answer_stands_in_the_tasks_meta():
@@ -177,13 +183,25 @@ def test_the_answer_stands_in_the_tasks_meta():
     [(["equal"], ["judge"]), (["sorry"], ["teacher"]), (["no_words"], ["teacher"]), (["marker_words"], [])],
 )
 def test_what_no_criterion_needs_is_not_asked(criteria, roles):
-    flow = growth(eliminate=criteria).propose(0)
+    flow, found = growth(eliminate=criteria).propose(0), []
     next(flow)
-    try:
-        found = [request.role for request in flow.send(said(fresh(0)))]
-    except StopIteration:
-        found = []
+    sent = said(fresh(0))
+    while True:
+        try:
+            found.append(flow.send(sent).role)
+        except StopIteration:
+            break
+        sent = said("Not Equal")
     assert found == roles
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_evolution_that_says_our_instructions_is_eliminated(operation):
+    part = growth(operations=[operation])
+    told = asked(part, 0).split("\n\n")[2].split(". ")[0]
+    assert len(told.split()) > 5
+    assert evolve(part, 0, f"{told}.") == []
+    assert part.rejected == {"marker_words": 1}
 
 
 def test_criteria_can_be_switched_off():

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from distill.prompts import load
-from distill.strategies.dialogue import instructions, is_farewell, user_turn, without_leak
+from distill.strategies.dialogue import is_farewell, user_turn, without_leak
+from distill.strategies.echoes import instructions
 from distill.strategies.user_simulator import CLOSING, UserSimulator
 from distill.types import Completion, Failure, Message, Request, Sampling, Task
 from tests.flowing import cut, lost, play, well_formed

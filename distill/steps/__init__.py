@@ -57,7 +57,10 @@ COMPARING_SOURCES = tuple(
 TURN_SOURCES = (
     "distill.grades",
     "distill.reasoning",
-    *(f"distill.strategies.{name}" for name in ("checks", "dialogue", "finals", "frames", "thoughts", "turns")),
+    *(
+        f"distill.strategies.{name}"
+        for name in ("checks", "dialogue", "echoes", "finals", "frames", "thoughts", "turns")
+    ),
 )
 """What strategies share."""
 FILTER_SOURCES = tuple(
@@ -77,6 +80,7 @@ PIPELINE: Mapping[str, Stage] = {
             "distill.overlaps",
             "distill.prompts",
             "distill.reasoning",
+            "distill.strategies.echoes",
             "distill.strategies.frames",
             "distill.strategies.pool",
             "distill.engine.drive",

@@ -13,6 +13,7 @@ from pydantic import Field
 from distill import prompts, recipe
 from distill.reasoning import parted
 from distill.strategies import pool
+from distill.strategies.echoes import instructions, is_told
 from distill.strategies.frames import bare, refuses
 from distill.strategies.pool import Cost, ExpansionSampling, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
@@ -29,7 +30,10 @@ Criterion: TypeAlias = Literal["equal", "sorry", "no_words", "marker_words"]
 CRITERIA: tuple[Criterion, ...] = ("equal", "sorry", "no_words", "marker_words")
 SORRY_WORDS = 80
 """An answer with "sorry" in it and fewer words than that shows a task that the teacher cannot do."""
-MARKER_WORDS = ("original instruction", "rewritten instruction", "given prompt", "rewritten prompt", "created prompt")
+MARKER_WORDS = (
+    *("original instruction", "rewritten instruction", "revised instruction"),
+    *("given prompt", "rewritten prompt", "created prompt"),
+)
 """Of our prompts, and of WizardLM's, which models have learnt by heart."""
 _STOP_WORDS = """
 a about am an and any are as at be been but by can could did do does for from had has have he her here him his how i if
@@ -67,10 +71,11 @@ class EvolInstruct:
     """Evol-Instruct as a `Growth`: seeds evolve side by side, `window` of them, each through every round.
 
     Request k evolves one instruction by an operation drawn for it. Two more requests examine what came: is it equal to
-    its parent, and how does the teacher answer it. An evolution is eliminated, and its parent stays for the next round,
-    where it adds nothing (`equal`), where the answer is short and sorry (`sorry`) or has only stop words and
-    punctuation (`no_words`), and where it copies words of the prompt (`marker_words`). All others are tasks, with the
-    answer in `meta["output"]`. After the last round the next seeds begin, and after the last seed the first ones again.
+    its parent, and, where it is not, how does the teacher answer it. An evolution is eliminated, and its parent stays
+    for the next round, where it adds nothing (`equal`), where the answer is short and sorry (`sorry`) or has only stop
+    words and punctuation (`no_words`), and where it copies words or sentences of the prompt (`marker_words`). All
+    others are tasks, with the answer in `meta["output"]`. After the last round the next seeds begin, and after the last
+    seed the first ones again.
 
     Where this differs from the original, and why:
     - the paper takes all seeds through a round before the next; here as many as the window, so that a run of any size
@@ -141,7 +146,7 @@ class EvolInstruct:
         meta = pool.origin("evol_instruct", k, evolved, [*parent.meta.get("lineage", ()), parent.id])
         meta |= {"parent": parent.id, "operation": operation, "round": round + 1}
         task = Task(f"{k}.0", bare(parted(evolved).answer), meta=meta)
-        if (reason := self._fault(task.instruction, is_cut=evolved.finish == "length")) is not None:
+        if (reason := self._fault(task.instruction, operation, is_cut=evolved.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
         return [(yield from self._examined(task, parent, k))]
 
@@ -173,55 +178,49 @@ class EvolInstruct:
         format = {"format": rng.choice(FORMATS)} if operation == "complicate_input" else {}
         return prompts.fill(self._templates[operation], instruction=parent.instruction, **format)
 
-    def _fault(self, text: str, *, is_cut: bool) -> str | None:
+    def _fault(self, text: str, operation: Operation, *, is_cut: bool) -> str | None:
         """What rules an evolution out before it is examined."""
         if is_cut:
             return "cut_off"
-        if "marker_words" in self.options.eliminate and has_marker_words(text):
+        told = instructions(self._templates[operation])
+        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, told)):
             return "marker_words"
         if refuses(text):
             return "refusal"
         return None if text else "empty"
 
     def _examined(self, task: Task, parent: Task, k: int) -> Flow[Task]:
-        """Compare it with its parent, and have it answered; both at once."""
-        chosen = self.options.eliminate
-        question = prompts.fill(self._judge, first=parent.instruction, second=task.instruction)
-        asked: dict[str, Request] = {}
+        """Compare it with its parent, and have it answered if something was gained."""
+        chosen = set(self.options.eliminate)
         if "equal" in chosen:
-            asked["judge"] = Request(
+            question = prompts.fill(self._judge, first=parent.instruction, second=task.instruction)
+            reply: Completion | Failure = yield Request(
                 role=JUDGE, messages=(Message("user", question),), sampling=self._judging, replica=k
             )
-        if "sorry" in chosen or "no_words" in chosen:
-            messages = (Message("user", task.instruction),)
-            asked["answer"] = Request(
-                role=pool.ROLE, messages=messages, sampling=self.options.answer.sampling(), replica=k
-            )
-        if not asked:
-            return task
-        answers: tuple[Completion | Failure, ...] = yield tuple(asked.values())
-        found = dict(zip(asked, answers, strict=True))
-        reason = self._eliminated(found)
-        answered = _with_output(task, found.get("answer"))
-        return pool.with_fault(answered, reason) if reason is not None else answered
-
-    def _eliminated(self, found: dict[str, Completion | Failure]) -> str | None:
-        for name, answer in found.items():
-            if isinstance(answer, Failure):
-                return "unjudged" if name == "judge" else "unanswered"
-            said = parted(answer)
-            if name == "answer" and said.is_open:
-                continue  # cut inside its thoughts, it shows nothing
-            reason = verdict(said.answer) if name == "judge" else answer_fault(said.answer)
-            if reason is not None and (reason == "unjudged" or reason in self.options.eliminate):
-                return reason
-        return None
+            said = "" if isinstance(reply, Failure) else parted(reply).answer
+            if (reason := verdict(said)) is not None:
+                return pool.with_fault(task, reason)
+        if chosen & {"sorry", "no_words"}:
+            answer: Completion | Failure = yield pool.request(task.instruction, k, self.options.answer.sampling())
+            reason = _unanswered(answer)
+            if reason == "unanswered" or reason in chosen:
+                return pool.with_fault(task, str(reason))
+            return _with_output(task, answer)
+        return task
 
 
 def _greedy(sampling: Sampling) -> Sampling:
     """With our temperature and bound where it has none."""
     temperature = JUDGING.temperature if sampling.temperature is None else sampling.temperature
     return replace(sampling, temperature=temperature, max_tokens=sampling.max_tokens or JUDGING.max_tokens)
+
+
+def _unanswered(answer: Completion | Failure) -> str | None:
+    """Why an answer rules its task out; one that is cut inside its thoughts shows nothing."""
+    if isinstance(answer, Failure):
+        return "unanswered"
+    said = parted(answer)
+    return None if said.is_open else answer_fault(said.answer)
 
 
 def _with_output(task: Task, answer: Completion | Failure | None) -> Task:

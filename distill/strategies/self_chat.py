@@ -12,15 +12,8 @@ from pydantic import Field
 
 from distill import prompts, recipe
 from distill.recipe import Asks
-from distill.strategies.dialogue import (
-    Dialogue,
-    Turn,
-    converse,
-    instructions,
-    is_repeated,
-    user_turn,
-    without_leak,
-)
+from distill.strategies.dialogue import Dialogue, Turn, converse, user_turn, without_leak
+from distill.strategies.echoes import instructions, is_repeated
 from distill.strategies.frames import unframed, without_rulers
 from distill.strategies.thoughts import taken
 from distill.strategies.turns import ROLE, lead, put, session

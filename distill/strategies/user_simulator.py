@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from distill import prompts, recipe
 from distill.recipe import Asks
-from distill.strategies.dialogue import Turn, converse, instructions, user_turn
+from distill.strategies.dialogue import Turn, converse, user_turn
+from distill.strategies.echoes import instructions
 from distill.strategies.turns import ROLE, lead, put, session, text_of
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
