@@ -35,7 +35,10 @@ class Asking(Protocol):
     def __call__(
         self, flows: Sequence[tuple[str, Callable[[], Flow[Any]]]], *, rule: str, role: str
     ) -> Sequence[Outcome[Any]]:
-        """One outcome a flow, in their order. Raises what `Engine.run` raises."""
+        """One outcome a flow, in their order; a flow's id is its place, a colon and its session's id.
+
+        Raises what `Engine.run` raises.
+        """
 
 
 @dataclass(slots=True)
@@ -171,13 +174,14 @@ def _outcomes(
         raise TypeError(f"the filter {name} asks the {rule.role}, and curate was given nobody to ask")
     if asked.stopped is not None:
         return [None] * len(rows)
+    ids = [f"{place}:{row.session.id}" for place, row in enumerate(rows)]
     try:
-        return ask([(str(place), partial(rule.measure, row.session)) for place, row in enumerate(rows)],
-                   rule=name, role=rule.role)  # fmt: skip
+        flows = [(id, partial(rule.measure, row.session)) for id, row in zip(ids, rows, strict=True)]
+        return ask(flows, rule=name, role=rule.role)
     except Stopped as stop:
         asked.stopped = stop
         finished = {outcome.id: outcome for outcome in stop.outcomes}
-        return [finished.get(str(place)) for place in range(len(rows))]
+        return [finished.get(id) for id in ids]
 
 
 def _not_measured(name: str, outcome: Outcome[Any] | None) -> Verdict:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from re import compile as pattern
+from typing import Any, Literal, TypeVar
 
 from distill.catalogue import load_recipe
 from distill.collect import flows as collect_flows
 from distill.collect import model_of
-from distill.engine.flows import first_miss_of_growth, first_misses
+from distill.console import Progress
+from distill.curate import curate
+from distill.engine import Outcome
+from distill.engine.flows import Choose, Flows, Replay, by_role, first_miss_of_growth, first_misses
 from distill.errors import RunFolderError
 from distill.journal import NAME, Journal
 from distill.keys import Question
 from distill.misses import lines, nearest
+from distill.providers import Provider
 from distill.run import opened, read_record
 from distill.steps import Context, choice_of, growth_of, tasks_of
+from distill.steps.rules import asked_by_rule, filter_of
+from distill.steps.student import compared
 from distill.teachers import hire
+from distill.types import Endpoint, Flow, Session, Verdict
+
+T = TypeVar("T")
 
 LEFTOVER = pattern(r"^\..+\.[a-z0-9_]{8}$")
 """The name of what an atomic write leaves behind when it is killed."""
@@ -33,7 +44,10 @@ def misses(
     limit: int = 5,
     allowed: Collection[str] = (),
 ) -> list[str]:
-    """For the first so many questions of expand and collect that the journal cannot answer, why.
+    """For the first so many questions of any stage that the journal cannot answer, why.
+
+    Of curate and compare, where they have run before, only the first rule or model with such questions is looked at:
+    what comes later depends on its answers.
 
     Raises `RunFolderError` where there is no journal.
     """
@@ -51,14 +65,28 @@ def misses(
 
 
 def _found(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
-    if context.teachers is None:
-        return
-    endpoints = {name: provider.endpoint for name, provider in context.teachers.providers.items()}
+    """What would be asked, by stage and task."""
+    stages = read_record(context.folder).get("stages", {})
+    if context.teachers is not None:
+        if task is None:
+            yield from _of_expand(context)
+        yield from _of_collect(context, task)
+    if "curate" in stages and context.recipe.curate is not None:
+        yield from _of_curate(context, task)
+    if "compare" in stages and context.recipe.compare is not None:
+        yield from _of_compare(context, task)
+
+
+def _of_expand(context: Context) -> Iterator[tuple[str, Question]]:
     section = context.recipe.expand
-    if section is not None and task is None:
+    if section is not None:
         growth = growth_of(context)
-        if (miss := first_miss_of_growth(growth, section.tasks, context.journal, endpoints)) is not None:
+        miss = first_miss_of_growth(growth, section.tasks, context.journal, _endpoints(context))
+        if miss is not None:
             yield f"expand {miss[0]}", miss[1]
+
+
+def _of_collect(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
     collect = context.recipe.collect
     if collect is None or not (collect.tasks or (context.folder / "tasks.jsonl").exists()):
         return
@@ -67,8 +95,90 @@ def _found(context: Context, task: str | None) -> Iterator[tuple[str, Question]]
         raise RunFolderError(f'no task "{task}" in {context.folder}; expected an id of tasks.jsonl')
     choose = choice_of(context)
     asked = collect_flows(tasks, choose, context.recipe.seed)
-    for name, question in first_misses(asked, context.journal, endpoints, choose=model_of(tasks, choose)):
+    for name, question in first_misses(asked, context.journal, _endpoints(context), choose=model_of(tasks, choose)):
         yield f"collect {name}", question
+
+
+def _endpoints(context: Context) -> dict[str, Endpoint]:
+    assert context.teachers is not None
+    return {name: provider.endpoint for name, provider in context.teachers.providers.items()}
+
+
+class _Enough(Exception):
+    """Ends a stage before it writes anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """Answers a part of a stage from the journal, and ends the stage behind it where the journal lacks an answer."""
+
+    context: Context
+    task: str | None
+    found: list[tuple[str, Question]]
+    part: str
+    """Of which stage, and whom it asks."""
+    providers: Mapping[str, Provider]
+
+    def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
+        """As of an engine. Raises `_Enough`."""
+        replay = Replay(self.context.journal, {name: one.endpoint for name, one in self.providers.items()})
+        outcomes = replay.run(flows, choose=choose)
+        self.found.extend(
+            (f"{self.part} {name}", question)
+            for name, question in replay.misses
+            if self.task in (None, name, name.partition(":")[0])
+        )
+        if self.found:
+            raise _Enough
+        return outcomes
+
+
+class _Nobody:
+    """Whom the last rule asks: when it is its turn, all others have asked."""
+
+    scope: Literal["row"] = "row"
+    role = "nobody"
+    every_row = True
+
+    def measure(self, session: Session) -> Flow[None]:
+        """Of no session."""
+        raise _Enough
+
+    def decide(self, value: Any) -> Verdict:
+        """Of no value."""
+        raise _Enough
+
+
+def _of_curate(context: Context, task: str | None) -> list[tuple[str, Question]]:
+    """Curate up to the first rule with questions that the journal cannot answer."""
+    found: list[tuple[str, Question]] = []
+
+    def ask(flows: Flows[Any], *, rule: str, role: str) -> list[Outcome[Any]]:
+        if role == _Nobody.role:
+            raise _Enough
+        named = [(name.partition(":")[2], make) for name, make in flows]
+        with asked_by_rule(context, rule, role) as provider:
+            return _Engine(context, task, found, f"curate {rule}", {role: provider}).run(named)
+
+    rules = [(rule.filter, filter_of(context, rule)) for rule in context.recipe.curate or []]
+    with suppress(_Enough):
+        curate(context.folder, filters=[*rules, ("", _Nobody())], test=0, seed=context.recipe.seed, ask=ask)
+    return found
+
+
+def _of_compare(context: Context, task: str | None) -> list[tuple[str, Question]]:
+    """Compare up to the first model with questions that the journal cannot answer."""
+    found: list[tuple[str, Question]] = []
+
+    def engine(providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> _Engine:
+        return _Engine(context, task, found, f"compare {', '.join(providers)}", providers)
+
+    def all_asked() -> float:
+        raise _Enough
+
+    with suppress(_Enough):
+        compared(context, engine, usd=all_asked)
+    return found
 
 
 def clean(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from distill.comparing import NAMES
 from distill.comparing.found import Found, Prompt
 from distill.console import Progress
 from distill.engine import Outcome
-from distill.engine.drive import Engine
+from distill.engine.flows import Runs
 from distill.errors import DistillError
 from distill.metrics import Answered, Model, ModelMetric, Scores, TextMetric
 from distill.providers import Provider
@@ -29,7 +29,7 @@ NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has
 class Engines(Protocol):
     """Makes the engine of one phase; the doors keep them for the account of requests."""
 
-    def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Engine:
+    def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from distill.engine import Outcome
 from distill.journal import Journal
@@ -18,6 +18,8 @@ T = TypeVar("T")
 MOST_PROPOSALS = 100_000
 """A growth whose journal holds as many is not looked at further."""
 
+Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[T]]]]
+"""By their ids, how each begins."""
 Choose: TypeAlias = Callable[[str, str], str]
 """From a flow's id and a request's role to the name of the model that answers it."""
 
@@ -82,6 +84,39 @@ def _checked(asked: Any) -> tuple[Request, ...]:
     if isinstance(asked, tuple) and all(isinstance(request, Request) for request in asked):
         return asked
     raise TypeError(f"the flow yielded a {type(asked).__name__}, expected a Request or a tuple of them")
+
+
+class Runs(Protocol):
+    """What drives flows to their ends: an engine, or what stands in for it."""
+
+    def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
+        """One outcome a flow, in their order."""
+
+
+class Replay:
+    """Stands in for an engine, asks nobody, and notes the first question of each flow that the journal cannot answer.
+
+    Such a flow ends with a failure, and without a value.
+    """
+
+    def __init__(self, journal: Journal, endpoints: Mapping[str, Endpoint]) -> None:
+        self.misses: list[tuple[str, Question]] = []
+        """By the flows' ids, in their order."""
+        self._journal = journal
+        self._endpoints = endpoints
+
+    def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
+        """As of an engine."""
+        return [self._outcome(Steps(name, make, choose)) for name, make in flows]
+
+    def _outcome(self, steps: Steps[T]) -> Outcome[T]:
+        if (miss := _replay(steps, self._journal, self._endpoints)) is None and steps.outcome is not None:
+            return steps.outcome
+        steps.close()
+        if miss is not None:
+            self.misses.append((steps.name, miss))
+        lost = Failure(key=miss.key if miss else "", reason="not_journalled", detail="", transient=True)
+        return Outcome(steps.name, None, (lost,))
 
 
 def first_misses(

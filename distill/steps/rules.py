@@ -74,13 +74,13 @@ def _ask_of_rows(
     role: str,
 ) -> Sequence[Outcome[Any]]:
     """Drive one rule's flows: the student's model in this process, anybody else as in collect."""
-    with console.progress(f"curate: {rule}", len(flows)) as bar, _asked_by_rule(context, rule, role) as provider:
+    with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
         engines.append(engine_for(context, "curate", bar, {role: provider}, local=role == BASE))
         return engines[-1].run(flows)
 
 
 @contextmanager
-def _asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
+def asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
     """Who answers a rule; weights in this process are let go at the end. Raises `RecipeError` where there is nobody."""
     if role != BASE:
         if context.teachers is None:

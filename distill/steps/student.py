@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import console, recipe, shelf
 from distill.engine.drive import Engine
@@ -16,6 +16,9 @@ from distill.steps.context import Context, stop_teacher
 from distill.steps.rules import judge_sampling
 from distill.teachers import RESPONDENTS
 from distill.types import Sampling
+
+if TYPE_CHECKING:
+    from distill.comparing.asking import Engines
 
 
 def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
@@ -39,13 +42,6 @@ def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
 def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage compare."""
-    from distill import compare
-
-    section = context.recipe.compare
-    assert section is not None
-    metrics = [
-        shelf.part(METRICS, one.metric, kind="metric", allowed=context.allowed)(one.options) for one in section.metrics
-    ]
     tallies: list[Engine] = []
 
     def engine(providers: Mapping[str, Provider], *, progress: console.Progress, local: bool) -> Engine:
@@ -53,20 +49,32 @@ def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
         return tallies[-1]
 
     try:
-        return compare.compare(
-            context.folder,
-            engine=engine,
-            journal=context.journal,
-            metrics=metrics,
-            sampling=_sampling(context.recipe),
-            seed=context.recipe.seed,
-            sides=_sides(context, section),
-            prompts=Path(section.prompts) if section.prompts is not None else None,
-            system=section.system,
-            usd=lambda: spent(context, "compare"),
-        )
+        return compared(context, engine, usd=lambda: spent(context, "compare"))
     finally:
         account(context, "compare", record, tallies)
+
+
+def compared(context: Context, engine: Engines, *, usd: Callable[[], float | None]) -> Mapping[str, Any]:
+    """Compare as the recipe says. `usd` is called when nothing more is asked, and before anything is written."""
+    from distill import compare
+
+    section = context.recipe.compare
+    assert section is not None
+    metrics = [
+        shelf.part(METRICS, one.metric, kind="metric", allowed=context.allowed)(one.options) for one in section.metrics
+    ]
+    return compare.compare(
+        context.folder,
+        engine=engine,
+        journal=context.journal,
+        metrics=metrics,
+        sampling=_sampling(context.recipe),
+        seed=context.recipe.seed,
+        sides=_sides(context, section),
+        prompts=Path(section.prompts) if section.prompts is not None else None,
+        system=section.system,
+        usd=usd,
+    )
 
 
 def _sampling(loaded: recipe.Recipe) -> Sampling:
