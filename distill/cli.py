@@ -161,7 +161,42 @@ def collect(
 
 
 _verb("curate", "Keep or drop each session, with a reason: writes kept.jsonl, dropped.jsonl and test.jsonl.")
-_verb("train", "Fine-tune the student on the kept sessions: writes student/.")
+
+
+@app.command()
+def train(
+    recipe_or_run: RecipeOrRun,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="make one pass and say what all will take: memory, time; write nothing")
+    ] = False,
+    show_masks: Annotated[
+        int | None,
+        typer.Option("--show-masks", min=1, metavar="N", help="show N examples with what is trained marked, and end"),
+    ] = None,
+    accept_partial: AcceptPartial = False,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Fine-tune the student on the kept sessions: writes student/.
+
+    Before the first step the loss mask of every row is checked against the template; a fault stops with the row and
+    the token. An interrupted training goes on where it stood when the same command is typed again.
+
+    Example: distill train runs/quickstart --plan
+    """
+    from distill import pipeline, preview
+
+    given: dict[str, Any] = {"run_dir": run_dir, "overrides": set_ or (), "allowed": allow_parts or ()}
+    if plan:
+        for line in preview.plan(recipe_or_run, **given):
+            console.result(line)
+    if show_masks is not None:
+        preview.show_masks(recipe_or_run, show_masks, **given)
+    if not plan and show_masks is None:
+        pipeline.run_recipe(recipe_or_run, stages=["train"], accept_partial=accept_partial, **given)
+
+
 _verb("compare", "Ask student, base and teacher the held-out prompts: writes answers.jsonl and scores.json.")
 _verb("report", "Write report.html from what the run folder holds.")
 

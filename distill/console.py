@@ -169,7 +169,7 @@ class _Bar:
         self._rich.stop()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`40 s`, `12 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -211,7 +211,7 @@ class _Lines:
         (then, before), (now, after) = self._seen[0], self._seen[-1]
         if self._total is None or after <= before or done >= self._total:
             return ""
-        return f", about {_duration((self._total - done) * (now - then) / (after - before))} left"
+        return f", about {duration((self._total - done) * (now - then) / (after - before))} left"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -10,6 +10,7 @@ from distill.steps.context import ACCEPTABLE, BASE, Context, Stage, compares_her
 from distill.steps.currency import sources_of
 from distill.steps.rules import roles_of_filters
 from distill.steps.sessions import choice_of, growth_of, tasks_of
+from distill.steps.student import settings_of
 
 __all__ = [
     "ACCEPTABLE",
@@ -23,6 +24,7 @@ __all__ = [
     "passes",
     "roles_of_filters",
     "serves_here",
+    "settings_of",
     "sources_of",
     "stop_teacher",
     "tasks_of",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill import console, recipe, shelf
 from distill.engine.drive import Engine
+from distill.errors import RecipeError
 from distill.metrics import METRICS
 from distill.providers import Provider
 from distill.run import StageRecord
@@ -25,19 +26,24 @@ def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage train."""
     from distill import train
 
-    student, section = context.recipe.student, context.recipe.train
-    assert student is not None
-    assert section is not None
+    settings = settings_of(context.recipe)
     stop_teacher(context)
-    return train.train(
-        context.folder,
-        model=student.model,
-        layers=student.prune.layers if student.prune is not None else None,
-        prune_by=student.prune.by if student.prune is not None else "uniform",
-        template=student.template,
-        options=section.options,
-        seed=context.recipe.seed,
-    )
+    return train.train(context.folder, **settings)
+
+
+def settings_of(loaded: recipe.Recipe) -> dict[str, Any]:
+    """What of a recipe training is given. Raises `RecipeError` where it trains nothing."""
+    student, section = loaded.student, loaded.train
+    if student is None or section is None:
+        raise RecipeError("the recipe has no section `train`; add one, with `student`")
+    return {
+        "model": student.model,
+        "layers": student.prune.layers if student.prune is not None else None,
+        "prune_by": student.prune.by if student.prune is not None else "uniform",
+        "template": student.template,
+        "options": section.options,
+        "seed": loaded.seed,
+    }
 
 
 def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:

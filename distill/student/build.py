@@ -59,7 +59,7 @@ def build(
     how = chosen(options.checkpointing, model, micro_tokens)
     trainer = Trainer(
         found,
-        _plan(found.lengths(), options, seed),
+        plan_of(found.lengths(), options, seed),
         micro_tokens=micro_tokens,
         say=say,
         model=model,
@@ -114,7 +114,8 @@ def _require_optimizer(optimizer: str, device: torch.device) -> None:
         )
 
 
-def _plan(lengths: Sequence[int], options: TrainOptions, seed: int) -> Plan:
+def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> Plan:
+    """The steps that the options make of examples of these lengths."""
     return plan(
         lengths,
         epochs=options.epochs,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distill import chat
+from distill import chat, console
 from distill.console import Progress, Silent
 from distill.errors import DistillError
 from distill.student.gate import Checked, Gate, Row, UnspeltError
@@ -29,6 +29,8 @@ class Examples:
     many rows are `unspelt`: they hold characters that the tokenizer has no tokens for."""
     split: Counter[str] = field(default_factory=Counter)
     """How many `sessions` were split, and into how many `parts`."""
+    too_long: list[tuple[int, int]] = field(default_factory=list)
+    """Tokens and pairs of each session that is left out for its length."""
     checked: Checked = field(default_factory=Checked)
     """What the mask gate has seen."""
 
@@ -84,9 +86,9 @@ class _Maker:
         if self._fits(row):
             yield row
         elif self._options.over_length == "split":
-            yield from self._parts(session)
+            yield from self._parts(session, row)
         elif self._options.over_length == "drop":
-            self._found.left_out["too_long"] += 1
+            self._leave_out(row)
         else:
             raise DistillError(
                 f"session {session.id} has {len(row.example.input_ids)} tokens, more than train.max_length="
@@ -110,12 +112,17 @@ class _Maker:
     def _fits(self, row: Row) -> bool:
         return len(row.example.input_ids) <= self._options.max_length
 
-    def _parts(self, session: Session) -> Iterator[Row]:
+    def _leave_out(self, row: Row) -> None:
+        self._found.left_out["too_long"] += 1
+        pairs = sum(message.role == "assistant" for message in row.messages)
+        self._found.too_long.append((len(row.example.input_ids), pairs))
+
+    def _parts(self, session: Session, whole: Row) -> Iterator[Row]:
         """The rows of a session cut before questions, each with the system turn in front."""
         rows = [self._row(part) for part in self._divided(session)]
         fitting = [row for row in rows if self._fits(row)]
         if not fitting:
-            self._found.left_out["too_long"] += 1
+            self._leave_out(whole)
             return
         self._found.left_out["parts"] += len(rows) - len(fitting)
         self._found.split.update(sessions=1, parts=len(fitting))
@@ -157,6 +164,21 @@ def _part(
 def _has_empty_answer(session: Session, train_on: chat.TrainOn) -> bool:
     answers = [message.content for message in session.messages if message.role == "assistant"]
     return not all(answer.strip() for answer in (answers if train_on == "all" else answers[-1:]))
+
+
+def checked_examples(
+    sessions: Sequence[Session],
+    template: str,
+    tokenizer: Any,
+    options: TrainOptions,
+    say: Callable[[str], None],
+) -> Examples:
+    """What is trained on, each row through the gate, and a line for all that the reader should know of it."""
+    with console.progress("masks", len(sessions), unit="rows") as bar:
+        found = examples_of(sessions, template, tokenizer, options, bar)
+    for line in notes(found, len(sessions), options):
+        say(line)
+    return found
 
 
 def notes(found: Examples, total: int, options: TrainOptions) -> Iterator[str]:

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from transformers import TrainerCallback
 
-from distill import console, processes
+from distill import processes
 from distill.console import Progress, Silent
 from distill.embedded import fingerprint, read_json
 from distill.student import models
 from distill.student.adapter import state_of
 from distill.student.build import build
 from distill.student.checkpoints import Checkpoints, identity_of
-from distill.student.examples import Examples, examples_of, notes
+from distill.student.examples import Examples, checked_examples
 from distill.student.foreign import in_our_words, quiet
 from distill.student.log import Log, speed
 from distill.student.options import TrainOptions
@@ -104,21 +104,6 @@ def train(
     if processes.is_first():
         shutil.rmtree(checkpoints.folder)
     return _result(found, log)
-
-
-def checked_examples(
-    sessions: Sequence[Session],
-    template: str,
-    tokenizer: Any,
-    options: TrainOptions,
-    say: Callable[[str], None],
-) -> Examples:
-    """What is trained on, each row through the gate, and a line for all that the reader should know of it."""
-    with console.progress("masks", len(sessions), unit="rows") as bar:
-        found = examples_of(sessions, template, tokenizer, options, bar)
-    for line in notes(found, len(sessions), options):
-        say(line)
-    return found
 
 
 def _show(

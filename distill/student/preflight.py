@@ -1,0 +1,121 @@
+"""Says what a training would be before it starts: rows, tokens, steps, memory, time, and what would make it better.
+
+Everything but the last three follows from the rows alone. Those come from one real pass over the largest batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from distill.console import duration
+from distill.embedded import read_json
+from distill.errors import ModelError
+from distill.student import advice, models
+from distill.student.build import plan_of
+from distill.student.examples import Examples, checked_examples
+from distill.student.layout import MICRO_BATCH_TOKENS
+from distill.student.options import TrainOptions
+from distill.student.precision import compute_dtype
+from distill.student.pruning import kept_layers
+from distill.student.rehearsal import Measured, rehearse
+from distill.student.spelling import Shown, shown
+from distill.student.work import Work, seconds_of, work_of
+from distill.types import Session
+
+
+def plan(
+    sessions: Sequence[Session],
+    *,
+    model: str,
+    layers: int | None,
+    template: str,
+    options: TrainOptions,
+    seed: int,
+    say: Callable[[str], None],
+) -> Iterator[str]:
+    """The lines of the plan; every row passes the mask gate, and one pass is really made. Nothing is left behind.
+
+    Raises what training would raise of its rows, options and base.
+    """
+    base = models.materialise(model, say=say)
+    tokenizer = models.load_tokenizer(base)
+    found = checked_examples(sessions, template, tokenizer, options, say)
+    device = models.default_device()
+    compute_dtype(options.dtype, device)
+    work = work_of(
+        plan_of(found.lengths(), options, seed),
+        found.lengths(),
+        micro_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type],
+        packed=options.packing == "best_fit",
+    )
+    yield from _of_rows(found, len(sessions), work, options)
+    say("making one pass of the largest batch, in a process of its own …")
+    total = read_json(base / "config.json")["num_hidden_layers"]
+    kept = kept_layers(total, layers) if layers is not None else None
+    try:
+        measured = rehearse(base, kept, [found.examples[row] for row in work.largest], options, seed)
+    except ModelError as error:
+        yield f"not measured: {error}"
+        return
+    yield from _of_pass(work, options, measured)
+
+
+def _of_rows(found: Examples, total: int, work: Work, options: TrainOptions) -> Iterator[str]:
+    parts = f" in {found.split['parts']} parts of {found.split['sessions']}" if found.split["sessions"] else ""
+    yield f"rows: {len(found.ids):,} of {total:,} sessions{parts}"
+    yield _tokens(found, work)
+    yield _steps(work, options)
+    for line in advice.of_rows(found, work, options):
+        yield f"advice: {line}"
+
+
+def _of_pass(work: Work, options: TrainOptions, measured: Measured) -> Iterator[str]:
+    yield _measured(measured)
+    yield f"time to finish: about {duration(seconds_of(work, measured))}, reading the base not counted"
+    for line in advice.of_memory(work, options, measured, whole_bytes=None, gpu="CPU" not in measured.device):
+        yield f"advice: {line}"
+
+
+def _tokens(found: Examples, work: Work) -> str:
+    tokens, trained = sum(found.lengths()), sum(example.trained for example in found.examples)
+    longest = max(found.lengths())
+    padding = f"{work.padding_share:.0%} more for padding" if work.padding else "no padding"
+    share = f"{trained:,} of them trained ({trained / tokens:.0%})"
+    return f"tokens: {tokens:,} an epoch, {share}, {padding}; the longest row has {longest}"
+
+
+def _steps(work: Work, options: TrainOptions) -> str:
+    least, most = work.examples
+    each = f"{least}" if least == most else f"{least} to {most}"
+    return (
+        f"steps: {work.steps:,} over {options.epochs:g} epochs, {each} examples and about "
+        f"{work.tokens // work.steps:,} tokens each, in {work.passes / work.steps:.1f} passes"
+    )
+
+
+def _measured(measured: Measured) -> str:
+    return (
+        f"measured on {measured.device}: {measured.tokens:,} tokens forward and backward in {measured.seconds:.2f} s "
+        f"({measured.tokens_per_second:,.0f} tokens/s); peak memory {_bytes(measured.peak_bytes)}, "
+        f"{_bytes(measured.peak_bytes - measured.before_bytes)} of it for the pass, of {_bytes(measured.room_bytes)}"
+    )
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def masks(
+    sessions: Sequence[Session],
+    *,
+    model: str,
+    template: str,
+    options: TrainOptions,
+    count: int,
+    say: Callable[[str], None],
+) -> list[Shown]:
+    """So many examples for the reader, all rows having passed the mask gate."""
+    tokenizer = models.load_tokenizer(models.materialise(model, say=say))
+    found = checked_examples(sessions, template, tokenizer, options, say)
+    say(f"{found.checked.rows} rows have passed the mask gate")
+    return shown(found.ids, found.examples, tokenizer, count=count)

@@ -1,0 +1,49 @@
+"""How much a training has to do: its passes, with padding, and how long they take at a measured pace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.student.layout import Plan, passes
+from distill.student.rehearsal import Measured
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All passes of a training."""
+
+    steps: int
+    passes: int
+    tokens: int
+    """Over all epochs, without padding."""
+    padding: int
+    """Tokens of padding, over all epochs."""
+    examples: tuple[int, int]
+    """Fewest and most in a step."""
+    largest: tuple[int, ...]
+    """The examples of the largest pass."""
+
+    @property
+    def padding_share(self) -> float:
+        """Of all tokens that are computed."""
+        return self.padding / (self.tokens + self.padding)
+
+
+def work_of(plan: Plan, lengths: Sequence[int], *, micro_tokens: int, packed: bool) -> Work:
+    """What a plan of steps makes of examples of these lengths, in passes of at most `micro_tokens` tokens."""
+    count = tokens = computed = 0
+    largest: tuple[int, tuple[int, ...]] = (0, ())
+    for step in plan.steps:
+        for group in passes(step, lengths, tokens=micro_tokens, packed=packed):
+            taken = sum(lengths[row] for row in group)
+            size = taken if packed else len(group) * max(lengths[row] for row in group)
+            count, tokens, computed = count + 1, tokens + taken, computed + size
+            largest = max(largest, (size, tuple(group)))
+    sizes = [len(step) for step in plan.steps]
+    return Work(len(plan.steps), count, tokens, computed - tokens, (min(sizes), max(sizes)), largest[1])
+
+
+def seconds_of(work: Work, measured: Measured) -> float:
+    """Seconds that all steps take at the measured pace."""
+    return (work.tokens + work.padding) / measured.tokens_per_second + work.steps * measured.optimizer_seconds

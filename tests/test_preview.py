@@ -1,0 +1,70 @@
+"""`train --plan` and `train --show-masks` on a run folder and on a recipe: they show, and write nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distill import preview
+from distill.errors import RecipeError, StageIncomplete
+from distill.rows import write_rows
+from tests.training import SESSIONS
+
+pytestmark = pytest.mark.model
+
+RECIPE = """
+name: small
+sources: [{from: distill, path: rows.jsonl}]
+curate: []
+student: {model: smollm2, template: chatml}
+train: {max_length: 64}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_rows(tmp_path / "rows.jsonl", SESSIONS[:3])
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+def test_masks_are_shown_and_nothing_is_written(folder):
+    (folder / "run").mkdir()
+    write_rows(folder / "run/kept.jsonl", SESSIONS[:3])
+    finished = subprocess.run(
+        [sys.executable, "-m", "distill", "train", "recipe.yaml", "--run-dir", "run", "--show-masks", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert finished.returncode == 0
+    assert finished.stdout == (
+        "session s0: 8 of 21 tokens are trained (in ⟦ ⟧)\n"
+        "  <|im_start|>user\n  Number 0?<|im_end|>\n  <|im_start|>assistant\n  ⟦0 is red, I say.<|im_end|>⟧\n"
+        "session s1: 8 of 21 tokens are trained (in ⟦ ⟧)\n"
+        "  <|im_start|>user\n  Number 1?<|im_end|>\n  <|im_start|>assistant\n  ⟦1 is blue, I say.<|im_end|>⟧\n"
+    )
+    assert finished.stderr == "3 rows have passed the mask gate\n"
+    assert [path.name for path in (folder / "run").iterdir()] == ["kept.jsonl"]
+
+
+@pytest.mark.parametrize("show", [preview.plan, lambda path, **given: preview.show_masks(path, 1, **given)])
+def test_before_curate_it_is_said_what_to_run_first(folder, show):
+    with pytest.raises(StageIncomplete) as caught:
+        show(folder / "recipe.yaml", run_dir=folder / "run")
+    assert str(caught.value) == (
+        f"{folder}/run has no kept.jsonl, the rows to train on; type: distill run {folder}/recipe.yaml --run-dir "
+        f"{folder}/run --stages collect,curate"
+    )
+
+
+def test_a_recipe_that_trains_nothing_is_refused(folder):
+    (folder / "recipe.yaml").write_text(RECIPE.partition("student:")[0])
+    with pytest.raises(RecipeError, match="the recipe has no section `train`; add one, with `student`"):
+        preview.plan(folder / "recipe.yaml")
