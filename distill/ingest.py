@@ -229,7 +229,8 @@ def sessions(source: Source, tally: Tally, seed: int, allowed: Collection[str] =
     names, provenance = importers.Names(), _provenance(source)
     found = (importers.session(parsed, names, provenance) for parsed in _parsed(source, tally, allowed))
     for one in _sampled(_accepted(found, tally), source.take, seed):
-        yield from _split(one, source.splitter, tally)
+        parts = list(_split(one, source.splitter, tally))
+        yield from parts if len(parts) == 1 else (replace(part, id=names.unique(part.id)) for part in parts)
 
 
 def tasks(source: Source, tally: Tally, seed: int, allowed: Collection[str] = ()) -> Iterator[Task]:

@@ -29,6 +29,7 @@ _SPACELESS = (
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
 """Scripts that write no spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han."""
+_IS_SPACELESS = re.compile(f"[{_SPACELESS}]")
 _ALNUM = re.compile(r"[^\W_]")
 _CODE_POINTS = 0x110000
 _SLACK = 1e-6
@@ -57,6 +58,11 @@ def comparable(text: str) -> list[str]:
     if text.isascii() or 2 * sum(map(len, tokens)) >= len(_ALNUM.findall(text)):
         return tokens
     return _any_script().findall(normalize("NFKC", text.casefold()))
+
+
+def word_count(text: str) -> int:
+    """How many words a text has between white space; of a script that writes none between them, how many letters."""
+    return len(_any_script().findall(text) if _IS_SPACELESS.search(text) else text.split())
 
 
 @cache

@@ -144,6 +144,14 @@ def test_splitting_loses_no_turn_and_cuts_only_before_questions(lengths, system,
     assert len({part.id for part in parts}) == len(parts)
 
 
+def test_a_part_never_takes_the_id_of_another_row(tmp_path):
+    turns = [{"role": role, "content": "word " * 20} for role in ("user", "assistant")]
+    rows = [{"id": id, "messages": turns * count} for id, count in (("a.1", 1), ("a", 3), ("a.2", 1))]
+    path = written(tmp_path / "data.jsonl", rows)
+    found = ids(source(path, "openai", splitter=Splitter(count=lambda text: len(text.split()), max_tokens=60)))
+    assert found == ["a.1", "a.1~2", "a.2", "a.3", "a.2~2"]
+
+
 def test_without_a_tokenizer_nothing_is_split(tmp_path):
     path = written(tmp_path / "data.jsonl", [{"instruction": "x " * 9_000, "output": "y " * 9_000}])
     assert len(ids(source(path))) == 1

@@ -65,7 +65,7 @@ def test_requests_are_drawn_as_in_the_original(first, most):
     assert (asked[0].sampling.temperature, asked[0].sampling.stop) == (0.0, ("\n", "Task"))
     drawn = asked[1].sampling
     assert (drawn.temperature, drawn.presence_penalty, drawn.max_tokens) == (0.0, 1.5, most)
-    assert drawn.stop == ("Example 6", "Task:")
+    assert drawn.stop == ("\nExample 6", "\nTask:")
 
 
 def test_a_task_that_knows_its_kind_is_not_tested():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from distill.novelty import AT_FIRST, NoveltyIndex, comparable
+from distill.novelty import AT_FIRST, NoveltyIndex, comparable, word_count
 from distill.overlaps import FIRST_CAPACITY
 from distill.text import rouge_l
 
@@ -177,6 +177,22 @@ def test_requests_of_any_script_are_near_when_they_differ_in_a_word_and_not_when
 )
 def test_words_and_letters_of_other_scripts_keep_their_vowel_signs(text, tokens):
     assert comparable(text) == [normalize("NFKC", token) for token in tokens]
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Don't stop, it's 3.5 km!", 5),
+        ("Où est-il ?", 3),
+        ("हिन्दी में लिखो।", 3),
+        ("写一首诗。", 4),
+        ("ไหน?", 3),
+        ("?!", 1),
+        ("", 0),
+    ],
+)
+def test_words_are_counted_at_white_space_and_by_letters_where_a_script_writes_none(text, count):
+    assert word_count(text) == count
 
 
 def test_composed_and_decomposed_letters_are_the_same():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -213,6 +214,25 @@ def test_ids_count_what_is_admitted():
 
 
 # --- what is refused
+
+
+CHINESE = [
+    replace(seed, instruction=text)
+    for seed, text in zip(SEEDS, ["法国的首都是哪座城市？", "写一首关于大海的诗。"], strict=False)
+]
+
+
+def test_seeds_of_another_script_grow_tasks_of_that_script():
+    part = SelfInstruct(SelfInstruct.Options(), seeds=CHINESE, seed=7, target=9)
+    offers = (
+        "为我的猫起一个名字。",
+        "写一首关于大河的诗。",
+        "你好",
+        "解释天空为什么是蓝色的。",
+        "为我的猫起一个名字！",
+    )
+    assert admitted(part, *offers) == [offers[0], offers[3]]
+    assert part.rejected == {"too_similar": 2, "too_short": 1}
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,10 @@ class Names:
 
     def name(self, parsed: Parsed) -> str:
         """The id."""
-        wanted = parsed.id if parsed.id is not None else f"line-{parsed.line:05}"
+        return self.unique(parsed.id if parsed.id is not None else f"line-{parsed.line:05}")
+
+    def unique(self, wanted: str) -> str:
+        """The wanted id, where nothing has it yet."""
         name = wanted
         while name in self._seen:
             self._seen[wanted] += 1

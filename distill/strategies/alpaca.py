@@ -57,6 +57,8 @@ class Alpaca:
       needs an Input and an Output, once each and in this order, or it is `malformed`;
     - outputs that are empty or repeat the input are refused: users found thousands in the original's data;
     - the first letter of an instruction is not changed, and our own rules of form are added (option `reject`);
+    - a prompt that is too long for the endpoint is a failure; the original asks again for a fifth less until it fits
+      (`sampling.max_tokens` bounds what is asked for);
     - no logit bias against an early end, which few endpoints take: `sampling.extra_body` can set it.
     """
 
@@ -94,7 +96,7 @@ class Alpaca:
         self.seeds = len(seeds)
         self._seed = seed
         self._complete = [each for each in seeds if each.instances] or list(seeds)
-        self._pool = Pool(options, rules=pool.FORM_RULES, known=[(each.id, each.instruction) for each in seeds])
+        self._pool = Pool(options, rules=pool.form_rules(seeds), known=[(each.id, each.instruction) for each in seeds])
         self._template = prompts.load(PROMPTS[options.ask])
         self.rejected = self._pool.rejected
         self.refused = self._pool.refused

@@ -25,7 +25,7 @@ MOST_INSTANCES = 5
 """Kept of one instruction (Self-Instruct's code)."""
 MAX_TOKENS = {True: 300, False: 350}
 """Of a request for instances, by whether the task is answered by labels (Self-Instruct's code)."""
-STOP = ("Example 6", "Task:")
+STOP = ("\nExample 6", "\nTask:")
 
 Ask: TypeAlias = Literal["completion", "chat"]
 
@@ -68,7 +68,8 @@ class Instances:
 
     Where this differs from the original, and why:
     - a request that fails is a failure; the original stores it as an empty answer, and takes that for "no";
-    - the words Example, Output and Class label part instances where a line begins, for they occur in sentences too;
+    - the words Task, Example, Output and Class label end or part instances where a line begins, for they occur in
+      sentences too;
     - an example without an output is dropped; the original takes its input for the output;
     - of equal instances the first stays and five are drawn in their order, so that a second run gives the same.
     """

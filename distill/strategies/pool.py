@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from distill import recipe
 from distill.errors import SeedsError
-from distill.novelty import NoveltyIndex, comparable
+from distill.novelty import NoveltyIndex, comparable, word_count
 from distill.reasoning import parted
 from distill.strategies.frames import unframed, unquoted, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
@@ -289,13 +289,20 @@ def _any_of(phrases: Sequence[str]) -> re.Pattern[str]:
 
 
 FORM_RULES: Mapping[str, Callable[[str], object]] = {
-    "too_short": lambda text: len(text.split()) < MIN_WORDS,
-    "too_long": lambda text: len(text.split()) > MAX_WORDS,
+    "too_short": lambda text: word_count(text) < MIN_WORDS,
+    "too_long": lambda text: word_count(text) > MAX_WORDS,
     "forbidden_word": _any_of(FORBIDDEN_WORDS).search,
     "program": lambda text: text.startswith("Write a program"),
     "punctuation_first": lambda text: text[0] in string.punctuation,
     "not_ascii_first": lambda text: not text[0].isascii(),
 }
+"""Reasons, and what they apply to."""
+
+
+def form_rules(seeds: Iterable[Seed]) -> frozenset[str]:
+    """Self-Instruct's rules of form; without that on the first character where seeds of another script break it."""
+    is_ascii = all(seed.instruction.strip()[0].isascii() for seed in seeds)
+    return frozenset(FORM_RULES) - (frozenset() if is_ascii else {"not_ascii_first"})
 
 
 # --- the pool

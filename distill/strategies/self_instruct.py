@@ -38,12 +38,16 @@ class SelfInstruct:
     when its ROUGE-L with every seed and every task before is at most 0.7, in order of request and item.
 
     Where this differs from the original, and why:
+    - requests are drawn at top_p 0.9 without a penalty, for six tasks; the original's 0.5 with a presence penalty of 2
+      is for a model that only continues text (both: `sampling`, `new_tasks`);
     - of an answer cut at `max_tokens` only the last item is dropped, as it alone may be cut; the original drops all;
     - numbers end an answer only at the start of a line: its bare stop string "16." cuts "in 2016." too;
     - the first letter is made upper case; `str.capitalize` would also lower-case every name behind it;
     - tasks have no input, so seeds with an empty input are shown where there are enough, and rules of form are added,
       each of which can be switched off (option `reject`);
     - Alpaca's five words are added to the forbidden ones;
+    - seeds of another script than Latin may be given: a task need not begin with an ASCII character then, and letters
+      are counted as words where a script writes no spaces;
     - the nearest text is recorded with its score, in place of the ten nearest and the mean over all.
 
     `rejected` (by reason) and `candidates` count what `admit` has seen.
@@ -78,7 +82,7 @@ class SelfInstruct:
         self.seeds = len(seeds)
         self._seed = seed
         self._shown_seeds = _shown_seeds(seeds, classification=options.classification)
-        self._pool = Pool(options, rules=pool.FORM_RULES, known=[(each.id, each.instruction) for each in seeds])
+        self._pool = Pool(options, rules=pool.form_rules(seeds), known=[(each.id, each.instruction) for each in seeds])
         self._template = prompts.load((CLASSIFICATION_PROMPTS if options.classification else PROMPTS)[options.ask])
         self.rejected = self._pool.rejected
         self.refused = self._pool.refused
