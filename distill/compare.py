@@ -107,7 +107,7 @@ def compare(
     write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
     scores = {
         "prompts": len(found.shared),
-        "method": _method(sampling, seed),
+        "method": _method(sampling, seed, asked=not set(found.answers) <= set(sides.recorded)),
         "models": models,
         **told,
         "leaks": leaks(found),
@@ -157,16 +157,17 @@ def _say_repeats(found: Found) -> None:
         )
 
 
-def _method(sampling: Sampling, seed: int) -> str:
+def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
     drawn = [
         f"{name} {value:g}"
         for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p))
         if value is not None
     ]
     drawn += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
+    how = f"all models drew with {', '.join(drawn) or 'default sampling'}" if asked else "all answers were recorded"
     return (
-        f"means over prompts; {LEVEL:.0%} percentile intervals from {RESAMPLES:,} resamples of the prompts "
-        f"(seed {seed}), differences paired by prompt; all models drew with {', '.join(drawn) or 'default sampling'}"
+        f"means over prompts; {LEVEL:.0%} expanded percentile intervals from {RESAMPLES:,} resamples of the prompts "
+        f"(seed {seed}), differences paired by prompt; {how}"
     )
 
 

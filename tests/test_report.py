@@ -14,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import RunFolderError
-from distill.report import MAX_TEXT, duration, report, ticks, visible
+from distill.report import report
+from distill.reporting.figures import duration, ticks
+from distill.reporting.pairs import MAX_TEXT
+from distill.text import visible
 from tests.run_folder import HOSTILE, change, poison, write_run
 
 VOID = {"meta", "input"}
 ATTRIBUTES = """
-aria-hidden aria-label autocomplete charset class content cx cy d data-label data-open data-order data-rouge
+aria-controls aria-expanded aria-hidden aria-label aria-pressed
+autocomplete charset class content cx cy d data-label data-open data-order data-rouge
 dir dy height hidden href http-equiv id lang name open overflow placeholder points preserveaspectratio r role
 rx scope spellcheck text-anchor title type value viewbox width x x1 x2 y y1 y2
 """
@@ -83,8 +87,9 @@ def test_a_finished_run_leaves_no_section_out(tmp_path: Path) -> None:
     assert (counts["prompts"], counts["dropped"], counts["left_out"]) == (32, 10, 0)
     headings = Parsed((tmp_path / "report.html").read_text()).under("h2")
     assert headings == [
-        "Metrics", "From seeds to training rows", "Time and tokens", "Loss", "Answers side by side", "Dropped rows",
-        "Provenance",
+        "Where it does worst",
+        "Metrics", "From seeds to training rows", "Time and tokens", "Loss", "Every answer, side by side",
+        "Dropped rows", "Provenance",
     ]  # fmt: skip
 
 
@@ -130,19 +135,29 @@ def test_entries_that_say_next_to_nothing_give_a_page(tmp_path: Path) -> None:
     for name in ("answers.jsonl", "dropped.jsonl", "student/base.json"):
         change(tmp_path / name, lambda row: {})
     change(tmp_path / "student/train_log.jsonl", lambda row: {"step": row["step"], "loss": 1})
-    assert page(tmp_path).elements["section"] == 6
+    assert page(tmp_path).elements["section"] == 7
 
 
-def test_the_page_may_load_nothing_and_run_only_its_own_script(tmp_path: Path) -> None:
+def test_the_page_may_load_nothing_and_run_only_its_own_scripts(tmp_path: Path) -> None:
     found = page(write_run(tmp_path))
     policy = next(value for value in found.values("content") if "default-src" in (value or ""))
-    digests = [hashlib.sha256(found.under(tag)[0].encode()).digest() for tag in ("style", "script")]
-    hashes = [base64.b64encode(digest).decode() for digest in digests]
+    data, *scripts = found.under("script")
+    assert json.loads(data)["prompts"]
     assert policy == (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src '{digest(found.under('style')[0])}'; "
+        f"script-src {' '.join(repr(digest(script)) for script in scripts)}; base-uri 'none'; form-action 'none'"
     )
-    assert (found.elements["style"], found.elements["script"]) == (1, 1)
+    assert (found.elements["style"], found.elements["script"]) == (1, 4)
+
+
+def digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def viewed(html: str) -> list[dict[str, Any]]:
+    """The prompts that the page's viewer reads."""
+    prompts: list[dict[str, Any]] = json.loads(Parsed(html).under("script")[0])["prompts"]
+    return prompts
 
 
 def test_no_element_carries_style_handlers_or_addresses(tmp_path: Path) -> None:
@@ -158,7 +173,9 @@ def test_hostile_text_in_every_file_adds_no_element_and_no_attribute(tmp_path: P
     poisoned = page(poison(write_run(tmp_path / "poisoned", prompts=4), payload))
     assert poisoned.elements.keys() <= clean.elements.keys()
     assert {pair[:2] for pair in poisoned.attributes} <= {pair[:2] for pair in clean.attributes}
-    assert (poisoned.elements["script"], poisoned.under("script")) == (1, clean.under("script"))
+    assert poisoned.elements["script"] == clean.elements["script"]
+    assert poisoned.under("script")[1:] == clean.under("script")[1:]
+    assert visible(payload) in str(json.loads(poisoned.under("script")[0])["prompts"][0]["answers"]["student"]["text"])
     assert poisoned.values("href") == clean.values("href")
     assert any(visible(payload) in text for text in poisoned.under("text"))
 
@@ -174,7 +191,9 @@ def test_characters_that_hide_or_reorder_text_are_shown(tmp_path: Path) -> None:
     first_answer(write_run(tmp_path, prompts=1), "student", "a" + "".join(hidden) + "b")
     report(tmp_path)
     html = (tmp_path / "report.html").read_bytes().decode()
-    assert [character for character in hidden if character in html] == ["\t", "\n"]
+    own = html[: html.index('<script type="application/json"')]
+    assert [character for character in hidden if character in own] == ["\t", "\n"]
+    assert viewed(html)[0]["answers"]["student"]["text"].startswith("a⟦U+0000⟧")
     assert "⟦U+0000⟧⟦U+0001⟧" in html
     assert "⟦U+202E⟧" in html
     assert "⟦U+D800⟧" in html
@@ -187,7 +206,7 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
 
 def test_every_shown_text_keeps_its_own_direction(tmp_path: Path) -> None:
     html = (report(write_run(tmp_path)), (tmp_path / "report.html").read_text())[1]
-    assert html.count('<div class="text"') == html.count('<div class="text" dir="auto">') > 100
+    assert html.count('<div class="text"') == html.count('<div class="text" dir="auto">') >= 20
 
 
 def test_huge_answers_are_cut_and_the_page_stays_under_a_megabyte(tmp_path: Path) -> None:
@@ -198,17 +217,107 @@ def test_huge_answers_are_cut_and_the_page_stays_under_a_megabyte(tmp_path: Path
     assert f"{100_000 - MAX_TEXT:,} more characters" in (tmp_path / "report.html").read_text()
 
 
-def test_without_a_script_the_first_cards_are_open_and_the_tools_hidden(tmp_path: Path) -> None:
+def test_without_a_script_the_worst_are_open_and_the_tools_hidden(tmp_path: Path) -> None:
     html = (report(write_run(tmp_path)), (tmp_path / "report.html").read_text())[1]
-    cards = re.findall(r'<details class="card" data-order="(\d+)" data-rouge="[\d.]+"( open)?>', html)
-    assert [opened for _, opened in cards] == [" open"] * 4 + [""] * 28
+    worst = html[html.index('<section id="worst">') : html.index('<section id="metrics">')]
+    assert worst.count('<details class="card" open>') == 5
     assert '<div id="tools" class="tools" role="search" hidden>' in html
 
 
 def test_a_missing_answer_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
     first_answer(write_run(tmp_path, prompts=1), "student", "")
-    change(tmp_path / "answers.jsonl", lambda row: {**row, "answers": {**row["answers"], "teacher_again": None}})
+    change(tmp_path / "answers.jsonl", lambda row: {**row, "answers": {**row["answers"], "teacher": None}})
     assert page(tmp_path).under("rest") == ["an empty answer", "no answer"]
+
+
+def outcomes(folder: Path, *told: dict[str, Any]) -> None:
+    rows = iter(told)
+    change(folder / "answers.jsonl", lambda row: {**row, **next(rows, {"outcome": {"value": "win", "margin": 1}})})
+
+
+def test_losses_come_first_and_the_largest_of_them_before_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path, prompts=4)
+    outcomes(
+        tmp_path,
+        {"outcome": {"by": "judge", "value": "tie", "margin": 0.0}},
+        {"outcome": {"by": "judge", "value": "loss", "margin": -0.5}},
+        {"outcome": {"by": "judge", "value": "win", "margin": 1.0}},
+        {"outcome": {"by": "judge", "against": "teacher", "value": "loss", "margin": -1.0}},
+    )
+    report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert [prompt["id"] for prompt in viewed(html)] == ["t0003", "t0001", "t0000", "t0002"]
+    assert "worse than the teacher by the judge (−1.00)" in html
+
+
+CATEGORIES = {
+    name: {
+        "n": 8,
+        "by": {"base": {"mean": 0.1}, "student": {"mean": 0.1 + gain}},
+        "student_minus_base": {"mean": gain, "low": gain - 0.1, "high": gain + 0.1, "excludes_zero": abs(gain) > 0.1},
+        "p_holm": p,
+    }
+    for name, gain, p in (("maths", -0.2, 0.01), ("writing", 0.3, 0.01), ("code", 0.02, 0.9), ("trivia", 0.05, 0.4))
+}
+
+
+def test_best_and_worst_kinds_are_coloured_only_where_they_are_more_than_noise(tmp_path: Path) -> None:
+    write_run(tmp_path)
+
+    def edit(scores: dict[str, Any]) -> dict[str, Any]:
+        scores["metrics"]["rouge_l"]["categories"] = CATEGORIES
+        return {**scores, "lead": "rouge_l"}
+
+    change(tmp_path / "scores.json", edit)
+    report(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    worst, best = re.findall(r'<h2 class="small">[^<]*</h2>\n<ul>(.*?)</ul>', html, re.DOTALL)
+    assert re.findall(r"<bdi>(\w+)</bdi></a> <span class=\"(\w+)\">", worst) == [
+        ("maths", "worse"),
+        ("code", "unclear"),
+    ]
+    assert re.findall(r"<bdi>(\w+)</bdi></a> <span class=\"(\w+)\">", best) == [
+        ("writing", "better"),
+        ("trivia", "unclear"),
+    ]
+    assert html.count('<tr class="part" hidden>') == 4
+
+
+def test_the_judges_audit_stands_beside_its_verdict(tmp_path: Path) -> None:
+    audit = {
+        "order_consistency": 0.69, "test_retest": 0.9, "first_place": {"mean": 0.55, "low": 0.5, "high": 0.6},
+        "longer_wins": 0.7, "longer_would_say": {"mean": 0.8}, "unparsed": 0.02, "same_family": ["teacher"],
+    }  # fmt: skip
+    judge = {"model": "gpt-x", "mode": "pairwise", "audit": audit, "withheld": "the judge is of two minds"}
+    change(write_run(tmp_path) / "scores.json", lambda scores: {**scores, "judge": judge})
+    said = " | ".join(page(tmp_path).under("dd"))
+    assert "gpt-x, pairwise; of one family with the teacher, and judges favour their own" in said
+    assert "the same in both orders 69%, the same when asked again 90%, takes the first shown 55%" in said
+    assert "a judge of length alone would give the student 80%" in said
+    assert "the judge is of two minds" in said
+
+
+def test_a_mask_shows_what_is_trained(tmp_path: Path) -> None:
+    session = {
+        "id": "a",
+        "ids": [1, 2, 3, 4],
+        "texts": ["Hi ", "you", " <b>", "end"],
+        "trained": [False, False, True, True],
+    }
+    masks = {"template": "chatml", "checked": 80, "sessions": [session]}
+    (write_run(tmp_path) / "student" / "masks.json").write_text(json.dumps(masks))
+    found = page(tmp_path)
+    assert [text for text in found.under("mark") if text] == [" <b>end"]
+    assert any("2 of 4 tokens; 80 rows passed the check" in text for text in found.under("summary"))
+
+
+def test_a_page_of_500_prompts_with_long_answers_stays_under_three_megabytes(tmp_path: Path) -> None:
+    write_run(tmp_path, prompts=500)
+    change(tmp_path / "answers.jsonl", lambda row: {
+        **row, "answers": {model: {**answer, "text": answer["text"] * 5} for model, answer in row["answers"].items()}
+    })  # fmt: skip
+    assert (tmp_path / "answers.jsonl").stat().st_size > 3_000_000
+    assert report(tmp_path)["bytes"] < 3_000_000
 
 
 def judgements(folder: Path, better: str, base: float, student: float, excludes_zero: bool) -> list[str]:

@@ -56,6 +56,9 @@ COMPARING_SOURCES = tuple(
     f"distill.comparing.{name}"
     for name in ("asking", "audit", "coverage", "entries", "found", "headline", "judging", "leaks", "prompts")
 )
+REPORTING_SOURCES = tuple(
+    f"distill.reporting.{name}" for name in ("comparison", "figures", "pairs", "provenance", "rows", "stages")
+)
 TURN_SOURCES = (
     "distill.grades",
     "distill.reasoning",
@@ -136,7 +139,7 @@ PIPELINE: Mapping[str, Stage] = {
         student.reporting,
         inputs=("scores.json", "answers.jsonl", "kept.jsonl", "dropped.jsonl", "test.jsonl", "tasks.jsonl"),
         outputs=("report.html",),
-        sources=("distill.report", "distill.funnel"),
+        sources=("distill.report", "distill.funnel", *REPORTING_SOURCES),
         options=currency.report_options,
         prompts="prompts/report",
     ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from distill.report import report
 from tests.browser.chromium import Tab, executable, tab
-from tests.run_folder import HOSTILE, poison, write_run
+from tests.run_folder import HOSTILE, change, poison, write_run
 
 OPEN_ALL = "for (const card of document.querySelectorAll('details')) card.open = true"
 POINT_AT_ALL = "for (const one of document.querySelectorAll('*')) one.dispatchEvent(new Event('mouseover'))"
@@ -50,7 +51,7 @@ def test_hostile_text_does_nothing_in_a_browser(tmp_path: Path) -> None:
             "for (const one of document.querySelectorAll('*')) one.dispatchEvent(new Event('mouseover'))"
         )
         return await page.evaluate(
-            "[window.stolen ?? null, document.title.startsWith('quickstart'), document.scripts.length,"
+            "[window.stolen ?? null, document.title.startsWith('quickstart'), document.scripts.length - 3,"
             " document.querySelectorAll('img, iframe, base, svg[onload], [style], [onmouseover]').length]"
         )
 
@@ -106,52 +107,283 @@ def test_headline_and_gap_are_on_the_first_screen(tmp_path: Path) -> None:
     assert all(bottom < 900 for bottom in bottoms)
 
 
-SORT = """(by) => {
-  const select = document.getElementById("sort");
-  select.value = by;
-  select.dispatchEvent(new Event("change"));
-  const cards = [...document.getElementById("cards").children];
-  return cards.map((card) => [Number(card.dataset.order), Number(card.dataset.rouge), card.open]);
-}"""
-FIND = """(words) => {
-  const find = document.getElementById("find");
-  find.value = words;
-  find.dispatchEvent(new Event("input"));
-  const shown = [...document.getElementById("cards").children].filter((card) => card.checkVisibility());
-  return [shown.map((card) => card.querySelector(".prompt").innerText.trim()), document.getElementById("count").value];
-}"""
+LISTED = "[...document.querySelectorAll('#cards > details')].map((card) => card.dataset.id)"
+COUNT = "document.getElementById('count').value"
+FOCUSED = "document.activeElement.closest('#cards > details')?.dataset.id ?? null"
+SETTLE = "new Promise((done) => setTimeout(done, 120))"
 
 
-def test_cards_can_be_sorted_by_likeness_to_the_teacher(tmp_path: Path) -> None:
-    file = written(write_run(tmp_path))
+def choose(id: str, value: str) -> str:
+    return (
+        f"(() => {{ const field = document.getElementById('{id}'); field.value = {value!r}; "
+        f"field.dispatchEvent(new Event('{'input' if id == 'find' else 'change'}')); return {COUNT}; }})()"
+    )
+
+
+async def press(page: Tab, key: str) -> None:
+    for kind in ("keyDown", "keyUp"):
+        await page.send("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+    await page.evaluate(SETTLE)
+
+
+def judged_run(folder: Path, prompts: int = 12) -> Path:
+    """Prompts of two kinds; the judge finds the first a loss, the second a win, and so on."""
+    places = iter(range(prompts))
+
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        place = next(places)
+        value, margin = (("loss", -1.0), ("win", 1.0))[place % 2]
+        games = [{"first": "student", "verdict": "teacher", "reason": "So."}] * 2
+        return {
+            **row,
+            "category": ("maths", "writing")[place % 3 == 0],
+            "outcome": {"by": "judge", "against": "teacher", "value": value, "margin": margin},
+            "judge": {"pairs": {"student:teacher": {"games": games, "outcome": value}}},
+            "leak": {"overlap": 0.9 if place == 5 else 0.0, "leaked": place == 5, "row": "r1"},
+            "coverage": {"verdict": "not taught" if place == 2 else "fine", "similarity": 0.1, "nearest": []},
+        }
+
+    change(write_run(folder, prompts=prompts) / "answers.jsonl", edit)
+    return written(folder)
+
+
+def test_search_and_filters_combine_and_count(tmp_path: Path) -> None:
+    file = judged_run(tmp_path)
 
     async def look(page: Tab) -> Any:
         await page.open(file, width=1280)
-        return [await page.evaluate(f"({SORT})('{by}')") for by in ("worst", "best", "order")]
+        found = [await page.evaluate(COUNT), await page.evaluate(choose("outcome", "loss"))]
+        found.append(await page.evaluate(choose("category", "writing")))
+        found.append(await page.evaluate(LISTED))
+        found.append(await page.evaluate(choose("find", "RAINBOW eight")))
+        found.append(await page.evaluate("location.hash"))
+        return found
 
-    (worst, best, order), complaints = visit(look)
+    (whole, losses, both, ids, none, address), complaints = visit(look)
     assert complaints == []
-    scores = [score for _, score, _ in worst]
-    assert scores == sorted(scores)
-    assert [score for _, score, _ in best] == sorted(scores, reverse=True)
-    assert [number for number, _, _ in order] == list(range(1, 33))
-    assert [opened for _, _, opened in worst] == [True] * 4 + [False] * 28
+    assert (whole, losses, both) == ("12 prompts", "6 of 12 prompts", "2 of 12 prompts")
+    assert sorted(ids) == ["t0000", "t0006"]
+    assert none == "1 of 12 prompts"
+    assert address == "#pair?find=RAINBOW+eight&category=writing&outcome=loss"
 
 
-def test_cards_can_be_searched(tmp_path: Path) -> None:
-    file = written(write_run(tmp_path))
+def test_flags_tell_leaked_prompts_and_those_that_were_not_taught(tmp_path: Path) -> None:
+    file = judged_run(tmp_path)
 
     async def look(page: Tab) -> Any:
         await page.open(file, width=1280)
-        await page.evaluate("document.getElementById('toggle').click()")
-        return [await page.evaluate(f"({FIND})('{words}')") for words in ("RAINBOW eight", "nowhere", "")]
+        found = []
+        for flag in ("leaked", "not taught"):
+            await page.evaluate(choose("flag", flag))
+            found.append(await page.evaluate(LISTED))
+        return found
 
-    (some, none, everything), _ = visit(look)
-    assert some[0]
-    assert all("rainbow" in prompt and "eight" in prompt for prompt in some[0])
-    assert some[1] == f"{len(some[0])} of 32"
-    assert none == [[], "0 of 32"]
-    assert len(everything[0]) == 32
+    assert visit(look)[0] == [["t0005"], ["t0002"]]
+
+
+def test_the_order_can_be_turned_round(tmp_path: Path) -> None:
+    file = judged_run(tmp_path)
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        worst = await page.evaluate(LISTED)
+        await page.evaluate(choose("sort", "best"))
+        best = await page.evaluate(LISTED)
+        await page.evaluate(choose("sort", "order"))
+        return [worst, best, await page.evaluate(LISTED)]
+
+    (worst, best, order), _ = visit(look)
+    assert best == worst[::-1]
+    assert order == sorted(worst)
+    assert {int(id[1:]) % 2 for id in worst[:6]} == {0}
+
+
+def test_a_deep_link_opens_its_prompt_and_sets_its_filters(tmp_path: Path) -> None:
+    file = judged_run(tmp_path)
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        await page.evaluate("location.hash = '#pair?outcome=win&prompt=t0007'")
+        await page.evaluate(SETTLE)
+        return await page.evaluate(
+            f"[{COUNT}, {FOCUSED}, [...document.querySelectorAll('#cards > [open]')].map((card) => card.dataset.id),"
+            " document.getElementById('outcome').value]"
+        )
+
+    found, complaints = visit(look)
+    assert complaints == []
+    assert found == ["6 of 12 prompts", "t0007", ["t0007"], "win"]
+
+
+def test_keys_go_from_prompt_to_prompt_and_open_them(tmp_path: Path) -> None:
+    file = judged_run(tmp_path)
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        places = []
+        for key in "jjk":
+            await press(page, key)
+            places.append(await page.evaluate(FOCUSED))
+        await press(page, "e")
+        opened = await page.evaluate("document.querySelectorAll('#cards > [open]').length")
+        await press(page, "e")
+        closed = await page.evaluate("document.querySelectorAll('#cards > [open]').length")
+        await press(page, "/")
+        field = await page.evaluate("document.activeElement.id")
+        return [places, opened, closed, field, await page.evaluate(LISTED)]
+
+    (places, opened, closed, field, ids), complaints = visit(look)
+    assert complaints == []
+    assert places == [ids[0], ids[1], ids[0]]
+    assert (opened, closed, field) == (1, 0, "find")
+
+
+def test_a_blind_vote_hides_names_then_counts_and_is_kept(tmp_path: Path) -> None:
+    file = judged_run(tmp_path)
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        await press(page, "b")
+        await press(page, "j")
+        await press(page, "e")
+        hidden = await page.evaluate(
+            "[...document.querySelectorAll('#cards > [open] h3')].map((title) => title.textContent)"
+        )
+        shown = await page.evaluate("document.querySelectorAll('#cards .badge.alert, #cards [open] .badges').length")
+        await press(page, "3")
+        told = await page.evaluate("document.getElementById('tally').value")
+        named = await page.evaluate(
+            "[...document.querySelectorAll('#cards > [open] h3')].map((title) => title.textContent)"
+        )
+        stored = await page.evaluate("Object.values(localStorage)")
+        return [hidden, shown, told, named, stored, (await page.evaluate(LISTED))[0]]
+
+    (hidden, shown, told, named, stored, first), complaints = visit(look)
+    assert complaints == []
+    assert hidden == ["Left", "Right"]
+    assert shown == 0
+    assert told == "1 votes: student 0, teacher 0, tie 1, both bad 0; the judge agrees on 0 of 1."
+    assert named == ["Base", "Student", "Teacher"]
+    assert stored == [f'{{"{first}":"tie"}}']
+
+
+def test_votes_are_saved_as_rows(tmp_path: Path) -> None:
+    file = judged_run(tmp_path)
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        await page.evaluate("URL.createObjectURL = (blob) => { window.saved = blob.text(); return 'blob:null/x'; }")
+        for key in "bje1":
+            await press(page, key)
+        await page.evaluate("HTMLAnchorElement.prototype.click = () => {}")
+        await page.evaluate("document.getElementById('save').click()")
+        return [await page.evaluate("window.saved"), (await page.evaluate(LISTED))[0]]
+
+    (saved, first), _ = visit(look)
+    row = json.loads(saved)
+    assert row["id"] == first
+    assert row["vote"] == row["sides"][0]
+
+
+def test_differences_are_marked_word_by_word(tmp_path: Path) -> None:
+    write_run(tmp_path, prompts=1)
+    texts = {"student": "The sea is wide and blue.", "teacher": "The sea is old and blue."}
+
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        for model, text in texts.items():
+            row["answers"][model]["text"] = text
+        return row
+
+    change(tmp_path / "answers.jsonl", edit)
+    file = written(tmp_path)
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        for key in "dje":
+            await press(page, key)
+        return await page.evaluate(
+            "[...document.querySelectorAll('#cards mark')].map((mark) => [mark.className, mark.textContent])"
+        )
+
+    assert visit(look)[0] == [["student", "wide"], ["teacher", "old"]]
+
+
+MARKDOWN = """# Title
+
+- **bold** and `code`
+- [good](https://example.org) [bad](javascript:alert(1)) ![picture](http://127.0.0.1:9/x.png)
+
+<img src=http://127.0.0.1:9/y.png onerror=alert(1)><script>window.stolen = true</script>
+
+| a | b |
+|---|---|
+| 1 | 2 |
+"""
+
+
+def test_markdown_is_shown_as_elements_and_nothing_else(tmp_path: Path) -> None:
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        row["answers"]["student"]["text"] = MARKDOWN
+        return row
+
+    change(write_run(tmp_path, prompts=1) / "answers.jsonl", edit)
+    file = written(tmp_path)
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        for key in "je":
+            await press(page, key)
+        return await page.evaluate(
+            """(() => { const text = document.querySelector('#cards .student .markdown');
+            const count = (what) => text.querySelectorAll(what).length;
+            return [count('li'), count('strong'), count('code'), count('table td'), count('img, script, [onerror]'),
+            [...text.querySelectorAll('a')].map((link) => [link.href, link.rel]), text.textContent,
+            window.stolen ?? null]; })()"""
+        )
+
+    (items, strong, code, cells, dangerous, links, text, stolen), complaints = visit(look)
+    assert complaints == []
+    assert (items, strong, code, cells, dangerous, stolen) == (2, 1, 1, 2, 0, None)
+    assert links == [["https://example.org/", "noreferrer noopener nofollow"]]
+    assert "<img src=http://127.0.0.1:9/y.png onerror=alert(1)>" in text
+    assert "[image: picture]" in text
+
+
+def test_dark_and_light_can_be_chosen(tmp_path: Path) -> None:
+    file = written(write_run(tmp_path, prompts=1))
+    colour = "getComputedStyle(document.body).backgroundColor"
+
+    async def look(page: Tab) -> Any:
+        found = []
+        for dark in (False, True):
+            await page.open(file, width=1280, dark=dark)
+            before = await page.evaluate(colour)
+            await press(page, "t")
+            found.append((before, await page.evaluate(colour), await page.evaluate("theme.textContent")))
+        return found
+
+    (light, dark), _ = visit(look)
+    assert light[:2] == dark[1::-1]
+    assert light[0] != light[1]
+    assert (light[2], dark[2]) == ("Light", "Dark")
+
+
+def test_of_two_thousand_prompts_only_those_in_sight_are_built(tmp_path: Path) -> None:
+    file = written(write_run(tmp_path, prompts=2_000))
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1280)
+        cards = await page.evaluate("document.querySelectorAll('#cards > details').length")
+        await page.evaluate(choose("find", "rainbow"))
+        await page.evaluate(choose("find", ""))
+        await page.evaluate("location.hash = '#pair?prompt=t1999'")
+        await page.evaluate(SETTLE)
+        return [cards, await page.evaluate(FOCUSED)]
+
+    (cards, focused), complaints = visit(look)
+    assert complaints == []
+    assert cards < 200
+    assert focused == "t1999"
 
 
 def test_the_page_reads_well_without_a_script(tmp_path: Path) -> None:
@@ -161,8 +393,8 @@ def test_the_page_reads_well_without_a_script(tmp_path: Path) -> None:
     async def look(page: Tab) -> Any:
         await page.open(file, width=1280)
         return await page.evaluate(
-            "[document.querySelectorAll('#cards > [open]').length, document.getElementById('tools').checkVisibility()]"
+            "[document.querySelectorAll('#worst > [open]').length, document.getElementById('tools').checkVisibility()]"
         )
 
     found, _ = visit(look)
-    assert found == [4, False]
+    assert found == [5, False]

@@ -1,0 +1,1 @@
+"""What the report shows, worked out of a run's files."""

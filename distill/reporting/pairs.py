@@ -1,0 +1,201 @@
+"""The answers side by side: the worst of them in plain view, and all of them as data for the page's viewer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill.reporting.comparison import MODELS
+from distill.reporting.figures import Row, finite, fixed, number, shown
+from distill.text import visible
+
+MAX_TEXT = 4_000
+"""Characters kept of one text; 500 prompts with four such answers are the most that 3 MB hold, and few are so long."""
+MAX_PAGE_TEXT = 2_200_000
+"""Bytes of all texts together, about; where they are more, each is cut shorter."""
+LEAST_TEXT = 400
+BADGES = {"rouge_l": "ROUGE-L", "nll_per_byte": "NLL/byte", "repetition": "repetition"}
+"""Metrics shown on each answer, where an answer has them."""
+WORST = 5
+SUBSTANCE = ("similarity", "rouge_l", "nll_per_byte")
+ORDER = {"loss": 0, "unparsed": 1, "tie": 2, "win": 3}
+
+
+def ranked(answers: Sequence[Row]) -> list[Row]:
+    """The prompts, the worst for the student first: by outcome and margin, else by likeness to the teacher."""
+    return sorted(answers, key=_badness)
+
+
+def _badness(row: Row) -> tuple[int, float, float]:
+    outcome = row.get("outcome") or {}
+    margin = finite(outcome.get("margin"))
+    rouge = finite(((row.get("scores") or {}).get("student") or {}).get("rouge_l"))
+    return ORDER.get(str(outcome.get("value")), 1), 0.0 if margin is None else margin, 1.0 if rouge is None else rouge
+
+
+# In plain view
+
+
+def text_of(value: Any) -> dict[str, Any]:
+    """A text as far as it is shown, and how many characters are not."""
+    text = value if isinstance(value, str) else shown(value) or ""
+    return {"shown": text[:MAX_TEXT], "rest": max(0, len(text) - MAX_TEXT)}
+
+
+def conversation(row: Row) -> dict[str, Any]:
+    """The turns, and the start of the last question on one line."""
+    messages = row.get("messages") or []
+    asked = [turn.get("content") for turn in messages if turn.get("role") == "user"]
+    turns = [{"role": turn.get("role"), "text": text_of(turn.get("content"))} for turn in messages]
+    return {"turns": turns, "opening": " ".join(str(asked[-1]).split())[:200] if asked else ""}
+
+
+def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
+    """One held-out prompt with the answers to it."""
+    answers, scores = row.get("answers") or {}, row.get("scores") or {}
+    told = [_answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"]
+    return {"id": str(row.get("id")), **conversation(row), "answers": told, "why": why(row, titles)}
+
+
+def why(row: Row, titles: Mapping[str, str]) -> str:
+    """One line on how the prompt came out."""
+    outcome, coverage = row.get("outcome") or {}, row.get("coverage") or {}
+    words = {"win": "better", "loss": "worse", "tie": "no better", "unparsed": "not decided"}
+    pieces = []
+    if outcome:
+        against = outcome.get("against") or "base"
+        margin = fixed(finite(outcome.get("margin")), 2, signed=True)
+        by = "the judge" if outcome.get("by") == "judge" else titles.get(str(outcome.get("by")), "a measure")
+        pieces.append(f"{words.get(str(outcome.get('value')), 'unknown')} than the {against} by {by} ({margin})")
+    if coverage.get("verdict") not in (None, "fine"):
+        pieces.append(str(coverage["verdict"]))
+    return "; ".join(pieces)
+
+
+def _answer(model: str, answer: Row | None, scores: Row) -> dict[str, Any]:
+    badges = [_ending(answer)] if answer else []
+    for name, title in BADGES.items():
+        if (value := finite(scores.get(name))) is not None:
+            badges.append({"text": f"{title} {fixed(value, 2)}", "hint": name, "alert": False})
+    return {"model": model, "text": text_of(answer.get("text")) if answer else None, "badges": badges}
+
+
+def _ending(answer: Row) -> dict[str, Any]:
+    finish, tokens = answer.get("finish") or "unknown", number(finite(answer.get("tokens"))) or "?"
+    text = {"stop": "stopped", "length": "cut", "unknown": "end unknown"}.get(finish, finish)
+    return {"text": text, "hint": f"{text} after {tokens} tokens", "alert": finish == "length"}
+
+
+def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the student said to some prompts at the first and at the last evaluation, beside the teacher's answer."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        known = found.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
+        said = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
+        known.setdefault("first", said)
+        known["last"] = said
+    return list(found.values())
+
+
+# As data
+
+
+def data(answers: Sequence[Row], scores: Row, run: str) -> dict[str, Any]:
+    """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
+    limit, titles = _limit(answers), titles_of(scores)
+    return {
+        "run": run,
+        "models": MODELS,
+        "lead": scores.get("lead"),
+        "titles": titles,
+        "substance": next((name for name in SUBSTANCE if name in titles), None),
+        "prompts": [_prompt(row, limit, titles) for row in ranked(answers)],
+    }
+
+
+def titles_of(scores: Row) -> dict[str, str]:
+    """What each measure is called."""
+    return {name: str(entry.get("title") or name) for name, entry in (scores.get("metrics") or {}).items()}
+
+
+def _limit(answers: Sequence[Row]) -> int:
+    """Characters of a text, so that all together stay within bounds."""
+    lengths = [len(text.encode("utf-8", "replace")) for row in answers for text in _texts(row)]
+    limit = MAX_TEXT
+    while limit > LEAST_TEXT and sum(min(limit, length) for length in lengths) > MAX_PAGE_TEXT:
+        limit = max(LEAST_TEXT, int(limit * 0.9))
+    return limit
+
+
+def _texts(row: Row) -> list[str]:
+    said = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
+    texts = [turn.get("content") for turn in row.get("messages") or []]
+    texts += [text for answer in said for text in (answer.get("text"), *answer.get("earlier", ()))]
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
+    """One prompt under short keys; what there is not is left out."""
+    told = {
+        "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
+        "outcome": row.get("outcome"),
+        "judge": row.get("judge"),
+        "leak": row.get("leak"),
+        "coverage": row.get("coverage"),
+    }
+    shown: dict[str, Any] = _visible(
+        {
+            "id": str(row.get("id")),
+            "category": str(row.get("category") or "all"),
+            "messages": [
+                {"role": turn.get("role"), "text": _cut(turn.get("content"), limit)}
+                for turn in row.get("messages") or []
+            ],
+            "answers": {
+                model: _said(answer, limit)
+                for model, answer in (row.get("answers") or {}).items()
+                if model in MODELS and isinstance(answer, dict)
+            },
+            "scores": {
+                model: {name: round(number, 4) for name, value in each.items() if (number := finite(value)) is not None}
+                for model, each in (row.get("scores") or {}).items()
+                if model in MODELS
+            },
+            "why": why(row, titles),
+            **{name: value for name, value in told.items() if value},
+        }
+    )
+    return shown
+
+
+def _said(answer: Row, limit: int) -> dict[str, Any]:
+    earlier = [_cut(text, limit) for text in answer.get("earlier") or []]
+    told = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
+    return {**told, **({"earlier": earlier} if earlier else {})}
+
+
+def _cut(value: Any, limit: int) -> str:
+    text = value if isinstance(value, str) else shown(value) or ""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}\n\n[{number(len(text) - limit)} more characters are in answers.jsonl]"
+
+
+def _visible(value: Any) -> Any:
+    """Every text in it with hidden characters shown, and no number that JSON does not have."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {str(key): _visible(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_visible(each) for each in value]
+    return value if value is None or isinstance(value, (bool, int)) else finite(value)
+
+
+def in_script(value: Any) -> str:
+    """JSON that can stand inside a script element: no text in it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
