@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from distill import assets
+from distill.errors import RecipeError
 from distill.run import read_record
 from tests import training
 
@@ -89,6 +90,12 @@ def test_other_stages_are_not_shared(folder):
         "error in process 1: a launcher has started 2 processes of distill, and only train"
     )
     assert finished.stderr.count("\n") == 1
+
+
+def test_4_bit_weights_are_not_divided_among_gpus(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RecipeError, match=r"4-bit weights are not divided .* give accelerate multi_gpu.yaml"):
+        training.run(tmp_path, tiny)
 
 
 def test_the_shipped_configurations_are_read_by_accelerate():

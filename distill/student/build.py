@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def build(
     device = models.default_device()
     dtype = compute_dtype(options.dtype, device)
     _require_optimizer(options.optimizer, device)
+    _require_whole_weights(options.method)
     micro_tokens = options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
     model = _base(base, kept, options, dtype, device)
     _require_embeddings(model, found, tokenizer)
@@ -104,6 +106,15 @@ def _require_embeddings(model: Any, found: Examples, tokenizer: Any) -> None:
                 "they are never resized here, for the output head may be tied to them: take the tokenizer that "
                 "belongs to the model, or another template"
             )
+
+
+def _require_whole_weights(method: str) -> None:
+    """Raise `RecipeError` for 4-bit weights that a launcher's configuration would divide among GPUs."""
+    if method == "qlora" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise RecipeError(
+            "train.method: 4-bit weights are not divided among GPUs by FSDP here; give accelerate multi_gpu.yaml, with "
+            "which each GPU has them all, or train with method: lora"
+        )
 
 
 def _require_optimizer(optimizer: str, device: torch.device) -> None:

@@ -25,8 +25,8 @@ def in_our_words(student_folder: Path) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            "the GPU's memory is too small for training; lower train.max_length or train.batch_tokens, or train a "
-            "smaller student"
+            "the GPU's memory is too small for training; lower train.max_length or train.micro_batch_tokens, set "
+            "train.checkpointing to full, or train a smaller student"
         ) from error
     except OSError as error:
         raise RunFolderError(

@@ -157,11 +157,13 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Nats of each trained token, in their order."""
         if not self._is_plain(int(trained.sum())):
             inputs["use_cache"] = False
-            return -model(**inputs, fused_lm_head=True).log_probs[trained]
+            return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
         labels = inputs.pop("labels")[:, 1:][trained]
         causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
-        return cross_entropy(causal.get_output_embeddings()(hidden).float(), labels, reduction="none")
+        with self.accelerator.autocast():
+            hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
+            logits = causal.get_output_embeddings()(hidden)
+        return cross_entropy(logits.float(), labels, reduction="none")
 
     def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
         """Add up the losses of each example of the pass."""
@@ -176,7 +178,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self.row_losses |= dict(zip(self._group, sums, strict=True))
 
     def _is_plain(self, trained: int) -> bool:
-        alone = self.args.device.type == "cpu" and self.args.world_size == 1 and not self.args.bf16
+        alone = self.args.device.type == "cpu" and self.args.world_size == 1
         config = self.model.config
         return alone and trained <= FUSED_HEAD_TOKENS and not any(getattr(config, name, None) for name in SCALED_HEADS)
 
