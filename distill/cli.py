@@ -233,11 +233,20 @@ def show(
     funnel: Annotated[
         bool, typer.Option("--funnel", help="rows lost by each curation rule, overlaps of rules, examples")
     ] = False,
+    worst: Annotated[
+        int | None,
+        typer.Option("--worst", metavar="N", min=1, help="page through the N prompts that the student does worst on"),
+    ] = None,
 ) -> None:
-    """Show a run's stages, rows, tokens and cost.
+    """Show a run's stages, rows, tokens and cost; or where its student does worst, with what differs marked.
 
-    Example: distill show runs/quickstart --funnel
+    Example: distill show runs/quickstart --worst 10
     """
+    if worst is not None:
+        from distill import worst as pairs
+
+        console.page(pairs.lines(run_folder, worst, console.painted))
+        return
     from distill import forecast
     from distill import funnel as lost
 

@@ -7,11 +7,13 @@ several processes that a launcher has started the first one speaks; the others o
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -116,6 +118,35 @@ def _each_line(text: str, begin: str, end: str) -> str:
 def _plain(text: str) -> str:
     """The text with every character that could steer a terminal, or hide, written out."""
     return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
+
+
+Paint = Callable[[str, str], str]
+"""Dresses a text as what it is: `head`, `who`, `added`, `removed`."""
+
+_COLOURS = {"head": "1", "who": "36", "added": "32", "removed": "31"}
+_MARKS = {"added": ("{+", "+}"), "removed": ("[-", "-]")}
+
+
+def painted(text: str, what: str) -> str:
+    """In colours on a terminal that has them, else with the marks of word diffs."""
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        return f"\x1b[{_COLOURS[what]}m{text}\x1b[0m"
+    before, after = _MARKS.get(what, ("", ""))
+    return f"{before}{text}{after}"
+
+
+def page(lines: Iterable[str]) -> None:
+    """Results page by page on a terminal that has `less`, else as they come."""
+    pager = shutil.which("less")
+    if not sys.stdout.isatty() or pager is None:
+        for line in lines:
+            result(line)
+        return
+    with subprocess.Popen([pager, "-RFX"], stdin=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # the reader has seen enough
+            process.stdin.writelines(f"{line}\n" for line in lines)
+            process.stdin.close()
 
 
 def _emit(line: str, colour: str) -> None:
