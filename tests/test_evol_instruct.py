@@ -140,6 +140,13 @@ def test_an_evolution_is_eliminated_with_its_reason(answers, reason):
     assert part.rejected == {reason: 1}
 
 
+def test_an_evolution_that_asks_nothing_is_refused():
+    part = growth()
+    assert evolve(part, 0, "The instrument belongs to the family of clarinets.") == []
+    assert part.rejected == {"statement": 1}
+    assert evolve(growth(reject=[]), 0, "The instrument belongs to the family of clarinets.")
+
+
 @pytest.mark.parametrize("text", ["#Rewritten Instruction#: Name a bird now.", "The given prompt asks for birds."])
 def test_an_evolution_that_copies_the_frame_is_eliminated_unasked(text):
     part = growth()
@@ -206,7 +213,7 @@ def test_an_evolution_that_says_our_instructions_is_eliminated(operation):
 
 def test_criteria_can_be_switched_off():
     part = growth(eliminate=["equal"])
-    assert evolve(part, 0, "The given prompt of birds asks much.")
+    assert evolve(part, 0, "Say what the given prompt of birds asks.")
     part = growth(eliminate=["sorry"])
     assert evolve(part, 0, fresh(0), answer="...")
 

@@ -93,7 +93,8 @@ def test_an_instruction_about_refusing_is_none(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "<noinput>", "<NoInput>", "< no input >", "No input", "no_input", "N/A", "n/a.", "None.", "(none)",
+    ["", "<noinput>", "<NoInput>", "# <noinput>", "`<noinput>`", "< no input >", "No input", "no_input", "N/A",
+     "n/a.", "None.", "(none)",
      "None needed.", "No input required", "Not applicable", "-", "\u2014", '""', "[none provided]"],
 )  # fmt: skip
 def test_every_way_to_say_that_there_is_no_input_is_one(text):

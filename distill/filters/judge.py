@@ -24,7 +24,8 @@ class Judge:
     Alpagasus (Chen et al., 2023, section 2) keeps what its judge grades 4.5 of 5 or better, 9k of Alpaca's 52k:
     `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` it only measures; grade and reason are in each
     row's verdict. A reply without a grade, or with one that only repeats the session's own words, is a class of its
-    own, `unparsed`, and keeps the row unless asked otherwise.
+    own, `unparsed`, and keeps the row unless asked otherwise. SmolLM2-135M-Instruct grades nothing: of 48 replies none
+    held a grade, by number or by choice.
     """
 
     class Options(AskingOptions):

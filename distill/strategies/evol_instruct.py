@@ -15,7 +15,7 @@ from distill.reasoning import parted
 from distill.strategies import pool
 from distill.strategies.echoes import instructions, is_told
 from distill.strategies.frames import bare, refuses
-from distill.strategies.pool import Cost, ExpansionSampling, Pool, PoolOptions, Seed
+from distill.strategies.pool import Cost, ExpansionSampling, OwnRule, Pool, PoolOptions, Seed
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
 Operation: TypeAlias = Literal["constraints", "deepening", "concretizing", "reasoning", "complicate_input", "breadth"]
@@ -85,6 +85,9 @@ class EvolInstruct:
     - a yes or no that cannot be read eliminates (`unjudged`), as does an answer that never came (`unanswered`), and a
       refusal in place of an evolution is none (`refusal`);
     - near copies (over ROUGE-L 0.95) are refused; the limit is high because an evolution resembles its parent.
+
+    It takes a teacher that follows instructions: SmolLM2-135M-Instruct brought 8 tasks in 189 evolutions (303 requests,
+    at temperature 0.7), one of them sensible; as the judge it gave a verdict in 11 of 57 replies.
     """
 
     class Options(PoolOptions):
@@ -106,6 +109,9 @@ class EvolInstruct:
         eliminate: tuple[Criterion, ...] = CRITERIA
         """Criteria of the elimination. Without `equal` nothing is compared, without `sorry` and `no_words` nothing is
         answered: one request a task each."""
+        reject: tuple[OwnRule, ...] = ("statement",)
+        """Rules of ours: `statement` for an evolution that asks nothing, `needs_input` for one about a text that is not
+        in it, `common_opening` for one that begins like an eighth of those before."""
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.95
         """Greatest similarity of a new task to any before, its parent included."""
 

@@ -33,8 +33,8 @@ _REFUSES = re.compile(
     re.IGNORECASE,
 )
 _NO_INPUT = re.compile(
-    r"[\s<>()\[\]{}*_\"'.\u2013\u2014-]*(?:(?:no[\s_-]?input|n/?a|none|not applicable)"
-    r"(?: (?:is )?(?:needed|necessary|required|given|provided))?)?[\s<>()\[\]{}*_\"'.\u2013\u2014-]*",
+    r"[\s<>()\[\]{}*_#`\"'.\u2013\u2014-]*(?:(?:no[\s_-]?input|n/?a|none|not applicable)"
+    r"(?: (?:is )?(?:needed|necessary|required|given|provided))?)?[\s<>()\[\]{}*_#`\"'.\u2013\u2014-]*",
     re.IGNORECASE,
 )
 
