@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distill import assets
@@ -96,6 +98,11 @@ def test_bounds_in_the_wrong_order_are_an_error():
 def test_an_answer_without_a_letter_or_digit_is_empty(answer):
     found = verdict(Empty(Empty.Options()), session(answer))
     assert (found.keep, found.reason) == (False, "empty")
+
+
+@given(st.one_of(st.text(), st.text(st.characters(max_codepoint=127))))
+def test_the_letters_and_digits_of_an_answer_are_counted(answer):
+    assert Empty(Empty.Options()).measure(session(answer)) == sum(map(str.isalnum, answer))
 
 
 @pytest.mark.parametrize("answer", ["4", "да", "河"])

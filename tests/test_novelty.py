@@ -6,13 +6,14 @@ import random
 from unicodedata import normalize
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenize import tokenize
 
 from distill.novelty import AT_FIRST, NoveltyIndex, comparable, word_count
 from distill.overlaps import FIRST_CAPACITY
-from distill.text import rouge_l
+from distill.text import rouge_l, rouge_tokens
 
 SCORER = RougeScorer(["rougeL"], use_stemmer=False)
 WORDS = ["write", "a", "short", "poem", "about", "the", "sea", "and", "why", "it", "is", "blue"]
@@ -40,6 +41,12 @@ def texts(common: int, left: int, right: int) -> tuple[str, str]:
 def sentences(count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, 14))) for _ in range(count)]
+
+
+@given(st.one_of(st.text(), st.text(st.characters(max_codepoint=127))))
+@example("K\u212a \u0130stanbul A_b-C 1\x1f2")
+def test_tokens_are_those_of_rouge_score(text):
+    assert rouge_tokens(text) == tokenize(text, None)
 
 
 def test_decisions_on_random_pairs_equal_those_of_rouge_score():

@@ -8,6 +8,8 @@ from distill import recipe
 from distill.filters import answers_of
 from distill.types import Session, Verdict
 
+_OTHER = bytes(code for code in range(256) if not (code < 128 and chr(code).isalnum()))
+
 
 class Empty:
     """An answer without a letter or a digit, of any script, is empty: white space, or punctuation alone."""
@@ -22,8 +24,14 @@ class Empty:
 
     def measure(self, session: Session) -> int:
         """Letters and digits of the turn that has the fewest; 0 for a session without an answer."""
-        return min((sum(map(str.isalnum, answer)) for answer in answers_of(session)), default=0)
+        return min(map(_letters_and_digits, answers_of(session)), default=0)
 
     def decide(self, value: int) -> Verdict:
         """Keep what has at least one."""
         return Verdict(rule="empty", keep=value > 0, reason="ok" if value else "empty", value=value, threshold=1)
+
+
+def _letters_and_digits(text: str) -> int:
+    if text.isascii():
+        return len(text.encode().translate(None, _OTHER))
+    return sum(map(str.isalnum, text))
