@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeGuard
 
-from distill import console, funnel
+from distill import console, funnel, sieve
 from distill.engine import Outcome, Stopped
 from distill.errors import StageIncomplete
 from distill.filters import prompt_of
 from distill.novelty import Neighbour, NoveltyIndex, comparable
-from distill.rows import read_sessions, to_json, write_rows
+from distill.rows import FIRST_META, read_sessions, write_rows
+from distill.sieve import Row
 from distill.text import normalise
 from distill.types import AskingFilter, Failure, Flow, RowFilter, Session, SetFilter, Verdict
 
@@ -42,35 +43,6 @@ class Asking(Protocol):
 
 
 @dataclass(slots=True)
-class Row:
-    """One session on its way through the rules."""
-
-    session: Session
-    verdicts: list[Verdict] = field(default_factory=list)
-    mended: list[str] = field(default_factory=list)
-    """The rules that changed it."""
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether no rule has dropped it so far."""
-        return all(verdict.keep for verdict in self.verdicts)
-
-    @property
-    def labels(self) -> list[str]:
-        """Reasons of the verdicts that keep it and yet have something to say."""
-        return list(dict.fromkeys(one.reason for one in self.verdicts if one.keep and one.reason != "ok"))
-
-    def take(self, name: str, rule: RowFilter | AskingFilter, value: Any) -> None:
-        """Write down what the rule decides of the value, and go on as the session that the rule makes of it."""
-        self.verdicts.append(replace(rule.decide(value), rule=name))
-        mend = getattr(rule, "mend", None)
-        mended = mend(self.session, value) if mend is not None else self.session
-        if mended != self.session:
-            self.session = mended
-            self.mended.append(name)
-
-
-@dataclass(slots=True)
 class _Asked:
     """How the rules that ask a model fared."""
 
@@ -89,15 +61,17 @@ def curate(
     near: float = 0.7,
     ask: Asking | None = None,
     max_failed: float = 0.05,
+    processes: int | None = None,
     tell: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Mapping[str, Any]:
     """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
 
     Rules on a row measure every row, dropped or not, in their order; a rule that mends hands on the mended session.
-    Those that ask a model come after those that ask nobody: through `ask`, and of rows still kept alone unless told
-    `every_row`. Of what all these keep, `test` rows are held out (`held_out`). Rules on the set then run in their order
-    over the rows still kept for training; last, rows whose prompt is near (ROUGE-L above `near`) that of a held-out row
-    are dropped, with the reason `held_out`. Every row is written with every verdict on it, those against it first.
+    `processes` share that work (`sieve.sift` chooses when left out), with the same outcome. Those that ask a model come
+    after those that ask nobody: through `ask`, and of rows still kept alone unless told `every_row`. Of what all these
+    keep, `test` rows are held out (`held_out`). Rules on the set then run in their order over the rows still kept for
+    training; last, rows whose prompt is near (ROUGE-L above `near`) that of a held-out row are dropped, with the reason
+    `held_out`. Every row is written with every verdict on it, those against it first.
 
     Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled` and `labels` of what is not
     dropped, as `mended` by rule; where a model was asked, `failed`: rows that a rule could not measure, which are kept
@@ -106,7 +80,7 @@ def curate(
     failed, and what `ask` raises; `tell` gets the counts before that.
     """
     rows = [Row(session) for session in read_sessions(folder / "sessions.jsonl")]
-    _apply_row_rules(rows, filters)
+    sieve.sift(rows, _silent(filters), processes=processes)
     asked = _apply_asking_rules(rows, filters, ask)
     chosen = held_out(_candidates(rows), test=test, seed=seed, near=near)
     tested = [row for row in rows if row.session.id in chosen]
@@ -132,11 +106,9 @@ def _asks(rule: RowFilter | AskingFilter) -> TypeGuard[AskingFilter]:
     return hasattr(rule, "role")
 
 
-def _apply_row_rules(rows: Sequence[Row], filters: Rules) -> None:
-    for name, rule in filters:
-        if rule.scope == "row" and not _asks(rule):
-            for row in rows:
-                row.take(name, rule, rule.measure(row.session))
+def _silent(filters: Rules) -> list[tuple[str, RowFilter]]:
+    """The rules on a row that ask nobody."""
+    return [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
 
 
 def _apply_asking_rules(rows: Sequence[Row], filters: Rules, ask: Asking | None) -> _Asked:
@@ -148,7 +120,7 @@ def _apply_asking_rules(rows: Sequence[Row], filters: Rules, ask: Asking | None)
             asked.flows += len(wanted)
             for row, outcome in zip(wanted, _outcomes(wanted, name, rule, ask, asked), strict=True):
                 if outcome is None or outcome.value is None:
-                    row.verdicts.append(_not_measured(name, outcome))
+                    row.add(_not_measured(name, outcome))
                     asked.failed.append((name, outcome.failures if outcome is not None else ()))
                 else:
                     row.take(name, rule, outcome.value)
@@ -211,7 +183,7 @@ def _apply_set_rules(rows: Sequence[Row], filters: Rules) -> None:
         if rule.scope == "set":
             kept = [row for row in rows if row.is_kept]
             for row, verdict in zip(kept, rule.decide_all([row.session for row in kept]), strict=True):
-                row.verdicts.append(replace(verdict, rule=name))
+                row.add(verdict if verdict.rule == name else replace(verdict, rule=name))
 
 
 def _candidates(rows: Sequence[Row]) -> list[Session]:
@@ -281,14 +253,14 @@ def _drop_near(training: Iterable[Row], tested: Iterable[Row], near: float) -> N
                 threshold=near,
                 neighbour=found.id,
             )
-            row.verdicts.append(verdict)
+            row.add(verdict)
 
 
 def _write(folder: Path, rows: Sequence[Row], training: Sequence[Row], tested: Sequence[Row]) -> dict[str, Any]:
     kept = [row for row in training if row.is_kept]
     dropped = [row for row in rows if not row.is_kept]
     for name, part in (("kept", kept), ("test", tested), ("dropped", dropped)):
-        write_rows(folder / f"{name}.jsonl", map(_line, part))
+        write_rows(folder / f"{name}.jsonl", _lines(part))
     labels = Counter(label for row in (*kept, *tested) for label in row.labels)
     mended = Counter(rule for row in (*kept, *tested) for rule in row.mended)
     return {
@@ -303,11 +275,21 @@ def _write(folder: Path, rows: Sequence[Row], training: Sequence[Row], tested: S
     }
 
 
-def _line(row: Row) -> dict[str, Any]:
-    """The session as it goes on, with every verdict, those against it first."""
-    earlier = [label for label in row.session.meta.get("labels", []) if label not in row.labels]
-    session = replace(row.session, meta={**row.session.meta, "labels": [*earlier, *row.labels]})
-    return {**to_json(session), "verdicts": [_text(one) for one in sorted(row.verdicts, key=lambda one: one.keep)]}
+def _lines(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """The sessions as they go on, with every verdict, those against them first."""
+    for place, row in enumerate(rows):
+        meta = {**row.session.meta, "labels": _labels(row)}
+        if place == 0:
+            meta |= FIRST_META
+        verdicts = row.verdicts if row.is_kept else sorted(row.verdicts, key=lambda one: one.keep)
+        said = [_text(one) for one in verdicts]
+        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": said}
+
+
+def _labels(row: Row) -> list[str]:
+    """Those that the session came with, and then those of the rules."""
+    found = row.labels
+    return [*(label for label in row.session.meta.get("labels", []) if label not in found), *found]
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:
@@ -316,8 +298,15 @@ def _text(verdict: Verdict) -> dict[str, Any]:
     Arrow takes a column's type from a file's first 10 MB: a null there, or a whole number, and a later text or fraction
     could not be read by `datasets`.
     """
-    plain: dict[str, Any] = to_json(verdict)
-    return {key: value if key == "keep" else "" if value is None else str(value) for key, value in plain.items()}
+    return {
+        "rule": verdict.rule,
+        "keep": verdict.keep,
+        "reason": verdict.reason,
+        "value": "" if verdict.value is None else str(verdict.value),
+        "threshold": "" if verdict.threshold is None else str(verdict.threshold),
+        "neighbour": verdict.neighbour or "",
+        "note": verdict.note or "",
+    }
 
 
 def _require_some(counts: Mapping[str, Any]) -> None:

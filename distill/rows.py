@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.errors import DistillError, RunFolderError
 from distill.types import Session, Task
+
+FIRST_META = {"distill": "rows differ in their meta"}
+"""In the meta of a file's first row alone, beside what is its own.
+
+`datasets` takes a column's type from a file's first 10 MiB. Where two rows there differ in the keys of an object, it
+takes the column for JSON of any shape; else a later row with another key, a label where there was none before, or a
+fraction among whole numbers could not be read.
+"""
 
 
 def to_json(value: Any) -> Any:
@@ -34,6 +42,18 @@ def to_json(value: Any) -> Any:
 @cache
 def _field_names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
+
+
+def _opened(value: Any) -> dict[str, Any]:
+    """One core type as a dictionary of what it holds."""
+    kind: type = type(value)
+    if not (names := _field_names(kind)):
+        raise TypeError(f"{kind.__name__} is no JSON value")
+    return {name: getattr(value, name) for name in names}
+
+
+_line: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=_opened).encode
+"""The JSON text of core types nested in dictionaries and lists, in half the time of `to_json` and `json.dumps`."""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -78,7 +98,11 @@ def read_tasks(path: Path) -> list[Task]:
 
 def read_sessions(path: Path) -> list[Session]:
     """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
-    return _read(path, Session)
+    sessions: list[Session] = _read(path, Session)
+    if sessions and sessions[0].meta.keys() >= FIRST_META.keys():
+        own = {key: value for key, value in sessions[0].meta.items() if key not in FIRST_META}
+        sessions[0] = replace(sessions[0], meta=own)
+    return sessions
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> int:
@@ -89,7 +113,7 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
         nonlocal count
         for row in rows:
             count += 1
-            yield json.dumps(to_json(row), ensure_ascii=False) + "\n"
+            yield f"{_line(row)}\n"
 
     write_atomically(path, lines())
     return count
@@ -123,4 +147,4 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
 def append_row(path: Path, row: Any) -> None:
     """Append one row to a log-like JSONL file."""
     with path.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(to_json(row), ensure_ascii=False) + "\n")
+        out.write(f"{_line(row)}\n")

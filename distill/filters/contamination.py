@@ -58,6 +58,10 @@ class Contamination:
         self._lengths: list[int] = []
         self._whole: dict[tuple[str, ...], str] = {}
 
+    def __reduce__(self) -> tuple[type[Contamination], tuple[Contamination.Options]]:
+        """Another process gets the options alone: hashes of texts differ between processes."""
+        return type(self), (self.options,)
+
     def measure(self, session: Session) -> Hit | None:
         """The first run that is shared, with the row that it is from; reads the files when first asked."""
         if self._runs is None:
@@ -84,8 +88,11 @@ class Contamination:
         if len(tokens) < LEAST:
             whole = self._whole.get(tuple(tokens))
             return None if whole is None else (" ".join(tokens), whole)
-        for place, start in enumerate(_runs(tokens, LEAST)):
-            if hash(start) in self._starts:
+        starts = [hash(start) for start in _runs(tokens, LEAST)]
+        if self._starts.isdisjoint(starts):
+            return None
+        for place, start in enumerate(starts):
+            if start in self._starts:
                 for length in self._lengths:
                     run = tuple(tokens[place : place + length])
                     if len(run) == length and (row := runs.get(hash(run))) is not None:

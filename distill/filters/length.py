@@ -58,6 +58,10 @@ class Length:
         self.options = options
         self._count: Callable[[str], int] | None = None
 
+    def __reduce__(self) -> tuple[type[Length], tuple[Length.Options]]:
+        """Another process gets the options alone: what counts tokens is made where it counts."""
+        return type(self), (self.options,)
+
     def measure(self, session: Session) -> dict[str, int]:
         """Words, characters and, where there is a tokenizer, tokens of the answer. Raises `ModelError`."""
         answer = "\n".join(answers_of(session))

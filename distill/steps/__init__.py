@@ -108,7 +108,10 @@ PIPELINE: Mapping[str, Stage] = {
         rules.curating,
         inputs=("sessions.jsonl",),
         outputs=("kept.jsonl", "dropped.jsonl", "test.jsonl"),
-        sources=("distill.curate", "distill.funnel", "distill.novelty", "distill.overlaps", *FILTER_SOURCES),
+        sources=(
+            *(f"distill.{name}" for name in ("curate", "funnel", "novelty", "overlaps", "sieve")),
+            *FILTER_SOURCES,
+        ),
         options=currency.curate_options,
         teacher=True,
         prompts="prompts/judges",
