@@ -129,6 +129,20 @@ def test_set_rules_see_only_what_is_still_kept_in_their_order(tmp_path):
     ]
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.randoms())
+def test_the_order_of_sessions_changes_no_verdict_of_a_rule_on_a_row(tmp_path_factory, rng):
+    folder = tmp_path_factory.mktemp("order")
+    sessions = [*varied(20), session(20, "Say hello.", "Hi"), session(21, "Say bye.", "I cannot help.")]
+    found = []
+    for _ in range(2):
+        curated(folder, sessions, LENGTH, EMPTY, REFUSAL)
+        rows = [row for name in ("kept", "dropped") for row in read_jsonl(folder / f"{name}.jsonl")]
+        found.append({row["id"]: row["verdicts"] for row in rows})
+        rng.shuffle(sessions)
+    assert found[0] == found[1]
+
+
 # --- the test split
 
 
@@ -408,20 +422,6 @@ def test_sessions_are_read_back_past_their_verdicts(tmp_path):
     sessions = varied(20)
     curated(tmp_path, sessions, LENGTH, EXACT)
     assert [each.id for each in read_sessions(tmp_path / "kept.jsonl")] == ids(tmp_path, "kept")
-
-
-def test_datasets_reads_a_file_whose_late_rows_say_more_than_its_first(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    long = "many words and more " * 250
-    sessions = [session(number, f"{long} {number}", f"Plain {number}", labels=["x"]) for number in range(2300)]
-    sessions[-1] = session(2299, "The last?", "As an AI, I do not say.", labels=["x"])
-    curated(tmp_path, sessions, ("length", Length(Length.Options(max_words=3))), REFUSAL, EXACT)
-    assert (tmp_path / "kept.jsonl").stat().st_size > 11_000_000  # Arrow takes the types from the first 10 MiB
-    for name in ("kept", "dropped"):
-        data = str(tmp_path / f"{name}.jsonl")
-        read = datasets.load_dataset("json", data_files=data, split="train", cache_dir=str(tmp_path / "cache"))
-        assert len(read) == len(ids(tmp_path, name))
-        assert set(read[-1]["verdicts"][0]) == {"rule", "keep", "reason", "value", "threshold", "neighbour", "note"}
 
 
 # --- the whole way from seeds
