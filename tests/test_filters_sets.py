@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,9 @@ from pydantic import ValidationError
 
 from distill.catalogue import load_recipe
 from distill.errors import ModelError, RecipeError
+from distill.filters.exact_duplicate import ExactDuplicate
 from distill.filters.minhash import HASHES, MOST_MISSED, MinHash, bands_and_rows
+from distill.filters.near_duplicate import NearDuplicate
 from distill.filters.quota import Quota
 from distill.filters.selection import Selection, farthest_first, vectors
 from distill.filters.semantic_duplicate import SemanticDuplicate, greedy
@@ -24,6 +27,8 @@ WORDS = [
 ]
 
 SEEDS = st.integers(0, 2**32)
+EXACT = ExactDuplicate(ExactDuplicate.Options())
+NEAR = NearDuplicate(NearDuplicate.Options())
 
 
 def session(id: str, prompt: str, answer: str = "The Danube.", **meta) -> Session:
@@ -55,6 +60,37 @@ def shingles(prompt: str, size: int = 3) -> set[tuple[str, ...]]:
 
 def jaccard(one: str, other: str) -> float:
     return len(shingles(one) & shingles(other)) / len(shingles(one) | shingles(other))
+
+
+# --- exact_duplicate and near_duplicate
+
+
+@given(st.lists(st.sampled_from(["Why?", "why? ", "WHY?", "How?", "how?", "Who?"]), max_size=20), st.randoms())
+def test_of_equal_texts_one_stays_in_any_order(prompts, rng):
+    rng.shuffle(prompts)
+    rows = sessions(*prompts)
+    stay = [row.messages[0].content.lower().strip() for row in rows if row.id in kept(EXACT, rows)]
+    assert sorted(stay) == sorted({prompt.lower().strip() for prompt in prompts})
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_of_each_group_of_near_texts_exactly_the_first_stays_in_any_order(seed, sizes):
+    rng = random.Random(seed)
+    groups = [variants(rng, size) for size in sizes]
+    rows = [session(f"{g}-{n}", prompt) for g, some in enumerate(groups) for n, prompt in enumerate(some)]
+    rng.shuffle(rows)
+    first = {row.id.split("-")[0]: row.id for row in reversed(rows)}
+    assert sorted(kept(NEAR, rows)) == sorted(first.values())
+
+
+@pytest.mark.parametrize("rule", [EXACT, NEAR], ids=["exact", "near"])
+@given(seed=SEEDS, before=st.integers(0, 12), behind=st.integers(0, 12))
+def test_rows_behind_change_no_duplicate_before_them(rule, seed, before, behind):
+    rng = random.Random(seed)
+    chain = [" ".join(WORDS[start : start + 12]) for start in range(13)]
+    rows = sessions(*(rng.choice(chain) for _ in range(before + behind)))
+    assert rule.decide_all(rows)[:before] == rule.decide_all(rows[:before])
 
 
 # --- minhash
@@ -183,6 +219,17 @@ def test_no_group_is_above_its_quota_and_none_is_emptied(groups, most, share):
     assert {group: stay.count(group) for group in stay} == {g: min(bound, groups.count(g)) for g in groups}
 
 
+@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 9), st.randoms())
+def test_as_many_of_each_group_stay_in_any_order(groups, most, rng):
+    rows = [session(f"s{number}", "Hi", source=group) for number, group in enumerate(groups)]
+    counts = []
+    for _ in range(2):
+        stay = kept(Quota(Quota.Options(most=most)), rows)
+        counts.append(Counter(row.meta["source"] for row in rows if row.id in stay))
+        rng.shuffle(rows)
+    assert counts[0] == counts[1]
+
+
 # --- selection
 
 
@@ -253,6 +300,19 @@ def test_meaning_is_compared_with_kept_rows_alone_and_across_blocks(seed, count,
         assert not stay or near in stay
         if cosine < threshold:
             stay.append(place)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.lists(st.integers(1, 4), min_size=1, max_size=200))
+def test_of_each_group_of_one_meaning_exactly_the_first_stays_in_any_order(seed, sizes):
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    meanings = np.eye(len(sizes), dtype=np.float32)
+    order = rng.permutation([group for group, size in enumerate(sizes) for _ in range(size)])
+    found = greedy(meanings[order], 0.9)
+    stay = [place for place, (cosine, _) in enumerate(found) if cosine < 0.9]
+    assert stay == sorted({int(group): place for place, group in reversed([*enumerate(order)])}.values())
 
 
 @pytest.fixture(scope="module")
