@@ -59,11 +59,12 @@ def fast_server(latency_seconds: float) -> Iterator[str]:
             process.communicate()
 
 
-def start(script: str, *options: Any, python: Path | None = None) -> subprocess.Popen[str]:
-    """Start a contender; what it says on standard error is kept for `finish`."""
+def start(script: str, *options: Any, python: Path | None = None, alone: bool = False) -> subprocess.Popen[str]:
+    """Start a contender on one core, or on all, where nothing else runs; its complaints are kept for `finish`."""
     line = [python or sys.executable, CONTENDERS / f"{script}.py", *map(str, options)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _put(process, CLIENT)
+    if not alone:
+        _put(process, CLIENT)
     return process
 
 

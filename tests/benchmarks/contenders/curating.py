@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill import assets, curate
-from distill.filters import FILTERS
-from distill.rows import read_sessions
+from distill.filters import FILTERS, prompt_of
+from distill.rows import read_jsonl, read_sessions, write_rows
+from distill.run import StageRecord, measured
 from distill.shelf import part
+from distill.text import normalise
+from distill.types import Session
 
 BOTH: dict[str, Any] = {"on": "both"}
+SPLIT = {"test": 200, "seed": 7}
+GREEDY = ("minhash", "near_duplicate", "quota")
+"""Of rows that are near each other, or of one source, the first stays: there the order counts."""
 RULES: list[tuple[str, dict[str, Any]]] = [
     ("length", {"min_words": 1, "max_words": 2000}),
     ("empty", {}),
@@ -60,27 +68,65 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--minhash", action="store_true")
+    parser.add_argument("what", choices=("whole", "by_rule", "orders", "minhash"))
     given = parser.parse_args()
-    sys.stdout.write(f"{json.dumps(_alone(given.folder) if given.minhash else _whole(given.folder))}\n")
+    found = {"whole": _whole, "by_rule": _by_rule, "orders": _orders, "minhash": _alone}[given.what](given.folder)
+    sys.stdout.write(f"{json.dumps(found)}\n")
 
 
 def _whole(folder: Path) -> dict[str, Any]:
-    seconds: Counter[str] = Counter()
-    started = time.perf_counter()
-    filters = [(name, Timed(name, _rule(name, options), seconds)) for name, options in RULES]
-    counts = curate.curate(folder, filters=filters, test=200, seed=7)
-    spent, cpu = time.perf_counter() - started, time.process_time()
-    by_rule = {name: round(each, 1) for name, each in seconds.most_common()}
-    told = {"by_rule": by_rule, "verdicts": counts["by_rule"], "labels": counts["labels"]}
+    """As a run has it; memory and CPU time are those of all its processes together."""
+    record = StageRecord()
+    with measured(record):
+        started = time.perf_counter()
+        counts = curate.curate(folder, filters=[(name, _rule(name, options)) for name, options in RULES], **SPLIT)
+        spent = time.perf_counter() - started
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "rows": counts["rows"],
         "dropped": counts["dropped"],
         "seconds": spent,
-        "cpu": cpu,
-        "mb": _megabytes(),
-        **told,
+        "cpu": time.process_time() + children.ru_utime + children.ru_stime,
+        "mb": (record.peak_memory_bytes or 0) / 2**20,
+        "verdicts": counts["by_rule"],
+        "labels": counts["labels"],
     }
+
+
+def _by_rule(folder: Path) -> dict[str, float]:
+    """Seconds that each rule takes of this process, when there is no other."""
+    seconds: Counter[str] = Counter()
+    filters: Any = [(name, Timed(name, _rule(name, options), seconds)) for name, options in RULES]
+    curate.curate(folder, filters=filters, processes=1, **SPLIT)
+    return {name: round(each, 1) for name, each in seconds.most_common()}
+
+
+def _orders(folder: Path) -> dict[str, int]:
+    """Rows on which a row rule decides otherwise, and prompts chosen otherwise, when the sessions come in any order."""
+    sessions = read_sessions(folder / "sessions.jsonl")
+    outcomes = [_outcome(folder, sessions)]
+    random.Random(7).shuffle(sessions)
+    outcomes.append(_outcome(folder, sessions))
+    (verdicts, kept), (others, chosen) = outcomes
+    return {
+        "rows": len(sessions),
+        "verdicts": sum(verdicts[id] != others[id] for id in verdicts),
+        "kept": len(kept ^ chosen),
+    }
+
+
+def _outcome(folder: Path, sessions: Sequence[Session]) -> tuple[dict[str, Any], set[str]]:
+    """The verdicts of the rules on a row, by id, and the prompts that are kept, each but for case and white space."""
+    write_rows(folder / "sessions.jsonl", sessions)
+    filters = [(name, _rule(name, options)) for name, options in RULES if name not in GREEDY]
+    rows = {name for name, rule in filters if rule.scope == "row"}
+    curate.curate(folder, filters=filters, test=0, seed=7)
+    verdicts = {
+        row["id"]: [one for one in row["verdicts"] if one["rule"] in rows]
+        for name in ("kept", "dropped")
+        for row in read_jsonl(folder / f"{name}.jsonl")
+    }
+    return verdicts, {normalise(prompt_of(each)) for each in read_sessions(folder / "kept.jsonl")}
 
 
 def _alone(folder: Path) -> dict[str, Any]:
