@@ -73,17 +73,6 @@ def test_of_equal_texts_one_stays_in_any_order(prompts, rng):
     assert sorted(stay) == sorted({prompt.lower().strip() for prompt in prompts})
 
 
-@settings(max_examples=25, deadline=None)
-@given(SEEDS, st.lists(st.integers(1, 5), min_size=1, max_size=6))
-def test_of_each_group_of_near_texts_exactly_the_first_stays_in_any_order(seed, sizes):
-    rng = random.Random(seed)
-    groups = [variants(rng, size) for size in sizes]
-    rows = [session(f"{g}-{n}", prompt) for g, some in enumerate(groups) for n, prompt in enumerate(some)]
-    rng.shuffle(rows)
-    first = {row.id.split("-")[0]: row.id for row in reversed(rows)}
-    assert sorted(kept(NEAR, rows)) == sorted(first.values())
-
-
 @pytest.mark.parametrize("rule", [EXACT, NEAR], ids=["exact", "near"])
 @given(seed=SEEDS, before=st.integers(0, 12), behind=st.integers(0, 12))
 def test_rows_behind_change_no_duplicate_before_them(rule, seed, before, behind):
@@ -104,15 +93,16 @@ def test_a_dropped_row_names_a_kept_one_and_the_true_jaccard_index():
     assert (found[2].value, found[2].threshold, found[2].neighbour) == (round(5 / 7, 4), 0.7, "s0")
 
 
+@pytest.mark.parametrize("rule", [NEAR, MinHash(MinHash.Options())], ids=["near", "minhash"])
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, st.lists(st.integers(1, 5), min_size=1, max_size=8))
-def test_of_each_cluster_exactly_the_first_stays_in_any_order(seed, sizes):
+@given(seed=SEEDS, sizes=st.lists(st.integers(1, 5), min_size=1, max_size=8))
+def test_of_each_cluster_exactly_the_first_stays_in_any_order(rule, seed, sizes):
     rng = random.Random(seed)
     clusters = [variants(rng, size) for size in sizes]
     rows = [session(f"{c}-{n}", prompt) for c, some in enumerate(clusters) for n, prompt in enumerate(some)]
     rng.shuffle(rows)
     first = {row.id.split("-")[0]: row.id for row in reversed(rows)}
-    assert sorted(kept(MinHash(MinHash.Options()), rows)) == sorted(first.values())
+    assert sorted(kept(rule, rows)) == sorted(first.values())
 
 
 @settings(max_examples=25, deadline=None)
