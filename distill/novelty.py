@@ -120,35 +120,32 @@ class NoveltyIndex:
         return neighbour.rouge_l > self.threshold
 
     def _best(self, tokens: Sequence[str], *, least: float) -> Neighbour | None:
-        """The most similar of the texts whose F can be `least` or more."""
-        import numpy as np
+        """The most similar of the texts whose F can be `least` or more.
 
+        Those that share nearly the most tokens are looked at first: what the best of them has rules out most others.
+        """
         query = "".join([self._characters.get(token, _UNKNOWN) for token in tokens])
         shared = self._overlaps.shared(query)
         most = int(shared.max(initial=0))
-        if most == 0:
+        if most < _fewest(least, len(query)):
             return None
-        if least == 0.0:
-            least = self._most_similar(query, np.flatnonzero(shared == most)[:AT_FIRST]).rouge_l
-        places, bounds = self._possible(shared, len(query), least)
-        if len(places) > AT_FIRST:
-            promising = np.sort(places[np.argpartition(bounds, -AT_FIRST)[-AT_FIRST:]])
-            best = self._most_similar(query, promising)
-            places = places[bounds >= best.rouge_l - _SLACK]
+        floor = max(_fewest(least, len(query)), most - most // 8 - 1)
+        places, bounds = self._sharing(shared, len(query), floor)
+        best = self._most_similar(query, _greatest(places, bounds))
+        least = max(least, best.rouge_l)
+        if _fewest(least, len(query)) < floor:
+            places, bounds = self._sharing(shared, len(query), _fewest(least, len(query)))
+        elif len(places) <= AT_FIRST:
+            return best
+        places = places[bounds >= least - _SLACK]
         return self._most_similar(query, places) if len(places) else None
 
-    def _possible(self, shared: Counts, length: int, least: float) -> tuple[Places, NDArray[np.float64]]:
-        """Places of the texts that share so many tokens that their F may be `least` or more, and what it can be.
-
-        A text has as many tokens as it shares, or more; so it must share at least `least * length / (2 - least)`.
-        """
+    def _sharing(self, shared: Counts, length: int, fewest: int) -> tuple[Places, NDArray[np.float64]]:
+        """Places of the texts that share so many tokens, and what their F can be at most."""
         import numpy as np
 
-        least -= _SLACK
-        places = np.flatnonzero(shared >= max(1, math.ceil(least * length / (2 - least))))
-        bounds = 2.0 * shared[places] / (length + self._overlaps.lengths[places])
-        possible = bounds >= least
-        return places[possible], bounds[possible]
+        places = np.flatnonzero(shared >= fewest)
+        return places, 2.0 * shared[places] / (length + self._overlaps.lengths[places])
 
     def _most_similar(self, query: str, places: Places) -> Neighbour:
         """The first of those with the greatest F, for texts that each share a token with the query."""
@@ -168,3 +165,20 @@ class NoveltyIndex:
                 raise DistillError(f"more than {_CODE_POINTS - 2} distinct words; compare fewer texts at once")
             character = self._characters[token] = chr(len(self._characters) + 1)
         return character
+
+
+def _fewest(least: float, length: int) -> int:
+    """Tokens that a text of any length must share with one of this length for an F of `least`.
+
+    With s shared tokens it has s or more, so that F is 2s/(length+s) at most.
+    """
+    return max(1, math.ceil((least - _SLACK) * length / (2 - least + _SLACK)))
+
+
+def _greatest(places: Places, bounds: NDArray[np.float64]) -> Places:
+    """The places with the greatest bounds, in order."""
+    import numpy as np
+
+    if len(places) <= AT_FIRST:
+        return places
+    return np.sort(places[np.argpartition(bounds, -AT_FIRST)[-AT_FIRST:]])
