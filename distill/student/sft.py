@@ -17,14 +17,11 @@ from distill import chat
 from distill.embedded import read_json, write_json
 from distill.student.examples import Examples
 from distill.student.layout import Plan, passes
+from distill.student.lean import SCALED_HEADS, make_lean
 from distill.student.neftune import Noise, token_lengths
 
 FUSED_HEAD_TOKENS = 2048
 """Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
-SCALED_HEADS = (
-    "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"
-)  # fmt: skip
-"""Settings of architectures that do more after the output head than a softmax."""
 _LAYOUT = "layout.json"
 
 
@@ -49,6 +46,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self._group: Sequence[int] = ()
         self._lengths, self._say = found.lengths(), say
         super().__init__(**arguments)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # weights are there in a module's own forward only
+        self.lean = {} if sharded else make_lean(self.model)
+        """How many modules of each kind compute by our own functions."""
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -155,6 +155,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def _token_losses(self, model: Any, inputs: dict[str, Any], trained: torch.Tensor) -> torch.Tensor:
         """Nats of each trained token, in their order."""
+        if self.lean.get("loss"):
+            losses: torch.Tensor = model(**inputs, token_losses=True)
+            return losses
         if not self._is_plain(int(trained.sum())):
             inputs["use_cache"] = False
             return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
