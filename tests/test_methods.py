@@ -141,6 +141,33 @@ def test_other_optimizers_train_too(tiny, tmp_path, optimizer):
     assert found[-1] < found[0] - 0.5
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "full", "neftune_alpha": 5.0, "packing": "none"},
+        {"method": "lora", "lora": {"init": "pissa", "dora": True, "dropout": 0.1}},
+        {"method": "qlora", "optimizer": "adamw_8bit", "checkpointing": "selective"},
+    ],
+    ids=str,
+)
+def test_stopped_and_resumed_it_ends_as_if_it_had_not_been(tiny, tmp_path, changes):
+    from transformers import TrainerCallback
+
+    class Stopped(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    chosen = options(epochs=1, **changes)
+    run(tmp_path / "whole", tiny, options=chosen)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", tiny, options=chosen, callbacks=[Stopped()])
+    _, said = run(tmp_path / "cut", tiny, options=chosen)
+    assert said == ["going on from step 4"]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert torch.equal(read_again(tmp_path / "cut"), read_again(tmp_path / "whole"))
+
+
 def test_a_paged_optimizer_needs_a_gpu(tiny, tmp_path):
     with pytest.raises(RecipeError, match="paged_adamw_8bit moves its state out of a GPU's memory, and there is none"):
         trained(tiny, tmp_path, optimizer="paged_adamw_8bit")
