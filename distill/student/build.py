@@ -74,6 +74,7 @@ def build(
     trainer.remove_callback(PrinterCallback)
     train_in_float32(trainer.model)
     recompute(model, how)
+    trainer.may_recompute = options.checkpointing == "auto" and how != "full"
     if options.neftune_alpha:
         trainer.noise = Noise(model, options.neftune_alpha)
     return trainer

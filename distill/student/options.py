@@ -86,7 +86,7 @@ class TrainOptions(Options):
     checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """Which activations are computed again in the backward pass instead of kept: `full` keeps one tensor a layer,
     `selective` attention's output too, which spares its recomputation. `auto` is the first of none, selective and full
-    that a GPU's free memory holds by formula, and none on a CPU."""
+    that a GPU's free memory holds by formula, none on a CPU, and full once a single session does not fit otherwise."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """What is computed in; weights that learn are always kept in 32 bits. `auto` is bf16 on a GPU that has it and fp32
     elsewhere; bf16 where there is none is an error."""

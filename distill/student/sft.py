@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from distill.student.examples import Examples
 from distill.student.layout import Plan, passes
 from distill.student.lean import SCALED_HEADS, make_lean
 from distill.student.neftune import Noise, token_lengths
+from distill.student.recompute import recompute
 
 FUSED_HEAD_TOKENS = 2048
 """Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
@@ -40,6 +42,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Most tokens in a forward pass, padding included; halved when memory ends."""
         self.tokens_seen = 0
         """By all processes, padding excluded."""
+        self.may_recompute = False
+        """Whether activations may be computed again where a single example is too large otherwise."""
         self.noise: Noise | None = None
         self.row_losses: dict[int, torch.Tensor] = {}
         """Summed loss, in nats, of each example that this process has passed in the current step; on its device."""
@@ -63,15 +67,16 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for all examples of a step; returns their mean loss a trained token.
 
-        Where memory ends, the passes are made half as large and the step is done again from its start: nothing has
-        been updated yet. Raises `torch.OutOfMemoryError` where that cannot be.
+        Where memory ends, the passes are made half as large, or activations are no longer kept, and the step is done
+        again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
         """
         rows, random = inputs["rows"], _random_state()
         while True:
             try:
                 loss = self._step(model, rows)
             except torch.OutOfMemoryError:
-                if not self._can_halve(rows):
+                relief = self._relief(rows)
+                if relief is None:
                     raise
             else:
                 self.tokens_seen += sum(self._lengths[row] for row in rows)
@@ -79,7 +84,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             model.zero_grad()
             _free_memory()
             _restore(random)
-            self._halve(rows)
+            self._say(f"out of memory: going on from step {self.state.global_step + 1} {relief()}")
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
         """All passes of this process."""
@@ -124,17 +129,25 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         shapes = [[self._lengths[row] for row in group] for group in self._passes(rows) if group]
         return max(sum(shape) if self.padding_free else len(shape) * max(shape) for shape in shapes)
 
-    def _can_halve(self, rows: Sequence[int]) -> bool:
-        """Processes cannot agree on it; a single example cannot be divided."""
-        return bool(self.args.world_size == 1) and self._largest(rows) > max(self._lengths[row] for row in rows)
+    def _relief(self, rows: Sequence[int]) -> Callable[[], str] | None:
+        """What saves memory and says so: half the tokens a pass, while it has two examples; then recomputation.
 
-    def _halve(self, rows: Sequence[int]) -> None:
-        before = self._largest(rows)
+        None where nothing is left, and with several processes, which could not agree on it.
+        """
+        if self.args.world_size > 1:
+            return None
+        if (before := self._largest(rows)) > max(self._lengths[row] for row in rows):
+            return partial(self._halve, before)
+        return self._recompute if self.may_recompute else None
+
+    def _halve(self, before: int) -> str:
         self.micro_tokens = before // 2
-        self._say(
-            f"out of memory in a forward pass of {before} tokens: going on with {self.micro_tokens}, at most, from "
-            f"step {self.state.global_step + 1}; the steps stay the same"
-        )
+        return f"with {self.micro_tokens} tokens a forward pass at most, after {before}; the steps stay the same"
+
+    def _recompute(self) -> str:
+        self.may_recompute = False
+        recompute(self.model, "full")
+        return "with activations computed again instead of kept; the steps stay the same"
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
