@@ -208,6 +208,9 @@ def check(
     probe: Annotated[
         bool, typer.Option("--probe", help="ask the teacher's endpoint a dozen tiny questions: what does it honour?")
     ] = False,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="NAME", help="say where it departs from a shipped recipe")
+    ] = None,
 ) -> None:
     """Validate a recipe offline and forecast requests, tokens, USD, memory and time.
 
@@ -218,6 +221,12 @@ def check(
     """
     from distill import catalogue, forecast
 
+    if like is not None:
+        from distill import starting
+
+        for line in starting.departures(recipe, like):
+            console.result(line)
+        return
     loaded = catalogue.load_recipe(recipe, overrides=set_ or (), importing=False)
     for line in forecast.lines(loaded, probed=not probe):
         console.result(line)
@@ -295,6 +304,44 @@ def next_round(
     from distill import rounds
 
     for line in rounds.plan(run_folder, out, tasks=tasks):
+        console.result(line)
+
+
+@app.command()
+def smoke(
+    recipe: RecipePath,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="keep the run there; by default it is gone")] = None,
+) -> None:
+    """Run a recipe through once in seconds: a tiny random model, few rows, every stage and part, real NF4 on a CPU.
+
+    Prints the keys that it changes: models, sizes, paths and counts.
+
+    Example: distill smoke alpaca-7b
+    """
+    import tempfile
+
+    from distill import smoke as smoking
+
+    with tempfile.TemporaryDirectory(prefix="distill-smoke-") as temporary:
+        for line in smoking.lines(smoking.smoke(recipe, run_dir or Path(temporary))):
+            console.result(line)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where the copy goes")] = Path(),
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="NAME", help="a shipped recipe, such as alpaca-7b")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="what the copy is called")] = None,
+) -> None:
+    """Start a recipe of your own: a copy of a shipped one, with its comments and its seeds.
+
+    Example: distill init --like alpaca-7b
+    """
+    from distill import starting
+
+    for line in starting.init(folder, like=like, name=name):
         console.result(line)
 
 

@@ -127,7 +127,7 @@ class Recipe(BaseModel):
         sides = {
             "student": self.train is not None or compare.student is not None,
             "base": self.train is not None or compare.base is not None,
-            "teacher": self.teacher is not None,
+            "teacher": self.teacher is not None or (compare.prompts is None and bool(self.sources)),
         }
         for side, is_there in sides.items():
             if not is_there and side not in compare.answers:
