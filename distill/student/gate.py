@@ -8,8 +8,9 @@ it may be trained. One token that is trained against that, or not trained, stops
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, pairwise, zip_longest
 from typing import Any, Literal
@@ -21,8 +22,8 @@ from distill.student.spelling import Spelling
 from distill.types import Message
 
 LostSystem = Literal["refuse", "accept"]
-_PLANES = (0xF0000, 0x100000)
-"""Where Unicode's last private characters start; messages are marked with those that none of them holds."""
+_PRIVATE = (0xF0000, 0xF8000, 0x100000, 0x108000)
+"""Where characters begin that Unicode leaves to private use; messages are marked with those that none of them holds."""
 
 
 class UnspeltError(MaskError):
@@ -56,6 +57,34 @@ class Checked:
     """Rows whose system turn the template leaves out, which was accepted."""
 
 
+class _Letters:
+    """Where the characters of a text that are no white space stand, in bytes, by their number among them."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._plain = text, text.isascii()
+        words = [match.span() for match in re.finditer(r"\S+", text)]
+        self._starts = [start for start, _ in words]
+        self._before = list(accumulate((end - start for start, end in words), initial=0))
+
+    def __len__(self) -> int:
+        return self._before[-1]
+
+    def start(self, number: int) -> int:
+        """The byte where a character starts."""
+        return self._byte(self._place(number))
+
+    def end(self, number: int) -> int:
+        """The byte behind it."""
+        return self._byte(self._place(number) + 1)
+
+    def _place(self, number: int) -> int:
+        word = bisect_right(self._before, number) - 1
+        return self._starts[word] + number - self._before[word]
+
+    def _byte(self, place: int) -> int:
+        return place if self._plain else len(self._text[:place].encode())
+
+
 @dataclass(frozen=True, slots=True)
 class _Text:
     """What a row's tokens spell, and where each starts and ends, in bytes."""
@@ -63,8 +92,8 @@ class _Text:
     text: str
     starts: list[int]
     ends: list[int]
-    marks: list[tuple[int, int]]
-    """Start and end of every character that is no white space."""
+    letters: _Letters
+    """Its characters that are no white space."""
     readable: str
     """What the template renders, as tokens can spell it."""
     exact: bool
@@ -143,7 +172,7 @@ class Gate:
         if rest.strip():
             raise self._fault(row, f"the tokens end early: the template goes on with {_quoted(rest.strip())}")
         ends = list(accumulate(map(len, pieces)))
-        return _Text(spelt, [0, *ends[:-1]], ends, list(_marks(spelt)), readable, exact)
+        return _Text(spelt, [0, *ends[:-1]], ends, _Letters(spelt), readable, exact)
 
     def _parting(self, row: Row, pieces: Sequence[bytes], expected: str) -> str:
         """Where tokens and template part."""
@@ -212,29 +241,32 @@ class Gate:
 
     def _check_turns(self, row: Row, rendered: str, text: _Text) -> dict[int, int]:
         """No turn is lost; returns where each answer ends, as a number of characters that are no white space."""
-        highest = max((ord(char) for message in row.messages for char in message.content), default=0)
-        base = next((plane for plane in _PLANES if highest < plane), _PLANES[-1])
-        framed = self._render(
-            [
-                Message(message.role, f"{chr(base + 2 * at)}{message.content}{chr(base + 2 * at + 1)}")
-                for at, message in enumerate(row.messages)
-            ]
-        )
-        found = _places(framed, base)
+        marks, framed = self._framed(row)
+        found = _places(framed, marks)
         for at, message in enumerate(row.messages):
             if message.content.strip() and not (2 * at in found and 2 * at + 1 in found):
-                self._check_lost(row, at, rendered)
-        self._note_joined(row, framed, base)
-        plain = "".join(char for char in framed if not base <= ord(char) < base + 2 * len(row.messages))
-        if _bare(plain) != _bare(rendered):
+                self._check_lost(row, at)
+        self._note_joined(row, framed, marks)
+        if _bare(marks.sub("", framed)) != _bare(rendered):
             return {}
         if not text.exact:
-            found = _places(self.spelling.readable(framed), base)
+            found = _places(self.spelling.readable(framed), marks)
         return {at: found[2 * at + 1] for at in range(len(row.messages)) if 2 * at + 1 in found}
 
-    def _check_lost(self, row: Row, at: int, rendered: str) -> None:
+    def _framed(self, row: Row) -> tuple[re.Pattern[str], str]:
+        """The conversation with every message between two marks, rendered; and what finds the marks, in their order."""
+        count, contents = 2 * len(row.messages), "".join(message.content for message in row.messages)
+        classes = {base: re.compile(f"[{chr(base)}-{chr(base + count - 1)}]") for base in _PRIVATE}
+        base = next((base for base, marks in classes.items() if not marks.search(contents)), _PRIVATE[0])
+        framed = [
+            Message(message.role, f"{chr(base + 2 * at)}{message.content}{chr(base + 2 * at + 1)}")
+            for at, message in enumerate(row.messages)
+        ]
+        return classes[base], self._render(framed)
+
+    def _check_lost(self, row: Row, at: int) -> None:
         role, content = row.messages[at].role, row.messages[at].content
-        if role == "assistant" or _bare(content) in _bare(rendered):
+        if role == "assistant":
             return  # answers are looked for one by one
         if role == "system" and self._accepts_loss:
             self.checked.lost.append(row.id)
@@ -245,10 +277,11 @@ class Gate:
             f"student.template to chatml{remedy}"
         )
 
-    def _note_joined(self, row: Row, framed: str, base: int) -> None:
-        there = chr(base + 1) in framed and chr(base + 2) in framed
-        if row.messages[0].role == "system" and there and self._name == "own":
-            between = framed.partition(chr(base + 1))[2].partition(chr(base + 2))[0]
+    def _note_joined(self, row: Row, framed: str, marks: re.Pattern[str]) -> None:
+        """Note a system turn that no special token parts from the question behind it."""
+        found = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
+        if row.messages[0].role == "system" and {1, 2} <= found.keys() and self._name == "own":
+            between = framed[found[1].end() : found[2].start()]
             if not any(token in between for token in self._special.values()):
                 self.checked.joined.append(row.id)
 
@@ -271,10 +304,10 @@ class Gate:
         end = whole.find(words, begin) + len(words) if end is None else end
         if not whole[begin:end].endswith(words):
             raise self._fault(row, f"the template changes the answer in turn {at + 1}, {_quoted(words)}")
-        if end > len(text.marks):
+        if end > len(text.letters):
             raise self._fault(row, f"{self._told(row, len(text.ends) - 1)} is the last, before the answer ends")
         first = self._first(row, text, begin, len(prompt.encode()) if text.exact else None)
-        last = bisect_left(text.ends, text.marks[end - 1][1]) if end > begin else first - 1
+        last = bisect_left(text.ends, text.letters.end(end - 1)) if end > begin else first - 1
         if row.truncated and at == len(row.messages) - 1:
             return self._cut(row, text, first, last)
         for place in range(last + 1, len(text.ends)):
@@ -284,8 +317,8 @@ class Gate:
 
     def _first(self, row: Row, text: _Text, begin: int, exact: int | None) -> int:
         """The answer's first token: where its prompt ends, or, in a text that differs in spaces, about there."""
-        least = text.marks[begin - 1][1] if begin else 0
-        most = text.marks[begin][0] if begin < len(text.marks) else len(text.text.encode())
+        least = text.letters.end(begin - 1) if begin else 0
+        most = text.letters.start(begin) if begin < len(text.letters) else text.ends[-1]
         least, most = (least, most) if exact is None else (exact, exact)
         place = bisect_left(text.starts, least)
         if place == len(text.starts) or text.starts[place] > most:
@@ -335,23 +368,12 @@ def _bare(text: str) -> str:
     return "".join(text.split())
 
 
-def _marks(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end in bytes of every character that is no white space."""
-    at = 0
-    for char in text:
-        size = 1 if char < "\x80" else len(char.encode())
-        if not char.isspace():
-            yield at, at + size
-        at += size
-
-
-def _places(framed: str, base: int) -> dict[int, int]:
+def _places(framed: str, marks: re.Pattern[str]) -> dict[int, int]:
     """How many characters that are no white space stand before each mark, by the mark's number."""
     found: dict[int, int] = {}
-    count = 0
-    for char in framed:
-        if ord(char) >= base:
-            found.setdefault(ord(char) - base, count)
-        elif not char.isspace():
-            count += 1
+    count = position = 0
+    for mark in marks.finditer(framed):
+        count += len(_bare(framed[position : mark.start()]))
+        position = mark.end()
+        found.setdefault(ord(mark[0]) % 0x8000, count)
     return found
