@@ -6,9 +6,9 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill import probe
 from distill.comparing.judging import REPLY_TOKENS
@@ -22,6 +22,8 @@ from distill.probe import Findings
 from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
 from distill.run import STAGES, read_record
 from distill.strategies.pool import Cost
+from distill.student.memory import SMOLLM2, Shape, estimate, shape_in
+from distill.student.work import training_of
 
 RECORDED_TOKENS = 300
 """Of an answer that was recorded elsewhere, about."""
@@ -36,34 +38,7 @@ BYTES_A_TOKEN, MESSAGE_TOKENS = 4, 10
 """Of English, and of a chat template's frame, about."""
 EXAMPLE_SECONDS = 5.0
 """An answer's latency, where nothing is known."""
-BYTES_PER_NF4_WEIGHT = 0.52
-"""4.127 bits with double quantisation (Dettmers et al., 2023)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """The sizes of a model that its memory follows from."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    vocabulary: int
-    kv_share: float
-    """Key-value heads over attention heads."""
-
-    def linear_weights(self) -> float:
-        """Weights in linear layers, embeddings excluded."""
-        attention = 2 * self.hidden**2 * (1 + self.kv_share)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    def lora_weights(self, r: int) -> float:
-        """Trainable weights of LoRA with rank r on all linear layers."""
-        key_value = self.hidden * self.kv_share
-        attention = 2 * (2 * self.hidden) + 2 * (self.hidden + key_value)
-        return self.layers * r * (attention + 3 * (self.hidden + self.intermediate))
-
-
-SMOLLM2 = Shape(hidden=576, intermediate=1536, layers=30, vocabulary=49152, kv_share=1 / 3)
+DEVICES: tuple[Literal["cpu", "cuda"], ...] = ("cuda", "cpu")
 
 
 def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
@@ -245,39 +220,23 @@ def _times(plans: Sequence[Plan], recipe: Recipe) -> list[str]:
 def _training(recipe: Recipe) -> list[str]:
     if recipe.student is None or recipe.train is None:
         return []
-    shape = _shape(recipe.student.model)
+    layers = recipe.student.prune.layers if recipe.student.prune is not None else None
+    shape = _shape(recipe.student.model, layers)
     if shape is None:
         return ["train: memory unknown, the student's config.json is not on this machine"]
-    if recipe.student.prune is not None:
-        shape = Shape(shape.hidden, shape.intermediate, recipe.student.prune.layers, shape.vocabulary, shape.kv_share)
     options = recipe.train.options
-    return [f"train: about {_training_bytes(shape, options.lora.r, options.max_length) / 1e9:.1f} GB for QLoRA"]
+    gpu, cpu = (training_of(options, device, layers=shape.layers) for device in DEVICES)
+    return [
+        f"train: {options.method} takes about {estimate(shape, gpu).total / 1e9:.1f} GB on a GPU (passes of "
+        f"{gpu.tokens:,} tokens), {estimate(shape, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); "
+        "`distill train --plan` measures it"
+    ]
 
 
-def _training_bytes(shape: Shape, r: int, tokens: int) -> float:
-    """NF4 base, bf16 embeddings, float32 adapter with gradient and Adam, and live activations of one packed row."""
-    base = shape.linear_weights() * BYTES_PER_NF4_WEIGHT + 2 * shape.vocabulary * shape.hidden
-    adapter = shape.lora_weights(r) * (4 + 4 + 8)
-    activations = tokens * shape.layers * (8 * shape.hidden + 3 * shape.intermediate) * 4
-    logits = 2 * tokens * shape.vocabulary * 4
-    return base + adapter + activations + logits
-
-
-def _shape(model: str) -> Shape | None:
+def _shape(model: str, layers: int | None) -> Shape | None:
     if model in EMBEDDED:
-        return SMOLLM2
-    path = Path(model) / "config.json"
-    if not path.is_file():
-        return None
-    config = json.loads(path.read_text(encoding="utf-8"))
-    heads = config["num_attention_heads"]
-    return Shape(
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        layers=config["num_hidden_layers"],
-        vocabulary=config["vocab_size"],
-        kv_share=config.get("num_key_value_heads", heads) / heads,
-    )
+        return replace(SMOLLM2, layers=layers or SMOLLM2.layers)
+    return shape_in(Path(model), layers=layers)
 
 
 def _warnings(recipe: Recipe) -> list[str]:

@@ -72,6 +72,15 @@ def test_a_plan_measures_a_pass_of_the_largest_batch(planned):
     assert any(re.fullmatch(r"time to finish: about \d+ s, reading the base not counted", line) for line in planned[0])
 
 
+def test_a_plans_formula_is_that_of_the_pass_that_is_tried(planned):
+    (line,) = [line for line in planned[0] if line.startswith("memory by formula: ")]
+    total, *parts = (float(size) for size in re.findall(r"(\d+\.\d+) GB", line))
+    assert total == pytest.approx(sum(parts), abs=0.03)
+    (measured,) = [line for line in planned[0] if line.startswith("measured on ")]
+    (peak,) = re.findall(r"peak memory (\d+\.\d+) GB", measured)
+    assert total == pytest.approx(float(peak), rel=0.25)
+
+
 def test_a_plan_says_what_becomes_of_long_rows_and_what_would_keep_them(planned):
     assert (
         "advice: train.over_length: split would keep pairs of 1 sessions that are left out for their length"

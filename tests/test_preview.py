@@ -12,6 +12,9 @@ import pytest
 from distill import preview
 from distill.errors import RecipeError, StageIncomplete
 from distill.rows import write_rows
+from distill.student.memory import SMOLLM2, estimate
+from distill.student.options import TrainOptions
+from distill.student.work import training_of
 from tests.training import SESSIONS
 
 pytestmark = pytest.mark.model
@@ -68,3 +71,26 @@ def test_a_recipe_that_trains_nothing_is_refused(folder):
     (folder / "recipe.yaml").write_text(RECIPE.partition("student:")[0])
     with pytest.raises(RecipeError, match="the recipe has no section `train`; add one, with `student`"):
         preview.plan(folder / "recipe.yaml")
+
+
+def test_check_forecasts_the_memory_of_training_by_the_same_formula_without_torch(folder):
+    code = (
+        "import sys; from distill.cli import _code; _code(['check', 'recipe.yaml', '--set', 'train.method=lora']);"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    line, loaded = finished.stdout.splitlines()[-2:]
+    options = TrainOptions(method="lora", max_length=64)
+    gpu, cpu = (estimate(SMOLLM2, training_of(options, device, layers=30)).total / 1e9 for device in ("cuda", "cpu"))
+    assert line == (
+        f"train: lora takes about {gpu:.1f} GB on a GPU (passes of 4,096 tokens), {cpu:.1f} GB on a CPU (of 512); "
+        "`distill train --plan` measures it"
+    )
+    assert loaded == "[]"

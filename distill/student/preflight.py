@@ -6,11 +6,14 @@ Everything but the last three follows from the rows alone. Those come from one r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+from distill.chat import Example
 from distill.console import duration
 from distill.embedded import read_json
 from distill.errors import ModelError
-from distill.student import advice, models
+from distill.student import advice, memory, models
 from distill.student.build import plan_of
 from distill.student.examples import Examples, checked_examples
 from distill.student.layout import MICRO_BATCH_TOKENS
@@ -19,7 +22,7 @@ from distill.student.precision import compute_dtype
 from distill.student.pruning import kept_layers
 from distill.student.rehearsal import Measured, rehearse
 from distill.student.spelling import Shown, shown
-from distill.student.work import Work, seconds_of, work_of
+from distill.student.work import Work, seconds_of, training_of, work_of
 from distill.types import Session
 
 
@@ -49,15 +52,45 @@ def plan(
         packed=options.packing == "best_fit",
     )
     yield from _of_rows(found, len(sessions), work, options)
+    tried = [found.examples[row] for row in work.largest]
+    shape = memory.shape_in(base, layers=layers)
+    by_formula = _by_formula(shape, tried, options, device.type) if shape is not None else None
+    yield _formula(by_formula)
     say("making one pass of the largest batch, in a process of its own …")
-    total = read_json(base / "config.json")["num_hidden_layers"]
-    kept = kept_layers(total, layers) if layers is not None else None
     try:
-        measured = rehearse(base, kept, [found.examples[row] for row in work.largest], options, seed)
+        measured = rehearse(base, _kept(base, layers), tried, options, seed)
     except ModelError as error:
         yield f"not measured: {error}"
         return
-    yield from _of_pass(work, options, measured)
+    whole = _by_formula(shape, tried, options, device.type, method="lora") if shape is not None else None
+    yield from _of_pass(work, options, measured, whole)
+
+
+def _kept(base: Path, layers: int | None) -> tuple[int, ...] | None:
+    """Which ones does not matter here."""
+    return None if layers is None else kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers)
+
+
+def _by_formula(
+    shape: memory.Shape, tried: Sequence[Example], options: TrainOptions, device: Any, *, method: Any = None
+) -> memory.Memory:
+    lengths = [len(example.input_ids) for example in tried]
+    tokens = sum(lengths) if options.packing == "best_fit" else len(lengths) * max(lengths)
+    share = sum(example.trained for example in tried) / tokens
+    return memory.estimate(
+        shape,
+        training_of(options, device, layers=shape.layers, tokens=tokens, trained_share=share, method=method),
+    )
+
+
+def _formula(found: memory.Memory | None) -> str:
+    if found is None:
+        return "memory by formula: unknown, the base's config.json does not say its sizes"
+    return (
+        f"memory by formula: {_bytes(found.total)}: weights {_bytes(found.base)}, what learns "
+        f"{_bytes(found.learning)}, activations {_bytes(found.activations)}, working space {_bytes(found.working)}, "
+        f"libraries {_bytes(found.library)}"
+    )
 
 
 def _of_rows(found: Examples, total: int, work: Work, options: TrainOptions) -> Iterator[str]:
@@ -69,10 +102,11 @@ def _of_rows(found: Examples, total: int, work: Work, options: TrainOptions) -> 
         yield f"advice: {line}"
 
 
-def _of_pass(work: Work, options: TrainOptions, measured: Measured) -> Iterator[str]:
+def _of_pass(work: Work, options: TrainOptions, measured: Measured, whole: memory.Memory | None) -> Iterator[str]:
     yield _measured(measured)
     yield f"time to finish: about {duration(seconds_of(work, measured))}, reading the base not counted"
-    for line in advice.of_memory(work, options, measured, whole_bytes=None, gpu="CPU" not in measured.device):
+    whole_bytes = whole.total if whole is not None else None
+    for line in advice.of_memory(work, options, measured, whole_bytes=whole_bytes, gpu="CPU" not in measured.device):
         yield f"advice: {line}"
 
 

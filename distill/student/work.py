@@ -1,11 +1,14 @@
-"""How much a training has to do: its passes, with padding, and how long they take at a measured pace."""
+"""How much a training has to do: its passes, with padding, what memory they take and how long; loads no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from distill.student.layout import Plan, passes
+from distill.student.layout import MICRO_BATCH_TOKENS, Plan, passes
+from distill.student.memory import Method, Training
+from distill.student.options import TrainOptions
 from distill.student.rehearsal import Measured
 
 
@@ -47,3 +50,29 @@ def work_of(plan: Plan, lengths: Sequence[int], *, micro_tokens: int, packed: bo
 def seconds_of(work: Work, measured: Measured) -> float:
     """Seconds that all steps take at the measured pace."""
     return (work.tokens + work.padding) / measured.tokens_per_second + work.steps * measured.optimizer_seconds
+
+
+def training_of(
+    options: TrainOptions,
+    device: Literal["cpu", "cuda"],
+    *,
+    layers: int,
+    tokens: int | None = None,
+    trained_share: float = 1.0,
+    method: Method | None = None,
+) -> Training:
+    """What the memory's formula asks of a training by these options.
+
+    `tokens`: in its largest pass, by default the most that the device is given; `method`: another than the options'.
+    """
+    return Training(
+        method=method or options.method,
+        r=options.lora.r,
+        tokens=tokens or options.micro_batch_tokens or MICRO_BATCH_TOKENS[device],
+        recomputed=layers if options.checkpointing in ("selective", "full") else 0,
+        checkpointing="full" if options.checkpointing == "full" else "selective",
+        optimizer=options.optimizer,
+        device=device,
+        width=4 if options.dtype == "fp32" or (device == "cpu" and options.dtype == "auto") else 2,
+        trained_share=trained_share,
+    )
