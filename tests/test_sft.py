@@ -159,6 +159,16 @@ def test_activations_computed_again_give_the_same_gradients(tiny, trainers, how,
     assert torch.allclose(other_gradient, gradient, atol=1e-6)
 
 
+def test_only_some_layers_are_computed_again(tiny):
+    from distill.student.recompute import recompute
+
+    trainer = built(tiny)
+    kept, _ = attentions(trainer)
+    recompute(trainer.model, "full", layers=3)
+    again, _ = attentions(trainer)
+    assert again * 4 == kept * (4 + 3)
+
+
 @PACKINGS
 def test_noise_goes_by_the_length_of_each_session(tiny, packing):
     alpha, hidden = 5.0, 64

@@ -40,6 +40,7 @@ TRAIN_SOURCES = tuple(
         "build",
         "checkpoints",
         "examples",
+        "fitting",
         "layout",
         "log",
         "models",

@@ -17,11 +17,12 @@ from distill.errors import ModelError, RecipeError
 from distill.student import models
 from distill.student.adapter import adapter_of, require_targets, train_in_float32
 from distill.student.examples import Examples
-from distill.student.layout import MICRO_BATCH_TOKENS, Plan, plan
+from distill.student.fitting import fit
+from distill.student.layout import Plan, plan
 from distill.student.neftune import Noise
 from distill.student.options import RESIDUAL, TrainOptions
 from distill.student.precision import compute_dtype
-from distill.student.recompute import chosen, recompute
+from distill.student.recompute import recompute
 from distill.student.sft import Trainer
 
 OPTIMIZERS = {
@@ -55,14 +56,15 @@ def build(
     dtype = compute_dtype(options.dtype, device)
     _require_optimizer(options.optimizer, device)
     _require_whole_weights(options.method)
-    micro_tokens = options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type]
+    chosen = fit(
+        base, kept, options, longest=max(found.lengths()), width=dtype.itemsize, room=models.free_bytes(device)
+    )
     model = _base(base, kept, options, dtype, device)
     _require_embeddings(model, found, tokenizer)
-    how = chosen(options.checkpointing, model, micro_tokens)
     trainer = Trainer(
         found,
         plan_of(found.lengths(), options, seed),
-        micro_tokens=micro_tokens,
+        micro_tokens=chosen.tokens,
         say=say,
         model=model,
         args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
@@ -73,8 +75,8 @@ def build(
     )
     trainer.remove_callback(PrinterCallback)
     train_in_float32(trainer.model)
-    recompute(model, how)
-    trainer.may_recompute = options.checkpointing == "auto" and how != "full"
+    recompute(model, chosen.checkpointing, layers=chosen.layers)
+    trainer.may_recompute = options.checkpointing == "auto"
     if options.neftune_alpha:
         trainer.noise = Noise(model, options.neftune_alpha)
     return trainer

@@ -12,8 +12,6 @@ AIMED_STEPS = 36
 """Optimizer steps that a small set is divided into; with few large ones it learns little."""
 BATCH_TOKENS = (128, 16_384)
 """Least and most tokens a step where the recipe says nothing. The field's usual 128 rows are about 20,000."""
-MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Tokens in one forward pass; in longer ones attention costs more than is saved on unpacking 4-bit weights."""
 MEGABATCH_STEPS = 50
 """Steps whose examples are sorted by length together when rows are grouped."""
 

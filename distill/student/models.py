@@ -306,6 +306,11 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """A GPU's free memory; None for a CPU."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+
+
 def default_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that computes in it, float32 elsewhere.
 

@@ -77,16 +77,16 @@ class TrainOptions(Options):
     batch_rows: Annotated[int, Field(ge=1)] | None = None
     """Sessions in one optimizer step, in place of `batch_tokens`; 128 is usual in the field, for large sets."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Most tokens in one forward pass, 512 on a CPU and 4,096 on a GPU when left out; a step takes as many passes as
-    it needs. Where memory ends, it is halved and the step is done again: the steps stay the same."""
+    """Most tokens in one forward pass: 512 on a CPU and what memory holds on a GPU when left out; a step takes as many
+    passes as it needs. Where memory ends, it is halved and the step is done again: the steps stay the same."""
     packing: Literal["best_fit", "none"] = "best_fit"
     """`best_fit` lays sessions end to end in a forward pass, none seeing another; `none` pads them to one length."""
     group_by_length: bool = False
     """Fill each step with sessions of like length: less padding without packing, but steps that are less alike."""
     checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
     """Which activations are computed again in the backward pass instead of kept: `full` keeps one tensor a layer,
-    `selective` attention's output too, which spares its recomputation. `auto` is the first of none, selective and full
-    that a GPU's free memory holds by formula, none on a CPU, and full once a single session does not fit otherwise."""
+    `selective` attention's output too, which spares its recomputation. `auto` is selective on as few layers as a
+    GPU's free memory asks for by formula, none on a CPU, and full on all once one session does not fit otherwise."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """What is computed in; weights that learn are always kept in 32 bits. `auto` is bf16 on a GPU that has it and fp32
     elsewhere; bf16 where there is none is an error."""

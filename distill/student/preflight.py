@@ -16,7 +16,7 @@ from distill.errors import ModelError
 from distill.student import advice, memory, models
 from distill.student.build import plan_of
 from distill.student.examples import Examples, checked_examples
-from distill.student.layout import MICRO_BATCH_TOKENS
+from distill.student.fitting import fit
 from distill.student.options import TrainOptions
 from distill.student.precision import compute_dtype
 from distill.student.pruning import kept_layers
@@ -43,12 +43,14 @@ def plan(
     base = models.materialise(model, say=say)
     tokenizer = models.load_tokenizer(base)
     found = checked_examples(sessions, template, tokenizer, options, say)
+    total = read_json(base / "config.json")["num_hidden_layers"]
+    kept = kept_layers(total, layers) if layers is not None else None
     device = models.default_device()
-    compute_dtype(options.dtype, device)
+    width, room = compute_dtype(options.dtype, device).itemsize, models.free_bytes(device)
     work = work_of(
         plan_of(found.lengths(), options, seed),
         found.lengths(),
-        micro_tokens=options.micro_batch_tokens or MICRO_BATCH_TOKENS[device.type],
+        micro_tokens=fit(base, kept, options, longest=max(found.lengths()), width=width, room=room).tokens,
         packed=options.packing == "best_fit",
     )
     yield from _of_rows(found, len(sessions), work, options)
