@@ -8,6 +8,7 @@ loopback; the student is a random model of three layers, trained in real NF4 whe
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from distill.embedded import cache_dir
 from distill.loopback import LoopbackServer
 from distill.pipeline import run_recipe
 from distill.recipe import Recipe
-from distill.stand_in import answer
+from distill.stand_in import answer, task
 
 MODEL_LAYERS, KEPT_LAYERS = 3, 2
 ROWS, TASKS, TEST = 24, 24, 4
@@ -206,7 +207,7 @@ def _write_rows(path: Path, form: str | None, place: int) -> None:
         },
     }
     shape = shapes.get(form, _messages)
-    asked = (f"Write to me about number {number} of kind {place}, in your own words." for number in range(2 * ROWS))
+    asked = (task(random.Random(f"{place}:{number}")) for number in range(2 * ROWS))
     rows = (shape(text, answer({"messages": [{"content": text}], "seed": text})) for text in asked)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

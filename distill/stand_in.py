@@ -45,7 +45,8 @@ def answer(body: Mapping[str, Any]) -> str:
     return _continued(asked, chance) if "prompt" in body else _said(asked, chance)
 
 
-def _task(chance: random.Random) -> str:
+def task(chance: random.Random) -> str:
+    """Something to ask, about everyday things."""
     one, other = chance.sample(THINGS, 2)
     return (
         f"{chance.choice(VERBS)} how {chance.choice(QUALITIES)} {one} differ from {chance.choice(QUALITIES)} {other} "
@@ -63,11 +64,11 @@ def _said(asked: str, chance: random.Random) -> str:
 def _continued(asked: str, chance: random.Random) -> str:
     """A list that goes on, as a raw completion does."""
     numbers = [int(number) for number in re.findall(r"^(\d+)\.", asked, re.MULTILINE)] or [0]
-    return "\n".join(f"{'' if place == 0 else f'{numbers[-1] + place}. '}{_task(chance)}" for place in range(6))
+    return "\n".join(f"{'' if place == 0 else f'{numbers[-1] + place}. '}{task(chance)}" for place in range(6))
 
 
 def _listed(asked: str, chance: random.Random) -> str:
-    return "\n".join(f"{number}. {_task(chance)}" for number in range(1, 9))
+    return "\n".join(f"{number}. {task(chance)}" for number in range(1, 9))
 
 
 def _topics(asked: str, chance: random.Random) -> str:
@@ -76,7 +77,7 @@ def _topics(asked: str, chance: random.Random) -> str:
 
 def _tasks(asked: str, chance: random.Random) -> str:
     wanted = int(match[1]) if (match := re.search(r"Write (\d+)", asked)) else 3
-    return "\n".join(f"TASK {number}: {_task(chance)}" for number in range(1, wanted + 1))
+    return "\n".join(f"TASK {number}: {task(chance)}" for number in range(1, wanted + 1))
 
 
 def _blocks(asked: str, chance: random.Random) -> str:
@@ -86,13 +87,13 @@ def _blocks(asked: str, chance: random.Random) -> str:
     for number in range(first, first + 6):
         given = "<noinput>" if chance.random() < 0.7 else _said(asked, chance)
         lead = "" if number == first else f"{number}. Instruction: "
-        pieces.append(f"{lead}{_task(chance)}\n{number}. Input:\n{given}\n{number}. Output:\n{_said(asked, chance)}")
+        pieces.append(f"{lead}{task(chance)}\n{number}. Input:\n{given}\n{number}. Output:\n{_said(asked, chance)}")
     return "\n###\n".join(pieces)
 
 
 def _transcript(asked: str, chance: random.Random) -> str:
     rounds = int(match[1]) if (match := re.search(r"There are (\d+) messages", asked)) else 3
-    turns = [f"[Visitor] {_task(chance)[:-1]}?\n[Helper] {_said(asked, chance)}" for _ in range(rounds)]
+    turns = [f"[Visitor] {task(chance)[:-1]}?\n[Helper] {_said(asked, chance)}" for _ in range(rounds)]
     return "\n".join(turns)
 
 
@@ -109,7 +110,7 @@ def _one_of(*choices: str) -> Says:
 
 
 def _rewritten(asked: str, chance: random.Random) -> str:
-    return f"{_task(chance)[:-1]}, and give two reasons with an example of each."
+    return f"{task(chance)[:-1]}, and give two reasons with an example of each."
 
 
 _FORMS: Sequence[tuple[str, Says]] = (
@@ -128,6 +129,7 @@ _FORMS: Sequence[tuple[str, Says]] = (
     (r"Class label: .*Task: [^\n]*\s*$", _labelled),
     (r"Output: .*Task: [^\n]*\s*$", _instance),
     (r"#Rewritten instruction#|rewritten|new instruction", _rewritten),
-    (r"numbered list|^\d+\. .*^\d+\.\s*$", _listed),
+    (r"(?m)^\d+\.\s*\Z", _continued),
+    (r"numbered list", _listed),
 )
 """By what a prompt of ours holds, the form of its answer; the first that fits."""
