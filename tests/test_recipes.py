@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -68,11 +69,37 @@ def test_data_from_elsewhere_is_named_with_its_licence():
     assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", source["hub"]) and source["licence"] for source in sources)
 
 
+def table() -> dict[str, list[str]]:
+    """The cells of the table in recipes/README.md, by recipe."""
+    text = assets.find("recipes/README.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    return {row[0].strip("`"): row for row in rows}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=NAMES)
+def test_the_table_says_what_the_recipe_says(path: Path):
+    loaded = load_recipe(path)
+    train = loaded.train.options
+    teacher = ", ".join(one.model for one in loaded.teachers) or "the data's own answers"
+    _, _, _, _, told, student, method, _, _ = table()[path.stem]
+    assert (told, student) == (teacher, loaded.student.model)
+    epochs = f"{train.epochs:g} epoch{'' if train.epochs == 1 else 's'}"
+    assert method == f"{train.method}, {epochs}, {train.learning_rate:g}"
+
+
+def test_the_table_has_every_recipe():
+    assert list(table()) == NAMES
+
+
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore")  # of the training packages, on models this small
 @pytest.mark.parametrize("path", RECIPES, ids=NAMES)
 def test_a_recipe_runs_through_with_a_tiny_model(path: Path, tmp_path: Path):
     smoked = smoke(path, tmp_path)
+    counts = json.loads((smoked.folder / "run.json").read_text())["stages"]["train"]["counts"]
+    assert table()[path.stem][-1] == f"{counts['rows']} rows, {counts['steps']} steps"
     assert (smoked.folder / "report.html").is_file()
     assert (smoked.folder / "student" / "base.json").is_file()
     assert [change.key for change in smoked.changes if not ALLOWED.fullmatch(change.key)] == []
