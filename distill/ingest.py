@@ -326,6 +326,8 @@ def split(session: Session, splitter: Splitter) -> list[Session]:
 def _part(session: Session, parts: Sequence[tuple[list[Message], int]], number: int, splitter: Splitter) -> Session:
     messages, tokens = parts[number - 1]
     meta = dict(session.meta)
+    if meta.get("truncated") and number < len(parts):
+        meta["truncated"] = False  # what was cut off is the end of the last part
     if tokens > splitter.max_tokens:
         meta["over_long"] = tokens
     if len(parts) == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,12 @@ def test_splitting_loses_no_turn_and_cuts_only_before_questions(lengths, system,
         assert part.meta.get("over_long", most) == max(tokens, most) if tokens > most else "over_long" not in part.meta
         assert tokens <= most or len(part.messages) == len(front) + 2
     assert len({part.id for part in parts}) == len(parts)
+
+
+def test_only_the_last_part_of_a_truncated_conversation_is_truncated():
+    whole = replace(conversation([(30, 30)] * 3), meta={"truncated": True})
+    parts = split(whole, Splitter(count=len, max_tokens=80))
+    assert [part.meta["truncated"] for part in parts] == [False, False, True]
 
 
 def test_a_part_never_takes_the_id_of_another_row(tmp_path):

@@ -51,7 +51,7 @@ def test_a_plan_counts_rows_tokens_and_steps(planned, tiny):
     examples = [chat.encode(session.messages, "chatml", load_tokenizer(Path(tiny))) for session in SESSIONS]
     tokens, trained = sum(len(one.input_ids) for one in examples), sum(one.trained for one in examples)
     longest = max(len(one.input_ids) for one in examples)
-    assert lines[0] == "rows: 24 of 25 sessions"
+    assert lines[0] == "rows: 24 of 25 sessions; left out: 1 too long"
     assert lines[1] == (
         f"tokens: {tokens} an epoch, {trained} of them trained ({trained / tokens:.0%}), no padding; the longest row "
         f"has {longest}"

@@ -54,6 +54,21 @@ def test_packed_and_padded_steps_have_the_same_loss_and_gradients(trainers):
     assert torch.allclose(other_gradient, gradient, atol=1e-5)
 
 
+def test_padding_is_masked_by_position_even_where_the_pad_token_is_the_end_token(trainers):
+    trainer, end = trainers["none"], trainers["none"].processing_class.eos_token_id
+    pad, trainer.data_collator.pad_token_id = trainer.data_collator.pad_token_id, end
+    rows = range(12)
+    batch = trainer.batch(rows)
+    trainer.data_collator.pad_token_id = pad
+    lengths = [len(trainer.examples[row].input_ids) for row in rows]
+    assert len(set(lengths)) > 1
+    assert batch["attention_mask"].sum(dim=1).tolist() == lengths
+    for row, length, labels in zip(rows, lengths, batch["labels"].tolist(), strict=True):
+        assert labels[:length] == trainer.examples[row].labels
+        assert labels[length - 1] == end
+        assert set(labels[length:]) <= {-100}
+
+
 def test_the_whole_step_is_the_mean_over_its_trained_tokens(trainers):
     trainer = trainers["none"]
     rows = (0, 5)

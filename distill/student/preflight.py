@@ -97,7 +97,9 @@ def _formula(found: memory.Memory | None) -> str:
 
 def _of_rows(found: Examples, total: int, work: Work, options: TrainOptions) -> Iterator[str]:
     parts = f" in {found.split['parts']} parts of {found.split['sessions']}" if found.split["sessions"] else ""
-    yield f"rows: {len(found.ids):,} of {total:,} sessions{parts}"
+    reasons = {"too_long": "too long", "empty": "with an empty answer", "parts": "parts too long", "unspelt": "unspelt"}
+    out = [f"{found.left_out[key]} {name}" for key, name in reasons.items() if found.left_out[key]]
+    yield f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
     yield _tokens(found, work)
     yield _steps(work, options)
     for line in advice.of_rows(found, work, options):
