@@ -185,7 +185,8 @@ def test_the_time_is_that_of_all_tokens_with_padding_and_of_the_optimizers_steps
     ],
 )
 def test_advice_of_memory(changes, whole_bytes, gpu, expected):
-    told = advice.of_memory(WORK, TrainOptions(), measured(**changes), whole_bytes=whole_bytes, gpu=gpu)
+    options = TrainOptions(micro_batch_tokens=4096)
+    told = advice.of_memory(WORK, options, measured(**changes), whole_bytes=whole_bytes, gpu=gpu)
     assert list(told) == expected
 
 

@@ -49,7 +49,9 @@ def of_memory(
         yield f"train.micro_batch_tokens: {measured.micro_tokens} is what memory holds; {asked} was too much"
     elif measured.peak_bytes > SPARE * measured.room_bytes:
         yield f"memory is almost full: train.micro_batch_tokens: {asked // 2} would be safer"
-    elif gpu and (fitting := _fitting(measured)) >= 2 * asked and work.passes > work.steps:
+    elif (
+        gpu and options.micro_batch_tokens and (fitting := _fitting(measured)) >= 2 * asked and work.passes > work.steps
+    ):
         yield f"train.micro_batch_tokens: {fitting} fits, and larger passes keep a GPU busier"
     if gpu and options.method == "qlora" and whole_bytes is not None and whole_bytes < SPARE * measured.room_bytes:
         yield (

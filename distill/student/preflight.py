@@ -6,7 +6,7 @@ Everything but the last three follows from the rows alone. Those come from one r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from distill.chat import Example
@@ -16,7 +16,7 @@ from distill.errors import ModelError
 from distill.student import advice, memory, models
 from distill.student.build import plan_of
 from distill.student.examples import Examples, checked_examples
-from distill.student.fitting import fit
+from distill.student.fitting import Fit, fit
 from distill.student.options import TrainOptions
 from distill.student.precision import compute_dtype
 from distill.student.pruning import kept_layers
@@ -43,45 +43,56 @@ def plan(
     base = models.materialise(model, say=say)
     tokenizer = models.load_tokenizer(base)
     found = checked_examples(sessions, template, tokenizer, options, say)
-    total = read_json(base / "config.json")["num_hidden_layers"]
-    kept = kept_layers(total, layers) if layers is not None else None
+    kept = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
     device = models.default_device()
     width, room = compute_dtype(options.dtype, device).itemsize, models.free_bytes(device)
+    fitted = fit(base, kept, options, longest=max(found.lengths()), width=width, room=room)
     work = work_of(
         plan_of(found.lengths(), options, seed),
         found.lengths(),
-        micro_tokens=fit(base, kept, options, longest=max(found.lengths()), width=width, room=room).tokens,
+        micro_tokens=fitted.tokens,
         packed=options.packing == "best_fit",
     )
     yield from _of_rows(found, len(sessions), work, options)
     tried = [found.examples[row] for row in work.largest]
     shape = memory.shape_in(base, layers=layers)
-    by_formula = _by_formula(shape, tried, options, device.type) if shape is not None else None
-    yield _formula(by_formula)
+    by_formula = partial(_by_formula, shape, tried, options, device.type, fitted)
+    yield _formula(by_formula())
     say("making one pass of the largest batch, in a process of its own …")
+    as_fitted = options.model_copy(update={"micro_batch_tokens": fitted.tokens})
     try:
-        measured = rehearse(base, _kept(base, layers), tried, options, seed)
+        measured = rehearse(base, kept, tried, as_fitted, seed)
     except ModelError as error:
         yield f"not measured: {error}"
         return
-    whole = _by_formula(shape, tried, options, device.type, method="lora") if shape is not None else None
-    yield from _of_pass(work, options, measured, whole)
-
-
-def _kept(base: Path, layers: int | None) -> tuple[int, ...] | None:
-    """Which ones does not matter here."""
-    return None if layers is None else kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers)
+    yield from _of_pass(work, options, measured, by_formula(method="lora"))
 
 
 def _by_formula(
-    shape: memory.Shape, tried: Sequence[Example], options: TrainOptions, device: Any, *, method: Any = None
-) -> memory.Memory:
+    shape: memory.Shape | None,
+    tried: Sequence[Example],
+    options: TrainOptions,
+    device: Any,
+    fitted: Fit,
+    *,
+    method: memory.Method | None = None,
+) -> memory.Memory | None:
+    if shape is None:
+        return None
     lengths = [len(example.input_ids) for example in tried]
     tokens = sum(lengths) if options.packing == "best_fit" else len(lengths) * max(lengths)
-    share = sum(example.trained for example in tried) / tokens
+    again = 0 if fitted.checkpointing == "none" else fitted.layers
     return memory.estimate(
         shape,
-        training_of(options, device, layers=shape.layers, tokens=tokens, trained_share=share, method=method),
+        training_of(
+            options,
+            device,
+            layers=shape.layers,
+            recomputed=again,
+            tokens=tokens,
+            trained_share=sum(example.trained for example in tried) / tokens,
+            method=method,
+        ),
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.student.layout import MICRO_BATCH_TOKENS, Plan, passes
+from distill.student.fitting import MICRO_BATCH_TOKENS
+from distill.student.layout import Plan, passes
 from distill.student.memory import Method, Training
 from distill.student.options import TrainOptions
 from distill.student.rehearsal import Measured
@@ -57,19 +58,22 @@ def training_of(
     device: Literal["cpu", "cuda"],
     *,
     layers: int,
+    recomputed: int | None = None,
     tokens: int | None = None,
     trained_share: float = 1.0,
     method: Method | None = None,
 ) -> Training:
     """What the memory's formula asks of a training by these options.
 
-    `tokens`: in its largest pass, by default the most that the device is given; `method`: another than the options'.
+    `tokens`: in its largest pass, by default the most that the device is given; `recomputed`: how many of the `layers`
+    are computed again, by default what the options say; `method`: another than the options'.
     """
+    again = layers if options.checkpointing in ("selective", "full") else 0
     return Training(
         method=method or options.method,
         r=options.lora.r,
         tokens=tokens or options.micro_batch_tokens or MICRO_BATCH_TOKENS[device],
-        recomputed=layers if options.checkpointing in ("selective", "full") else 0,
+        recomputed=recomputed if recomputed is not None else again,
         checkpointing="full" if options.checkpointing == "full" else "selective",
         optimizer=options.optimizer,
         device=device,
