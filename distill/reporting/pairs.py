@@ -12,11 +12,15 @@ from distill.text import visible
 
 MAX_TEXT = 4_000
 """Characters kept of one text; 500 prompts with four such answers are the most that 3 MB hold, and few are so long."""
-MAX_PAGE_TEXT = 2_200_000
+MAX_PAGE_TEXT = 1_900_000
 """Bytes of all texts together, about; where they are more, each is cut shorter."""
 LEAST_TEXT = 400
 BADGES = {"rouge_l": "ROUGE-L", "nll_per_byte": "NLL/byte", "repetition": "repetition"}
 """Metrics shown on each answer, where an answer has them."""
+VIEWED = frozenset((*BADGES, "similarity", "style_distance", "instructions"))
+"""Measures that the viewer shows of an answer."""
+MAX_NEAR = 160
+"""Characters of a training prompt that is near."""
 WORST = 5
 SUBSTANCE = ("similarity", "rouge_l", "nll_per_byte")
 ORDER = {"loss": 0, "unparsed": 1, "tie": 2, "win": 3}
@@ -142,7 +146,7 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
         "outcome": row.get("outcome"),
         "judge": row.get("judge"),
         "leak": row.get("leak"),
-        "coverage": row.get("coverage"),
+        "coverage": _near(row.get("coverage") or {}),
     }
     shown: dict[str, Any] = _visible(
         {
@@ -158,7 +162,11 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
                 if model in MODELS and isinstance(answer, dict)
             },
             "scores": {
-                model: {name: round(number, 4) for name, value in each.items() if (number := finite(value)) is not None}
+                model: {
+                    name: round(number, 4)
+                    for name, value in each.items()
+                    if name in VIEWED and (number := finite(value)) is not None
+                }
                 for model, each in (row.get("scores") or {}).items()
                 if model in MODELS
             },
@@ -167,6 +175,12 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
         }
     )
     return shown
+
+
+def _near(coverage: Row) -> dict[str, Any]:
+    """What was taught near a prompt, each on a line."""
+    near = [{**one, "prompt": str(one.get("prompt"))[:MAX_NEAR]} for one in coverage.get("nearest") or []]
+    return {**coverage, "nearest": near} if coverage else {}
 
 
 def _said(answer: Row, limit: int) -> dict[str, Any]:

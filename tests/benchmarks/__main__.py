@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import curate, faults, journal, kill, memory, novelty, retry_after, throughput
+from tests.benchmarks import compare, curate, faults, journal, kill, memory, novelty, retry_after, throughput
 from tests.benchmarks.arena import Findings, table
 from tests.benchmarks.rivals import folder
 
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "memory": memory.run,
     "journal": journal.run,
     "curate": curate.run,
+    "compare": compare.run,
     "kill": kill.run,
     "faults": faults.run,
     "retry-after": retry_after.run,
