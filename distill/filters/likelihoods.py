@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill.types import Completion, Failure, Message, Request, Session
+from distill.types import Completion, Failure, Message, Request, Session, Verdict
 
 ROLE = "base"
 NO_PROMPT = (Message("user", ""),)
@@ -44,3 +44,23 @@ def total_of(answers: Sequence[Completion | Failure]) -> float | str | None:
             return None
         total += answer.loglikelihood
     return total
+
+
+def require_order(least: float | None, most: float | None) -> None:
+    """Raises `ValueError` where nothing can be within both bounds; `None` is no bound."""
+    if least is not None and most is not None and least > most:
+        raise ValueError(f"min {least:g} is above max {most:g}; no answer could be kept")
+
+
+def within(rule: str, value: float | str, least: float | None, most: float | None, *, above: str) -> Verdict:
+    """Keep what is within both bounds: `too_easy` is below, and `above` the reason for what is above.
+
+    What has no value comes with a word on why, and is kept with that as its reason.
+    """
+    if isinstance(value, str):
+        return Verdict(rule=rule, keep=True, reason=value)
+    if least is not None and value < least:
+        return Verdict(rule=rule, keep=False, reason="too_easy", value=value, threshold=least)
+    if most is not None and value > most:
+        return Verdict(rule=rule, keep=False, reason=above, value=value, threshold=most)
+    return Verdict(rule=rule, keep=True, reason="ok", value=value)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distill.filters import AskingOptions
-from distill.filters.likelihoods import ROLE, prompted, spoken, total_of
+from distill.filters.likelihoods import ROLE, prompted, require_order, spoken, total_of, within
 from distill.types import Completion, Failure, Flow, Session, Verdict
 
 
@@ -31,8 +31,7 @@ class Perplexity:
 
         @model_validator(mode="after")
         def _ordered(self) -> Perplexity.Options:
-            if self.min is not None and self.max is not None and self.min > self.max:
-                raise ValueError(f"min {self.min:g} is above max {self.max:g}; no answer could be kept")
+            require_order(self.min, self.max)
             return self
 
     scope: Literal["row"] = "row"
@@ -55,11 +54,4 @@ class Perplexity:
 
     def decide(self, value: float | str) -> Verdict:
         """Keep what is within both bounds."""
-        if isinstance(value, str):
-            return Verdict(rule="perplexity", keep=True, reason=value)
-        least, most = self.options.min, self.options.max
-        if least is not None and value < least:
-            return Verdict(rule="perplexity", keep=False, reason="too_easy", value=value, threshold=least)
-        if most is not None and value > most:
-            return Verdict(rule="perplexity", keep=False, reason="too_strange", value=value, threshold=most)
-        return Verdict(rule="perplexity", keep=True, reason="ok", value=value)
+        return within("perplexity", value, self.options.min, self.options.max, above="too_strange")
