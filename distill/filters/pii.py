@@ -15,20 +15,26 @@ from distill.types import Session, Verdict
 Kind = Literal["email", "ip", "phone", "credit_card", "iban", "us_ssn", "secret"]
 
 _EMAIL = re.compile(r"(?<![\w.+-])\w[\w.+-]{0,63}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![\w-])")
-_IPV4 = re.compile(r"(?<![\w.:])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\w)")
+_IPV4 = re.compile(
+    r"(?=\d)(?<![\w.:])(?<!(?i:section) )(?<!(?i:chapter) )(?<!(?i:version) )(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\w)"
+)
 _IPV6 = re.compile(r"(?<![\w.:])(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _PHONE = re.compile(
-    r"(?<![\w.+-])\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}(?![\w-])"
+    r"(?<![\w.+-])(?:\+\d{1,3}[ .-]?|(?<!\d[ .-])00[1-9]\d{0,2}[ .-])"
+    r"(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}(?![\w-])"
     r"|(?<![\w.+/-])(?:1[ .-])?(?:\([2-9]\d\d\) ?|[2-9]\d\d[.-])[2-9]\d\d[.-]\d{4}(?![\w-])"
 )
 _CARD = re.compile(r"(?<![\w.-])(?:\d[ -]?){12,18}\d(?![\w-])")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])")
 _SECRET = re.compile(
-    r"(?<![\w-])(?:sk-(?=[\w-]{0,100}\d)[\w-]{20,200}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,80}|github_pat_\w{22,100}"
-    r"|xox[abprs]-[\w-]{10,100}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,50}|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000})"
-    r"(?![\w-])|-----BEGIN (?:[A-Z]{1,12} ){0,2}PRIVATE KEY-----"
+    r"(?<![\w-])(?:sk-(?=[\w-]{0,100}\d)[\w-]{20,200}|A[KS]IA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,80}|github_pat_\w{22,100}"
+    r"|xox[abprs]-[\w-]{10,100}|AIza[\w-]{35}|hf_[A-Za-z0-9]{30,50}|eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{10,2000}"
+    r"|[sr]k_live_[A-Za-z0-9]{16,100}|glpat-[\w-]{20,60}|npm_[A-Za-z0-9]{36}|SG\.[\w-]{16,32}\.[\w-]{32,64})(?![\w-])"
+    r"|hooks\.slack\.com/services/T\w{6,16}/B\w{6,16}/\w{16,40}"
+    r"|-----BEGIN (?:[A-Z]{1,12} ){0,2}PRIVATE KEY(?: BLOCK)?-----"
 )
+_PLACEHOLDER = re.compile(r"^(?:(?:your|my)?-?(?:domain|company|website))\.com$")
 _ISSUERS = re.compile(
     r"4\d{12}(?:\d{3}){0,2}|(?:5[1-5]|2[2-7])\d{14}|3[47]\d{13}|3[068]\d{12}|35\d{14}|6\d{15}(?:\d{3})?"
 )
@@ -52,7 +58,8 @@ class _Finder(NamedTuple):
 class PersonalData:
     """Numbers are checked where they can be: Luhn's sum of cards, ISO 13616's of IBANs, what the SSA gives out.
 
-    Left alone are the addresses and numbers kept for examples (RFC 2606, 555-01xx) and the private ones (RFC 1918).
+    Left alone are the addresses and numbers kept for examples (RFC 2606, 555-01xx), area code 555, domains such as
+    yourcompany.com, and private addresses (RFC 1918). National numbers are found in the American form alone.
     Patterns are ours; secrets by the prefixes that their issuers publish. Names and streets are not found: that takes
     a model.
     """
@@ -112,7 +119,7 @@ class PersonalData:
 def _email(text: str) -> int:
     domain = text.rpartition("@")[2].lower()
     reserved = re.search(r"(?:^|\.)example\.(?:com|org|net)$|\.(?:example|invalid|test|localhost)$", domain)
-    return 0 if reserved else len(text)
+    return 0 if reserved or _PLACEHOLDER.search(domain) or text.startswith("git@") else len(text)
 
 
 def _ip(text: str) -> int:
@@ -127,7 +134,7 @@ def _ip(text: str) -> int:
 
 def _phone(text: str) -> int:
     digits = re.sub(r"\D", "", text)
-    fictional = re.search(r"55501\d\d$", digits)
+    fictional = re.search(r"55501\d\d$|^1?555\d{7}$", digits)
     return len(text) if 8 <= len(digits) <= 15 and not fictional else 0
 
 
@@ -152,12 +159,18 @@ def _iban(text: str) -> int:
 _SECRET_PREFIXES = (
     "sk-",
     "AKIA",
+    "ASIA",
     "xox",
     "AIza",
     "hf_",
     "eyJ",
     "-----BEGIN",
     "github_pat_",
+    "k_live_",
+    "glpat-",
+    "npm_",
+    "SG.",
+    "hooks.slack.com",
     *(f"gh{kind}_" for kind in "pousr"),
 )
 _FINDERS = (
