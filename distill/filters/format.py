@@ -13,12 +13,13 @@ from distill.types import Message, Session, Verdict
 Problem = Literal["roles", "end", "marker", "leftover", "speaker", "fence"]
 
 _MARKER = re.compile(
-    r"^\#{2,4}\ ?(?:instruction|response|human|assistant|user)\ ?:"  # Alpaca, and early Vicuna
+    r"^\#{2,4}\ ?(?:instruction|response|human|assistant|user)\ ?:"  # Alpaca
+    r"|\#{3}\ ?(?:human|assistant)\ ?:"  # early Vicuna
     r"|<\|[a-z_]{2,24}\|>|<｜[^｜\n]{2,24}｜>"  # ChatML, Llama 3, Phi; DeepSeek
     r"|\[/?INST\]|<</?SYS>>"  # Llama 2
     r"|<(?:start|end)_of_turn>"  # Gemma
     r"|\[\|?(?:Human|AI)\|?\]"  # Baize
-    r"|</s>\s*\Z",
+    r"|\A<s>|</s>\s*\Z|<(?:bos|eos|pad|unk)>|<0x[0-9A-F]{2}>|<extra_id_\d{1,3}>",  # SentencePiece, T5
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _LEFTOVER = re.compile(
@@ -84,8 +85,15 @@ def _in_text(message: Message) -> dict[str, str]:
         "leftover": (_first(_LEFTOVER, prose) if "{" in prose else "") or _first(_EMPTY, message.content),
     }
     if message.role == "assistant":
+        found["marker"] = found["marker"] or _half_a_thought(prose)
         found |= {"speaker": _first(_SPEAKER, prose), "fence": opened or ""}
     return found
+
+
+def _half_a_thought(text: str) -> str:
+    """The tag of a teacher's thoughts whose other half is missing."""
+    opened, closed = text.count("<think>"), text.count("</think>")
+    return "" if opened == closed else "<think>" if opened > closed else "</think>"
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str:
