@@ -12,7 +12,7 @@ from distill import recipe
 from distill.embedded import EMBEDDED, fetch
 from distill.errors import MissingPackage, ModelError
 from distill.filters import answers_of
-from distill.text import words
+from distill.novelty import word_count
 from distill.types import Session, Verdict
 
 Bound = Annotated[int, Field(ge=0)] | None
@@ -28,7 +28,7 @@ class Length:
 
         path_fields: ClassVar[tuple[str, ...]] = ("tokenizer",)
         min_words: Bound = None
-        """Fewest words, as split at white space."""
+        """Fewest words, as split at white space; of scripts without spaces (Chinese, Thai …) each character is one."""
         max_words: Bound = None
         """Most words."""
         min_chars: Bound = None
@@ -65,7 +65,7 @@ class Length:
     def measure(self, session: Session) -> dict[str, int]:
         """Words, characters and, where there is a tokenizer, tokens of the answer. Raises `ModelError`."""
         answer = "\n".join(answers_of(session))
-        found = {"words": len(words(answer)), "chars": len(answer)}
+        found = {"words": word_count(answer), "chars": len(answer)}
         if self.options.tokenizer is not None:
             self._count = self._count or _counter(self.options.tokenizer)
             found["tokens"] = self._count(answer)
