@@ -81,6 +81,11 @@ def test_a_length_outside_a_bound_is_dropped_with_both_numbers(answer, reason, v
     assert (found.keep, found.reason, found.value, found.threshold) == (False, reason, value, threshold)
 
 
+def test_words_are_counted_in_scripts_without_spaces_too():
+    rule = Length(Length.Options(min_words=3, max_words=8))
+    assert [verdict(rule, session(text)).value for text in ("她周一去了学校", "one two", "河")] == [7, 2, 1]
+
+
 def test_bounds_are_inclusive():
     rule = Length(Length.Options(min_words=3, max_words=3, min_chars=5, max_chars=5))
     assert verdict(rule, session("a b c")).keep
@@ -122,8 +127,31 @@ def test_a_cut_answer_is_labelled_by_default():
     assert (found.keep, found.reason) == (True, "truncated")
 
 
-def test_a_cut_answer_is_dropped_when_told():
-    assert not verdict(Truncated(Truncated.Options(drop=True)), session(truncated=True)).keep
+@pytest.mark.parametrize("end", ["of", "the", "and,", "such as:", "(", "because"])
+def test_an_answer_that_ends_within_a_sentence_is_labelled(end):
+    answer = f"The bird is gone, and its memory is a reminder of what we lose {end}"
+    found = verdict(Truncated(Truncated.Options()), session(answer))
+    assert (found.keep, found.reason, found.value) == (True, "unfinished", "true")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "The",
+        "with, of, and",
+        "1. Java\n2. Python\n3. C++",
+        "We went over the bridge, through the wood and home to bed in",
+        "A list of what I would take along to the sea: a towel",
+        "There is more of the same, and all the rest, behind https://a.org/what-is-the-future-of-trends/",
+    ],
+)
+def test_an_end_that_may_be_meant_says_nothing(answer):
+    assert verdict(Truncated(Truncated.Options()), session(answer)).reason == "ok"
+
+
+@pytest.mark.parametrize("given", [session(truncated=True), session("It was the best of all that there is in the")])
+def test_a_cut_answer_is_dropped_when_told(given):
+    assert not verdict(Truncated(Truncated.Options(drop=True)), given).keep
 
 
 # --- refusal
@@ -143,6 +171,20 @@ def test_a_cut_answer_is_dropped_when_told():
         "I don't have personal opinions, but many like tea.",
         "My training data ends in 2021.",
         "I apologize, but I cannot fulfil this request.",
+        "I can't fulfill this request.",
+        "I'm sorry, but I don't have access to news sources, so I'm unable to read it.",
+        "I'm sorry, I cannot retrieve that information.",
+        "Unfortunately, I am an AI language model, and I cannot edit images.",
+        "Unfortunately, I cannot determine the angle given only two sides.",
+        "Regrettably, I am not capable of creating images.",
+        "I'm sorry, but you didn't provide the song lyrics.",
+        "I'm sorry, but you need to specify the product.",
+        "I'm sorry, but the data you've given isn't enough information to draw it.",
+        "You ask for an address. Due to privacy concerns, I cannot answer this.",
+        "I lack the ability to browse.",
+        "No, I am a language model trained by researchers.",
+        "My name is Vicuna, and I'm a language model developed by researchers.",
+        "I am Vicuna, a language model trained by researchers.",
     ],
 )
 def test_a_refusal_is_found(answer):
@@ -158,6 +200,16 @@ def test_a_refusal_is_found(answer):
         "You can't divide by zero.",
         "Unfortunately, the shop is closed on Sundays.",
         "He said that he cannot help himself.",
+        "I can't help but be drawn to her.",
+        "I couldn't help laughing at the joke.",
+        "I could not answer her letter for weeks.",
+        "I couldn't open the door, and I can't see a thing.",
+        "I will not give up, whatever happens.",
+        "I'm sorry, but I'm unable to come into work today due to a migraine.",
+        "Unfortunately, I am not available during that period.",
+        "Unfortunately, there is not enough water for all of us.",
+        '"I am an AI," said the robot.',
+        "I am an airline pilot, and I don't have any brothers.",
     ],
 )
 def test_an_ordinary_answer_is_no_refusal(answer):

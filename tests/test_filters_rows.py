@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import time
 
@@ -99,6 +100,12 @@ def test_other_turns_are_dropped(roles, reason):
         ("Done.<|eot_id|>", "marker"),
         ("<start_of_turn>model", "marker"),
         ("It ends here.</s>", "marker"),
+        ("<s>It begins here.", "marker"),
+        ("It ends here.### Human: and then?", "marker"),
+        ("It goes on <pad><pad>", "marker"),
+        ("A line<0x0A>and another", "marker"),
+        ("<think>Let me see. It is", "marker"),
+        ("Let me see.</think>It is four.", "marker"),
         ("Good. [Human] And now?", "marker"),
         ("Fill in {instruction} here.", "leftover"),
         ("Dear {{ name }}, hello.", "leftover"),
@@ -226,6 +233,20 @@ def test_too_little_prose_is_unknown_and_kept_unless_told(text):
     assert verdict(Language(Language.Options(unknown="drop")), session(prompt=text)).reason == "unknown_language"
 
 
+@pytest.mark.parametrize("opening", ["Translate into English:", "Correct the grammar.\n", "What does this mean?"])
+def test_a_prompt_that_only_quotes_another_language_is_kept(opening):
+    given = session(prompt=f"{opening} {SENTENCES['de']} {SENTENCES['de']}")
+    found = verdict(Language(Language.Options()), given)
+    assert (found.keep, found.reason, found.value) == (True, "ok", "de")
+    assert not verdict(Language(Language.Options(keep=["fr"])), given).keep
+
+
+@pytest.mark.parametrize("opening", ["Übersetze ins Englische:", "Traduce al inglés:", "请翻译成英文：", "Title:"])
+def test_an_opening_in_another_language_or_too_short_does_not_help(opening):
+    given = session(prompt=f"{opening} {SENTENCES['de']} {SENTENCES['de']}")
+    assert verdict(Language(Language.Options()), given).reason == "other_language"
+
+
 def test_a_translation_is_kept_unless_answers_are_looked_at():
     given = session(SENTENCES["fr"], prompt="Please translate the sentence below into French.")
     assert [verdict(Language(Language.Options(on=on)), given).keep for on in ("prompt", "both")] == [True, False]
@@ -262,8 +283,34 @@ def test_a_sound_answer_repeats_nothing():
 )
 def test_a_loop_is_dropped(text):
     found = verdict(Repetition(Repetition.Options()), session(text))
-    assert (found.keep, found.threshold) == (False, 0.4)
-    assert found.value > 0.4
+    assert (found.keep, found.reason, found.threshold) == (False, "loop", 5)
+    assert not verdict(Repetition(Repetition.Options(loop=1000)), session(text)).keep
+
+
+@pytest.mark.parametrize("loop", [" yes" * 30, " on and on it goes" * 6, f" {'word by word and so on ' * 6}"])
+def test_a_loop_at_the_end_of_a_long_answer_is_dropped_however_small_its_share(loop):
+    text = " ".join(random.Random(1).choices(SOUND.split(), k=300))
+    rule = Repetition(Repetition.Options(drop_above=1))
+    assert verdict(rule, session(text)).keep
+    found = verdict(rule, session(text + loop))
+    assert (found.keep, found.reason, found.threshold) == (False, "loop", 5)
+    assert verdict(Repetition(Repetition.Options(drop_above=1, loop=40)), session(text + loop)).keep
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ("a " * 20, 20),
+        ("a " * 19, 1),
+        ("a b c d e " * 4, 4),
+        ("x a b c d e a b c d e y a b c d e a b c d e", 1),
+        (f"{' '.join(map(str, range(40)))} " * 3, 3),
+        (f"{' '.join(map(str, range(41)))} " * 3, 1),
+    ],
+)
+def test_times_in_a_row_are_counted_as_defined(text, times):
+    (found,) = Repetition(Repetition.Options()).measure(session(text))
+    assert found["loop"] == times
 
 
 def test_a_repeat_above_its_threshold_alone_is_labelled():
@@ -298,7 +345,7 @@ def test_shares_are_counted_as_defined(text, name, share):
 def test_shares_lie_between_0_and_1(tokens, width):
     text = "\n".join(" ".join(tokens[place : place + width]) for place in range(0, len(tokens), width))
     (found,) = Repetition(Repetition.Options()).measure(session(text))
-    assert all(0 <= share <= 1 for name, share in found.items() if name != "words")
+    assert all(0 <= share <= 1 for name, share in found.items() if name not in ("words", "loop"))
 
 
 @given(st.lists(st.sampled_from(["ab", "c", "d"]), min_size=50, max_size=90), st.floats(0, 1), st.floats(0, 1))
@@ -327,6 +374,19 @@ PERSONAL = [
     ("id AKIAIOSFODNN7EXAMPLE", "secret", "AKIAIOSFODNN7EXAMPLE"),
     ("ghp_" + "a1B2" * 9, "secret", "ghp_" + "a1B2" * 9),
     ("-----BEGIN RSA PRIVATE KEY-----", "secret", "-----BEGIN RSA PRIVATE KEY-----"),
+    ("-----BEGIN PGP PRIVATE KEY BLOCK-----", "secret", "-----BEGIN PGP PRIVATE KEY BLOCK-----"),
+    *(
+        (f"key {start}{'a1B2' * 9}.", "secret", f"{start}{'a1B2' * 9}")
+        for start in (
+            "sk_" + "live_",
+            "glpat-",
+            "npm_",
+            f"SG.{'a1B2' * 5}.",
+            "hooks.slack.com/services/T0A1B2C3/B0A1B2C3/",
+        )
+    ),
+    ("key ASIAIOSFODNN7EXAMPLE", "secret", "ASIAIOSFODNN7EXAMPLE"),
+    ("call 0049 30 901820 now", "phone", "0049 30 901820"),
 ]
 
 
@@ -343,6 +403,9 @@ def test_personal_data_are_found_counted_and_masked(text, kind, piece):
     "text",
     [
         "anna@example.com and bob@test.invalid",
+        "name@domain.com, you@yourcompany.com, git@github.com:org/repo",
+        "+1 (555) 234-5678 or 555-234-5678",
+        "Section 1.2.3.4, chapter 2.1.3.4, version 5.6.7.8",
         "at 192.168.1.1, 127.0.0.1 and 10.0.0.7",
         "version 1.2.3.4.5, at 12:30:45, on 2021-03-04",
         "std::vector<a::b> and a::b::c",
