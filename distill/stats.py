@@ -278,7 +278,7 @@ def _resampled_means(columns: Floats, seed: int, resamples: int) -> Floats:
     prompts = len(columns)
     counts = _draws(prompts, seed, resamples)
     step = max(1, _CELLS_AT_ONCE // prompts)
-    parts = [counts[start : start + step] @ columns for start in range(0, resamples, step)]
+    parts = [counts[start : start + step].astype(numpy.float64) @ columns for start in range(0, resamples, step)]
     means: Floats = numpy.concatenate(parts) / prompts
     return means
 
