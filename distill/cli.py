@@ -345,6 +345,20 @@ def init(
         console.result(line)
 
 
+@app.command()
+def chat(run_folder: RunFolder) -> None:
+    """Talk with a run's student and its teacher at once; lines come from the terminal, or from a pipe.
+
+    Nothing is written but what /save writes.
+
+    Example: distill chat runs/quickstart
+    """
+    from distill import talk
+
+    for line in talk.talk(run_folder, console.asked("you: ")):
+        console.result(line)
+
+
 @app.command(name="explain-miss")
 def explain_miss(
     recipe_or_run: RecipeOrRun,

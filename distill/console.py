@@ -135,6 +135,15 @@ def painted(text: str, what: str) -> str:
     return f"{before}{text}{after}"
 
 
+def asked(prompt: str) -> Iterator[str]:
+    """Lines that a person types after the prompt, until they end the input; lines of a pipe without one."""
+    while True:
+        try:
+            yield input(prompt if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+
+
 def page(lines: Iterable[str]) -> None:
     """Results page by page on a terminal that has `less`, else as they come."""
     pager = shutil.which("less")

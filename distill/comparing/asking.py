@@ -33,7 +33,7 @@ class Engines(Protocol):
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
 
 
-def _answer(question: Request, later: tuple[str, ...] = ()) -> Flow[Answered | None]:
+def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[Answered | None]:
     """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
     earlier: list[str] = []
     for then in later:
@@ -102,7 +102,7 @@ def _ask_remote(
     names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
     role = "teacher" if model in ("teacher", "teacher_again") else model
     flows = [
-        _named(prompt, _answer, _question(role, prompt, sampling, prompt.again if replica is None else replica),
+        _named(prompt, answered, _question(role, prompt, sampling, prompt.again if replica is None else replica),
                prompt.later)
         for prompt in prompts
     ]  # fmt: skip
@@ -174,7 +174,7 @@ def _ask_model(
 ) -> float | None:
     """Ask a model of this process all that is wanted of it, answers only with a `sampling`; returns its probe."""
     prompts = found.prompts if sampling is not None else []
-    answers = [_named(prompt, _answer, _question(role, prompt, sampling), prompt.later) for prompt in prompts]
+    answers = [_named(prompt, answered, _question(role, prompt, sampling), prompt.later) for prompt in prompts]
     asked = _with_reference(found)
     scores = [
         _named(found.prompts[index], metric.score, messages, role, reference)
