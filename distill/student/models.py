@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
-import mmap
 import os
 import re
 import shutil
-import struct
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +33,12 @@ from distill.embedded import (
     writing,
 )
 from distill.errors import MissingPackage, ModelError
+from distill.student.gguf_reading import part_pad_from_eos, read_gguf
 from distill.student.pruning import prune
+from distill.student.quiet import first_line, quietly
 
 CONVERSION = 1
 """Raised when a converted folder would come out differently, so that older ones are built again."""
-
-PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
-"""Reserved tokens that may fill up a batch, in order of preference."""
-
-_RESERVED = re.compile(r"\bpad\b|reserved|unused", re.IGNORECASE)
-"""What the names of tokens say that stand for nothing yet."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
 """One of these a model folder must have."""
@@ -104,7 +96,7 @@ def _from_hub(model: str, say: Say) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     patterns = [*WEIGHT_FILES, *CONFIG_FILES, "*.json", "*.txt"]
-    with _quiet():
+    with quietly():
         with suppress(FileNotFoundError, ModelError, HFValidationError):
             return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns, local_files_only=True)))
         say(f"fetching {model} from the Hub")
@@ -112,7 +104,7 @@ def _from_hub(model: str, say: Say) -> Path:
             return _checked_folder(Path(snapshot_download(model, allow_patterns=patterns)))
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise ModelError(
-                f"{model} is no local folder and the Hub did not give it ({_first_line(error)}); "
+                f"{model} is no local folder and the Hub did not give it ({first_line(error)}); "
                 f"give a path, or `{next(iter(EMBEDDED))}`, which needs no Hub"
             ) from error
 
@@ -200,42 +192,19 @@ def convert(gguf: Path, folder: Path) -> None:
     the exact float32 weights, SmolLM2 Q4_1, mean over 12 answers: 1.5e-6 nats a token; bfloat16 5.0e-5; float32 would
     take 538 MB instead of 269). Raises `ModelError` when the file is damaged or of an unknown architecture.
     """
-    try:
-        import gguf as gguf_package  # noqa: F401 - transformers reads the file with it
-    except ImportError as error:
-        raise MissingPackage("a .gguf file is read with the package `gguf`; pip install gguf") from error
-    model, tokenizer = _read_gguf(gguf)
-    _repair_tokenizer(tokenizer, _pre_tokenizer_name(gguf), model.config.max_position_embeddings)
-    model.hf_quantizer = None  # the weights are plain by now, and save_pretrained refuses those of GGUF
-    del model.config.quantization_config
+    model, tokenizer = read_gguf(gguf)
     for config in (model.config, model.generation_config):
         config.pad_token_id = tokenizer.pad_token_id
         config.eos_token_id = tokenizer.eos_token_id
     try:
-        with _quiet():
+        with quietly():
             model.to(_storage(model)).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise ModelError(
-            f"{folder} cannot be written ({_first_line(error)}); free space, or set DISTILL_CACHE"
+            f"{folder} cannot be written ({first_line(error)}); free space, or set DISTILL_CACHE"
         ) from error
     _mend_config(folder)
-
-
-def _read_gguf(gguf: Path) -> tuple[Any, Any]:
-    """The model in float32 and the tokenizer, read from a folder that holds nothing else to be mixed in."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with tempfile.TemporaryDirectory() as alone, _quiet(), redirect_stderr(io.StringIO()):
-        (Path(alone) / "model.gguf").symlink_to(gguf.resolve())
-        at: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True}
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(alone, **at)
-            return AutoModelForCausalLM.from_pretrained(alone, **at, dtype=torch.float32), tokenizer
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise ModelError(
-                f"{gguf} cannot be read as GGUF ({_first_line(error, alone)}); it is damaged or of an unknown kind"
-            ) from error
 
 
 def _storage(model: Any) -> torch.dtype:
@@ -249,51 +218,6 @@ def _mend_config(folder: Path) -> None:
     config["dtype"] = "bfloat16"
     config.pop("_name_or_path", None)
     write_json(folder / "config.json", config)
-
-
-def _pre_tokenizer_name(gguf: Path) -> str:
-    """What llama.cpp calls the rule that splits text before merging; read here, as parsing the file takes seconds."""
-    key = b"tokenizer.ggml.pre" + struct.pack("<I", 8)  # 8: the value is a string
-    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = content.find(key) + len(key)
-        if at < len(key):
-            return ""
-        (length,) = struct.unpack_from("<Q", content, at)
-        return content[at + 8 : at + 8 + min(length, 64)].decode(errors="replace")
-
-
-def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
-    r"""Restore what transformers' GGUF conversion loses: how digits are split, the pad token and the context length.
-
-    SmolLM splits each digit off before the byte-level rule looks at the spaces (llama.cpp calls that `smollm`);
-    without it "\n\n1." becomes other ids than the model was trained on.
-    """
-    from tokenizers import pre_tokenizers
-
-    if pre == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
-    tokenizer.model_max_length = context
-    _part_pad_from_eos(tokenizer)
-
-
-def _part_pad_from_eos(tokenizer: Any) -> None:
-    """Make the pad token another than the end token where the vocabulary reserves one.
-
-    With pad = eos, trainers that mask padding by its id teach a student never to stop (trl#1623, #3083, #3091). Here
-    padding is masked by position; where nothing is reserved, eos stays: any other token would vanish from answers.
-    """
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
-    vocabulary = tokenizer.get_vocab()
-    reserved = [token.content for token in tokenizer.added_tokens_decoder.values() if _RESERVED.search(token.content)]
-    free = [token for token in (*PAD_TOKENS, *reserved) if token in vocabulary and token not in taken]
-    if free:
-        tokenizer.pad_token = free[0]
-    elif tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
 
 
 # From a folder to a model
@@ -327,11 +251,11 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quietly():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
-    _part_pad_from_eos(tokenizer)
+        raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
+    part_pad_from_eos(tokenizer)
     return tokenizer
 
 
@@ -368,7 +292,7 @@ def load_causal(
     kind = dtype or default_dtype(place)
     options: dict[str, Any] = {"quantization_config": _nf4(kind)} if quantise else {}
     try:
-        with _quiet():
+        with quietly():
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch.float32 if quantise else kind,
@@ -378,9 +302,9 @@ def load_causal(
                 **options,
             )
     except ImportError as error:
-        raise MissingPackage(f"4-bit weights need the package `bitsandbytes` ({_first_line(error)})") from error
+        raise MissingPackage(f"4-bit weights need the package `bitsandbytes` ({first_line(error)})") from error
     except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelError(f"the model in {folder} cannot be read: {_first_line(error)}") from error
+        raise ModelError(f"the model in {folder} cannot be read: {first_line(error)}") from error
     if layers is not None:
         prune(model, layers)
     if quantise:
@@ -420,6 +344,7 @@ def load_student(
     student_folder: Path,
     *,
     adapter: bool,
+    merge: bool = True,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Any, Any]:
@@ -428,6 +353,7 @@ def load_student(
     So what is compared is what was trained: KL to the trained 4-bit model 8.9e-7, against 1.3e-4 when merged into
     the weights before quantisation. `adapter=False` is the student before training. Merging is done in float32. A
     fully trained student has its weights in its own folder, and no adapter.
+    `merge=False` is the student as it was trained: 4-bit weights, computing in float32, and the adapter beside them.
     Raises `ModelError` when the base has changed since.
     """
     told = read_base(student_folder)
@@ -443,42 +369,25 @@ def load_student(
     model = load_causal(
         folder, layers=told["layers"], quantise=bool(told["quantised"]), dtype=torch.float32, device=place
     )
-    with _quiet():
-        if told["quantised"]:
+    with quietly():
+        if told["quantised"] and merge:
             model = model.dequantize()
             model.is_loaded_in_4bit = False  # transformers leaves it set
         if adapter:
-            model = _merged(model, student_folder)
-    return model.to(dtype or default_dtype(place)).eval(), load_tokenizer(student_folder)
+            model = adapted(model, student_folder, merge=merge)
+    if merge:
+        model = model.to(dtype or default_dtype(place))
+    return model.eval(), load_tokenizer(student_folder)
 
 
-def _merged(model: Any, adapter: Path) -> Any:
+def adapted(model: Any, adapter: Path, *, merge: bool) -> Any:
+    """A model with the adapter in a folder: merged into its weights, or beside them."""
     from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
-        return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the loaders' progress bars and advice off the terminal."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException, folder: str = "") -> str:
-    told = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-    return (told.replace(f"{folder}/", "") if folder else told)[:200]
+        both = PeftModel.from_pretrained(model, adapter)
+        return both.merge_and_unload(safe_merge=True) if merge else both
 
 
 def _silent(line: str) -> None:
