@@ -19,7 +19,7 @@ LONGEST = 300
 """Characters shown of a text that others wrote."""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _MARKUP = re.compile(r"([\\`*_\[\]<>|#!~&$])")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
 
 def card(run: Path, files: Mapping[str, str], rows: Mapping[str, int]) -> str:
@@ -27,14 +27,14 @@ def card(run: Path, files: Mapping[str, str], rows: Mapping[str, int]) -> str:
 
     Raises `RunFolderError` for a folder that is no run.
     """
-    record, recipe = read_record(run), _recipe(run)
+    record, recipe = read_record(run), recipe_of(run)
     name = str(record.get("name") or run.name)
     sections = [
         _made(record, recipe),
         _rows(rows),
-        _sources(recipe, record),
-        _filters(recipe, record),
-        _cost(record),
+        sources(recipe, record),
+        filters(recipe, record),
+        cost(record),
         _fields(),
         _limits(record, recipe),
     ]
@@ -42,14 +42,15 @@ def card(run: Path, files: Mapping[str, str], rows: Mapping[str, int]) -> str:
     return f"---\n{_head(name, recipe, files, rows)}---\n\n{text}\n"
 
 
-def plain(value: Any) -> str:
+def plain(value: Any, *, longest: int = LONGEST) -> str:
     """A text of others as markdown that shows it and does nothing else, on one line."""
-    text = " ".join(_CONTROL.sub(" ", str(value)).split())
-    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    text = " ".join(CONTROL.sub(" ", str(value)).split())
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
     return _MARKUP.sub(r"\\\1", text).replace("://", ":\u200b//").replace("@", "@\u200b")
 
 
-def _recipe(run: Path) -> dict[str, Any]:
+def recipe_of(run: Path) -> dict[str, Any]:
+    """The run's resolved recipe. Raises `RunFolderError`."""
     try:
         found = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -77,61 +78,70 @@ def _head(name: str, recipe: Mapping[str, Any], files: Mapping[str, str], rows: 
     return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in markdown; its cells are markdown already."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A number with its thousands parted; a dash for what is none."""
     return f"{value:,}" if isinstance(value, (int, float)) else "—"
 
 
 def _rows(rows: Mapping[str, int]) -> str:
-    return _table(("split", "rows"), ((split, _number(count)) for split, count in rows.items()))
+    return table(("split", "rows"), ((split, number(count)) for split, count in rows.items()))
 
 
-def _counts(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+def counts_of(record: Mapping[str, Any], stage: str) -> Mapping[str, Any]:
+    """What a stage counted; nothing where it has not run."""
     counts = record.get("stages", {}).get(stage, {}).get("counts")
     return counts if isinstance(counts, dict) else {}
 
 
-def _teachers(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def teachers_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What run.json says of each teacher."""
     found = record.get("teachers") or ([record["teacher"]] if record.get("teacher") else [])
     return [one for one in found if isinstance(one, dict)]
 
 
 def _made(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """How the data came to be, in a paragraph and a list."""
-    lines = ["Conversations for training a small model, made by distill " + plain(record.get("version", "")) + "."]
+    made = "Conversations for training a small model, made by distill " + plain(record.get("version", "")) + "."
+    return "\n".join(["## How it was made", "", made, "", *(f"- {step}" for step in steps_of(record, recipe))])
+
+
+def steps_of(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
+    """What was done for the data, a sentence a step."""
     collect, expand = recipe.get("collect"), recipe.get("expand")
     steps = []
     if expand:
-        tasks = _number(_counts(record, "expand").get("tasks"))
+        tasks = number(counts_of(record, "expand").get("tasks"))
         steps.append(f"{tasks} tasks were grown from seeds by the strategy {plain(expand.get('strategy'))}.")
     if collect:
-        counts = _counts(record, "collect")
+        counts = counts_of(record, "collect")
         steps.append(
-            f"A teacher was asked {_number(counts.get('tasks'))} tasks by the strategy"
-            f" {plain(collect.get('strategy'))}; {_number(counts.get('failed'))} got no answer."
+            f"A teacher was asked {number(counts.get('tasks'))} tasks by the strategy"
+            f" {plain(collect.get('strategy'))}; {number(counts.get('failed'))} got no answer."
         )
     if recipe.get("sources"):
-        counts = _counts(record, "collect")
+        counts = counts_of(record, "collect")
         steps.append(
-            f"{_number(counts.get('imported'))} conversations of others were imported;"
-            f" {_number(counts.get('import_rejected'))} rows were malformed."
+            f"{number(counts.get('imported'))} conversations of others were imported;"
+            f" {number(counts.get('import_rejected'))} rows were malformed."
         )
     if recipe.get("curate"):
         steps.append("Rules kept or dropped each conversation, as told below.")
-    return "\n".join(["## How it was made", "", *lines, "", *(f"- {step}" for step in steps)])
+    return steps
 
 
-def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def sources(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """Teachers with their terms, and imported data with its licences."""
     lines = ["## Sources and terms", ""]
     sampling = [
         f"- Teacher: {plain(one.get('name') or one.get('model'))} ({plain(one.get('model'))}). Terms, as the makers of"
         f" this data state them: {plain(one.get('terms'))}."
-        for one in _teachers(record)
+        for one in teachers_of(record)
         if recipe.get("collect")
     ]
     imported = [
@@ -143,28 +153,39 @@ def _sources(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     ]
     seeds = recipe.get("expand", {}).get("seeds") if recipe.get("expand") else None
     given = recipe.get("collect", {}).get("tasks") if recipe.get("collect") else None
-    named = [f"- {what}: {plain(Path(value).name)}." for what, value in (("Seeds", seeds), ("Tasks", given)) if value]
+    named = [
+        f"- {what}: {plain(Path(str(value)).name)}{_sha256(recipe, value)}."
+        for what, value in (("Seeds", seeds), ("Tasks", given))
+        if value
+    ]
     found = [*sampling, *imported, *named]
     return "\n".join([*lines, *(found or ["Not recorded."])])
 
 
-def _filters(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def _sha256(recipe: Mapping[str, Any], path: Any) -> str:
+    """Of a file that the recipe names, as it was when the run began."""
+    known = recipe.get("files")
+    digest = known.get(str(path)) if isinstance(known, dict) else None
+    return f", SHA-256 {plain(digest)}" if digest else ""
+
+
+def filters(recipe: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """Each rule with its options, and what it dropped first."""
-    dropped = _counts(record, "curate").get("by_rule") or {}
+    dropped = counts_of(record, "curate").get("by_rule") or {}
     by_rule: dict[str, int] = {}
     for code, count in dropped.items():
         name = str(code).rpartition("/")[0]
         by_rule[name] = by_rule.get(name, 0) + count
     rules = [rule for rule in recipe.get("curate") or [] if isinstance(rule, dict)]
     rows = [
-        (plain(rule.get("filter")), plain(_options(rule)) or "—", _number(by_rule.pop(str(rule.get("filter")), 0)))
+        (plain(rule.get("filter")), plain(_options(rule)) or "—", number(by_rule.pop(str(rule.get("filter")), 0)))
         for rule in rules
     ]
-    rows += [(plain(name), "—", _number(count)) for name, count in by_rule.items()]
+    rows += [(plain(name), "—", number(count)) for name, count in by_rule.items()]
     if not rows:
         return ""
     note = "A row counts for the first rule against it."
-    return "\n".join(["## Filters", "", _table(("rule", "options", "rows dropped"), rows), "", note])
+    return "\n".join(["## Filters", "", table(("rule", "options", "rows dropped"), rows), "", note])
 
 
 def _options(rule: Mapping[str, Any]) -> str:
@@ -173,22 +194,23 @@ def _options(rule: Mapping[str, Any]) -> str:
     )
 
 
-def _cost(record: Mapping[str, Any]) -> str:
+def cost(record: Mapping[str, Any]) -> str:
+    """Requests, tokens and USD by stage; empty where nothing was asked."""
     stages = [(name, stage) for name, stage in record.get("stages", {}).items() if stage.get("requests")]
     if not stages:
         return ""
     rows = [
         (
             plain(name),
-            _number(stage["requests"].get("asked")),
-            _number(stage.get("tokens", {}).get("prompt")),
-            _number(stage.get("tokens", {}).get("completion")),
+            number(stage["requests"].get("asked")),
+            number(stage.get("tokens", {}).get("prompt")),
+            number(stage.get("tokens", {}).get("completion")),
             "—" if stage.get("usd") is None else f"{stage['usd']:.4f}",
         )
         for name, stage in stages
     ]
     head = ("stage", "requests, last run", "prompt tokens", "answer tokens", "USD, all runs")
-    return "\n".join(["## Cost", "", _table(head, rows)])
+    return "\n".join(["## Cost", "", table(head, rows)])
 
 
 def _fields() -> str:
@@ -204,11 +226,11 @@ def _limits(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     lines = ["## Limits", ""]
     if recipe.get("collect"):
         lines.append("- Answers are a model's, unchecked by people: they may be wrong, biased or out of date.")
-    if cut := _counts(record, "collect").get("truncated"):
-        lines.append(f"- {_number(cut)} answers were cut off at the token limit before curation.")
-    if test := _counts(record, "curate").get("test"):
+    if cut := counts_of(record, "collect").get("truncated"):
+        lines.append(f"- {number(cut)} answers were cut off at the token limit before curation.")
+    if test := counts_of(record, "curate").get("test"):
         lines.append(
-            f"- {_number(test)} prompts were held out for testing; training rows near one of them were dropped."
+            f"- {number(test)} prompts were held out for testing; training rows near one of them were dropped."
         )
     lines.append("- Whether training on this data is allowed follows from the terms and licences above.")
     return "\n".join(lines)

@@ -17,15 +17,18 @@ __all__ = ["file_sha256", "json_sha256", "source_sha256", "sources_sha256", "tre
 
 
 def tree_sha256(path: Path) -> str:
-    """The SHA-256 of a file, or of a folder's files with their relative names (hidden ones excluded)."""
+    """The SHA-256 of a file, or of a folder's files with their relative names (but hidden ones and README.md).
+
+    A README.md is for people: a student's card is written anew after each stage, and makes none of them stale.
+    """
     if path.is_file():
         return file_sha256(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _left_out(file.relative_to(path)))
     return json_sha256({str(file.relative_to(path)): file_sha256(file) for file in files})
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _left_out(relative: Path) -> bool:
+    return relative.name == "README.md" or any(part.startswith(".") for part in relative.parts)
 
 
 def json_sha256(value: Any) -> str:

@@ -112,6 +112,15 @@ def test_no_metric_is_not_a_number(finished):
     assert set(json.loads(text)["metrics"]) >= {"nll_per_byte", "rouge_l", "length_ratio", "stopped", "repetition"}
 
 
+def test_the_students_card_says_what_the_comparison_found(finished):
+    from distill.card import plain
+
+    card = (finished / "student" / "README.md").read_text()
+    headline = json.loads((finished / "scores.json").read_text())["headline"]
+    assert plain(headline, longest=2_000) in card
+    assert "Not compared" not in card
+
+
 def test_the_server_of_the_teacher_is_gone(finished):
     commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert [line for line in commands.splitlines() if " serve " in line and str(finished.parent) in line] == []

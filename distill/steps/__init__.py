@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 STUDENT_SOURCES = tuple(
-    f"distill.student.{name}" for name in ("batches", "generate", "inprocess", "likelihood", "models")
+    f"distill.student.{name}" for name in ("batches", "generate", "gguf_reading", "inprocess", "likelihood", "models")
 )
 TRAIN_SOURCES = tuple(
     f"distill.student.{name}"
@@ -41,6 +41,7 @@ TRAIN_SOURCES = tuple(
         "checkpoints",
         "examples",
         "fitting",
+        "gguf_reading",
         "layout",
         "log",
         "models",
@@ -74,6 +75,8 @@ FILTER_SOURCES = tuple(
     for name in ("filters", "filters.likelihoods", "grades", "reasoning", "chat", "student.likelihood")
 )
 """What filters share."""
+
+CARD_SOURCES = ("distill.card", "distill.model_card")
 
 PIPELINE: Mapping[str, Stage] = {
     "expand": Stage(
@@ -143,7 +146,7 @@ PIPELINE: Mapping[str, Stage] = {
         student.reporting,
         inputs=("scores.json", "answers.jsonl", "kept.jsonl", "dropped.jsonl", "test.jsonl", "tasks.jsonl"),
         outputs=("report.html",),
-        sources=("distill.report", "distill.funnel", *REPORTING_SOURCES),
+        sources=("distill.report", "distill.funnel", *CARD_SOURCES, *REPORTING_SOURCES),
         options=currency.report_options,
         prompts="prompts/report",
     ),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill import console, recipe, shelf
+from distill import console, model_card, recipe, shelf
 from distill.engine.drive import Engine
 from distill.errors import RecipeError
 from distill.metrics import METRICS
@@ -28,7 +28,9 @@ def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
     settings = settings_of(context.recipe)
     stop_teacher(context)
-    return train.train(context.folder, **settings)
+    counts = train.train(context.folder, **settings)
+    model_card.write(context.folder / "student" / "README.md", context.folder, trained=counts)
+    return counts
 
 
 def settings_of(loaded: recipe.Recipe) -> dict[str, Any]:
@@ -121,4 +123,6 @@ def reporting(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage report."""
     from distill import report
 
+    if (context.folder / "student" / "base.json").is_file():
+        model_card.write(context.folder / "student" / "README.md", context.folder)
     return report.report(context.folder, title=context.recipe.name)
