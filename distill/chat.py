@@ -164,7 +164,7 @@ def jinja(template: str, tokenizer: Tokenizer) -> str:
             f"template {template}: the tokenizer has no end token, so no answer could end; use template own, or name "
             "its eos_token in the model's tokenizer_config.json"
         )
-    return _TEXTS[template].replace("BOS", "{{ bos_token }}" if _starts_with_bos(tokenizer) else "").replace("END", end)
+    return _TEXTS[template].replace("BOS", "{{ bos_token }}" if starts_with_bos(tokenizer) else "").replace("END", end)
 
 
 def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
@@ -183,7 +183,8 @@ def _is_special(tokenizer: Tokenizer, text: str) -> bool:
     return any(token.special and token.content == text for token in tokenizer.added_tokens_decoder.values())
 
 
-def _starts_with_bos(tokenizer: Tokenizer) -> bool:
+def starts_with_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a begin token before every text."""
     if not tokenizer.bos_token:
         return False
     return tokenizer.encode("a")[:1] == tokenizer.encode(tokenizer.bos_token, add_special_tokens=False)[:1]

@@ -122,6 +122,16 @@ class _PromptBody(_Body):
         return Request(role="served", prompt=self.prompt, sampling=self.sampling())
 
 
+class _TokensBody(_ChatBody):
+    """vLLM's question for the tokens of a conversation up to its next answer."""
+
+    add_generation_prompt: Literal[True] = True
+
+    def request(self) -> Request:
+        turns = tuple(Message(turn.role, turn.content) for turn in self.messages)
+        return Request(role="served", messages=turns, sampling=Sampling(temperature=0, max_tokens=1))
+
+
 class _Refusal(Exception):
     """A request that cannot be answered, as the API says it."""
 
@@ -138,7 +148,10 @@ class _Refusal(Exception):
         return web.json_response({"error": error}, status=self.status)
 
 
-def _parsed(data: bytes, kind: type[_ChatBody] | type[_PromptBody]) -> _ChatBody | _PromptBody:
+_Kind: TypeAlias = type[_ChatBody] | type[_PromptBody]
+
+
+def _parsed(data: bytes, kind: _Kind) -> _ChatBody | _PromptBody:
     """The body of a request. Raises `_Refusal` for what is malformed or not available."""
     try:
         value = json.loads(data)
@@ -186,6 +199,7 @@ class _App:
         app = web.Application(client_max_size=LARGEST_BODY_BYTES, middlewares=[_errors_as_json])
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/tokenize", self._tokens)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         return app
@@ -201,7 +215,12 @@ class _App:
         decoded = await self._answer(await request.read(), _PromptBody)
         return self._response("text_completion", "cmpl", decoded, {"text": decoded.reply.text})
 
-    async def _answer(self, data: bytes, kind: type[_ChatBody] | type[_PromptBody]) -> Decoded:
+    async def _tokens(self, request: web.Request) -> web.Response:
+        """The ids that an answer would start behind, found on the way that answers take."""
+        decoded = await self._answer(await request.read(), _TokensBody)
+        return web.json_response({"count": len(decoded.prompt_ids), "tokens": decoded.prompt_ids})
+
+    async def _answer(self, data: bytes, kind: _Kind) -> Decoded:
         body = _parsed(data, kind)
         if body.model is not None and body.model not in self._names:
             message = one_line(f'there is no model "{body.model}" here; there is "{self._name}"')
