@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from distill import console
-from distill.errors import DistillError, Interrupted
+from distill.errors import DistillError, Interrupted, RecipeError
 
 app = typer.Typer(
     name="distill",
@@ -441,21 +441,36 @@ def export(
         typer.Option(
             "--to",
             metavar="FORMAT",
-            help="alpaca, sharegpt, openai, parquet, hub; alpaca_eval, llm_comparator, inspect",
+            help="rows: alpaca, sharegpt, openai, parquet, hub; the comparison: alpaca_eval, llm_comparator, inspect;"
+            " the student: adapter, merged, gguf, ollama",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="a file; for hub, a new folder")],
-    which: Annotated[str, typer.Option("--which", metavar="ROWS", help="kept, test or dropped")] = "kept",
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="a file; for hub and the student, a new folder")],
+    which: Annotated[
+        str | None, typer.Option("--which", metavar="ROWS", help="kept (unless you say otherwise), test or dropped")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="of the student's weights: float16 (default), float32, q8_0 …"),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", min=0, metavar="NATS", help="another limit than the format's own, nats a token"),
+    ] = None,
 ) -> None:
-    """Write a run's rows, or its comparison, in a format of others; hub makes a folder to upload, with a dataset card.
+    """Write a run's rows, its comparison or its student in a format of others.
 
-    Rows that a format cannot hold are left out and counted.
+    hub makes a folder ready to upload, with a dataset card. Rows that a format cannot hold are left out and counted.
 
-    Example: distill export runs/quickstart --to sharegpt --out kept.json
+    adapter (PEFT), merged (safetensors), gguf (llama.cpp) and ollama (with a Modelfile) are compared with the trained
+    student on the held-out prompts. The export gets a receipt (export.json) and a model card; one that is over its
+    limits ends with exit code 1 and lies at PATH.failed.
+
+    Example: distill export runs/quickstart --to merged --out quickstart-student
     """
     from distill import export as exporting
 
-    for line in exporting.export(run_folder, to=to, out=out, which=which):
+    for line in exporting.export(run_folder, to=to, out=out, which=which, dtype=dtype, max_kl=max_kl):
         console.result(line)
 
 
@@ -480,12 +495,17 @@ def serve(
 
 @app.command()
 def doctor(
-    url: Annotated[str | None, typer.Argument(metavar="[URL]", help="an endpoint to look at, such as …/v1")] = None,
+    url: Annotated[
+        str | None, typer.Argument(metavar="[URL_OR_RUN]", help="an endpoint, such as …/v1; or a run, or an export")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", metavar="NAME", help="the model to ask, where the endpoint has several")
     ] = None,
     api_key_env: Annotated[
         str | None, typer.Option("--api-key-env", metavar="VAR", help="the environment variable that holds the key")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="URL", help="of a run: the server that runs its student already")
     ] = None,
 ) -> None:
     """Look at this machine, and at an endpoint if one is given: what is there, what is missing, what to do.
@@ -493,10 +513,23 @@ def doctor(
     An endpoint is asked a dozen tiny questions, to show which parameters (temperature, seed, stop, logprobs …) it
     honours, ignores or refuses; the findings are kept, and later checks and runs read them.
 
+    Of a run's student, or of an export with whole weights: is it asked in the very tokens that it was trained on, by
+    its saved chat template and when it is served? The first differing token is shown, and the exit code is 1.
+
     Example: distill doctor http://127.0.0.1:8000/v1 --model smollm2
+
+    Example: distill doctor runs/quickstart
     """
     from distill import doctor as examine
 
+    if url is not None and Path(url).is_dir():
+        from distill import train_serve
+
+        if not train_serve.examine(Path(url), at=at):
+            raise typer.Exit(1)
+        return
+    if at is not None:
+        raise RecipeError("--at is about a run: give its folder as well")
     if not examine.examine(url, model=model, api_key_env=api_key_env):
         raise typer.Exit(1)
 

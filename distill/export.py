@@ -5,29 +5,68 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from distill import shelf
-from distill.errors import RecipeError, RunFolderError
+from distill import console, shelf
+from distill.errors import MissingPackage, RecipeError, RunFolderError
 from distill.exporters import COMPARISONS, EXPORTERS, FILES, Exporter, Job
 from distill.run import read_record
 
-MODELS: Mapping[str, str] = {}
-"""Writers of a run's student, by name. They stand with what needs torch, so that the shelf of rows knows none."""
+MODELS: Mapping[str, str] = {
+    "adapter": "a PEFT adapter, with its base where nobody else has that",
+    "merged": "whole weights, as plain transformers loads them",
+    "gguf": "one file for llama.cpp",
+    "ollama": "that file and a Modelfile",
+}
+"""Forms of a run's student. They stand with what needs torch, so that the shelf of rows knows none."""
 
 
-def export(run: Path, *, to: str, out: Path, which: str = "kept") -> list[str]:
-    """Write a run's rows, or its student, and say what was written, a line each.
+def export(
+    run: Path,
+    *,
+    to: str,
+    out: Path,
+    which: str | None = None,
+    dtype: str | None = None,
+    max_kl: float | None = None,
+) -> list[str]:
+    """Write a run's rows, its comparison or its student, and say what was written, a line each.
 
-    Raises `RecipeError` for an unknown format or rows, `RunFolderError` for no run, and where nothing can be written.
+    `which` is for rows (`kept` where it is left out); `dtype` and `max_kl` for students. Raises `RecipeError` for an
+    unknown format or rows, `RunFolderError` for no run and where nothing can be written, `ModelError` for a student
+    that has no such form or whose export is over a limit, `MissingPackage` without the training packages.
     """
-    exporter: Exporter = shelf.part({**EXPORTERS, **COMPARISONS, **MODELS}, to, kind="format")()
-    if which not in FILES:
+    rows = {**EXPORTERS, **COMPARISONS}
+    if to not in MODELS and to not in rows:
+        raise RecipeError(f'--to: unknown format "{to}"{shelf.suggest(to, [*rows, *MODELS])}')
+    if to in MODELS and which is not None:
+        raise RecipeError(f"--which chooses rows, and {to} is a form of the student; leave it out")
+    if to in rows and (dtype is not None or max_kl is not None):
+        raise RecipeError(f"--dtype and --max-kl are for {', '.join(MODELS)}; {to} holds rows: leave them out")
+    if which is not None and which not in FILES:
         raise RecipeError(f'--which: unknown rows "{which}"{shelf.suggest(which, FILES)}')
     read_record(run)
     if not out.absolute().parent.is_dir():
         raise RunFolderError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    if to in MODELS:
+        return _student(run, to=to, out=out, dtype=dtype, max_kl=max_kl)
+    return _rows(run, to=to, out=out, which=which or "kept")
+
+
+def _rows(run: Path, *, to: str, out: Path, which: str) -> list[str]:
+    exporter: Exporter = shelf.part({**EXPORTERS, **COMPARISONS}, to, kind="format")()
     done = exporter.export(Job(run=run, out=out, which=which))
     lines = [f"{out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
     if done.refused:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in done.refused.items())
         lines.append(f"{sum(done.refused.values()):,} rows left out, which {to} cannot hold: {reasons}")
     return lines
+
+
+def _student(run: Path, *, to: str, out: Path, dtype: str | None, max_kl: float | None) -> list[str]:
+    try:
+        from distill.student.export.exporting import export_student
+    except ImportError as error:
+        raise MissingPackage(
+            f"--to {to} needs {error.name or error}, which is not installed; type: pip install 'distill[train]'"
+        ) from error
+    with console.progress("export", 100, "%") as bar:
+        return export_student(run, to=to, out=out, dtype=dtype, max_kl=max_kl, progress=bar, say=console.say)

@@ -28,11 +28,11 @@ TEXT = "In 2024, 3 of 10 students said:\n\n1. They don't like  naÃ¯ve answers ðŸ
 # A small GGUF file of our own
 
 
-def make_gguf(path: Path, *, pre: str = "smollm", alphabet: str = "abcdefghijklmnopqrstuvwxyz0123456789") -> Path:
+def make_gguf(path: Path, *, pre: str = "smollm") -> Path:
     """A Llama with random weights and a byte-pair tokenizer of a few tokens, as llama.cpp would have it."""
     import gguf
 
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "ab", "cd"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz0123456789", "ab", "cd"]
     tokens += [f"<unused{n}>" for n in range(VOCABULARY - len(tokens))]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)
@@ -44,11 +44,11 @@ def make_gguf(path: Path, *, pre: str = "smollm", alphabet: str = "abcdefghijklm
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
     writer.add_rope_dimension_count(HIDDEN // 4)
-    writer.add_vocab_size(len(tokens))
+    writer.add_vocab_size(VOCABULARY)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_token_types([3, 3, 3] + [1] * (VOCABULARY - 3))
     writer.add_token_merges(["a b", "c d"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
@@ -59,7 +59,7 @@ def make_gguf(path: Path, *, pre: str = "smollm", alphabet: str = "abcdefghijklm
     def add(name: str, *shape: int) -> None:
         writer.add_tensor(name, random.standard_normal(shape, dtype=np.float32))
 
-    add("token_embd.weight", len(tokens), HIDDEN)
+    add("token_embd.weight", VOCABULARY, HIDDEN)
     add("output_norm.weight", HIDDEN)
     for n in range(LAYERS):
         add(f"blk.{n}.attn_norm.weight", HIDDEN)

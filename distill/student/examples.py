@@ -63,11 +63,9 @@ def examples_of(
         if number % REPORT_ROWS == 0:
             bar.update(number, len(sessions))
     if not found.examples:
-        unspelt = found.left_out["unspelt"]
         raise DistillError(
             f"none of the {len(sessions)} sessions can be trained on: {found.left_out['too_long']} are longer than "
-            f"train.max_length={options.max_length} tokens, {found.left_out['empty']} have no answer"
-            f"{f', {unspelt} hold characters that the tokenizer has no tokens for' if unspelt else ''}; raise it or "
+            f"train.max_length={options.max_length} tokens, {found.left_out['empty']} have no answer; raise it or "
             "collect more"
         )
     return found

@@ -1,0 +1,54 @@
+"""Writes a PEFT adapter, and beside it its base where nobody else has that: a pruned one, or a file here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.embedded import write_json
+from distill.errors import ModelError
+from distill.student import models
+from distill.student.export.source import Student, base_name, peft_settings
+from distill.student.export.whole import load_whole, write_tokenizer, write_whole
+
+BASE = "base"
+"""The folder of the base beside the adapter."""
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def write_adapter(student: Student, folder: Path, *, dtype: str) -> None:
+    """Write the adapter into an existing folder; the base, dequantised, in `dtype`.
+
+    A base that lies on the Hub as it was trained on is named, not copied. Raises `ModelError` for a student that was
+    trained whole.
+    """
+    require_adapter(student)
+    settings = peft_settings(student.folder)
+    settings["base_model_name_or_path"] = base_name(student.told) or BASE
+    settings["inference_mode"] = True
+    shutil.copyfile(student.folder / _WEIGHTS, folder / _WEIGHTS)
+    write_json(folder / "adapter_config.json", settings)
+    write_tokenizer(student, folder)
+    if base_name(student.told) is None:
+        (folder / BASE).mkdir()
+        write_whole(student, student.base(), folder / BASE, dtype=dtype)
+
+
+def require_adapter(student: Student) -> None:
+    """Raise `ModelError` for whole weights."""
+    if not student.is_adapter:
+        raise ModelError(f"the student in {student.folder} was trained whole and has no adapter; use --to merged")
+
+
+def load_adapter(student: Student, folder: Path) -> Any:
+    """Base and adapter as anybody loads them, computing in float32."""
+    base = load_whole(folder / BASE) if (folder / BASE).is_dir() else _from_hub(student)
+    return models.adapted(base, folder, merge=False).eval()
+
+
+def _from_hub(student: Student) -> Any:
+    folder = models.materialise(str(student.told["model"]))
+    return models.load_causal(folder, quantise=bool(student.told["quantised"]), dtype=torch.float32)

@@ -1,0 +1,99 @@
+"""A byte-level BPE tokenizer as GGUF stores it: tokens in order, their kinds, merges, and how text is split first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distill.errors import ModelError
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+"""Kinds of tokens, in llama.cpp's numbering (`llama_token_type`)."""
+
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+
+_SPLITS: Mapping[str, tuple[tuple[str, Any], ...]] = {
+    "gpt-2": (("ByteLevel", True),),
+    "smollm": (("Digits", True), ("ByteLevel", True)),
+    "llama-bpe": (("Split", _LLAMA3), ("ByteLevel", False)),
+    "qwen2": (("Split", _QWEN2), ("ByteLevel", False)),
+}
+"""How text is split before it is merged, by llama.cpp's name (`tokenizer.ggml.pre`): digits each alone or not, a
+regular expression, and whether the byte level splits by GPT-2's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a GGUF file says of a tokenizer."""
+
+    pre: str
+    tokens: tuple[str, ...]
+    """By id."""
+    kinds: tuple[int, ...]
+    merges: tuple[str, ...]
+    """Pairs with a space between, in the order of their rank."""
+
+
+def read_vocabulary(tokenizer: Any, *, rows: int) -> Vocabulary:
+    """Of a Hugging Face tokenizer; `rows` are those of the embedding, and ids without a token get a filler.
+
+    Raises `ModelError` for a tokenizer that is no byte-level BPE, or that splits text in a way without a name.
+    """
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre = _pre(told)
+    names: dict[int, str] = {id_: token for token, id_ in tokenizer.get_vocab().items()}
+    added = tokenizer.added_tokens_decoder
+    count = max(rows, max(names) + 1)
+    if count > rows:
+        raise ModelError(f"the tokenizer has {count:,} tokens and the model {rows:,}; the two do not belong together")
+    kinds = [_kind(id_, names, added) for id_ in range(count)]
+    tokens = [names.get(id_, f"[PAD{id_}]") for id_ in range(count)]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]]
+    return Vocabulary(pre, tuple(tokens), tuple(kinds), tuple(merges))
+
+
+def _kind(id_: int, names: Mapping[int, str], added: Mapping[int, Any]) -> int:
+    if id_ not in names:
+        return UNUSED
+    if id_ not in added:
+        return NORMAL
+    return CONTROL if added[id_].special else USER_DEFINED
+
+
+def _pre(told: Mapping[str, Any]) -> str:
+    """llama.cpp's name for how the tokenizer splits text."""
+    if told["model"].get("type") != "BPE" or told["model"].get("byte_fallback"):
+        raise ModelError(
+            f"no GGUF can be written with a tokenizer of type {told['model'].get('type')}, only with byte-level BPE;"
+            " use --to merged"
+        )
+    found = _steps(told.get("pre_tokenizer"))
+    for name, steps in _SPLITS.items():
+        if found == steps:
+            return name
+    raise ModelError(
+        f"no GGUF can be written: the tokenizer splits text in a way that has no name here ({', '.join(_SPLITS)}); use"
+        " --to merged"
+    )
+
+
+def _steps(told: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """The pre-tokenizer's steps with what distinguishes them; one with a setting of its own matches none."""
+    if told is None:
+        return ()
+    kind = told["type"]
+    if kind == "Sequence":
+        return tuple(step for part in told["pretokenizers"] for step in _steps(part))
+    if kind == "Digits":
+        return ((kind, told["individual_digits"]),)
+    if kind == "ByteLevel" and not told["add_prefix_space"]:
+        return ((kind, told["use_regex"]),)
+    if kind == "Split" and told["behavior"] == "Isolated" and not told["invert"]:
+        return ((kind, told["pattern"].get("Regex")),)
+    return ((kind, "of its own"),)
