@@ -16,6 +16,7 @@ import yaml
 from distill import cli, smoke
 from distill.catalogue import load_recipe
 from distill.database import _SCHEMA, _SENDS, VERSION
+from distill.export import MODELS
 from distill.exporters import COMPARISONS, EXPORTERS
 from distill.filters import FILTERS
 from distill.importers import IMPORTERS
@@ -36,7 +37,7 @@ def of(page: Path) -> str:
 
 
 def next_of(shelf: dict[str, str]) -> str:
-    return next(iter(shelf.values())).split(".")[1]
+    return next(iter(shelf))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_the_readme_names_every_command_and_no_other():
     assert named == set(COMMANDS)
 
 
-@pytest.mark.parametrize("shelf", [STRATEGIES, FILTERS, METRICS, EXPORTERS, COMPARISONS, IMPORTERS], ids=next_of)
+@pytest.mark.parametrize("shelf", [STRATEGIES, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS], ids=next_of)
 def test_the_readme_names_every_part(shelf):
     text = README.read_text(encoding="utf-8")
     assert [name for name in shelf if f"`{name}`" not in text] == []
