@@ -549,6 +549,8 @@ def _as_interrupt(*_: Any) -> None:
 def _code(arguments: list[str] | None) -> int:
     try:
         outcome = app(args=arguments, standalone_mode=False)
+        if outcome == Interrupted.exit_code:  # newer typer makes an exit of Ctrl-C and says nothing
+            raise KeyboardInterrupt
         return outcome if isinstance(outcome, int) else 0
     except typer.Exit as stop:
         return stop.exit_code

@@ -127,7 +127,9 @@ def test_the_readme_names_every_command_and_no_other():
     assert named == set(COMMANDS)
 
 
-@pytest.mark.parametrize("shelf", [STRATEGIES, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS], ids=next_of)
+@pytest.mark.parametrize(
+    "shelf", [STRATEGIES, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS], ids=next_of
+)
 def test_the_readme_names_every_part(shelf):
     text = README.read_text(encoding="utf-8")
     assert [name for name in shelf if f"`{name}`" not in text] == []
