@@ -140,13 +140,12 @@ def test_a_stage_whose_input_is_missing_says_what_to_type(tmp_path):
 def test_ctrl_c_says_that_what_was_finished_is_kept(tmp_path):
     os.mkfifo(tmp_path / "rows.jsonl")
     arguments = ["import", "rows.jsonl", "--from", "alpaca", "--out", "sessions.jsonl"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "distill", *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as child:  # fmt: skip
-        with (tmp_path / "rows.jsonl").open("w"):  # opens once the child reads
-            time.sleep(0.2)
-            child.send_signal(signal.SIGINT)
-            _, said = child.communicate(timeout=60)
+    command = [sys.executable, "-m", "distill", *arguments]
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=path)
+    with (tmp_path / "rows.jsonl").open("w"):  # opens once the child reads
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
     assert child.returncode == 130
     assert "interrupted; what was finished is kept" in said

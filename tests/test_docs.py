@@ -29,6 +29,7 @@ from tests.documents import ROOT, blocks, commands, matches, pages, run_page, sa
 README = ROOT / "README.md"
 MARKS = re.compile(r"run|prints|recipe|file \S+|keys \S+|not run: .{8,}")
 HOW_TO = ("strategies", "filters", "metrics", "exporters", "providers", "")
+SHELVES = (STRATEGIES, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS)
 COMMANDS: dict[str, Any] = dict(typer.main.get_command(cli.app).commands)
 
 
