@@ -1,11 +1,13 @@
 # Two commands do everything on a machine with Python 3.11, git and make: `make demo` and `make test`.
 # TORCH_INDEX names another package index for torch alone, for example one that holds CUDA or ROCm builds.
+# JOBS is how many test processes run at once; each may take 2 GB.
 # BENCH names benchmarks and options of `make bench`, for example "kill --quick".
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_INDEX ?=
 BENCH ?=
+JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
@@ -30,7 +32,7 @@ demo: $(STAMP)  ## recipes/quickstart.yaml on real models: prints the report's p
 	@$(BIN)/distill run recipes/quickstart.yaml
 
 test: $(STAMP) lint  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)  ## style, types and layers
 	$(BIN)/ruff check .

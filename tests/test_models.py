@@ -21,7 +21,7 @@ pruning = pytest.importorskip("distill.student.pruning")
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21
 
-HIDDEN, LAYERS, VOCABULARY = 32, 2, 48
+HIDDEN, LAYERS, VOCABULARY = 32, 2, 96
 TEXT = "In 2024, 3 of 10 students said:\n\n1. They don't like  naïve answers 🙂."
 
 
@@ -33,6 +33,7 @@ def make_gguf(path: Path, *, pre: str = "smollm") -> Path:
     import gguf
 
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz0123456789", "ab", "cd"]
+    tokens += [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ.,:;?!'-", "\u0120", "\u010a"]  # the last two are a space and a line feed
     tokens += [f"<unused{n}>" for n in range(VOCABULARY - len(tokens))]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(LAYERS)

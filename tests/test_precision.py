@@ -53,10 +53,11 @@ def test_in_bfloat16_what_learns_stays_in_float32(tiny, tmp_path, method):
     class Seen(TrainerCallback):
         def on_train_begin(self, args, state, control, model=None, **kwargs):
             seen.update((p.dtype, p.requires_grad) for p in model.parameters() if p.requires_grad)
-            model.get_output_embeddings().register_forward_hook(lambda *hooked: seen.update(head=hooked[2].dtype))
+            layer = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
+            layer.register_forward_hook(lambda *hooked: seen.update(layer=hooked[2].dtype))
 
     training.run(tmp_path / "bf16", tiny, options=plain.model_copy(update={"dtype": "bf16"}), callbacks=[Seen()])
-    assert seen == {torch.float32: True, "head": torch.bfloat16}
+    assert seen == {torch.float32: True, "layer": torch.bfloat16}
     exact, coarse = (training.losses(tmp_path / name) for name in ("fp32", "bf16"))
     assert coarse != exact
     assert coarse == pytest.approx(exact, abs=0.05)

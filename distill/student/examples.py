@@ -65,8 +65,9 @@ def examples_of(
     if not found.examples:
         raise DistillError(
             f"none of the {len(sessions)} sessions can be trained on: {found.left_out['too_long']} are longer than "
-            f"train.max_length={options.max_length} tokens, {found.left_out['empty']} have no answer; raise it or "
-            "collect more"
+            f"train.max_length={options.max_length} tokens, {found.left_out['empty']} have no answer, "
+            f"{found.left_out['unspelt']} hold characters that the tokenizer does not know; raise it, collect more, or "
+            "take another student.model"
         )
     return found
 
