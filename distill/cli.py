@@ -175,13 +175,17 @@ def train(
         int | None,
         typer.Option("--show-masks", min=1, metavar="N", help="show N examples with what is trained marked, and end"),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="start over, whatever checkpoints or student there are")
+    ] = False,
     accept_partial: AcceptPartial = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Fine-tune the student on the kept sessions: writes student/.
 
     Before the first step the loss mask of every row is checked against the template; a fault stops with the row and
-    the token. An interrupted training goes on where it stood when the same command is typed again.
+    the token. An interrupted training goes on where it stood when the same command is typed again, and says what has
+    changed where it cannot; --fresh starts over.
 
     Example: distill train runs/quickstart --plan
     """
@@ -194,7 +198,7 @@ def train(
     if show_masks is not None:
         preview.show_masks(recipe_or_run, show_masks, **given)
     if not plan and show_masks is None:
-        pipeline.run_recipe(recipe_or_run, stages=["train"], accept_partial=accept_partial, **given)
+        pipeline.run_recipe(recipe_or_run, stages=["train"], accept_partial=accept_partial, fresh=fresh, **given)
 
 
 _verb("compare", "Ask student, base and teacher the held-out prompts: writes answers.jsonl and scores.json.")

@@ -23,6 +23,7 @@ from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
 from distill.run import STAGES, read_record
 from distill.strategies.pool import Cost
 from distill.student.memory import SMOLLM2, Shape, estimate, shape_in
+from distill.student.trackers import require_trackers
 from distill.student.work import training_of
 
 RECORDED_TOKENS = 300
@@ -220,6 +221,7 @@ def _times(plans: Sequence[Plan], recipe: Recipe) -> list[str]:
 def _training(recipe: Recipe) -> list[str]:
     if recipe.student is None or recipe.train is None:
         return []
+    require_trackers(recipe.train.options.report_to)
     layers = recipe.student.prune.layers if recipe.student.prune is not None else None
     shape = _shape(recipe.student.model, layers)
     if shape is None:

@@ -29,6 +29,7 @@ from distill.steps import (
     sources_of,
     stop_teacher,
 )
+from distill.student.trackers import require_trackers
 from distill.teachers import hire
 
 
@@ -42,14 +43,18 @@ def run_recipe(
     accept_partial: bool = False,
     allowed: Collection[str] = (),
     wait: bool = True,
+    fresh: bool = False,
 ) -> Path:
     """Run a recipe's stages that are not current; returns the run folder.
 
-    `wait` is for a provider's batches: without it the run ends while they are open. Raises `RecipeError` for a bad
-    recipe, `BudgetStop` and `Interrupted` with everything finished kept.
+    `wait` is for a provider's batches: without it the run ends while they are open. `fresh` trains from the start,
+    whatever checkpoints or student there are. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted`
+    with everything finished kept.
     """
     loaded, folder = _addressed(path, run_dir, overrides, allowed)
     names = _chosen(loaded, stages)
+    if loaded.train is not None and "train" in names:
+        require_trackers(loaded.train.options.report_to)
     _require_one_process(names)
     if _needs_torch(loaded, names, allowed):
         require_training_packages("distill run")
@@ -57,7 +62,7 @@ def run_recipe(
     for line in known_faults(loaded):
         console.warn(line.removeprefix("warning: "))
     with opened(folder, loaded) as run, _journal(folder, loaded) as journal:
-        context = Context(folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait)
+        context = Context(folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait, fresh)
         try:
             ran = _run_stages(context, run, names)
         finally:
@@ -156,7 +161,8 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
     inputs = {item: tree_sha256(context.folder / item) for item in stage.inputs if (context.folder / item).exists()}
     shipped = tree_sha256(assets.find(stage.prompts)) if stage.prompts else None
     fingerprint = json_sha256([inputs, stage.options(context), sources_sha256(sources_of(context, stage)), shipped])
-    if run.is_current(name, fingerprint) and not (context.retry_failed and stage.teacher):
+    again = (context.retry_failed and stage.teacher) or (context.fresh and name == "train")
+    if run.is_current(name, fingerprint) and not again:
         return False
     console.say(f"{name}: started")
     record = run.begin(name, fingerprint, inputs)

@@ -146,5 +146,10 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
 
 def append_row(path: Path, row: Any) -> None:
     """Append one row to a log-like JSONL file."""
+    append_rows(path, [row])
+
+
+def append_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Append rows to a log-like JSONL file, in one go."""
     with path.open("a", encoding="utf-8") as out:
-        out.write(f"{_line(row)}\n")
+        out.write("".join(f"{_line(row)}\n" for row in rows))

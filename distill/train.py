@@ -27,12 +27,13 @@ def train(
     template: str,
     options: TrainOptions,
     seed: int,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Train a student on `folder/kept.jsonl` and leave it in `folder/student`; returns counts for run.json.
 
-    `layers` is how many of the model's layers the student keeps, and `prune_by` how they are chosen. Raises
-    `DistillError` for missing or unusable rows, `MissingPackage` without the training packages, `ModelError` for the
-    model.
+    `layers` is how many of the model's layers the student keeps, and `prune_by` how they are chosen; `fresh` starts
+    over, whatever checkpoints there are. Raises `DistillError` for missing or unusable rows, `RunFolderError` for
+    checkpoints of something else, `MissingPackage` without the training packages, `ModelError` for the model.
     """
     sessions = _sessions(folder)
     trainer = _room("trainer")
@@ -46,6 +47,7 @@ def train(
             template=template,
             options=options,
             seed=seed,
+            fresh=fresh,
             progress=bar,
             say=console.say,
             show=console.say_marked,

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 
-def save_tiny_model(folder: Path, *, layers: int = 4, hidden: int = 64, seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, *, layers: int = 4, hidden: int = 64, seed: int = 0, tied: bool = True) -> Path:
     """Write the model to `folder`; its vocabulary is the embedded model's, its weights are random."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -24,7 +24,7 @@ def save_tiny_model(folder: Path, *, layers: int = 4, hidden: int = 64, seed: in
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

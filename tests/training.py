@@ -34,6 +34,7 @@ def run(
     prune_by="uniform",
     progress=None,
     callbacks=(),
+    fresh=False,
 ):
     """Train a student; returns the result and what was said."""
     from distill.student import trainer
@@ -48,6 +49,7 @@ def run(
         template="chatml",
         options=options,
         seed=seed,
+        fresh=fresh,
         progress=progress,
         say=said.append,
         callbacks=callbacks,
@@ -79,4 +81,4 @@ def losses(folder) -> list[float]:
     """Of the log's steps."""
     from distill.rows import read_jsonl
 
-    return [row["loss"] for row in read_jsonl(folder / "train_log.jsonl")]
+    return [row["loss"] for row in read_jsonl(folder / "train_log.jsonl") if "event" not in row]

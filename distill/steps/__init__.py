@@ -37,12 +37,19 @@ TRAIN_SOURCES = tuple(
     f"distill.student.{name}"
     for name in (
         "adapter",
+        "attempt",
+        "best",
         "build",
         "checkpoints",
         "examples",
         "fitting",
         "gguf_reading",
+        "guarded",
+        "guards",
+        "held",
+        "identity",
         "layout",
+        "lines",
         "log",
         "models",
         "neftune",
@@ -52,6 +59,7 @@ TRAIN_SOURCES = tuple(
         "saving",
         "sft",
         "trainer",
+        "watch",
     )
 )
 COMPARING_SOURCES = tuple(

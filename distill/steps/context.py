@@ -31,6 +31,8 @@ class Context:
     accept_partial: bool = False
     wait: bool = True
     """Whether to wait for a provider's batches."""
+    fresh: bool = False
+    """Whether training starts over, whatever checkpoints there are."""
 
 
 @dataclass(frozen=True, slots=True)

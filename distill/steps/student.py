@@ -28,7 +28,7 @@ def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
     settings = settings_of(context.recipe)
     stop_teacher(context)
-    counts = train.train(context.folder, **settings)
+    counts = train.train(context.folder, **settings, fresh=context.fresh)
     model_card.write(context.folder / "student" / "README.md", context.folder, trained=counts)
     return counts
 

@@ -18,12 +18,12 @@ from distill.student import models
 from distill.student.adapter import adapter_of, require_targets, train_in_float32
 from distill.student.examples import Examples
 from distill.student.fitting import fit
+from distill.student.guarded import Guarded
 from distill.student.layout import Plan, plan
 from distill.student.neftune import Noise
 from distill.student.options import RESIDUAL, TrainOptions
 from distill.student.precision import compute_dtype
 from distill.student.recompute import recompute
-from distill.student.sft import Trainer
 
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -46,7 +46,7 @@ def build(
     output: Path,
     say: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
-) -> Trainer:
+) -> Guarded:
     """A trainer that is ready to train: the base in 4 bits or whole, what learns in float32, the run's plan of steps.
 
     `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go. Raises
@@ -61,7 +61,7 @@ def build(
     )
     model = _base(base, kept, options, dtype, device)
     _require_embeddings(model, found, tokenizer)
-    trainer = Trainer(
+    trainer = Guarded(
         found,
         plan_of(found.lengths(), options, seed),
         micro_tokens=chosen.tokens,

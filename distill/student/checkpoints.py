@@ -1,70 +1,169 @@
-"""The checkpoints of a training run: which run each belongs to, whether it is whole, where to go on."""
+"""The checkpoints of a training run: which run each belongs to, whether it is whole, where to go on.
+
+`student/checkpoints/` holds `identity.json` (what decides the run's weights), and the last two `checkpoint-STEP/`. Of
+these, one counts that holds a mark, `distill.json`: the SHA-256 of the identity and of every file. The mark comes last,
+so that a checkpoint without one was cut short. Optimizer and random states are pickles by PyTorch's habit: they are
+ours when the mark says so, and even then only tensors and numbers are read from them.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from distill import chat
+from distill import processes
 from distill.embedded import read_json, write_json
-from distill.fingerprints import json_sha256
-from distill.student import models
-from distill.student.options import TrainOptions
+from distill.errors import ModelError, RunFolderError
+from distill.fingerprints import file_sha256
+from distill.student.foreign import is_of_the_disk, reason_of
+from distill.student.identity import Identity, changes, machine_changes
 
-_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
-_MARKER = "distill.json"
-
-
-def identity_of(examples: Sequence[chat.Example], told: dict[str, Any], options: TrainOptions, seed: int) -> str:
-    """A hash of all that decides the weights of a run."""
-    ids = [[example.input_ids, example.labels] for example in examples]
-    machine = [models.default_device().type, *(version(package) for package in _PACKAGES)]
-    return json_sha256([ids, told, options.deciding(), seed, machine])
+MARK = "distill.json"
+IDENTITY = "identity.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+OURS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin")
+"""Pickles that a checkpoint of ours holds, besides rng_state*.pth."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in the student's folder."""
 
-    def __init__(self, student_folder: Path, identity: str, say: Callable[[str], None]) -> None:
+    def __init__(self, student_folder: Path, identity: Identity, say: Callable[[str], None]) -> None:
         self.folder = student_folder / "checkpoints"
-        self.identity = identity
         self.last: Path | None = None
-        self._say = say
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Where training goes on."""
+        self.begun = False
+        """Whether this very run has been here before."""
+        self._student, self._identity, self._say = student_folder, identity, say
+        self._sha256 = identity.sha256
 
-    def resume(self) -> int:
-        """Find the last whole checkpoint and delete all others; returns its step, 0 without one.
+    @property
+    def step(self) -> int:
+        """Steps that are done where training goes on."""
+        return step_of(self.last) if self.last is not None else 0
 
-        Of several processes the first must have done so before the others look.
+    def open(self, *, fresh: bool = False) -> None:
+        """Find the last whole checkpoint, delete those cut short, and claim the folder for this run.
+
+        `fresh` deletes them all. Of several processes the first must have done so before the others look. Raises as
+        `require_ours`.
         """
-        found = sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True)
-        marks = [read_json(folder / _MARKER) for folder in found]
-        if any(mark and mark["identity"] != self.identity for mark in marks):
-            self._say("the data, the options or the base have changed since the last checkpoint: training starts over")
-        for folder, mark in zip(found, marks, strict=True):
-            if self.last is None and mark and mark["identity"] == self.identity and _is_whole(folder, mark):
-                self.last = folder
-            else:
-                shutil.rmtree(folder)
-        if self.last is None:
-            return 0
-        self._say(f"going on from step {_step(self.last)}")
-        return _step(self.last)
+        if fresh and processes.is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.require_ours()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        told = self._told()
+        self.begun = told is not None and told.sha256 == self._sha256
+        found = self._found()
+        self.last = next((folder for folder in found if self._is_whole(folder)), None)
+        if processes.is_first():
+            _delete_after(self.step, found)
+            write_json(self.folder / IDENTITY, asdict(self._identity))
+        if self.last is not None and told is not None and (moved := machine_changes(told, self._identity)):
+            self._say(f"since the last checkpoint, {'; '.join(moved)}: training goes on, but not bit for bit")
+        if self.last is not None:
+            self._say(f"going on from step {self.step}")
+
+    def require_ours(self) -> None:
+        """Raise `RunFolderError` where the checkpoints are another run's, and say what has changed.
+
+        Raises `ModelError` where one holds a pickle that is not ours.
+        """
+        found = self._found()
+        for folder in found:
+            _require_ours(folder)
+        if any((folder / MARK).exists() for folder in found):
+            self._require_same()
+
+    def forget_after(self, step: int) -> None:
+        """Delete checkpoints of more than `step` steps, so that training goes on from one before."""
+        if processes.is_first():
+            _delete_after(step, self._found())
 
     def mark(self, step: int) -> None:
         """Say that a checkpoint is completely written, and of which run it is."""
         folder = self.folder / f"checkpoint-{step}"
-        sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
-        write_json(folder / _MARKER, {"identity": self.identity, "sizes": sizes})
+        files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file()}
+        write_json(folder / MARK, {"identity": self._sha256, "files": files})
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """While a checkpoint is written: where it cannot be, nothing of it is left to take up room.
+
+        Raises `RunFolderError` that names the checkpoint from which training will go on.
+        """
+        try:
+            yield
+        except Exception as error:  # tokenizers raises nothing narrower
+            if not is_of_the_disk(error):
+                raise
+            folder = self.folder / f"checkpoint-{step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunFolderError(self._unsaved(step, error)) from error
+
+    def _unsaved(self, step: int, error: Exception) -> str:
+        kept = [step_of(folder) for folder in self._found() if self._is_whole(folder)]
+        free = shutil.disk_usage(self.folder).free
+        state = f"the state of step {kept[0]} is kept, and training goes on from it" if kept else "there is no earlier"
+        return (
+            f"the checkpoint of step {step} cannot be written in {self.folder} ({reason_of(error)}, {free / 1e6:.0f} "
+            f"MB free); {state}: free some space and run the same command again"
+        )
+
+    def _found(self) -> list[Path]:
+        """Newest first."""
+        folders = (folder for folder in self.folder.glob("checkpoint-*") if folder.is_dir())
+        return sorted(folders, key=step_of, reverse=True)
+
+    def _is_whole(self, folder: Path) -> bool:
+        mark = read_json(folder / MARK)
+        if not isinstance(mark, dict) or mark.get("identity") != self._sha256:
+            return False
+        files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file() and file.name != MARK}
+        return bool(files == mark.get("files"))
+
+    def _told(self) -> Identity | None:
+        """The identity of the run whose checkpoints these are."""
+        told = read_json(self.folder / IDENTITY)
+        fits = isinstance(told, dict) and told.keys() == asdict(self._identity).keys()
+        return Identity(**told) if fits else None
+
+    def _require_same(self) -> None:
+        old = self._told()
+        if old is None:
+            raise RunFolderError(f"{self.folder} is of another version of distill; {self._start_over()}")
+        if found := changes(old, self._identity):
+            raise RunFolderError(
+                f"{self.folder} was begun with something else: {'; '.join(found)}. Put it back to go on from there, or "
+                f"{self._start_over()}"
+            )
+
+    def _start_over(self) -> str:
+        return f"to start over, type: distill train {self._student.parent} --fresh"
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+def _delete_after(step: int, folders: Iterable[Path]) -> None:
+    """Delete the checkpoints of more than `step` steps"""
+    for folder in folders:
+        if step_of(folder) > step:
+            shutil.rmtree(folder)
 
 
-def _is_whole(folder: Path, mark: dict[str, Any]) -> bool:
-    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != _MARKER}
-    return bool(sizes == mark["sizes"])
+def step_of(checkpoint: Path) -> int:
+    """The steps that were done; -1 for a folder of another name."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _require_ours(folder: Path) -> None:
+    """Pickles run code where they are loaded carelessly, so one that we do not write is never left lying there."""
+    names = [file.name for file in folder.rglob("*") if file.suffix in PICKLES]
+    foreign = [name for name in names if name not in OURS and not name.startswith("rng_state")]
+    if foreign:
+        raise ModelError(
+            f"{folder} was not written by distill: {foreign[0]} is a pickle, which can run code when it is read; "
+            "remove that folder (weights come from safetensors or GGUF)"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,6 +71,11 @@ def examples_of(
             "take another student.model"
         )
     return found
+
+
+def session_of(row: str) -> str:
+    """The id of the session that a row with this id would be a part of."""
+    return re.sub(r"#\d+$", "", row)
 
 
 class _Maker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from pathlib import Path
 import datasets
 import torch
 from huggingface_hub import constants as hub
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from distill.errors import ModelError, RunFolderError
 
+_UNWRITTEN = r"\(os error \d+\)|PytorchStreamWriter|inline_container"
 _NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_hub")
 
 
@@ -28,11 +31,23 @@ def in_our_words(student_folder: Path) -> Iterator[None]:
             "the GPU's memory is too small for training; lower train.max_length or train.micro_batch_tokens, set "
             "train.checkpointing to full, or train a smaller student"
         ) from error
-    except OSError as error:
+    except Exception as error:  # tokenizers raises nothing narrower
+        if not is_of_the_disk(error):
+            raise
         raise RunFolderError(
-            f"cannot write in {student_folder} ({error.strerror or error}); free some space or mend the permissions, "
+            f"cannot write in {student_folder} ({reason_of(error)}); free some space or mend the permissions, "
             "and run again: training goes on from its last checkpoint"
         ) from error
+
+
+def is_of_the_disk(error: Exception) -> bool:
+    """Whether it says that a file cannot be written, in the words of Python, PyTorch, safetensors or tokenizers."""
+    return isinstance(error, OSError | SafetensorError) or re.search(_UNWRITTEN, str(error)) is not None
+
+
+def reason_of(error: Exception) -> str:
+    """The system's words where it has some, else the first line of the library's."""
+    return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @contextmanager

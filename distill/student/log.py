@@ -1,10 +1,19 @@
-"""What a training run says while it goes: train_log.jsonl, the progress, and the stop at a loss that is no number."""
+"""What a training run says while it goes: files of JSON lines in the student's folder, and the progress.
+
+`train_log.jsonl` has one row a step: `step`, `steps`, `epoch`, `loss` in nats a trained token, `learning_rate`,
+`grad_norm` before it is cut, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows
+with an `event` are others: `eval` (see `watch`), and `quarantined` with `step`, `ids`, `reason` and `line`.
+`example_losses.jsonl` has one row an example and step: `step`, `id` of the session, its `loss` before that step in nats
+a token, and `tokens`, its trained ones. Steps are counted from 1.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +22,37 @@ from transformers import TrainerCallback
 from distill import processes
 from distill.console import Progress
 from distill.errors import ModelError
-from distill.rows import append_row, read_jsonl, write_rows
 from distill.student.checkpoints import Checkpoints
-from distill.student.sft import Trainer
+from distill.student.guarded import Guarded
+from distill.student.guards import Quarantined, finite
+from distill.student.lines import QUARANTINED, append, cut
+
+TRAIN_LOG, EXAMPLE_LOSSES = "train_log.jsonl", "example_losses.jsonl"
 
 
 class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Writes train_log.jsonl, reports progress, marks checkpoints, and stops a run whose loss is no number."""
+    """Writes the log, reports progress, marks checkpoints, and stops a run whose loss is no number."""
 
-    def __init__(self, path: Path, step: int, trainer: Trainer, checkpoints: Checkpoints, progress: Progress) -> None:
-        self._path, self._trainer, self._checkpoints, self._progress = path, trainer, checkpoints, progress
-        self.rows = [row for row in read_jsonl(path) if row["step"] <= step] if step and path.exists() else []
-        if processes.is_first():
-            write_rows(path, self.rows)
-        last = self.rows[-1] if self.rows else {"tokens": 0, "seconds": 0.0}
+    def __init__(
+        self, folder: Path, trainer: Guarded, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        self._path, self._losses = folder / TRAIN_LOG, folder / EXAMPLE_LOSSES
+        self._trainer, self._checkpoints, self._progress, self._say = trainer, checkpoints, progress, say
+        rows = cut(self._path, checkpoints.step)
+        self.steps = [row for row in rows if "event" not in row]
+        self.events = [row for row in rows if "event" in row]
+        self._seen = cut(self._losses, checkpoints.step)
+        last = self.steps[-1] if self.steps else {"tokens": 0, "seconds": 0.0}
         self._tokens, self._seconds = last["tokens"], last["seconds"]
         self._started = time.monotonic()
+
+    def last_taken(self) -> tuple[int, list[str]]:
+        """The last step that moved the weights, and its sessions; (0, []) before the first."""
+        rows, self._seen = self._seen, []
+        if not rows:
+            return 0, []
+        step = rows[-1]["step"]
+        return step, [row["id"] for row in takewhile(lambda row: row["step"] == step, reversed(rows))][::-1]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -55,10 +79,43 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
             "tokens": self._tokens + self._trainer.tokens_seen,
             "seconds": round(self._seconds + time.monotonic() - self._started, 3),
         }
-        self.rows.append(row)
-        if processes.is_first():
-            append_row(self._path, row)
-        self._progress.update(state.global_step, state.max_steps, f"loss {loss:.3f}, {speed(self.rows):.0f} tokens/s")
+        self.steps.append(row)
+        self._trainer.spikes.take(loss)
+        append(self._path, [row])
+        append(self._losses, self._taken(state.global_step))
+        self._show(state)
+
+    def _taken(self, step: int) -> list[dict[str, Any]]:
+        ids = self._trainer.ids
+        return [
+            {"step": step, "id": ids[one.row], "loss": finite(one.mean), "tokens": one.tokens}
+            for one in self._trainer.taken
+        ]
+
+    def _show(self, state: Any) -> None:
+        row = self.steps[-1]
+        note = f"loss {row['loss']:.3f}, {speed(self.steps):.0f} tokens/s"
+        self._progress.update(state.global_step, state.max_steps, note)
+
+    def quarantined(self, step: int, entries: Sequence[Quarantined], line: str) -> None:
+        """Take note of sessions that are set aside."""
+        self.event(quarantine_row(step, entries, line))
+        self._say(line)
+
+    def event(self, row: dict[str, Any]) -> None:
+        """Add a row that is no step's."""
+        self.events.append(row)
+        append(self._path, [row])
+
+    @contextmanager
+    def paused(self, state: Any, note: str) -> Iterator[None]:
+        """While something other than training goes on: its time is not training's."""
+        started = time.monotonic()
+        self._progress.update(state.global_step, state.max_steps, note)
+        yield
+        self._started += time.monotonic() - started
+        if self.steps:
+            self._show(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint that has just been written, by all processes."""
@@ -67,6 +124,12 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
             self._checkpoints.mark(state.global_step)
 
 
+def quarantine_row(step: int, entries: Sequence[Quarantined], line: str) -> dict[str, Any]:
+    """The log's row for sessions that are left out from a step on."""
+    ids = [entry.id for entry in entries]
+    return {"event": QUARANTINED, "step": step, "ids": ids, "reason": entries[0].reason, "line": line}
+
+
 def speed(rows: Sequence[dict[str, Any]]) -> float:
-    """Tokens a second over all rows of the log, prompts and padding counted."""
+    """Tokens a second over all steps of the log, padding excluded."""
     return float(rows[-1]["tokens"] / max(rows[-1]["seconds"], 1e-9)) if rows else 0.0

@@ -35,6 +35,39 @@ class LoraOptions(Options):
     """Names of the linear layers that get an adapter, such as [q_proj, v_proj]; by default all but the output head."""
 
 
+Watched = Literal["nll", "stop_rate", "length_ratio"]
+"""What is measured on held-out rows: less nats a token of the teacher's answers is better, more answers that end by
+themselves, and a length nearer to the teacher's."""
+
+
+class GuardOptions(Options):
+    """When a step is not taken: its loss is no number, its gradient is none, or its loss has leapt.
+
+    The sessions to blame are then set aside in quarantined.jsonl, and the step is done again without them.
+    """
+
+    spike: Annotated[float, Field(ge=0)] = 8.0
+    """A loss has leapt when it is above the median of the last `window` steps by so many of their standard deviations
+    (told robustly, from the median change between two steps), and by `spike_nats`; 0 looks for no leaps."""
+    spike_nats: Annotated[float, Field(ge=0)] = 1.0
+    """Nats a token by which a loss has to leap at least."""
+    window: Annotated[int, Field(ge=8, le=10_000)] = 32
+    """Steps that a loss is held against; before the ninth nothing is a leap."""
+    max_quarantined: Annotated[int, Field(ge=0)] | None = None
+    """Sessions that may be set aside; training stops where one more is to be. 5% of them, and at least 8, when left
+    out."""
+
+
+class EarlyStopping(Options):
+    """When training ends before its last step."""
+
+    watch: Watched = "nll"
+    patience: Annotated[int, Field(ge=1)] = 2
+    """Evaluations without a better value after which training ends."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """What a value has to be better by to count as better."""
+
+
 class TrainOptions(Options):
     """How the student is trained."""
 
@@ -92,10 +125,24 @@ class TrainOptions(Options):
     elsewhere; bf16 where there is none is an error."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""
+    eval_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps between two evaluations on held-out rows; a quarter of the run when left out, 0 for none."""
+    eval_rows: Annotated[int, Field(ge=0)] | None = None
+    """Sessions that are evaluated on and not trained on. They are taken out of the kept rows, not out of the test
+    split, so that what is chosen by them is still compared on prompts that nothing has seen. 5% (4 to 64) when left
+    out; none of fewer than 40."""
+    eval_tokens: Annotated[int, Field(ge=1, le=4096)] = 96
+    """Most tokens of an answer that is written for an evaluation; eight are written at most."""
+    early_stopping: EarlyStopping | None = None
+    best: Watched | None = None
+    """Keep the weights that were best by this, and end with them instead of the last."""
+    guard: GuardOptions = GuardOptions()
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Services that the figures go to besides train_log.jsonl; each must be installed."""
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what the student becomes."""
-        return self.model_dump(exclude={"save_steps", "show_masks"})
+        return self.model_dump(exclude={"save_steps", "show_masks", "report_to"})
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainOptions:
@@ -108,4 +155,7 @@ class TrainOptions(Options):
             raise ValueError("batch_tokens and batch_rows both say how large a step is; give one of them")
         if isinstance(self.lora.target_modules, list) and not self.lora.target_modules:
             raise ValueError("lora.target_modules names no layer; leave it out for all linear layers")
+        watching = "early_stopping" if self.early_stopping is not None else "best" if self.best is not None else None
+        if watching is not None and 0 in (self.eval_steps, self.eval_rows):
+            raise ValueError(f"{watching} needs evaluations; give eval_steps and eval_rows above 0, or leave them out")
         return self

@@ -70,7 +70,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         Where memory ends, the passes are made half as large, or activations are no longer kept, and the step is done
         again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
         """
-        rows, random = inputs["rows"], _random_state()
+        rows, random = inputs["rows"], random_state()
         while True:
             try:
                 loss = self._step(model, rows)
@@ -82,8 +82,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
                 self.tokens_seen += sum(self._lengths[row] for row in rows)
                 return loss
             model.zero_grad()
-            _free_memory()
-            _restore(random)
+            free_memory()
+            restore(random)
             self._say(f"out of memory: going on from step {self.state.global_step + 1} {relief()}")
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
@@ -216,17 +216,20 @@ def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     return {"rows": batch[0]}
 
 
-def _random_state() -> list[torch.Tensor]:
+def random_state() -> list[torch.Tensor]:
+    """Of PyTorch on the CPU and, where there is one, on the GPU: what dropout and noise are drawn from."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
-def _restore(state: Sequence[torch.Tensor]) -> None:
+def restore(state: Sequence[torch.Tensor]) -> None:
+    """Draw again from where `random_state` was asked."""
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state(state[1])
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
+    """Give back what nothing refers to any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +13,21 @@ from transformers import TrainerCallback
 from distill import processes
 from distill.console import Progress, Silent
 from distill.embedded import fingerprint, read_json
+from distill.errors import DistillError
 from distill.student import models
-from distill.student.adapter import state_of
-from distill.student.build import build
-from distill.student.checkpoints import Checkpoints, identity_of
-from distill.student.examples import Examples, checked_examples
+from distill.student.attempt import Done, Job, attempt, set_aside
+from distill.student.checkpoints import Checkpoints
+from distill.student.examples import Examples, checked_examples, session_of
 from distill.student.foreign import in_our_words, quiet
-from distill.student.log import Log, speed
+from distill.student.guarded import RolledBack
+from distill.student.held import hold_out, rows_to_hold
+from distill.student.identity import identity_of
+from distill.student.log import speed
 from distill.student.options import TrainOptions
 from distill.student.pruning import kept_layers, least_changing
-from distill.student.saving import save
+from distill.student.sft import free_memory
 from distill.student.spelling import Shown, shown, write_masks
+from distill.student.trackers import require_trackers
 from distill.types import Session
 
 
@@ -37,11 +41,21 @@ class TrainResult:
     """Sessions over `max_length` tokens, left out."""
     empty: int
     """Sessions without a single token to train, left out."""
+    held: int
+    """Sessions held out to watch training by."""
+    near_held: int
+    """Sessions left out because their question is near to that of a held-out one."""
+    quarantined: int
+    """Sessions that were set aside on the way, for the loss they brought about; see quarantined.jsonl."""
     tokens: int
-    """Tokens of the sessions, once."""
+    """Tokens of the sessions trained on, once."""
     trained_tokens: int
     """Those of them that bear on the loss: answers and their end tokens."""
     steps: int
+    planned_steps: int
+    """More than `steps` where early stopping ended training."""
+    best_step: int | None
+    """Whose weights the student has, where `best` asked for the best ones; else it has the last."""
     final_loss: float
     """Mean loss over the last tenth of the steps, nats a token."""
     tokens_per_second: float
@@ -58,6 +72,7 @@ def train(
     template: str,
     options: TrainOptions,
     seed: int,
+    fresh: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
     show: Callable[[Shown], None] | None = None,
@@ -68,42 +83,60 @@ def train(
     Every row passes the mask gate before anything is loaded or written; `show` is given some of them.
 
     A run that was stopped, even by SIGKILL, goes on from its last whole checkpoint and ends with the very weights of
-    an uninterrupted one (on the same machine); if data, options or base have changed since, it starts over and says so.
-    `callbacks` hear of the trainer's events before ours do. Raises `MaskError` at a fault in a mask, `ModelError` when
-    the base cannot be read or the loss is no number, `DistillError` when nothing is left to train on.
+    an uninterrupted one (on the same machine). `fresh` starts over instead. `callbacks` hear of the trainer's events
+    before ours do. Raises `MaskError` at a fault in a mask, `RunFolderError` when data, options or base have changed
+    since the last checkpoint (it says what) or the disk is full, `ModelError` when the base cannot be read or too many
+    steps are bad, `DistillError` when nothing is left to train on.
     """
     tell = say or _nothing
+    require_trackers(options.report_to)
     base = models.materialise(model, say=tell)
     tokenizer = models.load_tokenizer(base)
     found = checked_examples(sessions, template, tokenizer, options, tell)
     _show(found, template, tokenizer, options, student_folder, show or _nothing)
-    kept = _kept_layers(base, layers, prune_by, found, tell)
+    taught, held = _held(found, sessions, options.eval_rows, seed)
+    kept = _kept_layers(base, layers, prune_by, taught, tell)
     told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
     told |= {"quantised": options.method == "qlora", "method": options.method}
-    checkpoints = Checkpoints(student_folder, identity_of(found.examples, told, options, seed), tell)
+    job = Job(student_folder, base, kept, tokenizer, template, taught, held, told, options, seed, callbacks)
+    checkpoints = Checkpoints(student_folder, identity_of(taught, told, options, seed), tell)
+    if not fresh:
+        checkpoints.require_ours()
     with quiet(), in_our_words(student_folder):
-        trainer = build(
-            base,
-            kept,
-            tokenizer,
-            found,
-            options=options,
-            seed=seed,
-            output=checkpoints.folder,
-            say=tell,
-            callbacks=callbacks,
-        )
-        first = state_of(trainer.model, options.lora) if options.method != "full" else None
-        with trainer.accelerator.main_process_first():
-            done = checkpoints.resume()
-        log = Log(student_folder / "train_log.jsonl", done, trainer, checkpoints, progress or Silent())
-        trainer.add_callback(log)
-        trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
-        save(trainer, tokenizer, template, told, student_folder, first=first)
-        trainer.accelerator.end_training()
+        done = _attempts(job, checkpoints, progress or Silent(), tell, fresh=fresh)
     if processes.is_first():
         shutil.rmtree(checkpoints.folder)
-    return _result(found, log)
+    return _result(found, job, done)
+
+
+def _held(found: Examples, sessions: Sequence[Session], asked: int | None, seed: int) -> tuple[Examples, list[Session]]:
+    """What is trained on, and the sessions that are held out to watch it by."""
+    ids = set(found.ids)
+    usable = [session for session in sessions if session.id in ids]
+    rows = rows_to_hold(asked, len(usable))
+    held, beside = hold_out(sessions, rows, seed=seed, eligible=ids)
+    apart = {session.id for session in held} | beside
+    places = [place for place, id_ in enumerate(found.ids) if not {id_, session_of(id_)} & apart]
+    if not places:
+        raise DistillError(f"train.eval_rows={rows} leaves none of {len(usable)} sessions to train on; lower it")
+    taught = replace(found, ids=[found.ids[at] for at in places], examples=[found.examples[at] for at in places])
+    return taught, held
+
+
+def _attempts(
+    job: Job, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None], *, fresh: bool
+) -> Done:
+    """Try, and go back before a step that hurt the weights, until the run is through."""
+    while True:
+        try:
+            return attempt(job, checkpoints, progress, say, fresh=fresh)
+        except RolledBack as back:
+            step, entries, line = back.step, back.entries, str(back)
+        checkpoints.forget_after(step - 1)
+        set_aside(job, step, entries, line)
+        say(line)
+        fresh = False
+        free_memory()
 
 
 def _show(
@@ -133,17 +166,23 @@ def _kept_layers(
     return list(kept)
 
 
-def _result(found: Examples, log: Log) -> TrainResult:
-    tail = log.rows[-max(1, len(log.rows) // 10) :]
+def _result(found: Examples, job: Job, done: Done) -> TrainResult:
+    steps = done.log.steps
+    tail = steps[-max(1, len(steps) // 10) :]
     return TrainResult(
-        rows=len(found.ids),
+        rows=len(job.found.ids),
         too_long=found.left_out["too_long"],
         empty=found.left_out["empty"],
-        tokens=sum(len(example.input_ids) for example in found.examples),
-        trained_tokens=sum(example.trained for example in found.examples),
-        steps=log.rows[-1]["step"],
+        held=len(job.held),
+        near_held=len(found.ids) - len(job.found.ids) - len(job.held),
+        quarantined=len(done.quarantined),
+        tokens=sum(len(example.input_ids) for example in job.found.examples),
+        trained_tokens=sum(example.trained for example in job.found.examples),
+        steps=steps[-1]["step"],
+        planned_steps=steps[-1]["steps"],
+        best_step=done.best_step,
         final_loss=sum(row["loss"] for row in tail) / len(tail),
-        tokens_per_second=speed(log.rows),
+        tokens_per_second=speed(steps),
     )
 
 

@@ -1,0 +1,193 @@
+"""Looks at the student while it learns: on held-out sessions, in numbers and in three answers beside the teacher's.
+
+The sessions come out of the kept rows and are not trained on; the test split stays unseen, so that what is chosen by
+these numbers (early stopping, the best weights) does not flatter the comparison.
+
+An evaluation is a row of `train_log.jsonl` with `event: eval`: `step`, `steps`, `eval_loss` (nats a token of the
+teacher's last answers, the sum over all by their number of tokens, end tokens excluded), `stop_rate` (share of greedy
+answers that end by themselves within `train.eval_tokens`), `length_ratio` (tokens of the student's greedy answers by
+those of the teacher's to the same prompts, both counted up to `train.eval_tokens`), `rows`, `answers` and `seconds`;
+null where nothing could be measured. `samples.jsonl` has three rows an evaluation: `step`, `id`, `messages` (what was
+asked), `teacher`, `student`, and `finish` of the latter (`stop` or `length`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from distill import chat
+from distill.providers import Reply
+from distill.student.best import Best, Stopping
+from distill.student.generate import answer
+from distill.student.guarded import Guarded
+from distill.student.likelihood import Scored, loglikelihoods
+from distill.student.lines import append, cut
+from distill.student.log import Log
+from distill.student.sft import random_state, restore
+from distill.student.unpacked import unpacked
+from distill.types import Message, Request, Sampling, Session
+
+SAMPLES = "samples.jsonl"
+SHOWN, ANSWERED = 3, 8
+"""Answers that are kept of an evaluation, and answers that are written for it."""
+EVALUATIONS = 4
+"""In a run, where the recipe does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A held-out session, divided where the teacher's last answer begins."""
+
+    id: str
+    messages: tuple[Message, ...]
+    teacher: str
+    tokens: int
+    """Of that answer, its end token excluded."""
+
+
+def held_of(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[Held]:
+    """The sessions as they are asked; those without an answer are left out."""
+    found = []
+    for session in sessions:
+        *before, last = session.messages
+        tokens = len(chat.encode(session.messages, template, tokenizer, truncated=True).input_ids)
+        tokens -= len(chat.prompt_ids(before, template, tokenizer))
+        if tokens > 0:
+            found.append(Held(session.id, tuple(before), last.content, tokens))
+    return found
+
+
+def every(asked: int | None, steps: int) -> int:
+    """Steps between two evaluations; 0 for none."""
+    return asked if asked is not None else max(1, math.ceil(steps / EVALUATIONS))
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Evaluates every `every` steps and after the last one; training goes on as if nothing had been."""
+
+    def __init__(
+        self,
+        held: Sequence[Held],
+        folder: Path,
+        trainer: Guarded,
+        log: Log,
+        *,
+        every: int,
+        template: str,
+        tokenizer: Any,
+        max_tokens: int,
+        stopping: Stopping | None,
+        best: Best | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._held, self._trainer, self._log, self._every = held, trainer, log, every
+        self._template, self._tokenizer, self._max_tokens = template, tokenizer, max_tokens
+        self._stopping, self._best, self._say = stopping, best, say
+        self._samples = folder / SAMPLES
+        cut(self._samples, log.steps[-1]["step"] if log.steps else 0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Evaluate after the row of a step, and before its checkpoint."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        if not logs or "loss" not in logs or not (last or step % self._every == 0):
+            return
+        with self._log.paused(state, "evaluating"):
+            row = self._evaluate(step, state.max_steps)
+        self._log.event(row)
+        self._say(line(row))
+        self._trainer.log({f"eval_{key}": row[name] for key, name in LOGGED.items() if row[name] is not None})
+        if self._best is not None:
+            self._best.consider(self._trainer.model, self._log.events)
+        if self._stopping is not None and (why := self._stopping.reached(self._log.events)) and not last:
+            self._say(why)
+            control.should_training_stop = True
+            control.should_save = False  # going on from a checkpoint of this step would go past it
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let go of weights that no run can end with any more."""
+        if self._best is not None:
+            self._best.forget_worse(self._log.events)
+
+    def _evaluate(self, step: int, steps: int) -> dict[str, Any]:
+        started = time.monotonic()
+        with aside(self._trainer.model):
+            loss = self._loss()
+            answers = self._answers()
+        asked = self._held[: len(answers)]
+        append(self._samples, self._shown(step, asked, answers))
+        found = {"eval_loss": loss, "stop_rate": stop_rate(answers), "length_ratio": self._ratio(asked, answers)}
+        counts = {"rows": len(self._held), "answers": len(answers), "seconds": round(time.monotonic() - started, 3)}
+        return {"event": "eval", "step": step, "steps": steps, **found, **counts}
+
+    def _loss(self) -> float | None:
+        """Nats a token of the teacher's answers; what cannot be scored does not count."""
+        pairs = [(one.messages, one.teacher) for one in self._held]
+        found = loglikelihoods(self._trainer.model, self._tokenizer, self._template, pairs)
+        scored = [one for one in found if isinstance(one, Scored)]
+        tokens = sum(len(one.logprobs) for one in scored)
+        return -sum(one.total for one in scored) / tokens if tokens else None
+
+    def _answers(self) -> list[Reply]:
+        """Greedy, to the first prompts; a prompt that fills the context, or a model that diverged, has none."""
+        sampling = Sampling(temperature=0.0, max_tokens=self._max_tokens)
+        asked = [Request(role="student", messages=one.messages, sampling=sampling) for one in self._held[:ANSWERED]]
+        with unpacked(self._trainer.model):
+            replies = answer(self._trainer.model, self._tokenizer, self._template, asked)
+        return [reply if isinstance(reply, Reply) else Reply() for reply in replies]
+
+    def _ratio(self, asked: Sequence[Held], answers: Sequence[Reply]) -> float | None:
+        most = self._max_tokens
+        wanted = sum(min(one.tokens, most) for one in asked)
+        written = sum(reply.usage.completion_tokens - (reply.finish == "stop") for reply in answers if reply.usage)
+        return written / wanted if wanted and answers else None
+
+    def _shown(self, step: int, asked: Sequence[Held], answers: Sequence[Reply]) -> Iterator[dict[str, Any]]:
+        for one, reply in list(zip(asked, answers, strict=True))[:SHOWN]:
+            yield {
+                "step": step,
+                "id": one.id,
+                "messages": one.messages,
+                "teacher": one.teacher,
+                "student": reply.text,
+                "finish": reply.finish,
+            }
+
+
+LOGGED = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
+"""What is watched, and where in a row it stands."""
+
+
+def stop_rate(answers: Sequence[Reply]) -> float | None:
+    """Share of the answers that end by themselves."""
+    return sum(reply.finish == "stop" for reply in answers) / len(answers) if answers else None
+
+
+def line(row: dict[str, Any]) -> str:
+    """An evaluation in one line."""
+    told = [f"held-out NLL {row['eval_loss']:.3f} nats a token"] if row["eval_loss"] is not None else []
+    if row["stop_rate"] is not None:
+        told.append(f"{row['stop_rate']:.0%} of answers stop")
+    if row["length_ratio"] is not None:
+        told.append(f"{row['length_ratio']:.2f} times the teacher's length")
+    return f"step {row['step']}/{row['steps']}: {', '.join(told)} ({row['rows']} rows, {row['seconds']:.0f} s)"
+
+
+@contextmanager
+def aside(model: Any) -> Iterator[None]:
+    """Evaluate, and leave no trace: dropout, random numbers and the cache are afterwards as they were before."""
+    training, random, cache = model.training, random_state(), model.config.use_cache
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.config.use_cache = cache
+        restore(random)
