@@ -206,6 +206,31 @@ def test_identical_answers_are_a_tie_without_a_question(tmp_path):
     assert scores["judge"]["pairs"]["student:teacher"]["win_rate"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "n": 24}
 
 
+def test_a_judge_that_was_asked_nothing_gives_no_verdict(tmp_path):
+    same = [{"question_id": n, "text": "The same."} for n in range(PROMPTS)]
+    scores, _, _ = judged(tmp_path, perfect, rows=dict.fromkeys(("base", "student", "teacher"), same))
+    assert scores["judge"]["withheld"] == "no two answers differ, so the judge was asked nothing"
+    assert scores["judge"]["verdict"] is None
+    assert scores["power"] is None or scores["power"]["prompts"] is None
+
+
+def test_noise_on_the_pair_that_counts_is_not_hidden_by_an_easy_one(tmp_path):
+    """The judge always sees that the base is worse, and of student and teacher takes the first on half the prompts."""
+
+    def half_blind(text: str) -> str:
+        said = shown(text)
+        hard = "quality 1" not in text and int(re.search(r"Question (\d+)", text)[1]) % 4 != 1
+        return f"Verdict: {'A' if hard else perfect(text).rsplit(maxsplit=1)[-1]}" if said else ""
+
+    scores, _, _ = judged(tmp_path, half_blind)
+    audit, told = scores["judge"]["audit"], scores["judge"]["pairs"]["student:teacher"]
+    distance = abs(told["win_rate"]["mean"] - 0.5)
+    assert (1 - audit["order_consistency"]) / 2 > 0
+    assert audit["order_consistency"] == pytest.approx(0.625)
+    assert distance == pytest.approx(0.125)
+    assert "for 75% of prompts" in scores["judge"]["withheld"]
+
+
 def test_a_second_comparison_asks_the_judge_nothing(tmp_path):
     judged(tmp_path, perfect)
     _, _, asked = judged(tmp_path, perfect)
@@ -264,6 +289,13 @@ def test_of_several_turns_the_whole_dialogue_is_shown(tmp_path):
         ("The winner is B.", "B"),
         ("It's a tie.", "tie"),
         ("I would not say that answer A is better.", "unparsed"),
+        ("I prefer a shorter answer.", "unparsed"),
+        ("The winner is a matter of taste.", "unparsed"),
+        ("I cannot choose a winner here.", "unparsed"),
+        ("I don't prefer A.", "unparsed"),
+        ("Answer A is not better than answer B.", "unparsed"),
+        ("Answer A isn't better.", "unparsed"),
+        ("Answer A is worse, answer B is better.", "B"),
         ("", "unparsed"),
         ("Verdict: C", "unparsed"),
         ("Verdict: A or B", "unparsed"),

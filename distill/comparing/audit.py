@@ -43,7 +43,7 @@ def conclude(found: Found, told: Mapping[str, Any], seed: int, usd: float | None
     pairs = {name: _pair(found, _games(judged, name), name, seed) for name in names}
     audit = _audit(found, judged, told["model"], seed) if pairs else None
     main = pairs.get(MAIN)
-    withheld = _withheld(main, audit) if main is not None and audit is not None else None
+    withheld = _withheld(main, list(_games(judged, MAIN).values())) if main is not None else None
     if main is not None:
         _tell_outcomes(found, _games(judged, MAIN))
     base = pairs.get("base:teacher")
@@ -165,7 +165,7 @@ class _Game:
 def _audit(found: Found, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
     told = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
-    replies = [game["verdict"] for _, _, pair in told for game in pair["games"]]
+    pairs = [pair for _, _, pair in told]
     games = [
         _Game(index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"])
         for index, name, pair in told
@@ -173,25 +173,33 @@ def _audit(found: Found, judged: Mapping[int, Mapping[str, Any]], judge: str, se
         if game["verdict"] != "unparsed"
     ]
     decided = [game for game in games if game.verdict != "tie"]
-    both = [pair["games"] for _, _, pair in told if len(pair["games"]) == 2 and pair["outcome"] != "unparsed"]
-    again = [
-        game["verdict"] == game["again"]
-        for _, _, pair in told
-        for game in pair["games"]
-        if "unparsed" not in (game["verdict"], game.get("again", "unparsed"))
-    ]
     return {
-        "games": len(replies),
-        "unparsed": _share(replies, lambda one: one == "unparsed"),
-        "order_consistency": _share(both, lambda one: one[0]["verdict"] == one[1]["verdict"]),
+        "games": sum(len(pair["games"]) for pair in pairs),
+        "unparsed": _unparsed(pairs),
+        "order_consistency": _same_in_both_orders(pairs),
         "first_place": clustered_interval(
             [float(game.verdict == game.first) for game in decided], [game.prompt for game in decided], seed=seed
         ),
         "longer_wins": _share(decided, lambda game: _picks_longer(found, game)),
         "longer_would_say": _longer_would_say(found, judged, seed),
-        "test_retest": _share(again, bool),
+        "test_retest": _same_again(pairs),
         "same_family": _same_family(found, judge),
     }
+
+
+def _unparsed(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    return _share([game for pair in pairs for game in pair["games"]], lambda game: game["verdict"] == "unparsed")
+
+
+def _same_in_both_orders(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    both = [pair["games"] for pair in pairs if len(pair["games"]) == 2 and pair["outcome"] != "unparsed"]
+    return _share(both, lambda one: one[0]["verdict"] == one[1]["verdict"])
+
+
+def _same_again(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    games = [game for pair in pairs for game in pair["games"] if "again" in game]
+    read = [game for game in games if "unparsed" not in (game["verdict"], game["again"])]
+    return _share(read, lambda game: game["verdict"] == game["again"])
 
 
 def _share(items: Sequence[Any], is_so: Callable[[Any], bool]) -> float | None:
@@ -223,23 +231,29 @@ def _same_family(found: Found, judge: str) -> list[str]:
     return [model for model in ("student", "teacher") if own is not None and family(models.get(model, "")) == own]
 
 
-def _withheld(main: Mapping[str, Any], audit: Mapping[str, Any]) -> str | None:
-    """Why no verdict is given, where the noise of the judge is larger than what it found.
+def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why no verdict is given, where the noise of the judge on these very pairs is larger than what it found.
 
     A prompt on which it contradicts itself counts as a tie; if all of those fell on one side, the win rate would move
     by half their share. The same holds of the share on which it says something else when it is asked again.
     """
     rate: Interval | None = main["win_rate"]
-    if audit["unparsed"] is not None and audit["unparsed"] > MAX_UNPARSED:
-        return f"{audit['unparsed']:.0%} of the judge's replies cannot be read"
+    unparsed = _unparsed(pairs)
+    if unparsed is None:
+        return "no two answers differ, so the judge was asked nothing"
+    if unparsed > MAX_UNPARSED:
+        return f"{unparsed:.0%} of the judge's replies cannot be read"
     if rate is None or rate.n < MIN_PROMPTS:
         return f"the judge decided {0 if rate is None else rate.n} prompts; at least {MIN_PROMPTS} are needed"
-    distance = abs(rate.mean - 0.5)
-    for name, told in (("order_consistency", "when the answers change places"), ("test_retest", "when asked again")):
-        if audit[name] is not None and distance < (1 - audit[name]) / 2:
+    doubts = {
+        "when the answers change places": _same_in_both_orders(pairs),
+        "when asked again": _same_again(pairs),
+    }
+    for when, same in doubts.items():
+        if same is not None and abs(rate.mean - 0.5) < (1 - same) / 2:
             return (
-                f"the judge says something else {told} for {1 - audit[name]:.0%} of prompts, which could turn a win "
-                f"rate of {rate.mean:.0%}"
+                f"the judge says something else {when} for {1 - same:.0%} of prompts, which could turn a win rate of "
+                f"{rate.mean:.0%}"
             )
     return None
 

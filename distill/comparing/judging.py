@@ -209,17 +209,20 @@ def tag_of(prompt: Prompt, answers: Sequence[Answered]) -> str:
 # What is said
 
 _WHO = r"(?:answer|assistant|response|model|option)"
+_UNTURNED = rf"(?:(?!\b{_WHO}\b|n't\b|\b(?:not|no|never|nor|worse|less|neither)\b)[^.\n])"
+"""What may stand between who is meant and that it is better: nothing that turns it round, or names another."""
 _PROSE = re.compile(
-    rf"(?:\b{_WHO}[ \t]+\(?(?P<better>[AB])\)?[ \t]+(?:is|was|does|serves|wins|answers)[^.\n]{{0,40}}?"
+    rf"(?:\b{_WHO}[ \t]+\(?(?P<better>(?-i:[AB]))\)?[ \t]+(?:is|was|does|serves|wins|answers)\b{_UNTURNED}{{0,40}}?"
     r"\b(?:better|best|stronger|superior|more (?:helpful|accurate|useful)|wins|the winner)\b"
-    rf"|\b(?:prefer|choose|pick|favou?r)[ \t]+{_WHO}?[ \t]*\(?(?P<chosen>[AB])\)?(?=[\s.,;!]|$)"
-    rf"|\b(?:winner|better answer|best answer)[ \t]*(?:is|:)[ \t]*{_WHO}?[ \t]*\(?(?P<named>[AB])\)?(?=[\s.,;!]|$)"
+    rf"|\b(?:prefer|choose|pick|favou?r)[ \t]+{_WHO}?[ \t]*\(?(?P<chosen>(?-i:[AB]))\)?(?=[\s.,;!]|$)"
+    rf"|\b(?:winner|better answer|best answer)[ \t]*(?:is|:)[ \t]*{_WHO}?[ \t]*"
+    r"\(?(?P<named>(?-i:[AB]))\)?(?=[\s.,;!]|$)"
     r"|(?P<tie>\b(?:it(?:'s| is)|this is|i call it|overall,?)[ \t]+a[ \t]+(?:tie|draw)\b"
     r"|\bboth (?:answers )?are equally (?:good|bad)\b|\bneither (?:answer )?(?:is|serves) better\b))",
     re.IGNORECASE,
 )
 """Verdicts of judges that forget the last line."""
-_NEGATED = re.compile(r"\b(?:not|isn't|n't|whether|if|would be)\b[^.\n]{0,30}$", re.IGNORECASE)
+_NEGATED = re.compile(r"(?:\b(?:cannot|not|never|whether|if|would be)|n't)\b[^.\n]{0,30}$", re.IGNORECASE)
 _BOXED_C = re.compile(r"\[\[\s*C\s*\]\]")
 """MT-Bench's own sign for a tie."""
 
