@@ -166,13 +166,18 @@ def _filling(loaded: Recipe, lacking: int) -> list[dict[str, Any]]:
 
 
 def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
-    """The run's recipe with new seeds, the rows of the run beside what is collected, and the same held-out prompts."""
+    """The run's recipe with new seeds, the rows of the run beside what is collected, and the same held-out prompts.
+
+    These are the file that the run was compared on, where its recipe names one, else the rows that it held out.
+    """
     document = loaded.document()
     document.pop("files", None)
     same = loaded.expand is not None and loaded.expand.strategy in SEEDED
     before = document.get("expand", {}) if same else {"strategy": "self_instruct"}
     wanted = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
+    file = document.get("compare", {}).get("prompts")
+    held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]
     earlier = {"name": "earlier", "from": "distill", "path": str(run / "kept.jsonl")}
     collect = {key: value for key, value in document.get("collect", {}).items() if key != "tasks"}
     document |= {
@@ -181,12 +186,20 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
         "expand": {**before, "seeds": seeds.name, "tasks": wanted},
         "collect": {**collect, "test": 0},
         "sources": [*document.get("sources", []), earlier],
-        "curate": [*rules, {"filter": "contamination", "files": [str(run / "test.jsonl")], "on": "prompt"}],
+        "curate": [*rules, _guard(document.get("curate", []), held_out)],
     }
     document.pop("test", None)
     if "compare" in document:
-        document["compare"] = {**document["compare"], "prompts": str(run / "test.jsonl")}
+        document["compare"] = {**document["compare"], "prompts": held_out[-1]}
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _guard(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
+    """The rule that keeps held-out prompts out of training: the run's own with more files, else one of prompts."""
+    own = next(
+        (rule for rule in rules if rule["filter"] == "contamination"), {"filter": "contamination", "on": "prompt"}
+    )
+    return {**own, "files": list(dict.fromkeys([*own.get("files", []), *held_out]))}
 
 
 def _head(run: Path) -> str:

@@ -118,6 +118,23 @@ def test_the_recipe_stands_and_keeps_what_was_bought_taught_and_held_out(run, tm
     assert written["curate"][-1] == {"filter": "contamination", "files": [str(run / "test.jsonl")], "on": "prompt"}
 
 
+def test_the_file_that_a_run_was_compared_on_stays_the_file_and_its_own_guard_stays(run, tmp_path):
+    bench, questions = tmp_path / "bench.txt", tmp_path / "questions.txt"
+    bench.write_text("Name every river that crosses the old town.\n", encoding="utf-8")
+    questions.write_text("Describe the leaves of a young beech tree.\n", encoding="utf-8")
+    recipe = RECIPE.replace("{filter: empty}", f"{{filter: contamination, files: [{bench}]}}")
+    recipe = recipe.replace("compare: {", f"compare: {{prompts: {questions}, ")
+    (tmp_path / "first.yaml").write_text(recipe, encoding="utf-8")
+    (run / "recipe.yaml").write_text(load_recipe(tmp_path / "first.yaml").to_yaml(), encoding="utf-8")
+    rounds.plan(run, tmp_path)
+    written = yaml.safe_load((tmp_path / "first-next.yaml").read_text())
+    assert written["compare"]["prompts"] == str(questions)
+    (guard,) = written["curate"]
+    assert (guard["filter"], guard["on"]) == ("contamination", "both")
+    assert guard["files"] == [str(bench), str(run / "test.jsonl"), str(questions)]
+    load_recipe(tmp_path / "first-next.yaml")
+
+
 def test_what_is_there_is_not_overwritten(run, tmp_path):
     rounds.plan(run, tmp_path)
     with pytest.raises(RunFolderError, match=r"first-next\.yaml is there already"):
