@@ -152,7 +152,7 @@ def _judge(found: Found, engine: Engines, bench: Bench) -> dict[str, Any]:
 def _say_repeats(found: Found) -> None:
     if repeats := same_questions([found.prompts[index] for index in found.shared]):
         found.notes.append(
-            f"{repeats} of {len(found.prompts)} prompts ask what another one asks; they are no independent evidence, "
+            f"{repeats} of {len(found.shared)} prompts ask what another one asks; they are no independent evidence, "
             "so the intervals are too narrow"
         )
 

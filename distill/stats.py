@@ -243,11 +243,13 @@ def prompts_needed(differences: Sequence[float], difference: float, *, power: fl
     """How many prompts would show a true mean difference of this size, with that chance and 95% intervals.
 
     From the spread of a pilot's paired differences: n = ((z(0.975) + z(power)) · sd / difference)², at least
-    `MIN_PROMPTS`. `None` of fewer than `MIN_PROMPTS` differences, whose spread says little.
+    `MIN_PROMPTS`. `None` of fewer than `MIN_PROMPTS` differences, or of equal ones, whose spread says nothing.
     """
     import numpy
 
     if len(differences) < MIN_PROMPTS or difference <= 0:
+        return None
+    if min(differences) == max(differences):
         return None
     spread = float(numpy.std(_columns(differences), ddof=1))
     z = _NORMAL.inv_cdf(0.5 + LEVEL / 2) + _NORMAL.inv_cdf(power)

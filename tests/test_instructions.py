@@ -208,6 +208,10 @@ def test_a_prompt_without_checks_has_no_score():
         ('{"turns": ["Hi."]}', "line 1: no `checks`"),
         ('{"turns": ["Hi."], "checks": [{"kind": "rhymes"}]}', "unknown kind 'rhymes'"),
         ('{"turns": ["Hi."], "checks": [{"kind": "bullets"}]}', "`bullets` lacks or misuses 'count'"),
+        ('{"turns": ["Hi."], "checks": [{"kind": "code_block"}]}', "`code_block` lacks or misuses 'language'"),
+        ('{"turns": ["Hi."], "checks": [{"kind": "words_between", "least": 9}]}', "lacks or misuses 'most'"),
+        ('{"turns": ["Hi."], "checks": [{"kind": "json_keys", "keys": 3}]}', "`json_keys` lacks or misuses"),
+        ('{"turns": ["Hi."], "checks": [{"kind": "without_letter", "letter": 3}]}', "lacks or misuses"),
         ("no json", "no JSON"),
     ],
 )

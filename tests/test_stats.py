@@ -133,6 +133,11 @@ def test_as_many_prompts_as_asked_find_the_difference_four_times_of_five():
     assert 0.73 <= found / 400 <= 0.87
 
 
+def test_differences_that_are_all_equal_say_nothing_of_how_many_prompts_are_needed():
+    assert prompts_needed([0.0] * 50, 0.05) is None
+    assert prompts_needed([0.0] * 49 + [0.1], 0.05) is not None
+
+
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 7, 29, 79, 499])
 def test_students_quantile_equals_scipys(freedom):
     assert student_t(0.975, freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), abs=0.005)

@@ -62,8 +62,9 @@ def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[in
 
 
 def leaks(found: Found) -> dict[str, Any] | None:
-    """How many prompts are leaked; `None` where nothing is known of the training rows."""
-    told = [more["leak"] for more in found.more.values() if "leak" in more]
+    """How many of the prompts that all metrics look at are leaked; `None` where nothing is known of training rows."""
+    shared = [found.more[index] for index in found.shared if index in found.more]
+    told = [more["leak"] for more in shared if "leak" in more]
     if not told:
         return None
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,7 @@ from distill.comparing.found import EVERY, Found, Prompt
 from distill.errors import RecipeError, RunFolderError
 from distill.journal import Journal
 from distill.metrics import Answered, Model
+from distill.metrics.checks import problem
 from distill.records import Rejected, Row, json_rows, text_lines
 from distill.rows import read_sessions
 from distill.text import normalise
@@ -128,15 +129,25 @@ def _prompt(row: Row, path: Path | str) -> Prompt:
             f"{', '.join(f'`{name}`' for name in QUESTIONS)}"
         )
     meta = row.value.get("meta")
-    solution, checks = row.value.get("reference"), row.value.get("checks")
+    solution = row.value.get("reference")
     return Prompt(
         _id(row.value) or f"prompt-{row.line}",
         messages,
         category=_category({**(meta if isinstance(meta, dict) else {}), **row.value}),
         later=later,
         solution=_solution(solution),
-        checks=tuple(checks) if isinstance(checks, list) else (),
+        checks=_checks(row, path),
     )
+
+
+def _checks(row: Row, path: Path | str) -> tuple[Mapping[str, Any], ...]:
+    """Instructions that a program can check; `checks` that are no list are another's, and left alone."""
+    checks = row.value.get("checks")
+    if not isinstance(checks, list):
+        return ()
+    if (wrong := next(filter(None, map(problem, checks)), None)) is not None:
+        raise RecipeError(f"compare.prompts: {path}, line {row.line}: checks: {wrong}")
+    return tuple(checks)
 
 
 def _solution(value: Any) -> str | None:
@@ -184,8 +195,9 @@ def take_recorded(found: Found, files: Mapping[Model, Path]) -> None:
 
     A row has an answer as `text`, `output` (AlpacaEval's outputs), `answer`, `response`, `completion`, `turns`, or
     `choices` with `turns` (FastChat's), and belongs to the prompt of the same id, else of the same question but for
-    case and white space. A prompt without an answer lacks that model, which is noted. Raises `RecipeError` for a file
-    of which no answer belongs to a prompt, or with two answers to one.
+    case and white space; of prompts that ask the same, each row takes the next. A prompt without an answer lacks that
+    model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two answers
+    to one.
     """
     for model in MODELS:
         if model in files:
@@ -194,14 +206,16 @@ def take_recorded(found: Found, files: Mapping[Model, Path]) -> None:
 
 def _take(found: Found, model: Model, path: Path) -> None:
     ids = {prompt.id: index for index, prompt in enumerate(found.prompts)}
-    texts = {normalise(prompt.messages[-1].content): index for index, prompt in enumerate(found.prompts)}
+    texts: dict[str, list[int]] = {}
+    for place, prompt in enumerate(found.prompts):
+        texts.setdefault(normalise(prompt.messages[-1].content), []).append(place)
     answers: dict[int, Answered] = {}
     for row in json_rows(path):
         if isinstance(row, Rejected):
             raise RecipeError(f"compare.answers.{model}: {path}, line {row.line}: {row.detail}")
         index = ids.get(_id(row.value) or "")
         if index is None:
-            index = next((texts[key] for key in _questions(row.value) if key in texts), None)
+            index = _free(next((texts[key] for key in _questions(row.value) if key in texts), []), answers)
         answer = _recorded(row.value)
         if index is None or answer is None:
             continue
@@ -214,16 +228,21 @@ def _take(found: Found, model: Model, path: Path) -> None:
     found.answers[model] = answers
 
 
+def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
+    """The first of the prompts that ask the same which has no answer yet, else the first; `None` of none."""
+    return next((place for place in places if place not in answers), places[0] if places else None)
+
+
 def _require(answers: Mapping[int, Answered], found: Found, model: Model, path: Path) -> None:
     if not answers:
         raise RecipeError(
             f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
             "their very questions"
         )
-    if lacking := len(found.prompts) - len(answers):
+    if lacking := sum(index not in answers for index in found.shared):
         found.missing[model] = lacking
         found.notes.append(
-            f"{NAMES[model]} has no recorded answer to {lacking} of {len(found.prompts)} prompts; "
+            f"{NAMES[model]} has no recorded answer to {lacking} of {len(found.shared)} prompts; "
             "each number rests on the prompts that have what it needs"
         )
 

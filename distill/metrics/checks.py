@@ -51,9 +51,9 @@ def _json(text: str) -> Any:
         return None
 
 
-def _has_keys(text: str, keys: list[str]) -> bool:
+def _has_keys(text: str, keys: set[str]) -> bool:
     found = _json(text)
-    return isinstance(found, dict) and set(keys) == set(found)
+    return isinstance(found, dict) and keys == set(found)
 
 
 def _lines(text: str) -> list[str]:
@@ -93,7 +93,7 @@ def _parts(text: str, mark: str, count: int) -> bool:
 KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "words_at_least": lambda text, check: len(_words(text)) >= check["count"],
     "words_at_most": lambda text, check: 0 < len(_words(text)) <= check["count"],
-    "words_between": lambda text, check: check["least"] <= len(_words(text)) <= check["most"],
+    "words_between": lambda text, check: len(_words(text)) in range(check["least"], check["most"] + 1),
     "sentences": lambda text, check: _sentences(text) == check["count"],
     "paragraphs": lambda text, check: _paragraphs(text) == check["count"],
     "bullets": lambda text, check: len(_BULLET.findall(text)) == check["count"],
@@ -103,7 +103,7 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "word_times": lambda text, check: _times(text, check["word"]) == check["count"],
     "starts_with": lambda text, check: text.lstrip().startswith(check["text"]),
     "ends_with": lambda text, check: text.rstrip().endswith(check["text"]),
-    "json_keys": lambda text, check: _has_keys(text, check["keys"]),
+    "json_keys": lambda text, check: _has_keys(text, set(check["keys"])),
     "lowercase": lambda text, check: bool(found := _letters(text)) and all(char.islower() for char in found),
     "uppercase": lambda text, check: bool(found := _letters(text)) and all(char.isupper() for char in found),
     "no_commas": lambda text, check: bool(text.strip()) and not re.search("[,，、]", text),
@@ -114,7 +114,7 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "postscript": lambda text, check: bool(lines := _lines(text)) and bool(re.match(r"P\.\s?S\.?[\s:]+\S", lines[-1])),
     "one_of": lambda text, check: text.strip().rstrip(".").casefold() in {one.casefold() for one in check["options"]},
     "table": lambda text, check: _table(text, check["columns"], check["rows"]),
-    "code_block": lambda text, check: any(lang == check["language"] and code.strip() for lang, code in _fences(text)),
+    "code_block": lambda text, check: check["language"] in {lang for lang, code in _fences(text) if code.strip()},
     "without_letter": lambda text, check: bool(_letters(text)) and check["letter"].casefold() not in text.casefold(),
     "spells": lambda text, check: _spells(text, check["word"]),
     "bold": lambda text, check: len(_BOLD.findall(text)) == check["count"],
@@ -127,6 +127,18 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
 
 def _fences(text: str) -> list[tuple[str, str]]:
     return [(language.lower(), code) for language, code in _FENCE.findall(text)]
+
+
+def problem(check: Any) -> str | None:
+    """What is wrong with a check that a file gives, in words for its author; `None` where it can be decided."""
+    kind = check.get("kind") if isinstance(check, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        return f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}"
+    try:
+        follows("a", check)
+    except (AttributeError, KeyError, TypeError) as error:
+        return f"`{kind}` lacks or misuses {error}"
+    return None
 
 
 def follows(text: str, check: Check) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from distill import prompts, recipe
 from distill.errors import RecipeError
 from distill.metrics import Measure, Sample, Scores
-from distill.metrics.checks import KINDS, follows, follows_loosely
+from distill.metrics.checks import follows, follows_loosely, problem
 
 SHIPPED = "instructions.jsonl"
 
@@ -84,11 +84,6 @@ def _checked(line: str, where: str) -> Mapping[str, Any]:
     if not isinstance(checks, list) or not checks:
         raise RecipeError(f"instructions: {where}: no `checks`; expected a list of mappings with a `kind`")
     for check in checks:
-        kind = check.get("kind") if isinstance(check, dict) else None
-        if kind not in KINDS:
-            raise RecipeError(f"instructions: {where}: unknown kind {kind!r}; expected one of {', '.join(KINDS)}")
-        try:
-            follows("a", check)
-        except (KeyError, TypeError) as error:
-            raise RecipeError(f"instructions: {where}: `{kind}` lacks or misuses {error}") from error
+        if (wrong := problem(check)) is not None:
+            raise RecipeError(f"instructions: {where}: {wrong}")
     return dict(row)

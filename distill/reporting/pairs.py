@@ -65,13 +65,13 @@ def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
 def why(row: Row, titles: Mapping[str, str]) -> str:
     """One line on how the prompt came out."""
     outcome, coverage = row.get("outcome") or {}, row.get("coverage") or {}
-    words = {"win": "better", "loss": "worse", "tie": "no better", "unparsed": "not decided"}
+    words = {"win": "better than", "loss": "worse than", "tie": "no better than", "unparsed": "not decided against"}
     pieces = []
     if outcome:
         against = outcome.get("against") or "base"
         margin = fixed(finite(outcome.get("margin")), 2, signed=True)
         by = "the judge" if outcome.get("by") == "judge" else titles.get(str(outcome.get("by")), "a measure")
-        pieces.append(f"{words.get(str(outcome.get('value')), 'unknown')} than the {against} by {by} ({margin})")
+        pieces.append(f"{words.get(str(outcome.get('value')), 'unknown against')} the {against} by {by} ({margin})")
     if coverage.get("verdict") not in (None, "fine"):
         pieces.append(str(coverage["verdict"]))
     return "; ".join(pieces)
