@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from distill import probe
 from distill.comparing.judging import REPLY_TOKENS
-from distill.comparing.prompts import of_file
+from distill.comparing.prompts import of_file, of_metrics
 from distill.embedded import EMBEDDED
 from distill.engine.budget import BOUNDS
 from distill.engine.report import PILOT
 from distill.filters.judge import Judge
 from distill.importers import load_tasks
+from distill.metrics.instructions import Instructions
 from distill.probe import Findings
 from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
 from distill.run import STAGES, read_record
@@ -113,13 +114,17 @@ def _judging(options: Judging, recipe: Recipe, tokens: int) -> Plan:
 
 
 def _comparing(compare: Compare, held_out: int) -> int:
-    """How often the teacher is asked: a second time of held-out prompts, twice of a file's, where none are recorded."""
+    """How often the teacher is asked: a second time of held-out prompts, twice of others, where none are recorded.
+
+    Others are those of a file, and those that the instructions ask for themselves.
+    """
     if "teacher" in compare.answers:
         return 0
-    if compare.prompts is None:
-        return held_out if "teacher_again" not in compare.answers else 0
-    turns = sum(1 + len(prompt.later) for prompt in of_file(Path(compare.prompts)))
-    return turns * (1 if "teacher_again" in compare.answers else 2)
+    own = [Instructions(one.options) for one in compare.metrics if isinstance(one.options, Instructions.Options)]
+    others = [*of_metrics(own), *(of_file(Path(compare.prompts)) if compare.prompts is not None else ())]
+    times = 1 if "teacher_again" in compare.answers else 2
+    before = held_out if compare.prompts is None else 0
+    return before * (times - 1) + times * sum(1 + len(prompt.later) for prompt in others)
 
 
 def _expanding(cost: Cost, tasks: int) -> Plan:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from distill import assets
+from distill.catalogue import load_recipe
 from distill.compare import Sides, compare
 from distill.comparing.found import Found
 from distill.comparing.prompts import of_file, same_questions, take_recorded
 from distill.engine.drive import Engine
 from distill.errors import RecipeError
+from distill.forecast import lines
 from distill.journal import Journal
 from distill.metrics import Answered
 from distill.metrics.instructions import Instructions
@@ -149,11 +153,15 @@ def test_a_prompt_says_how_it_came_out_by_the_leading_measure(triple):
     assert rows[0]["outcome"]["margin"] == pytest.approx(expected)
 
 
-def test_how_many_prompts_would_settle_five_points_is_told(triple):
-    power = triple[0]["power"]
+def test_how_many_prompts_would_settle_five_points_is_told(tmp_path, triple):
+    files = recorded(tmp_path)
+    rows = [{**row, "text": row["text"] + " Indeed." * number} for number, row in enumerate(answers(TEXTS["student"]))]
+    scores, _ = compared(tmp_path, recorded={**files, "student": write(tmp_path, "longer.jsonl", rows)})
+    power = scores["power"]
     assert power["measure"] == "rouge_l"
     assert power["prompts"] >= 6
     assert power["usd"] is None
+    assert triple[0]["power"]["prompts"] is None, "all differ by the same, so there is no spread to go by"
 
 
 def test_the_teacher_is_asked_what_was_not_recorded_once_and_again(tmp_path):
@@ -271,6 +279,28 @@ def test_answers_that_belong_to_no_prompt_are_refused(tmp_path):
         take_recorded(found, {"student": write(tmp_path, "s.jsonl", [{"id": "other", "text": "Hi."}])})
 
 
+def test_prompts_that_ask_the_same_take_recorded_answers_in_turn(tmp_path):
+    found = Found(of_file(write(tmp_path, "q.jsonl", [{"prompt": "Name a tree."}, {"prompt": "Name a tree."}])))
+    rows = [{"instruction": "Name a tree.", "output": said} for said in ("Oak.", "Elm.")]
+    take_recorded(found, {"student": write(tmp_path, "s.jsonl", rows)})
+    assert [one.text for one in found.answers["student"].values()] == ["Oak.", "Elm."]
+
+
+def test_a_prompt_whose_check_cannot_be_decided_is_refused_before_anybody_is_asked(tmp_path):
+    for check in ("lowercase", {"kind": "rhymes"}, {"kind": "bullets"}):
+        path = write(tmp_path, "q.jsonl", [{"prompt": "Name a tree.", "checks": [check]}])
+        with pytest.raises(RecipeError, match=r"q\.jsonl, line 1: checks: "):
+            of_file(path)
+
+
+def test_prompts_that_a_metric_asks_for_itself_are_not_counted_as_missing(tmp_path):
+    scores, _ = compared(tmp_path, metrics=(*METRICS, Instructions()), recorded=recorded(tmp_path))
+    assert scores["notes"] == [note for note in scores["notes"] if "no recorded answer" not in note]
+    write_rows(tmp_path / "kept.jsonl", [])
+    scores, _ = compared(tmp_path, metrics=(*METRICS, Instructions()), recorded=recorded(tmp_path))
+    assert scores["leaks"]["prompts"] == scores["prompts"] == 10
+
+
 def test_two_answers_to_one_prompt_are_refused(tmp_path):
     found = Found(of_file(write(tmp_path, "q.jsonl", questions())))
     with pytest.raises(RecipeError, match="line 2: a second answer to prompt 0"):
@@ -338,6 +368,39 @@ def test_a_recipe_of_recorded_answers_needs_no_other_section(tmp_path):
     assert scores["headline"].startswith("On 10 held-out prompts: ROUGE-L to the teacher")
     assert (folder / "report.html").is_file()
     assert not (folder / "student").exists()
+
+
+def test_other_shipped_instructions_have_compare_run_again(tmp_path, monkeypatch):
+    write(tmp_path, "questions.jsonl", questions())
+    recorded(tmp_path)
+    text = RECIPE.replace("[overlap, style]", "[overlap, instructions]")
+    (tmp_path / "recorded.yaml").write_text(text, encoding="utf-8")
+    folder = run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
+    before = (folder / "scores.json").stat().st_mtime_ns
+    run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
+    assert (folder / "scores.json").stat().st_mtime_ns == before
+    shutil.copytree(assets.root() / "prompts", tmp_path / "shipped" / "prompts")
+    shutil.copytree(assets.root() / "recipes", tmp_path / "shipped" / "recipes")
+    asked = tmp_path / "shipped" / "prompts" / "instructions.jsonl"
+    asked.write_text("\n".join(asked.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
+    monkeypatch.setattr(assets, "root", lambda: tmp_path / "shipped")
+    run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
+    assert (folder / "scores.json").stat().st_mtime_ns > before
+
+
+def test_instructions_are_in_the_forecast_of_what_the_teacher_is_asked(tmp_path):
+    row = {"turns": ["Write in capitals."], "checks": [{"kind": "uppercase"}]}
+    mine = write(tmp_path, "mine.jsonl", [row] * 5)
+    recipe = (
+        "name: told\nteacher: {model: m, base_url: http://127.0.0.1:9/v1, terms: ours}\n"
+        "compare:\n  prompts: questions.jsonl\n  answers: {base: base.jsonl, student: student.jsonl}\n  metrics: "
+    )
+    write(tmp_path, "questions.jsonl", questions())
+    recorded(tmp_path)
+    for metrics, requests in (("[overlap]", 20), (f"[{{metric: instructions, prompts: {mine}}}]", 30)):
+        (tmp_path / "told.yaml").write_text(f"{recipe}{metrics}\n", encoding="utf-8")
+        told = lines(load_recipe(tmp_path / "told.yaml"), probed=False)
+        assert any(line.startswith(f"compare: about {requests} requests") for line in told), told
 
 
 @pytest.mark.parametrize(

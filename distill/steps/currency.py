@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill import embedded
+from distill import assets, embedded
 from distill.filters import FILTERS
-from distill.fingerprints import file_sha256
+from distill.fingerprints import file_sha256, tree_sha256
 from distill.importers import IMPORTERS
 from distill.metrics import METRICS
-from distill.recipe import Recipe
+from distill.metrics.instructions import SHIPPED, Instructions
+from distill.recipe import Compare, Recipe
 from distill.run import read_record
 from distill.steps import rules, sessions, student
 from distill.steps.context import BASE, Context, Stage
@@ -104,7 +105,16 @@ def compare_options(context: Context) -> Any:
     others = context.teachers.other_identity() if context.teachers is not None else []
     told = section.model_dump(exclude={"metrics"})
     judge = judge_sampling(context.recipe) if section.judge is not None else None
-    return [told, metrics, files, _identity(context), context.recipe.seed, *others, judge]
+    return [told, metrics, files, _identity(context), context.recipe.seed, *others, judge, _shipped(section)]
+
+
+def _shipped(section: Compare) -> list[str]:
+    """What comes with the toolkit and is asked: the judge's words, and the instructions where no file is named."""
+    names = ["judges"] if section.judge is not None else []
+    names += [
+        SHIPPED for one in section.metrics if isinstance(one.options, Instructions.Options) and not one.options.prompts
+    ]
+    return [tree_sha256(assets.find(f"prompts/{name}")) for name in names]
 
 
 def report_options(context: Context) -> Any:
