@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from distill.errors import RunFolderError
 from distill.report import report
-from distill.reporting.figures import duration, ticks
-from distill.reporting.pairs import MAX_TEXT
+from distill.reporting.figures import duration, fixed, percent, ticks
+from distill.reporting.pairs import MAX_TEXT, data, in_script
 from distill.text import visible
 from tests.run_folder import HOSTILE, change, poison, write_run
 
@@ -309,6 +309,33 @@ def test_a_mask_shows_what_is_trained(tmp_path: Path) -> None:
     found = page(tmp_path)
     assert [text for text in found.under("mark") if text] == [" <b>end"]
     assert any("2 of 4 tokens; 80 rows passed the check" in text for text in found.under("summary"))
+
+
+def test_a_judges_reasons_to_500_prompts_fit_into_three_megabytes_too() -> None:
+    games = [{"first": first, "verdict": "tie", "reason": "why " * 100} for first in ("student", "teacher")]
+    pairs = {pair: {"games": games, "outcome": "tie"} for pair in ("student:teacher", "base:teacher")}
+    answers = {
+        model: {"text": "word " * 800, "finish": "stop", "tokens": 9} for model in ("base", "student", "teacher")
+    }
+    rows = [
+        {
+            "id": f"q{number}",
+            "messages": [{"role": "user", "content": "Say it."}],
+            "answers": answers,
+            "scores": {},
+            "judge": {"pairs": pairs},
+            "turns": ["And then? " * 300],
+        }
+        for number in range(500)
+    ]
+    assert len(in_script(data(rows, {}, "run")).encode()) < 2_700_000
+    few = data(rows[:3], {}, "run")["prompts"][0]["judge"]["pairs"]["student:teacher"]["games"]
+    assert few[0]["reason"] == "why " * 100, "of few prompts nothing is cut"
+
+
+def test_a_share_that_rounds_to_nothing_has_no_sign() -> None:
+    assert (percent(-0.001), fixed(-0.0001, 2), fixed(-0.0001, 2, signed=True)) == ("0%", "0.00", "+0.00")
+    assert percent(-0.01) == "−1%"
 
 
 def test_a_page_of_500_prompts_with_long_answers_stays_under_three_megabytes(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def _manner(metrics: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _number(value: float, *, sign: str = "") -> str:
-    return f"{value:{sign}.2f}".replace("-", "−")
+    return f"{value:{sign}z.2f}".replace("-", "−")
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%".replace("-", "−")
+    return f"{100 * share:z.0f}%".replace("-", "−")

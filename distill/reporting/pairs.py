@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distill.reporting.comparison import MODELS
@@ -127,14 +127,45 @@ def _limit(answers: Sequence[Row]) -> int:
     """Characters of a text, so that all together stay within bounds."""
     lengths = [len(text.encode("utf-8", "replace")) for row in answers for text in _texts(row)]
     limit = MAX_TEXT
-    while limit > LEAST_TEXT and sum(min(limit, length) for length in lengths) > MAX_PAGE_TEXT:
+    reasons = [len(one.encode("utf-8", "replace")) for row in answers for one in _reasons(row.get("judge"))]
+    while limit > LEAST_TEXT and _sum(lengths, limit) + _sum(reasons, _of_reasons(limit)) > MAX_PAGE_TEXT:
         limit = max(LEAST_TEXT, int(limit * 0.9))
     return limit
+
+
+def _sum(lengths: Sequence[int], limit: int) -> int:
+    return sum(min(limit, length) for length in lengths)
+
+
+def _of_reasons(limit: int) -> int:
+    """Characters of a judge's reason, where texts have so many: there are up to nine of them to a prompt."""
+    return limit // 10
+
+
+def _reasons(judge: Any) -> Iterator[str]:
+    """Every reason that the judge gave of a prompt."""
+    if isinstance(judge, Mapping):
+        for name, value in judge.items():
+            yield from [value] if name == "reason" and isinstance(value, str) else _reasons(value)
+    elif isinstance(judge, list):
+        yield from (reason for each in judge for reason in _reasons(each))
+
+
+def _shorter(judge: Any, limit: int) -> Any:
+    """The same with each reason cut."""
+    if isinstance(judge, Mapping):
+        return {
+            name: f"{value[: limit - 1]}…" if name == "reason" and isinstance(value, str) and len(value) > limit
+            else _shorter(value, limit)
+            for name, value in judge.items()
+        }  # fmt: skip
+    return [_shorter(each, limit) for each in judge] if isinstance(judge, list) else judge
 
 
 def _texts(row: Row) -> list[str]:
     said = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
     texts = [turn.get("content") for turn in row.get("messages") or []]
+    texts += row.get("turns") or []
     texts += [text for answer in said for text in (answer.get("text"), *answer.get("earlier", ()))]
     return [text for text in texts if isinstance(text, str)]
 
@@ -144,7 +175,7 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
     told = {
         "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
-        "judge": row.get("judge"),
+        "judge": _shorter(row.get("judge"), _of_reasons(limit)),
         "leak": row.get("leak"),
         "coverage": _near(row.get("coverage") or {}),
     }
