@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -99,10 +99,14 @@ def read_tasks(path: Path) -> list[Task]:
 def read_sessions(path: Path) -> list[Session]:
     """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
     sessions: list[Session] = _read(path, Session)
-    if sessions and sessions[0].meta.keys() >= FIRST_META.keys():
-        own = {key: value for key, value in sessions[0].meta.items() if key not in FIRST_META}
-        sessions[0] = replace(sessions[0], meta=own)
+    if sessions:
+        sessions[0] = replace(sessions[0], meta=own_meta(sessions[0].meta))
     return sessions
+
+
+def own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's meta without what a file's first row says to its readers."""
+    return {key: value for key, value in meta.items() if key not in FIRST_META}
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from distill.records import Rejected, Row, Rows
+from distill.rows import own_meta
 from distill.types import Message
 from distill.webtext import cleaned
 
@@ -192,7 +193,9 @@ def own(row: Row) -> Iterator[Parsed]:
     if not messages:
         raise MalformedRow("no_turns", "`messages` is empty")
     asked = next((message.content for message in messages if message.role == "user"), "")
-    yield Parsed(line=row.line, messages=tuple(messages), instruction=asked, id=_id(row.value.get("id")), meta=meta)
+    yield Parsed(
+        line=row.line, messages=tuple(messages), instruction=asked, id=_id(row.value.get("id")), meta=own_meta(meta)
+    )
 
 
 def _is_meta(value: Any) -> bool:

@@ -11,6 +11,8 @@ import pytest
 from distill.curate import curate
 from distill.filters.length import Length
 from distill.filters.refusal import Refusal
+from distill.importers import Address
+from distill.ingest import Source, Tally, sessions
 from distill.rows import FIRST_META, read_jsonl, read_sessions, write_rows
 from distill.types import Message, Session
 
@@ -64,6 +66,9 @@ def test_the_first_row_alone_says_that_rows_differ_and_is_read_back_without(fold
     marks = [set(FIRST_META) <= set(row["meta"]) for row in read_jsonl(folder / "kept.jsonl")]
     assert marks == [True, *[False] * 41]
     assert [each.meta for each in read_sessions(folder / "kept.jsonl")][:2] == [EARLY, EARLY]
+    address = Address(str(folder / "kept.jsonl"))
+    imported = sessions(Source(format="distill", address=address), Tally(), 7)
+    assert not any(set(FIRST_META) & set(each.meta) for each in imported)
 
 
 @pytest.mark.model

@@ -39,7 +39,10 @@ class AskingOptions(recipe.Options):
 
 
 Compared = Literal["prompt", "answer", "both"]
-"""What duplicates are compared by: the first user message, the answer, or the two as one text."""
+"""What duplicates are compared by: the first user message, the answer, or the two as one text.
+
+By `answer`, every `Yes` is a duplicate of the first: `both` is for tasks whose answers are labels.
+"""
 
 
 def prompt_of(session: Session) -> str:
