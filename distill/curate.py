@@ -179,8 +179,12 @@ def _accept(asked: _Asked, max_failed: float) -> None:
 
 
 def _apply_set_rules(rows: Sequence[Row], filters: Rules) -> None:
-    for name, rule in filters:
-        if rule.scope == "set":
+    rules = [(name, rule) for name, rule in filters if rule.scope == "set"]
+    if not rules:
+        return
+    with console.progress("curate: rules on all rows", len(rules)) as bar:
+        for done, (name, rule) in enumerate(rules):
+            bar.update(done, note=name)
             kept = [row for row in rows if row.is_kept]
             for row, verdict in zip(kept, rule.decide_all([row.session for row in kept]), strict=True):
                 row.add(verdict if verdict.rule == name else replace(verdict, rule=name))
