@@ -251,14 +251,27 @@ def test_the_same_rows_in_another_order_give_the_same_set(seed, count):
 
 def test_the_lazy_choice_is_the_plain_one():
     rng = random.Random(3)
-    rows = vectors([text(rng, 10).split() for _ in range(200)])
-    chosen, _, _ = farthest_first(rows, 40)
+    texts = [text(rng, 10) for _ in range(200)]
+    rows = vectors([each.split() for each in texts])
+    chosen, _, _ = farthest_first(rows, texts, 40)
     plain = chosen[:1]
     while len(plain) < 40:
         nearest = (rows @ rows[plain].T).max(axis=1)
-        nearest[plain] = 9
-        plain.append(int(nearest.argmin()))
+        nearest[plain] = float("inf")
+        plain.append(min(range(200), key=lambda place: (nearest[place], texts[place])))
     assert chosen == plain
+
+
+def test_the_set_of_thousands_is_the_same_in_another_order():
+    rng = random.Random(8)
+    words = [f"{first}{second}" for first in WORDS for second in WORDS]
+    texts = list(dict.fromkeys(" ".join(rng.choices(words[:120], k=rng.randint(1, 12))) for _ in range(4000)))
+    found = []
+    for _ in range(2):
+        chosen, cosines, _ = farthest_first(vectors([each.split() for each in texts]), texts, 300)
+        found.append(([texts[place] for place in chosen], dict(zip(texts, cosines.tolist(), strict=True))))
+        rng.shuffle(texts)
+    assert found[0] == found[1]
 
 
 def test_answers_outside_the_window_are_dropped_first():
