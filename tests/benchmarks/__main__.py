@@ -12,7 +12,19 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.benchmarks import compare, curate, faults, journal, kill, memory, novelty, retry_after, throughput
+from tests.benchmarks import (
+    compare,
+    curate,
+    faults,
+    journal,
+    kill,
+    memory,
+    novelty,
+    retry_after,
+    throughput,
+    train,
+    train_memory,
+)
 from tests.benchmarks.arena import Findings, table
 from tests.benchmarks.rivals import folder
 
@@ -26,6 +38,8 @@ BENCHMARKS = {
     "faults": faults.run,
     "retry-after": retry_after.run,
     "novelty": novelty.run,
+    "train": train.run,
+    "train-memory": train_memory.run,
 }
 
 

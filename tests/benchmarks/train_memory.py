@@ -1,0 +1,120 @@
+"""The memory formula of training beside what a step takes, for three shapes, methods and ways of checkpointing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.student import models
+from distill.student.memory import Memory, Shape, Training, estimate
+from tests.benchmarks.arena import Check, Findings, finish, scratch, start
+
+MOST_APART = 0.15
+MB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One training."""
+
+    name: str
+    shape: Shape
+    training: Training
+    length: int
+    """Tokens of a session."""
+
+
+CASES = (
+    Case(
+        "135M, qlora, 1,024 tokens",
+        Shape(576, 1536, 30, 49152, heads=9, kv_heads=3, head_width=64),
+        Training("qlora", r=16, tokens=1024, trained_share=0.67),
+        256,
+    ),
+    Case(
+        "360M, lora, 512 tokens, selective",
+        Shape(960, 2560, 32, 49152, heads=15, kv_heads=5, head_width=64),
+        Training("lora", r=64, tokens=512, recomputed=32, checkpointing="selective", trained_share=0.67),
+        512,
+    ),
+    Case(
+        "6 layers of 1.1B, qlora, 2,048 tokens",
+        Shape(2048, 5632, 6, 32000, heads=32, kv_heads=4, head_width=64, tied=False),
+        Training("qlora", r=32, tokens=2048, trained_share=0.67),
+        512,
+    ),
+)
+QUICK = (
+    Case(
+        "tiny, qlora, 2,048 tokens",
+        Shape(256, 768, 8, 49152, heads=4, kv_heads=2, head_width=64),
+        Training("qlora", r=16, tokens=2048, trained_share=0.67),
+        256,
+    ),
+)
+
+
+def run(*, quick: bool) -> Findings:
+    """Each case in a process of its own; the models are random."""
+    findings = Findings()
+    for case in QUICK if quick else CASES:
+        expected, peak = estimate(case.shape, case.training), measured(case)
+        findings.rows.append(_row(case, expected, peak))
+        findings.checks.append(Check(f"{case.name}: apart", abs(expected.total / peak - 1), MOST_APART))
+    return findings
+
+
+def measured(case: Case) -> float:
+    """The most bytes that the process has had resident in two forward and backward passes and an update."""
+    with tempfile.TemporaryDirectory(dir=scratch()) as place:
+        folder = Path(place) / "model"
+        write_model(folder, case.shape)
+        options = {
+            "method": case.training.method,
+            "lora": {"r": case.training.r},
+            "micro_batch_tokens": case.training.tokens,
+            "checkpointing": case.training.checkpointing if case.training.recomputed else "none",
+            "batch_tokens": 2 * case.training.tokens,
+            "epochs": 1,
+            "dtype": "fp32" if case.training.width == 4 else "bf16",
+        }
+        asked = ("train_memory", folder, "--length", case.length, "--options", json.dumps(options))
+        found = finish(start(*asked, alone=True), timeout_seconds=1_800)
+    return float(found["peak_mb"] * MB)
+
+
+def write_model(folder: Path, shape: Shape) -> None:
+    """A random Llama of that shape in 16 bits, with the embedded model's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    source = models.materialise("smollm2")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_width,
+        tie_word_embeddings=shape.tied,
+    )
+    LlamaForCausalLM(config).half().save_pretrained(folder)
+    for file in source.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges")):
+            shutil.copy(file, folder / file.name)
+
+
+def _row(case: Case, expected: Memory, peak: float) -> dict[str, object]:
+    parts = {name: getattr(expected, name) / MB for name in ("base", "learning", "activations", "working", "library")}
+    return {
+        "": case.name,
+        **parts,
+        "formula": expected.total / MB,
+        "measured": peak / MB,
+        "ratio": expected.total / peak,
+    }
