@@ -216,6 +216,16 @@ class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
         return _given(dx, ctx.like), None, None, dag, dbg, dau, dbu, dad, dbd
 
 
+def _tile(hidden: Tensor, weight: Tensor, labels: Tensor, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Losses of some rows, and their gradients to the hidden states; the logits are gone when it returns."""
+    found = torch.log_softmax(product(hidden, weight), -1, dtype=torch.float32)
+    losses = found.gather(1, labels[:, None])[:, 0].neg()
+    if not wanted:
+        return losses, None
+    found.exp_().scatter_add_(1, labels[:, None], torch.full((len(labels), 1), -1.0, device=found.device))
+    return losses, product(found.to(hidden.dtype), weight.t())
+
+
 class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -226,12 +236,9 @@ class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
         step = max(1, LOGIT_BYTES.get(hidden.device.type, LOGIT_BYTES["cpu"]) // (4 * weight.shape[0]))
         for start in range(0, len(labels), step):
             part = slice(start, start + step)
-            wanted = labels[part, None]
-            found = torch.log_softmax(product(hidden[part], weight), -1, dtype=torch.float32)
-            losses[part] = found.gather(1, wanted)[:, 0].neg()
+            losses[part], d_hidden = _tile(hidden[part], weight, labels[part], wanted=gradient is not None)
             if gradient is not None:
-                found.exp_().scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=torch.float32))
-                gradient[part] = product(found.to(hidden.dtype), weight.t())
+                gradient[part] = d_hidden
         ctx.save_for_backward(gradient)
         return losses
 

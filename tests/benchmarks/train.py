@@ -100,7 +100,7 @@ def prepare(folder: Path, rows: int, *, tiny: bool) -> None:
 
 
 def write_rows(path: Path, rows: int, *, seed: int = 0) -> None:
-    """As long as Alpaca's: questions of 8 to 60 words, answers of 3 to 350, log-normal, of the seeds' words."""
+    """Sessions of lengths like Alpaca's: questions of 8 to 60 words, answers of 3 to 350, log-normal."""
     draw = random.Random(seed)
     words = _words()
     with path.open("w", encoding="utf-8") as file:

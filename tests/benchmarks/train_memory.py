@@ -68,7 +68,7 @@ def run(*, quick: bool) -> Findings:
 
 
 def measured(case: Case) -> float:
-    """The most bytes that the process has had resident in two forward and backward passes and an update."""
+    """The most bytes that the process has had resident in two steps of two forward and backward passes."""
     with tempfile.TemporaryDirectory(dir=scratch()) as place:
         folder = Path(place) / "model"
         write_model(folder, case.shape)
@@ -78,7 +78,7 @@ def measured(case: Case) -> float:
             "micro_batch_tokens": case.training.tokens,
             "checkpointing": case.training.checkpointing if case.training.recomputed else "none",
             "batch_tokens": 2 * case.training.tokens,
-            "epochs": 1,
+            "epochs": 2,
             "dtype": "fp32" if case.training.width == 4 else "bf16",
         }
         asked = ("train_memory", folder, "--length", case.length, "--options", json.dumps(options))

@@ -1,4 +1,4 @@
-"""Contender: one optimizer step of our trainer on sessions of a given length; this process's peaks of memory."""
+"""Contender: two optimizer steps of our trainer on sessions of a given length; this process's peaks of memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from distill.train import TrainOptions
 
 
 def main() -> None:
-    """Train on two forward passes full of sessions, a third of each a prompt."""
+    """Train on steps of two forward passes full of sessions, a third of each a prompt."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("--length", type=int, required=True, help="tokens of a session")

@@ -1,4 +1,4 @@
-"""Contender: TRL's SFTTrainer with its defaults; `--set` changes one, `--same` what must be equal."""
+"""Contender: TRL's SFTTrainer with its defaults; `--set` changes some, `--same` what must be equal in ours."""
 
 from __future__ import annotations
 
