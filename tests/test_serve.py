@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http.client import HTTPConnection
 from typing import Any
 
@@ -355,12 +356,11 @@ def test_sigterm_ends_the_server_in_good_order_while_it_answers():
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         port = int(server.stderr.readline().removeprefix("listening http://127.0.0.1:").removesuffix("/v1\n"))
-        connection = HTTPConnection("127.0.0.1", port)
-        connection.request("POST", "/v1/completions", json.dumps({"prompt": "la la la", "max_tokens": 5000}))
-        time.sleep(0.5)
-        server.terminate()
-        assert (server.wait(5), server.stderr.read()) == (0, "")
-        connection.close()
+        with closing(HTTPConnection("127.0.0.1", port)) as connection:
+            connection.request("POST", "/v1/completions", json.dumps({"prompt": "la la la", "max_tokens": 5000}))
+            time.sleep(0.5)
+            server.terminate()
+            assert (server.wait(20), server.stderr.read()) == (0, "")
 
 
 def test_a_taken_port_is_one_clear_line():
