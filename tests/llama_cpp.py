@@ -19,6 +19,7 @@ import xllamacpp
 asked = json.load(sys.stdin)
 settings = xllamacpp.CommonParams()
 settings.model.path, settings.n_ctx, settings.warmup, settings.n_parallel = asked["gguf"], 512, False, 1
+settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1  # its threads spin, ruinous on a busy machine
 server = xllamacpp.Server(settings)
 
 

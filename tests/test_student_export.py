@@ -235,7 +235,58 @@ def _wait_for(there: Any, seconds: float = 120.0) -> None:
         time.sleep(0.01)
 
 
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, 12_000_000))
+from distill.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("form", ["merged", "gguf"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(run_folder, tmp_path, form):
+    command = [sys.executable, "-c", FULL, "export", str(run_folder), "--to", form, "--dtype", "float32"]
+    finished = subprocess.run([*command, "--out", str(tmp_path / "x")], capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, finished.stderr
+    assert re.search(r"cannot write .*x: .*(File too large|requested and).*free some space", errors[0])
+    assert "Traceback" not in finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 # Other students
+
+HUB = """
+import sys
+from pathlib import Path
+from distill.export import export
+from tests.exporting import write_trained_run
+run = write_trained_run(Path(sys.argv[1]) / "run", "owner/tiny", epochs=2)
+export(run, to="adapter", out=Path(sys.argv[1]) / "adapter")
+"""
+
+
+def test_a_base_that_is_on_the_hub_is_named_and_not_copied(base, tmp_path):
+    snapshot = tmp_path / "hub/models--owner--tiny/snapshots/0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(base, snapshot)
+    (tmp_path / "hub/models--owner--tiny/refs").mkdir()
+    (tmp_path / "hub/models--owner--tiny/refs/main").write_text(snapshot.name)
+    path = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
+    finished = subprocess.run(
+        [sys.executable, "-c", HUB, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "owner/tiny"
+    assert not (tmp_path / "adapter" / "base").exists()
+    receipt = receipt_of(tmp_path / "adapter")
+    assert (receipt["base"], receipt["quantised"], receipt["passed"]) == ("owner/tiny", True, True)
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert "base_model: owner/tiny" in card
+    assert 'from_pretrained("owner/tiny", quantization_config=settings)' in card
 
 
 def test_a_student_that_was_trained_whole_has_no_adapter(whole_run, tmp_path):

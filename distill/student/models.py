@@ -72,6 +72,8 @@ def materialise(model: str, *, say: Say | None = None) -> Path:
 def _checked_folder(folder: Path) -> Path:
     """The folder, if it has a configuration, a tokenizer and all of its safetensors."""
     if not (folder / "config.json").is_file():
+        if files := sorted(folder.glob("*.gguf")):
+            raise ModelError(f"{folder} is no model folder, but holds {files[0].name}: give that file, {files[0]}")
         raise ModelError(f"{folder} has no config.json; expected a model folder as `save_pretrained` writes it")
     if not any(folder.glob("*.safetensors")):
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]

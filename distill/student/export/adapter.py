@@ -45,10 +45,10 @@ def require_adapter(student: Student) -> None:
 
 def load_adapter(student: Student, folder: Path) -> Any:
     """Base and adapter as anybody loads them, computing in float32."""
-    base = load_whole(folder / BASE) if (folder / BASE).is_dir() else _from_hub(student)
+    base = load_whole(folder / BASE, student.device) if (folder / BASE).is_dir() else _from_hub(student)
     return models.adapted(base, folder, merge=False).eval()
 
 
 def _from_hub(student: Student) -> Any:
-    folder = models.materialise(str(student.told["model"]))
-    return models.load_causal(folder, quantise=bool(student.told["quantised"]), dtype=torch.float32)
+    quantised = bool(student.told["quantised"])
+    return models.load_causal(student.weights, quantise=quantised, dtype=torch.float32, device=student.device)

@@ -117,12 +117,12 @@ def _load_adapter(student: Student, folder: Path) -> tuple[Any, Any]:
 
 
 def _load_whole(student: Student, folder: Path) -> tuple[Any, Any]:
-    return whole.load_whole(folder), models.load_tokenizer(folder)
+    return whole.load_whole(folder, student.device), models.load_tokenizer(folder)
 
 
 def _load_gguf(student: Student, folder: Path) -> tuple[Any, Any]:
     model, tokenizer = read_gguf(folder / GGUF)
-    return model.to(models.default_device()).eval(), tokenizer
+    return model.to(student.device).eval(), tokenizer
 
 
 FORMS: Mapping[str, Form] = {

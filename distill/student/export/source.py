@@ -15,6 +15,8 @@ from distill.student import models
 
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """What weights may be stored in."""
+RESERVE_BYTES = 2 * 10**9
+"""Of a GPU's memory, for activations and logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +52,44 @@ class Student:
         """Tokens that it can read at once."""
         return int(getattr(self.config(), "max_position_embeddings", None) or 1 << 30)
 
+    @property
+    def weights(self) -> Path:
+        """The folder with whole weights: its own, or that of its base."""
+        return models.materialise(str(self.told["model"])) if self.is_adapter else self.folder
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is read: the GPU, if all of its weights fit there in float32, else the CPU."""
+        sixteen_bits = sum(file.stat().st_size for file in self.weights.glob("*.safetensors"))
+        return fitting(models.default_device(), needed=int(2.2 * sixteen_bits) + RESERVE_BYTES)
+
     def trained(self) -> Any:
         """As it was trained: the adapter beside 4-bit weights, say; computes in float32."""
-        return models.load_student(self.folder, adapter=True, merge=False, dtype=torch.float32)[0]
+        return self._read(adapter=True, merge=False)
 
     def merged(self) -> Any:
         """Whole weights in float32."""
-        return models.load_student(self.folder, adapter=True, dtype=torch.float32)[0]
+        return self._read(adapter=True)
 
     def base(self) -> Any:
         """Its pruned base before training, dequantised, in float32."""
-        return models.load_student(self.folder, adapter=False, dtype=torch.float32)[0]
+        return self._read(adapter=False)
+
+    def _read(self, **what: bool) -> Any:
+        return models.load_student(self.folder, dtype=torch.float32, device=self.device, **what)[0]
 
     def config(self) -> Any:
         """The base's configuration."""
         from transformers import AutoConfig
 
-        whole = self.folder if not self.is_adapter else models.materialise(str(self.told["model"]))
-        return AutoConfig.from_pretrained(whole, local_files_only=True)
+        return AutoConfig.from_pretrained(self.weights, local_files_only=True)
+
+
+def fitting(device: torch.device, *, needed: int) -> torch.device:
+    """The device, or the CPU where that has less than `needed` bytes free."""
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < needed:
+        return torch.device("cpu")
+    return device
 
 
 def read_student(folder: Path, *, name: str, system: str | None = None) -> Student:

@@ -74,8 +74,8 @@ def _require_room(model: Any, dtype: str) -> None:
             raise ModelError(f"{name} has weights that {dtype} cannot hold; add --dtype bfloat16")
 
 
-def load_whole(folder: Path) -> Any:
+def load_whole(folder: Path, device: torch.device) -> Any:
     """The weights as anybody loads them, computing in float32."""
     from distill.student.models import load_causal
 
-    return load_causal(folder, dtype=torch.float32)
+    return load_causal(folder, dtype=torch.float32, device=device)
