@@ -130,8 +130,8 @@ def test_nothing_left_is_one_line(smollm):
     with pytest.raises(DistillError) as caught:
         made([talk(pairs=7), empty], smollm)
     assert str(caught.value) == (
-        "none of the 2 sessions can be trained on: 1 are longer than train.max_length=80 tokens, 1 have no answer; "
-        "raise it or collect more"
+        "none of the 2 sessions can be trained on: 1 are longer than train.max_length=80 tokens (raise it), "
+        "1 have no answer (collect more)"
     )
 
 

@@ -64,13 +64,19 @@ def examples_of(
         if number % REPORT_ROWS == 0:
             bar.update(number, len(sessions))
     if not found.examples:
-        raise DistillError(
-            f"none of the {len(sessions)} sessions can be trained on: {found.left_out['too_long']} are longer than "
-            f"train.max_length={options.max_length} tokens, {found.left_out['empty']} have no answer, "
-            f"{found.left_out['unspelt']} hold characters that the tokenizer does not know; raise it, collect more, or "
-            "take another student.model"
-        )
+        raise DistillError(f"none of the {len(sessions)} sessions can be trained on: {_why(found, options)}")
     return found
+
+
+def _why(found: Examples, options: TrainOptions) -> str:
+    """What left out rows, and what helps."""
+    reasons = {
+        "too_long": f"are longer than train.max_length={options.max_length} tokens (raise it)",
+        "empty": "have no answer (collect more)",
+        "unspelt": "hold characters that the tokenizer does not know (take another student.model)",
+    }
+    told = [f"{found.left_out[name]} {reason}" for name, reason in reasons.items() if found.left_out[name]]
+    return ", ".join(told) or "collect more"
 
 
 def session_of(row: str) -> str:
