@@ -26,7 +26,8 @@ LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 """Of float32 logits that exist at a time; `kernels` takes as many rows of the output head at once."""
 HOLES = {"cpu": 2.0, "cuda": 1.04}
 """What the allocator takes for activations. glibc's heap keeps about as much again in holes between them, where they
-are under 32 MB each (`mallinfo2` in five trainings: 0.9 to 1.1 times); torch's own on a GPU has segments that grow."""
+are under 32 MB each: fitted to the peaks of four trainings, so roughly right; torch's own on a GPU has segments that
+grow."""
 
 
 @dataclass(frozen=True, slots=True)

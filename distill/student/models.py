@@ -37,7 +37,7 @@ from distill.student.gguf_reading import part_pad_from_eos, read_gguf
 from distill.student.pruning import prune
 from distill.student.quiet import first_line, quietly
 
-CONVERSION = 1
+CONVERSION = 2
 """Raised when a converted folder would come out differently, so that older ones are built again."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
