@@ -1,0 +1,112 @@
+"""Ways for a server to fail, and scripts that say when."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MOST_429 = 0.04
+"""The most, as a share of all requests, that `faults` answers with 429; by chance a few thousand stay under 5%."""
+
+
+@dataclass(frozen=True, slots=True)
+class Misdeed:
+    """What the server does instead of answering; a `drip` is an answer, only a slow one."""
+
+    kind: Literal["status", "hang", "reset", "truncated", "drip"]
+    code: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""
+    seconds: float = 0.0
+    """How long a drip takes."""
+
+
+def status(code: int, headers: Mapping[str, str] | None = None, body: Any = None) -> Misdeed:
+    """An HTTP status with an error body of OpenAI's shape, or the body given."""
+    said = {"error": {"message": f"this is a {code}", "type": "test"}} if body is None else body
+    text = said if isinstance(said, str) else json.dumps(said)
+    return Misdeed("status", code, {"Content-Type": "application/json", **(headers or {})}, text)
+
+
+def drip(seconds: float) -> Misdeed:
+    """The right answer, its body a few bytes at a time over this long."""
+    return Misdeed("drip", seconds=seconds)
+
+
+def error_body(message: str, kind: str, code: str | None) -> dict[str, Any]:
+    """OpenAI's error body."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+HANG = Misdeed("hang")
+RESET = Misdeed("reset")
+TRUNCATED = Misdeed("truncated")
+SLOW_DRIP = drip(0.5)
+HTML = Misdeed("status", 200, {"Content-Type": "text/html"}, "<html><title>Bad gateway</title><p>try later</p></html>")
+EMPTY = Misdeed("status", 200, {"Content-Type": "application/json"}, '{"choices": []}')
+BAD_REQUEST = status(400, body=error_body("max_tokens is too large", "invalid_request_error", None))
+UNAUTHORISED = status(401, body=error_body("Incorrect API key provided", "invalid_request_error", "invalid_api_key"))
+NO_MODEL = status(404, body=error_body("The model `m` does not exist", "invalid_request_error", "model_not_found"))
+FAULTS = (*map(status, (500, 502, 503, 408, 409, 425)), RESET, TRUNCATED, HTML, EMPTY, HANG)
+"""Every way to fail that may pass, but being told to wait."""
+
+
+Script = Callable[[int, dict[str, Any]], Misdeed | None]
+"""From a request's number (0, 1, … in order of arrival) and its body to a misdeed, or `None` to answer."""
+
+
+def never(number: int, body: dict[str, Any]) -> Misdeed | None:
+    """Answers everything."""
+    return None
+
+
+def first(count: int, misdeed: Misdeed) -> Script:
+    """Misbehaves at the first `count` requests."""
+    return lambda number, body: misdeed if number < count else None
+
+
+def asking(text: str, misdeed: Misdeed) -> Script:
+    """Misbehaves whenever the question contains `text`."""
+    return lambda number, body: misdeed if text in question(body) else None
+
+
+def some(share: float, misdeed: Misdeed, *, seed: int = 0) -> Script:
+    """Misbehaves at a share of the requests, 0 to 1, drawn from the request's number."""
+    return lambda number, body: misdeed if _draw(seed, number).random() < share else None
+
+
+def faults(share: float, *, seed: int = 0, retry_after_seconds: float = 1.0, drip_seconds: float = 0.5) -> Script:
+    """Fails a share of the requests, 0 to 1, in every way that may pass, drawn from the request's number.
+
+    The ways are equally frequent, but 429, with and without Retry-After, comes at most at `MOST_429` of all requests.
+    Besides, as many as fail in any one way are answered in drips.
+    """
+    waits = [status(429), status(429, {"Retry-After": f"{retry_after_seconds:g}"})]
+    each = share / (len(FAULTS) + len(waits))
+    waiting = min(MOST_429, each * len(waits))
+
+    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+        chance = _draw(seed, number)
+        at = chance.random()
+        if at < share:
+            return chance.choice(waits if at < waiting else FAULTS)
+        return drip(drip_seconds) if at < share + each else None
+
+    return script
+
+
+def _draw(seed: int, number: int) -> random.Random:
+    return random.Random(f"{seed}:{number}")
+
+
+def question(body: Mapping[str, Any]) -> str:
+    """The last thing asked in a request's body."""
+    return str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
+
+
+def echo(body: Mapping[str, Any]) -> str:
+    """The default answer."""
+    return f"answer to {question(body)}"
