@@ -120,7 +120,7 @@ def _verb(name: str, help_text: str) -> None:
             allowed=allow_parts or (),
         )
 
-    app.command(name=name, help=f"{help_text} Example: distill {name} runs/quickstart")(command)
+    app.command(name=name, help=f"{help_text}\n\nExample: distill {name} runs/quickstart")(command)
 
 
 _verb("expand", "Grow tasks from the recipe's seeds: writes tasks.jsonl.")
@@ -160,7 +160,7 @@ def collect(
     )
 
 
-_verb("curate", "Keep or drop each session, with a reason: writes kept.jsonl, dropped.jsonl and test.jsonl.")
+_verb("curate", "Keep or drop each session, and say why.\n\nWrites kept.jsonl, dropped.jsonl and test.jsonl.")
 
 
 @app.command()
@@ -201,7 +201,7 @@ def train(
         pipeline.run_recipe(recipe_or_run, stages=["train"], accept_partial=accept_partial, fresh=fresh, **given)
 
 
-_verb("compare", "Ask student, base and teacher the held-out prompts: writes answers.jsonl and scores.json.")
+_verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")
 _verb("report", "Write report.html from what the run folder holds.")
 
 
@@ -216,10 +216,11 @@ def check(
         str | None, typer.Option("--like", metavar="NAME", help="say where it departs from a shipped recipe")
     ] = None,
 ) -> None:
-    """Validate a recipe offline and forecast requests, tokens, USD, memory and time.
+    """Validate a recipe offline, and forecast what it will take.
 
-    With --probe, also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe
-    it ignores; the findings are kept, and later checks and runs read them.
+    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and nobody is asked. With --probe,
+    also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe it ignores; the
+    findings are kept, and later checks and runs read them.
 
     Example: distill check recipes/quickstart.yaml --probe
     """
@@ -251,7 +252,9 @@ def show(
         typer.Option("--worst", metavar="N", min=1, help="page through the N prompts that the student does worst on"),
     ] = None,
 ) -> None:
-    """Show a run's stages, rows, tokens and cost; or where its student does worst, with what differs marked.
+    """Show a run's stages, rows, tokens and cost.
+
+    With --funnel, what curation took; with --worst, where the student does worst, with what differs marked.
 
     Example: distill show runs/quickstart --worst 10
     """
@@ -272,9 +275,10 @@ def diff(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B …", help="two run folders, or more for a curve")],
     as_json: Annotated[bool, typer.Option("--json", help="everything as one JSON object")] = False,
 ) -> None:
-    """Hold two runs against each other on their common prompts: what got better or worse, and is it more than noise?
+    """Compare two runs on the prompts that both have.
 
-    Given three runs or more, each measure over how much the students were trained on, with the untrained base at 0.
+    What got better or worse, and is it more than noise? Given three runs or more, each measure over how much the
+    students were trained on, with the untrained base at 0.
 
     Example: distill diff runs/quickstart runs/quickstart-next
     """
@@ -299,9 +303,10 @@ def next_round(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the recipe and its seeds go")] = Path(),
     tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="tasks to grow; as many as before")] = None,
 ) -> None:
-    """Plan the next round: seeds near what the student loses and was taught little of, and a recipe that uses them.
+    """Plan another round from what the student does worst on.
 
-    No held-out prompt becomes a seed.
+    Writes seeds near what it loses and was taught little of, and a recipe that uses them. No held-out prompt becomes a
+    seed.
 
     Example: distill next runs/quickstart --tasks 200
     """
@@ -316,9 +321,10 @@ def smoke(
     recipe: RecipePath,
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="keep the run there; by default it is gone")] = None,
 ) -> None:
-    """Run a recipe through once in seconds: a tiny random model, few rows, every stage and part, real NF4 on a CPU.
+    """Run a recipe through once in seconds, with a tiny model.
 
-    Prints the keys that it changes: models, sizes, paths and counts.
+    A random model, few rows, every stage and part, real NF4 on a CPU. Prints the keys that it changes: models, sizes,
+    paths and counts.
 
     Example: distill smoke alpaca-7b
     """
@@ -339,7 +345,9 @@ def init(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="what the copy is called")] = None,
 ) -> None:
-    """Start a recipe of your own: a copy of a shipped one, with its comments and its seeds.
+    """Start a recipe of your own: a copy of a shipped one.
+
+    The seeds and prompts that it names are copied beside it. Without --like it is a copy of quickstart.
 
     Example: distill init --like alpaca-7b
     """
@@ -351,9 +359,9 @@ def init(
 
 @app.command()
 def chat(run_folder: RunFolder) -> None:
-    """Talk with a run's student and its teacher at once; lines come from the terminal, or from a pipe.
+    """Talk with a run's student and its teacher at once.
 
-    Nothing is written but what /save writes.
+    Lines come from the terminal, or from a pipe. Nothing is written but what /save writes.
 
     Example: distill chat runs/quickstart
     """
@@ -372,9 +380,9 @@ def explain_miss(
     limit: Annotated[int, typer.Option("--limit", min=1, help="explain so many")] = 5,
     allow_parts: AllowParts = None,
 ) -> None:
-    """Say why a run would ask again: the field in which a request differs from the nearest one in the journal.
+    """Say why a run would ask again.
 
-    Asks nothing and writes nothing.
+    Names the field in which a request differs from the nearest one in the journal. Asks nothing and writes nothing.
 
     Example: distill explain-miss runs/quickstart --set teacher.sampling.temperature=0.2
     """
@@ -388,7 +396,9 @@ def explain_miss(
 
 @app.command()
 def clean(run_folder: RunFolder) -> None:
-    """Make a run's folder smaller, and lose nothing: trim the journal, and remove what killed processes left behind.
+    """Make a run's folder smaller, and lose nothing.
+
+    Trims the journal, and removes what killed processes left behind.
 
     Example: distill clean runs/quickstart
     """
@@ -422,9 +432,10 @@ def import_(
     licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="noted in every row")] = None,
     allow_parts: AllowParts = None,
 ) -> None:
-    """Read data that others made: writes sessions, or tasks, and what was rejected and why.
+    """Read data that others made, as sessions or as tasks.
 
-    What is malformed is repaired or rejected, nothing else; `curate` has the rules for words and duplicates.
+    Writes them, and what was rejected and why. What is malformed is repaired or rejected, nothing else; `curate` has
+    the rules for words and duplicates.
 
     Example: distill import sharegpt.json --from sharegpt --out sessions.jsonl
     """
@@ -453,6 +464,7 @@ def export(
     which: Annotated[
         str | None, typer.Option("--which", metavar="ROWS", help="kept (unless you say otherwise), test or dropped")
     ] = None,
+    no_system: Annotated[bool, typer.Option("--no-system", help="of rows: leave their system turn out")] = False,
     dtype: Annotated[
         str | None,
         typer.Option("--dtype", metavar="TYPE", help="of the student's weights: float16 (default), float32, q8_0 …"),
@@ -462,7 +474,7 @@ def export(
         typer.Option("--max-kl", min=0, metavar="NATS", help="another limit than the format's own, nats a token"),
     ] = None,
 ) -> None:
-    """Write a run's rows, its comparison or its student in a format of others.
+    """Write a run's rows, comparison or student for others.
 
     hub makes a folder ready to upload, with a dataset card. Rows that a format cannot hold are left out and counted.
 
@@ -474,7 +486,9 @@ def export(
     """
     from distill import export as exporting
 
-    for line in exporting.export(run_folder, to=to, out=out, which=which, dtype=dtype, max_kl=max_kl):
+    for line in exporting.export(
+        run_folder, to=to, out=out, which=which, dtype=dtype, max_kl=max_kl, system=not no_system
+    ):
         console.result(line)
 
 
@@ -485,7 +499,9 @@ def serve(
     host: Annotated[str, typer.Option(help="loopback unless you say otherwise")] = "127.0.0.1",
     parent_pipe: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Serve a local model, or a run's student, as an OpenAI-compatible endpoint.
+    """Serve a local model, or a run's student.
+
+    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions).
 
     Example: distill serve smollm2 --port 8000
     """
@@ -512,7 +528,7 @@ def doctor(
         str | None, typer.Option("--at", metavar="URL", help="of a run: the server that runs its student already")
     ] = None,
 ) -> None:
-    """Look at this machine, and at an endpoint if one is given: what is there, what is missing, what to do.
+    """Look at this machine, an endpoint or a run: what is missing?
 
     An endpoint is asked a dozen tiny questions, to show which parameters (temperature, seed, stop, logprobs …) it
     honours, ignores or refuses; the findings are kept, and later checks and runs read them.

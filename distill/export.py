@@ -27,12 +27,14 @@ def export(
     which: str | None = None,
     dtype: str | None = None,
     max_kl: float | None = None,
+    system: bool = True,
 ) -> list[str]:
     """Write a run's rows, its comparison or its student, and say what was written, a line each.
 
-    `which` is for rows (`kept` where it is left out); `dtype` and `max_kl` for students. Raises `RecipeError` for an
-    unknown format or rows, `RunFolderError` for no run and where nothing can be written, `ModelError` for a student
-    that has no such form or whose export is over a limit, `MissingPackage` without the training packages.
+    `which` is for rows (`kept` where it is left out), as is `system`: whether they keep their system turn. `dtype` and
+    `max_kl` are for students. Raises `RecipeError` for an unknown format or rows, `RunFolderError` for no run and where
+    nothing can be written, `ModelError` for a student that has no such form or whose export is over a limit,
+    `MissingPackage` without the training packages.
     """
     rows = {**EXPORTERS, **COMPARISONS}
     if to not in MODELS and to not in rows:
@@ -41,6 +43,8 @@ def export(
         raise RecipeError(f"--which chooses rows, and {to} is a form of the student; leave it out")
     if to in rows and (dtype is not None or max_kl is not None):
         raise RecipeError(f"--dtype and --max-kl are for {', '.join(MODELS)}; {to} holds rows: leave them out")
+    if not system and to not in EXPORTERS:
+        raise RecipeError(f"--no-system is for {', '.join(EXPORTERS)}, whose rows have turns; leave it out")
     if which is not None and which not in FILES:
         raise RecipeError(f'--which: unknown rows "{which}"{shelf.suggest(which, FILES)}')
     read_record(run)
@@ -48,13 +52,13 @@ def export(
         raise RunFolderError(f"cannot write {out}: there is no folder {out.parent}; make it first")
     if to in MODELS:
         return _student(run, to=to, out=out, dtype=dtype, max_kl=max_kl)
-    return _rows(run, to=to, out=out, which=which or "kept")
+    return _rows(to, Job(run=run, out=out, which=which or "kept", system=system))
 
 
-def _rows(run: Path, *, to: str, out: Path, which: str) -> list[str]:
+def _rows(to: str, job: Job) -> list[str]:
     exporter: Exporter = shelf.part({**EXPORTERS, **COMPARISONS}, to, kind="format")()
-    done = exporter.export(Job(run=run, out=out, which=which))
-    lines = [f"{out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
+    done = exporter.export(job)
+    lines = [f"{job.out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
     if done.refused:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in done.refused.items())
         lines.append(f"{sum(done.refused.values()):,} rows left out, which {to} cannot hold: {reasons}")

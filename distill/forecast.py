@@ -22,7 +22,7 @@ from distill.metrics.instructions import Instructions
 from distill.probe import Findings
 from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
 from distill.run import STAGES, read_record
-from distill.strategies.pool import Cost
+from distill.strategies.pool import Cost, load_seeds
 from distill.student.memory import SMOLLM2, Shape, estimate, shape_in
 from distill.student.trackers import require_trackers
 from distill.student.work import training_of
@@ -83,6 +83,7 @@ def _plans(recipe: Recipe) -> list[Plan]:
     tasks, prompt = (recipe.expand.tasks if recipe.expand else 0), PROMPT_TOKENS
     plans = []
     if recipe.expand is not None:
+        load_seeds(Path(recipe.expand.seeds))  # raises what expand would raise
         plans.append(_expanding(getattr(recipe.expand.options, "cost", Cost(1, PROMPT_TOKENS, 100)), tasks))
     if recipe.collect is not None and recipe.collect.tasks is not None:
         rows = load_tasks(Path(recipe.collect.tasks))

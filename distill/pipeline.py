@@ -175,6 +175,9 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
         if not (context.accept_partial and isinstance(stop, BudgetStop)):
             raise
         console.warn(f"{stop}; going on with what there is")
+    except KeyboardInterrupt:
+        record.status, record.detail = "failed", "interrupted; run the same command again to go on"
+        raise
     except BaseException as error:
         record.status, record.detail = "failed", str(error) or type(error).__name__
         raise

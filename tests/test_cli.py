@@ -70,6 +70,12 @@ def test_help_lists_every_command():
     assert [command for command in COMMANDS if f"  {command} " not in listed] == []
 
 
+def test_help_tells_every_command_in_a_whole_sentence():
+    listed = distill("--help", COLUMNS="80").stdout.partition("Commands:")[2].strip().splitlines()
+    assert len(listed) >= len(COMMANDS)
+    assert [line for line in listed if line.endswith("...") or line[-1] not in ".?"] == []
+
+
 def test_an_unknown_command_is_a_usage_error():
     assert distill("expnd").returncode == 2
 
@@ -79,6 +85,13 @@ def test_check_forecasts_without_torch_or_a_model(tmp_path):
     assert finished.returncode == 0
     assert "quickstart: valid" in finished.stdout
     assert not (tmp_path / "none").exists()
+
+
+def test_check_reads_the_seeds(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"instruction": "Name three rivers."}\nSay hello.\n')
+    finished = distill("check", "quickstart", "--set", "expand.seeds=own.jsonl", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "own.jsonl:2: not JSON" in only_line(finished)
 
 
 def test_a_shipped_recipe_is_found_from_any_folder(tmp_path):

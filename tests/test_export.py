@@ -104,6 +104,17 @@ def test_a_row_that_a_format_cannot_hold_is_counted_by_reason(tmp_path):
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"instruction": "a", "input": "", "output": "b"}
 
 
+def test_a_system_turn_can_be_left_out(tmp_path):
+    turns = (Message("system", "s"), Message("user", "a"), Message("assistant", "b"))
+    run = write_kept(tmp_path / "run", [Session("1", turns)])
+    with pytest.raises(RunFolderError, match=r"system_turn 1\); leave it out with --no-system"):
+        export(run, to="alpaca", out=tmp_path / "a.json")
+    export(run, to="alpaca", out=tmp_path / "a.json", system=False)
+    assert json.loads((tmp_path / "a.json").read_text()) == [{"instruction": "a", "input": "", "output": "b"}]
+    export(run, to="openai", out=tmp_path / "o.jsonl", system=False)
+    assert [one.messages for one in back(tmp_path / "o.jsonl", "openai")] == [turns[1:]]
+
+
 def test_other_rows_of_a_run_are_exported_too(tmp_path):
     run = write_kept(tmp_path / "run", [session("k")], [session("t")])
     export(run, to="openai", out=tmp_path / "test.jsonl", which="test")
@@ -169,6 +180,7 @@ def test_a_folder_that_is_there_is_not_touched(tmp_path):
         ({"to": "openai", "run": "none"}, "is no run folder"),
         ({"to": "openai", "which": "kept"}, "has no kept.jsonl yet; type: distill curate"),
         ({"to": "parquet", "out": "none/x"}, "there is no folder"),
+        ({"to": "gguf", "system": False}, "--no-system is for alpaca"),
     ],
 )
 def test_an_export_that_cannot_be_done_is_one_line(tmp_path, options, line):

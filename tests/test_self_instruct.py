@@ -380,7 +380,7 @@ def test_seeds_are_read_in_the_format_of_self_instruct(tmp_path):
         ("{not json", "not JSON"),
         ("[]", "seeds.jsonl:2"),
         (json.dumps({**GOOD, "instruction": None}), "`instruction`"),
-        (json.dumps({key: value for key, value in GOOD.items() if key != "instances"}), "`instances`"),
+        (json.dumps({key: value for key, value in GOOD.items() if key != "instruction"}), "`instruction`"),
         (json.dumps({**GOOD, "instances": [{"input": ""}]}), "`instances.0.output`"),
         (json.dumps({**GOOD, "instruction": " "}), "`instruction` is empty"),
     ],
@@ -390,6 +390,12 @@ def test_a_malformed_seed_is_one_line_with_file_and_line(tmp_path, line, found):
         load_seeds(seeds_file(tmp_path, json.dumps(GOOD), line))
     assert "seeds.jsonl:2: " in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_seed_may_be_an_instruction_alone(tmp_path):
+    lines = [json.dumps({"instruction": text}) for text in ("Name three rivers.", "Say hello.")]
+    first, second = load_seeds(seeds_file(tmp_path, *lines))
+    assert (first.id, second.id, second.instances, second.is_classification) == ("seed-1", "seed-2", (), False)
 
 
 def test_a_file_without_seeds_is_an_error(tmp_path):

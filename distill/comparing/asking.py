@@ -106,7 +106,8 @@ def _ask_remote(
                prompt.later)
         for prompt in prompts
     ]  # fmt: skip
-    with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
+    whom = "the teacher again" if model == "teacher_again" else NAMES[model]
+    with console.progress(f"asking {whom}", len(flows)) as bar:
         asking = engine(providers, progress=bar, local=False)
         outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
     _take_answers(found, model, places, outcomes)

@@ -178,6 +178,8 @@ async def _patiently(work: asyncio.Future[None], asker: Asker, report: Report) -
         await asyncio.wait([work])
     except asyncio.CancelledError:
         asker.stop(StoppedByUser())
+        report.is_interrupted = True
+        report.end()
         if (this := asyncio.current_task()) is not None:
             this.uncancel()
         await asyncio.wait([work])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,13 +38,21 @@ class Job:
     out: Path
     which: str = "kept"
     """`kept`, `test` or `dropped`; says nothing to a writer of models."""
+    system: bool = True
+    """Whether the rows keep their system turn."""
 
     def sessions(self, which: str | None = None) -> list[Session]:
-        """The rows to write. Raises `RunFolderError` where the run has none yet."""
+        """The rows to write, without their system turn where that is not wanted. Raises `RunFolderError`."""
         path = self.run / FILES[which or self.which]
         if not path.is_file():
             raise RunFolderError(f"{self.run} has no {path.name} yet; type: distill curate {self.run}")
-        return read_sessions(path)
+        sessions = read_sessions(path)
+        return sessions if self.system else [_without_system(session) for session in sessions]
+
+
+def _without_system(session: Session) -> Session:
+    turns = session.messages
+    return replace(session, messages=turns[1:]) if turns and turns[0].role == "system" else session
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,8 @@ def reshaped(sessions: Sequence[Session], reshape: Reshape) -> tuple[list[dict[s
             rows.append(row)
     if not rows:
         why = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "there are none"
-        raise RunFolderError(f"none of the run's rows can be written in this format ({why}); try another --to")
+        advice = "leave it out with --no-system, or " if "system_turn" in refused else ""
+        raise RunFolderError(f"none of the run's rows can be written in this format ({why}); {advice}try another --to")
     return rows, refused
 
 

@@ -96,13 +96,14 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One hand-written task, in Self-Instruct's format; keys beyond these are ignored."""
+    """One hand-written task, in Self-Instruct's format; keys beyond these are ignored, only `instruction` is needed."""
 
-    id: str
-    name: str
     instruction: str
-    instances: tuple[Instance, ...]
-    is_classification: bool
+    id: str = ""
+    """`seed-` and the number of the line, where the file says none."""
+    name: str = ""
+    instances: tuple[Instance, ...] = ()
+    is_classification: bool = False
 
 
 _SEED: TypeAdapter[Seed] = TypeAdapter(Seed)
@@ -114,13 +115,14 @@ def load_seeds(path: Path) -> list[Seed]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise SeedsError(f"cannot read the seeds {path}: {error}; expected a UTF-8 file of JSON lines") from error
-    seeds = [_seed(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    seeds = [_seed(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not seeds:
         raise SeedsError(f"{path} has no seed; expected one JSON object a line, such as those of seeds/general.jsonl")
     return seeds
 
 
-def _seed(line: str, where: str) -> Seed:
+def _seed(line: str, path: Path, number: int) -> Seed:
+    where = f"{path}:{number}"
     try:
         seed = _SEED.validate_python(json.loads(line))
     except ValidationError as error:
@@ -131,10 +133,13 @@ def _seed(line: str, where: str) -> Seed:
         raise SeedsError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
     if not seed.instruction.strip():
         raise SeedsError(f"{where}: `instruction` is empty; {_EXPECTED}")
-    return seed
+    return seed if seed.id else replace(seed, id=f"seed-{number}")
 
 
-_EXPECTED = "expected the keys id, name, instruction, instances (each with input and output) and is_classification"
+_EXPECTED = (
+    'expected a line such as {"instruction": "Name three rivers."}; it may have id, name, instances (each with input'
+    " and output) and is_classification"
+)
 
 
 def seed_text(seed: Seed) -> str:
