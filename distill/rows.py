@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError, RunFolderError
 from distill.types import Session, Task
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FIRST_META = {"distill": "rows differ in their meta"}
 """In the meta of a file's first row alone, beside what is its own.
@@ -76,10 +77,14 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 @cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(kind)
 
 
 def _read(path: Path, kind: type) -> list[Any]:
+    from pydantic import ValidationError
+
     rows = []
     for number, row in enumerate(read_jsonl(path), start=1):
         try:

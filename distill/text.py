@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from rapidfuzz.distance import LCSseq
-
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
 _ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 """What becomes of each ASCII character of a text: one table in place of a search, in a fifth of the time."""
@@ -34,6 +32,8 @@ def rouge_l(prediction: Sequence[str], target: Sequence[str]) -> float:
 
     The float expression is rouge_score's own, so that decisions at a threshold are the same to the last bit.
     """
+    from rapidfuzz.distance import LCSseq
+
     if not prediction or not target:
         return 0.0
     return f_measure(LCSseq.similarity(prediction, target), len(prediction), len(target))

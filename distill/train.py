@@ -12,6 +12,7 @@ from typing import Any, Literal
 from distill import console
 from distill.errors import DistillError, MissingPackage
 from distill.rows import read_sessions
+from distill.student.allocator import grow_in_place
 from distill.student.options import LoraOptions, TrainOptions
 from distill.types import Session
 
@@ -92,6 +93,7 @@ def _sessions(folder: Path) -> list[Session]:
 
 def _room(name: str) -> Any:
     """A module of the room that needs torch."""
+    grow_in_place()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises on a CPU kernel that is never used here
     try:
         return import_module(f"distill.student.{name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from distill.embedded import read_json, write_json
 from distill.errors import RecipeError
-from distill.student.options import RESIDUAL, LoraOptions
+
+if TYPE_CHECKING:
+    from distill.student.options import LoraOptions
 
 
 def adapter_of(options: LoraOptions) -> LoraConfig:
@@ -60,6 +62,8 @@ def train_in_float32(model: Any) -> None:
 
 def state_of(model: Any, options: LoraOptions) -> dict[str, Any] | None:
     """A copy of the adapter as it begins, where it was taken out of the base's weights; else None."""
+    from distill.student.options import RESIDUAL
+
     if options.init not in RESIDUAL:
         return None
     return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}

@@ -75,7 +75,7 @@ def attend(
         )
         return whole, None
     longest = max_length_q if max_length_q is not None else int(ends.diff().max())
-    if dropout == 0 and _has_flash(query.device, query.dtype, query.shape[-1]):
+    if dropout == 0 and has_flash(query.device, query.dtype, query.shape[-1]):
         return flash(query, key, value, ends, longest, scaling), None
     return one_by_one(query, key, value, ends, scaling, dropout), None
 
@@ -114,7 +114,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int,
 
 
 @cache
-def _has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
     """Whether the kernel runs here and agrees, forward and backward, with torch's attention a session at a time.
 
     It is reached by a private name, so it is tried once before it is trusted.

@@ -1,4 +1,7 @@
-"""Builds the trainer that a recipe asks for: the base in 4 bits or whole, its adapter, TRL's arguments."""
+"""Builds the trainer that a recipe asks for: the base in 4 bits or whole, its adapter, TRL's arguments.
+
+`assemble` and what it needs load no pydantic, so that training can be measured where only its own packages are.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
@@ -14,16 +17,18 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig
 
 from distill.errors import ModelError, RecipeError
-from distill.student import models
+from distill.student import layout, models
 from distill.student.adapter import adapter_of, require_targets, train_in_float32
 from distill.student.examples import Examples
-from distill.student.fitting import fit
+from distill.student.fitting import Fit, fit
 from distill.student.guarded import Guarded
-from distill.student.layout import Plan, plan
+from distill.student.layout import Plan
 from distill.student.neftune import Noise
-from distill.student.options import RESIDUAL, TrainOptions
 from distill.student.precision import compute_dtype
 from distill.student.recompute import recompute
+
+if TYPE_CHECKING:
+    from distill.student.options import TrainOptions
 
 OPTIMIZERS = {
     "adamw": "adamw_torch_fused",
@@ -61,13 +66,42 @@ def build(
     )
     model = _base(base, kept, options, dtype, device)
     _require_embeddings(model, found, tokenizer)
-    trainer = Guarded(
+    return assemble(
+        model,
+        tokenizer,
         found,
         plan_of(found.lengths(), options, seed),
+        chosen,
+        options=options,
+        seed=seed,
+        output=output,
+        say=say,
+        callbacks=callbacks,
+    )
+
+
+def assemble(
+    model: Any,
+    tokenizer: Any,
+    found: Examples,
+    plan: Plan,
+    chosen: Fit,
+    *,
+    options: TrainOptions,
+    seed: int,
+    output: Path,
+    say: Callable[[str], None],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Guarded:
+    """The trainer of a base in memory, for a plan of steps and a layout of its passes that have been chosen."""
+    bf16 = compute_dtype(options.dtype, model.device) == torch.bfloat16
+    trainer = Guarded(
+        found,
+        plan,
         micro_tokens=chosen.tokens,
         say=say,
         model=model,
-        args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
+        args=_arguments(model.device, bf16, options=options, seed=seed, output=output),
         train_dataset=_sample(found),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
         peft_config=None if options.method == "full" else adapter_of(options.lora),
@@ -84,6 +118,8 @@ def build(
 
 def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
     """The base: in float32 where its own weights change, be it in training or as an adapter begins."""
+    from distill.student.options import RESIDUAL
+
     whole = options.method == "full" or options.lora.init in RESIDUAL
     models.require_plain(base)
     quantise = options.method == "qlora"
@@ -130,7 +166,7 @@ def _require_optimizer(optimizer: str, device: torch.device) -> None:
 
 def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> Plan:
     """The steps that the options make of examples of these lengths."""
-    return plan(
+    return layout.plan(
         lengths,
         epochs=options.epochs,
         batch_tokens=options.batch_tokens,

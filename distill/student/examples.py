@@ -6,14 +6,16 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import chat, console
 from distill.console import Progress, Silent
 from distill.errors import DistillError
 from distill.student.gate import Checked, Gate, Row, UnspeltError
-from distill.student.options import TrainOptions
 from distill.types import Message, Session
+
+if TYPE_CHECKING:
+    from distill.student.options import TrainOptions
 
 REPORT_ROWS = 100
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill.student.memory import FULLEST, Checkpointing, Shape, Training, estimate, lay_out, shape_in
-from distill.student.options import TrainOptions
+
+if TYPE_CHECKING:
+    from distill.student.options import TrainOptions
 
 MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
 """Tokens in one forward pass where memory does not decide: on a CPU, longer ones lose more to attention than they

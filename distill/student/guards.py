@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from distill.errors import ModelError
 from distill.student.lines import append, rewrite
-from distill.student.options import GuardOptions
+
+if TYPE_CHECKING:
+    from distill.student.options import GuardOptions
 
 LEAST_STEPS = 8
 """Steps before which no loss is a leap."""
