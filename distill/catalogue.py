@@ -18,6 +18,8 @@ from distill.recipe import Options, Recipe
 from distill.strategies import STRATEGIES
 from distill.train import TrainOptions
 
+LM_EVAL = "lm_eval"
+"""The package of EleutherAI's lm-evaluation-harness."""
 TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
@@ -97,3 +99,14 @@ def require_training_packages(command: str) -> None:
         raise MissingPackage(
             f"`{command}` needs {', '.join(missing)}, which is not installed; type: pip install 'distill[train]'"
         )
+
+
+def require_benchmarks(loaded: Recipe) -> None:
+    """Raise `MissingPackage` where compare wants lm_eval and it is not installed, `RecipeError` for an unknown task."""
+    if loaded.compare is None or loaded.compare.lm_eval is None:
+        return
+    if find_spec(LM_EVAL) is None:
+        raise MissingPackage(f"compare.lm_eval needs the package {LM_EVAL}; type: pip install 'distill[lm-eval]'")
+    from distill.student.harness import Harness
+
+    Harness().require(loaded.compare.lm_eval.tasks)

@@ -23,6 +23,7 @@ from distill.comparing.asking import (
     note_absent,
 )
 from distill.comparing.audit import conclude
+from distill.comparing.benchmarks import benchmarks
 from distill.comparing.coverage import tell_coverage
 from distill.comparing.entries import summary, with_judge
 from distill.comparing.found import Found, line, score_texts
@@ -33,7 +34,7 @@ from distill.embedded import read_base, student_fingerprint
 from distill.journal import Journal
 from distill.metrics import Model, ModelMetric, TextMetric
 from distill.providers import Provider
-from distill.recipe import Judging
+from distill.recipe import Benchmarks, Judging
 from distill.rows import write_json, write_rows
 from distill.stats import LEVEL, RESAMPLES
 from distill.student.inprocess import base_fingerprint
@@ -77,14 +78,16 @@ def compare(
     sides: Sides,
     prompts: Path | None = None,
     system: str = "",
+    tasks: Benchmarks | None = None,
     usd: Callable[[], float | None] = lambda: None,
 ) -> dict[str, int]:
     """Write answers.jsonl and scores.json of the held-out rows, or of a file of `prompts`; returns counts.
 
     All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. `system` goes
-    before the prompts of a file. `usd` tells what was spent so far. Reads the journal for what is known of the
-    teacher's first answers, and kept.jsonl for what the student was trained on. Raises `DistillError` when base and
-    student are the same model, `RecipeError` for a file of prompts or answers that does not fit.
+    before the prompts of a file. `tasks` are of the lm-evaluation-harness: base and student do them last. `usd` tells
+    what was spent so far. Reads the journal for what is known of the teacher's first answers, and kept.jsonl for what
+    the student was trained on. Raises `DistillError` when base and student are the same model, `RecipeError` for a
+    file of prompts or answers that does not fit.
     """
     shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
     found = Found([*shared, *of_metrics(metrics)])
@@ -112,6 +115,8 @@ def compare(
         **told,
         "leaks": leaks(found),
     }
+    if tasks is not None:
+        scores["lm_eval"] = benchmarks(folder, tasks, seed=seed)
     write_json(folder / "scores.json", scores)
     missing = sum(found.missing.values())
     return {"prompts": len(found.shared), "answers": sum(map(len, found.answers.values())), "missing": missing}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from distill import console, shelf
+from distill import console, embedded, shelf
 from distill.errors import MissingPackage, RecipeError, RunFolderError
 from distill.exporters import COMPARISONS, EXPORTERS, FILES, Exporter, Job
 from distill.run import read_record
@@ -73,4 +75,32 @@ def _student(run: Path, *, to: str, out: Path, dtype: str | None, max_kl: float 
             f"--to {to} needs {error.name or error}, which is not installed; type: pip install 'distill[train]'"
         ) from error
     with console.progress("export", 100, "%") as bar:
-        return export_student(run, to=to, out=out, dtype=dtype, max_kl=max_kl, progress=bar, say=console.say)
+        lines = export_student(run, to=to, out=out, dtype=dtype, max_kl=max_kl, progress=bar, say=console.say)
+    return [*lines, *harness_commands(run, out, to=to)]
+
+
+def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
+    """How the lm-evaluation-harness is asked about an export, and about its base where that lies beside it.
+
+    The tasks are those of the run's comparison, else TASK. An adapter on quantised weights that lie elsewhere has no
+    command, since the harness would put it on other weights than those it was trained on.
+    """
+    told = (embedded.read_json(run / "scores.json") or {}).get("lm_eval") or {}
+    receipt = embedded.read_json(out / "export.json") or {}
+    base = out / "base" if (out / "base").is_dir() else receipt.get("base")
+    if to == "merged":
+        models = {"student": f"pretrained={out}"}
+    elif to == "adapter" and base and (isinstance(base, Path) or not receipt.get("quantised")):
+        models = {"base": f"pretrained={base}", "student": f"pretrained={base},peft={out}"}
+    else:
+        models = {}
+    return [f"lm-eval, {model}: {_harness_command(given, told)}" for model, given in models.items()]
+
+
+def _harness_command(model: str, told: Mapping[str, Any]) -> str:
+    words = ["lm_eval", "--model", "hf", "--model_args", f"{model},dtype=float32"]
+    words += ["--tasks", ",".join(told.get("tasks") or ["TASK"]), "--batch_size", str(told.get("batch") or 8)]
+    words += ["--limit", str(told["limit"])] if told.get("limit") else []
+    words += ["--num_fewshot", str(told["shots"])] if told.get("shots") is not None else []
+    words += ["--apply_chat_template"] if told.get("chat") else []
+    return shlex.join([*words, "--log_samples", "--output_path", "lm_eval_out"])

@@ -7,13 +7,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from distill import probe
 from distill.comparing.judging import REPLY_TOKENS
 from distill.comparing.prompts import of_file, of_metrics
-from distill.embedded import EMBEDDED
+from distill.embedded import EMBEDDED, read_json
 from distill.engine.budget import BOUNDS
 from distill.engine.report import PILOT
 from distill.filters.judge import Judge
@@ -26,6 +27,7 @@ from distill.strategies.pool import Cost, load_seeds
 from distill.student.memory import SMOLLM2, Shape, estimate, shape_in
 from distill.student.trackers import require_trackers
 from distill.student.work import training_of
+from distill.text import visible
 
 RECORDED_TOKENS = 300
 """Of an answer that was recorded elsewhere, about."""
@@ -250,11 +252,14 @@ def _shape(model: str, layers: int | None) -> Shape | None:
 def _warnings(recipe: Recipe) -> list[str]:
     models = (*recipe.teachers, *recipe.roles.values())
     names = [name for one in models for name in (one.api_key_env, *one.headers_env.values())]
-    return [
+    found = [
         f"warning: the variable {name} is not set; the run will need it"
         for name in names
         if name and name not in os.environ
     ]
+    if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
+        found.append("warning: compare.lm_eval needs the package lm_eval; type: pip install 'distill[lm-eval]'")
+    return found
 
 
 def known_faults(recipe: Recipe) -> list[str]:
@@ -303,7 +308,24 @@ def status_lines(folder: Path) -> list[str]:
     found += [_stage_line(name, stages[name]) for name in STAGES if name in stages]
     found += cost_lines(stages)
     found += headline(folder)
-    return found
+    return found + benchmark_lines(folder)
+
+
+def benchmark_lines(folder: Path) -> list[str]:
+    """What base and student did of the lm-evaluation-harness, a measure a line."""
+    told = (read_json(folder / "scores.json") or {}).get("lm_eval") or {}
+    return [_benchmark_line(entry) for entry in (told.get("entries") or {}).values()]
+
+
+def _benchmark_line(entry: Mapping[str, Any]) -> str:
+    by, difference, p = entry["by"], entry["student_minus_base"], entry["p_holm"]
+    if difference is None:
+        return f"lm-eval  {entry['title']}: no document has a number of both"
+    tested = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
+    return (
+        f"lm-eval  {visible(entry['title'])}: student {by['student']['mean']:.3f}, base {by['base']['mean']:.3f}, "
+        f"difference {difference['mean']:+.3f} (95% CI {difference['low']:+.3f} to {difference['high']:+.3f}), {tested}"
+    )
 
 
 def _stage_line(name: str, stage: dict[str, Any]) -> str:

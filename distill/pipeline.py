@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from distill import assets, console, processes, shelf
-from distill.catalogue import load_recipe, require_training_packages
+from distill.catalogue import load_recipe, require_benchmarks, require_training_packages
 from distill.engine.passes import StoppedPending
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
 from distill.fingerprints import json_sha256, sources_sha256, tree_sha256
@@ -58,6 +58,8 @@ def run_recipe(
     _require_one_process(names)
     if _needs_torch(loaded, names, allowed):
         require_training_packages("distill run")
+    if "compare" in names:
+        require_benchmarks(loaded)
     teachers = hire(loaded, folder)
     for line in known_faults(loaded):
         console.warn(line.removeprefix("warning: "))

@@ -228,7 +228,9 @@ def _rules(document: Mapping[str, Any]) -> Told:
 
 
 def _metrics(document: Mapping[str, Any], folder: Path) -> Told:
-    """Two of the instructions in place of all."""
+    """Two of the instructions in place of all, and no tasks whose documents lie elsewhere."""
+    if tasks := _get(document, "compare.lm_eval"):
+        yield "compare.lm_eval", tasks, None
     metrics = (document.get("compare") or {}).get("metrics") or []
     for place, metric in enumerate(metrics):
         name = metric if isinstance(metric, str) else metric["metric"]

@@ -8,6 +8,7 @@ from distill.recipe.checking import Parts
 from distill.recipe.reading import load
 from distill.recipe.sections import (
     Asks,
+    Benchmarks,
     Collect,
     Compare,
     Expand,
@@ -29,6 +30,7 @@ from distill.recipe.whole import Recipe
 
 __all__ = [
     "Asks",
+    "Benchmarks",
     "Collect",
     "Compare",
     "Expand",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from distill.embedded import EMBEDDED
 from distill.types import Sampling
@@ -313,6 +313,34 @@ class Judging(Options):
     """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
 
 
+class Benchmarks(Options):
+    """Tasks of the lm-evaluation-harness that base and student do; a list of their names alone will do."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    """Names of tasks, groups or tags of the package; no paths, no files."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """The first so many documents of each task; all when left out."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Examples before each question; the task's own number when left out."""
+    chat: bool = False
+    """Ask in the student's chat template, as tasks that are answered in free text want it."""
+    batch: Annotated[int, Field(ge=1)] = 8
+    """Questions that a model reads at once."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_names(cls, value: Any) -> Any:
+        return {"tasks": value} if isinstance(value, (list, tuple)) else value
+
+    @field_validator("tasks")
+    @classmethod
+    def _are_names(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not re.fullmatch(r"\w[\w-]{0,120}", name, re.ASCII):
+                raise ValueError(f"{name!r} is no task's name; files and paths are not read, so give a name")
+        return list(dict.fromkeys(value))
+
+
 class Compare(Options):
     """Ask student, base and teacher the same prompts."""
 
@@ -332,3 +360,5 @@ class Compare(Options):
     """Have the recipe's `judge` (else the teacher) say whose answers are better; `{}` for the usual way."""
     sampling: SamplingOptions | None = None
     """The teacher's own sampling when left out."""
+    lm_eval: Benchmarks | None = None
+    """Have base and student do tasks of the lm-evaluation-harness too: `[arc_easy]`, or with options."""

@@ -135,6 +135,9 @@ class Recipe(BaseModel):
                 raise ValueError(f"`compare` has no {side}: add {section}, or compare.answers.{side}: FILE")
         if compare.judge is not None and self.judge is None and self.teacher is None:
             raise ValueError("compare.judge: nobody is there to judge; add a `judge` section")
+        elsewhere = {*compare.answers} & {"base", "student"} or compare.student or compare.base
+        if compare.lm_eval is not None and (self.train is None or elsewhere):
+            raise ValueError("compare.lm_eval: is for a student that is trained here, and for its base; take it out")
         if compare.prompts is None and self.collect is not None and self.collect.test == 0:
             raise ValueError("`compare` needs held-out prompts: set `collect.test` to 32 or more")
         if compare.prompts is None and self.collect is None and not self.sources:

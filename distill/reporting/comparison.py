@@ -165,6 +165,28 @@ def _measured(entry: Row) -> list[tuple[float, Category]]:
     return found
 
 
+# Tasks of the lm-evaluation-harness
+
+
+def benchmarks(told: Row) -> dict[str, Any] | None:
+    """The table of tasks that base and student did."""
+    rows = [metric_of(name, entry) for name, entry in (told.get("entries") or {}).items()]
+    keys = ("package", "limit", "chat")
+    return {**{key: told.get(key) for key in keys}, "rows": rows, "notes": told.get("notes") or []} if rows else None
+
+
+def _fell(told: Row) -> str | None:
+    """Which tasks the student does worse than its base: what training cost."""
+    found = benchmarks(told)
+    if found is None:
+        return None
+    clear = [row for row in found["rows"] if row.judgement in ("better", "worse") and (row.p or 1.0) < CLEAR]
+    fell = [f"{row.title} {fixed(row.difference.mean, 2, signed=True)}" for row in clear if row.judgement == "worse"]
+    rose = sum(row.judgement == "better" for row in clear)
+    lost = f"worse than the base in {', '.join(fell)}" if fell else "no clear loss"
+    return f"{lost}; {rose} of {len(found['rows'])} measures clearly better"
+
+
 # Trust
 
 
@@ -178,6 +200,7 @@ def trust(scores: Row, stages: Row, metrics: Sequence[Metric]) -> list[tuple[str
         "No verdict": (scores.get("judge") or {}).get("withheld"),
         "Held-out prompts": _prompts(scores),
         "Split": _split(stages),
+        "Abilities (lm-eval)": _fell(scores.get("lm_eval") or {}),
         "Answers cut": cut,
         "Ceiling": _ceiling(scores, metrics),
         "To see 5 points": _power(scores.get("power") or {}),

@@ -31,7 +31,8 @@ __all__ = [
 ]
 
 STUDENT_SOURCES = tuple(
-    f"distill.student.{name}" for name in ("batches", "generate", "gguf_reading", "inprocess", "likelihood", "models")
+    f"distill.student.{name}"
+    for name in ("batches", "generate", "gguf_reading", "harness", "inprocess", "likelihood", "models")
 )
 TRAIN_SOURCES = tuple(
     f"distill.student.{name}"
@@ -64,7 +65,18 @@ TRAIN_SOURCES = tuple(
 )
 COMPARING_SOURCES = tuple(
     f"distill.comparing.{name}"
-    for name in ("asking", "audit", "coverage", "entries", "found", "headline", "judging", "leaks", "prompts")
+    for name in (
+        "asking",
+        "audit",
+        "benchmarks",
+        "coverage",
+        "entries",
+        "found",
+        "headline",
+        "judging",
+        "leaks",
+        "prompts",
+    )
 )
 REPORTING_SOURCES = tuple(
     f"distill.reporting.{name}" for name in ("comparison", "figures", "pairs", "provenance", "rows", "stages")

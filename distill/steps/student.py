@@ -81,6 +81,7 @@ def compared(context: Context, engine: Engines, *, usd: Callable[[], float | Non
         sides=_sides(context, section),
         prompts=Path(section.prompts) if section.prompts is not None else None,
         system=section.system,
+        tasks=section.lm_eval,
         usd=usd,
     )
 
