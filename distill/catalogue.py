@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ConfigDict
 
@@ -58,17 +59,31 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
     )
 
 
+Source: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Recipe
+"""A recipe's file, a run folder, a shipped recipe's bare name, what a recipe's file holds, or a loaded recipe."""
+Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
+"""Changes to a recipe: `["train.epochs=3"]`, or `{"train.epochs": 3}`."""
+
+
 def load_recipe(
-    path: Path, *, overrides: Iterable[str] = (), allowed: Collection[str] = (), importing: bool = True
+    source: Source, *, overrides: Overrides = (), allowed: Collection[str] = (), importing: bool = True
 ) -> Recipe:
-    """The recipe of a file, of a run folder, or a shipped one by its bare name. Raises `RecipeError`."""
-    file = _recipe_file(path)
-    loaded = recipe.load(file, parts(allowed=allowed, importing=importing), overrides=overrides)
-    _require_roles(file, loaded)
+    """A recipe, validated whole: of a file, a run folder, a shipped one by its bare name, or of the values themselves.
+
+    `allowed` are packages whose code it may name; with `importing=False` that code is believed unseen. Raises
+    `RecipeError` with a line for each fault.
+    """
+    found: Path | Mapping[str, Any]
+    if isinstance(source, Recipe):
+        found = source.document()
+    else:
+        found = source if isinstance(source, Mapping) else _recipe_file(Path(source))
+    loaded = recipe.load(found, parts(allowed=allowed, importing=importing), overrides=overrides)
+    _require_roles("recipe" if isinstance(found, Mapping) else found, loaded)
     return loaded
 
 
-def _require_roles(file: Path, loaded: Recipe) -> None:
+def _require_roles(file: str | Path, loaded: Recipe) -> None:
     """Raise `RecipeError` where a curation rule of ours asks somebody whom the recipe does not have."""
     there = {"judge": loaded.teacher is not None, "base": loaded.student is not None}
     needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from distill import console
-from distill.errors import DistillError, Interrupted, RecipeError
+from distill.errors import DistillError, Interrupted, RecipeError, disk_fault
 
 app = typer.Typer(
     name="distill",
@@ -587,10 +586,10 @@ def _code(arguments: list[str] | None) -> int:
         return error.exit_code
     except OSError as error:
         _raise_when_debugging(error)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if (fault := disk_fault(error)) is None:
             raise
-        console.error(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")
-        return 1
+        console.error(str(fault))
+        return fault.exit_code
 
 
 def _raise_when_debugging(error: BaseException) -> None:

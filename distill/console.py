@@ -26,6 +26,8 @@ ETA_SECONDS = 60.0
 """The time left is told by the pace of so many last seconds."""
 
 _observers: list[Callable[[str], None]] = []
+_silences: list[bool] = []
+"""One for each block in which nothing is printed."""
 
 
 class Progress(Protocol):
@@ -61,7 +63,7 @@ def error(line: str) -> None:
 
 def result(line: str) -> None:
     """What a command was asked for, on standard output."""
-    if processes.is_first():
+    if processes.is_first() and not _silences:
         print(line, flush=True)
 
 
@@ -85,7 +87,7 @@ def say_marked(text: Marked) -> None:
     for line in _marked_lines(text, coloured=False):
         for observer in _observers:
             observer(line)
-    for line in _marked_lines(text, coloured=_has_colours(sys.stderr)):
+    for line in _marked_lines(text, coloured=_has_colours(sys.stderr)) if not _silences else ():
         print(line, file=sys.stderr, flush=True)
 
 
@@ -163,6 +165,8 @@ def _emit(line: str, colour: str) -> None:
         return
     for observer in _observers:
         observer(line)
+    if _silences:
+        return
     if colour and sys.stderr.isatty():
         line = f"\x1b[{colour}m{line}\x1b[0m"
     print(line, file=sys.stderr, flush=True)
@@ -178,9 +182,20 @@ def observed(observer: Callable[[str], None]) -> Iterator[None]:
         _observers.remove(observer)
 
 
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Print nothing while the block runs; observers are still told."""
+    _silences.append(True)
+    try:
+        yield
+    finally:
+        _silences.pop()
+
+
 def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:
     """A progress to be used in a `with` block: a live bar on a terminal, a plain line every few seconds elsewhere."""
-    return _Bar(title, total, unit) if sys.stderr.isatty() and processes.is_first() else _Lines(title, total, unit)
+    live = sys.stderr.isatty() and processes.is_first() and not _silences
+    return _Bar(title, total, unit) if live else _Lines(title, total, unit)
 
 
 class _Bar:

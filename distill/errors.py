@@ -15,6 +15,10 @@ DistillError                    exit 1
 └── Interrupted                 exit 130 Ctrl-C; what was finished is kept
 """
 
+from __future__ import annotations
+
+import errno
+
 
 class DistillError(Exception):
     """An error to be shown as its one line, without a traceback."""
@@ -34,6 +38,13 @@ class SeedsError(RecipeError):
 
 class RunFolderError(DistillError):
     """The run folder belongs to another recipe, is damaged, or cannot be written."""
+
+
+def disk_fault(error: OSError) -> RunFolderError | None:
+    """What a full disk, or one that cannot be written, is to the user; `None` of any other fault."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return None
+    return RunFolderError(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")
 
 
 class RunLocked(RunFolderError):

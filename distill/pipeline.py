@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from distill import assets, console, processes, shelf
-from distill.catalogue import load_recipe, require_benchmarks, require_training_packages
+from distill.catalogue import Overrides, Source, load_recipe, require_benchmarks, require_training_packages
 from distill.engine.passes import StoppedPending
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
 from distill.fingerprints import json_sha256, sources_sha256, tree_sha256
@@ -34,10 +35,10 @@ from distill.teachers import hire
 
 
 def run_recipe(
-    path: Path,
+    source: Source,
     *,
     run_dir: Path | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Overrides = (),
     stages: Sequence[str] | None = None,
     retry_failed: bool = False,
     accept_partial: bool = False,
@@ -51,7 +52,7 @@ def run_recipe(
     whatever checkpoints or student there are. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted`
     with everything finished kept.
     """
-    loaded, folder = _addressed(path, run_dir, overrides, allowed)
+    loaded, folder = _addressed(source, run_dir, overrides, allowed)
     names = _chosen(loaded, stages)
     if loaded.train is not None and "train" in names:
         require_trackers(loaded.train.options.report_to)
@@ -87,11 +88,13 @@ def cancel_batches(
 
 
 def _addressed(
-    path: Path, run_dir: Path | None, overrides: Iterable[str], allowed: Collection[str]
+    source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
 ) -> tuple[Recipe, Path]:
     """The recipe and its run folder."""
-    loaded = load_recipe(path, overrides=overrides, allowed=allowed)
-    return loaded, run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
+    loaded = load_recipe(source, overrides=overrides, allowed=allowed)
+    if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
+        return loaded, folder
+    return loaded, run_dir or Path("runs") / loaded.name
 
 
 @contextmanager

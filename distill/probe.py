@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from distill import rows
+from distill import loops, rows
 from distill.embedded import cache_dir, read_json, writing
 from distill.errors import EndpointError, RecipeError
 from distill.providers import ProviderError, Reply, one_line
@@ -146,7 +146,7 @@ def probe(
     if api_key and "@" in urlsplit(base_url).netloc:
         raise RecipeError(f"{url} was given with a password and a key, and a call cannot carry both; take one out")
     caller = _Caller(base_url, model, api_key=api_key, headers=headers or {}, timeout_seconds=timeout_seconds)
-    probes = asyncio.run(caller.drive(examination()))
+    probes = loops.run(caller.drive(examination()))
     return Findings(
         url=url,
         model=model,

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from distill.engine import Outcome, Stopped, Tally
 from distill.engine.budget import Budget, Price, most_prompt_tokens, spent_usd
 from distill.engine.drive import Engine
+from distill.engine.report import WAITING
 from distill.engine.retry import Patience
 from distill.errors import (
     BudgetStop,
@@ -667,6 +668,18 @@ def test_progress_is_told_with_what_is_in_flight(journal: Journal) -> None:
     assert recorder.said[-1][:2] == (40, 40)
     assert any("in flight" in note and "tok/s" in note for _, _, note in recorder.said)
     assert [done for done, _, _ in recorder.said] == sorted(done for done, _, _ in recorder.said)
+
+
+def test_after_ctrl_c_progress_says_what_is_waited_for(journal: Journal) -> None:
+    def script(request: Request) -> Line:
+        if request.prompt == "q3":
+            signal.raise_signal(signal.SIGINT)
+        return "fine"
+
+    recorder = Recorder()
+    with pytest.raises(Interrupted):
+        engine(journal, Scripted(script, latency_seconds=0.05), progress=recorder, concurrency=4).run(many(9))
+    assert any(WAITING in note for _, _, note in recorder.said)
 
 
 # --- a model in this process

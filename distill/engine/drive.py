@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from distill import loops
 from distill.console import Progress, Silent
 from distill.engine import Grown, Outcome, Stopped, StoppedByBudget, StoppedByUser, StoppedShort, Tally
 from distill.engine.ask import Asker, Manners, Stopping
@@ -120,7 +121,7 @@ class Engine:
     def _drive(self, work: Callable[[Asker], Awaitable[None]], report: Report) -> None:
         try:
             with _fewer_collections():
-                asyncio.run(self._with_asker(work, report))
+                loops.run(self._with_asker(work, report))
         except KeyboardInterrupt:  # the second one: nobody waits for what is in flight
             raise StoppedByUser(_interrupted(report)) from None
         report.end()
@@ -173,7 +174,7 @@ async def _to_the_end(work: Callable[[Asker], Awaitable[None]], asker: Asker) ->
 
 
 async def _patiently(work: asyncio.Future[None], asker: Asker, report: Report) -> None:
-    """Wait for the work. `asyncio.run` turns the first Ctrl-C into a cancellation and the second into an exception."""
+    """Wait for the work. `loops.run` turns the first Ctrl-C into a cancellation and the second into an exception."""
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:

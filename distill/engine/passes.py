@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from distill import loops
 from distill.console import Progress, Silent
 from distill.engine import Outcome, Stopped, StoppedByBudget, StoppedByEndpoint, StoppedByUser, StoppedShort, Tally
 from distill.engine.batches import Batches, Miss
@@ -122,8 +123,8 @@ class Passes:
 
     def _drive(self, work: Coroutine[Any, Any, None], course: _Course[Any]) -> None:
         try:
-            asyncio.run(self._closing(work))
-        except KeyboardInterrupt:  # asyncio.run cancels the work, which is as harmless here as a kill
+            loops.run(self._closing(work))
+        except KeyboardInterrupt:  # loops.run cancels the work, which is as harmless here as a kill
             raise StoppedByUser(f"interrupted: {course.so_far()}; run the same command again to go on") from None
         except ProviderError as error:
             raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error

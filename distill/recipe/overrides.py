@@ -1,4 +1,4 @@
-"""`--set a.b=c`: changes to a recipe before it is validated."""
+"""`--set a.b=c`, or `{"a.b": c}` from Python: changes to a recipe before it is validated."""
 
 from __future__ import annotations
 
@@ -19,18 +19,22 @@ PATH_KEYS = (
 """Keys whose value is, or may be, a path."""
 
 
-def override(document: dict[str, Any], text: str, parts: Parts) -> None:
-    """Change the document as one `a.b=c` says. Raises `RecipeError` for what names nothing."""
+def parsed(text: str) -> tuple[str, Any]:
+    """The key of an `a.b=c`, and its value, which is YAML. Raises `RecipeError`."""
     key, equals, written = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
     try:
-        value = yaml.safe_load(written)
+        return key, yaml.safe_load(written)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
+
+
+def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> None:
+    """Change one value of the document, by its dotted key. Raises `RecipeError` for what names nothing."""
     if key in PATH_KEYS or _is_rule_path(key, parts):
         value = [_from_here(each) for each in value] if isinstance(value, list) else _from_here(value)
-    _assign(document, key.split("."), value, text)
+    _assign(document, key.split("."), value)
 
 
 def _is_rule_path(key: str, parts: Parts) -> bool:
@@ -50,24 +54,25 @@ def _from_here(value: Any) -> Any:
     return value
 
 
-def _assign(node: Any, keys: list[str], value: Any, text: str) -> None:
+def _assign(node: Any, keys: list[str], value: Any) -> None:
+    said = ".".join(keys)
     for index, key in enumerate(keys[:-1]):
         if isinstance(node, dict):
             if node.get(key) is None:
                 node[key] = {}
             node = node[key]
         elif isinstance(node, list):
-            node = _rule_named(node, key, text)
+            node = _rule_named(node, key, said)
         else:
-            raise RecipeError(f"--set {text}: {'.'.join(keys[:index])} is a value, not a section")
+            raise RecipeError(f"--set {said}: {'.'.join(keys[:index])} is a value, not a section")
     if not isinstance(node, dict):
-        raise RecipeError(f"--set {text}: {'.'.join(keys[:-1])} is no section")
+        raise RecipeError(f"--set {said}: {'.'.join(keys[:-1])} is no section")
     node[keys[-1]] = value
 
 
-def _rule_named(items: list[Any], name: str, text: str) -> Any:
+def _rule_named(items: list[Any], name: str, said: str) -> Any:
     """The rule of a filter, or the teacher of a name, in a list of them."""
     names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
     if name not in names:
-        raise RecipeError(f'--set {text}: no "{name}" in the recipe\'s list{suggest(name, names)}')
+        raise RecipeError(f'--set {said}: no "{name}" in the recipe\'s list{suggest(name, names)}')
     return items[names.index(name)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,27 @@ import yaml
 
 from distill.errors import RecipeError
 from distill.recipe.checking import Parts, validate, with_options
-from distill.recipe.overrides import override
+from distill.recipe.overrides import override, parsed
 from distill.recipe.resolving import resolved
 from distill.recipe.whole import Recipe
 
 MAX_RECIPE_BYTES = 1_000_000
 
 
-def load(path: Path, parts: Parts, *, overrides: Iterable[str] = ()) -> Recipe:
+def load(
+    source: Path | Mapping[str, Any], parts: Parts, *, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> Recipe:
     """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
 
-    `overrides` are `a.b=c` texts; the value is YAML, and a path in it is relative to the current folder. Other paths
-    are relative to the recipe's folder, then to the shipped prompts/.
+    `source` is a file, or what such a file holds. `overrides` are `a.b=c` texts, whose value is YAML, or values by
+    their dotted keys; a path in them is relative to the current folder. Other paths are relative to the recipe's
+    folder (the current one where there is no file), then to the shipped prompts/.
     """
-    document = _read(path)
-    for text in overrides:
-        override(document, text, parts)
+    path, document = (source, _read(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
+    if isinstance(overrides, str):
+        raise RecipeError(f"overrides: found the text {overrides!r}, expected a list of such, or a mapping")
+    for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parsed, overrides):
+        override(document, key, _plain(value), parts)
     recipe, faults = validate(document)
     if recipe is not None:
         recipe, faults = with_options(recipe, parts)
@@ -34,6 +40,15 @@ def load(path: Path, parts: Parts, *, overrides: Iterable[str] = ()) -> Recipe:
     if faults or recipe is None:
         raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults))
     return recipe
+
+
+def _plain(value: Any) -> Any:
+    """What a file would hold: new dictionaries and lists, and the texts of paths."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,0 +1,78 @@
+"""Runs a coroutine to its end from plain code, also in a notebook, whose thread is running an event loop already."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run`; where this thread runs a loop already, in one of its own in another thread, while this one waits.
+
+    Ctrl-C means the same in both: the first cancels `work`, which may end as it likes, the second all that is left.
+    Raises `KeyboardInterrupt` where `work` did not end otherwise.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loop") as threads:
+        return _watched(work, threads)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Have Ctrl-C raise `KeyboardInterrupt` in the block, also below an `asyncio.run` of the caller's.
+
+    That one would only note the first Ctrl-C until the block has given the loop back.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    whose = getattr(getattr(handler, "func", None), "__self__", None)
+    if threading.current_thread() is not threading.main_thread() or not isinstance(whose, asyncio.Runner):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _watched(work: Coroutine[Any, Any, T], threads: ThreadPoolExecutor) -> T:
+    """Wait for the other thread, and hand on each Ctrl-C, which only the main thread is told of."""
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def told() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        begun.set_result((asyncio.get_running_loop(), task))
+        return await work
+
+    ended = threads.submit(asyncio.run, told())
+    interrupts = 0
+    while True:
+        try:
+            return ended.result()
+        except KeyboardInterrupt:
+            if ended.done():
+                raise
+            interrupts += 1
+            loop, task = begun.result()
+            loop.call_soon_threadsafe(_cancel, loop, task if interrupts == 1 else None)
+        except asyncio.CancelledError:
+            if not interrupts:
+                raise
+            raise KeyboardInterrupt from None
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+    """The task, or all."""
+    for one in asyncio.all_tasks(loop) if task is None else (task,):
+        one.cancel()
