@@ -21,6 +21,7 @@ from distill.student import layout, models
 from distill.student.adapter import adapter_of, require_targets, train_in_float32
 from distill.student.examples import Examples
 from distill.student.fitting import Fit, fit
+from distill.student.fused import fuse
 from distill.student.guarded import Guarded
 from distill.student.layout import Plan
 from distill.student.neftune import Noise
@@ -110,10 +111,19 @@ def assemble(
     trainer.remove_callback(PrinterCallback)
     train_in_float32(trainer.model)
     recompute(model, chosen.checkpointing, layers=chosen.layers)
+    if options.compiled and model.device.type == "cuda":
+        _fuse(model, say)
     trainer.may_recompute = options.checkpointing == "auto"
     if options.neftune_alpha:
         trainer.noise = Noise(model, options.neftune_alpha)
     return trainer
+
+
+def _fuse(model: Any, say: Callable[[str], None]) -> None:
+    config = model.config.get_text_config()
+    widths = {"hidden": config.hidden_size, "intermediate": getattr(config, "intermediate_size", config.hidden_size)}
+    if (fault := fuse(model.device, model.dtype, **widths)) is not None:
+        say(f"train.compiled: norms and gates are computed step by step, for they cannot be compiled here ({fault})")
 
 
 def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:

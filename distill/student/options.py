@@ -123,6 +123,9 @@ class TrainOptions(Options):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """What is computed in; weights that learn are always kept in 32 bits. `auto` is bf16 on a GPU that has it and fp32
     elsewhere; bf16 where there is none is an error."""
+    compiled: bool = False
+    """On a GPU, have torch.compile make norms and gates one pass over memory each: a longer start, another rounding,
+    and a gain that is not measured yet. Where it fails, training says so and goes on without; a CPU does without."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""
     eval_steps: Annotated[int, Field(ge=0)] | None = None
@@ -142,7 +145,8 @@ class TrainOptions(Options):
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what the student becomes."""
-        return self.model_dump(exclude={"save_steps", "show_masks", "report_to"})
+        without = {"save_steps", "show_masks", "report_to"} | (set() if self.compiled else {"compiled"})
+        return self.model_dump(exclude=without)
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainOptions:

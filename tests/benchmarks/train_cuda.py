@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,7 @@ APART = 0.05
 """Nats between the losses of the first step, which no training has changed yet. They are computed in bf16."""
 NAMES = {
     "ours": "ours",
+    "ours-compiled": "ours, train.compiled",
     "trl": "TRL, its defaults",
     "trl-best": "TRL, settings that suit it",
 }
@@ -119,10 +121,11 @@ def _run(name: str, asked: argparse.Namespace, *, recompute: str = "full") -> di
         "length": asked.length,
         "sessions": asked.sessions,
         "room_gb": asked.room_gb or None,
+        "compiled": name == "ours-compiled",
         "best": name == "trl-best",
         "recompute": recompute,
     }
-    script = CONTENDERS / ("cuda_ours.py" if name == "ours" else "cuda_trl.py")
+    script = CONTENDERS / ("cuda_ours.py" if name.startswith("ours") else "cuda_trl.py")
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
     if name != "trl":
         grow_in_place(environment)
@@ -141,7 +144,8 @@ def _run(name: str, asked: argparse.Namespace, *, recompute: str = "full") -> di
         return {"failed": f"did not end in {asked.timeout:g} s"}
     if ended.returncode:
         complaint = ended.stderr.strip().splitlines() or [f"ended with {ended.returncode}"]
-        return {"failed": complaint[-1][:300], "complaint": complaint[-40:]}
+        errors = [line for line in complaint if re.match(r"[\w.]+(Error|Exception): ", line)]
+        return {"failed": (errors or complaint)[-1][:300], "complaint": complaint[-40:]}
     return dict(json.loads(ended.stdout.splitlines()[-1]))
 
 

@@ -48,6 +48,7 @@ OPTIONS: dict[str, Any] = {
     "packing": "best_fit",
     "checkpointing": "auto",
     "dtype": "auto",
+    "compiled": False,
     "save_steps": 20,
 }
 """Of the recipe's section train, as TrainOptions has them; that needs pydantic, which may be missing here."""
@@ -77,7 +78,9 @@ def _train(given: Given) -> None:
     sessions = [[one for row in step for one in row] for step in steps]
     examples = [one for step in sessions for one in step]
     found = Examples([str(number) for number in range(len(examples))], examples, Counter())
-    options: Any = SimpleNamespace(**OPTIONS, lora=SimpleNamespace(**LORA), guard=SimpleNamespace(**GUARD))
+    options: Any = SimpleNamespace(
+        **{**OPTIONS, "compiled": given.compiled}, lora=SimpleNamespace(**LORA), guard=SimpleNamespace(**GUARD)
+    )
     plan = _plan([len(step) for step in sessions])
     seen, said = Watch(), list[str]()
     with foreign.quiet(), tempfile.TemporaryDirectory() as folder:

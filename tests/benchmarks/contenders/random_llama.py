@@ -66,6 +66,8 @@ class Given:
     """`mixed`: packed, half like Alpaca's and half like ShareGPT's; `whole`: one as long as the row."""
     room_gb: float | None
     """Memory that ours lays its passes out for; the card's when None."""
+    compiled: bool = False
+    """Ours: with norms and gates compiled."""
     best: bool = False
     """TRL: with settings that suit it instead of its own."""
     recompute: str = "full"
