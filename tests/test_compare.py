@@ -146,6 +146,23 @@ def test_every_prompt_has_four_answers_and_their_scores(finished):
 
 
 @pytest.mark.model
+def test_the_tokens_of_an_answer_add_up_to_its_likelihood(finished):
+    for row in finished.answers:
+        text, told = row["answers"]["teacher"]["text"], row["surprise"]
+        assert (sum(told["widths"]), set(told["nats"])) == (len(text), {"base", "student"})
+        for model, nats in told["nats"].items():
+            rounding = 0.006 * len(nats) / len(text)
+            assert sum(nats) / len(text) == pytest.approx(row["scores"][model]["nll_per_byte"], abs=rounding)
+
+
+@pytest.mark.model
+def test_without_likelihoods_no_token_has_a_figure(folder):
+    bench = Bench(folder)
+    bench.compare(metrics=(Overlap(),))
+    assert [row for row in bench.answers if "surprise" in row] == []
+
+
+@pytest.mark.model
 def test_the_prompt_holds_the_system_message_and_not_the_answer(finished):
     assert [message["role"] for message in finished.answers[0]["messages"]] == ["system", "user"]
 

@@ -112,3 +112,13 @@ def test_each_token_has_its_logprob_and_whether_it_is_the_models_own_choice(load
         logs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
     assert found.logprobs == pytest.approx([float(logs[at - 1, ids[at]]) for at in range(start, len(ids))], abs=1e-4)
     assert found.agrees == tuple(int(logs[at - 1].argmax()) == ids[at] for at in range(start, len(ids)))
+
+
+@pytest.mark.parametrize("template", ["chatml", "alpaca", "vicuna", "own"])
+def test_tokens_are_as_wide_as_what_they_spell(loaded, template):
+    from distill.student.likelihood import loglikelihoods
+
+    found = loglikelihoods(*loaded, template, PAIRS)
+    space = template == "vicuna"  # before each answer
+    assert [sum(one.widths) for one in found] == [space + len(answer) for _, answer in PAIRS]
+    assert [len(one.widths) for one in found] == [len(one.logprobs) for one in found]

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from distill import console
-from distill.comparing import NAMES
+from distill.comparing import MODELS, NAMES
 from distill.comparing.found import Found, Prompt
+from distill.comparing.surprise import surprise, tell_surprise
 from distill.console import Progress
 from distill.engine import Outcome
 from distill.engine.flows import Runs
 from distill.errors import DistillError
 from distill.metrics import Answered, Model, ModelMetric, Scores, TextMetric
+from distill.metrics.likelihood import Likelihood
 from distill.providers import Provider
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling
 
@@ -183,7 +185,12 @@ def _ask_model(
         if metric.scope == "model" and role in metric.models
         for index, messages, reference in asked
     ]
-    flows: list[_Named] = [*answers, *scores, ("probe", partial(_probe, role, asked))]
+    tokens = [
+        _named(found.prompts[index], surprise, role, messages, reference)
+        for index, messages, reference in asked
+        if any(isinstance(metric, Likelihood) and role in MODELS[:2] for metric in metrics)
+    ]
+    flows: list[_Named] = [*answers, *scores, *tokens, ("probe", partial(_probe, role, asked))]
     with console.progress(f"asking {NAMES[role]}", len(flows)) as bar:
         progress = _Live(bar)
         provider = load(watch=progress.watch)
@@ -193,7 +200,10 @@ def _ask_model(
             provider.release()
     if sampling is not None:
         _take_answers(found, role, range(len(prompts)), outcomes[: len(answers)])
-    _take_scores(found, role, [index for index, _, _ in asked], outcomes[len(answers) : -1])
+    places, known = [index for index, _, _ in asked], len(answers) + len(scores)
+    _take_scores(found, role, places, outcomes[len(answers) : known])
+    for index, outcome in zip(places, outcomes[known:-1], strict=False):
+        tell_surprise(found, role, index, outcome.value)
     probe: float | None = outcomes[-1].value
     return probe
 

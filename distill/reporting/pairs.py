@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from distill.reporting import surprise
 from distill.reporting.comparison import MODELS
 from distill.reporting.figures import Row, finite, fixed, number, shown
 from distill.text import visible
@@ -107,14 +108,16 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def data(answers: Sequence[Row], scores: Row, run: str) -> dict[str, Any]:
     """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
-    limit, titles = _limit(answers), titles_of(scores)
+    limit, titles, rows = _limit(answers), titles_of(scores), ranked(answers)
+    tokens, known = surprise.chosen(rows, limit)
     return {
         "run": run,
         "models": MODELS,
         "lead": scores.get("lead"),
         "titles": titles,
         "substance": next((name for name in SUBSTANCE if name in titles), None),
-        "prompts": [_prompt(row, limit, titles) for row in ranked(answers)],
+        "surprise": {"alphabet": surprise.ALPHABET, "steps": surprise.STEPS, "shown": len(tokens), "known": known},
+        "prompts": [_prompt(row, limit, titles) | _tokens(row, tokens) for row in rows],
     }
 
 
@@ -206,6 +209,11 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
         }
     )
     return shown
+
+
+def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    told = tokens.get(str(row.get("id")))
+    return {"surprise": told} if told else {}
 
 
 def _near(coverage: Row) -> dict[str, Any]:

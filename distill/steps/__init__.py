@@ -32,7 +32,7 @@ __all__ = [
 
 STUDENT_SOURCES = tuple(
     f"distill.student.{name}"
-    for name in ("batches", "generate", "gguf_reading", "harness", "inprocess", "likelihood", "models")
+    for name in ("batches", "generate", "gguf_reading", "harness", "inprocess", "likelihood", "models", "spelling")
 )
 TRAIN_SOURCES = tuple(
     f"distill.student.{name}"
@@ -76,10 +76,12 @@ COMPARING_SOURCES = tuple(
         "judging",
         "leaks",
         "prompts",
+        "surprise",
     )
 )
 REPORTING_SOURCES = tuple(
-    f"distill.reporting.{name}" for name in ("comparison", "figures", "pairs", "provenance", "rows", "stages")
+    f"distill.reporting.{name}"
+    for name in ("comparison", "figures", "pairs", "provenance", "rows", "stages", "surprise")
 )
 TURN_SOURCES = (
     "distill.grades",

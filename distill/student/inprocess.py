@@ -104,8 +104,9 @@ class InProcess:
 
 
 def _likelihood(scored: Scored) -> Reply:
-    """The sum, and how each token fared; four decimals of a nat are as much as batches agree on."""
-    tokens = {"logprobs": [round(one, 4) for one in scored.logprobs], "agrees": sum(scored.agrees)}
+    """The sum, how each token fared and how long it is; four decimals of a nat are as much as batches agree on."""
+    nats = [round(one, 4) for one in scored.logprobs]
+    tokens = {"logprobs": nats, "agrees": sum(scored.agrees), "widths": list(scored.widths)}
     return Reply(loglikelihood=scored.total, raw=tokens)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from distill import chat
 from distill.errors import DistillError
 from distill.providers import ProviderError
 from distill.student.batches import by_length, context_tokens, padded
+from distill.student.spelling import Spelling
+from distill.student.spelling import texts as spelt
 from distill.types import Message
 
 BATCH_TOKENS = 1_024
@@ -38,13 +40,16 @@ def loglikelihoods(
     """
     texts = [_text(model, tokenizer, template, *pair) for pair in pairs]
     results: list[Scored | ProviderError] = [text if isinstance(text, ProviderError) else Scored() for text in texts]
+    spelling = Spelling(tokenizer)
     scored = [(index, text) for index, text in enumerate(texts) if isinstance(text, _Text) and text.scored]
     done = len(pairs) - len(scored)
     for group in by_length([len(text.ids) for _, text in scored], rows=MAX_ROWS, tokens=batch_tokens):
         with torch.inference_mode():
             found = _scores(model, [scored[place][1] for place in group])
         for place, one in zip(group, found, strict=True):
-            results[scored[place][0]] = one if math.isfinite(one.total) else _not_finite()
+            index, text = scored[place]
+            widths = tuple(map(len, spelt(spelling.pieces(text.ids[text.start :]))))
+            results[index] = replace(one, widths=widths) if math.isfinite(one.total) else _not_finite()
         done += len(group)
         if watch is not None:
             watch(done)
@@ -53,12 +58,14 @@ def loglikelihoods(
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """How a model finds a continuation; both lists have a number for each of its tokens."""
+    """How a model finds a continuation; all lists have a number for each of its tokens."""
 
     logprobs: tuple[float, ...] = ()
     """Nats, given all before it."""
     agrees: tuple[bool, ...] = ()
     """Whether the token is the one that the model itself finds most probable there."""
+    widths: tuple[int, ...] = ()
+    """Characters that the token spells; one in several tokens counts at the last of them."""
 
     @property
     def total(self) -> float:

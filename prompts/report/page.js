@@ -41,7 +41,7 @@
   const CHUNK = 60;
   const SHOWN = ["base", "student", "teacher"];
   const state = { find: "", category: "", outcome: "", flag: "", sort: "worst", prompt: "" };
-  const view = { diff: false, again: false, blind: false };
+  const view = { diff: false, again: false, blind: false, surprise: "" };
   const byId = new Map(data.prompts.map((prompt, place) => [prompt.id, Object.assign(prompt, { place })]));
   let listed = [];
   let drawn = 0;
@@ -136,6 +136,76 @@
       block.append(piece.added ? make("mark", { class: kind }, piece.value) : document.createTextNode(piece.value));
     }
     return block;
+  };
+
+  // How surprising each token of the teacher's answer is
+
+  const WHO = { student: "the student", base: "the base" };
+  const unpacked = (prompt, text) => {
+    const { widths, ...levels } = prompt.surprise;
+    const digit = (char) => data.surprise.alphabet.indexOf(char);
+    const nats = (model, place) => (levels[model] ? (digit(levels[model][place]) / data.surprise.steps) ** 2 : undefined);
+    const tokens = [];
+    let start = 0;
+    let end = 0;
+    for (const char of widths) {
+      end += digit(char);
+      if (digit(char) === data.surprise.alphabet.length - 1) continue;
+      const place = tokens.length;
+      tokens.push({ text: text.slice(start, end), student: nats("student", place), base: nats("base", place) });
+      start = end;
+    }
+    return [tokens, text.slice(start)];
+  };
+  const shade = (nats) => Math.min(7, Math.floor(2 * Math.sqrt(nats)));
+  const quoted = (text) => `“${text.trim() || (/\n/.test(text) ? "line break" : "space")}”`;
+  const figures = (token) =>
+    Object.keys(WHO)
+      .filter((model) => token[model] !== undefined)
+      .map((model) => `${token[model].toFixed(1)} nats for ${WHO[model]}`)
+      .join(", ");
+  const mean = (tokens, model) => tokens.reduce((sum, token) => sum + token[model], 0) / tokens.length;
+
+  const heated = (prompt, text, model) => {
+    const [tokens, rest] = unpacked(prompt, text);
+    const top = [...tokens].sort((a, b) => b[model] - a[model]).slice(0, 5).filter((token) => token[model] >= 1);
+    const means = Object.keys(WHO)
+      .filter((one) => tokens[0][one] !== undefined)
+      .map((one) => `${mean(tokens, one).toFixed(1)} for ${WHO[one]}`);
+    const told = top.map((token) => `${quoted(token.text)} ${token[model].toFixed(1)}`).join(", ");
+    const summary = `Nats a token, on average: ${means.join(", ")}.${told ? ` Most surprising to ${WHO[model]}: ${told}.` : ""}`;
+    const block = make("div", { class: "text heat", dir: "auto", role: "group" });
+    block.setAttribute("aria-label", `The teacher’s answer by how surprising each token is to ${WHO[model]}; the arrow keys go from token to token`);
+    const readout = make("output", { class: "rest" }, "Point at a token, or go through them with the arrow keys.");
+    const spans = tokens.map((token, place) => {
+      const span = make("span", { class: `heat-${shade(token[model])}`, title: figures(token), tabindex: place ? "-1" : "0" }, token.text);
+      span.dataset.place = place;
+      return span;
+    });
+    block.append(...spans, rest);
+    const tell = (event) => {
+      const place = event.target.dataset.place;
+      if (place === undefined) return;
+      readout.value = `${quoted(tokens[place].text)}, token ${Number(place) + 1} of ${tokens.length}: ${figures(tokens[place])}`;
+    };
+    block.addEventListener("mouseover", tell);
+    block.addEventListener("focusin", (event) => {
+      for (const span of spans) if (span.tabIndex === 0) span.tabIndex = -1;
+      event.target.tabIndex = 0;
+      tell(event);
+    });
+    block.addEventListener("keydown", (event) => {
+      const here = Number(event.target.dataset.place);
+      const to = { ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: spans.length - 1 }[event.key];
+      if (to === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      spans[Math.max(0, Math.min(spans.length - 1, to))].focus();
+    });
+    const legend = make("p", { class: "rest legend" }, "nats: ");
+    [0, 0.3, 1, 2.3, 4, 6.3, 9, 12.3].forEach((least, level) => {
+      legend.append(make("span", { class: `heat-${level}` }, level === 7 ? `${least} or more` : String(least)), " ");
+    });
+    return [block, readout, make("p", { class: "rest" }, summary), legend];
   };
 
   // What a prompt is
@@ -265,7 +335,11 @@
     if (answer?.text) {
       const other = model === "teacher" ? prompt.answers.student : prompt.answers.teacher;
       const shown = view.diff && !plain && other && model !== "base";
-      article.append(shown ? differing(answer.text, other.text, model) : formatted(answer.text));
+      if (model === "teacher" && !plain && prompt.surprise?.[view.surprise]) {
+        article.append(...heated(prompt, answer.text, view.surprise));
+      } else {
+        article.append(shown ? differing(answer.text, other.text, model) : formatted(answer.text));
+      }
     }
     return article;
   };
@@ -453,6 +527,15 @@
     tally();
     list();
   });
+  const { shown, known } = data.surprise;
+  const surprise = $("surprise");
+  surprise.parentElement.hidden = !shown;
+  surprise.addEventListener("change", () => {
+    view.surprise = surprise.value;
+    $("surprised").hidden = !view.surprise || shown === known;
+    redraw();
+  });
+  $("surprised").textContent = `This page holds the tokens of ${shown} of ${known} prompts, the worst and the best; answers.jsonl holds all.`;
   $("again").hidden = !data.prompts.some((prompt) => prompt.answers.teacher_again);
   $("help").addEventListener("click", () => {
     $("keys").hidden = !$("keys").hidden;
@@ -495,6 +578,10 @@
   };
   const KEYS = {
     j: () => step(1), n: () => step(1), k: () => step(-1), p: () => step(-1), e: flip,
+    s: () => {
+      surprise.selectedIndex = (surprise.selectedIndex + 1) % 3;
+      surprise.dispatchEvent(new Event("change"));
+    },
     d: () => $("diff").click(), b: () => $("blind").click(), t: () => theme.click(), "?": () => $("help").click(),
     1: () => vote(0), 2: () => vote(1), 3: () => vote(2), 0: () => vote(3),
     "/": () => $("find").focus(),

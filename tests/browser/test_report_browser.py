@@ -2,28 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from distill.report import report
-from tests.browser.chromium import Tab, executable, tab
+from tests.browser.chromium import Tab, tab
 from tests.run_folder import HOSTILE, change, poison, write_run
 
 OPEN_ALL = "for (const card of document.querySelectorAll('details')) card.open = true"
 POINT_AT_ALL = "for (const one of document.querySelectorAll('*')) one.dispatchEvent(new Event('mouseover'))"
 WIDTH = "document.documentElement.scrollWidth"
-
-
-@pytest.fixture(autouse=True)
-def _browser() -> None:
-    if executable() is None:
-        if os.environ.get("REQUIRE_BROWSER") == "1":
-            pytest.fail("REQUIRE_BROWSER=1 but no chromium is installed; install the package chromium")
-        pytest.skip("no chromium is installed: the report was not looked at in a browser; install the package chromium")
 
 
 def visit(look: Callable[[Tab], Awaitable[Any]]) -> tuple[Any, list[str]]:
@@ -122,7 +111,9 @@ def choose(id: str, value: str) -> str:
 
 async def press(page: Tab, key: str) -> None:
     for kind in ("keyDown", "keyUp"):
-        await page.send("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
+        await page.send(
+            "Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" and len(key) == 1 else ""
+        )
     await page.evaluate(SETTLE)
 
 
