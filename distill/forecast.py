@@ -237,9 +237,9 @@ def _training(recipe: Recipe) -> list[str]:
     options = recipe.train.options
     gpu, cpu = (training_of(options, device, layers=shape.layers) for device in DEVICES)
     return [
-        f"train: {options.method} takes about {estimate(shape, gpu).total / 1e9:.1f} GB on a GPU (passes of "
-        f"{gpu.tokens:,} tokens), {estimate(shape, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); "
-        "`distill train --plan` measures it"
+        f"train: {options.method} at a learning rate of {options.learning_rate:g} takes about "
+        f"{estimate(shape, gpu).total / 1e9:.1f} GB on a GPU (passes of {gpu.tokens:,} tokens), "
+        f"{estimate(shape, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); `distill train --plan` measures it"
     ]
 
 

@@ -90,7 +90,8 @@ def test_check_forecasts_the_memory_of_training_by_the_same_formula_without_torc
     options = TrainOptions(method="lora", max_length=64)
     gpu, cpu = (estimate(SMOLLM2, training_of(options, device, layers=30)).total / 1e9 for device in ("cuda", "cpu"))
     assert line == (
-        f"train: lora takes about {gpu:.1f} GB on a GPU (passes of 4,096 tokens), {cpu:.1f} GB on a CPU (of 512); "
+        "train: lora at a learning rate of 0.0005 takes about "
+        f"{gpu:.1f} GB on a GPU (passes of 4,096 tokens), {cpu:.1f} GB on a CPU (of 512); "
         "`distill train --plan` measures it"
     )
     assert loaded == "[]"

@@ -12,6 +12,11 @@ RESIDUAL = ("pissa", "olora")
 """Ways to begin an adapter that take its first product out of the base's weights."""
 
 
+LEARNING_RATES = {"qlora": 5e-4, "lora": 5e-4, "full": 2e-5}
+"""By method, where the recipe does not say. All weights of a model learn at a tenth of an adapter's rate and less: 2e-5
+is what Alpaca, Vicuna, WizardLM and Tülu 2 published for 7B."""
+
+
 class LoraOptions(Options):
     """The adapter that learns; it sits on every linear layer but the output head."""
 
@@ -76,8 +81,9 @@ class TrainOptions(Options):
     with an adapter that learns; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2
     """How often each session is seen."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-4
-    """The highest, reached after the warm-up. 2e-4 is usual for an adapter from 7B on, a tenth of it for `full`."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = LEARNING_RATES["qlora"]
+    """The highest, reached after the warm-up: when left out, 5e-4 for an adapter and 2e-5 for `full`. 2e-4 is usual for
+    an adapter from 7B on."""
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls to 0 after the warm-up; `constant` stays where it is."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -147,6 +153,14 @@ class TrainOptions(Options):
         """Those that decide what the student becomes."""
         without = {"save_steps", "show_masks", "report_to"} | (set() if self.compiled else {"compiled"})
         return self.model_dump(exclude=without)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_usual_rate(cls, given: Any) -> Any:
+        method = given.get("method") if isinstance(given, dict) else None
+        if isinstance(method, str) and method in LEARNING_RATES:
+            return {"learning_rate": LEARNING_RATES[method], **given}
+        return given
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainOptions:

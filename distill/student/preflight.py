@@ -138,7 +138,8 @@ def _steps(work: Work, options: TrainOptions) -> str:
     each = f"{least}" if least == most else f"{least} to {most}"
     return (
         f"steps: {work.steps:,} over {options.epochs:g} epochs, {each} examples and about "
-        f"{work.tokens // work.steps:,} tokens each, in {work.passes / work.steps:.1f} passes"
+        f"{work.tokens // work.steps:,} tokens each, in {work.passes / work.steps:.1f} passes, at a learning "
+        f"rate of {options.learning_rate:g} at most"
     )
 
 
