@@ -24,7 +24,7 @@ from distill.loopback import LoopbackServer
 from distill.metrics import METRICS
 from distill.stand_in import answer
 from distill.strategies import STRATEGIES
-from tests.documents import ROOT, blocks, commands, matches, pages, run_page, said_by
+from tests.documents import ROOT, blocks, commands, matches, pages, printed_by, run_page, said_by
 
 README = ROOT / "README.md"
 MARKS = re.compile(r"run|prints|recipe|file \S+|keys \S+|not run: .{8,}")
@@ -98,15 +98,19 @@ def tiny(recipe: Path, url: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # of the training packages, on a model this small
 def test_the_readme_says_what_its_commands_say(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    ran = 0
+    ran, printed = 0, ""
     for block in blocks(README):
         if block.mark == "run":
+            if block.language == "python":
+                printed, ran = printed_by(block.text), ran + 1
             for command, told in commands(block):
                 said = said_by(command)
                 assert matches(told, said), f"{command} says\n{said}"
                 ran += 1
                 if command.startswith("distill check"):
                     tiny(tmp_path / "my.yaml", url)
+        elif block.mark == "prints":
+            assert matches(block.text, printed), f"it prints\n{printed}"
         elif block.mark.startswith("keys "):
             row = json.loads((tmp_path / block.mark.removeprefix("keys ")).read_text().splitlines()[0])
             shown = json.loads(block.text)
@@ -114,16 +118,20 @@ def test_the_readme_says_what_its_commands_say(url, tmp_path, monkeypatch):
     assert ran >= 8
 
 
-@pytest.mark.parametrize("block", [block for block in blocks(README) if block.mark == "recipe"], ids=lambda _: "")
-def test_every_piece_of_a_recipe_in_the_readme_is_valid(block, tmp_path):
+PIECES = [block for page in pages() for block in blocks(page) if block.mark == "recipe"]
+
+
+@pytest.mark.parametrize("block", PIECES, ids=lambda _: "")
+def test_every_piece_of_a_recipe_is_valid(block, tmp_path):
     whole = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8"))
     whole |= yaml.safe_load(block.text)
     (tmp_path / "whole.yaml").write_text(yaml.safe_dump(whole), encoding="utf-8")
     assert load_recipe(tmp_path / "whole.yaml").name == "quickstart"
 
 
-def test_the_readme_names_every_command_and_no_other():
-    rows = re.findall(r"^\| `distill ([^`]+)`", README.read_text(encoding="utf-8"), re.MULTILINE)
+def test_the_table_of_commands_names_every_command_and_no_other():
+    page = (ROOT / "distill" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `distill ([^`]+)`", page, re.MULTILINE)
     named = {word for row in rows for word in re.findall(r"(?:^|/ )([a-z][a-z-]+)", row)}
     assert named == set(COMMANDS)
 
