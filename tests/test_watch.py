@@ -10,6 +10,7 @@ from distill.rows import read_jsonl
 from distill.student.best import Stopping, badness, best_of
 from distill.student.held import hold_out, rows_to_hold
 from distill.student.options import EarlyStopping
+from distill.student.trackers import is_installed
 from distill.types import Message, Session
 from tests.training import SESSIONS, losses, options, run
 
@@ -209,8 +210,13 @@ def test_figures_go_to_tensorboard_where_it_is_asked_for(tiny, tmp_path):
     found = [(event.step, event.value) for event in events.Scalars("eval/nll")]
     expected = [(row["step"], row["eval_loss"]) for row in evaluations(tmp_path / "student")]
     assert found == [(step, pytest.approx(value, abs=1e-5)) for step, value in expected]
+    epochs = {event.step: event.value for event in events.Scalars("train/epoch")}
+    rows = [row for row in read_jsonl(tmp_path / "student/train_log.jsonl") if "event" not in row]
+    assert epochs == {row["step"]: pytest.approx(row["epoch"], abs=1e-5) for row in rows}
+    assert epochs[12] == 2
 
 
+@pytest.mark.skipif(is_installed("trackio"), reason="trackio is installed")
 def test_a_service_that_is_not_installed_is_one_line_before_anything_begins(tiny, tmp_path):
     with pytest.raises(
         MissingPackage, match=r"train.report_to names trackio, which is not installed; type: pip install"

@@ -83,7 +83,9 @@ def attempt(
         checkpoints.open(fresh=fresh)
         log = Log(job.folder, trainer, checkpoints, progress, say)
         quarantine = _guard(job, trainer, checkpoints, log)
-    for tracker in trackers(job.options.report_to, job.folder, checkpoints.step):
+    for tracker in trackers(
+        job.options.report_to, job.folder, checkpoints.step, plan=trainer.plan, arguments=trainer.args
+    ):
         trainer.add_callback(tracker)
     trainer.add_callback(log)
     best = _watch(job, trainer, checkpoints, log, say)
