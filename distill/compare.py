@@ -29,7 +29,8 @@ from distill.comparing.entries import summary, with_judge
 from distill.comparing.found import Found, line, score_texts
 from distill.comparing.judging import judge
 from distill.comparing.leaks import leaks, tell_leaks
-from distill.comparing.prompts import held_out, of_file, of_metrics, same_questions, take_recorded
+from distill.comparing.prompts import held_out, of_file, of_metrics, take_recorded
+from distill.comparing.remarks import remarks
 from distill.embedded import read_base, student_fingerprint
 from distill.journal import Journal
 from distill.metrics import Model, ModelMetric, TextMetric
@@ -95,7 +96,7 @@ def compare(
         take_recorded(found, sides.recorded)
         _ask(found, folder / "student", engine, metrics, sampling, seed, sides)
         tell_leaks(found, folder / "kept.jsonl")
-        _say_repeats(found)
+        found.notes += remarks(found)
     else:
         sides.release_teacher()
     score_texts(found, metrics, folder)
@@ -103,13 +104,14 @@ def compare(
     found.names = {model: told["model"] or "" for model, told in models.items()}
     judged = _judge(found, engine, sides.judge) if found.shared and sides.judge is not None else None
     spent = usd()
-    told = summary(found, metrics, seed, spent)
+    told = summary(found, metrics, seed, spent, own=prompts is None)
     if judged is not None:
         told |= with_judge(told, conclude(found, judged, seed, spent))
     told["coverage"] = tell_coverage(found, folder / "kept.jsonl")
     write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
     scores = {
         "prompts": len(found.shared),
+        "held_out": prompts is None,
         "method": _method(sampling, seed, asked=not set(found.answers) <= set(sides.recorded)),
         "models": models,
         **told,
@@ -152,14 +154,6 @@ def _ask(
 def _judge(found: Found, engine: Engines, bench: Bench) -> dict[str, Any]:
     """Have the judge look at what everybody answered, and let go of a model that was served for it."""
     return judge(found, engine, bench.provider, options=bench.options, sampling=bench.sampling)
-
-
-def _say_repeats(found: Found) -> None:
-    if repeats := same_questions([found.prompts[index] for index in found.shared]):
-        found.notes.append(
-            f"{repeats} of {len(found.shared)} prompts ask what another one asks; they are no independent evidence, "
-            "so the intervals are too narrow"
-        )
 
 
 def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:

@@ -200,7 +200,7 @@ def _result(run: Path, record: Mapping[str, Any], *, fresh: bool) -> str:
     lines = [
         plain(scores.get("headline", ""), longest=2_000),
         "",
-        f"On {number(scores.get('prompts'))} held-out prompts:",
+        f"On {number(scores.get('prompts'))} {'held-out prompts' if scores.get('held_out', True) else 'prompts'}:",
         "",
     ]
     return "\n".join(["## Result", "", *lines, table(head, [row for row in rows if row is not None])])

@@ -60,9 +60,9 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     nothing, or a file is there already, `RecipeError` where its recipe has no teacher to collect from.
     """
     loaded = load_recipe(run)
-    rows, kept = _lost(run), run / "kept.jsonl"
     if loaded.main_teacher is None:
         raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
+    rows, kept = _lost(run), run / "kept.jsonl"
     chosen = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
     seeds = list(_seeds(chosen, {session.id: session for session in read_sessions(kept)}, _held_out(run), each))
     seeds += _filling(loaded, FEWEST_SEEDS - len(seeds))

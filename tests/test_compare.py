@@ -383,4 +383,6 @@ def test_without_any_share_the_headline_leads_with_a_difference_and_its_doubt():
 
 def test_a_headline_of_nothing_says_so():
     assert headline(0, {}, None).startswith("There are no held-out prompts")
-    assert headline(3, {}, None) == "The student was compared on 3 held-out prompts."
+    assert headline(3, {}, None) == (
+        "The student was compared on 3 held-out prompts, but no measure has a value for both it and its base."
+    )

@@ -236,11 +236,21 @@ def test_identical_answers_close_no_gap_and_show_no_difference(tmp_path):
     assert (entry["student_minus_base"]["mean"], entry["p"], entry["gap_closed"]) == (0.0, 1.0, None)
     assert "no gap to close" in entry["note"]
     assert {row["outcome"]["value"] for row in rows} == {"tie"}
+    assert "the base and the student gave the same answer to 10 of 10 prompts" in scores["notes"]
 
 
 def test_empty_answers_are_answers(tmp_path):
     scores, _ = compared(tmp_path, recorded=recorded(tmp_path, student="", base=""))
     assert scores["metrics"]["rouge_l"]["by"]["student"]["mean"] == 0.0
+    assert "the student gave an empty answer to 10 of 10 prompts" in scores["notes"]
+    assert not any("gave the same answer" in note for note in scores["notes"])
+
+
+def test_a_measure_without_a_value_is_named(tmp_path):
+    scores, _ = compared(tmp_path, recorded=recorded(tmp_path))
+    assert (
+        "no answer has a value by: Stops by itself; what they look at is not known of these answers" in scores["notes"]
+    )
 
 
 def test_one_prompt_has_figures_and_no_certainty(tmp_path):
@@ -365,7 +375,7 @@ def test_a_recipe_of_recorded_answers_needs_no_other_section(tmp_path):
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["metrics"]["rouge_l"]["student_minus_base"]["excludes_zero"]
     assert "second answers are not there" in scores["metrics"]["rouge_l"]["note"]
-    assert scores["headline"].startswith("On 10 held-out prompts: ROUGE-L to the teacher")
+    assert scores["headline"].startswith("On 10 prompts: ROUGE-L to the teacher")
     assert (folder / "report.html").is_file()
     assert not (folder / "student").exists()
 

@@ -124,7 +124,9 @@ def test_a_perfect_judge_passes_its_audit(fair):
 
 def test_the_headline_starts_with_the_verdict_and_has_the_base_in_it(fair):
     headline = fair[0]["headline"]
-    assert headline.startswith("The student wins or ties on 25% of 24 prompts against the teacher (95% CI ")
+    assert headline.startswith(
+        "The student wins or ties on 25% of 24 prompts against the teacher (6 won, 0 tied; 95% CI "
+    )
     assert "; the base does on 0%. " in headline
 
 
@@ -141,7 +143,13 @@ def test_a_judge_that_takes_the_first_decides_nothing(tmp_path):
     assert (audit["order_consistency"], audit["first_place"]["mean"]) == (0.0, 1.0)
     assert "when the answers change places for 100% of prompts" in scores["judge"]["withheld"]
     assert scores["judge"]["verdict"] is None
-    assert scores["headline"].startswith("On 24 held-out prompts: ROUGE-L")
+    assert scores["headline"].startswith("On 24 prompts: ROUGE-L")
+
+
+def test_a_judge_that_calls_every_pair_a_tie_gives_no_verdict(tmp_path):
+    scores, _, _ = judged(tmp_path, lambda prompt: "They are alike.\nVerdict: tie")
+    assert scores["judge"]["withheld"] == f"the judge calls all {PROMPTS} prompts a tie, so it tells nothing apart"
+    assert scores["judge"]["verdict"] is None
 
 
 def test_a_judge_that_takes_the_longer_is_unmasked(tmp_path):

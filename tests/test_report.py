@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import RunFolderError
-from distill.report import report
+from distill.report import report, shape
+from distill.reporting.comparison import metric_of
 from distill.reporting.figures import duration, fixed, percent, ticks
 from distill.reporting.pairs import MAX_TEXT, data, in_script
 from distill.text import visible
@@ -371,6 +372,27 @@ def test_a_difference_is_judged_by_the_direction_of_its_metric(
     tmp_path: Path, better: str, base: float, student: float, expected: str
 ) -> None:
     assert judgements(write_run(tmp_path), better, base, student, True) == [expected]
+
+
+@pytest.mark.parametrize(("p_holm", "expected"), [(0.04, "better"), (0.06, "unclear"), (None, "better")])
+def test_a_kind_of_prompt_is_coloured_only_where_its_adjusted_p_is_small(p_holm: float | None, expected: str) -> None:
+    difference = {"mean": -0.4, "low": -0.5, "high": -0.3, "excludes_zero": True}
+    entry = {
+        "by": {"base": {"mean": 0.9}, "student": {"mean": 0.5}},
+        "student_minus_base": difference,
+        "p_holm": p_holm,
+    }
+    assert metric_of("nll_per_byte", entry, {"better": "lower"}).judgement == expected
+
+
+def test_a_page_says_what_nobody_looked_at(tmp_path: Path) -> None:
+    facts = dict(shape(write_run(tmp_path / "plain"))["trust"])
+    assert facts["Right or wrong"].startswith("not measured: no judge, no checked instructions")
+    judged = write_run(tmp_path / "judged")
+    change(judged / "scores.json", lambda scores: {**scores, "held_out": False, "leaks": None, "judge": {"model": "j"}})
+    facts = dict(shape(judged)["trust"])
+    assert "Right or wrong" not in facts
+    assert facts["Prompts"] == "32; it is not known whether they were trained on"
 
 
 def test_a_difference_whose_interval_holds_zero_is_not_coloured(tmp_path: Path) -> None:

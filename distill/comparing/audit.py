@@ -255,6 +255,8 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
                 f"the judge says something else {when} for {1 - same:.0%} of prompts, which could turn a win rate of "
                 f"{rate.mean:.0%}"
             )
+    if main["wins"] + main["losses"] == 0:
+        return f"the judge calls all {rate.n} prompts a tie, so it tells nothing apart"
     return None
 
 
@@ -264,8 +266,8 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""
     return (
-        f"The student wins or ties on {told.mean:.0%} of {told.n} prompts against the teacher (95% CI "
-        f"{told.low:.0%} to {told.high:.0%}), as {judge} judges in both orders{against}"
+        f"The student wins or ties on {told.mean:.0%} of {told.n} prompts against the teacher ({main['wins']} won, "
+        f"{main['ties']} tied; 95% CI {told.low:.0%} to {told.high:.0%}), as {judge} judges in both orders{against}"
     )
 
 

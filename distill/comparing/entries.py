@@ -9,6 +9,7 @@ from typing import Any
 from distill.comparing import MODELS
 from distill.comparing.found import Found
 from distill.comparing.headline import headline
+from distill.comparing.remarks import unmeasured
 from distill.metrics import Answered, Measure, Model, ModelMetric, TextMetric
 from distill.stats import (
     Difference,
@@ -30,17 +31,24 @@ Values = Mapping[Model, Mapping[int, float]]
 
 
 def summary(
-    found: Found, metrics: Sequence[TextMetric | ModelMetric], seed: int, usd: float | None = None
+    found: Found,
+    metrics: Sequence[TextMetric | ModelMetric],
+    seed: int,
+    usd: float | None = None,
+    *,
+    own: bool = True,
 ) -> dict[str, Any]:
     """What scores.json says beside the counts: entries of the measures, categories, power, notes, the headline.
 
-    `usd` is what the comparison cost, for the price of a larger one. Tells in `found` how each prompt came out by the
+    `usd` is what the comparison cost, for the price of a larger one; `own`: the prompts are the run's held-out rows,
+    and no file's. Tells in `found` how each prompt came out by the
     measure that leads.
     """
     measures = [measure for metric in metrics for measure in metric.measures]
     entries = {measure.name: _entry(found, measure, seed) for measure in measures if found.prompts}
     if not found.prompts:
         found.notes.append("there are no held-out prompts; set collect.test to 32 or more")
+    found.notes += unmeasured([one for one in measures if one.name not in found.metric_notes], entries)
     lead = _lead(measures, entries)
     if lead is not None:
         _tell_outcomes(found, lead)
@@ -52,7 +60,7 @@ def summary(
         "cut_share": {model: share for model, share in cut.items() if share is not None},
         "power": _power(found, lead, entries, usd) if lead is not None else None,
         "notes": found.notes,
-        "headline": headline(len(found.shared), entries, lead.name if lead is not None else None),
+        "headline": headline(len(found.shared), entries, lead.name if lead is not None else None, own=own),
     }
 
 

@@ -8,32 +8,42 @@ from typing import Any
 from distill.stats import Interval
 
 
-def headline(prompts: int, metrics: Mapping[str, Mapping[str, Any]], lead: str | None) -> str:
-    """One sentence on how far the student came, from the entries of scores.json; `lead` names the one to start with."""
+def headline(prompts: int, metrics: Mapping[str, Mapping[str, Any]], lead: str | None, *, own: bool = True) -> str:
+    """One sentence on how far the student came, from the entries of scores.json; `lead` names the one to start with.
+
+    `own`: the prompts were held out of training by this run.
+    """
     if not prompts:
         return "There are no held-out prompts, so nothing was compared; set collect.test to 32 or more."
     likeness = _likeness(metrics.get("rouge_l")) if lead != "rouge_l" or metrics[lead]["gap_closed"] is not None else ""
-    pieces = [_lead(prompts, metrics.get(lead or "")), likeness, _manner(metrics)]
+    pieces = [
+        _lead(prompts, metrics.get(lead or ""), "held-out prompt" if own else "prompt"),
+        likeness,
+        _manner(metrics),
+    ]
     return "; ".join(piece for piece in pieces if piece) + "."
 
 
-def _lead(prompts: int, entry: Mapping[str, Any] | None) -> str:
+def _lead(prompts: int, entry: Mapping[str, Any] | None, what: str) -> str:
     """The share of the gap, else the difference."""
     if entry is None:
-        return f"The student was compared on {_prompts_of(prompts, prompts)}"
+        return (
+            f"The student was compared on {_prompts_of(prompts, prompts, what)}, but no measure has a value for both "
+            "it and its base"
+        )
     if (gap := entry["gap_closed"]) is not None:
         end = "the teacher" if entry["gap_target"] == "teacher" else "the teacher's own second answers"
         interval = f"95% CI {_percent(gap.low)} to {_percent(gap.high)}"
         return (
             f"The student closes {_percent(gap.share)} ({interval}) of the gap in {entry['title']} between the "
-            f"untrained base and {end} on {_prompts_of(gap.n, prompts)}"
+            f"untrained base and {end} on {_prompts_of(gap.n, prompts, what)}"
         )
-    return f"On {_prompts_of(entry['student_minus_base'].n, prompts)}: {_against_base(entry)}"
+    return f"On {_prompts_of(entry['student_minus_base'].n, prompts, what)}: {_against_base(entry)}"
 
 
-def _prompts_of(some: int, all_: int) -> str:
+def _prompts_of(some: int, all_: int, what: str) -> str:
     plural = "" if all_ == 1 else "s"
-    return f"{all_} held-out prompt{plural}" if some == all_ else f"{some} of {all_} held-out prompts"
+    return f"{all_} {what}{plural}" if some == all_ else f"{some} of {all_} {what}s"
 
 
 def _against_base(entry: Mapping[str, Any], more: str = "") -> str:

@@ -32,7 +32,7 @@ class Metric:
     difference: Interval | None
     """Student minus base."""
     judgement: str | None
-    """`better` or `worse` where the interval of the difference excludes zero, `unclear` where not, None without one."""
+    """`better` or `worse` where the difference is more than noise, `unclear` where not, None without one."""
     p: float | None
     """Of the difference, by sign flips; in a category, adjusted for looking at all of them."""
     gap: Interval | None
@@ -57,7 +57,7 @@ def metric_of(name: str, entry: Row, whole: Row | None = None) -> Metric:
         note=entry.get("note"),
         by=by,
         difference=interval_of(entry.get("student_minus_base")),
-        judgement=_judgement(told.get("better"), by, entry.get("student_minus_base")),
+        judgement=_judgement(told.get("better"), by, entry),
         p=finite(entry.get("p_holm", entry.get("p"))),
         gap=interval_of(entry.get("gap_closed"), "share"),
         decimals=0 if greatest >= 1000 else 1 if greatest >= 100 else 2 if greatest >= 1 else 3,
@@ -77,11 +77,14 @@ def _parts(name: str, entry: Row) -> list[tuple[str, int | None, Metric]]:
     return parts
 
 
-def _judgement(better: str | None, by: Mapping[str, Interval], difference: Row | None) -> str | None:
+def _judgement(better: str | None, by: Mapping[str, Interval], entry: Row) -> str | None:
+    """By the interval; of several that are looked at together by the adjusted p as well."""
+    difference = entry.get("student_minus_base")
     if not difference or interval_of(difference) is None:
         return None
     gain = _gain(better, by, difference)
-    if gain == 0 or not difference.get("excludes_zero"):
+    adjusted = finite(entry.get("p_holm"))
+    if gain == 0 or not difference.get("excludes_zero") or (adjusted or 0.0) >= CLEAR:
         return "unclear"
     return "better" if gain > 0 else "worse"
 
@@ -180,7 +183,7 @@ def _fell(told: Row) -> str | None:
     found = benchmarks(told)
     if found is None:
         return None
-    clear = [row for row in found["rows"] if row.judgement in ("better", "worse") and (row.p or 1.0) < CLEAR]
+    clear = [row for row in found["rows"] if row.judgement in ("better", "worse")]
     fell = [f"{row.title} {fixed(row.difference.mean, 2, signed=True)}" for row in clear if row.judgement == "worse"]
     rose = sum(row.judgement == "better" for row in clear)
     lost = f"worse than the base in {', '.join(fell)}" if fell else "no clear loss"
@@ -198,7 +201,8 @@ def trust(scores: Row, stages: Row, metrics: Sequence[Metric]) -> list[tuple[str
         "Judge": _judge(scores.get("judge") or {}),
         "The judge against itself": _audit((scores.get("judge") or {}).get("audit") or {}),
         "No verdict": (scores.get("judge") or {}).get("withheld"),
-        "Held-out prompts": _prompts(scores),
+        "Held-out prompts" if scores.get("held_out", True) else "Prompts": _prompts(scores),
+        "Right or wrong": _unjudged(scores),
         "Split": _split(stages),
         "Abilities (lm-eval)": _fell(scores.get("lm_eval") or {}),
         "Answers cut": cut,
@@ -237,7 +241,16 @@ def _prompts(scores: Row) -> str:
     prompts = number(finite(scores.get("prompts"))) or "some"
     if leaked := leaks.get("leaked"):
         return f"{prompts}, of which {number(leaked)} stand in the training rows; see the metrics without them"
-    return f"{prompts}, never trained on" if leaks or "leaks" not in scores else prompts
+    known = leaks or "leaks" not in scores
+    return f"{prompts}, never trained on" if known else f"{prompts}; it is not known whether they were trained on"
+
+
+def _unjudged(scores: Row) -> str | None:
+    """Said where nothing looks at more than how answers sound (Gudibande et al., 2023)."""
+    checked = ((scores.get("metrics") or {}).get("instructions") or {}).get("by")
+    if scores.get("judge") or checked or scores.get("lm_eval"):
+        return None
+    return "not measured: no judge, no checked instructions; these numbers say how like the teacher the answers sound"
 
 
 def _power(power: Row) -> str | None:
@@ -262,7 +275,8 @@ def _ceiling(scores: Row, metrics: Sequence[Metric]) -> str | None:
     """The teacher's own second answer: no student can be expected to be more like the first one."""
     again = [metric for metric in metrics if "teacher_again" in metric.by]
     if not again:
-        return None
+        known = any("student" in metric.by for metric in metrics)
+        return "not known: the teacher's second answers are not there to compare with" if known else None
     likeness = next((metric for metric in again if metric.name == "rouge_l"), again[0])
     told = described(scores, "teacher_again") or "the teacher asked a second time"
     return f"{told}; {likeness.title} {fixed(likeness.by['teacher_again'].mean, likeness.decimals)}"

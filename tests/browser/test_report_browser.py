@@ -138,6 +138,27 @@ def judged_run(folder: Path, prompts: int = 12) -> Path:
     return written(folder)
 
 
+def test_no_figure_of_a_table_is_broken_over_lines(tmp_path: Path) -> None:
+    def edit(scores: dict[str, Any]) -> dict[str, Any]:
+        for entry in scores["metrics"].values():
+            entry |= {"p": 0.031, "explanation": "How far an answer lies from that of the teacher to the same. " * 6}
+        return scores
+
+    change(write_run(tmp_path) / "scores.json", edit)
+    file = written(tmp_path)
+    lines = """[...document.querySelectorAll('#metrics td.p, #metrics td .mean')].map((cell) => {
+      const range = document.createRange();
+      range.selectNodeContents(cell);
+      return new Set([...range.getClientRects()].map((one) => Math.round(one.top))).size;
+    })"""
+
+    async def look(page: Tab) -> Any:
+        await page.open(file, width=1100)
+        return await page.evaluate(lines)
+
+    assert set(visit(look)[0]) == {1}
+
+
 def test_search_and_filters_combine_and_count(tmp_path: Path) -> None:
     file = judged_run(tmp_path)
 
