@@ -179,6 +179,45 @@ def test_ctrl_c_inside_a_running_loop_keeps_what_is_finished(tmp_path):
         assert server.count == 6
 
 
+INTERRUPTING = """
+import signal
+
+from distill import recipe
+from distill.types import Verdict
+
+
+class Interrupting:
+    class Options(recipe.Options):
+        pass
+
+    scope = "row"
+
+    def __init__(self, options):
+        self.options = options
+
+    def measure(self, session):
+        signal.raise_signal(signal.SIGINT)
+
+    def decide(self, value):
+        return Verdict(rule="interrupting", keep=True, reason="ok")
+"""
+
+
+def test_ctrl_c_in_a_stage_that_asks_nobody_is_an_error_of_ours_too(server, tmp_path, monkeypatch):
+    (tmp_path / "interrupting.py").write_text(INTERRUPTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = values(server.url, tmp_path / "tasks.txt")
+    given["curate"] = [{"filter": "interrupting:Interrupting"}]
+
+    async def notebook() -> None:
+        distill.run_recipe(given, run_dir=tmp_path / "run", allow_parts=["interrupting"])
+
+    with pytest.raises(Interrupted, match="what was finished is kept"):
+        asyncio.run(notebook())
+    curate = distill.open_run(tmp_path / "run").stages["curate"]
+    assert (curate["status"], curate["detail"]) == ("failed", "interrupted; run the same command again to go on")
+
+
 def test_a_stage_before_its_time_says_what_is_missing(server, tmp_path):
     given = values(server.url, tmp_path / "tasks.txt")
     with pytest.raises(StageIncomplete, match="`curate` needs a finished `collect`"):

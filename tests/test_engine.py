@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from distill.engine import Outcome, Stopped, Tally
 from distill.engine.budget import Budget, Price, most_prompt_tokens, spent_usd
 from distill.engine.drive import Engine
-from distill.engine.report import WAITING
+from distill.engine.report import AGAIN
 from distill.engine.retry import Patience
 from distill.errors import (
     BudgetStop,
@@ -679,7 +679,7 @@ def test_after_ctrl_c_progress_says_what_is_waited_for(journal: Journal) -> None
     recorder = Recorder()
     with pytest.raises(Interrupted):
         engine(journal, Scripted(script, latency_seconds=0.05), progress=recorder, concurrency=4).run(many(9))
-    assert any(WAITING in note for _, _, note in recorder.said)
+    assert any(AGAIN in note for _, _, note in recorder.said)
 
 
 # --- a model in this process

@@ -17,7 +17,7 @@ TICK_SECONDS = 0.1
 """Shortest time between two reports of progress."""
 RATE_SECONDS = 10.0
 """Rates are those of so many last seconds."""
-WAITING = "interrupted, waiting for what is in flight; Ctrl-C again drops it"
+AGAIN = "Ctrl-C again drops them"
 PILOT = 20
 """Flows after whose end the cost of all is forecast."""
 
@@ -65,8 +65,9 @@ class Report:
         (then, answers, tokens), (now, answers_now, tokens_now) = self._seen[0], self._seen[-1]
         seconds = max(now - then, 1e-3)
         rate, token_rate = (answers_now - answers) / seconds, (tokens_now - tokens) / seconds
-        notes = [WAITING] if in_flight and self.is_interrupted else []
-        notes += [f"{tally.failed} failed"] if tally.failed else []
+        if in_flight and self.is_interrupted:
+            return f"waiting for {in_flight} in flight; {AGAIN}"
+        notes = [f"{tally.failed} failed"] if tally.failed else []
         notes += [f"{in_flight} in flight"] if in_flight else []
         notes += [f"{rate:.0f} req/s" if rate >= 10 else f"{rate:.1f} req/s"] if rate >= 0.05 else []
         notes += [f"{token_rate:.0f} tok/s"] if token_rate >= 1 else []
