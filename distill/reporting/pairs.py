@@ -129,9 +129,9 @@ def titles_of(scores: Row) -> dict[str, str]:
 def _limit(answers: Sequence[Row]) -> int:
     """Characters of a text, so that all together stay within bounds."""
     lengths = [len(text.encode("utf-8", "replace")) for row in answers for text in _texts(row)]
-    limit = MAX_TEXT
+    limit, room = MAX_TEXT, MAX_PAGE_TEXT - surprise.bytes_of(answers)
     reasons = [len(one.encode("utf-8", "replace")) for row in answers for one in _reasons(row.get("judge"))]
-    while limit > LEAST_TEXT and _sum(lengths, limit) + _sum(reasons, _of_reasons(limit)) > MAX_PAGE_TEXT:
+    while limit > LEAST_TEXT and _sum(lengths, limit) + _sum(reasons, _of_reasons(limit)) > room:
         limit = max(LEAST_TEXT, int(limit * 0.9))
     return limit
 

@@ -15,8 +15,15 @@ ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 STEPS = 14
 MOST = len(ALPHABET) - 1
 MODELS = ("base", "student")
-MAX_BYTES = 400_000
-"""Of all that the page holds of it: 500 answers of 250 tokens, of three digits each."""
+MAX_BYTES = 200_000
+"""Of all that the page holds of it, three digits a token: 260 answers of 250 tokens. The texts make room for it."""
+
+
+def bytes_of(answers: Sequence[Row]) -> int:
+    """About how many bytes the page holds of it, for which its texts make room."""
+    told = (row.get("surprise") for row in answers)
+    widths = (each.get("widths") for each in told if isinstance(each, dict))
+    return min(MAX_BYTES, sum((1 + len(MODELS)) * len(each) for each in widths if isinstance(each, list)))
 
 
 def chosen(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:

@@ -635,7 +635,7 @@
       });
       plot.append(point);
     }
-    $("scatter").append(make("p", { class: "lead" }, "Style against substance, a point a prompt: to the left it sounds like the teacher, low it says something else."), plot);
+    $("scatter").append(make("p", { class: "lead" }, `Style against substance, as far as ${data.titles[name] || name} tells it, a point a prompt: to the left it sounds like the teacher, ${name === "nll_per_byte" ? "high" : "low"} it says something else.`), plot);
   };
 
   scatter();
