@@ -59,6 +59,19 @@ def test_a_plan_counts_rows_tokens_and_steps(planned, tiny):
     assert lines[2].startswith(f"steps: {2 * round(tokens / 80)} over 2 epochs, ")
 
 
+def test_a_plan_leaves_out_what_training_is_watched_by(tiny, tmp_path):
+    from tests.training import run
+
+    options = TrainOptions.model_validate({"batch_rows": 4, "epochs": 1, "eval_rows": 8, "eval_steps": 0})
+    write_rows(tmp_path / "kept.jsonl", SESSIONS)
+    lines = list(train.plan(tmp_path, model=tiny, layers=2, template="chatml", options=options, seed=1))
+    result, _ = run(tmp_path / "student", tiny, layers=2, options=options, seed=1)
+    near = f"; {result.near_held} near to those left out" if result.near_held else ""
+    assert lines[0] == f"rows: 24 of 24 sessions; 8 of them held out to watch by{near}"
+    assert lines[1].startswith(f"tokens: {result.tokens} an epoch, {result.trained_tokens} of them trained ")
+    assert lines[2].startswith(f"steps: {result.planned_steps} over 1 epochs, ")
+
+
 def test_a_plan_measures_a_pass_of_the_largest_batch(planned):
     (line,) = [line for line in planned[0] if line.startswith("measured on ")]
     found = re.fullmatch(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
+from distill.errors import DistillError
 from distill.novelty import NoveltyIndex, comparable
+from distill.student.examples import Examples, session_of
 from distill.text import normalise
 from distill.types import Session
 
@@ -69,3 +72,22 @@ def _digest(session: Session, seed: int) -> bytes:
 
 def _question(session: Session) -> str:
     return next((message.content for message in session.messages if message.role == "user"), "")
+
+
+def parted(
+    found: Examples, sessions: Sequence[Session], asked: int | None, seed: int
+) -> tuple[Examples, list[Session]]:
+    """What is trained on, and the sessions that are held out to watch it by.
+
+    Raises `DistillError` where nothing is left to train on.
+    """
+    ids = set(found.ids)
+    usable = [session for session in sessions if session.id in ids]
+    rows = rows_to_hold(asked, len(usable))
+    held, beside = hold_out(sessions, rows, seed=seed, eligible=ids)
+    apart = {session.id for session in held} | beside
+    places = [place for place, id_ in enumerate(found.ids) if not {id_, session_of(id_)} & apart]
+    if not places:
+        raise DistillError(f"train.eval_rows={rows} leaves none of {len(usable)} sessions to train on; lower it")
+    taught = replace(found, ids=[found.ids[at] for at in places], examples=[found.examples[at] for at in places])
+    return taught, held

@@ -17,6 +17,7 @@ from distill.student import advice, memory, models
 from distill.student.build import plan_of
 from distill.student.examples import Examples, checked_examples
 from distill.student.fitting import Fit, fit
+from distill.student.held import parted
 from distill.student.options import TrainOptions
 from distill.student.precision import compute_dtype
 from distill.student.pruning import kept_layers
@@ -42,7 +43,8 @@ def plan(
     """
     base = models.materialise(model, say=say)
     tokenizer = models.load_tokenizer(base)
-    found = checked_examples(sessions, template, tokenizer, options, say)
+    usable = checked_examples(sessions, template, tokenizer, options, say)
+    found, held = parted(usable, sessions, options.eval_rows, seed)
     kept = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
     device = models.default_device()
     width, room = compute_dtype(options.dtype, device).itemsize, models.free_bytes(device)
@@ -53,7 +55,8 @@ def plan(
         micro_tokens=fitted.tokens,
         packed=options.packing == "best_fit",
     )
-    yield from _of_rows(found, len(sessions), work, options)
+    yield _rows(usable, len(sessions), len(held), len(usable.ids) - len(found.ids) - len(held))
+    yield from _of_rows(found, work, options)
     tried = [found.examples[row] for row in work.largest]
     shape = memory.shape_in(base, layers=layers)
     by_formula = partial(_by_formula, shape, tried, options, device.type, fitted)
@@ -106,11 +109,17 @@ def _formula(found: memory.Memory | None) -> str:
     )
 
 
-def _of_rows(found: Examples, total: int, work: Work, options: TrainOptions) -> Iterator[str]:
+def _rows(found: Examples, total: int, held: int, near: int) -> str:
     parts = f" in {found.split['parts']} parts of {found.split['sessions']}" if found.split["sessions"] else ""
     reasons = {"too_long": "too long", "empty": "with an empty answer", "parts": "parts too long", "unspelt": "unspelt"}
     out = [f"{found.left_out[key]} {name}" for key, name in reasons.items() if found.left_out[key]]
-    yield f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
+    apart = [f"{held} of them held out to watch by"] if held else []
+    apart += [f"{near} near to those left out"] if near else []
+    told = f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
+    return "; ".join([told, *apart])
+
+
+def _of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str]:
     yield _tokens(found, work)
     yield _steps(work, options)
     for line in advice.of_rows(found, work, options):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +13,13 @@ from transformers import TrainerCallback
 from distill import processes
 from distill.console import Progress, Silent
 from distill.embedded import fingerprint, read_json
-from distill.errors import DistillError
 from distill.student import models
 from distill.student.attempt import Done, Job, attempt, set_aside
 from distill.student.checkpoints import Checkpoints
-from distill.student.examples import Examples, checked_examples, session_of
+from distill.student.examples import Examples, checked_examples
 from distill.student.foreign import in_our_words, quiet
 from distill.student.guarded import RolledBack
-from distill.student.held import hold_out, rows_to_hold
+from distill.student.held import parted
 from distill.student.identity import identity_of
 from distill.student.log import speed
 from distill.student.options import TrainOptions
@@ -94,7 +93,7 @@ def train(
     tokenizer = models.load_tokenizer(base)
     found = checked_examples(sessions, template, tokenizer, options, tell)
     _show(found, template, tokenizer, options, student_folder, show or _nothing)
-    taught, held = _held(found, sessions, options.eval_rows, seed)
+    taught, held = parted(found, sessions, options.eval_rows, seed)
     kept = _kept_layers(base, layers, prune_by, taught, tell)
     told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
     told |= {"quantised": options.method == "qlora", "method": options.method}
@@ -107,20 +106,6 @@ def train(
     if processes.is_first():
         shutil.rmtree(checkpoints.folder)
     return _result(found, job, done)
-
-
-def _held(found: Examples, sessions: Sequence[Session], asked: int | None, seed: int) -> tuple[Examples, list[Session]]:
-    """What is trained on, and the sessions that are held out to watch it by."""
-    ids = set(found.ids)
-    usable = [session for session in sessions if session.id in ids]
-    rows = rows_to_hold(asked, len(usable))
-    held, beside = hold_out(sessions, rows, seed=seed, eligible=ids)
-    apart = {session.id for session in held} | beside
-    places = [place for place, id_ in enumerate(found.ids) if not {id_, session_of(id_)} & apart]
-    if not places:
-        raise DistillError(f"train.eval_rows={rows} leaves none of {len(usable)} sessions to train on; lower it")
-    taught = replace(found, ids=[found.ids[at] for at in places], examples=[found.examples[at] for at in places])
-    return taught, held
 
 
 def _attempts(
