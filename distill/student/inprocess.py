@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -63,12 +62,10 @@ class InProcess:
     def release(self) -> None:
         """Let go of the model."""
         if self._loaded is not None:
-            import torch
+            from distill.student.freeing import free_memory
 
             self._loaded = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
     def _replies(self, requests: Sequence[Request]) -> list[Reply]:
         """Of one batch, which Batched makes of one kind."""

@@ -33,6 +33,7 @@ from distill.embedded import (
     writing,
 )
 from distill.errors import MissingPackage, ModelError
+from distill.student.freeing import free_memory
 from distill.student.gguf_reading import part_pad_from_eos, read_gguf
 from distill.student.pruning import prune
 from distill.student.quiet import first_line, quietly
@@ -311,6 +312,7 @@ def load_causal(
         prune(model, layers)
     if quantise:
         _settle_quantised(model, kind)
+    free_memory()
     return model.eval()
 
 
@@ -379,6 +381,7 @@ def load_student(
             model = adapted(model, student_folder, merge=merge)
     if merge:
         model = model.to(dtype or default_dtype(place))
+    free_memory()
     return model.eval(), load_tokenizer(student_folder)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from trl import SFTTrainer
 from distill import chat
 from distill.embedded import read_json, write_json
 from distill.student.examples import Examples
+from distill.student.freeing import free_memory
 from distill.student.layout import Plan, passes
 from distill.student.lean import SCALED_HEADS, make_lean
 from distill.student.neftune import Noise, token_lengths
@@ -226,10 +226,3 @@ def restore(state: Sequence[torch.Tensor]) -> None:
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state(state[1])
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

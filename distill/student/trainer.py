@@ -18,13 +18,13 @@ from distill.student.attempt import Done, Job, attempt, set_aside
 from distill.student.checkpoints import Checkpoints
 from distill.student.examples import Examples, checked_examples
 from distill.student.foreign import in_our_words, quiet
+from distill.student.freeing import free_memory
 from distill.student.guarded import RolledBack
 from distill.student.held import parted
 from distill.student.identity import identity_of
 from distill.student.log import speed
 from distill.student.options import TrainOptions
 from distill.student.pruning import kept_layers, least_changing
-from distill.student.sft import free_memory
 from distill.student.spelling import Shown, shown, write_masks
 from distill.student.trackers import require_trackers
 from distill.types import Session

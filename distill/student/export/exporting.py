@@ -5,7 +5,6 @@ An export whose receipt is over a limit, or that is interrupted, never stands wh
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from distill.student.drift import SAVED, Checked, by_template, check, dialogues_
 from distill.student.export import adapter, gguf_file, ollama, whole
 from distill.student.export.receipt import Comparison, Limits, Reference, rows_of
 from distill.student.export.source import Student, base_name, read_student
+from distill.student.freeing import free_memory
 from distill.student.gguf_reading import read_gguf
 from distill.types import Session
 
@@ -216,10 +216,10 @@ def _make(student: Student, run: Path, folder: Path, *, form: Form, to: str, dty
     try:
         steps.begin("the trained student reads")
         reference.record(student.trained(), lambda done: steps.watch(done, reference.tokens))
-        gc.collect()
+        free_memory()
         steps.begin("writing")
         form.write(student, folder, dtype, steps.watch)
-        gc.collect()
+        free_memory()
         steps.begin(f"the {to} export reads")
         model, tokenizer = form.load(student, folder)
         comparison = reference.compare(model, lambda done: steps.watch(done, reference.tokens))
