@@ -1,5 +1,7 @@
 """Plans the next round of collection: seeds near what the student loses and was taught little of, and a recipe.
 
+A student that beats its base everywhere is asked for more where it gained least.
+
 Nothing that is held out goes into a seed: the seeds are training rows, and seeds of the run, that lie nearest to the
 lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
 """
@@ -7,6 +9,7 @@ lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +20,7 @@ import yaml
 
 from distill.catalogue import load_recipe
 from distill.comparing.coverage import asked_of
+from distill.embedded import read_json
 from distill.errors import RecipeError, RunFolderError
 from distill.nearness import Weights, cosine
 from distill.novelty import NoveltyIndex, comparable
@@ -62,7 +66,8 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     loaded = load_recipe(run)
     if loaded.main_teacher is None:
         raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
-    rows, kept = _lost(run), run / "kept.jsonl"
+    rows, what = _wanting(run)
+    kept = run / "kept.jsonl"
     chosen = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
     seeds = list(_seeds(chosen, {session.id: session for session in read_sessions(kept)}, _held_out(run), each))
     seeds += _filling(loaded, FEWEST_SEEDS - len(seeds))
@@ -76,18 +81,32 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     out.mkdir(parents=True, exist_ok=True)
     write_rows(file, seeds)
     write_atomically(recipe, [_head(run), _recipe(loaded, run.resolve(), name, file, tasks)])
-    return [*(_line(cluster) for cluster in chosen), f"{file}: {len(seeds)} seeds", f"next: distill run {recipe}"]
+    return [*(_line(cluster, what) for cluster in chosen), f"{file}: {len(seeds)} seeds", f"next: distill run {recipe}"]
 
 
-def _lost(run: Path) -> list[Mapping[str, Any]]:
-    """The lines of answers.jsonl that the student lost, the worst first."""
+def _wanting(run: Path) -> tuple[list[Mapping[str, Any]], str]:
+    """The lines of answers.jsonl that ask for more, the worst first, and what to call them.
+
+    Those that the student lost; where it is better than its base on all of them and still far from the teacher, the
+    third of them on which it gained least.
+    """
     path = run / "answers.jsonl"
     if not path.is_file() or not (run / "kept.jsonl").is_file():
         raise RunFolderError(f"{run} was not trained and compared yet; type: distill run {run}")
-    rows = [row for row in read_jsonl(path) if row.get("coverage", {}).get("verdict", "fine") != "fine"]
-    if not rows:
+    rows: list[Mapping[str, Any]] = sorted(read_jsonl(path), key=lambda row: row.get("outcome", {}).get("margin", 0.0))
+    if lost := [row for row in rows if row.get("coverage", {}).get("verdict", "fine") != "fine"]:
+        return lost, "lost"
+    gained = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
+    if not gained or not _is_behind(run):
         raise RunFolderError(f"{run}: the student loses on no prompt, so that nothing asks for another round")
-    return sorted(rows, key=lambda row: row.get("outcome", {}).get("margin", 0.0))
+    return gained[: math.ceil(len(gained) / 3)], "gained least"
+
+
+def _is_behind(run: Path) -> bool:
+    """Whether the measure that leads says that a part of the way to the teacher is left, beyond noise."""
+    scores = read_json(run / "scores.json") or {}
+    gap = ((scores.get("metrics") or {}).get(scores.get("lead") or "") or {}).get("gap_closed") or {}
+    return bool(gap.get("high", 1.0) < 1.0)
 
 
 def _untaught(row: Mapping[str, Any]) -> bool:
@@ -209,6 +228,8 @@ def _head(run: Path) -> str:
     )
 
 
-def _line(cluster: Cluster) -> str:
+def _line(cluster: Cluster, what: str) -> str:
+    if what != "lost":
+        return f"{cluster.name}: {len(cluster.rows)} of those on which the student {what}"
     untaught = sum(map(_untaught, cluster.rows))
     return f"{cluster.name}: {len(cluster.rows)} lost, {untaught} of them with nothing near in training"

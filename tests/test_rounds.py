@@ -147,6 +147,21 @@ def test_a_student_that_loses_nothing_needs_no_round(run, tmp_path):
         rounds.plan(run, tmp_path)
 
 
+@pytest.mark.parametrize(("high", "planned"), [(0.7, 1), (1.1, 0)])
+def test_a_student_that_beats_its_base_everywhere_is_taught_more_where_it_gained_least(run, tmp_path, high, planned):
+    won = [{**row, "outcome": {"by": "m", "against": "base", "value": "win", "margin": 1.0 + at},
+            "coverage": {**row["coverage"], "verdict": "fine"}} for at, row in enumerate(ROWS[:3])]  # fmt: skip
+    write_rows(run / "answers.jsonl", won[::-1])
+    write_json(run / "scores.json", {"lead": "m", "metrics": {"m": {"gap_closed": {"share": 0.6, "high": high}}}})
+    if planned:
+        said = rounds.plan(run, tmp_path)
+        assert [line for line in said if "1 of those on which the student gained least" in line] == said[:1]
+        assert [seed["instruction"].split()[-2] for seed in seeds(tmp_path)[:3]] == ["oak", "elm", "ash"]
+    else:
+        with pytest.raises(RunFolderError, match="loses on no prompt"):
+            rounds.plan(run, tmp_path)
+
+
 def test_a_run_that_was_not_compared_has_no_next_round(run, tmp_path):
     (run / "answers.jsonl").unlink()
     with pytest.raises(RunFolderError, match="was not trained and compared yet"):
