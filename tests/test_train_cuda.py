@@ -47,7 +47,7 @@ def environment(tmp_path_factory):
 def found(tmp_path_factory, environment):
     """What a run of all contenders said, and what it kept."""
     out = tmp_path_factory.mktemp("found") / "found.json"
-    sizes = ("--shape", "tiny", "--steps", "1", "--warm-up", "1", "--rows", "1")
+    sizes = ("--shape", "tiny", "--steps", "1", "--warm-up", "1", "--rows", "1", "--profile")
     command = [sys.executable, "-m", "tests.benchmarks.train_cuda", *sizes, "--out", str(out)]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -81,6 +81,13 @@ def test_they_start_from_the_same_weights_on_the_same_rows(found):
 def test_ours_computes_by_its_own_functions_there(found):
     (ours,) = found[1]["results"]["ours"]
     assert ours["lean"] == {"linear": 14, "mlp": 2, "norm": 5, "attention": 1, "loss": 1}
+
+
+def test_a_step_is_looked_into_after_those_that_are_measured(found):
+    for (one,) in found[1]["results"].values():
+        assert len(one["seconds"]) == len(one["tokens"]) == 1
+        assert {"kernel", "ms", "calls"} == set(one["kernels"][0])
+        assert [kernel["ms"] for kernel in one["kernels"]] == sorted((k["ms"] for k in one["kernels"]), reverse=True)
 
 
 def test_nothing_is_judged_without_a_gpu(found):
@@ -169,6 +176,13 @@ def test_a_run_within_its_targets_is_ok():
     assert told == ["ok"] * 4
     assert report["rows"][0]["MFU %"] == f"{100 * 17_000 * 31e9 / 989e12:.1f}"
     assert report["rows"][1]["ours over it"] == pytest.approx(17 / 9)
+
+
+def test_the_faster_way_of_ours_is_judged():
+    told, report = verdicts(ours=[result(15_000)], **{"ours-compiled": [result(17_000)]}, trl=[result(9_000)])
+    assert told == ["ok"] * 4
+    assert "ours, train.compiled: 17,000 tokens/s" in report["targets"][0]["what"]
+    assert "1.89 times" in report["targets"][2]["what"]
 
 
 def test_each_target_can_be_missed():

@@ -82,7 +82,7 @@ def _train(given: Given) -> None:
         **{**OPTIONS, "compiled": given.compiled}, lora=SimpleNamespace(**LORA), guard=SimpleNamespace(**GUARD)
     )
     plan = _plan([len(step) for step in sessions])
-    seen, said = Watch(), list[str]()
+    seen, said = Watch(given), list[str]()
     with foreign.quiet(), tempfile.TemporaryDirectory() as folder:
         chosen = _fit(given, Path(folder), options, longest=max(found.lengths()))
         trainer = assemble(

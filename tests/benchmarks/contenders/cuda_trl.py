@@ -69,7 +69,7 @@ def _train(given: Given, folder: str) -> None:
         processing_class=tokenizer(),
         peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    seen = Watch()
+    seen = Watch(given)
     trainer.add_callback(seen)
     trainer.train()
     recomputes = given.recompute if given.best else "full"

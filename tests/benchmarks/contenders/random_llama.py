@@ -46,6 +46,8 @@ PACKAGES = (
 )
 ALPACA, SHAREGPT = (4.5, 0.7), (6.9, 0.8)
 """Mean and deviation of the logarithm of a session's tokens: a median of 90 and of 1,000."""
+KERNELS = 25
+"""That are told of a step that is looked into."""
 LEAST_FULL = 0.97
 """Of a step's rows together."""
 
@@ -66,6 +68,8 @@ class Given:
     """`mixed`: packed, half like Alpaca's and half like ShareGPT's; `whole`: one as long as the row."""
     room_gb: float | None
     """Memory that ours lays its passes out for; the card's when None."""
+    profile: bool = False
+    """Whether to look into one step more, after those that are measured."""
     compiled: bool = False
     """Ours: with norms and gates compiled."""
     best: bool = False
@@ -180,7 +184,7 @@ def steps_of(given: Given) -> list[list[Row]]:
     vocabulary = given.sizes().vocabulary
     return [
         [[_session(draw, length, vocabulary) for length in row] for row in _lengths(draw, given)]
-        for _ in range(given.warm_up + given.steps)
+        for _ in range(given.warm_up + given.steps + given.profile)
     ]
 
 
@@ -218,7 +222,11 @@ def _drawn(draw: random.Random, room: int, longest: int) -> Iterator[int]:
 class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Times each optimizer step, when the GPU is done with it, and notes losses and peaks of memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.kernels: list[dict[str, Any]] = []
+        """The longest of the step that is looked into."""
+        self._profiler: Any = None
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self.memory: dict[str, float] = {}
@@ -229,8 +237,17 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
         _forget_peaks()
         self._last = _now()
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.given.profile and state.global_step == self.given.warm_up + self.given.steps:
+            self._profiler = torch.profiler.profile()
+            self._profiler.start()
+
     def on_step_end(self, *_: Any, **__: Any) -> None:
         now = _now()
+        if self._profiler is not None:
+            self._profiler.stop()
+            self.kernels = _longest(self._profiler.key_averages())
+            return
         self.seconds.append(now - self._last)
         self._last = now
         self.memory |= _peaks()
@@ -238,6 +255,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
+
+
+def _longest(events: Any) -> list[dict[str, Any]]:
+    """Kernels by their time on the device, their names cut: what one runs in is often in them."""
+    kind = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    ordered = sorted(events, key=lambda one: -getattr(one, kind))[:KERNELS]
+    return [{"kernel": one.key[:100], "ms": getattr(one, kind) / 1e3, "calls": one.count} for one in ordered]
 
 
 def _now() -> float:
@@ -266,10 +290,11 @@ def _peaks() -> dict[str, float]:
 
 def tell(seen: Watch, steps: list[list[Row]], given: Given, **more: Any) -> None:
     """One line of JSON, the last on standard output."""
-    measured = [[one for row in step for one in row] for step in steps[given.warm_up :]]
+    counted = slice(given.warm_up, given.warm_up + given.steps)
+    measured = [[one for row in step for one in row] for step in steps[counted]]
     tokens, trained = ([count(step) for step in measured] for count in (_tokens, _trained))
     _say(
-        seconds=seen.seconds[given.warm_up :],
+        seconds=seen.seconds[counted],
         tokens=tokens,
         trained=trained,
         flops_a_token=flops_a_token(
@@ -277,6 +302,7 @@ def tell(seen: Watch, steps: list[list[Row]], given: Given, **more: Any) -> None
         ),
         losses=seen.losses,
         memory=seen.memory,
+        kernels=seen.kernels,
         device=torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
         versions={name: found for name in PACKAGES if (found := installed(name)) is not None},
         **more,
