@@ -358,8 +358,10 @@ def cost_lines(stages: Mapping[str, Any]) -> list[str]:
 
 
 def headline(folder: Path) -> list[str]:
-    """The comparison's one sentence, when there is one."""
+    """The comparison's one sentence, when there is one, and why a judge gives no verdict, where it gives none."""
     path = folder / "scores.json"
     if not path.is_file():
         return []
-    return [str(json.loads(path.read_text(encoding="utf-8"))["headline"])]
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    withheld = (scores.get("judge") or {}).get("withheld")
+    return [str(scores["headline"]), *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]

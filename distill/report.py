@@ -66,6 +66,7 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
         "extremes": comparison.extremes(scores),
         "trust": comparison.trust(scores, done, metrics) if scores else [],
         "metrics": metrics,
+        "judge": comparison.judge(scores),
         "benchmarks": comparison.benchmarks(scores.get("lm_eval") or {}),
         "notes": scores.get("notes") or [],
         "funnel": list(stages.placed(stages.funnel_bars(done))),

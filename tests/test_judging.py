@@ -125,7 +125,7 @@ def test_a_perfect_judge_passes_its_audit(fair):
 def test_the_headline_starts_with_the_verdict_and_has_the_base_in_it(fair):
     headline = fair[0]["headline"]
     assert headline.startswith(
-        "The student wins or ties on 25% of 24 prompts against the teacher (6 won, 0 tied; 95% CI "
+        "The student wins or ties on 25% of 24 prompts against the teacher (6 won, 0 tied, 95% CI "
     )
     assert "; the base does on 0%. " in headline
 
@@ -157,6 +157,7 @@ def test_a_judge_that_takes_the_longer_is_unmasked(tmp_path):
     audit, told = scores["judge"]["audit"], scores["judge"]["pairs"]["student:teacher"]
     assert audit["longer_wins"] == 1.0
     assert audit["longer_would_say"]["mean"] == pytest.approx(told["win_rate"]["mean"], abs=0.03)
+    assert "; the judge took the longer one 100% of the time, so it may judge length. " in scores["headline"]
 
 
 def test_a_judge_that_cannot_be_read_is_a_class_of_its_own(tmp_path):

@@ -298,6 +298,30 @@ def test_the_judges_audit_stands_beside_its_verdict(tmp_path: Path) -> None:
     assert "the judge is of two minds" in said
 
 
+def test_the_rate_at_equal_length_stands_beside_the_raw_one_or_why_there_is_none(tmp_path: Path) -> None:
+    pair = {"wins": 59, "ties": 0, "losses": 21, "unparsed": 2, "p": 0.0004, "win_rate": {"mean": 0.7375},
+            "length_controlled": {"mean": 0.63, "low": 0.34, "high": 0.85}, "length_note": None}  # fmt: skip
+    alone = {**pair, "length_controlled": None, "length_note": "the answers of one are hardly ever longer <b>"}
+    judge = {
+        "model": "j", "pairs": {"student:teacher": pair, "base:teacher": alone}, "withheld": "it is of two minds",
+        "student_minus_base": {"mean": 0.6, "low": 0.46, "high": 0.725},
+        "single": {"student": {"grade": {"mean": 6.25, "low": 6.0, "high": 6.5}, "unparsed": 3}},
+    }  # fmt: skip
+    change(write_run(tmp_path) / "scores.json", lambda scores: {**scores, "judge": judge})
+    report(tmp_path)
+    section = (tmp_path / "report.html").read_text().partition('<section id="judge">')[2].partition("</section>")[0]
+    said = " ".join(re.sub(r"<[^>]+>", " ", section).split())
+    assert "No verdict: it is of two minds." in said
+    assert "less the base’s: +60 points (+46 to +72)" in said
+    assert "student against teacher 59, 0, 21 2 74% &lt; 0.001 63% 34% to 85%" in said
+    assert "hardly ever longer &lt;b&gt;" in said
+    assert "Grades, 0 to 10: student 6.2 6.0 to 6.5 (3 unreadable)." in said
+
+
+def test_a_run_without_a_judge_has_no_table_of_verdicts(tmp_path: Path) -> None:
+    assert shape(write_run(tmp_path))["judge"] is None
+
+
 def test_a_mask_shows_what_is_trained(tmp_path: Path) -> None:
     session = {
         "id": "a",

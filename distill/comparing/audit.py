@@ -24,6 +24,8 @@ from distill.stats import (
 WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 MAX_UNPARSED = 0.2
 """The share of replies that cannot be read from which nothing is concluded."""
+BY_LENGTH = 0.9
+"""The share of its decisions that take the longer answer from which a judge is said to judge length, perhaps."""
 FAMILIES = (
     "gpt", "claude", "llama", "vicuna", "alpaca", "qwen", "mistral", "mixtral", "gemma", "gemini", "phi", "smollm",
     "deepseek", "command", "yi", "falcon", "olmo", "granite", "grok", "nemotron", "zephyr", "glm", "kimi",
@@ -54,7 +56,7 @@ def conclude(found: Found, told: Mapping[str, Any], seed: int, usd: float | None
         "single": _single(judged, seed),
         "audit": audit,
         "withheld": withheld,
-        "verdict": _verdict(main, base, told["model"]) if main is not None and withheld is None else None,
+        "verdict": _verdict(main, base, told["model"], audit or {}) if main is not None and withheld is None else None,
         "power": _power(_games(judged, MAIN), len(found.shared), usd) if main is not None else None,
     }
 
@@ -260,14 +262,21 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
     return None
 
 
-def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str) -> str:
+def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
     """How often the student does as well as the teacher in the judge's eyes, and how often the base does."""
     told: Interval = main["win_or_tie"]
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""
+    length = audit.get("longer_wins") or 0.0
+    doubt = (
+        f"; the judge took the longer one {length:.0%} of the time, so it may judge length"
+        if length >= BY_LENGTH
+        else ""
+    )
     return (
         f"The student wins or ties on {told.mean:.0%} of {told.n} prompts against the teacher ({main['wins']} won, "
-        f"{main['ties']} tied; 95% CI {told.low:.0%} to {told.high:.0%}), as {judge} judges in both orders{against}"
+        f"{main['ties']} tied, 95% CI {told.low:.0%} to {told.high:.0%}), as {judge} judges in both orders{against}"
+        f"{doubt}"
     )
 
 

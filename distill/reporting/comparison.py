@@ -168,6 +168,32 @@ def _measured(entry: Row) -> list[tuple[float, Category]]:
     return found
 
 
+# The judge
+
+
+def judge(scores: Row) -> dict[str, Any] | None:
+    """What the judge said of each pair, raw and at equal length, and its grades; None where there was none."""
+    told = scores.get("judge") or {}
+    pairs = [_judged_pair(name, pair) for name, pair in (told.get("pairs") or {}).items()]
+    single = (told.get("single") or {}).items()
+    grades = [(MODELS[model], interval_of(one.get("grade")), one.get("unparsed")) for model, one in single]
+    if not pairs and not grades:
+        return None
+    difference = interval_of(told.get("student_minus_base"))
+    return {"pairs": pairs, "grades": grades, "withheld": told.get("withheld"), "difference": difference}
+
+
+def _judged_pair(name: str, pair: Row) -> dict[str, Any]:
+    one, _, other = name.partition(":")
+    return {
+        "title": f"{one} against {other}",
+        **{key: finite(pair.get(key)) for key in ("wins", "ties", "losses", "unparsed", "p")},
+        "rate": interval_of(pair.get("win_rate")),
+        "equal": interval_of(pair.get("length_controlled")),
+        "why": pair.get("length_note"),
+    }
+
+
 # Tasks of the lm-evaluation-harness
 
 
