@@ -213,3 +213,49 @@ def test_a_rival_without_memory_is_a_line_and_no_fault_of_ours():
 )
 def test_a_cards_arithmetic_is_known_by_its_name(name, tflops):
     assert train_cuda._card(name, ASKED).tflops == tflops
+
+
+# Contenders that fail
+
+STAND_IN = """
+import json, sys
+given = json.loads(sys.argv[1])
+if given["recompute"] != "full":
+    print(json.dumps({"failed": "out of memory: 2 GiB", "out_of_memory": True}))
+elif given["best"]:
+    print(json.dumps({"recomputes": given["recompute"]}))
+else:
+    raise ValueError("no such attention")
+"""
+
+
+def stand_in(tmp_path, monkeypatch):
+    """Contenders that need memory, and one that breaks."""
+    (tmp_path / "cuda_trl.py").write_text(STAND_IN)
+    monkeypatch.setattr(train_cuda, "CONTENDERS", tmp_path)
+    return argparse.Namespace(**vars(ASKED), room_gb=24.0, profile=False, timeout=60.0)
+
+
+def test_a_rival_recomputes_as_little_as_memory_allows(tmp_path, monkeypatch, capsys):
+    asked = stand_in(tmp_path, monkeypatch)
+    assert train_cuda._contender("trl-best", asked) == {"recomputes": "full"}
+    assert capsys.readouterr().out.splitlines() == [
+        f"TRL, settings that suit it, recomputing {how}: out of memory: 2 GiB" for how in ("none", "selective")
+    ]
+
+
+def test_a_rival_that_breaks_is_told_by_its_error(tmp_path, monkeypatch):
+    found = train_cuda._contender("trl", stand_in(tmp_path, monkeypatch))
+    assert found["failed"] == "ValueError: no such attention"
+    assert any("cuda_trl.py" in line for line in found["complaint"])
+
+
+def test_memory_that_ends_is_told_as_such(capsys):
+    torch = pytest.importorskip("torch")
+    _, random_llama = contenders()
+    random_llama.tell_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (told["failed"], told["out_of_memory"]) == (
+        "out of memory: CUDA out of memory. Tried to allocate 2 GiB",
+        True,
+    )

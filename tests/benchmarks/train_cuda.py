@@ -204,11 +204,11 @@ def _head(whole: list[dict[str, Any]], card: Card, asked: argparse.Namespace) ->
     if whole:
         versions = ", ".join(f"{name} {version}" for name, version in whole[0]["versions"].items())
         yield f"Python {whole[0]['python']}, {versions}"
-    layers = f", {asked.layers} layers" if asked.layers else ""
+    layers = f", layers: {asked.layers}" if asked.layers else ""
     yield (
-        f"{asked.shape}{layers}, NF4 with double quantisation, LoRA r 64 on all linear layers; {asked.rows} rows of "
-        f"{asked.length:,} tokens a step ({asked.sessions} sessions); median of {asked.steps} steps after "
-        f"{asked.warm_up}, {asked.rounds} round{'s' if asked.rounds > 1 else ''}"
+        f"{asked.shape}{layers}, NF4 with double quantisation, LoRA r 64 on all linear layers; rows a step: "
+        f"{asked.rows}, of {asked.length:,} tokens ({asked.sessions} sessions); median of {asked.steps} steps, after "
+        f"{asked.warm_up} to warm up; rounds: {asked.rounds}"
     )
 
 
