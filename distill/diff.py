@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
+from distill.comparing.benchmarks import Said, said_by_student
 from distill.errors import RunFolderError
 from distill.rows import read_jsonl
 from distill.run import read_record
@@ -27,6 +28,7 @@ WIN_RATE = "win_rate"
 WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 Row = Mapping[str, Any]
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Compared:
     """Lines of answers.jsonl by prompt."""
     scores: Row
     record: Row
+    tasks: Mapping[str, Said] = field(default_factory=dict)
+    """What its student said to tasks of the lm-evaluation-harness."""
 
     @property
     def trained_on(self) -> int | None:
@@ -66,7 +70,8 @@ def read(folder: Path) -> Compared:
         told = json.loads(scores.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFolderError(f"{scores} is not JSON ({error}); type: distill compare {folder}") from error
-    return Compared(folder, {_key(row): row for row in read_jsonl(answers)}, told, record)
+    rows = {_key(row): row for row in read_jsonl(answers)}
+    return Compared(folder, rows, told, record, said_by_student(folder, told))
 
 
 def _key(row: Row) -> str:
@@ -134,6 +139,12 @@ def _warnings(one: Compared, other: Compared) -> Iterator[str]:
         names = [(run.scores.get("models") or {}).get(role, {}).get("model") for run in (one, other)]
         if names[0] != names[1]:
             yield f"the {role} is another: {names[0] or 'none'}, against {names[1] or 'none'}"
+    ways = [
+        {key: (run.scores.get("lm_eval") or {}).get(key) for key in ("package", "shots", "chat")}
+        for run in (one, other)
+    ]
+    if one.tasks and other.tasks and ways[0] != ways[1]:
+        yield f"the tasks of lm-eval were done in other ways: {ways[0]}, against {ways[1]}"
     judges = [(run.scores.get("judge") or {}).get("model") for run in (one, other)]
     if judges[0] != judges[1]:
         yield f"the judge is another: {judges[0] or 'none'}, against {judges[1] or 'none'}"
@@ -144,7 +155,13 @@ def _changes(one: Compared, other: Compared, common: Sequence[str]) -> list[Chan
     for measure, title, better in _measures(one, other):
         pairs = {key: pair for key in common if (pair := _pair(one, other, key, measure)) is not None}
         if pairs:
-            found.append(_change(measure, title, better, pairs, one.rows))
+            kinds = {key: str(one.rows[key].get("category", "all")) for key in pairs}
+            found.append(_change(measure, title, better, pairs, kinds))
+    for name, said in one.tasks.items():
+        theirs = other.tasks[name].values if name in other.tasks else {}
+        both = {at: (value, theirs[at]) for at, value in said.values.items() if at in theirs}
+        if both:
+            found.append(_change(name, f"{said.title} ({len(both)} documents)", said.better, both, {}))
     tested = [change.p for change in found if change.p is not None]
     adjusted = iter(holm(tested))
     return [_judged(change, next(adjusted) if change.p is not None else None) for change in found]
@@ -166,7 +183,7 @@ def _pair(one: Compared, other: Compared, key: str, measure: str) -> tuple[float
 
 
 def _change(
-    measure: str, title: str, better: str, pairs: Mapping[str, tuple[float, float]], rows: Mapping[str, Row]
+    measure: str, title: str, better: str, pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]
 ) -> Change:
     first, second = zip(*pairs.values(), strict=True)
     difference = paired_difference(second, first, seed=SEED)
@@ -174,7 +191,7 @@ def _change(
     word = _direction(better, first, second, difference)
     return Change(
         measure, title, fmean(first), fmean(second), difference, sign_flip_p(second, first, seed=SEED), None, word,
-        _by_category(pairs, rows),
+        _by_category(pairs, kinds),
     )  # fmt: skip
 
 
@@ -198,10 +215,10 @@ def _plain(change: Change) -> dict[str, Any]:
     return {name: getattr(change, name) for name in Change.__slots__}
 
 
-def _by_category(pairs: Mapping[str, tuple[float, float]], rows: Mapping[str, Row]) -> dict[str, Any]:
+def _by_category(pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]) -> dict[str, Any]:
     members: dict[str, list[tuple[float, float]]] = {}
     for key, pair in pairs.items():
-        members.setdefault(str(rows[key].get("category", "all")), []).append(pair)
+        members.setdefault(kinds.get(key, "all"), []).append(pair)
     if len(members) < 2:
         return {}
     told: dict[str, Any] = {}
@@ -312,7 +329,7 @@ def _change_line(change: Row) -> str:
 
 def _numbers(difference: Any, p_holm: float | None) -> str:
     told = asdict(difference) if isinstance(difference, Difference) else difference
-    p = "" if p_holm is None else f", p {p_holm:.3f} adjusted"
+    p = "" if p_holm is None else f", p {p_holm:.3f} adjusted" if p_holm >= 0.001 else ", p < 0.001 adjusted"
     return f"{told['mean']:+.3f} (95% CI {told['low']:+.3f} to {told['high']:+.3f}{p})"
 
 

@@ -195,7 +195,9 @@ def _result(run: Path, record: Mapping[str, Any], *, fresh: bool) -> str:
         or compared != stages.get("train", {}).get("outputs", {}).get("student")
     ):
         return "## Result\n\nNot compared with its base and its teacher yet."
-    rows = [_measure(entry) for entry in scores.get("metrics", {}).values() if isinstance(entry, dict)]
+    tasks = (scores.get("lm_eval") or {}).get("entries") or {}
+    entries = (*scores.get("metrics", {}).values(), *tasks.values())
+    rows = [_measure(entry) for entry in entries if isinstance(entry, dict)]
     head = ("measure", "base", "student", "teacher", "teacher again", "gap closed")
     lines = [
         plain(scores.get("headline", ""), longest=2_000),

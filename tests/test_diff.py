@@ -156,3 +156,33 @@ def test_hidden_characters_of_answers_are_shown(tmp_path):
     assert "\u202e" not in shown
     assert "\x1b" not in shown
     assert "⟦U+202E⟧" in shown
+
+
+def write_tasks(run: Path, values: list[float], **setting) -> Path:
+    """What its student said to a task of the lm-evaluation-harness, beside an older row that counts no more."""
+    documents = [{"id": n, "hash": f"h{n}", "values": {"acc,none": value}} for n, value in enumerate(values)]
+    row = {"key": "now", "task": "order", "version": "1.0", "higher": {"acc": True}, "documents": documents}
+    (run / "lm_eval").mkdir()
+    write_rows(run / "lm_eval" / "student.jsonl", [{**row, "key": "before", "documents": []}, row])
+    scores = json.loads((run / "scores.json").read_text())
+    write_json(run / "scores.json", {**scores, "lm_eval": {"said": ["now"], "shots": None, "chat": False, **setting}})
+    return run
+
+
+def test_tasks_of_the_harness_pair_by_document(tmp_path):
+    first = write_tasks(write_run(tmp_path / "a", lambda n: 0.2), [1.0] * 30)
+    second = write_tasks(write_run(tmp_path / "b", lambda n: 0.2), [0.0] * 25)
+    found = told(first, second)
+    task = change(found, "order acc,none")
+    assert (task["title"], task["verdict"], task["difference"]["n"]) == ("order: acc (25 documents)", "worse", 25)
+    assert (
+        "  order: acc (25 documents): 1.000 → 0.000  -1.000 (95% CI -1.000 to -1.000, p < 0.001 adjusted)  worse"
+        in (list(held.lines(found)))
+    )
+    assert found["warnings"] == []
+
+
+def test_tasks_that_were_done_in_other_ways_are_warned_of(tmp_path):
+    first = write_tasks(write_run(tmp_path / "a", lambda n: 0.2), [1.0] * 8)
+    second = write_tasks(write_run(tmp_path / "b", lambda n: 0.2), [1.0] * 8, chat=True)
+    assert any("the tasks of lm-eval were done in other ways" in warning for warning in told(first, second)["warnings"])

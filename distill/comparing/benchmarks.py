@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +47,30 @@ def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness
     work = _Work(folder, setting, harness)
     rows = {model: {name: work.of(model, name, asked) for name in options.tasks} for model in SIDES}
     work.release()
-    return {"package": package, **options.model_dump(), **entries(options.tasks, rows, seed)}
+    said = [row["key"] for some in rows["student"].values() for row in some]
+    return {"package": package, **options.model_dump(), "said": said, **entries(options.tasks, rows, seed)}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The student's numbers by one measure of a task, by document."""
+
+    title: str
+    better: str
+    values: Mapping[tuple[int, str], float]
+
+
+def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, Said]:
+    """What the student said to the tasks that scores.json tells of, by task and measure."""
+    known = _known(folder / FOLDER / "student.jsonl")
+    found: dict[str, Said] = {}
+    for row in (known[key] for key in (scores.get("lm_eval") or {}).get("said") or () if key in known):
+        for measure in _measures([row]):
+            values = {
+                (one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]
+            }
+            found[f"{row['task']} {measure}"] = Said(_title(row["task"], measure), _better([row], measure), values)
+    return found
 
 
 class _Work:
@@ -64,7 +88,7 @@ class _Work:
         path = self._kept / f"{model}.jsonl"
         weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
         key = partial(_key, weights, *asked)
-        known = _known(path)
+        known = _mended(path)
         if (whole := known.get(key("name", name))) is not None:
             return [known[key("task", task)] for task in whole["tasks"]]
         path.parent.mkdir(exist_ok=True)
@@ -117,14 +141,17 @@ def _key(*told: Any) -> str:
 
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
-    """What is kept, by its key; a row that a kill has cut off is taken out of the file."""
-    if not path.is_file():
-        return {}
-    rows = [_row(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    whole = {row["key"]: row for row in rows if row is not None}
-    if None in rows:
-        write_rows(path, whole.values())
-    return whole
+    """What is kept, by its key, without a row that a kill has cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {row["key"]: row for row in map(_row, lines) if row is not None}
+
+
+def _mended(path: Path) -> dict[str, dict[str, Any]]:
+    """The same, with that row taken out of the file, so that the next one does not continue it."""
+    known = _known(path)
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        write_rows(path, known.values())
+    return known
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -182,22 +209,31 @@ def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], seed: int) -> dict[str, Any]:
-    metric, _, how = measure.rpartition(",")
     pairs = {base["task"]: _pairs(measure, base, student) for base, student in zip(*rows.values(), strict=True)}
     pooled = [pair for some in pairs.values() for pair in some]
     parts = {task: {"n": len(some), **_figures(some, seed)} for task, some in pairs.items() if some}
     every = sum(measure in document["values"] for row in rows["base"] for document in row["documents"])
-    higher = next((row["higher"].get(metric) for row in rows["base"] if metric in row["higher"]), None)
     versions = ", ".join(dict.fromkeys(f"{row['task']} {row['version']}" for row in rows["base"]))
     return {
-        "title": f"{name}: {metric}" + ("" if how == "none" else f" ({how})"),
+        "title": _title(name, measure),
         "unit": "mean over documents",
-        "better": "" if higher is None else "higher" if higher else "lower",
+        "better": _better(rows["base"], measure),
         "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MOST_TOLD],
         "note": None if len(pooled) == every else f"documents without a number of both: {every - len(pooled)}",
         **_figures(pooled, seed),
         "categories": _adjusted(parts) if len(parts) > 1 else {},
     }
+
+
+def _title(name: str, measure: str) -> str:
+    metric, _, how = measure.rpartition(",")
+    return f"{name}: {metric}" + ("" if how == "none" else f" ({how})")
+
+
+def _better(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
+    metric = measure.rpartition(",")[0]
+    higher = next((row["higher"][metric] for row in rows if metric in row["higher"]), None)
+    return "" if higher is None else "higher" if higher else "lower"
 
 
 def _pairs(measure: str, base: Mapping[str, Any], student: Mapping[str, Any]) -> list[tuple[float, float]]:
