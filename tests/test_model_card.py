@@ -113,7 +113,7 @@ def test_tasks_that_base_and_student_did_are_on_the_card(run):
         "by": {"base": {"mean": 0.5}, "student": {"mean": 0.25}},
     }
     change(run / "scores.json", lambda scores: {**scores, "lm_eval": {"entries": {"arc_easy acc,none": task}}})
-    assert "| arc_easy: acc (mean over documents) | 0.500 | 0.250 | — | — | — |" in model_card.card(run)
+    assert "| arc\\_easy: acc (mean over documents) | 0.500 | 0.250 | — | — | — |" in model_card.card(run)
 
 
 def test_a_comparison_of_another_student_is_not_on_the_card(run):
