@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import pytest
 
@@ -44,6 +45,28 @@ def test_a_step_gives_the_same_compiled_whatever_is_computed_again(tiny, fused):
     assert found == pytest.approx(expected, abs=1e-5)
     for name, gradient in plain.items():
         assert (gradient - compiled[name]).abs().max() <= 1e-4 * max(1.0, gradient.abs().max()), name
+
+
+def test_a_part_is_compiled_for_any_length_thread_and_state_at_once(fused):
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    assert fused.fuse(CPU, torch.float32, hidden=64, intermediate=128) is None
+    assert counters["stats"]["unique_graphs"] == 2 * len(fused._plain)
+
+    def use(rows):
+        for name in fused._plain:
+            given = fused._example(name, (1, rows, 64), (rows, 128), CPU, torch.float32)
+            getattr(fused, name)(*(one.requires_grad_() if torch.is_tensor(one) else one for one in given))
+
+    use(100)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        use(333)
+    other = threading.Thread(target=use, args=(500,))
+    other.start()
+    other.join()
+    assert counters["stats"]["unique_graphs"] == 2 * len(fused._plain)
 
 
 def test_where_the_compiler_is_missing_nothing_is_compiled_and_the_reason_is_told(fused):

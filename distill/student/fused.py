@@ -39,13 +39,16 @@ def _part(function: Part) -> Part:
 
     @wraps(function)
     def run(first: Tensor, *others: Any) -> Any:
-        kind = first.device.type
-        if (compiled := _compiled.get((name, kind))) is None:
-            return function(first, *others)
-        with torch.autocast(kind, enabled=False):  # its state would have to be compiled for
-            return compiled(*(one.detach() if isinstance(one, Tensor) else one for one in (first, *others)))
+        compiled = _compiled.get((name, first.device.type))
+        return function(first, *others) if compiled is None else _called(compiled, [first, *others])
 
     return run  # type: ignore[return-value]
+
+
+def _called(compiled: Callable[..., Any], given: list[Any]) -> Any:
+    """Always in the same state of torch, for each other one would be compiled for anew, and differ between runs."""
+    with torch.no_grad(), torch.autocast(given[0].device.type, enabled=False):
+        return compiled(*(one.detach() if isinstance(one, Tensor) else one for one in given))
 
 
 @_part
@@ -100,7 +103,7 @@ def fuse(device: torch.device, dtype: torch.dtype, *, hidden: int, intermediate:
             made[name, device.type] = compiled = torch.compile(function)
             for rows in ROWS:
                 given = _example(name, (1, rows, hidden), (rows, intermediate), device, dtype)
-                if not _agree(function(*_copies(given)), compiled(*_copies(given)), TOLERANCE[dtype]):
+                if not _agree(function(*_copies(given)), _called(compiled, _copies(given)), TOLERANCE[dtype]):
                     return f"{name} gives other numbers when it is compiled"
     except _FAULTS as error:
         return first_line(error)

@@ -263,6 +263,9 @@ def _notes(found: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
                 f"{one['memory']['card']:.2f} GB of the card taken at most, {one['memory']['loading']:.2f} GB "
                 f"allocated while the model was made{formula if by_parts else ''}"
             )
+            if own := one.get("lean"):
+                counts = ", ".join(f"{kind} {count}" for kind, count in own.items())
+                yield f"{NAMES[name]}: modules that compute by its own functions: {counts}"
             yield from (f"{NAMES[name]} said: {line}" for line in one["said"])
             if one.get("kernels"):
                 yield table([{**kernel, "ms": f"{kernel['ms']:.2f}"} for kernel in one["kernels"]])
