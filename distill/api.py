@@ -39,7 +39,9 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
     """Run a recipe from where it stands to its report, or those `stages` alone; returns the run, opened.
 
     `source` is a recipe's path, a shipped recipe's name, what a recipe's file holds, a loaded recipe, or a run. Stages
-    that are current are skipped, and bought answers never bought again. Lines and progress go to standard error.
+    that are current are skipped, and bought answers never bought again. Lines and progress go to standard error. The
+    options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait, fresh and
+    quiet.
 
     Raises `DistillError`, one line to be read: `RecipeError` for the recipe or an option, `StageIncomplete` where a
     stage before is missing or too much has failed, `BudgetStop` at the end of the budget, `Interrupted` after Ctrl-C

@@ -117,6 +117,37 @@ def test_a_run_killed_between_checkpoints_ends_with_the_very_weights_of_an_unint
     assert (result.steps, result.final_loss) == (whole[1].steps, whole[1].final_loss)
 
 
+class Impatient:
+    """Presses Ctrl-C, so often, while a step is shown."""
+
+    def __init__(self, step: int, times: int = 1) -> None:
+        self.step, self.times = step, times
+
+    def update(self, done, total=None, note=""):
+        while done == self.step and self.times:
+            self.times -= 1
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("after", [4, 8], ids=["in the middle", "in the last step"])
+def test_ctrl_c_saves_the_step_that_is_made_and_the_run_ends_with_the_same_weights(whole, tiny, tmp_path, after):
+    folder = tmp_path / "student"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tiny, options=WATCHED, progress=Impatient(after))
+    assert not (folder / "base.json").exists()
+    _, said = run(folder, tiny, options=WATCHED)
+    assert said[0] == f"going on from step {after + 1}"
+    assert_same(folder, whole[0])
+
+
+def test_a_second_ctrl_c_leaves_without_saving(tiny, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, tiny, options=WATCHED, progress=Impatient(4, times=2))
+    assert (tmp_path / "checkpoints/checkpoint-2").exists()
+    assert not (tmp_path / "checkpoints/checkpoint-4").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_half_written_and_damaged_checkpoints_are_passed_over_for_the_one_before(whole, killed, tiny, tmp_path):
     folder = shutil.copytree(killed, tmp_path / "student")
     damaged = shutil.copytree(folder / "checkpoints/checkpoint-4", folder / "checkpoints/checkpoint-8")

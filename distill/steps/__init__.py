@@ -49,6 +49,7 @@ TRAIN_SOURCES = tuple(
         "guards",
         "held",
         "identity",
+        "interrupt",
         "layout",
         "lines",
         "log",

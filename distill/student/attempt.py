@@ -20,6 +20,7 @@ from distill.student.examples import Examples
 from distill.student.gradients import require_right_gradients
 from distill.student.guarded import Guarded
 from distill.student.guards import Quarantine, Quarantined, Spikes, most_quarantined
+from distill.student.interrupt import Interrupt
 from distill.student.lines import append, whole_rows
 from distill.student.log import TRAIN_LOG, Log, quarantine_row
 from distill.student.options import TrainOptions
@@ -89,7 +90,10 @@ def attempt(
         trainer.add_callback(tracker)
     trainer.add_callback(log)
     best = _watch(job, trainer, checkpoints, log, say)
-    trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
+    interrupt = Interrupt(say)
+    trainer.add_callback(interrupt)
+    with interrupt.heard():
+        trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
     trainer.accelerator.wait_for_everyone()
     best_step = best.load(trainer.model, log.events) if best is not None else None
     save(trainer, job.tokenizer, job.template, job.told, job.folder, first=first)

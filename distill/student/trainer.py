@@ -81,11 +81,11 @@ def train(
 
     Every row passes the mask gate before anything is loaded or written; `show` is given some of them.
 
-    A run that was stopped, even by SIGKILL, goes on from its last whole checkpoint and ends with the very weights of
-    an uninterrupted one (on the same machine). `fresh` starts over instead. `callbacks` hear of the trainer's events
-    before ours do. Raises `MaskError` at a fault in a mask, `RunFolderError` when data, options or base have changed
-    since the last checkpoint (it says what) or the disk is full, `ModelError` when the base cannot be read or too many
-    steps are bad, `DistillError` when nothing is left to train on.
+    A run that was stopped, even by SIGKILL, goes on from its last whole checkpoint and ends with the very weights of an
+    uninterrupted one (on the same machine); Ctrl-C saves the step that is being made. `fresh` starts over instead.
+    `callbacks` hear of the trainer's events before ours do. Raises `MaskError` at a fault in a mask, `RunFolderError`
+    when data, options or base have changed since the last checkpoint (it says what) or the disk is full, `ModelError`
+    when the base cannot be read or too many steps are bad, `DistillError` when nothing is left to train on.
     """
     tell = say or _nothing
     require_trackers(options.report_to)
