@@ -1,7 +1,7 @@
 """How much memory training takes, by formula, and how to lay it out on a GPU; loads no torch.
 
 The terms are those of a step as `kernels` and `attention` compute it. tests/benchmarks/train_memory.py holds the sum
-against what three trainings take on a CPU.
+against what four trainings take on a CPU.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ LIBRARY_BYTES = {"cpu": 0.6e9, "cuda": 0.7e9}
 """The interpreter, torch, transformers, TRL and bitsandbytes; on a GPU its context and the libraries' workspaces."""
 LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 """Of float32 logits that exist at a time; `kernels` takes as many rows of the output head at once."""
-HOLES = {"cpu": 2.0, "cuda": 1.04}
-"""What the allocator takes for activations. glibc's heap keeps about as much again in holes between them, where they
-are under 32 MB each: fitted to the peaks of four trainings, so roughly right; torch's own on a GPU has segments that
-grow."""
+GPU_HOLES = 0.04
+"""Of the activations, what a GPU's allocator takes besides, with segments that grow."""
+HEAP_HOLES, LAYERS_OF_HOLES = 1.0, 4
+"""What glibc's heap keeps in holes below 32 MB: as much again as the activations of layers that are kept whole, and,
+where layers are computed again, what four of them take while they are. Fitted to the peaks of six trainings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def estimate(shape: Shape, training: Training) -> Memory:
     return Memory(
         base=_base(shape, training),
         learning=_learning_weights(shape, training) * LEARNING_BYTES[training.optimizer],
-        activations=activation_bytes(shape, training) * HOLES[training.device],
+        activations=activation_bytes(shape, training) + _holes(shape, training),
         working=max(_layer_working(shape, training), _head_working(shape, training)),
         library=LIBRARY_BYTES[training.device],
     )
@@ -167,6 +168,16 @@ def activation_bytes(shape: Shape, training: Training) -> float:
     again = min(training.recomputed, shape.layers)
     a_token = (shape.layers - again) * whole + again * least + (whole if again else 0)
     return training.tokens * a_token
+
+
+def _holes(shape: Shape, training: Training) -> float:
+    """What the allocator keeps between activations."""
+    if training.device == "cuda":
+        return GPU_HOLES * activation_bytes(shape, training)
+    whole, _ = layer_bytes_a_token(shape, training)
+    again = min(training.recomputed, shape.layers)
+    kept = HEAP_HOLES * (shape.layers - again) * training.tokens * whole
+    return kept + (LAYERS_OF_HOLES * (training.tokens * whole + _layer_working(shape, training)) if again else 0)
 
 
 def layer_bytes_a_token(shape: Shape, training: Training) -> tuple[float, float]:
