@@ -314,7 +314,8 @@ def status_lines(folder: Path) -> list[str]:
 def benchmark_lines(folder: Path) -> list[str]:
     """What base and student did of the lm-evaluation-harness, a measure a line."""
     told = (read_json(folder / "scores.json") or {}).get("lm_eval") or {}
-    return [_benchmark_line(entry) for entry in (told.get("entries") or {}).values()]
+    notes = [f"lm-eval  {visible(note)}" for note in told.get("notes") or []]
+    return [_benchmark_line(entry) for entry in (told.get("entries") or {}).values()] + notes
 
 
 def _benchmark_line(entry: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Tasks for the lm-evaluation-harness whose documents lie here: choices, free text, and one that runs code."""
+"""Tasks for the lm-evaluation-harness whose documents lie here: choices, free text, and two that are refused."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ def write_tasks(folder: Path) -> Any:
     rows.write_text("".join(f"{json.dumps(row)}\n" for row in DOCUMENTS), encoding="utf-8")
     data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {rows}}}}}\ntest_split: test\n"
     runs = SAID.replace("task: said\ntag: ours", "task: runs_code\nunsafe_code: true")
-    for name, text in (("order", CHOICES), ("said", SAID), ("runs_code", runs)):
+    fetches = SAID.replace("task: said\ntag: ours", "task: fetches").replace(
+        "metric: exact_match", "metric: accuracy, hf_evaluate: true"
+    )
+    for name, text in (("order", CHOICES), ("said", SAID), ("runs_code", runs), ("fetches", fetches)):
         (folder / f"{name}.yaml").write_text(text + data, encoding="utf-8")
     return TaskManager(include_path=str(folder), include_defaults=False)

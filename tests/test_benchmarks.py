@@ -131,6 +131,20 @@ def test_show_says_what_the_student_lost(tmp_path):
     ]
 
 
+def test_a_task_without_a_number_for_one_document_says_so(tmp_path):
+    run = write_run(tmp_path)
+    rows = {
+        side: {"wikitext": [{**row("wikitext", []), "left_out": ["word_perplexity"]}]} for side in ("base", "student")
+    }
+    scores = json.loads((run / "scores.json").read_text())
+    write_json(run / "scores.json", {**scores, "lm_eval": entries(["wikitext"], rows, 7)})
+    note = "wikitext: word_perplexity has no value for one document, so no pairs"
+    assert benchmark_lines(run) == [f"lm-eval  {note}"]
+    report(run)
+    section = (run / "report.html").read_text().partition('<section id="benchmarks">')[2].partition("</section>")[0]
+    assert (note in section, "<table" in section) == (True, False)
+
+
 def test_a_comparison_without_tasks_shows_none(tmp_path):
     run = write_run(tmp_path)
     assert (benchmark_lines(run), shape(run)["benchmarks"]) == ([], None)
@@ -258,6 +272,23 @@ def test_another_limit_or_another_student_runs_anew(run, harness, tmp_path, caps
 def test_a_task_that_runs_code_is_refused(harness):
     with pytest.raises(RecipeError, match="runs_code runs code that the model writes, so it is refused"):
         harness.tasks("runs_code")
+
+
+@needs_harness
+@harness_warnings
+def test_a_metric_whose_code_is_on_the_hub_is_not_fetched(harness, monkeypatch):
+    import requests
+
+    asked = []
+
+    def request(self, method, url, **options):
+        asked.append(url)
+        raise requests.ConnectionError(url)
+
+    monkeypatch.setattr(requests.Session, "request", request)
+    with pytest.raises(RecipeError, match="fetches measures by accuracy, whose code is on the Hub and is not fetched"):
+        harness.tasks("fetches")
+    assert asked == []
 
 
 @needs_harness

@@ -201,13 +201,14 @@ def benchmarks(told: Row) -> dict[str, Any] | None:
     """The table of tasks that base and student did."""
     rows = [metric_of(name, entry) for name, entry in (told.get("entries") or {}).items()]
     keys = ("package", "limit", "chat")
-    return {**{key: told.get(key) for key in keys}, "rows": rows, "notes": told.get("notes") or []} if rows else None
+    notes = told.get("notes") or []
+    return {**{key: told.get(key) for key in keys}, "rows": rows, "notes": notes} if rows or notes else None
 
 
 def _fell(told: Row) -> str | None:
     """Which tasks the student does worse than its base: what training cost."""
     found = benchmarks(told)
-    if found is None:
+    if found is None or not found["rows"]:
         return None
     clear = [row for row in found["rows"] if row.judgement in ("better", "worse")]
     fell = [f"{row.title} {fixed(row.difference.mean, 2, signed=True)}" for row in clear if row.judgement == "worse"]

@@ -1,7 +1,7 @@
 """Runs tasks of EleutherAI's lm-evaluation-harness (the package `lm_eval`) on a model of this process.
 
-Tasks are taken by their names from the package's own index: a name is never read as a path, data sets bring no code,
-and tasks that execute what a model writes are refused.
+Tasks are taken by their names from the package's own index: a name is never read as a path. Nothing brings code of its
+own: not a data set, not a metric of the Hub; and tasks that execute what a model writes are refused.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ class Harness:
 
     def __init__(self, manager: Any = None) -> None:
         """`manager`: an index other than the package's own."""
+        import evaluate
+
+        evaluate.config.HF_EVALUATE_OFFLINE = True  # else a metric's code would come from the Hub
         if manager is None:
             from lm_eval.tasks import TaskManager
 
@@ -83,6 +86,12 @@ class Harness:
                 raise DistillError(f"compare.lm_eval: {name} cannot be loaded: {first_line(error)}") from error
         for each, task in found.items():
             _require_harmless(each, getattr(task, "UNSAFE_CODE", None))
+            lacking = [metric for metric, by in getattr(task, "_metric_fn_list", {}).items() if by is None]
+            if lacking:
+                raise RecipeError(
+                    f"compare.lm_eval: {each} measures by {lacking[0]}, whose code is on the Hub and is not fetched; "
+                    "take it out"
+                )
         return found
 
 
