@@ -1,4 +1,4 @@
-"""Tasks for the lm-evaluation-harness whose documents lie here: choices, free text, and two that are refused."""
+"""Tasks for the lm-evaluation-harness whose documents lie here: choices, free text, and three that are refused."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ def write_tasks(folder: Path) -> Any:
     fetches = SAID.replace("task: said\ntag: ours", "task: fetches").replace(
         "metric: exact_match", "metric: accuracy, hf_evaluate: true"
     )
-    for name, text in (("order", CHOICES), ("said", SAID), ("runs_code", runs), ("fetches", fetches)):
+    needs = SAID.replace("task: said\ntag: ours", "task: needs").replace('"{{choices[0]}}"', "!function more.answer")
+    (folder / "more.py").write_text("import a_package_that_nobody_has\n", encoding="utf-8")
+    tasks = {"order": CHOICES, "said": SAID, "runs_code": runs, "fetches": fetches, "needs": needs}
+    for name, text in tasks.items():
         (folder / f"{name}.yaml").write_text(text + data, encoding="utf-8")
     return TaskManager(include_path=str(folder), include_defaults=False)

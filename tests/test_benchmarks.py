@@ -293,6 +293,15 @@ def test_a_metric_whose_code_is_on_the_hub_is_not_fetched(harness, monkeypatch):
 
 @needs_harness
 @harness_warnings
+def test_a_task_that_needs_another_package_says_so(harness):
+    with pytest.raises(
+        MissingPackage, match="needs needs more than lm_eval: ModuleNotFoundError: No module named 'a_pac"
+    ):
+        harness.tasks("needs")
+
+
+@needs_harness
+@harness_warnings
 def test_an_unknown_task_is_told_with_the_nearest(harness):
     with pytest.raises(RecipeError, match='unknown task "ordre"; did you mean "order"'):
         harness.require(["ordre"])

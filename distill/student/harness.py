@@ -15,7 +15,7 @@ from io import StringIO
 from logging import ERROR, getLogger
 from typing import Any
 
-from distill.errors import DistillError, RecipeError
+from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.student.quiet import first_line, quietly
 
 SEED, FEWSHOT_SEED = 0, 1234
@@ -76,12 +76,17 @@ class Harness:
     def tasks(self, name: str) -> dict[str, Any]:
         """The tasks that a name stands for, by their own names; fetches their documents.
 
-        Raises as `require`, and `DistillError` where a data set cannot be had.
+        Raises as `require`, `MissingPackage` where a task needs another, `DistillError` without its documents.
         """
         self.require([name])
         with _quiet_harness():
             try:
                 found: dict[str, Any] = self._manager.load([name])["tasks"]
+            except ModuleNotFoundError as error:
+                raise MissingPackage(
+                    f"compare.lm_eval: {name} needs more than lm_eval: {first_line(error)}; install it, or what "
+                    "lm_eval calls the kind of task: pip install 'lm_eval[ifeval]', 'lm_eval[math]' …"
+                ) from error
             except Exception as error:  # every data set fails in its own way
                 raise DistillError(f"compare.lm_eval: {name} cannot be loaded: {first_line(error)}") from error
         for each, task in found.items():
