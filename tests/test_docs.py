@@ -13,7 +13,9 @@ import pytest
 import typer
 import yaml
 
+import distill
 from distill import cli, smoke
+from distill.api import Options
 from distill.catalogue import load_recipe
 from distill.database import _SCHEMA, _SENDS, VERSION
 from distill.export import MODELS
@@ -142,6 +144,14 @@ def test_the_table_of_commands_names_every_command_and_no_other():
 def test_the_readme_names_every_part(shelf):
     text = README.read_text(encoding="utf-8")
     assert [name for name in shelf if f"`{name}`" not in text] == []
+
+
+def test_the_table_of_python_names_is_whole():
+    page = (ROOT / "distill" / "README.md").read_text(encoding="utf-8")
+    told = page.partition("## From Python")[2].partition("\n## ")[0]
+    members = [name for name in dir(distill.RunFolder) if not name.startswith("_") and name != "rows"]
+    names = [*distill._PUBLIC, *members, *Options.__annotations__]
+    assert [name for name in names if f"`{name}" not in told] == []
 
 
 def test_the_journals_schema_is_told_whole():
