@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from distill import console
+from distill import console, processes
 from distill.errors import DistillError, Interrupted, RecipeError, disk_fault
 
 app = typer.Typer(
@@ -557,6 +557,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; a `DistillError` becomes one line."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     signal.signal(signal.SIGTERM, _as_interrupt)
+    processes.share_cores()
     sys.exit(_code(arguments))
 
 
