@@ -6,6 +6,7 @@ that a comparison which was killed runs no task twice.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -36,8 +37,8 @@ MOST_TOLD = 300
 def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness | None = None) -> dict[str, Any]:
     """What scores.json says of the tasks, after base and student have done those that are not known yet.
 
-    The package is installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for
-    one that fails.
+    The package is installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one that
+    fails.
     """
     from distill.student.harness import Setting
 
@@ -133,7 +134,13 @@ class _Work:
 
     def release(self) -> None:
         """Let go of the model."""
-        self._loaded.clear()
+        if self._loaded:
+            import torch
+
+            self._loaded.clear()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _key(*told: Any) -> str:
