@@ -12,6 +12,8 @@ from transformers import TrainerCallback
 
 from distill import processes
 
+WAITING = "interrupted: this step is finished and saved first; Ctrl-C again leaves at once"
+
 
 class Interrupt(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """The first Ctrl-C ends training after a checkpoint of the step that is being made, the second ends it at once."""
@@ -38,13 +40,13 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]  # the library has no ty
             raise KeyboardInterrupt
 
     def _take(self, *_: Any) -> None:
-        """Prints nothing: it may be called in the midst of a print."""
+        """Says so in another thread, for this one may be in the midst of a print."""
         if self._came:
             raise KeyboardInterrupt
         self._came = True
+        threading.Thread(target=self._say, args=[WAITING], daemon=True).start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and end, where Ctrl-C came."""
         if self._came:
-            self._say(f"interrupted: saving step {state.global_step} of {state.max_steps}; Ctrl-C again leaves at once")
             control.should_save = control.should_training_stop = True
