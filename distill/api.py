@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TypedDict, Unpack
 
-from distill import console, loops, pipeline
+from distill import console, loops, pipeline, processes
 from distill.catalogue import Overrides, Source
 from distill.errors import Interrupted, disk_fault
 from distill.run_folder import RunFolder, open_run
@@ -47,6 +47,7 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
     stage before is missing or too much has failed, `BudgetStop` at the end of the budget, `Interrupted` after Ctrl-C
     (with what is finished kept: call again to go on), and those of the stages.
     """
+    processes.share_cores()
     run_dir = options.get("run_dir")
     with _told(), console.silenced() if options.get("quiet") else nullcontext():
         folder = pipeline.run_recipe(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from distill import processes
 from distill.catalogue import load_recipe, require_training_packages
 from distill.embedded import read_json
 from distill.errors import MissingPackage, RunFolderError
@@ -175,6 +176,7 @@ class RunFolder:
         """
         folder = self.student
         require_training_packages("load_student")
+        processes.share_cores()
         from distill.student.models import load_student
 
         return load_student(folder, adapter=True, merge=merge)

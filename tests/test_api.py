@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
@@ -79,6 +80,21 @@ def test_every_public_name_is_there_and_type_checkers_are_told_the_same():
 
 def test_the_package_says_that_it_is_typed():
     assert Path(distill.__file__).with_name("py.typed").is_file()
+
+
+def test_threads_of_a_run_sleep_while_they_wait():
+    script = """
+import os, distill
+try:
+    distill.run_recipe("none.yaml")
+except distill.DistillError:
+    print(os.environ["OMP_WAIT_POLICY"])
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    finished = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert finished.stdout == "passive\n"
 
 
 # Recipes

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -524,13 +522,3 @@ def test_a_tokenizer_without_a_pad_token_gets_a_reserved_one_and_never_the_end_t
     tokenizer = models.load_tokenizer(tmp_path)
     assert (tokenizer.pad_token, tokenizer.eos_token) == (pad, "</s>")
     assert len(tokenizer) == len(names)
-
-
-@pytest.mark.parametrize(("given", "policy"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
-def test_waiting_threads_leave_the_cores_to_others_unless_told_otherwise(given, policy):
-    script = "import os, sys, distill.student; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
-    finished = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    assert finished.stdout.split() == [policy, "False"]
