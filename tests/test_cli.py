@@ -164,20 +164,19 @@ def test_ctrl_c_says_that_what_was_finished_is_kept(tmp_path):
     assert "interrupted; what was finished is kept" in said
 
 
-@pytest.mark.parametrize(("given", "found"), [("", "passive"), ("active", "active")])
-def test_threads_of_the_command_line_sleep_while_they_wait_unless_told(given, found):
+@pytest.mark.parametrize(("given", "found"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None")])
+def test_waiting_threads_of_the_command_line_soon_sleep_unless_told(given, found):
     code = (
         "import atexit, os; from distill.cli import main; "
-        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'])); main(['check', '--help'])"
+        "atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT'))); main(['check', '--help'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
     said = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**environment, **given, "PYTHONPATH": os.pathsep.join(sys.path)},
         timeout=60,
     ).stdout
     assert said.splitlines()[-1] == found

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
 
-from distill import console
+from distill import console, processes
 from distill.embedded import EMBEDDED, fingerprint, looks_like_path, student_fingerprint
 from distill.errors import MissingPackage, ServerError
 from distill.keys import canonical
@@ -42,9 +42,8 @@ SAY_SECONDS = 15.0
 RESTARTS = 2
 """How often a server that dies in the middle of a run is started again."""
 
-_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
-"""Unless the user sets them. Threads that spin while they wait are ruin where cores are shared: a float32 product of
-32×576 and 576×1536, on two cores with four other busy processes, took 31.5 ms; with sleeping threads 2.2 ms."""
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Unless the user sets them."""
 _BROKEN = {"connection", "refused", "malformed"}
 """Reasons of failures that the death of a server can bring."""
 _LISTENING = re.compile(rb"listening (http://\S+)")
@@ -149,7 +148,8 @@ class LocalServer:
             os.close(read_end)
 
     def _spawned(self, read_end: int, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command = _watched(self._command(read_end))
+        command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
+        processes.share_cores(environment)
         # A session of its own: Ctrl-C reaches this process alone, which then stops the child in order.
         return subprocess.Popen(
             command,
@@ -158,7 +158,7 @@ class LocalServer:
             stderr=subprocess.STDOUT,
             pass_fds=(read_end,),
             start_new_session=True,
-            env={**_ENVIRONMENT, **os.environ},
+            env=environment,
         )
 
     def _command(self, read_end: int) -> list[str]:
