@@ -6,7 +6,6 @@ that a comparison which was killed runs no task twice.
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -135,12 +134,10 @@ class _Work:
     def release(self) -> None:
         """Let go of the model."""
         if self._loaded:
-            import torch
+            from distill.student.freeing import free_memory
 
             self._loaded.clear()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            free_memory()
 
 
 def _key(*told: Any) -> str:

@@ -31,6 +31,7 @@ def main() -> None:
         "max_length": 1024,
         "scheduler": "linear",
         "warmup": 0.0,
+        "eval_rows": 0,
         **({"dtype": "fp32"} if given.same else {}),
         **{key: json.loads(value) for key, value in (one.split("=", 1) for one in given.set)},
     }
