@@ -125,6 +125,16 @@ def test_a_session_that_the_tokenizer_cannot_spell_is_left_out(smollm):
     assert said == ["1 rows hold characters that the tokenizer has no tokens for and are left out"]
 
 
+def test_a_base_that_can_spell_no_session_is_one_line(smollm):
+    strange = Session("strange", (Message("user", "a\x06b"), Message("assistant", "Fine.")))
+    with pytest.raises(DistillError) as caught:
+        made([strange], smollm)
+    assert str(caught.value) == (
+        "none of the 1 sessions can be trained on: 1 hold characters that the tokenizer does not know (take another "
+        "student.model)"
+    )
+
+
 def test_nothing_left_is_one_line(smollm):
     empty = Session("empty", (Message("user", "x"), Message("assistant", "")))
     with pytest.raises(DistillError) as caught:
