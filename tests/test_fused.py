@@ -97,3 +97,9 @@ def test_nothing_is_compiled_on_a_cpu(tiny, fused):
 def test_it_changes_what_a_run_is_only_where_it_is_asked_for():
     assert "compiled" not in TrainOptions().deciding()
     assert TrainOptions(compiled=True).deciding()["compiled"] is True
+
+
+def test_the_next_training_of_a_process_is_compiled_only_where_it_asks(tiny, fused):
+    assert fused.fuse(CPU, torch.float32, hidden=64, intermediate=128) is None
+    built(tiny)
+    assert not fused._compiled

@@ -21,7 +21,7 @@ from distill.student import layout, models
 from distill.student.adapter import adapter_of, require_targets, train_in_float32
 from distill.student.examples import Examples
 from distill.student.fitting import Fit, fit
-from distill.student.fused import fuse
+from distill.student.fused import fuse, unfuse
 from distill.student.guarded import Guarded
 from distill.student.layout import Plan
 from distill.student.neftune import Noise
@@ -111,6 +111,7 @@ def assemble(
     trainer.remove_callback(PrinterCallback)
     train_in_float32(trainer.model)
     recompute(model, chosen.checkpointing, layers=chosen.layers)
+    unfuse()
     if options.compiled and model.device.type == "cuda":
         _fuse(model, say)
     trainer.may_recompute = options.checkpointing == "auto"

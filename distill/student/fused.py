@@ -111,6 +111,11 @@ def fuse(device: torch.device, dtype: torch.dtype, *, hidden: int, intermediate:
     return None
 
 
+def unfuse() -> None:
+    """Compute step by step again: what an earlier training of this process had compiled is another run's choice."""
+    _compiled.clear()
+
+
 def _example(
     name: str, normed: tuple[int, ...], wide: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> list[Any]:
