@@ -11,6 +11,7 @@ import pytest
 from distill.student.fitting import Fit, fit
 from distill.student.memory import LLAMA_3_8B, Training, estimate
 from distill.train import TrainOptions
+from tests.training import LLAMA_3_8B_CONFIG
 
 GB = 1e9
 
@@ -19,16 +20,7 @@ GB = 1e9
 def base(tmp_path_factory) -> Path:
     """A folder that says to be of Llama-3-8B's shape."""
     folder = tmp_path_factory.mktemp("base")
-    config = {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "vocab_size": 128256,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": False,
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(LLAMA_3_8B_CONFIG))
     return folder
 
 

@@ -21,6 +21,7 @@ from distill.student.memory import (
     shape_in,
 )
 from distill.train import TrainOptions
+from tests.training import LLAMA_3_8B_CONFIG
 
 SMALL = Shape(192, 1024, 8, 49152, heads=3, kv_heads=1, head_width=64)
 ONE_B = Shape(2048, 8192, 16, 128256, heads=32, kv_heads=8, head_width=64)
@@ -110,16 +111,7 @@ def test_a_process_takes_what_the_formula_says(small):
 
 
 def test_a_shape_is_read_from_a_models_configuration(tmp_path):
-    config = {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "vocab_size": 128256,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "tie_word_embeddings": False,
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_3_8B_CONFIG))
     assert shape_in(tmp_path) == LLAMA_3_8B
     assert shape_in(tmp_path, layers=16) == replace(LLAMA_3_8B, layers=16)
     assert shape_in(tmp_path / "nowhere") is None

@@ -15,6 +15,17 @@ OPTIONS = TrainOptions.model_validate(
 )
 """With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
 
+LLAMA_3_8B_CONFIG = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+"""What its config.json says of its shape."""
+
 
 def options(**changes) -> TrainOptions:
     """`OPTIONS` without dropout and with the changes; `lora` is merged."""
