@@ -557,6 +557,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; a `DistillError` becomes one line."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     signal.signal(signal.SIGTERM, _as_interrupt)
+    sys.excepthook = console.crashed
     processes.share_cores()
     sys.exit(_code(arguments))
 

@@ -1,4 +1,4 @@
-"""The only module that prints: lines, warnings and progress, on a terminal or in a log.
+"""The only module that prints: lines, warnings and progress, on a terminal or in a log, without known secrets.
 
 Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean. Of
 several processes that a launcher has started the first one speaks; the others only say what ends them.
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from distill import processes
+from distill.redaction import strike
 
 PLAIN_SECONDS = 5.0
 """Seconds between two progress lines where the output is no terminal."""
@@ -57,14 +59,19 @@ def warn(line: str) -> None:
 def error(line: str) -> None:
     """The one line that ends a failed command."""
     if not processes.is_first():
-        print(f"error in process {processes.number()}: {line}", file=sys.stderr, flush=True)
+        print(f"error in process {processes.number()}: {strike(line)}", file=sys.stderr, flush=True)
     _emit(f"error: {line}", "31")
+
+
+def crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback on standard error, as Python writes it."""
+    print(strike("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
 
 
 def result(line: str) -> None:
     """What a command was asked for, on standard output."""
     if processes.is_first() and not _silences:
-        print(line, flush=True)
+        print(strike(line), flush=True)
 
 
 class Marked(Protocol):
@@ -86,9 +93,9 @@ def say_marked(text: Marked) -> None:
     """A training example for the reader, on standard error and, with marks for colours, in the run's log."""
     for line in _marked_lines(text, coloured=False):
         for observer in _observers:
-            observer(line)
+            observer(strike(line))
     for line in _marked_lines(text, coloured=_has_colours(sys.stderr)) if not _silences else ():
-        print(line, file=sys.stderr, flush=True)
+        print(strike(line), file=sys.stderr, flush=True)
 
 
 def show_marked(text: Marked) -> None:
@@ -156,13 +163,14 @@ def page(lines: Iterable[str]) -> None:
     with subprocess.Popen([pager, "-RFX"], stdin=subprocess.PIPE, text=True, encoding="utf-8") as process:
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # the reader has seen enough
-            process.stdin.writelines(f"{line}\n" for line in lines)
+            process.stdin.writelines(f"{strike(line)}\n" for line in lines)
             process.stdin.close()
 
 
 def _emit(line: str, colour: str) -> None:
     if not processes.is_first():
         return
+    line = strike(line)
     for observer in _observers:
         observer(line)
     if _silences:
@@ -216,7 +224,7 @@ class _Bar:
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         self._total = self._total if total is None else total
-        self._rich.update(self._task, completed=done, total=self._total, note=note or self._unit)
+        self._rich.update(self._task, completed=done, total=self._total, note=strike(note) or self._unit)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from distill import console, forecast, probe
+from distill import console, credentials, forecast, loops, probe
 from distill.embedded import EMBEDDED, cache_dir
 from distill.errors import RecipeError
-from distill.providers.openai import normalise_url
+from distill.providers import ProviderError
+from distill.providers.openai import OpenAIProvider, normalise_url
 from distill.recipe import Recipe
 from distill.run import versions
 from distill.teachers import secret_headers
 
+LISTING_SECONDS = 10.0
+"""How long an endpoint may take to list its models."""
 NEEDED_GB = 4.0
 """The quickstart was seen to take 3.2 to 3.5 GB."""
 """Memory that the quickstart may take."""
@@ -48,7 +51,7 @@ def examine(url: str | None, *, model: str | None = None, api_key_env: str | Non
     """
     if url is None and (model or api_key_env):
         raise RecipeError("--model and --api-key-env are about an endpoint; give its URL as well")
-    api_key = probe.secret(api_key_env, "--api-key-env")
+    api_key = credentials.secret(api_key_env, "--api-key-env")
     shown = normalise_url(url) if url is not None else ""
     findings = [_python(), *_packages(), _memory(), _cache()]
     for finding in findings:
@@ -140,7 +143,7 @@ def examine_teachers(recipe: Recipe) -> None:
         findings = ask_what_it_honours(
             teacher.base_url,
             teacher.model,
-            api_key=probe.secret(teacher.api_key_env, "teacher.api_key_env"),
+            api_key=credentials.secret(teacher.api_key_env, "teacher.api_key_env"),
             headers=secret_headers(teacher.headers_env),
             timeout_seconds=min(probe.CALL_SECONDS, teacher.timeout_seconds),
         )
@@ -149,25 +152,29 @@ def examine_teachers(recipe: Recipe) -> None:
 
 
 def _listing(url: str, shown: str, api_key: str | None) -> Listing:
-    import httpx
-
-    parts = urlsplit(url.strip())
-    address = parts._replace(path=f"{parts.path.rstrip('/')}/models", fragment="").geturl()
-    headers = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
-    direct = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))  # past the environment's proxies
     try:
-        with httpx.Client(timeout=10, headers=headers, mounts=direct) as client:
-            answer = client.get(address)
-            answer.raise_for_status()
-            names = tuple(str(model["id"]) for model in answer.json()["data"])
-    except httpx.HTTPStatusError as error:
-        return _no_listing(shown, error.response.status_code)
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
-        why = f"{shown}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
-        return Listing(Finding(False, why), usable=isinstance(error, (KeyError, TypeError)))
+        status, said = loops.run(_models(url, api_key))
+        if status != 200:
+            return _no_listing(shown, status)
+        names = tuple(str(model["id"]) for model in json.loads(said)["data"])
+    except ProviderError as error:
+        line = error.detail if shown in error.detail else f"{shown}: {error.detail}"
+        return Listing(Finding(False, line), usable=False)
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        line = f"{shown}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
+        return Listing(Finding(False, line), usable=isinstance(error, (KeyError, TypeError)))
     shown_names = ", ".join(probe.printable(name, 100) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return Listing(Finding(True, f"{shown} serves {shown_names or 'no model'}{more}"), names)
+
+
+async def _models(url: str, api_key: str | None) -> tuple[int, str]:
+    provider = OpenAIProvider(url, "", api_key=api_key, timeout_seconds=LISTING_SECONDS)
+    try:
+        status, _, said = await provider.exchange("GET", "/models")
+        return status, said
+    finally:
+        await provider.close()
 
 
 def _no_listing(shown: str, status: int) -> Listing:

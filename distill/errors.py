@@ -19,11 +19,16 @@ from __future__ import annotations
 
 import errno
 
+from distill.redaction import strike
+
 
 class DistillError(Exception):
-    """An error to be shown as its one line, without a traceback."""
+    """An error to be shown as its one line, without a traceback; known secrets are struck out of that line."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(strike(message))
 
 
 class RecipeError(DistillError):

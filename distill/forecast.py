@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from distill import probe
+from distill import credentials, probe
 from distill.comparing.judging import REPLY_TOKENS
 from distill.comparing.prompts import of_file, of_metrics
 from distill.embedded import EMBEDDED, read_json
@@ -250,21 +250,30 @@ def _shape(model: str, layers: int | None) -> Shape | None:
 
 
 def _warnings(recipe: Recipe) -> list[str]:
-    models = (*recipe.teachers, *recipe.roles.values())
-    names = [name for one in models for name in (one.api_key_env, *one.headers_env.values())]
     found = [
-        f"warning: the variable {name} is not set; the run will need it"
-        for name in names
-        if name and name not in os.environ
+        f"warning: {section}.{key}: the variable {credentials.shown(name)} is not set; the run will need it"
+        for section, one in recipe.asked.items()
+        for name, key in one.variables.items()
+        if name not in os.environ
     ]
     if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
         found.append("warning: compare.lm_eval needs the package lm_eval; type: pip install 'distill[lm-eval]'")
     return found
 
 
+def literal_secrets(recipe: Recipe) -> list[str]:
+    """A line for each secret that stands in a recipe itself."""
+    return [
+        f"{section}: a secret stands in the recipe itself ({name}); it is struck out of the run folder's copy, which "
+        "then cannot be run: put it into an environment variable, and write $NAME in its place"
+        for section, one in recipe.asked.items()
+        for name, _ in one.literals
+    ]
+
+
 def known_faults(recipe: Recipe) -> list[str]:
     """What the teachers' endpoints ignore by the findings in the cache; nothing is asked."""
-    found = []
+    found = [f"warning: {line}" for line in literal_secrets(recipe)]
     for teacher in recipe.teachers:
         findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
         if findings is not None:

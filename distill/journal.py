@@ -13,7 +13,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +24,16 @@ from typing import Any
 from distill.database import VERSION, bytes_of, open_to_read, open_to_write, unusable, version_of
 from distill.errors import RunFolderError
 from distill.keys import canonical
-from distill.ledger import FAILURE, FORGET, Batch, Bill, Change, Cost, answered, failed, intention
+from distill.ledger import FAILURE, FORGET, Batch, Bill, Change, Cost, answered, bare, failed, intention
 from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
 
 NAME = "journal.sqlite"
 GROUP_SECONDS = 0.005
 """Shortest time between two commits; what arrives in between shares one (one fsync each)."""
+
+
+_UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+"""What SQLite or Python's module for it raises for a value that no column takes, such as an integer over 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,19 +276,17 @@ class Journal:
 
 
 def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path) -> None:
-    """Write a group in one transaction and tell each waiter; an error is the whole group's."""
-    results: list[int] | RunFolderError = []
+    """Write a group in one transaction and tell each waiter; a change that no row can hold fails alone."""
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        results = [_changed(connection, write.change) for write in group]
-        connection.execute("COMMIT")
-    except (sqlite3.Error, ValueError, OverflowError) as error:
-        results = unusable(path, error)
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
+        try:
+            results: list[int | RunFolderError] = _transaction(connection, group, _changed)
+        except _UNSTORABLE:
+            results = _transaction(connection, group, _changed_or_refused)
+    except sqlite3.Error as error:
+        results = [unusable(path, error)] * len(group)
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RunFolderError]]] = {}
     for number, write in enumerate(group):
-        result = results if isinstance(results, RunFolderError) else results[number]
+        result = results[number]
         if isinstance(write.done, asyncio.Future):
             loops.setdefault(write.done.get_loop(), []).append((write.done, result))
         else:
@@ -294,11 +296,43 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
             loop.call_soon_threadsafe(_tell, waiters)
 
 
+def _transaction(
+    connection: sqlite3.Connection,
+    group: Sequence[_Write],
+    changed: Callable[[sqlite3.Connection, Change], int | RunFolderError],
+) -> list[int | RunFolderError]:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        results = [changed(connection, write.change) for write in group]
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    return results
+
+
 def _changed(connection: sqlite3.Connection, change: Change) -> int:
+    """The number of the last row."""
     row = 0
     for statement, values in change:
         row = connection.execute(statement, values).lastrowid or 0
     return row
+
+
+def _changed_or_refused(connection: sqlite3.Connection, change: Change) -> int | RunFolderError:
+    """The same of a change that holds what no row can: its answers' texts alone, or else why nothing is written."""
+    refusal: Exception | None = None
+    for attempt in (change, bare(change)):
+        connection.execute("SAVEPOINT change")
+        try:
+            return _changed(connection, attempt)
+        except _UNSTORABLE as error:
+            refusal = error
+            connection.execute("ROLLBACK TO change")
+        finally:
+            connection.execute("RELEASE change")
+    return RunFolderError(f"a row cannot be stored: {refusal}")
 
 
 def _tell(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | RunFolderError]]) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias
 
 from distill.keys import endpoint_json
+from distill.redaction import strike
 from distill.types import Completion, Endpoint, Failure, Usage
 
 _ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -105,16 +106,28 @@ def answered(
 ) -> Change:
     """An answer; the first one under a key stays, and an earlier failure under it is forgotten.
 
-    `raw_json` is the completion's `raw` as JSON, where the caller has it.
+    `raw_json` is the completion's `raw` as JSON, where the caller has it. Known secrets in the request are struck.
     """
     usage = completion.usage
     row = (
-        completion.key, request_json, endpoint_json(endpoint), kind, completion.text, completion.finish,
+        completion.key, strike(request_json), endpoint_json(endpoint), kind, completion.text, completion.finish,
         None if usage is None else usage_json(usage), raw_json or json.dumps(completion.raw),
         completion.loglikelihood,
         stage, _now(),
     )  # fmt: skip
     return (_ANSWER, row), (FORGET, (completion.key,))
+
+
+def bare(change: Change) -> Change:
+    """A change with its answers' texts alone, for rows of which the rest cannot be stored; such sends cost the most."""
+    return tuple(_bare(statement, values) for statement, values in change)
+
+
+def _bare(statement: str, values: tuple[Any, ...]) -> Statement:
+    if statement is _ANSWER:
+        key, request, endpoint, kind, text, finish, _, _, _, stage, created = values
+        return _ANSWER, (key, request, endpoint, kind, text, finish, None, "{}", None, stage, created)
+    return (_SETTLE_AS_IS, (values[0], values[-1])) if statement is _SETTLE else (statement, values)
 
 
 def usage_json(usage: Usage) -> str:
@@ -125,7 +138,7 @@ def usage_json(usage: Usage) -> str:
 def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: str = "") -> Change:
     """A failure, permanent or not."""
     row = (
-        failure.key, request_json, endpoint_json(endpoint), failure.reason, failure.detail, failure.attempts,
+        failure.key, strike(request_json), endpoint_json(endpoint), failure.reason, failure.detail, failure.attempts,
         int(not failure.transient), stage, _now(),
     )  # fmt: skip
     return ((FAILURE, row),)

@@ -17,6 +17,7 @@ from distill.fingerprints import json_sha256, sources_sha256, tree_sha256
 from distill.forecast import headline, known_faults, stages_of
 from distill.journal import NAME, Journal
 from distill.recipe import Recipe
+from distill.redaction import strike
 from distill.run import STAGES, Run, measured, opened
 from distill.steps import (
     ACCEPTABLE,
@@ -184,7 +185,7 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
         record.status, record.detail = "failed", "interrupted; run the same command again to go on"
         raise
     except BaseException as error:
-        record.status, record.detail = "failed", str(error) or type(error).__name__
+        record.status, record.detail = "failed", strike(str(error)) or type(error).__name__
         raise
     finally:
         run.save(name, record, stage.outputs)

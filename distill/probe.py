@@ -8,7 +8,6 @@ recipe. What to ask and what it shows is a generator and pure functions; only `p
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -112,18 +111,6 @@ class Heard:
 
 
 Plan: TypeAlias = Generator[Call, Heard, tuple[Probe, ...]]
-
-
-# Whom to ask
-
-
-def secret(variable: str | None, option: str) -> str | None:
-    """The value of an environment variable that `option` names. Raises `RecipeError` where it is not set."""
-    if variable is None:
-        return None
-    if not (value := os.environ.get(variable)):
-        raise RecipeError(f"{option}: the variable {variable} is not set; type: export {variable}=…")
-    return value
 
 
 # Asking

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from distill import probe
+from distill import credentials
 from distill.engine.budget import Price
 from distill.engine.limits import Rates
 from distill.recipe import Recipe, Teacher
@@ -108,7 +108,7 @@ class Teachers:
                 "fingerprint": one.provider.endpoint.fingerprint,
                 "served_by": one.section.serve,
                 "terms": one.section.terms,
-                "sampling": one.section.sampling.model_dump(exclude_defaults=True),
+                "sampling": credentials.without_literals(one.section.sampling.model_dump(exclude_defaults=True)),
             }
             for one in (*self.hired, *self.others)
         ]
@@ -170,11 +170,14 @@ def _provider(section: Teacher, folder: Path, to_ask: bool, role: str = ROLE) ->
         return LocalTeacher(section.model, log=folder / f"{role}.log", server=section.serve)
     from distill.providers.openai import OpenAIProvider
 
+    if to_ask:
+        for variable, key in section.variables.items():
+            credentials.secret(variable, f"{role}.{key}")
     return OpenAIProvider(
         section.base_url or "",
         section.model,
         revision=section.revision,
-        api_key=probe.secret(section.api_key_env, f"{role}.api_key_env") if to_ask else None,
+        api_key=credentials.secret(section.api_key_env, f"{role}.api_key_env") if to_ask else None,
         headers=secret_headers(section.headers_env, role) if to_ask else None,
         timeout_seconds=section.timeout_seconds,
     )
@@ -182,4 +185,5 @@ def _provider(section: Teacher, folder: Path, to_ask: bool, role: str = ROLE) ->
 
 def secret_headers(headers_env: Mapping[str, str], role: str = ROLE) -> dict[str, str]:
     """The values of the secret headers. Raises `RecipeError` for a variable that is not set."""
-    return {name: probe.secret(variable, f"{role}.headers_env.{name}") or "" for name, variable in headers_env.items()}
+    options = {name: f"{role}.headers_env.{name}" for name in headers_env}
+    return {name: credentials.secret(variable, options[name]) or "" for name, variable in headers_env.items()}

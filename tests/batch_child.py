@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,11 @@ class MortalJobs(BatchJobs):
         self.steps.step()
         return found
 
-    async def output(self, file_id: str) -> Iterator[bytes]:
+    async def output(self, file_id: str) -> AsyncGenerator[bytes, None]:
         self.steps.step()
-        found = await super().output(file_id)
+        async for line in super().output(file_id):
+            yield line
         self.steps.step()
-        return found
 
 
 def ask(prompt: str) -> Request:

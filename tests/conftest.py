@@ -16,6 +16,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored, and so their children
 
 
+@pytest.fixture(autouse=True)
+def no_secrets():
+    """Secrets of one test are struck out of no other."""
+    from distill import redaction
+
+    yield
+    redaction.forget()
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> str:
     """The folder of a tiny random Llama with the embedded model's tokenizer; it is only read."""

@@ -14,10 +14,9 @@ import pytest
 
 from distill.errors import RecipeError
 from distill.loopback import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, first, status
-from distill.providers import PROVIDERS, ProviderError, Reply, one_line
+from distill.providers import ProviderError, Reply, one_line
 from distill.providers.headers import retry_after_seconds
 from distill.providers.openai import OpenAIProvider, normalise_url
-from distill.shelf import part
 from distill.types import Endpoint, Message, Request, Sampling, Usage
 
 KEY = "sk-a-very-secret-key-0123456789"
@@ -310,12 +309,6 @@ def test_what_is_no_address_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(RecipeError, match="is no address") as caught:
         normalise_url(url)
     assert "pw" not in str(caught.value)
-
-
-def test_every_provider_on_the_shelf_can_be_taken() -> None:
-    assert {name: part(PROVIDERS, name, kind="provider").__name__ for name in PROVIDERS} == {
-        "batched": "Batched", "openai": "OpenAIProvider", "scripted": "Scripted",
-    }  # fmt: skip
 
 
 def test_a_server_that_recovers_is_asked_over_the_same_session() -> None:

@@ -503,7 +503,8 @@ def test_doctor_says_in_one_line_that_nothing_is_there(cache, capsys):
     code, out, err = distill(capsys, "doctor", "http://user:word@127.0.0.1:9/v1?key=1", "--model", "tiny")
     assert code == 1
     assert endpoint_lines(out) == [
-        "MISS http://127.0.0.1:9/v1: ConnectError: no OpenAI-compatible endpoint; is the server running?"
+        "MISS cannot connect to http://127.0.0.1:9/v1: Cannot connect to host 127.0.0.1:9 ssl:default "
+        "[Connect call failed ('127.0.0.1', 9)]; check base_url and that its server is running"
     ]
     assert err == ""
 

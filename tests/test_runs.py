@@ -116,9 +116,8 @@ def test_teachers_that_do_not_fit_are_one_line(tmp_path: Path, teachers: list[di
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
 
 
-@pytest.mark.parametrize("address", ["http://user:hunter2hunter2@host/v1", "https://host/v1?sub-key=hunter2hunter2"])
-def test_a_secret_in_an_address_is_refused_before_it_is_written(tmp_path: Path, address: str) -> None:
-    write(tmp_path, {**teacher("http://host/v1"), "base_url": address})
+def test_a_password_in_an_address_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    write(tmp_path, {**teacher("http://host/v1"), "base_url": "http://user:hunter2hunter2@host/v1"})
     finished = distill(tmp_path, "run", "one.yaml")
     assert finished.returncode == 2
     assert "and a recipe is written into the run folder" in finished.stderr

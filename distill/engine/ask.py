@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from distill.engine import StoppedByBudget, StoppedByEndpoint, Tally
-from distill.engine.budget import Budget
+from distill.engine.budget import Budget, with_credible_usage
 from distill.engine.limits import Came, Closed, Limiter, Rates, Ticket, came_of
 from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS, Patience
 from distill.errors import DistillError, EndpointError, RecipeError
@@ -277,7 +277,7 @@ class Asker:
             if not is_reserved:
                 await self._reserve(asked.most)
             send = await self._intend(asked, attempt)
-            reply = await self._sent(asked, send)
+            reply = with_credible_usage(await self._sent(asked, send), asked.most)
         except BaseException as raised:
             failed_with = raised
             raise

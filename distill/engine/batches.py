@@ -6,10 +6,11 @@ Each step is in the journal before the next begins: a batch is `prepared` with i
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,7 +19,7 @@ from typing import Any
 
 from distill import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
-from distill.engine.budget import Budget
+from distill.engine.budget import Budget, with_credible_usage
 from distill.journal import Journal, to_request
 from distill.keys import Question
 from distill.ledger import Batch, Bill, Change, Statement, answered, batched, failed, intention, prepared, settled
@@ -293,9 +294,8 @@ class Batches:
         """Take in both files, then what neither has. Doing it twice does nothing twice."""
         left = dict(batch.sends)
         for file_id in (standing.output_file, standing.error_file):
-            lines = iter(()) if file_id is None else await self._jobs_here(batch).output(file_id)
-            while group := list(islice(lines, LINES_A_COMMIT)):
-                await self._journal.commit(self._of_lines(batch, group, left))
+            if file_id is not None:
+                await self._ingest_file(batch, file_id, left)
         never = ProviderError("unfinished", f"the batch was {standing.status} before it was answered", transient=True)
         change: Change = ()
         for of, send in left.items():
@@ -303,13 +303,26 @@ class Batches:
         done = f"{standing.status}: {len(batch.sends) - len(left)} of {len(batch.sends)} came back"
         await self._close(batch, (*change, batched(replace(batch, state="ingested", detail=done))))
 
-    def _of_lines(self, batch: Batch, lines: Sequence[bytes], left: dict[str, int]) -> Change:
-        jobs, change = self._jobs_here(batch), list[Statement]()
+    async def _ingest_file(self, batch: Batch, file_id: str, left: dict[str, int]) -> None:
+        group: list[bytes] = []
+        async with aclosing(self._jobs_here(batch).output(file_id)) as lines:
+            async for line in lines:
+                group.append(line)
+                if len(group) == LINES_A_COMMIT:
+                    await self._commit(self._of_lines(batch, group, left))
+                    group = []
+        await self._commit(self._of_lines(batch, group, left))
+
+    async def _commit(self, changes: Iterable[Change]) -> None:
+        """Each by itself, so that one that cannot be stored takes no other with it."""
+        await asyncio.gather(*(self._journal.commit(change) for change in changes if change))
+
+    def _of_lines(self, batch: Batch, lines: Sequence[bytes], left: dict[str, int]) -> Iterator[Change]:
+        jobs = self._jobs_here(batch)
         for line in lines:
             of, result = jobs.result(line) or ("", _UNASKED)
             if (send := left.pop(of, None)) is not None:
-                change += self._came(batch.role, of, send, result)
-        return tuple(change)
+                yield self._came(batch.role, of, send, result)
 
     def _came(self, name: str, of: str, send: int, result: Result) -> Change:
         """What a question's result changes."""
@@ -320,6 +333,7 @@ class Batches:
         return () if most is None else self._kept(name, of, send, most, result)
 
     def _kept(self, name: str, of: str, send: int, most: Bill, reply: Reply) -> Change:
+        reply = with_credible_usage(reply, most)
         bill = self._budget.settle(name, most, reply.usage)
         self._tally.usd = self._budget.usd
         if reply.usage is not None:

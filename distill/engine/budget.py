@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.errors import RecipeError
 from distill.ledger import Bill, Cost
-from distill.providers import ProviderError
+from distill.providers import ProviderError, Reply
 from distill.types import Request, Usage
 
 TOKENS_A_MESSAGE = 16
 """Upper bound of what a chat template adds to a message."""
+TOKENS_A_TEMPLATE = 128
+"""Upper bound of what a chat template writes of its own accord: gpt-oss about 70 tokens, Llama 3.1 about 30."""
+MOST_TOKENS = 10_000_000
+"""More than any context holds; a larger bound or count is none."""
 BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """Names under which `extra_body` may bound an answer."""
 
@@ -128,13 +132,14 @@ def cost_usd(cost: Cost, prices: Mapping[str, Price]) -> float:
 
 
 def most_prompt_tokens(request: Request) -> int:
-    """Upper bound of a request's prompt tokens: the bytes of all that is sent, and 16 a message."""
+    """Upper bound of a request's prompt tokens: the bytes of all that is sent, 16 a message, and 128 a template."""
     texts = [message.content for message in request.messages] + [request.prompt or "", request.continuation or ""]
     found = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
     sampling = request.sampling
     for extra in (sampling.response_format, sampling.extra_body):
         found += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools are read as a prompt
-    return found + TOKENS_A_MESSAGE * (len(request.messages) + 1)
+    template = TOKENS_A_TEMPLATE if request.messages else 0
+    return min(found + TOKENS_A_MESSAGE * (len(request.messages) + 1) + template, MOST_TOKENS)
 
 
 def most_completion_tokens(request: Request) -> int | None:
@@ -145,7 +150,22 @@ def most_completion_tokens(request: Request) -> int | None:
     bounds = [extra[name] for name in BOUNDS if isinstance(extra.get(name), int)]
     if request.sampling.max_tokens is not None and "max_tokens" not in extra:
         bounds.append(request.sampling.max_tokens)
-    return max(bounds, default=None)
+    most = max(bounds, default=None)
+    return most if most is not None and 0 < most <= MOST_TOKENS else None
+
+
+def with_credible_usage(reply: Reply, most: Bill) -> Reply:
+    """The reply, without its usage where that says more than was asked for: no such count can be right.
+
+    The prompt is bounded by its bytes, the answer by max_tokens where that was sent. What then counts is the worst
+    case, as where nothing is reported.
+    """
+    usage = reply.usage
+    if usage is None:
+        return reply
+    prompt, completion = most.prompt_tokens or MOST_TOKENS, most.completion_tokens or MOST_TOKENS
+    is_credible = 0 <= usage.prompt_tokens <= prompt and 0 <= usage.completion_tokens <= completion
+    return reply if is_credible else replace(reply, usage=None)
 
 
 def is_free(error: ProviderError) -> bool:

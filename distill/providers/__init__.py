@@ -10,13 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill.providers.headers import Report
+from distill.redaction import strike
 from distill.types import Endpoint, Finish, Request, Usage
-
-PROVIDERS = {
-    "batched": "distill.providers.batched:Batched",
-    "openai": "distill.providers.openai:OpenAIProvider",
-    "scripted": "distill.providers.scripted:Scripted",
-}
 
 DETAIL_CHARACTERS = 300
 """Longest detail line of a failure."""
@@ -44,7 +39,8 @@ class ProviderError(Exception):
 
     `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
     endpoint can succeed, so that the run stops. `busy`: the endpoint turned the request away for load (HTTP 429, 503).
-    `report`: what it said of its limits. The reason `refused` means that no connection could be made at all.
+    `report`: what it said of its limits. The reason `refused` means that no connection could be made at all. Known
+    secrets are struck out of `detail`.
     """
 
     def __init__(
@@ -58,9 +54,9 @@ class ProviderError(Exception):
         busy: bool = False,
         report: Report | None = None,
     ) -> None:
-        super().__init__(detail)
         self.reason = reason
         self.detail = one_line(detail)
+        super().__init__(self.detail)
         self.transient = transient
         self.retry_after = retry_after
         self.fatal = fatal
@@ -86,6 +82,6 @@ class Provider(Protocol):
 
 
 def one_line(text: str, limit: int = DETAIL_CHARACTERS) -> str:
-    """The text on one line of at most `limit` characters, encodable as UTF-8."""
-    line = " ".join(text.split()).encode("utf-8", "replace").decode("utf-8")
+    """The text without known secrets on one line of at most `limit` characters, encodable as UTF-8."""
+    line = " ".join(strike(text).split()).encode("utf-8", "replace").decode("utf-8")
     return line if len(line) <= limit else line[: limit - 1] + "…"

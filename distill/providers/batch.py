@@ -7,20 +7,20 @@ file too, in any order, and beside it one with what went wrong.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import quote
 
 from distill.errors import EndpointError
 from distill.providers import ProviderError, Reply, one_line
+from distill.redaction import strike
 from distill.types import Endpoint, Request
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import AsyncOpenAI
 
     from distill.providers.openai import OpenAIProvider
 
@@ -36,7 +36,8 @@ ATTEMPTS = 5
 """Calls of one method, the first included, before an outage counts as one."""
 PAGE = 100
 """Batches asked for at once, which is the most."""
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_NO_RESPONSE = frozenset({"connection", "refused", "timeout", "malformed"})
 
 Result: TypeAlias = "Reply | ProviderError"
 
@@ -82,7 +83,6 @@ class BatchJobs:
         self._provider = provider
         self._first_wait_seconds = first_wait_seconds
         self._client: AsyncOpenAI | None = None
-        self._options: dict[str, Any] = {}
 
     @property
     def endpoint(self) -> Endpoint:
@@ -106,17 +106,20 @@ class BatchJobs:
     def result(self, line: bytes) -> tuple[str, Result] | None:
         """The key in a line of an output or error file, and what came of it; `None` for what is no such line."""
         try:
-            row = json.loads(self._provider.redact(line))
-            of, response, error = row["custom_id"], row.get("response"), row.get("error")
-        except (ValueError, TypeError, KeyError, AttributeError):
+            row = json.loads(strike(line.decode("utf-8", "replace")))
+            of, response, error = str(row["custom_id"]), row.get("response"), row.get("error")
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
         if not isinstance(response, dict):
             code, message = (error.get("code"), error.get("message")) if isinstance(error, dict) else (None, error)
-            return of, ProviderError(str(code or "unfinished"), str(message or "no response"), transient=True)
-        body = json.dumps(response.get("body")).encode("ascii")
+            reason = one_line(str(code or "unfinished"), 100)
+            return of, ProviderError(reason, str(message or "no response"), transient=True)
         status = response.get("status_code", 200)
         try:
-            return of, self._provider.read(body, {}) if status == 200 else self._provider.refusal(status, {}, body)
+            body = json.dumps(response.get("body"))
+            if status == 200:
+                return of, self._provider.read(body, {})
+            return of, self._provider.refusal(status if isinstance(status, int) else 502, {}, body)
         except ProviderError as failure:
             return of, failure
 
@@ -124,7 +127,7 @@ class BatchJobs:
         """Upload an input file under our name; the provider's id for it."""
         with self._telling("its files", "it may have no Batch API; collect with mode: live"):
             file = (file_name(name), b"".join(lines), "application/jsonl")
-            return (await self._here().files.create(file=file, purpose="batch", **self._options)).id
+            return (await self._here().files.create(file=file, purpose="batch")).id
 
     async def create(self, name: str, file_id: str, path: str) -> str:
         """Begin a batch under our name; the provider's id for it.
@@ -136,7 +139,7 @@ class BatchJobs:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 with self._telling("its batches", "it may have no Batch API; collect with mode: live"):
-                    fixed: Any = {"endpoint": path, "completion_window": COMPLETION_WINDOW, **self._options}
+                    fixed: Any = {"endpoint": path, "completion_window": COMPLETION_WINDOW}
                     return (await batches.create(input_file_id=file_id, metadata={"distill": name}, **fixed)).id
             except ProviderError as error:
                 if not error.transient or attempt == ATTEMPTS:
@@ -149,7 +152,7 @@ class BatchJobs:
     async def find_file(self, name: str) -> str | None:
         """The id of an input file of ours that was uploaded, though we may never have heard of it."""
         with self._telling("its files", "check base_url, which usually ends in /v1"):
-            async for file in self._here().files.list(purpose="batch", **self._options):
+            async for file in self._here().files.list(purpose="batch"):
                 if file.filename == file_name(name):
                     return file.id
         return None
@@ -157,7 +160,7 @@ class BatchJobs:
     async def find_batch(self, name: str) -> str | None:
         """The id of a batch of ours that was begun, though we may never have heard of it."""
         with self._telling("its batches", "check base_url, which usually ends in /v1"):
-            async for batch in self._here().batches.list(limit=PAGE, **self._options):
+            async for batch in self._here().batches.list(limit=PAGE):
                 if (batch.metadata or {}).get("distill") == name:
                     return batch.id
         return None
@@ -165,7 +168,7 @@ class BatchJobs:
     async def status(self, batch_id: str) -> Standing:
         """How far a batch is."""
         with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
-            batch = await self._here().batches.retrieve(batch_id, **self._options)
+            batch = await self._here().batches.retrieve(batch_id)
         counts, errors = batch.request_counts, batch.errors.data if batch.errors else None
         return Standing(
             status=batch.status,
@@ -179,38 +182,34 @@ class BatchJobs:
             ),
         )
 
-    async def output(self, file_id: str) -> Iterator[bytes]:
-        """The lines of an output or error file, which is in memory whole."""
+    async def output(self, file_id: str) -> AsyncGenerator[bytes, None]:
+        """The lines of an output or error file, as they come."""
         with self._telling(f"file {file_id}", "set the key of the account that submitted it; a file may have expired"):
-            content = await self._here().files.content(file_id, **self._options)
-        return (line for line in io.BytesIO(content.content) if line.strip())  # b"\n" only: U+2028 is part of a text
+            async for line in self._provider.lines(f"/files/{quote(file_id, safe='')}/content"):
+                yield line
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for nothing more of a batch; it ends within minutes, and what was answered is kept and paid."""
         with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
-            await self._here().batches.cancel(batch_id, **self._options)
+            await self._here().batches.cancel(batch_id)
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
         if self._client is not None:
             await self._client.close()
         self._client = None
+        await self._provider.close()
 
     def _here(self) -> AsyncOpenAI:
         if self._client is None:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient, Omit
+            import httpx2
+            from openai import AsyncOpenAI
 
-            parts = urlsplit(self._provider.base_url.strip())
-            headers = {name: value for name, value in self._provider.headers.items() if name != "Content-Type"}
-            if "Authorization" not in headers:  # the client wants to hear at each call that there is no key
-                self._options = {"extra_headers": {"Authorization": Omit()}}
+            from distill.providers.batch_transport import BASE, Transport
+
+            client = httpx2.AsyncClient(transport=Transport(self._provider), follow_redirects=False)
             self._client = AsyncOpenAI(
-                api_key="in the headers",
-                base_url=urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", "")),
-                default_query=dict(parse_qsl(parts.query)),
-                default_headers=headers,
-                max_retries=ATTEMPTS - 1,
-                http_client=DefaultAsyncHttpxClient(trust_env=parts.hostname not in LOOPBACK),
+                api_key="in the provider", base_url=BASE, max_retries=ATTEMPTS - 1, http_client=client
             )
         return self._client
 
@@ -222,22 +221,25 @@ class BatchJobs:
         try:
             yield
         except openai.APIStatusError as error:
-            refusal = self._refusal(error)
-            if error.status_code == 404:
-                raise EndpointError(f"{self.url} does not know {what} ({refusal.detail}); {advice}") from error
-            if refusal.fatal:
-                raise EndpointError(refusal.detail) from error
-            raise refusal from error
-        except openai.APIError as error:
-            why = type(error.__cause__ or error).__name__
-            detail = f"cannot reach {what} at {self.url} ({why}); check base_url and the network"
-            raise ProviderError("connection", detail, transient=True) from error
+            refusal = self._provider.refusal(error.status_code, error.response.headers, error.response.text)
+            raise self._meant(refusal, what, advice) from error
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise self._meant(cause, what, advice) from error
+        except ProviderError as error:
+            raise self._meant(error, what, advice) from error
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
+            raise ProviderError("malformed", f"{self.url} says of {what} nothing readable", transient=True) from error
 
-    def _refusal(self, error: APIStatusError) -> ProviderError:
-        data = self._provider.redact(error.response.content)
-        if error.status_code == 404:
-            return ProviderError("http_404", one_line(data.decode("utf-8", "replace"), 100) or "HTTP 404", fatal=True)
-        return self._provider.refusal(error.status_code, error.response.headers, data)
+    def _meant(self, error: BaseException, what: str, advice: str) -> Exception:
+        """What an error on the way to a file or a batch is to the run."""
+        detail = error.detail if isinstance(error, ProviderError) else type(error).__name__
+        if not isinstance(error, ProviderError) or error.reason in _NO_RESPONSE:
+            return ProviderError("connection", f"cannot reach {what} at {self.url}: {detail}", transient=True)
+        if error.reason == "http_404":
+            said = detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
+            return EndpointError(f"{self.url} does not know {what} ({said}); {advice}")
+        return EndpointError(detail) if error.fatal else error
 
 
 def file_name(name: str) -> str:

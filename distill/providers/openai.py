@@ -1,22 +1,30 @@
-"""Any OpenAI-compatible endpoint: messages to /chat/completions, a raw prompt to /completions, over aiohttp."""
+"""Any OpenAI-compatible endpoint: messages to /chat/completions, a raw prompt to /completions, over aiohttp.
+
+`OpenAIProvider.exchange` is the only way to an endpoint: a run's requests, a provider's batches and `doctor` all go
+through it, so that one policy holds for them. No redirect is followed, the body's bytes and the whole time are bounded,
+and known secrets are struck out of whatever comes back.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import fields, replace
 from hashlib import sha256
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
+from distill import credentials
 from distill.errors import RecipeError
 from distill.keys import canonical
 from distill.providers import ProviderError, Reply, one_line
 from distill.providers.headers import report, retry_after_seconds
+from distill.redaction import learn, strike
 from distill.types import Endpoint, Finish, Request, Sampling, Usage
 
 if TYPE_CHECKING:
@@ -25,8 +33,12 @@ if TYPE_CHECKING:
 LARGEST_BODY_BYTES = 32 * 2**20
 """A longer response is refused: no answer of a model is this long."""
 CONNECT_SECONDS = 15.0
-SECRET_CHARACTERS = 8
-"""A shorter key (`EMPTY`, `none` …) is no secret, and could be a word of an answer."""
+LARGEST_FILE_BYTES = 4 * 2**30
+"""Of a batch's output: twenty times the largest input."""
+FILE_SECONDS = 3600.0
+"""The longest download of such a file."""
+DEEPEST_BODY = 100
+"""Nested lists and objects of a response; more could be written to the journal and not be read again."""
 
 _FINISH: dict[str, Finish] = {
     "stop": "stop",
@@ -49,9 +61,10 @@ class OpenAIProvider:
 
     `endpoint` is the identity that enters the keys; without one it is the model, the normalised address and, where the
     endpoint has one, the `revision`. `api_key` and the values of `headers` are secrets: they appear in no error, no
-    `repr` and no answer. `extra_body` joins every request's body (`None` takes a field out) and, as it can change
-    answers, the identity. `timeout_seconds` bounds one send. The environment's proxies are used, but never for a
-    loopback address. Raises `RecipeError` for what cannot be sent.
+    `repr` and no answer. So are variables that `base_url` or an extra body names (`$NAME`), which are filled in as a
+    request leaves. `extra_body` joins every request's body (`None` takes a field out) and, as it can change answers,
+    the identity. `timeout_seconds` bounds one send. The environment's proxies are used, but never for a loopback
+    address. Raises `RecipeError` for what cannot be sent.
     """
 
     def __init__(
@@ -79,10 +92,11 @@ class OpenAIProvider:
         """What every request carries; secret."""
         self.account = sha256(canonical([self.shown_url, model, self.headers]).encode()).hexdigest()
         """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
-        self._secrets = _secrets(base_url, [api_key or "", *(headers or {}).values()])
+        for secret in (api_key or "", *(headers or {}).values(), *_secrets_of(base_url)):
+            learn(secret)
         self._timeout_seconds = timeout_seconds
         self._largest_body_bytes = largest_body_bytes
-        self._addresses = {path: _join(base_url, path) for path in ("/chat/completions", "/completions")}
+        self._addresses: dict[str, str] = {}
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -91,19 +105,73 @@ class OpenAIProvider:
 
     async def send(self, request: Request) -> Reply:
         """Ask once. Raises `ProviderError`."""
+        path, body = self.body(request)
+        status, headers, said = await self.exchange("POST", path, json.dumps(body).encode("ascii"))
+        if status != 200:
+            raise self.refusal(status, headers, said)
+        return cut_at_stop(self.read(said, headers), request.sampling.stop)
+
+    async def exchange(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None = None,
+        *,
+        kind: str = "application/json",
+        largest_body_bytes: int | None = None,
+        timeout_seconds: float | None = None,
+    ) -> tuple[int, Mapping[str, str], str]:
+        """Status, headers and text of one response; `kind` is the media type of `data`, and `path` may hold a query.
+
+        Raises `ProviderError` where none came, or one that is too long.
+        """
         import aiohttp
 
-        path, body = self.body(request)
-        data = json.dumps(body).encode("ascii")
+        options: dict[str, Any] = {"data": data, "headers": {"Content-Type": kind}} if data is not None else {}
+        if timeout_seconds is not None:
+            options["timeout"] = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
+        largest = largest_body_bytes or self._largest_body_bytes
         try:
-            async with self._here().post(self._addresses[path], data=data, allow_redirects=False) as response:
-                status, headers = response.status, response.headers
-                data = await self._read(response)
+            async with self._here().request(method, self._address(path), allow_redirects=False, **options) as response:
+                return response.status, response.headers, await _read(response, largest)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._broken(error) from error
-        if status != 200:
-            raise self.refusal(status, headers, data)
-        return cut_at_stop(self.read(data, headers), request.sampling.stop)
+
+    async def lines(self, path: str) -> AsyncGenerator[bytes, None]:
+        r"""The lines of a file that are not empty, as they come; only b"\n" ends one, for U+2028 is part of a text.
+
+        Raises `ProviderError`, also for a status other than 200, for a line longer than a body may be, and for a file
+        longer than `LARGEST_FILE_BYTES`.
+        """
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=FILE_SECONDS, sock_connect=CONNECT_SECONDS)
+        rest, total = bytearray(), 0
+        try:
+            async with self._here().get(self._address(path), allow_redirects=False, timeout=timeout) as response:
+                if response.status != 200:
+                    said = await _read(response, self._largest_body_bytes)
+                    raise self.refusal(response.status, response.headers, said)
+                async for chunk in response.content.iter_any():
+                    total += len(chunk)
+                    rest += chunk
+                    if len(rest) > self._largest_body_bytes + len(chunk) or total > LARGEST_FILE_BYTES:
+                        raise ProviderError("too_large", f"{total} bytes of a file are read, and it goes on")
+                    if b"\n" in chunk:
+                        *whole, rest = rest.split(b"\n")
+                        for line in whole:
+                            if line.strip():
+                                yield bytes(line)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._broken(error) from error
+        if rest.strip():
+            yield bytes(rest)
+
+    def _address(self, path: str) -> str:
+        """The address of a method, its variables filled in."""
+        if path not in self._addresses:
+            self._addresses[path] = _join(credentials.filled_url(self.base_url), path)
+        return self._addresses[path]
 
     def body(self, request: Request) -> tuple[str, dict[str, Any]]:
         """The method's path and the JSON body of a request. Raises a fatal `ProviderError` for a likelihood."""
@@ -121,8 +189,8 @@ class OpenAIProvider:
                 body[name] = value
         if request.prompt is not None and body.pop("logprobs", None):
             body["logprobs"] = body.pop("top_logprobs", 1)  # /completions takes a number in place of a yes
-        body |= sampling.extra_body
-        body |= self._extra_body
+        body |= credentials.filled(sampling.extra_body)
+        body |= credentials.filled(self._extra_body)
         if None in body.values():
             body = {name: value for name, value in body.items() if value is not None}
         return "/chat/completions" if request.prompt is None else "/completions", body
@@ -143,46 +211,31 @@ class OpenAIProvider:
             )
         return self._session
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        data = bytearray()
-        async for chunk in response.content.iter_any():
-            data += chunk
-            if len(data) > self._largest_body_bytes:
-                response.close()
-                raise ProviderError("too_large", f"the response is longer than {self._largest_body_bytes} bytes")
-        return self.redact(bytes(data))
-
-    def redact(self, data: bytes) -> bytes:
-        """The data without the provider's secrets."""
-        for secret in self._secrets:
-            data = data.replace(secret.encode(), b"***")
-        return data
-
-    def read(self, data: bytes, headers: Mapping[str, str]) -> Reply:
-        """The reply in a body of HTTP 200. Raises `ProviderError`."""
-        said = data.decode("utf-8", "replace")
+    def read(self, said: str, headers: Mapping[str, str]) -> Reply:
+        """The reply in the body of an HTTP 200. Raises `ProviderError`."""
         body = _json_object(said)
         choices = body.get("choices")
         if not choices and isinstance(body.get("error"), dict):
             code = body["error"].get("code")
-            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, data)
+            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, said)
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise ProviderError("malformed", f"no choices in the response: {_shown(data)}", transient=True)
+            raise ProviderError("malformed", f"no choices in the response: {_shown(said)}", transient=True)
+        text = _text(choices[0])
         return Reply(
-            text=_text(choices[0]),
+            text=text,
             finish=_FINISH.get(str(choices[0].get("finish_reason")), "unknown"),
-            usage=_usage(body.get("usage")),
+            usage=_usage(body.get("usage"), text),
             raw=body,
             raw_json=said,
             report=report(headers),
         )
 
-    def refusal(self, status: int, headers: Mapping[str, str], data: bytes) -> ProviderError:
+    def refusal(self, status: int, headers: Mapping[str, str], body: str) -> ProviderError:
         """What an HTTP status other than 200 means: ask again, never again, or stop.
 
         `headers` looks names up without regard to case.
         """
-        said, code = _said(data)
+        said, code = _said(body)
         said = f"HTTP {status}: {one_line(said, 160)}"
         reason = f"http_{status}"
         if status in {400, 403} and any(word in f"{code} {said}".lower() for word in _FILTERED):
@@ -216,7 +269,7 @@ class OpenAIProvider:
         """What an exception on the way means; all of them may pass but a certificate that is not trusted."""
         import aiohttp
 
-        said = self.redact(one_line(str(error) or type(error).__name__, 160).encode()).decode()
+        said = one_line(str(error) or type(error).__name__, 160)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return ProviderError("certificate", f"{self.shown_url} is not trusted: {said}", fatal=True)
         if isinstance(error, aiohttp.InvalidURL):
@@ -285,7 +338,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
-    found = {"Content-Type": "application/json", "Accept": "application/json"}
+    found = {"Accept": "application/json"}
     if api_key:
         found["Authorization"] = f"Bearer {api_key.strip()}"
     found |= {name: value.strip() for name, value in extra.items()}
@@ -295,12 +348,10 @@ def _headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _secrets(base_url: str, values: Sequence[str]) -> list[str]:
-    """What to strike out of responses and errors; longest first, for one may contain another."""
-    parts = urlsplit(base_url)
-    found = {value.strip() for value in (*values, parts.password or "", parts.query)}
-    found |= {json.dumps(value)[1:-1] for value in found}
-    return sorted((value for value in found if len(value) >= SECRET_CHARACTERS), key=lambda value: (-len(value), value))
+def _secrets_of(base_url: str) -> list[str]:
+    """What an address holds of secrets: its password, and values of its query under names of secrets."""
+    literal = [value for _, value in credentials.literals(base_url.strip(), None)]
+    return [unquote(urlsplit(base_url.strip()).password or ""), *literal]
 
 
 def _checked_extra(extra_body: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,14 +370,47 @@ def _with_extra(endpoint: Endpoint, extra_body: Mapping[str, Any]) -> Endpoint:
     return replace(endpoint, fingerprint=sha256(both.encode("ascii")).hexdigest())
 
 
+async def _read(response: aiohttp.ClientResponse, largest: int) -> str:
+    """The body as text, without known secrets."""
+    data = bytearray()
+    async for chunk in response.content.iter_any():
+        data += chunk
+        if len(data) > largest:
+            response.close()
+            raise ProviderError("too_large", f"the response is longer than {largest} bytes")
+    return strike(data.decode(_encoding(bytes(data[:4]), response.charset), "replace"))
+
+
+def _encoding(first: bytes, charset: str | None) -> str:
+    """UTF-8, or one of its wider kin, by the first bytes or by what the header says (RFC 4627, section 3)."""
+    found = json.detect_encoding(first)
+    if found == "utf-8" and charset is not None and charset.lower().startswith(("utf-16", "utf-32")):
+        try:
+            return codecs.lookup(charset).name
+        except LookupError:
+            return found
+    return found
+
+
 def _json_object(said: str) -> dict[str, Any]:
     try:
-        body = json.loads(said)
-    except (ValueError, RecursionError):
+        body = json.loads("" if _is_deep(said) else said)
+    except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise ProviderError("malformed", f"the response is no JSON object: {_shown(said.encode())}", transient=True)
+        raise ProviderError("malformed", f"the response is no JSON object: {_shown(said)}", transient=True)
     return body
+
+
+def _is_deep(said: str) -> bool:
+    """Whether lists and objects may be nested deeper than `DEEPEST_BODY`; brackets in strings count as well."""
+    if said.count("[") + said.count("{") <= DEEPEST_BODY:
+        return False
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", said)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > DEEPEST_BODY
 
 
 def _text(choice: Mapping[str, Any]) -> str:
@@ -336,33 +420,40 @@ def _text(choice: Mapping[str, Any]) -> str:
         return str(choice.get("text") or "")
     content = message.get("content") or message.get("refusal") or ""
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        return strike("".join(str(part.get("text") or "") for part in content if isinstance(part, dict)))
     return str(content)
 
 
-def _usage(said: Any) -> Usage | None:
+def _usage(said: Any, text: str) -> Usage | None:
+    """The counts as reported; None for what cannot be one. The engine holds them against what was asked."""
     if not isinstance(said, dict):
         return None
-    prompt, completion = said.get("prompt_tokens"), said.get("completion_tokens", 0)
-    return Usage(prompt, completion) if isinstance(prompt, int) and isinstance(completion, int) else None
+    prompt: Any = said.get("prompt_tokens")
+    completion: Any = said.get("completion_tokens", 0)
+    if not (_is_count(prompt, 1) and _is_count(completion, 1 if text else 0)):
+        return None
+    return Usage(int(prompt), int(completion))
 
 
-def _said(data: bytes) -> tuple[str, str]:
+def _is_count(said: Any, least: int) -> bool:
+    return isinstance(said, (int, float)) and not isinstance(said, bool) and said >= least and said == said // 1
+
+
+def _said(body: str) -> tuple[str, str]:
     """An error body's message and its code: OpenAI's shape, FastAPI's `detail`, or any text without its tags."""
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        return _shown(data), ""
-    error = body.get("error", body) if isinstance(body, dict) else body
+        found = json.loads("" if _is_deep(body) else body)
+    except ValueError:
+        return _shown(body), ""
+    error = found.get("error", found) if isinstance(found, dict) else found
     if not isinstance(error, dict):
         return str(error), ""
     message = error.get("message") or error.get("detail") or json.dumps(error)
     return str(message), f"{error.get('code')} {error.get('type')}"
 
 
-def _shown(data: bytes) -> str:
-    text = re.sub(r"<[^>]*>", " ", data[:4000].decode("utf-8", "replace"))
-    return one_line(text, 160) or "nothing"
+def _shown(body: str) -> str:
+    return one_line(re.sub(r"<[^>]*>", " ", body[:4000]), 160) or "nothing"
 
 
 def _location(headers: Mapping[str, str]) -> str:

@@ -45,9 +45,13 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
     message = str(item["msg"]).removeprefix("Value error, ").replace("\n", " ")
     if not where:
         return message
-    if item["type"] == "value_error":
+    if item["type"] == "value_error" or not _HIDDEN.isdisjoint(item["loc"]):
         return f"{where}: {message}"
     return f"{where}: {message[0].lower() + message[1:]}, found {_shown(item.get('input'))}"
+
+
+_HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
+"""Keys whose values are not shown: people put the secret itself there."""
 
 
 def _shown(value: Any) -> str:

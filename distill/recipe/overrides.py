@@ -27,7 +27,14 @@ def parsed(text: str) -> tuple[str, Any]:
     try:
         return key, yaml.safe_load(written)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"--set {key}: the value is no YAML: {why_no_yaml(error)}") from None
+
+
+def why_no_yaml(error: Exception) -> str:
+    """What the parser says and where, without the text that it was given, which may hold a secret."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f", in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{problem or 'it cannot be decoded'}{where}"
 
 
 def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> None:

@@ -11,9 +11,10 @@ import yaml
 
 from distill.errors import RecipeError
 from distill.recipe.checking import Parts, validate, with_options
-from distill.recipe.overrides import override, parsed
+from distill.recipe.overrides import override, parsed, why_no_yaml
 from distill.recipe.resolving import resolved
 from distill.recipe.whole import Recipe
+from distill.redaction import learn
 
 MAX_RECIPE_BYTES = 1_000_000
 
@@ -39,6 +40,9 @@ def load(
         recipe, faults = resolved(recipe, path.resolve().parent)
     if faults or recipe is None:
         raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults))
+    for section in recipe.asked.values():
+        for _, literal in section.literals:
+            learn(literal)
     return recipe
 
 
@@ -69,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{path}: no YAML: {why_no_yaml(error)}") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: found {type(document).__name__}, expected a mapping of sections (name, teacher …)")
     return document

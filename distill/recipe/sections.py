@@ -7,11 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
+from distill import credentials
 from distill.embedded import EMBEDDED
+from distill.redaction import STRUCK
 from distill.types import Sampling
 
 NOT_EXTRA = {
@@ -50,7 +61,7 @@ class SamplingOptions(Options):
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     stop: list[str] = []
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -62,7 +73,8 @@ class SamplingOptions(Options):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     reasoning_effort: str | None = None
     extra_body: dict[str, Any] = {}
-    """Anything else that the endpoint takes, such as `{top_k: 40}`; `null` takes a field out of the body."""
+    """Anything else that the endpoint takes, such as `{top_k: 40}`; `null` takes a field out of the body, and a text
+    `$NAME` is the value of an environment variable."""
 
     @model_validator(mode="after")
     def _one_answer(self) -> SamplingOptions:
@@ -76,6 +88,10 @@ class SamplingOptions(Options):
         return Sampling(**{**self.model_dump(), "stop": tuple(self.stop)})
 
 
+VariableName = Annotated[str, BeforeValidator(credentials.check_name)]
+"""Of an environment variable."""
+
+
 class Teacher(Options):
     """The model to imitate: one that we serve ourselves, or an endpoint. A list of them shares the tasks."""
 
@@ -86,10 +102,11 @@ class Teacher(Options):
     serve: Literal["transformers", "vllm"] | None = None
     """Serve it on loopback while a stage needs it."""
     base_url: str | None = None
-    """Talk to this OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1."""
-    api_key_env: str | None = None
+    """Talk to this OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; `$NAME` in its path or query is the
+    value of an environment variable."""
+    api_key_env: VariableName | None = None
     """Name of the environment variable that holds the key; the key itself is written nowhere."""
-    headers_env: dict[str, str] = {}
+    headers_env: dict[str, VariableName] = {}
     """Secret headers: header name to the name of the variable that holds its value."""
     revision: str | None = None
     price: Price | None = None
@@ -113,32 +130,45 @@ class Teacher(Options):
         """Its name."""
         return self.name or self.model
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables that it names, each with the key that does."""
+        named = {} if self.api_key_env is None else {self.api_key_env: "api_key_env"}
+        named |= {variable: f"headers_env.{header}" for header, variable in self.headers_env.items()}
+        others = credentials.variables(self.base_url, self.sampling.extra_body)
+        return named | {variable: "base_url or extra_body" for variable in others if variable not in named}
+
+    @property
+    def literals(self) -> list[tuple[str, str]]:
+        """Name and value of each secret that stands in it, rather than in a variable."""
+        return credentials.literals(self.base_url, self.sampling.extra_body)
+
     @model_validator(mode="after")
     def _one_address(self) -> Teacher:
         if (self.serve is None) == (self.base_url is None):
             raise ValueError("give either `serve: transformers` (or vllm), or `base_url`")
         if self.base_url is not None:
             _check_address(self.base_url)
+        if struck := [name for name, value in self.literals if value == STRUCK]:
+            raise ValueError(
+                f'the secret "{struck[0]}" was struck out of this copy of the recipe; run the recipe itself, or put '
+                f"the secret into an environment variable and write ${struck[0].upper().replace('-', '_')} here"
+            )
         return self
 
 
-_SECRET_NAME = re.compile(r"key|token|secret|sig|passw|auth|code", re.IGNORECASE)
-
-
 def _check_address(base_url: str) -> None:
-    """Raise for what is no address, and for secrets in it: a recipe is written into the run folder."""
+    """Raise for what is no address, and for secrets where no variable can stand for them."""
     if not re.match(r"https?://[^/]+", base_url):
         raise ValueError("base_url is no http(s) address, such as http://127.0.0.1:8000/v1")
-    parts = urlsplit(base_url)
-    secret = next(
-        (name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _SECRET_NAME.search(name)), None
-    )
-    if "@" in parts.netloc or secret:
-        what = f'a value for "{secret}"' if secret else "a user or a password"
+    host = urlsplit(base_url).netloc
+    if "@" in host:
         raise ValueError(
-            f"base_url holds {what}, and a recipe is written into the run folder; put it into an environment variable,"
-            " and name that in api_key_env or headers_env"
+            "base_url holds a user or a password, and a recipe is written into the run folder; put it into an "
+            "environment variable, and name that in api_key_env or headers_env"
         )
+    if "$" in host:
+        raise ValueError("base_url names a variable in its host; only its path and query may, as in …/v1?key=$API_KEY")
 
 
 def _how_many(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from distill.credentials import without_literals
 from distill.recipe.sections import (
     Collect,
     Compare,
@@ -75,6 +76,13 @@ class Recipe(BaseModel):
         return {name: one for name, one in sides if one is not None}
 
     @property
+    def asked(self) -> dict[str, Teacher]:
+        """Whoever this recipe asks, by the key of its section; of several teachers each by its name."""
+        several = len(self.teachers) > 1
+        teachers = {f"teacher.{one.called}" if several else "teacher": one for one in self.teachers}
+        return teachers | self.roles | {f"compare.{side}": one for side, one in self.respondents.items()}
+
+    @property
     def main_teacher(self) -> Teacher | None:
         """The first teacher."""
         return self.teachers[0] if self.teachers else None
@@ -100,6 +108,11 @@ class Recipe(BaseModel):
             )
         if any(one.base_url is None for one in (*self.teachers, *self.roles.values())):
             raise ValueError("collect.mode: batch: needs endpoints with /v1/batches: give each model a base_url")
+        if any(one.literals for one in (*self.teachers, *self.roles.values())):
+            raise ValueError(
+                "collect.mode: batch: a secret stands in base_url or extra_body, and a batch outlives this process; "
+                "put it into an environment variable, and write $NAME in its place"
+            )
         if len(self.teachers) > 1:
             raise ValueError("collect.mode: batch: takes one teacher; make a run for each, and join them by `reuse`")
 
@@ -164,8 +177,8 @@ class Recipe(BaseModel):
         return self
 
     def document(self) -> dict[str, Any]:
-        """The recipe as plain values, the parts' options resolved among them."""
-        document = self.model_dump(exclude_none=True)
+        """The recipe as plain values, the parts' options resolved among them, without secrets that stand in it."""
+        document: dict[str, Any] = without_literals(self.model_dump(exclude_none=True))
         for name in ("expand", "collect", "train"):
             if (section := getattr(self, name)) is not None:
                 document[name] = _plain(section)
