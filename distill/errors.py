@@ -19,16 +19,11 @@ from __future__ import annotations
 
 import errno
 
-from distill.redaction import strike
-
 
 class DistillError(Exception):
-    """An error to be shown as its one line, without a traceback; known secrets are struck out of that line."""
+    """An error to be shown as its one line, without a traceback."""
 
     exit_code = 1
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(strike(message))
 
 
 class RecipeError(DistillError):

@@ -177,7 +177,7 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
             record.counts = dict(stage.work(context, record))
         record.status = "partial" if record.detail == ACCEPTABLE else "done"
     except (BudgetStop, Interrupted, StoppedPending) as stop:
-        record.status, record.detail = "partial", str(stop)
+        record.status, record.detail = "partial", strike(str(stop))
         if not (context.accept_partial and isinstance(stop, BudgetStop)):
             raise
         console.warn(f"{stop}; going on with what there is")
