@@ -495,21 +495,49 @@ def export(
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run")],
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
-    host: Annotated[str, typer.Option(help="loopback unless you say otherwise")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="the address to listen on; 0.0.0.0 is every address of this machine. Requests must name a loopback"
+            " name, this, or the address that they came to: no other DNS name"
+        ),
+    ] = "127.0.0.1",
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", metavar="VAR", help="ask for the key that this environment variable holds"),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="let web pages of this origin use it, such as http://localhost:3000; may be given again",
+        ),
+    ] = None,
     parent_pipe: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve a local model, or a run's student.
 
-    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions).
+    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions). Web pages cannot use it, but those
+    of --allow-origin. With --api-key-env every request but /health needs that key, as OpenAI's clients send it.
 
     Example: distill serve smollm2 --port 8000
     """
+    from distill import probe
     from distill.catalogue import require_training_packages
 
     require_training_packages("serve")
     from distill.student import serve as server
 
-    server.serve(model, host=host, port=port, parent_pipe=parent_pipe, say=console.say)
+    server.serve(
+        model,
+        host=host,
+        port=port,
+        origins=allow_origin or (),
+        api_key=probe.secret(api_key_env, "--api-key-env"),
+        parent_pipe=parent_pipe,
+        say=console.say,
+    )
 
 
 @app.command()
@@ -544,7 +572,7 @@ def doctor(
     if url is not None and Path(url).is_dir():
         from distill import train_serve
 
-        if not train_serve.examine(Path(url), at=at):
+        if not train_serve.examine(Path(url), at=at, api_key_env=api_key_env):
             raise typer.Exit(1)
         return
     if at is not None:

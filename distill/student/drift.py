@@ -120,18 +120,20 @@ def by_template(tokenizer: Any) -> Reading:
     return read
 
 
-def by_server(base_url: str, *, seconds: float = 60.0) -> Reading:
+def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.0) -> Reading:
     """Ids by a server that has `/tokenize`: ours, or vLLM's. Raises `EndpointError` where it gives none."""
     import httpx
 
     parts = urlsplit(base_url)
     address = parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + "/tokenize").geturl()
+    headers = {"Authorization": f"Bearer {api_key.strip()}"} if api_key else {}
+    direct = {"all://127.0.0.1": None, "all://localhost": None}
 
     def read(messages: Sequence[Message]) -> list[int]:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         body = {"messages": plain, "add_generation_prompt": True}
         try:
-            with httpx.Client(timeout=seconds, mounts={"all://127.0.0.1": None, "all://localhost": None}) as client:
+            with httpx.Client(timeout=seconds, headers=headers, mounts=direct) as client:
                 answer = client.post(address, json=body)
                 answer.raise_for_status()
                 return [int(id_) for id_ in answer.json()["tokens"]]
