@@ -40,6 +40,9 @@ AllowParts = Annotated[
 ]
 AcceptPartial = Annotated[bool, typer.Option("--accept-partial", help="go on from a stage that is only partly done")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="with collect.mode batch: end while batches are open")]
+NewJournal = Annotated[
+    bool, typer.Option("--new-journal", help="go on where the journal lost what was bought; it stays spent")
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]
 
 
@@ -73,6 +76,7 @@ def run(
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,
     no_wait: NoWait = False,
+    new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Run a recipe from where it stands to its report.
@@ -91,6 +95,7 @@ def run(
         stages=names,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        new_journal=new_journal,
         allowed=allow_parts or (),
         wait=not no_wait,
     )
@@ -105,6 +110,7 @@ def _verb(name: str, help_text: str) -> None:
         set_: Set = None,
         retry_failed: RetryFailed = False,
         accept_partial: AcceptPartial = False,
+        new_journal: NewJournal = False,
         allow_parts: AllowParts = None,
     ) -> None:
         from distill import pipeline
@@ -116,6 +122,7 @@ def _verb(name: str, help_text: str) -> None:
             stages=[name],
             retry_failed=retry_failed,
             accept_partial=accept_partial,
+            new_journal=new_journal,
             allowed=allow_parts or (),
         )
 
@@ -136,6 +143,7 @@ def collect(
     cancel_batches: Annotated[
         bool, typer.Option("--cancel-batches", help="cancel what is open at the provider; keep what is finished")
     ] = False,
+    new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Have the teachers answer the tasks: writes sessions.jsonl.
@@ -145,7 +153,9 @@ def collect(
     from distill import pipeline
 
     if cancel_batches:
-        pipeline.cancel_batches(recipe_or_run, run_dir=run_dir, overrides=set_ or (), wait=not no_wait)
+        pipeline.cancel_batches(
+            recipe_or_run, run_dir=run_dir, overrides=set_ or (), wait=not no_wait, new_journal=new_journal
+        )
         return
     pipeline.run_recipe(
         recipe_or_run,
@@ -154,6 +164,7 @@ def collect(
         stages=["collect"],
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        new_journal=new_journal,
         allowed=allow_parts or (),
         wait=not no_wait,
     )
@@ -178,6 +189,7 @@ def train(
         bool, typer.Option("--fresh", help="start over, whatever checkpoints or student there are")
     ] = False,
     accept_partial: AcceptPartial = False,
+    new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Fine-tune the student on the kept sessions: writes student/.
@@ -197,7 +209,8 @@ def train(
     if show_masks is not None:
         preview.show_masks(recipe_or_run, show_masks, **given)
     if not plan and show_masks is None:
-        pipeline.run_recipe(recipe_or_run, stages=["train"], accept_partial=accept_partial, fresh=fresh, **given)
+        given |= {"accept_partial": accept_partial, "fresh": fresh, "new_journal": new_journal}
+        pipeline.run_recipe(recipe_or_run, stages=["train"], **given)
 
 
 _verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")

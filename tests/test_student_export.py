@@ -369,13 +369,14 @@ def served(exported, tmp_path_factory) -> Iterator[str]:
         yield server.base_url
 
 
-def asking() -> httpx.Client:
-    return httpx.Client(timeout=60, headers={"Authorization": f"Bearer {os.environ['SERVED_KEY']}"})
+def posted(address: str, body: dict[str, Any]) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {os.environ['SERVED_KEY']}"}
+    return httpx.post(address, json=body, headers=headers, timeout=60)
 
 
 def test_a_served_export_answers_as_it_was_trained_and_stops(served, whole_run):
     body = {"messages": [QUESTION], "temperature": 0, "max_tokens": 64}
-    choice = asking().post(f"{served}/chat/completions", json=body).json()["choices"][0]
+    choice = posted(f"{served}/chat/completions", body).json()["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert choice["message"]["content"] == greedy(whole_run, 64)
 
@@ -423,10 +424,10 @@ def test_a_message_that_spells_a_special_token_is_told_and_is_no_fault(served, w
 
 def test_the_server_tells_tokens_and_refuses_what_it_cannot_render(served):
     address = served.removesuffix("/v1") + "/tokenize"
-    found = asking().post(address, json={"messages": [QUESTION]}).json()
+    found = posted(address, {"messages": [QUESTION]}).json()
     assert found["count"] == len(found["tokens"]) > 5
-    assert asking().post(address, json={"messages": []}).status_code == 400
-    assert asking().post(address, json={"messages": [QUESTION], "add_generation_prompt": False}).status_code == 400
+    assert posted(address, {"messages": []}).status_code == 400
+    assert posted(address, {"messages": [QUESTION], "add_generation_prompt": False}).status_code == 400
 
 
 @pytest.mark.parametrize(
