@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from distill import console, forecast, probe
 from distill.embedded import EMBEDDED, cache_dir
 from distill.errors import RecipeError
+from distill.extras import install
 from distill.providers.openai import normalise_url
 from distill.recipe import Recipe
 from distill.run import versions
@@ -101,7 +102,7 @@ def _packages() -> list[Finding]:
     lines = [Finding(True, f"{name} {version}") for name, version in found.items()]
     missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in found]
     if missing:
-        needed = "for train, compare and local teachers: pip install 'distill[train]'"
+        needed = f"for train, compare and local teachers: {install('train')}"
         lines.append(Finding(False, f"{', '.join(missing)} {needed}"))
     return lines
 

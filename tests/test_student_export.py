@@ -19,6 +19,7 @@ import pytest
 
 from distill.errors import MissingPackage, ModelError, RecipeError, RunFolderError
 from distill.export import MODELS, export
+from distill.extras import install
 from tests.exporting import HELD_OUT, receipt_of, save_loud_model, write_trained_run
 from tests.test_cli import distill
 
@@ -350,7 +351,7 @@ def test_the_forms_of_the_door_are_those_behind_it():
 
 def test_without_torch_the_error_says_what_to_install(run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distill.student.export.exporting", None)
-    with pytest.raises(MissingPackage, match=r"pip install 'distill\[train\]'"):
+    with pytest.raises(MissingPackage, match=re.escape(install("train"))):
         export(run_folder, to="merged", out=tmp_path / "x")
 
 
