@@ -1,6 +1,7 @@
 """What to type to get the packages of an extra, for the way this copy of distill was installed.
 
-Never by the name alone: on a package index it is not ours, and pip would install what its holder put there. Stdlib only.
+Never by the name alone: on a package index it is not ours, and pip would install what its holder put there.
+Stdlib only.
 """
 
 from __future__ import annotations
