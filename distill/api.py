@@ -31,6 +31,8 @@ class Options(TypedDict, total=False):
     """For a provider's batches; with False the stage ends while they are open."""
     fresh: bool
     """Train from the start, whatever checkpoints or student there are."""
+    new_journal: bool
+    """Go on where the journal lacks sends that run.json knows of; what they cost stays spent."""
     quiet: bool
     """Print nothing; the run's log has it all the same."""
 
@@ -40,8 +42,8 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
 
     `source` is a recipe's path, a shipped recipe's name, what a recipe's file holds, a loaded recipe, or a run. Stages
     that are current are skipped, and bought answers never bought again. Lines and progress go to standard error. The
-    options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait, fresh and
-    quiet.
+    options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait, fresh,
+    new_journal and quiet.
 
     Raises `DistillError`, one line to be read: `RecipeError` for the recipe or an option, `StageIncomplete` where a
     stage before is missing or too much has failed, `BudgetStop` at the end of the budget, `Interrupted` after Ctrl-C
@@ -60,6 +62,7 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
             allowed=options.get("allow_parts", ()),
             wait=options.get("wait", True),
             fresh=options.get("fresh", False),
+            new_journal=options.get("new_journal", False),
         )
     return open_run(folder)
 

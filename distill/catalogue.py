@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from distill import assets, recipe, shelf
 from distill.errors import MissingPackage, RecipeError
+from distill.extras import install
 from distill.filters import FILTERS
 from distill.importers import IMPORTERS
 from distill.metrics import METRICS
@@ -112,7 +113,7 @@ def require_training_packages(command: str) -> None:
     missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if missing:
         raise MissingPackage(
-            f"`{command}` needs {', '.join(missing)}, which is not installed; type: pip install 'distill[train]'"
+            f"`{command}` needs {', '.join(missing)}, which is not installed; type: {install('train')}"
         )
 
 
@@ -121,7 +122,7 @@ def require_benchmarks(loaded: Recipe) -> None:
     if loaded.compare is None or loaded.compare.lm_eval is None:
         return
     if find_spec(LM_EVAL) is None:
-        raise MissingPackage(f"compare.lm_eval needs the package {LM_EVAL}; type: pip install 'distill[lm-eval]'")
+        raise MissingPackage(f"compare.lm_eval needs the package {LM_EVAL}; type: {install('lm-eval')}")
     from distill.student.harness import Harness
 
     Harness().require(loaded.compare.lm_eval.tasks)

@@ -40,6 +40,9 @@ AllowParts = Annotated[
 ]
 AcceptPartial = Annotated[bool, typer.Option("--accept-partial", help="go on from a stage that is only partly done")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="with collect.mode batch: end while batches are open")]
+NewJournal = Annotated[
+    bool, typer.Option("--new-journal", help="go on where the journal lost what was bought; it stays spent")
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]
 
 
@@ -73,6 +76,7 @@ def run(
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,
     no_wait: NoWait = False,
+    new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Run a recipe from where it stands to its report.
@@ -91,6 +95,7 @@ def run(
         stages=names,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        new_journal=new_journal,
         allowed=allow_parts or (),
         wait=not no_wait,
     )
@@ -105,6 +110,7 @@ def _verb(name: str, help_text: str) -> None:
         set_: Set = None,
         retry_failed: RetryFailed = False,
         accept_partial: AcceptPartial = False,
+        new_journal: NewJournal = False,
         allow_parts: AllowParts = None,
     ) -> None:
         from distill import pipeline
@@ -116,6 +122,7 @@ def _verb(name: str, help_text: str) -> None:
             stages=[name],
             retry_failed=retry_failed,
             accept_partial=accept_partial,
+            new_journal=new_journal,
             allowed=allow_parts or (),
         )
 
@@ -136,6 +143,7 @@ def collect(
     cancel_batches: Annotated[
         bool, typer.Option("--cancel-batches", help="cancel what is open at the provider; keep what is finished")
     ] = False,
+    new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Have the teachers answer the tasks: writes sessions.jsonl.
@@ -145,7 +153,9 @@ def collect(
     from distill import pipeline
 
     if cancel_batches:
-        pipeline.cancel_batches(recipe_or_run, run_dir=run_dir, overrides=set_ or (), wait=not no_wait)
+        pipeline.cancel_batches(
+            recipe_or_run, run_dir=run_dir, overrides=set_ or (), wait=not no_wait, new_journal=new_journal
+        )
         return
     pipeline.run_recipe(
         recipe_or_run,
@@ -154,6 +164,7 @@ def collect(
         stages=["collect"],
         retry_failed=retry_failed,
         accept_partial=accept_partial,
+        new_journal=new_journal,
         allowed=allow_parts or (),
         wait=not no_wait,
     )
@@ -178,6 +189,7 @@ def train(
         bool, typer.Option("--fresh", help="start over, whatever checkpoints or student there are")
     ] = False,
     accept_partial: AcceptPartial = False,
+    new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Fine-tune the student on the kept sessions: writes student/.
@@ -197,7 +209,8 @@ def train(
     if show_masks is not None:
         preview.show_masks(recipe_or_run, show_masks, **given)
     if not plan and show_masks is None:
-        pipeline.run_recipe(recipe_or_run, stages=["train"], accept_partial=accept_partial, fresh=fresh, **given)
+        given |= {"accept_partial": accept_partial, "fresh": fresh, "new_journal": new_journal}
+        pipeline.run_recipe(recipe_or_run, stages=["train"], **given)
 
 
 _verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")
@@ -495,21 +508,49 @@ def export(
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run")],
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
-    host: Annotated[str, typer.Option(help="loopback unless you say otherwise")] = "127.0.0.1",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="the address to listen on; 0.0.0.0 is every address of this machine. Requests must name a loopback"
+            " name, this, or the address that they came to: no other DNS name"
+        ),
+    ] = "127.0.0.1",
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", metavar="VAR", help="ask for the key that this environment variable holds"),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="let web pages of this origin use it, such as http://localhost:3000; may be given again",
+        ),
+    ] = None,
     parent_pipe: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve a local model, or a run's student.
 
-    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions).
+    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions). Web pages cannot use it, but those
+    of --allow-origin. With --api-key-env every request but /health needs that key, as OpenAI's clients send it.
 
     Example: distill serve smollm2 --port 8000
     """
+    from distill import credentials
     from distill.catalogue import require_training_packages
 
     require_training_packages("serve")
     from distill.student import serve as server
 
-    server.serve(model, host=host, port=port, parent_pipe=parent_pipe, say=console.say)
+    server.serve(
+        model,
+        host=host,
+        port=port,
+        origins=allow_origin or (),
+        api_key=credentials.secret(api_key_env, "--api-key-env"),
+        parent_pipe=parent_pipe,
+        say=console.say,
+    )
 
 
 @app.command()
@@ -544,7 +585,7 @@ def doctor(
     if url is not None and Path(url).is_dir():
         from distill import train_serve
 
-        if not train_serve.examine(Path(url), at=at):
+        if not train_serve.examine(Path(url), at=at, api_key_env=api_key_env):
             raise typer.Exit(1)
         return
     if at is not None:

@@ -9,11 +9,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distill import console, credentials, forecast, loops, probe
+from distill import console, credentials, forecast, probe
 from distill.embedded import EMBEDDED, cache_dir
 from distill.errors import RecipeError
+from distill.extras import install
 from distill.providers import ProviderError
-from distill.providers.openai import OpenAIProvider, normalise_url
+from distill.providers.openai import call, normalise_url
 from distill.recipe import Recipe
 from distill.run import versions
 from distill.teachers import secret_headers
@@ -104,7 +105,7 @@ def _packages() -> list[Finding]:
     lines = [Finding(True, f"{name} {version}") for name, version in found.items()]
     missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in found]
     if missing:
-        needed = "for train, compare and local teachers: pip install 'distill[train]'"
+        needed = f"for train, compare and local teachers: {install('train')}"
         lines.append(Finding(False, f"{', '.join(missing)} {needed}"))
     return lines
 
@@ -153,7 +154,7 @@ def examine_teachers(recipe: Recipe) -> None:
 
 def _listing(url: str, shown: str, api_key: str | None) -> Listing:
     try:
-        status, said = loops.run(_models(url, api_key))
+        status, said = call(url, "GET", "/models", api_key=api_key, timeout_seconds=LISTING_SECONDS)
         if status != 200:
             return _no_listing(shown, status)
         names = tuple(str(model["id"]) for model in json.loads(said)["data"])
@@ -166,15 +167,6 @@ def _listing(url: str, shown: str, api_key: str | None) -> Listing:
     shown_names = ", ".join(probe.printable(name, 100) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return Listing(Finding(True, f"{shown} serves {shown_names or 'no model'}{more}"), names)
-
-
-async def _models(url: str, api_key: str | None) -> tuple[int, str]:
-    provider = OpenAIProvider(url, "", api_key=api_key, timeout_seconds=LISTING_SECONDS)
-    try:
-        status, _, said = await provider.exchange("GET", "/models")
-        return status, said
-    finally:
-        await provider.close()
 
 
 def _no_listing(shown: str, status: int) -> Listing:

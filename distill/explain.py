@@ -22,7 +22,7 @@ from distill.journal import NAME, Journal
 from distill.keys import Question
 from distill.misses import lines, nearest
 from distill.providers import Provider
-from distill.run import opened, read_record
+from distill.run import journal_of, opened, read_record
 from distill.steps import Context, choice_of, growth_of, tasks_of
 from distill.steps.rules import asked_by_rule, filter_of
 from distill.steps.student import compared
@@ -188,12 +188,12 @@ def clean(folder: Path) -> list[str]:
     """
     read_record(folder)
     loaded = load_recipe(folder)
-    with opened(folder, loaded):
+    with opened(folder, loaded) as run:
         left = [path for path in folder.rglob(".*") if path.is_file() and LEFTOVER.match(path.name)]
         freed = sum(path.stat().st_size for path in left)
         for path in left:
             path.unlink()
-        with Journal.open(folder / NAME) as journal:
+        with journal_of(run) as journal:
             trimmed = journal.trim()
     return [
         f"{folder}: {len(left)} leftovers removed ({freed:,} bytes), the journal is {max(0, trimmed):,} bytes smaller"

@@ -10,6 +10,7 @@ from typing import Any
 from distill import console, embedded, shelf
 from distill.errors import MissingPackage, RecipeError, RunFolderError
 from distill.exporters import COMPARISONS, EXPORTERS, FILES, Exporter, Job
+from distill.extras import install
 from distill.run import read_record
 
 MODELS: Mapping[str, str] = {
@@ -72,7 +73,7 @@ def _student(run: Path, *, to: str, out: Path, dtype: str | None, max_kl: float 
         from distill.student.export.exporting import export_student
     except ImportError as error:
         raise MissingPackage(
-            f"--to {to} needs {error.name or error}, which is not installed; type: pip install 'distill[train]'"
+            f"--to {to} needs {error.name or error}, which is not installed; type: {install('train')}"
         ) from error
     with console.progress("export", 100, "%") as bar:
         lines = export_student(run, to=to, out=out, dtype=dtype, max_kl=max_kl, progress=bar, say=console.say)

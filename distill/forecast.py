@@ -17,6 +17,7 @@ from distill.comparing.prompts import of_file, of_metrics
 from distill.embedded import EMBEDDED, read_json
 from distill.engine.budget import BOUNDS
 from distill.engine.report import PILOT
+from distill.extras import install
 from distill.filters.judge import Judge
 from distill.importers import load_tasks
 from distill.metrics.instructions import Instructions
@@ -257,7 +258,7 @@ def _warnings(recipe: Recipe) -> list[str]:
         if name not in os.environ
     ]
     if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
-        found.append("warning: compare.lm_eval needs the package lm_eval; type: pip install 'distill[lm-eval]'")
+        found.append(f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}")
     return found
 
 

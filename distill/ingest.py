@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 from distill import console, importers
 from distill.chat import pairs
 from distill.errors import MissingPackage, RecipeError, RunFolderError
+from distill.extras import install
 from distill.importers import Address
 from distill.records import Rejected
 from distill.rows import write_rows
@@ -347,7 +348,7 @@ def splitter(tokenizer: str, max_tokens: int) -> Splitter:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise MissingPackage("splitting needs tokenizers; type: pip install 'distill[train]'") from error
+        raise MissingPackage(f"splitting needs tokenizers; type: {install('train')}") from error
     path = _tokenizer_file(tokenizer)
     try:
         loaded = Tokenizer.from_file(str(path))

@@ -24,7 +24,7 @@ from typing import Any
 from distill.database import VERSION, bytes_of, open_to_read, open_to_write, unusable, version_of
 from distill.errors import RunFolderError
 from distill.keys import canonical
-from distill.ledger import FAILURE, FORGET, Batch, Bill, Change, Cost, answered, bare, failed, intention
+from distill.ledger import FAILURE, FORGET, Batch, Bill, Change, Cost, Sent, answered, bare, failed, intention
 from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
 
 NAME = "journal.sqlite"
@@ -145,6 +145,13 @@ class Journal:
             )
             for stage, role, model, outcome, sends, prompt, completion, usd, free_prompt, free_completion in rows
         ]  # fmt: skip
+
+    def sent(self) -> dict[str, Sent]:
+        """What each stage has sent. Never less than before: an intent is never deleted."""
+        if self._is_old:
+            return {}
+        rows = self._select("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
+        return {stage: Sent(sends, round(usd, 8)) for stage, sends, usd in rows}
 
     def batches(self, stage: str | None = None, *, name: str | None = None) -> list[Batch]:
         """Every batch of a stage or of all, or the one so called, oldest first."""

@@ -53,6 +53,15 @@ class Cost:
     """Tokens of those sends that had no price when they were bought; not in `usd`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a stage has sent so far, over all invocations."""
+
+    sends: int = 0
+    usd: float = 0.0
+    """By the price at the time of buying; what had none counts nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One job of a provider's batch interface, on its way."""

@@ -18,7 +18,7 @@ from distill.forecast import headline, known_faults, stages_of
 from distill.journal import NAME, Journal
 from distill.recipe import Recipe
 from distill.redaction import strike
-from distill.run import STAGES, Run, measured, opened
+from distill.run import STAGES, Run, journal_of, measured, opened
 from distill.steps import (
     ACCEPTABLE,
     BASE,
@@ -46,11 +46,13 @@ def run_recipe(
     allowed: Collection[str] = (),
     wait: bool = True,
     fresh: bool = False,
+    new_journal: bool = False,
 ) -> Path:
     """Run a recipe's stages that are not current; returns the run folder.
 
     `wait` is for a provider's batches: without it the run ends while they are open. `fresh` trains from the start,
-    whatever checkpoints or student there are. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted`
+    whatever checkpoints or student there are. `new_journal` goes on where sends that run.json knows of are missing in
+    the journal. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted`
     with everything finished kept.
     """
     loaded, folder = _addressed(source, run_dir, overrides, allowed)
@@ -65,8 +67,10 @@ def run_recipe(
     teachers = hire(loaded, folder)
     for line in known_faults(loaded):
         console.warn(line.removeprefix("warning: "))
-    with opened(folder, loaded) as run, _journal(folder, loaded) as journal:
-        context = Context(folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait, fresh)
+    with opened(folder, loaded) as run, _journal(run, loaded, new_journal) as journal:
+        context = Context(
+            folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait, fresh, run.lost
+        )
         try:
             ran = _run_stages(context, run, names)
         finally:
@@ -76,15 +80,24 @@ def run_recipe(
 
 
 def cancel_batches(
-    path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), wait: bool = True
+    path: Path,
+    *,
+    run_dir: Path | None = None,
+    overrides: Iterable[str] = (),
+    wait: bool = True,
+    new_journal: bool = False,
 ) -> None:
     """Cancel what the run has open at a provider's batch interface; what was finished is kept, for it is paid.
 
     Raises `StoppedPending` where a provider takes its time and nobody waits.
     """
     loaded, folder = _addressed(path, run_dir, overrides, ())
-    with opened(folder, loaded), _journal(folder, loaded) as journal, console.progress("cancel") as bar:
-        context = Context(folder, loaded, journal, hire(loaded, folder), wait=wait)
+    with (
+        opened(folder, loaded) as run,
+        _journal(run, loaded, new_journal) as journal,
+        console.progress("cancel") as bar,
+    ):
+        context = Context(folder, loaded, journal, hire(loaded, folder), wait=wait, lost=run.lost)
         console.say(f"{folder}: {passes(context, 'collect', bar).cancel()} batches cancelled")
 
 
@@ -99,13 +112,15 @@ def _addressed(
 
 
 @contextmanager
-def _journal(folder: Path, loaded: Recipe) -> Iterator[Journal]:
+def _journal(run: Run, loaded: Recipe, new_journal: bool) -> Iterator[Journal]:
     """The run's journal, and behind it those that it may reuse; an empty one in processes that may not write."""
     with ExitStack() as journals:
-        if not processes.is_first():
-            folder = Path(journals.enter_context(TemporaryDirectory()))
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
-        yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
+        if processes.is_first():
+            yield journals.enter_context(journal_of(run, reuse=reuse, new_journal=new_journal))
+        else:
+            folder = Path(journals.enter_context(TemporaryDirectory()))
+            yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
 
 
 def _needs_torch(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:

@@ -8,8 +8,8 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,11 +19,15 @@ import distill
 from distill import console, processes
 from distill.errors import RunFolderError, RunLocked
 from distill.fingerprints import json_sha256, tree_sha256
+from distill.journal import NAME, Journal
+from distill.ledger import Sent
 from distill.recipe import Recipe
 from distill.rows import write_atomically, write_json
 
 STAGES = ("expand", "collect", "curate", "train", "compare", "report")
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
+NOTE_SECONDS = 5.0
+"""Between two looks at how much was sent."""
 MIN_FREE_BYTES = 50_000_000
 """A run does not start with less free disk space than this."""
 
@@ -59,6 +63,7 @@ class Run:
         self.recipe = recipe
         self._writes = processes.is_first()
         self._record = _read_record(folder)
+        self._writing = threading.Lock()
 
     def stage(self, name: str) -> Mapping[str, Any] | None:
         """What run.json says of a stage; None when it never ran."""
@@ -91,8 +96,44 @@ class Run:
         record.outputs = {output: digest for output in outputs if (digest := self._output(output)) is not None}
         stages = dict(self._record.get("stages", {}))
         stages[name] = {item.name: getattr(record, item.name) for item in fields(record)}
-        self._record["stages"] = stages
-        write_json(self.folder / "run.json", self._record)
+        with self._writing:
+            self._record["stages"] = stages
+            write_json(self.folder / "run.json", self._record)
+
+    def hold_against(self, journal: Journal, *, new_journal: bool = False) -> None:
+        """Make sure that the journal has every send that run.json knows of, and count on from there.
+
+        With `new_journal` what is missing is noted as lost, and stays spent. Raises `RunFolderError` without it: else
+        all that is missing would be bought again, from a budget that begins anew.
+        """
+        held, lost = journal.sent(), self.lost
+        missing = {
+            stage: Sent(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
+            for stage, sent in _known(self._record).items()
+            if sent.sends > (here := held.get(stage, Sent())).sends + lost.get(stage, Sent()).sends
+        }
+        if missing and not new_journal:
+            raise RunFolderError(_loss(journal.path, missing, held))
+        if missing:
+            self._record["lost"] = {stage: asdict(sent) for stage, sent in {**lost, **missing}.items()}
+        self.note(held)
+
+    @property
+    def lost(self) -> dict[str, Sent]:
+        """By stage, the sends of journals that are gone."""
+        return {stage: Sent(**sent) for stage, sent in self._record.get("lost", {}).items()}
+
+    def note(self, held: Mapping[str, Sent]) -> None:
+        """Write what each stage has sent by the journal, and by those that are lost."""
+        lost = self.lost
+        stages = dict.fromkeys((*held, *lost))
+        both = {stage: (held.get(stage, Sent()), lost.get(stage, Sent())) for stage in stages}
+        sent = {stage: asdict(Sent(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()}
+        with self._writing:
+            if sent != self._record.get("sent", {}):
+                self._record["sent"] = sent
+                if "name" in self._record:
+                    write_json(self.folder / "run.json", self._record)
 
     def describe(self, teachers: Sequence[Mapping[str, Any]]) -> None:
         """Write the recipe, and what run.json says of the whole run."""
@@ -111,9 +152,11 @@ class Run:
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
         }
-        if any(self._record.get(key) != value for key, value in facts.items()):
-            self._record = {**facts, "stages": self._record.get("stages", {})}
-            write_json(self.folder / "run.json", self._record)
+        with self._writing:
+            if any(self._record.get(key) != value for key, value in facts.items()):
+                own = ("stages", "sent", "lost")
+                self._record = {**facts, "stages": {}} | {key: self._record[key] for key in own if key in self._record}
+                write_json(self.folder / "run.json", self._record)
 
 
 def versions() -> dict[str, str]:
@@ -148,6 +191,55 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not record:
         raise RunFolderError(f"{folder} is no run folder: it has no run.json; start one with `distill run RECIPE`")
     return record
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, Sent]:
+    """By stage, what run.json says was sent; an earlier distill wrote it with the costs of each stage."""
+    if "sent" in record:
+        return {stage: Sent(**sent) for stage, sent in record["sent"].items()}
+    costs = {name: stage.get("costs") or [] for name, stage in record.get("stages", {}).items()}
+    return {
+        name: Sent(sum(cost["sends"] for cost in rows), sum(cost["usd"] or 0.0 for cost in rows))
+        for name, rows in costs.items()
+    }
+
+
+def _loss(path: Path, missing: Mapping[str, Sent], held: Mapping[str, Sent]) -> str:
+    sends, usd = sum(sent.sends for sent in missing.values()), sum(sent.usd for sent in missing.values())
+    found = sum(sent.sends for stage, sent in held.items() if stage in missing)
+    return (
+        f"{path} has {found:,} of the {found + sends:,} sends of {', '.join(missing)} that run.json counts; what is"
+        f" missing (USD {usd:.4f}) would be bought again: restore it from a copy, or accept the loss, which stays spent"
+        f" of the budget; type: distill run {path.parent} --new-journal"
+    )
+
+
+@contextmanager
+def journal_of(run: Run, *, reuse: Sequence[Journal] = (), new_journal: bool = False) -> Iterator[Journal]:
+    """The run's journal to write in, once held against run.json, which then follows it. Raises `RunFolderError`."""
+    with Journal.open(run.folder / NAME, reuse=reuse) as journal:
+        run.hold_against(journal, new_journal=new_journal)
+        done = threading.Event()
+        notes = threading.Thread(target=_note_sends, args=(run, done), daemon=True)
+        notes.start()
+        try:
+            yield journal
+        finally:
+            done.set()
+            notes.join()
+            _note(run, journal)
+
+
+def _note_sends(run: Run, done: threading.Event) -> None:
+    """Keep run.json close to the journal, so that a kill leaves it only seconds behind."""
+    while not done.wait(NOTE_SECONDS):
+        with suppress(RunFolderError), Journal.open(run.folder / NAME, read_only=True) as journal:
+            _note(run, journal)
+
+
+def _note(run: Run, journal: Journal) -> None:
+    with suppress(OSError, RunFolderError):  # the stage itself will say what is wrong with the disk
+        run.note(journal.sent())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from distill import processes
 from distill.catalogue import load_recipe, require_training_packages
 from distill.embedded import read_json
 from distill.errors import MissingPackage, RunFolderError
+from distill.extras import install
 from distill.journal import NAME, Journal
 from distill.recipe import Recipe
 from distill.rows import read_jsonl
@@ -233,7 +234,5 @@ def _datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise MissingPackage(
-            "rows need `datasets`, which is not installed; type: pip install 'distill[data]'"
-        ) from error
+        raise MissingPackage(f"rows need `datasets`, which is not installed; type: {install('data')}") from error
     return datasets

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distill.errors import MissingPackage, RunFolderError
+from distill.extras import install
 from distill.rows import to_json
 from distill.types import Session
 
@@ -22,7 +23,7 @@ def write_parquet(path: Path, sessions: Iterable[Session]) -> int:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingPackage("pyarrow is not installed; type: pip install 'distill[data]'") from error
+        raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     schema = pyarrow.schema([("id", pyarrow.string()), ("messages", pyarrow.list_(turn)), ("meta", pyarrow.string())])
     rows = [

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from distill import console
 from distill.errors import DistillError, MissingPackage
+from distill.extras import install
 from distill.rows import read_sessions
 from distill.student.allocator import grow_in_place
 from distill.student.options import LoraOptions, TrainOptions
@@ -99,5 +100,5 @@ def _room(name: str) -> Any:
         return import_module(f"distill.student.{name}")
     except ImportError as error:
         raise MissingPackage(
-            f"training needs {error.name or error}, which is not installed; type: pip install 'distill[train]'"
+            f"training needs {error.name or error}, which is not installed; type: {install('train')}"
         ) from error

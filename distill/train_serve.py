@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill import console
+from distill import console, credentials
 from distill.catalogue import require_training_packages
 from distill.embedded import read_base, read_json
 from distill.errors import RunFolderError
@@ -34,22 +34,23 @@ class _Asked:
     sessions: list[Session]
 
 
-def examine(folder: Path, *, at: str | None = None) -> bool:
+def examine(folder: Path, *, at: str | None = None, api_key_env: str | None = None) -> bool:
     """Print whether trainer, saved chat template and server ask a student in the same tokens; returns whether they do.
 
     `folder` is a run with a student, or an export with whole weights; `at` is the address of a server that runs it,
-    else one is started. Raises `RunFolderError` for other folders, `ServerError` and `EndpointError` for the server.
+    with its key in the variable `api_key_env`; else one is started. Raises `RunFolderError` for other folders,
+    `ServerError` and `EndpointError` for the server.
     """
     require_training_packages("doctor")
     from distill.student.drift import SAVED, SERVED, by_server, by_template, check, dialogues_of
 
     asked = _asked(folder)
-    with _server(asked.served, at) as address:
+    with _server(asked.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
         checked = check(
             dialogues_of(asked.sessions),
             template=asked.template,
             tokenizer=asked.tokenizer,
-            readings={SAVED: by_template(asked.tokenizer), SERVED: by_server(address)},
+            readings={SAVED: by_template(asked.tokenizer), SERVED: by_server(address, api_key=api_key)},
         )
     for difference in checked.differences:
         console.result(f"{'note' if difference.spelled else 'MISS'} {difference.line()}")
@@ -79,11 +80,11 @@ def _asked(folder: Path) -> _Asked:
 
 
 @contextmanager
-def _server(model: str, at: str | None) -> Iterator[str]:
-    """The address of a server."""
+def _server(model: str, at: str | None, api_key: str | None) -> Iterator[tuple[str, str | None]]:
+    """The address of a server, and its key."""
     if at is not None:
-        yield at
+        yield at, api_key
         return
     with tempfile.TemporaryDirectory() as logs, LocalServer(model, log=Path(logs) / "server.log") as server:
         assert server.base_url is not None
-        yield server.base_url
+        yield server.base_url, server.api_key

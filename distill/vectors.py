@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from distill.errors import MissingPackage, ModelError
+from distill.extras import install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,9 +50,7 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="float32")
     except ImportError as error:
-        raise MissingPackage(
-            f"{key} needs {error.name}, which is not installed; type: pip install 'distill[train]'"
-        ) from error
+        raise MissingPackage(f"{key} needs {error.name}, which is not installed; type: {install('train')}") from error
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{key}: {folder}: {str(error).splitlines()[0]}") from error
     if tokenizer.pad_token is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from distill import catalogue
 from distill.comparing.benchmarks import documents, entries
 from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.export import harness_commands
+from distill.extras import install
 from distill.forecast import benchmark_lines, lines
 from distill.recipe import Benchmarks
 from distill.report import report, shape
@@ -24,7 +26,7 @@ from tests.tiny import save_tiny_model
 RECORDED = Path(__file__).parent / "recorded_lm_eval"
 needs_harness = pytest.mark.skipif(
     find_spec("lm_eval") is None,
-    reason="the lm-evaluation-harness has NOT run: pip install 'distill[lm-eval]'",
+    reason=f"the lm-evaluation-harness has NOT run: {install('lm-eval')}",
 )
 harness_warnings = pytest.mark.filterwarnings("ignore")  # of the harness's own packages
 RECIPE = """\
@@ -209,10 +211,10 @@ def test_tasks_need_a_student_that_is_trained_here(tmp_path):
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="the harness is installed")
 def test_without_the_harness_a_run_says_what_to_install_and_check_warns(tmp_path):
     recipe = loaded(tmp_path, "[arc_easy]")
-    with pytest.raises(MissingPackage, match=r"type: pip install 'distill\[lm-eval\]'$"):
+    with pytest.raises(MissingPackage, match=f"type: {re.escape(install('lm-eval'))}$"):
         catalogue.require_benchmarks(recipe)
     assert [line for line in lines(recipe) if "lm_eval" in line] == [
-        "warning: compare.lm_eval needs the package lm_eval; type: pip install 'distill[lm-eval]'"
+        f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}"
     ]
 
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -51,6 +52,8 @@ if "dead" in sys.argv[2]:
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
+        if self.headers["Authorization"] != "Bearer " + os.environ["VLLM_API_KEY"]:
+            return self.send_error(401)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if body["prompt"] == "die":
             os._exit(3)
@@ -143,6 +146,23 @@ def test_a_teacher_answers_and_is_gone_after_its_block_with_its_log_kept(tmp_pat
 
 
 @pytest.mark.model
+def test_a_server_of_ours_has_a_key_of_its_own_that_nobody_else_sees(tmp_path: Path):
+    said: list[str] = []
+    with (
+        LocalServer("smollm2", log=tmp_path / "one.log", say=said.append) as one,
+        LocalServer("smollm2", log=tmp_path / "two.log", say=said.append) as two,
+    ):
+        assert len({one.api_key, two.api_key}) == 2
+        assert len(one.api_key) >= 32
+        assert one.base_url is not None
+        keys = (two.api_key, one.api_key)
+        headers = [{}, *({"Authorization": f"Bearer {key}"} for key in keys)]
+        assert [httpx.get(f"{one.base_url}/models", headers=given).status_code for given in headers] == [401, 401, 200]
+        seen = [*said, (tmp_path / "one.log").read_text(), " ".join(psutil.Process(one.pid).cmdline())]
+    assert one.api_key not in "\n".join(seen)
+
+
+@pytest.mark.model
 def test_servers_die_with_a_parent_that_is_killed_whichever_thread_started_them(tmp_path: Path):
     command = [sys.executable, "-c", ORPHANS, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
@@ -229,6 +249,15 @@ def test_a_request_is_sent_with_a_seed_of_its_own(tmp_path: Path, vllm: Path):
     assert seeds[0] == seeds[1]
     assert len(set(seeds[1:])) == 4
     assert seeds[4] == "5"
+
+
+def test_a_key_of_the_users_own_for_vllm_is_not_the_servers(
+    tmp_path: Path, vllm: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("VLLM_API_KEY", "of-another-server")
+    with LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent) as teacher:
+        assert isinstance(send(teacher, ask())[0], Reply)
+        assert teacher.server.api_key != "of-another-server"
 
 
 def test_vllm_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

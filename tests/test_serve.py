@@ -34,12 +34,14 @@ class Client:
         assert server.base_url is not None
         self.port = int(server.base_url.split(":")[2].split("/")[0])
         self.pid = server.pid
+        self.api_key = server.api_key
 
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """The status and the JSON of the response."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.api_key}"}
+        connection.request(method, path, data, headers)
         response = connection.getresponse()
         found = response.status, json.loads(response.read())
         connection.close()
@@ -224,9 +226,12 @@ def test_health_and_models_answer(client: Client):
 def test_a_client_that_leaves_takes_its_request_with_it(client: Client):
     process = psutil.Process(client.pid)
     body = json.dumps({"prompt": "la la la la", "max_tokens": 8000, "temperature": 0, "stop": None}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Authorization: Bearer %s\r\nContent-Length: %d\r\n\r\n"
+    )
     with socket.create_connection(("127.0.0.1", client.port)) as connection:
-        connection.sendall(head % len(body) + body)
+        connection.sendall(head % (client.api_key.encode(), len(body)) + body)
         assert _becomes(process, busy=True)
     assert _becomes(process, busy=False)
 
@@ -357,7 +362,8 @@ def test_sigterm_ends_the_server_in_good_order_while_it_answers():
         assert server.stderr is not None
         port = int(server.stderr.readline().removeprefix("listening http://127.0.0.1:").removesuffix("/v1\n"))
         with closing(HTTPConnection("127.0.0.1", port)) as connection:
-            connection.request("POST", "/v1/completions", json.dumps({"prompt": "la la la", "max_tokens": 5000}))
+            body = json.dumps({"prompt": "la la la", "max_tokens": 5000})
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
             time.sleep(0.5)
             server.terminate()
             assert (server.wait(20), server.stderr.read()) == (0, "")

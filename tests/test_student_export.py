@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from distill.errors import MissingPackage, ModelError, RecipeError, RunFolderError
 from distill.export import MODELS, export
+from distill.extras import install
 from tests.exporting import HELD_OUT, receipt_of, save_loud_model, write_trained_run
 from tests.test_cli import distill
 
@@ -349,7 +351,7 @@ def test_the_forms_of_the_door_are_those_behind_it():
 
 def test_without_torch_the_error_says_what_to_install(run_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distill.student.export.exporting", None)
-    with pytest.raises(MissingPackage, match=r"pip install 'distill\[train\]'"):
+    with pytest.raises(MissingPackage, match=re.escape(install("train"))):
         export(run_folder, to="merged", out=tmp_path / "x")
 
 
@@ -358,19 +360,24 @@ def test_without_torch_the_error_says_what_to_install(run_folder, tmp_path, monk
 
 @pytest.fixture(scope="module")
 def served(exported, tmp_path_factory) -> Iterator[str]:
-    """The address of a server that runs the export of the student that was trained whole."""
+    """The address of a server that runs the export of the student that was trained whole; its key is in SERVED_KEY."""
     from distill.providers.local import LocalServer
 
-    with LocalServer(str(exported["whole"]), log=tmp_path_factory.mktemp("serve") / "server.log") as server:
+    log = tmp_path_factory.mktemp("serve") / "server.log"
+    with LocalServer(str(exported["whole"]), log=log) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SERVED_KEY", server.api_key)
         assert server.base_url is not None
         yield server.base_url
 
 
-def test_a_served_export_answers_as_it_was_trained_and_stops(served, whole_run):
-    import httpx
+def posted(address: str, body: dict[str, Any]) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {os.environ['SERVED_KEY']}"}
+    return httpx.post(address, json=body, headers=headers, timeout=60)
 
+
+def test_a_served_export_answers_as_it_was_trained_and_stops(served, whole_run):
     body = {"messages": [QUESTION], "temperature": 0, "max_tokens": 64}
-    choice = httpx.post(f"{served}/chat/completions", json=body, timeout=60).json()["choices"][0]
+    choice = posted(f"{served}/chat/completions", body).json()["choices"][0]
     assert choice["finish_reason"] == "stop"
     assert choice["message"]["content"] == greedy(whole_run, 64)
 
@@ -378,8 +385,8 @@ def test_a_served_export_answers_as_it_was_trained_and_stops(served, whole_run):
 def test_trainer_saved_template_and_server_ask_in_the_same_tokens(served, whole_run, exported, capsys):
     from distill.train_serve import examine
 
-    assert examine(whole_run, at=served)
-    assert examine(exported["whole"], at=served)
+    assert examine(whole_run, at=served, api_key_env="SERVED_KEY")
+    assert examine(exported["whole"], at=served, api_key_env="SERVED_KEY")
     assert "ok   the same tokens in 12 dialogues by the trainer, the saved chat template and the server" in (
         capsys.readouterr().out
     )
@@ -391,7 +398,7 @@ def test_a_changed_template_is_found_at_its_first_differing_token(served, whole_
     template.write_text(
         template.read_text().replace("'\\n' }}{% endif %}{{ '<|im_start|>'", "' ' }}{% endif %}{{ '<|im_start|>'")
     )
-    finished = distill("doctor", str(run), "--at", served, cwd=tmp_path)
+    finished = distill("doctor", str(run), "--at", served, "--api-key-env", "SERVED_KEY", cwd=tmp_path)
     assert finished.returncode == 1
     assert re.search(
         r"MISS \S+.*: token \d+ is '\\n' \(\d+\) by the trainer and ' ' \(\d+\) by the saved", finished.stdout
@@ -417,13 +424,11 @@ def test_a_message_that_spells_a_special_token_is_told_and_is_no_fault(served, w
 
 
 def test_the_server_tells_tokens_and_refuses_what_it_cannot_render(served):
-    import httpx
-
     address = served.removesuffix("/v1") + "/tokenize"
-    found = httpx.post(address, json={"messages": [QUESTION]}, timeout=60).json()
+    found = posted(address, {"messages": [QUESTION]}).json()
     assert found["count"] == len(found["tokens"]) > 5
-    assert httpx.post(address, json={"messages": []}, timeout=60).status_code == 400
-    assert httpx.post(address, json={"messages": [QUESTION], "add_generation_prompt": False}).status_code == 400
+    assert posted(address, {"messages": []}).status_code == 400
+    assert posted(address, {"messages": [QUESTION], "add_generation_prompt": False}).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from distill import train as stage
 from distill.errors import DistillError
+from distill.extras import install
 from distill.rows import read_jsonl, write_rows
 from distill.train import TrainOptions
 from distill.types import Message, Session
@@ -227,5 +228,5 @@ def test_a_missing_package_is_one_line_and_options_need_no_torch(tmp_path):
     finished = subprocess.run(
         [sys.executable, "-c", MISSING, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    expected = "training needs datasets, which is not installed; type: pip install 'distill[train]'"
+    expected = f"training needs datasets, which is not installed; type: {install('train')}"
     assert finished.stdout.strip() == expected

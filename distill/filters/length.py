@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from distill import recipe
 from distill.embedded import EMBEDDED, fetch
 from distill.errors import MissingPackage, ModelError
+from distill.extras import install
 from distill.filters import answers_of
 from distill.novelty import word_count
 from distill.types import Session, Verdict
@@ -100,7 +101,7 @@ def _counter(name: str) -> Callable[[str], int]:
         tokenizer = Tokenizer.from_file(str(Path(name) / "tokenizer.json"))
     except ImportError as error:
         raise MissingPackage(
-            f"length counts tokens with {error.name}, which is not installed; type: pip install 'distill[train]'"
+            f"length counts tokens with {error.name}, which is not installed; type: {install('train')}"
         ) from error
     except Exception as error:  # tokenizers raises nothing narrower
         reason = str(error).partition("\n")[0]

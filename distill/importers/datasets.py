@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
+from distill.extras import install
 from distill.importers import Address, known_shapes
 from distill.records import Rejected, Row, Rows
 from distill.shapes import Parsed
@@ -31,7 +32,7 @@ def _table(address: Address) -> Any:
     try:
         from datasets import DatasetDict, load_from_disk
     except ImportError as error:
-        raise MissingPackage("datasets is not installed; type: pip install 'distill[data]'") from error
+        raise MissingPackage(f"datasets is not installed; type: {install('data')}") from error
     try:
         found = load_from_disk(address.path)
     except (OSError, ValueError, KeyError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
+from distill.extras import install
 from distill.importers import HUB_ID, Address, known_shapes
 from distill.records import Rejected, Row, Rows
 from distill.shapes import Parsed
@@ -28,7 +29,7 @@ def _rows(address: Address) -> Rows:
     try:
         import datasets
     except ImportError as error:
-        raise MissingPackage("datasets is not installed; type: pip install 'distill[data]'") from error
+        raise MissingPackage(f"datasets is not installed; type: {install('data')}") from error
     table: Any
     try:
         # datasets has had no `trust_remote_code` since 4.0: it refuses a dataset that comes with a script

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.errors import MissingPackage, RecipeError
+from distill.extras import install
 from distill.importers import Address, known_shapes
 from distill.records import Rejected, Row, Rows
 from distill.shapes import Parsed
@@ -36,7 +37,7 @@ def _rows(files: list[Path]) -> Rows:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise MissingPackage("pyarrow is not installed; type: pip install 'distill[data]'") from error
+        raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
     number = 0
     for file in files:
         try:

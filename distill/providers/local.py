@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -44,6 +45,8 @@ RESTARTS = 2
 
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Unless the user sets them."""
+_KEY_VARIABLES: dict[Server, str] = {"transformers": "DISTILL_SERVER_KEY", "vllm": "VLLM_API_KEY"}
+"""Where a server finds the key that it asks for: other processes of this machine reach its port, too."""
 _BROKEN = {"connection", "refused", "malformed"}
 """Reasons of failures that the death of a server can bring."""
 _LISTENING = re.compile(rb"listening (http://\S+)")
@@ -103,6 +106,8 @@ class LocalServer:
         self._log_start = 0
         self.base_url: str | None = None
         """Where it answers; `None` until it has been found healthy."""
+        self.api_key = secrets.token_urlsafe(32)
+        """What it asks for; secret."""
 
     def __enter__(self) -> LocalServer:
         self.start()
@@ -149,6 +154,7 @@ class LocalServer:
 
     def _spawned(self, read_end: int, log: BinaryIO) -> subprocess.Popen[bytes]:
         command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
+        environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
         # A session of its own: Ctrl-C reaches this process alone, which then stops the child in order.
         return subprocess.Popen(
@@ -164,7 +170,8 @@ class LocalServer:
     def _command(self, read_end: int) -> list[str]:
         if self._server == "transformers":
             here = [sys.executable, "-m", "distill", "serve", self._model]
-            return [*here, "--port", str(self._port), "--parent-pipe", str(read_end)]
+            key = ["--api-key-env", _KEY_VARIABLES[self._server]]
+            return [*here, "--port", str(self._port), *key, "--parent-pipe", str(read_end)]
         self.base_url = None
         self._port = self._port or _free_port()
         name = served_name(self._model)
@@ -196,7 +203,7 @@ class LocalServer:
         """Whether the server has just generated a token."""
         if self.base_url is None and (address := self._address()) is not None:
             port = int(address.rpartition(":")[2].partition("/")[0])
-            if _generates(port, served_name(self._model), self._start_seconds):
+            if _generates(port, served_name(self._model), self.api_key, self._start_seconds):
                 self.base_url = address
         return self.base_url is not None
 
@@ -277,11 +284,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _generates(port: int, name: str, seconds: float) -> bool:
+def _generates(port: int, name: str, api_key: str, seconds: float) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     body = json.dumps({"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
     try:
-        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+        connection.request("POST", "/v1/completions", body, headers)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -363,7 +371,11 @@ class LocalTeacher:
             self._given_up = error
             raise
         self._client = OpenAIProvider(
-            base_url, self.endpoint.model, endpoint=self.endpoint, timeout_seconds=self._timeout_seconds
+            base_url,
+            self.endpoint.model,
+            endpoint=self.endpoint,
+            api_key=self.server.api_key,
+            timeout_seconds=self._timeout_seconds,
         )
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
-from distill import credentials
+from distill import credentials, loops
 from distill.errors import RecipeError
 from distill.keys import canonical
 from distill.providers import ProviderError, Reply, one_line
@@ -288,6 +288,29 @@ class OpenAIProvider:
         if self._session is not None and self._loop is asyncio.get_running_loop():
             await self._session.close()
         self._session = self._loop = None
+
+
+def call(
+    base_url: str,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    api_key: str | None = None,
+    timeout_seconds: float,
+) -> tuple[int, str]:
+    """Status and text of one exchange, from plain code. Raises `ProviderError` where there is no response."""
+
+    async def once() -> tuple[int, str]:
+        provider = OpenAIProvider(base_url, "", api_key=api_key, timeout_seconds=timeout_seconds)
+        try:
+            data = None if body is None else json.dumps(body).encode("ascii")
+            status, _, said = await provider.exchange(method, path, data)
+            return status, said
+        finally:
+            await provider.close()
+
+    return loops.run(once())
 
 
 def cut_at_stop(reply: Reply, stop: Sequence[str]) -> Reply:

@@ -58,8 +58,9 @@ def _budget(context: Context, stage: str) -> Budget:
 
 
 def spent(context: Context, stage: str | None) -> float:
-    """USD that all sends cost so far, of one stage or of all; 0 where nobody has a price."""
-    return spent_usd(context.journal.costs(), _prices(context), stage)
+    """USD that all sends cost so far, of one stage or of all, lost ones included; 0 where nobody has a price."""
+    lost = sum(sent.usd for of, sent in context.lost.items() if stage in (None, of))
+    return lost + spent_usd(context.journal.costs(), _prices(context), stage)
 
 
 def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
@@ -125,7 +126,7 @@ def account(context: Context, stage: str, record: StageRecord, engines: Sequence
     }
     prices = _prices(context)
     costs = [cost for cost in context.journal.costs() if cost.stage == stage]
-    record.usd = spent_usd(costs, prices) if prices else None
+    record.usd = spent(context, stage) if prices else None
     record.costs = [
         {
             "teacher": cost.role,
@@ -138,3 +139,8 @@ def account(context: Context, stage: str, record: StageRecord, engines: Sequence
         }
         for cost in costs
     ]
+    if (lost := context.lost.get(stage)) is not None:
+        free = {"prompt_tokens": 0, "completion_tokens": 0}
+        record.costs.append(
+            {"teacher": "", "model": "", "outcome": "lost", "sends": lost.sends, **free, "usd": lost.usd}
+        )

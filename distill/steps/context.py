@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distill.journal import Journal
+from distill.ledger import Sent
 from distill.recipe import Recipe
 from distill.run import StageRecord
 from distill.teachers import Teachers
@@ -33,6 +34,8 @@ class Context:
     """Whether to wait for a provider's batches."""
     fresh: bool = False
     """Whether training starts over, whatever checkpoints there are."""
+    lost: Mapping[str, Sent] = field(default_factory=dict)
+    """By stage, sends that are in no journal any more, and stay spent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""One thread that answers requests as they come: they join and leave a common batch between two tokens."""
+"""Answers requests as they come: one thread reads prompts, and one decodes a batch that they join and leave."""
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from random import Random, getrandbits
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -32,6 +34,9 @@ PREFILL_TOKENS = 8_192
 """Prompt tokens, padding included, that are read in one pass; a longer prompt has a pass of its own."""
 JOIN_EVERY = 4
 """Steps between two intakes: a pass over one short prompt costs as much as a token for everyone."""
+
+PIECE = 2
+"""Characters per token of the context in the first piece of a long prompt that is tokenised; the next is double."""
 
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """What a model raises on inputs that it cannot take, and torch where memory ends."""
@@ -83,36 +88,80 @@ class Decoder:
         self._template = template
         self._most_rows = most_rows
         self._ends = _end_ids(model, tokenizer, template)
+        self._asked: SimpleQueue[_Job | None] = SimpleQueue()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._waiting: deque[_Job] = deque()
         self._jobs: list[_Job] = []
         self._batch: _OpenBatch | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._threads = (
+            threading.Thread(target=self._run, name="decoder", daemon=True),
+            threading.Thread(target=self._read, name="reader", daemon=True),
+        )
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, request: Request) -> Future[Decoded]:
         """Ask; cancel the future to give up. Its exception is a `ProviderError` with the reason."""
         future: Future[Decoded] = Future()
-        self._inbox.put(_Job(request, future))
+        self._asked.put(_Job(request, future))
         return future
 
     @property
     def is_alive(self) -> bool:
         """Whether requests are being answered."""
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     def stop(self, *, seconds: float) -> bool:
-        """End after the current step, giving up what is unfinished; returns whether the thread ended in time."""
+        """End after the current step, giving up what is unfinished; returns whether the threads ended in time."""
         self._stopping = True
+        self._asked.put(None)
         self._inbox.put(None)
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+        for thread in self._threads:
+            thread.join(seconds)
+        while not self._inbox.empty():
+            if (job := self._inbox.get()) is not None:
+                job.future.cancel()
+        return not any(thread.is_alive() for thread in self._threads)
 
-    # what follows runs in the thread
+    # what follows runs in the reader
+
+    def _read(self) -> None:
+        """Tokenise what has been asked, so that no answer waits for another's prompt.
+
+        With a tokenizer of its own, for one in two threads is sometimes "already borrowed".
+        """
+        tokenizer = copy.deepcopy(self._tokenizer)
+        while (job := self._asked.get()) is not None:
+            if self._stopping:
+                job.future.cancel()
+            if job.future.cancelled():
+                continue
+            job.row = self._prepared(job.request, tokenizer)
+            if not job.settle():
+                self._inbox.put(job)
+
+    def _prepared(self, request: Request, tokenizer: Any) -> Row:
+        """The request with its prompt's ids."""
+        row = Row(request.sampling, Random(), self._ends, tokenizer)
+        try:
+            row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
+            context = context_tokens(self._model)
+            if (tokens := _excess(_text(request, self._template, tokenizer), tokenizer, context)) is not None:
+                detail = f"the prompt has over {tokens} tokens and the model takes {context}"
+                row.error = ProviderError("context_length", detail)
+            else:
+                fit(row, request, self._template, context)
+        except _FAULTS as error:
+            detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
+            row.error = ProviderError("prompt", detail)
+        row.tokenizer = self._tokenizer
+        return row
+
+    # what follows runs in the decoder
 
     def _run(self) -> None:
         try:
@@ -133,24 +182,12 @@ class Decoder:
             self._advance()
 
     def _receive(self) -> None:
-        """Prepare what has been asked; blocks while there is nothing to do."""
+        """Take in what has been read; blocks while there is nothing to do."""
         while not self._stopping and (not self._inbox.empty() or not (self._jobs or self._waiting)):
             if (job := self._inbox.get()) is None:
                 return
-            job.row = self._prepared(job.request)
             if not job.settle():
                 self._waiting.append(job)
-
-    def _prepared(self, request: Request) -> Row:
-        """The request with its prompt's ids. In this thread, for a tokenizer in two is sometimes "already borrowed"."""
-        row = Row(request.sampling, Random(), self._ends, self._tokenizer)
-        try:
-            row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
-            fit(row, request, self._template, context_tokens(self._model))
-        except _FAULTS as error:
-            detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
-            row.error = ProviderError("prompt", detail)
-        return row
 
     def _take_in(self) -> None:
         """Read the prompts of those whose turn it is, and let them join."""
@@ -217,6 +254,35 @@ class Decoder:
         self._jobs = [job for job in self._jobs if not job.settle()]
         if self._batch is not None and all(row.done for row in self._batch.rows):
             self._batch = None
+
+
+def _text(request: Request, template: str, tokenizer: Any) -> str:
+    """The prompt as one text; nothing for a conversation that cannot be rendered, of which `fit` says why."""
+    if request.prompt is not None:
+        return request.prompt
+    turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
+    try:
+        source = chat.jinja(template, tokenizer)
+        return str(
+            tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, add_generation_prompt=True)
+        )
+    except (DistillError, TemplateError, *_FAULTS):
+        return ""
+
+
+def _excess(text: str, tokenizer: Any, context: int) -> int | None:
+    """How many tokens a text has at least, where these are surely more than the context.
+
+    Tokenised from its start in growing pieces, so that one of megabytes costs little more than one that fits. A cut
+    changes the tokens of a word or two before it, far fewer than the margin.
+    """
+    characters = PIECE * context
+    while characters < len(text):
+        tokens = len(tokenizer.encode(text[:characters]))
+        if tokens > context + context // 4 + 64:
+            return tokens
+        characters *= 2
+    return None
 
 
 class _OpenBatch(Batch):

@@ -7,6 +7,7 @@ differing position is told with its tokens.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -15,6 +16,8 @@ from urllib.parse import urlsplit
 
 from distill import chat
 from distill.errors import DistillError, EndpointError
+from distill.providers import ProviderError
+from distill.providers.openai import call
 from distill.types import Message, Session
 
 MOST = 64
@@ -120,24 +123,21 @@ def by_template(tokenizer: Any) -> Reading:
     return read
 
 
-def by_server(base_url: str, *, seconds: float = 60.0) -> Reading:
+def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.0) -> Reading:
     """Ids by a server that has `/tokenize`: ours, or vLLM's. Raises `EndpointError` where it gives none."""
-    import httpx
-
     parts = urlsplit(base_url)
-    address = parts._replace(path=parts.path.rstrip("/").removesuffix("/v1") + "/tokenize").geturl()
+    address = parts._replace(path=parts.path.rstrip("/").removesuffix("/v1")).geturl()
 
     def read(messages: Sequence[Message]) -> list[int]:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         body = {"messages": plain, "add_generation_prompt": True}
         try:
-            with httpx.Client(timeout=seconds, mounts={"all://127.0.0.1": None, "all://localhost": None}) as client:
-                answer = client.post(address, json=body)
-                answer.raise_for_status()
-                return [int(id_) for id_ in answer.json()["tokens"]]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            _, said = call(address, "POST", "/tokenize", body, api_key=api_key, timeout_seconds=seconds)
+            return [int(id_) for id_ in json.loads(said)["tokens"]]
+        except (ProviderError, ValueError, RecursionError, KeyError, TypeError) as error:
+            why = error.detail if isinstance(error, ProviderError) else type(error).__name__
             raise EndpointError(
-                f"{address} gives no tokens ({type(error).__name__}); expected `distill serve`, or vLLM"
+                f"{address}/tokenize gives no tokens ({why}); expected `distill serve`, or vLLM"
             ) from error
 
     return read

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from distill.embedded import Say, read_base
 from distill.errors import ServerError
 from distill.providers import ProviderError, one_line
 from distill.providers.local import served_name
+from distill.student.door import Door, Refusal, is_loopback
 from distill.types import Message, Request, Sampling
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 LARGEST_BODY_BYTES = 4 * 2**20
 """A longer request is refused with 413."""
+MOST_MESSAGES = 1024
+"""Of one request. A template is rendered anew for each earlier answer: 800 messages take 1.3 s, 3,200 would take 19."""
 STOP_SECONDS = 2.0
 """How long the current step may take when the server is told to stop."""
 LOOK_SECONDS = 1.0
@@ -106,7 +110,7 @@ class _Body(BaseModel):
 
 
 class _ChatBody(_Body):
-    messages: Annotated[list[_Turn], Field(min_length=1)]
+    messages: Annotated[list[_Turn], Field(min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
 
     def request(self) -> Request:
@@ -132,40 +136,24 @@ class _TokensBody(_ChatBody):
         return Request(role="served", messages=turns, sampling=Sampling(temperature=0, max_tokens=1))
 
 
-class _Refusal(Exception):
-    """A request that cannot be answered, as the API says it."""
-
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.param = param
-
-    def response(self) -> web.Response:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return web.json_response({"error": error}, status=self.status)
-
-
 _Kind: TypeAlias = type[_ChatBody] | type[_PromptBody]
 
 
 def _parsed(data: bytes, kind: _Kind) -> _ChatBody | _PromptBody:
-    """The body of a request. Raises `_Refusal` for what is malformed or not available."""
+    """The body of a request. Raises `Refusal` for what is malformed or not available."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise _Refusal(400, one_line(f"the body is no JSON: {error}")) from error
+        raise Refusal(400, one_line(f"the body is no JSON: {error}")) from error
     if not isinstance(value, dict):
-        raise _Refusal(400, "the body is no JSON object")
+        raise Refusal(400, "the body is no JSON object")
     _refuse_unknown(value, kind)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise _Refusal(400, f"{where}: {first['msg']}", param=where) from error
+        raise Refusal(400, f"{where}: {first['msg']}", param=where) from error
 
 
 def _refuse_unknown(value: Mapping[str, Any], kind: type[BaseModel]) -> None:
@@ -174,15 +162,13 @@ def _refuse_unknown(value: Mapping[str, Any], kind: type[BaseModel]) -> None:
         if name in kind.model_fields or name in _WITHOUT_EFFECT or given is None:
             continue
         if name not in _NEUTRAL:
-            raise _Refusal(400, one_line(f"{name} is not available here; leave it out"), param=name)
+            raise Refusal(400, one_line(f"{name} is not available here; leave it out"), param=name)
         if type(given) is not type(_NEUTRAL[name]) or given != _NEUTRAL[name]:
             neutral = json.dumps(_NEUTRAL[name])
-            raise _Refusal(400, f"{name} is only available as {neutral} here; leave it out", param=name)
+            raise Refusal(400, f"{name} is only available as {neutral} here; leave it out", param=name)
 
 
 # --- the app
-
-_Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class _App:
@@ -195,8 +181,8 @@ class _App:
         self._strips = strips
         self._created = int(time.time())
 
-    def application(self) -> web.Application:
-        app = web.Application(client_max_size=LARGEST_BODY_BYTES, middlewares=[_errors_as_json])
+    def application(self, door: Door) -> web.Application:
+        app = web.Application(client_max_size=LARGEST_BODY_BYTES, middlewares=[door.admit])
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/tokenize", self._tokens)
@@ -224,14 +210,14 @@ class _App:
         body = _parsed(data, kind)
         if body.model is not None and body.model not in self._names:
             message = one_line(f'there is no model "{body.model}" here; there is "{self._name}"')
-            raise _Refusal(404, message, code="model_not_found", param="model")
+            raise Refusal(404, message, code="model_not_found", param="model")
         try:
             return await asyncio.wrap_future(self._decoder.submit(body.request()))
         except ProviderError as error:
             if error.reason in _UNUSABLE_REQUEST:
                 code = "context_length_exceeded" if error.reason == "context_length" else error.reason
-                raise _Refusal(400, error.detail, code=code) from error
-            raise _Refusal(500, error.detail, code=error.reason) from error
+                raise Refusal(400, error.detail, code=code) from error
+            raise Refusal(500, error.detail, code=error.reason) from error
 
     def _response(self, kind: str, prefix: str, decoded: Decoded, choice: Mapping[str, Any]) -> web.Response:
         reply = decoded.reply
@@ -262,16 +248,6 @@ class _App:
         return web.json_response({"status": "ok"})
 
 
-@web.middleware
-async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except _Refusal as refusal:
-        return refusal.response()
-    except web.HTTPException as error:
-        return _Refusal(error.status, one_line(error.text or error.reason)).response()
-
-
 # --- the process
 
 
@@ -280,6 +256,8 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    origins: Sequence[str] = (),
+    api_key: str | None = None,
     parent_pipe: int | None = None,
     say: Say,
 ) -> None:
@@ -289,18 +267,23 @@ def serve(
     of an inherited pipe, the process ends when the pipe does, that is when its parent has died in whatever way.
     Chat goes through the tokenizer's own template (a student's: the one it was trained with), in which special tokens
     that a message mentions stay text; a raw prompt is tokenised as it stands. A request without max_tokens gets at most
-    512. Raises `ServerError` when the port is taken and `ModelError` for the model.
+    512. `Door` says who may ask; it takes `origins` and `api_key`. Raises `ServerError` when the port is taken,
+    `ModelError` for the model, and `RecipeError` for an origin or a key that cannot be one.
     """
+    door = Door(host, origins=origins, api_key=api_key)
     if parent_pipe is not None:
         threading.Thread(target=_die_with, args=(parent_pipe,), name="parent", daemon=True).start()
     listener = _bound(host, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # while it loads there is nothing to tidy up
-    if not _is_loopback(host):
-        say(f"warning: anyone who can reach {host} can use this server; it asks for no key")
+    if not is_loopback(host) and api_key is None:
+        say(
+            f"warning: anyone who can reach {host} can use this server; to ask for a key, type: export NAME=…, and add"
+            " --api-key-env NAME"
+        )
     app, decoder = _loaded(model, say)
     decoder.start()
-    asyncio.run(_listen(app, listener, decoder, host, say))
+    asyncio.run(_listen(app.application(door), listener, decoder, host, say))
     if not decoder.stop(seconds=STOP_SECONDS):
         os._exit(0)  # a step that takes longer than that is nobody's answer any more
 
@@ -327,14 +310,7 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _loaded(model: str, say: Say) -> tuple[web.Application, Decoder]:
+def _loaded(model: str, say: Say) -> tuple[_App, Decoder]:
     import torch
 
     from distill.student import models
@@ -350,8 +326,7 @@ def _loaded(model: str, say: Say) -> tuple[web.Application, Decoder]:
         folder = models.materialise(model, say=say)
         network, tokenizer, template = models.load_causal(folder), models.load_tokenizer(folder), "own"
     decoder = Decoder(network, tokenizer, template)
-    app = _App(decoder, served_name(model), {model}, strips=template != "own")
-    return app.application(), decoder
+    return _App(decoder, served_name(model), {model}, strips=template != "own"), decoder
 
 
 async def _listen(app: web.Application, listener: socket.socket, decoder: Decoder, host: str, say: Say) -> None:
@@ -359,7 +334,8 @@ async def _listen(app: web.Application, listener: socket.socket, decoder: Decode
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     try:
         await _opened(runner, listener, host, say)
@@ -370,6 +346,11 @@ async def _listen(app: web.Application, listener: socket.socket, decoder: Decode
                 raise ServerError("the decoder has ended; its traceback is above this line")
     finally:
         await runner.cleanup()
+
+
+def _is_not_the_clients(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is about a fault of ours; what is no HTTP gets its 400 and no traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 async def _opened(runner: web.AppRunner, listener: socket.socket, host: str, say: Say) -> None:

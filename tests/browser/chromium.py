@@ -35,11 +35,15 @@ def executable() -> str | None:
 
 
 class Tab:
-    """One page; `complaints` collects console messages, uncaught errors and refused or attempted requests."""
+    """One page; `complaints` collects console messages, uncaught errors and refused or attempted requests.
+
+    `statuses` are those of all responses, also of those that the page may not look at.
+    """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._socket = socket
         self._sent = 0
+        self.statuses: list[int] = []
         self.complaints: list[str] = []
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:
@@ -60,6 +64,8 @@ class Tab:
                 self.complaints.append(str(params))
             case "Log.entryAdded":
                 self.complaints.append(str(params["entry"]))
+            case "Network.responseReceivedExtraInfo":
+                self.statuses.append(int(params["statusCode"]))
             case "Network.requestWillBeSent" if not params["request"]["url"].startswith("file:"):
                 self.complaints.append(f"asked for {params['request']['url']}")
 
@@ -71,14 +77,18 @@ class Tab:
 
     async def open(self, path: Path, *, width: int, dark: bool = False) -> None:
         """Open a file at a viewport so many CSS pixels wide, and wait until it has loaded."""
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            await self.send(f"{domain}.enable")
         screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         await self.send("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         await self.send("Emulation.setEmulatedMedia", features=[scheme])
-        await self.send("Page.navigate", url=path.resolve().as_uri())
-        done = f"location.href === '{path.resolve().as_uri()}' && document.readyState === 'complete'"
+        await self.visit(path.resolve().as_uri())
+
+    async def visit(self, url: str) -> None:
+        """Open an address, and wait until it has loaded."""
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await self.send(f"{domain}.enable")
+        await self.send("Page.navigate", url=url)
+        done = f"location.href === '{url}' && document.readyState === 'complete'"
         while await self.evaluate(done) is not True:
             await asyncio.sleep(0.05)
 
@@ -89,12 +99,13 @@ class Tab:
 
 
 @asynccontextmanager
-async def tab() -> AsyncIterator[Tab]:
+async def tab(*flags: str) -> AsyncIterator[Tab]:
     """A fresh browser with an empty profile, gone at the end."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             executable() or "chromium",
             *FLAGS,
+            *flags,
             f"--user-data-dir={profile}",
             "about:blank",
             stdout=asyncio.subprocess.DEVNULL,

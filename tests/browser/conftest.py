@@ -14,4 +14,4 @@ def _browser() -> None:
     if executable() is None:
         if os.environ.get("REQUIRE_BROWSER") == "1":
             pytest.fail("REQUIRE_BROWSER=1 but no chromium is installed; install the package chromium")
-        pytest.skip("no chromium is installed: the report was not looked at in a browser; install the package chromium")
+        pytest.skip("no chromium is installed: nothing was tried in a browser; install the package chromium")
