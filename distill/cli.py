@@ -558,7 +558,8 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     signal.signal(signal.SIGTERM, _as_interrupt)
     processes.share_cores()
-    sys.exit(_code(arguments))
+    with processes.current_folder_off_path():
+        sys.exit(_code(arguments))
 
 
 def _as_interrupt(*_: Any) -> None:

