@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distill.errors import ModelError
+from distill.quiet import first_line, quietly
 
 WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
 """How the names of files with weights end, and of those that say which weight lies in which file."""
@@ -231,7 +232,8 @@ def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **optio
 
 def _lacks(folder: Path, names: list[str]) -> str:
     count = "one of the weights" if len(names) == 1 else f"{len(names)} of the weights"
-    return f"{folder} lacks {count} that its configuration needs ({names[0]}); copy the whole model again"
+    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return f"{folder} lacks {count} that its configuration needs ({shown}); copy the whole model again"
 
 
 def _require_no_adapter(folder: Path) -> None:
@@ -270,7 +272,8 @@ def _only_data(folder: Path, what: str) -> Iterator[None]:
     before = foreign_code.TIME_OUT_REMOTE_CODE, constants.HF_HUB_OFFLINE
     foreign_code.TIME_OUT_REMOTE_CODE, constants.HF_HUB_OFFLINE = 0, True
     try:
-        yield
+        with quietly():
+            yield
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises nothing narrower
@@ -280,7 +283,7 @@ def _only_data(folder: Path, what: str) -> Iterator[None]:
 
 
 def _reason(folder: Path, what: str, error: Exception) -> str:
-    said = f"{type(error).__name__}: {str(error).strip()}"
+    said = str(error)
     if _OWN_CODE.search(said) and (source := _code_named_in(folder)):
         return (
             f"{folder} needs its own Python code (auto_map in {source}), which distill does not run; "
@@ -288,10 +291,12 @@ def _reason(folder: Path, what: str, error: Exception) -> str:
         )
     if "ignore_mismatched_sizes" in said:
         return f"the model in {folder} cannot be read: its weights are of other sizes than its config.json says"
-    return f"the {what} in {folder} cannot be read: {said.splitlines()[0][:200]}"
+    return f"the {what} in {folder} cannot be read: {first_line(error)}"
 
 
 def _code_named_in(folder: Path) -> str | None:
-    """The first file that names classes of the folder's own."""
-    named = (file.name for file in sorted(folder.glob("*config*.json")) if _settings(file).get("auto_map"))
-    return next(named, None)
+    """The first file that names classes of the folder's own, for the model or for a part of it."""
+    for file in sorted(folder.glob("*config*.json")):
+        if any("auto_map" in key.split(".") for key, _ in _values(read_json(file))):
+            return file.name
+    return None

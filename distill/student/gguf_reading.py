@@ -15,7 +15,7 @@ import torch
 
 from distill import pretrained
 from distill.errors import MissingPackage, ModelError
-from distill.student.quiet import first_line, quietly
+from distill.quiet import first_line
 from distill.student.rotary import llama3_parameters
 
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
@@ -49,7 +49,7 @@ def _read(gguf: Path) -> tuple[Any, Any]:
     """Both as transformers reads them, from a folder that holds nothing else to be mixed in."""
     # AutoTokenizer parses the whole file for a configuration that a byte-level BPE does not need: 4 s of 10.
     kind = "PreTrainedTokenizerFast" if _text(gguf, "tokenizer.ggml.model") == "gpt2" else "AutoTokenizer"
-    with tempfile.TemporaryDirectory() as alone, quietly(), redirect_stderr(io.StringIO()):
+    with tempfile.TemporaryDirectory() as alone, redirect_stderr(io.StringIO()):
         folder, name = Path(alone), "model.gguf"
         (folder / name).symlink_to(gguf.resolve())
         try:

@@ -32,10 +32,10 @@ from distill.embedded import (
     writing,
 )
 from distill.errors import MissingPackage, ModelError
+from distill.quiet import first_line, quietly
 from distill.student.freeing import free_memory
 from distill.student.gguf_reading import part_pad_from_eos, read_gguf
 from distill.student.pruning import prune
-from distill.student.quiet import first_line, quietly
 
 CONVERSION = 2
 """Raised when a converted folder would come out differently, so that older ones are built again."""
@@ -250,8 +250,7 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, with a pad token that differs from the end token where there is one."""
-    with quietly():
-        tokenizer = pretrained.load_tokenizer(folder)
+    tokenizer = pretrained.load_tokenizer(folder)
     part_pad_from_eos(tokenizer)
     return tokenizer
 
@@ -288,10 +287,7 @@ def load_causal(
     options: dict[str, Any] = {"quantization_config": _nf4(kind)} if quantise else {}
     stored = torch.float32 if quantise else kind
     try:
-        with quietly():
-            model = pretrained.load_model(
-                folder, "AutoModelForCausalLM", dtype=stored, device_map={"": place}, **options
-            )
+        model = pretrained.load_model(folder, "AutoModelForCausalLM", dtype=stored, device_map={"": place}, **options)
     except ModelError as error:
         if isinstance(error.__cause__, ImportError) and quantise:
             reason = first_line(error.__cause__)
