@@ -289,8 +289,8 @@ def _reason(folder: Path, what: str, error: Exception) -> str:
             f"{folder} needs its own Python code (auto_map in {source}), which distill does not run; "
             "use a model that transformers knows"
         )
-    if "ignore_mismatched_sizes" in said:
-        return f"the model in {folder} cannot be read: its weights are of other sizes than its config.json says"
+    if "the above report" in said:  # of sizes that differ, and of parts that do not make a whole; nobody sees it
+        return f"the model in {folder} cannot be read: its weights are not those that its config.json describes"
     return f"the {what} in {folder} cannot be read: {first_line(error)}"
 
 
