@@ -248,9 +248,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path | str) -> Any:
     """The folder's tokenizer, with a pad token that differs from the end token where there is one."""
-    tokenizer = pretrained.load_tokenizer(folder)
+    tokenizer = pretrained.load_tokenizer(Path(folder))
     part_pad_from_eos(tokenizer)
     return tokenizer
 
@@ -269,7 +269,7 @@ def require_plain(folder: Path) -> None:
 
 
 def load_causal(
-    folder: Path,
+    folder: Path | str,
     *,
     layers: Sequence[int] | None = None,
     quantise: bool = False,
@@ -287,7 +287,9 @@ def load_causal(
     options: dict[str, Any] = {"quantization_config": _nf4(kind)} if quantise else {}
     stored = torch.float32 if quantise else kind
     try:
-        model = pretrained.load_model(folder, "AutoModelForCausalLM", dtype=stored, device_map={"": place}, **options)
+        model = pretrained.load_model(
+            Path(folder), "AutoModelForCausalLM", dtype=stored, device_map={"": place}, **options
+        )
     except ModelError as error:
         if isinstance(error.__cause__, ImportError) and quantise:
             reason = first_line(error.__cause__)
