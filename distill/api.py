@@ -96,7 +96,7 @@ def compare_models(source: Source, **options: Unpack[Options]) -> RunFolder:
 def _told() -> Iterator[None]:
     """Ctrl-C, and every fault that a user can meet, as a `DistillError`."""
     try:
-        with loops.interruptible():
+        with loops.interruptible(), processes.current_folder_off_path():
             yield
     except KeyboardInterrupt:
         raise Interrupted("interrupted; what was finished is kept: run it again to go on") from None

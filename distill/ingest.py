@@ -15,6 +15,7 @@ from distill.chat import pairs
 from distill.errors import MissingPackage, RecipeError, RunFolderError
 from distill.extras import install
 from distill.importers import Address
+from distill.pretrained import require_sound
 from distill.records import Rejected
 from distill.rows import write_rows
 from distill.shapes import Parsed
@@ -367,6 +368,8 @@ def _tokenizer_file(tokenizer: str) -> Path:
 
         folder = materialise(tokenizer, say=console.say)
     path = folder if folder.is_file() else folder / "tokenizer.json"
+    if folder.is_dir():
+        require_sound(folder)
     if not path.is_file():
         raise RecipeError(f"{folder} has no tokenizer.json; expected a model's folder, or smollm2")
     return path

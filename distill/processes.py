@@ -1,4 +1,9 @@
-"""What this process is among those of a launcher (`accelerate launch`, `torchrun`), and beside whatever else runs.
+"""What this process is among those of a launcher (`accelerate launch`, `torchrun`), and how it starts others.
+
+Python puts the current folder first on the path of `python -c`, of `python -m` and of spawned processes, so that a
+`yaml.py` in a folder that somebody shared would run there. Every child is started here, and told not to. What a user
+puts on the path stays there: `PYTHONPATH=.` and an empty entry of PYTHONPATH, which means the same. The console script
+`distill` looks up nothing in the current folder; `python -m distill` does, before a line of ours has run.
 
 Stdlib only.
 """
@@ -6,7 +11,17 @@ Stdlib only.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+
+_SAFE_PATH = "PYTHONSAFEPATH"
+"""Any text in this variable keeps the current folder off the path of each Python below (3.11 and later)."""
 
 
 def count() -> int:
@@ -39,3 +54,52 @@ def share_cores(environment: MutableMapping[str, str] | None = None) -> None:
     found = os.environ if environment is None else environment
     if not any(name in found for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
         found["GOMP_SPINCOUNT"] = "1000"
+
+
+@contextmanager
+def current_folder_off_path() -> Iterator[None]:
+    """Have no Python that is started in the block import from the current folder, whoever starts it (torch, a pool)."""
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_SAFE_PATH, None)
+        else:
+            os.environ[_SAFE_PATH] = before
+
+
+def python(*arguments: str) -> list[str]:
+    """The command that starts this Python with `arguments`, and imports nothing from the current folder."""
+    return [sys.executable, "-P", *arguments]
+
+
+def start(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start a child, whose `environment` is this process's by default; `options` are those of `subprocess.Popen`."""
+    return subprocess.Popen(command, env=_inherited(environment), **options)
+
+
+def run(command: Sequence[str], *, given: str) -> subprocess.CompletedProcess[str]:
+    """Start a child with `given` as its standard input, and wait for its end; its output is text."""
+    return subprocess.run(command, env=_inherited(None), input=given, text=True, capture_output=True, check=False)
+
+
+def _inherited(environment: Mapping[str, str] | None) -> dict[str, str]:
+    return {**(os.environ if environment is None else environment), _SAFE_PATH: "1"}
+
+
+@contextmanager
+def pool(count: int, begin: Callable[..., None], *arguments: object) -> Iterator[ProcessPoolExecutor]:
+    """A pool of `count` fresh processes, each of which calls `begin(*arguments)` first; they end with the block."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    with current_folder_off_path():
+        executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), begin, arguments)
+        try:
+            yield executor
+        finally:
+            executor.shutdown(cancel_futures=True)

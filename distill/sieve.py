@@ -9,13 +9,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from distill import console
+from distill import console, processes
 from distill.types import AskingFilter, Message, RowFilter, Session, Verdict
 
 Rules: TypeAlias = Sequence[tuple[str, RowFilter]]
@@ -139,19 +139,16 @@ def _elsewhere(rows: Sequence[Row], rules: Rules, processes: int, bar: console.P
         _here(rows, rules, bar, done=done)
 
 
-def _answered(rows: Sequence[Row], rules: Rules, processes: int) -> Iterator[tuple[Sequence[Row], list[Said]]]:
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (rules,))
+def _answered(rows: Sequence[Row], rules: Rules, count: int) -> Iterator[tuple[Sequence[Row], list[Said]]]:
     waiting: deque[tuple[Sequence[Row], Future[list[Said]]]] = deque()
-    try:
+    with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
                 waiting.append((chunk, pool.submit(_said_of, [_packed(row.session) for row in chunk])))
-            if len(waiting) >= AHEAD * processes:
+            if len(waiting) >= AHEAD * count:
                 yield waiting[0][0], waiting.popleft()[1].result()
         while waiting:
             yield waiting[0][0], waiting.popleft()[1].result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from distill import pretrained
 from distill.errors import MissingPackage, ModelError
 from distill.extras import install
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 32
 """Texts embedded together."""
+_UNUSED = ("pooler.",)
+"""Names of weights that no vector is made with, so that a folder may lack them."""
 
 
 def embedded(texts: Sequence[str], folder: Path, max_tokens: int, *, key: str) -> Vectors:
@@ -45,14 +48,12 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise ModelError(f"{key}: {folder} lacks config.json or *.safetensors; give a model's local folder")
     try:
-        from transformers import AutoModel, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype="float32")
+        tokenizer = pretrained.load_tokenizer(folder)
+        model = pretrained.load_model(folder, "AutoModel", unused=_UNUSED, dtype="float32")
     except ImportError as error:
         raise MissingPackage(f"{key} needs {error.name}, which is not installed; type: {install('train')}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{key}: {folder}: {str(error).splitlines()[0]}") from error
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import venv
 import zipfile
 from dataclasses import replace
@@ -14,7 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from distill.embedded import EMBEDDED, Embedded, cache_dir, fetch, fingerprint, looks_like_path, student_fingerprint
+from distill.embedded import (
+    _RACY_NANOSECONDS,
+    EMBEDDED,
+    Embedded,
+    cache_dir,
+    fetch,
+    fingerprint,
+    looks_like_path,
+    student_fingerprint,
+)
 from distill.errors import ModelError
 
 CONTENT = b"GGUF" + bytes(range(256)) * 40
@@ -250,16 +260,88 @@ def test_other_files_do_not(folder: Path, name: str) -> None:
     assert fingerprint(str(folder)) == before
 
 
+USUAL = (
+    *("model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"),
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt"),
+    *("tokenizer.model", "README.md", "preprocessor_config.json", "tekken.json", "pytorch_model.bin"),
+)
+
+
+def test_the_fingerprint_of_a_model_is_what_it_was_in_the_first_release(tmp_path: Path) -> None:
+    """Keys of paid answers and finished trainings are made of it."""
+    (tmp_path / "1_Pooling").mkdir()
+    for name in (*USUAL, "1_Pooling/config.json"):
+        (tmp_path / name).write_text(f'{{"of": "{name}"}}')
+    assert fingerprint(str(tmp_path)) == "c5da213169410ed48f467527f9e7622ef5ee346f9008fff80edd6a92ead8aa05"
+
+
+def test_the_fingerprint_of_a_student_is_what_it_was_in_the_first_release(tmp_path: Path) -> None:
+    for name in ("adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "log"):
+        (tmp_path / name).write_text(f'{{"of": "{name}"}}')
+    base = {"model": "/home/anna/model", "fingerprint": "00", "layers": [0, 2], "template": "chatml"}
+    (tmp_path / "base.json").write_text(json.dumps({**base, "quantised": True, "method": "qlora"}))
+    settings = {"peft_type": "LORA", "r": 8, "target_modules": ["v", "q"], "base_model_name_or_path": base["model"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    expected = "e406f3ca607540ef83b215c275a1239ef87b5b8663464140ce8981b8a66268fe"
+    assert student_fingerprint(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "naming"),
+    [
+        ("additional_chat_templates/tool_use.jinja", None),
+        (
+            "parts/model-1.safetensors",
+            ("model.safetensors.index.json", {"weight_map": {"a": "parts/model-1.safetensors"}}),
+        ),
+        ("config.4.0.json", ("config.json", {"configuration_files": ["config.4.0.json"]})),
+    ],
+)
+def test_a_file_that_is_read_beside_the_usual_ones_changes_the_fingerprint(folder, name, naming) -> None:
+    if naming is not None:
+        (folder / naming[0]).write_text(json.dumps(naming[1]))
+    (folder / name).parent.mkdir(exist_ok=True)
+    found = set()
+    for content in ("one", "other"):
+        (folder / name).write_text(content)
+        found.add(fingerprint(str(folder)))
+    assert len(found) == 2
+
+
+def test_a_vocabulary_changes_the_fingerprint_where_there_is_no_tokenizer_json(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    before = fingerprint(str(folder))
+    (folder / "tekken.json").write_text("{}")
+    assert fingerprint(str(folder)) != before
+
+
 def test_the_place_does_not_matter(folder: Path, tmp_path: Path) -> None:
     before = fingerprint(str(folder))
     assert fingerprint(str(folder.rename(tmp_path / "elsewhere"))) == before
 
 
-def test_an_unchanged_stamp_is_not_read_again(folder: Path) -> None:
-    before = fingerprint(str(folder))
-    (folder / "config.json").write_text("THE CONTENT OF config.json")
-    age(folder / "config.json")
-    assert fingerprint(str(folder)) == before
+@pytest.fixture
+def remembered(folder: Path) -> str:
+    """The folder's fingerprint, in the cache: its files were last changed long enough ago."""
+    time.sleep(_RACY_NANOSECONDS / 1e9)
+    return fingerprint(str(folder))
+
+
+def test_an_unchanged_file_is_not_read_again(folder: Path, remembered: str) -> None:
+    store = cache_dir() / "fingerprints.json"
+    store.write_text(store.read_text().replace(remembered, "as the cache has it"))
+    assert fingerprint(str(folder)) == "as the cache has it"
+
+
+@pytest.mark.parametrize("how", ["written over", "replaced"])
+def test_another_content_of_the_same_size_and_time_is_read_again(folder: Path, remembered: str, how: str) -> None:
+    config = folder / "config.json"
+    if how == "replaced":
+        config.rename(folder / "old.md")
+    config.write_text("THE CONTENT OF config.json")
+    age(config)
+    assert fingerprint(str(folder)) != remembered
 
 
 def test_a_file_just_written_is_read_again(folder: Path) -> None:

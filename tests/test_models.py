@@ -28,7 +28,7 @@ TEXT = "In 2024, 3 of 10 students said:\n\n1. They don't like  naÃ¯ve answers ðŸ
 # A small GGUF file of our own
 
 
-def make_gguf(path: Path, *, pre: str = "smollm") -> Path:
+def make_gguf(path: Path, *, pre: str = "smollm", without: str | None = None) -> Path:
     """A Llama with random weights and a byte-pair tokenizer of a few tokens, as llama.cpp would have it."""
     import gguf
 
@@ -58,7 +58,8 @@ def make_gguf(path: Path, *, pre: str = "smollm") -> Path:
     random = np.random.default_rng(0)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, random.standard_normal(shape, dtype=np.float32))
+        if name != without:
+            writer.add_tensor(name, random.standard_normal(shape, dtype=np.float32))
 
     add("token_embd.weight", VOCABULARY, HIDDEN)
     add("output_norm.weight", HIDDEN)
@@ -193,6 +194,14 @@ def test_a_damaged_gguf_is_one_line(gguf_file: Path, tmp_path: Path, monkeypatch
     assert [f.name for f in (tmp_path / "cache" / "models").iterdir()] == ["lock"]
 
 
+@pytest.mark.parametrize("name", ["blk.1.ffn_up.weight", "output_norm.weight", "token_embd.weight"])
+def test_a_gguf_that_lacks_weights_is_one_line(tmp_path: Path, monkeypatch: Any, name: str) -> None:
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError) as error:
+        models.materialise(str(make_gguf(tmp_path / "part.gguf", without=name)))
+    assert "part.gguf cannot be read as GGUF" in one_line(error)
+
+
 def test_a_cache_that_cannot_be_written_names_the_setting(gguf_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "file"))
@@ -254,6 +263,18 @@ def test_damaged_weights_are_one_line(tiny: Path, size: int) -> None:
     with pytest.raises(ModelError) as error:
         models.load_causal(tiny)
     assert f"the model in {tiny} cannot be read" in one_line(error)
+
+
+@pytest.mark.model
+def test_a_model_in_four_bits_that_lacks_weights_is_one_line(tiny: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(tiny / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file({name: weight.clone() for name, weight in weights.items()}, tiny / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError) as error:
+        models.load_causal(tiny, quantise=True)
+    assert "lacks one of the weights that its configuration needs (model.layers.1.mlp.up_proj" in one_line(error)
 
 
 @pytest.mark.model

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from distill import recipe
+from distill import pretrained, recipe
 from distill.embedded import EMBEDDED, fetch
 from distill.errors import MissingPackage, ModelError
 from distill.extras import install
@@ -91,13 +91,12 @@ def _counter(name: str) -> Callable[[str], int]:
     """Counts the tokens of a text. Raises `MissingPackage`, or `ModelError` where there is no tokenizer."""
     try:
         if name in EMBEDDED:
-            from transformers import AutoTokenizer
-
             file = fetch(name)
-            embedded = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+            embedded = pretrained.load_tokenizer(file.parent, gguf_file=file.name)
             return lambda text: len(embedded.encode(text, add_special_tokens=False))
         from tokenizers import Tokenizer
 
+        pretrained.require_sound(Path(name))
         tokenizer = Tokenizer.from_file(str(Path(name) / "tokenizer.json"))
     except ImportError as error:
         raise MissingPackage(

@@ -157,19 +157,19 @@ class LocalServer:
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
         # A session of its own: Ctrl-C reaches this process alone, which then stops the child in order.
-        return subprocess.Popen(
+        return processes.start(
             command,
+            environment=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=(read_end,),
             start_new_session=True,
-            env=environment,
         )
 
     def _command(self, read_end: int) -> list[str]:
         if self._server == "transformers":
-            here = [sys.executable, "-m", "distill", "serve", self._model]
+            here = processes.python("-m", "distill", "serve", self._model)
             key = ["--api-key-env", _KEY_VARIABLES[self._server]]
             return [*here, "--port", str(self._port), *key, "--parent-pipe", str(read_end)]
         self.base_url = None
@@ -269,7 +269,7 @@ def _watched(command: list[str]) -> list[str]:
     """
     if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
         return command
-    return [sys.executable, "-c", _PROLOGUE, str(os.getpid()), *command]
+    return processes.python("-c", _PROLOGUE, str(os.getpid()), *command)
 
 
 def _vllm() -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from distill.student.quiet import first_line
+from distill.quiet import first_line
 
 Part = TypeVar("Part", bound=Callable[..., Any])
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from distill import pretrained
 from distill.errors import MissingPackage, ModelError
-from distill.student.quiet import first_line, quietly
+from distill.quiet import first_line
 from distill.student.rotary import llama3_parameters
 
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
@@ -46,20 +47,20 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
 
 def _read(gguf: Path) -> tuple[Any, Any]:
     """Both as transformers reads them, from a folder that holds nothing else to be mixed in."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-
     # AutoTokenizer parses the whole file for a configuration that a byte-level BPE does not need: 4 s of 10.
-    kind = PreTrainedTokenizerFast if _text(gguf, "tokenizer.ggml.model") == "gpt2" else AutoTokenizer
-    with tempfile.TemporaryDirectory() as alone, quietly(), redirect_stderr(io.StringIO()):
-        (Path(alone) / "model.gguf").symlink_to(gguf.resolve())
-        at: dict[str, Any] = {"gguf_file": "model.gguf", "local_files_only": True}
+    kind = "PreTrainedTokenizerFast" if _text(gguf, "tokenizer.ggml.model") == "gpt2" else "AutoTokenizer"
+    with tempfile.TemporaryDirectory() as alone, redirect_stderr(io.StringIO()):
+        folder, name = Path(alone), "model.gguf"
+        (folder / name).symlink_to(gguf.resolve())
         try:
-            tokenizer = kind.from_pretrained(alone, **at)
-            return AutoModelForCausalLM.from_pretrained(alone, **at, dtype=torch.float32), tokenizer
-        except Exception as error:  # tokenizers raises nothing narrower
+            tokenizer = pretrained.load_tokenizer(folder, kind, gguf_file=name)
+            model = pretrained.load_model(folder, "AutoModelForCausalLM", gguf_file=name, dtype=torch.float32)
+        except ModelError as error:
+            reason = first_line(error.__cause__, alone) if error.__cause__ else str(error).replace(alone, "it")
             raise ModelError(
-                f"{gguf} cannot be read as GGUF ({first_line(error, alone)}); it is damaged or of an unknown kind"
+                f"{gguf} cannot be read as GGUF ({reason}); it is damaged or of an unknown kind"
             ) from error
+        return model, tokenizer
 
 
 def _mend_rotary(model: Any, gguf: Path) -> None:

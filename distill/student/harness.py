@@ -16,7 +16,7 @@ from logging import ERROR, getLogger
 from typing import Any
 
 from distill.errors import DistillError, MissingPackage, RecipeError
-from distill.student.quiet import first_line, quietly
+from distill.quiet import first_line, quietly
 
 SEED, FEWSHOT_SEED = 0, 1234
 """The harness's own defaults, so that its command line gives the same examples and the same draws."""

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from distill import processes
+from distill import pretrained, processes
 from distill.embedded import (
     CONFIG_FILES,
     EMBEDDED,
@@ -33,10 +32,10 @@ from distill.embedded import (
     writing,
 )
 from distill.errors import MissingPackage, ModelError
+from distill.quiet import first_line, quietly
 from distill.student.freeing import free_memory
 from distill.student.gguf_reading import part_pad_from_eos, read_gguf
 from distill.student.pruning import prune
-from distill.student.quiet import first_line, quietly
 
 CONVERSION = 2
 """Raised when a converted folder would come out differently, so that older ones are built again."""
@@ -53,8 +52,8 @@ _MANIFEST = "manifest.json"
 def materialise(model: str, *, say: Say | None = None) -> Path:
     """A folder with safetensors and tokenizer for an embedded name, a .gguf file, a folder or a Hub id.
 
-    The first two are converted once into the cache; a damaged conversion is found and built again. Code from the
-    Hub is never run and pickles are never read. Raises `ModelError`.
+    The first two are converted once into the cache; a damaged conversion is found and built again. A folder's own code
+    is never run and pickles are never read. Raises `ModelError`.
     """
     tell = say or _silent
     if model in EMBEDDED:
@@ -83,8 +82,8 @@ def _checked_folder(folder: Path) -> Path:
                 f"{folder} holds {pickles[0]}, a pickle that can run code; convert it to safetensors first"
             )
         raise ModelError(f"{folder} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
-    index = read_json(folder / "model.safetensors.index.json")
-    shards = set(index.get("weight_map", {}).values()) if isinstance(index, dict) else set()
+    pretrained.require_sound(folder)
+    shards = pretrained.shards(folder / "model.safetensors.index.json")
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} of {len(shards)} weight files ({missing[0]}); copy it again")
@@ -249,15 +248,9 @@ def default_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path | str) -> Any:
     """The folder's tokenizer, with a pad token that differs from the end token where there is one."""
-    from transformers import AutoTokenizer
-
-    try:
-        with quietly():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from error
+    tokenizer = pretrained.load_tokenizer(Path(folder))
     part_pad_from_eos(tokenizer)
     return tokenizer
 
@@ -276,7 +269,7 @@ def require_plain(folder: Path) -> None:
 
 
 def load_causal(
-    folder: Path,
+    folder: Path | str,
     *,
     layers: Sequence[int] | None = None,
     quantise: bool = False,
@@ -289,25 +282,19 @@ def load_causal(
     and computes in `dtype`. NF4 codes are taken from the float32 values, so that they are the same whatever `dtype`
     is. Raises `ModelError` when the folder cannot be read, `MissingPackage` without bitsandbytes.
     """
-    from transformers import AutoModelForCausalLM
-
     place = torch.device(device) if device is not None else default_device()
     kind = dtype or default_dtype(place)
     options: dict[str, Any] = {"quantization_config": _nf4(kind)} if quantise else {}
+    stored = torch.float32 if quantise else kind
     try:
-        with quietly():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32 if quantise else kind,
-                device_map={"": place},
-                local_files_only=True,
-                use_safetensors=True,
-                **options,
-            )
-    except ImportError as error:
-        raise MissingPackage(f"4-bit weights need the package `bitsandbytes` ({first_line(error)})") from error
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise ModelError(f"the model in {folder} cannot be read: {first_line(error)}") from error
+        model = pretrained.load_model(
+            Path(folder), "AutoModelForCausalLM", dtype=stored, device_map={"": place}, **options
+        )
+    except ModelError as error:
+        if isinstance(error.__cause__, ImportError) and quantise:
+            reason = first_line(error.__cause__)
+            raise MissingPackage(f"4-bit weights need the package `bitsandbytes` ({reason})") from error
+        raise
     if layers is not None:
         prune(model, layers)
     if quantise:
@@ -387,12 +374,8 @@ def load_student(
 
 def adapted(model: Any, adapter: Path, *, merge: bool) -> Any:
     """A model with the adapter in a folder: merged into its weights, or beside them."""
-    from peft import PeftModel
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
-        both = PeftModel.from_pretrained(model, adapter)
-        return both.merge_and_unload(safe_merge=True) if merge else both
+    both = pretrained.load_adapter(model, adapter)
+    return both.merge_and_unload(safe_merge=True) if merge else both
 
 
 def _silent(line: str) -> None:

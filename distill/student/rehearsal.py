@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distill import processes
 from distill.chat import Example
 from distill.errors import DistillError, ModelError
 from distill.student.options import TrainOptions
@@ -72,8 +72,7 @@ def rehearse(
             "seed": seed,
             "out": str(out),
         }
-        command = [sys.executable, "-m", "distill.student.rehearsal"]
-        ended = subprocess.run(command, input=json.dumps(job), text=True, capture_output=True, check=False)
+        ended = processes.run(processes.python("-m", "distill.student.rehearsal"), given=json.dumps(job))
         told = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
     if "error" in told:
         raise ModelError(told["error"])

@@ -11,8 +11,8 @@ from typing import Any
 
 from distill import processes
 from distill.errors import DistillError, MissingPackage
+from distill.quiet import first_line
 from distill.student.layout import Plan
-from distill.student.quiet import first_line
 
 PROJECT = "distill"
 """What the figures are filed under, unless WANDB_PROJECT says something else."""

@@ -18,7 +18,7 @@ import torch
 
 from distill import chat
 from distill.errors import DistillError
-from distill.student.quiet import quietly
+from distill.quiet import quietly
 from distill.types import Session
 
 MOST_TOKENS = 2_048

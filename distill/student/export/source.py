@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from distill import chat
+from distill import chat, pretrained
 from distill.embedded import read_base, read_json
 from distill.errors import ModelError
 from distill.student import models
@@ -80,9 +80,7 @@ class Student:
 
     def config(self) -> Any:
         """The base's configuration."""
-        from transformers import AutoConfig
-
-        return AutoConfig.from_pretrained(self.weights, local_files_only=True)
+        return pretrained.load_config(self.weights)
 
 
 def fitting(device: torch.device, *, needed: int) -> torch.device:

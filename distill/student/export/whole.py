@@ -10,8 +10,8 @@ import torch
 from distill import chat
 from distill.embedded import read_json, write_json
 from distill.errors import ModelError
+from distill.quiet import quietly
 from distill.student.export.source import FLOATS, Student
-from distill.student.quiet import quietly
 
 SHARD = "4GB"
 """Largest file of weights."""
