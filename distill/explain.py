@@ -10,6 +10,7 @@ from pathlib import Path
 from re import compile as pattern
 from typing import Any, Literal, TypeVar
 
+from distill import students
 from distill.catalogue import load_recipe
 from distill.collect import flows as collect_flows
 from distill.collect import model_of
@@ -182,7 +183,7 @@ def _of_compare(context: Context, task: str | None) -> list[tuple[str, Question]
 
 
 def clean(folder: Path) -> list[str]:
-    """Trim a run's journal and remove what killed processes left; what was done and freed.
+    """Trim a run's journal, remove the student before the present one and what killed processes left; what was freed.
 
     Raises `RunFolderError` for what is no run, `RunLocked` while another process writes in it.
     """
@@ -193,8 +194,20 @@ def clean(folder: Path) -> list[str]:
         freed = sum(path.stat().st_size for path in left)
         for path in left:
             path.unlink()
+        before = _remove_previous(folder)
         with Journal.open(folder / NAME) as journal:
             trimmed = journal.trim()
     return [
-        f"{folder}: {len(left)} leftovers removed ({freed:,} bytes), the journal is {max(0, trimmed):,} bytes smaller"
+        *before,
+        f"{folder}: {len(left)} leftovers removed ({freed:,} bytes), the journal is {max(0, trimmed):,} bytes smaller",
     ]
+
+
+def _remove_previous(folder: Path) -> list[str]:
+    """Remove the student before the one that is there; where none is, it is the only one, and stays."""
+    previous = folder / students.PREVIOUS
+    if not (previous.is_dir() and students.is_student(students.current(folder))):
+        return []
+    size = sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
+    students.remove(previous)
+    return [f"{previous} removed ({size / 1e6:,.1f} MB): the student before the one in {folder / students.STUDENT}"]

@@ -21,20 +21,9 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def compared(run: Path) -> Path:
-    """A run whose comparison was of the student that is there."""
-
-    def same(record: dict[str, Any]) -> dict[str, Any]:
-        record["stages"]["compare"]["inputs"] = {"student": record["stages"]["train"]["outputs"]["student"]}
-        return record
-
-    change(run / "run.json", same)
-    return run
-
-
 @pytest.fixture
 def run(tmp_path) -> Path:
-    return compared(write_run(tmp_path / "run"))
+    return write_run(tmp_path / "run")
 
 
 def head_and_text(card: str) -> tuple[dict[str, Any], str]:
