@@ -193,7 +193,8 @@ def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether scores.json is of the student that is there."""
     compare = record.get("stages", {}).get("compare") or {}
     of = (compare.get("inputs") or {}).get(students.STUDENT)
-    return _is_finished(compare) and of == students.sha256(folder, students.STUDENT)
+    there = (folder / "scores.json").is_file()
+    return there and _is_finished(compare) and of == students.sha256(folder, students.STUDENT)
 
 
 def _is_finished(stage: Mapping[str, Any] | None) -> bool:
