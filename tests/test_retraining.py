@@ -153,7 +153,7 @@ def test_too_little_room_is_said_before_the_first_step(tiny, tmp_path):
     from tests.test_resume import full_disk
 
     with full_disk(tmp_path / "disk") as enlarge:
-        (tmp_path / "disk/filler").write_bytes(b"0" * 7_000_000)
+        (tmp_path / "disk/filler").write_bytes(b"0" * 12_000_000)
         with pytest.raises(RunFolderError, match=r"need about \d+ MB more in .*, and \d MB are free; free some space"):
             training.run(tmp_path / "disk/student", tiny)
         assert not (tmp_path / "disk/student/train_log.jsonl").exists()
