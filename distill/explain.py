@@ -191,9 +191,10 @@ def clean(folder: Path) -> list[str]:
     loaded = load_recipe(folder)
     with opened(folder, loaded):
         left = [path for path in folder.rglob(".*") if path.is_file() and LEFTOVER.match(path.name)]
-        freed = sum(path.stat().st_size for path in left)
+        left += [new for name in (students.STUDENT, students.NEXT) if (new := folder / name / ".new").is_dir()]
+        freed = sum(map(_size, left))
         for path in left:
-            path.unlink()
+            students.remove(path)
         before = _remove_previous(folder)
         with Journal.open(folder / NAME) as journal:
             trimmed = journal.trim()
@@ -208,6 +209,11 @@ def _remove_previous(folder: Path) -> list[str]:
     previous = folder / students.PREVIOUS
     if not (previous.is_dir() and students.is_student(students.current(folder))):
         return []
-    size = sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
+    size = _size(previous)
     students.remove(previous)
     return [f"{previous} removed ({size / 1e6:,.1f} MB): the student before the one in {folder / students.STUDENT}"]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())

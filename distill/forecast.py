@@ -22,7 +22,7 @@ from distill.importers import load_tasks
 from distill.metrics.instructions import Instructions
 from distill.probe import Findings
 from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
-from distill.run import STAGES, is_compared, read_record, stale, student_remark
+from distill.run import STAGES, comparison_remark, is_compared, read_record, stale, student_remark
 from distill.strategies.pool import Cost, load_seeds
 from distill.student.memory import SMOLLM2, Shape, estimate, shape_in
 from distill.student.trackers import require_trackers
@@ -364,8 +364,8 @@ def headline(folder: Path) -> list[str]:
     path = folder / "scores.json"
     if not path.is_file():
         return []
-    if not is_compared(folder, read_record(folder)):
-        return [f"the last finished comparison is of an earlier state of this run; type: distill compare {folder}"]
+    if (line := comparison_remark(folder)) is not None:
+        return [line]
     scores = json.loads(path.read_text(encoding="utf-8"))
     withheld = (scores.get("judge") or {}).get("withheld")
     return [str(scores["headline"]), *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]

@@ -189,6 +189,13 @@ def student_remark(folder: Path) -> str | None:
     return students.remark(folder, record) if record else None
 
 
+def comparison_remark(folder: Path) -> str | None:
+    """One line where scores.json and answers.jsonl are not of the student that is there."""
+    if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
+        return None
+    return f"the last finished comparison is not of the student that is there; type: distill compare {folder}"
+
+
 def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether scores.json is of the student that is there."""
     compare = record.get("stages", {}).get("compare") or {}

@@ -182,9 +182,13 @@ def changes(run: Path, told: Mapping[str, Any]) -> list[str]:
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
     ]
+    return [*found, *(["other rows in kept.jsonl"] if has_other_rows(run, told) else [])]
+
+
+def has_other_rows(run: Path, told: Mapping[str, Any]) -> bool:
+    """Whether kept.jsonl is not what the student was trained on."""
     rows = told["stages"]["train"].get("inputs", {}).get("kept.jsonl")
-    moved = rows is not None and sha256(run, "kept.jsonl") != rows
-    return [*found, *(["other rows in kept.jsonl"] if moved else [])]
+    return rows is not None and sha256(run, "kept.jsonl") != rows
 
 
 def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

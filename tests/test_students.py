@@ -233,7 +233,7 @@ def test_after_a_finished_training_the_comparison_is_stale_everywhere(run):
     assert student_remark(run) is None
     shown = "\n".join(forecast.status_lines(run))
     assert "compare  stale" in shown
-    assert "the last finished comparison is of an earlier state of this run" in shown
+    assert "the last finished comparison is not of the student that is there" in shown
     headline = json.loads((run / "scores.json").read_text())["headline"]
     assert headline not in shown
     page = report.shape(run)
