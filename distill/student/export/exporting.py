@@ -246,7 +246,7 @@ def _name(run: Path) -> str:
 
 
 def _system(run: Path) -> str | None:
-    """The system message that all training began with, if there was one; where the rows are others now, its recipe's."""
+    """The system message that all training began with, if there was one; by its recipe where rows are others."""
     made = students.training(run, read_record(run))
     if made is not None and students.has_other_rows(run, made):
         return (made["recipe"].get("collect") or {}).get("system") or None
