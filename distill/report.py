@@ -58,6 +58,7 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
     }
     made = students.training(folder, record) if students.is_student(students.current(folder)) else None
     own = done if made is None else {**done, **made["stages"]}
+    origin = {**record, **(made or {})}
     scores, answers = figures.json_object(folder / "scores.json"), figures.rows(folder / "answers.jsonl")
     metrics = [comparison.metric_of(name, entry) for name, entry in (scores.get("metrics") or {}).items()]
     table = [stages.stage_row(name, stage) for name, stage in done.items()]
@@ -93,8 +94,8 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
         "coverage": scores.get("coverage"),
         "dropped": [rows.dropped_row(row) for row in dropped],
         "dropped_total": dropped_total,
-        "facts": facts({**record, **(made or {})}, figures.json_object(student / "base.json"), scores, recipe),
-        "versions": record.get("versions") or {},
+        "facts": facts(origin, figures.json_object(student / "base.json"), scores, recipe),
+        "versions": origin.get("versions") or {},
         "files": [(name, *output) for name, stage in done.items() for output in (stage.get("outputs") or {}).items()],
         "recipe": recipe,
     }
