@@ -194,6 +194,9 @@ def train(
 ) -> None:
     """Fine-tune the student on the kept sessions: writes student/.
 
+    A student that is there stays in use until the new one is finished; then it becomes student.previous, which
+    `distill clean` removes.
+
     Before the first step the loss mask of every row is checked against the template; a fault stops with the row and
     the token. An interrupted training goes on where it stood when the same command is typed again, and says what has
     changed where it cannot; --fresh starts over.
@@ -408,9 +411,10 @@ def explain_miss(
 
 @app.command()
 def clean(run_folder: RunFolder) -> None:
-    """Make a run's folder smaller, and lose nothing.
+    """Make a run's folder smaller: what it needs stays.
 
-    Trims the journal, and removes what killed processes left behind.
+    Removes the student before the present one (student.previous, which a retraining leaves), and what killed processes
+    left behind; trims the journal. Answers, rows, the student and a training that is unfinished are never touched.
 
     Example: distill clean runs/quickstart
     """

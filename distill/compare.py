@@ -39,6 +39,7 @@ from distill.recipe import Benchmarks, Judging
 from distill.rows import write_json, write_rows
 from distill.stats import LEVEL, RESAMPLES
 from distill.student.inprocess import base_fingerprint
+from distill.students import current, is_student
 from distill.types import Sampling
 
 
@@ -94,13 +95,13 @@ def compare(
     found = Found([*shared, *of_metrics(metrics)])
     if found.prompts:
         take_recorded(found, sides.recorded)
-        _ask(found, folder / "student", engine, metrics, sampling, seed, sides)
+        _ask(found, current(folder), engine, metrics, sampling, seed, sides)
         tell_leaks(found, folder / "kept.jsonl")
         found.notes += remarks(found)
     else:
         sides.release_teacher()
     score_texts(found, metrics, folder)
-    models = described(folder / "student", found, sides)
+    models = described(current(folder), found, sides)
     found.names = {model: told["model"] or "" for model, told in models.items()}
     judged = _judge(found, engine, sides.judge) if found.shared and sides.judge is not None else None
     spent = usd()
@@ -193,7 +194,7 @@ def described(student: Path, found: Found, sides: Sides) -> dict[Model, dict[str
 
 def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
     """Base and student as they were trained here, by what their folder says."""
-    if not (student / "base.json").is_file():
+    if not is_student(student):
         return {}
     told = read_base(student)
     model = Path(told["model"]).name

@@ -12,10 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
+from distill import students
 from distill.comparing.benchmarks import Said, said_by_student
 from distill.errors import RunFolderError
 from distill.rows import read_jsonl
-from distill.run import read_record
+from distill.run import read_record, stale
 from distill.stats import Difference, holm, paired_difference, sign_flip_p
 from distill.text import normalise, visible
 
@@ -46,7 +47,8 @@ class Compared:
     @property
     def trained_on(self) -> int | None:
         """Tokens that bore on the loss, of the kept rows once; None where training left no count."""
-        counts = (self.record.get("stages", {}).get("train") or {}).get("counts") or {}
+        made = students.training(self.folder, self.record) or self.record
+        counts = (made.get("stages", {}).get("train") or {}).get("counts") or {}
         tokens = counts.get("trained_tokens")
         return tokens if isinstance(tokens, int) else None
 
@@ -66,6 +68,8 @@ def read(folder: Path) -> Compared:
     answers, scores = folder / "answers.jsonl", folder / "scores.json"
     if not (answers.is_file() and scores.is_file()):
         raise RunFolderError(f"{folder} was not compared yet; type: distill compare {folder}")
+    if "compare" in stale(folder, record):
+        raise RunFolderError(f"{folder} was compared before its student was trained; type: distill compare {folder}")
     try:
         told = json.loads(scores.read_text(encoding="utf-8"))
     except ValueError as error:

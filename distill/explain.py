@@ -10,6 +10,7 @@ from pathlib import Path
 from re import compile as pattern
 from typing import Any, Literal, TypeVar
 
+from distill import students
 from distill.catalogue import load_recipe
 from distill.collect import flows as collect_flows
 from distill.collect import model_of
@@ -182,7 +183,7 @@ def _of_compare(context: Context, task: str | None) -> list[tuple[str, Question]
 
 
 def clean(folder: Path) -> list[str]:
-    """Trim a run's journal and remove what killed processes left; what was done and freed.
+    """Trim a run's journal, remove the student before the present one and what killed processes left; what was freed.
 
     Raises `RunFolderError` for what is no run, `RunLocked` while another process writes in it.
     """
@@ -190,11 +191,29 @@ def clean(folder: Path) -> list[str]:
     loaded = load_recipe(folder)
     with opened(folder, loaded) as run:
         left = [path for path in folder.rglob(".*") if path.is_file() and LEFTOVER.match(path.name)]
-        freed = sum(path.stat().st_size for path in left)
+        left += [new for name in (students.STUDENT, students.NEXT) if (new := folder / name / ".new").is_dir()]
+        freed = sum(map(_size, left))
         for path in left:
-            path.unlink()
+            students.remove(path)
+        before = _remove_previous(folder)
         with journal_of(run) as journal:
             trimmed = journal.trim()
     return [
-        f"{folder}: {len(left)} leftovers removed ({freed:,} bytes), the journal is {max(0, trimmed):,} bytes smaller"
+        *before,
+        f"{folder}: {len(left)} leftovers removed ({freed:,} bytes), the journal is {max(0, trimmed):,} bytes smaller",
     ]
+
+
+def _remove_previous(folder: Path) -> list[str]:
+    """Remove the student before the one that is there; where none is, it is the only one, and stays."""
+    previous = folder / students.PREVIOUS
+    if not (previous.is_dir() and students.is_student(students.current(folder))):
+        return []
+    size = _size(previous)
+    students.remove(previous)
+    return [f"{previous} removed ({size / 1e6:,.1f} MB): the student before the one in {folder / students.STUDENT}"]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all in a folder."""
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())

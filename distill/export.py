@@ -11,7 +11,7 @@ from distill import console, embedded, shelf
 from distill.errors import MissingPackage, RecipeError, RunFolderError
 from distill.exporters import COMPARISONS, EXPORTERS, FILES, Exporter, Job
 from distill.extras import install
-from distill.run import read_record
+from distill.run import comparison_remark, read_record, student_remark
 
 MODELS: Mapping[str, str] = {
     "adapter": "a PEFT adapter, with its base where nobody else has that",
@@ -53,6 +53,9 @@ def export(
     read_record(run)
     if not out.absolute().parent.is_dir():
         raise RunFolderError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    line = student_remark(run) if to in MODELS else comparison_remark(run) if to in COMPARISONS else None
+    if line is not None:
+        console.warn(line)
     if to in MODELS:
         return _student(run, to=to, out=out, dtype=dtype, max_kl=max_kl)
     return _rows(to, Job(run=run, out=out, which=which or "kept", system=system))

@@ -23,7 +23,7 @@ from distill.importers import load_tasks
 from distill.metrics.instructions import Instructions
 from distill.probe import Findings
 from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
-from distill.run import STAGES, read_record
+from distill.run import STAGES, comparison_remark, is_compared, read_record, stale, student_remark
 from distill.strategies.pool import Cost, load_seeds
 from distill.student.memory import SMOLLM2, Shape, estimate, shape_in
 from distill.student.trackers import require_trackers
@@ -314,11 +314,12 @@ def status_lines(folder: Path) -> list[str]:
     """What `show` prints: one line a stage, then the funnel and the headline."""
     record = read_record(folder)
     stages = record.get("stages", {})
-    found = [f"{record['name']} in {folder}"]
-    found += [_stage_line(name, stages[name]) for name in STAGES if name in stages]
+    found = [f"{record['name']} in {folder}", *filter(None, [student_remark(folder)])]
+    moved = stale(folder, record)
+    found += [_stage_line(name, stages[name], moved.get(name)) for name in STAGES if name in stages]
     found += cost_lines(stages)
     found += headline(folder)
-    return found + benchmark_lines(folder)
+    return found + (benchmark_lines(folder) if is_compared(folder, record) else [])
 
 
 def benchmark_lines(folder: Path) -> list[str]:
@@ -339,9 +340,10 @@ def _benchmark_line(entry: Mapping[str, Any]) -> str:
     )
 
 
-def _stage_line(name: str, stage: dict[str, Any]) -> str:
+def _stage_line(name: str, stage: dict[str, Any], moved: str | None) -> str:
+    """`moved`: of a stage that is done, what has changed since."""
     requests, tokens, usd = stage["requests"], stage["tokens"], stage["usd"]
-    pieces = [f"{name:8} {stage['status']:8} {stage['seconds']:7.1f} s"]
+    pieces = [f"{name:8} {'stale' if moved else stage['status']:8} {stage['seconds']:7.1f} s"]
     pieces += [f"{key} {value:,}" for key, value in stage["counts"].items() if isinstance(value, int)]
     if requests:
         pieces.append(f"{requests.get('asked', 0)} asked, {requests.get('replayed', 0)} replayed")
@@ -349,8 +351,7 @@ def _stage_line(name: str, stage: dict[str, Any]) -> str:
         pieces.append(f"{tokens.get('prompt', 0):,} + {tokens.get('completion', 0):,} tokens")
     if usd is not None:
         pieces.append(f"USD {usd:.4f}")
-    if stage["detail"]:
-        pieces.append(stage["detail"])
+    pieces += filter(None, [moved or stage["detail"]])
     return "  ".join(pieces)
 
 
@@ -373,6 +374,8 @@ def headline(folder: Path) -> list[str]:
     path = folder / "scores.json"
     if not path.is_file():
         return []
+    if (line := comparison_remark(folder)) is not None:
+        return [line]
     scores = json.loads(path.read_text(encoding="utf-8"))
     withheld = (scores.get("judge") or {}).get("withheld")
     return [str(scores["headline"]), *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from distill import students
 from distill.card import (
     CONTROL,
     cost,
@@ -21,7 +22,6 @@ from distill.card import (
     filters,
     number,
     plain,
-    recipe_of,
     sources,
     steps_of,
     table,
@@ -29,7 +29,7 @@ from distill.card import (
 )
 from distill.embedded import EMBEDDED, read_json
 from distill.rows import write_atomically
-from distill.run import read_record
+from distill.run import is_compared, read_record
 
 LEFT_OUT = ("base_url", "api_key_env", "headers_env")
 """Keys of a recipe that say where something is, which is nobody else's business."""
@@ -70,21 +70,24 @@ def card(
     *,
     form: str = "student",
     receipt: Mapping[str, Any] | None = None,
-    trained: Mapping[str, Any] | None = None,
+    made: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole card. `form` is what lies beside it: `student` (the run's own folder) or the name of an export.
 
-    `trained` are the counts of a training that run.json does not have yet. Raises `RunFolderError` for no run.
+    It tells of the student by what made it, whatever was begun in the run since: the one that is there, or, with
+    `made` as `students.account` has it, the one that is about to replace it. Raises `RunFolderError` for no run.
     """
-    record, recipe = read_record(run), recipe_of(run)
-    told = read_json(run / "student" / "base.json")
+    whole = read_record(run)
+    told = read_json((students.current(run) if made is None else run / students.NEXT) / "base.json")
     base = told if isinstance(told, dict) else {}
-    counts = trained if trained is not None else counts_of(record, "train")
+    compared = made is None and is_compared(run, whole)
+    made = made if made is not None else students.training(run, whole)
+    record, recipe = _own(whole, made, compared=compared), dict(made["recipe"]) if made is not None else {}
     sections = [
         _what(record, recipe, base),
         _use(form, receipt, _system(recipe)),
-        _result(run, record, fresh=trained is None),
-        _training(recipe, base, counts),
+        _result(run) if compared else "## Result\n\nNot compared with its base and its teacher yet.",
+        _training(recipe, base, counts_of(record, "train")),
         _data(record, recipe),
         sources(recipe, record),
         filters(recipe, record),
@@ -94,9 +97,16 @@ def card(
         _recipe(recipe),
         _limits(recipe, base),
     ]
-    name = str(record.get("name") or run.name)
+    name = str(whole.get("name") or run.name)
     text = "\n\n".join(["# " + plain(name), *(part for part in sections if part)])
     return f"---\n{_head(name, form, base)}---\n\n{text}\n"
+
+
+def _own(record: Mapping[str, Any], made: Mapping[str, Any] | None, *, compared: bool) -> dict[str, Any]:
+    """run.json as it was when the student was finished, with its comparison; nothing where that is not known."""
+    stages = record.get("stages", {})
+    after = {"compare": stages["compare"]} if compared else {}
+    return {**made, "stages": {**made["stages"], **after}} if made is not None else {"stages": after}
 
 
 def _head(name: str, form: str, base: Mapping[str, Any]) -> str:
@@ -131,10 +141,12 @@ def _called(model: Any) -> str:
 
 def _what(record: Mapping[str, Any], recipe: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     teachers = ", ".join(_called(one.get("model")) for one in teachers_of(record)) or "others' data"
+    teachers = teachers if recipe else "not known, for another training was begun in its run since"
     layers = base.get("layers")
     kept = f", of which {len(layers)} layers were kept" if isinstance(layers, list) else ""
+    version = f" {plain(record['version'])}" if "version" in record else ""
     lines = [
-        f"A small model trained to answer as its teacher does, made by distill {plain(record.get('version', ''))}.",
+        f"A small model trained to answer as its teacher does, made by distill{version}.",
         "",
         f"- Teacher: {teachers}.",
         f"- Base: {_called(base.get('model', '—'))}{kept}; SHA-256 or Hub id {plain(base.get('fingerprint', '—'))}.",
@@ -184,17 +196,10 @@ def _adapter_code(receipt: Mapping[str, Any] | None) -> str:
     return code.replace("base = ", f"{_NF4}base = ")
 
 
-def _result(run: Path, record: Mapping[str, Any], *, fresh: bool) -> str:
-    """What the comparison found, if it was of these weights."""
+def _result(run: Path) -> str:
+    """What the comparison found."""
     scores = read_json(run / "scores.json")
-    stages = record.get("stages", {})
-    compared = stages.get("compare", {}).get("inputs", {}).get("student")
-    if (
-        not fresh
-        or not isinstance(scores, dict)
-        or compared != stages.get("train", {}).get("outputs", {}).get("student")
-    ):
-        return "## Result\n\nNot compared with its base and its teacher yet."
+    scores = scores if isinstance(scores, dict) else {}
     tasks = (scores.get("lm_eval") or {}).get("entries") or {}
     entries = (*scores.get("metrics", {}).values(), *tasks.values())
     rows = [_measure(entry) for entry in entries if isinstance(entry, dict)]
@@ -299,6 +304,8 @@ def _versions(record: Mapping[str, Any]) -> str:
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
     """The recipe without addresses, paths shortened to their last part."""
+    if not recipe:
+        return ""
     text = yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True)
     return f"## Recipe\n\nAddresses are left out, files are named without their folders.\n\n{_fenced(text, 'yaml')}"
 

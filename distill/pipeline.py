@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from distill import assets, console, processes, shelf
+from distill import assets, console, processes, shelf, students
 from distill.catalogue import Overrides, Source, load_recipe, require_benchmarks, require_training_packages
 from distill.engine.passes import StoppedPending
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
@@ -18,7 +18,7 @@ from distill.forecast import headline, known_faults, stages_of
 from distill.journal import NAME, Journal
 from distill.recipe import Recipe
 from distill.redaction import strike
-from distill.run import STAGES, Run, journal_of, measured, opened
+from distill.run import STAGES, Run, journal_of, measured, opened, student_remark
 from distill.steps import (
     ACCEPTABLE,
     BASE,
@@ -155,6 +155,8 @@ def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
 def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
     run.describe(context.teachers.facts() if context.teachers is not None else [])
+    if "train" not in names and {"compare", "report"} & set(names):
+        _tell_of_student(context.folder)
     ran = []
     for name in names:
         _require_earlier(context, run, name)
@@ -163,12 +165,19 @@ def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     return ran
 
 
+def _tell_of_student(folder: Path) -> None:
+    if (line := student_remark(folder)) is not None:
+        console.warn(line)
+
+
 def _require_earlier(context: Context, run: Run, name: str) -> None:
     """The stages before this one must be done, or partly done within what the recipe or the user accepts."""
     for earlier in stages_of(context.recipe):
         if name in (earlier, "report"):
             return
         entry = run.stage(earlier)
+        if entry is not None and earlier == "train" and students.is_student(students.current(context.folder)):
+            continue  # one that is there stays in use until another is finished
         if entry is None or entry["status"] in ("running", "failed"):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
         if entry["status"] == "partial" and not (context.accept_partial or entry["detail"] == ACCEPTABLE):
@@ -179,7 +188,8 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
 
 def _run_stage(context: Context, run: Run, name: str) -> bool:
     stage = PIPELINE[name]
-    inputs = {item: tree_sha256(context.folder / item) for item in stage.inputs if (context.folder / item).exists()}
+    found = {item: students.sha256(context.folder, item) for item in stage.inputs}
+    inputs = {item: digest for item, digest in found.items() if digest is not None}
     shipped = tree_sha256(assets.find(stage.prompts)) if stage.prompts else None
     fingerprint = json_sha256([inputs, stage.options(context), sources_sha256(sources_of(context, stage)), shipped])
     again = (context.retry_failed and stage.teacher) or (context.fresh and name == "train")

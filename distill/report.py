@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill import funnel
+import yaml
+
+from distill import funnel, students
 from distill.prompts import load
 from distill.reporting import comparison, figures, pairs, rows, stages
 from distill.reporting.provenance import facts
 from distill.rows import write_atomically
-from distill.run import read_record
+from distill.run import read_record, stale, student_remark
 from distill.text import visible
 
 SECTIONS = {
@@ -49,18 +51,29 @@ def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
 def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
     """All that the template shows, worked out of the run's files."""
     record = read_record(folder)
-    done = {name: record["stages"][name] for name in stages.ordered(record.get("stages") or {})}
+    moved = stale(folder, record)
+    done = {
+        name: {**record["stages"][name], **({"status": "stale", "detail": moved[name]} if name in moved else {})}
+        for name in stages.ordered(record.get("stages") or {})
+    }
+    made = students.training(folder, record) if students.is_student(students.current(folder)) else None
+    own = done if made is None else {**done, **made["stages"]}
+    origin = {**record, **(made or {})}
     scores, answers = figures.json_object(folder / "scores.json"), figures.rows(folder / "answers.jsonl")
     metrics = [comparison.metric_of(name, entry) for name, entry in (scores.get("metrics") or {}).items()]
     table = [stages.stage_row(name, stage) for name, stage in done.items()]
     dropped, dropped_total = rows.spread(figures.stream(folder / "dropped.jsonl"))
     recipe = figures.plain_text(folder / "recipe.yaml")
-    student = folder / "student"
+    if made is not None and made["recipe"] != students.recipe(folder):
+        recipe = yaml.safe_dump(made["recipe"], sort_keys=False, allow_unicode=True, width=120)
+    student = students.current(folder)
+    unfinished = [stages.warning(name, stage) for name, stage in done.items() if stage.get("status") != "done"]
+    fresh = done.get("compare", {}).get("status", "done") == "done"
     called = title or f"{record.get('name', folder.name)} – distill report"
     return {
         "title": called,
-        "headline": scores.get("headline") or stages.headline(done),
-        "warnings": [stages.warning(name, stage) for name, stage in done.items() if stage.get("status") != "done"],
+        "headline": (scores.get("headline") if fresh else None) or stages.headline(done),
+        "warnings": [*filter(None, [student_remark(folder)]), *unfinished],
         "left_out": [f"{what} (no {file})" for file, what in SECTIONS.items() if not (folder / file).is_file()],
         "gap": comparison.gap(metrics, scores.get("lead")),
         "extremes": comparison.extremes(scores),
@@ -69,7 +82,7 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
         "judge": comparison.judge(scores),
         "benchmarks": comparison.benchmarks(scores.get("lm_eval") or {}),
         "notes": scores.get("notes") or [],
-        "funnel": list(stages.placed(stages.funnel_bars(done))),
+        "funnel": list(stages.placed(stages.funnel_bars(own))),
         "rules": funnel.read(folder, stages.counts(done, "curate")),
         "stages": [*table, stages.total(table)] if table else [],
         "curve": stages.curve(figures.rows(student / "train_log.jsonl")),
@@ -81,8 +94,8 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
         "coverage": scores.get("coverage"),
         "dropped": [rows.dropped_row(row) for row in dropped],
         "dropped_total": dropped_total,
-        "facts": facts(record, figures.json_object(student / "base.json"), scores, recipe),
-        "versions": record.get("versions") or {},
+        "facts": facts(origin, figures.json_object(student / "base.json"), scores, recipe),
+        "versions": origin.get("versions") or {},
         "files": [(name, *output) for name, stage in done.items() for output in (stage.get("outputs") or {}).items()],
         "recipe": recipe,
     }

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import distill
-from distill import console, processes
+from distill import console, processes, students
 from distill.errors import RunFolderError, RunLocked
-from distill.fingerprints import json_sha256, tree_sha256
+from distill.fingerprints import json_sha256
 from distill.journal import NAME, Journal
 from distill.ledger import Sent
 from distill.recipe import Recipe
@@ -71,15 +71,21 @@ class Run:
         return stage
 
     def is_current(self, name: str, fingerprint: str) -> bool:
-        """Whether the stage is done with these inputs, options and sources, and its outputs are as it left them."""
-        stage = self.stage(name)
-        if stage is None or stage["status"] != "done" or stage["fingerprint"] != fingerprint:
-            return False
-        return all(self._output(output) == digest for output, digest in stage["outputs"].items())
+        """Whether the stage is done with these inputs, options and sources, and its outputs are as it left them.
 
-    def _output(self, name: str) -> str | None:
-        path = self.folder / name
-        return tree_sha256(path) if path.exists() else None
+        A student that is there counts by what made it, whatever trainings were begun since and not finished.
+        """
+        found = [self.stage(name), self._own_training() if name == "train" else None]
+        stage = next((one for one in found if one is not None and _is_done(one, fingerprint)), None)
+        if stage is None or any(students.sha256(self.folder, name) != told for name, told in stage["outputs"].items()):
+            return False
+        if stage is not found[0]:
+            self._put(name, stage)
+        return True
+
+    def _own_training(self) -> Mapping[str, Any] | None:
+        told = students.training(self.folder, self._record)
+        return told["stages"]["train"] if told is not None else None
 
     def begin(self, name: str, fingerprint: str, inputs: Mapping[str, str]) -> StageRecord:
         """Note that a stage starts."""
@@ -93,11 +99,15 @@ class Run:
         """Write the stage's entry, with the SHA-256 of its outputs that exist."""
         if not self._writes:
             return
-        record.outputs = {output: digest for output in outputs if (digest := self._output(output)) is not None}
-        stages = dict(self._record.get("stages", {}))
-        stages[name] = {item.name: getattr(record, item.name) for item in fields(record)}
+        found = {output: students.sha256(self.folder, output) for output in outputs}
+        record.outputs = {output: digest for output, digest in found.items() if digest is not None}
+        self._put(name, {item.name: getattr(record, item.name) for item in fields(record)})
+
+    def _put(self, name: str, entry: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
         with self._writing:
-            self._record["stages"] = stages
+            self._record["stages"] = {**self._record.get("stages", {}), name: dict(entry)}
             write_json(self.folder / "run.json", self._record)
 
     def hold_against(self, journal: Journal, *, new_journal: bool = False) -> None:
@@ -139,6 +149,7 @@ class Run:
         """Write the recipe, and what run.json says of the whole run."""
         if not self._writes:
             return
+        own = students.set_aside(self.folder, self._record)
         document = self.recipe.to_yaml()
         path = self.folder / "recipe.yaml"
         if not path.exists() or path.read_text(encoding="utf-8") != document:
@@ -151,12 +162,17 @@ class Run:
             "teacher": dict(teachers[0]) if teachers else None,
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
+            **({"student": own} if own is not None else {}),
         }
         with self._writing:
             if any(self._record.get(key) != value for key, value in facts.items()):
-                own = ("stages", "sent", "lost")
-                self._record = {**facts, "stages": {}} | {key: self._record[key] for key in own if key in self._record}
+                kept: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
+                self._record = {**facts, "stages": {}, **kept}
                 write_json(self.folder / "run.json", self._record)
+
+
+def _is_done(stage: Mapping[str, Any], fingerprint: str) -> bool:
+    return (stage["status"], stage["fingerprint"]) == ("done", fingerprint)
 
 
 def versions() -> dict[str, str]:
@@ -242,6 +258,48 @@ def _note(run: Run, journal: Journal) -> None:
         run.note(journal.sent())
 
 
+def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Of the stages that are done, those whose inputs or recipe are others now, each with what has changed."""
+    stages = record.get("stages", {})
+    known: dict[str, str | None] = {}
+    found = {}
+    for name, stage in stages.items():
+        for item in stage.get("inputs") or {}:
+            known.setdefault(item, students.sha256(folder, item))
+        moved = [item for item, digest in (stage.get("inputs") or {}).items() if known[item] != digest]
+        if moved and stage.get("status") == "done":
+            found[name] = f"made from another {' and '.join(moved)} than there is now"
+    told = students.training(folder, record) if _is_finished(stages.get("train")) else None
+    if told is not None and (changed := students.changes(folder, told)):
+        found["train"] = "; ".join(changed)
+    return found
+
+
+def student_remark(folder: Path) -> str | None:
+    """One line that says which student is there, where the run has moved on from it; see `students.remark`."""
+    record = _read_record(folder)
+    return students.remark(folder, record) if record else None
+
+
+def comparison_remark(folder: Path) -> str | None:
+    """One line where scores.json and answers.jsonl are not of the student that is there."""
+    if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
+        return None
+    return f"the last finished comparison is not of the student that is there; type: distill compare {folder}"
+
+
+def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether scores.json is of the student that is there."""
+    compare = record.get("stages", {}).get("compare") or {}
+    of = (compare.get("inputs") or {}).get(students.STUDENT)
+    there = (folder / "scores.json").is_file()
+    return there and _is_finished(compare) and of == students.sha256(folder, students.STUDENT)
+
+
+def _is_finished(stage: Mapping[str, Any] | None) -> bool:
+    return stage is not None and stage.get("status") == "done"
+
+
 @contextmanager
 def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
     """A run folder made or continued, locked against a second writer, its log attached.
@@ -258,6 +316,8 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
             raise RunFolderError(
                 f'{folder} holds the run "{owner}", but this recipe is "{recipe.name}"; give another --run-dir'
             )
+        if processes.is_first():
+            students.settle(folder)
         with console.observed(_log(folder / "run.log")):
             yield run
     finally:

@@ -22,6 +22,7 @@ from distill.rows import read_jsonl
 from distill.run import read_record
 from distill.stats import Difference, Gap, Interval
 from distill.steps import PIPELINE
+from distill.students import STUDENT, current
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -212,7 +213,8 @@ class RunFolder:
         )
 
     def _file(self, name: str) -> Path:
-        path = self.folder / name
+        first, _, rest = name.partition("/")
+        path = current(self.folder) / rest if first == STUDENT else self.folder / name
         if not path.is_file():
             stage = next(each for each, one in PIPELINE.items() if Path(name).parts[0] in one.outputs)
             raise RunFolderError(f"{self.folder} has no {name}: run its stage `{stage}` first")

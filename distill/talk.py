@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from distill import students
 from distill.catalogue import load_recipe, require_training_packages
 from distill.comparing import NAMES
 from distill.comparing.asking import answered
@@ -23,6 +24,7 @@ from distill.errors import DistillError
 from distill.journal import NAME, Journal
 from distill.metrics import Model
 from distill.rows import write_rows
+from distill.run import student_remark
 from distill.teachers import hire
 from distill.text import visible
 from distill.types import Message, Request, Sampling, Session
@@ -110,7 +112,7 @@ def talk(run: Path, lines: Iterable[str]) -> Iterator[str]:
 
     loaded = load_recipe(run)
     teachers = hire(loaded, run)
-    student = run / "student"
+    student = students.current(run)
     providers: dict[str, Any] = {"student": trained_student(student), "base": untrained_base(student)}
     sides: list[Model] = ["student"]
     if teachers is not None and teachers.hired:
@@ -124,6 +126,7 @@ def talk(run: Path, lines: Iterable[str]) -> Iterator[str]:
         if teachers is not None:
             ending.callback(teachers.stop)
         conversation = Talk(partial(_asked, journal, providers), sides, sampling)
+        yield from filter(None, [student_remark(run)])
         yield HELP
         for line in lines:
             if line.strip() == "/quit":

@@ -15,6 +15,7 @@ from distill.extras import install
 from distill.rows import read_sessions
 from distill.student.allocator import grow_in_place
 from distill.student.options import LoraOptions, TrainOptions
+from distill.students import NEXT
 from distill.types import Session
 
 __all__ = ["LoraOptions", "TrainOptions", "masks", "plan", "train"]
@@ -31,7 +32,7 @@ def train(
     seed: int,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Train a student on `folder/kept.jsonl` and leave it in `folder/student`; returns counts for run.json.
+    """Train a student on `folder/kept.jsonl` and leave it in `folder/student.next`; returns counts for run.json.
 
     `layers` is how many of the model's layers the student keeps, and `prune_by` how they are chosen; `fresh` starts
     over, whatever checkpoints there are. Raises `DistillError` for missing or unusable rows, `RunFolderError` for
@@ -42,7 +43,7 @@ def train(
     with console.progress("train", unit="steps") as bar:
         result = trainer.train(
             sessions,
-            folder / "student",
+            folder / NEXT,
             model=model,
             layers=layers,
             prune_by=prune_by,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill import console, credentials
+from distill import console, credentials, students
 from distill.catalogue import require_training_packages
 from distill.embedded import read_base, read_json
 from distill.errors import RunFolderError
@@ -71,12 +71,13 @@ def _asked(folder: Path) -> _Asked:
             )
         tokenizer = models.load_tokenizer(models.materialise(str(served), say=console.say))
         return _Asked(str(served), str(receipt.get("template")), tokenizer, [])
-    if not (folder / "student" / "base.json").is_file():
+    student = students.current(folder)
+    if not students.is_student(student):
         raise RunFolderError(f"{folder} is no run with a student and no export; type: distill train {folder}")
     test = folder / FILES["test"]
-    template = str(read_base(folder / "student")["template"])
+    template = str(read_base(student)["template"])
     sessions = read_sessions(test) if test.is_file() else []
-    return _Asked(str(folder), template, models.load_tokenizer(folder / "student"), sessions)
+    return _Asked(str(folder), template, models.load_tokenizer(student), sessions)
 
 
 @contextmanager

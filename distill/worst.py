@@ -13,6 +13,7 @@ from distill.console import Paint
 from distill.errors import RunFolderError
 from distill.reporting.pairs import ranked, titles_of, why
 from distill.rows import read_jsonl
+from distill.run import comparison_remark
 from distill.text import visible
 
 MAX_TEXT = 3_000
@@ -30,6 +31,7 @@ def lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
         raise RunFolderError(f"{run} was not compared yet; type: distill compare {run}")
     titles = titles_of(json.loads(scores.read_text(encoding="utf-8")))
     rows = ranked(list(read_jsonl(path)))
+    yield from filter(None, [comparison_remark(run)])
     for place, row in enumerate(rows[:count], start=1):
         yield paint(
             f"{place} of {len(rows)} · {visible(str(row.get('id')))} · {why(row, titles) or 'no outcome'}", "head"

@@ -9,6 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from distill.fingerprints import tree_sha256
+
 MODELS = ("base", "student", "teacher", "teacher_again")
 SUBJECTS = ("a rainbow", "a suspension bridge", "sourdough bread", "a tax return", "photosynthesis", "a haiku", "tides")
 ASKS = (
@@ -60,7 +62,7 @@ def write_run(folder: Path, *, prompts: int = 32, train: bool = True, compare: b
     if compare:
         _lines(folder / "answers.jsonl", (_answers(random, index) for index in range(prompts)))
         _json(folder / "scores.json", _scores(prompts))
-    _json(folder / "run.json", _record(prompts, train, compare))
+    _json(folder / "run.json", _record(prompts, tree_sha256(folder / "student") if train else None, compare))
     return folder
 
 
@@ -222,7 +224,7 @@ def _stage(seconds: float, counts: dict[str, Any], asked: int = 0, tokens: tuple
     }  # fmt: skip
 
 
-def _record(prompts: int, train: bool, compare: bool) -> dict[str, Any]:
+def _record(prompts: int, student: str | None, compare: bool) -> dict[str, Any]:
     rejected = {"too_similar": 61, "too_short": 22, "not_ascii": 5, "malformed": 14}
     by_rule = {"length/too_short": 12, "near_duplicate/near_duplicate": 6, "test/held_out": 5}
     also = {
@@ -250,11 +252,12 @@ def _record(prompts: int, train: bool, compare: bool) -> dict[str, Any]:
         "collect": _stage(655.2, collect, 160, (6_400, 14_190)),
         "curate": _stage(1.9, curate),
     }
-    if train:
+    if student is not None:
         stages["train"] = _stage(498.0, {"rows": 103, "tokens": 13_680, "steps": 72, "final_loss": 1.06})
-        stages["train"]["outputs"] = {"student": "c4" * 32}
+        stages["train"]["outputs"] = {"student": student}
     if compare:
         stages["compare"] = _stage(301.4, {"prompts": prompts}, 128, (4_800, 11_040))
+        stages["compare"]["inputs"] = {"student": student} if student is not None else {}
         stages["compare"]["outputs"] = {"answers.jsonl": "9e" * 32, "scores.json": "77" * 32}
     return {
         "name": "quickstart",

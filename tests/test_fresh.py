@@ -48,12 +48,12 @@ def logged(run: Path) -> list[dict]:
     return [row for row in rows if "event" not in row]
 
 
-def kill_after_a_checkpoint(run: Path) -> None:
+def kill_after_a_checkpoint(run: Path, *arguments: str) -> None:
     """Begin to train, and kill the command once a checkpoint is whole."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-m", "distill", "train", str(run)]
+    command = [sys.executable, "-m", "distill", "train", str(run), *arguments]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as training:
-        while not list(run.glob("student/checkpoints/*/distill.json")):
+        while not list(run.glob("student.next/checkpoints/*/distill.json")):
             assert training.poll() is None, training.stderr.read()
             time.sleep(0.01)
         training.send_signal(signal.SIGKILL)

@@ -107,6 +107,7 @@ def test_a_fully_trained_student_replaces_an_adapter_and_needs_its_base_no_longe
     model = shutil.copytree(tiny, tmp_path / "model")
     student = tmp_path / "student"
     trained(str(model), student)
+    shutil.rmtree(student / "checkpoints")
     before = student_fingerprint(student)
     seen = trained(str(model), student, method="full")
     assert student_fingerprint(student) != before

@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill import model_card
+from distill import model_card, students
 from distill.fingerprints import tree_sha256
+from distill.run import read_record
 from tests.run_folder import HOSTILE, change, poison, write_run
 
 SECTIONS = (
@@ -21,20 +22,9 @@ SECTIONS = (
 )  # fmt: skip
 
 
-def compared(run: Path) -> Path:
-    """A run whose comparison was of the student that is there."""
-
-    def same(record: dict[str, Any]) -> dict[str, Any]:
-        record["stages"]["compare"]["inputs"] = {"student": record["stages"]["train"]["outputs"]["student"]}
-        return record
-
-    change(run / "run.json", same)
-    return run
-
-
 @pytest.fixture
 def run(tmp_path) -> Path:
-    return compared(write_run(tmp_path / "run"))
+    return write_run(tmp_path / "run")
 
 
 def head_and_text(card: str) -> tuple[dict[str, Any], str]:
@@ -99,7 +89,8 @@ def test_hashes_and_usd_are_on_the_card(run):
 
 
 def test_after_training_the_card_waits_for_the_comparison(run):
-    fresh = model_card.card(run, trained={"rows": 7, "steps": 3})
+    made = students.account(run, read_record(run), {"counts": {"rows": 7, "steps": 3}})
+    fresh = model_card.card(run, made=made)
     assert "Not compared with its base and its teacher yet." in fresh
     assert "| conversations | 7 |" in fresh
     (run / "scores.json").unlink()
@@ -117,11 +108,8 @@ def test_tasks_that_base_and_student_did_are_on_the_card(run):
 
 
 def test_a_comparison_of_another_student_is_not_on_the_card(run):
-    def trained_again(record: dict[str, Any]) -> dict[str, Any]:
-        record["stages"]["train"]["outputs"]["student"] = "00" * 32
-        return record
-
-    change(run / "run.json", trained_again)
+    assert "66%" in model_card.card(run)
+    (run / "student/train_log.jsonl").write_text('{"step": 1}\n')
     assert "66%" not in model_card.card(run)
 
 

@@ -270,9 +270,9 @@ def test_a_pickle_put_in_place_of_ours_is_not_read(whole, killed, tiny, tmp_path
 
 @contextmanager
 def full_disk(folder):
-    """A disk with room for two checkpoints and not for three; yields what makes it larger."""
+    """A disk with room for a student of the tests and its checkpoints; yields what makes it larger."""
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=9m", "distill-test", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "distill-test", str(folder)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody mount a file system")
     try:
@@ -282,10 +282,18 @@ def full_disk(folder):
 
 
 def test_a_full_disk_ends_the_run_with_its_state_kept(whole, tiny, tmp_path):
+    from transformers import TrainerCallback
+
+    class Others(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                free = shutil.disk_usage(tmp_path / "disk").free
+                (tmp_path / "disk/theirs").write_bytes(b"0" * (free - 100_000))
+
     with full_disk(tmp_path / "disk") as enlarge:
         folder = tmp_path / "disk/student"
         with pytest.raises(RunFolderError) as caught:
-            run(folder, tiny, options=WATCHED)
+            run(folder, tiny, options=WATCHED, callbacks=[Others()])
         assert "the checkpoint of step 6 cannot be written in" in str(caught.value)
         assert "the state of step 4 is kept, and training goes on from it: free some space" in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -69,7 +69,7 @@ def test_the_student_has_learnt_and_its_base_has_not(trained, tiny):
     assert said == []
 
 
-def test_a_student_folder_tells_its_base_and_keeps_no_checkpoints(trained, tiny):
+def test_a_student_folder_tells_its_base(trained, tiny):
     from distill.embedded import fingerprint
 
     told = json.loads((trained[0] / "base.json").read_text())
@@ -83,7 +83,7 @@ def test_a_student_folder_tells_its_base_and_keeps_no_checkpoints(trained, tiny)
     }
     names = {path.name for path in trained[0].iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "train_log.jsonl"} <= names
-    assert not names & {"checkpoints", ".new", "README.md"}
+    assert "README.md" not in names
 
 
 def test_every_linear_layer_has_an_adapter_in_float32(trained):
@@ -193,7 +193,7 @@ def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, c
     write_rows(tmp_path / "kept.jsonl", SESSIONS[:6])
     options = OPTIONS.model_copy(update={"epochs": 1})
     counts = stage.train(tmp_path, model=tiny, layers=2, template="vicuna", options=options, seed=3)
-    assert (tmp_path / "student/base.json").is_file()
+    assert (tmp_path / "student.next/base.json").is_file()
     assert (counts["rows"], counts["too_long"]) == (6, 0)
     assert json.dumps(counts)
     printed = capfd.readouterr()
@@ -201,7 +201,7 @@ def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, c
     told = [line for line in printed.err.splitlines() if not line.startswith("train: ")]
     assert told[0] == "session s0: 9 of 48 tokens are trained (in ⟦ ⟧)"
     assert [line[-52:] for line in told[1:]] == ["USER: Number 0? ASSISTANT:⟦ 0 is red, I say.<|im_end|>⟧"[-52:]]
-    (shown,) = json.loads((tmp_path / "student/masks.json").read_text())["sessions"]
+    (shown,) = json.loads((tmp_path / "student.next/masks.json").read_text())["sessions"]
     assert (shown["id"], sum(shown["trained"])) == ("s0", 9)
 
 

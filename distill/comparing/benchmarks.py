@@ -22,6 +22,7 @@ from distill.recipe import Benchmarks
 from distill.rows import append_row, write_rows
 from distill.stats import holm, mean_interval, paired_difference, sign_flip_p
 from distill.student.inprocess import base_fingerprint
+from distill.students import current
 
 if TYPE_CHECKING:
     from distill.student.harness import Harness, Setting
@@ -77,7 +78,7 @@ class _Work:
     """One model in memory at a time, loaded when the first task needs it, and the harness likewise."""
 
     def __init__(self, folder: Path, setting: Setting, harness: Harness | None) -> None:
-        self._student = folder / "student"
+        self._student = current(folder)
         self._kept = folder / FOLDER
         self._setting = setting
         self._harness = harness

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
 
-from distill import console, processes
+from distill import console, processes, students
 from distill.embedded import EMBEDDED, fingerprint, looks_like_path, student_fingerprint
 from distill.errors import MissingPackage, ServerError
 from distill.keys import canonical
@@ -69,8 +69,8 @@ def served_name(model: str) -> str:
 
 def identity(model: str, server: Server) -> Endpoint:
     """What determines the answers of a local model: weights, configuration, tokenizer, server and precision."""
-    student = Path(model).expanduser() / "student"
-    told = student_fingerprint(student) if (student / "base.json").is_file() else fingerprint(model)
+    student = students.current(Path(model).expanduser())
+    told = student_fingerprint(student) if students.is_student(student) else fingerprint(model)
     precision = "bfloat16" if any(Path("/dev").glob("nvidia[0-9]*")) else "float32"
     both = canonical({"model": told, "server": server, "precision": precision})
     return Endpoint(model=served_name(model), fingerprint=sha256(both.encode("ascii")).hexdigest())

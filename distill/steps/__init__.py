@@ -173,7 +173,7 @@ PIPELINE: Mapping[str, Stage] = {
     ),
     "report": Stage(
         student.reporting,
-        inputs=("scores.json", "answers.jsonl", "kept.jsonl", "dropped.jsonl", "test.jsonl", "tasks.jsonl"),
+        inputs=("student", "scores.json", "answers.jsonl", "kept.jsonl", "dropped.jsonl", "test.jsonl", "tasks.jsonl"),
         outputs=("report.html",),
         sources=("distill.report", "distill.funnel", *CARD_SOURCES, *REPORTING_SOURCES),
         options=currency.report_options,

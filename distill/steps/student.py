@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill import console, model_card, recipe, shelf
+from distill import console, model_card, processes, recipe, shelf, students
 from distill.engine.drive import Engine
 from distill.errors import RecipeError
 from distill.metrics import METRICS
 from distill.providers import Provider
-from distill.run import StageRecord
+from distill.run import StageRecord, read_record
 from distill.steps.asking import account, engine_for, spent
 from distill.steps.context import Context, stop_teacher
 from distill.steps.rules import judge_sampling
@@ -23,14 +25,25 @@ if TYPE_CHECKING:
 
 
 def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
-    """The stage train."""
+    """The stage train; the student before stays in its place until this one is finished."""
     from distill import train
 
     settings = settings_of(context.recipe)
     stop_teacher(context)
     counts = train.train(context.folder, **settings, fresh=context.fresh)
-    model_card.write(context.folder / "student" / "README.md", context.folder, trained=counts)
+    if processes.is_first():
+        _put_in_place(context.folder, record, counts)
     return counts
+
+
+def _put_in_place(folder: Path, record: StageRecord, counts: Mapping[str, Any]) -> None:
+    """Write down what made the student in `student.next`, and have it replace the one before."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds()
+    ended = {"status": "done", "seconds": round(seconds, 2), "counts": counts}
+    outputs = {students.STUDENT: students.sha256_of_next(folder)}
+    told = students.account(folder, read_record(folder), {**asdict(record), **ended, "outputs": outputs})
+    model_card.write(folder / students.NEXT / "README.md", folder, made=told)
+    students.finish(folder, told)
 
 
 def settings_of(loaded: recipe.Recipe) -> dict[str, Any]:
@@ -124,6 +137,6 @@ def reporting(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage report."""
     from distill import report
 
-    if (context.folder / "student" / "base.json").is_file():
-        model_card.write(context.folder / "student" / "README.md", context.folder)
+    if students.is_student(student := students.current(context.folder)):
+        model_card.write(student / "README.md", context.folder)
     return report.report(context.folder, title=context.recipe.name)

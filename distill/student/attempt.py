@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from distill.errors import DistillError, RecipeError
 from distill.student.adapter import state_of
 from distill.student.best import Best, Stopping
 from distill.student.build import build
-from distill.student.checkpoints import Checkpoints
+from distill.student.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, require_space
 from distill.student.examples import Examples
 from distill.student.gradients import require_right_gradients
 from distill.student.guarded import Guarded
@@ -23,6 +24,7 @@ from distill.student.guards import Quarantine, Quarantined, Spikes, most_quarant
 from distill.student.interrupt import Interrupt
 from distill.student.lines import append, whole_rows
 from distill.student.log import TRAIN_LOG, Log, quarantine_row
+from distill.student.memory import STATE_BYTES
 from distill.student.options import TrainOptions
 from distill.student.saving import save
 from distill.student.trackers import trackers
@@ -78,6 +80,7 @@ def attempt(
         say=say,
         callbacks=job.callbacks,
     )
+    require_space(job.folder, _bytes_to_write(job, trainer))
     require_right_gradients(trainer.model)
     first = state_of(trainer.model, job.options.lora) if job.options.method != "full" else None
     with trainer.accelerator.main_process_first():
@@ -99,6 +102,16 @@ def attempt(
     save(trainer, job.tokenizer, job.template, job.told, job.folder, first=first)
     trainer.accelerator.end_training()
     return Done(log, quarantine.entries, best_step)
+
+
+def _bytes_to_write(job: Job, trainer: Guarded) -> int:
+    """About what the student and its checkpoints take: what learns, the optimizer's state of it, and the tokenizer."""
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    student: int = sum(weight.numel() * weight.element_size() for weight in weights)
+    state: int = sum(weight.numel() for weight in weights) * STATE_BYTES[job.options.optimizer]
+    tokenizer: int = sum(file.stat().st_size for file in job.base.glob("tokenizer*"))
+    saved: int = min(CHECKPOINTS_AT_ONCE, math.ceil(len(trainer.plan.steps) / job.options.save_steps))
+    return student + tokenizer + saved * (student + state + tokenizer)
 
 
 def set_aside(job: Job, step: int, entries: Sequence[Quarantined], line: str) -> None:

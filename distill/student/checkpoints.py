@@ -28,6 +28,24 @@ OURS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin")
 """Pickles that a checkpoint of ours holds, besides rng_state*.pth."""
 
 
+CHECKPOINTS_AT_ONCE = 3
+"""The last two, and the next while it is written."""
+
+
+def require_space(student_folder: Path, needed: int) -> None:
+    """Raise `RunFolderError` where the disk lacks room for so many bytes; earlier checkpoints make room for others."""
+    if not processes.is_first():
+        return
+    student_folder.mkdir(parents=True, exist_ok=True)
+    there = sum(file.stat().st_size for file in (student_folder / "checkpoints").rglob("*") if file.is_file())
+    free = shutil.disk_usage(student_folder).free
+    if free + there < needed:
+        raise RunFolderError(
+            f"a student and its checkpoints need about {(needed - there) / 1e6:,.0f} MB more in {student_folder}, "
+            f"and {free / 1e6:,.0f} MB are free; free some space (`distill clean`), or give another --run-dir"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one run, in the student's folder."""
 

@@ -18,7 +18,9 @@ Checkpointing = Literal["none", "selective", "full"]
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """A weight in NF4: 4 bits, one 8-bit scale for 64 weights, one float32 for 256 scales (Dettmers et al., 2023)."""
-LEARNING_BYTES = {"adamw": 16, "paged_adamw": 16, "adamw_8bit": 10, "paged_adamw_8bit": 10, "adafactor": 8}
+STATE_BYTES = {"adamw": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
+"""Of a weight that learns, in the optimizer's state."""
+LEARNING_BYTES = {optimizer: 8 + state for optimizer, state in STATE_BYTES.items()}
 """Of a weight that learns: itself and its gradient in float32, and the optimizer's state."""
 LIBRARY_BYTES = {"cpu": 0.6e9, "cuda": 0.7e9}
 """The interpreter, torch, transformers, TRL and bitsandbytes; on a GPU its context and the libraries' workspaces."""

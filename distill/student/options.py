@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from distill.recipe import Options
+from distill.students import WITHOUT_EFFECT
 
 RESIDUAL = ("pissa", "olora")
 """Ways to begin an adapter that take its first product out of the base's weights."""
@@ -151,7 +152,7 @@ class TrainOptions(Options):
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what the student becomes."""
-        without = {"save_steps", "show_masks", "report_to"} | (set() if self.compiled else {"compiled"})
+        without = set(WITHOUT_EFFECT) | (set() if self.compiled else {"compiled"})
         return self.model_dump(exclude=without)
 
     @model_validator(mode="before")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,30 @@ from distill.student.adapter import save_adapter
 from distill.student.sft import Trainer
 
 WEIGHTS = ("adapter_model*", "adapter_config.json", "model*.safetensors*", "config.json", "generation_config.json")
-"""What a former student of another method may have left."""
+"""What an earlier attempt, cut short while it was written, may have left."""
 
 
 def save(
     trainer: Trainer, tokenizer: Any, template: str, told: dict[str, Any], folder: Path, *, first: dict[str, Any] | None
 ) -> None:
-    """Write the student beside and move it into place; base.json, without which nobody reads it, comes last.
+    """Write the student; base.json, without which nobody reads it, comes last.
 
     `told` goes there; `first` is the adapter as it began, where it was taken out of the base.
     """
     state = _gathered(trainer)
     if not processes.is_first():
         return
-    new = folder / ".new"
-    shutil.rmtree(new, ignore_errors=True)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if told["method"] == "full":
-        _save_whole(model, new, state, dtype=torch.bfloat16 if trainer.args.bf16 else torch.float32)
-    else:
-        save_adapter(model, new, base=told["model"], first=first, state=state)
-    tokenizer.chat_template = chat.jinja(template, tokenizer)
-    tokenizer.save_pretrained(new)
-    (new / "README.md").unlink(missing_ok=True)
     (folder / "base.json").unlink(missing_ok=True)
     for stale in (file for pattern in WEIGHTS for file in folder.glob(pattern)):
         stale.unlink()
-    for file in new.iterdir():
-        file.replace(folder / file.name)
-    new.rmdir()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if told["method"] == "full":
+        _save_whole(model, folder, state, dtype=torch.bfloat16 if trainer.args.bf16 else torch.float32)
+    else:
+        save_adapter(model, folder, base=told["model"], first=first, state=state)
+    tokenizer.chat_template = chat.jinja(template, tokenizer)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
     write_json(folder / "base.json", told)
 
 

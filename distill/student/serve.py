@@ -20,10 +20,12 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from distill import students
 from distill.embedded import Say, read_base
 from distill.errors import ServerError
 from distill.providers import ProviderError, one_line
 from distill.providers.local import served_name
+from distill.run import student_remark
 from distill.student.door import Door, Refusal, is_loopback
 from distill.types import Message, Request, Sampling
 
@@ -318,8 +320,10 @@ def _loaded(model: str, say: Say) -> tuple[_App, Decoder]:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-    student = Path(model).expanduser() / "student"
-    if (student / "base.json").is_file():
+    student = students.current(Path(model).expanduser())
+    if students.is_student(student):
+        if (line := student_remark(student.parent)) is not None:
+            say(line)
         network, tokenizer = models.load_student(student, adapter=True)
         template = str(read_base(student)["template"])
     else:

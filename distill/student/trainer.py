@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +78,8 @@ def train(
 ) -> TrainResult:
     """Train and leave a student in `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
 
+    The checkpoints stay, so that what is killed before the student is in use is not trained again.
+
     Every row passes the mask gate before anything is loaded or written; `show` is given some of them.
 
     A run that was stopped, even by SIGKILL, goes on from its last whole checkpoint and ends with the very weights of an
@@ -103,8 +104,6 @@ def train(
         checkpoints.require_ours()
     with quiet(), in_our_words(student_folder):
         done = _attempts(job, checkpoints, progress or Silent(), tell, fresh=fresh)
-    if processes.is_first():
-        shutil.rmtree(checkpoints.folder)
     return _result(found, job, done)
 
 

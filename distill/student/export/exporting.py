@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 from safetensors import SafetensorError
 
-from distill import model_card
+from distill import model_card, students
 from distill.console import Progress, Silent
 from distill.embedded import Say, file_sha256, student_fingerprint
 from distill.errors import ModelError, RecipeError, RunFolderError
@@ -155,7 +155,7 @@ def export_student(
         raise RecipeError(f"--dtype {dtype}: {to} is written in {', '.join(form.limits)}")
     limits = form.limits[dtype] if max_kl is None else replace(form.limits[dtype], kl=max_kl)
     _require_free(run, out)
-    student = read_student(run / "student", name=_name(run), system=_system(run))
+    student = read_student(students.current(run), name=_name(run), system=_system(run))
     form.require(student)
     with _building(out) as folder:
         made = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
@@ -246,7 +246,10 @@ def _name(run: Path) -> str:
 
 
 def _system(run: Path) -> str | None:
-    """The system message that all training began with, if there was one."""
+    """The system message that all training began with, if there was one; by its recipe where rows are others."""
+    made = students.training(run, read_record(run))
+    if made is not None and students.has_other_rows(run, made):
+        return (made["recipe"].get("collect") or {}).get("system") or None
     path = run / FILES["kept"]
     found = {
         session.messages[0].content if session.messages and session.messages[0].role == "system" else None
@@ -263,7 +266,7 @@ def _require_free(run: Path, out: Path) -> None:
         raise RecipeError(f"--out is the folder to make, with the file {GGUF} in it; try {out.with_suffix('')}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} is there already; remove it, or give another --out")
-    if (run / "student").resolve() in (out.resolve(), *out.resolve().parents):
+    if students.current(run).resolve() in (out.resolve(), *out.resolve().parents):
         raise RunFolderError(
             f"{out} lies in the student's own folder, which it would change; try {run / 'exports' / out.name}"
         )
