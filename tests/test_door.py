@@ -275,7 +275,9 @@ def test_a_body_that_is_not_declared_as_json_is_refused(server: Server, path: st
     assert server.raw("POST", path, headers, body)[0] == status
 
 
-@pytest.mark.parametrize("body", [b"no gzip", gzip.compress(QUESTION), gzip.compress(QUESTION)[:12]])
+@pytest.mark.parametrize(
+    "body", [b"no gzip", gzip.compress(QUESTION), gzip.compress(QUESTION)[:12]], ids=["plain", "whole", "cut"]
+)
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "none"])
 def test_a_compressed_body_is_refused_without_a_traceback(tiny: Path, server: Server, body: bytes, encoding: str):
     assert server.post(("Content-Encoding", encoding), body=body)[0] == 415
