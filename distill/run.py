@@ -269,6 +269,8 @@ def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
         moved = [item for item, digest in (stage.get("inputs") or {}).items() if known[item] != digest]
         if moved and stage.get("status") == "done":
             found[name] = f"made from another {' and '.join(moved)} than there is now"
+    if "compare" in found and _is_finished(stages.get("report")):
+        found.setdefault("report", "shows a comparison that is stale")
     told = students.training(folder, record) if _is_finished(stages.get("train")) else None
     if told is not None and (changed := students.changes(folder, told)):
         found["train"] = "; ".join(changed)

@@ -203,6 +203,12 @@ def compared_with(record: dict, digest: str | None) -> dict:
     return {**record, "stages": {**record["stages"], "compare": compare}}
 
 
+def reported(record: dict) -> dict:
+    """As an older version has noted the report: without the student among what it is made from."""
+    entry = {**record["stages"]["compare"], "counts": {}, "inputs": {}, "outputs": {}}
+    return {**record, "stages": {**record["stages"], "report": entry}}
+
+
 def test_after_an_unfinished_training_all_speak_of_the_student_that_is_there(run):
     before = files(run / "student")
     begin(run, epochs=9)
@@ -229,10 +235,12 @@ def test_after_an_unfinished_training_all_speak_of_the_student_that_is_there(run
 
 
 def test_after_a_finished_training_the_comparison_is_stale_everywhere(run):
+    change(run / "run.json", reported)
     retrain(run, steps=6)
     assert student_remark(run) is None
     shown = "\n".join(forecast.status_lines(run))
     assert "compare  stale" in shown
+    assert "report   stale" in shown
     assert "the last finished comparison is not of the student that is there" in shown
     headline = json.loads((run / "scores.json").read_text())["headline"]
     assert headline not in shown
