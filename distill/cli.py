@@ -544,8 +544,11 @@ def serve(
     from distill.catalogue import require_training_packages
 
     require_training_packages("serve")
+    from distill.run import student_remark
     from distill.student import serve as server
 
+    if (line := student_remark(Path(model).expanduser())) is not None:
+        console.say(line)
     server.serve(
         model,
         host=host,

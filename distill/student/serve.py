@@ -25,7 +25,6 @@ from distill.embedded import Say, read_base
 from distill.errors import ServerError
 from distill.providers import ProviderError, one_line
 from distill.providers.local import served_name
-from distill.run import student_remark
 from distill.student.door import Door, Refusal, is_loopback
 from distill.types import Message, Request, Sampling
 
@@ -322,8 +321,6 @@ def _loaded(model: str, say: Say) -> tuple[_App, Decoder]:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     student = students.current(Path(model).expanduser())
     if students.is_student(student):
-        if (line := student_remark(student.parent)) is not None:
-            say(line)
         network, tokenizer = models.load_student(student, adapter=True)
         template = str(read_base(student)["template"])
     else:
