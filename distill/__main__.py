@@ -1,6 +1,8 @@
 """`python -m distill`."""
 
-from distill.cli import main
+from __future__ import annotations
+
+from distill.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,13 +1,26 @@
 """The core values that stages, parts and the engine hand each other; standard library only.
 
-All are frozen and slotted. At the file edge they become JSON through `distill.rows`.
+All are frozen and slotted. At the file edge they become JSON through `distill.core.jsonl`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+
+def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
+    """A question, or several, with what answers it: where a conversation may be cut."""
+    pair: list[Message] = []
+    for message in messages:
+        if message.role == "user" and pair and pair[-1].role == "assistant":
+            yield pair
+            pair = []
+        pair.append(message)
+    if pair:
+        yield pair
+
 
 Finish = Literal["stop", "length", "filtered", "tool", "unknown"]
 RequestKind = Literal["answer", "likelihood"]

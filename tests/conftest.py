@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs star
 @pytest.fixture(autouse=True)
 def no_secrets():
     """Secrets of one test are struck out of no other."""
-    from distill import redaction
+    from distill.core import redaction
 
     yield
     redaction.forget()
@@ -28,6 +28,6 @@ def no_secrets():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> str:
     """The folder of a tiny random Llama with the embedded model's tokenizer; it is only read."""
-    from tests.tiny import save_tiny_model
+    from tests.support.tiny import save_tiny_model
 
     return str(save_tiny_model(tmp_path_factory.mktemp("tiny") / "model"))

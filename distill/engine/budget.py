@@ -6,9 +6,9 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from distill.engine.journal.records import Bill, Cost
+from distill.engine.providers import ProviderError, Reply
 from distill.errors import RecipeError
-from distill.ledger import Bill, Cost
-from distill.providers import ProviderError, Reply
 from distill.types import Request, Usage
 
 TOKENS_A_MESSAGE = 16

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from distill.engine import Outcome
-from distill.journal import Journal
-from distill.keys import Question
-from distill.providers import one_line
+from distill.engine.journal.keys import Question
+from distill.engine.journal.store import Journal
+from distill.engine.providers import one_line
 from distill.types import Answer, Endpoint, Failure, Flow, Growth, Request
 
 T = TypeVar("T")

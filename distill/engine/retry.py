@@ -6,7 +6,7 @@ import random
 
 import tenacity
 
-from distill.providers import ProviderError
+from distill.engine.providers import ProviderError
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 """The first wait between two sends of a request, and the longest; ten attempts bridge about two minutes."""

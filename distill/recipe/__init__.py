@@ -4,8 +4,10 @@ Sections that belong to interchangeable parts (a strategy, a filter, a metric, a
 part's own options; the doors hand them in as `Parts`, so that this module knows no part.
 """
 
-from distill.recipe.checking import Parts
-from distill.recipe.reading import load
+from __future__ import annotations
+
+from distill.recipe.loading import load
+from distill.recipe.recipe import Recipe
 from distill.recipe.sections import (
     Asks,
     Benchmarks,
@@ -26,7 +28,7 @@ from distill.recipe.sections import (
     Teacher,
     Train,
 )
-from distill.recipe.whole import Recipe
+from distill.recipe.validation import Parts
 
 __all__ = [
     "Asks",

@@ -9,20 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from distill import credentials
-from distill.embedded import EMBEDDED
-from distill.redaction import STRUCK
+from distill.core import credentials
+from distill.core.embedded import EMBEDDED
+from distill.core.redaction import STRUCK
 from distill.types import Sampling
 
 NOT_EXTRA = {

@@ -8,17 +8,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from distill import assets
-from distill.compare import Sides, compare
-from distill.engine.drive import Engine
-from distill.journal import Journal
-from distill.metrics.copied import Copied
-from distill.metrics.diversity import Diversity
-from distill.metrics.instructions import Instructions
-from distill.metrics.overlap import Overlap
-from distill.metrics.style import Style
-from distill.report import report
-from distill.rows import read_jsonl, write_json, write_rows
+from distill.compare.metrics.copied import Copied
+from distill.compare.metrics.diversity import Diversity
+from distill.compare.metrics.instructions import Instructions
+from distill.compare.metrics.overlap import Overlap
+from distill.compare.metrics.style import Style
+from distill.compare.stage import Sides, compare
+from distill.core import assets
+from distill.core.jsonl import read_jsonl, write_json, write_rows
+from distill.engine.engine import Engine
+from distill.engine.journal.store import Journal
+from distill.report.stage import report
 from distill.types import Message, Sampling, Session
 from tests.benchmarks.arena import Check, Findings, scratch
 

@@ -14,7 +14,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from distill import assets
+from distill.core import assets
 from tests.benchmarks.arena import Check, Findings, finish, scratch, start
 from tests.benchmarks.rivals import python
 

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from distill.journal import Journal
-from distill.loopback import LoopbackServer, Script, never
-from distill.loopback import faults as failing
+from distill.engine.journal.store import Journal
+from distill.engine.mock_server import LoopbackServer, Script, never
+from distill.engine.mock_server import faults as failing
 from tests.benchmarks.arena import Check, Findings, finish, ours, scratch, start
 
 SHARE, SEED = 0.3, 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distill.journal import Journal
+from distill.engine.journal.store import Journal
 from tests.benchmarks.arena import Check, Findings
 from tests.benchmarks.rivals import folder
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from distill.journal import Journal
-from distill.loopback import LoopbackServer
+from distill.engine.journal.store import Journal
+from distill.engine.mock_server import LoopbackServer
 from tests.benchmarks.arena import Check, Findings, finish, ours, scratch, start
 
 REQUESTS, KILLS = 5000, 20

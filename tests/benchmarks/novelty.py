@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 from rouge_score.rouge_scorer import _score_lcs
 
-from distill import assets
-from distill.novelty import Neighbour, NoveltyIndex, comparable
-from distill.rows import read_jsonl
+from distill.core import assets
+from distill.core.jsonl import read_jsonl
+from distill.text.rouge_index import Neighbour, NoveltyIndex, comparable
 from tests.benchmarks.arena import Check, Findings
 
 TEXTS, QUICK_TEXTS = 52_000, 4_000

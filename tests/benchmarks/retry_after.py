@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from distill.loopback import LoopbackServer, Misdeed, Script, question, status
+from distill.engine.mock_server import LoopbackServer, Misdeed, Script, question, status
 from tests.benchmarks.arena import Check, Findings, finish, ours, start
 
 REQUESTS, RETRY_AFTER_SECONDS = 200, 5

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distill import assets, chat
-from distill.student import models
+from distill.core import assets
+from distill.models import chat_template, loading
 from tests.benchmarks.arena import Check, Findings, finish, scratch, start
-from tests.tiny import save_tiny_model
+from tests.support.tiny import save_tiny_model
 
 RIVALS = {"TRL, its defaults": (), "TRL, float32": ("bf16=false",)}
 """What is changed of SFTConfig. On a CPU it computes in bfloat16 unless told otherwise."""
@@ -92,9 +92,9 @@ def prepare(folder: Path, rows: int, *, tiny: bool) -> None:
     if tiny:
         save_tiny_model(folder / "model")
     else:
-        shutil.copytree(models.materialise("smollm2"), folder / "model")
-    tokenizer = models.load_tokenizer(folder / "model")
-    tokenizer.chat_template = chat.jinja("chatml", tokenizer)
+        shutil.copytree(loading.materialise("smollm2"), folder / "model")
+    tokenizer = loading.load_tokenizer(folder / "model")
+    tokenizer.chat_template = chat_template.jinja("chatml", tokenizer)
     tokenizer.save_pretrained(folder / "model")
     write_rows(folder / "rows.jsonl", rows)
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from distill.student.allocator import grow_in_place
-from distill.student.memory import LLAMA_3_8B
+from distill.core.processes import grow_in_place
+from distill.train.memory import LLAMA_3_8B
 from tests.benchmarks.arena import CONTENDERS, ROOT, table
 from tests.benchmarks.rivals import folder
 

@@ -8,8 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.student import models
-from distill.student.memory import Memory, Shape, Training, estimate
+from distill.models import loading
+from distill.train.memory import Memory, Shape, Training, estimate
 from tests.benchmarks.arena import Check, Findings, finish, scratch, start
 
 MOST_APART = 0.15
@@ -98,7 +98,7 @@ def write_model(folder: Path, shape: Shape) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    source = models.materialise("smollm2")
+    source = loading.materialise("smollm2")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=shape.vocabulary,

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from distill.report import report
+from distill.report.stage import report
 from tests.browser.chromium import Tab, tab
-from tests.run_folder import HOSTILE, change, poison, write_run
+from tests.support.run_folder import HOSTILE, change, poison, write_run
 
 OPEN_ALL = "for (const card of document.querySelectorAll('details')) card.open = true"
 POINT_AT_ALL = "for (const one of document.querySelectorAll('*')) one.dispatchEvent(new Event('mouseover'))"

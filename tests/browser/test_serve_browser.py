@@ -12,10 +12,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from tiny import save_tiny_model
 
 from tests.browser.chromium import Tab, tab
-from tests.test_door import Server, serving
+from tests.models.test_door import Server, serving
+from tests.support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.model
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.browser.chromium import Tab
 from tests.browser.test_report_browser import SETTLE, choose, press, visit, written
-from tests.run_folder import HOSTILE, change, write_run
+from tests.support.run_folder import HOSTILE, change, write_run
 
 WORDS = ("The", " sea", " is", "\n", HOSTILE[1], " 𝄞")
 NATS = {"student": (0.0, 1.0, 4.0, 0.1, 9.0, 12.5), "base": (2.0, 2.0, 2.0, 2.0, 2.0, 2.0)}

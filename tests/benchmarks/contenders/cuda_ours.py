@@ -26,14 +26,14 @@ from random_llama import (
     tokenizer,
 )
 
-from distill.student import attention, foreign, models
-from distill.student.build import assemble
-from distill.student.examples import Examples
-from distill.student.fitting import Fit, fit
-from distill.student.guards import Quarantine, Spikes
-from distill.student.layout import Plan
-from distill.student.memory import Training, estimate
-from distill.student.precision import compute_dtype
+from distill.models import third_party
+from distill.models.device import compute_dtype, free_bytes
+from distill.train.build import assemble
+from distill.train.dataset import Examples
+from distill.train.kernels import attention
+from distill.train.memory import Fit, Training, estimate, fit
+from distill.train.packing import Plan
+from distill.train.spikes import Quarantine, Spikes
 
 OPTIONS: dict[str, Any] = {
     "method": "qlora",
@@ -83,7 +83,7 @@ def _train(given: Given) -> None:
     )
     plan = _plan([len(step) for step in sessions])
     seen, said = Watch(given), list[str]()
-    with foreign.quiet(), tempfile.TemporaryDirectory() as folder:
+    with third_party.quiet(), tempfile.TemporaryDirectory() as folder:
         chosen = _fit(given, Path(folder), options, longest=max(found.lengths()))
         trainer = assemble(
             random_model(given.sizes()),
@@ -135,7 +135,7 @@ def _train(given: Given) -> None:
 def _fit(given: Given, folder: Path, options: Any, *, longest: int) -> Fit:
     """How training would lay out its passes on a card with so much memory free."""
     config_of(given.sizes()).save_pretrained(folder)
-    free = models.free_bytes(device())
+    free = free_bytes(device())
     room = free if free is None or given.room_gb is None else min(free, given.room_gb * 1e9)
     return fit(folder, None, options, longest=longest, width=compute_dtype("auto", device()).itemsize, room=room)
 

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill import assets, curate
-from distill.filters import FILTERS, prompt_of
-from distill.rows import read_jsonl, read_sessions, write_rows
-from distill.run import StageRecord, measured
-from distill.shelf import part
-from distill.text import normalise
+from distill.core import assets
+from distill.core.jsonl import read_jsonl, read_sessions, write_rows
+from distill.core.registry import part
+from distill.curate import stage as stage_module
+from distill.curate.filters import FILTERS, prompt_of
+from distill.run.record import StageRecord, measured
+from distill.text.tokens import normalise
 from distill.types import Session
 
 BOTH: dict[str, Any] = {"on": "both"}
@@ -79,7 +80,7 @@ def _whole(folder: Path) -> dict[str, Any]:
     record = StageRecord()
     with measured(record):
         started = time.perf_counter()
-        counts = curate.curate(folder, filters=[(name, _rule(name, options)) for name, options in RULES], **SPLIT)
+        counts = stage_module.curate(folder, filters=[(name, _rule(name, options)) for name, options in RULES], **SPLIT)
         spent = time.perf_counter() - started
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
@@ -97,7 +98,7 @@ def _by_rule(folder: Path) -> dict[str, float]:
     """Seconds that each rule takes of this process, when there is no other."""
     seconds: Counter[str] = Counter()
     filters: Any = [(name, Timed(name, _rule(name, options), seconds)) for name, options in RULES]
-    curate.curate(folder, filters=filters, processes=1, **SPLIT)
+    stage_module.curate(folder, filters=filters, processes=1, **SPLIT)
     return {name: round(each, 1) for name, each in seconds.most_common()}
 
 
@@ -120,7 +121,7 @@ def _outcome(folder: Path, sessions: Sequence[Session]) -> tuple[dict[str, Any],
     write_rows(folder / "sessions.jsonl", sessions)
     filters = [(name, _rule(name, options)) for name, options in RULES if name not in GREEDY]
     rows = {name for name, rule in filters if rule.scope == "row"}
-    curate.curate(folder, filters=filters, test=0, seed=7)
+    stage_module.curate(folder, filters=filters, test=0, seed=7)
     verdicts = {
         row["id"]: [one for one in row["verdicts"] if one["rule"] in rows]
         for name in ("kept", "dropped")

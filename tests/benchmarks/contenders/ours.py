@@ -12,9 +12,9 @@ import psutil
 from contest import Measured, parser, question, tell
 
 from distill import __version__
-from distill.engine.drive import Engine
-from distill.journal import Journal
-from distill.providers.openai import OpenAIProvider
+from distill.engine.engine import Engine
+from distill.engine.journal.store import Journal
+from distill.engine.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling
 
 EARLY = 10_000

@@ -23,9 +23,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from transformers import TrainerCallback
 
-from distill.chat import IGNORED, Example
-from distill.student.layout import passes
-from distill.student.memory import LLAMA_3_8B, Shape, flops_a_token
+from distill.models.chat_template import IGNORED, Example
+from distill.train.memory import LLAMA_3_8B, Shape, flops_a_token
+from distill.train.packing import passes
 
 SHAPES = {
     "llama-3-8b": LLAMA_3_8B,

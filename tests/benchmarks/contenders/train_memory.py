@@ -10,10 +10,10 @@ from pathlib import Path
 
 from training import watch
 
-from distill import chat
-from distill.student import build, foreign, models
-from distill.student.examples import Examples
-from distill.train import TrainOptions
+from distill.models import chat_template, loading, third_party
+from distill.train import build
+from distill.train.dataset import Examples
+from distill.train.options import TrainOptions
 
 
 def main() -> None:
@@ -28,14 +28,14 @@ def main() -> None:
     count = 2 * options.micro_batch_tokens // given.length
     ids = [list(range(100 + one, 100 + one + given.length)) for one in range(count)]
     prompt = given.length // 3
-    examples = [chat.Example(one, [chat.IGNORED] * prompt + one[prompt:]) for one in ids]
+    examples = [chat_template.Example(one, [chat_template.IGNORED] * prompt + one[prompt:]) for one in ids]
     found = Examples([str(one) for one in range(count)], examples, Counter())
     seen = watch()
-    with foreign.quiet():
+    with third_party.quiet():
         trainer = build.build(
             given.model,
             None,
-            models.load_tokenizer(given.model),
+            loading.load_tokenizer(given.model),
             found,
             options=options,
             seed=0,

@@ -8,8 +8,8 @@ from importlib.metadata import version
 
 from training import ALPHA, LEARNING_RATE, RANK, parser, rows, tell, watch
 
-from distill.student import trainer
-from distill.train import TrainOptions
+from distill.train import loop
+from distill.train.options import TrainOptions
 from distill.types import Message, Session
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     seen.on_epoch_begin = lambda *_, train_dataloader, **__: order.extend(
         [[sessions[row].id for row in step] for step in train_dataloader.dataset]
     )
-    result = trainer.train(
+    result = loop.train(
         sessions,
         student,
         model=str(given.folder / "model"),

@@ -1,0 +1,1 @@
+"""The command line: parses, calls what lies below, and prints."""

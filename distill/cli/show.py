@@ -1,0 +1,194 @@
+"""TODO distill.cli.main.show."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any
+
+from distill.core.console import Paint
+from distill.core.files import read_json
+from distill.core.jsonl import read_jsonl
+from distill.errors import RunFolderError
+from distill.report.answer_rows import ranked, titles_of, why
+from distill.run.funnel import Funnel, read
+from distill.run.layout import STAGES
+from distill.run.record import comparison_remark, headline, is_compared, read_record, stale, student_remark
+from distill.text.tokens import visible
+
+
+def status_lines(folder: Path) -> list[str]:
+    """What `show` prints: one line a stage, then the funnel and the headline."""
+    record = read_record(folder)
+    stages = record.get("stages", {})
+    found = [f"{record['name']} in {folder}", *filter(None, [student_remark(folder)])]
+    moved = stale(folder, record)
+    found += [_stage_line(name, stages[name], moved.get(name)) for name in STAGES if name in stages]
+    found += cost_lines(stages)
+    found += headline(folder)
+    return found + (benchmark_lines(folder) if is_compared(folder, record) else [])
+
+
+def benchmark_lines(folder: Path) -> list[str]:
+    """What base and student did of the lm-evaluation-harness, a measure a line."""
+    told = (read_json(folder / "scores.json") or {}).get("lm_eval") or {}
+    notes = [f"lm-eval  {visible(note)}" for note in told.get("notes") or []]
+    return [_benchmark_line(entry) for entry in (told.get("entries") or {}).values()] + notes
+
+
+def _benchmark_line(entry: Mapping[str, Any]) -> str:
+    by, difference, p = entry["by"], entry["student_minus_base"], entry["p_holm"]
+    if difference is None:
+        return f"lm-eval  {entry['title']}: no document has a number of both"
+    tested = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
+    return (
+        f"lm-eval  {visible(entry['title'])}: student {by['student']['mean']:.3f}, base {by['base']['mean']:.3f}, "
+        f"difference {difference['mean']:+.3f} (95% CI {difference['low']:+.3f} to {difference['high']:+.3f}), {tested}"
+    )
+
+
+def _stage_line(name: str, stage: dict[str, Any], moved: str | None) -> str:
+    """`moved`: of a stage that is done, what has changed since."""
+    requests, tokens, usd = stage["requests"], stage["tokens"], stage["usd"]
+    pieces = [f"{name:8} {'stale' if moved else stage['status']:8} {stage['seconds']:7.1f} s"]
+    pieces += [f"{key} {value:,}" for key, value in stage["counts"].items() if isinstance(value, int)]
+    if requests:
+        pieces.append(f"{requests.get('asked', 0)} asked, {requests.get('replayed', 0)} replayed")
+    if tokens:
+        pieces.append(f"{tokens.get('prompt', 0):,} + {tokens.get('completion', 0):,} tokens")
+    if usd is not None:
+        pieces.append(f"USD {usd:.4f}")
+    pieces += filter(None, [moved or stage["detail"]])
+    return "  ".join(pieces)
+
+
+def cost_lines(stages: Mapping[str, Any]) -> list[str]:
+    """Where the sends and the money went: by stage, teacher and outcome."""
+    rows = [(name, cost) for name in STAGES if name in stages for cost in stages[name].get("costs") or ()]
+    if all(cost["outcome"] == "kept" and cost["usd"] is None for _, cost in rows):
+        return []
+    width = max((len(cost["teacher"]) for _, cost in rows), default=0)
+    return ["costs:"] + [
+        f"  {name:8} {cost['teacher']:{width}}  {cost['outcome']:9} {cost['sends']:7,} sends"
+        f" {cost['prompt_tokens']:10,} + {cost['completion_tokens']:,} tokens"
+        + (f"  USD {cost['usd']:.4f}" if cost["usd"] is not None else "")
+        for name, cost in rows
+    ]
+
+
+# --- for the terminal
+
+
+def funnel_lines(folder: Path) -> list[str]:
+    """What `show --funnel` prints. Texts of the rows are made harmless for a terminal."""
+    funnel = read(folder)
+    if funnel is None:
+        return ["curate has not run yet, so there is no funnel"]
+    found = [
+        f"curate: {funnel.rows:,} sessions, {funnel.kept:,} kept, {funnel.test:,} held out, {funnel.dropped:,} dropped"
+    ]
+    found += _loss_lines(funnel)
+    found += _overlap_lines(funnel.overlaps)
+    for title, counted in (("labels", funnel.labels), ("mended", funnel.mended)):
+        if counted:
+            found.append(f"{title}: {', '.join(f'{name} {rows:,}' for name, rows in counted.items())}")
+    return [visible(line).replace("\n", " ") for line in found]
+
+
+def _loss_lines(funnel: Funnel) -> Iterator[str]:
+    if not funnel.losses:
+        return
+    codes = [f"{loss.rule}: {loss.reason}" for loss in funnel.losses]
+    width = max(len("dropped because"), *map(len, codes))
+    yield f"  {'dropped because':{width}}  first against  would also drop"
+    for code, loss in zip(codes, funnel.losses, strict=True):
+        yield f"  {code:{width}}  {loss.first:13,}  {loss.also:15,}"
+        for example in loss.examples:
+            why = f" ({example.why})" if example.why else ""
+            yield f"      {example.id}: {example.asked} → {example.said or '(nothing)'}{why}"
+
+
+def _overlap_lines(overlaps: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
+    if not overlaps:
+        return
+    width = max(map(len, overlaps))
+    columns = [max(6, len(rule)) for rule in overlaps]
+    yield "rows that two rules would both drop (on the diagonal: all that one would drop)"
+    yield "  " + "  ".join([" " * width, *(f"{rule:>{size}}" for rule, size in zip(overlaps, columns, strict=True))])
+    for rule, row in overlaps.items():
+        cells = (f"{rows:{size},}" for rows, size in zip(row.values(), columns, strict=True))
+        yield "  " + "  ".join([f"{rule:{width}}", *cells])
+
+
+MAX_TEXT = 3_000
+"""Characters shown of one text."""
+_PIECES = re.compile(r"\S+\s*|\s+")
+
+
+def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
+    """The `count` worst prompts of a comparison. Raises `RunFolderError` where there is none.
+
+    `paint(text, what)` dresses what only the student (`added`) or only the teacher (`removed`) says, and headings.
+    """
+    path, scores = run / "answers.jsonl", run / "scores.json"
+    if not path.is_file() or not scores.is_file():
+        raise RunFolderError(f"{run} was not compared yet; type: distill compare {run}")
+    titles = titles_of(json.loads(scores.read_text(encoding="utf-8")))
+    rows = ranked(list(read_jsonl(path)))
+    yield from filter(None, [comparison_remark(run)])
+    for place, row in enumerate(rows[:count], start=1):
+        yield paint(
+            f"{place} of {len(rows)} · {visible(str(row.get('id')))} · {why(row, titles) or 'no outcome'}", "head"
+        )
+        yield from _pair(row, paint)
+        yield ""
+
+
+def _pair(row: Mapping[str, Any], paint: Paint) -> Iterator[str]:
+    for turn in row.get("messages") or []:
+        yield f"{paint(str(turn.get('role')), 'who')}: {_shown(turn.get('content'))}"
+    for turn in row.get("turns") or []:
+        yield f"{paint('then', 'who')}: {_shown(turn)}"
+    texts = {model: _said(row, model) for model in ("base", "student", "teacher")}
+    yield f"{paint('base', 'who')}: {texts['base']}"
+    student, teacher = differing(texts["student"], texts["teacher"], paint)
+    yield f"{paint('student', 'who')}: {student}"
+    yield f"{paint('teacher', 'who')}: {teacher}"
+    for game in ((row.get("judge") or {}).get("pairs") or {}).get("student:teacher", {}).get("games", ()):
+        yield f"{paint('judge', 'who')} ({game['first']} first): {game['verdict']}. {_shown(game.get('reason'))}"
+    for near in (row.get("coverage") or {}).get("nearest", ())[:1]:
+        yield f"{paint('nearest in training', 'who')} ({near['similarity']:.2f}): {_shown(near.get('prompt'))}"
+
+
+def _said(row: Mapping[str, Any], model: str) -> str:
+    answer = (row.get("answers") or {}).get(model)
+    return "(no answer)" if answer is None else _shown(answer.get("text")) or "(an empty answer)"
+
+
+def _shown(value: Any) -> str:
+    text = visible(value) if isinstance(value, str) else ""
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
+
+
+def differing(student: str, teacher: str, paint: Paint) -> tuple[str, str]:
+    """Both texts with the words marked that the other one does not have in that place."""
+    ours, theirs = _PIECES.findall(student), _PIECES.findall(teacher)
+    matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
+    left, right = [], []
+    for kind, start, end, other_start, other_end in matcher.get_opcodes():
+        mine, other = "".join(ours[start:end]), "".join(theirs[other_start:other_end])
+        left.append(mine if kind == "equal" else _marked(mine, "added", paint))
+        right.append(other if kind == "equal" else _marked(other, "removed", paint))
+    return "".join(left), "".join(right)
+
+
+def _marked(text: str, what: str, paint: Paint) -> str:
+    """The text between its own white space, marked."""
+    inner = text.strip()
+    if not inner:
+        return text
+    start = text.index(inner)
+    return f"{text[:start]}{paint(inner, what)}{text[start + len(inner) :]}"

@@ -1,0 +1,1 @@
+"""Tasks to sessions: the stage `collect`."""

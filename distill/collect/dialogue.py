@@ -1,0 +1,173 @@
+"""Drives a conversation between a simulated user and the teacher, and tells when the user falls out of the role."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from distill.text.echoes import is_echo, is_repeated, is_told
+from distill.text.thinking import taken
+from distill.text.wrappers import unquoted
+from distill.types import Answer, Completion, Failure, Flow, Message, Request
+
+FAREWELL_WORDS = 14
+"""A longer turn that thanks has something else to say too."""
+
+_SIDE = "user|human|person|customer|client|visitor|guest|assistant|ai|ai assistant|chatbot|bot|helper|system"
+_LABEL = re.compile(
+    rf"(?:^[ \t>*_#]*\[?(?:{_SIDE})\]?[*_ \t]*[:\uff1a]|^[ \t>*_#]*\[(?:{_SIDE})\]|<\|[^|>\n]{{1,40}}\|>)[*_ \t]*",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LIKE_ASSISTANT = re.compile(
+    r"\bas an? (?:ai(?=,| language| model| assistant| i\b)|(?:large )?language model|virtual assistant)"
+    r"|\bi(?:'m|\u2019m| am) an ai\b"
+    r"|\bhow (?:can|may) i (?:help|assist) you\b|\b(?:i can|i'll|i will|happy to|glad to|here to) (?:help|assist) you\b"
+    r"|\bi(?:'m|\u2019m| am)? (?:here|happy|glad|able) to (?:help|assist)\b|\blet me know if you (?:have|need|would)\b"
+    r"|\b(?:feel free to|don't hesitate to) (?:ask|reach|contact)\b|\bis there anything else (?:i|you)\b"
+    r"|\bi hope (?:this|that) helps\b|^(?:you(?:'|\u2019)?re|you are) (?:very |most )?welcome\b"
+    r"|^(?:certainly|sure|of course|absolutely)[!,.] (?:here|i can|i'd|let me)",
+    re.IGNORECASE,
+)
+_FAREWELL = re.compile(
+    r"\b(?:thanks|thank you|thx|cheers|much appreciated|appreciate it|good ?bye|bye|see you|take care|have a"
+    r" (?:nice|good|great|lovely)|that(?:'s|\u2019s| is) all|that(?:'s|\u2019s| is) everything)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a simulated user said."""
+
+    text: str
+    """To go on with; nothing when the conversation ends here."""
+    ended: str | None = None
+    """Why it ends before this turn."""
+    leak: str | None = None
+    """`cut`: the turn went on as somebody else, and that was cut off; `answered`: it spoke as the assistant."""
+
+
+@dataclass(slots=True)
+class Dialogue:
+    """A conversation as far as it came."""
+
+    messages: list[Message] = field(default_factory=list)
+    """Alternating, the user first, the assistant last."""
+    keys: list[str] = field(default_factory=list)
+    """Of every answer that is in it, in order."""
+    ended: str = "rounds"
+    """Why it ends: `rounds` when all were had, else what the user or the teacher did."""
+    truncated: bool = False
+    """Whether the last answer is cut; no other is."""
+    leaks: list[str] = field(default_factory=list)
+
+
+Ask: TypeAlias = Callable[[Sequence[Message]], Request]
+"""The next request, of the conversation so far."""
+Read: TypeAlias = Callable[[Completion, Sequence[Message]], Turn]
+
+
+def converse(
+    *, rounds: int, ask_user: Ask, read_user: Read, ask_teacher: Ask, opening: str = ""
+) -> Flow[Dialogue | Failure]:
+    """Up to `rounds` exchanges, each a turn of the user and the teacher's answer; at least one, or a failure.
+
+    With an `opening` the first turn of the user is not asked. A failure that may pass ends it as a failure, so that it
+    is asked again and the rest is replayed; one that will not pass, or an unusable turn, ends it before that exchange.
+    """
+    said = Dialogue()
+    for number in range(rounds):
+        turn, key = Turn(opening), ""
+        if number or not opening:
+            heard: Answer = yield ask_user(said.messages)
+            if isinstance(heard, Failure):
+                return _given_up(said, heard)
+            turn, key = read_user(heard, said.messages), heard.key
+        said.leaks += [turn.leak] if turn.leak else []
+        if turn.ended is not None:
+            said.ended = turn.ended
+            break
+        asked = [*said.messages, Message("user", turn.text)]
+        answer: Answer = yield ask_teacher(asked)
+        if isinstance(answer, Failure):
+            return _given_up(said, answer)
+        read = taken(answer, "strip")
+        if isinstance(read, Failure):
+            return _given_up(said, read)
+        if not read.answer:
+            said.ended = "empty_answer"
+            break
+        said.messages[:] = [*asked, Message("assistant", read.answer)]
+        said.keys += [key, answer.key] if key else [answer.key]
+        if answer.finish == "length":
+            said.truncated, said.ended = True, "cut_answer"
+            break
+    return said if said.messages else _nothing(said)
+
+
+def _given_up(said: Dialogue, failure: Failure) -> Dialogue | Failure:
+    if failure.transient or not said.messages:
+        return failure
+    said.ended = f"failed_{failure.reason}"
+    return said
+
+
+def _nothing(said: Dialogue) -> Failure:
+    return Failure(
+        key="", reason="no_exchange", detail=f"no exchange came about; it ended with: {said.ended}", transient=False
+    )
+
+
+def user_turn(
+    answer: Completion,
+    before: Sequence[Message],
+    *,
+    markers: Sequence[str] = (),
+    closing: str = "",
+    told: Sequence[str] = (),
+) -> Turn:
+    """Read a simulated user's turn; a turn that is no user's ends the conversation before it.
+
+    `markers` are those of the transcript that it continues, cut like any speaker's label; `closing` is what the user
+    was told to write when there is nothing left to ask, and `told` are the lines of its other instructions. The reasons
+    of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it says an instruction
+    of ours), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
+    """
+    read = taken(answer, "strip")
+    if isinstance(read, Failure):
+        return Turn("", read.reason)
+    text, leak = without_leak(unquoted(read.answer), markers)
+    earlier = [message.content for message in before if message.role == "user"]
+    answers = [message.content for message in before if message.role == "assistant"]
+    ends = {
+        "closed": closing and closing.casefold() in text.casefold(),
+        "role_leak": (leak and not text) or _LIKE_ASSISTANT.search(text),
+        "empty_user": not text,
+        "prompt_leak": is_told(text, told),
+        "cut_user": answer.finish == "length" and leak is None,
+        "thanks": is_farewell(text),
+        "repeated": is_repeated(text, earlier),
+        "echo": is_echo(text, answers),
+    }
+    ended = next((reason for reason, applies in ends.items() if applies), None)
+    return Turn("" if ended else text, ended, "answered" if ended == "role_leak" and text else leak)
+
+
+def without_leak(text: str, markers: Sequence[str] = ()) -> tuple[str, str | None]:
+    """A turn up to where another speaker's begins, and `cut` if one did; a label in front of the turn is taken off."""
+    starts = [_LABEL, *([re.compile("|".join(map(re.escape, markers)))] if markers else [])]
+    text = text.strip()
+    for pattern in starts:
+        if (label := pattern.match(text)) is not None:
+            text = text[label.end() :].strip()
+    found = [match.start() for pattern in starts if (match := pattern.search(text)) is not None]
+    if not found:
+        return text, None
+    return text[: min(found)].strip(), "cut"
+
+
+def is_farewell(text: str) -> bool:
+    """Whether a short turn only thanks or says goodbye."""
+    return "?" not in text and len(text.split()) <= FAREWELL_WORDS and _FAREWELL.search(text) is not None

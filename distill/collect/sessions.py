@@ -1,0 +1,93 @@
+"""What strategies that answer tasks share: how a task is put, and what a session says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from random import Random
+from typing import Any, Literal, TypeAlias
+
+from distill.core import assets
+from distill.text.thinking import Handling, taken
+from distill.types import Completion, Failure, Message, Session, Task
+
+ROLE = "teacher"
+InputForm: TypeAlias = Literal["below", "labelled", "before", "varied"]
+"""How a task's input is put. `below`: after the instruction and a blank line. `labelled`: the same under a heading
+"Input:". `before`: in front of the instruction. `varied`: one of seven forms with an input or six without, drawn for
+each task, as Self-Instruct writes its training rows."""
+
+_FORMS = {
+    "below": "$instruction\n\n$input",
+    "labelled": "$instruction\n\nInput:\n$input",
+    "before": "$input\n\n$instruction",
+}
+VARIED = {True: "strategies/forms_with_input.txt", False: "strategies/forms_no_input.txt"}
+"""By whether the task has an input; forms are parted by lines of three dashes."""
+
+
+def put(task: Task, form: InputForm = "below", *, rng: Random) -> str:
+    """The task as a user would write it; `rng` is drawn from for `varied` only."""
+    if form == "varied":
+        template = rng.choice(assets.load(VARIED[bool(task.input)]).split("\n---\n"))
+        given = {"input": task.input} if task.input else {}
+        return assets.fill(template, instruction=task.instruction, **given)
+    if not task.input:
+        return task.instruction
+    return assets.fill(_FORMS[form], instruction=task.instruction, input=task.input)
+
+
+def lead(system: str) -> tuple[Message, ...]:
+    """The system message, where there is one."""
+    return (Message("system", system),) if system else ()
+
+
+def opening(task: Task, *, system: str = "", form: InputForm = "below", rng: Random) -> tuple[Message, ...]:
+    """What a session of one turn opens with: the system message, where there is one, and the task."""
+    return (*lead(system), Message("user", put(task, form, rng=rng)))
+
+
+def one_turn(
+    task: Task,
+    asked: Iterable[Message],
+    answer: Completion | Failure,
+    *,
+    strategy: str,
+    handling: Handling,
+    **more: Any,
+) -> Session | Failure:
+    """The session of one answer to what was asked, or the failure that stands for it.
+
+    An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
+    kept and marked `truncated`. `more` is for `session`.
+    """
+    if isinstance(answer, Failure):
+        return answer
+    said = taken(answer, handling)
+    if isinstance(said, Failure):
+        return said
+    messages = (*asked, Message("assistant", said.answer))
+    keys, is_cut = ([answer.key] if answer.key else []), answer.finish == "length"
+    return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=said.thoughts)
+
+
+def session(
+    task: Task,
+    messages: Iterable[Message],
+    *,
+    strategy: str,
+    keys: Iterable[str],
+    truncated: bool = False,
+    labels: Iterable[str] = (),
+    **more: Any,
+) -> Session:
+    """The session of a task; of `more`, what is neither `None` nor empty is kept in its meta."""
+    meta: dict[str, Any] = {"task": task.id, "strategy": strategy, "keys": list(keys)}
+    if "lineage" in task.meta:
+        meta["lineage"] = task.meta["lineage"]
+    meta |= {name: value for name, value in more.items() if value is not None and value not in ("", [], {})}
+    return Session(task.id, tuple(messages), {**meta, "truncated": truncated, "labels": list(labels)})
+
+
+def text_of(meta: Mapping[str, Any], *names: str) -> str:
+    """The first of these entries that is a text and not blank."""
+    return next((value for name in names if isinstance(value := meta.get(name), str) and value.strip()), "")

@@ -1,0 +1,298 @@
+"""Stage collect: has every task answered, writes sessions.jsonl in task order and failures.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from distill import recipe
+from distill.collect.strategies import STRATEGIES
+from distill.core import console, registry, weights
+from distill.core.files import file_sha256
+from distill.core.jsonl import write_rows
+from distill.engine import Outcome, Stopped
+from distill.engine.engine import Engine
+from distill.errors import RecipeError, StageIncomplete
+from distill.formats.importers import load_tasks
+from distill.recipe import Recipe
+from distill.run.context import ACCEPTABLE, Context, _identity, _with_samplings, asking
+from distill.run.record import StageRecord
+from distill.types import Failure, Flow, Session, Task
+
+if TYPE_CHECKING:
+    from distill.formats.sources import Source
+
+
+__all__ = ["Chosen", "Strategy", "collect", "flows", "load_tasks", "model_of"]
+
+ROLE = "teacher"
+NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
+UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
+"""The label of a session that no judge decided, and the share of them from which on it is told."""
+Came: TypeAlias = Session | tuple[Session, ...] | Failure
+"""What comes of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
+
+
+class Strategy(Protocol):
+    """A part that turns a task into a session, or into several, by asking."""
+
+    def flow(self, task: Task, rng: Random) -> Flow[Came]:
+        """The session or sessions, or the failure that stands for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The teacher that answers a task, and how it is asked."""
+
+    name: str
+    """In the engine."""
+    called: str
+    """In the session's meta."""
+    strategy: Strategy
+
+
+def collect(
+    folder: Path,
+    *,
+    tasks: Sequence[Task],
+    choose: Callable[[Task], Chosen],
+    strategy_name: str,
+    seed: int,
+    engine: Engine,
+    max_failed: float,
+    before: Sequence[Session] = (),
+) -> tuple[str, Mapping[str, Any]]:
+    """Ask for every task; returns the stage's status, `done` or `partial`, and its counts.
+
+    `partial` says that asking again may bring more. `choose` names each task's teacher. The sessions of `before`,
+    which others answered, go in front of sessions.jsonl. Raises `StageIncomplete` when
+    more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is finished is written
+    first, in either case.
+    """
+    chosen = {task.id: choose(task) for task in tasks}
+    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in chosen.items()}
+    try:
+        outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
+    except Stopped as stop:
+        _write(folder, stop.outcomes, marks, before)
+        raise
+    sessions, failed = _write(folder, outcomes, marks, before)
+    _accept(failed, len(tasks), max_failed)
+    transient = any(failure.transient for row in failed for failure in row["failures"])
+    counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": _truncated(sessions)}
+    if unjudged := sum(1 for session in sessions if UNJUDGED in session.meta.get("labels", ())):
+        counts[UNJUDGED] = unjudged
+        _say_unjudged(unjudged, len(sessions))
+    return "partial" if transient else "done", counts
+
+
+def flows(
+    tasks: Sequence[Task], choose: Callable[[Task], Chosen], seed: int
+) -> list[tuple[str, Callable[[], Flow[Came]]]]:
+    """What makes the flow of each task. A flow made again asks the same."""
+
+    def make(task: Task) -> Flow[Came]:
+        return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
+
+    return [(task.id, partial(make, task)) for task in tasks]
+
+
+def model_of(tasks: Sequence[Task], choose: Callable[[Task], Chosen]) -> Callable[[str, str], str]:
+    """The engine's name of the model that plays a role in a task's flow."""
+    names = {task.id: choose(task).name for task in tasks}
+    return lambda task, role: names[task] if role == ROLE else role
+
+
+def _write(
+    folder: Path,
+    outcomes: Sequence[Outcome[Came]],
+    marks: Mapping[str, Mapping[str, str]],
+    before: Sequence[Session],
+) -> tuple[list[Session], list[dict[str, Any]]]:
+    """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
+    came = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
+    sessions = [
+        replace(session, id=_called(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
+        for outcome, of_task in came
+        for number, session in enumerate(of_task, start=1)
+    ]
+    failed = [
+        {"id": outcome.id, "stage": "collect", "failures": _failures(outcome)}
+        for outcome, of_task in came
+        if not of_task
+    ]
+    write_rows(folder / "sessions.jsonl", [*before, *sessions])
+    write_rows(folder / "failures.jsonl", failed)
+    return sessions, failed
+
+
+def _sessions(value: Came | None) -> tuple[Session, ...]:
+    if isinstance(value, Session):
+        return (value,)
+    return value if isinstance(value, tuple) else ()
+
+
+def _called(task: str, number: int, tasks: Collection[str]) -> str:
+    """The id of a task's n-th session; never that of another task."""
+    if number == 1:
+        return task
+    dots = "."
+    while f"{task}{dots}{number}" in tasks:
+        dots += "."
+    return f"{task}{dots}{number}"
+
+
+def _failures(outcome: Outcome[Came]) -> list[Failure]:
+    """Those that were sent into the flow, and the one it returned where that is another."""
+    returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
+    return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
+
+
+def _say_unjudged(unjudged: int, sessions: int) -> None:
+    """Warn where a judge is paid and decides nothing."""
+    if unjudged > MANY_UNJUDGED * sessions:
+        console.warn(
+            f"collect: of {unjudged} of {sessions} sessions no verdict of the judge can be read, and the first whole"
+            " answer was taken; take a stronger `judge`, a greater judge_sampling.max_tokens, or another `pick`"
+        )
+
+
+def _truncated(sessions: Iterable[Session]) -> int:
+    return sum(1 for session in sessions if session.meta.get("truncated"))
+
+
+def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) -> None:
+    """Raise `StageIncomplete` when more failed than may fail."""
+    if len(failed) <= max_failed * tasks:
+        return
+    last: list[Failure] = failed[-1]["failures"]
+    why = f" (such as {last[-1].reason}: {last[-1].detail})" if last else ""
+    again = any(failure.transient for row in failed for failure in row["failures"])
+    advice = "run again to ask once more" if again else "see failures.jsonl; --retry-failed asks them once more"
+    raise StageIncomplete(
+        f"{len(failed)} of {tasks} tasks failed{why}, more than collect.max_failed ({max_failed:.0%}) allows; {advice}"
+    )
+
+
+def collect_options(context: Context) -> Any:
+    """Of the stage collect, sources included."""
+    section = context.recipe.collect
+    sources = _source_options(context.recipe)
+    if section is None:
+        return [sources, context.recipe.seed]
+    tasks = file_sha256(Path(section.tasks)) if section.tasks else None
+    others = context.teachers.other_identity() if context.teachers is not None else []
+    options = [section.strategy, tasks, section.options.model_dump(), _identity(context), context.recipe.seed, *others]
+    return [*options, sources] if sources else options
+
+
+def _source_options(loaded: Recipe) -> list[Any]:
+    """The sources with what is in their files, and in their tokenizer's model."""
+    model = loaded.student.model if loaded.student is not None else None
+    return [
+        [
+            source.model_dump(),
+            loaded.files.get(source.path or ""),
+            _tokenizer_sha256(source.tokenizer or model or "") if source.max_tokens is not None else None,
+        ]
+        for source in loaded.sources
+    ]
+
+
+def _tokenizer_sha256(model: str) -> str:
+    path = Path(model) / "tokenizer.json"
+    return file_sha256(path) if path.is_file() else weights.fingerprint(model)
+
+
+def tasks_of(context: Context) -> list[Task]:
+    """The tasks that collect has answered."""
+    from distill.formats.importers import load_tasks
+
+    section = context.recipe.collect
+    assert section is not None
+    return load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
+
+
+def choice_of(context: Context) -> Callable[[Task], Chosen]:
+    """Which teacher answers a task, and by which strategy."""
+    pass
+
+    section, teachers = context.recipe.collect, context.teachers
+    assert section is not None
+    assert teachers is not None
+    part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
+    options = _with_samplings(section.options, context.recipe)
+    chosen = {
+        one.name: Chosen(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
+        for one in teachers
+    }
+    return lambda task: chosen[teachers.pick(task).name]
+
+
+def collecting(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    """The stage collect: tasks and sources become sessions."""
+    pass
+
+    imported, came = _ingest(context)
+    section = context.recipe.collect
+    if section is None:
+        return came
+    tasks = tasks_of(context)
+    _require_apart(imported, tasks)
+    with asking(context, "collect", record, len(tasks)) as engine:
+        status, counts = collect(
+            context.folder,
+            tasks=tasks,
+            choose=choice_of(context),
+            strategy_name=section.strategy,
+            seed=context.recipe.seed,
+            engine=engine,
+            max_failed=section.max_failed,
+            before=imported,
+        )
+    record.detail = ACCEPTABLE if status == "partial" else None
+    return {**came, **counts, "sessions": len(imported) + counts["sessions"]}
+
+
+def _ingest(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
+    """The sessions of the recipe's sources, and counts; where nothing is collected, they are sessions.jsonl."""
+    loaded = context.recipe
+    if not loaded.sources:
+        return [], {}
+    from distill.formats import sources as sources_module
+    from distill.formats.sources import write
+
+    sources = [_source_of(source, loaded) for source in loaded.sources]
+    found, counts = sources_module.ingest(context.folder, sources=sources, seed=loaded.seed, allowed=context.allowed)
+    if loaded.collect is None:
+        write(context.folder, found)
+    return found, {**counts, "sessions": len(found)}
+
+
+def _source_of(section: recipe.Source, loaded: Recipe) -> Source:
+    from distill.formats import sources as sources_module
+    from distill.formats.importers import Address
+
+    splitter = None
+    if section.max_tokens is not None:
+        named = section.tokenizer or (loaded.student.model if loaded.student is not None else "")
+        splitter = sources_module.splitter(named, section.max_tokens)
+    return sources_module.Source(
+        format=section.importer,
+        address=Address(section.path or section.hub or "", section.split, section.revision),
+        licence=section.licence,
+        name=section.called,
+        take=section.take,
+        weight=section.weight,
+        splitter=splitter,
+    )
+
+
+def _require_apart(imported: Sequence[Session], tasks: Sequence[Task]) -> None:
+    names = {session.id for session in imported}
+    if both := next((task.id for task in tasks if task.id in names), None):
+        raise RecipeError(f"sources: the id {both} is also that of a task; give the source another `name`")

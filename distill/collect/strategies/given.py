@@ -1,0 +1,49 @@
+"""Makes a session of an answer that the task brings with it, and asks nobody."""
+
+from __future__ import annotations
+
+from random import Random
+
+from distill import recipe
+from distill.collect.sessions import InputForm, one_turn, opening
+from distill.recipe import Asks
+from distill.text.thinking import Handling
+from distill.types import Completion, Failure, Flow, Sampling, Session, Task
+
+
+class Given:
+    """The task's own `meta.output` as the answer, as Alpaca has it: one completion wrote instruction, input and output.
+
+    The answer is the teacher's of the expansion, so `meta.key` of the task, where it has one, is the session's key.
+    """
+
+    class Options(recipe.Options):
+        """Options of `collect: {strategy: given}`."""
+
+        system: str = ""
+        """System message of every session. Empty: none."""
+        input: InputForm = "below"
+        """How a task's input is put; see the strategy `answer`."""
+        thoughts: Handling = "separate"
+        """What becomes of thoughts in the output; see the strategy `answer`."""
+
+        @property
+        def asks(self) -> Asks:
+            """Nothing."""
+            return Asks(0)
+
+    def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
+        self.options = options
+
+    def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
+        """The session of a task, or a failure where it brings no output. `rng` draws `varied` forms."""
+        yield from ()
+        output = task.meta.get("output")
+        if not isinstance(output, str) or not output.strip():
+            detail = "the task has no meta.output to take as the answer"
+            return Failure(key="", reason="no_output", detail=detail, transient=False)
+        key = task.meta.get("key")
+        is_cut = bool(task.meta.get("truncated"))
+        answer = Completion(key=key if isinstance(key, str) else "", text=output, finish="length" if is_cut else "stop")
+        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
+        return one_turn(task, asked, answer, strategy="given", handling=self.options.thoughts)

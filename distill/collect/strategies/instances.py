@@ -1,0 +1,248 @@
+"""Has the teacher make up inputs and outputs for an instruction (Wang et al., 2023, Self-Instruct, steps 2 to 4)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from distill import recipe
+from distill.collect.sessions import ROLE, InputForm, lead, put, session
+from distill.core import assets
+from distill.recipe import Asks
+from distill.text.thinking import taken
+from distill.text.wrappers import is_no_input, unframed
+from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
+
+IS_LABEL, LABEL_FIRST, INPUT_FIRST, IN_CHAT = (
+    f"strategies/instances_{name}.txt" for name in ("is_label", "label_first", "input_first", "chat")
+)
+MOST_INSTANCES = 5
+"""Kept of one instruction (Self-Instruct's code)."""
+MAX_TOKENS = {True: 300, False: 350}
+"""Of a request for instances, by whether the task is answered by labels (Self-Instruct's code)."""
+STOP = ("\nExample 6", "\nTask:")
+
+Ask: TypeAlias = Literal["completion", "chat"]
+
+_LEAD = r"^[ \t*#>-]*(?:\d+[.)][ \t*]*)?"
+"""What may stand in front of a field: bullets, bold face, a number."""
+_LABEL = re.compile(rf"{_LEAD}Class label:[ \t*]*", re.IGNORECASE | re.MULTILINE)
+_EXAMPLE = re.compile(
+    r"^[ \t*#>-]*(?:Example(?:\s?\d+[.:]?|[.:]?(?=[ \t*]*$))[ \t*]*|\d+[.)][ \t*]*(?=Input\s*\d*\s*:))", re.MULTILINE
+)
+_OUTPUT = re.compile(r"^[ \t*#]*Output\s*\d*\s*:[ \t*]*", re.MULTILINE)
+_OUTPUT_INLINE = re.compile(r"\bOutput\s*\d*\s*:[ \t*]*")
+_INPUT = re.compile(r"^[ \t*#]*Input\s*\d*\s*:[ \t*]*", re.MULTILINE)
+_NEXT_TASK = re.compile(r"^[ \t*#]*Task:", re.MULTILINE)
+_FIELD = re.compile(r"^\w+:[ \t]*", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One input of an instruction, and the output for it."""
+
+    input: str
+    output: str
+
+
+class InstanceSampling(recipe.SamplingOptions):
+    """How instances are drawn (Self-Instruct's code); the teacher's own sampling is for its answers."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 1.5
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """300 for tasks that are answered by labels and 350 for others, when left out."""
+
+
+class Instances:
+    """Up to five sessions of an instruction, each with its own input and output, from two requests.
+
+    The first asks whether the instruction is answered by labels; `meta.is_classification` of the task answers that for
+    free. Then either the labels come first and an input for each, so that no label is left out, or inputs come first
+    and their outputs. A task that brings an input is given that as its first, and more are asked for.
+
+    Where this differs from the original, and why:
+    - a request that fails is a failure; the original stores it as an empty answer, and takes that for "no";
+    - the words Task, Example, Output and Class label end or part instances where a line begins, for they occur in
+      sentences too;
+    - an example without an output is dropped; the original takes its input for the output;
+    - of equal instances the first stays and five are drawn in their order, so that a second run gives the same.
+    """
+
+    class Options(recipe.Options):
+        """Options of `collect: {strategy: instances}`."""
+
+        ask: Ask = "completion"
+        """`completion`: let the teacher continue a list of worked tasks as raw text. `chat`: the same in a message,
+        for endpoints without completions."""
+        sampling: InstanceSampling = InstanceSampling()
+        """How instances are drawn."""
+        system: str = ""
+        """System message of every session; nothing is asked under it. Empty: none."""
+        input: InputForm = "below"
+        """How an instance's input is put; `varied` draws one of Self-Instruct's forms for each. See `answer`."""
+        plain_inputs: Annotated[float, Field(ge=0, le=1)] = 0.5
+        """Share of inputs that lose the name of their only field ("Text: …") and their blank lines (Self-Instruct's
+        code), so that the student meets inputs as people write them."""
+
+        @property
+        def asks(self) -> Asks:
+            """Two requests with some worked tasks in each."""
+            return Asks(2, 1600)
+
+    def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
+        self.options = options
+
+    def flow(self, task: Task, rng: Random) -> Flow[tuple[Session, ...] | Failure]:
+        """The sessions of a task, or the failure that stands for them; `no_instance` where none passes the rules.
+
+        `rng` draws five of more instances, then plain inputs and forms.
+        """
+        keys: list[str] = []
+        test: bool | str | Failure | None = False if task.input else task.meta.get("is_classification")
+        if not isinstance(test, bool):
+            test = yield from self._tested(task, keys)
+        if isinstance(test, Failure):
+            return test
+        by_label = test is True
+        answer: Completion | Failure = yield self._request(task, by_label)
+        if isinstance(answer, Failure):
+            return answer
+        read = taken(answer, "strip")
+        if isinstance(read, Failure):
+            return read
+        text = f"Example 1\n{task.input}\nOutput: {read.answer}" if task.input else read.answer
+        found = by_labels(text) if by_label else by_inputs(text)
+        kept, rejected = valid(found[:-1] if answer.finish == "length" else found)
+        if not kept:
+            detail = f"{len(found)} instances, none usable: {dict(rejected)} (finish: {answer.finish})"
+            return Failure(key=answer.key, reason="no_instance", detail=detail, transient=False)
+        chosen = sorted(rng.sample(range(len(kept)), min(MOST_INSTANCES, len(kept))))
+        return tuple(
+            self._session(task, kept[index], rng, keys=[*keys, answer.key], test=test, rejected=rejected)
+            for index in chosen
+        )
+
+    def _tested(self, task: Task, keys: list[str]) -> Flow[bool | str | Failure]:
+        """Whether a task is answered by labels; `unparsed` where the teacher says neither, and then it is not."""
+        answer: Completion | Failure = yield self._asked(
+            assets.fill(assets.load(IS_LABEL), instruction=_line(task.instruction)),
+            Sampling(temperature=0.0, max_tokens=3, stop=("\n", "Task")),
+        )
+        if isinstance(answer, Failure):
+            return answer
+        keys.append(answer.key)
+        said = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
+        return said[1].lower() == "yes" if said else "unparsed"
+
+    def _request(self, task: Task, by_label: bool) -> Request:
+        text = assets.fill(assets.load(LABEL_FIRST if by_label else INPUT_FIRST), instruction=_line(task.instruction))
+        begun = f"Example 1\n{task.input}\nOutput:" if task.input else "Class label:" if by_label else ""
+        chosen = self.options.sampling.sampling()
+        sampling = replace(
+            chosen,
+            max_tokens=chosen.max_tokens or MAX_TOKENS[by_label],
+            stop=tuple(dict.fromkeys((*chosen.stop, *STOP))),
+        )
+        return self._asked(f"{text}\n{begun}", sampling)
+
+    def _asked(self, text: str, sampling: Sampling) -> Request:
+        if self.options.ask == "completion":
+            return Request(role=ROLE, prompt=text, sampling=sampling)
+        message = assets.fill(assets.load(IN_CHAT), text=text)
+        return Request(role=ROLE, messages=(Message("user", message),), sampling=sampling)
+
+    def _session(
+        self,
+        task: Task,
+        instance: Instance,
+        rng: Random,
+        *,
+        keys: Sequence[str],
+        test: bool | str,
+        rejected: Counter[str],
+    ) -> Session:
+        given = plain(instance.input) if rng.random() < self.options.plain_inputs else instance.input
+        asked = put(replace(task, input=given), self.options.input, rng=rng)
+        return session(
+            task,
+            (*lead(self.options.system), Message("user", asked), Message("assistant", instance.output)),
+            strategy="instances",
+            keys=keys,
+            is_classification=test,
+            rejected=dict(rejected),
+        )
+
+
+def _line(instruction: str) -> str:
+    return " ".join(instruction.split())
+
+
+def by_labels(text: str) -> list[Instance]:
+    """The instances of a continuation in which each label is followed by its input; the first may be bare."""
+    body = _NEXT_TASK.split(unframed(text))[0].strip()
+    pieces = (piece.strip() for piece in _LABEL.split(body))
+    split = (piece.partition("\n") for piece in pieces if piece)
+    return [Instance(_given(given), label.strip(" \t*_`")) for label, _, given in split]
+
+
+def by_inputs(text: str) -> list[Instance]:
+    """The instances of a continuation in which each input is followed by its output; no input, a single output."""
+    body = _NEXT_TASK.split(unframed(text))[0].strip()
+    pieces = [piece.strip() for piece in _EXAMPLE.split(body)]
+    return [_example(piece) for piece in pieces if piece]
+
+
+def _example(text: str) -> Instance:
+    """One example; without an output where it names none."""
+    parts = _OUTPUT.split(text)
+    parts = parts if len(parts) > 1 else _OUTPUT_INLINE.split(text)
+    given = _given(parts[0])
+    output = _INPUT.split(parts[1])[0].strip() if len(parts) > 1 else ""
+    return Instance(given, output)
+
+
+def _given(text: str) -> str:
+    """An input without its name; none where it says that there is none."""
+    given = _INPUT.sub("", text.strip(), count=1).strip()
+    return "" if is_no_input(given) else given
+
+
+def valid(found: Sequence[Instance]) -> tuple[list[Instance], Counter[str]]:
+    """The instances that Self-Instruct's rules leave, and how many each rule took.
+
+    Where one input has two outputs, all go: the task is not understood.
+    """
+    rejected: Counter[str] = Counter()
+    kept: list[Instance] = []
+    for each in found:
+        reason = _fault(each)
+        if reason is None:
+            kept.append(each)
+        else:
+            rejected[reason] += 1
+    outputs: dict[str, str] = {}
+    if any(each.input and outputs.setdefault(each.input, each.output) != each.output for each in kept):
+        return [], rejected + Counter({"contradiction": len(kept)})
+    once = list(dict.fromkeys(kept))
+    return once, rejected + Counter({"duplicate": len(kept) - len(once)})
+
+
+def _fault(instance: Instance) -> str | None:
+    if not instance.output:
+        return "empty_output"
+    if instance.input == instance.output:
+        return "output_is_input"
+    return "ends_with_colon" if instance.input.endswith(":") or instance.output.endswith(":") else None
+
+
+def plain(given: str) -> str:
+    """An input without the name of its field, where it has one only, and without blank lines."""
+    named = _FIELD.sub("", given) if len(_FIELD.findall(given)) == 1 and _FIELD.match(given) else given
+    return re.sub(r"\n{2,}", "\n", named.strip())

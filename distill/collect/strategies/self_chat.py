@@ -1,0 +1,197 @@
+"""Has the teacher talk with itself about a task's subject (Xu et al., 2023, Baize)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill import recipe
+from distill.collect.dialogue import Dialogue, Turn, converse, user_turn, without_leak
+from distill.collect.sessions import ROLE, lead, put, session
+from distill.core import assets
+from distill.recipe import Asks
+from distill.text.echoes import instructions, is_repeated
+from distill.text.thinking import taken
+from distill.text.wrappers import unframed, without_rulers
+from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
+
+VISITOR, HELPER = "[Visitor]", "[Helper]"
+"""Marks of the turns, of our own wording so that no chat template knows them."""
+_MARKS = (
+    re.compile(r"(?<!['\"`(])[*_]{0,2}\[(Visitor|Helper)\][*_]{0,2}(?:[ \t]*[:\uff1a][*_]{0,2})?", re.IGNORECASE),
+    re.compile(r"^[ \t>*_#]*(Visitor|Helper)[*_]*[ \t]*[:\uff1a][*_]*", re.IGNORECASE | re.MULTILINE),
+)
+"""As asked for, and, where there is none, a speaker's name with a colon in front of a line."""
+
+
+class SelfChat:
+    """Baize's two ways to a dialogue from one model: a whole transcript in one answer, or two requests a round.
+
+    Where this differs from the original, and why:
+    - the last piece of a transcript is dropped only where the answer is cut (`max_tokens`) or the piece is half an
+      exchange; the original drops it always, and with it a good exchange of every finished transcript;
+    - turns that go on as another speaker are cut there, and the dialogue ends;
+    - in `rounds` a visitor who thanks, repeats a question or speaks as the helper ends the dialogue; the original goes
+      on to its fixed number of rounds.
+    """
+
+    class Options(recipe.Options):
+        """Options of `collect: {strategy: self_chat}`."""
+
+        dialogue: Literal["transcript", "rounds"] = "transcript"
+        """`transcript`: one request writes the whole dialogue. `rounds`: for each exchange one request continues a
+        transcript by the visitor's turn, and one answers it in a plain chat."""
+        exchanges: Annotated[int, Field(ge=1, le=20)] = 4
+        """Exchanges asked for; in `rounds` no more are made. In `transcript`, `max_tokens` must have room for all."""
+        system: str = ""
+        """System message of every session, and in `rounds` of every answer. Empty: none."""
+        ask: Literal["chat", "completion"] = "chat"
+        """How transcripts are asked for: as a chat message, or as raw text to continue, for models without a chat."""
+        user_sampling: recipe.SamplingOptions | None = None
+        """How the visitor's turns are drawn in `rounds`; as the teacher's answers when left out."""
+
+        @property
+        def asks(self) -> Asks:
+            """One request, or two an exchange, each reading what was said before."""
+            if self.dialogue == "transcript":
+                return Asks(1, 220)
+            count = self.exchanges
+            return Asks(2 * count, 130 * count, count + 2 * count * (count - 1))
+
+    def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
+        self.options = options
+        self.sampling = sampling or Sampling()
+        chosen = options.user_sampling.sampling() if options.user_sampling is not None else self.sampling
+        self._visiting = replace(chosen, stop=(*chosen.stop, HELPER))
+        self._transcript = assets.load("strategies/self_chat_transcript.txt")
+        self._next = assets.load("strategies/self_chat_user.txt")
+        self._told = instructions(self._next)
+
+    def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
+        """The dialogue about a task, or the failure that stands for it.
+
+        `meta.ended` says why it ends, `meta.leaks` where a turn was cut. `rng` is not used.
+        """
+        topic = put(task, rng=rng)
+        said = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
+        if isinstance(said, Failure):
+            return said
+        return session(
+            task,
+            [*lead(self.options.system), *said.messages],
+            strategy="self_chat",
+            keys=said.keys,
+            truncated=said.truncated,
+            dialogue=self.options.dialogue,
+            ended=said.ended,
+            leaks=said.leaks,
+        )
+
+    def _in_one(self, topic: str) -> Flow[Dialogue | Failure]:
+        text = assets.fill(self._transcript, topic=topic, exchanges=str(self.options.exchanges))
+        answer: Completion | Failure = yield self._request(text, VISITOR, self.sampling)
+        if isinstance(answer, Failure):
+            return answer
+        read = taken(answer, "strip")
+        if isinstance(read, Failure):
+            return read
+        begun = VISITOR if self.options.ask == "completion" else ""
+        said = parsed(begun + read.answer, is_cut=answer.finish == "length")
+        said.keys.append(answer.key)
+        if not said.messages:
+            return Failure(
+                key=answer.key, reason="no_exchange", detail=f"no exchange in it: {said.ended}", transient=False
+            )
+        return said
+
+    def _in_rounds(self, topic: str) -> Flow[Dialogue | Failure]:
+        def ask_visitor(before: Sequence[Message]) -> Request:
+            marks = {"user": VISITOR, "assistant": HELPER}
+            shown = "\n".join(f"{marks[message.role]} {message.content}" for message in before)
+            text = assets.fill(self._next, topic=topic, transcript=shown or "(It has not begun yet.)")
+            return self._request(text, VISITOR, self._visiting, keeps_mark=True)
+
+        def read_visitor(answer: Completion, before: Sequence[Message]) -> Turn:
+            return user_turn(answer, before, markers=(VISITOR, HELPER), told=self._told)
+
+        def ask_helper(before: Sequence[Message]) -> Request:
+            return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
+
+        return (
+            yield from converse(
+                rounds=self.options.exchanges, ask_user=ask_visitor, read_user=read_visitor, ask_teacher=ask_helper
+            )
+        )
+
+    def _request(self, text: str, mark: str, sampling: Sampling, *, keeps_mark: bool = False) -> Request:
+        """Raw text always ends in the mark of whose turn it is; a chat message does where it `keeps_mark`."""
+        if self.options.ask == "completion":
+            return Request(role=ROLE, prompt=f"{text}\n{mark}", sampling=sampling)
+        asked = f"{text}\n{mark}" if keeps_mark else text
+        return Request(role=ROLE, messages=(Message("user", asked),), sampling=sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What stands behind one mark."""
+
+    speaker: str
+    text: str
+
+
+def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
+    """The exchanges of a transcript, as far as it keeps its form; `ended` says why they end.
+
+    What stands before the visitor's first mark is dropped, and so is what follows the last whole exchange; of a cut
+    transcript (`is_cut`) the last exchange is not whole. An exchange is one turn of each, neither empty. A turn in
+    which another speaker begins is cut there and is the last; a question that was there before, or an answer that only
+    says its question again, ends them before that exchange.
+    """
+    pieces = _pieces(unframed(text))
+    first = next((index for index, piece in enumerate(pieces) if piece.speaker == "visitor"), len(pieces))
+    pieces = pieces[first:]
+    said = Dialogue(ended="complete")
+    for index in range(0, len(pieces), 2):
+        pair = pieces[index : index + 2]
+        is_last = index + 2 >= len(pieces)
+        if (reason := _fault(pair, is_cut=is_cut and is_last)) is not None:
+            said.ended = reason
+            break
+        (asked, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
+        if is_repeated(asked, [message.content for message in said.messages[::2]]):
+            said.ended = "repeated"
+            break
+        if is_repeated(answer, [asked]):
+            said.ended = "echo"
+            break
+        if in_question or in_answer:
+            said.leaks, said.ended = ["cut"], "role_leak"
+        if asked and answer and not in_question:
+            said.messages += [Message("user", asked), Message("assistant", answer)]
+        if said.leaks:
+            break
+    return said if pieces else replace(said, ended="no_marks")
+
+
+def _pieces(text: str) -> list[_Piece]:
+    marks = next((found for mark in _MARKS if (found := list(mark.finditer(text)))), [])
+    ends = [*(mark.start() for mark in marks), len(text)][1:]
+    return [
+        _Piece(mark[1].lower(), without_rulers(text[mark.end() : end])) for mark, end in zip(marks, ends, strict=True)
+    ]
+
+
+def _fault(pair: Sequence[_Piece], *, is_cut: bool) -> str | None:
+    """Why two pieces in a row are no exchange."""
+    if is_cut:
+        return "cut_answer"
+    if len(pair) < 2:
+        return "half_exchange"
+    if [piece.speaker for piece in pair] != ["visitor", "helper"]:
+        return "no_alternation"
+    return None if all(piece.text for piece in pair) else "empty_turn"

@@ -1,0 +1,108 @@
+"""Has a second model play the user of a conversation with the teacher (Ding et al., 2023, UltraChat)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distill import recipe
+from distill.collect.dialogue import Turn, converse, user_turn
+from distill.collect.sessions import ROLE, lead, put, session, text_of
+from distill.core import assets
+from distill.recipe import Asks
+from distill.text.echoes import instructions
+from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
+
+USER = "user"
+CLOSING = "[nothing more]"
+"""What the simulated user writes when it has nothing left to ask."""
+
+
+class UserSimulator:
+    """A conversation of the role `user`, under a persona, with the teacher; the teacher plays both where there is none.
+
+    The user sees the conversation with the sides exchanged: its own turns are the assistant's. The conversation ends
+    after a number of exchanges drawn from a range, or before a turn in which the user says that it is done, thanks,
+    asks the same again, or speaks as the assistant; `meta.ended` says which. A turn in which it writes both sides is
+    cut after its own (`meta.leaks`).
+    """
+
+    class Options(recipe.Options):
+        """Options of `collect: {strategy: user_simulator}`."""
+
+        min_rounds: Annotated[int, Field(ge=1, le=50)] = 3
+        """Fewest exchanges that are drawn for a task (UltraChat: 3 to 7 about the world, 2 to 4 for writing)."""
+        max_rounds: Annotated[int, Field(ge=1, le=50)] = 7
+        opening: Literal["task", "simulated"] = "task"
+        """The first turn: the task as it stands, or the simulated user's, for tasks that are topics."""
+        personas: tuple[str, ...] = ()
+        """Who the user is, one drawn for each task; a task's `meta.persona` goes before. Empty: ten shipped ones."""
+        system: str = ""
+        """System message of the teacher and of every session. Empty: none."""
+        user_sampling: recipe.SamplingOptions | None = None
+        """How the user's turns are drawn; as the section `user` says, else as the teacher's answers."""
+
+        @model_validator(mode="after")
+        def _range(self) -> UserSimulator.Options:
+            if self.min_rounds > self.max_rounds:
+                raise ValueError(f"min_rounds {self.min_rounds} is above max_rounds {self.max_rounds}")
+            return self
+
+        @property
+        def asks(self) -> Asks:
+            """Two requests an exchange, each reading what was said before, for the longest conversation."""
+            count = self.max_rounds
+            return Asks(2 * count, 230 * count, count + 2 * count * (count - 1), (USER,))
+
+    def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
+        self.options = options
+        self.sampling = sampling or Sampling()
+        self._playing = options.user_sampling.sampling() if options.user_sampling is not None else self.sampling
+        self._personas = options.personas or assets.load("strategies/personas.txt").splitlines()
+        self._part = assets.load("strategies/user_simulator.txt")
+        self._begin = Message("user", assets.load("strategies/user_simulator_begin.txt"))
+        self._told = instructions(self._part, self._begin.content)
+
+    def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
+        """The conversation about a task, or the failure that stands for it. `rng` draws rounds, then the persona."""
+        rounds = rng.randint(self.options.min_rounds, self.options.max_rounds)
+        drawn = rng.choice(self._personas)
+        persona, topic = text_of(task.meta, "persona") or drawn, put(task, rng=rng)
+        part = assets.fill(self._part, persona=persona, topic=topic, closing=CLOSING)
+
+        def ask_user(before: Sequence[Message]) -> Request:
+            messages = (Message("system", part), self._begin, *exchanged(before))
+            return Request(role=USER, messages=messages, sampling=self._playing)
+
+        def ask_teacher(before: Sequence[Message]) -> Request:
+            return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
+
+        opening = topic if self.options.opening == "task" else ""
+        said = yield from converse(
+            rounds=rounds, ask_user=ask_user, read_user=self._read, ask_teacher=ask_teacher, opening=opening
+        )
+        if isinstance(said, Failure):
+            return said
+        return session(
+            task,
+            [*lead(self.options.system), *said.messages],
+            strategy="user_simulator",
+            keys=said.keys,
+            truncated=said.truncated,
+            persona=persona,
+            rounds=rounds,
+            ended=said.ended,
+            leaks=said.leaks,
+        )
+
+    def _read(self, answer: Completion, before: Sequence[Message]) -> Turn:
+        return user_turn(answer, before, closing=CLOSING, told=self._told)
+
+
+def exchanged(messages: Sequence[Message]) -> list[Message]:
+    """The conversation as the other side sees it."""
+    sides = {"user": "assistant", "assistant": "user"}
+    return [Message(sides[message.role], message.content) for message in messages]

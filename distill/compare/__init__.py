@@ -1,0 +1,1 @@
+"""Student to scores: the stage `compare`."""

@@ -1,0 +1,268 @@
+"""Asks base, student and teacher, one model in memory at a time, through engines that the doors make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from distill.compare.metrics import Answered, Model, ModelMetric, Scores, TextMetric
+from distill.compare.metrics.likelihood import Likelihood
+from distill.compare.results import MODELS, NAMES, Found, Prompt
+from distill.compare.token_nll import surprise, tell_surprise
+from distill.core import console
+from distill.core.console import Progress
+from distill.engine import Outcome
+from distill.engine.flows import Runs
+from distill.engine.providers import Provider
+from distill.errors import DistillError
+from distill.types import Completion, Failure, Flow, Message, Request, Sampling
+
+if TYPE_CHECKING:
+    from distill.models.in_process import InProcess
+
+
+NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has no value here"
+
+
+class Engines(Protocol):
+    """Makes the engine of one phase; the doors keep them for the account of requests."""
+
+    def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
+        """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
+
+
+def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[Answered | None]:
+    """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
+    earlier: list[str] = []
+    for then in later:
+        said: Completion | Failure = yield question
+        if isinstance(said, Failure):
+            return None
+        earlier.append(said.text.strip())
+        more = (Message("assistant", earlier[-1]), Message("user", then))
+        question = replace(question, messages=(*question.messages, *more))
+    answer: Completion | Failure = yield question
+    if isinstance(answer, Failure):
+        return None
+    tokens = answer.usage.completion_tokens if answer.usage is not None else None
+    return Answered(answer.text.strip(), answer.finish, tokens, tuple(earlier))
+
+
+def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
+    """How probable the model finds the first answer that is not empty; the metric's own question, so asked once."""
+    for _, messages, reference in asked:
+        if reference.text:
+            answer = yield Request(role=role, messages=messages, kind="likelihood", continuation=reference.text)
+            return None if isinstance(answer, Failure) else float(answer.loglikelihood)
+    return None
+
+
+Asked: TypeAlias = tuple[int, tuple[Message, ...], Answered]
+"""A prompt's index, the conversation before the teacher's answer, and that answer."""
+
+
+def _with_reference(found: Found) -> list[Asked]:
+    """The prompts that the teacher has answered, of those that all metrics look at."""
+    known = ((index, found.reference(index)) for index in found.shared)
+    return [(index, found.prompts[index].with_turns(one), one) for index, one in known if one is not None]
+
+
+def ask_teacher(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
+    """Have the teacher answer the prompts that came without its answer: the first of several teachers."""
+    lacking = [index for index in range(len(found.prompts)) if found.reference(index) is None]
+    if lacking:
+        _ask_remote(found, engine, "teacher", teachers, sampling, lacking, replica=0)
+
+
+def ask_teacher_again(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
+    """Have whoever gave a prompt's first answer give a second one, and write it down in `found`."""
+    _ask_remote(found, engine, "teacher_again", teachers, sampling, range(len(found.prompts)))
+
+
+def ask_endpoint(found: Found, engine: Engines, model: Model, provider: Provider, sampling: Sampling) -> None:
+    """Have an endpoint answer in the place of the base or the student."""
+    _ask_remote(found, engine, model, {model: provider}, sampling, range(len(found.prompts)), replica=0)
+
+
+def _ask_remote(
+    found: Found,
+    engine: Engines,
+    model: Model,
+    providers: Mapping[str, Provider],
+    sampling: Sampling,
+    places: Sequence[int],
+    *,
+    replica: int | None = None,
+) -> None:
+    """Ask these prompts of whoever of the providers gave their first answer, else of the first of them."""
+    first = next(iter(providers))
+    prompts = [found.prompts[place] for place in places]
+    names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
+    role = "teacher" if model in ("teacher", "teacher_again") else model
+    flows = [
+        _named(prompt, answered, _question(role, prompt, sampling, prompt.again if replica is None else replica),
+               prompt.later)
+        for prompt in prompts
+    ]  # fmt: skip
+    whom = "the teacher again" if model == "teacher_again" else NAMES[model]
+    with console.progress(f"asking {whom}", len(flows)) as bar:
+        asking = engine(providers, progress=bar, local=False)
+        outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
+    _take_answers(found, model, places, outcomes)
+
+
+def ask_here(
+    found: Found,
+    engine: Engines,
+    student: Path,
+    metrics: Sequence[TextMetric | ModelMetric],
+    sampling: Sampling,
+    answering: Collection[Model] = ("base", "student"),
+) -> None:
+    """Have base and student answer, be asked for likelihoods, and be shown to be two models.
+
+    Those not in `answering` are asked for likelihoods only: their answers are known.
+    """
+    from distill.models.in_process import trained_student, untrained_base
+
+    loads: dict[Model, Callable[..., InProcess]] = {"base": untrained_base, "student": trained_student}
+    seen = [
+        _ask_model(
+            found, role, partial(load, student),
+            engine=engine, metrics=metrics, sampling=sampling if role in answering else None,
+        )
+        for role, load in loads.items()
+    ]  # fmt: skip
+    if seen[0] is not None and seen[0] == seen[1]:
+        raise DistillError(
+            "base and student give the teacher's answer the very same probability, so they are one model: "
+            "the adapter changes nothing; check train.learning_rate and train again"
+        )
+
+
+def ask_teacher_weights(
+    found: Found, engine: Engines, metrics: Sequence[TextMetric | ModelMetric], weights: str | None
+) -> None:
+    """Ask the teacher what needs its weights, where they are at hand; else note that these numbers are absent."""
+    wanting = [metric for metric in metrics if metric.scope == "model" and "teacher" in metric.models]
+    if wanting and weights is not None:
+        from distill.models.in_process import local_model
+
+        load = partial(local_model, weights, name="teacher")
+        _ask_model(found, "teacher", load, engine=engine, metrics=wanting, sampling=None)
+    elif wanting:
+        note_absent(found, wanting, NO_WEIGHTS)
+
+
+def note_absent(found: Found, metrics: Sequence[TextMetric | ModelMetric], why: str) -> None:
+    """Say of the measures that need a model's weights why they have no value."""
+    measures = [measure for metric in metrics if metric.scope == "model" for measure in metric.measures]
+    if measures:
+        found.metric_notes |= {measure.name: f"absent: {why}" for measure in measures}
+        found.notes.append(f"{', '.join(measure.title for measure in measures)}: {why}")
+
+
+def _ask_model(
+    found: Found,
+    role: Model,
+    load: Callable[..., InProcess],
+    *,
+    engine: Engines,
+    metrics: Sequence[TextMetric | ModelMetric],
+    sampling: Sampling | None,
+) -> float | None:
+    """Ask a model of this process all that is wanted of it, answers only with a `sampling`; returns its probe."""
+    prompts = found.prompts if sampling is not None else []
+    answers = [_named(prompt, answered, _question(role, prompt, sampling), prompt.later) for prompt in prompts]
+    asked = _with_reference(found)
+    scores = [
+        _named(found.prompts[index], metric.score, messages, role, reference)
+        for metric in metrics
+        if metric.scope == "model" and role in metric.models
+        for index, messages, reference in asked
+    ]
+    tokens = [
+        _named(found.prompts[index], surprise, role, messages, reference)
+        for index, messages, reference in asked
+        if any(isinstance(metric, Likelihood) and role in MODELS[:2] for metric in metrics)
+    ]
+    flows: list[_Named] = [*answers, *scores, *tokens, ("probe", partial(_probe, role, asked))]
+    with console.progress(f"asking {NAMES[role]}", len(flows)) as bar:
+        progress = _Live(bar)
+        provider = load(watch=progress.watch)
+        try:
+            outcomes = engine({role: provider}, progress=progress, local=True).run(flows)
+        finally:
+            provider.release()
+    if sampling is not None:
+        _take_answers(found, role, range(len(prompts)), outcomes[: len(answers)])
+    places, known = [index for index, _, _ in asked], len(answers) + len(scores)
+    _take_scores(found, role, places, outcomes[len(answers) : known])
+    for index, outcome in zip(places, outcomes[known:-1], strict=False):
+        tell_surprise(found, role, index, outcome.value)
+    probe: float | None = outcomes[-1].value
+    return probe
+
+
+def _question(role: str, prompt: Prompt, sampling: Sampling | None, replica: int = 0) -> Request:
+    return Request(role=role, messages=prompt.messages, sampling=sampling or Sampling(), replica=replica)
+
+
+_Named: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
+
+
+def _named(prompt: Prompt, make: Callable[..., Flow[Any]], *arguments: Any) -> _Named:
+    return prompt.id, partial(make, *arguments)
+
+
+def _take_answers(
+    found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Answered | None]]
+) -> None:
+    known = {place: one.value for place, one in zip(places, outcomes, strict=True) if one.value is not None}
+    found.answers[model] = dict(sorted((found.answers.get(model, {}) | known).items()))
+    lacking = [outcome for outcome in outcomes if outcome.value is None]
+    if lacking:
+        found.missing[model] = len(lacking)
+        found.notes.append(
+            f"{NAMES[model]} has no answer to {len(lacking)} of {len(outcomes)} prompts ({_reasons(lacking)}); "
+            "each number rests on the prompts that have what it needs"
+        )
+
+
+def _take_scores(found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Scores]]) -> None:
+    for number, outcome in enumerate(outcomes):
+        found.add(model, places[number % len(places)], outcome.value or {})
+    lacking = [outcome for outcome in outcomes if outcome.failures]
+    if lacking:
+        found.notes.append(
+            f"{NAMES[model]} gave no likelihood for {len(lacking)} of {len(outcomes)} answers ({_reasons(lacking)})"
+        )
+
+
+def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
+    reasons = Counter(outcome.failures[-1].reason if outcome.failures else "unknown" for outcome in outcomes)
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+
+
+class _Live:
+    """Joins what the engine has in the journal with what the running batch has got so far."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._kept, self._running = 0.0, 0
+        self._total: float | None = None
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        self._kept, self._total = done, total
+        self._show(note)
+
+    def watch(self, running: int, note: str) -> None:
+        self._running = running
+        self._show(note)
+
+    def _show(self, note: str) -> None:
+        self._progress.update(self._kept + self._running, self._total, note)

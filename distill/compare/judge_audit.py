@@ -1,0 +1,304 @@
+"""What a judge's verdicts come to, and how far they can be believed: printed together, or the verdict is withheld."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.compare.metrics import Model
+from distill.compare.results import Found
+from distill.compare.stats import (
+    MIN_PROMPTS,
+    Interval,
+    clustered_interval,
+    holm,
+    length_controlled,
+    mean_interval,
+    paired_difference,
+    prompts_needed,
+    sign_flip_p,
+)
+
+WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+MAX_UNPARSED = 0.2
+"""The share of replies that cannot be read from which nothing is concluded."""
+BY_LENGTH = 0.9
+"""The share of its decisions that take the longer answer from which a judge is said to judge length, perhaps."""
+FAMILIES = (
+    "gpt", "claude", "llama", "vicuna", "alpaca", "qwen", "mistral", "mixtral", "gemma", "gemini", "phi", "smollm",
+    "deepseek", "command", "yi", "falcon", "olmo", "granite", "grok", "nemotron", "zephyr", "glm", "kimi",
+)  # fmt: skip
+ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "mistral", "gemma": "gemini"}
+"""Families that come from one house, or were trained from one base."""
+MAIN = "student:teacher"
+
+
+def conclude(found: Found, told: Mapping[str, Any], seed: int, usd: float | None) -> dict[str, Any]:
+    """What scores.json says under `judge`: win rates, grades, audit, and a verdict or why it is withheld.
+
+    `told` has the judge's model and mode. Also says of each prompt how the student fared (`outcome`) by the judge.
+    """
+    judged = {index: more["judge"] for index, more in sorted(found.more.items()) if "judge" in more}
+    names = dict.fromkeys(pair for one in judged.values() for pair in one.get("pairs", {}))
+    pairs = {name: _pair(found, _games(judged, name), name, seed) for name in names}
+    audit = _audit(found, judged, told["model"], seed) if pairs else None
+    main = pairs.get(MAIN)
+    withheld = _withheld(main, list(_games(judged, MAIN).values())) if main is not None else None
+    if main is not None:
+        _tell_outcomes(found, _games(judged, MAIN))
+    base = pairs.get("base:teacher")
+    return {
+        **told,
+        "pairs": pairs,
+        "student_minus_base": _against_base(judged, seed),
+        "single": _single(judged, seed),
+        "audit": audit,
+        "withheld": withheld,
+        "verdict": _verdict(main, base, told["model"], audit or {}) if main is not None and withheld is None else None,
+        "power": _power(_games(judged, MAIN), len(found.shared), usd) if main is not None else None,
+    }
+
+
+def _games(judged: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapping[str, Any]]:
+    return {index: one["pairs"][pair] for index, one in judged.items() if pair in one.get("pairs", {})}
+
+
+# Win rates
+
+
+def _pair(found: Found, told: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
+    """Counts, and the win rate of the first of the pair: ties count half, what cannot be read is left out."""
+    worth = {index: WORTH[one["outcome"]] for index, one in told.items() if one["outcome"] in WORTH}
+    counts = {kind: sum(one["outcome"] == kind for one in told.values()) for kind in (*WORTH, "unparsed")}
+    controlled, why = _length_controlled(found, worth, name, seed)
+    return {
+        "n": len(worth),
+        "wins": counts["win"],
+        "ties": counts["tie"],
+        "losses": counts["loss"],
+        "unparsed": counts["unparsed"],
+        **_rates(list(worth.values()), seed),
+        "categories": _by_category(found, worth, seed),
+        "length_controlled": controlled,
+        "length_note": why,
+    }
+
+
+def _rates(worth: Sequence[float], seed: int) -> dict[str, Any]:
+    return {
+        "win_rate": mean_interval(worth, seed=seed),
+        "win_or_tie": mean_interval([float(one > 0) for one in worth], seed=seed),
+        "p": sign_flip_p(worth, [0.5] * len(worth), seed=seed),
+    }
+
+
+def _by_category(found: Found, worth: Mapping[int, float], seed: int) -> dict[str, Any]:
+    members: dict[str, list[float]] = {}
+    for index, one in worth.items():
+        members.setdefault(found.prompts[index].category, []).append(one)
+    if len(members) < 2:
+        return {}
+    told = {name: {"n": len(each), **_rates(each, seed)} for name, each in sorted(members.items())}
+    tested = [name for name, one in told.items() if one["p"] is not None]
+    adjusted = dict(zip(tested, holm([told[name]["p"] for name in tested]), strict=True))
+    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in told.items()}
+
+
+def _length_controlled(
+    found: Found, worth: Mapping[int, float], pair: str, seed: int
+) -> tuple[Interval | None, str | None]:
+    """The win rate that answers of the same length would have by the judge's verdicts, or why there is none."""
+    one, other = pair.split(":")
+    lengths = [_longer_by(found, index, one, other) for index in worth]
+    result = length_controlled(list(worth.values()), lengths, seed=seed)
+    return (None, result.reason) if not isinstance(result, Interval) else (result, None)
+
+
+def _longer_by(found: Found, index: int, one: str, other: str) -> float:
+    """Characters by which the answer of the first model is longer."""
+    texts = {model: answers[index].text for model, answers in found.answers.items() if index in answers}
+    return float(len(_text(texts, one)) - len(_text(texts, other)))
+
+
+def _text(texts: Mapping[Model, str], name: str) -> str:
+    return next(text for model, text in texts.items() if model == name)
+
+
+def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
+    """The difference of the two win rates against the teacher, paired by prompt."""
+    student, base = (_games(judged, f"{model}:teacher") for model in ("student", "base"))
+    common = [
+        index for index in student
+        if index in base and student[index]["outcome"] in WORTH and base[index]["outcome"] in WORTH
+    ]  # fmt: skip
+    return paired_difference(
+        [WORTH[student[index]["outcome"]] for index in common],
+        [WORTH[base[index]["outcome"]] for index in common],
+        seed=seed,
+    )
+
+
+def _single(judged: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """The mean grade of each model; a grade that cannot be read is left out and counted."""
+    told: dict[str, Any] = {}
+    for model in ("base", "student", "teacher"):
+        grades = [one["single"][model]["score"] for one in judged.values() if model in one.get("single", {})]
+        read = [grade for grade in grades if grade is not None]
+        if grades:
+            told[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
+    return told
+
+
+# How far to believe them
+
+
+@dataclass(frozen=True, slots=True)
+class _Game:
+    """One reply of the judge that could be read."""
+
+    prompt: int
+    first: str
+    second: str
+    verdict: str
+
+
+def _audit(found: Found, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int) -> dict[str, Any]:
+    """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
+    told = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
+    pairs = [pair for _, _, pair in told]
+    games = [
+        _Game(index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"])
+        for index, name, pair in told
+        for game in pair["games"]
+        if game["verdict"] != "unparsed"
+    ]
+    decided = [game for game in games if game.verdict != "tie"]
+    return {
+        "games": sum(len(pair["games"]) for pair in pairs),
+        "unparsed": _unparsed(pairs),
+        "order_consistency": _same_in_both_orders(pairs),
+        "first_place": clustered_interval(
+            [float(game.verdict == game.first) for game in decided], [game.prompt for game in decided], seed=seed
+        ),
+        "longer_wins": _share(decided, lambda game: _picks_longer(found, game)),
+        "longer_would_say": _longer_would_say(found, judged, seed),
+        "test_retest": _same_again(pairs),
+        "same_family": _same_family(found, judge),
+    }
+
+
+def _unparsed(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    return _share([game for pair in pairs for game in pair["games"]], lambda game: game["verdict"] == "unparsed")
+
+
+def _same_in_both_orders(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    both = [pair["games"] for pair in pairs if len(pair["games"]) == 2 and pair["outcome"] != "unparsed"]
+    return _share(both, lambda one: one[0]["verdict"] == one[1]["verdict"])
+
+
+def _same_again(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+    games = [game for pair in pairs for game in pair["games"] if "again" in game]
+    read = [game for game in games if "unparsed" not in (game["verdict"], game["again"])]
+    return _share(read, lambda game: game["verdict"] == game["again"])
+
+
+def _share(items: Sequence[Any], is_so: Callable[[Any], bool]) -> float | None:
+    return sum(is_so(item) for item in items) / len(items) if items else None
+
+
+def _picks_longer(found: Found, game: _Game) -> bool:
+    other = game.second if game.verdict == game.first else game.first
+    return _longer_by(found, game.prompt, game.verdict, other) > 0
+
+
+def _longer_would_say(found: Found, judged: Mapping[int, Any], seed: int) -> Interval | None:
+    """The win rate of the student against the teacher for a judge that takes the longer answer."""
+    gains = [_longer_by(found, index, "student", "teacher") for index in _games(judged, MAIN)]
+    return mean_interval([1.0 if gain > 0 else 0.0 if gain < 0 else 0.5 for gain in gains], seed=seed)
+
+
+def family(model: str) -> str | None:
+    """The house that a model comes from, by its name; None where the name says nothing."""
+    name = model.lower()
+    found = next((one for one in FAMILIES if re.search(rf"(?<![a-z]){one}", name)), None)
+    return ALIKE.get(found, found) if found is not None else None
+
+
+def _same_family(found: Found, judge: str) -> list[str]:
+    """Of the models that it judges, those that may be its kin: judges favour their own."""
+    own = family(judge)
+    models: Mapping[Model, str] = found.names
+    return [model for model in ("student", "teacher") if own is not None and family(models.get(model, "")) == own]
+
+
+def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why no verdict is given, where the noise of the judge on these very pairs is larger than what it found.
+
+    A prompt on which it contradicts itself counts as a tie; if all of those fell on one side, the win rate would move
+    by half their share. The same holds of the share on which it says something else when it is asked again.
+    """
+    rate: Interval | None = main["win_rate"]
+    unparsed = _unparsed(pairs)
+    if unparsed is None:
+        return "no two answers differ, so the judge was asked nothing"
+    if unparsed > MAX_UNPARSED:
+        return f"{unparsed:.0%} of the judge's replies cannot be read"
+    if rate is None or rate.n < MIN_PROMPTS:
+        return f"the judge decided {0 if rate is None else rate.n} prompts; at least {MIN_PROMPTS} are needed"
+    doubts = {
+        "when the answers change places": _same_in_both_orders(pairs),
+        "when asked again": _same_again(pairs),
+    }
+    for when, same in doubts.items():
+        if same is not None and abs(rate.mean - 0.5) < (1 - same) / 2:
+            return (
+                f"the judge says something else {when} for {1 - same:.0%} of prompts, which could turn a win rate of "
+                f"{rate.mean:.0%}"
+            )
+    if main["wins"] + main["losses"] == 0:
+        return f"the judge calls all {rate.n} prompts a tie, so it tells nothing apart"
+    return None
+
+
+def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
+    """How often the student does as well as the teacher in the judge's eyes, and how often the base does."""
+    told: Interval = main["win_or_tie"]
+    other = base["win_or_tie"] if base is not None else None
+    against = f"; the base does on {other.mean:.0%}" if other is not None else ""
+    length = audit.get("longer_wins") or 0.0
+    doubt = (
+        f"; the judge took the longer one {length:.0%} of the time, so it may judge length"
+        if length >= BY_LENGTH
+        else ""
+    )
+    return (
+        f"The student wins or ties on {told.mean:.0%} of {told.n} prompts against the teacher ({main['wins']} won, "
+        f"{main['ties']} tied, 95% CI {told.low:.0%} to {told.high:.0%}), as {judge} judges in both orders{against}"
+        f"{doubt}"
+    )
+
+
+def _tell_outcomes(found: Found, told: Mapping[int, Mapping[str, Any]]) -> None:
+    """How each prompt came out; the margin is the share of games won less the share lost, 1 to −1."""
+    for index, pair in told.items():
+        games = [game["verdict"] for game in pair["games"]]
+        margin = (games.count("student") - games.count("teacher")) / max(1, len(games))
+        found.tell(index, "outcome", {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin})
+
+
+def _power(told: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
+    worth = [WORTH[one["outcome"]] for one in told.values() if one["outcome"] in WORTH]
+    needed = prompts_needed([one - 0.5 for one in worth], 0.05)
+    if needed is None:
+        return None
+    each = usd / prompts if usd and prompts else None
+    return {
+        "measure": "win_rate",
+        "difference": 0.05,
+        "prompts": needed,
+        "usd": None if each is None else needed * each,
+        "explanation": "prompts that would show a difference of 5 points in the win rate four times of five, from the "
+        f"spread over these {len(worth)}",
+    }

@@ -1,0 +1,265 @@
+"""Base and student on tasks of the lm-evaluation-harness, paired by document: what training cost in abilities.
+
+What a model said to a task is kept in the run folder's `lm_eval/`, one row a task, under everything that decides it, so
+that a comparison which was killed runs no task twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.compare.stats import holm, mean_interval, paired_difference, sign_flip_p
+from distill.core.console import say
+from distill.core.hashing import json_sha256
+from distill.core.jsonl import append_row, write_rows
+from distill.core.student_folder import current
+from distill.core.weights import read_base, student_fingerprint
+from distill.models.in_process import base_fingerprint
+from distill.recipe import Benchmarks
+
+if TYPE_CHECKING:
+    from distill.compare.lm_eval_tasks import Harness, Setting
+
+
+FOLDER = "lm_eval"
+SIDES = ("base", "student")
+
+MOST_TOLD = 300
+"""Characters of an explanation; a group may have a hundred tasks."""
+
+
+def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness | None = None) -> dict[str, Any]:
+    """What scores.json says of the tasks, after base and student have done those that are not known yet.
+
+    The package is installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one that
+    fails.
+    """
+    from distill.compare.lm_eval_tasks import Setting
+
+    setting = Setting(limit=options.limit, shots=options.shots, chat=options.chat, batch=options.batch)
+    package = version("lm_eval")
+    asked = [package, setting.limit, setting.shots, setting.chat]
+    work = _Work(folder, setting, harness)
+    rows = {model: {name: work.of(model, name, asked) for name in options.tasks} for model in SIDES}
+    work.release()
+    said = [row["key"] for some in rows["student"].values() for row in some]
+    return {"package": package, **options.model_dump(), "said": said, **entries(options.tasks, rows, seed)}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The student's numbers by one measure of a task, by document."""
+
+    title: str
+    better: str
+    values: Mapping[tuple[int, str], float]
+
+
+def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, Said]:
+    """What the student said to the tasks that scores.json tells of, by task and measure."""
+    known = _known(folder / FOLDER / "student.jsonl")
+    found: dict[str, Said] = {}
+    for row in (known[key] for key in (scores.get("lm_eval") or {}).get("said") or () if key in known):
+        for measure in _measures([row]):
+            values = {
+                (one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]
+            }
+            found[f"{row['task']} {measure}"] = Said(_title(row["task"], measure), _better([row], measure), values)
+    return found
+
+
+class _Work:
+    """One model in memory at a time, loaded when the first task needs it, and the harness likewise."""
+
+    def __init__(self, folder: Path, setting: Setting, harness: Harness | None) -> None:
+        self._student = current(folder)
+        self._kept = folder / FOLDER
+        self._setting = setting
+        self._harness = harness
+        self._loaded: dict[str, tuple[Any, Any]] = {}
+
+    def of(self, model: str, name: str, asked: Sequence[Any]) -> list[dict[str, Any]]:
+        """What a model said to the tasks of a name: from the folder where it is known, else by doing them."""
+        path = self._kept / f"{model}.jsonl"
+        weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
+        key = partial(_key, weights, *asked)
+        known = _mended(path)
+        if (whole := known.get(key("name", name))) is not None:
+            return [known[key("task", task)] for task in whole["tasks"]]
+        path.parent.mkdir(exist_ok=True)
+        tasks = self._index().tasks(name)
+        for each, task in tasks.items():
+            if (here := key("task", each)) not in known:
+                known[here] = {"key": here, **self._do(model, each, task)}
+                append_row(path, known[here])
+        append_row(path, {"key": key("name", name), "name": name, "tasks": list(tasks)})
+        return [known[key("task", each)] for each in tasks]
+
+    def _do(self, model: str, name: str, task: Any) -> dict[str, Any]:
+        from distill.compare.lm_eval_tasks import run
+
+        say(f"lm-eval: {model} does {name}")
+        ran = run(*self._model(model), task, self._setting)
+        return {
+            "task": name,
+            "version": ran.version,
+            "higher": dict(ran.means),
+            "left_out": list(ran.others),
+            "documents": documents(ran.samples, ran.means),
+        }
+
+    def _index(self) -> Harness:
+        if self._harness is None:
+            from distill.compare.lm_eval_tasks import Harness
+
+            self._harness = Harness()
+        return self._harness
+
+    def _model(self, model: str) -> tuple[Any, Any]:
+        if model not in self._loaded:
+            from distill.models import chat_template
+            from distill.models.loading import load_student
+
+            self.release()
+            loaded, tokenizer = load_student(self._student, adapter=model == "student")
+            tokenizer.chat_template = chat_template.jinja(str(read_base(self._student)["template"]), tokenizer)
+            self._loaded[model] = loaded, tokenizer
+        return self._loaded[model]
+
+    def release(self) -> None:
+        """Let go of the model."""
+        if self._loaded:
+            from distill.models.device import free_memory
+
+            self._loaded.clear()
+            free_memory()
+
+
+def _key(*told: Any) -> str:
+    return json_sha256(told)
+
+
+def _known(path: Path) -> dict[str, dict[str, Any]]:
+    """What is kept, by its key, without a row that a kill has cut off."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {row["key"]: row for row in map(_row, lines) if row is not None}
+
+
+def _mended(path: Path) -> dict[str, dict[str, Any]]:
+    """The same, with that row taken out of the file, so that the next one does not continue it."""
+    known = _known(path)
+    if path.is_file() and not path.read_bytes().endswith(b"\n"):
+        write_rows(path, known.values())
+    return known
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "key" in row else None
+
+
+# Reading what the harness logs
+
+
+def documents(samples: Sequence[Mapping[str, Any]], means: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a document: its place and hash, and its finite number by each of the metrics and filter."""
+    found: dict[tuple[int, str], dict[str, float]] = {}
+    for sample in samples:
+        values = found.setdefault((sample["doc_id"], sample["doc_hash"]), {})
+        for metric in sample["metrics"]:
+            value = _number(sample.get(metric))
+            if metric in means and value is not None:
+                values[f"{metric},{sample['filter']}"] = value
+    return [{"id": id_, "hash": hash_, "values": values} for (id_, hash_), values in found.items()]
+
+
+def _number(value: Any) -> float | None:
+    """The number as JSON has it; numpy's are made plain, and what is none is left out."""
+    plain = value.item() if hasattr(value, "item") else value
+    return float(plain) if isinstance(plain, (bool, int, float)) and math.isfinite(plain) else None
+
+
+# What scores.json says
+
+
+def entries(
+    names: Sequence[str], rows: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int
+) -> dict[str, Any]:
+    """An entry for each measure of each name, as metrics have them; `p_holm` is adjusted for looking at all of them.
+
+    `rows`: by model and name, a row for each task that the name stands for. Several tasks are pooled, each document
+    counting once, and stand in `categories` one by one.
+    """
+    told = {
+        f"{name} {measure}": _entry(name, measure, {model: rows[model][name] for model in SIDES}, seed)
+        for name in names
+        for measure in _measures(rows["base"][name])
+    }
+    left_out = {row["task"]: row["left_out"] for name in names for row in rows["base"][name] if row["left_out"]}
+    notes = [f"{task}: {', '.join(gone)} has no value for one document, so no pairs" for task, gone in left_out.items()]
+    return {"entries": _adjusted(told), "notes": notes}
+
+
+def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for document in row["documents"] for name in document["values"]))
+
+
+def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], seed: int) -> dict[str, Any]:
+    pairs = {base["task"]: _pairs(measure, base, student) for base, student in zip(*rows.values(), strict=True)}
+    pooled = [pair for some in pairs.values() for pair in some]
+    parts = {task: {"n": len(some), **_figures(some, seed)} for task, some in pairs.items() if some}
+    every = sum(measure in document["values"] for row in rows["base"] for document in row["documents"])
+    versions = ", ".join(dict.fromkeys(f"{row['task']} {row['version']}" for row in rows["base"]))
+    return {
+        "title": _title(name, measure),
+        "unit": "mean over documents",
+        "better": _better(rows["base"], measure),
+        "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MOST_TOLD],
+        "note": None if len(pooled) == every else f"documents without a number of both: {every - len(pooled)}",
+        **_figures(pooled, seed),
+        "categories": _adjusted(parts) if len(parts) > 1 else {},
+    }
+
+
+def _title(name: str, measure: str) -> str:
+    metric, _, how = measure.rpartition(",")
+    return f"{name}: {metric}" + ("" if how == "none" else f" ({how})")
+
+
+def _better(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
+    metric = measure.rpartition(",")[0]
+    higher = next((row["higher"][metric] for row in rows if metric in row["higher"]), None)
+    return "" if higher is None else "higher" if higher else "lower"
+
+
+def _pairs(measure: str, base: Mapping[str, Any], student: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Base's and student's number for every document that both have, which place and hash tell."""
+    theirs = {(one["id"], one["hash"]): one["values"] for one in student["documents"]}
+    both = ((one["values"], theirs.get((one["id"], one["hash"]), {})) for one in base["documents"])
+    return [(first[measure], second[measure]) for first, second in both if measure in first and measure in second]
+
+
+def _figures(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Any]:
+    base, student = [one for one, _ in pairs], [one for _, one in pairs]
+    return {
+        "by": {"base": mean_interval(base, seed=seed), "student": mean_interval(student, seed=seed)},
+        "student_minus_base": paired_difference(student, base, seed=seed),
+        "p": sign_flip_p(student, base, seed=seed),
+    }
+
+
+def _adjusted(told: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same with each p adjusted for looking at all of them (Holm, 1979)."""
+    tested = [name for name, entry in told.items() if entry["p"] is not None]
+    adjusted = dict(zip(tested, holm([told[name]["p"] for name in tested]), strict=True))
+    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in told.items()}

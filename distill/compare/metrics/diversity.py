@@ -1,0 +1,69 @@
+"""Whether a model has something to say to each prompt, or says the same to all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from distill import recipe
+from distill.compare.metrics import Measure, Model, Sample, Scores
+from distill.text.tokens import words
+
+N = 4
+"""Words of a phrase."""
+
+Phrases: TypeAlias = frozenset[tuple[str, ...]]
+
+
+class Diversity:
+    """Phrases that a model's answers to other prompts have too."""
+
+    class Options(recipe.Options):
+        """None."""
+
+    scope: Literal["text"] = "text"
+    measures = (
+        Measure(
+            name="stock_phrases",
+            title="Stock phrases",
+            unit="share",
+            better="teacher",
+            explanation=f"Share of an answer's distinct {N}-word phrases that the same model uses in its answer to "
+            f"another prompt; answers of fewer than {N} words are left out. It grows with the number of prompts.",
+        ),
+        Measure(
+            name="distinct_words",
+            title="Distinct words",
+            unit="share",
+            better="teacher",
+            explanation="Distinct words of an answer over all of its words (distinct-1 of Li et al., 2016); long "
+            "answers have fewer, so read it beside their length.",
+        ),
+    )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+        self._holders: dict[Model, Counter[tuple[str, ...]]] = {}
+
+    def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
+        """Count in how many answers of a model each phrase stands."""
+        self._holders = {}
+        for sample in samples:
+            self._holders.setdefault(sample.model, Counter()).update(_phrases(sample))
+
+    def score(self, sample: Sample) -> Scores:
+        """`stock_phrases` and `distinct_words`, 0 to 1; none of an empty answer."""
+        said = [word.casefold() for word in words(sample.answer.text)]
+        scores = {"distinct_words": len(set(said)) / len(said)} if said else {}
+        phrases, holders = _phrases(sample), self._holders.get(sample.model, Counter())
+        if phrases:
+            scores["stock_phrases"] = sum(holders[phrase] > 1 for phrase in phrases) / len(phrases)
+        return scores
+
+
+def _phrases(sample: Sample) -> Phrases:
+    said = [word.casefold() for word in words(sample.answer.text)]
+    return frozenset(zip(*(islice(said, start, None) for start in range(N)), strict=False))

@@ -1,0 +1,90 @@
+"""How often answers follow instructions that a program can check: substance that needs no judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from distill import recipe
+from distill.compare.metrics import Measure, Sample, Scores
+from distill.compare.metrics.instruction_checks import follows, follows_loosely, problem
+from distill.core import assets
+from distill.errors import RecipeError
+
+SHIPPED = "instructions.jsonl"
+
+
+class Instructions:
+    """Asks prompts of its own beside the held-out ones, each with checks; held-out prompts with checks count too."""
+
+    class Options(recipe.Options):
+        """Options of `metric: instructions`."""
+
+        path_fields: ClassVar[tuple[str, ...]] = ("prompts",)
+        prompts: str | None = None
+        """A file of your own in the form of the shipped one: JSONL of `turns` and `checks`."""
+
+    scope: Literal["text"] = "text"
+    measures = (
+        Measure(
+            name="instructions",
+            title="Instructions followed",
+            unit="share",
+            better="higher",
+            explanation="Share of prompts of which every instruction that a program can check is followed to the "
+            "letter: lengths, lists, formats, words to use or to avoid. It says nothing of whether an answer is right.",
+        ),
+        Measure(
+            name="instructions_loose",
+            title="Instructions followed, loosely",
+            unit="share",
+            better="higher",
+            explanation="The same, where an introduction, a last remark or asterisks may be taken away first.",
+        ),
+        Measure(
+            name="instructions_each",
+            title="Single instructions followed",
+            unit="share",
+            better="higher",
+            explanation="Share of a prompt's single instructions that are followed to the letter.",
+        ),
+    )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def prompts(self) -> Iterator[Mapping[str, Any]]:
+        """Rows of prompts to ask beside the held-out ones. Raises `RecipeError` for a row with no or unknown checks."""
+        path = self.options.prompts
+        text = assets.load(SHIPPED) if path is None else Path(path).read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                yield _checked(line, f"{path or SHIPPED}, line {number}")
+
+    def score(self, sample: Sample) -> Scores:
+        """The three shares, 0 to 1, of a prompt with checks; nothing of others."""
+        if not sample.checks:
+            return {}
+        text = sample.answer.text
+        followed = [follows(text, check) for check in sample.checks]
+        return {
+            "instructions": float(all(followed)),
+            "instructions_loose": float(all(follows_loosely(text, check) for check in sample.checks)),
+            "instructions_each": sum(followed) / len(followed),
+        }
+
+
+def _checked(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RecipeError(f"instructions: {where}: no JSON ({error})") from error
+    checks = row.get("checks") if isinstance(row, dict) else None
+    if not isinstance(checks, list) or not checks:
+        raise RecipeError(f"instructions: {where}: no `checks`; expected a list of mappings with a `kind`")
+    for check in checks:
+        if (wrong := problem(check)) is not None:
+            raise RecipeError(f"instructions: {where}: {wrong}")
+    return dict(row)

@@ -1,0 +1,45 @@
+"""How much of the teacher's wording an answer shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from distill import recipe
+from distill.compare.metrics import Measure, Sample, Scores
+from distill.text.rouge_index import comparable
+from distill.text.tokens import rouge_l, rouge_tokens
+
+
+class Overlap:
+    """ROUGE-L of an answer to the teacher's first answer."""
+
+    class Options(recipe.Options):
+        """None."""
+
+    scope: Literal["text"] = "text"
+    measures = (
+        Measure(
+            name="rouge_l",
+            title="ROUGE-L to the teacher",
+            unit="",
+            better="higher",
+            explanation="F-measure of the longest common subsequence with the teacher's answer, over lower-case runs "
+            "of letters and digits (Lin, 2004), or words of any alphabet where the teacher's answer is mostly in "
+            "another than Latin. The teacher's own second answer shows how high it can be hoped to go.",
+            likeness=True,
+        ),
+    )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def score(self, sample: Sample) -> Scores:
+        """`rouge_l`, 0 to 1; 0 for an empty answer. Excluded: the teacher itself, and empty answers of the teacher."""
+        if sample.model == "teacher" or sample.reference is None:
+            return {}
+        reference = comparable(sample.reference.text)
+        if not reference:
+            return {}
+        is_latin = reference == rouge_tokens(sample.reference.text)
+        said = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
+        return {"rouge_l": rouge_l(said, reference)}

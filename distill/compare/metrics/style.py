@@ -1,0 +1,177 @@
+"""Whether answers have the teacher's manner: their length and form, their turns of phrase, and whether they end.
+
+Style is learned sooner than facts (Gudibande et al., 2023, arXiv 2305.15717), so it is measured apart from likeness.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Literal
+
+from distill import recipe
+from distill.compare.metrics import Measure, Sample, Scores
+from distill.text.tokens import words
+
+N = 4
+"""Words in a row that count as repeated when they come again (Welleck et al., 2020, use 4 too)."""
+MIN_PAIRS = 6
+"""Prompts with two answers of the teacher, from which its own spread is taken."""
+
+_FENCE = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
+_LIST = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
+_HEADING = re.compile(r"^ {0,3}#{1,6} +\S|^\*\*[^*\n]+\*\*:?[ \t]*$", re.MULTILINE)
+_BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
+_SENTENCE = re.compile(r"[.!?…。！？]+(?=\s|$|[\"'”’)\]])")
+_PARAGRAPH = re.compile(r"\n[ \t]*\n")
+_HEDGES = re.compile(
+    r"\b(?:may|might|could|perhaps|possibly|probably|likely|generally|usually|typically|often|sometimes|tends? to|"
+    r"in (?:most|many|some) cases|it depends|depending on|it(?:'s| is) (?:important|worth) (?:to note|noting)|"
+    r"keep in mind|in general|seems?|appears?)\b",
+    re.IGNORECASE,
+)
+_OPENING = re.compile(
+    r"\W*(?:sure|certainly|of course|absolutely|great question|good question|no problem|happy to help|"
+    r"here (?:is|are)|here's|okay|as an? (?:ai|language|large)|i(?:'m| am) (?:sorry|just an?|an? (?:ai|language))|"
+    r"thank you for|hello|hi)\b",
+    re.IGNORECASE,
+)
+
+FEATURES: Mapping[str, tuple[Callable[[str, int], float], float]] = {
+    "words": (lambda text, count: math.log1p(count), 0.1),
+    "sentence_words": (lambda text, count: math.log1p(count / max(1, len(_SENTENCE.findall(text)))), 0.1),
+    "paragraphs": (lambda text, count: math.log1p(len(_PARAGRAPH.findall(text.strip()))), 0.1),
+    "lists": (lambda text, count: 100 * len(_LIST.findall(text)) / count, 0.5),
+    "headings": (lambda text, count: 100 * len(_HEADING.findall(text)) / count, 0.25),
+    "bold": (lambda text, count: 100 * len(_BOLD.findall(text)) / count, 0.25),
+    "code": (lambda text, count: sum(map(len, _FENCE.findall(text))) / len(text), 0.02),
+    "hedges": (lambda text, count: 100 * len(_HEDGES.findall(text)) / count, 0.25),
+    "exclamations": (lambda text, count: 100 * text.count("!") / count, 0.25),
+    "questions": (lambda text, count: 100 * text.count("?") / count, 0.25),
+    "opening": (lambda text, count: float(_OPENING.match(text) is not None), 0.1),
+}
+"""What the manner of an answer consists of, from its text and number of words, and the least unit of each: what a
+teacher never does has no spread to measure with. Densities are by 100 words."""
+
+
+class Style:
+    """Length, form, turns of phrase, stopping and repetition of an answer."""
+
+    class Options(recipe.Options):
+        """None."""
+
+    scope: Literal["text"] = "text"
+    measures = (
+        Measure(
+            name="style_distance",
+            title="Distance from the teacher's style",
+            unit="×",
+            better="lower",
+            explanation="How far an answer's length, sentences, paragraphs, lists, headings, bold, code, hedges, "
+            "exclamations, questions and opening lie from those of the teacher's answer to the same prompt, on average,"
+            " in units of the teacher's own second answers: about 1 is as near as the teacher is to itself. Where it "
+            "answered once, the unit is its spread between prompts.",
+        ),
+        Measure(
+            name="length_ratio",
+            title="Length against the teacher's",
+            unit="×",
+            better="near 1",
+            explanation="Words of the answer over words of the teacher's answer to the same prompt; "
+            "both may have been cut at the token limit.",
+        ),
+        Measure(
+            name="list_items",
+            title="List items",
+            unit="a hundred words",
+            better="teacher",
+            explanation="Lines that begin with a bullet or a number.",
+        ),
+        Measure(
+            name="hedges",
+            title="Hedges",
+            unit="a hundred words",
+            better="teacher",
+            explanation="Words that leave room, such as may, often, it depends; English only.",
+        ),
+        Measure(
+            name="stock_opening",
+            title="Stock openings",
+            unit="share",
+            better="teacher",
+            explanation="Answers that begin with Sure, Certainly, Here is, As an AI, I am sorry and the like; English "
+            "only.",
+        ),
+        Measure(
+            name="stopped",
+            title="Stops by itself",
+            unit="share",
+            better="higher",
+            explanation="Share of answers that end with the end token rather than at the token limit.",
+        ),
+        Measure(
+            name="repetition",
+            title="Repetition",
+            unit="share",
+            better="lower",
+            explanation=f"Share of an answer's {N}-word sequences that it has already used (1 − distinct / all); "
+            f"answers of fewer than {N} words are left out.",
+        ),
+    )
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+        self._units = {name: unit for name, (_, unit) in FEATURES.items()}
+
+    def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
+        """Take the units of the distance from the teacher's own answers."""
+        again = [
+            [features(sample.answer.text), features(sample.reference.text)]
+            for sample in samples
+            if sample.model == "teacher_again" and sample.reference is not None and sample.answer.text.strip()
+        ]
+        first = [features(sample.answer.text) for sample in samples if sample.model == "teacher"]
+        for name, (_, least) in FEATURES.items():
+            if len(again) >= MIN_PAIRS:
+                spread = fmean(abs(one[name] - other[name]) for one, other in again)
+            else:
+                spread = pstdev([one[name] for one in first]) if first else 0.0
+            self._units[name] = max(least, spread)
+
+    def score(self, sample: Sample) -> Scores:
+        """`style_distance` and `length_ratio` (0 or more), densities, `stopped` (0, 1), `repetition` (0–1).
+
+        Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
+        was recorded without how it ended.
+        """
+        said = words(sample.answer.text)
+        found = features(sample.answer.text)
+        told = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
+        scores = {name: found[feature] for name, feature in told} if said else {}
+        if sample.answer.finish != "unknown":
+            scores["stopped"] = float(sample.answer.finish == "stop")
+        if sample.reference is not None and (reference := words(sample.reference.text)):
+            scores["length_ratio"] = len(said) / len(reference)
+            if sample.model != "teacher":
+                scores["style_distance"] = self._distance(found, features(sample.reference.text))
+        if len(said) >= N:
+            scores["repetition"] = repetition(said)
+        return scores
+
+    def _distance(self, found: Mapping[str, float], reference: Mapping[str, float]) -> float:
+        return fmean(abs(found[name] - reference[name]) / unit for name, unit in self._units.items())
+
+
+def features(text: str) -> dict[str, float]:
+    """The manner of a text, by the names of `FEATURES`; an empty one has all at 0."""
+    count = len(words(text))
+    return {name: measure(text, count) if count else 0.0 for name, (measure, _) in FEATURES.items()}
+
+
+def repetition(tokens: list[str]) -> float:
+    """1 − distinct / all of the token list's 4-grams; it needs four tokens or more."""
+    grams = list(zip(*(tokens[start:] for start in range(N)), strict=False))
+    return 1 - len(set(grams)) / len(grams)

@@ -1,0 +1,276 @@
+"""Reads what is asked: the run's held-out rows, or any file of prompts; and answers that were recorded elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from distill.compare.metrics import Answered, Model
+from distill.compare.metrics.instruction_checks import problem
+from distill.compare.results import EVERY, MODELS, NAMES, Found, Prompt
+from distill.core.jsonl import read_sessions
+from distill.engine.journal.store import Journal
+from distill.errors import RecipeError, RunFolderError
+from distill.formats.json_rows import Rejected, Row, json_rows, text_lines
+from distill.text.tokens import normalise
+from distill.types import Completion, Message, Session
+
+CATEGORIES = ("category", "kind", "topic", "imported")
+"""Entries of a session's meta that say what kind of prompt it is, the first that is there."""
+IDS = ("id", "question_id", "prompt_id")
+QUESTIONS = ("instruction", "prompt", "question")
+ANSWERS = ("text", "output", "answer", "response", "completion")
+
+
+def held_out(folder: Path, journal: Journal) -> list[Prompt]:
+    """The prompts of test.jsonl. Raises `RunFolderError` without the file, or for a row that is no prompt."""
+    path = folder / "test.jsonl"
+    if not path.exists():
+        raise RunFolderError(
+            f"no {path}; expected the held-out sessions that `distill curate` writes, or compare.prompts in the recipe"
+        )
+    return [of_session(session, journal) for session in read_sessions(path)]
+
+
+def of_session(session: Session, journal: Journal) -> Prompt:
+    """A held-out session as a prompt, with the teacher's answer to its first question as the journal knows it."""
+    roles = [message.role for message in session.messages]
+    first = roles.index("assistant") if "assistant" in roles else 0
+    if first == 0:
+        raise RunFolderError(
+            f"test.jsonl: session {session.id} is no prompt with an answer; run `distill curate` again"
+        )
+    text = session.messages[first].content.strip()
+    cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
+    bought = next((answer for key in session.meta.get("keys", ()) if _says(answer := journal.get(key), text)), None)
+    tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
+    return Prompt(
+        session.id,
+        session.messages[:first],
+        Answered(text, "length" if cut else "stop", tokens),
+        teacher=session.meta.get("teacher"),
+        again=0 if session.meta.get("replica") == 1 else 1,
+        category=_category(session.meta),
+    )
+
+
+def _says(answer: Any, text: str) -> bool:
+    return isinstance(answer, Completion) and answer.text.strip() == text
+
+
+def _category(meta: Mapping[str, Any]) -> str:
+    found = (meta.get(name) for name in CATEGORIES)
+    return next((value for value in found if isinstance(value, str) and value.strip()), EVERY)
+
+
+# Files of prompts
+
+
+def of_file(path: Path, *, system: str = "") -> list[Prompt]:
+    """The prompts of a file: text with one a line, or rows of JSON.
+
+    A row has `turns` (as MT-Bench and Vicuna's questions have), `messages` (ours and OpenAI's; what stands after the
+    last question is left out), or an `instruction`, `prompt` or `question`, with an `input` below it; and, if it likes,
+    an id, a `category` and a `reference` solution. `system` goes before those that have no system message. Raises
+    `RecipeError` for a file without prompts, a row that is none, or an id that comes twice.
+    """
+    rows = _rows(path) if path.suffix.lower() in {".json", ".jsonl", ".ndjson"} else _lines(path)
+    prompts = list(rows)
+    if not prompts:
+        raise RecipeError(f"compare.prompts: {path} holds no prompts; expected one a line, or rows of JSON")
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise RecipeError(f'compare.prompts: {path}: the id "{prompt.id}" comes twice; ids must differ')
+        seen.add(prompt.id)
+    return [_led(prompt, system) for prompt in prompts]
+
+
+def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
+    """The prompts that metrics ask for themselves, each for the metric whose it is."""
+    return [
+        replace(_prompt(Row(number, row), type(metric).__name__), asked_by=type(metric).__name__)
+        for metric in metrics
+        if hasattr(metric, "prompts")
+        for number, row in enumerate(metric.prompts(), start=1)
+    ]
+
+
+def _led(prompt: Prompt, system: str) -> Prompt:
+    if not system or prompt.messages[0].role == "system":
+        return prompt
+    return replace(prompt, messages=(Message("system", system), *prompt.messages))
+
+
+def _lines(path: Path) -> Iterator[Prompt]:
+    for row in text_lines(path):
+        if isinstance(row, Rejected):
+            raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
+        number, text = row
+        yield Prompt(f"prompt-{number}", (Message("user", text),))
+
+
+def _rows(path: Path) -> Iterator[Prompt]:
+    for row in json_rows(path):
+        if isinstance(row, Rejected):
+            raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
+        yield _prompt(row, path)
+
+
+def _prompt(row: Row, path: Path | str) -> Prompt:
+    messages, later = _asked(row.value)
+    if not messages:
+        raise RecipeError(
+            f"compare.prompts: {path}, line {row.line}: no prompt; expected `turns`, `messages` or one of "
+            f"{', '.join(f'`{name}`' for name in QUESTIONS)}"
+        )
+    meta = row.value.get("meta")
+    solution = row.value.get("reference")
+    return Prompt(
+        _id(row.value) or f"prompt-{row.line}",
+        messages,
+        category=_category({**(meta if isinstance(meta, dict) else {}), **row.value}),
+        later=later,
+        solution=_solution(solution),
+        checks=_checks(row, path),
+    )
+
+
+def _checks(row: Row, path: Path | str) -> tuple[Mapping[str, Any], ...]:
+    """Instructions that a program can check; `checks` that are no list are another's, and left alone."""
+    checks = row.value.get("checks")
+    if not isinstance(checks, list):
+        return ()
+    if (wrong := next(filter(None, map(problem, checks)), None)) is not None:
+        raise RecipeError(f"compare.prompts: {path}, line {row.line}: checks: {wrong}")
+    return tuple(checks)
+
+
+def _solution(value: Any) -> str | None:
+    parts = value if isinstance(value, list) else [value]
+    texts = [part for part in parts if isinstance(part, str) and part.strip()]
+    return "\n\n".join(texts) or None
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The messages up to the first answer, and the user's turns behind it; empty where the row is no prompt."""
+    turns = row.get("turns")
+    if isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns):
+        return (Message("user", turns[0]),), tuple(turns[1:])
+    if isinstance(row.get("messages"), list):
+        return _of_messages(row["messages"])
+    question = next((row[name] for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), "")
+    given = row.get("input")
+    text = f"{question}\n\n{given}" if question and isinstance(given, str) and given.strip() else question
+    return ((Message("user", text),) if text else ()), ()
+
+
+def _of_messages(items: Sequence[Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    turns = [
+        (item["role"], item["content"])
+        for item in items
+        if isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
+    ]
+    if len(turns) != len(items):
+        return (), ()
+    system = [Message("system", text) for role, text in turns[:1] if role == "system"]
+    asked = [text for role, text in turns if role == "user"]
+    return ((*system, Message("user", asked[0])) if asked else ()), tuple(asked[1:])
+
+
+def _id(row: Mapping[str, Any]) -> str | None:
+    found = next((row[name] for name in IDS if isinstance(row.get(name), (str, int))), None)
+    return None if found is None or found == "" else str(found)
+
+
+# Recorded answers
+
+
+def take_recorded(found: Found, files: Mapping[Model, Path]) -> None:
+    """Put answers from files in the place of those that a model would be asked for.
+
+    A row has an answer as `text`, `output` (AlpacaEval's outputs), `answer`, `response`, `completion`, `turns`, or
+    `choices` with `turns` (FastChat's), and belongs to the prompt of the same id, else of the same question but for
+    case and white space; of prompts that ask the same, each row takes the next. A prompt without an answer lacks that
+    model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two answers
+    to one.
+    """
+    for model in MODELS:
+        if model in files:
+            _take(found, model, files[model])
+
+
+def _take(found: Found, model: Model, path: Path) -> None:
+    ids = {prompt.id: index for index, prompt in enumerate(found.prompts)}
+    texts: dict[str, list[int]] = {}
+    for place, prompt in enumerate(found.prompts):
+        texts.setdefault(normalise(prompt.messages[-1].content), []).append(place)
+    answers: dict[int, Answered] = {}
+    for row in json_rows(path):
+        if isinstance(row, Rejected):
+            raise RecipeError(f"compare.answers.{model}: {path}, line {row.line}: {row.detail}")
+        index = ids.get(_id(row.value) or "")
+        if index is None:
+            index = _free(next((texts[key] for key in _questions(row.value) if key in texts), []), answers)
+        answer = _recorded(row.value)
+        if index is None or answer is None:
+            continue
+        if index in answers:
+            raise RecipeError(
+                f"compare.answers.{model}: {path}, line {row.line}: a second answer to prompt {found.prompts[index].id}"
+            )
+        answers[index] = answer
+    _require(answers, found, model, path)
+    found.answers[model] = answers
+
+
+def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
+    """The first of the prompts that ask the same which has no answer yet, else the first; `None` of none."""
+    return next((place for place in places if place not in answers), places[0] if places else None)
+
+
+def _require(answers: Mapping[int, Answered], found: Found, model: Model, path: Path) -> None:
+    if not answers:
+        raise RecipeError(
+            f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
+            "their very questions"
+        )
+    if lacking := sum(index not in answers for index in found.shared):
+        found.missing[model] = lacking
+        found.notes.append(
+            f"{NAMES[model]} has no recorded answer to {lacking} of {len(found.shared)} prompts; "
+            "each number rests on the prompts that have what it needs"
+        )
+
+
+def _questions(row: Mapping[str, Any]) -> Iterator[str]:
+    for name in QUESTIONS:
+        if isinstance(row.get(name), str):
+            yield normalise(row[name])
+
+
+def _recorded(row: Mapping[str, Any]) -> Answered | None:
+    """The answer of a row; nothing says how it ended, unless the row has a `finish`."""
+    choices = row.get("choices")
+    inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    turns = next((value for value in (row.get("turns"), inner.get("turns")) if isinstance(value, list) and value), None)
+    texts = turns or [value for name in ANSWERS if isinstance(value := row.get(name), str)][:1]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        return None
+    finish = row.get("finish")
+    tokens = row.get("tokens")
+    return Answered(
+        texts[-1].strip(),
+        finish if finish in ("stop", "length", "filtered") else "unknown",
+        tokens if isinstance(tokens, int) else None,
+        tuple(text.strip() for text in texts[:-1]),
+    )
+
+
+def same_questions(prompts: Sequence[Prompt]) -> int:
+    """How many prompts ask what an earlier one has asked: they are no independent evidence."""
+    asked = [normalise("\n".join(chain((one.messages[-1].content,), one.later))) for one in prompts]
+    return len(asked) - len(set(asked))

@@ -1,0 +1,315 @@
+"""The compare stage: base, student and teacher on the held-out prompts, side by side, with paired intervals.
+
+Everything is asked through the engine, so a run that was killed asks nothing twice. One model is in memory at a time:
+the teacher answers every prompt once more (the ceiling) and is stopped; base and student answer, and are asked how
+probable they find the teacher's answers; last, the teacher is asked that too, where its weights are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from distill import recipe
+from distill.compare.answers import (
+    Engines,
+    ask_endpoint,
+    ask_here,
+    ask_teacher,
+    ask_teacher_again,
+    ask_teacher_weights,
+    note_absent,
+)
+from distill.compare.judge import judge
+from distill.compare.judge_audit import conclude
+from distill.compare.lm_eval import benchmarks
+from distill.compare.metrics import METRICS, Model, ModelMetric, TextMetric
+from distill.compare.metrics.instructions import SHIPPED, Instructions
+from distill.compare.prompts import held_out, of_file, of_metrics, take_recorded
+from distill.compare.results import MODELS, Found, line, score_texts
+from distill.compare.stats import LEVEL, RESAMPLES
+from distill.compare.summary import remarks, summary, with_judge
+from distill.compare.training_overlap import leaks, tell_coverage, tell_leaks
+from distill.core import assets, console, registry
+from distill.core.hashing import tree_sha256
+from distill.core.jsonl import write_json, write_rows
+from distill.core.student_folder import current, is_student
+from distill.core.weights import read_base, student_fingerprint
+from distill.engine.engine import Engine
+from distill.engine.journal.store import Journal
+from distill.engine.providers import Provider
+from distill.models.in_process import base_fingerprint
+from distill.recipe import Benchmarks, Compare, Judging
+from distill.run.context import Context, _identity, account, engine_for, judge_sampling, spent, stop_teacher
+from distill.run.endpoints import RESPONDENTS
+from distill.run.record import StageRecord
+from distill.types import Sampling
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sides:
+    """Who answers beside the student that was trained here, and its base."""
+
+    teachers: Mapping[str, Provider] = field(default_factory=dict)
+    """By their names in the engine. Who answered a prompt answers a second time, else the first."""
+    release_teacher: Callable[[], None] = lambda: None
+    """Is called when it is not needed any more."""
+    teacher_weights: str | None = None
+    """The teacher as a recipe names it, where it can be loaded here."""
+    endpoints: Mapping[Model, Provider] = field(default_factory=dict)
+    """Endpoints that answer as `base` or `student`."""
+    recorded: Mapping[Model, Path] = field(default_factory=dict)
+    """Files of answers; these models are not asked for any."""
+    judge: Bench | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Who judges, and how."""
+
+    provider: Provider
+    options: Judging
+    sampling: Sampling
+
+
+def compare(
+    folder: Path,
+    *,
+    engine: Engines,
+    journal: Journal,
+    metrics: Sequence[TextMetric | ModelMetric],
+    sampling: Sampling,
+    seed: int,
+    sides: Sides,
+    prompts: Path | None = None,
+    system: str = "",
+    tasks: Benchmarks | None = None,
+    usd: Callable[[], float | None] = lambda: None,
+) -> dict[str, int]:
+    """Write answers.jsonl and scores.json of the held-out rows, or of a file of `prompts`; returns counts.
+
+    All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. `system` goes
+    before the prompts of a file. `tasks` are of the lm-evaluation-harness: base and student do them last. `usd` tells
+    what was spent so far. Reads the journal for what is known of the teacher's first answers, and kept.jsonl for what
+    the student was trained on. Raises `DistillError` when base and student are the same model, `RecipeError` for a
+    file of prompts or answers that does not fit.
+    """
+    shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
+    found = Found([*shared, *of_metrics(metrics)])
+    if found.prompts:
+        take_recorded(found, sides.recorded)
+        _ask(found, current(folder), engine, metrics, sampling, seed, sides)
+        tell_leaks(found, folder / "kept.jsonl")
+        found.notes += remarks(found)
+    else:
+        sides.release_teacher()
+    score_texts(found, metrics, folder)
+    models = described(current(folder), found, sides)
+    found.names = {model: told["model"] or "" for model, told in models.items()}
+    judged = _judge(found, engine, sides.judge) if found.shared and sides.judge is not None else None
+    spent = usd()
+    told = summary(found, metrics, seed, spent, own=prompts is None)
+    if judged is not None:
+        told |= with_judge(told, conclude(found, judged, seed, spent))
+    told["coverage"] = tell_coverage(found, folder / "kept.jsonl")
+    write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
+    scores = {
+        "prompts": len(found.shared),
+        "held_out": prompts is None,
+        "method": _method(sampling, seed, asked=not set(found.answers) <= set(sides.recorded)),
+        "models": models,
+        **told,
+        "leaks": leaks(found),
+    }
+    if tasks is not None:
+        scores["lm_eval"] = benchmarks(folder, tasks, seed=seed)
+    write_json(folder / "scores.json", scores)
+    missing = sum(found.missing.values())
+    return {"prompts": len(found.shared), "answers": sum(map(len, found.answers.values())), "missing": missing}
+
+
+def _ask(
+    found: Found,
+    student: Path,
+    engine: Engines,
+    metrics: Sequence[TextMetric | ModelMetric],
+    sampling: Sampling,
+    seed: int,
+    sides: Sides,
+) -> None:
+    """Ask everybody whose answers are not recorded, and every model that is at hand what the metrics want to know."""
+    if sides.teachers and "teacher" not in sides.recorded:
+        ask_teacher(found, engine, sides.teachers, sampling)
+        if "teacher_again" not in sides.recorded:
+            ask_teacher_again(found, engine, sides.teachers, sampling)
+    sides.release_teacher()
+    for model, provider in sides.endpoints.items():
+        ask_endpoint(found, engine, model, provider, sampling)
+    elsewhere = {*sides.endpoints, *sides.recorded}
+    here = [model for model in MODELS[:2] if model not in elsewhere]
+    if here:
+        ask_here(found, engine, student, metrics, replace(sampling, seed=seed), here)
+    else:
+        note_absent(found, metrics, "neither base nor student is a model at hand here")
+        return
+    ask_teacher_weights(found, engine, metrics, sides.teacher_weights)
+
+
+def _judge(found: Found, engine: Engines, bench: Bench) -> dict[str, Any]:
+    """Have the judge look at what everybody answered, and let go of a model that was served for it."""
+    return judge(found, engine, bench.provider, options=bench.options, sampling=bench.sampling)
+
+
+def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
+    drawn = [
+        f"{name} {value:g}"
+        for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p))
+        if value is not None
+    ]
+    drawn += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
+    how = f"all models drew with {', '.join(drawn) or 'default sampling'}" if asked else "all answers were recorded"
+    return (
+        f"means over prompts; {LEVEL:.0%} expanded percentile intervals from {RESAMPLES:,} resamples of the prompts "
+        f"(seed {seed}), differences paired by prompt; {how}"
+    )
+
+
+def described(student: Path, found: Found, sides: Sides) -> dict[Model, dict[str, str | None]]:
+    """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
+    known = _trained(student)
+    again = {"teacher": "first answers, which are compared with", "teacher_again": "second answer to each, drawn anew"}
+    teacher = ", ".join(Path(one.endpoint.model).name for one in sides.teachers.values())
+    weights = Path(sides.teacher_weights).name if sides.teacher_weights else "teacher"
+    told: dict[Model, dict[str, str | None]] = {}
+    for model in MODELS:
+        if not found.answers.get(model):
+            continue
+        if model in sides.recorded:
+            told[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
+        elif model in sides.endpoints:
+            told[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
+        elif model in again:
+            told[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
+        else:
+            told[model] = known[model]
+    return told
+
+
+def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
+    """Base and student as they were trained here, by what their folder says."""
+    if not is_student(student):
+        return {}
+    told = read_base(student)
+    model = Path(told["model"]).name
+    weights = ", 4-bit" if told["quantised"] else ""
+    layers = f"{len(told['layers'])} layers of " if told["layers"] else ""
+    return {
+        "base": {
+            "model": model,
+            "description": f"the student before training: {layers}{model}{weights}",
+            "fingerprint": base_fingerprint(student),
+        },
+        "student": {
+            "model": model,
+            "description": "the same after training",
+            "fingerprint": student_fingerprint(student),
+        },
+    }
+
+
+def compare_options(context: Context) -> Any:
+    """Of the stage compare."""
+    section = context.recipe.compare
+    assert section is not None
+    metrics = [[one.metric, one.options.model_dump()] for one in section.metrics]
+    parts = [path for one in section.metrics for path in one.options.paths()]
+    named = [section.prompts, *section.answers.values(), *parts]
+    files = [context.recipe.files.get(path) for path in named if path is not None]
+    others = context.teachers.other_identity() if context.teachers is not None else []
+    told = section.model_dump(exclude={"metrics"})
+    judge = judge_sampling(context.recipe) if section.judge is not None else None
+    return [told, metrics, files, _identity(context), context.recipe.seed, *others, judge, _shipped(section)]
+
+
+def _shipped(section: Compare) -> list[str]:
+    """What comes with the toolkit and is asked: the judge's words, and the instructions where no file is named."""
+    names = ["judges"] if section.judge is not None else []
+    names += [
+        SHIPPED for one in section.metrics if isinstance(one.options, Instructions.Options) and not one.options.prompts
+    ]
+    return [tree_sha256(assets.find(f"prompts/{name}")) for name in names]
+
+
+def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    """The stage compare."""
+    tallies: list[Engine] = []
+
+    def engine(providers: Mapping[str, Provider], *, progress: console.Progress, local: bool) -> Engine:
+        tallies.append(engine_for(context, "compare", progress, providers, local=local))
+        return tallies[-1]
+
+    try:
+        return compared(context, engine, usd=lambda: spent(context, "compare"))
+    finally:
+        account(context, "compare", record, tallies)
+
+
+def compared(context: Context, engine: Engines, *, usd: Callable[[], float | None]) -> Mapping[str, Any]:
+    """Compare as the recipe says. `usd` is called when nothing more is asked, and before anything is written."""
+    pass
+
+    section = context.recipe.compare
+    assert section is not None
+    metrics = [
+        registry.part(METRICS, one.metric, kind="metric", allowed=context.allowed)(one.options)
+        for one in section.metrics
+    ]
+    return compare(
+        context.folder,
+        engine=engine,
+        journal=context.journal,
+        metrics=metrics,
+        sampling=_sampling(context.recipe),
+        seed=context.recipe.seed,
+        sides=_sides(context, section),
+        prompts=Path(section.prompts) if section.prompts is not None else None,
+        system=section.system,
+        tasks=section.lm_eval,
+        usd=usd,
+    )
+
+
+def _sampling(loaded: recipe.Recipe) -> Sampling:
+    """How all models draw: as the section says, else as the teacher does."""
+    teacher = loaded.main_teacher
+    own = loaded.compare.sampling if loaded.compare is not None else None
+    chosen = own or (teacher.sampling if teacher is not None else recipe.SamplingOptions())
+    return chosen.sampling()
+
+
+def _sides(context: Context, section: recipe.Compare) -> Any:
+    """Who answers beside what was trained here."""
+    pass
+
+    hired = tuple(context.teachers.hired) if context.teachers is not None else ()
+    others = context.teachers.others if context.teachers is not None else ()
+    served = hired[0].section if len(hired) == 1 and hired[0].section.serve is not None else None
+    return Sides(
+        teachers={one.name: one.provider for one in hired},
+        release_teacher=lambda: stop_teacher(context),
+        teacher_weights=served.model if served is not None else None,
+        endpoints={name: one.provider for one in others for name in RESPONDENTS if one.name == name},
+        recorded={model: Path(path) for model, path in section.answers.items()},
+        judge=_bench(context, section),
+    )
+
+
+def _bench(context: Context, section: recipe.Compare) -> Any:
+    """The judge, where the section has one."""
+    pass
+
+    if section.judge is None or context.teachers is None:
+        return None
+    return Bench(context.teachers.providers["judge"], section.judge, judge_sampling(context.recipe))

@@ -1,0 +1,169 @@
+"""Why the student loses where it does: because nothing like the prompt was taught, or although it was."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeAlias
+
+from distill.compare.results import Found
+from distill.core.jsonl import read_sessions
+from distill.text.rouge_index import comparable
+from distill.text.tfidf import Near, nearest
+from distill.types import Session
+
+NEAREST = 3
+SAMPLE = 200
+"""Training rows whose own nearest neighbours show how near rows of this set lie to each other."""
+TOO_FAR = 0.1
+"""A prompt farther from training than all but this share of training rows are from each other was not taught."""
+SHOWN = 500
+"""Characters of a training prompt that are kept."""
+
+
+def tell_coverage(found: Found, kept: Path) -> dict[str, Any] | None:
+    """Say of each prompt which training rows are nearest and why it was lost, if it was: `coverage` in its line.
+
+    Prompts are compared by their words (TF-IDF). Returns what scores.json says of it, by category; `None` without rows.
+    """
+    rows = list(_sampled(kept)) if kept.is_file() else []
+    if not rows or not found.shared:
+        return None
+    asked = [_asked(found, index) for index in found.shared]
+    texts, own = [*asked, *(text for _, text in rows)], [*[None] * len(asked), *(id for id, _ in rows)]
+    near, _ = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
+    reach = _reach([_similarity(one) for one in near[len(asked) :]])
+    for index, one in zip(found.shared, near, strict=False):
+        found.tell(index, "coverage", _told(found, index, one, reach))
+    return _summary(found, reach)
+
+
+def _asked(found: Found, index: int) -> str:
+    prompt = found.prompts[index]
+    return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
+
+
+def asked_of(session: Session) -> str:
+    """What the user says in a session."""
+    return "\n".join(message.content for message in session.messages if message.role == "user")
+
+
+def _prompts(kept: Path) -> Iterator[tuple[str, str]]:
+    return ((session.id, asked_of(session)) for session in read_sessions(kept))
+
+
+def _sampled(kept: Path) -> Iterator[tuple[str, str]]:
+    """At most `SAMPLE` rows, evenly from the whole file."""
+    total = sum(1 for _ in read_sessions(kept))
+    step = max(1, total // SAMPLE)
+    return (row for place, row in enumerate(_prompts(kept)) if place % step == 0 and place // step < SAMPLE)
+
+
+def _similarity(near: list[Near]) -> float:
+    return near[0].similarity if near else 0.0
+
+
+def _reach(similarities: list[float]) -> float:
+    """The similarity that all but the farthest tenth of training rows have with their nearest one."""
+    return sorted(similarities)[int(TOO_FAR * len(similarities))] if similarities else 0.0
+
+
+def _told(found: Found, index: int, near: list[Near], reach: float) -> dict[str, Any]:
+    lost = found.more.get(index, {}).get("outcome", {}).get("value") == "loss"
+    far = _similarity(near) < reach or not near
+    return {
+        "nearest": [{"id": one.id, "similarity": round(one.similarity, 4), "prompt": one.text[:SHOWN]} for one in near],
+        "similarity": round(_similarity(near), 4),
+        "verdict": ("not taught" if far else "taught and failed") if lost else "fine",
+    }
+
+
+def _summary(found: Found, reach: float) -> dict[str, Any]:
+    members: dict[str, list[dict[str, Any]]] = {}
+    for index in found.shared:
+        members.setdefault(found.prompts[index].category, []).append(found.more[index]["coverage"])
+    return {
+        "reach": round(reach, 4),
+        "categories": {name: _counts(told) for name, told in sorted(members.items())},
+        "explanation": "likeness of words between a prompt and the nearest training prompt (TF-IDF cosine); below "
+        f"{reach:.2f}, which nine of ten training rows have with their own nearest one, a lost prompt was not taught",
+    }
+
+
+def _counts(told: list[dict[str, Any]]) -> dict[str, Any]:
+    verdicts = [one["verdict"] for one in told]
+    return {
+        "prompts": len(told),
+        "losses": len(told) - verdicts.count("fine"),
+        "not_taught": verdicts.count("not taught"),
+        "taught_and_failed": verdicts.count("taught and failed"),
+        "mean_similarity": round(fmean(one["similarity"] for one in told), 4),
+    }
+
+
+RUN = 8
+"""Words in a row that count as copied; GPT-3 looked for runs of 8 to 13 (Brown et al. 2020, arXiv 2005.14165)."""
+LEAKED = 0.5
+"""The share of a prompt's runs in one training row from which the prompt counts as leaked."""
+
+Runs: TypeAlias = frozenset[tuple[str, ...]]
+
+
+def tell_leaks(found: Found, kept: Path) -> None:
+    """Say of each prompt how much of it stands in the training row that holds most: `leak` in its line.
+
+    Words are compared without case and punctuation, in any script; a prompt of fewer than 8 words is one run, and must
+    be a whole turn. It sees copies, not paraphrases. Without kept.jsonl nothing is said.
+    """
+    if not kept.is_file():
+        return
+    asked = [_runs(comparable(_question_of(found, index))) for index in range(len(found.prompts))]
+    holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for index, runs in enumerate(asked):
+        for run in runs:
+            holders[run].append(index)
+    most = [(0.0, "")] * len(asked)
+    for session in read_sessions(kept):
+        for index, count in _shared(session.messages, holders).items():
+            most[index] = max(most[index], (count / len(asked[index]), session.id), key=lambda item: item[0])
+    for index, (share, row) in enumerate(most):
+        found.tell(index, "leak", {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None})
+
+
+def _question_of(found: Found, index: int) -> str:
+    prompt = found.prompts[index]
+    return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
+
+
+def _runs(tokens: list[str]) -> Runs:
+    if len(tokens) < RUN:
+        return frozenset([tuple(tokens)] if tokens else [])
+    return frozenset(zip(*(islice(tokens, start, None) for start in range(RUN)), strict=False))
+
+
+def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
+    """How many runs of each prompt stand in a row."""
+    runs = {run for message in messages if message.role != "system" for run in _runs(comparable(message.content))}
+    counts: dict[int, int] = defaultdict(int)
+    for run in runs & holders.keys():
+        for index in holders[run]:
+            counts[index] += 1
+    return counts
+
+
+def leaks(found: Found) -> dict[str, Any] | None:
+    """How many of the prompts that all metrics look at are leaked; `None` where nothing is known of training rows."""
+    shared = [found.more[index] for index in found.shared if index in found.more]
+    told = [more["leak"] for more in shared if "leak" in more]
+    if not told:
+        return None
+    return {
+        "leaked": sum(one["leaked"] for one in told),
+        "prompts": len(told),
+        "threshold": LEAKED,
+        "explanation": f"prompts of whose {RUN}-word runs at least {LEAKED:.0%} stand in one row that the student was "
+        "trained on; each measure is given without them too",
+    }

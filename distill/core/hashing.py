@@ -1,0 +1,78 @@
+"""SHA-256 of files, values and source code: what decides whether a stage must run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from distill.core.files import file_sha256
+from distill.core.jsonl import to_json
+
+
+def tree_sha256(path: Path, *, without: Collection[str] = ()) -> str:
+    """The SHA-256 of a file, or of a folder's files with their relative names (but hidden ones and README.md).
+
+    A README.md is for people: a student's card is written anew after each stage, and makes none of them stale.
+    `without` are names in the folder itself that are left out too, with all below them.
+    """
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(
+        file for file in path.rglob("*") if file.is_file() and not _left_out(file.relative_to(path), without)
+    )
+    return json_sha256({str(file.relative_to(path)): file_sha256(file) for file in files})
+
+
+def _left_out(relative: Path, without: Collection[str]) -> bool:
+    return (
+        relative.parts[0] in without
+        or relative.name == "README.md"
+        or any(part.startswith(".") for part in relative.parts)
+    )
+
+
+def json_sha256(value: Any) -> str:
+    """The SHA-256 of a value's canonical JSON."""
+    text = json.dumps(to_json(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal for equal values: sorted keys, ASCII, no spaces, `1.0` as `1`, defaults left out."""
+    return _ENCODER.encode(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return int(value) if math.isfinite(value) and value.is_integer() else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {}
+        for name, default in _defaults(type(value)):
+            if (item := getattr(value, name)) != default:
+                found[name] = _plain(item)
+        return found
+    raise TypeError(f"a {type(value).__name__} has no canonical JSON")
+
+
+@cache
+def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
+    """Each field's name and default; `MISSING`, which equals no value, where there is none."""
+    return tuple(
+        (field.name, field.default if field.default_factory is MISSING else field.default_factory())
+        for field in fields(kind)
+    )

@@ -1,0 +1,168 @@
+"""Checks a folder with a model before anything opens it: names, links and kinds of files. Stdlib only."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from distill.core.files import read_json
+from distill.errors import ModelError
+
+WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
+"""How the names of files with weights end, and of those that say which weight lies in which file."""
+
+CONFIGS = (
+    "config.json",
+    "config.*.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "adapter_config.json",
+)
+"""Files of settings that a loader acts upon."""
+
+VOCABULARIES = ("*tekken*.json", "tokenizer.model.*", "bpe.codes", "emoji.json", "byte_maps.json")
+"""What a tokenizer without a tokenizer.json is made from, beside the names that fingerprints have always covered."""
+
+MOST_LAYERS = 1000
+"""Far more than any model has; as many as a configuration says are built before the first weight is looked for."""
+
+_LAYERS = re.compile(r"(num|n)_(\w+_)?layers?|(en|de)coder_layers")
+
+
+# Checks
+
+
+def require_sound(folder: Path) -> None:
+    """Raise `ModelError` where a loader that opens the folder would read anything that is not data in the folder.
+
+    Names of further files must lead into the folder, and name weights as safetensors. Links may lead to other files of
+    the folder, and from a snapshot in the Hub's cache to that cache's blobs.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {folder}; expected a model's folder")
+    for file in (*_links(folder), *further_files(folder)):
+        if not _is_inside(folder, file):
+            raise ModelError(
+                f"{file} leads out of its folder, to {os.path.realpath(file)}; put a copy of the file in its place"
+            )
+    for file in sorted({file for pattern in CONFIGS for file in folder.glob(pattern)}):
+        for key, value in _values(read_json(file)):
+            _require_harmless(file, key, value)
+
+
+def _links(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.is_symlink() and not file.is_dir()]
+
+
+def further_files(folder: Path) -> list[Path]:
+    """Files that a loader reads in a folder beside those of usual names there, sorted: `core.weights` has these.
+
+    Raises `ModelError` where one is named that is outside of the folder or no safetensors.
+    """
+    found = set(folder.glob("additional_chat_templates/*.jinja"))
+    found |= {folder / name for name in _configurations(folder)}
+    found |= {folder / name for name in _weights(folder) if "/" in name}
+    if not (folder / "tokenizer.json").is_file():
+        found |= {file for pattern in VOCABULARIES for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
+
+
+def _configurations(folder: Path) -> list[str]:
+    """Names of configurations and tokenizers for certain versions of transformers."""
+    found = []
+    for source, key in (("config.json", "configuration_files"), ("tokenizer_config.json", "fast_tokenizer_files")):
+        names = _settings(folder / source).get(key)
+        found += [_inner(folder / source, name) for name in (names if isinstance(names, list) else [])]
+    return [name for name in found if name not in ("config.json", "tokenizer.json")]
+
+
+def _weights(folder: Path) -> set[str]:
+    """Names of the files of weights, and of their index, that configurations and indexes name."""
+    found = set()
+    indexes = set(folder.glob(f"*{INDEX}"))
+    for name in ("config.json", *_configurations(folder)):
+        if (given := _settings(folder / name).get("transformers_weights")) is not None:
+            found.add(_weight_name(folder / name, given, WEIGHTS, INDEX))
+            indexes |= {folder / given} if given.endswith(INDEX) else set()
+    return found.union(*(shards(index) for index in indexes))
+
+
+def shards(index: Path) -> set[str]:
+    """The names of the files that an index of weights names. Raises `ModelError` where one is no safetensors in it."""
+    named = _settings(index).get("weight_map", {})
+    if not isinstance(named, dict):
+        raise ModelError(f"{index} is damaged: its weight_map is {type(named).__name__}, no object; copy it again")
+    return {_weight_name(index, name, WEIGHTS) for name in named.values()}
+
+
+def _weight_name(source: Path, name: object, *endings: str) -> str:
+    inner = _inner(source, name)
+    if not inner.endswith(endings):
+        raise ModelError(
+            f"{source} names {_shown(name)} as weights, which may be a pickle that can run code; expected *.safetensors"
+        )
+    return inner
+
+
+def _inner(source: Path, name: object) -> str:
+    """A file's name as another file gives it, if it can only be in that file's folder. Raises `ModelError`."""
+    if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in re.split(r"[/\\]", name):
+        raise ModelError(f"{source} names {_shown(name)}; expected the name of a file in {source.parent}")
+    return name
+
+
+def _require_harmless(source: Path, key: str, value: object) -> None:
+    """Raise `ModelError` for a value that has a loader read another file, fetch a kernel, or build without end."""
+    if isinstance(value, str) and "_implementation" in key and "/" in value:
+        raise ModelError(f"{source} asks for code from the Hub ({_shown(value)}), which distill does not run")
+    if isinstance(value, str) and _names_file_outside(source.parent, key, value):
+        raise ModelError(f"{source} names {_shown(value)}, which is not in its folder; take that setting out")
+    name = key.rpartition(".")[2]
+    least = int(key in ("num_hidden_layers", "text_config.num_hidden_layers"))
+    if type(value) is int and _LAYERS.fullmatch(name) and not least <= value <= MOST_LAYERS:
+        raise ModelError(f"{source} says {name}: {_shown(value)}; expected {least} to {MOST_LAYERS}")
+
+
+def _names_file_outside(folder: Path, key: str, value: str) -> bool:
+    """Whether a text is the path of a file elsewhere; what a model was made from (`_name_or_path`) is never opened."""
+    if key.endswith("name_or_path") or not ("/" in value or key.endswith("_file")):
+        return False
+    return any(os.path.isfile(path) and not _is_inside(folder, Path(path)) for path in (value, str(folder / value)))
+
+
+def _is_inside(folder: Path, file: Path) -> bool:
+    """Whether a file is in the folder, links followed; of a snapshot of the Hub's cache, its blobs are as well."""
+    base = Path(os.path.realpath(folder))
+    homes = [base]
+    for parent in base.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            homes += [parent.parent / "blobs", parent.parent.parent / "blobs"]  # the latter: shared by repositories
+    target = Path(os.path.realpath(file))
+    return any(target.is_relative_to(home) for home in homes)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
+
+
+def _values(value: Any) -> Iterator[tuple[str, object]]:
+    """Every text and number in a JSON value, with the keys that lead to it."""
+    waiting = [("", value)]
+    while waiting:
+        key, one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += [(f"{key}.{name}" if key else name, inner) for name, inner in one.items()]
+        elif isinstance(one, list):
+            waiting += [(key, inner) for inner in one]
+        else:
+            yield key, one
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -1,0 +1,147 @@
+"""TODO distill.core.weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from distill.core.embedded import EMBEDDED
+from distill.core.files import cache_dir, file_sha256, locked, read_json, write_json
+from distill.core.model_files import further_files, require_sound
+from distill.errors import ModelError
+
+_RACY_NANOSECONDS = 2_000_000_000
+"""A file younger than this may change again without its time stamp showing it, so its hash is not kept."""
+
+
+WEIGHT_FILES = ("*.safetensors",)
+"""The only weight files that are read; pickles can run code."""
+
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
+"""Every other file of a model folder that changes what the model answers."""
+
+
+# Fingerprints
+
+
+def fingerprint(model: str) -> str:
+    """What identifies a model's weights, configuration and tokenizer, in hex; `hub:<id>` for one that is on the Hub.
+
+    `model` is an embedded name, a folder, a .gguf file or a Hub id. Hashes are over contents, never over paths or
+    times, and are kept in the cache by path, size, inode and times. Raises `ModelError` for a path that does not exist.
+    """
+    if model in EMBEDDED:
+        return EMBEDDED[model].sha256
+    path = Path(model).expanduser()
+    if model and path.is_dir():
+        files = _folder_files(path)
+        return _remembered(path, files, lambda: _hash_files(files, path))
+    if path.is_file() and path.suffix == ".gguf":
+        return _remembered(path, [path], lambda: file_sha256(path))
+    if looks_like_path(model):
+        raise ModelError(
+            f"no model at {model}: give a folder with safetensors, a .gguf file, a Hub id, or {' or '.join(EMBEDDED)}"
+        )
+    return f"hub:{model}"
+
+
+def looks_like_path(model: str) -> bool:
+    """Whether a model's name can only be meant as a path, not as a Hub id (`name` or `owner/name`)."""
+    return model.endswith(".gguf") or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", model)
+
+
+def student_fingerprint(student_folder: Path) -> str:
+    """SHA-256 in hex over what a trained student is: base, kept layers, template, adapter and tokenizer.
+
+    The path that the base is read from is left out. Raises `ModelError` when base.json or the adapter is missing.
+    """
+    base = read_base(student_folder)
+    files = _folder_files(student_folder)
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
+    told = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files, student_folder)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _adapter_settings(student_folder: Path) -> dict[str, Any]:
+    """What adapter_config.json says, without the base's path; PEFT writes its sets in any order."""
+    found = read_json(student_folder / "adapter_config.json")
+    settings = _without(found if isinstance(found, dict) else {}, "base_model_name_or_path")
+    return {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def _without(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != key}
+
+
+def read_base(student_folder: Path) -> dict[str, Any]:
+    """The content of a student's base.json: model, fingerprint, layers, template, quantised. Raises `ModelError`."""
+    value = read_json(student_folder / "base.json")
+    wanted = {"model", "fingerprint", "layers", "template", "quantised"}
+    if not isinstance(value, dict) or not wanted <= set(value):
+        raise ModelError(f"{student_folder}/base.json is missing or incomplete; train the student first")
+    return value
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    """Every file that decides what a model answers, those first that fingerprints have always covered."""
+    require_sound(folder)
+    patterns = (*WEIGHT_FILES, *CONFIG_FILES)
+    usual = sorted(f for f in folder.iterdir() if f.is_file() and any(fnmatch(f.name, p) for p in patterns))
+    return usual + [file for file in further_files(folder) if file not in usual]
+
+
+def _hash_files(files: list[Path], folder: Path) -> str:
+    told = "".join(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str:
+    """The files' hash, from the cache where none of them has changed or been replaced since."""
+    if not any(file.suffix in {".safetensors", ".gguf"} for file in files):
+        raise ModelError(f"{path} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
+    store = cache_dir() / "fingerprints.json"
+    key = str(path.resolve())
+    signature = [[file.name, *_state(file)] for file in files]
+    known = read_json(store)
+    entry = known.get(key) if isinstance(known, dict) else None
+    if isinstance(entry, dict) and entry.get("signature") == signature:
+        return str(entry["sha256"])
+    sha256 = hashed()
+    if time.time_ns() - max(time_ns for file in files for time_ns in _state(file)[-2:]) > _RACY_NANOSECONDS:
+        with suppress(OSError, ModelError):
+            _remember(store, key, {"signature": signature, "sha256": sha256})
+    return sha256
+
+
+def _state(file: Path) -> tuple[int, int, int, int]:
+    """Size, inode, and the times of the last change to the content and to the inode; nobody can set the latter."""
+    found = file.stat()
+    return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _remember(store: Path, key: str, entry: dict[str, Any]) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    with locked(store.with_suffix(".lock")):
+        known = read_json(store)
+        write_json(store, {**(known if isinstance(known, dict) else {}), key: entry})

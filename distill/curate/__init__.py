@@ -1,0 +1,1 @@
+"""Sessions to kept rows: the stage `curate`."""

@@ -1,0 +1,97 @@
+"""Rules that keep, drop or label a session and say why; and what of a session they look at."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from distill import recipe
+from distill.types import Session
+
+FILTERS = {
+    "contamination": "distill.curate.filters.contamination:Contamination",
+    "empty": "distill.curate.filters.empty:Empty",
+    "exact_duplicate": "distill.curate.filters.exact_duplicate:ExactDuplicate",
+    "format": "distill.curate.filters.format:Format",
+    "ifd": "distill.curate.filters.ifd:Ifd",
+    "judge": "distill.curate.filters.judge:Judge",
+    "keyword": "distill.curate.filters.keywords:Keyword",
+    "language": "distill.curate.filters.language:Language",
+    "length": "distill.curate.filters.length:Length",
+    "minhash": "distill.curate.filters.minhash:MinHash",
+    "near_duplicate": "distill.curate.filters.near_duplicate:NearDuplicate",
+    "perplexity": "distill.curate.filters.perplexity:Perplexity",
+    "pii": "distill.curate.filters.pii:PersonalData",
+    "quota": "distill.curate.filters.quota:Quota",
+    "refusal": "distill.curate.filters.refusal:Refusal",
+    "repetition": "distill.curate.filters.repetition:Repetition",
+    "selection": "distill.curate.filters.selection:Selection",
+    "semantic_duplicate": "distill.curate.filters.semantic_duplicate:SemanticDuplicate",
+    "truncated": "distill.curate.filters.truncated:Truncated",
+}
+
+
+class AskingOptions(recipe.Options):
+    """What every filter that asks a model can be told."""
+
+    every_row: bool = False
+    """Ask about rows too that another rule has dropped; else nothing is paid for them."""
+
+
+Compared = Literal["prompt", "answer", "both"]
+"""What duplicates are compared by: the first user message, the answer, or the two as one text.
+
+By `answer`, every `Yes` is a duplicate of the first: `both` is for tasks whose answers are labels.
+"""
+
+
+def prompt_of(session: Session) -> str:
+    """The first user message; empty where there is none."""
+    return next((message.content for message in session.messages if message.role == "user"), "")
+
+
+def answers_of(session: Session) -> list[str]:
+    """Everything that the teacher said, a text a turn."""
+    return [message.content for message in session.messages if message.role == "assistant"]
+
+
+def texts_of(session: Session, on: Compared) -> list[str]:
+    """Every user turn (`prompt`), every answer, or both, in order; system messages are ours and left out."""
+    roles = {"prompt": ("user",), "answer": ("assistant",), "both": ("user", "assistant")}[on]
+    return [message.content for message in session.messages if message.role in roles]
+
+
+def compared_text(session: Session, on: Compared) -> str:
+    """The text of a session by which it is compared with others."""
+    answer = "\n".join(answers_of(session))
+    if on == "both":
+        return f"{prompt_of(session)}\n{answer}"
+    return prompt_of(session) if on == "prompt" else answer
+
+
+def prose_of(text: str) -> tuple[str, str | None]:
+    """The text without code, and the line of a code fence that nothing closes.
+
+    Fences as in CommonMark 0.31, section 4.5, at any indentation, because lists indent them; and `code` within a line.
+    """
+    if "`" not in text and "~~~" not in text:
+        return text, None
+    kept: list[str] = []
+    opened: str | None = None
+    for line in text.splitlines():
+        fence = _FENCE.match(line)
+        if opened is None and fence:
+            opened = line.strip()
+        elif opened is None:
+            kept.append(_CODE.sub(" ", line))
+        elif fence and not fence["info"].strip() and fence["marks"].startswith(_marks(opened)):
+            opened = None
+    return "\n".join(kept), opened
+
+
+_FENCE = re.compile(r"\s*(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)$")
+_CODE = re.compile(r"`[^`]{1,500}`")
+
+
+def _marks(line: str) -> str:
+    return line[: len(line) - len(line.lstrip(line[0]))]

@@ -1,0 +1,156 @@
+"""Drops sessions that share a run of words with a benchmark, so that its scores stay worth something."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import Field
+
+from distill import recipe
+from distill.curate.filters import Compared, texts_of
+from distill.errors import RecipeError
+from distill.text.rouge_index import comparable
+from distill.types import Session, Verdict
+
+LEAST = 8
+"""Fewest words of a run (GPT-3 takes runs of 8 to 13, by the length of a benchmark's rows)."""
+
+Hit: TypeAlias = tuple[str, str]
+"""The shared words, and the benchmark row as `file:line`."""
+
+
+class Contamination:
+    """Runs of 13 words, as GPT-3 was cleaned (Brown et al. 2020, arXiv 2005.14165, appendix C); datatrove takes 12.
+
+    A benchmark row of 8 to 12 words is one run; a shorter one must be the whole of a turn. Words are compared without
+    case and punctuation, in any script. Runs that stand in more than `common` rows are the benchmark's own form of
+    asking, and ignored, as GPT-3 ignores runs found more than ten times. It sees copies, not paraphrases: with a word
+    changed in every ten MT-Bench's questions pass, with one in every fourteen they do not. Code of a usual form may be
+    that of a reference answer; `keys: [turns]` leaves MT-Bench's out.
+    """
+
+    class Options(recipe.Options):
+        """Options of `filter: contamination`."""
+
+        path_fields: ClassVar[tuple[str, ...]] = ("files",)
+        files: Annotated[list[str], Field(min_length=1)]
+        """Benchmarks: JSONL (every text in a row, however deep), a JSON list, or text with an item a line."""
+        keys: tuple[str, ...] = ()
+        """Of a JSONL row, take only what lies under these keys; all when empty."""
+        words: Annotated[int, Field(ge=LEAST, le=50)] = 13
+        """Length of a run (GPT-3: 13)."""
+        common: Annotated[int, Field(ge=1)] = 10
+        """Runs in more rows than this are ignored (GPT-3: 10)."""
+        on: Compared = "both"
+        """`prompt` (the user's turns), `answer`, or `both`."""
+        drop: bool = True
+        """Drop them; else they are labelled."""
+
+    scope: Literal["row"] = "row"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._runs: dict[int, str] | None = None
+        self._starts: set[int] = set()
+        self._lengths: list[int] = []
+        self._whole: dict[tuple[str, ...], str] = {}
+
+    def __reduce__(self) -> tuple[type[Contamination], tuple[Contamination.Options]]:
+        """Another process gets the options alone: hashes of texts differ between processes."""
+        return type(self), (self.options,)
+
+    def measure(self, session: Session) -> Hit | None:
+        """The first run that is shared, with the row that it is from; reads the files when first asked."""
+        if self._runs is None:
+            self._runs = self._read()
+        for text in texts_of(session, self.options.on):
+            if (hit := self._hit(comparable(text), self._runs)) is not None:
+                return hit
+        return None
+
+    def decide(self, value: Sequence[str] | None) -> Verdict:
+        """Drop or label a session with a shared run; the neighbour is the benchmark's row."""
+        if value is None:
+            return Verdict(rule="contamination", keep=True, reason="ok", threshold=self.options.words)
+        return Verdict(
+            rule="contamination",
+            keep=not self.options.drop,
+            reason="contaminated",
+            value=value[0],
+            threshold=self.options.words,
+            neighbour=value[1],
+        )
+
+    def _hit(self, tokens: Sequence[str], runs: dict[int, str]) -> Hit | None:
+        if len(tokens) < LEAST:
+            whole = self._whole.get(tuple(tokens))
+            return None if whole is None else (" ".join(tokens), whole)
+        starts = [hash(start) for start in _runs(tokens, LEAST)]
+        if self._starts.isdisjoint(starts):
+            return None
+        for place, start in enumerate(starts):
+            if start in self._starts:
+                for length in self._lengths:
+                    run = tuple(tokens[place : place + length])
+                    if len(run) == length and (row := runs.get(hash(run))) is not None:
+                        return " ".join(run), row
+        return None
+
+    def _read(self) -> dict[int, str]:
+        """Runs by their hash (64 bits: at a million runs and a billion look-ups, one false hit in 20,000 times)."""
+        rows: dict[int, str] = {}
+        count: Counter[int] = Counter()
+        lengths = set()
+        for row, tokens in self._items():
+            if 2 <= len(tokens) < LEAST:
+                self._whole.setdefault(tuple(tokens), row)
+            elif len(tokens) >= LEAST:
+                lengths.add(length := min(len(tokens), self.options.words))
+                hashes = {hash(run) for run in _runs(tokens, length)}
+                self._starts.update(map(hash, _runs(tokens, LEAST)))
+                count.update(hashes)
+                for each in hashes:
+                    rows.setdefault(each, row)
+        self._lengths = sorted(lengths, reverse=True)
+        return {each: row for each, row in rows.items() if count[each] <= self.options.common}
+
+    def _items(self) -> Iterator[tuple[str, list[str]]]:
+        for name in self.options.files:
+            for number, texts in enumerate(_rows(Path(name), self.options.keys), start=1):
+                for text in texts:
+                    yield f"{Path(name).name}:{number}", comparable(text)
+
+
+def _runs(tokens: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(islice(tokens, start, None) for start in range(length)), strict=False)
+
+
+def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:
+    """The texts of each row. Raises `RecipeError` for what is no UTF-8 or no JSON."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            found = json.loads(text)
+            yield from (_texts(row, keys) for row in (found if isinstance(found, list) else [found]))
+        elif path.suffix == ".jsonl":
+            yield from (_texts(json.loads(line), keys) if line.strip() else [] for line in text.split("\n"))
+        else:
+            yield from ([line] for line in text.split("\n"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(f"curate.contamination.files: {path}: {error}; give JSONL, JSON or plain text") from error
+
+
+def _texts(value: Any, keys: Sequence[str]) -> list[str]:
+    """All texts in a row, or those under the keys."""
+    if isinstance(value, str):
+        return [] if keys else [value]
+    if isinstance(value, list):
+        return [text for each in value for text in _texts(each, keys)]
+    if isinstance(value, dict):
+        return [text for key, each in value.items() for text in _texts(each, [] if key in keys else keys)]
+    return []

@@ -1,0 +1,101 @@
+"""Finds sessions that are no clean conversation: wrong turns, markers of another format, unfilled templates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from distill import recipe
+from distill.curate.filters import prose_of
+from distill.types import Message, Session, Verdict
+
+Problem = Literal["roles", "end", "marker", "leftover", "speaker", "fence"]
+
+_MARKER = re.compile(
+    r"^\#{2,4}\ ?(?:instruction|response|human|assistant|user)\ ?:"  # Alpaca
+    r"|\#{3}\ ?(?:human|assistant)\ ?:"  # early Vicuna
+    r"|<\|[a-z_]{2,24}\|>|<｜[^｜\n]{2,24}｜>"  # ChatML, Llama 3, Phi; DeepSeek
+    r"|\[/?INST\]|<</?SYS>>"  # Llama 2
+    r"|<(?:start|end)_of_turn>"  # Gemma
+    r"|\[\|?(?:Human|AI)\|?\]"  # Baize
+    r"|\A<s>|</s>\s*\Z|<(?:bos|eos|pad|unk)>|<0x[0-9A-F]{2}>|<extra_id_\d{1,3}>",  # SentencePiece, T5
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+_LEFTOVER = re.compile(
+    r"(?<![\\\w}$])\{\{\ ?[a-z_][a-z_.]{0,40}\ ?\}\}(?!\})|\{%-?\ [^%\n]{1,80}%\}"  # Jinja, Handlebars
+    r"|(?<![\\\w$])\{(?:instruction|input|output|response|prompt|question|answer|context|topic|text)\}",
+    re.IGNORECASE | re.VERBOSE,
+)
+_EMPTY = re.compile(r"<no(?:in|out)put>", re.IGNORECASE)  # Alpaca's mark of an empty field
+_SPEAKER = re.compile(r"^(?:human|user|assistant|ai|chatgpt|gpt-?4?|bot) ?: ", re.IGNORECASE | re.MULTILINE)
+
+
+class Format:
+    """Turns that alternate from user to assistant, and texts that end where their turn ends.
+
+    Marks inside code are left alone, because an answer may explain them. Lists of marks are ours, after the formats
+    that they come from. `roles`: turns do not alternate, or the first is not the user's; `end`: the last turn is not
+    the assistant's; `marker`: a mark of a training format, such as `### Instruction:` or `<|im_start|>`; `leftover`: a
+    template's empty field, such as `{instruction}` or `<noinput>`; `speaker`: an answer with a line `Human: …`;
+    `fence`: an answer with a code fence that nothing closes.
+    """
+
+    class Options(recipe.Options):
+        """Options of `filter: format`."""
+
+        drop: tuple[Problem, ...] = ("roles", "end", "marker")
+        """What is dropped; the rest is labelled, because dialogues and templates may be what was asked for."""
+
+    scope: Literal["row"] = "row"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def measure(self, session: Session) -> dict[str, str]:
+        """Each problem found, with a piece of text that shows it."""
+        found = {"roles": _wrong_order(session.messages), "end": _wrong_end(session.messages)}
+        for message in session.messages:
+            for problem, shown in _in_text(message).items():
+                found[problem] = found.get(problem) or shown
+        return {problem: shown for problem, shown in found.items() if shown}
+
+    def decide(self, value: Mapping[str, str]) -> Verdict:
+        """A verdict names the first problem that is dropped, else the first at all."""
+        against: str | None = next((problem for problem in value if problem in self.options.drop), None)
+        named: str = against or next(iter(value), "ok")
+        return Verdict(rule="format", keep=against is None, reason=named, value=value.get(named))
+
+
+def _wrong_order(messages: Sequence[Message]) -> str:
+    roles = [message.role for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    expected = [("user", "assistant")[place % 2] for place in range(len(turns))]
+    return "" if turns and turns == expected else " ".join(roles[:12]) or "no messages"
+
+
+def _wrong_end(messages: Sequence[Message]) -> str:
+    return "" if messages and messages[-1].role == "assistant" else "the last turn is not the assistant's"
+
+
+def _in_text(message: Message) -> dict[str, str]:
+    prose, opened = prose_of(message.content)
+    found = {
+        "marker": _first(_MARKER, prose) if any(mark in prose for mark in "#<[") else "",
+        "leftover": (_first(_LEFTOVER, prose) if "{" in prose else "") or _first(_EMPTY, message.content),
+    }
+    if message.role == "assistant":
+        found["marker"] = found["marker"] or _half_a_thought(prose)
+        found |= {"speaker": _first(_SPEAKER, prose), "fence": opened or ""}
+    return found
+
+
+def _half_a_thought(text: str) -> str:
+    """The tag of a teacher's thoughts whose other half is missing."""
+    opened, closed = text.count("<think>"), text.count("</think>")
+    return "" if opened == closed else "<think>" if opened > closed else "</think>"
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found.group().strip()[:80] if found else ""

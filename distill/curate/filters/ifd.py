@@ -1,0 +1,58 @@
+"""Drops answers that their instruction does not help to foresee: the instruction-following difficulty."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distill.curate.filters import AskingOptions
+from distill.curate.filters.likelihoods import ROLE, alone, prompted, require_order, spoken, total_of, within
+from distill.types import Completion, Failure, Flow, Session, Verdict
+
+
+class Ifd:
+    """Instruction-following difficulty: loss of the answer after its instruction / loss of the answer alone.
+
+    Li et al., 2023 ("From Quantity to Quality", arXiv 2308.12032, section 2.2). Near 0 the instruction gives the
+    answer away; at 1 it is of no help; above 1 it misleads, and the paper leaves such rows out, as is done here by
+    default. Both losses are means over the same tokens, so their quotient is that of the log-likelihoods. "Alone" is
+    after an empty instruction in the student's template. Of several turns the log-likelihoods are summed. A session
+    without an answer and one beyond the model's context are kept and labelled.
+    """
+
+    class Options(AskingOptions):
+        """Options of `filter: ifd`."""
+
+        min: Annotated[float, Field(ge=0)] | None = None
+        """Least difficulty: below it there is little to learn from the row."""
+        max: Annotated[float, Field(ge=0)] | None = 1.0
+        """Greatest difficulty; `null` keeps what the instruction misleads about."""
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Ifd.Options:
+            require_order(self.min, self.max)
+            return self
+
+    scope: Literal["row"] = "row"
+    role = ROLE
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.every_row = options.every_row
+
+    def measure(self, session: Session) -> Flow[float | str | None]:
+        """The quotient; or a word on why there is none; `None` where the model failed."""
+        turns = spoken(session)
+        if not turns:
+            return "no_answer"
+        asked = tuple(make(session, turn) for make in (prompted, alone) for turn in turns)
+        answers: tuple[Completion | Failure, ...] = yield asked
+        after, by_itself = total_of(answers[: len(turns)]), total_of(answers[len(turns) :])
+        if not isinstance(after, float) or not isinstance(by_itself, float):
+            return after if not isinstance(after, float) else by_itself
+        return after / by_itself if by_itself < 0 else "no_answer"
+
+    def decide(self, value: float | str) -> Verdict:
+        """Keep what is within both bounds."""
+        return within("ifd", value, self.options.min, self.options.max, above="misled")

@@ -1,0 +1,143 @@
+"""Has a model grade each session by a rubric, and drops those below a grade."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from hashlib import sha256
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distill.core.assets import fill, load
+from distill.curate.filters import AskingOptions, answers_of
+from distill.text.judge_replies import Grade, Scale, graded
+from distill.text.tokens import harmless
+from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
+
+DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
+"""Where the recipe's judge has none of its own: the likeliest grade, and room for reasons."""
+
+
+class Judge:
+    """A judge's grade of the assistant's part of a session, from 0 (useless) to `highest`, or one of `choices`.
+
+    Alpagasus (Chen et al., 2023, section 2) keeps what its judge grades 4.5 of 5 or better, 9k of Alpaca's 52k:
+    `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` it only measures; grade and reason are in each
+    row's verdict. A reply without a grade, or with one that only repeats the session's own words, is a class of its
+    own, `unparsed`, and keeps the row unless asked otherwise. SmolLM2-135M-Instruct grades nothing: of 48 replies none
+    held a grade, by number or by choice.
+    """
+
+    class Options(AskingOptions):
+        """Options of `filter: judge`."""
+
+        criteria: tuple[str, ...] = ()
+        """What to grade by, a line each; our own five in prompts/judges/quality.txt when left out."""
+        highest: Annotated[int, Field(ge=1, le=1000)] = 10
+        """The best grade; the worst is 0."""
+        min_score: float | None = None
+        """Lowest grade that is kept."""
+        choices: tuple[Annotated[str, Field(pattern=r"^\w[\w -]{0,39}$")], ...] = ()
+        """Named grades in place of a number, such as `[bad, good]`."""
+        accept: tuple[str, ...] = ()
+        """Those of the choices that are kept."""
+        drop_unparsed: bool = False
+        """Drop what the judge gave no readable grade."""
+        max_tokens: Annotated[int, Field(ge=16)] | None = None
+        """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
+
+        @model_validator(mode="after")
+        def _consistent(self) -> Judge.Options:
+            if self.min_score is not None and self.choices:
+                raise ValueError("min_score and choices exclude each other; with choices, list in accept what is kept")
+            if self.min_score is not None and not 0 <= self.min_score <= self.highest:
+                raise ValueError(f"min_score {self.min_score:g} is outside of 0 to {self.highest}")
+            if len({choice.casefold() for choice in self.choices}) < len(self.choices) or len(self.choices) == 1:
+                raise ValueError("choices: give two or more, each another")
+            if odd := sorted(set(self.accept) - set(self.choices)):
+                raise ValueError(f"accept names {', '.join(odd)}, which is none of the choices")
+            if self.choices and not self.accept:
+                raise ValueError("choices without accept would drop every row; list in accept what is kept")
+            return self
+
+    scope: Literal["row"] = "row"
+    role = "judge"
+
+    def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
+        self.options = options
+        self.every_row = options.every_row
+        given = sampling or DEFAULT_SAMPLING
+        self._scale = Scale(options.highest, options.choices)
+        self._sampling = replace(
+            given,
+            temperature=DEFAULT_SAMPLING.temperature if given.temperature is None else given.temperature,
+            max_tokens=options.max_tokens or given.max_tokens or DEFAULT_SAMPLING.max_tokens,
+        )
+
+    @classmethod
+    def most_tokens(cls, options: Options) -> int:
+        """Tokens of one reply at most, for a forecast."""
+        return options.max_tokens or DEFAULT_SAMPLING.max_tokens or 0
+
+    def measure(self, session: Session) -> Flow[Grade | None]:
+        """The grade; `None` where the judge could not be asked."""
+        if not any(answer.strip() for answer in answers_of(session)):
+            return Grade(problem="no_answer")
+        answer: Completion | Failure = yield Request(
+            role=self.role, messages=(Message("user", question(session, self.options)),), sampling=self._sampling
+        )
+        if isinstance(answer, Failure):
+            return None
+        texts = [message.content for message in session.messages]
+        found = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
+        return replace(found, problem="cut") if found.problem and answer.finish == "length" else found
+
+    def decide(self, value: Grade) -> Verdict:
+        """By `min_score` or `accept`; a verdict's note holds the judge's reasons."""
+        chosen, said = self.options, value.choice if value.choice is not None else value.score
+        if value.problem == "no_answer":
+            return Verdict(rule="judge", keep=True, reason="no_answer")
+        if value.problem:
+            note = value.reason or None
+            return Verdict(
+                rule="judge", keep=not chosen.drop_unparsed, reason="unparsed", value=value.problem, note=note
+            )
+        if value.choice is not None:
+            keep, limit = value.choice in chosen.accept, ", ".join(chosen.accept)
+            return Verdict(
+                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=said, threshold=limit,
+                note=value.reason or None,
+            )  # fmt: skip
+        keep = chosen.min_score is None or (value.score or 0.0) >= chosen.min_score
+        reason = "ok" if keep else "low_score"
+        return Verdict(
+            rule="judge", keep=keep, reason=reason, value=said, threshold=chosen.min_score, note=value.reason or None
+        )
+
+
+# --- asking
+
+
+def question(session: Session, options: Judge.Options) -> str:
+    """The whole message to the judge; the session's texts stand in it as data."""
+    tag = tag_of(session)
+    criteria = "\n".join(f"- {line}" for line in options.criteria or load("judges/quality.txt").splitlines())
+    conversation = "\n".join(
+        f"<{message.role}-{tag}>\n{harmless(message.content)}\n</{message.role}-{tag}>" for message in session.messages
+    )
+    return fill(load("judges/grade.txt"), tag=tag, criteria=criteria, form=_form(options), conversation=conversation)
+
+
+def _form(options: Judge.Options) -> str:
+    if options.choices:
+        return f"Verdict: X (where X is one of: {', '.join(options.choices)})"
+    return f"Score: N (where N is a number from 0, useless, to {options.highest}, nothing to improve)"
+
+
+def tag_of(session: Session) -> str:
+    """A mark that the session's own texts do not hold: eight hexadecimal digits of their SHA-256."""
+    text = "\n".join(message.content for message in session.messages)
+    tag = ""
+    while not tag or tag in text:
+        tag = sha256(f"{tag}{text}".encode("utf-8", "replace")).hexdigest()[:8]
+    return tag

@@ -1,0 +1,120 @@
+"""Drops, or labels, sessions that hold a word of a list, or match a pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from re import _parser  # type: ignore[attr-defined]  # the only reader of a pattern's structure
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distill import recipe
+from distill.curate.filters import Compared, texts_of
+from distill.types import Session, Verdict
+
+MAX_BACKTRACKS = 10_000
+"""Ways in which the bounded repeats of a pattern may match at one place, at most."""
+
+Short = Annotated[str, Field(min_length=1, max_length=200)]
+
+_REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
+
+
+class Keyword:
+    """Plain words of any language, or regular expressions of the recipe's author.
+
+    Self-Instruct and Alpaca drop tasks by such a list (image, graph, file, plot …: what a text model cannot do). No
+    pattern may take longer than the square of a text's length: those that could are refused when the recipe is read.
+    """
+
+    class Options(recipe.Options):
+        """Options of `filter: keyword`."""
+
+        words: Annotated[tuple[Short, ...], Field(max_length=10_000)] = ()
+        """Words or phrases, found as whole words; white space in them matches any white space."""
+        patterns: Annotated[tuple[Short, ...], Field(max_length=100)] = ()
+        """Regular expressions, found anywhere."""
+        on: Compared = "both"
+        """`prompt` (every user turn), `answer`, or `both`."""
+        ignore_case: bool = True
+        """Whether case does not count."""
+        drop: bool = True
+        """Drop them; else they are labelled."""
+
+        @model_validator(mode="after")
+        def _some_and_safe(self) -> Keyword.Options:
+            if not self.words and not self.patterns:
+                raise ValueError("keyword: give `words` or `patterns`")
+            for pattern in self.patterns:
+                if fault := slow_or_wrong(pattern):
+                    raise ValueError(f"patterns: {pattern!r}: {fault}")
+            return self
+
+    scope: Literal["row"] = "row"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        case = re.IGNORECASE if options.ignore_case else 0
+        self._patterns = [re.compile(pattern, case) for pattern in (*_joined(options.words), *options.patterns)]
+
+    def measure(self, session: Session) -> str | None:
+        """What was found first, as it stands in the text; `None` where nothing is."""
+        for text in texts_of(session, self.options.on):
+            for pattern in self._patterns:
+                if found := pattern.search(text):
+                    return found.group()[:200]
+        return None
+
+    def decide(self, value: str | None) -> Verdict:
+        """Drop or label a session with a hit."""
+        keep = value is None or not self.options.drop
+        return Verdict(rule="keyword", keep=keep, reason="ok" if value is None else "keyword", value=value)
+
+
+def _joined(words: Sequence[str]) -> Iterable[str]:
+    """One pattern for all words, longest first; a boundary is where no letter or digit goes on."""
+    escaped = [r"\s+".join(map(re.escape, word.split())) for word in sorted(set(words), key=lambda w: (-len(w), w))]
+    escaped = [word for word in escaped if word]
+    return [rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)"] if escaped else []
+
+
+def slow_or_wrong(pattern: str) -> str | None:
+    """Why a pattern is refused, or `None`.
+
+    Refused are back-references, repeats of what itself repeats or branches (exponential), a second unbounded repeat
+    (cubic) and bounded ones with more than `MAX_BACKTRACKS` ways together.
+    """
+    try:
+        parsed = _parser.parse(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"no regular expression ({error})"
+    unbounded, ways = 0, 1
+    for name, argument in _nodes(parsed):
+        if name.startswith("GROUPREF"):
+            return "refers back to a group, which may take for ever; write it out"
+        if name in _REPEATS:
+            least, most, body = argument
+            if most > 1 and any(inner in (*_REPEATS, "BRANCH") for inner, _ in _nodes(body)):
+                return "repeats what itself repeats or branches, which may take for ever; repeat single characters"
+            unbounded += most >= 1_000
+            ways *= 1 if most >= 1_000 else most - least + 1
+    if unbounded > 1 or ways > MAX_BACKTRACKS:
+        return "repeats too often, which may take for ever; use one + or *, and bounds such as {1,20} besides"
+    return None
+
+
+def _nodes(parsed: Any) -> Iterable[tuple[str, Any]]:
+    """Every node of a parsed pattern, from outside in."""
+    for name, argument in parsed:
+        yield str(name), argument
+        for inner in _parts(argument):
+            yield from _nodes(inner)
+
+
+def _parts(argument: Any) -> Iterable[Any]:
+    if isinstance(argument, _parser.SubPattern):
+        yield argument
+    elif isinstance(argument, (tuple, list)):
+        for each in argument:
+            yield from _parts(each)

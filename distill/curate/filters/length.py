@@ -1,0 +1,113 @@
+"""Drops answers that are shorter or longer than wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from distill import recipe
+from distill.core.embedded import EMBEDDED, fetch
+from distill.core.extras import install
+from distill.core.model_files import require_sound
+from distill.curate.filters import answers_of
+from distill.errors import MissingPackage, ModelError
+from distill.models import pretrained
+from distill.text.rouge_index import word_count
+from distill.types import Session, Verdict
+
+Bound = Annotated[int, Field(ge=0)] | None
+
+_UNITS = ("words", "chars", "tokens")
+
+
+class Length:
+    """Bounds on the length of an answer, inclusive; of several turns, on all of them together."""
+
+    class Options(recipe.Options):
+        """Options of `filter: length`; a bound left out does not apply."""
+
+        path_fields: ClassVar[tuple[str, ...]] = ("tokenizer",)
+        min_words: Bound = None
+        """Fewest words, as split at white space; of scripts without spaces (Chinese, Thai …) each character is one."""
+        max_words: Bound = None
+        """Most words."""
+        min_chars: Bound = None
+        """Fewest characters; for languages that write no spaces."""
+        max_chars: Bound = None
+        """Most characters."""
+        min_tokens: Bound = None
+        """Fewest tokens of `tokenizer`, without begin and end marks."""
+        max_tokens: Bound = None
+        """Most tokens."""
+        tokenizer: str | None = None
+        """What counts tokens: `smollm2`, or a local folder with a tokenizer.json."""
+
+        @model_validator(mode="after")
+        def _ordered(self) -> Length.Options:
+            for unit in _UNITS:
+                least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+                if least is not None and most is not None and least > most:
+                    raise ValueError(f"min_{unit} {least} is above max_{unit} {most}; no answer could be kept")
+            if self.tokenizer is None and not self.min_tokens == self.max_tokens is None:
+                raise ValueError("min_tokens and max_tokens need a `tokenizer`: smollm2, or a local folder")
+            return self
+
+    scope: Literal["row"] = "row"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self._count: Callable[[str], int] | None = None
+
+    def __reduce__(self) -> tuple[type[Length], tuple[Length.Options]]:
+        """Another process gets the options alone: what counts tokens is made where it counts."""
+        return type(self), (self.options,)
+
+    def measure(self, session: Session) -> dict[str, int]:
+        """Words, characters and, where there is a tokenizer, tokens of the answer. Raises `ModelError`."""
+        answer = "\n".join(answers_of(session))
+        found = {"words": word_count(answer), "chars": len(answer)}
+        if self.options.tokenizer is not None:
+            self._count = self._count or _counter(self.options.tokenizer)
+            found["tokens"] = self._count(answer)
+        return found
+
+    def decide(self, value: dict[str, int]) -> Verdict:
+        """Keep an answer within every bound; a verdict names the first that it is outside of, or its words."""
+        for unit in (unit for unit in _UNITS if unit in value):
+            least, most = getattr(self.options, f"min_{unit}"), getattr(self.options, f"max_{unit}")
+            if least is not None and value[unit] < least:
+                return _outside(f"too_few_{unit}", value[unit], least)
+            if most is not None and value[unit] > most:
+                return _outside(f"too_many_{unit}", value[unit], most)
+        return Verdict(rule="length", keep=True, reason="ok", value=value["words"])
+
+
+def _outside(reason: str, count: int, bound: int) -> Verdict:
+    return Verdict(rule="length", keep=False, reason=reason, value=count, threshold=bound)
+
+
+def _counter(name: str) -> Callable[[str], int]:
+    """Counts the tokens of a text. Raises `MissingPackage`, or `ModelError` where there is no tokenizer."""
+    try:
+        if name in EMBEDDED:
+            file = fetch(name)
+            embedded = pretrained.load_tokenizer(file.parent, gguf_file=file.name)
+            return lambda text: len(embedded.encode(text, add_special_tokens=False))
+        from tokenizers import Tokenizer
+
+        require_sound(Path(name))
+        tokenizer = Tokenizer.from_file(str(Path(name) / "tokenizer.json"))
+    except ImportError as error:
+        raise MissingPackage(
+            f"length counts tokens with {error.name}, which is not installed; type: {install('train')}"
+        ) from error
+    except Exception as error:  # tokenizers raises nothing narrower
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"length.tokenizer: {name}: {reason}; give a folder with a tokenizer.json, or smollm2"
+        ) from error
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,0 +1,54 @@
+"""Drops sessions whose text is much like one before, by ROUGE-L."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill import recipe
+from distill.curate.filters import Compared, compared_text
+from distill.text.rouge_index import NoveltyIndex, comparable
+from distill.types import Session, Verdict
+
+
+class NearDuplicate:
+    """Keeps the first of similar sessions: greedy in task order, each compared with those kept before it.
+
+    Questions in one long frame ("… Try to explain your answer. Your explanation should …") are similar by it, whatever
+    they ask: `minhash` tells those apart, and in turn misses short texts with one word changed.
+    """
+
+    class Options(recipe.Options):
+        """Options of `filter: near_duplicate`."""
+
+        rouge_l: Annotated[float, Field(ge=0, le=1)] = 0.7
+        """Greatest ROUGE-L F-measure with any session kept before (Self-Instruct, section 2.2)."""
+        on: Compared = "prompt"
+        """`prompt` (the first user message), `answer`, or `both` as one text."""
+
+    scope: Literal["set"] = "set"
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
+        """A dropped session's neighbour is the most similar one that stays."""
+        index = NoveltyIndex(self.options.rouge_l)
+        return [self._decide(session, index) for session in sessions]
+
+    def _decide(self, session: Session, index: NoveltyIndex) -> Verdict:
+        tokens = comparable(compared_text(session, self.options.on))
+        near = index.near(tokens)
+        if near is None:
+            index.add(session.id, tokens)
+            return Verdict(rule="near_duplicate", keep=True, reason="ok", threshold=self.options.rouge_l)
+        return Verdict(
+            rule="near_duplicate",
+            keep=False,
+            reason="near_duplicate",
+            value=near.rouge_l,
+            threshold=self.options.rouge_l,
+            neighbour=near.id,
+        )

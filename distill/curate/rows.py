@@ -1,0 +1,215 @@
+"""What the rules on a row say of every session: found in this process, or by several where there is much to read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from distill.core import console, processes
+from distill.types import AskingFilter, Message, RowFilter, Session, Verdict
+
+Rules: TypeAlias = Sequence[tuple[str, RowFilter]]
+
+MANY_CHARACTERS = 10_000_000
+"""From here on other processes are worth their start: two of them save 1.5 s of such a text's 3 to 10."""
+MOST_PROCESSES = 4
+"""With more, what one process does alone is nearly all that is left; each takes some 100 MB."""
+CHUNK_CHARACTERS, CHUNK_ROWS = 400_000, 500
+"""What a process is given at once, at most, but for a single longer row."""
+AHEAD = 3
+"""Chunks on their way for each process: what is copied at a time stays below 10 MB."""
+
+Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any]
+"""A session as plain values, which cross to another process in a fifth of the time."""
+Said: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
+"""Of a row: every verdict's fields behind `rule`; the rules that changed it; what they made of it."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One session on its way through the rules."""
+
+    session: Session
+    verdicts: list[Verdict] = field(default_factory=list)
+    mended: list[str] = field(default_factory=list)
+    """The rules that changed it."""
+    is_kept: bool = True
+    """Whether no rule has dropped it so far."""
+
+    @property
+    def labels(self) -> list[str]:
+        """Reasons of the verdicts that keep it and yet have something to say."""
+        return list(dict.fromkeys(one.reason for one in self.verdicts if one.keep and one.reason != "ok"))
+
+    def add(self, verdict: Verdict) -> None:
+        """Write down one verdict."""
+        self.verdicts.append(verdict)
+        self.is_kept = self.is_kept and verdict.keep
+
+    def take(self, name: str, rule: RowFilter | AskingFilter, value: Any) -> None:
+        """Write down what the rule decides of the value, and go on as the session that the rule makes of it."""
+        verdict = rule.decide(value)
+        self.add(verdict if verdict.rule == name else replace(verdict, rule=name))
+        mend = getattr(rule, "mend", None)
+        mended = self.session if mend is None else mend(self.session, value)
+        if mended is not self.session and mended != self.session:
+            self.session = mended
+            self.mended.append(name)
+
+
+def sift(rows: Sequence[Row], rules: Rules, *, processes: int | None = None) -> None:
+    """Have every rule, in its order, measure and judge every row, dropped or not; the rows are changed in place.
+
+    `processes` is how many share the work; when left out, one for little text, else one for each core up to
+    `MOST_PROCESSES`. What the rows say afterwards does not depend on it. A rule that cannot be handed to another
+    process (one that cannot be pickled) keeps all rules in this one. Raises what the rules raise.
+    """
+    if not rules or not rows:
+        return
+    processes = _useful(rows) if processes is None else processes
+    with console.progress("curate: rules on each row", len(rows)) as bar:
+        if processes > 1 and _may_leave(rules):
+            _elsewhere(rows, rules, processes, bar)
+        else:
+            _here(rows, rules, bar, done=0)
+
+
+def _useful(rows: Sequence[Row]) -> int:
+    characters = sum(len(message.content) for row in rows for message in row.session.messages)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_PROCESSES) if characters >= MANY_CHARACTERS else 1
+
+
+def _may_leave(rules: Rules) -> bool:
+    try:
+        pickle.dumps(rules)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return False
+    return True
+
+
+def _here(rows: Sequence[Row], rules: Rules, bar: console.Progress, *, done: int) -> None:
+    for chunk in _chunks(rows[done:]):
+        _judge(chunk, rules)
+        done += len(chunk)
+        bar.update(done)
+
+
+def _judge(rows: Sequence[Row], rules: Rules) -> None:
+    """Rule by rule, which keeps what a rule looks things up in within a core's cache."""
+    for name, rule in rules:
+        for row in rows:
+            row.take(name, rule, rule.measure(row.session))
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    start = characters = 0
+    for place, row in enumerate(rows):
+        if place - start == CHUNK_ROWS or (characters >= CHUNK_CHARACTERS and place > start):
+            yield rows[start:place]
+            start, characters = place, 0
+        characters += sum(len(message.content) for message in row.session.messages)
+    yield rows[start:]
+
+
+# --- with other processes
+
+
+def _elsewhere(rows: Sequence[Row], rules: Rules, processes: int, bar: console.Progress) -> None:
+    """Chunks go out and come back in the rows' order; what a process that died leaves undone is done here."""
+    done = 0
+    try:
+        for chunk, said in _answered(rows, rules, processes):
+            for row, one in zip(chunk, said, strict=True):
+                _unpack_into(row, one, rules)
+            done += len(chunk)
+            bar.update(done)
+    except BrokenProcessPool:
+        console.warn("curate: a process that measured rows has died, perhaps for want of memory; going on without it")
+        _here(rows, rules, bar, done=done)
+
+
+def _answered(rows: Sequence[Row], rules: Rules, count: int) -> Iterator[tuple[Sequence[Row], list[Said]]]:
+    waiting: deque[tuple[Sequence[Row], Future[list[Said]]]] = deque()
+    with processes.pool(count, _begin, rules) as pool:
+        for chunk in _chunks(rows):
+            with _interrupts_held():
+                waiting.append((chunk, pool.submit(_said_of, [_packed(row.session) for row in chunk])))
+            if len(waiting) >= AHEAD * count:
+                yield waiting[0][0], waiting.popleft()[1].result()
+        while waiting:
+            yield waiting[0][0], waiting.popleft()[1].result()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started in the block never see Ctrl-C, which a terminal sends to all: the first process ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _packed(session: Session) -> Packed:
+    return session.id, [(message.role, message.content) for message in session.messages], session.meta
+
+
+def _unpacked(packed: Packed) -> Session:
+    id, messages, meta = packed
+    return Session(id, tuple(Message(role, content) for role, content in messages), meta)
+
+
+def _unpack_into(row: Row, said: Said, rules: Rules) -> None:
+    verdicts, row.mended, mended = said
+    for (name, _), (keep, reason, value, threshold, neighbour, note) in zip(rules, verdicts, strict=True):
+        row.add(
+            Verdict(
+                rule=name, keep=keep, reason=reason, value=value, threshold=threshold, neighbour=neighbour, note=note
+            )
+        )
+    if mended is not None:
+        row.session = _unpacked(mended)
+
+
+# --- in the other processes
+
+_RULES: list[tuple[str, RowFilter]] = []
+"""Empty but in a process that measures for another."""
+
+
+def _begin(rules: Rules) -> None:
+    """Take the rules, and end with the process that started this one, however that ends."""
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # numpy, loaded by the rules: the other cores have processes of their own
+    _RULES[:] = rules
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _said_of(packed: Sequence[Packed]) -> list[Said]:
+    rows = [Row(_unpacked(one)) for one in packed]
+    _judge(rows, _RULES)
+    return [_said(row) for row in rows]
+
+
+def _said(row: Row) -> Said:
+    verdicts = [(one.keep, one.reason, one.value, one.threshold, one.neighbour, one.note) for one in row.verdicts]
+    return verdicts, row.mended, _packed(row.session) if row.mended else None

@@ -1,0 +1,346 @@
+"""Stage curate: sorts sessions into those to train on, those held out for compare, and those dropped, each with why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeGuard
+
+from distill import recipe
+from distill.core import console, registry, weights
+from distill.core.jsonl import FIRST_META, read_sessions, write_rows
+from distill.curate.filters import FILTERS
+from distill.curate.rows import Row, sift
+from distill.curate.test_split import _candidates, _drop_near, held_out
+from distill.engine import Outcome, Stopped
+from distill.engine.engine import Engine
+from distill.errors import RecipeError, StageIncomplete
+from distill.recipe import Recipe
+from distill.run import funnel
+from distill.run.context import ACCEPTABLE, BASE, Context, account, engine_for, judge_sampling, stop_teacher
+from distill.run.record import StageRecord
+from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
+
+Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
+NOT_MEASURED = "not_measured"
+"""The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""
+
+UNPARSED, MANY_UNPARSED = "unparsed", 0.2
+"""The reason of a verdict on a reply that cannot be read, and the share of such replies that is worth a warning."""
+
+
+class Asking(Protocol):
+    """Drives the flows of one rule; the doors choose the engine, and keep the account of its requests."""
+
+    def __call__(
+        self, flows: Sequence[tuple[str, Callable[[], Flow[Any]]]], *, rule: str, role: str
+    ) -> Sequence[Outcome[Any]]:
+        """One outcome a flow, in their order; a flow's id is its place, a colon and its session's id.
+
+        Raises what `Engine.run` raises.
+        """
+
+
+@dataclass(slots=True)
+class _Asked:
+    """How the rules that ask a model fared."""
+
+    flows: int = 0
+    failed: list[tuple[str, Sequence[Failure]]] = field(default_factory=list)
+    """The rule and its failures, for each row that a rule could not measure."""
+    stopped: Stopped | None = None
+
+
+def curate(
+    folder: Path,
+    *,
+    filters: Rules,
+    test: int,
+    seed: int,
+    near: float = 0.7,
+    ask: Asking | None = None,
+    max_failed: float = 0.05,
+    processes: int | None = None,
+    tell: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Mapping[str, Any]:
+    """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
+
+    Rules on a row measure every row, dropped or not, in their order; a rule that mends hands on the mended session.
+    `processes` share that work (`sieve.sift` chooses when left out), with the same outcome. Those that ask a model come
+    after those that ask nobody: through `ask`, and of rows still kept alone unless told `every_row`. Of what all these
+    keep, `test` rows are held out (`held_out`). Rules on the set then run in their order over the rows still kept for
+    training; last, rows whose prompt is near (ROUGE-L above `near`) that of a held-out row are dropped, with the reason
+    `held_out`. Every row is written with every verdict on it, those against it first.
+
+    Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled` and `labels` of what is not
+    dropped, as `mended` by rule; where a model was asked, `failed`: rows that a rule could not measure, which are kept
+    and labelled `not_measured`, and `retryable`: those of them for which asking again may help. Raises, with everything
+    written, `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of what was asked
+    failed, and what `ask` raises; `tell` gets the counts before that.
+    """
+    rows = [Row(session) for session in read_sessions(folder / "sessions.jsonl")]
+    sift(rows, _silent(filters), processes=processes)
+    asked = _apply_asking_rules(rows, filters, ask)
+    chosen = held_out(_candidates(rows), test=test, seed=seed, near=near)
+    tested = [row for row in rows if row.session.id in chosen]
+    training = [row for row in rows if row.session.id not in chosen]
+    _apply_set_rules(training, filters)
+    _drop_near(training, tested, near)
+    counts = _write(folder, rows, training, tested)
+    if asked.flows:
+        counts["failed"] = len(asked.failed)
+        counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in asked.failed)
+    if len(tested) < test:
+        counts["test_missing"] = test - len(tested)
+    if tell is not None:
+        tell(counts)
+    _accept(asked, max_failed)
+    if len(tested) < test:
+        console.warn(f"{len(tested)} of {test} prompts could be held out; bring in more, or lower `test`")
+    _require_some(counts)
+    return counts
+
+
+def _asks(rule: RowFilter | AskingFilter) -> TypeGuard[AskingFilter]:
+    return hasattr(rule, "role")
+
+
+def _silent(filters: Rules) -> list[tuple[str, RowFilter]]:
+    """The rules on a row that ask nobody."""
+    return [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
+
+
+def _apply_asking_rules(rows: Sequence[Row], filters: Rules, ask: Asking | None) -> _Asked:
+    """Once the engine has stopped nothing more is asked; what is left unmeasured then is kept."""
+    asked = _Asked()
+    for name, rule in filters:
+        if rule.scope == "row" and _asks(rule):
+            wanted = [row for row in rows if row.is_kept or rule.every_row]
+            asked.flows += len(wanted)
+            for row, outcome in zip(wanted, _outcomes(wanted, name, rule, ask, asked), strict=True):
+                if outcome is None or outcome.value is None:
+                    row.add(_not_measured(name, outcome))
+                    asked.failed.append((name, outcome.failures if outcome is not None else ()))
+                else:
+                    row.take(name, rule, outcome.value)
+            _say_unparsed(name, wanted)
+    return asked
+
+
+def _say_unparsed(name: str, rows: Sequence[Row]) -> None:
+    """Warn where a rule can make nothing of a good part of the replies; they keep their rows."""
+    unparsed = sum(1 for row in rows if row.verdicts[-1].reason == UNPARSED)
+    if unparsed > MANY_UNPARSED * len(rows):
+        console.warn(
+            f"{name}: {unparsed} of {len(rows)} replies cannot be read; see the notes in kept.jsonl, and take a"
+            " stronger model or a greater max_tokens"
+        )
+
+
+def _outcomes(
+    rows: Sequence[Row], name: str, rule: AskingFilter, ask: Asking | None, asked: _Asked
+) -> Sequence[Outcome[Any] | None]:
+    """How the rule's flow for each row ended; `None` where the engine stopped before."""
+    if ask is None:
+        raise TypeError(f"the filter {name} asks the {rule.role}, and curate was given nobody to ask")
+    if asked.stopped is not None:
+        return [None] * len(rows)
+    ids = [f"{place}:{row.session.id}" for place, row in enumerate(rows)]
+    try:
+        flows = [(id, partial(rule.measure, row.session)) for id, row in zip(ids, rows, strict=True)]
+        return ask(flows, rule=name, role=rule.role)
+    except Stopped as stop:
+        asked.stopped = stop
+        finished = {outcome.id: outcome for outcome in stop.outcomes}
+        return [finished.get(id) for id in ids]
+
+
+def _not_measured(name: str, outcome: Outcome[Any] | None) -> Verdict:
+    last = outcome.failures[-1] if outcome is not None and outcome.failures else None
+    note = f"{last.reason}: {last.detail}" if last is not None else None
+    return Verdict(rule=name, keep=True, reason=NOT_MEASURED, note=note)
+
+
+def _accept(asked: _Asked, max_failed: float) -> None:
+    """Raise what stopped the engine, or `StageIncomplete` when more failed than may fail."""
+    if asked.stopped is not None:
+        raise asked.stopped
+    if len(asked.failed) <= max_failed * asked.flows:
+        return
+    name, failures = asked.failed[-1]
+    why = f" (such as {failures[-1].reason}: {failures[-1].detail})" if failures else ""
+    again = any(failure.transient for _, each in asked.failed for failure in each)
+    advice = "run again to ask once more" if again else "mend that; --retry-failed asks them once more"
+    raise StageIncomplete(
+        f"{name}: {len(asked.failed)} of {asked.flows} rows could not be measured{why}, more than collect.max_failed"
+        f" ({max_failed:.0%}) allows; {advice}"
+    )
+
+
+def _apply_set_rules(rows: Sequence[Row], filters: Rules) -> None:
+    rules = [(name, rule) for name, rule in filters if rule.scope == "set"]
+    if not rules:
+        return
+    with console.progress("curate: rules on all rows", len(rules)) as bar:
+        for done, (name, rule) in enumerate(rules):
+            bar.update(done, note=name)
+            kept = [row for row in rows if row.is_kept]
+            for row, verdict in zip(kept, rule.decide_all([row.session for row in kept]), strict=True):
+                row.add(verdict if verdict.rule == name else replace(verdict, rule=name))
+
+
+def _write(folder: Path, rows: Sequence[Row], training: Sequence[Row], tested: Sequence[Row]) -> dict[str, Any]:
+    kept = [row for row in training if row.is_kept]
+    dropped = [row for row in rows if not row.is_kept]
+    for name, part in (("kept", kept), ("test", tested), ("dropped", dropped)):
+        write_rows(folder / f"{name}.jsonl", _lines(part))
+    labels = Counter(label for row in (*kept, *tested) for label in row.labels)
+    mended = Counter(rule for row in (*kept, *tested) for rule in row.mended)
+    return {
+        "rows": len(rows),
+        "kept": len(kept),
+        "dropped": len(dropped),
+        "test": len(tested),
+        "labelled": sum(1 for row in (*kept, *tested) if row.labels),
+        **funnel.tally([(row.session.id, row.verdicts) for row in rows]),
+        "labels": dict(labels.most_common()),
+        "mended": dict(mended.most_common()),
+    }
+
+
+def _lines(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+    """The sessions as they go on, with every verdict, those against them first."""
+    for place, row in enumerate(rows):
+        meta = {**row.session.meta, "labels": _labels(row)}
+        if place == 0:
+            meta |= FIRST_META
+        verdicts = row.verdicts if row.is_kept else sorted(row.verdicts, key=lambda one: one.keep)
+        said = [_text(one) for one in verdicts]
+        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": said}
+
+
+def _labels(row: Row) -> list[str]:
+    """Those that the session came with, and then those of the rules."""
+    found = row.labels
+    return [*(label for label in row.session.meta.get("labels", []) if label not in found), *found]
+
+
+def _text(verdict: Verdict) -> dict[str, Any]:
+    """A verdict of texts alone, empty where there is nothing to say.
+
+    Arrow takes a column's type from a file's first 10 MB: a null there, or a whole number, and a later text or fraction
+    could not be read by `datasets`.
+    """
+    return {
+        "rule": verdict.rule,
+        "keep": verdict.keep,
+        "reason": verdict.reason,
+        "value": "" if verdict.value is None else str(verdict.value),
+        "threshold": "" if verdict.threshold is None else str(verdict.threshold),
+        "neighbour": verdict.neighbour or "",
+        "note": verdict.note or "",
+    }
+
+
+def _require_some(counts: Mapping[str, Any]) -> None:
+    if counts["kept"]:
+        return
+    if not counts["rows"]:
+        raise StageIncomplete("sessions.jsonl is empty: nothing to train on; see failures.jsonl, and collect again")
+    worst = next(iter(counts["by_rule"].items()), None)
+    why = (
+        f"{worst[0]} dropped most ({worst[1]} of {counts['rows']}, see dropped.jsonl)" if worst else "all are held out"
+    )
+    raise StageIncomplete(f"nothing is left to train on: {why}; loosen that rule, or collect more tasks")
+
+
+def curate_options(context: Context) -> Any:
+    """Of the stage curate, with whom its rules ask."""
+    loaded = context.recipe
+    rules = [
+        [rule.filter, rule.options.model_dump(), [loaded.files.get(path) for path in rule.options.paths()]]
+        for rule in loaded.curate or []
+    ]
+    options: list[Any] = [rules, loaded.held_out, loaded.seed]
+    roles = roles_of_filters(loaded, context.allowed)
+    if "judge" in roles and context.teachers is not None:
+        options.append([context.teachers.providers["judge"].endpoint, judge_sampling(loaded)])
+    if BASE in roles and loaded.student is not None:
+        options.append([weights.fingerprint(loaded.student.model), loaded.student.template])
+    return options
+
+
+def curating(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    """The stage curate: every rule's verdict on every session."""
+    pass
+
+    section = context.recipe.collect or recipe.Collect(test=0)
+    engines: list[Engine] = []
+    try:
+        counts = curate(
+            context.folder,
+            filters=[(rule.filter, filter_of(context, rule)) for rule in context.recipe.curate or []],
+            test=context.recipe.held_out,
+            seed=context.recipe.seed,
+            ask=partial(_ask_of_rows, context, engines),
+            max_failed=section.max_failed,
+            tell=record.counts.update,
+        )
+    finally:
+        if engines:
+            account(context, "curate", record, engines)
+    record.detail = ACCEPTABLE if counts.get("retryable") else None
+    return counts
+
+
+def filter_of(context: Context, rule: recipe.Rule) -> Any:
+    """The filter of one rule, with the judge's sampling where it asks a judge."""
+    part = registry.part(FILTERS, rule.filter, kind="filter", allowed=context.allowed)
+    if getattr(part, "role", None) == "judge":
+        return part(rule.options, sampling=judge_sampling(context.recipe))
+    return part(rule.options)
+
+
+def roles_of_filters(loaded: Recipe, allowed: Collection[str] = ()) -> set[str]:
+    """Whom the curation rules ask: `judge`, `base`."""
+    parts = [registry.part(FILTERS, rule.filter, kind="filter", allowed=allowed) for rule in loaded.curate or ()]
+    return {part.role for part in parts if hasattr(part, "role")}
+
+
+def _ask_of_rows(
+    context: Context,
+    engines: list[Engine],
+    flows: Sequence[tuple[str, Callable[[], Flow[Any]]]],
+    *,
+    rule: str,
+    role: str,
+) -> Sequence[Outcome[Any]]:
+    """Drive one rule's flows: the student's model in this process, anybody else as in collect."""
+    with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
+        engines.append(engine_for(context, "curate", bar, {role: provider}, local=role == BASE))
+        return engines[-1].run(flows)
+
+
+@contextmanager
+def asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
+    """Who answers a rule; weights in this process are let go at the end. Raises `RecipeError` where there is nobody."""
+    if role != BASE:
+        if context.teachers is None:
+            raise RecipeError(f"curate: the filter {rule} asks a {role}, and the recipe has no `teacher` to play it")
+        yield context.teachers.providers[role]
+        return
+    from distill.models.in_process import local_model
+
+    student = context.recipe.student
+    if student is None:
+        raise RecipeError(f"curate: the filter {rule} asks the student's model, and the recipe has no `student`")
+    stop_teacher(context)
+    provider = local_model(student.model, name=BASE, template=student.template)
+    try:
+        yield provider
+    finally:
+        provider.release()

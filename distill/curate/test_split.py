@@ -1,0 +1,85 @@
+"""TODO distill.curate.stage.test_split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+from distill.curate.filters import prompt_of
+from distill.curate.rows import Row
+from distill.text.rouge_index import Neighbour, NoveltyIndex, comparable
+from distill.text.tokens import normalise
+from distill.types import Session, Verdict
+
+IMPORTED = "imported"
+"""In the meta of a session of a recipe's sources: which source."""
+
+
+def _candidates(rows: Sequence[Row]) -> list[Session]:
+    """The sessions that may be held out: those that this run's teacher answered; imported ones where there are none.
+
+    So compare holds the student against the teacher that it asks again, and not against whoever wrote the source.
+    """
+    asked = [row for row in rows if IMPORTED not in row.session.meta]
+    return [row.session for row in asked or rows if row.is_kept]
+
+
+def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) -> set[str]:
+    """Ids of the sessions to hold out: the first `test` in task order whose prompt falls on the test side.
+
+    A prompt falls there when SHA-256 of seed and normalised prompt begins with a 0 bit, whatever else is in the set.
+    So more tasks behind the same ones move no row from one side to the other, and of a small set about half is held out
+    at most: fewer than `test` rows then. A prompt near one already held out is left to the training side, where it is
+    dropped.
+    """
+    chosen: set[str] = set()
+    index = _Prompts(near)
+    for session in sessions:
+        if len(chosen) == test:
+            break
+        prompt = prompt_of(session)
+        if _falls_on_test_side(prompt, seed) and index.near(prompt) is None:
+            index.add(session.id, prompt)
+            chosen.add(session.id)
+    return chosen
+
+
+def _falls_on_test_side(prompt: str, seed: int) -> bool:
+    return sha256(f"{seed}:{normalise(prompt)}".encode()).digest()[0] < 128
+
+
+class _Prompts:
+    """Prompts held out: the same but for case and white space counts as near, whatever its tokens."""
+
+    def __init__(self, near: float) -> None:
+        self._index = NoveltyIndex(near)
+        self._equal: dict[str, str] = {}
+
+    def add(self, id: str, prompt: str) -> None:
+        self._index.add(id, comparable(prompt))
+        self._equal[normalise(prompt)] = id
+
+    def near(self, prompt: str) -> Neighbour | None:
+        if not self._equal:
+            return None
+        if (equal := self._equal.get(normalise(prompt))) is not None:
+            return Neighbour(equal, 1.0)
+        return self._index.near(comparable(prompt))
+
+
+def _drop_near(training: Iterable[Row], tested: Iterable[Row], near: float) -> None:
+    """Drop rows that would teach what is tested."""
+    index = _Prompts(near)
+    for row in tested:
+        index.add(row.session.id, prompt_of(row.session))
+    for row in training:
+        if row.is_kept and (found := index.near(prompt_of(row.session))) is not None:
+            verdict = Verdict(
+                rule="test_split",
+                keep=False,
+                reason="held_out",
+                value=found.rouge_l,
+                threshold=near,
+                neighbour=found.id,
+            )
+            row.add(verdict)

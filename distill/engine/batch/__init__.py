@@ -1,0 +1,1 @@
+"""Collecting through the batch interface of a provider."""

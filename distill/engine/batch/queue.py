@@ -1,0 +1,442 @@
+"""The batches of one stage, from the journal to the provider and back, so that no question is ever in two at once.
+
+Each step is in the journal before the next begins: a batch is `prepared` with its sends and the money set aside,
+`uploaded`, `submitted`, and at last `ingested`. After a kill, what was begun is looked for by its name at the provider.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from secrets import token_hex
+from typing import Any
+
+from distill.core import console
+from distill.engine import StoppedByEndpoint, StoppedShort, Tally
+from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, Refused, Result, Standing
+from distill.engine.budget import Budget, with_credible_usage
+from distill.engine.journal.keys import Question
+from distill.engine.journal.records import (
+    Batch,
+    Bill,
+    Change,
+    Statement,
+    answered,
+    batched,
+    failed,
+    intention,
+    prepared,
+    settled,
+)
+from distill.engine.journal.store import Journal, to_request
+from distill.engine.providers import ProviderError, Reply
+from distill.engine.providers.openai import cut_at_stop
+from distill.types import Completion, Endpoint, Failure
+
+LINES_A_COMMIT = 500
+"""Answers that are committed together."""
+QUEUE_FULL = "token_limit_exceeded"
+"""The code of a batch refused because too many tokens wait already (openai-python issue 2084 shows one)."""
+PENDING = "pending"
+"""The reason under which a question in a batch stands in the journal until it is answered."""
+
+_UNASKED = ProviderError("refused", "nothing was generated, and nothing is charged")
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A question that the journal cannot answer."""
+
+    name: str
+    """Of the model, in the engine."""
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A miss as it goes into a batch."""
+
+    miss: Miss
+    path: str
+    size: int
+    """Bytes in the input file."""
+    most: Bill
+
+
+class Batches:
+    """What a stage has at its providers. Belongs to one run of the stage; `tally` and `budget` are kept up to date.
+
+    What earlier processes left open is taken over at once: its worst case moves from what `budget` counts as spent
+    (for the journal's accounts charge it in full) to what is set aside. A question that fails in a way that may pass
+    is sent `attempts` times before it counts as a failure.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        jobs: Mapping[str, BatchJobs],
+        *,
+        stage: str,
+        budget: Budget,
+        tally: Tally,
+        attempts: int,
+        requests_a_batch: int = REQUESTS_A_BATCH,
+        bytes_a_batch: int = BYTES_A_BATCH,
+    ) -> None:
+        self._journal = journal
+        self._jobs = jobs
+        self._stage = stage
+        self._budget = budget
+        self._tally = tally
+        self._attempts = attempts
+        self._requests = requests_a_batch
+        self._bytes = bytes_a_batch
+        self._new: set[str] = set()
+        """Batches of which the provider cannot have heard yet."""
+        self._refusals = 0
+        self._is_queue_full = False
+        self._hopeless = ""
+        """Why no request can succeed."""
+        self._standings: dict[str, Standing] = {}
+        every = journal.batches(stage)
+        self._times = Counter(of for batch in every for of in batch.sends)
+        """How many batches ever held a question."""
+        left = [batch for batch in every if batch.state != "ingested"]
+        self._questions = _questions(journal, {of for batch in left for of in batch.sends}) if left else {}
+        self._open = {batch.name: batch for batch in left if self._is_reachable(batch)}
+        self._most = self._taken_over(journal.unsettled(stage)) if left else {}
+        """The worst case of each send that is not settled."""
+        self.failed: dict[str, Failure] = {}
+        """Questions that were given up by this process."""
+        self.asked: set[str] = set()
+        """Questions that this process sent, or took the answer of."""
+        self.unaffordable: Bill | None = None
+        """The worst case of the first question that did not fit under the cap, at the last submission."""
+
+    @property
+    def count(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    def note(self) -> str:
+        """How things stand at the providers, in a few words; nothing where none is open."""
+        if not self._open:
+            return ""
+        standings = [self._standings[name] for name in self._open if name in self._standings]
+        done, failures = sum(said.completed for said in standings), sum(said.failed for said in standings)
+        questions = sum(len(batch.sends) for batch in self._open.values())
+        notes = [f"{self.count} {'batch' if self.count == 1 else 'batches'} open"]
+        notes += [f"{done} of {questions} requests done"] + ([f"{failures} failed"] if failures else [])
+        return ", ".join([*notes, f"submitted {_age(min(batch.created for batch in self._open.values()))} ago"])
+
+    # --- taking over
+
+    def _is_reachable(self, batch: Batch) -> bool:
+        if self._jobs_of(batch) is not None or batch.state == "prepared":
+            return True
+        url = self._questions[next(iter(batch.sends))].endpoint.url
+        console.warn(f"batch {batch.batch_id or batch.name} is still at {url}, which the recipe no longer names")
+        return False
+
+    def _jobs_of(self, batch: Batch) -> BatchJobs | None:
+        """The way to a batch's provider: of the same identity, else at the same address."""
+        endpoint = self._questions[next(iter(batch.sends))].endpoint
+        by_name = sorted(self._jobs.items(), key=lambda pair: pair[0] != batch.role)
+        same = [jobs for _, jobs in by_name if jobs.endpoint == endpoint]
+        near = [jobs for _, jobs in by_name if jobs.endpoint.url == endpoint.url]
+        return next(iter((same or near) if batch.state != "prepared" else same), None)
+
+    def _taken_over(self, unsettled: Mapping[int, Bill]) -> dict[int, Bill]:
+        sends = {send for batch in self._open.values() for send in batch.sends.values()}
+        found = {send: most for send, most in unsettled.items() if send in sends}
+        for most in found.values():
+            self._budget.earlier_usd -= most.usd or 0.0
+            self._budget.reserved_usd += most.usd or 0.0
+            self._budget.in_flight += 1
+        return found
+
+    # --- sending
+
+    async def submit(self, misses: Mapping[str, Miss]) -> None:
+        """Send what no open batch holds, as far as the money goes; sets `unaffordable`.
+
+        Where a provider's queue was full once, one batch at a time. Raises `StoppedByEndpoint`.
+        """
+        self.unaffordable = None
+        if self._is_queue_full and self._open:
+            return
+        held = {of for batch in self._open.values() for of in batch.sends}
+        with closing(self._chunks([miss for of, miss in misses.items() if of not in held])) as chunks:
+            for lines in islice(chunks, 1 if self._is_queue_full else None):
+                await self._prepare(lines)
+        await self.forward()
+
+    def _chunks(self, misses: Sequence[Miss]) -> Generator[list[_Line], None, None]:
+        """Lines with their money set aside, within the limits of a batch, one model and one method each."""
+        chunks: dict[tuple[str, str], list[_Line]] = {}
+        sizes: Counter[tuple[str, str]] = Counter()
+        try:
+            for line in map(self._line, misses):
+                if not self._budget.reserve(line.most):
+                    self.unaffordable = line.most
+                    break
+                to = line.miss.name, line.path
+                full, chunk = None, chunks.setdefault(to, [])
+                if chunk and (len(chunk) >= self._requests or sizes[to] + line.size > self._bytes):
+                    full, chunk = chunk, []
+                    chunks[to], sizes[to] = chunk, 0
+                chunk.append(line)
+                sizes[to] += line.size
+                if full:
+                    yield full
+            while chunks:
+                yield chunks.pop(next(iter(chunks)))
+        finally:
+            for line in (line for chunk in chunks.values() for line in chunk):
+                self._budget.settle_error(line.most, _UNASKED)
+
+    def _line(self, miss: Miss) -> _Line:
+        path, data = self._jobs[miss.name].line(miss.question.key, miss.question.request)
+        return _Line(miss, path, len(data), self._budget.most(miss.name, miss.question.request))
+
+    async def _prepare(self, lines: Sequence[_Line]) -> None:
+        """Write a batch, its sends and its questions: an answer must find its question in whatever process it comes."""
+        name = f"{self._stage or 'stage'}-{token_hex(8)}"
+        batch = Batch(name=name, stage=self._stage, role=lines[0].miss.name, state="prepared")
+        await self._journal.commit(prepared(batch, [self._intention(line, name) for line in lines]))
+        (self._open[name],) = self._journal.batches(name=name)
+        self._new.add(name)
+        for line in lines:
+            of = line.miss.question.key
+            self._questions[of] = line.miss.question
+            self._most[self._open[name].sends[of]] = line.most
+            self._times[of] += 1
+            self._tally.asked += of not in self.asked
+            self._tally.retried += of in self.asked
+            self.asked.add(of)
+
+    def _intention(self, line: _Line, batch: str) -> Change:
+        question, name = line.miss.question, line.miss.name
+        attempt = self._times[question.key] + 1
+        sent = intention(
+            question.key, attempt, stage=self._stage, role=name, model=question.endpoint.model, most=line.most
+        )
+        pending = Failure(
+            key=question.key, reason=PENDING, detail=f"in batch {batch}", transient=True, attempts=attempt
+        )
+        return *sent, *failed(pending, question.request_json, question.endpoint, stage=self._stage)
+
+    async def forward(self) -> None:
+        """Bring every batch to its provider that is not there yet. Raises `StoppedByEndpoint`."""
+        for batch in [batch for batch in self._open.values() if batch.state != "submitted"]:
+            try:
+                await self._forward(batch)
+            except ProviderError as error:
+                if not error.transient:
+                    await self._undo(self._open[batch.name], error.detail)
+                raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error
+
+    async def _forward(self, batch: Batch) -> None:
+        """Upload and submit; what may have been done before a kill is looked for first."""
+        if (jobs := self._jobs_of(batch)) is None:
+            await self._undo(batch, "never submitted, and the recipe's model has another identity now")
+            return
+        is_new = batch.name in self._new
+        self._new.discard(batch.name)
+        if batch.state == "prepared":
+            file_id = None if is_new else await jobs.find_file(batch.name)
+            file_id = file_id or await jobs.upload(batch.name, [line for _, line in self._lines(jobs, batch)])
+            batch, is_new = await self._moved(batch, state="uploaded", file_id=file_id), True
+        batch_id = None if is_new else await jobs.find_batch(batch.name)
+        if batch_id is None:
+            path, _ = next(self._lines(jobs, batch))
+            batch_id = await jobs.create(batch.name, str(batch.file_id), path)
+        await self._moved(batch, state="submitted", batch_id=batch_id)
+
+    def _lines(self, jobs: BatchJobs, batch: Batch) -> Iterator[tuple[str, bytes]]:
+        return (jobs.line(of, self._questions[of].request) for of in batch.sends)
+
+    async def _moved(self, batch: Batch, **changes: Any) -> Batch:
+        self._open[batch.name] = moved = replace(batch, **changes)
+        await self._journal.commit((batched(moved),))
+        return moved
+
+    async def _undo(self, batch: Batch, why: str, change: Change = ()) -> None:
+        """Close a batch in which nothing was asked: its questions are free, and free to be asked again."""
+        for of, send in batch.sends.items():
+            self._times[of] -= 1
+            change += self._free(send)
+        closed = replace(batch, state="ingested", sends={}, detail=why)
+        await self._close(batch, (*change, batched(closed)))
+
+    # --- taking in
+
+    async def take_in(self) -> bool:
+        """Ask how every batch stands and take in those that are over; whether there was one.
+
+        Raises `StoppedByEndpoint` where no request can succeed, and `StoppedShort` for a batch that someone cancelled.
+        """
+        ended, cancelled = False, ""
+        for batch in [batch for batch in self._open.values() if batch.state == "submitted"]:
+            was_seen = batch.name in self._standings
+            self._standings[batch.name] = standing = await self._jobs_here(batch).status(str(batch.batch_id))
+            if standing.is_over:
+                ended = True
+                await (self._refused if standing.status == "failed" else self._ingest)(batch, standing)
+                cancelled = str(batch.batch_id) if was_seen and standing.status == "cancelled" else cancelled
+        if self._hopeless:
+            raise StoppedByEndpoint(self._hopeless)
+        if cancelled:
+            raise StoppedShort(f"batch {cancelled} was cancelled; what it had finished is kept; run again to go on")
+        return ended
+
+    def _jobs_here(self, batch: Batch) -> BatchJobs:
+        jobs = self._jobs_of(batch)
+        assert jobs is not None  # only such batches are open
+        return jobs
+
+    async def _ingest(self, batch: Batch, standing: Standing) -> None:
+        """Take in both files, then what neither has. Doing it twice does nothing twice."""
+        left = dict(batch.sends)
+        for file_id in (standing.output_file, standing.error_file):
+            if file_id is not None:
+                await self._ingest_file(batch, file_id, left)
+        never = ProviderError("unfinished", f"the batch was {standing.status} before it was answered", transient=True)
+        change: Change = ()
+        for of, send in left.items():
+            change += self._came(batch.role, of, send, never)
+        done = f"{standing.status}: {len(batch.sends) - len(left)} of {len(batch.sends)} came back"
+        await self._close(batch, (*change, batched(replace(batch, state="ingested", detail=done))))
+
+    async def _ingest_file(self, batch: Batch, file_id: str, left: dict[str, int]) -> None:
+        group: list[bytes] = []
+        async with aclosing(self._jobs_here(batch).output(file_id)) as lines:
+            async for line in lines:
+                group.append(line)
+                if len(group) == LINES_A_COMMIT:
+                    await self._commit(self._of_lines(batch, group, left))
+                    group = []
+        await self._commit(self._of_lines(batch, group, left))
+
+    async def _commit(self, changes: Iterable[Change]) -> None:
+        """Each by itself, so that one that cannot be stored takes no other with it."""
+        await asyncio.gather(*(self._journal.commit(change) for change in changes if change))
+
+    def _of_lines(self, batch: Batch, lines: Sequence[bytes], left: dict[str, int]) -> Iterator[Change]:
+        jobs = self._jobs_here(batch)
+        for line in lines:
+            of, result = jobs.result(line) or ("", _UNASKED)
+            if (send := left.pop(of, None)) is not None:
+                yield self._came(batch.role, of, send, result)
+
+    def _came(self, name: str, of: str, send: int, result: Result) -> Change:
+        """What a question's result changes."""
+        self.asked.add(of)
+        if isinstance(result, ProviderError):
+            return self._failed(of, send, result)
+        most = self._most.pop(send, None)
+        return () if most is None else self._kept(name, of, send, most, result)
+
+    def _kept(self, name: str, of: str, send: int, most: Bill, reply: Reply) -> Change:
+        reply = with_credible_usage(reply, most)
+        bill = self._budget.settle(name, most, reply.usage)
+        self._tally.usd = self._budget.usd
+        if reply.usage is not None:
+            self._tally.prompt_tokens += reply.usage.prompt_tokens
+            self._tally.completion_tokens += reply.usage.completion_tokens
+        question = self._questions[of]
+        reply = cut_at_stop(reply, question.request.sampling.stop)
+        completion = Completion(
+            key=of,
+            text=reply.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair fits in no file
+            finish=reply.finish,
+            usage=reply.usage,
+            raw=reply.raw,
+        )
+        written = answered(
+            completion, question.request_json, question.request.kind, question.endpoint, stage=self._stage
+        )
+        return *written, settled(send, bill, "kept")
+
+    def _failed(self, of: str, send: int, error: ProviderError) -> Change:
+        """Errors inside a batch are free, but for an answer that was given and cannot be read."""
+        change = self._free(send, error)
+        if error.fatal:
+            self._hopeless = error.detail
+            return change
+        if error.transient and self._times[of] % self._attempts:
+            return change
+        return *change, *self._given_up(of, error.reason, error.detail, transient=error.transient)
+
+    def _free(self, send: int, error: ProviderError = _UNASKED) -> Change:
+        if (most := self._most.pop(send, None)) is None:
+            return ()
+        bill = self._budget.settle_error(most, error if error.reason == "malformed" else _UNASKED)
+        self._tally.usd = self._budget.usd
+        return (settled(send, bill, "charged" if bill is most else "free"),)
+
+    def _given_up(self, of: str, reason: str, detail: str, *, transient: bool) -> Change:
+        self._tally.failed += of not in self.failed
+        self.failed[of] = failure = Failure(
+            key=of, reason=reason, detail=detail, transient=transient, attempts=self._times[of]
+        )
+        question = self._questions[of]
+        return failed(failure, question.request_json, question.endpoint, stage=self._stage)
+
+    async def _refused(self, batch: Batch, standing: Standing) -> None:
+        """A batch that failed as a whole, before anything was asked: by a full queue, by single lines, or for good."""
+        said = standing.refused or (Refused("failed", "without a reason"),)
+        why = f"{said[0].code}: {said[0].message}"
+        keys, change = list(batch.sends), list[Statement]()
+        at_fault = {keys[one.line - 1]: one for one in said if one.line is not None and 1 <= one.line <= len(keys)}
+        self._refusals += 1
+        if any(one.code == QUEUE_FULL for one in said) and (len(keys) > 1 or self.count > 1):
+            self._requests = self._requests if self.count > 1 else len(keys) // 2
+            self._is_queue_full = True
+        elif at_fault and self._refusals <= self._attempts:
+            for of, one in at_fault.items():
+                change += self._given_up(of, one.code or "refused", one.message, transient=False)
+        else:
+            self._hopeless = f"{self._jobs_here(batch).url} refused a batch: {why}"
+        await self._undo(batch, f"refused: {why}", tuple(change))
+
+    async def _close(self, batch: Batch, change: Change) -> None:
+        await self._journal.commit(change)
+        del self._open[batch.name]
+        self._standings.pop(batch.name, None)
+        for of in batch.sends:
+            self._questions.pop(of, None)
+
+    async def cancel(self) -> int:
+        """Ask the providers for nothing more; how many batches were on their way."""
+        for batch in [batch for batch in self._open.values() if batch.state != "submitted"]:
+            jobs = self._jobs_of(batch)
+            found = await jobs.find_batch(batch.name) if jobs and batch.state == "uploaded" else None
+            if found is None:
+                await self._undo(batch, "cancelled before it was submitted")
+            else:
+                await self._moved(batch, state="submitted", batch_id=found)
+        for batch in self._open.values():
+            if not (await self._jobs_here(batch).status(str(batch.batch_id))).is_over:
+                await self._jobs_here(batch).cancel(str(batch.batch_id))
+        return self.count
+
+
+def _questions(journal: Journal, keys: Collection[str]) -> dict[str, Question]:
+    """The questions under these keys, as the journal has them."""
+    return {
+        of: Question(to_request(json.loads(request)), Endpoint(**json.loads(endpoint)), request, of)
+        for of, request, endpoint in journal.questions()
+        if of in keys
+    }
+
+
+def _age(created: str) -> str:
+    minutes = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds() / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

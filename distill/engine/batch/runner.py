@@ -1,0 +1,272 @@
+"""Drives flows through batches: each pass replays every flow to its first miss, and the misses become batches.
+
+Nothing is kept alive between passes, so that a process may end after each and another take over a day later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from distill.core import event_loop
+from distill.core.console import Progress, Silent
+from distill.engine import Outcome, Stopped, StoppedByBudget, StoppedByEndpoint, StoppedByUser, StoppedShort, Tally
+from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs
+from distill.engine.batch.queue import Batches, Miss
+from distill.engine.budget import Budget
+from distill.engine.flows import Choose, Steps, by_role
+from distill.engine.journal.keys import Question
+from distill.engine.journal.store import Journal
+from distill.engine.providers import ProviderError
+from distill.errors import EndpointError, RecipeError
+from distill.types import Answer, Failure, Flow, Request
+
+T = TypeVar("T")
+
+POLLS_MISSED = 20
+"""Polls in a row that an outage may swallow: ten minutes at the usual pace, of a day's wait."""
+
+
+class StoppedPending(Stopped):
+    """Batches are on their way, and nobody waits for them: come back later."""
+
+    exit_code = 0
+
+
+class Passes:
+    """Does what `Engine` does for flows, at the pace and the price of a provider's batches.
+
+    `jobs` are by name, as an engine's providers are. `stage` is written beside every answer, and its batches are found
+    again by it. `budget` must count what the journal says is spent, open batches included (`spent_usd` does).
+    `poll_seconds` lie between two looks at what is open; with `wait` off, a run ends after one. `attempts` bounds how
+    often a question is sent that fails in a way that may pass. `retry_failed` asks again what failed for good.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        jobs: Mapping[str, BatchJobs],
+        *,
+        stage: str = "",
+        budget: Budget | None = None,
+        poll_seconds: float = 30.0,
+        wait: bool = True,
+        attempts: int = 3,
+        progress: Progress | None = None,
+        retry_failed: bool = False,
+        requests_a_batch: int = REQUESTS_A_BATCH,
+        bytes_a_batch: int = BYTES_A_BATCH,
+    ) -> None:
+        self.tally = Tally()
+        self._journal = journal
+        self._jobs = dict(jobs)
+        self._stage = stage
+        self._budget = budget or Budget({})
+        self._budget.check(self._jobs)
+        self._poll_seconds = poll_seconds
+        self._wait = wait
+        self._attempts = attempts
+        self._progress = progress or Silent()
+        self._retry_failed = retry_failed
+        self._missed = 0
+        """Polls in vain, since the last one that was not."""
+        self._limits = {"requests_a_batch": requests_a_batch, "bytes_a_batch": bytes_a_batch}
+
+    def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], *, choose: Choose = by_role) -> list[Outcome[T]]:
+        """Drive every flow to its end; one outcome a flow, in input order.
+
+        Each flow is made once a pass, and must ask the same each time: a random number generator has to be made with
+        it. Raises a `Stopped` with the finished outcomes: `StoppedPending` where nobody waits, `StoppedByUser` on
+        Ctrl-C (what is open stays so, and is taken over by the next run), `StoppedByBudget` once nothing is open and
+        the next question does not fit, `StoppedByEndpoint` where a provider cannot serve. Likelihoods are no batch.
+        """
+        course = self._course(flows, choose)
+        try:
+            self._drive(self._passes(course), course)
+        except Stopped as stop:
+            stop.outcomes = course.finished()
+            raise
+        return course.finished()
+
+    def cancel(self) -> int:
+        """Cancel whatever is open and take in what was finished, all of which is paid; how many batches it was.
+
+        Raises `StoppedPending` where nobody waits for providers that take their time.
+        """
+        course: _Course[Any] = self._course((), by_role)
+        cancelled = 0
+
+        async def work() -> None:
+            nonlocal cancelled
+            cancelled = await course.batches.cancel()
+            while course.batches.count:
+                if not await self._took_in(course.batches):
+                    await self._sleep(course)
+
+        self._drive(work(), course)
+        return cancelled
+
+    def _course(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], choose: Choose) -> _Course[T]:
+        batches = Batches(
+            self._journal,
+            self._jobs,
+            stage=self._stage,
+            budget=self._budget,
+            tally=self.tally,
+            attempts=self._attempts,
+            **self._limits,
+        )
+        return _Course(
+            flows, choose, journal=self._journal, jobs=self._jobs, batches=batches, retry_failed=self._retry_failed
+        )
+
+    def _drive(self, work: Coroutine[Any, Any, None], course: _Course[Any]) -> None:
+        try:
+            event_loop.run(self._closing(work))
+        except KeyboardInterrupt:  # loops.run cancels the work, which is as harmless here as a kill
+            raise StoppedByUser(f"interrupted: {course.so_far()}; run the same command again to go on") from None
+        except ProviderError as error:
+            raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error
+        except Stopped:
+            raise
+        except EndpointError as error:
+            raise StoppedByEndpoint(str(error)) from error
+
+    async def _closing(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        finally:
+            for jobs in self._jobs.values():
+                await jobs.close()
+
+    async def _passes(self, course: _Course[Any]) -> None:
+        """Replay, send, wait and take in, until every flow is finished."""
+        batches = course.batches
+        await self._replay(course)
+        await batches.forward()
+        while not course.is_finished:
+            if await self._took_in(batches):
+                await self._replay(course)
+            else:
+                await batches.submit(course.misses)
+                await self._sleep(course)
+
+    async def _replay(self, course: _Course[Any]) -> None:
+        for _ in course.replay():
+            await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C in
+        self.tally.replayed = len(course.replayed)
+        course.report(self._progress)
+
+    async def _took_in(self, batches: Batches) -> bool:
+        """Whether a batch was over; an outage of the provider is not yet the end of a day's wait."""
+        try:
+            ended = await batches.take_in()
+        except ProviderError as error:
+            self._missed += 1
+            if not (error.transient and self._wait and self._missed <= POLLS_MISSED):
+                raise
+            return False
+        self._missed = 0
+        return ended
+
+    async def _sleep(self, course: _Course[Any]) -> None:
+        """Until the next look. Raises what ends a run that has nothing to wait for, or may not."""
+        course.report(self._progress)
+        batches = course.batches
+        if batches.count == 0 and batches.unaffordable is not None:
+            raise StoppedByBudget(self._budget.verdict(batches.unaffordable))
+        if not self._wait:
+            raise StoppedPending(f"{course.so_far()}; run the same command again later")
+        await asyncio.sleep(self._poll_seconds)
+
+
+class _Course(Generic[T]):
+    """The flows of one run, as far as the journal takes them."""
+
+    def __init__(
+        self,
+        flows: Sequence[tuple[str, Callable[[], Flow[T]]]],
+        choose: Choose,
+        *,
+        journal: Journal,
+        jobs: Mapping[str, BatchJobs],
+        batches: Batches,
+        retry_failed: bool,
+    ) -> None:
+        self.batches = batches
+        self.misses: dict[str, Miss] = {}
+        """What the last replay could not answer, by key, in the order of the flows."""
+        self.replayed: set[str] = set()
+        """Questions that were answered before this run."""
+        self._flows = flows
+        self._choose = choose
+        self._journal = journal
+        self._jobs = jobs
+        self._retry_failed = retry_failed
+        self._outcomes: dict[int, Outcome[T]] = {}
+        self._missed: dict[int, set[str]] = {}
+        """The questions at which each flow came to a halt in the last replay."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every flow is."""
+        return len(self._outcomes) == len(self._flows)
+
+    def finished(self) -> list[Outcome[T]]:
+        """The finished flows, in input order."""
+        return [self._outcomes[index] for index in sorted(self._outcomes)]
+
+    def so_far(self) -> str:
+        """How many are finished, and what is open."""
+        done = f"{len(self._outcomes)} of {len(self._flows)} are finished and kept" if self._flows else ""
+        return "; ".join(filter(None, [done, self.batches.note()]))
+
+    def report(self, progress: Progress) -> None:
+        """Say how things stand."""
+        progress.update(len(self._outcomes), len(self._flows), self.batches.note())
+
+    def replay(self) -> Iterator[None]:
+        """Take every unfinished flow from its beginning to its end or its first misses; yields after each."""
+        self.misses = {}
+        for index, (name, make) in enumerate(self._flows):
+            if index not in self._outcomes:
+                steps = Steps(name, make, self._choose)
+                self._take(index, steps)
+                if steps.outcome is None:
+                    steps.close()
+                else:
+                    self._outcomes[index] = steps.outcome
+                yield
+
+    def _take(self, index: int, steps: Steps[T]) -> None:
+        halted = self._missed.pop(index, set())
+        while steps.outcome is None:
+            asked = [self._miss(*pair) for pair in zip(steps.names, steps.asked, strict=True)]
+            halted -= {miss.question.key for miss in asked}
+            found = [self._recalled(miss.question.key) for miss in asked]
+            answers = tuple(answer for answer in found if answer is not None)
+            if len(answers) < len(asked):
+                missed = [miss for miss, answer in zip(asked, found, strict=True) if answer is None]
+                self._missed[index] = {miss.question.key for miss in missed}
+                self.misses |= {miss.question.key: miss for miss in missed}
+                break
+            self.replayed |= {answer.key for answer in answers} - self.batches.asked
+            steps.send(answers)
+        if halted:
+            raise StoppedShort(
+                f"{steps.name} asked something else when it was made again, so that its answers can serve nobody;"
+                " a flow must ask the same each time, and make its random numbers itself"
+            )
+
+    def _miss(self, name: str, request: Request) -> Miss:
+        if name not in self._jobs:
+            known = ", ".join(sorted(self._jobs))
+            raise RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})')
+        return Miss(name, Question.of(request, self._jobs[name].endpoint))
+
+    def _recalled(self, of: str) -> Answer | None:
+        if of in self.batches.failed:
+            return self.batches.failed[of]
+        found = self._journal.get(of)
+        return None if isinstance(found, Failure) and self._retry_failed else found

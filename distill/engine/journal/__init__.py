@@ -1,0 +1,1 @@
+"""The journal of a run: every answer that was paid for."""

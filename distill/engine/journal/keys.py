@@ -1,0 +1,43 @@
+"""The key of a question: a hash of everything that determines its answer, found by introspection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+
+from distill.core.hashing import canonical
+from distill.types import Endpoint, Request
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request to an endpoint, with its key; made once, for both are needed again and again."""
+
+    request: Request
+    endpoint: Endpoint
+    request_json: str
+    key: str
+    """SHA-256, in hex."""
+
+    @classmethod
+    def of(cls, request: Request, endpoint: Endpoint) -> Question:
+        """Hash the canonical JSON of both."""
+        request_json = canonical(request)
+        both = f'{{"endpoint":{endpoint_json(endpoint)},"request":{request_json}}}'
+        return cls(request, endpoint, request_json, sha256(both.encode("ascii")).hexdigest())
+
+
+def key(request: Request, endpoint: Endpoint) -> str:
+    """SHA-256, in hex, of the canonical JSON of both: every field, found by introspection.
+
+    A field at its default is left out, so that a later version that adds a field still finds the answers of an
+    earlier one; a default must therefore never change.
+    """
+    return Question.of(request, endpoint).key
+
+
+@lru_cache(maxsize=64)
+def endpoint_json(endpoint: Endpoint) -> str:
+    """The endpoint's canonical JSON."""
+    return canonical(endpoint)

@@ -1,0 +1,388 @@
+"""The run's SQLite journal: every answer that was paid for, under a key of everything that determines it.
+
+Nothing here looks inside an answer. A write is handed to one thread that commits in groups, and whoever handed it in
+learns of it only after the commit; a kill at any moment loses what was in flight and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from distill.core.hashing import canonical
+from distill.engine.journal.records import (
+    FAILURE,
+    FORGET,
+    Batch,
+    Bill,
+    Change,
+    Cost,
+    Sent,
+    answered,
+    bare,
+    failed,
+    intention,
+)
+from distill.engine.journal.schema import VERSION, bytes_of, open_to_read, open_to_write, unusable, version_of
+from distill.errors import RunFolderError
+from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
+
+NAME = "journal.sqlite"
+GROUP_SECONDS = 0.005
+"""Shortest time between two commits; what arrives in between shares one (one fsync each)."""
+
+
+_UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+"""What SQLite or Python's module for it raises for a value that no column takes, such as an integer over 64 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An answer together with what was asked, for accounts and reports."""
+
+    completion: Completion
+    request: Request
+    endpoint: Endpoint
+    stage: str
+    created: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    change: Change
+    done: Future[int] | asyncio.Future[int]
+
+
+class Journal:
+    """One journal file, opened by `Journal.open`; close it, or use it in a `with` block.
+
+    Reading is for the thread that opened it. Writes may come from any thread; each returns a future that is done
+    once the write is on the disk, or holds a `RunFolderError`.
+    """
+
+    def __init__(
+        self, path: Path, reader: sqlite3.Connection, writer: sqlite3.Connection | None, reuse: Sequence[Journal]
+    ) -> None:
+        self.path = path
+        self._reader = reader
+        self._writer = writer
+        self._reuse = tuple(reuse)
+        self._has_failures = bool(self._select("SELECT EXISTS (SELECT 1 FROM failures)")[0][0])
+        self._is_old = version_of(reader, path) < VERSION  # opened for reading: written by an earlier distill
+        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False, reuse: Sequence[Journal] = ()) -> Journal:
+        """Open the journal at `path`, or create it.
+
+        `read_only` may read while another process writes, and never creates. `reuse` are other journals, whose answers
+        serve when this one has none. Raises `RunFolderError` for what is no journal, or one of a newer version.
+        """
+        path = Path(path)
+        try:
+            writer = None if read_only else open_to_write(path)
+            return cls(path, open_to_read(path), writer, reuse)
+        except sqlite3.Error as error:
+            raise unusable(path, error) from error
+
+    def get(self, key: str) -> Answer | None:
+        """The answer under this key, from here or a reused journal; else a permanent failure of our own; else None."""
+        for journal in (self, *self._reuse):
+            if (completion := journal._completion(key)) is not None:
+                return completion
+        return self._failure(key)
+
+    def _completion(self, key: str) -> Completion | None:
+        rows = self._select("SELECT key, text, finish, usage, raw, loglikelihood FROM answers WHERE key = ?", key)
+        return _to_completion(rows[0]) if rows else None
+
+    def _failure(self, key: str) -> Failure | None:
+        if not self._has_failures:
+            return None
+        found = self._select("SELECT reason, detail, attempts FROM failures WHERE key = ? AND permanent", key)
+        for reason, detail, attempts in found:
+            return Failure(key=key, reason=reason, detail=detail, transient=False, attempts=attempts)
+        return None
+
+    def entries(self, stage: str | None = None) -> Iterator[Entry]:
+        """Every answer bought here, of one stage or of all, in the order of buying; read as one goes."""
+        rows = self._rows(
+            "SELECT key, text, finish, usage, raw, loglikelihood, request, endpoint, stage, created FROM answers"
+            " WHERE ?1 IS NULL OR stage = ?1 ORDER BY rowid",
+            stage,
+        )
+        for *answer, request, endpoint, of, created in rows:
+            yield Entry(
+                completion=_to_completion(answer),
+                request=to_request(json.loads(request)),
+                endpoint=Endpoint(**json.loads(endpoint)),
+                stage=of,
+                created=created,
+            )
+
+    def questions(self) -> Iterator[tuple[str, str, str]]:
+        """Key, request and endpoint of all that was answered or failed, as canonical JSON."""
+        for table in ("answers", "failures"):
+            yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
+
+    def costs(self) -> list[Cost]:
+        """What all sends cost, by stage, role, model and outcome, over all invocations."""
+        if self._is_old:
+            return []
+        rows = self._select(
+            "SELECT stage, role, model, CASE WHEN outcome IS NULL THEN 'in flight' WHEN outcome = 'kept' THEN 'kept'"
+            " WHEN key IN (SELECT key FROM answers) THEN 'retried' ELSE 'wasted' END AS became, count(*),"
+            " total(prompt_tokens), total(completion_tokens), total(usd),"
+            " total(prompt_tokens) FILTER (WHERE usd IS NULL), total(completion_tokens) FILTER (WHERE usd IS NULL)"
+            " FROM intents GROUP BY stage, role, model, became ORDER BY min(id)"
+        )
+        return [
+            Cost(
+                stage=stage, role=role, model=model, outcome=outcome, sends=sends, prompt_tokens=int(prompt),
+                completion_tokens=int(completion), usd=usd, unpriced=Usage(int(free_prompt), int(free_completion)),
+            )
+            for stage, role, model, outcome, sends, prompt, completion, usd, free_prompt, free_completion in rows
+        ]  # fmt: skip
+
+    def sent(self) -> dict[str, Sent]:
+        """What each stage has sent. Never less than before: an intent is never deleted."""
+        if self._is_old:
+            return {}
+        rows = self._select("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
+        return {stage: Sent(sends, round(usd, 8)) for stage, sends, usd in rows}
+
+    def batches(self, stage: str | None = None, *, name: str | None = None) -> list[Batch]:
+        """Every batch of a stage or of all, or the one so called, oldest first."""
+        if self._is_old:
+            return []
+        rows = self._select(
+            "SELECT * FROM batches WHERE (?1 IS NULL OR stage = ?1) AND (?2 IS NULL OR name = ?2) ORDER BY rowid",
+            stage,
+            name,
+        )
+        return [
+            Batch(
+                name=name, stage=of, role=role, state=state, file_id=file_id, batch_id=batch_id,
+                sends=json.loads(sends), detail=detail, created=created,
+            )
+            for name, of, role, state, file_id, batch_id, sends, detail, created in rows
+        ]  # fmt: skip
+
+    def unsettled(self, stage: str) -> dict[int, Bill]:
+        """Sends of a stage that have no outcome, each with the most that it may cost."""
+        if self._is_old:
+            return {}
+        rows = self._select(
+            "SELECT id, prompt_tokens, completion_tokens, usd FROM intents WHERE outcome IS NULL AND stage = ?", stage
+        )
+        return {send: Bill(*most) for send, *most in rows}
+
+    def tokens(self, stage: str | None = None) -> Usage:
+        """Tokens of the answers bought here, as reported; those without a report count nothing."""
+        ((prompt, completion),) = self._select(
+            "SELECT total(json_extract(usage, '$.prompt_tokens')), total(json_extract(usage, '$.completion_tokens'))"
+            " FROM answers WHERE ?1 IS NULL OR stage = ?1",
+            stage,
+        )
+        return Usage(int(prompt), int(completion))
+
+    def counts(self) -> dict[str, int]:
+        """Rows in each table. `intents` are sends begun: one without an answer was failed, or killed in flight."""
+        tables = ("answers", "failures", "intents")
+        return {table: self._select(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
+
+    def _select(self, statement: str, *values: Any) -> list[Any]:
+        return list(self._rows(statement, *values))
+
+    def _rows(self, statement: str, *values: Any) -> Iterator[Any]:
+        try:
+            yield from self._reader.execute(statement, values)
+        except sqlite3.Error as error:
+            raise unusable(self.path, error) from error
+
+    def intend(self, key: str, attempt: int, *, stage: str = "") -> Future[int]:
+        """Note that a request is about to be sent, to be awaited before sending it; the result is the send's number."""
+        return self.write(intention(key, attempt, stage=stage))
+
+    def keep(self, completion: Completion, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
+        """Write an answer; the first one under a key stays, and an earlier failure under it is forgotten."""
+        return self.write(answered(completion, canonical(request), request.kind, endpoint, stage=stage))
+
+    def fail(self, failure: Failure, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
+        """Write a failure; `get` finds a permanent one again, a transient one is only an account."""
+        return self.write(failed(failure, canonical(request), endpoint, stage=stage))
+
+    def write(self, change: Change) -> Future[int]:
+        """Hand in a change from any thread; done once it is on the disk, with the number of the last row inserted."""
+        done: Future[int] = Future()
+        done.set_running_or_notify_cancel()  # a waiter that gives up must not undo the write
+        self._put(_Write(change, done))
+        return done
+
+    def commit(self, change: Change) -> asyncio.Future[int]:
+        """The same from an event loop, which is told once a group and not once a write."""
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._put(_Write(change, done))
+        return done
+
+    def _put(self, write: _Write) -> None:
+        change = write.change
+        self._has_failures = self._has_failures or any(statement is FAILURE for statement, _ in change)
+        if not self._has_failures:
+            write = _Write(tuple([part for part in change if part[0] is not FORGET]), write.done)
+        if self._writer is None:
+            write.done.set_exception(RunFolderError(f"{self.path} was opened for reading only; open it to write"))
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_groups, name="journal", args=[self._writer], daemon=True)
+            self._thread.start()
+        self._writes.put(write)
+
+    def trim(self) -> int:
+        """Move the write-ahead log into the file, give unused pages back, and return the bytes freed."""
+        assert self._writer is not None
+        before = bytes_of(self.path)
+        try:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise unusable(self.path, error) from error
+        return before - bytes_of(self.path)
+
+    def _write_groups(self, connection: sqlite3.Connection) -> None:
+        last, ending = -math.inf, False
+        while not ending:
+            taken = [self._writes.get()]
+            time.sleep(max(0.0, last + GROUP_SECONDS - time.monotonic()))
+            while not self._writes.empty():
+                taken.append(self._writes.get())
+            ending = None in taken
+            _commit(connection, [write for write in taken if write is not None], self.path)
+            last = time.monotonic()
+
+    def close(self) -> None:
+        """Commit what was handed in, and let go of the file."""
+        if self._thread is not None:
+            self._writes.put(None)
+            self._thread.join()
+            self._thread = None
+        self._reader.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path) -> None:
+    """Write a group in one transaction and tell each waiter; a change that no row can hold fails alone."""
+    try:
+        try:
+            results: list[int | RunFolderError] = _transaction(connection, group, _changed)
+        except _UNSTORABLE:
+            results = _transaction(connection, group, _changed_or_refused)
+    except sqlite3.Error as error:
+        results = [unusable(path, error)] * len(group)
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RunFolderError]]] = {}
+    for number, write in enumerate(group):
+        result = results[number]
+        if isinstance(write.done, asyncio.Future):
+            loops.setdefault(write.done.get_loop(), []).append((write.done, result))
+        else:
+            _tell([(write.done, result)])
+    for loop, waiters in loops.items():
+        with suppress(RuntimeError):  # the loop was left while this was written
+            loop.call_soon_threadsafe(_tell, waiters)
+
+
+def _transaction(
+    connection: sqlite3.Connection,
+    group: Sequence[_Write],
+    changed: Callable[[sqlite3.Connection, Change], int | RunFolderError],
+) -> list[int | RunFolderError]:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        results = [changed(connection, write.change) for write in group]
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    return results
+
+
+def _changed(connection: sqlite3.Connection, change: Change) -> int:
+    """The number of the last row."""
+    row = 0
+    for statement, values in change:
+        row = connection.execute(statement, values).lastrowid or 0
+    return row
+
+
+def _changed_or_refused(connection: sqlite3.Connection, change: Change) -> int | RunFolderError:
+    """The same of a change that holds what no row can: its answers' texts alone, or else why nothing is written."""
+    refusal: Exception | None = None
+    for attempt in (change, bare(change)):
+        connection.execute("SAVEPOINT change")
+        try:
+            return _changed(connection, attempt)
+        except _UNSTORABLE as error:
+            refusal = error
+            connection.execute("ROLLBACK TO change")
+        finally:
+            connection.execute("RELEASE change")
+    return RunFolderError(f"a row cannot be stored: {refusal}")
+
+
+def _tell(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | RunFolderError]]) -> None:
+    for done, result in waiters:
+        if done.cancelled():
+            continue
+        if isinstance(result, RunFolderError):
+            done.set_exception(result)
+        else:
+            done.set_result(result)
+
+
+def _to_completion(row: Sequence[Any]) -> Completion:
+    key, text, finish, usage, raw, loglikelihood = row
+    return Completion(
+        key=key,
+        text=text,
+        finish=finish,
+        usage=None if usage is None else Usage(**json.loads(usage)),
+        raw=json.loads(raw),
+        loglikelihood=loglikelihood,
+    )
+
+
+def to_request(found: Mapping[str, Any]) -> Request:
+    """A request from its canonical JSON, read."""
+    sampling = found.get("sampling", {})
+    return Request(
+        **{
+            **found,
+            "messages": tuple(Message(**message) for message in found.get("messages", ())),
+            "sampling": Sampling(**{**sampling, "stop": tuple(sampling.get("stop", ()))}),
+        }
+    )

@@ -1,0 +1,69 @@
+"""A real OpenAI-compatible server on loopback that misbehaves on demand, for tests of everything that asks one.
+
+    with LoopbackServer(latency_seconds=0.05, misdeed=first(3, status(429, {"Retry-After": "1"}))) as server:
+        ... server.url, server.count, server.bodies
+
+`python -m distill.engine.mock_server --latency 0.05` runs one here: it prints its address first, and its counters
+as one line of JSON when it is told to end. `GET /stats` gives the counters while it runs. With `--fast` it answers as
+quickly as one core can, always the same, to measure clients against.
+"""
+
+from __future__ import annotations
+
+from distill.engine.mock_server.fast import CANNED, FastServer
+from distill.engine.mock_server.faults import (
+    BAD_REQUEST,
+    EMPTY,
+    FAULTS,
+    HANG,
+    HTML,
+    MOST_429,
+    NO_MODEL,
+    RESET,
+    SLOW_DRIP,
+    TRUNCATED,
+    UNAUTHORISED,
+    Misdeed,
+    Script,
+    asking,
+    drip,
+    echo,
+    faults,
+    first,
+    never,
+    question,
+    some,
+    status,
+)
+from distill.engine.mock_server.rate_limits import RateLimits, duration
+from distill.engine.mock_server.server import LoopbackServer
+
+__all__ = [
+    "BAD_REQUEST",
+    "CANNED",
+    "EMPTY",
+    "FAULTS",
+    "HANG",
+    "HTML",
+    "MOST_429",
+    "NO_MODEL",
+    "RESET",
+    "SLOW_DRIP",
+    "TRUNCATED",
+    "UNAUTHORISED",
+    "FastServer",
+    "LoopbackServer",
+    "Misdeed",
+    "RateLimits",
+    "Script",
+    "asking",
+    "drip",
+    "duration",
+    "echo",
+    "faults",
+    "first",
+    "never",
+    "question",
+    "some",
+    "status",
+]

@@ -1,0 +1,125 @@
+"""Rate limits as providers have them: sliding windows, the headers that tell of them, and the 429 beyond."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distill.engine.mock_server.faults import Misdeed, error_body, question, status
+
+UNSET_MAX_TOKENS = 16
+"""What a token limit reckons for an answer whose request gives no bound; the old default of /completions."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimits:
+    """What the server lets through in any `per_seconds`; a request over a limit is answered 429, and is not counted.
+
+    A request's tokens are the words of its question and the bound of its answer (`max_tokens`).
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    per_seconds: float = 60.0
+    """What counts as a minute; shorter for tests."""
+    headers: bool = True
+    """Whether every response says x-ratelimit-limit-, -remaining- and -reset-."""
+    retry_after: bool = True
+    """Whether a 429 says Retry-After, in whole seconds, rounded up."""
+
+
+class _Window:
+    """One limit over a sliding window: what was let through in the last `seconds`."""
+
+    def __init__(self, name: str, limit: int, seconds: float) -> None:
+        self.name = name
+        self.limit = limit
+        self.used = 0
+        self._seconds = seconds
+        self._taken: deque[tuple[float, int]] = deque()
+
+    def wait_seconds(self, amount: int, now: float) -> float:
+        """How long until this much fits; infinite where it never will."""
+        self._forget(now)
+        over = self.used + amount - self.limit
+        if over <= 0:
+            return 0.0
+        for at, taken in self._taken:
+            over -= taken
+            if over <= 0:
+                return at + self._seconds - now
+        return math.inf
+
+    def take(self, amount: int, now: float) -> None:
+        """Count what is let through."""
+        self._taken.append((now, amount))
+        self.used += amount
+
+    def headers(self, now: float) -> dict[str, str]:
+        """The limit, what is left of it, and how long until all of it is."""
+        self._forget(now)
+        reset = self._taken[-1][0] + self._seconds - now if self._taken else 0.0
+        values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": duration(reset)}
+        return {f"x-ratelimit-{value}-{self.name}": str(said) for value, said in values.items()}
+
+    def _forget(self, now: float) -> None:
+        while self._taken and self._taken[0][0] + self._seconds <= now:
+            self.used -= self._taken.popleft()[1]
+
+
+def duration(seconds: float) -> str:
+    """As rate limit headers write it: `120ms`, `1s`, `6m0s`, `1h0m0s`; rounded up to a millisecond."""
+    milliseconds = math.ceil(round(seconds * 1000, 3))
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    said = f"{rest / 1000:g}s"
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60}m{said}"
+    return f"{minutes}m{said}" if minutes else said
+
+
+class Gate:
+    """The limits of one server."""
+
+    def __init__(self, limits: RateLimits) -> None:
+        self._limits = limits
+        given = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
+        self._windows = [_Window(name, n, limits.per_seconds) for name, n in given.items() if n is not None]
+
+    def refusal(self, body: Mapping[str, Any]) -> Misdeed | None:
+        """The 429 for a request that does not fit; one that does is counted."""
+        if not self._windows:
+            return None
+        now = time.monotonic()
+        amounts = {"requests": 1, "tokens": _tokens(body)}
+        waits = [(window.wait_seconds(amounts[window.name], now), window) for window in self._windows]
+        wait, window = max(waits, key=lambda pair: pair[0])
+        if wait > 0:
+            return self._refuse(window, wait)
+        for window in self._windows:
+            window.take(amounts[window.name], now)
+        return None
+
+    def _refuse(self, window: _Window, wait: float) -> Misdeed:
+        again = "It is larger than the limit." if wait == math.inf else f"Please try again in {duration(wait)}."
+        said = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
+        told = self._limits.retry_after and wait < math.inf
+        headers = {"Retry-After": str(math.ceil(wait))} if told else {}
+        return status(429, headers, error_body(said, window.name, "rate_limit_exceeded"))
+
+    def headers(self) -> dict[str, str]:
+        """What every response says of the limits."""
+        if not self._limits.headers:
+            return {}
+        now = time.monotonic()
+        return {name: said for window in self._windows for name, said in window.headers(now).items()}
+
+
+def _tokens(body: Mapping[str, Any]) -> int:
+    bound = body.get("max_tokens") or body.get("max_completion_tokens") or UNSET_MAX_TOKENS
+    return len(question(body).split()) + int(bound)

@@ -1,0 +1,135 @@
+"""Plays a teacher, a user and a judge without any model: answers of the form that each strategy asks for.
+
+What it says is nonsense about everyday things, the same for the same question. It serves to run a recipe through once
+(`distill smoke`), not to teach anybody.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from distill.engine.mock_server import question
+
+VERBS = (
+    "Explain",
+    "Describe",
+    "Compare",
+    "Praise",
+    "Recall",
+    "Sketch",
+    "Defend",
+    "Rank",
+    "Invent",
+    "Outline",
+    "Rewrite",
+)
+THINGS = (
+    *("rivers", "kites", "soups", "clocks", "owls", "tools", "coins", "songs", "hats", "tides", "bees", "tents"),
+    *("maples", "ferries", "candles", "bridges", "gardens", "letters", "lamps", "boots", "orchards", "wells"),
+)
+QUALITIES = ("quiet", "useful", "old", "bright", "heavy", "simple", "rare", "round", "slow", "warm")
+
+Says: TypeAlias = Callable[[str, random.Random], str]
+
+
+def answer(body: Mapping[str, Any]) -> str:
+    """The answer to a request in OpenAI's form; drawn from its question, its seed and its turn."""
+    asked = question(body)
+    chance = random.Random(f"{asked}:{body.get('seed')}:{len(body.get('messages', ()))}")
+    for mark, says in _FORMS:
+        if re.search(mark, asked, re.IGNORECASE | re.DOTALL):
+            return says(asked, chance)
+    return _continued(asked, chance) if "prompt" in body else _said(asked, chance)
+
+
+def task(chance: random.Random) -> str:
+    """Something to ask, about everyday things."""
+    one, other = chance.sample(THINGS, 2)
+    return (
+        f"{chance.choice(VERBS)} how {chance.choice(QUALITIES)} {one} differ from {chance.choice(QUALITIES)} {other} "
+        f"in a {chance.choice(QUALITIES)} {chance.choice(THINGS)[:-1]}."
+    )
+
+
+def _said(asked: str, chance: random.Random) -> str:
+    return " ".join(
+        f"The {chance.choice(QUALITIES)} {thing} are {chance.choice(QUALITIES)}, and {chance.choice(THINGS)} follow."
+        for thing in chance.sample(THINGS, 3)
+    )
+
+
+def _continued(asked: str, chance: random.Random) -> str:
+    """A list that goes on, as a raw completion does."""
+    numbers = [int(number) for number in re.findall(r"^(\d+)\.", asked, re.MULTILINE)] or [0]
+    return "\n".join(f"{'' if place == 0 else f'{numbers[-1] + place}. '}{task(chance)}" for place in range(6))
+
+
+def _listed(asked: str, chance: random.Random) -> str:
+    return "\n".join(f"{number}. {task(chance)}" for number in range(1, 9))
+
+
+def _topics(asked: str, chance: random.Random) -> str:
+    return "\n".join(f"{number}. {chance.choice(QUALITIES)} {chance.choice(THINGS)}" for number in range(1, 9))
+
+
+def _tasks(asked: str, chance: random.Random) -> str:
+    wanted = int(match[1]) if (match := re.search(r"Write (\d+)", asked)) else 3
+    return "\n".join(f"TASK {number}: {task(chance)}" for number in range(1, wanted + 1))
+
+
+def _blocks(asked: str, chance: random.Random) -> str:
+    """Alpaca's blocks, from where the prompt breaks off."""
+    first = int(re.findall(r"(\d+)\. Instruction:", asked)[-1])
+    pieces = []
+    for number in range(first, first + 6):
+        given = "<noinput>" if chance.random() < 0.7 else _said(asked, chance)
+        lead = "" if number == first else f"{number}. Instruction: "
+        pieces.append(f"{lead}{task(chance)}\n{number}. Input:\n{given}\n{number}. Output:\n{_said(asked, chance)}")
+    return "\n###\n".join(pieces)
+
+
+def _transcript(asked: str, chance: random.Random) -> str:
+    rounds = int(match[1]) if (match := re.search(r"There are (\d+) messages", asked)) else 3
+    turns = [f"[Visitor] {task(chance)[:-1]}?\n[Helper] {_said(asked, chance)}" for _ in range(rounds)]
+    return "\n".join(turns)
+
+
+def _instance(asked: str, chance: random.Random) -> str:
+    return f"Example 1\n{_said(asked, chance)}\nOutput: {_said(asked, chance)}\n"
+
+
+def _labelled(asked: str, chance: random.Random) -> str:
+    return f"Class label: yes\n{_said(asked, chance)}\nClass label: no\n{_said(asked, chance)}\n"
+
+
+def _one_of(*choices: str) -> Says:
+    return lambda asked, chance: chance.choice(choices)
+
+
+def _rewritten(asked: str, chance: random.Random) -> str:
+    return f"{task(chance)[:-1]}, and give two reasons with an example of each."
+
+
+_FORMS: Sequence[tuple[str, Says]] = (
+    (r"Answer with one word or two, Equal or Not Equal", _one_of("Not Equal", "Not Equal", "Equal")),
+    (
+        r"Better: tie\s*$",
+        _one_of("The first is clearer.\nBetter: A", "The second is.\nBetter: B", "Alike.\nBetter: tie"),
+    ),
+    (r"Verdict: X \(where X", _one_of("A is clearer.\nVerdict: A", "B is.\nVerdict: B", "Alike.\nVerdict: tie")),
+    (r"Score: N", _one_of("It is clear.\nScore: 8", "It is thin.\nScore: 6", "It is whole.\nScore: 9")),
+    (r"\d+\. Instruction:\s*$", _blocks),
+    (r"Begin each with TASK", _tasks),
+    (r"^List \d+ topics", _topics),
+    (r"\[Visitor\] or \[Helper\]", _transcript),
+    (r"Picked from known labels\?\s*$", _one_of("No", "No", "No", "Yes")),
+    (r"Class label: .*Task: [^\n]*\s*$", _labelled),
+    (r"Output: .*Task: [^\n]*\s*$", _instance),
+    (r"#Rewritten instruction#|rewritten|new instruction", _rewritten),
+    (r"(?m)^\d+\.\s*\Z", _continued),
+    (r"numbered list", _listed),
+)
+"""By what a prompt of ours holds, the form of its answer; the first that fits."""

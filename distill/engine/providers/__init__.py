@@ -1,0 +1,87 @@
+"""Who answers: one seam between the engine and a model, wherever it runs.
+
+A provider binds a role to one endpoint. It sends one request once; waiting, retrying and counting are the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from distill.core.redaction import strike
+from distill.engine.providers.rate_limit_headers import Report
+from distill.types import Endpoint, Finish, Request, Usage
+
+DETAIL_CHARACTERS = 300
+"""Longest detail line of a failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer as a provider hands it over, before it is journalled."""
+
+    text: str = ""
+    finish: Finish = "stop"
+    usage: Usage | None = None
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    """The response body, whole, without secrets."""
+    raw_json: str | None = field(default=None, repr=False, compare=False)
+    """The same as JSON, where the provider has it."""
+    loglikelihood: float | None = None
+    """For `kind="likelihood"`: nats, end token excluded."""
+    report: Report | None = None
+    """What the endpoint said of its limits."""
+
+
+class ProviderError(Exception):
+    """Why a send brought no answer.
+
+    `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
+    endpoint can succeed, so that the run stops. `busy`: the endpoint turned the request away for load (HTTP 429, 503).
+    `report`: what it said of its limits. The reason `refused` means that no connection could be made at all. Known
+    secrets are struck out of `detail`.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        detail: str,
+        *,
+        transient: bool = False,
+        retry_after: float | None = None,
+        fatal: bool = False,
+        busy: bool = False,
+        report: Report | None = None,
+    ) -> None:
+        self.reason = reason
+        self.detail = one_line(detail)
+        super().__init__(self.detail)
+        self.transient = transient
+        self.retry_after = retry_after
+        self.fatal = fatal
+        self.busy = busy
+        self.report = report
+
+
+class Provider(Protocol):
+    """What the engine needs of an endpoint."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The identity that enters every key; the same before and after the first send."""
+
+    async def send(self, request: Request) -> Reply:
+        """Ask once. Raises `ProviderError`, or a `DistillError` that stops the run as it is."""
+
+    async def close(self) -> None:
+        """Let go of what belongs to the running event loop, such as connections; the next send opens it again.
+
+        The engine calls it at the end of every drive. A process that should outlive a drive ends elsewhere.
+        """
+
+
+def one_line(text: str, limit: int = DETAIL_CHARACTERS) -> str:
+    """The text without known secrets on one line of at most `limit` characters, encodable as UTF-8."""
+    line = " ".join(strike(text).split()).encode("utf-8", "replace").decode("utf-8")
+    return line if len(line) <= limit else line[: limit - 1] + "…"

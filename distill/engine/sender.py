@@ -1,0 +1,447 @@
+"""Answers one request: from the journal, else by asking once, in a slot, within the budget, with patience."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+
+from distill.engine import StoppedByBudget, StoppedByEndpoint, Tally
+from distill.engine.backpressure import Came, Ticket, came_of
+from distill.engine.budget import Budget, with_credible_usage
+from distill.engine.journal.keys import Question
+from distill.engine.journal.records import Bill, Statement, answered, failed, intention, settled
+from distill.engine.journal.store import Journal
+from distill.engine.providers import Provider, ProviderError, Reply
+from distill.engine.rate_limits import Closed, Limiter, Rates
+from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS, Patience
+from distill.errors import DistillError, EndpointError, RecipeError
+from distill.types import Answer, Completion, Endpoint, Failure, Request
+
+REFUSALS = 4
+"""Sends of one request without a connection, after which an endpoint that never answered counts as unreachable."""
+FAULT = "error"
+"""The reason of a provider's own fault: not asked again in this run, for it may have been paid."""
+BYTES_A_TOKEN = 4
+"""Of English, about; for expected tokens only, never for money."""
+EXPECTED_TOKENS = 256
+"""Of an answer, before the first one and without a bound."""
+NOT_SENT = ProviderError("refused", "nothing was sent")
+HEDGE_LOOK_SECONDS = 0.05
+"""Shortest time between two looks for room to hedge a straggler."""
+HEDGE_SAMPLES = 20
+"""Answers whose latency must be known before a straggler is hedged."""
+
+
+class Stopping(Exception):
+    """Raised into whoever waits for an answer that will not be asked any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """How an engine asks."""
+
+    concurrency: int
+    patience: Patience
+    retry_failed: bool
+    stage: str
+    rates: Mapping[str, Rates]
+    """By the model's name in the engine."""
+    hedge: float | None
+    """A request is sent a second time when it takes so many times the 95th percentile; `None` never."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One question on its way to its endpoint."""
+
+    question: Question
+    name: str
+    provider: Provider
+    limiter: Limiter
+    most: Bill
+    unsettled: list[Statement] = field(default_factory=list)
+    """How its failed sends ended; written with the next thing that is."""
+    sends: int = 0
+
+
+class Asker:
+    """One drive's way to the endpoints; belongs to one event loop.
+
+    `stop` ends it: what is in flight is finished and committed, nothing else is sent.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        providers: Mapping[str, Provider],
+        *,
+        manners: Manners,
+        budget: Budget,
+        tally: Tally,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._journal = journal
+        self._providers = providers
+        self._manners = manners
+        self._budget = budget
+        self._tally = tally
+        self._on_change = on_change
+        self._limiters: dict[str, Limiter] = {}
+        self._asking: dict[str, list[asyncio.Future[Answer]]] = {}
+        self._idle = asyncio.Event()
+        self._failed: dict[str, Failure] = {}
+        self._reached: set[str] = set()
+        self._latencies: deque[float] = deque(maxlen=200)
+        self._stopping = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._last_write: asyncio.Future[int] | None = None
+        self.stopped: DistillError | None = None
+        self.in_flight = 0
+
+    def stop(self, error: DistillError | None) -> None:
+        """Send nothing more; `error` says why, if anything is wrong. The first call counts."""
+        if not self._stopping.is_set():
+            self.stopped = error
+            self._stopping.set()
+            self._settled.set()
+            for limiter in self._limiters.values():
+                limiter.close()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._stopping.is_set()
+
+    def describe_limits(self) -> str:
+        """The limit of each endpoint and what sets it, in a few words."""
+        return "; ".join(dict.fromkeys(limiter.describe() for limiter in self._limiters.values()))
+
+    def recall(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...] | None:
+        """The answers if the journal has all of them; sends nothing, and counts them as replayed."""
+        questions = [Question.of(*pair) for pair in zip(requests, map(self._endpoint, names), strict=True)]
+        found = [self._recalled(question.key) for question in questions]
+        answers = tuple(answer for answer in found if answer is not None)
+        if len(answers) < len(found):
+            return None
+        self._tally.replayed += len(answers)
+        return answers
+
+    def _endpoint(self, name: str) -> Endpoint:
+        return self._provider(name).endpoint
+
+    def _recalled(self, key: str) -> Answer | None:
+        if key in self._failed:
+            return self._failed[key]
+        found = self._journal.get(key)
+        return None if isinstance(found, Failure) and self._manners.retry_failed else found
+
+    async def answers(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...]:
+        """One answer a request, asked at once of the models so named. Raises `Stopping` when one will not be asked."""
+        if len(requests) == 1:
+            return (await self.answer(requests[0], names[0]),)
+        asked = (self.answer(request, name) for request, name in zip(requests, names, strict=True))
+        return tuple(await asyncio.gather(*asked))
+
+    async def answer(self, request: Request, name: str) -> Answer:
+        """The journal's answer, or the endpoint's; the same question in flight is asked once."""
+        provider = self._provider(name)
+        question = Question.of(request, provider.endpoint)
+        if (waiting := self._asking.get(question.key)) is not None:
+            waiting.append(asyncio.get_running_loop().create_future())
+            return await waiting[-1]
+        if (found := self._recalled(question.key)) is not None:
+            self._tally.replayed += 1
+            return found
+        self._check()
+        waiting = self._asking[question.key] = []
+        answer: Answer | None = None
+        try:
+            answer = await self._ask(question, name, provider)
+            return answer
+        finally:
+            del self._asking[question.key]
+            self._tell(waiting, answer)
+
+    def _tell(self, waiting: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
+        for future in waiting:
+            if answer is None and not future.done():
+                future.set_exception(Stopping())
+            elif answer is not None and not future.done():
+                future.set_result(answer)
+        if not self._asking:
+            self._idle.set()
+        self._on_change()
+
+    async def drain(self) -> None:
+        """Wait for what is in flight, and for the last word about it to be on the disk."""
+        while self._asking:
+            self._idle.clear()
+            await self._idle.wait()
+        if self._last_write is not None:
+            await asyncio.wait([self._last_write])
+            self._last_write.exception()  # who needed it has met it already
+
+    def _provider(self, name: str) -> Provider:
+        if name not in self._providers:
+            known = ", ".join(sorted(self._providers))
+            self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})'))
+            raise Stopping
+        return self._providers[name]
+
+    def _limiter(self, name: str, provider: Provider) -> Limiter:
+        """The limiter of the endpoint and key, which several names may share."""
+        account = getattr(provider, "account", None) or str(id(provider))
+        if account not in self._limiters:
+            rates = self._manners.rates.get(name, Rates())
+            self._limiters[account] = Limiter(
+                Rates(
+                    concurrency=rates.concurrency or self._manners.concurrency,
+                    requests_per_minute=rates.requests_per_minute,
+                    tokens_per_minute=rates.tokens_per_minute,
+                )
+            )
+        return self._limiters[account]
+
+    def _check(self) -> None:
+        if self._stopping.is_set():
+            raise Stopping
+
+    async def _ask(self, question: Question, name: str, provider: Provider) -> Answer:
+        """The answer, committed. A `DistillError` on the way stops everything."""
+        try:
+            most = self._budget.most(name, question.request)
+            return await self._until_answered(_Asked(question, name, provider, self._limiter(name, provider), most))
+        except EndpointError as error:
+            self.stop(error if isinstance(error, StoppedByEndpoint) else StoppedByEndpoint(str(error)))
+            raise Stopping from error
+        except DistillError as error:
+            self.stop(error)
+            raise Stopping from error
+
+    async def _until_answered(self, asked: _Asked) -> Answer:
+        try:
+            for attempt in count(1):
+                try:
+                    return await self._attempt(asked, attempt)
+                except ProviderError as error:
+                    if (failure := self._failure(asked, error, attempt)) is not None:
+                        return await self._fail(asked, failure)
+                    is_healthy = asked.limiter.is_healthy()
+                    await self._sleep(self._manners.patience.wait_seconds(attempt, error, is_healthy=is_healthy))
+            raise AssertionError("count ended")
+        finally:
+            if asked.unsettled:
+                self._write(asked.unsettled)
+
+    async def _attempt(self, asked: _Asked, attempt: int) -> Completion:
+        """One send, or two where the first is a straggler."""
+        if self._manners.hedge is None or len(self._latencies) < HEDGE_SAMPLES:
+            return await self._send(asked, attempt)
+        first = asyncio.create_task(self._send(asked, attempt))
+        slow = sorted(self._latencies)[int(len(self._latencies) * 0.95)]
+        while not first.done():
+            await asyncio.wait([first], timeout=max(HEDGE_LOOK_SECONDS, self._manners.hedge * slow))
+            if not first.done() and asked.limiter.free() and self._budget.reserve(asked.most):
+                return await self._hedged(asked, attempt, first)
+        return first.result()
+
+    async def _hedged(self, asked: _Asked, attempt: int, first: asyncio.Task[Completion]) -> Completion:
+        """The first answer of two; the other send is given up, and charged at most."""
+        second = asyncio.create_task(self._send(asked, attempt, is_reserved=True))
+        await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
+        winner, other = (first, second) if first.done() else (second, first)
+        if winner.exception() is not None:
+            return await other
+        other.cancel()
+        await asyncio.wait([other])
+        return winner.result()
+
+    async def _send(self, asked: _Asked, attempt: int, *, is_reserved: bool = False) -> Completion:
+        """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
+        try:
+            ticket = await asked.limiter.enter(self._expected_tokens(asked), again=attempt > 1)
+        except (Closed, asyncio.CancelledError) as error:
+            if is_reserved:
+                self._budget.settle_error(asked.most, NOT_SENT)
+            if isinstance(error, Closed):
+                raise Stopping from None
+            raise
+        reply: Reply | None = None
+        failed_with: BaseException | None = None
+        self.in_flight += 1
+        try:
+            if not is_reserved:
+                await self._reserve(asked.most)
+            send = await self._intend(asked, attempt)
+            reply = with_credible_usage(await self._sent(asked, send), asked.most)
+        except BaseException as raised:
+            failed_with = raised
+            raise
+        finally:
+            self.in_flight -= 1
+            self._leave(asked, ticket, reply, failed_with)
+        return await self._keep(asked, send, reply)
+
+    def _leave(self, asked: _Asked, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
+        usage = reply.usage if reply is not None else None
+        if reply is not None:
+            self._latencies.append(time.monotonic() - ticket.sent)
+        said = error if isinstance(error, ProviderError) else None
+        never_there = said is not None and said.reason == "refused" and asked.name not in self._reached
+        asked.limiter.leave(
+            ticket,
+            Came.REFUSAL if never_there else came_of(error),  # `_failure` ends a run whose endpoint is not there
+            used=None if usage is None else usage.prompt_tokens + usage.completion_tokens,
+            report=said.report if said is not None else reply.report if reply is not None else None,
+            retry_after=said.retry_after if said is not None else None,
+        )
+        self._on_change()
+
+    def _expected_tokens(self, asked: _Asked) -> float:
+        """For the endpoint's tokens a minute: a quarter of the prompt's bytes, and what answers took so far."""
+        prompt = (asked.most.prompt_tokens or 0) / BYTES_A_TOKEN
+        answers = self._tally.asked - self._tally.failed - self.in_flight
+        if answers > 0 and self._tally.completion_tokens:
+            return prompt + self._tally.completion_tokens / answers
+        return prompt + min(EXPECTED_TOKENS, asked.most.completion_tokens or EXPECTED_TOKENS)
+
+    async def _reserve(self, most: Bill) -> None:
+        """Set the worst case aside, waiting for others to settle where it does not fit yet."""
+        while not self._budget.reserve(most):
+            if self._budget.in_flight == 0:
+                raise StoppedByBudget(self._budget.verdict(most))
+            self._settled.clear()
+            await self._settled.wait()
+            self._check()
+
+    async def _intend(self, asked: _Asked, attempt: int) -> int:
+        """Note the send in the journal, and how the one before ended; the send's number."""
+        try:
+            self._check()
+            change = intention(
+                asked.question.key,
+                attempt,
+                stage=self._manners.stage,
+                role=asked.name,
+                model=asked.question.endpoint.model,
+                most=asked.most,
+            )
+            asked.unsettled, earlier = [], asked.unsettled
+            send = await self._journal.commit((*earlier, *change))
+        except BaseException:
+            self._budget.settle_error(asked.most, NOT_SENT)
+            self._settled.set()
+            raise
+        asked.sends += 1
+        self._tally.asked += asked.sends == 1
+        self._tally.retried += asked.sends > 1
+        return send
+
+    async def _sent(self, asked: _Asked, send: int) -> Reply:
+        """The provider's reply; a failure is booked."""
+        try:
+            return await _reply(asked.provider, asked.question.request)
+        except BaseException as error:
+            bill = self._budget.settle_error(asked.most, error)
+            self._tally.wasted_usd += bill.usd or 0.0
+            asked.unsettled.append(settled(send, bill, "free" if bill is not asked.most else "charged"))
+            self._account()
+            raise
+
+    def _account(self) -> None:
+        self._tally.usd = self._budget.usd
+        self._settled.set()
+
+    def _failure(self, asked: _Asked, error: ProviderError, attempt: int) -> Failure | None:
+        """The failure that an error amounts to, or `None` to ask again. Raises `StoppedByEndpoint` for the hopeless."""
+        is_over = self._manners.patience.is_over(attempt)
+        if error.reason != "refused":
+            self._reached.add(asked.name)
+        elif asked.name not in self._reached and (is_over or attempt >= REFUSALS):
+            raise StoppedByEndpoint(error.detail)
+        if error.fatal:
+            raise StoppedByEndpoint(error.detail)
+        if (error.retry_after or 0) > LONGEST_RETRY_AFTER_SECONDS:
+            hours = (error.retry_after or 0) / 3600
+            raise StoppedByEndpoint(f"the endpoint asks to wait {hours:.1f} hours ({error.detail}); run again then")
+        if error.transient and error.reason != FAULT and not is_over:
+            return None
+        return Failure(
+            key=asked.question.key,
+            reason=error.reason,
+            detail=error.detail,
+            transient=error.transient,
+            attempts=attempt,
+        )
+
+    async def _fail(self, asked: _Asked, failure: Failure) -> Failure:
+        self._tally.failed += 1
+        if not failure.transient:
+            self._failed[failure.key] = failure
+        question = asked.question
+        change = failed(failure, question.request_json, question.endpoint, stage=self._manners.stage)
+        asked.unsettled, earlier = [], asked.unsettled
+        await self._journal.commit((*earlier, *change))
+        return failure
+
+    async def _keep(self, asked: _Asked, send: int, reply: Reply) -> Completion:
+        """Commit an answer and what it cost, then hand it on."""
+        bill = self._budget.settle(asked.name, asked.most, reply.usage)
+        self._account()
+        question = asked.question
+        completion = Completion(
+            key=question.key,
+            text=reply.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair fits in no file
+            finish=reply.finish,
+            usage=reply.usage,
+            raw=reply.raw,
+            loglikelihood=reply.loglikelihood,
+        )
+        change = answered(
+            completion,
+            question.request_json,
+            question.request.kind,
+            question.endpoint,
+            stage=self._manners.stage,
+            raw_json=reply.raw_json,
+        )
+        asked.unsettled, earlier = [], asked.unsettled
+        await self._journal.commit((*earlier, *change, settled(send, bill, "kept")))
+        self._reached.add(asked.name)
+        if reply.usage is not None:
+            self._tally.prompt_tokens += reply.usage.prompt_tokens
+            self._tally.completion_tokens += reply.usage.completion_tokens
+        return completion
+
+    def _write(self, statements: list[Statement]) -> None:
+        """Write without waiting; `drain` does."""
+        self._last_write = self._journal.commit(tuple(statements))
+
+    def usd(self, answers: tuple[Answer, ...], names: tuple[str, ...]) -> float:
+        """What these answers cost by today's prices, whenever they were bought."""
+        total = 0.0
+        for answer, name in zip(answers, names, strict=True):
+            if isinstance(answer, Completion) and answer.usage is not None:
+                total += self._budget.bill(name, answer.usage).usd or 0.0
+        return total
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait without a slot; a stop ends the wait."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        self._check()
+
+
+async def _reply(provider: Provider, request: Request) -> Reply:
+    try:
+        return await provider.send(request)
+    except (ProviderError, DistillError):
+        raise
+    except Exception as error:  # a provider that breaks is a failed send, on record
+        raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error

@@ -1,0 +1,1 @@
+"""Seeds to tasks: the stage `expand`."""

@@ -1,0 +1,310 @@
+"""What expansions share: seeds, the reading of lists, rules of form, and a pool that takes only what is new."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field
+
+from distill import recipe
+from distill.expand.seeds import Seed
+from distill.text.rouge_index import NoveltyIndex, comparable, word_count
+from distill.text.thinking import parted
+from distill.text.wrappers import unframed, unquoted, without_rulers
+from distill.types import Completion, Message, Request, Sampling, Task
+
+ROLE = "teacher"
+FEWEST_OUTSTANDING, MOST_OUTSTANDING = 4, 128
+"""Bounds of the window where the recipe sets none."""
+MIN_WORDS = 4
+MAX_WORDS = 150
+"""Bounds of an instruction, in words (Self-Instruct's code: more than 3, at most 150)."""
+
+FORBIDDEN_WORDS = (
+    *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot"),
+    *("go to", "video", "audio", "music", "flowchart", "diagram"),
+)
+"""What a model that only writes cannot do: Self-Instruct's list, then Alpaca's five."""
+OwnRule: TypeAlias = Literal["needs_input", "statement", "common_opening"]
+OPENING_WORDS = 3
+"""By how many of its first words an opening is told."""
+OPENINGS_FREE, OPENINGS_SHARE = 8, 8
+"""An opening is common when it begins so many tasks, and one in so many of all."""
+
+Ask: TypeAlias = Literal["completion", "chatml", "chat"]
+
+
+# --- options
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one proposal takes and brings, about; `check` forecasts with it."""
+
+    tasks: float
+    """Admitted ones."""
+    prompt_tokens: int
+    """Of all its requests together."""
+    completion_tokens: int
+    requests: int = 1
+    roles: tuple[str, ...] = ()
+    """Whom it asks beside the teacher: `judge`."""
+
+
+class PoolOptions(recipe.Options):
+    """Options of every expansion."""
+
+    window: Annotated[int, Field(ge=1)] | None = None
+    """Requests that may be outstanding: request k sees what came of request k - window. Left out: 4, and one more for
+    each 4 requests admitted, to 128, so that a small run wastes little and a large one is wide. Part of the result."""
+    rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Greatest similarity of a new task to any before (Self-Instruct, section 2.2)."""
+    reject: tuple[OwnRule, ...] = ()
+    """Rules of ours beside the original's: `needs_input` for an instruction about a text that is not in it ("Summarise
+    this paragraph."), `statement` for one that asks nothing ("The sky is blue."), `common_opening` for one whose first
+    three words open an eighth of the tasks before it (at least 8). Of 999 Alpaca tasks the first rejects 203 of 412
+    that come with an input and 8 of 587 that do not, the second 2."""
+    forbidden: tuple[str, ...] = ()
+    """Words or phrases that no task may have, beside those that the strategy forbids; case is ignored."""
+
+
+class ExpansionSampling(recipe.SamplingOptions):
+    """How expansion requests are drawn; the teacher's own sampling is for its answers."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.9
+    max_tokens: Annotated[int, Field(ge=1)] | None = 200
+
+
+# --- asking and reading
+
+
+def request(text: str, k: int, sampling: Sampling, *, ask: Ask = "chat") -> Request:
+    """One question to the teacher: as a plain message, or as raw text to be continued."""
+    if ask == "chat":
+        return Request(role=ROLE, messages=(Message("user", text),), sampling=sampling, replica=k)
+    return Request(role=ROLE, prompt=text, sampling=sampling, replica=k)
+
+
+def origin(strategy: str, k: int, answer: Completion, lineage: Sequence[str]) -> dict[str, Any]:
+    """The meta of every task: where it comes from."""
+    return {"strategy": strategy, "request": k, "replica": k, "lineage": list(lineage), "key": answer.key}
+
+
+def said(answer: Completion) -> str:
+    """What an answer says: without a reasoning teacher's thoughts, and without what frames a list."""
+    return unframed(parted(answer).answer)
+
+
+def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut: bool) -> list[Task]:
+    """Items of one answer as tasks with provisional ids (`k.item`).
+
+    The last of a cut answer has a fault; an answer without an item is one candidate with the fault `no_item`.
+    """
+    tasks = [Task(f"{k}.{number}", item, meta=meta) for number, item in enumerate(items)]
+    if not tasks:
+        return [Task(f"{k}.0", "", meta={**meta, "fault": "no_item"})]
+    return [*tasks[:-1], with_fault(tasks[-1], "cut_off")] if is_cut else tasks
+
+
+def with_fault(task: Task, reason: str) -> Task:
+    """The same candidate, to be refused for this reason."""
+    return replace(task, meta={**task.meta, "fault": reason})
+
+
+_NUMBERED = re.compile(r"(?:^|\n)\s*(?:\d+\s?\.(?:\s+|$))+")
+
+
+def numbered(text: str) -> list[str]:
+    """The items of a continued list, split at numbers that begin a line.
+
+    An item ends at a blank line, has its white space collapsed and its first letter raised.
+    """
+    lines = [line.strip() for line in text.split("\n")]
+    thin = "\n".join([line for line, before in zip(lines, ["", *lines], strict=False) if line or before])
+    paragraphs = (piece.strip().split("\n\n")[0] for piece in _NUMBERED.split(thin))
+    items = (" ".join(paragraph.split()) for paragraph in paragraphs)
+    return [item[0].upper() + item[1:] for item in items if item]
+
+
+_MARK = re.compile(
+    r"^[^\w\n]*(?:TASK|TSK)[ \t]*#?(\d+)[ \t]*[\]).:\uff1a\u2013\u2014-]*\**[ \t]*", re.IGNORECASE | re.MULTILINE
+)
+_NUMBER = re.compile(r"^[^\w\n]*(\d+)[ \t]?[.):](?=[\s*])\**[ \t]*", re.MULTILINE)
+_MARK_AGAIN = re.compile(r"\A\W*(?:\d+[ \t]?[.)][ \t]*)?(?:TASK|TSK)[ \t]*(?:#?\d+)?[ \t]*[.:\uff1a]\**[ \t]*")
+_LONE_BULLET = re.compile(r"\A[-*\u2022][ \t]+(?=[^\n]+\Z)")
+
+
+def marked(text: str) -> list[tuple[int, str]]:
+    """The items behind marks such as `TASK 3:`, with their numbers; white space within them stays.
+
+    What stands before the first mark is no item. Where no line begins with a mark, plain numbers (`3.`) count, and an
+    item ends at a blank line.
+    """
+    whole = _MARK.search(text) is not None
+    pieces = (_MARK if whole else _NUMBER).split(text)[1:]
+    items = zip(map(int, pieces[::2]), pieces[1::2], strict=True)
+    ended = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
+    return [(number, bare) for number, item in ended if (bare := _bare_item(item))]
+
+
+def _bare_item(item: str) -> str:
+    """Without rulers, quotation marks around the whole, a second mark, and a bullet that is the only one."""
+    item = _MARK_AGAIN.sub("", unquoted(without_rulers(item)))
+    return _LONE_BULLET.sub("", unquoted(_without_half_stars(item.strip())))
+
+
+def _without_half_stars(item: str) -> str:
+    """Without the end of a bold face whose beginning was in the mark."""
+    return item.removesuffix("**").rstrip() if item.count("**") % 2 else item
+
+
+# --- rules of form
+
+
+_MATERIAL = (
+    "text|passage|paragraphs?|sentences?|article|story|poem|code|snippet|list|table|email|letter|review|dialogue|"
+    "conversation|words|numbers|data|statements?|function|program|recipe|essay|document"
+)
+_NEEDS_INPUT = re.compile(
+    rf"\b(?:the|these) (?:following|given|provided|below|above)\b|\b(?:this|these) (?:{_MATERIAL})\b"
+    rf"|\b(?:given|provided|following) (?:an? |the )?(?:{_MATERIAL})\b|:$"
+    r"|\b(?:provided|given|listed|shown|written) (?:below|above|here)\b",
+    re.IGNORECASE,
+)
+_BRINGS_TEXT = re.compile(r":\s*\S|[\"\u201c][^\"\u201c\u201d]+[\"\u201d]")
+_SUBJECTS = (
+    "I|I'm|I\u2019m|I've|You|You're|My|Your|We|Our|He|His|She|Her|They|It|It's|There|This|That|These|Those|The|An?"
+)
+_ASKING = "(?:I|You|We) (?:need|want|would like|must|should)"
+_TELLS = re.compile(rf"(?!{_ASKING}\b)(?:{_SUBJECTS}|Don't|Don\u2019t|\d[\d.,]*)\s")
+_CLAUSE_FIRST = re.compile(
+    rf"(?:If|When|In|On|At) [^,]+, (?:{_SUBJECTS})\s|If (?:there|the|it|you|I) [^,]+$", re.IGNORECASE
+)
+_SENTENCES = re.compile(r"(?<=[.!?])\s+")
+
+
+def needs_input(instruction: str) -> bool:
+    """Whether it speaks of a text that stands neither behind a colon, nor in quotation marks, nor in further lines."""
+    brings = "\n" in instruction.strip() or _BRINGS_TEXT.search(instruction) is not None
+    return not brings and _NEEDS_INPUT.search(instruction) is not None
+
+
+def is_statement(instruction: str) -> bool:
+    """Whether every sentence tells something: none asks, and each begins with its subject or a clause before it."""
+    sentences = _SENTENCES.split(instruction)
+    return "?" not in instruction and all(_TELLS.match(each) or _CLAUSE_FIRST.match(each) for each in sentences)
+
+
+def form_fault(instruction: str, rules: Collection[str] | None = None) -> str | None:
+    """Why the form of an instruction rules it out, or `None`: Self-Instruct's rules, in its order, or some of them."""
+    named = FORM_RULES if rules is None else {name: FORM_RULES[name] for name in FORM_RULES if name in rules}
+    return next((reason for reason, applies in named.items() if applies(instruction)), None)
+
+
+def _opening(instruction: str) -> str:
+    return " ".join(instruction.lower().split()[:OPENING_WORDS])
+
+
+def _any_of(phrases: Sequence[str]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, phrases))})\b", re.IGNORECASE)
+
+
+FORM_RULES: Mapping[str, Callable[[str], object]] = {
+    "too_short": lambda text: word_count(text) < MIN_WORDS,
+    "too_long": lambda text: word_count(text) > MAX_WORDS,
+    "forbidden_word": _any_of(FORBIDDEN_WORDS).search,
+    "program": lambda text: text.startswith("Write a program"),
+    "punctuation_first": lambda text: text[0] in string.punctuation,
+    "not_ascii_first": lambda text: not text[0].isascii(),
+}
+"""Reasons, and what they apply to."""
+
+
+def form_rules(seeds: Iterable[Seed]) -> frozenset[str]:
+    """Self-Instruct's rules of form; without that on the first character where seeds of another script break it."""
+    is_ascii = all(seed.instruction.strip()[0].isascii() for seed in seeds)
+    return frozenset(FORM_RULES) - (frozenset() if is_ascii else {"not_ascii_first"})
+
+
+# --- the pool
+
+
+class Pool:
+    """The tasks admitted so far, and why others were not.
+
+    A candidate is refused for the `fault` in its meta, by the rules of form that are named, by a forbidden word, by a
+    rule of ours, or because it is too like a known text or a task before it; `rejected` counts each reason, `refused`
+    holds each with its own, and `candidates` counts what was offered. What is admitted goes in order, so the order of
+    `admit` decides.
+    """
+
+    def __init__(
+        self, options: PoolOptions, *, rules: Collection[str] = (), known: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self.tasks: list[Task] = []
+        self.candidates = 0
+        self.rejected: Counter[str] = Counter()
+        self.refused: list[Task] = []
+        """By their provisional ids (`k.item`); `meta.refused` says why, `meta.nearest` what one is too similar to."""
+        self._options = options
+        self._rules = frozenset(rules)
+        self._requests = 0
+        self._openings: Counter[str] = Counter()
+        self._forbidden = _any_of(options.forbidden) if options.forbidden else None
+        self._index = NoveltyIndex(options.rouge_l)
+        for id, text in known:
+            self._index.add(id, comparable(text))
+
+    @property
+    def window(self) -> int:
+        """Requests that may be outstanding now; it follows from how many are admitted, never from the machine."""
+        return self._options.window or min(MOST_OUTSTANDING, FEWEST_OUTSTANDING + self._requests // FEWEST_OUTSTANDING)
+
+    def admit(self, tasks: Sequence[Task]) -> list[Task]:
+        """Take what came of one request; those that no rule refuses, numbered."""
+        self._requests += 1
+        self.candidates += len(tasks)
+        return [admitted for task in tasks if (admitted := self._take(task)) is not None]
+
+    def _take(self, task: Task) -> Task | None:
+        tokens = comparable(task.instruction)
+        reason, nearest = self._fault(task), None
+        if reason is None:
+            nearest = self._index.nearest(tokens)
+            reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
+        near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
+        if reason is not None:
+            self.rejected[reason] += 1
+            self.refused.append(replace(task, meta={**task.meta, "refused": reason, "nearest": near}))
+            return None
+        admitted = replace(task, id=f"task-{len(self.tasks) + 1:05}", meta={**task.meta, "nearest": near})
+        self._index.add(admitted.id, tokens)
+        self._openings[_opening(task.instruction)] += 1
+        self.tasks.append(admitted)
+        return admitted
+
+    def _fault(self, task: Task) -> str | None:
+        """Why its answer or its form rules a task out, or that it begins like too many."""
+        if (told := task.meta.get("fault")) is not None:
+            return str(told)
+        if not task.instruction.strip():
+            return "empty"
+        if (reason := form_fault(task.instruction, self._rules)) is not None:
+            return reason
+        if self._forbidden is not None and self._forbidden.search(f"{task.instruction}\n{task.input}"):
+            return "forbidden_word"
+        return next((rule for rule in self._options.reject if self._breaks(rule, task)), None)
+
+    def _breaks(self, rule: OwnRule, task: Task) -> bool:
+        if rule == "common_opening":
+            common = max(OPENINGS_FREE, len(self.tasks) // OPENINGS_SHARE)
+            return self._openings[_opening(task.instruction)] >= common
+        if rule == "needs_input":
+            return not task.input and needs_input(task.instruction)
+        return is_statement(task.instruction)

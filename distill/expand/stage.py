@@ -1,0 +1,89 @@
+"""Stage expand: grows tasks through the teacher, and writes tasks.jsonl and, with the reasons, refused.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.collect.strategies import STRATEGIES
+from distill.core import registry
+from distill.core.files import file_sha256
+from distill.core.jsonl import write_rows
+from distill.engine import Grown, Stopped
+from distill.engine.engine import Engine
+from distill.run.context import Context, _identity, _with_samplings, asking
+from distill.run.record import StageRecord
+from distill.types import Growth, Task
+
+
+def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapping[str, Any]:
+    """Grow `target` tasks and write them, and what was refused; returns the stage's counts.
+
+    Raises what `Engine.grow` raises, after writing the tasks admitted so far: they are the beginning of the same list.
+    """
+    try:
+        grown = engine.grow(growth, target)
+    except Stopped as stop:
+        if stop.grown is not None:
+            _write(folder, stop.grown.tasks, growth)
+        raise
+    _write(folder, grown.tasks, growth)
+    return _counts(growth, grown)
+
+
+def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
+    """Write what was admitted, and what was not: in the same form, with the reason in `meta.refused`."""
+    write_rows(folder / "refused.jsonl", getattr(growth, "refused", ()))
+    write_rows(folder / "tasks.jsonl", tasks)
+
+
+def _counts(growth: Growth, grown: Grown) -> dict[str, Any]:
+    """Candidates are the tasks and those rejected by reason, `beyond_target` what the last request had too many."""
+    rejected = dict(sorted(getattr(growth, "rejected", {}).items(), key=lambda item: (-item[1], item[0])))
+    surplus = grown.candidates - sum(rejected.values()) - len(grown.tasks)
+    if hasattr(growth, "rejected") and surplus > 0:
+        rejected["beyond_target"] = surplus
+    return {
+        "seeds": getattr(growth, "seeds", 0),
+        "requests": grown.requests,
+        "failed": len(grown.failures) + len(grown.errors),
+        "candidates": grown.candidates,
+        "tasks": len(grown.tasks),
+        "rejected": rejected,
+    }
+
+
+def expand_options(context: Context) -> Any:
+    """Of the stage expand."""
+    section = context.recipe.expand
+    assert section is not None
+    options = [section.strategy, section.tasks, file_sha256(Path(section.seeds)), section.options.model_dump()]
+    files = [context.recipe.files.get(path) for path in section.options.paths()]
+    others = context.teachers.other_identity() if context.teachers is not None else []
+    return [*options, files, _identity(context), context.recipe.seed, *others]
+
+
+def growth_of(context: Context) -> Growth:
+    """The expansion that the recipe describes, at its beginning."""
+    from distill.expand.seeds import load_seeds
+
+    section = context.recipe.expand
+    assert section is not None
+    strategy = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
+    options = _with_samplings(section.options, context.recipe)
+    growth: Growth = strategy(
+        options, seeds=load_seeds(Path(section.seeds)), seed=context.recipe.seed, target=section.tasks
+    )
+    return growth
+
+
+def expanding(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    """The stage expand: seeds become tasks."""
+    pass
+
+    section = context.recipe.expand
+    assert section is not None
+    growth = growth_of(context)
+    with asking(context, "expand", record, section.tasks) as engine:
+        return expand(context.folder, growth=growth, target=section.tasks, engine=engine)

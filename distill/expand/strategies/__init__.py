@@ -1,0 +1,1 @@
+"""Strategies that grow tasks from seeds."""

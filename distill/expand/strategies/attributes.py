@@ -1,0 +1,118 @@
+"""Grows tasks from combinations of attributes (who asks, about what, how hard …) that are drawn for each request."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Annotated, ClassVar, TypeAlias
+
+from pydantic import Field, model_validator
+
+from distill.core import assets
+from distill.expand import pool
+from distill.expand.pool import Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.seeds import Seed, lines_of
+from distill.types import Completion, Failure, Flow, Task
+
+Name: TypeAlias = Annotated[str, Field(pattern=r"^\w+$")]
+COUNT = "count"
+"""The slot of the number of tasks; no attribute may have this name."""
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+class AttributesSampling(ExpansionSampling):
+    """How tasks are drawn."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] | None = 1024
+
+
+class Attributes:
+    """A sampler over lists as a `Growth`: each request draws one value of every attribute and asks for tasks that fit.
+
+    The values stand in meta under `attributes`, and one called `kind` also as the task's kind, by which several
+    teachers can share the work. A task is new where its ROUGE-L with every task before is at most 0.7.
+    """
+
+    class Options(PoolOptions):
+        """Options of `expand: {strategy: attributes}`."""
+
+        path_fields: ClassVar[tuple[str, ...]] = ("attribute_files",)
+        attributes: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
+        """Names and their values, such as `{difficulty: [easy, hard], format: [a question, a request]}`."""
+        attribute_files: dict[Name, str] = Field(default_factory=dict)
+        """Names and text files with a value on each line, such as `{persona: personas.txt}`."""
+        template: str = ""
+        """Your own text in place of ours, with a `{name}` for every attribute, and `{count}` where you want it. How to
+        write the tasks down is said behind it."""
+        sampling: AttributesSampling = AttributesSampling()
+        """How tasks are drawn."""
+        new_tasks: Annotated[int, Field(ge=1, le=100)] = 3
+        """Tasks wanted of one request; fewer make more combinations."""
+        reject: tuple[OwnRule, ...] = ("needs_input", "statement")
+        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
+        nothing, `common_opening` for one that begins like an eighth of those before."""
+
+        @model_validator(mode="after")
+        def _slots_fit(self) -> Attributes.Options:
+            names = [*self.attributes, *self.attribute_files]
+            if not names:
+                raise ValueError("no attribute: give `attributes`, such as {difficulty: [easy, hard]}")
+            if twice := next((name for name in [*names, COUNT] if [*names, COUNT].count(name) > 1), None):
+                raise ValueError(f"two attributes are called {twice}, or one like the number of tasks; rename one")
+            slots = set(_SLOT.findall(self.template)) - {COUNT}
+            if self.template and (odd := sorted(slots ^ set(names))):
+                raise ValueError(f"template and attributes do not match: {{{odd[0]}}} is only in one of them")
+            return self
+
+        @property
+        def cost(self) -> Cost:
+            """Reckoned: two of three tasks are taken, at 50 tokens a task."""
+            return Cost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
+
+    def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        self.options = options
+        self._seed = seed
+        from_files = {name: lines_of(path) for name, path in options.attribute_files.items()}
+        self._values: dict[str, Sequence[str]] = {**options.attributes, **from_files}
+        self._pool = Pool(options, rules=("too_short",))
+        self._frame = assets.load("strategies/attributes.txt")
+        self._wish = assets.load("strategies/attributes_wish.txt")
+        self.rejected = self._pool.rejected
+        self.refused = self._pool.refused
+
+    @property
+    def window(self) -> int:
+        """Requests that may be outstanding now."""
+        return self._pool.window
+
+    def propose(self, k: int) -> Flow[list[Task]]:
+        """Ask for tasks that fit the values drawn for k; returns its items as they stand, or nothing on a failure."""
+        rng = Random(f"{self._seed}:{k}")
+        drawn = {name: rng.choice(values) for name, values in self._values.items()}
+        answer: Completion | Failure = yield pool.request(self._asked(drawn), k, self.options.sampling.sampling())
+        if isinstance(answer, Failure):
+            return []
+        meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in drawn.items()])
+        meta |= {"attributes": drawn, **({"kind": drawn["kind"]} if "kind" in drawn else {})}
+        items = [item for _, item in pool.marked(pool.said(answer))]
+        return pool.candidates(k, items, meta, is_cut=answer.finish == "length")
+
+    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
+        """Take those that pass every rule."""
+        return self._pool.admit(tasks)
+
+    def _asked(self, drawn: Mapping[str, str]) -> str:
+        count = str(self.options.new_tasks)
+        if self.options.template:
+            wish = slotted(self.options.template, {**drawn, COUNT: count})
+        else:
+            lines = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in drawn.items())
+            wish = assets.fill(self._wish, attributes=lines)
+        return assets.fill(self._frame, wish=wish, count=count)
+
+
+def slotted(template: str, values: Mapping[str, str]) -> str:
+    """The template with each `{name}` replaced once; other braces stay, and values are never looked into."""
+    return _SLOT.sub(lambda slot: values.get(slot[1], slot[0]), template)

@@ -1,0 +1,146 @@
+"""Grows tasks from nothing: an aligned model is left at the user's turn and writes what users ask (Xu et al., 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from distill.expand import pool
+from distill.expand.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.seeds import Seed
+from distill.types import Completion, Failure, Flow, Sampling, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How a chat template begins a user's turn, and what marks its end."""
+
+    user: str
+    """Ends where the user's first word stands. Without the token that begins a text: endpoints put it themselves."""
+    system: str
+    """Stands before it where there is a system message, at `{system}`."""
+    stop: tuple[str, ...]
+    """At most three: with the line break they are the four that most endpoints take."""
+
+
+TEMPLATES = {
+    "chatml": Turns(
+        "<|im_start|>user\n",
+        "<|im_start|>system\n{system}<|im_end|>\n",
+        ("<|im_end|>", "<|im_start|>", "<|endoftext|>"),
+    ),
+    "llama3": Turns(
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        "<|start_header_id|>system<|end_header_id|>\n\n{system}<|eot_id|>",
+        ("<|eot_id|>", "<|start_header_id|>", "<|end_of_text|>"),
+    ),
+    "gemma": Turns("<start_of_turn>user\n", "<start_of_turn>user\n{system}\n\n", ("<end_of_turn>", "<start_of_turn>")),
+    "mistral": Turns("[INST] ", "[INST] {system}\n\n", ("[/INST]", "[INST]", "</s>")),
+    "phi3": Turns("<|user|>\n", "<|system|>\n{system}<|end|>\n", ("<|end|>", "<|assistant|>", "<|user|>")),
+    "vicuna": Turns("USER: ", "{system} ", ("ASSISTANT:", "USER:", "</s>")),
+}
+"""Chat templates by name; Qwen and SmolLM speak chatml."""
+_USER_IN_SYSTEM = {"gemma", "mistral"}
+"""Templates without a system turn: the system message opens the user's."""
+
+
+class FreeSampling(ExpansionSampling):
+    """How instructions are drawn: Magpie's own settings, at a shorter length."""
+
+    temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    max_tokens: Annotated[int, Field(ge=1)] | None = 512
+
+
+class Magpie:
+    """Magpie's first half as a `Growth`: an instruction a request, written by the teacher in the user's place.
+
+    The prompt is the teacher's chat template up to the user's first word, so it needs an endpoint with completions and
+    an aligned model. An instruction ends at a line break or at the template's own tokens; it is refused where it ends
+    with a colon, is cut, or is like one before. The second half, the answer, is `collect`.
+
+    Where this differs from the original: one instruction a request in place of n = 200, with a random seed of its own,
+    since else all requests are the same and caches answer them alike; and likeness is ROUGE-L, not embeddings.
+    """
+
+    class Options(PoolOptions):
+        """Options of `expand: {strategy: magpie}`."""
+
+        ask: ClassVar[Ask] = "completion"
+        sampling: FreeSampling = FreeSampling()
+        """How instructions are drawn."""
+        template: Literal["chatml", "gemma", "llama3", "mistral", "own", "phi3", "vicuna"] = "chatml"
+        """The teacher's chat template; `own`: it is in `before_user`."""
+        before_user: str = ""
+        """For `template: own`: all text up to the user's first word. Put its end tokens into `sampling.stop`."""
+        system: str | tuple[str, ...] = ()
+        """System message that stands before, to steer what is asked; of several, one is drawn for each request."""
+        one_line: bool = True
+        """End an instruction at its first line break, as the original does; otherwise only at the template's tokens."""
+        send_seed: bool = True
+        """Send a random seed with each request; turn off for endpoints that refuse it."""
+        reject: tuple[OwnRule, ...] = ("needs_input", "statement")
+        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
+        nothing, `common_opening` for one that begins like an eighth of those before."""
+
+        @model_validator(mode="after")
+        def _own_text_fits(self) -> Magpie.Options:
+            if (self.template == "own") != bool(self.before_user):
+                raise ValueError("before_user and `template: own` belong together: one of them is missing")
+            if self.template == "own" and self.system:
+                raise ValueError("with `template: own`, write the system message into before_user")
+            return self
+
+        @property
+        def cost(self) -> Cost:
+            """Measured for the embedded teacher: half are taken, at 25 tokens; some others need 40."""
+            return Cost(0.5, 10, 40)
+
+    def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        self.options = options
+        self._seed = seed
+        self._systems = (options.system,) if isinstance(options.system, str) else options.system
+        self._pool = Pool(options, rules=("too_short",))
+        self.rejected = self._pool.rejected
+        self.refused = self._pool.refused
+
+    @property
+    def window(self) -> int:
+        """Requests that may be outstanding now."""
+        return self._pool.window
+
+    def propose(self, k: int) -> Flow[list[Task]]:
+        """Ask for what a user would write; it comes as one task, with a fault where it is cut or ends with a colon."""
+        rng = Random(f"{self._seed}:{k}")
+        system = rng.choice(self._systems) if self._systems else ""
+        sampling = self._sampling(rng)
+        answer: Completion | Failure = yield pool.request(self._prompt(system), k, sampling, ask="completion")
+        if isinstance(answer, Failure):
+            return []
+        meta = {**pool.origin("magpie", k, answer, []), **({"system": system} if system else {})}
+        task = Task(f"{k}.0", answer.text.strip(), meta=meta)
+        if answer.finish == "length":
+            return [pool.with_fault(task, "cut_off")]
+        return [pool.with_fault(task, "colon_last") if task.instruction.endswith(":") else task]
+
+    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
+        """Take it if it passes every rule."""
+        return self._pool.admit(tasks)
+
+    def _prompt(self, system: str) -> str:
+        if self.options.template == "own":
+            return self.options.before_user
+        turns = TEMPLATES[self.options.template]
+        before = turns.system.replace("{system}", system) if system else ""
+        return before if before and self.options.template in _USER_IN_SYSTEM else before + turns.user
+
+    def _sampling(self, rng: Random) -> Sampling:
+        chosen = self.options.sampling.sampling()
+        ends = TEMPLATES[self.options.template].stop if self.options.template != "own" else ()
+        stop = (*chosen.stop, *(["\n"] if self.options.one_line else []), *ends)
+        seed = rng.getrandbits(31) if self.options.send_seed and chosen.seed is None else chosen.seed
+        return replace(chosen, stop=stop, seed=seed)

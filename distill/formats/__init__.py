@@ -1,0 +1,1 @@
+"""Rows in and out: importers, exporters, and the shapes that they share."""

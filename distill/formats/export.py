@@ -1,0 +1,111 @@
+"""Writes what a run made in a format of others: the `export` command."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.core import console, files, registry
+from distill.core.extras import install
+from distill.errors import MissingPackage, RecipeError, RunFolderError
+from distill.formats.exporters import COMPARISONS, EXPORTERS, Exporter, Job
+from distill.run.layout import FILES
+from distill.run.record import comparison_remark, read_record, student_remark
+
+MODELS: Mapping[str, str] = {
+    "adapter": "a PEFT adapter, with its base where nobody else has that",
+    "merged": "whole weights, as plain transformers loads them",
+    "gguf": "one file for llama.cpp",
+    "ollama": "that file and a Modelfile",
+}
+"""Forms of a run's student. They stand with what needs torch, so that the shelf of rows knows none."""
+
+
+def export(
+    run: Path,
+    *,
+    to: str,
+    out: Path,
+    which: str | None = None,
+    dtype: str | None = None,
+    max_kl: float | None = None,
+    system: bool = True,
+) -> list[str]:
+    """Write a run's rows, its comparison or its student, and say what was written, a line each.
+
+    `which` is for rows (`kept` where it is left out), as is `system`: whether they keep their system turn. `dtype` and
+    `max_kl` are for students. Raises `RecipeError` for an unknown format or rows, `RunFolderError` for no run and where
+    nothing can be written, `ModelError` for a student that has no such form or whose export is over a limit,
+    `MissingPackage` without the training packages.
+    """
+    rows = {**EXPORTERS, **COMPARISONS}
+    if to not in MODELS and to not in rows:
+        raise RecipeError(f'--to: unknown format "{to}"{registry.suggest(to, [*rows, *MODELS])}')
+    if to in MODELS and which is not None:
+        raise RecipeError(f"--which chooses rows, and {to} is a form of the student; leave it out")
+    if to in rows and (dtype is not None or max_kl is not None):
+        raise RecipeError(f"--dtype and --max-kl are for {', '.join(MODELS)}; {to} holds rows: leave them out")
+    if not system and to not in EXPORTERS:
+        raise RecipeError(f"--no-system is for {', '.join(EXPORTERS)}, whose rows have turns; leave it out")
+    if which is not None and which not in FILES:
+        raise RecipeError(f'--which: unknown rows "{which}"{registry.suggest(which, FILES)}')
+    read_record(run)
+    if not out.absolute().parent.is_dir():
+        raise RunFolderError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    line = student_remark(run) if to in MODELS else comparison_remark(run) if to in COMPARISONS else None
+    if line is not None:
+        console.warn(line)
+    if to in MODELS:
+        return _student(run, to=to, out=out, dtype=dtype, max_kl=max_kl)
+    return _rows(to, Job(run=run, out=out, which=which or "kept", system=system))
+
+
+def _rows(to: str, job: Job) -> list[str]:
+    exporter: Exporter = registry.part({**EXPORTERS, **COMPARISONS}, to, kind="format")()
+    done = exporter.export(job)
+    lines = [f"{job.out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
+    if done.refused:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in done.refused.items())
+        lines.append(f"{sum(done.refused.values()):,} rows left out, which {to} cannot hold: {reasons}")
+    return lines
+
+
+def _student(run: Path, *, to: str, out: Path, dtype: str | None, max_kl: float | None) -> list[str]:
+    try:
+        from distill.formats.exporters.student.export import export_student
+    except ImportError as error:
+        raise MissingPackage(
+            f"--to {to} needs {error.name or error}, which is not installed; type: {install('train')}"
+        ) from error
+    with console.progress("export", 100, "%") as bar:
+        lines = export_student(run, to=to, out=out, dtype=dtype, max_kl=max_kl, progress=bar, say=console.say)
+    return [*lines, *harness_commands(run, out, to=to)]
+
+
+def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
+    """How the lm-evaluation-harness is asked about an export, and about its base where that lies beside it.
+
+    The tasks are those of the run's comparison, else TASK. An adapter on quantised weights that lie elsewhere has no
+    command, since the harness would put it on other weights than those it was trained on.
+    """
+    told = (files.read_json(run / "scores.json") or {}).get("lm_eval") or {}
+    receipt = files.read_json(out / "export.json") or {}
+    base = out / "base" if (out / "base").is_dir() else receipt.get("base")
+    if to == "merged":
+        models = {"student": f"pretrained={out}"}
+    elif to == "adapter" and base and (isinstance(base, Path) or not receipt.get("quantised")):
+        models = {"base": f"pretrained={base}", "student": f"pretrained={base},peft={out}"}
+    else:
+        models = {}
+    return [f"lm-eval, {model}: {_harness_command(given, told)}" for model, given in models.items()]
+
+
+def _harness_command(model: str, told: Mapping[str, Any]) -> str:
+    words = ["lm_eval", "--model", "hf", "--model_args", f"{model},dtype=float32"]
+    words += ["--tasks", ",".join(told.get("tasks") or ["TASK"]), "--batch_size", str(told.get("batch") or 8)]
+    words += ["--limit", str(told["limit"])] if told.get("limit") else []
+    words += ["--num_fewshot", str(told["shots"])] if told.get("shots") is not None else []
+    words += ["--apply_chat_template"] if told.get("chat") else []
+    return shlex.join([*words, "--log_samples", "--output_path", "lm_eval_out"])

@@ -1,0 +1,111 @@
+"""Writers of a run's data, or of its student, in the formats of others."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from distill.core.files import write_atomically
+from distill.core.jsonl import read_sessions
+from distill.errors import RunFolderError
+from distill.run.layout import FILES
+from distill.types import Session
+
+EXPORTERS = {
+    "alpaca": "distill.formats.exporters.alpaca:Alpaca",
+    "hub": "distill.formats.exporters.hub:Hub",
+    "openai": "distill.formats.exporters.openai:OpenAI",
+    "parquet": "distill.formats.exporters.parquet:Parquet",
+    "sharegpt": "distill.formats.exporters.sharegpt:ShareGPT",
+}
+COMPARISONS = {
+    "alpaca_eval": "distill.formats.exporters.alpaca_eval:AlpacaEval",
+    "inspect": "distill.formats.exporters.inspect_log:InspectLog",
+    "llm_comparator": "distill.formats.exporters.llm_comparator:LlmComparator",
+}
+"""Writers of what compare found, in place of rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to write, and where to."""
+
+    run: Path
+    out: Path
+    which: str = "kept"
+    """`kept`, `test` or `dropped`; says nothing to a writer of models."""
+    system: bool = True
+    """Whether the rows keep their system turn."""
+
+    def sessions(self, which: str | None = None) -> list[Session]:
+        """The rows to write, without their system turn where that is not wanted. Raises `RunFolderError`."""
+        path = self.run / FILES[which or self.which]
+        if not path.is_file():
+            raise RunFolderError(f"{self.run} has no {path.name} yet; type: distill curate {self.run}")
+        sessions = read_sessions(path)
+        return sessions if self.system else [_without_system(session) for session in sessions]
+
+
+def _without_system(session: Session) -> Session:
+    turns = session.messages
+    return replace(session, messages=turns[1:]) if turns and turns[0].role == "system" else session
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of it."""
+
+    written: int
+    """Rows."""
+    refused: Mapping[str, int] = field(default_factory=dict)
+    """Rows that the format cannot hold, by reason."""
+
+
+class Exporter(Protocol):
+    """A part that writes one format."""
+
+    def export(self, job: Job) -> Exported:
+        """Write it whole or not at all. Raises `RunFolderError`."""
+
+
+Reshape = Callable[[Session], dict[str, Any] | str]
+"""The row that holds a session, or the reason why none can."""
+
+
+def reshaped(sessions: Sequence[Session], reshape: Reshape) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The rows that can be written, and why others cannot. Raises `RunFolderError` where none can."""
+    rows: list[dict[str, Any]] = []
+    refused: Counter[str] = Counter()
+    for session in sessions:
+        row = reshape(session)
+        if isinstance(row, str):
+            refused[row] += 1
+        else:
+            rows.append(row)
+    if not rows:
+        why = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "there are none"
+        advice = "leave it out with --no-system, or " if "system_turn" in refused else ""
+        raise RunFolderError(f"none of the run's rows can be written in this format ({why}); {advice}try another --to")
+    return rows, refused
+
+
+def write_json_rows(job: Job, reshape: Reshape, *, array: bool) -> Exported:
+    """Write the sessions as JSON lines; as one array where the format is one and the file is not called .jsonl."""
+    rows, refused = reshaped(job.sessions(), reshape)
+    write_atomically(job.out, _array(rows) if array and job.out.suffix != ".jsonl" else _lines(rows))
+    return Exported(len(rows), refused)
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _array(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "["
+    for number, row in enumerate(rows):
+        yield ("," if number else "") + "\n" + json.dumps(row, ensure_ascii=False)
+    yield "\n]\n"

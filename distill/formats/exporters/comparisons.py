@@ -1,0 +1,79 @@
+"""What writers of a comparison share: its rows, and the three pairs of models that are held against each other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from distill.core.jsonl import read_jsonl
+from distill.errors import RunFolderError
+
+Row: TypeAlias = Mapping[str, Any]
+PAIRS = (("student", "teacher"), ("base", "teacher"), ("student", "base"))
+MODELS = ("base", "student", "teacher", "teacher_again")
+
+
+def rows_of(run: Path) -> list[Row]:
+    """The lines of answers.jsonl. Raises `RunFolderError` where the run was not compared."""
+    path = run / "answers.jsonl"
+    if not path.is_file():
+        raise RunFolderError(f"{run} was not compared yet; type: distill compare {run}")
+    return list(read_jsonl(path))
+
+
+def scores_of(run: Path) -> Row:
+    """What scores.json says. Raises `RunFolderError` where it is missing or damaged."""
+    path = run / "scores.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read ({error}); type: distill compare {run}") from error
+
+
+def asked(row: Row) -> str:
+    """All that a prompt asks, the system message first, its turns below each other."""
+    texts = [message["content"] for message in row["messages"]]
+    return "\n\n".join([*texts, *row.get("turns", ())])
+
+
+def said(row: Row, model: str) -> str | None:
+    """A model's answer; of several turns, all of them below each other."""
+    answer = row["answers"].get(model)
+    return None if answer is None else "\n\n".join([*answer.get("earlier", ()), answer["text"]])
+
+
+def named(scores: Row, model: str) -> str:
+    """What a model is called: what it is here, and its own name."""
+    own = (scores.get("models") or {}).get(model, {}).get("model")
+    return f"{model} ({own})" if own else model
+
+
+@contextmanager
+def folder(out: Path) -> Iterator[Path]:
+    """A new folder beside `out`, which takes its place when it is whole. Raises `RunFolderError`."""
+    if out.exists():
+        raise RunFolderError(f"{out} is there already; give another --out, or remove it")
+    new = out.with_name(f".{out.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        new.rename(out)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """As others read it: UTF-8, and no number that JSON does not have."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def both(rows: Iterable[Row], pair: Sequence[str]) -> list[Row]:
+    """The prompts that both models of a pair answered."""
+    return [row for row in rows if all(model in row["answers"] for model in pair)]

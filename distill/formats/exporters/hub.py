@@ -1,0 +1,59 @@
+"""A folder ready to upload to the Hugging Face Hub: Parquet by split, and a card. Nothing is uploaded."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from distill.errors import RunFolderError
+from distill.formats.exporters import Exported, Job
+from distill.formats.parquet import write_parquet
+from distill.run.dataset_card import card
+from distill.types import Session
+
+SPLITS = {"kept": "train", "test": "test", "dropped": "dropped"}
+
+
+class Hub:
+    """`README.md` and `data/SPLIT-00000-of-00001.parquet`; with the kept rows go those held out, as the split test."""
+
+    def export(self, job: Job) -> Exported:
+        """Write the folder. Raises `RunFolderError` where there is one that is not empty."""
+        if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
+            raise RunFolderError(f"{job.out} is there already; remove it, or give another --out")
+        splits = _splits(job)
+        building = _beside(job.out)
+        try:
+            _fill(building, job.run, splits)
+            building.chmod(0o755)
+            building.rename(job.out)
+        except OSError as error:
+            raise RunFolderError(f"cannot write {job.out}: {error.strerror}; give another --out") from error
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+        return Exported(sum(map(len, splits.values())))
+
+
+def _splits(job: Job) -> dict[str, list[Session]]:
+    which = ["kept", "test"] if job.which == "kept" else [job.which]
+    found = {SPLITS[name]: rows for name in which if (rows := job.sessions(name))}
+    if SPLITS[job.which] not in found:
+        raise RunFolderError(f"{job.run} has no {job.which} rows to write")
+    return found
+
+
+def _beside(out: Path) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise RunFolderError(f"cannot write {out}: {error.strerror}; give another --out") from error
+
+
+def _fill(folder: Path, run: Path, splits: dict[str, list[Session]]) -> None:
+    (folder / "data").mkdir()
+    files = {split: f"data/{split}-00000-of-00001.parquet" for split in splits}
+    for split, sessions in splits.items():
+        write_parquet(folder / files[split], sessions)
+    rows = {split: len(sessions) for split, sessions in splits.items()}
+    (folder / "README.md").write_text(card(run, files, rows), encoding="utf-8")

@@ -1,0 +1,83 @@
+"""A log for Inspect's viewer, with the student's answers and every score, written by Inspect itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill.errors import MissingPackage, RecipeError
+from distill.formats.exporters import Exported, Job
+from distill.formats.exporters.comparisons import Row, asked, named, rows_of, said, scores_of
+
+SUFFIXES = (".json", ".eval")
+
+
+class InspectLog:
+    """One file, .json or .eval: a sample a prompt, the teacher's answer as its target."""
+
+    def export(self, job: Job) -> Exported:
+        """Write the prompts that the student answered. Raises `MissingPackage` without inspect-ai."""
+        if job.out.suffix not in SUFFIXES:
+            raise RecipeError(f"--out {job.out}: Inspect's logs are called {' or '.join(SUFFIXES)}")
+        try:
+            from inspect_ai.log import write_eval_log
+        except ImportError as error:
+            raise MissingPackage(
+                "--to inspect needs inspect-ai, which is not installed; type: pip install inspect-ai"
+            ) from error
+        scores, rows = scores_of(job.run), rows_of(job.run)
+        answered = [row for row in rows if "student" in row["answers"]]
+        write_eval_log(_log(answered, scores, job.run.name), str(job.out))
+        return Exported(len(answered), {"no_answer": len(rows) - len(answered)} if len(rows) > len(answered) else {})
+
+
+def _log(rows: list[Row], scores: Row, run: str) -> Any:
+    from datetime import UTC, datetime
+
+    from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalResults, EvalSpec, EvalStats
+
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return EvalLog(
+        status="success",
+        eval=EvalSpec(
+            created=created,
+            task=f"distill/{run}",
+            dataset=EvalDataset(name=run, samples=len(rows)),
+            model=named(scores, "student"),
+            config=EvalConfig(),
+        ),
+        plan=EvalPlan(),
+        results=EvalResults(total_samples=len(rows), completed_samples=len(rows), scores=_results(scores)),
+        stats=EvalStats(started_at=created, completed_at=created),
+        samples=[_sample(row, scores) for row in rows],
+    )
+
+
+def _results(scores: Row) -> list[Any]:
+    """The student's mean of each measure."""
+    from inspect_ai.log import EvalMetric, EvalScore
+
+    found = []
+    for name, entry in (scores.get("metrics") or {}).items():
+        told = (entry.get("by") or {}).get("student")
+        if told is not None:
+            metrics = {key: EvalMetric(name=key, value=told[key]) for key in ("mean", "low", "high")}
+            found.append(EvalScore(name=name, scorer="distill", metrics=metrics))
+    return found
+
+
+def _sample(row: Row, scores: Row) -> Any:
+    from inspect_ai.log import EvalSample
+    from inspect_ai.model import ModelOutput
+    from inspect_ai.scorer import Score
+
+    text = said(row, "student") or ""
+    values = row["scores"].get("student", {})
+    return EvalSample(
+        id=row["id"],
+        epoch=1,
+        input=asked(row),
+        target=said(row, "teacher") or "",
+        output=ModelOutput.from_content(named(scores, "student"), text),
+        scores={name: Score(value=value, answer=text) for name, value in values.items()},
+        metadata={"category": row.get("category", "all"), "base": said(row, "base") or ""},
+    )

@@ -1,0 +1,91 @@
+"""LLM Comparator's JSON: a file for each pair of models, which its page reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from distill.errors import RunFolderError
+from distill.formats.exporters import Exported, Job
+from distill.formats.exporters.comparisons import (
+    PAIRS,
+    Row,
+    asked,
+    both,
+    folder,
+    named,
+    rows_of,
+    said,
+    scores_of,
+    write_json,
+)
+
+POINTS = {"win": 1.0, "tie": 0.0, "loss": -1.0}
+"""Above 0 the first is better, on its scale of −1.5 to 1.5; beyond ±0.25 it counts as won."""
+
+
+class LlmComparator:
+    """A folder with student-teacher.json, base-teacher.json and student-base.json.
+
+    Its page stops on a missing field, so every example has all of them. It knows two models: the third one's answer
+    stands in a custom field.
+    """
+
+    def export(self, job: Job) -> Exported:
+        """Write each pair that has an answer to compare."""
+        scores, rows = scores_of(job.run), rows_of(job.run)
+        pairs = {pair: chosen for pair in PAIRS if (chosen := both(rows, pair))}
+        if not pairs:
+            raise RunFolderError(f"{job.run}: no prompt was answered by two models, so there is nothing to compare")
+        with folder(job.out) as new:
+            for pair, chosen in pairs.items():
+                write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(chosen, pair, scores, job.run.name))
+        return Exported(max(map(len, pairs.values())))
+
+
+def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Row, run: str) -> dict[str, Any]:
+    third = next(model for model in ("base", "student", "teacher") if model not in pair)
+    measures = _measures(rows, pair, scores)
+    numbers = [{"name": title, "type": "per_model_number"} for title in measures.values()]
+    return {
+        "metadata": {"source_path": run, "custom_fields_schema": [{"name": third, "type": "text"}, *numbers]},
+        "models": [{"name": named(scores, model)} for model in pair],
+        "examples": [_example(row, pair, third, measures) for row in rows],
+    }
+
+
+def _measures(rows: Sequence[Row], pair: tuple[str, str], scores: Row) -> dict[str, str]:
+    """Name and title of what both models have a number for on every prompt."""
+    titles = {name: str(entry.get("title", name)) for name, entry in (scores.get("metrics") or {}).items()}
+    return {
+        name: title
+        for name, title in titles.items()
+        if all(name in row["scores"].get(model, {}) for row in rows for model in pair)
+    }
+
+
+def _example(row: Row, pair: tuple[str, str], third: str, measures: Mapping[str, str]) -> dict[str, Any]:
+    judged = (row.get("judge") or {}).get("pairs", {}).get(":".join(pair))
+    numbers = {title: [row["scores"][model][name] for model in pair] for name, title in measures.items()}
+    return {
+        "input_text": asked(row),
+        "tags": [row.get("category", "all")],
+        "output_text_a": said(row, pair[0]),
+        "output_text_b": said(row, pair[1]),
+        "score": POINTS.get(judged["outcome"], 0.0) if judged else 0.0,
+        "individual_rater_scores": list(_ratings(judged, pair)) if judged else [],
+        "custom_fields": {third: said(row, third) or "", **numbers},
+    }
+
+
+def _ratings(judged: Mapping[str, Any], pair: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    """Each game as a rater's score, which the format wants turned back where the order was turned."""
+    points = {pair[0]: 1.0, pair[1]: -1.0, "tie": 0.0}
+    for game in judged["games"]:
+        if game["verdict"] in points:
+            yield {
+                "score": points[game["verdict"]],
+                "is_flipped": game["first"] != pair[0],
+                "rating_label": game["verdict"],
+                "rationale": game["reason"],
+            }

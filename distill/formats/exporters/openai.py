@@ -1,0 +1,22 @@
+"""Rows as OpenAI's fine-tuning takes them. They hold conversations, but neither ids nor meta: it refuses other keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill.core.jsonl import to_json
+from distill.formats.exporters import Exported, Job, write_json_rows
+from distill.formats.schemas import irregularity
+from distill.types import Session
+
+
+class OpenAI:
+    """JSON lines."""
+
+    def export(self, job: Job) -> Exported:
+        """Write the sessions."""
+        return write_json_rows(job, _row, array=False)
+
+
+def _row(session: Session) -> dict[str, Any] | str:
+    return irregularity(session.messages) or {"messages": to_json(session.messages)}

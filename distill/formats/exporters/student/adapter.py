@@ -1,0 +1,54 @@
+"""Writes a PEFT adapter, and beside it its base where nobody else has that: a pruned one, or a file here."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.core.files import write_json
+from distill.errors import ModelError
+from distill.formats.exporters.student.merged import load_whole, write_tokenizer, write_whole
+from distill.formats.exporters.student.source import Student, base_name, peft_settings
+from distill.models import loading
+
+BASE = "base"
+"""The folder of the base beside the adapter."""
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def write_adapter(student: Student, folder: Path, *, dtype: str) -> None:
+    """Write the adapter into an existing folder; the base, dequantised, in `dtype`.
+
+    A base that lies on the Hub as it was trained on is named, not copied. Raises `ModelError` for a student that was
+    trained whole.
+    """
+    require_adapter(student)
+    settings = peft_settings(student.folder)
+    settings["base_model_name_or_path"] = base_name(student.told) or BASE
+    settings["inference_mode"] = True
+    shutil.copyfile(student.folder / _WEIGHTS, folder / _WEIGHTS)
+    write_json(folder / "adapter_config.json", settings)
+    write_tokenizer(student, folder)
+    if base_name(student.told) is None:
+        (folder / BASE).mkdir()
+        write_whole(student, student.base(), folder / BASE, dtype=dtype)
+
+
+def require_adapter(student: Student) -> None:
+    """Raise `ModelError` for whole weights."""
+    if not student.is_adapter:
+        raise ModelError(f"the student in {student.folder} was trained whole and has no adapter; use --to merged")
+
+
+def load_adapter(student: Student, folder: Path) -> Any:
+    """Base and adapter as anybody loads them, computing in float32."""
+    base = load_whole(folder / BASE, student.device) if (folder / BASE).is_dir() else _from_hub(student)
+    return loading.adapted(base, folder, merge=False).eval()
+
+
+def _from_hub(student: Student) -> Any:
+    quantised = bool(student.told["quantised"])
+    return loading.load_causal(student.weights, quantise=quantised, dtype=torch.float32, device=student.device)

@@ -1,0 +1,367 @@
+"""Exports a trained student: writes it beside, compares it with what was trained, moves it into place with a receipt.
+
+An export whose receipt is over a limit, or that is interrupted, never stands where a finished one would.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors import SafetensorError
+
+from distill.core import student_folder
+from distill.core.console import Progress, Say, Silent
+from distill.core.files import file_sha256
+from distill.core.jsonl import read_sessions, write_json
+from distill.core.weights import student_fingerprint
+from distill.errors import ModelError, RecipeError, RunFolderError
+from distill.formats.exporters.student import adapter, merged, ollama
+from distill.formats.exporters.student.receipt import Comparison, Limits, Reference, rows_of
+from distill.formats.exporters.student.source import Student, base_name, read_student
+from distill.models import loading
+from distill.models.device import free_memory
+from distill.models.gguf import writing
+from distill.models.gguf.reading import read_gguf
+from distill.models.template_check import SAVED, Checked, by_template, check, dialogues_of
+from distill.run import model_card, students
+from distill.run.layout import FILES
+from distill.run.record import read_record, versions
+from distill.types import Session
+
+RECEIPT = "export.json"
+GGUF = "model.gguf"
+_PHASES = 3
+"""Of the progress: the trained model reads, the export is written, the export reads."""
+
+Watch = Callable[[int, int], None]
+"""Is told how much of how much of a phase is done."""
+
+_WHOLE = {
+    "float16": Limits(kl=1e-4, disagree=0.005),
+    "bfloat16": Limits(kl=2e-3, disagree=0.02),
+    "float32": Limits(kl=1e-5, disagree=0.001),
+}
+_GGUF = {"float16": _WHOLE["float16"], "float32": _WHOLE["float32"], "q8_0": Limits(kl=2e-2, disagree=0.06)}
+"""Some ten times what rounding the weights was measured to cost a trained student (SmolLM2-135M, 24 of 30 layers,
+QLoRA; KL in nats a token, top-1 agreement of 1,116 tokens): float32 2.7e-9, 100%; float16 1.2e-6, 100%; bfloat16
+1.1e-4, 99.5%; q8_0 1.5e-3, 97.9%. The faults that they are there to catch cost far more: the same adapter merged into
+the weights before their quantisation 0.26, 75.6%."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One form of export."""
+
+    limits: Mapping[str, Limits]
+    """By what weights are stored in; the first is the default."""
+    require: Callable[[Student], None]
+    """Raises `ModelError` for a student that has no such form, before any work."""
+    write: Callable[[Student, Path, str, Watch], None]
+    load: Callable[[Student, Path], tuple[Any, Any]]
+    """Model and tokenizer of what was written, as anybody loads them."""
+
+
+def _require_nothing(student: Student) -> None:
+    """Every student has whole weights."""
+
+
+def _require_gguf(student: Student) -> None:
+    writing.require_supported(student.config(), student.tokenizer)
+
+
+def _require_ollama(student: Student) -> None:
+    _require_gguf(student)
+    ollama.listen(student.template, student.tokenizer)
+
+
+def _write_adapter(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+    adapter.write_adapter(student, folder, dtype=dtype)
+
+
+def _write_whole(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+    merged.write_whole(student, student.merged(), folder, dtype=dtype)
+
+
+def _write_gguf(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+    writing.write_gguf(
+        folder / GGUF,
+        student.merged().cpu(),
+        student.tokenizer,
+        template=student.template,
+        name=student.name,
+        dtype=dtype,
+        watch=watch,
+    )
+
+
+def _write_ollama(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+    _write_gguf(student, folder, dtype, watch)
+    about = [f"{student.name}, a student trained with distill; what it is made of stands in README.md"]
+    text = ollama.modelfile(
+        GGUF,
+        ollama.listen(student.template, student.tokenizer),
+        stops=[str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
+        system=student.system,
+        about=about,
+    )
+    (folder / "Modelfile").write_text(text, encoding="utf-8")
+
+
+def _load_adapter(student: Student, folder: Path) -> tuple[Any, Any]:
+    return adapter.load_adapter(student, folder), loading.load_tokenizer(folder)
+
+
+def _load_whole(student: Student, folder: Path) -> tuple[Any, Any]:
+    return merged.load_whole(folder, student.device), loading.load_tokenizer(folder)
+
+
+def _load_gguf(student: Student, folder: Path) -> tuple[Any, Any]:
+    model, tokenizer = read_gguf(folder / GGUF)
+    return model.to(student.device).eval(), tokenizer
+
+
+FORMS: Mapping[str, Form] = {
+    "adapter": Form(_WHOLE, adapter.require_adapter, _write_adapter, _load_adapter),
+    "merged": Form(_WHOLE, _require_nothing, _write_whole, _load_whole),
+    "gguf": Form(_GGUF, _require_gguf, _write_gguf, _load_gguf),
+    "ollama": Form(_GGUF, _require_ollama, _write_ollama, _load_gguf),
+}
+
+
+def export_student(
+    run: Path,
+    *,
+    to: str,
+    out: Path,
+    dtype: str | None = None,
+    max_kl: float | None = None,
+    progress: Progress | None = None,
+    say: Say,
+) -> list[str]:
+    """Write a run's student to the new folder `out` and say what was written, a line each.
+
+    `to` is one of `FORMS`, `dtype` one of its `limits`; `max_kl` replaces the limit of nats a token. Raises
+    `RecipeError` for a dtype that the form has not, `ModelError` for a student that has no such form and for an export
+    that is over a limit (it is left at OUT.failed), `RunFolderError` where nothing can be written.
+    """
+    form = FORMS[to]
+    dtype = dtype or next(iter(form.limits))
+    if dtype not in form.limits:
+        raise RecipeError(f"--dtype {dtype}: {to} is written in {', '.join(form.limits)}")
+    limits = form.limits[dtype] if max_kl is None else replace(form.limits[dtype], kl=max_kl)
+    _require_free(run, out)
+    student = read_student(student_folder.current(run), name=_name(run), system=_system(run))
+    form.require(student)
+    with _building(out) as folder:
+        made = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
+        passed = made.comparison.within(limits)
+        receipt = _receipt(student, folder, to=to, dtype=dtype, made=made, limits=limits, passed=passed)
+        write_json(folder / RECEIPT, receipt)
+        model_card.write(folder / "README.md", run, form=to, receipt=receipt)
+        _place(folder, out if passed else _failed(out))
+    for difference in made.checked.differences:
+        if not difference.spelled:
+            say(f"warning: {difference.line()}")
+    if not passed:
+        raise ModelError(
+            f"{_measured(made.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
+        )
+    return _lines(out, to, dtype, made, limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was found out about an export."""
+
+    comparison: Comparison
+    checked: Checked
+    on: str
+    """Which rows it was compared on."""
+
+
+class _Steps:
+    """A progress over the phases, in percent."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._phase = 0
+        self._note = ""
+
+    def begin(self, note: str) -> None:
+        """Go on to the next phase."""
+        self._phase += 1
+        self._note = note
+        self.watch(0, 1)
+
+    def watch(self, done: int, total: int) -> None:
+        """Tell how much of the phase is done."""
+        share = (self._phase - 1 + done / max(1, total)) / _PHASES
+        self._progress.update(round(100 * share), 100, self._note)
+
+
+def _make(student: Student, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps) -> _Made:
+    """Write the export into `folder` and compare it."""
+    on, sessions = _sessions(run)
+    rows = rows_of(sessions, student.template, student.tokenizer, context=student.context)
+    if not rows:
+        raise RunFolderError(
+            f"{run} has no held-out and no kept conversation to compare an export on; run curate again"
+        )
+    reference = Reference(folder / ".trained", rows)
+    try:
+        steps.begin("the trained student reads")
+        reference.record(student.trained(), lambda done: steps.watch(done, reference.tokens))
+        free_memory()
+        steps.begin("writing")
+        form.write(student, folder, dtype, steps.watch)
+        free_memory()
+        steps.begin(f"the {to} export reads")
+        model, tokenizer = form.load(student, folder)
+        comparison = reference.compare(model, lambda done: steps.watch(done, reference.tokens))
+    finally:
+        reference.close()
+    readings = {SAVED: by_template(tokenizer)}
+    dialogues = dialogues_of(sessions)
+    checked = check(dialogues, template=student.template, tokenizer=student.tokenizer, readings=readings)
+    return _Made(comparison, checked, on)
+
+
+def _sessions(run: Path) -> tuple[str, list[Session]]:
+    """The rows to compare on: those held out, where there are any."""
+    for which, on in (("test", "held-out rows"), ("kept", "trained rows, as none were held out")):
+        path = run / FILES[which]
+        found = read_sessions(path) if path.is_file() else []
+        if found:
+            return on, found
+    return "no rows", []
+
+
+def _name(run: Path) -> str:
+    return str(read_record(run).get("name") or run.name)
+
+
+def _system(run: Path) -> str | None:
+    """The system message that all training began with, if there was one; by its recipe where rows are others."""
+    made = students.training(run, read_record(run))
+    if made is not None and students.has_other_rows(run, made):
+        return (made["recipe"].get("collect") or {}).get("system") or None
+    path = run / FILES["kept"]
+    found = {
+        session.messages[0].content if session.messages and session.messages[0].role == "system" else None
+        for session in (read_sessions(path) if path.is_file() else [])
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+# Folders
+
+
+def _require_free(run: Path, out: Path) -> None:
+    if out.suffix == ".gguf":
+        raise RecipeError(f"--out is the folder to make, with the file {GGUF} in it; try {out.with_suffix('')}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out} is there already; remove it, or give another --out")
+    if student_folder.current(run).resolve() in (out.resolve(), *out.resolve().parents):
+        raise RunFolderError(
+            f"{out} lies in the student's own folder, which it would change; try {run / 'exports' / out.name}"
+        )
+
+
+@contextmanager
+def _building(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that is removed at the end of the block unless it has been moved; old ones are swept."""
+    for left in out.absolute().parent.glob(f".{out.name}.*.partial"):
+        owner = left.suffixes[-2].removeprefix(".") if len(left.suffixes) > 1 else ""
+        if not (owner.isdigit() and psutil.pid_exists(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = out.absolute().parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        folder.mkdir()
+        yield folder
+    except (OSError, SafetensorError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RunFolderError(f"cannot write {out}: {why}; free some space, or give another --out") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _failed(out: Path) -> Path:
+    return out.with_name(f"{out.name}.failed")
+
+
+def _place(folder: Path, out: Path) -> None:
+    """Move a whole export to where it belongs; an earlier failed one makes room."""
+    if out.name.endswith(".failed"):
+        shutil.rmtree(out, ignore_errors=True)
+    if out.is_dir():
+        out.rmdir()  # empty, as was made sure of
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # libraries make some of them the owner's alone
+    folder.rename(out)
+
+
+# What is told
+
+
+def _receipt(
+    student: Student, folder: Path, *, to: str, dtype: str, made: _Made, limits: Limits, passed: bool
+) -> dict[str, Any]:
+    found = made.comparison
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        "format": to,
+        "dtype": dtype,
+        "run": student.name,
+        "student": student_fingerprint(student.folder),
+        "base": base_name(student.told),
+        "quantised": bool(student.told["quantised"]),
+        "template": student.template,
+        "end_tokens": [str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
+        "passed": passed,
+        "compared": {
+            "on": made.on,
+            "rows": found.rows,
+            "tokens": found.tokens,
+            "mean_kl_nats": found.mean_kl,
+            "max_kl_nats": found.max_kl,
+            "top1_agreement": found.top1_agreement,
+            "limits": {"mean_kl_nats": limits.kl, "top1_agreement": 1 - limits.disagree},
+            "computed_in": "float32",
+        },
+        "train_serve": {
+            "dialogues": made.checked.dialogues,
+            "by": list(made.checked.by),
+            "differences": [asdict(difference) for difference in made.checked.differences],
+        },
+        "files": {
+            str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files
+        },
+        "versions": versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _measured(found: Comparison, limits: Limits) -> str:
+    return (
+        f"KL to the trained student {found.mean_kl:.2g} nats a token (limit {limits.kl:g}), the same most probable"
+        f" token at {found.top1_agreement:.2%} of {found.tokens:,} (limit {1 - limits.disagree:.1%})"
+    )
+
+
+def _lines(out: Path, to: str, dtype: str, made: _Made, limits: Limits) -> list[str]:
+    files = [file for file in out.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    alike = "the same tokens" if made.checked.alike else f"{len(made.checked.differences)} differences"
+    return [
+        f"{out}: the student as {to}, {dtype}, {len(files)} files, {size / 1e6:,.1f} MB",
+        f"{_measured(made.comparison, limits)}; {made.on}",
+        f"asked in {made.checked.dialogues} dialogues by the trainer and by the saved chat template: {alike}",
+    ]

@@ -1,0 +1,141 @@
+r"""Writes Ollama's Modelfile: the GGUF file, where answers stop, and the chat template in Go's template language.
+
+A Jinja chat template is not translated but listened to: conversations of sentinels are rendered, and what stands
+before, between and behind the contents is what the Go template says. That holds for templates that put fixed texts
+around contents, which is checked on further conversations before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from jinja2 import TemplateError
+
+from distill.errors import ModelError
+from distill.models import chat_template
+from distill.models.chat_template import Tokenizer
+from distill.models.template_check import examples
+from distill.types import Message
+
+START = ""
+"""What stands before the first turn."""
+
+_LESSONS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"))
+"""Roles of the conversations that a template is listened to with; Ollama joins neighbours of one role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """The fixed texts of a chat template."""
+
+    before: Mapping[tuple[str, str], str]
+    """By (role of the turn before, role): everything between the two contents."""
+    asking: Mapping[str, str]
+    """By role of the last turn: everything behind it, up to where the answer starts."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation up to its next answer, as the Go template renders it."""
+        roles = [START, *(message.role for message in messages)]
+        turns = zip(pairwise(roles), messages, strict=True)
+        return "".join(self.before[pair] + message.content for pair, message in turns) + self.asking[roles[-1]]
+
+
+def listen(template: str, tokenizer: Tokenizer) -> Around:
+    """The fixed texts of a chat template; a begin token that the GGUF adds by itself is left out.
+
+    Raises `ModelError` for a template that does more than put texts around contents.
+    """
+    before: dict[tuple[str, str], str] = {}
+    asking: dict[str, str] = {}
+    for roles in _LESSONS:
+        messages = [Message(role, f"\ue000{number}\ue001") for number, role in enumerate(roles)]
+        try:
+            text = _rendered(messages, template, tokenizer)
+        except (TemplateError, TypeError, ValueError) as error:
+            if roles[0] == "system":
+                continue  # it has no place for a system turn
+            raise ModelError(f"the chat template fails at {', '.join(roles)}: {error}") from error
+        for pair, message in zip(pairwise([START, *roles]), messages, strict=True):
+            between, found, text = text.partition(message.content)
+            if not found or before.setdefault(pair, between) != between:
+                raise _untranslatable()
+        if asking.setdefault(roles[-1], text) != text:
+            raise _untranslatable()
+    around = Around(before, asking)
+    _check(around, template, tokenizer)
+    return around
+
+
+def _rendered(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> str:
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    text = str(
+        tokenizer.apply_chat_template(
+            plain, chat_template=chat_template.jinja(template, tokenizer), tokenize=False, add_generation_prompt=True
+        )
+    )
+    begin = str(tokenizer.bos_token) if chat_template.starts_with_bos(tokenizer) else ""
+    return text.removeprefix(begin)
+
+
+def _check(around: Around, template: str, tokenizer: Tokenizer) -> None:
+    """Compare on conversations with contents that a template may treat in its own way."""
+    for messages in examples(system=(START, "system") in around.before):
+        if around.render(messages) != _rendered(messages, template, tokenizer):
+            raise _untranslatable()
+
+
+def _untranslatable() -> ModelError:
+    return ModelError(
+        "the chat template does more than put texts around what is said, so it has no form in Go's template language;"
+        " train with student.template chatml, or use --to gguf, whose file holds it in Jinja"
+    )
+
+
+def go_template(around: Around) -> str:
+    """The template in Go's language (pkg.go.dev/text/template) with Ollama's variables (`.Messages`).
+
+    All texts are quoted strings, so nothing in them is read as an instruction. Go's language has no means to trim, so
+    answers must come back as they were given.
+    """
+    lines = ['{{- $before := "" -}}', "{{- range .Messages -}}"]
+    for word, role in zip(("if", "else if", "else if"), ("system", "user", "assistant"), strict=True):
+        lines.append(f'{{{{- {word} eq .Role "{role}" -}}}}')
+        lines += _cases({earlier: text for (earlier, now), text in around.before.items() if now == role})
+    lines += ["{{- end -}}", "{{- .Content -}}", "{{- $before = .Role -}}", "{{- end -}}"]
+    return "\n".join([*lines, *_cases(around.asking)])
+
+
+def _cases(texts: Mapping[str, str]) -> list[str]:
+    """The text that belongs to the role before."""
+    lines = []
+    for number, (role, text) in enumerate(texts.items()):
+        word = "else if" if number else "if"
+        lines += [f'{{{{- {word} eq $before "{role}" -}}}}', f"{{{{- {_quoted(text)} -}}}}"]
+    return [*lines, "{{- end -}}"] if lines else []
+
+
+def _quoted(text: str) -> str:
+    """A string as Go spells it. Its quotes are escaped, so three in a row never end the Modelfile's own."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def modelfile(gguf: str, around: Around, *, stops: Sequence[str], system: str | None, about: Sequence[str]) -> str:
+    """The whole Modelfile. `gguf` is the file's name beside it; `about` are lines of comment."""
+    lines = [*(f"# {' '.join(line.split())}" for line in about), f"FROM ./{gguf}"]
+    lines.append(f'TEMPLATE """{go_template(around)}"""')
+    lines += [f"PARAMETER stop {_value(stop)}" for stop in stops]
+    if system:
+        lines.append(f"SYSTEM {_value(system)}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(text: str) -> str:
+    """A text as the Modelfile holds it, which knows no escapes. Raises `ModelError` for one that it cannot hold."""
+    if '"' not in text and "\n" not in text:
+        return f'"{text}"'
+    if '"""' in text or text.endswith('"'):
+        raise ModelError(f"{text[:60]!r} ends with quotes or holds three, which a Modelfile cannot; use --to gguf")
+    return f'"""{text}"""'

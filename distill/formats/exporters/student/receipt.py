@@ -1,0 +1,136 @@
+"""Compares an exported student with the one that was trained: what the receipt of every export says.
+
+Both read the same held-out conversations, teacher-forced: at each token of the teacher's answers, end tokens among
+them, the two distributions of the next token are compared. Everything is computed in float32 where the device can, so
+that what is measured is the weights that were written, not the rounding of whoever runs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.errors import DistillError
+from distill.models import chat_template
+from distill.models.third_party import quietly
+from distill.types import Session
+
+MOST_TOKENS = 2_048
+"""Tokens that are compared at most; their distributions over 49,152 words take 0.4 GB of disk while it lasts."""
+
+Watch = Callable[[int], None]
+"""Is told how many tokens are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an export must keep to."""
+
+    kl: float
+    """Most nats a token, on average."""
+    disagree: float
+    """Largest share of tokens at which another one is the most probable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How far an export is from what was trained."""
+
+    rows: int
+    tokens: int
+    mean_kl: float
+    """KL(trained ‖ exported), mean over tokens, in nats."""
+    max_kl: float
+    """At the token where it is greatest."""
+    top1_agreement: float
+    """Share of tokens at which both find the same one most probable."""
+
+    def within(self, limits: Limits) -> bool:
+        """Whether it keeps to the limits; one token may always disagree, as two words may be equally probable."""
+        disagreeing = round((1 - self.top1_agreement) * self.tokens)
+        return self.mean_kl <= limits.kl and disagreeing <= max(1, math.ceil(limits.disagree * self.tokens))
+
+
+def rows_of(
+    sessions: Sequence[Session], template: str, tokenizer: Any, *, context: int, most_tokens: int = MOST_TOKENS
+) -> list[chat_template.Example]:
+    """Conversations to compare on, in order, until they have `most_tokens` answer tokens, without those too long."""
+    rows: list[chat_template.Example] = []
+    tokens = 0
+    for session in sessions:
+        try:
+            row = chat_template.encode(
+                session.messages, template, tokenizer, truncated=bool(session.meta.get("truncated"))
+            )
+        except DistillError:
+            continue  # training has refused it as well
+        if row.trained and len(row.input_ids) <= context and tokens < most_tokens:
+            rows.append(row)
+            tokens += row.trained
+    return rows
+
+
+class Reference:
+    """What the trained model says, kept in a file while the export is written, so that one model is in memory."""
+
+    def __init__(self, path: Path, rows: Sequence[chat_template.Example]) -> None:
+        self.rows = rows
+        self.tokens = sum(row.trained for row in rows)
+        self._path = path
+        self._kept: Any = None
+
+    def record(self, model: Any, watch: Watch) -> None:
+        """Have the trained model read every row."""
+        done = 0
+        for row in self.rows:
+            found = _logprobs(model, row)
+            if self._kept is None:
+                shape = (self.tokens, found.shape[-1])
+                self._kept = np.memmap(self._path, dtype=np.float32, mode="w+", shape=shape)
+            self._kept[done : done + len(found)] = found.cpu().numpy()
+            done += len(found)
+            watch(done)
+
+    def compare(self, model: Any, watch: Watch) -> Comparison:
+        """Have the exported model read the same; words that only one of the two has are left out."""
+        done, total, most, agreeing = 0, 0.0, 0.0, 0
+        for row in self.rows:
+            ours = _logprobs(model, row)
+            theirs = torch.from_numpy(np.array(self._kept[done : done + len(ours)])).to(ours.device)
+            width = min(ours.shape[-1], theirs.shape[-1])
+            kl = divergence(theirs[:, :width], ours[:, :width])
+            total, most = total + float(kl.sum()), max(most, float(kl.max()))
+            agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
+            done += len(ours)
+            watch(done)
+        mean = total / done
+        return Comparison(len(self.rows), done, 0.0 if mean < 0 else mean, most, agreeing / done)  # keeps a NaN
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._kept = None
+        self._path.unlink(missing_ok=True)
+
+
+def divergence(trained: torch.Tensor, exported: torch.Tensor) -> torch.Tensor:
+    """KL(trained ‖ exported) in nats by row of two T × V log-probabilities, summed in float64."""
+    p, q = trained.double(), exported.double()
+    return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
+
+
+def _logprobs(model: Any, row: chat_template.Example) -> torch.Tensor:
+    """Log-probabilities, T × V in float32, of the next token before each token that is trained."""
+    predicting = [place - 1 for place, label in enumerate(row.labels) if label != chat_template.IGNORED and place]
+    with torch.inference_mode(), quietly():
+        logits = model(
+            input_ids=torch.tensor([row.input_ids], device=model.device),
+            use_cache=False,
+            logits_to_keep=torch.tensor(predicting, device=model.device),
+        ).logits
+    return torch.log_softmax(logits[0].float(), dim=-1)

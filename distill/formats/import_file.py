@@ -1,0 +1,105 @@
+"""TODO distill.formats.import_file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import get_args
+
+from distill.core import console
+from distill.core.jsonl import write_rows
+from distill.core.registry import suggest
+from distill.errors import RecipeError, RunFolderError
+from distill.formats import importers
+from distill.formats.importers import Address
+from distill.formats.sources import Source, Tally, Wanted, _nothing, sessions, splitter, tasks
+from distill.types import Session, Task
+
+
+def import_file(
+    source: Source, out: Path, *, wanted: Wanted = "sessions", seed: int = 7, allowed: Collection[str] = ()
+) -> tuple[int, Tally]:
+    """Write a source's sessions, or tasks, to `out` and its rejected rows beside it; returns how many, and the tally.
+
+    Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
+    nothing can be written.
+    """
+    _require_writable(out, source.address)
+    tally = Tally()
+
+    def rows() -> Iterator[Session | Task]:
+        found: Iterator[Session] | Iterator[Task]
+        found = tasks(source, tally, seed, allowed) if wanted == "tasks" else sessions(source, tally, seed, allowed)
+        is_empty = True
+        for row in found:
+            is_empty = False
+            yield row
+        if is_empty:
+            raise RecipeError(_nothing(source, tally, wanted))
+
+    count = write_rows(out, rows())
+    write_rows(rejected_path(out), tally.rejected)
+    return count, tally
+
+
+def import_command(
+    path: str,
+    out: Path,
+    *,
+    format: str | None,
+    wanted: str,
+    take: int | None,
+    seed: int,
+    tokenizer: str | None,
+    max_tokens: int | None,
+    split: str | None,
+    revision: str | None,
+    licence: str | None,
+    allowed: Collection[str] = (),
+) -> list[str]:
+    """What the `import` command does: the format is guessed where none is given; returns what became of the rows."""
+    if wanted not in get_args(Wanted):
+        raise RecipeError(f'--as: unknown rows "{wanted}"{suggest(wanted, get_args(Wanted))}')
+    if (tokenizer is None) != (max_tokens is None):
+        raise RecipeError("--tokenizer and --max-tokens belong together: the one counts what the other bounds")
+    if not Path(path).exists() and format not in (None, "hub"):
+        raise RecipeError(f"no file {path}; check the path")
+    if format is None:
+        format, why = importers.guess(path)
+        console.say(f"{path}: read as {format} ({why}); --from says otherwise")
+    source = Source(
+        format=format,
+        address=Address(path, split, revision),
+        licence=licence,
+        take=take,
+        splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
+    )
+    as_tasks: Wanted = "tasks" if wanted == "tasks" else "sessions"
+    count, tally = import_file(source, out, wanted=as_tasks, seed=seed, allowed=allowed)
+    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_told(tally, out)]
+
+
+def _told(tally: Tally, out: Path) -> list[str]:
+    lines = []
+    if tally.split:
+        lines.append(f"{tally.split:,} conversations were split")
+    if tally.over_long:
+        lines.append(f"{tally.over_long:,} pairs are too long to split and stay whole, marked `over_long`")
+    for what, counts in (("repaired", tally.repairs), ("rejected", tally.reasons())):
+        if counts:
+            lines.append(f"{what}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+    return [*lines, f"see {rejected_path(out)}"] if tally.rejected else lines
+
+
+def rejected_path(out: Path) -> Path:
+    """Where the rejected rows of an import go: `chats.rejected.jsonl` beside `chats.jsonl`."""
+    return out.with_name(f"{out.stem if out.suffix == '.jsonl' else out.name}.rejected.jsonl")
+
+
+def _require_writable(out: Path, address: Address) -> None:
+    if not out.parent.is_dir():
+        raise RunFolderError(f"cannot write {out}: there is no folder {out.parent}; make it first")
+    if out.is_dir():
+        raise RunFolderError(f"cannot write {out}: it is a folder; give a file, such as {out / 'sessions.jsonl'}")
+    if out.exists() and Path(address.path).exists() and out.samefile(address.path):
+        raise RunFolderError(f"{out} is what is read; give another --out")

@@ -1,0 +1,217 @@
+"""Readers of data that others made: each yields what every row says, or why it cannot be used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from distill.core import console, registry
+from distill.errors import RecipeError, SeedsError
+from distill.formats import json_rows, oasst_trees, schemas
+from distill.formats.json_rows import Rejected, Row, Rows
+from distill.formats.schemas import Parsed
+from distill.types import Session, Task
+
+IMPORTERS = {
+    "alpaca": "distill.formats.importers.json_files:Alpaca",
+    "datasets": "distill.formats.importers.datasets:Datasets",
+    "distill": "distill.formats.importers.json_files:Distill",
+    "hub": "distill.formats.importers.hub:Hub",
+    "lines": "distill.formats.importers.lines:Lines",
+    "oasst": "distill.formats.importers.oasst:Oasst",
+    "openai": "distill.formats.importers.json_files:OpenAI",
+    "parquet": "distill.formats.importers.parquet:Parquet",
+    "prompt_response": "distill.formats.importers.json_files:PromptResponse",
+    "questions": "distill.formats.importers.json_files:Questions",
+    "self_instruct": "distill.formats.importers.json_files:SelfInstructSeeds",
+    "sharegpt": "distill.formats.importers.json_files:ShareGPT",
+}
+PEEKED = 20
+"""So many rows are looked at to tell a file's format."""
+HUB_ID = re.compile(r"\A[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where data is."""
+
+    path: str
+    """A file, a folder, or a Hub id."""
+    split: str | None = None
+    revision: str | None = None
+    """Of a Hub id: a branch, a tag or a commit."""
+
+    @property
+    def name(self) -> str:
+        """What a session's meta calls it: the file's name without its folders, or the Hub id."""
+        return self.path if HUB_ID.match(self.path) and not Path(self.path).exists() else Path(self.path).name
+
+
+class Importer(Protocol):
+    """A part that reads one format."""
+
+    takes: frozenset[str]
+    """Which of `split` and `revision` an address may have."""
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """What every row says. Raises `RecipeError` for what cannot be read at all."""
+
+
+def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Iterator[Parsed | Rejected]:
+    """What every row at an address says, by the importer of that name. Raises `RecipeError`."""
+    importer: Importer = registry.part(IMPORTERS, name, kind="format", allowed=allowed)()
+    for option in ("split", "revision"):
+        if getattr(address, option) is not None and option not in importer.takes:
+            raise RecipeError(f"{address.path}: the format {name} has no {option}; leave it out")
+    return importer.read(address)
+
+
+def guess(path: str) -> tuple[str, str]:
+    """The format of what is at a path, and what tells so. Raises `RecipeError` where nothing does."""
+    place = Path(path)
+    if place.is_dir():
+        return _guess_folder(place)
+    if not place.exists():
+        hub = "; if it is a dataset of the Hub, add --from hub" if HUB_ID.match(path) and not place.suffix else ""
+        raise RecipeError(f"no file {path}; check the path{hub}")
+    if json_rows.starts_with(place, b"PAR1"):
+        return "parquet", "by its first bytes"
+    return _guess_file(place)
+
+
+def _guess_file(file: Path) -> tuple[str, str]:
+    is_json = file.suffix in (".json", ".jsonl")
+    try:
+        with closing(json_rows.json_rows(file)) as all_rows:
+            peeked = list(islice(all_rows, PEEKED))
+    except RecipeError:
+        if is_json or not file.exists():
+            raise
+        return "lines", "no JSON in it"
+    rows = [row for row in peeked if isinstance(row, Row)]
+    for row in rows:
+        if (name := schemas.name_of(row.value)) is not None:
+            return name, f"by the keys {', '.join(list(row.value)[:4])}"
+    if not is_json and (len(rows) < len(peeked) or not peeked):
+        return "lines", "no JSON in it"
+    keys = f"the keys {', '.join(list(rows[0].value)[:6])} tell of none" if rows else "no JSON object in it"
+    raise RecipeError(f"{file}: its format is not known: {keys}; expected {', '.join(IMPORTERS)}")
+
+
+def _guess_folder(folder: Path) -> tuple[str, str]:
+    for marker in ("dataset_info.json", "dataset_dict.json", "state.json"):
+        if (folder / marker).is_file():
+            return "datasets", f"by {marker} in it"
+    if (folder / "README.md").is_file():
+        return "hub", "by the card in it"
+    if any(folder.rglob("*.parquet")):
+        return "parquet", "by the .parquet files in it"
+    if (folder / "run.json").is_file():
+        raise RecipeError(f"{folder} is a run; give one of its files, such as {folder / 'kept.jsonl'}")
+    raise RecipeError(f"{folder}: a folder of no known format; expected a saved dataset, or .parquet files")
+
+
+def known_shapes(rows: Rows) -> Iterator[Parsed | Rejected]:
+    """What the rows of a table say: trees of messages, or rows each of a shape that its keys tell."""
+    peeked = list(islice(rows, PEEKED))
+    first = next((row for row in peeked if isinstance(row, Row)), None)
+    again = chain(peeked, rows)
+    if first is not None and (schemas.name_of(first.value) == "oasst" or "parent_id" in first.value):
+        return oasst_trees.threads(again)
+    return schemas.parse(again)
+
+
+class Names:
+    """Gives every row an id of its own: that of its row, or one by its line; an id seen before gets a number."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def name(self, parsed: Parsed) -> str:
+        """The id."""
+        return self.unique(parsed.id if parsed.id is not None else f"line-{parsed.line:05}")
+
+    def unique(self, wanted: str) -> str:
+        """The wanted id, where nothing has it yet."""
+        name = wanted
+        while name in self._seen:
+            self._seen[wanted] += 1
+            name = f"{wanted}~{self._seen[wanted]}"
+        self._seen[name] = 1
+        return name
+
+
+def session(parsed: Parsed, names: Names, provenance: Mapping[str, Any]) -> Session | Rejected:
+    """The session that a row holds; rejected where nothing is answered."""
+    if not parsed.is_answered:
+        return Rejected(parsed.line, "no_answer", "no turn answers the question; --as tasks takes the question alone")
+    return Session(names.name(parsed), parsed.messages, _meta(parsed, provenance))
+
+
+def task(parsed: Parsed, names: Names, provenance: Mapping[str, Any]) -> Task | Rejected | None:
+    """The task that a row holds; `None` where the row before had it already."""
+    if parsed.again:
+        return None
+    if not parsed.instruction.strip():
+        return Rejected(parsed.line, "no_text", "no question in it")
+    return Task(names.name(parsed), parsed.instruction, parsed.input, _meta(parsed, provenance))
+
+
+def load_tasks(path: Path) -> list[Task]:
+    """The tasks of a file of any format: JSON lines with `instruction` (and `id`, `input`, `meta`), a prompt a line …
+
+    A task without an id is called by its line: `line-00001`. A row of another format that cannot be used is left out
+    with a warning. Raises `SeedsError` with file and line for a malformed line of ours and for an id that is there
+    twice, and where there is no task at all.
+    """
+    try:
+        name, _ = guess(str(path)) if path.exists() else ("lines", "")
+        found = list(read(name, Address(str(path))))
+    except RecipeError as error:
+        raise SeedsError(f"cannot read the tasks: {error}") from error
+    tasks = _own_tasks(found, path) if name in ("distill", "lines") else _foreign_tasks(found, path, name)
+    if not tasks:
+        raise SeedsError(f"{path} has no task; expected a prompt a line, or JSON lines with the key `instruction`")
+    return tasks
+
+
+def _own_tasks(found: Sequence[Parsed | Rejected], path: Path) -> list[Task]:
+    """Those of a file in our own format, as they stand."""
+    first: dict[str, int] = {}
+    tasks = []
+    for row in found:
+        if isinstance(row, Rejected):
+            raise SeedsError(f"{path}:{row.line}: {row.detail}")
+        id = row.id if row.id is not None else f"line-{row.line:05}"
+        if id in first:
+            raise SeedsError(f"{path}:{row.line}: the id {id} is already that of {path}:{first[id]}; give each its own")
+        first[id] = row.line
+        tasks.append(Task(id, row.instruction, row.input, row.meta))
+    return tasks
+
+
+def _foreign_tasks(found: Sequence[Parsed | Rejected], path: Path, name: str) -> list[Task]:
+    names, provenance = Names(), {"source": path.name, "importer": name}
+    came = [row if isinstance(row, Rejected) else task(row, names, provenance) for row in found]
+    rejected = [row for row in came if isinstance(row, Rejected)]
+    if rejected:
+        first = rejected[0]
+        console.warn(
+            f"{path}: {len(rejected)} of {len(found)} rows are no task; the first, in line {first.line}: {first.detail}"
+        )
+    return [row for row in came if isinstance(row, Task)]
+
+
+def _meta(parsed: Parsed, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Where it is from; what the row itself says of that goes first."""
+    found: dict[str, Any] = {**provenance, "line": parsed.line}
+    if parsed.id is not None:
+        found["original_id"] = parsed.id
+    if parsed.repairs:
+        found["repairs"] = list(parsed.repairs)
+    return {**found, **parsed.meta}

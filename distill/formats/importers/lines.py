@@ -1,0 +1,28 @@
+"""A text file with a prompt a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.formats.importers import Address
+from distill.formats.json_rows import Rejected, text_lines
+from distill.formats.schemas import Parsed
+from distill.types import Message
+
+
+class Lines:
+    """Prompts without answers: tasks, not sessions."""
+
+    takes: frozenset[str] = frozenset()
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """Every line that is not blank."""
+        for found in text_lines(Path(address.path)):
+            if isinstance(found, Rejected):
+                yield found
+            else:
+                line, text = found
+                yield Parsed(
+                    line=line, messages=(Message("user", text),), instruction=text, meta={"source": address.name}
+                )

@@ -1,0 +1,21 @@
+"""Open Assistant's conversation trees: of each, the path of the best-ranked replies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.formats.importers import Address
+from distill.formats.json_rows import Rejected, json_rows
+from distill.formats.oasst_trees import threads
+from distill.formats.schemas import Parsed
+
+
+class Oasst:
+    """JSON lines (not packed) of trees or of single messages."""
+
+    takes: frozenset[str] = frozenset()
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """What every tree says."""
+        return threads(json_rows(Path(address.path)))

@@ -1,0 +1,50 @@
+"""Parquet files, whose rows have one of the known shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from distill.core.extras import install
+from distill.errors import MissingPackage, RecipeError
+from distill.formats.importers import Address, known_shapes
+from distill.formats.json_rows import Rejected, Row, Rows
+from distill.formats.schemas import Parsed
+
+BATCH_ROWS = 1024
+
+
+class Parquet:
+    """A file, or a folder of them in the order of their names; `split` picks those whose name starts with it."""
+
+    takes: frozenset[str] = frozenset({"split"})
+
+    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+        """What every row says; its line is its number over all files."""
+        return known_shapes(_rows(_files(Path(address.path), address.split)))
+
+
+def _files(path: Path, split: str | None) -> list[Path]:
+    found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    found = [file for file in found if split is None or file.name.startswith(split)]
+    if not found:
+        raise RecipeError(f"{path}: no .parquet file{f' of the split {split}' if split else ''} in it")
+    return found
+
+
+def _rows(files: list[Path]) -> Rows:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
+    number = 0
+    for file in files:
+        try:
+            with ParquetFile(file) as table:
+                for batch in table.iter_batches(BATCH_ROWS):
+                    for value in batch.to_pylist():
+                        number += 1
+                        yield Row(number, value)
+        except (ArrowException, OSError) as error:
+            raise RecipeError(f"{file}: no readable Parquet file ({' '.join(str(error).split())[:120]})") from error

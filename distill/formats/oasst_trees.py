@@ -1,0 +1,90 @@
+"""Conversation trees as Open Assistant exports them: of each tree, the path of the best-ranked replies.
+
+Guanaco (Dettmers et al., 2023) trained on the top-ranked reply at each level of OASST1. Both exports are read: a tree a
+row (`prompt` with nested `replies`), and a message a row (`parent_id`), as on the Hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+from distill.formats.json_rows import Rejected, Rows
+from distill.formats.schemas import ROLES, MalformedRow, Parsed, regular
+from distill.types import Message
+
+READY = ("ready_for_export", "prompt_lottery_waiting", None)
+"""States of a tree that its makers did not give up."""
+UNRANKED = 1 << 30
+
+
+def threads(rows: Rows) -> Iterator[Parsed | Rejected]:
+    """The best path of every tree. Trees a row are read as a stream, messages a row are gathered first."""
+    flat: dict[str, tuple[int, Mapping[str, Any]]] = {}
+    for row in rows:
+        if isinstance(row, Rejected):
+            yield row
+        elif isinstance(row.value.get("prompt"), Mapping):
+            yield _thread(row.line, row.value["prompt"], _nested, row.value)
+        elif isinstance(row.value.get("message_id"), str):
+            flat.setdefault(row.value["message_id"], (row.line, row.value))
+        else:
+            yield Rejected(row.line, "unknown_shape", "found neither `prompt` nor `message_id`")
+    yield from _gathered(flat)
+
+
+def _gathered(flat: Mapping[str, tuple[int, Mapping[str, Any]]]) -> Iterator[Parsed | Rejected]:
+    replies: dict[str, list[Mapping[str, Any]]] = {}
+    for line, message in flat.values():
+        parent = message.get("parent_id")
+        if parent is not None and (not isinstance(parent, str) or parent not in flat):
+            yield Rejected(line, "no_parent", f"its parent {str(parent)[:60]} is not in the file")
+        elif parent is not None:
+            replies.setdefault(parent, []).append(message)
+
+    def below(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return replies.get(message["message_id"], [])
+
+    for line, message in flat.values():
+        if message.get("parent_id") is None:
+            yield _thread(line, message, below, message)
+
+
+def _nested(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    replies = message.get("replies")
+    return [reply for reply in replies if isinstance(reply, Mapping)] if isinstance(replies, list) else []
+
+
+def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, Any]) -> Parsed | Rejected:
+    state = tree.get("tree_state")
+    if state not in READY:
+        return Rejected(line, "tree_state", f"the tree is marked {str(state)[:40]}")
+    try:
+        messages, repairs = regular(_path(root, below))
+    except MalformedRow as fault:
+        return Rejected(line, fault.reason, str(fault))
+    meta = {"language": root["lang"]} if isinstance(root.get("lang"), str) else {}
+    id = next((value for name in ("message_tree_id", "message_id") if isinstance(value := tree.get(name), str)), None)
+    found = Parsed(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
+    return replace(found, repairs=tuple(dict.fromkeys(repairs)))
+
+
+def _path(root: Mapping[str, Any], below: Any) -> list[Message]:
+    """From the root down, the best-ranked reply each time; deleted ones do not count, ties go to the first."""
+    path = []
+    level = [root]
+    while standing := [message for message in level if not message.get("deleted")]:
+        best = min(standing, key=_rank)
+        role, text = ROLES.get(str(best.get("role"))), best.get("text")
+        if role is None or not isinstance(text, str):
+            raise MalformedRow("bad_turn", "a message without a role or a text")
+        path.append(Message(role, text))
+        level = below(best)
+    return path
+
+
+def _rank(message: Mapping[str, Any]) -> int:
+    rank = message.get("rank")
+    return int(rank) if isinstance(rank, (int, float)) and isfinite(rank) else UNRANKED

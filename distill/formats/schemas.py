@@ -1,0 +1,391 @@
+"""The shapes in which others write tasks and conversations, and what a row of each says.
+
+A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. What is merely unwanted
+(words, languages, lengths, duplicates) is for curate to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from distill.core.jsonl import own_meta
+from distill.formats.chat_html import cleaned
+from distill.formats.json_rows import Rejected, Row, Rows
+from distill.types import Message
+
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+"""What others call a role, and what we call it."""
+TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation")
+PROMPT_KEYS, ANSWER_KEYS, SYSTEM_KEYS = (
+    ("prompt", "question", "query"),
+    ("response", "completion", "answer"),
+    ("system_prompt", "system"),
+)
+SERVICE_ERROR = "Too many requests in 1 hour"
+"""ChatGPT's page said this in place of an answer."""
+TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instruction": "Name three rivers."}'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """What one row says."""
+
+    line: int
+    messages: tuple[Message, ...]
+    """The conversation; it ends with the question where there is no answer."""
+    instruction: str
+    """The first user turn, without its input."""
+    input: str = ""
+    id: str | None = None
+    """As the row has it."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    repairs: tuple[str, ...] = ()
+    again: bool = False
+    """Another answer to the task of the row before, and no task of its own."""
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether there is something to learn from."""
+        return bool(self.messages) and self.messages[-1].role == "assistant"
+
+
+class MalformedRow(ValueError):
+    """A row that cannot be used; never leaves this module and the importers."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+Shape: TypeAlias = Callable[[Row], Iterator[Parsed | Rejected]]
+
+
+def parse(rows: Rows, shape: Shape | None = None) -> Iterator[Parsed | Rejected]:
+    """What every row says by a shape; without one, each row's own keys tell which it has."""
+    for row in rows:
+        if isinstance(row, Rejected):
+            yield row
+            continue
+        try:
+            for item in (shape or _shape_for(row))(row):
+                yield replace(item, repairs=(*row.repairs, *item.repairs)) if isinstance(item, Parsed) else item
+        except MalformedRow as fault:
+            yield Rejected(row.line, fault.reason, str(fault))
+
+
+def name_of(row: Mapping[str, Any]) -> str | None:
+    """The shape that a row's keys tell of; `None` for one that is not known."""
+    tests = (
+        ("self_instruct", "instruction" in row and "instances" in row),
+        ("distill", "messages" in row and _is_meta(row.get("meta"))),
+        ("openai", "messages" in row),
+        ("sharegpt", "conversations" in row or "conversation" in row),
+        ("questions", "turns" in row),
+        ("oasst", "message_tree_id" in row and ("prompt" in row or "text" in row)),
+        ("alpaca", "instruction" in row and "output" in row),
+        ("distill", "instruction" in row),
+        ("prompt_response", isinstance(row.get(_first(row, PROMPT_KEYS) or ""), (str, list))),
+    )
+    return next((name for name, is_it in tests if is_it), None)
+
+
+def _shape_for(row: Row) -> Shape:
+    name = name_of(row.value)
+    if name is None or name not in SHAPES:
+        keys = ", ".join(sorted(map(str, row.value))[:8])
+        raise MalformedRow("unknown_shape", f"found the keys {keys}; expected those of {', '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def alpaca(row: Row) -> Iterator[Parsed]:
+    """Stanford Alpaca: `instruction`, `input` and `output`, one turn; without an output it is a task."""
+    instruction, given = _text(row, "instruction"), _text(row, "input", needed=False)
+    answer = _text(row, "output", needed=False)
+    yield _single(row, instruction, given, answer)
+
+
+def self_instruct(row: Row) -> Iterator[Parsed | Rejected]:
+    """Self-Instruct's seed tasks: `instruction` and `instances` of `input` and `output`, each a session."""
+    instruction, instances = _text(row, "instruction"), row.value.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise MalformedRow("no_instances", "`instances` is no list with something in it")
+    meta = {name: row.value[name] for name in ("name", "is_classification") if name in row.value}
+    for number, instance in enumerate(instances, start=1):
+        try:
+            inner = Row(row.line, instance if isinstance(instance, dict) else {})
+            given, answer = (_text(inner, key, needed=False) for key in ("input", "output"))
+        except MalformedRow as fault:
+            yield Rejected(row.line, fault.reason, f"instance {number}: {fault}")
+            continue
+        found = _single(row, instruction, given, answer)
+        yield replace(found, meta=meta, again=number > 1)
+
+
+def prompt_response(row: Row) -> Iterator[Parsed]:
+    """A `prompt` (or `question`) and its `response` (or `completion`, `answer`): texts, or lists of turns."""
+    names = [_first(row.value, keys) for keys in (PROMPT_KEYS, ANSWER_KEYS)]
+    prompt, answer = (row.value.get(name) if name else None for name in names)
+    if isinstance(prompt, list) and isinstance(answer, list):
+        yield _conversation(row, _turns([*prompt, *answer]))
+        return
+    question, said = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", needed=False)
+    system = next((text for key in SYSTEM_KEYS if (text := _text(row, key, needed=False))), "")
+    yield _single(row, question, "", said, system=system)
+
+
+def questions(row: Row) -> Iterator[Parsed]:
+    """MT-Bench and Vicuna questions: `question_id`, `category` and `turns`; the first turn is the task."""
+    turns = row.value.get("turns")
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise MalformedRow("no_turns", "`turns` is no list of texts")
+    meta = {name: row.value[name] for name in ("category", "reference") if name in row.value}
+    found = _single(row, turns[0], "", "", id=row.value.get("question_id"))
+    yield replace(found, meta={**meta, **({"turns": turns} if len(turns) > 1 else {})})
+
+
+def openai(row: Row) -> Iterator[Parsed]:
+    """OpenAI's `messages` of `role` and `content`; calls of tools are rejected."""
+    yield _conversation(row, _turns(row.value.get("messages")))
+
+
+def sharegpt(row: Row) -> Iterator[Parsed]:
+    """ShareGPT's `conversations` of `from` and `value`, cleaned of the page they come from.
+
+    A row that says `"cleaned": true` is taken as it stands.
+    """
+    turns = _turns(row.value.get("conversations", row.value.get("conversation")))
+    if row.value.get("cleaned") is True:
+        yield _conversation(row, turns)
+        return
+    repairs: list[str] = []
+    messages = []
+    for message in turns:
+        try:
+            text, mended = cleaned(message.content, answer=message.role == "assistant")
+        except ValueError as error:
+            raise MalformedRow("bad_html", str(error)) from error
+        repairs += mended
+        is_error = message.role == "assistant" and text.startswith(SERVICE_ERROR)
+        messages.append(Message(message.role, "" if is_error or not text[:1].isprintable() else text))
+    found = _conversation(row, messages)
+    yield replace(found, repairs=(*dict.fromkeys(repairs), *found.repairs))
+
+
+def own(row: Row) -> Iterator[Parsed]:
+    """Our own rows, taken as they stand: sessions (`messages`, `meta`) or tasks (`instruction`, `input`, `meta`)."""
+    meta = row.value.get("meta") or {}
+    if isinstance(meta, str) and _is_meta(meta):
+        meta = _loaded(meta)
+    if not isinstance(meta, dict):
+        raise MalformedRow("bad_meta", f"`meta`: found {type(meta).__name__}, expected an object")
+    if "messages" not in row.value:
+        found = _single(row, _task_text(row), _text(row, "input", needed=False), "", joined=False)
+        yield replace(found, meta=meta)
+        return
+    messages = _turns(row.value["messages"])
+    if not messages:
+        raise MalformedRow("no_turns", "`messages` is empty")
+    asked = next((message.content for message in messages if message.role == "user"), "")
+    yield Parsed(
+        line=row.line, messages=tuple(messages), instruction=asked, id=_id(row.value.get("id")), meta=own_meta(meta)
+    )
+
+
+def _is_meta(value: Any) -> bool:
+    """Whether it can be the meta of a row of ours: an object, or, in a table, its JSON text."""
+    return isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))
+
+
+def _loaded(meta: str) -> Any:
+    try:
+        return json.loads(meta)
+    except (ValueError, RecursionError) as error:
+        raise MalformedRow("bad_meta", f"`meta`: not JSON ({error})") from error
+
+
+def _task_text(row: Row) -> str:
+    if "instruction" not in row.value:
+        raise MalformedRow("no_instruction", f"`instruction`: field required; {TASK_EXPECTED}")
+    value = row.value["instruction"]
+    if not isinstance(value, str):
+        raise MalformedRow("not_text", f"`instruction`: found {type(value).__name__}; {TASK_EXPECTED}")
+    if not value.strip():
+        raise MalformedRow("no_text", f"`instruction` is empty; {TASK_EXPECTED}")
+    return value
+
+
+SHAPES: Mapping[str, Shape] = {
+    "self_instruct": self_instruct,
+    "distill": own,
+    "openai": openai,
+    "sharegpt": sharegpt,
+    "questions": questions,
+    "alpaca": alpaca,
+    "prompt_response": prompt_response,
+}
+"""By the name of the importer that reads it from JSON."""
+
+
+def irregularity(messages: Sequence[Message]) -> str | None:
+    """Why a conversation is none that every format can hold; `None` for one that is.
+
+    It may start with a system turn, then questions and answers take turns, and an answer ends it; no turn is blank.
+    """
+    turns = messages[1:] if messages and messages[0].role == "system" else messages
+    if any(not message.content.strip() for message in messages):
+        return "empty_turn"
+    if (
+        not turns
+        or len(turns) % 2
+        or any(message.role != ("assistant" if index % 2 else "user") for index, message in enumerate(turns))
+    ):
+        return "not_alternating"
+    return None
+
+
+# What rows have in common
+
+
+def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if row.get(key) is not None), None)
+
+
+def _text(row: Row, key: str, *, needed: bool = True) -> str:
+    value = row.value.get(key)
+    if value is None and not needed:
+        return ""
+    if not isinstance(value, str):
+        found = "nothing" if value is None else type(value).__name__
+        raise MalformedRow("not_text", f"`{key}`: found {found}, expected a text")
+    if needed and not value.strip():
+        raise MalformedRow("no_text", f"`{key}` is empty")
+    return value
+
+
+def _id(value: Any) -> str | None:
+    """An id as the row has it, where it can serve as one."""
+    is_id = isinstance(value, (str, int)) and not isinstance(value, bool)
+    return str(value) if is_id and str(value).strip() else None
+
+
+def _row_id(row: Row) -> str | None:
+    names = ("id", "conversation_id", "prompt_id", "message_tree_id")
+    return next((found for name in names if (found := _id(row.value.get(name))) is not None), None)
+
+
+def _single(
+    row: Row, instruction: str, given: str, answer: str, *, system: str = "", id: Any = None, joined: bool = True
+) -> Parsed:
+    """One question, and its answer where there is one."""
+    asked = f"{instruction}\n\n{given}" if given.strip() else instruction
+    messages = [Message("system", system)] if system.strip() else []
+    messages.append(Message("user", asked))
+    if answer.strip():
+        messages.append(Message("assistant", answer))
+    return Parsed(
+        line=row.line,
+        messages=tuple(messages),
+        instruction=instruction,
+        input=given if given.strip() or not joined else "",
+        id=_id(id) if id is not None else _row_id(row),
+    )
+
+
+def _turns(items: Any) -> list[Message]:
+    """The turns of a list as they stand, under our names of roles."""
+    if not isinstance(items, list):
+        raise MalformedRow("no_turns", f"found {type(items).__name__}, expected a list of turns")
+    return [_turn(item, number) for number, item in enumerate(items, start=1)]
+
+
+def _turn(item: Any, number: int) -> Message:
+    if not isinstance(item, Mapping):
+        raise MalformedRow("bad_turn", f"turn {number}: found {type(item).__name__}, expected an object")
+    said = item.get("role", item.get("from"))
+    if said in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
+        raise MalformedRow("tool_turn", f"turn {number} calls or answers a tool; only text can be learnt")
+    role = ROLES.get(said) if isinstance(said, str) else None
+    if role is None:
+        raise MalformedRow("unknown_role", f"turn {number}: {str(said)[:40]!r} is no role that is known")
+    content = item.get("content", item.get("value", item.get("text")))
+    return Message(role, _content(content, number))
+
+
+def _content(content: Any, number: int) -> str:
+    """A turn's text, or the texts of its parts."""
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    texts = [_part_text(part) for part in content] if isinstance(content, list) else [None]
+    if None not in texts:
+        return "\n".join(map(str, texts))
+    raise MalformedRow("not_text", f"turn {number} holds something else than text; only text can be learnt")
+
+
+def _part_text(part: Any) -> str | None:
+    text = part.get("text") if isinstance(part, Mapping) else None
+    return text if part.get("type", "text") in ("text", "input_text", "output_text") and isinstance(text, str) else None
+
+
+def _conversation(row: Row, turns: Sequence[Message]) -> Parsed:
+    messages, repairs = regular(turns)
+    asked = next(message.content for message in messages if message.role == "user")
+    return Parsed(
+        line=row.line,
+        messages=tuple(messages),
+        instruction=asked,
+        id=_row_id(row),
+        repairs=tuple(dict.fromkeys(repairs)),
+    )
+
+
+def regular(turns: Sequence[Message]) -> tuple[list[Message], list[str]]:
+    """The sound part of a conversation, and what was repaired: (system), then question, answer, question, answer …
+
+    A conversation that nobody answers comes back as its first question. Raises `MalformedRow`.
+    """
+    system, rest, repairs = _system(turns)
+    while rest and rest[0].role == "assistant":
+        rest, repairs = rest[1:], [*repairs, "leading_answer_dropped"]
+    taken: list[Message] = []
+    for message in rest:
+        if not message.content.strip():
+            repairs.append("cut_at_empty_turn")
+            break
+        if taken and taken[-1].role == message.role:
+            if taken[-1].content == message.content:
+                repairs.append("repeated_turn_dropped")
+                continue
+            if message.role == "assistant":
+                repairs.append("cut_at_second_answer")
+                taken = taken[:-2]
+                break
+            repairs.append("questions_joined")
+            taken[-1] = Message("user", f"{taken[-1].content}\n\n{message.content}")
+            continue
+        taken.append(message)
+    if not taken:
+        raise MalformedRow("no_turns", f"no sound turn in {len(turns)}" + (f" ({repairs[-1]})" if repairs else ""))
+    if len(taken) > 1 and taken[-1].role == "user":
+        taken.pop()
+        repairs.append("trailing_question_dropped")
+    return [*system, *taken], repairs
+
+
+def _system(turns: Sequence[Message]) -> tuple[list[Message], list[Message], list[str]]:
+    """The system turn, the turns behind it, and what was repaired."""
+    count = next((index for index, message in enumerate(turns) if message.role != "system"), len(turns))
+    if count > 1 or any(message.role == "system" for message in turns[count:]):
+        raise MalformedRow("system_turn_inside", "a system turn that is not the first; expected one at most, in front")
+    system, rest = list(turns[:count]), list(turns[count:])
+    if system and not system[0].content.strip():
+        return [], rest, ["empty_system_dropped"]
+    return system, rest, []

@@ -1,0 +1,357 @@
+r"""Turns conversations into token ids and a loss mask, the same for training, likelihoods and generation.
+
+A template is a Jinja chat template, and training uses the very one that is saved with the student, so the two cannot
+drift apart. The mask is found by rendering: what a conversation has more than its own prompt is the answer.
+
+- `alpaca`  Stanford Alpaca's form without input (a task's input follows its instruction in the user message); the
+  first system message replaces the preamble.
+- `vicuna`  FastChat's v1.1: `… USER: question ASSISTANT: answer</s>` with the tokenizer's own end token.
+- `chatml`  `<|im_start|>role\n…<|im_end|>\n`, without a default system message. A tokenizer that lacks those tokens
+  spells them as text and ends answers with its own end token.
+- `own`     the chat template of the model's tokenizer; it needs no {% generation %} marks.
+
+In the first three, white space around an answer is not part of it: a newline there would merge with the template's.
+`distill.train.mask_check` checks every mask by another way before the first step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, Protocol, get_args
+
+from distill.errors import DistillError, RecipeError
+from distill.types import Message
+
+Template = Literal["alpaca", "vicuna", "chatml", "own"]
+TEMPLATES: tuple[str, ...] = get_args(Template)
+TrainOn = Literal["all", "last"]
+"""Which answers of a conversation are trained."""
+
+IGNORED = -100
+"""The label of a token that is not trained."""
+
+_ALPACA = (
+    "BOS{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "{% endif %}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '\\n\\n### Instruction:\\n' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '\\n\\n### Response:\\n' + message['content'] | trim + eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}"
+)
+"""github.com/tatsu-lab/stanford_alpaca, train.py, with the line break after `### Response:` that alpaca-lora added."""
+
+_VICUNA = (
+    "BOS{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+    "{% endif %}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{% if loop.first or loop.previtem['role'] != 'assistant' %}{{ ' ' }}{% endif %}"
+    "{{ 'USER: ' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ASSISTANT: ' + message['content'] | trim + eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
+)
+"""github.com/lm-sys/FastChat, docs/vicuna_weights_version.md, v1.1."""
+
+_CHATML = (
+    "BOS{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}{% if message['role'] == 'assistant' %}"
+    "{{ message['content'] | trim + END }}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{% if messages %}{{ '\\n' }}{% endif %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+_TEXTS = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML}
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    eos_token: Any
+    bos_token: Any
+    chat_template: Any
+
+    @property
+    def added_tokens_decoder(self) -> Mapping[int, Any]:
+        """Token objects (`content`, `special`, `lstrip`, `rstrip`) by id."""
+
+    def encode(self, text: str, /, **options: Any) -> list[int]:
+        """Ids of a text."""
+
+    def apply_chat_template(self, conversation: Any, /, **options: Any) -> Any:
+        """A conversation rendered by a chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One conversation for training; both lists have the same length."""
+
+    input_ids: list[int]
+    labels: list[int]
+    """The ids of the answers and their end tokens, `IGNORED` elsewhere."""
+
+    @property
+    def trained(self) -> int:
+        """How many tokens bear on the loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    text: str
+    trained: bool
+
+
+def encode(
+    messages: Sequence[Message],
+    template: str,
+    tokenizer: Tokenizer,
+    *,
+    truncated: bool = False,
+    train_on: TrainOn = "all",
+) -> Example:
+    """Ids and labels of a whole conversation that ends with an answer; every assistant turn is trained, or the last.
+
+    `truncated` says that the last answer was cut off: it gets no end token, so that the student does not learn to
+    stop there. Special tokens that a message merely mentions stay text. Raises `DistillError` for a conversation that
+    the template cannot render and `RecipeError` for a template that cannot be masked.
+    """
+    if not messages or messages[-1].role != "assistant":
+        raise DistillError("the conversation does not end with an assistant turn; expected an answer to train on")
+    if messages[0].role == "assistant":
+        raise DistillError(
+            "the conversation begins with an assistant turn; expected a user or system turn first: leave it out by "
+            "curate's rule `format`"
+        )
+    rendering = _Rendering(template, tokenizer, messages)
+    return rendering.example(rendering.spans(truncated=truncated, train_on=train_on))
+
+
+def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids up to where the next answer starts: exactly the untrained prefix that `encode` gives with that answer.
+
+    Generated text starts after these; strip its white space.
+    """
+    rendering = _Rendering(template, tokenizer, messages)
+    return rendering.example(rendering.prompt_spans()).input_ids
+
+
+def end_ids(template: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids that end an answer: the one trained first, then the tokenizer's own end token if it is another."""
+    probe = (Message("user", "a"), Message("assistant", "b"))
+    own = tokenizer.encode(tokenizer.eos_token, add_special_tokens=False) if tokenizer.eos_token else []
+    return list(dict.fromkeys([encode(probe, template, tokenizer).labels[-1], *own]))
+
+
+def jinja(template: str, tokenizer: Tokenizer) -> str:
+    """The chat template to save with a student, so that `apply_chat_template` gives the ids it was trained on.
+
+    Raises `RecipeError` for an unknown name, for `own` where the tokenizer has none, or without an end token.
+    """
+    if template not in TEMPLATES:
+        raise RecipeError(f'unknown template "{template}"; expected one of {", ".join(TEMPLATES)}')
+    if template == "own":
+        if not isinstance(tokenizer.chat_template, str):
+            raise RecipeError(
+                "template own: the model's tokenizer has no chat template; set student.template to chatml, vicuna or "
+                "alpaca"
+            )
+        return tokenizer.chat_template
+    end = "'<|im_end|>'" if template == "chatml" and _is_special(tokenizer, "<|im_end|>") else "eos_token"
+    if end == "eos_token" and not tokenizer.eos_token:
+        raise RecipeError(
+            f"template {template}: the tokenizer has no end token, so no answer could end; use template own, or name "
+            "its eos_token in the model's tokenizer_config.json"
+        )
+    return _TEXTS[template].replace("BOS", "{{ bos_token }}" if starts_with_bos(tokenizer) else "").replace("END", end)
+
+
+def _is_special(tokenizer: Tokenizer, text: str) -> bool:
+    return any(token.special and token.content == text for token in tokenizer.added_tokens_decoder.values())
+
+
+def starts_with_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a begin token before every text."""
+    if not tokenizer.bos_token:
+        return False
+    return tokenizer.encode("a")[:1] == tokenizer.encode(tokenizer.bos_token, add_special_tokens=False)[:1]
+
+
+def _check_roles(messages: Sequence[Message], template: str) -> None:
+    for index, message in enumerate(messages):
+        if message.role not in ("system", "user", "assistant"):
+            raise DistillError(
+                f'template {template} has no place for a "{message.role}" turn; expected system, user or assistant'
+            )
+        if message.role == "system" and index:
+            raise DistillError(
+                f"template {template}: turn {index + 1} is a system turn; expected it first or not at all"
+            )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _unused(text: str) -> str:
+    """A character that the text does not hold, from Unicode's noncharacters and private use area."""
+    return next(char for char in map(chr, chain(range(0xFDD0, 0xFDF0), range(0xE000, 0xF900))) if char not in text)
+
+
+class _Rendering:
+    """One conversation in one template, in which special tokens that messages mention are broken up by a mark."""
+
+    def __init__(self, template: str, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+        self._jinja, self._tokenizer, self._name = jinja(template, tokenizer), tokenizer, template
+        if template != "own":
+            _check_roles(messages, template)
+        self._special = {
+            token.content: (id_, token) for id_, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        longest_first = sorted(self._special, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._mark = _unused("".join(message.content for message in messages))
+        self._messages = [{"role": message.role, "content": self._broken(message.content)} for message in messages]
+
+    def _broken(self, text: str) -> str:
+        return self._pattern.sub(lambda match: match[0][0] + self._mark + match[0][1:], text)
+
+    def _render(self, count: int, *, prompt: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                self._messages[:count], chat_template=self._jinja, tokenize=False, add_generation_prompt=prompt
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DistillError(
+                f"template {self._name} cannot render the conversation: {_line(error)}; set student.template to "
+                "chatml, which takes any turns, or leave such rows out by a rule of curate"
+            ) from error
+        return str(text)
+
+    def spans(self, *, truncated: bool, train_on: TrainOn) -> list[_Span]:
+        """The conversation's text, untrained and trained in turns; nothing follows the last end token.
+
+        Raises `RecipeError` where an answer that is to be trained cannot be.
+        """
+        last = len(self._messages) - 1
+        wanted = {index for index, message in enumerate(self._messages) if message["role"] == "assistant"}
+        spans = list(self._answers(self._render(last + 1, prompt=False), wanted if train_on == "all" else {last}))
+        if truncated:
+            answer = spans[-1].text
+            spans[-1] = _Span(answer[: self._end(last, answer).start()].rstrip(), trained=True)
+        return spans
+
+    def prompt_spans(self) -> list[_Span]:
+        """The text up to the next answer, cut at earlier answers as `spans` cuts it."""
+        whole = self._render(len(self._messages), prompt=True)
+        spans = list(self._answers(whole, frozenset()))
+        return [*spans, _Span(whole[sum(len(span.text) for span in spans) :], trained=False)]
+
+    def _answers(self, whole: str, wanted: Collection[int]) -> Iterator[_Span]:
+        """Each answer and what stands before it; an unwanted one that is shown differently later is not cut out."""
+        position = 0
+        for index, message in enumerate(self._messages):
+            if message["role"] != "assistant":
+                continue
+            found = self._answer(index, whole, wanted=index in wanted)
+            if found is not None:
+                start, answer = found
+                yield _Span(whole[position:start], trained=False)
+                yield _Span(answer, trained=index in wanted)
+                position = start + len(answer)
+
+    def _answer(self, index: int, whole: str, *, wanted: bool) -> tuple[int, str] | None:
+        """Where an answer starts, and its text with the end token."""
+        prompt, full = self._render(index, prompt=True), self._render(index + 1, prompt=False)
+        if full.startswith(prompt):
+            answer = full[len(prompt) :]
+            answer = answer[: self._end(index, answer).end()]
+            if whole.startswith(prompt + answer):
+                return len(prompt), answer
+        if not wanted:
+            return None
+        elsewhere = "set train_on to last, or use" if index + 1 < len(self._messages) else "use"
+        raise RecipeError(
+            f"template {self._name} renders an answer differently when it is generated, when it is last and when "
+            f"more follows, so it cannot be trained; {elsewhere} template chatml"
+        )
+
+    def _end(self, index: int, answer: str) -> re.Match[str]:
+        """The special token that ends an answer: the first one behind its words."""
+        words, start = self._messages[index]["content"].strip(), 0
+        found = list(self._pattern.finditer(answer))
+        if not found:
+            raise RecipeError(f"template {self._name} ends answers with no special token; use template chatml")
+        holding = []
+        for match in found:
+            if words in answer[start : match.start()]:
+                holding.append(match)
+            start = match.end()
+        return (holding or found)[-1]
+
+    def example(self, spans: Sequence[_Span]) -> Example:
+        """Ids and labels of the spans; no token crosses from one into the next."""
+        input_ids: list[int] = []
+        labels: list[int] = []
+        place: _Place = "start"
+        alike = _places_alike(self._tokenizer)
+        for piece, trained in self._pieces(spans):
+            ids = [piece] if isinstance(piece, int) else self._plain_ids(piece, alone=place in alike)
+            input_ids += ids
+            labels += ids if trained else [IGNORED] * len(ids)
+            place = "special" if isinstance(piece, int) else "text"
+        return Example(input_ids, labels)
+
+    def _plain_ids(self, run: str, *, alone: bool) -> list[int]:
+        return _split_ids(run, self._tokenizer) if alone else _inner_ids(run, self._tokenizer)
+
+    def _pieces(self, spans: Sequence[_Span]) -> Iterator[tuple[int | str, bool]]:
+        """Ids of the template's special tokens, the runs of plain text between them, and whether each is trained."""
+        strips = False
+        for span in spans:
+            position = 0
+            for match in chain(self._pattern.finditer(span.text), [None]):
+                run = span.text[position : match.start() if match else None]
+                id_, token = self._special[match[0]] if match else (None, None)
+                run = run.lstrip() if strips else run
+                run = run.rstrip() if token is not None and token.lstrip else run
+                if run:
+                    yield run.replace(self._mark, ""), span.trained
+                    strips = False
+                if match is not None and token is not None and id_ is not None:
+                    yield id_, span.trained
+                    position, strips = match.end(), token.rstrip
+
+
+_Place = Literal["start", "special", "text"]
+"""What a run of plain text follows."""
+
+
+def _places_alike(tokenizer: Tokenizer) -> frozenset[_Place]:
+    """Where a run of plain text has the ids that it has alone.
+
+    SentencePiece-like tokenizers put a space before every text, or only at the start of one: elsewhere, the ids that a
+    run has alone would hold a space too many.
+    """
+    alone = _split_ids("a", tokenizer)
+    if alone == _inner_ids("a", tokenizer):
+        return frozenset(("start", "special", "text"))
+    if tokenizer.encode(tokenizer.eos_token + "a", add_special_tokens=False)[1:] == alone:
+        return frozenset(("start", "special"))
+    return frozenset(("start",))
+
+
+def _split_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+
+
+def _inner_ids(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a text that follows other text, found after a character that does not merge with its beginning."""
+    for anchor in "\n", "a", "0", ".":
+        before, ids = _split_ids(anchor, tokenizer), _split_ids(anchor + text, tokenizer)
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+    return _split_ids(text, tokenizer)

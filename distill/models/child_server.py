@@ -1,0 +1,398 @@
+"""A teacher on this machine: starts a server as a child process when it is first asked, and sees that it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import http.client
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal
+
+from distill.core import console, processes, student_folder
+from distill.core.embedded import EMBEDDED
+from distill.core.hashing import canonical
+from distill.core.weights import fingerprint, looks_like_path, student_fingerprint
+from distill.engine.providers import ProviderError, Reply, one_line
+from distill.engine.providers.openai import OpenAIProvider
+from distill.errors import MissingPackage, ServerError
+from distill.types import Endpoint, Request
+
+Server = Literal["transformers", "vllm"]
+
+START_SECONDS = 1800.0
+"""Longest wait for a server's first token; weights may have to be fetched first."""
+STOP_SECONDS = 5.0
+"""From SIGTERM to SIGKILL."""
+SAY_SECONDS = 15.0
+"""Between two notes while a server loads."""
+RESTARTS = 2
+"""How often a server that dies in the middle of a run is started again."""
+
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Unless the user sets them."""
+_KEY_VARIABLES: dict[Server, str] = {"transformers": "DISTILL_SERVER_KEY", "vllm": "VLLM_API_KEY"}
+"""Where a server finds the key that it asks for: other processes of this machine reach its port, too."""
+_BROKEN = {"connection", "refused", "malformed"}
+"""Reasons of failures that the death of a server can bring."""
+_LISTENING = re.compile(rb"listening (http://\S+)")
+_PROLOGUE = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the parent has died")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Asks Linux for SIGTERM when the parent dies (1 is PR_SET_PDEATHSIG, which exec keeps), then becomes the server."""
+
+
+def served_name(model: str) -> str:
+    """What requests call a model: an embedded name or Hub id as it is, a path by its last part."""
+    if model in EMBEDDED or not (looks_like_path(model) or Path(model).exists()):
+        return model
+    return Path(model).expanduser().resolve().name
+
+
+def identity(model: str, server: Server) -> Endpoint:
+    """What determines the answers of a local model: weights, configuration, tokenizer, server and precision."""
+    student = student_folder.current(Path(model).expanduser())
+    told = student_fingerprint(student) if student_folder.is_student(student) else fingerprint(model)
+    precision = "bfloat16" if any(Path("/dev").glob("nvidia[0-9]*")) else "float32"
+    both = canonical({"model": told, "server": server, "precision": precision})
+    return Endpoint(model=served_name(model), fingerprint=sha256(both.encode("ascii")).hexdigest())
+
+
+class LocalServer:
+    """A model server in a child process; its output is appended to `log`.
+
+    The child ends with `stop`, with the `with` block, at the exit of this process, and when this process dies in any
+    other way: it then sees the end of a pipe, and on Linux gets SIGTERM where it was started by the main thread.
+    vLLM, which knows of no pipe, has only the latter.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        log: Path,
+        server: Server = "transformers",
+        port: int = 0,
+        start_seconds: float = START_SECONDS,
+        say: Callable[[str], None] = console.say,
+    ) -> None:
+        self._model = model
+        self._log = log
+        self._server = server
+        self._port = port
+        self._start_seconds = start_seconds
+        self._say = say
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: int | None = None
+        self._log_start = 0
+        self.base_url: str | None = None
+        """Where it answers; `None` until it has been found healthy."""
+        self.api_key = secrets.token_urlsafe(32)
+        """What it asks for; secret."""
+
+    def __enter__(self) -> LocalServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, `None` when there is no child."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child is there and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> str:
+        """Start the child and wait until it has generated a token; returns its base_url. Raises `ServerError`."""
+        self.launch()
+        return self.wait_until_healthy()
+
+    def launch(self) -> None:
+        """Start the child if it does not run. To be called in the main thread, so that Linux watches over it."""
+        if self.is_alive:
+            return
+        self.stop()
+        self._say(f"starting a server for {served_name(self._model)} (its log: {self._log})")
+        atexit.register(self.stop)
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        read_end, self._pipe = os.pipe()
+        try:
+            with self._log.open("ab") as log:
+                self._log_start = log.tell()
+                self._process = self._spawned(read_end, log)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            os.close(read_end)
+
+    def _spawned(self, read_end: int, log: BinaryIO) -> subprocess.Popen[bytes]:
+        command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
+        environment[_KEY_VARIABLES[self._server]] = self.api_key
+        processes.share_cores(environment)
+        # A session of its own: Ctrl-C reaches this process alone, which then stops the child in order.
+        return processes.start(
+            command,
+            environment=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=(read_end,),
+            start_new_session=True,
+        )
+
+    def _command(self, read_end: int) -> list[str]:
+        if self._server == "transformers":
+            here = processes.python("-m", "distill", "serve", self._model)
+            key = ["--api-key-env", _KEY_VARIABLES[self._server]]
+            return [*here, "--port", str(self._port), *key, "--parent-pipe", str(read_end)]
+        self.base_url = None
+        self._port = self._port or _free_port()
+        name = served_name(self._model)
+        address = ["--host", "127.0.0.1", "--port", str(self._port)]
+        return [_vllm(), "serve", self._model, *address, "--served-model-name", name]
+
+    def wait_until_healthy(self) -> str:
+        """Wait for a first token; returns the base_url. Stops the child and raises `ServerError` if none comes."""
+        started = said = time.monotonic()
+        try:
+            while not self._answers():
+                now = time.monotonic()
+                if not self.is_alive:
+                    raise ServerError(self.obituary())
+                if now - started > self._start_seconds:
+                    raise ServerError(f"{self._about()} gave no answer for {now - started:.0f} s; see {self._log}")
+                if now - said >= SAY_SECONDS:
+                    said = now
+                    self._say(f"still starting {served_name(self._model)} ({now - started:.0f} s): {self._last_line()}")
+                time.sleep(0.1)
+        except BaseException:
+            self.stop()
+            raise
+        assert self.base_url is not None
+        self._say(f"{served_name(self._model)} answers after {time.monotonic() - started:.1f} s")
+        return self.base_url
+
+    def _answers(self) -> bool:
+        """Whether the server has just generated a token."""
+        if self.base_url is None and (address := self._address()) is not None:
+            port = int(address.rpartition(":")[2].partition("/")[0])
+            if _generates(port, served_name(self._model), self.api_key, self._start_seconds):
+                self.base_url = address
+        return self.base_url is not None
+
+    def _address(self) -> str | None:
+        if self._server == "vllm":
+            return f"http://127.0.0.1:{self._port}/v1"
+        found = _LISTENING.search(self._written())
+        return found[1].decode() if found else None
+
+    def _written(self) -> bytes:
+        """What this child has written to the log; its end, if it is much."""
+        with self._log.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, size - (1 << 16)))
+            return log.read()
+
+    def _last_line(self) -> str:
+        with suppress(OSError):
+            lines = [line for line in self._written().decode("utf-8", "replace").splitlines() if line.strip()]
+            return one_line(lines[-1].removeprefix("error: "), 200) if lines else "no output yet"
+        return "no log"
+
+    def _about(self) -> str:
+        return f"the server for {served_name(self._model)}"
+
+    def obituary(self) -> str:
+        """How a child that is not alive any more has ended, in one line."""
+        code = self._process.poll() if self._process is not None else None
+        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return f"{self._about()} ended ({how}): {self._last_line()} (log: {self._log})"
+
+    def stop(self) -> None:
+        """End the child: SIGTERM, SIGKILL 5 s later. Does nothing where there is none."""
+        with self._lock:
+            process, self._process = self._process, None
+            pipe, self._pipe = self._pipe, None
+            self.base_url = None
+        atexit.unregister(self.stop)
+        if process is not None:
+            _end(process)
+        if pipe is not None:
+            os.close(pipe)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the child, a wait, SIGKILL to whatever is left of its process group; also when interrupted."""
+    try:
+        if process.poll() is None:
+            process.terminate()
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _watched(command: list[str]) -> list[str]:
+    """The command, with the kernel's watch over its parent where that is sound.
+
+    The kernel watches the thread that forks: one that ends earlier than the process would take the server with it.
+    """
+    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
+        return command
+    return processes.python("-c", _PROLOGUE, str(os.getpid()), *command)
+
+
+def _vllm() -> str:
+    if (found := shutil.which("vllm")) is None:
+        raise MissingPackage("`serve: vllm` needs vLLM, which is not installed; type: pip install vllm")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _generates(port: int, name: str, api_key: str, seconds: float) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
+    body = json.dumps({"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
+    try:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+        connection.request("POST", "/v1/completions", body, headers)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+class LocalTeacher:
+    """A model that this process serves to itself, as a provider: started at the first send, gone after `stop`.
+
+    `endpoint` names the model by its content, never by its port or path. A request without a seed is sent with one made
+    from its own content and replica, so that a run repeats (but for rounding). A server that dies is started again
+    twice; the sends that it took with it are transient failures. Raises `ServerError` when it cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        log: Path,
+        server: Server = "transformers",
+        timeout_seconds: float = 3600.0,
+        start_seconds: float = START_SECONDS,
+        say: Callable[[str], None] = console.say,
+    ) -> None:
+        self.endpoint = identity(model, server)
+        self.server = LocalServer(model, log=log, server=server, start_seconds=start_seconds, say=say)
+        self._timeout_seconds = timeout_seconds
+        self._starting = asyncio.Lock()
+        self._client: OpenAIProvider | None = None
+        self._starts = 0
+        self._given_up: ServerError | None = None
+
+    def __enter__(self) -> LocalTeacher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def send(self, request: Request) -> Reply:
+        """Ask once, starting the server if need be."""
+        client = await self._started()
+        try:
+            return await client.send(_seeded(request))
+        except ProviderError as error:
+            if error.reason not in _BROKEN or not await self._has_died():
+                raise
+            raise ProviderError("server_died", self.server.obituary(), transient=True) from error
+
+    async def _has_died(self) -> bool:
+        """Whether a broken connection was the end of the server, which may show a moment later."""
+        for _ in range(20):
+            if not self.server.is_alive:
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    async def _started(self) -> OpenAIProvider:
+        async with self._starting:
+            if self._given_up is not None:
+                raise self._given_up
+            if self._client is None or not self.server.is_alive:
+                await self._start()
+            assert self._client is not None
+            return self._client
+
+    async def _start(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+        try:
+            if self._starts > RESTARTS:
+                raise ServerError(f"gave up after {RESTARTS} restarts: {self.server.obituary()}")
+            self._starts += 1
+            self.server.launch()
+            base_url = await asyncio.to_thread(self.server.wait_until_healthy)
+        except ServerError as error:
+            self._given_up = error
+            raise
+        self._client = OpenAIProvider(
+            base_url,
+            self.endpoint.model,
+            endpoint=self.endpoint,
+            api_key=self.server.api_key,
+            timeout_seconds=self._timeout_seconds,
+        )
+
+    async def close(self) -> None:
+        """Close the connections of the running loop; the server stays."""
+        if self._client is not None:
+            await self._client.close()
+        self._starting = asyncio.Lock()
+
+    def stop(self) -> None:
+        """End the server, and free its memory; the next send starts it again."""
+        self.server.stop()
+        self._client, self._starts, self._given_up = None, 0, None
+
+
+def _seeded(request: Request) -> Request:
+    if request.sampling.seed is not None:
+        return request
+    digest = sha256(canonical(request).encode("ascii")).digest()
+    return replace(request, sampling=replace(request.sampling, seed=int.from_bytes(digest[:4], "big")))

@@ -1,0 +1,361 @@
+"""Answers requests as they come: one thread reads prompts, and one decodes a batch that they join and leave."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from queue import SimpleQueue
+from random import Random, getrandbits
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from distill.engine.providers import ProviderError, Reply, one_line
+from distill.errors import DistillError, ServerError
+from distill.models import chat_template
+from distill.models.generation import Batch, GrowingLayer, Row, draw, fit, penalised, row_random
+from distill.models.padding import context_tokens
+from distill.types import Request
+
+MOST_ROWS = 64
+"""Requests decoded together; more wait their turn."""
+MOST_TOKENS = 65_536
+"""Prompts and longest possible answers of those rows, padding included: 3 GB of float32 cache for SmolLM2-135M."""
+PREFILL_TOKENS = 8_192
+"""Prompt tokens, padding included, that are read in one pass; a longer prompt has a pass of its own."""
+JOIN_EVERY = 4
+"""Steps between two intakes: a pass over one short prompt costs as much as a token for everyone."""
+
+PIECE = 2
+"""Characters per token of the context in the first piece of a long prompt that is tokenised; the next is double."""
+
+_FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What a model raises on inputs that it cannot take, and torch where memory ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An answer with the ids that it was made from."""
+
+    reply: Reply
+    prompt_ids: list[int]
+    token_ids: list[int]
+    """All that was drawn: the end token and tokens of a stop string included."""
+
+
+@dataclass(slots=True)
+class _Job:
+    request: Request
+    future: Future[Decoded]
+    row: Row | None = None
+
+    def settle(self) -> bool:
+        """Hand the result over if there is one; returns whether the job is over."""
+        row = self.row
+        assert row is not None
+        if self.future.cancelled():
+            row.error = row.error or ProviderError("cancelled", "nobody waits for the answer any more")
+        if row.done and self.future.set_running_or_notify_cancel():
+            if row.error is not None:
+                self.future.set_exception(row.error)
+            else:
+                self.future.set_result(Decoded(row.reply(), row.prompt, row.new))
+        return row.done
+
+
+class Decoder:
+    """Continuous batching of a causal language model with padded batches.
+
+    Compared with transformers' own (5.23, paged attention through SDPA) on one CPU core, SmolLM2-135M in float32, 32
+    answers of 60 tokens together: 67 against 30 tokens a CPU second, 1.3 against 5.7 GB. Each request is sampled as it
+    asks. With a `seed` in its sampling an answer repeats (but for rounding, see `generate`), else it does not.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, template: str, *, most_rows: int = MOST_ROWS) -> None:
+        """Raises `ServerError` for a model whose state is not keys and values, which cannot be padded."""
+        _check_cache(model)
+        self._model = model
+        self._tokenizer = tokenizer
+        self._template = template
+        self._most_rows = most_rows
+        self._ends = _end_ids(model, tokenizer, template)
+        self._asked: SimpleQueue[_Job | None] = SimpleQueue()
+        self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
+        self._waiting: deque[_Job] = deque()
+        self._jobs: list[_Job] = []
+        self._batch: _OpenBatch | None = None
+        self._stopping = False
+        self._threads = (
+            threading.Thread(target=self._run, name="decoder", daemon=True),
+            threading.Thread(target=self._read, name="reader", daemon=True),
+        )
+
+    def start(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: Request) -> Future[Decoded]:
+        """Ask; cancel the future to give up. Its exception is a `ProviderError` with the reason."""
+        future: Future[Decoded] = Future()
+        self._asked.put(_Job(request, future))
+        return future
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are being answered."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def stop(self, *, seconds: float) -> bool:
+        """End after the current step, giving up what is unfinished; returns whether the threads ended in time."""
+        self._stopping = True
+        self._asked.put(None)
+        self._inbox.put(None)
+        for thread in self._threads:
+            thread.join(seconds)
+        while not self._inbox.empty():
+            if (job := self._inbox.get()) is not None:
+                job.future.cancel()
+        return not any(thread.is_alive() for thread in self._threads)
+
+    # what follows runs in the reader
+
+    def _read(self) -> None:
+        """Tokenise what has been asked, so that no answer waits for another's prompt.
+
+        With a tokenizer of its own, for one in two threads is sometimes "already borrowed".
+        """
+        tokenizer = copy.deepcopy(self._tokenizer)
+        while (job := self._asked.get()) is not None:
+            if self._stopping:
+                job.future.cancel()
+            if job.future.cancelled():
+                continue
+            job.row = self._prepared(job.request, tokenizer)
+            if not job.settle():
+                self._inbox.put(job)
+
+    def _prepared(self, request: Request, tokenizer: Any) -> Row:
+        """The request with its prompt's ids."""
+        row = Row(request.sampling, Random(), self._ends, tokenizer)
+        try:
+            row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
+            context = context_tokens(self._model)
+            if (tokens := _excess(_text(request, self._template, tokenizer), tokenizer, context)) is not None:
+                detail = f"the prompt has over {tokens} tokens and the model takes {context}"
+                row.error = ProviderError("context_length", detail)
+            else:
+                fit(row, request, self._template, context)
+        except _FAULTS as error:
+            detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
+            row.error = ProviderError("prompt", detail)
+        row.tokenizer = self._tokenizer
+        return row
+
+    # what follows runs in the decoder
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                for step in count():
+                    self._receive()
+                    if self._stopping:
+                        return
+                    self._work(intake=self._batch is None or step % JOIN_EVERY == 0)
+        finally:
+            for job in (*self._jobs, *self._waiting):
+                job.future.cancel()
+
+    def _work(self, *, intake: bool) -> None:
+        if self._waiting and intake:
+            self._take_in()
+        if self._batch is not None:
+            self._advance()
+
+    def _receive(self) -> None:
+        """Take in what has been read; blocks while there is nothing to do."""
+        while not self._stopping and (not self._inbox.empty() or not (self._jobs or self._waiting)):
+            if (job := self._inbox.get()) is None:
+                return
+            if not job.settle():
+                self._waiting.append(job)
+
+    def _take_in(self) -> None:
+        """Read the prompts of those whose turn it is, and let them join."""
+        group = list(self._next_group())
+        self._jobs += group
+        try:
+            self._admit([job.row for job in group if job.row])
+        except _FAULTS as error:
+            if len(group) == 1:
+                self._fail(group, error)
+            for job in group if len(group) > 1 else ():
+                self._admit_alone(job)
+        self._settle()
+
+    def _admit_alone(self, job: _Job) -> None:
+        """After a group has failed: so that only those fail that must."""
+        assert job.row is not None
+        try:
+            self._admit([job.row])
+        except _FAULTS as error:
+            self._fail([job], error)
+
+    def _next_group(self) -> Iterator[_Job]:
+        """Those that fit, in the order in which they came; at least one when nothing is running."""
+        lengths = [len(job.row.prompt) + job.row.limit for job in self._jobs if job.row]
+        prompts: list[int] = []
+        while self._waiting and len(lengths) < self._most_rows:
+            row = self._waiting[0].row
+            assert row is not None
+            prompts.append(len(row.prompt))
+            lengths.append(len(row.prompt) + row.limit)
+            if len(prompts) > 1 and max(prompts) * len(prompts) > PREFILL_TOKENS:
+                return
+            if len(lengths) > 1 and max(lengths) * len(lengths) > MOST_TOKENS:
+                return
+            yield self._waiting.popleft()
+
+    def _admit(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        fresh = _OpenBatch(self._model, rows)
+        fresh.step()
+        if self._batch is None:
+            self._batch = fresh
+        else:
+            self._batch.join(fresh)
+
+    def _advance(self) -> None:
+        assert self._batch is not None
+        try:
+            self._batch.step()
+        except _FAULTS as error:
+            self._batch = None
+            self._fail(self._jobs, error)
+        self._settle()
+
+    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
+        detail = one_line(f"the model failed: {type(error).__name__}: {error}")
+        for job in jobs:
+            if job.row is not None and not job.row.done:
+                job.row.error = ProviderError("model_failed", detail)
+
+    def _settle(self) -> None:
+        self._jobs = [job for job in self._jobs if not job.settle()]
+        if self._batch is not None and all(row.done for row in self._batch.rows):
+            self._batch = None
+
+
+def _text(request: Request, template: str, tokenizer: Any) -> str:
+    """The prompt as one text; nothing for a conversation that cannot be rendered, of which `fit` says why."""
+    if request.prompt is not None:
+        return request.prompt
+    turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
+    try:
+        source = chat_template.jinja(template, tokenizer)
+        return str(
+            tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, add_generation_prompt=True)
+        )
+    except (DistillError, TemplateError, *_FAULTS):
+        return ""
+
+
+def _excess(text: str, tokenizer: Any, context: int) -> int | None:
+    """How many tokens a text has at least, where these are surely more than the context.
+
+    Tokenised from its start in growing pieces, so that one of megabytes costs little more than one that fits. A cut
+    changes the tokens of a word or two before it, far fewer than the margin.
+    """
+    characters = PIECE * context
+    while characters < len(text):
+        tokens = len(tokenizer.encode(text[:characters]))
+        if tokens > context + context // 4 + 64:
+            return tokens
+        characters *= 2
+    return None
+
+
+class _OpenBatch(Batch):
+    """A batch that others can join: all rows end at the same column, so a row's past is contiguous before it."""
+
+    def __init__(self, model: Any, rows: list[Row]) -> None:
+        super().__init__(model, rows)
+        # Sliding layers too keep all of the past here; the model's own mask hides what lies outside the window.
+        self._cache = DynamicCache()
+        self._cache.layer_class_to_replicate = GrowingLayer
+
+    def step(self) -> None:
+        """Draw one token for every row."""
+        logits = penalised(self.logits(), self.rows)
+        finite = torch.isfinite(logits).all(-1).tolist()
+        samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
+        tokens = draw(logits.nan_to_num(), samplings, uniforms)
+        for row, token, fine in zip(self.rows, tokens, finite, strict=True):
+            if not fine and not row.done:
+                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
+            elif not row.done:
+                row.take(token)
+        self.extend(tokens)
+
+    def join(self, other: _OpenBatch) -> None:
+        """Take in the rows of another batch; finished ones of both leave."""
+        for batch in (self, other):
+            batch._keep([index for index, row in enumerate(batch.rows) if not row.done])
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        for mine, its in zip(self._cache.layers, other._cache.layers, strict=True):
+            mine.keys = _stacked(mine.keys, its.keys, width - 1)
+            mine.values = _stacked(mine.values, its.values, width - 1)
+        self._mask = torch.cat([_left_padded(batch._mask, width, dim=1) for batch in (self, other)])
+        self._next = torch.cat([self._next, other._next])
+        self.rows = [*self.rows, *other.rows]
+
+    def _keep(self, going: list[int]) -> None:
+        super()._keep(going)
+        if not going or not (empty := int(self._mask.argmax(-1).min())):
+            return
+        self._mask = self._mask[:, empty:]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, empty:].clone(), layer.values[:, :, empty:].clone()
+
+
+def _stacked(first: torch.Tensor, second: torch.Tensor, width: int) -> torch.Tensor:
+    """Keys or values, each B × heads × T × size, over one another and ending at the same column."""
+    return torch.cat([_left_padded(first, width, dim=2), _left_padded(second, width, dim=2)])
+
+
+def _left_padded(tensor: torch.Tensor, width: int, *, dim: int) -> torch.Tensor:
+    missing = width - tensor.shape[dim]
+    if not missing:
+        return tensor
+    behind = (0, 0) * (tensor.dim() - 1 - dim)
+    return torch.nn.functional.pad(tensor, (*behind, missing, 0))
+
+
+def _check_cache(model: Any) -> None:
+    foreign = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    foreign -= {DynamicLayer, DynamicSlidingWindowLayer}
+    if foreign:
+        kinds = ", ".join(sorted(kind.__name__ for kind in foreign))
+        raise ServerError(
+            f"a {model.config.model_type} model keeps more than keys and values ({kinds}), which this server cannot "
+            "batch; use `serve: vllm`"
+        )
+
+
+def _end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
+    """The ids that end an answer: the model's, the tokenizer's, and the template's where it has one."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    with suppress(DistillError):  # a base model without a chat template still completes text
+        ids |= set(chat_template.end_ids(template, tokenizer))
+    return frozenset(ids - {None})

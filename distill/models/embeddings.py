@@ -1,0 +1,82 @@
+"""Texts as vectors of meaning, by a model of sentence vectors in a local folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.core.extras import install
+from distill.errors import MissingPackage, ModelError
+from distill.models import pretrained
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors: TypeAlias = NDArray[np.float32]
+
+
+AT_ONCE = 32
+"""Texts embedded together."""
+_UNUSED = ("pooler.",)
+"""Names of weights that no vector is made with, so that a folder may lack them."""
+
+
+def embedded(texts: Sequence[str], folder: Path, max_tokens: int, *, key: str) -> Vectors:
+    """Vectors of length 1, a row a text (N × D, float32); texts of like length are embedded together.
+
+    A text becomes the mean of the model's last hidden states, or its first one where the folder says so. Nothing is
+    fetched and no foreign code runs. `key` is the recipe's key that named the folder, for errors: `ModelError` where it
+    is no model, `MissingPackage` without torch.
+    """
+    import numpy as np
+
+    model, tokenizer = _load(folder, key)
+    order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
+    first = _takes_first_token(folder)
+    made: dict[int, Any] = {}
+    for start in range(0, len(order), AT_ONCE):
+        places = order[start : start + AT_ONCE]
+        pooled = _pooled(model, tokenizer, [texts[place] for place in places], max_tokens, first=first)
+        made.update(zip(places, pooled, strict=True))
+    rows = np.stack([made[place] for place in range(len(texts))]).astype(np.float32)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12)))
+
+
+def _load(folder: Path, key: str) -> tuple[Any, Any]:
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{key}: {folder} lacks config.json or *.safetensors; give a model's local folder")
+    try:
+        tokenizer = pretrained.load_tokenizer(folder)
+        model = pretrained.load_model(folder, "AutoModel", unused=_UNUSED, dtype="float32")
+    except ImportError as error:
+        raise MissingPackage(f"{key} needs {error.name}, which is not installed; type: {install('train')}") from error
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def _takes_first_token(folder: Path) -> bool:
+    """What the folder of a sentence-transformers model says of its pooling."""
+    try:
+        return bool(json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, first: bool) -> Any:
+    import torch
+
+    given = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+    with torch.inference_mode():
+        states = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).last_hidden_state
+    if first:
+        return states[:, 0].numpy()
+    mask = given["attention_mask"].unsqueeze(-1)
+    return ((states * mask).sum(1) / mask.sum(1).clamp(min=1)).numpy()

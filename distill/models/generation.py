@@ -1,0 +1,312 @@
+"""Answers of a model in this process: batched sampling in which an answer does not depend on its company.
+
+Each request has random numbers of its own, from (seed, prompt, replica). Batch, order and role do not enter, so two
+models asked the same prompts are compared under common random numbers. What remains is rounding: in another batch a
+float32 model differs only where a draw falls within about 1e-6 of the border between two tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, TypeAlias
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from distill.core.hashing import json_sha256
+from distill.engine.providers import ProviderError, Reply
+from distill.errors import DistillError
+from distill.models import chat_template
+from distill.models.padding import by_length, context_tokens, padded
+from distill.types import Finish, Request, Sampling, Usage
+
+Watch: TypeAlias = Callable[[int, int], None]
+"""Is told, after each step, how many answers' worth of steps are done (an unfinished one counts by its share of its
+bound) and how many tokens have been drawn."""
+
+DEFAULT_MAX_TOKENS = 512
+"""Where a request gives no bound; an untrained base may never stop."""
+BATCH_TOKENS = 32_768
+"""Most tokens, prompts and answers together, in one batch: 1.5 GB of float32 cache for SmolLM2-135M."""
+GROWTH = 64
+"""Tokens by which the cache grows at once."""
+FIRST_CANDIDATES = 64
+"""Most probable tokens among which a nucleus is looked for first; sorting all 49,152 costs more than the model."""
+
+
+def answer(
+    model: Any,
+    tokenizer: Any,
+    template: str,
+    requests: Sequence[Request],
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> list[Reply | ProviderError]:
+    """One reply, or the reason why there is none, for each request, in their order.
+
+    Chat requests are rendered with `template`; a raw `prompt` is taken as it stands. Temperature 0 is greedy; an unset
+    temperature or top_p is 1. `finish` is `stop` after an end token or a stop string (neither is in the text), `length`
+    at `max_tokens` or the end of the context. `usage` counts the end token. A prompt that fills the context, one that
+    the template cannot render, and logits that are not finite are errors of that request alone.
+    """
+    ends = all_end_ids(model, tokenizer, template)
+    rows = [Row(request.sampling, row_random(request, seed), ends, tokenizer) for request in requests]
+    for row, request in zip(rows, requests, strict=True):
+        fit(row, request, template, context_tokens(model))
+    ready = [row for row in rows if row.error is None]
+    sizes = [len(row.prompt) + row.limit for row in ready]
+    for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
+        with torch.inference_mode():
+            _generate(model, [ready[index] for index in group], lambda: _tell(watch, rows))
+    return [row.error or row.reply() for row in rows]
+
+
+def _tell(watch: Watch | None, rows: Sequence[Row]) -> None:
+    if watch is not None:
+        worth = sum(1.0 if row.done else len(row.new) / row.limit for row in rows)
+        watch(int(worth), sum(len(row.new) for row in rows))
+
+
+def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
+    """Ids that end an answer: the template's and those of the model's own generation config."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset(chat_template.end_ids(template, tokenizer)) | frozenset(
+        own if isinstance(own, list) else [own]
+    ) - {None}
+
+
+@dataclass(slots=True)
+class Row:
+    """One request on its way to an answer."""
+
+    sampling: Sampling
+    random: Random
+    ends: frozenset[int]
+    tokenizer: Any
+    prompt: list[int] = field(default_factory=list)
+    limit: int = 0
+    """Most tokens to draw."""
+    new: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    error: ProviderError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to draw."""
+        return self.finish is not None or self.error is not None
+
+    def take(self, token: int) -> None:
+        """Add a token, and finish where it ends the answer."""
+        self.new.append(token)
+        if token in self.ends or self._stops():
+            self.finish = "stop"
+        elif len(self.new) >= self.limit:
+            self.finish = "length"
+
+    def _stops(self) -> bool:
+        """Whether a stop string has just appeared; a token is a byte or more, so a short tail is enough."""
+        if not self.sampling.stop:
+            return False
+        tail = self._decode(self.new[-max(len(stop.encode()) for stop in self.sampling.stop) - 8 :])
+        return any(stop in tail for stop in self.sampling.stop)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def reply(self) -> Reply:
+        """The finished answer."""
+        assert self.finish is not None
+        said = self.new[:-1] if self.new[-1] in self.ends else self.new
+        text = self._decode(said)
+        cuts = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
+        return Reply(
+            text=text[: min(cuts, default=len(text))],
+            finish=self.finish,
+            usage=Usage(len(self.prompt), len(self.new)),
+        )
+
+
+def row_random(request: Request, seed: int) -> Random:
+    """A request's own source of draws, whatever else is in its batch; the role does not enter."""
+    identity = json_sha256([request.messages, request.prompt, request.replica, request.sampling.seed])
+    return Random(f"{seed}:{identity}")
+
+
+def fit(row: Row, request: Request, template: str, context: int) -> None:
+    """Fill in the prompt and the bound of its answer, or the error."""
+    try:
+        row.prompt = _prompt_ids(request, row.tokenizer, template)
+    except DistillError as error:
+        row.error = ProviderError("template", str(error))
+        return
+    row.limit = min(request.sampling.max_tokens or DEFAULT_MAX_TOKENS, context - len(row.prompt))
+    if row.limit < 1:
+        row.error = ProviderError(
+            "context_length", f"the prompt has {len(row.prompt)} tokens and the model takes {context}"
+        )
+    elif not row.prompt:
+        row.error = ProviderError("empty_prompt", "the prompt has no tokens")
+
+
+def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
+    if request.prompt is not None:
+        return list(tokenizer.encode(request.prompt))
+    return chat_template.prompt_ids(request.messages, template, tokenizer)
+
+
+def _generate(model: Any, rows: list[Row], tell: Callable[[], None]) -> None:
+    """Finish all rows of one batch."""
+    batch = Batch(model, rows)
+    while batch.rows:
+        logits = penalised(batch.logits(), batch.rows)
+        finite = torch.isfinite(logits).all(-1).tolist()
+        samplings, uniforms = [row.sampling for row in batch.rows], [row.random.random() for row in batch.rows]
+        tokens = draw(logits.nan_to_num(), samplings, uniforms)
+        for row, token, fine in zip(batch.rows, tokens, finite, strict=True):
+            if not fine:
+                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
+            elif not row.done:
+                row.take(token)
+        tell()
+        batch.extend(tokens)
+
+
+class Batch:
+    """Rows that are decoded together, left-padded, with their cache; finished ones leave by the quarter."""
+
+    def __init__(self, model: Any, rows: list[Row]) -> None:
+        self.rows = rows
+        self._model = model
+        self._next, self._mask = padded([row.prompt for row in rows], left=True, device=model.device)
+        self._cache = _growing_cache(model)
+
+    def logits(self) -> torch.Tensor:
+        """Of the next token, B × V in float32."""
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._next.shape[1] :]
+        output = self._model(
+            input_ids=self._next,
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float()
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Feed each row its token next; what finished rows are fed does not matter."""
+        self._next = torch.tensor(tokens, device=self._mask.device)[:, None]
+        going = [index for index, row in enumerate(self.rows) if not row.done]
+        if 4 * len(going) <= 3 * len(self.rows):
+            self._keep(going)
+        self._mask = torch.cat([self._mask, torch.ones_like(self._next)], dim=1)
+
+    def _keep(self, going: list[int]) -> None:
+        self.rows = [self.rows[index] for index in going]
+        indices = torch.tensor(going, dtype=torch.long, device=self._mask.device)
+        self._next, self._mask = self._next[indices], self._mask[indices]
+        self._cache.batch_select_indices(indices)
+
+
+def _growing_cache(model: Any) -> Any:
+    """A cache whose full-attention layers grow in place; layers of other kinds stay as the library makes them."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
+    """Keys and values in buffers with room to grow, where the library copies everything for each new token."""
+
+    keys: Any
+    values: Any
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
+        """Append, and return all keys and all values, each B × heads × T × size."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = _appended(self.keys, key_states)
+        self.values = _appended(self.values, value_states)
+        return self.keys, self.values
+
+
+def _appended(held: Any, new: Any) -> Any:
+    """`held` with `new` behind it along the tokens: in the room that its storage has left, or in a new one."""
+    tokens = held.shape[-2] if held.numel() else 0
+    whole = tokens + new.shape[-2]
+    if not tokens or whole > held.stride(1) // held.stride(2):
+        grown = new.new_empty((*new.shape[:2], whole + GROWTH, new.shape[-1]))
+        grown[:, :, :tokens] = held if tokens else grown[:, :, :0]
+        held = grown
+    longer = held.as_strided((*new.shape[:2], whole, new.shape[-1]), held.stride(), held.storage_offset())
+    longer[:, :, tokens:] = new
+    return longer
+
+
+def penalised(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """Presence and frequency penalties as the OpenAI API defines them, on the tokens of the answer so far."""
+    for index, row in enumerate(rows):
+        presence, frequency = row.sampling.presence_penalty or 0.0, row.sampling.frequency_penalty or 0.0
+        if row.new and (presence or frequency):
+            seen, counts = torch.tensor(row.new, device=logits.device).unique(return_counts=True)
+            logits[index, seen] -= presence + frequency * counts
+    return logits
+
+
+def draw(logits: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
+    """One token id a row of `logits` (B × V): the greatest at temperature 0, else by inverse CDF at the row's uniform.
+
+    The nucleus is the smallest set of most probable tokens whose probability, after temperature, reaches top_p
+    (Holtzman et al., 2020).
+    """
+    tokens: list[int] = logits.argmax(-1).tolist()
+    warm = [index for index, sampling in enumerate(samplings) if sampling.temperature != 0]
+    nucleus = [index for index in warm if (samplings[index].top_p or 1.0) < 1]
+    for rows in (nucleus, [index for index in warm if index not in nucleus]):
+        if rows:
+            for index, token in zip(rows, _sampled(logits, samplings, uniforms, rows), strict=True):
+                tokens[index] = token
+    return tokens
+
+
+def _sampled(
+    logits: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float], rows: list[int]
+) -> list[int]:
+    """For rows that all have a top_p below 1, or all have none."""
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+
+    temperatures = column([_or_one(samplings[row].temperature) for row in rows])
+    probabilities = torch.softmax(logits[rows] / temperatures.float(), dim=-1)
+    top_p = column([samplings[row].top_p or 1.0 for row in rows])
+    if bool((top_p < 1).all()):
+        weights, ids = _nucleus(probabilities, top_p)
+    else:
+        weights, ids = probabilities.double(), None
+    cumulative = weights.cumsum(-1)
+    target = column([uniforms[row] for row in rows]) * cumulative[:, -1:]
+    places = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
+    chosen = places if ids is None else ids.gather(-1, places)
+    found: list[int] = chosen[:, 0].tolist()
+    return found
+
+
+def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities (0 outside the nucleus) and ids of the most probable tokens, in falling order."""
+    vocabulary, count = probabilities.shape[-1], FIRST_CANDIDATES
+    while True:
+        best, ids = probabilities.topk(min(count, vocabulary), dim=-1)
+        cumulative = best.double().cumsum(-1)
+        if count >= vocabulary or bool((cumulative[:, -1:] >= top_p).all()):
+            return torch.where(cumulative - best < top_p, best.double(), 0.0), ids
+        count *= 8
+
+
+def _or_one(value: float | None) -> float:
+    return 1.0 if value is None else value

@@ -1,0 +1,136 @@
+"""Reads a GGUF file through transformers, and mends what that loses on the way: digits, padding, rotary scaling."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import re
+import struct
+import tempfile
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.errors import MissingPackage, ModelError
+from distill.models import pretrained
+from distill.models.gguf.rope import llama3_parameters
+from distill.models.third_party import first_line
+
+PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
+"""Reserved tokens that may fill up a batch, in order of preference."""
+
+_RESERVED = re.compile(r"\bpad\b|reserved|unused", re.IGNORECASE)
+"""What the names of tokens say that stand for nothing yet."""
+
+_FACTORS = b"rope_freqs.weight"
+
+
+def read_gguf(gguf: Path) -> tuple[Any, Any]:
+    """The model, in float32 on the CPU, and the tokenizer of a GGUF file.
+
+    Raises `ModelError` when the file is damaged, of an unknown architecture, or scales its rotary frequencies in an
+    unknown way, `MissingPackage` without the package `gguf`.
+    """
+    try:
+        import gguf as gguf_package  # noqa: F401 - transformers reads the file with it
+    except ImportError as error:
+        raise MissingPackage("a .gguf file is read with the package `gguf`; pip install gguf") from error
+    model, tokenizer = _read(gguf)
+    model.hf_quantizer = None  # the weights are plain by now, and transformers refuses to cast and save those of GGUF
+    del model.config.quantization_config
+    _mend_rotary(model, gguf)
+    _repair_tokenizer(tokenizer, _text(gguf, "tokenizer.ggml.pre"), model.config.max_position_embeddings)
+    return model, tokenizer
+
+
+def _read(gguf: Path) -> tuple[Any, Any]:
+    """Both as transformers reads them, from a folder that holds nothing else to be mixed in."""
+    # AutoTokenizer parses the whole file for a configuration that a byte-level BPE does not need: 4 s of 10.
+    kind = "PreTrainedTokenizerFast" if _text(gguf, "tokenizer.ggml.model") == "gpt2" else "AutoTokenizer"
+    with tempfile.TemporaryDirectory() as alone, redirect_stderr(io.StringIO()):
+        folder, name = Path(alone), "model.gguf"
+        (folder / name).symlink_to(gguf.resolve())
+        try:
+            tokenizer = pretrained.load_tokenizer(folder, kind, gguf_file=name)
+            model = pretrained.load_model(folder, "AutoModelForCausalLM", gguf_file=name, dtype=torch.float32)
+        except ModelError as error:
+            reason = first_line(error.__cause__, alone) if error.__cause__ else str(error).replace(alone, "it")
+            raise ModelError(
+                f"{gguf} cannot be read as GGUF ({reason}); it is damaged or of an unknown kind"
+            ) from error
+        return model, tokenizer
+
+
+def _mend_rotary(model: Any, gguf: Path) -> None:
+    """Restore Llama 3's rotary scaling, which such files hold as factors and transformers 5.23 passes over."""
+    if not _holds(gguf, _FACTORS):
+        return
+    from gguf import GGUFReader
+
+    tensor = next((one for one in GGUFReader(gguf).tensors if one.name == _FACTORS.decode()), None)
+    if tensor is None:
+        return
+    parameters = llama3_parameters(torch.tensor(tensor.data.copy()), model.config)
+    if parameters is None:
+        raise ModelError(f"{gguf} scales its rotary frequencies in a way that is unknown here; use its safetensors")
+    model.config.rope_parameters = parameters
+    rotary = model.base_model.rotary_emb
+    model.base_model.rotary_emb = type(rotary)(config=model.config)
+
+
+def _holds(gguf: Path, name: bytes) -> bool:
+    """Whether a name is in the file; parsing it would take seconds."""
+    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0
+
+
+def _text(gguf: Path, key: str) -> str:
+    """The value of a key that holds text, such as llama.cpp's name for how text is split; empty where it is not there.
+
+    Read here, as parsing the file takes seconds.
+    """
+    if not gguf.stat().st_size:
+        return ""  # nothing that mmap takes
+    name = key.encode() + struct.pack("<I", 8)  # 8: the value is a string
+    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(name) + len(name)
+        if at < len(name):
+            return ""
+        (length,) = struct.unpack_from("<Q", content, at)
+        return content[at + 8 : at + 8 + min(length, 64)].decode(errors="replace")
+
+
+def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
+    r"""Restore what transformers' GGUF conversion loses: how digits are split, the pad token and the context length.
+
+    SmolLM splits each digit off before the byte-level rule looks at the spaces (llama.cpp calls that `smollm`);
+    without it "\n\n1." becomes other ids than the model was trained on.
+    """
+    from tokenizers import pre_tokenizers
+
+    if pre == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.model_max_length = context
+    part_pad_from_eos(tokenizer)
+
+
+def part_pad_from_eos(tokenizer: Any) -> None:
+    """Make the pad token another than the end token where the vocabulary reserves one.
+
+    With pad = eos, trainers that mask padding by its id teach a student never to stop (trl#1623, #3083, #3091). Here
+    padding is masked by position; where nothing is reserved, eos stays: any other token would vanish from answers.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    vocabulary = tokenizer.get_vocab()
+    reserved = [token.content for token in tokenizer.added_tokens_decoder.values() if _RESERVED.search(token.content)]
+    free = [token for token in (*PAD_TOKENS, *reserved) if token in vocabulary and token not in taken]
+    if free:
+        tokenizer.pad_token = free[0]
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token

@@ -1,0 +1,216 @@
+"""Writes a model as one GGUF file, with its tokenizer and chat template, as llama.cpp and what is built on it read it.
+
+Format: github.com/ggml-org/ggml, docs/gguf.md; names of tensors and keys: the package `gguf`. llama.cpp rotates the
+halves of a head in interleaved order where transformers rotates them one after the other, so the rows of a Llama's
+query and key projections are written in another order (convert_hf_to_gguf.py, `LlamaModel.permute`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import MissingPackage, ModelError
+from distill.models import chat_template
+from distill.models.gguf.rope import head_size, llama3_factors, parameters_of
+from distill.models.gguf.vocabulary import Vocabulary, read_vocabulary
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+"""What llama.cpp calls the architectures that are written here."""
+DTYPES = ("float16", "float32", "q8_0")
+_FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7}
+"""`general.file_type`, in llama.cpp's numbering (`llama_ftype`)."""
+_BLOCK = 32
+"""Weights in one block of Q8_0."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    name: str
+    values: Any
+    """NumPy array as it is stored."""
+    kind: Any
+    """`GGMLQuantizationType`."""
+    raw: bool
+    """Whether the values are blocks in bytes."""
+
+
+def write_gguf(
+    path: Path,
+    model: Any,
+    tokenizer: Any,
+    *,
+    template: str,
+    name: str,
+    dtype: str = "float16",
+    watch: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write `model` (on the CPU, any float dtype) to `path`; `watch` is told of tensors done, and of how many.
+
+    `template` is how chat is rendered (as in `chat.TEMPLATES`); `dtype` is one of `DTYPES`, for matrices: vectors are
+    always float32. Raises `ModelError` for an architecture, a rotary scaling or a tokenizer that has no place here.
+    """
+    gguf = _package()
+    require_supported(model.config, tokenizer)
+    config = model.config
+    vocabulary = read_vocabulary(tokenizer, rows=model.get_input_embeddings().weight.shape[0])
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[type(model).__name__])
+    try:
+        _describe(writer, config, name=name, dtype=dtype)
+        _tell_vocabulary(writer, vocabulary, tokenizer, template)
+        tensors = list(_names(model, gguf))
+        for stored, weight in tensors:
+            _announce(writer, stored, weight, dtype, gguf)
+        if (factors := llama3_factors(config)) is not None:
+            _announce(writer, "rope_freqs.weight", factors, "float32", gguf)
+            tensors.append(("rope_freqs.weight", factors))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for done, (stored, weight) in enumerate(tensors, start=1):
+            writer.write_tensor_data(_tensor(stored, _ordered(stored, weight, config), dtype, gguf).values)
+            if watch is not None:
+                watch(done, len(tensors))
+    finally:
+        writer.close()
+
+
+def require_supported(config: Any, tokenizer: Any) -> None:
+    """Raise `ModelError`, in one line, for a model that cannot be written."""
+    name = (config.architectures or ["?"])[0]
+    if name not in ARCHITECTURES:
+        raise ModelError(
+            f"no GGUF can be written of a {name}; there is {', '.join(ARCHITECTURES)}: use --to merged, and llama.cpp's"
+            " own converter on that folder"
+        )
+    scaling = parameters_of(config).get("rope_type", "default")
+    if scaling not in ("default", "llama3"):
+        raise ModelError(f'no GGUF can be written of rotary scaling "{scaling}"; use --to merged')
+    read_vocabulary(tokenizer, rows=len(tokenizer))
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingPackage("a .gguf file is written with the package `gguf`; pip install gguf") from error
+    return gguf
+
+
+# Metadata
+
+
+def _describe(writer: Any, config: Any, *, name: str, dtype: str) -> None:
+    """Sizes and settings of the architecture."""
+    rope = parameters_of(config)
+    writer.add_name(name)
+    writer.add_file_type(_FILE_TYPES[dtype])
+    writer.add_quantization_version(2)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_size(config))
+    writer.add_value_length(head_size(config))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    writer.add_rope_dimension_count(head_size(config))
+
+
+def _tell_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, template: str) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(list(vocabulary.tokens))
+    writer.add_token_types(list(vocabulary.kinds))
+    writer.add_token_merges(list(vocabulary.merges))
+    ends = chat_template.end_ids(template, tokenizer)
+    special = {
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+        "unk": tokenizer.unk_token_id,
+        "pad": tokenizer.pad_token_id,
+        "eot": ends[0] if ends[0] != tokenizer.eos_token_id else None,
+    }
+    for name, id_ in special.items():
+        if id_ is not None:
+            getattr(writer, f"add_{name}_token_id")(id_)
+    writer.add_add_bos_token(chat_template.starts_with_bos(tokenizer))
+    writer.add_chat_template(chat_template.jinja(template, tokenizer))
+
+
+# Weights
+
+
+def _names(model: Any, gguf: Any) -> Iterator[tuple[str, Any]]:
+    """Each tensor with its name in the file; tied ones once. Raises `ModelError` for one without a name there."""
+    kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[type(model).__name__])
+    known = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
+    tied = bool(model.config.tie_word_embeddings)
+    for name, weight in model.state_dict().items():
+        if tied and name == "lm_head.weight":
+            continue
+        stored = known.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored is None:
+            raise ModelError(f"no GGUF can be written: llama.cpp has no name for the tensor {name}; use --to merged")
+        yield stored, weight
+
+
+def _ordered(stored: str, weight: Any, config: Any) -> Any:
+    """The tensor with its rows as llama.cpp wants them."""
+    if ARCHITECTURES[config.architectures[0]] != "llama":
+        return weight
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    part = stored.split(".")[2] if stored.startswith("blk.") else ""
+    return permuted(weight, heads[part]) if part in heads else weight
+
+
+def permuted(weight: Any, heads: int) -> Any:
+    """Rows of each head (the first half, then the second) interleaved: 0, d/2, 1, d/2 + 1 …"""
+    rows = weight.shape[0]
+    return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+
+
+def _announce(writer: Any, stored: str, weight: Any, dtype: str, gguf: Any) -> None:
+    """Say what a tensor will be like, before any is written."""
+    kind = _kind(weight, dtype, gguf)
+    shape = tuple(weight.shape)
+    if kind == gguf.GGMLQuantizationType.Q8_0:
+        shape = gguf.quants.quant_shape_to_byte_shape(shape, kind)
+        size = math.prod(shape)
+        writer.add_tensor_info(stored, shape, _numpy("uint8"), size, raw_dtype=kind)
+    else:
+        name = "float32" if kind == gguf.GGMLQuantizationType.F32 else "float16"
+        writer.add_tensor_info(stored, shape, _numpy(name), math.prod(shape) * _numpy(name).itemsize)
+
+
+def _numpy(name: str) -> Any:
+    import numpy as np
+
+    return np.dtype(name)
+
+
+def _kind(weight: Any, dtype: str, gguf: Any) -> Any:
+    kinds = gguf.GGMLQuantizationType
+    if weight.dim() < 2 or dtype == "float32":
+        return kinds.F32
+    return kinds.Q8_0 if dtype == "q8_0" and weight.shape[-1] % _BLOCK == 0 else kinds.F16
+
+
+def _tensor(stored: str, weight: Any, dtype: str, gguf: Any) -> _Tensor:
+    kind = _kind(weight, dtype, gguf)
+    values = weight.detach().float().cpu().contiguous().numpy()
+    if kind == gguf.GGMLQuantizationType.F16 and abs(values).max() > 65_504:
+        raise ModelError(f"{stored} has weights that float16 cannot hold; add --dtype float32")
+    raw = kind == gguf.GGMLQuantizationType.Q8_0
+    return _Tensor(stored, gguf.quants.quantize(values, kind), kind, raw)

@@ -1,0 +1,139 @@
+"""The one door to models of others: what will be read is checked first, and no code of theirs is run.
+
+A folder that came from elsewhere is trusted for numbers (safetensors, GGUF), a tokenizer, and a chat template in
+transformers' sandbox; not for code, pickles, or files outside of it. The checks need the standard library alone.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from distill.core.files import read_json
+from distill.core.model_files import _settings, _shown, _values, require_sound
+from distill.errors import ModelError
+from distill.models.third_party import first_line, quietly
+
+_OWN_CODE = re.compile(r"trust_remote_code|custom code|not recognize|Unrecognized")
+"""What transformers says where a model is none of its own."""
+_DATA_ONLY = {"local_files_only": True, "trust_remote_code": False}
+
+
+# Loading
+
+
+def load_config(folder: Path) -> Any:
+    """The configuration of a model in a folder. Raises `ModelError`."""
+    from transformers import AutoConfig
+
+    require_sound(folder)
+    with _only_data(folder, "configuration"):
+        return AutoConfig.from_pretrained(folder, **_DATA_ONLY)
+
+
+def load_tokenizer(folder: Path, kind: str = "AutoTokenizer", *, gguf_file: str | None = None) -> Any:
+    """The tokenizer in a folder, or in a GGUF file of it, by a class of transformers. Raises `ModelError`."""
+    import transformers
+
+    if gguf_file is None:
+        require_sound(folder)
+    options = {} if gguf_file is None else {"gguf_file": gguf_file}
+    with _only_data(folder, "tokenizer"):
+        return getattr(transformers, kind).from_pretrained(folder, **_DATA_ONLY, **options)
+
+
+def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **options: Any) -> Any:
+    """The model in a folder, by a class of transformers; from its safetensors, or from `gguf_file` in it.
+
+    Weights whose names begin with one of `unused` may be missing. Raises `ModelError`, also where another is missing:
+    transformers would make it up.
+    """
+    import transformers
+
+    if "gguf_file" not in options:
+        require_sound(folder)
+        _require_no_adapter(folder)
+    with _only_data(folder, "model"):
+        model, report = getattr(transformers, kind).from_pretrained(
+            folder, **_DATA_ONLY, use_safetensors=True, output_loading_info=True, **options
+        )
+        lacking = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
+        if lacking:
+            raise ModelError(_lacks(folder, lacking))
+        return model
+
+
+def _lacks(folder: Path, names: list[str]) -> str:
+    count = "one of the weights" if len(names) == 1 else f"{len(names)} of the weights"
+    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return f"{folder} lacks {count} that its configuration needs ({shown}); copy the whole model again"
+
+
+def _require_no_adapter(folder: Path) -> None:
+    """Transformers would put it on the model, whose missing weights it then does not report."""
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter beside a whole model (adapter_config.json); merge it, or move it elsewhere"
+        )
+
+
+def load_adapter(model: Any, folder: Path) -> Any:
+    """A model with the LoRA adapter in a folder beside its weights. Raises `ModelError`."""
+    from peft import PeftModel
+
+    require_sound(folder)
+    if (kind := _settings(folder / "adapter_config.json").get("peft_type")) != "LORA":
+        raise ModelError(f"{folder}/adapter_config.json is of an adapter of type {_shown(kind)}; expected 'LORA'")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} has no adapter_model.safetensors; pickles, such as adapter_model.bin, are not read")
+    with warnings.catch_warnings(), _only_data(folder, "adapter"):
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
+        warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would go on with those it makes up
+        return PeftModel.from_pretrained(model, folder)
+
+
+@contextmanager
+def _only_data(folder: Path, what: str) -> Iterator[None]:
+    """Have the libraries neither fetch nor run anything, and say in one line why something cannot be read.
+
+    Transformers asks on the terminal whether to run a model's code where one of its own calls leaves that open, such
+    as for a part of a model; with no time to answer it does not ask.
+    """
+    from huggingface_hub import constants
+    from transformers import dynamic_module_utils as foreign_code
+
+    before = foreign_code.TIME_OUT_REMOTE_CODE, constants.HF_HUB_OFFLINE
+    foreign_code.TIME_OUT_REMOTE_CODE, constants.HF_HUB_OFFLINE = 0, True
+    try:
+        with quietly():
+            yield
+    except ModelError:
+        raise
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(_reason(folder, what, error)) from error
+    finally:
+        foreign_code.TIME_OUT_REMOTE_CODE, constants.HF_HUB_OFFLINE = before
+
+
+def _reason(folder: Path, what: str, error: Exception) -> str:
+    said = str(error)
+    if _OWN_CODE.search(said) and (source := _code_named_in(folder)):
+        return (
+            f"{folder} needs its own Python code (auto_map in {source}), which distill does not run; "
+            "use a model that transformers knows"
+        )
+    if "the above report" in said:  # of sizes that differ, and of parts that do not make a whole; nobody sees it
+        return f"the model in {folder} cannot be read: its weights are not those that its config.json describes"
+    return f"the {what} in {folder} cannot be read: {first_line(error)}"
+
+
+def _code_named_in(folder: Path) -> str | None:
+    """The first file that names classes of the folder's own, for the model or for a part of it."""
+    for file in sorted(folder.glob("*config*.json")):
+        if any("auto_map" in key.split(".") for key, _ in _values(read_json(file))):
+            return file.name
+    return None

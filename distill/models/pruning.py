@@ -1,0 +1,99 @@
+"""Makes a smaller model of a larger one by leaving decoder layers out: evenly, or the block that changes least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from distill.errors import ModelError
+from distill.models import chat_template
+
+MEASURED_ROWS = 16
+"""Examples that the layers are measured on. For 24 of SmolLM2-135M's 30 the choice was the same with 4, 8 and 16."""
+
+
+def kept_layers(total: int, keep: int) -> tuple[int, ...]:
+    """Indices of `keep` of `total` layers, evenly spaced, the first and the last among them.
+
+    It needs no data. Dropping the consecutive block that changes the states least instead (Gromov et al. 2024, "The
+    Unreasonable Ineffectiveness of the Deeper Layers") does better on SmolLM2-135M at 24 of 30 layers: held-out NLL in
+    nats a token 2.45 before and 2.20 after 8 LoRA steps, against 4.10 and 2.83 here; the whole model has 1.53.
+    """
+    if not 1 <= keep <= total:
+        raise ModelError(f"{keep} layers cannot be kept of {total}; give 1 to {total}")
+    if keep == 1:
+        return (0,)
+    return tuple(round(i * (total - 1) / (keep - 1)) for i in range(keep))
+
+
+def least_changing(model: Any, examples: Sequence[chat_template.Example], keep: int) -> tuple[int, ...]:
+    """Indices of `keep` layers, without the consecutive ones whose input and output are closest in angle.
+
+    Gromov et al., 2024, "The Unreasonable Ineffectiveness of the Deeper Layers" (arXiv 2403.17887), equation 7, but
+    that the angle is averaged over all tokens of answers instead of each text's last one: the examples are few.
+    """
+    _, stack = _layer_stack(model)
+    total = len(stack)
+    uniform = kept_layers(total, keep)
+    if keep == total:
+        return uniform
+    block = total - keep
+    change = torch.zeros(keep + 1, dtype=torch.float64)
+    step = max(1, len(examples) // MEASURED_ROWS)
+    for example in examples[::step][:MEASURED_ROWS]:
+        states = _states(model, stack, example)
+        change += torch.stack([_angles(states[at], states[at + block]).sum() for at in range(keep + 1)])
+    start = int(change.argmin())
+    return (*range(start), *range(start + block, total))
+
+
+def _states(model: Any, stack: torch.nn.ModuleList, example: chat_template.Example) -> list[torch.Tensor]:
+    """What enters each layer and what leaves the last, at the answers' tokens."""
+    places = torch.tensor(example.labels) != chat_template.IGNORED
+    states: list[torch.Tensor] = []
+
+    def keep(tensor: Any) -> None:
+        hidden = tensor[0] if isinstance(tensor, tuple) else tensor
+        states.append(hidden.reshape(-1, hidden.shape[-1])[places.to(hidden.device)].double())
+
+    hooks = [layer.register_forward_pre_hook(lambda module, inputs: keep(inputs)) for layer in stack]
+    hooks.append(stack[-1].register_forward_hook(lambda module, inputs, output: keep(output)))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.tensor([example.input_ids], device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return states
+
+
+def _angles(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Between vectors of N × D, as shares of π."""
+    return torch.cosine_similarity(one, other, dim=-1).clamp(-1, 1).arccos().cpu() / torch.pi
+
+
+def prune(model: Any, layers: Sequence[int]) -> None:
+    """Keep only these decoder layers, in place, and number them afresh for the key-value cache."""
+    name, stack = _layer_stack(model)
+    if not layers or not all(0 <= index < len(stack) for index in layers):
+        raise ModelError(f"layers {list(layers)} cannot be kept: the model has {len(stack)}, numbered from 0")
+    model.set_submodule(name, torch.nn.ModuleList([stack[index] for index in layers]))
+    for number, layer in enumerate(model.get_submodule(name)):
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = number
+    config = model.config.get_text_config()
+    for key, value in vars(config).items():
+        if "layer" in key and isinstance(value, list) and len(value) == len(stack):
+            setattr(config, key, [value[index] for index in layers])  # layer_types, no_rope_layers …
+    config.num_hidden_layers = len(layers)
+
+
+def _layer_stack(model: Any) -> tuple[str, torch.nn.ModuleList]:
+    total = model.config.get_text_config().num_hidden_layers
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == total:
+            return name, module
+    raise ModelError(f"no list of {total} layers in a {type(model).__name__}; leave `prune` out of the recipe")

@@ -1,0 +1,369 @@
+"""The app behind `distill serve`: an OpenAI-compatible endpoint for a local model or a run's student."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from distill.core import student_folder
+from distill.core.console import Say
+from distill.core.weights import read_base
+from distill.engine.providers import ProviderError, one_line
+from distill.errors import ServerError
+from distill.models.child_server import served_name
+from distill.models.server_access import Door, Refusal, is_loopback
+from distill.types import Message, Request, Sampling
+
+if TYPE_CHECKING:
+    from distill.models.continuous_batching import Decoded, Decoder
+
+
+LARGEST_BODY_BYTES = 4 * 2**20
+"""A longer request is refused with 413."""
+MOST_MESSAGES = 1024
+"""Of one request. A template is rendered anew for each earlier answer: 800 messages take 1.3 s, 3,200 would take 19."""
+STOP_SECONDS = 2.0
+"""How long the current step may take when the server is told to stop."""
+LOOK_SECONDS = 1.0
+"""How often the server makes sure that its decoder lives."""
+
+_NEUTRAL: dict[str, Any] = {
+    "n": 1,
+    "best_of": 1,
+    "stream": False,
+    "logprobs": False,
+    "echo": False,
+    "top_logprobs": 0,
+    "logit_bias": {},
+    "tools": [],
+    "response_format": {"type": "text"},
+    "service_tier": "auto",
+    "store": False,
+    "parallel_tool_calls": True,
+}
+"""Fields of the API that are not available, with the one value that asks for nothing."""
+_WITHOUT_EFFECT = {"user", "metadata", "stream_options", "safety_identifier", "prompt_cache_key"}
+_UNUSABLE_REQUEST = {"context_length", "template", "empty_prompt", "prompt"}
+
+
+# --- requests
+
+
+def _text_of(content: Any) -> Any:
+    """A message's content as one string, also where it is a list of text parts."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+    if None in parts:
+        raise ValueError("only parts of type text are understood")
+    return "".join(map(str, parts))
+
+
+def _listed(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+_Stops = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
+
+
+class _Turn(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_text_of)]
+
+
+class _Body(BaseModel):
+    """What both methods take; `extra` fields are looked at by `_refuse_unknown`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+    model: str | None = None
+    temperature: Annotated[float | None, Field(ge=0, le=100)] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    stop: Annotated[_Stops | None, BeforeValidator(_listed)] = None
+    presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
+    seed: int | None = None
+
+    def sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_tokens=self.max_tokens,
+            stop=tuple(self.stop or ()),
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=self.seed,
+        )
+
+
+class _ChatBody(_Body):
+    messages: Annotated[list[_Turn], Field(min_length=1, max_length=MOST_MESSAGES)]
+    max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
+
+    def request(self) -> Request:
+        sampling = self.model_copy(update={"max_tokens": self.max_completion_tokens or self.max_tokens}).sampling()
+        turns = tuple(Message(turn.role, turn.content) for turn in self.messages)
+        return Request(role="served", messages=turns, sampling=sampling)
+
+
+class _PromptBody(_Body):
+    prompt: str
+
+    def request(self) -> Request:
+        return Request(role="served", prompt=self.prompt, sampling=self.sampling())
+
+
+class _TokensBody(_ChatBody):
+    """vLLM's question for the tokens of a conversation up to its next answer."""
+
+    add_generation_prompt: Literal[True] = True
+
+    def request(self) -> Request:
+        turns = tuple(Message(turn.role, turn.content) for turn in self.messages)
+        return Request(role="served", messages=turns, sampling=Sampling(temperature=0, max_tokens=1))
+
+
+_Kind: TypeAlias = type[_ChatBody] | type[_PromptBody]
+
+
+def _parsed(data: bytes, kind: _Kind) -> _ChatBody | _PromptBody:
+    """The body of a request. Raises `Refusal` for what is malformed or not available."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Refusal(400, one_line(f"the body is no JSON: {error}")) from error
+    if not isinstance(value, dict):
+        raise Refusal(400, "the body is no JSON object")
+    _refuse_unknown(value, kind)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Refusal(400, f"{where}: {first['msg']}", param=where) from error
+
+
+def _refuse_unknown(value: Mapping[str, Any], kind: type[BaseModel]) -> None:
+    """Refuse what would change the answer and is not available, rather than answer another question."""
+    for name, given in value.items():
+        if name in kind.model_fields or name in _WITHOUT_EFFECT or given is None:
+            continue
+        if name not in _NEUTRAL:
+            raise Refusal(400, one_line(f"{name} is not available here; leave it out"), param=name)
+        if type(given) is not type(_NEUTRAL[name]) or given != _NEUTRAL[name]:
+            neutral = json.dumps(_NEUTRAL[name])
+            raise Refusal(400, f"{name} is only available as {neutral} here; leave it out", param=name)
+
+
+# --- the app
+
+
+class _App:
+    """The methods of the API over one decoder."""
+
+    def __init__(self, decoder: Decoder, name: str, aliases: set[str], *, strips: bool) -> None:
+        self._decoder = decoder
+        self._name = name
+        self._names = aliases | {name}
+        self._strips = strips
+        self._created = int(time.time())
+
+    def application(self, door: Door) -> web.Application:
+        app = web.Application(client_max_size=LARGEST_BODY_BYTES, middlewares=[door.admit])
+        app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/tokenize", self._tokens)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/health", self._health)
+        return app
+
+    async def _chat(self, request: web.Request) -> web.Response:
+        decoded = await self._answer(await request.read(), _ChatBody)
+        # Templates of ours trim answers in training, so white space around one is the template's.
+        text = decoded.reply.text.strip() if self._strips else decoded.reply.text
+        message = {"role": "assistant", "content": text}
+        return self._response("chat.completion", "chatcmpl", decoded, {"message": message})
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        decoded = await self._answer(await request.read(), _PromptBody)
+        return self._response("text_completion", "cmpl", decoded, {"text": decoded.reply.text})
+
+    async def _tokens(self, request: web.Request) -> web.Response:
+        """The ids that an answer would start behind, found on the way that answers take."""
+        decoded = await self._answer(await request.read(), _TokensBody)
+        return web.json_response({"count": len(decoded.prompt_ids), "tokens": decoded.prompt_ids})
+
+    async def _answer(self, data: bytes, kind: _Kind) -> Decoded:
+        body = _parsed(data, kind)
+        if body.model is not None and body.model not in self._names:
+            message = one_line(f'there is no model "{body.model}" here; there is "{self._name}"')
+            raise Refusal(404, message, code="model_not_found", param="model")
+        try:
+            return await asyncio.wrap_future(self._decoder.submit(body.request()))
+        except ProviderError as error:
+            if error.reason in _UNUSABLE_REQUEST:
+                code = "context_length_exceeded" if error.reason == "context_length" else error.reason
+                raise Refusal(400, error.detail, code=code) from error
+            raise Refusal(500, error.detail, code=error.reason) from error
+
+    def _response(self, kind: str, prefix: str, decoded: Decoded, choice: Mapping[str, Any]) -> web.Response:
+        reply = decoded.reply
+        assert reply.usage is not None
+        prompt, completion = reply.usage.prompt_tokens, reply.usage.completion_tokens
+        body = {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "object": kind,
+            "created": int(time.time()),
+            "model": self._name,
+            "choices": [
+                {"index": 0, **choice, "finish_reason": reply.finish, "logprobs": None, "token_ids": decoded.token_ids}
+            ],
+            "usage": {
+                "prompt_tokens": prompt,
+                "completion_tokens": completion,
+                "total_tokens": prompt + completion,
+            },
+            "prompt_token_ids": decoded.prompt_ids,
+        }
+        return web.json_response(body)
+
+    async def _models(self, request: web.Request) -> web.Response:
+        model = {"id": self._name, "object": "model", "created": self._created, "owned_by": "distill"}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+
+# --- the process
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    origins: Sequence[str] = (),
+    api_key: str | None = None,
+    parent_pipe: int | None = None,
+    say: Say,
+) -> None:
+    """Serve until SIGTERM or SIGINT. `model` is what `materialise` takes, or a run folder with a student.
+
+    Says "listening http://HOST:PORT/v1" when it answers. `port` 0 takes a free one. With `parent_pipe`, the read end
+    of an inherited pipe, the process ends when the pipe does, that is when its parent has died in whatever way.
+    Chat goes through the tokenizer's own template (a student's: the one it was trained with), in which special tokens
+    that a message mentions stay text; a raw prompt is tokenised as it stands. A request without max_tokens gets at most
+    512. `Door` says who may ask; it takes `origins` and `api_key`. Raises `ServerError` when the port is taken,
+    `ModelError` for the model, and `RecipeError` for an origin or a key that cannot be one.
+    """
+    door = Door(host, origins=origins, api_key=api_key)
+    if parent_pipe is not None:
+        threading.Thread(target=_die_with, args=(parent_pipe,), name="parent", daemon=True).start()
+    listener = _bound(host, port)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)  # while it loads there is nothing to tidy up
+    if not is_loopback(host) and api_key is None:
+        say(
+            f"warning: anyone who can reach {host} can use this server; to ask for a key, type: export NAME=…, and add"
+            " --api-key-env NAME"
+        )
+    app, decoder = _loaded(model, say)
+    decoder.start()
+    asyncio.run(_listen(app.application(door), listener, decoder, host, say))
+    if not decoder.stop(seconds=STOP_SECONDS):
+        os._exit(0)  # a step that takes longer than that is nobody's answer any more
+
+
+def _die_with(pipe: int) -> None:
+    """Wait for the end of a pipe that only the parent holds open."""
+    try:
+        while os.read(pipe, 1):
+            pass
+    finally:
+        os._exit(1)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has its address but does not listen yet, so that nobody connects before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise _cannot_listen(f"{host} port {port}", error) from error
+    return listener
+
+
+def _loaded(model: str, say: Say) -> tuple[_App, Decoder]:
+    import torch
+
+    from distill.models import loading
+    from distill.models.continuous_batching import Decoder
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    student = student_folder.current(Path(model).expanduser())
+    if student_folder.is_student(student):
+        network, tokenizer = loading.load_student(student, adapter=True)
+        template = str(read_base(student)["template"])
+    else:
+        folder = loading.materialise(model, say=say)
+        network, tokenizer, template = loading.load_causal(folder), loading.load_tokenizer(folder), "own"
+    decoder = Decoder(network, tokenizer, template)
+    return _App(decoder, served_name(model), {model}, strips=template != "own"), decoder
+
+
+async def _listen(app: web.Application, listener: socket.socket, decoder: Decoder, host: str, say: Say) -> None:
+    """Answer until a signal; what is unfinished then is given up. Raises `ServerError` when the decoder has ended."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    logging.getLogger("aiohttp.server").addFilter(_is_not_the_clients)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
+    await runner.setup()
+    try:
+        await _opened(runner, listener, host, say)
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+            if not decoder.is_alive:
+                raise ServerError("the decoder has ended; its traceback is above this line")
+    finally:
+        await runner.cleanup()
+
+
+def _is_not_the_clients(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is about a fault of ours; what is no HTTP gets its 400 and no traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+async def _opened(runner: web.AppRunner, listener: socket.socket, host: str, say: Say) -> None:
+    try:
+        await web.SockSite(runner, listener, backlog=1024).start()
+    except OSError as error:
+        raise _cannot_listen(host, error) from error
+    shown = f"[{host}]" if ":" in host else host
+    say(f"listening http://{shown}:{listener.getsockname()[1]}/v1")
+
+
+def _cannot_listen(where: str, error: Exception) -> ServerError:
+    return ServerError(f"cannot listen on {where} ({error}); choose another port with --port")

@@ -1,0 +1,258 @@
+"""Looks at this machine, and at an endpoint: what is there, what is missing, what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.core import console, credentials, student_folder
+from distill.core.embedded import EMBEDDED
+from distill.core.extras import install
+from distill.core.files import cache_dir, read_json
+from distill.core.jsonl import read_sessions
+from distill.core.weights import read_base
+from distill.engine import probe
+from distill.engine.providers import ProviderError
+from distill.engine.providers.openai import call, normalise_url
+from distill.errors import RecipeError, RunFolderError
+from distill.models.child_server import LocalServer
+from distill.pipeline import requirements
+from distill.pipeline.requirements import require_training_packages
+from distill.recipe import Recipe
+from distill.run.endpoints import secret_headers
+from distill.run.layout import FILES
+from distill.run.record import versions
+from distill.types import Session
+
+LISTING_SECONDS = 10.0
+"""How long an endpoint may take to list its models."""
+NEEDED_GB = 4.0
+"""The quickstart was seen to take 3.2 to 3.5 GB."""
+"""Memory that the quickstart may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination."""
+
+    ok: bool
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What an endpoint says of its models."""
+
+    finding: Finding
+    models: tuple[str, ...] = ()
+    usable: bool = True
+    """Whether it makes sense to ask a model there."""
+
+
+def examine(url: str | None, *, model: str | None = None, api_key_env: str | None = None) -> bool:
+    """Print what was found; returns whether nothing is missing. An endpoint is asked what it honours.
+
+    Raises `RecipeError` for what is no address and for a key variable that is not set, before anything is looked at,
+    and `EndpointError` for an endpoint that lists its models but answers no question.
+    """
+    if url is None and (model or api_key_env):
+        raise RecipeError("--model and --api-key-env are about an endpoint; give its URL as well")
+    api_key = credentials.secret(api_key_env, "--api-key-env")
+    shown = normalise_url(url) if url is not None else ""
+    findings = [_python(), *_packages(), _memory(), _cache()]
+    for finding in findings:
+        _print(finding)
+    healthy = all(finding.ok for finding in findings)
+    return healthy if url is None else _examine_endpoint(url, shown, model, api_key) and healthy
+
+
+def _print(finding: Finding) -> None:
+    console.result(f"{'ok  ' if finding.ok else 'MISS'} {finding.what}")
+
+
+def _examine_endpoint(url: str, shown: str, model: str | None, api_key: str | None) -> bool:
+    listing = _listing(url, shown, api_key)
+    if model is None and listing.finding.ok and len(listing.models) == 1:
+        model = listing.models[0]
+    if model is None or not listing.usable:
+        _print(listing.finding)
+        if listing.usable:
+            _print(Finding(False, "a model was to be asked what it honours: say which with --model NAME"))
+        return False
+    _print(Finding(True, listing.finding.what))
+    ask_what_it_honours(url, model, api_key=api_key)
+    return True
+
+
+def ask_what_it_honours(
+    url: str,
+    model: str,
+    *,
+    api_key: str | None,
+    headers: Mapping[str, str] | None = None,
+    timeout_seconds: float = probe.CALL_SECONDS,
+) -> probe.Findings:
+    """Probe an endpoint, print the table and keep it."""
+    console.say(f"asking {normalise_url(url)} at most {probe.MOST_CALLS} tiny questions to see what it honours")
+    findings = probe.probe(url, model, api_key=api_key, headers=headers, timeout_seconds=timeout_seconds)
+    for line in probe.table(findings):
+        console.result(line)
+    probe.save(findings)
+    return findings
+
+
+def _python() -> Finding:
+    return Finding(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or newer needed)")
+
+
+def _packages() -> list[Finding]:
+    found = versions()
+    lines = [Finding(True, f"{name} {version}") for name, version in found.items()]
+    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in found]
+    if missing:
+        needed = f"for train, compare and local teachers: {install('train')}"
+        lines.append(Finding(False, f"{', '.join(missing)} {needed}"))
+    return lines
+
+
+def _memory() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    gigabytes = memory.available / 1e9
+    return Finding(
+        gigabytes >= NEEDED_GB,
+        f"{gigabytes:.1f} GB of memory free, {os.cpu_count()} cores (the quickstart takes up to {NEEDED_GB:.0f} GB)",
+    )
+
+
+def _cache() -> Finding:
+    folder = cache_dir()
+    parent = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(parent, os.W_OK):
+        return Finding(False, f"the cache {folder} cannot be written; set DISTILL_CACHE to a folder that can")
+    free = shutil.disk_usage(parent).free / 1e9
+    size = sum(model.download for model in EMBEDDED.values()) / 1e9
+    return Finding(free > 1.0, f"cache {folder}: {free:.1f} GB free (the embedded model takes about {4 * size:.1f} GB)")
+
+
+def examine_teachers(recipe: Recipe) -> None:
+    """Probe each endpoint that a recipe's teachers are asked at, and say what of the recipe it ignores.
+
+    Raises `RecipeError` for a key variable that is not set and `EndpointError` for an endpoint that does not answer.
+    """
+    if not any(teacher.base_url for teacher in recipe.teachers):
+        console.result("probe: no teacher.base_url in the recipe; a server of our own needs no probe")
+    for teacher in recipe.teachers:
+        if teacher.base_url is None:
+            continue
+        findings = ask_what_it_honours(
+            teacher.base_url,
+            teacher.model,
+            api_key=credentials.secret(teacher.api_key_env, "teacher.api_key_env"),
+            headers=secret_headers(teacher.headers_env),
+            timeout_seconds=min(probe.CALL_SECONDS, teacher.timeout_seconds),
+        )
+        for line in requirements.unheeded(recipe, teacher, findings):
+            console.result(f"warning: {line}")
+
+
+def _listing(url: str, shown: str, api_key: str | None) -> Listing:
+    try:
+        status, said = call(url, "GET", "/models", api_key=api_key, timeout_seconds=LISTING_SECONDS)
+        if status != 200:
+            return _no_listing(shown, status)
+        names = tuple(str(model["id"]) for model in json.loads(said)["data"])
+    except ProviderError as error:
+        line = error.detail if shown in error.detail else f"{shown}: {error.detail}"
+        return Listing(Finding(False, line), usable=False)
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        line = f"{shown}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
+        return Listing(Finding(False, line), usable=isinstance(error, (KeyError, TypeError)))
+    shown_names = ", ".join(probe.printable(name, 100) for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return Listing(Finding(True, f"{shown} serves {shown_names or 'no model'}{more}"), names)
+
+
+def _no_listing(shown: str, status: int) -> Listing:
+    what = f"{shown} answered {status} to GET /models"
+    if status in {401, 403}:
+        advice = "name the variable that holds the key with --api-key-env"
+        return Listing(Finding(False, f"{what}; {advice}"), usable=False)
+    return Listing(Finding(False, what))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is looked at."""
+
+    served: str
+    """As `distill serve` takes it."""
+    template: str
+    tokenizer: Any
+    sessions: list[Session]
+
+
+def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | None = None) -> bool:
+    """Print whether trainer, saved chat template and server ask a student in the same tokens; returns whether they do.
+
+    `folder` is a run with a student, or an export with whole weights; `at` is the address of a server that runs it,
+    with its key in the variable `api_key_env`; else one is started. Raises `RunFolderError` for other folders,
+    `ServerError` and `EndpointError` for the server.
+    """
+    require_training_packages("doctor")
+    from distill.models.template_check import SAVED, SERVED, by_server, by_template, check, dialogues_of
+
+    asked = _asked(folder)
+    with _server(asked.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
+        checked = check(
+            dialogues_of(asked.sessions),
+            template=asked.template,
+            tokenizer=asked.tokenizer,
+            readings={SAVED: by_template(asked.tokenizer), SERVED: by_server(address, api_key=api_key)},
+        )
+    for difference in checked.differences:
+        console.result(f"{'note' if difference.spelled else 'MISS'} {difference.line()}")
+    told = f"{checked.dialogues} dialogues by the trainer, {' and '.join(checked.by)}"
+    console.result(f"{'ok   the same tokens in' if checked.alike else 'MISS other tokens in some of'} {told}")
+    return checked.alike
+
+
+def _asked(folder: Path) -> _Asked:
+    from distill.models import loading
+
+    receipt = read_json(folder / "export.json")
+    if isinstance(receipt, dict):
+        served = folder / "model.gguf" if (folder / "model.gguf").is_file() else folder
+        if (folder / "adapter_config.json").is_file():
+            raise RunFolderError(
+                f"{folder} holds an adapter, which is served only merged; type: distill export --to merged"
+            )
+        tokenizer = loading.load_tokenizer(loading.materialise(str(served), say=console.say))
+        return _Asked(str(served), str(receipt.get("template")), tokenizer, [])
+    student = student_folder.current(folder)
+    if not student_folder.is_student(student):
+        raise RunFolderError(f"{folder} is no run with a student and no export; type: distill train {folder}")
+    test = folder / FILES["test"]
+    template = str(read_base(student)["template"])
+    sessions = read_sessions(test) if test.is_file() else []
+    return _Asked(str(folder), template, loading.load_tokenizer(student), sessions)
+
+
+@contextmanager
+def _server(model: str, at: str | None, api_key: str | None) -> Iterator[tuple[str, str | None]]:
+    """The address of a server, and its key."""
+    if at is not None:
+        yield at, api_key
+        return
+    with tempfile.TemporaryDirectory() as logs, LocalServer(model, log=Path(logs) / "server.log") as server:
+        assert server.base_url is not None
+        yield server.base_url, server.api_key

@@ -1,0 +1,235 @@
+"""Plans the next round of collection: seeds near what the student loses and was taught little of, and a recipe.
+
+A student that beats its base everywhere is asked for more where it gained least.
+
+Nothing that is held out goes into a seed: the seeds are training rows, and seeds of the run, that lie nearest to the
+lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.compare.training_overlap import asked_of
+from distill.core.files import read_json, write_atomically
+from distill.core.jsonl import read_jsonl, read_sessions, write_rows
+from distill.errors import RecipeError, RunFolderError
+from distill.pipeline.parts import load_recipe
+from distill.recipe import Recipe
+from distill.text.rouge_index import NoveltyIndex, comparable
+from distill.text.tfidf import Weights, cosine
+from distill.types import Session
+
+SEEDED = ("self_instruct", "alpaca", "evol_instruct")
+"""Strategies that grow tasks from seeds."""
+ALIKE = 0.15
+"""The cosine from which two lost prompts are of one cluster."""
+NEAR = 0.7
+"""ROUGE-L over which a row is too near to a held-out prompt to be a seed (Self-Instruct's bound of novelty)."""
+FEWEST_SEEDS = 8
+"""As many as Self-Instruct shows at once."""
+UNTAUGHT = 1.5
+"""How much more a lost prompt counts to which nothing near was taught."""
+WORDS = 4
+"""Words by which a cluster is called."""
+
+
+@dataclass(slots=True)
+class Cluster:
+    """Lost prompts that are about the same."""
+
+    leader: Mapping[str, float]
+    """The vector of its worst prompt."""
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    name: str = ""
+
+    @property
+    def need(self) -> float:
+        """How much it asks for more rows."""
+        return sum(UNTAUGHT if _untaught(row) else 1.0 for row in self.rows)
+
+
+def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
+    """Write NAME-next.yaml and NAME-next-seeds.jsonl into the folder `out`; returns what to say of them.
+
+    `each` is how many seeds a cluster gives at most. Raises `RunFolderError` where the run was not compared, loses
+    nothing, or a file is there already, `RecipeError` where its recipe has no teacher to collect from.
+    """
+    loaded = load_recipe(run)
+    if loaded.main_teacher is None:
+        raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
+    rows, what = _wanting(run)
+    kept = run / "kept.jsonl"
+    chosen = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
+    seeds = list(_seeds(chosen, {session.id: session for session in read_sessions(kept)}, _held_out(run), each))
+    seeds += _filling(loaded, FEWEST_SEEDS - len(seeds))
+    if not seeds:
+        raise RunFolderError(f"{run}: no training row lies near what is lost; write seeds by hand: seeds/general.jsonl")
+    name = f"{loaded.name[:59]}-next"
+    recipe, file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
+    for path in (recipe, file):
+        if path.exists():
+            raise RunFolderError(f"{path} is there already; remove it, or give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_rows(file, seeds)
+    write_atomically(recipe, [_head(run), _recipe(loaded, run.resolve(), name, file, tasks)])
+    return [*(_line(cluster, what) for cluster in chosen), f"{file}: {len(seeds)} seeds", f"next: distill run {recipe}"]
+
+
+def _wanting(run: Path) -> tuple[list[Mapping[str, Any]], str]:
+    """The lines of answers.jsonl that ask for more, the worst first, and what to call them.
+
+    Those that the student lost; where it is better than its base on all of them and still far from the teacher, the
+    third of them on which it gained least.
+    """
+    path = run / "answers.jsonl"
+    if not path.is_file() or not (run / "kept.jsonl").is_file():
+        raise RunFolderError(f"{run} was not trained and compared yet; type: distill run {run}")
+    rows: list[Mapping[str, Any]] = sorted(read_jsonl(path), key=lambda row: row.get("outcome", {}).get("margin", 0.0))
+    if lost := [row for row in rows if row.get("coverage", {}).get("verdict", "fine") != "fine"]:
+        return lost, "lost"
+    gained = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
+    if not gained or not _is_behind(run):
+        raise RunFolderError(f"{run}: the student loses on no prompt, so that nothing asks for another round")
+    return gained[: math.ceil(len(gained) / 3)], "gained least"
+
+
+def _is_behind(run: Path) -> bool:
+    """Whether the measure that leads says that a part of the way to the teacher is left, beyond noise."""
+    scores = read_json(run / "scores.json") or {}
+    gap = ((scores.get("metrics") or {}).get(scores.get("lead") or "") or {}).get("gap_closed") or {}
+    return bool(gap.get("high", 1.0) < 1.0)
+
+
+def _untaught(row: Mapping[str, Any]) -> bool:
+    return bool(row["coverage"]["verdict"] == "not taught")
+
+
+def _question(row: Mapping[str, Any]) -> str:
+    return "\n".join(message["content"] for message in row["messages"] if message["role"] == "user")
+
+
+def _clusters(rows: Sequence[Mapping[str, Any]]) -> list[Cluster]:
+    """Each prompt joins the first cluster whose leader is like it, else leads one; the worst prompts lead."""
+    weights = Weights.of(map(_question, rows))
+    found: list[Cluster] = []
+    for row in rows:
+        vector = weights.vector(_question(row))
+        cluster = next((one for one in found if cosine(one.leader, vector) >= ALIKE), None)
+        if cluster is None:
+            found.append(cluster := Cluster(vector))
+        cluster.rows.append(row)
+    for cluster in found:
+        cluster.name = _named(cluster, weights)
+    return found
+
+
+def _named(cluster: Cluster, weights: Weights) -> str:
+    total: Counter[str] = Counter()
+    for row in cluster.rows:
+        total.update(weights.vector(_question(row)))
+    return " ".join(word for word, _ in total.most_common(WORDS))
+
+
+def _held_out(run: Path) -> NoveltyIndex:
+    index = NoveltyIndex(NEAR)
+    for row in read_jsonl(run / "answers.jsonl"):
+        index.add(str(row["id"]), comparable(_question(row)))
+    return index
+
+
+def _seeds(
+    clusters: Iterable[Cluster], sessions: Mapping[str, Session], held_out: NoveltyIndex, each: int
+) -> Iterator[dict[str, Any]]:
+    """The training rows nearest to each cluster's prompts, each once, in the format of seeds."""
+    used: set[str] = set()
+    for number, cluster in enumerate(clusters, start=1):
+        near = sorted(
+            (one for row in cluster.rows for one in row["coverage"]["nearest"]), key=lambda one: -one["similarity"]
+        )
+        taken = 0
+        for id in dict.fromkeys(one["id"] for one in near):
+            session = sessions.get(id)
+            if taken == each or id in used or session is None:
+                continue
+            seed = _seed(session, f"next-{number}-{taken}")
+            if seed is not None and held_out.near(comparable(asked_of(session))) is None:
+                used.add(id)
+                taken += 1
+                yield {**seed, "name": cluster.name.replace(" ", "_")}
+
+
+def _seed(session: Session, id: str) -> dict[str, Any] | None:
+    """A session's first question and answer as a seed."""
+    said = {message.role: message.content for message in reversed(session.messages)}
+    if not said.get("user", "").strip() or not said.get("assistant", "").strip():
+        return None
+    instances = [{"input": "", "output": said["assistant"]}]
+    return {"id": id, "name": id, "instruction": said["user"], "instances": instances, "is_classification": False}
+
+
+def _filling(loaded: Recipe, lacking: int) -> list[dict[str, Any]]:
+    """The first of the run's own seeds, where there are too few to show."""
+    if lacking <= 0 or loaded.expand is None:
+        return []
+    lines = Path(loaded.expand.seeds).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()][:lacking]
+
+
+def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
+    """The run's recipe with new seeds, the rows of the run beside what is collected, and the same held-out prompts.
+
+    These are the file that the run was compared on, where its recipe names one, else the rows that it held out.
+    """
+    document = loaded.document()
+    document.pop("files", None)
+    same = loaded.expand is not None and loaded.expand.strategy in SEEDED
+    before = document.get("expand", {}) if same else {"strategy": "self_instruct"}
+    wanted = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
+    rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
+    file = document.get("compare", {}).get("prompts")
+    held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]
+    earlier = {"name": "earlier", "from": "distill", "path": str(run / "kept.jsonl")}
+    collect = {key: value for key, value in document.get("collect", {}).items() if key != "tasks"}
+    document |= {
+        "name": name,
+        "reuse": [*document.get("reuse", []), str(run)],
+        "expand": {**before, "seeds": seeds.name, "tasks": wanted},
+        "collect": {**collect, "test": 0},
+        "sources": [*document.get("sources", []), earlier],
+        "curate": [*rules, _guard(document.get("curate", []), held_out)],
+    }
+    document.pop("test", None)
+    if "compare" in document:
+        document["compare"] = {**document["compare"], "prompts": held_out[-1]}
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _guard(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
+    """The rule that keeps held-out prompts out of training: the run's own with more files, else one of prompts."""
+    own = next(
+        (rule for rule in rules if rule["filter"] == "contamination"), {"filter": "contamination", "on": "prompt"}
+    )
+    return {**own, "files": list(dict.fromkeys([*own.get("files", []), *held_out]))}
+
+
+def _head(run: Path) -> str:
+    return (
+        f"# The round after {run.name}: seeds near what its student lost, its rows beside the new ones, and the same\n"
+        "# held-out prompts, from which no seed was made. Answers that were bought for that run are not bought again.\n"
+    )
+
+
+def _line(cluster: Cluster, what: str) -> str:
+    if what != "lost":
+        return f"{cluster.name}: {len(cluster.rows)} of those on which the student {what}"
+    untaught = sum(map(_untaught, cluster.rows))
+    return f"{cluster.name}: {len(cluster.rows)} lost, {untaught} of them with nothing near in training"

@@ -1,0 +1,103 @@
+"""Joins recipes and shelves: finds a recipe by path or name, and validates its parts' options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydantic import ConfigDict
+
+from distill import recipe
+from distill.collect.strategies import STRATEGIES
+from distill.compare.metrics import METRICS
+from distill.core import assets, registry
+from distill.curate.filters import FILTERS
+from distill.errors import RecipeError
+from distill.formats.importers import IMPORTERS
+from distill.recipe import Options, Recipe
+from distill.train.options import TrainOptions
+
+
+class _Unchecked(Options):
+    """Stands for the options of a part of the user's own that must not be imported."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Parts:
+    """The shelves' option models; with `importing=False`, parts of the user's own are believed unseen."""
+
+    def lookup(names: Mapping[str, str], kind: str, needs: str) -> Callable[[str], type[Options]]:
+        def options_of(name: str) -> type[Options]:
+            if ":" in name and not importing:
+                return _Unchecked
+            part = registry.part(names, name, kind=kind, allowed=allowed)
+            if not hasattr(part, needs):
+                fitting = [other for other in names if hasattr(registry.part(names, other, kind=kind), needs)]
+                raise RecipeError(f'{kind} "{name}" does not fit here{registry.suggest(name, fitting)}')
+            options: type[Options] = part.Options
+            return options
+
+        return options_of
+
+    def importer(name: str) -> Any:
+        return None if ":" in name and not importing else registry.part(IMPORTERS, name, kind="format", allowed=allowed)
+
+    return recipe.Parts(
+        expand=lookup(STRATEGIES, "strategy", "propose"),
+        collect=lookup(STRATEGIES, "strategy", "flow"),
+        filter=lookup(FILTERS, "filter", "scope"),
+        metric=lookup(METRICS, "metric", "score"),
+        train=TrainOptions,
+        source=importer,
+    )
+
+
+Source: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Recipe
+"""A recipe's file, a run folder, a shipped recipe's bare name, what a recipe's file holds, or a loaded recipe."""
+Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
+"""Changes to a recipe: `["train.epochs=3"]`, or `{"train.epochs": 3}`."""
+
+
+def load_recipe(
+    source: Source, *, overrides: Overrides = (), allowed: Collection[str] = (), importing: bool = True
+) -> Recipe:
+    """A recipe, validated whole: of a file, a run folder, a shipped one by its bare name, or of the values themselves.
+
+    `allowed` are packages whose code it may name; with `importing=False` that code is believed unseen. Raises
+    `RecipeError` with a line for each fault.
+    """
+    found: Path | Mapping[str, Any]
+    if isinstance(source, Recipe):
+        found = source.document()
+    else:
+        found = source if isinstance(source, Mapping) else _recipe_file(Path(source))
+    loaded = recipe.load(found, parts(allowed=allowed, importing=importing), overrides=overrides)
+    _require_roles("recipe" if isinstance(found, Mapping) else found, loaded)
+    return loaded
+
+
+def _require_roles(file: str | Path, loaded: Recipe) -> None:
+    """Raise `RecipeError` where a curation rule of ours asks somebody whom the recipe does not have."""
+    there = {"judge": loaded.teacher is not None, "base": loaded.student is not None}
+    needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}
+    for rule in loaded.curate or ():
+        part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
+        if not there.get(role := getattr(part, "role", ""), True):
+            raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
+
+
+def _recipe_file(path: Path) -> Path:
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        if not inside.is_file():
+            raise RecipeError(f"{path} is no run folder: it has no recipe.yaml; give a recipe or a run folder")
+        return inside
+    if not path.exists() and path.suffix == "" and len(path.parts) == 1:
+        shipped = sorted(file.stem for file in assets.find("recipes").glob("*.yaml"))
+        if path.name not in shipped:
+            raise RecipeError(f'no file and no shipped recipe "{path}"{registry.suggest(path.name, shipped)}')
+        return assets.find(f"recipes/{path.name}.yaml")
+    return path

@@ -1,0 +1,133 @@
+"""TODO distill.pipeline.runner.requirements."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from importlib.util import find_spec
+
+from distill.core import credentials, processes
+from distill.core.extras import install
+from distill.curate.stage import roles_of_filters
+from distill.engine import probe
+from distill.engine.probe import Findings
+from distill.errors import MissingPackage, RecipeError
+from distill.recipe import Recipe, Teacher
+from distill.run.context import BASE
+
+LM_EVAL = "lm_eval"
+"""The package of EleutherAI's lm-evaluation-harness."""
+TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+
+
+def require_training_packages(command: str) -> None:
+    """Raise `MissingPackage` where a package of the `train` extra is not installed; imports none of them."""
+    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise MissingPackage(
+            f"`{command}` needs {', '.join(missing)}, which is not installed; type: {install('train')}"
+        )
+
+
+def require_benchmarks(loaded: Recipe) -> None:
+    """Raise `MissingPackage` where compare wants lm_eval and it is not installed, `RecipeError` for an unknown task."""
+    if loaded.compare is None or loaded.compare.lm_eval is None:
+        return
+    if find_spec(LM_EVAL) is None:
+        raise MissingPackage(f"compare.lm_eval needs the package {LM_EVAL}; type: {install('lm-eval')}")
+    from distill.compare.lm_eval_tasks import Harness
+
+    Harness().require(loaded.compare.lm_eval.tasks)
+
+
+def _warnings(recipe: Recipe) -> list[str]:
+    found = [
+        f"warning: {section}.{key}: the variable {credentials.shown(name)} is not set; the run will need it"
+        for section, one in recipe.asked.items()
+        for name, key in one.variables.items()
+        if name not in os.environ
+    ]
+    if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
+        found.append(f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}")
+    return found
+
+
+def literal_secrets(recipe: Recipe) -> list[str]:
+    """A line for each secret that stands in a recipe itself."""
+    return [
+        f"{section}: a secret stands in the recipe itself ({name}); it is struck out of the run folder's copy, which "
+        "then cannot be run: put it into an environment variable, and write $NAME in its place"
+        for section, one in recipe.asked.items()
+        for name, _ in one.literals
+    ]
+
+
+def known_faults(recipe: Recipe) -> list[str]:
+    """What the teachers' endpoints ignore by the findings in the cache; nothing is asked."""
+    found = [f"warning: {line}" for line in literal_secrets(recipe)]
+    for teacher in recipe.teachers:
+        findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
+        if findings is not None:
+            told = unheeded(recipe, teacher, findings)
+            found += [f"warning: {line} (probed {probe.age(findings)})" for line in told]
+    return found
+
+
+def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
+    """One line for each thing that a recipe asks of a teacher and that its endpoint ignores or refuses."""
+    found = probe.warnings(findings, teacher.sampling.sampling())
+    if recipe.compare is not None and recipe.compare.sampling is not None:
+        found += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")
+    if recipe.collect is not None and getattr(recipe.collect.options, "system", None):
+        found += _unheeded_system(findings)
+    asks_raw = recipe.collect is not None and getattr(recipe.collect.options, "ask", None) == "completion"
+    if asks_raw and findings.verdict("completions") == "refused":
+        found.append("collect asks raw prompts, but this endpoint has no /completions: set collect.ask to chat")
+    ask = getattr(recipe.expand.options, "ask", None) if recipe.expand is not None else None
+    if ask is not None:
+        if ask != "chat" and findings.verdict("completions") == "refused":
+            found.append("expand asks raw prompts, but this endpoint has no /completions: expand will fail")
+        if "stop" in probe.ignored(findings):
+            found.append("expand stops its answers, but this endpoint ignores stop: they are cut after the fact")
+    return found
+
+
+def _unheeded_system(findings: Findings) -> list[str]:
+    told = {
+        "ignored": "collect.system is set, but this endpoint ignores system messages: answers are given without it",
+        "refused": "collect.system is set, but this endpoint refuses system messages: requests will fail",
+    }
+    return [told[verdict]] if (verdict := findings.verdict("system")) in told else []
+
+
+def _needs_torch(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:
+    """Whether one of the stages loads a model here."""
+    compares = "compare" in names and compares_here(loaded)
+    return "train" in names or compares or serves_here(loaded) or _asks_base(loaded, names, allowed)
+
+
+def _asks_base(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:
+    return "curate" in names and BASE in roles_of_filters(loaded, allowed)
+
+
+def _require_one_process(names: Sequence[str]) -> None:
+    """Raise `RecipeError` where a launcher has started several processes for more than training."""
+    if processes.count() > 1 and list(names) != ["train"]:
+        raise RecipeError(
+            f"a launcher has started {processes.count()} processes of distill, and only training is shared by several; "
+            "type: accelerate launch -m distill train RUN, and the other commands without accelerate"
+        )
+
+
+def serves_here(loaded: Recipe) -> bool:
+    """Whether a teacher is a model that this process starts, which needs torch."""
+    others = (loaded.roles | loaded.respondents).values()
+    return any(one.serve == "transformers" for one in (*loaded.teachers, *others))
+
+
+def compares_here(loaded: Recipe) -> bool:
+    """Whether compare asks a model that this process loads: the student or its base."""
+    section = loaded.compare
+    return section is not None and any(
+        getattr(section, side) is None and side not in section.answers for side in ("student", "base")
+    )

@@ -1,0 +1,216 @@
+"""Drives the stages of a recipe over one run folder: what is current is skipped, what is bought is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from distill.core import assets, console, processes, registry, student_folder
+from distill.core.hashing import json_sha256, tree_sha256
+from distill.core.redaction import strike
+from distill.engine.batch.runner import StoppedPending
+from distill.engine.journal.store import NAME, Journal
+from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
+from distill.pipeline.parts import Overrides, Source, load_recipe
+from distill.pipeline.requirements import (
+    _needs_torch,
+    _require_one_process,
+    known_faults,
+    require_benchmarks,
+    require_training_packages,
+)
+from distill.pipeline.stages import PIPELINE
+from distill.pipeline.staleness import sources_of, sources_sha256
+from distill.recipe import Recipe
+from distill.run import students
+from distill.run.context import ACCEPTABLE, Context, passes, stop_teacher
+from distill.run.endpoints import hire
+from distill.run.layout import STAGES, stages_of
+from distill.run.record import Run, headline, journal_of, measured, opened, student_remark
+from distill.train.trackers import require_trackers
+
+
+def run_recipe(
+    source: Source,
+    *,
+    run_dir: Path | None = None,
+    overrides: Overrides = (),
+    stages: Sequence[str] | None = None,
+    retry_failed: bool = False,
+    accept_partial: bool = False,
+    allowed: Collection[str] = (),
+    wait: bool = True,
+    fresh: bool = False,
+    new_journal: bool = False,
+) -> Path:
+    """Run a recipe's stages that are not current; returns the run folder.
+
+    `wait` is for a provider's batches: without it the run ends while they are open. `fresh` trains from the start,
+    whatever checkpoints or student there are. `new_journal` goes on where sends that run.json knows of are missing in
+    the journal. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted`
+    with everything finished kept.
+    """
+    loaded, folder = _addressed(source, run_dir, overrides, allowed)
+    names = _chosen(loaded, stages)
+    if loaded.train is not None and "train" in names:
+        require_trackers(loaded.train.options.report_to)
+    _require_one_process(names)
+    if _needs_torch(loaded, names, allowed):
+        require_training_packages("distill run")
+    if "compare" in names:
+        require_benchmarks(loaded)
+    teachers = hire(loaded, folder)
+    for line in known_faults(loaded):
+        console.warn(line.removeprefix("warning: "))
+    with opened(folder, loaded) as run, _journal(run, loaded, new_journal) as journal:
+        context = Context(
+            folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait, fresh, run.lost
+        )
+        try:
+            ran = _run_stages(context, run, names)
+        finally:
+            stop_teacher(context)
+    _farewell(folder, ran)
+    return folder
+
+
+def cancel_batches(
+    path: Path,
+    *,
+    run_dir: Path | None = None,
+    overrides: Iterable[str] = (),
+    wait: bool = True,
+    new_journal: bool = False,
+) -> None:
+    """Cancel what the run has open at a provider's batch interface; what was finished is kept, for it is paid.
+
+    Raises `StoppedPending` where a provider takes its time and nobody waits.
+    """
+    loaded, folder = _addressed(path, run_dir, overrides, ())
+    with (
+        opened(folder, loaded) as run,
+        _journal(run, loaded, new_journal) as journal,
+        console.progress("cancel") as bar,
+    ):
+        context = Context(folder, loaded, journal, hire(loaded, folder), wait=wait, lost=run.lost)
+        console.say(f"{folder}: {passes(context, 'collect', bar).cancel()} batches cancelled")
+
+
+def _addressed(
+    source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
+) -> tuple[Recipe, Path]:
+    """The recipe and its run folder."""
+    loaded = load_recipe(source, overrides=overrides, allowed=allowed)
+    if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
+        return loaded, folder
+    return loaded, run_dir or Path("runs") / loaded.name
+
+
+@contextmanager
+def _journal(run: Run, loaded: Recipe, new_journal: bool) -> Iterator[Journal]:
+    """The run's journal, and behind it those that it may reuse; an empty one in processes that may not write."""
+    with ExitStack() as journals:
+        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
+        if processes.is_first():
+            yield journals.enter_context(journal_of(run, reuse=reuse, new_journal=new_journal))
+        else:
+            folder = Path(journals.enter_context(TemporaryDirectory()))
+            yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
+
+
+def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
+    available = stages_of(loaded)
+    for name in stages or ():
+        if name not in STAGES:
+            raise RecipeError(f'unknown stage "{name}"{registry.suggest(name, STAGES)}')
+        if name not in available:
+            raise RecipeError(f"the recipe has no section `{name}`; add one, or leave the stage out")
+    return [name for name in available if stages is None or name in stages]
+
+
+def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
+    """Run those of the stages that are not current, in order; returns the names of those that ran."""
+    run.describe(context.teachers.facts() if context.teachers is not None else [])
+    if "train" not in names and {"compare", "report"} & set(names):
+        _tell_of_student(context.folder)
+    ran = []
+    for name in names:
+        _require_earlier(context, run, name)
+        if _run_stage(context, run, name):
+            ran.append(name)
+    return ran
+
+
+def _tell_of_student(folder: Path) -> None:
+    if (line := student_remark(folder)) is not None:
+        console.warn(line)
+
+
+def _require_earlier(context: Context, run: Run, name: str) -> None:
+    """The stages before this one must be done, or partly done within what the recipe or the user accepts."""
+    for earlier in stages_of(context.recipe):
+        if name in (earlier, "report"):
+            return
+        entry = run.stage(earlier)
+        if (
+            entry is not None
+            and earlier == "train"
+            and student_folder.is_student(student_folder.current(context.folder))
+        ):
+            continue  # one that is there stays in use until another is finished
+        if entry is None or entry["status"] in ("running", "failed"):
+            raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
+        if entry["status"] == "partial" and not (context.accept_partial or entry["detail"] == ACCEPTABLE):
+            raise StageIncomplete(
+                f"`{earlier}` is only partly done; run it again, or add --accept-partial to go on with what there is"
+            )
+
+
+def _run_stage(context: Context, run: Run, name: str) -> bool:
+    stage = PIPELINE[name]
+    found = {item: students.sha256(context.folder, item) for item in stage.inputs}
+    inputs = {item: digest for item, digest in found.items() if digest is not None}
+    shipped = tree_sha256(assets.find(stage.prompts)) if stage.prompts else None
+    fingerprint = json_sha256([inputs, stage.options(context), sources_sha256(sources_of(context, stage)), shipped])
+    again = (context.retry_failed and stage.teacher) or (context.fresh and name == "train")
+    if run.is_current(name, fingerprint) and not again:
+        return False
+    console.say(f"{name}: started")
+    record = run.begin(name, fingerprint, inputs)
+    try:
+        with measured(record):
+            record.counts = dict(stage.work(context, record))
+        record.status = "partial" if record.detail == ACCEPTABLE else "done"
+    except (BudgetStop, Interrupted, StoppedPending) as stop:
+        record.status, record.detail = "partial", strike(str(stop))
+        if not (context.accept_partial and isinstance(stop, BudgetStop)):
+            raise
+        console.warn(f"{stop}; going on with what there is")
+    except KeyboardInterrupt:
+        record.status, record.detail = "failed", "interrupted; run the same command again to go on"
+        raise
+    except BaseException as error:
+        record.status, record.detail = "failed", strike(str(error)) or type(error).__name__
+        raise
+    finally:
+        run.save(name, record, stage.outputs)
+    console.say(f"{name}: {record.status} in {record.seconds:.1f} s{_brief(record.counts)}")
+    return True
+
+
+def _brief(counts: Mapping[str, Any]) -> str:
+    pieces = [f"{key.replace('_', ' ')} {value:,}" for key, value in counts.items() if isinstance(value, int)]
+    return f" ({', '.join(pieces)})" if pieces else ""
+
+
+def _farewell(folder: Path, ran: Sequence[str]) -> None:
+    if not ran:
+        console.say(f"{folder}: nothing to do, every stage is current")
+    for line in headline(folder):
+        console.result(line)
+    if (folder / "report.html").exists():
+        console.result(f"report: {(folder / 'report.html').resolve()}")

@@ -1,0 +1,103 @@
+"""Starts a recipe from a shipped one, and says where a recipe departs from another."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.core import assets
+from distill.core.registry import suggest
+from distill.errors import RecipeError, RunFolderError
+from distill.pipeline.parts import load_recipe
+from distill.recipe import Recipe
+
+STARTER = "quickstart"
+NOT_COMPARED = ("name", "files", "reuse")
+"""Keys that say where a run is, and not what it does."""
+
+
+def shipped() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(file.stem for file in assets.find("recipes").glob("*.yaml"))
+
+
+def init(folder: Path, *, like: str | None = None, name: str | None = None) -> list[str]:
+    """Copy a shipped recipe, its comments with it, into a folder; returns what to do next.
+
+    Seeds and prompts that it names are shipped too, and are copied beside it so that they can be changed. Raises
+    `RecipeError` for an unknown name, `RunFolderError` where a file is there already.
+    """
+    chosen = like or STARTER
+    if chosen not in shipped():
+        raise RecipeError(f'no shipped recipe "{chosen}"{suggest(chosen, shipped())}')
+    called = name or (like if like is not None else "my-run")
+    out = folder / f"{called}.yaml"
+    if out.exists():
+        raise RunFolderError(f"{out} is there already; give another --name, or remove it")
+    source = assets.find(f"recipes/{chosen}.yaml")
+    text = source.read_text(encoding="utf-8").replace(f"\nname: {chosen}\n", f"\nname: {called}\n", 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = list(_copied(load_recipe(source), folder))
+    out.write_text(text, encoding="utf-8")
+    return [
+        f"{out}: a copy of {chosen}",
+        *(f"{file}: yours to change" for file in copied),
+        f"next: distill check {out}",
+        f"      distill smoke {out}     # once through in seconds, with a tiny model",
+        f"      distill run {out}",
+    ]
+
+
+def _copied(loaded: Recipe, folder: Path) -> Iterator[Path]:
+    """The shipped files that a recipe names, copied under the same relative path."""
+    root = assets.root() / "prompts"
+    for path in map(Path, loaded.files):
+        if path.is_relative_to(root):
+            out = folder / path.relative_to(root)
+            if not out.exists():
+                out.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, out)
+                yield out
+
+
+def departures(path: Path, like: str) -> list[str]:
+    """Where a recipe departs from a shipped one, a line each key: models and paths among them, names left out."""
+    if like not in shipped():
+        raise RecipeError(f'--like: no shipped recipe "{like}"{suggest(like, shipped())}')
+    ours = _flat(load_recipe(path, importing=False).document())
+    theirs = _flat(load_recipe(assets.find(f"recipes/{like}.yaml"), importing=False).document())
+    keys = [key for key in dict.fromkeys((*theirs, *ours)) if key.split(".")[0] not in NOT_COMPARED]
+    found = [
+        f"  {key}: {_shown(theirs, key)} → {_shown(ours, key)}" for key in keys if theirs.get(key) != ours.get(key)
+    ]
+    if not found:
+        return [f"{path} does what {like} does"]
+    return [f"{path} departs from {like} in {len(found)} of {len(keys)} keys ({like} → here):", *found]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Every value by its dotted key; items of a list go by the name they have (`curate.length`), else by place."""
+    if isinstance(value, Mapping) and value:
+        found: dict[str, Any] = {}
+        for key, each in value.items():
+            found |= _flat(each, f"{prefix}.{key}" if prefix else str(key))
+        return found
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        found = {}
+        for place, item in enumerate(value):
+            named = item.get("filter") or item.get("metric") or item.get("name") or place
+            found |= _flat(
+                {key: each for key, each in item.items() if key not in ("filter", "metric")} or True,
+                f"{prefix}.{named}",
+            )
+        return found
+    return {prefix: value}
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return "not there"
+    text = str(values[key])
+    return text if len(text) <= 60 else f"{text[:59]}…"

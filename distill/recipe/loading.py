@@ -1,0 +1,153 @@
+"""Reads a recipe's file, and makes a validated recipe of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.core.embedded import EMBEDDED
+from distill.core.redaction import learn
+from distill.core.registry import suggest
+from distill.errors import RecipeError
+from distill.recipe.paths import resolved
+from distill.recipe.recipe import Recipe
+from distill.recipe.validation import Parts, validate, with_options
+
+MAX_RECIPE_BYTES = 1_000_000
+
+
+def load(
+    source: Path | Mapping[str, Any], parts: Parts, *, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
+
+    `source` is a file, or what such a file holds. `overrides` are `a.b=c` texts, whose value is YAML, or values by
+    their dotted keys; a path in them is relative to the current folder. Other paths are relative to the recipe's
+    folder (the current one where there is no file), then to the shipped prompts/.
+    """
+    path, document = (source, _read(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
+    if isinstance(overrides, str):
+        raise RecipeError(f"overrides: found the text {overrides!r}, expected a list of such, or a mapping")
+    for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parsed, overrides):
+        override(document, key, _plain(value), parts)
+    recipe, faults = validate(document)
+    if recipe is not None:
+        recipe, faults = with_options(recipe, parts)
+    if not faults and recipe is not None:
+        recipe, faults = resolved(recipe, path.resolve().parent)
+    if faults or recipe is None:
+        raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults))
+    for section in recipe.asked.values():
+        for _, literal in section.literals:
+            learn(literal)
+    return recipe
+
+
+def _plain(value: Any) -> Any:
+    """What a file would hold: new dictionaries and lists, and the texts of paths."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Booleans as in YAML 1.2: `on: answer` has a key of two letters, and `no` is Norwegian."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_RECIPE_BYTES:
+            raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES} bytes; expected a recipe")
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: no YAML: {why_no_yaml(error)}") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"{path}: found {type(document).__name__}, expected a mapping of sections (name, teacher …)")
+    return document
+
+
+PATH_KEYS = (
+    "expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "student.model", "compare.prompts",
+    *(f"compare.answers.{model}" for model in ("base", "student", "teacher", "teacher_again")),
+)  # fmt: skip
+"""Keys whose value is, or may be, a path."""
+
+
+def parsed(text: str) -> tuple[str, Any]:
+    """The key of an `a.b=c`, and its value, which is YAML. Raises `RecipeError`."""
+    key, equals, written = text.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
+    try:
+        return key, yaml.safe_load(written)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: the value is no YAML: {why_no_yaml(error)}") from None
+
+
+def why_no_yaml(error: Exception) -> str:
+    """What the parser says and where, without the text that it was given, which may hold a secret."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f", in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{problem or 'it cannot be decoded'}{where}"
+
+
+def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> None:
+    """Change one value of the document, by its dotted key. Raises `RecipeError` for what names nothing."""
+    if key in PATH_KEYS or _is_rule_path(key, parts):
+        value = [_from_here(each) for each in value] if isinstance(value, list) else _from_here(value)
+    _assign(document, key.split("."), value)
+
+
+def _is_rule_path(key: str, parts: Parts) -> bool:
+    """Whether a key such as `curate.contamination.files` is one of its filter's paths."""
+    section, _, rest = key.partition(".")
+    name, _, field = rest.rpartition(".")
+    try:
+        return section == "curate" and field in parts.filter(name).path_fields
+    except RecipeError:
+        return False
+
+
+def _from_here(value: Any) -> Any:
+    """An absolute path, for what exists in the current folder."""
+    if isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
+        return str(Path(value).resolve())
+    return value
+
+
+def _assign(node: Any, keys: list[str], value: Any) -> None:
+    said = ".".join(keys)
+    for index, key in enumerate(keys[:-1]):
+        if isinstance(node, dict):
+            if node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+        elif isinstance(node, list):
+            node = _rule_named(node, key, said)
+        else:
+            raise RecipeError(f"--set {said}: {'.'.join(keys[:index])} is a value, not a section")
+    if not isinstance(node, dict):
+        raise RecipeError(f"--set {said}: {'.'.join(keys[:-1])} is no section")
+    node[keys[-1]] = value
+
+
+def _rule_named(items: list[Any], name: str, said: str) -> Any:
+    """The rule of a filter, or the teacher of a name, in a list of them."""
+    names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
+    if name not in names:
+        raise RecipeError(f'--set {said}: no "{name}" in the recipe\'s list{suggest(name, names)}')
+    return items[names.index(name)]

@@ -1,0 +1,126 @@
+"""Validates a recipe and the options of its parts, with one line for each fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from distill.core.registry import suggest
+from distill.errors import RecipeError
+from distill.recipe.recipe import Recipe
+from distill.recipe.sections import Options, PartSection
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the doors tell this module of the shelves: option models by part name. Each raises `RecipeError`."""
+
+    expand: Callable[[str], type[Options]]
+    collect: Callable[[str], type[Options]]
+    filter: Callable[[str], type[Options]]
+    metric: Callable[[str], type[Options]]
+    train: type[Options]
+    source: Callable[[str], Any]
+
+
+def validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """The recipe without its parts' options, or its faults."""
+    try:
+        return Recipe.model_validate(document), []
+    except ValidationError as error:
+        return None, [_fault(item, Recipe, ()) for item in error.errors()]
+
+
+def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, ...]) -> str:
+    """One line for one pydantic error, with a suggestion for an unknown key."""
+    where = ".".join([*prefix, *(str(part) for part in item["loc"] if part not in {"one", "several"})])
+    if item["type"] == "extra_forbidden":
+        return f'unknown key "{where}"{suggest(str(item["loc"][-1]), _known_keys(model, item["loc"][:-1]))}'
+    if item["type"] == "missing":
+        return f"`{where}` is missing"
+    message = str(item["msg"]).removeprefix("Value error, ").replace("\n", " ")
+    if not where:
+        return message
+    if item["type"] == "value_error" or not _HIDDEN.isdisjoint(item["loc"]):
+        return f"{where}: {message}"
+    return f"{where}: {message[0].lower() + message[1:]}, found {_shown(item.get('input'))}"
+
+
+_HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
+"""Keys whose values are not shown: people put the secret itself there."""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _known_keys(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
+    for key in location:
+        if isinstance(key, str) and key in model.model_fields:
+            model = next(iter(_models(model.model_fields[key].annotation)), model)
+    return [field.alias or name for name, field in model.model_fields.items() if name != "options"]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
+    """The recipe with every part's options validated and filled in."""
+    faults: list[str] = []
+    changed: dict[str, Any] = {}
+    for name, lookup in (("expand", parts.expand), ("collect", parts.collect)):
+        section = getattr(recipe, name)
+        if section is not None:
+            changed[name] = _filled(section, partial(lookup, section.strategy), (name,), faults)
+    if recipe.train is not None:
+        changed["train"] = _filled(recipe.train, lambda: parts.train, ("train",), faults)
+    if recipe.curate is not None:
+        rules = [
+            _filled(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults) for rule in recipe.curate
+        ]
+        changed["curate"] = rules
+    for source in recipe.sources:
+        try:
+            parts.source(source.importer)
+        except RecipeError as error:
+            faults.append(f"sources.{source.called}.from: {error}")
+    if recipe.compare is not None:
+        metrics = [
+            _filled(one, partial(parts.metric, one.metric), ("compare", "metrics", one.metric), faults)
+            for one in recipe.compare.metrics
+        ]
+        changed["compare"] = recipe.compare.model_copy(update={"metrics": metrics})
+    return recipe.model_copy(update=changed), faults
+
+
+def _filled(
+    section: PartSection, model_of: Callable[[], type[Options]], prefix: tuple[str, ...], faults: list[str]
+) -> PartSection:
+    extra = dict(section.model_extra or {})
+    try:
+        model = model_of()
+        options = model.model_validate(extra)
+    except RecipeError as error:
+        faults.append(f"{'.'.join(prefix)}: {error}")
+        return section
+    except ValidationError as error:
+        faults.extend(_part_fault(item, model, type(section), prefix) for item in error.errors())
+        return section
+    return section.model_copy(update={"options": options})
+
+
+def _part_fault(
+    item: Mapping[str, Any], model: type[Options], section: type[BaseModel], prefix: tuple[str, ...]
+) -> str:
+    if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
+        known = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]
+        return f'unknown key "{".".join([*prefix, str(item["loc"][0])])}"{suggest(str(item["loc"][0]), known)}'
+    return _fault(item, model, prefix)

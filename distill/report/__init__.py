@@ -1,0 +1,1 @@
+"""Scores to report.html: the stage `report`."""

@@ -1,0 +1,142 @@
+"""What the stages did: rows on their way, time, cost, and the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from distill.report.numbers import Row, Scale, finite, number, ticks
+from distill.run.layout import STAGES
+
+MAX_POINTS = 400
+"""Points drawn of a loss curve; of a longer one every k-th, and the last."""
+
+
+def counts(stages: Row, name: str) -> dict[str, Any]:
+    """What a stage counted."""
+    return dict((stages.get(name) or {}).get("counts") or {})
+
+
+def ordered(stages: Row) -> list[str]:
+    """The stages in order, those of other names first; the report's own entry is of an earlier report."""
+    return sorted(set(stages) - {"report"}, key=lambda name: (STAGES.index(name) if name in STAGES else -1, name))
+
+
+def headline(stages: Row) -> str:
+    """What to say of a run that has no comparison."""
+    if "train" in stages:
+        return "The student has not been compared with its teacher yet."
+    if sessions := counts(stages, "collect").get("sessions"):
+        return f"{number(sessions)} answers collected; no student has been trained on them yet."
+    return "Nothing has been collected yet."
+
+
+def warning(name: str, stage: Row) -> str:
+    """What to say of a stage that is not done."""
+    return ": ".join(filter(None, [f"{name} is {stage.get('status', 'unknown')}", stage.get("detail")]))
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One row of the funnel."""
+
+    label: str
+    rows: int
+    kind: str
+    """`asked` (the way there), `kept`, or taken out of what was kept before: `lost`, `test`."""
+    start: float = 0.0
+    """Percent of the longest bar, as is `length`."""
+    length: float = 0.0
+
+
+def funnel_bars(stages: Row) -> list[Bar]:
+    """Rows on their way from seeds to training."""
+    expand, collect, curate = (counts(stages, name) for name in ("expand", "collect", "curate"))
+    bars = [
+        Bar("seed tasks", expand.get("seeds") or 0, "asked"),
+        Bar("requests for new tasks", expand.get("requests") or 0, "asked"),
+        Bar("candidate tasks", expand.get("candidates") or 0, "kept"),
+        *_lost("rejected", expand.get("rejected")),
+        Bar("tasks", expand.get("tasks") or collect.get("tasks") or 0, "kept"),
+        Bar("failed: no answer", collect.get("failed") or 0, "lost"),
+        Bar("answered sessions", collect.get("sessions") or curate.get("rows") or 0, "kept"),
+        *_lost("dropped", curate.get("by_rule")),
+        Bar("held out for the comparison", curate.get("test") or 0, "test"),
+        Bar("kept for training", curate.get("kept") or 0, "kept"),
+        Bar("trained on", counts(stages, "train").get("rows") or 0, "kept"),
+    ]
+    return [bar for bar in bars if bar.rows]
+
+
+def _lost(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
+    """The most frequent reason first."""
+    ranked = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
+    return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in ranked]
+
+
+def _reason(code: str) -> str:
+    """`length/too_short` as a reader says it: too short (length)."""
+    rule, _, reason = code.replace("_", " ").rpartition("/")
+    return f"{reason} ({rule})" if rule not in ("", reason) else reason
+
+
+def placed(bars: Sequence[Bar]) -> Iterator[Bar]:
+    """The bars with their places: what is taken out lies under the end of what it is taken from."""
+    longest = max((bar.rows for bar in bars), default=0)
+    left = 0
+    for bar in bars:
+        taken = bar.kind in ("lost", "test")
+        left = max(0, left - bar.rows) if taken else bar.rows
+        start = left if taken else 0
+        yield replace(bar, start=round(100 * start / longest, 2), length=round(100 * bar.rows / longest, 2))
+
+
+_SUMMED = ("seconds", "asked", "replayed", "failed", "prompt", "completion", "usd")
+
+
+def stage_row(name: str, stage: Row) -> dict[str, Any]:
+    """A stage's line of the table of time and tokens."""
+    figures = {**stage, **(stage.get("requests") or {}), **(stage.get("tokens") or {})}
+    numbers = {key: finite(figures.get(key)) for key in (*_SUMMED, "peak_memory_bytes")}
+    return {"name": name, "status": stage.get("status", "unknown"), **numbers}
+
+
+def total(table: Sequence[Row]) -> dict[str, Any]:
+    """Sums over the stages that have the figure; the peak is the highest of them."""
+    known = {key: [row[key] for row in table if row[key] is not None] for key in (*_SUMMED, "peak_memory_bytes")}
+    sums = {key: sum(known[key]) if known[key] else None for key in _SUMMED}
+    return {"name": "total", "status": "", **sums, "peak_memory_bytes": max(known["peak_memory_bytes"], default=None)}
+
+
+_LOGGED = ("step", "steps", "loss", "eval_loss", "learning_rate", "tokens", "seconds")
+
+
+def curve(log: Sequence[Row]) -> dict[str, Any] | None:
+    """The loss in nats a token over the steps; steps whose loss is no number cannot be drawn and are counted."""
+    steps: list[dict[str, Any]] = [{key: row.get(key) for key in _LOGGED} for row in log if "step" in row]
+    points = [row for row in steps if finite(row["loss"]) is not None]
+    evaluations = [row for row in steps if finite(row["eval_loss"]) is not None]
+    if not points:
+        return None
+    every = math.ceil(len(points) / MAX_POINTS)
+    losses = [row["loss"] for row in points] + [row["eval_loss"] for row in evaluations]
+    x_ticks = ticks(0, max(row["step"] for row in points + evaluations), least=1)
+    y_ticks = ticks(min(losses), max(losses))
+    return {
+        "points": points[::every] + ([points[-1]] if (len(points) - 1) % every else []),
+        "every": every,
+        "evaluations": evaluations,
+        "watched": [_watched(row) for row in log if row.get("event") == "eval"],
+        "unfinite": sum(row["loss"] is not None for row in steps) - len(points),
+        "x": Scale(x_ticks[0], x_ticks[-1]),
+        "y": Scale(y_ticks[0], y_ticks[-1], flip=True),
+        "x_ticks": x_ticks,
+        "y_ticks": y_ticks,
+    }
+
+
+def _watched(row: Row) -> dict[str, Any]:
+    """What an evaluation while training saw."""
+    return {key: finite(row.get(key)) for key in ("step", "eval_loss", "stop_rate", "length_ratio", "rows")}

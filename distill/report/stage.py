@@ -1,0 +1,155 @@
+"""The report stage: one HTML file that says in ten seconds how far the student came, and then shows everything.
+
+The page opens from a disk with no network. Its Content-Security-Policy allows its own style and scripts, by hash, and
+nothing else; every value passes `visible` and Jinja's escaping, or stands as JSON that the script puts into the page as
+text, because a teacher's text is not to be trusted.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.core import student_folder
+from distill.core.assets import load
+from distill.core.files import write_atomically
+from distill.core.student_folder import current, is_student
+from distill.report import answer_rows, comparison, numbers, run_sections
+from distill.report.comparison import facts
+from distill.run import funnel, model_card, students
+from distill.run.context import Context
+from distill.run.record import StageRecord, read_record, stale, student_remark
+from distill.text.tokens import visible
+
+SECTIONS = {
+    "scores.json": "headline and metrics",
+    "answers.jsonl": "answers side by side",
+    "student/train_log.jsonl": "loss curve",
+    "dropped.jsonl": "dropped rows",
+}
+"""What the page lacks without each file."""
+LIBRARIES = ("vendor/diff.min.js", "vendor/markdown-it.min.js")
+"""Kept libraries that the viewer uses, with their licences beside them in prompts/report/vendor."""
+TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
+
+
+def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
+    """Write `folder`/report.html from the run's files; what has not run is left out, and the page says so.
+
+    The same files give the same bytes. Returns counts: `bytes` of the page, `prompts` and `dropped` rows shown,
+    `left_out` sections. Raises `RunFolderError` when `folder` is no run, a file is damaged or nothing can be written.
+    """
+    page = shape(folder, title=title)
+    html = render(page)
+    write_atomically(folder / "report.html", [html])
+    counts = {key: len(page[key]) for key in ("dropped", "left_out")}
+    return {"bytes": len(html.encode()), "prompts": page["prompts"], **counts}
+
+
+def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
+    """All that the template shows, worked out of the run's files."""
+    record = read_record(folder)
+    moved = stale(folder, record)
+    done = {
+        name: {**record["stages"][name], **({"status": "stale", "detail": moved[name]} if name in moved else {})}
+        for name in run_sections.ordered(record.get("stages") or {})
+    }
+    made = students.training(folder, record) if is_student(current(folder)) else None
+    own = done if made is None else {**done, **made["stages"]}
+    origin = {**record, **(made or {})}
+    scores, answers = numbers.json_object(folder / "scores.json"), numbers.rows(folder / "answers.jsonl")
+    metrics = [comparison.metric_of(name, entry) for name, entry in (scores.get("metrics") or {}).items()]
+    table = [run_sections.stage_row(name, stage) for name, stage in done.items()]
+    dropped, dropped_total = answer_rows.spread(numbers.stream(folder / "dropped.jsonl"))
+    recipe = numbers.plain_text(folder / "recipe.yaml")
+    if made is not None and made["recipe"] != students.recipe(folder):
+        recipe = yaml.safe_dump(made["recipe"], sort_keys=False, allow_unicode=True, width=120)
+    student = current(folder)
+    unfinished = [run_sections.warning(name, stage) for name, stage in done.items() if stage.get("status") != "done"]
+    fresh = done.get("compare", {}).get("status", "done") == "done"
+    called = title or f"{record.get('name', folder.name)} – distill report"
+    return {
+        "title": called,
+        "headline": (scores.get("headline") if fresh else None) or run_sections.headline(done),
+        "warnings": [*filter(None, [student_remark(folder)]), *unfinished],
+        "left_out": [f"{what} (no {file})" for file, what in SECTIONS.items() if not (folder / file).is_file()],
+        "gap": comparison.gap(metrics, scores.get("lead")),
+        "extremes": comparison.extremes(scores),
+        "trust": comparison.trust(scores, done, metrics) if scores else [],
+        "metrics": metrics,
+        "judge": comparison.judge(scores),
+        "benchmarks": comparison.benchmarks(scores.get("lm_eval") or {}),
+        "notes": scores.get("notes") or [],
+        "funnel": list(run_sections.placed(run_sections.funnel_bars(own))),
+        "rules": funnel.read(folder, run_sections.counts(done, "curate")),
+        "stages": [*table, run_sections.total(table)] if table else [],
+        "curve": run_sections.curve(numbers.rows(student / "train_log.jsonl")),
+        "samples": answer_rows.samples(numbers.rows(student / "samples.jsonl")),
+        "mask": answer_rows.mask(numbers.json_object(student / "masks.json")),
+        "worst": [
+            answer_rows.card(row, answer_rows.titles_of(scores))
+            for row in answer_rows.ranked(answers)[: answer_rows.WORST]
+        ],
+        "data": answer_rows.in_script(answer_rows.data(answers, scores, called)) if answers else None,
+        "prompts": len(answers),
+        "coverage": scores.get("coverage"),
+        "dropped": [answer_rows.dropped_row(row) for row in dropped],
+        "dropped_total": dropped_total,
+        "facts": facts(origin, numbers.json_object(student / "base.json"), scores, recipe),
+        "versions": origin.get("versions") or {},
+        "files": [(name, *output) for name, stage in done.items() for output in (stage.get("outputs") or {}).items()],
+        "recipe": recipe,
+    }
+
+
+def render(page: Mapping[str, Any]) -> str:
+    """The page as HTML: every value escaped, style and scripts allowed by their hashes alone."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FunctionLoader(lambda name: load(f"report/{name}")),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else _plain(value),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(numbers, name) for name in ("number", "duration", "fixed", "percent", "size")}
+    style = load("report/page.css")
+    wanted = (*LIBRARIES, "page.js") if page["data"] is not None else ("page.js",)
+    scripts = [load(f"report/{name}") for name in wanted]
+    sources = " ".join(f"'{_hash(script)}'" for script in scripts)
+    return environment.get_template("page.html.jinja").render(
+        page=page, models=comparison.MODELS, table_models=TABLE_MODELS,
+        style=Markup(style), scripts=[Markup(script) for script in scripts], data=Markup(page["data"] or ""),
+        policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src {sources}; base-uri 'none'; "
+        "form-action 'none'",
+    )  # fmt: skip
+
+
+def _hash(source: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+def _plain(value: Any) -> Any:
+    return "–" if value is None else visible(value) if isinstance(value, str) else value
+
+
+def report_options(context: Context) -> Any:
+    """Everything that the other stages say of themselves: the report shows it."""
+    return [[name, stage] for name, stage in read_record(context.folder).get("stages", {}).items() if name != "report"]
+
+
+def reporting(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    """The stage report."""
+    pass
+
+    if student_folder.is_student(student := student_folder.current(context.folder)):
+        model_card.write(student / "README.md", context.folder)
+    return report(context.folder, title=context.recipe.name)

@@ -1,0 +1,91 @@
+"""Packs how surprising each token of the teacher's answer is into a few bytes, for the page's viewer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
+from typing import Any
+
+from distill.report.numbers import Row, finite
+from distill.text.tokens import visible
+
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+"""A digit each: of √nats in steps of 1/14, so that 1 nat is exact to 0.07 and 20 are the most; and of a width."""
+STEPS = 14
+MOST = len(ALPHABET) - 1
+MODELS = ("base", "student")
+MAX_BYTES = 200_000
+"""Of all that the page holds of it, three digits a token: 260 answers of 250 tokens. The texts make room for it."""
+
+
+def bytes_of(answers: Sequence[Row]) -> int:
+    """About how many bytes the page holds of it, for which its texts make room."""
+    told = (row.get("surprise") for row in answers)
+    widths = (each.get("widths") for each in told if isinstance(each, dict))
+    return min(MAX_BYTES, sum((1 + len(MODELS)) * len(each) for each in widths if isinstance(each, list)))
+
+
+def chosen(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
+    """What the page shows of each prompt, by its id, and how many prompts have it.
+
+    `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.
+    `limit`: characters shown of an answer.
+    """
+    known = [(str(row.get("id")), told) for row in ranked if (told := packed(row, limit)) is not None]
+    found: dict[str, dict[str, str]] = {}
+    left = MAX_BYTES
+    for name, told in _ends_first(known):
+        left -= sum(map(len, told.values()))
+        if left < 0:
+            break
+        found[name] = told
+    return found, len(known)
+
+
+def _ends_first(known: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
+    half = (len(known) + 1) // 2
+    turns = chain.from_iterable(zip_longest(known[:half], known[: half - 1 : -1]))
+    return (one for one in turns if one is not None)
+
+
+def packed(row: Row, limit: int) -> dict[str, str] | None:
+    """`widths` in UTF-16 units of the text as it is shown, and each model's nats; None where they do not fit it."""
+    told, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
+    if not isinstance(told, dict) or not isinstance(text, str):
+        return None
+    widths = told.get("widths")
+    if not isinstance(widths, list) or not all(isinstance(width, int) and width > 0 for width in widths):
+        return None
+    pieces = list(_pieces(text[:limit], widths))
+    shown = "".join(pieces)
+    nats = {model: _nats((told.get("nats") or {}).get(model), len(widths)) for model in MODELS}
+    if shown != visible(text[:limit]) or not any(nats.values()):
+        return None
+    levels = {model: "".join(map(_level, each[: len(pieces)])) for model, each in nats.items() if each}
+    return {"widths": "".join(_width(piece) for piece in pieces), **levels}
+
+
+def _pieces(text: str, widths: Sequence[int]) -> Iterator[str]:
+    """The tokens as they are shown, as far as the text goes."""
+    start = 0
+    for width in widths:
+        if start >= len(text):
+            return
+        yield visible(text[start : start + width])
+        start += width
+
+
+def _nats(value: Any, count: int) -> list[float]:
+    numbers = [number for each in value if (number := finite(each)) is not None] if isinstance(value, list) else []
+    return numbers if len(numbers) == count else []
+
+
+def _level(nats: float) -> str:
+    return ALPHABET[min(MOST, round(math.sqrt(max(0.0, nats)) * STEPS))]
+
+
+def _width(piece: str) -> str:
+    """Its digit; `_` says that 63 units are not all."""
+    more, rest = divmod(len(piece.encode("utf-16-le")) // 2, MOST)
+    return ALPHABET[MOST] * more + ALPHABET[rest]

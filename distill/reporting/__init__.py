@@ -1,1 +1,0 @@
-"""What the report shows, worked out of a run's files."""

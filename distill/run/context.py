@@ -1,0 +1,207 @@
+"""What the stages of one invocation share, and what a stage is to the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill import recipe
+from distill.core import console
+from distill.engine.batch.runner import Passes
+from distill.engine.budget import Budget, Price, cost_usd, spent_usd
+from distill.engine.engine import Engine
+from distill.engine.journal.records import Sent
+from distill.engine.journal.store import Journal
+from distill.engine.providers import Provider
+from distill.errors import RecipeError
+from distill.recipe import Recipe
+from distill.run.endpoints import OTHER_ROLES, Teachers
+from distill.run.record import StageRecord
+from distill.types import Sampling
+
+BASE = "base"
+"""The role of the student's model before training."""
+ACCEPTABLE = "failures within collect.max_failed"
+
+
+@dataclass(slots=True)
+class Context:
+    """What the stages of one invocation share."""
+
+    folder: Path
+    recipe: Recipe
+    journal: Journal
+    teachers: Teachers | None
+    """A local one starts its server at the first request."""
+    allowed: Collection[str] = ()
+    retry_failed: bool = False
+    accept_partial: bool = False
+    wait: bool = True
+    """Whether to wait for a provider's batches."""
+    fresh: bool = False
+    """Whether training starts over, whatever checkpoints there are."""
+    lost: Mapping[str, Sent] = field(default_factory=dict)
+    """By stage, sends that are in no journal any more, and stay spent."""
+
+
+def stop_teacher(context: Context) -> None:
+    """Stop servers of ours; they start again at the next request."""
+    if context.teachers is not None:
+        context.teachers.stop()
+
+
+def _identity(context: Context) -> Any:
+    """The teachers as they enter a fingerprint."""
+    return context.teachers.identity() if context.teachers is not None else None
+
+
+def _with_samplings(options: recipe.Options, loaded: Recipe) -> recipe.Options:
+    """The options with `user_sampling` and `judge_sampling`, left out there, from those sections of the recipe."""
+    given = {
+        f"{role}_sampling": one.sampling
+        for role, one in loaded.roles.items()
+        if one.sampling != recipe.SamplingOptions() and getattr(options, f"{role}_sampling", one) is None
+    }
+    return options.model_copy(update=given)
+
+
+def judge_sampling(loaded: Recipe) -> Sampling:
+    """The judge's own; of a teacher who judges, only what makes its endpoint work."""
+    if (judge := loaded.roles.get("judge")) is not None:
+        return judge.sampling.sampling()
+    teacher = loaded.main_teacher
+    own = teacher.sampling.sampling() if teacher is not None else Sampling()
+    return Sampling(extra_body=own.extra_body, reasoning_effort=own.reasoning_effort)
+
+
+IN_PROCESS_BATCH = 32
+
+
+def engine_for(
+    context: Context,
+    stage: str,
+    progress: console.Progress,
+    providers: Mapping[str, Provider],
+    *,
+    local: bool = False,
+) -> Engine:
+    """`local`: the models are in this process; they cost nothing and answer in batches."""
+    collect = context.recipe.collect or recipe.Collect()
+    return Engine(
+        context.journal,
+        providers,
+        concurrency=max(collect.concurrency, IN_PROCESS_BATCH) if local else collect.concurrency,
+        attempts=collect.attempts,
+        hedge=None if local else collect.hedge,
+        rates=context.teachers.rates() if context.teachers is not None else None,
+        retry_failed=context.retry_failed,
+        progress=progress,
+        stage=stage,
+        budget=Budget({}) if local else _budget(context, stage),
+    )
+
+
+def _prices(context: Context) -> dict[str, Price]:
+    return context.teachers.prices() if context.teachers is not None else {}
+
+
+def _budget(context: Context, stage: str) -> Budget:
+    """The run's cap, or the stage's own where less of it is left; what the journal holds is spent of it."""
+    loaded, prices = context.recipe, _prices(context)
+    caps = [] if loaded.budget_usd is None else [(loaded.budget_usd, spent(context, None))]
+    if stage == "collect" and loaded.collect is not None and loaded.collect.budget_usd is not None:
+        caps.append((loaded.collect.budget_usd, spent(context, stage)))
+    cap, already = min(caps, key=lambda item: item[0] - item[1], default=(None, 0.0))
+    return Budget(prices, cap_usd=cap, spent_usd=already)
+
+
+def spent(context: Context, stage: str | None) -> float:
+    """USD that all sends cost so far, of one stage or of all, lost ones included; 0 where nobody has a price."""
+    lost = sum(sent.usd for of, sent in context.lost.items() if stage in (None, of))
+    return lost + spent_usd(context.journal.costs(), _prices(context), stage)
+
+
+def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
+    """What collects through a provider's batches."""
+    from distill.engine.batch.client import BatchJobs
+
+    assert context.teachers is not None
+    jobs = {name: BatchJobs(provider) for name, provider in _asked(context, stage).items()}
+    return Passes(
+        context.journal,
+        jobs,
+        stage=stage,
+        budget=_budget(context, stage),
+        wait=context.wait,
+        progress=progress,
+        retry_failed=context.retry_failed,
+    )
+
+
+def _asked(context: Context, stage: str) -> dict[str, Any]:
+    """Whom a stage asks through the recipe's teachers; a strategy that does not say asks every role."""
+    assert context.teachers is not None
+    section = context.recipe.collect if stage == "collect" else context.recipe.expand
+    told = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
+    return context.teachers.asked(getattr(told, "roles", OTHER_ROLES) if section is not None else ())
+
+
+def _require_no_open_batch(context: Context, stage: str, is_batch: bool) -> None:
+    """What is open at a provider would be bought a second time by asking live."""
+    still = [batch.name for batch in context.journal.batches(stage) if batch.state != "ingested"]
+    if still and not is_batch:
+        raise RecipeError(
+            f"{stage}: {len(still)} batches are open at the provider, whose questions would be asked twice; set"
+            f" collect.mode to batch until they are in, or type: distill collect {context.folder} --set"
+            " collect.mode=batch --cancel-batches"
+        )
+
+
+@contextmanager
+def asking(context: Context, stage: str, record: StageRecord, total: int | None) -> Iterator[Any]:
+    """An engine for the teachers with a progress, whose tally ends up in the record however the stage ends."""
+    assert context.teachers is not None
+    collect = context.recipe.collect
+    is_batch = stage == "collect" and collect is not None and collect.mode == "batch"
+    _require_no_open_batch(context, stage, is_batch)
+    with console.progress(stage, total) as bar:
+        engine = passes(context, stage, bar) if is_batch else engine_for(context, stage, bar, _asked(context, stage))
+        try:
+            yield engine
+        finally:
+            account(context, stage, record, [engine])
+
+
+def account(context: Context, stage: str, record: StageRecord, engines: Sequence[Engine | Passes]) -> None:
+    """Sum up what the engines of a stage asked."""
+    tallies = [engine.tally for engine in engines]
+    record.requests = {
+        name: sum(getattr(tally, name) for tally in tallies) for name in ("asked", "replayed", "failed", "retried")
+    }
+    record.tokens = {
+        "prompt": sum(tally.prompt_tokens for tally in tallies),
+        "completion": sum(tally.completion_tokens for tally in tallies),
+    }
+    prices = _prices(context)
+    costs = [cost for cost in context.journal.costs() if cost.stage == stage]
+    record.usd = spent(context, stage) if prices else None
+    record.costs = [
+        {
+            "teacher": cost.role,
+            "model": cost.model,
+            "outcome": cost.outcome,
+            "sends": cost.sends,
+            "prompt_tokens": cost.prompt_tokens,
+            "completion_tokens": cost.completion_tokens,
+            "usd": round(cost_usd(cost, prices), 8) if prices else None,
+        }
+        for cost in costs
+    ]
+    if (lost := context.lost.get(stage)) is not None:
+        free = {"prompt_tokens": 0, "completion_tokens": 0}
+        record.costs.append(
+            {"teacher": "", "model": "", "outcome": "lost", "sends": lost.sends, **free, "usd": lost.usd}
+        )

@@ -1,0 +1,189 @@
+"""The recipe's teachers as the stages meet them: who answers which task, under which limits, at what price."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from distill.core import credentials
+from distill.engine.budget import Price
+from distill.engine.rate_limits import Rates
+from distill.recipe import Recipe, Teacher
+from distill.types import Task
+
+ROLE = "teacher"
+OTHER_ROLES = ("user", "judge")
+RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
+"""Whom compare may ask at an endpoint of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hired:
+    """One teacher and the provider that reaches it."""
+
+    section: Teacher
+    provider: Any
+    name: str
+    """What the engine calls it: `teacher`, or `teacher:NAME` among several; else its role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teachers:
+    """All teachers of a recipe, the main one first, and who else it names."""
+
+    hired: tuple[Hired, ...]
+    seed: int
+    others: tuple[Hired, ...] = ()
+    """Those of `user` and `judge` that the recipe gives, of which the main teacher plays the rest; and respondents."""
+
+    @property
+    def main(self) -> Hired:
+        """The one that expands."""
+        return self.hired[0]
+
+    def __iter__(self) -> Iterator[Hired]:
+        return iter(self.hired)
+
+    @property
+    def providers(self) -> dict[str, Any]:
+        """By the engine's name, which is a role or a teacher's."""
+        return {name: one.provider for name, one in self._cast().items()}
+
+    def asked(self, roles: Collection[str]) -> dict[str, Any]:
+        """Of the providers, the teachers' and those of the given roles."""
+        absent = {*OTHER_ROLES, *RESPONDENTS}.difference(roles)
+        return {name: provider for name, provider in self.providers.items() if name not in absent}
+
+    def rates(self) -> dict[str, Rates]:
+        """The limits that the recipe sets, by the engine's name."""
+        return {
+            name: Rates(
+                concurrency=one.section.concurrency,
+                requests_per_minute=one.section.requests_per_minute,
+                tokens_per_minute=one.section.tokens_per_minute,
+            )
+            for name, one in self._cast().items()
+        }
+
+    def prices(self) -> dict[str, Price]:
+        """By the engine's name, for those that have one."""
+        return {
+            name: Price(input=one.section.price.input, output=one.section.price.output)
+            for name, one in self._cast().items()
+            if one.section.price is not None
+        }
+
+    def _cast(self) -> dict[str, Hired]:
+        """Who answers to which name: the main teacher plays every role that nobody else has."""
+        roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.hired else {}
+        return roles | {one.name: one for one in (*self.hired, *self.others)}
+
+    def pick(self, task: Task) -> Hired:
+        """Who answers a task: those that name its kind, else those that name none; of these by weight.
+
+        The choice is a hash of the seed and the task's id, so that it depends on no other task and on no load.
+        """
+        kind = task.meta.get("kind")
+        named = [one for one in self.hired if kind in one.section.kinds]
+        candidates = named or [one for one in self.hired if not one.section.kinds]
+        return candidates[weighted([one.section.weight for one in candidates], f"{self.seed}:{task.id}")]
+
+    def stop(self) -> None:
+        """Stop servers of ours; they start again at the next request."""
+        for one in (*self.hired, *self.others):
+            if (stop := getattr(one.provider, "stop", None)) is not None:
+                stop()
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What run.json says of them."""
+        return [
+            {
+                "model": one.section.model,
+                **({"name": one.section.called} if len(self.hired) > 1 else {}),
+                **({"role": one.name} if one in self.others else {}),
+                "url": one.provider.endpoint.url,
+                "fingerprint": one.provider.endpoint.fingerprint,
+                "served_by": one.section.serve,
+                "terms": one.section.terms,
+                "sampling": credentials.without_literals(one.section.sampling.model_dump(exclude_defaults=True)),
+            }
+            for one in (*self.hired, *self.others)
+        ]
+
+    def other_identity(self) -> list[Any]:
+        """The same of who plays the other roles, in what asks them."""
+        return [[one.name, one.provider.endpoint, one.section.sampling.model_dump()] for one in self.others]
+
+    def identity(self) -> list[Any]:
+        """What of them decides the answers: address or weights, sampling, and who is asked what."""
+        sections: list[Any] = [[one.provider.endpoint, one.section.sampling.model_dump()] for one in self.hired]
+        if len(self.hired) == 1:
+            return [*sections[0]]
+        return [*sections, [[one.section.called, one.section.weight, one.section.kinds] for one in self.hired]]
+
+
+def weighted(weights: Sequence[float], of: str) -> int:
+    """An index drawn by weight, from a hash: the same for the same text, on every machine."""
+    share = int.from_bytes(sha256(of.encode()).digest()[:8], "big") / 2**64 * sum(weights)
+    for index, weight in enumerate(weights):
+        share -= weight
+        if share < 0:
+            return index
+    return len(weights) - 1
+
+
+def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | None:
+    """The recipe's teachers and who else it names; nothing is started or asked yet.
+
+    `to_ask` reads their keys, and raises `RecipeError` for a variable that is not set.
+    """
+    if not (loaded.teachers or loaded.roles or loaded.respondents):
+        return None
+    several = len(loaded.teachers) > 1
+    hired = tuple(
+        Hired(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
+        for section in loaded.teachers
+    )
+    return Teachers(hired, loaded.seed, tuple(_others(loaded, hired, folder, to_ask)))
+
+
+def _others(loaded: Recipe, hired: Sequence[Hired], folder: Path, to_ask: bool) -> Iterator[Hired]:
+    """Who plays the roles beside the teacher's; a model that is served anyway is not served twice."""
+    served: dict[tuple[str, str | None], Any] = {
+        (one.section.model, one.section.serve): one.provider for one in hired if one.section.serve is not None
+    }
+    for role, section in (loaded.roles | loaded.respondents).items():
+        address = section.model, section.serve
+        provider = served[address] if address in served else _provider(section, folder, to_ask, role)
+        if section.serve is not None:
+            served[address] = provider
+        yield Hired(section, provider, role)
+
+
+def _provider(section: Teacher, folder: Path, to_ask: bool, role: str = ROLE) -> Any:
+    if section.serve is not None:
+        from distill.models.child_server import LocalTeacher
+
+        return LocalTeacher(section.model, log=folder / f"{role}.log", server=section.serve)
+    from distill.engine.providers.openai import OpenAIProvider
+
+    if to_ask:
+        for variable, key in section.variables.items():
+            credentials.secret(variable, f"{role}.{key}")
+    return OpenAIProvider(
+        section.base_url or "",
+        section.model,
+        revision=section.revision,
+        api_key=credentials.secret(section.api_key_env, f"{role}.api_key_env") if to_ask else None,
+        headers=secret_headers(section.headers_env, role) if to_ask else None,
+        timeout_seconds=section.timeout_seconds,
+    )
+
+
+def secret_headers(headers_env: Mapping[str, str], role: str = ROLE) -> dict[str, str]:
+    """The values of the secret headers. Raises `RecipeError` for a variable that is not set."""
+    options = {name: f"{role}.headers_env.{name}" for name in headers_env}
+    return {name: credentials.secret(variable, options[name]) or "" for name, variable in headers_env.items()}

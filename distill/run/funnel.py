@@ -1,0 +1,191 @@
+"""How many rows each curation rule costs, alone and beside the others, with examples: for `show` and the report."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from distill.core.jsonl import read_jsonl
+from distill.run.record import read_record
+from distill.types import Verdict
+
+EXAMPLES = 2
+"""Rows named for each reason."""
+SHOWN = 60
+"""Characters shown of an example's question and of its answer."""
+
+
+def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
+    """The funnel's counts of rows, each an id with its verdicts in the order in which the rules saw it.
+
+    `by_rule` and `against` count rows by `rule/reason`: those of which it was the first verdict against, and all that
+    it was against. `measured` counts by rule the rows that it saw; `overlaps`, for two rules, the rows that both would
+    drop (in the order of the rules; pairs without any are left out). `examples` are ids by `rule/reason`, of the first
+    verdict against. A rule sees a row that another has dropped unless it works on sets, or was told to spare such rows.
+    """
+    first: Counter[str] = Counter()
+    against: Counter[str] = Counter()
+    measured: Counter[str] = Counter()
+    overlaps: dict[str, Counter[str]] = {}
+    examples: dict[str, list[str]] = {}
+    for id, verdicts in rows:
+        measured.update({verdict.rule for verdict in verdicts})
+        codes = list(dict.fromkeys(_code(verdict) for verdict in verdicts if not verdict.keep))
+        if not codes:
+            continue
+        first[codes[0]] += 1
+        against.update(codes)
+        if len(named := examples.setdefault(codes[0], [])) < EXAMPLES:
+            named.append(id)
+        for one, other in combinations(dict.fromkeys(code.rpartition("/")[0] for code in codes), 2):
+            overlaps.setdefault(one, Counter())[other] += 1
+    return {
+        "by_rule": dict(first.most_common()),
+        "against": dict(against.most_common()),
+        "measured": {rule: measured[rule] for rule in _rules(rows)},
+        "overlaps": {one: dict(others) for one, others in overlaps.items()},
+        "examples": examples,
+    }
+
+
+def _code(verdict: Verdict) -> str:
+    return f"{verdict.rule}/{verdict.reason}"
+
+
+def _rules(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> list[str]:
+    return list(dict.fromkeys(verdict.rule for _, verdicts in rows for verdict in verdicts))
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A dropped row, shortened."""
+
+    id: str
+    asked: str
+    said: str
+    why: str
+    """What was measured, against what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What one rule took, for one reason."""
+
+    rule: str
+    reason: str
+    first: int
+    """Rows of which it was the first to say no."""
+    also: int
+    """Rows that it would have dropped, had no other rule before."""
+    examples: Sequence[Example] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True)
+class Funnel:
+    """What curate did to a run's rows."""
+
+    rows: int
+    kept: int
+    test: int
+    dropped: int
+    losses: Sequence[Loss]
+    """Those that took most first."""
+    overlaps: Mapping[str, Mapping[str, int]]
+    """By two rules: rows that both would drop; both ways round, and by a rule and itself all that it would drop."""
+    labels: Mapping[str, int]
+    mended: Mapping[str, int]
+    """Rows that a rule changed, by rule."""
+
+
+def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None:
+    """The funnel of a run from what curate counted, with the examples' texts from dropped.jsonl.
+
+    `counts` are curate's, read from run.json when left out. `None` where curate has not run. Whatever is missing in
+    them, as in a run of an earlier version, is empty.
+    """
+    if counts is None:
+        counts = (read_record(folder).get("stages", {}).get("curate") or {}).get("counts") or {}
+    if "rows" not in counts:
+        return None
+    first, against = _numbers(counts.get("by_rule")), _numbers(counts.get("against"))
+    texts = _texts(folder / "dropped.jsonl", counts.get("examples") or {})
+    ranked = sorted(first | against, key=lambda code: (-first.get(code, 0), -against.get(code, 0), code))
+    losses = [_loss(code, first.get(code, 0), against.get(code, 0), texts.get(code, ())) for code in ranked]
+    return Funnel(
+        rows=counts["rows"],
+        kept=counts.get("kept", 0),
+        test=counts.get("test", 0),
+        dropped=counts.get("dropped", 0),
+        losses=losses,
+        overlaps=_matrix(losses, counts.get("overlaps") or {}),
+        labels=_numbers(counts.get("labels")),
+        mended=_numbers(counts.get("mended")),
+    )
+
+
+def _numbers(value: Any) -> dict[str, int]:
+    return {str(key): number for key, number in value.items()} if isinstance(value, Mapping) else {}
+
+
+def _loss(code: str, first: int, against: int, examples: Sequence[Example]) -> Loss:
+    rule, _, reason = code.rpartition("/")
+    return Loss(rule, reason, first, max(0, against - first), examples)
+
+
+def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Empty unless some row was refused by two rules."""
+    pairs = {(one, other): rows for one, others in overlaps.items() for other, rows in others.items()}
+    rules = list(dict.fromkeys(loss.rule for loss in losses if any(loss.rule in pair for pair in pairs)))
+    matrix = {one: {other: pairs.get((one, other), 0) + pairs.get((other, one), 0) for other in rules} for one in rules}
+    for rule in rules:
+        matrix[rule][rule] = sum(loss.first + loss.also for loss in losses if loss.rule == rule)
+    return matrix
+
+
+def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[Example]]:
+    """The named rows of dropped.jsonl, in their order."""
+    found: dict[str, list[Example]] = {code: [] for code in named}
+    wanted = {str(id): code for code, ids in named.items() for id in ids}
+    for row in read_jsonl(path) if wanted and path.is_file() else ():
+        code = wanted.get(str(row.get("id")))
+        if code is not None and len(found[code]) < EXAMPLES:
+            found[code].append(_example(row, code))
+    return found
+
+
+def _example(row: Mapping[str, Any], code: str) -> Example:
+    messages = row.get("messages") or []
+    by_role = {turn.get("role"): str(turn.get("content")) for turn in reversed(messages)}
+    verdicts = [verdict for verdict in row.get("verdicts") or [] if not verdict.get("keep")]
+    against: Mapping[str, Any] = next((one for one in verdicts if f"{one.get('rule')}/{one.get('reason')}" == code), {})
+    return Example(
+        str(row.get("id")), _opening(by_role.get("user", "")), _opening(by_role.get("assistant", "")), _why(against)
+    )
+
+
+def _opening(text: str) -> str:
+    line = " ".join(text[: 10 * SHOWN].split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+
+
+def _why(verdict: Mapping[str, Any]) -> str:
+    """Such as `measured 0.814, limit 0.7, beside t0031`."""
+    said = (("measured", "value"), ("limit", "threshold"), ("beside", "neighbour"))
+    pieces = [f"{word} {short(verdict[key])}" for word, key in said if verdict.get(key) not in (None, "")]
+    return ", ".join(pieces + ([_opening(str(verdict["note"]))] if verdict.get("note") else []))
+
+
+def short(value: Any) -> str:
+    """A verdict's value as a reader wants it: three figures of a fraction, text as it is."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value)
+    if not math.isfinite(number):
+        return str(value)
+    return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.3g}"

@@ -1,0 +1,413 @@
+"""The run folder: its lock, its record `run.json`, its log, and which stages need to run again."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import distill
+from distill.core import console, processes
+from distill.core.files import write_atomically
+from distill.core.hashing import json_sha256
+from distill.core.jsonl import write_json
+from distill.core.student_folder import STUDENT
+from distill.engine.journal.records import Sent
+from distill.engine.journal.store import NAME, Journal
+from distill.errors import RunFolderError, RunLocked
+from distill.recipe import Recipe
+from distill.run import students
+from distill.text.tokens import visible
+
+
+def headline(folder: Path) -> list[str]:
+    """The comparison's one sentence, when there is one, and why a judge gives no verdict, where it gives none."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return []
+    if (line := comparison_remark(folder)) is not None:
+        return [line]
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    withheld = (scores.get("judge") or {}).get("withheld")
+    return [str(scores["headline"]), *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]
+
+
+REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
+NOTE_SECONDS = 5.0
+"""Between two looks at how much was sent."""
+MIN_FREE_BYTES = 50_000_000
+"""A run does not start with less free disk space than this."""
+
+
+@dataclass(slots=True)
+class StageRecord:
+    """What run.json says of one stage."""
+
+    status: str = "running"
+    """`running`, `done`, `partial` or `failed`."""
+    started: str = ""
+    seconds: float = 0.0
+    fingerprint: str = ""
+    counts: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    requests: dict[str, int] = field(default_factory=dict)
+    usd: float | None = None
+    """Spent by all invocations together, where the teacher has a price."""
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    """By teacher and outcome (`kept`, `retried`, `wasted`, `in flight`): sends, tokens and USD of all invocations."""
+    peak_memory_bytes: int | None = None
+    """Largest sum of resident memory of this process and its children, sampled twice a second."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str] = field(default_factory=dict)
+    detail: str | None = None
+
+
+class Run:
+    """One run folder, open for writing by one process; to the others that a launcher has started, for reading."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self.folder = folder
+        self.recipe = recipe
+        self._writes = processes.is_first()
+        self._record = _read_record(folder)
+        self._writing = threading.Lock()
+
+    def stage(self, name: str) -> Mapping[str, Any] | None:
+        """What run.json says of a stage; None when it never ran."""
+        stage: Mapping[str, Any] | None = self._record.get("stages", {}).get(name)
+        return stage
+
+    def is_current(self, name: str, fingerprint: str) -> bool:
+        """Whether the stage is done with these inputs, options and sources, and its outputs are as it left them.
+
+        A student that is there counts by what made it, whatever trainings were begun since and not finished.
+        """
+        found = [self.stage(name), self._own_training() if name == "train" else None]
+        stage = next((one for one in found if one is not None and _is_done(one, fingerprint)), None)
+        if stage is None or any(students.sha256(self.folder, name) != told for name, told in stage["outputs"].items()):
+            return False
+        if stage is not found[0]:
+            self._put(name, stage)
+        return True
+
+    def _own_training(self) -> Mapping[str, Any] | None:
+        told = students.training(self.folder, self._record)
+        return told["stages"]["train"] if told is not None else None
+
+    def begin(self, name: str, fingerprint: str, inputs: Mapping[str, str]) -> StageRecord:
+        """Note that a stage starts."""
+        record = StageRecord(
+            started=datetime.now(UTC).isoformat(timespec="seconds"), fingerprint=fingerprint, inputs=dict(inputs)
+        )
+        self.save(name, record)
+        return record
+
+    def save(self, name: str, record: StageRecord, outputs: Iterable[str] = ()) -> None:
+        """Write the stage's entry, with the SHA-256 of its outputs that exist."""
+        if not self._writes:
+            return
+        found = {output: students.sha256(self.folder, output) for output in outputs}
+        record.outputs = {output: digest for output, digest in found.items() if digest is not None}
+        self._put(name, {item.name: getattr(record, item.name) for item in fields(record)})
+
+    def _put(self, name: str, entry: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
+        with self._writing:
+            self._record["stages"] = {**self._record.get("stages", {}), name: dict(entry)}
+            write_json(self.folder / "run.json", self._record)
+
+    def hold_against(self, journal: Journal, *, new_journal: bool = False) -> None:
+        """Make sure that the journal has every send that run.json knows of, and count on from there.
+
+        With `new_journal` what is missing is noted as lost, and stays spent. Raises `RunFolderError` without it: else
+        all that is missing would be bought again, from a budget that begins anew.
+        """
+        held, lost = journal.sent(), self.lost
+        missing = {
+            stage: Sent(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
+            for stage, sent in _known(self._record).items()
+            if sent.sends > (here := held.get(stage, Sent())).sends + lost.get(stage, Sent()).sends
+        }
+        if missing and not new_journal:
+            raise RunFolderError(_loss(journal.path, missing, held))
+        if missing:
+            self._record["lost"] = {stage: asdict(sent) for stage, sent in {**lost, **missing}.items()}
+        self.note(held)
+
+    @property
+    def lost(self) -> dict[str, Sent]:
+        """By stage, the sends of journals that are gone."""
+        return {stage: Sent(**sent) for stage, sent in self._record.get("lost", {}).items()}
+
+    def note(self, held: Mapping[str, Sent]) -> None:
+        """Write what each stage has sent by the journal, and by those that are lost."""
+        lost = self.lost
+        stages = dict.fromkeys((*held, *lost))
+        both = {stage: (held.get(stage, Sent()), lost.get(stage, Sent())) for stage in stages}
+        sent = {stage: asdict(Sent(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()}
+        with self._writing:
+            if sent != self._record.get("sent", {}):
+                self._record["sent"] = sent
+                if "name" in self._record:
+                    write_json(self.folder / "run.json", self._record)
+
+    def describe(self, teachers: Sequence[Mapping[str, Any]]) -> None:
+        """Write the recipe, and what run.json says of the whole run."""
+        if not self._writes:
+            return
+        own = students.set_aside(self.folder, self._record)
+        document = self.recipe.to_yaml()
+        path = self.folder / "recipe.yaml"
+        if not path.exists() or path.read_text(encoding="utf-8") != document:
+            write_atomically(path, [document])
+        facts = {
+            "name": self.recipe.name,
+            "version": distill.__version__,
+            "recipe_sha256": json_sha256(self.recipe.document()),
+            "created": self._record.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "teacher": dict(teachers[0]) if teachers else None,
+            **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
+            "versions": versions(),
+            **({"student": own} if own is not None else {}),
+        }
+        with self._writing:
+            if any(self._record.get(key) != value for key, value in facts.items()):
+                kept: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
+                self._record = {**facts, "stages": {}, **kept}
+                write_json(self.folder / "run.json", self._record)
+
+
+def _is_done(stage: Mapping[str, Any], fingerprint: str) -> bool:
+    return (stage["status"], stage["fingerprint"]) == ("done", fingerprint)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide results, as installed; read without importing them."""
+    found = {}
+    for package in REPORTED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(
+            f"{path} cannot be read ({error}); delete it: the stages run again, the answers stay bought"
+        ) from error
+    if not isinstance(record, dict):
+        raise RunFolderError(f"{path} is no JSON object; delete it: the stages run again, the answers stay bought")
+    return record
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json of a folder, for reading only. Raises `RunFolderError` when the folder is no run."""
+    record = _read_record(folder)
+    if not record:
+        raise RunFolderError(f"{folder} is no run folder: it has no run.json; start one with `distill run RECIPE`")
+    return record
+
+
+def _known(record: Mapping[str, Any]) -> dict[str, Sent]:
+    """By stage, what run.json says was sent; an earlier distill wrote it with the costs of each stage."""
+    if "sent" in record:
+        return {stage: Sent(**sent) for stage, sent in record["sent"].items()}
+    costs = {name: stage.get("costs") or [] for name, stage in record.get("stages", {}).items()}
+    return {
+        name: Sent(sum(cost["sends"] for cost in rows), sum(cost["usd"] or 0.0 for cost in rows))
+        for name, rows in costs.items()
+    }
+
+
+def _loss(path: Path, missing: Mapping[str, Sent], held: Mapping[str, Sent]) -> str:
+    sends, usd = sum(sent.sends for sent in missing.values()), sum(sent.usd for sent in missing.values())
+    found = sum(sent.sends for stage, sent in held.items() if stage in missing)
+    return (
+        f"{path} has {found:,} of the {found + sends:,} sends of {', '.join(missing)} that run.json counts; what is"
+        f" missing (USD {usd:.4f}) would be bought again: restore it from a copy, or accept the loss, which stays spent"
+        f" of the budget; type: distill run {path.parent} --new-journal"
+    )
+
+
+@contextmanager
+def journal_of(run: Run, *, reuse: Sequence[Journal] = (), new_journal: bool = False) -> Iterator[Journal]:
+    """The run's journal to write in, once held against run.json, which then follows it. Raises `RunFolderError`."""
+    with Journal.open(run.folder / NAME, reuse=reuse) as journal:
+        run.hold_against(journal, new_journal=new_journal)
+        done = threading.Event()
+        notes = threading.Thread(target=_note_sends, args=(run, done), daemon=True)
+        notes.start()
+        try:
+            yield journal
+        finally:
+            done.set()
+            notes.join()
+            _note(run, journal)
+
+
+def _note_sends(run: Run, done: threading.Event) -> None:
+    """Keep run.json close to the journal, so that a kill leaves it only seconds behind."""
+    while not done.wait(NOTE_SECONDS):
+        with suppress(RunFolderError), Journal.open(run.folder / NAME, read_only=True) as journal:
+            _note(run, journal)
+
+
+def _note(run: Run, journal: Journal) -> None:
+    with suppress(OSError, RunFolderError):  # the stage itself will say what is wrong with the disk
+        run.note(journal.sent())
+
+
+def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Of the stages that are done, those whose inputs or recipe are others now, each with what has changed."""
+    stages = record.get("stages", {})
+    known: dict[str, str | None] = {}
+    found = {}
+    for name, stage in stages.items():
+        for item in stage.get("inputs") or {}:
+            known.setdefault(item, students.sha256(folder, item))
+        moved = [item for item, digest in (stage.get("inputs") or {}).items() if known[item] != digest]
+        if moved and stage.get("status") == "done":
+            found[name] = f"made from another {' and '.join(moved)} than there is now"
+    if "compare" in found and _is_finished(stages.get("report")):
+        found.setdefault("report", "shows a comparison that is stale")
+    told = students.training(folder, record) if _is_finished(stages.get("train")) else None
+    if told is not None and (changed := students.changes(folder, told)):
+        found["train"] = "; ".join(changed)
+    return found
+
+
+def student_remark(folder: Path) -> str | None:
+    """One line that says which student is there, where the run has moved on from it; see `students.remark`."""
+    record = _read_record(folder)
+    return students.remark(folder, record) if record else None
+
+
+def comparison_remark(folder: Path) -> str | None:
+    """One line where scores.json and answers.jsonl are not of the student that is there."""
+    if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
+        return None
+    return f"the last finished comparison is not of the student that is there; type: distill compare {folder}"
+
+
+def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether scores.json is of the student that is there."""
+    compare = record.get("stages", {}).get("compare") or {}
+    of = (compare.get("inputs") or {}).get(STUDENT)
+    there = (folder / "scores.json").is_file()
+    return there and _is_finished(compare) and of == students.sha256(folder, STUDENT)
+
+
+def _is_finished(stage: Mapping[str, Any] | None) -> bool:
+    return stage is not None and stage.get("status") == "done"
+
+
+@contextmanager
+def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
+    """A run folder made or continued, locked against a second writer, its log attached.
+
+    Of several processes that a launcher has started, the first has the lock and the log. Raises `RunFolderError` when
+    it belongs to a recipe of another name or cannot be written, `RunLocked` when another process writes in it.
+    """
+    _made(folder)
+    lock = _locked(folder) if processes.is_first() else os.open(os.devnull, os.O_RDONLY)
+    try:
+        run = Run(folder, recipe)
+        owner = run._record.get("name")
+        if owner not in (None, recipe.name):
+            raise RunFolderError(
+                f'{folder} holds the run "{owner}", but this recipe is "{recipe.name}"; give another --run-dir'
+            )
+        if processes.is_first():
+            students.settle(folder)
+        with console.observed(_log(folder / "run.log")):
+            yield run
+    finally:
+        os.close(lock)
+
+
+def _made(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        state = os.statvfs(folder)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot make the run folder {folder}: {error.strerror}; give another --run-dir"
+        ) from error
+    free = state.f_bavail * state.f_frsize
+    if free < MIN_FREE_BYTES:
+        raise RunFolderError(
+            f"{folder}: {free // 1_000_000} MB free on this disk, at least {MIN_FREE_BYTES // 1_000_000} MB needed; "
+            "free some space, or give another --run-dir"
+        )
+
+
+def _locked(folder: Path) -> int:
+    try:
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise RunFolderError(f"cannot write in {folder}: {error.strerror}; give another --run-dir") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise RunLocked(
+            f"{folder} is in use by another distill process; wait for it, or give another --run-dir"
+        ) from error
+    return lock
+
+
+def _log(path: Path) -> Any:
+    def write(line: str) -> None:
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{stamp} {line}\n")
+
+    return write
+
+
+@contextmanager
+def measured(record: StageRecord) -> Iterator[None]:
+    """Fill in the seconds and the peak memory of the block."""
+    started = time.monotonic()
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch_memory, args=(record, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        record.seconds = round(time.monotonic() - started, 2)
+
+
+def _watch_memory(record: StageRecord, done: threading.Event) -> None:
+    import psutil
+
+    me = psutil.Process()
+    while True:
+        total = 0
+        for process in (me, *me.children(recursive=True)):
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:
+                continue
+        record.peak_memory_bytes = max(record.peak_memory_bytes or 0, total)
+        if done.wait(0.5):
+            return

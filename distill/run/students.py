@@ -1,0 +1,205 @@
+"""A run's students: the one that is there, the one being trained, and the one before; and what made each of them.
+
+Training writes `student.next/`; the last file there is `training.json`. From then on it is finished: `student/` becomes
+`student.previous/`, and `student.next/` becomes `student/`. What stops a process on the way, `settle` takes up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+from distill.core.files import read_json
+from distill.core.hashing import tree_sha256
+from distill.core.jsonl import write_json
+from distill.core.student_folder import (
+    CHECKPOINTS,
+    NEXT,
+    PREVIOUS,
+    STUDENT,
+    TRAINING,
+    _is_finished,
+    current,
+    is_student,
+    remove,
+)
+from distill.text.tokens import visible
+
+LOGS = (
+    "train_log.jsonl", "example_losses.jsonl", "samples.jsonl", "quarantined.jsonl", "masks.json",
+    "tensorboard", "wandb",
+)  # fmt: skip
+"""What a training has written besides its checkpoints before it is finished."""
+WITHOUT_EFFECT = frozenset({"save_steps", "show_masks", "report_to"})
+"""Keys of `train` that decide nothing of the student."""
+_LEFT_OUT = "(left out)"
+
+
+def sha256(run: Path, name: str) -> str | None:
+    """The SHA-256 of a file of the run, or of its student but for training.json, which holds it; None where none is."""
+    path = current(run) if name == STUDENT else run / name
+    if not path.exists():
+        return None
+    return _student_sha256(path) if name == STUDENT else tree_sha256(path)
+
+
+def _student_sha256(folder: Path) -> str:
+    files = ((str(file), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
+    return _hashed(folder, tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files))
+
+
+@cache
+def _hashed(folder: Path, _files: tuple[Any, ...]) -> str:
+    """Whole weights are large, and asked about several times in a command."""
+    return tree_sha256(folder, without=(TRAINING, CHECKPOINTS))
+
+
+def sha256_of_next(run: Path) -> str:
+    """As `sha256` has it of the student that was trained last, once that is in place."""
+    return _student_sha256(run / NEXT)
+
+
+def finish(run: Path, told: Mapping[str, Any]) -> None:
+    """Mark the student in `student.next` as finished with what made it, and put it in the place of the one before."""
+    write_json(run / NEXT / TRAINING, told)
+    settle(run)
+
+
+def settle(run: Path) -> None:
+    """Finish the replacement of a student that was cut short, and take over a training that an older version began.
+
+    Only for the process that holds the run's lock.
+    """
+    if _is_finished(run / NEXT):
+        remove(run / NEXT / CHECKPOINTS)
+        if is_student(run / STUDENT):
+            remove(run / PREVIOUS)
+            (run / STUDENT).rename(run / PREVIOUS)
+        remove(run / STUDENT)
+        (run / NEXT).rename(run / STUDENT)
+    _take_over(run / STUDENT, run / NEXT)
+
+
+def _take_over(student: Path, new: Path) -> None:
+    """Older versions trained in `student/`, beside the finished student if there was one."""
+    if student.is_dir() and not is_student(student) and not new.exists():
+        student.rename(new)
+    elif (student / CHECKPOINTS).is_dir() and not (new / CHECKPOINTS).exists():
+        new.mkdir(exist_ok=True)
+        for name in (*LOGS, CHECKPOINTS):  # checkpoints last: they say that there is something to take over
+            if (student / name).exists():
+                remove(new / name)
+                (student / name).rename(new / name)
+
+
+# What made them
+
+
+def account(run: Path, record: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """What training.json says: run.json's facts and stages up to `train`, which is given, and the resolved recipe."""
+    facts = {key: value for key, value in record.items() if key not in ("stages", "student")}
+    before = {name: entry for name, entry in record.get("stages", {}).items() if name in _BEFORE}
+    return {**facts, "stages": {**before, "train": dict(train)}, "recipe": recipe(run)}
+
+
+_BEFORE = ("expand", "collect", "curate")
+
+
+def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What made the student that is there, as `account` has it; None where nothing says so of these very files.
+
+    The student of an older version has no training.json: what run.json and recipe.yaml say is its own until another
+    training begins, and is set aside in run.json then.
+    """
+    last = record.get("stages", {}).get("train") or {}
+    known = [read_json(current(run) / TRAINING), record.get("student"), account(run, record, last)]
+    digest = sha256(run, STUDENT)
+    return next((one for one in known if digest is not None and _is_account(one) and _made(one) == digest), None)
+
+
+def _made(told: Mapping[str, Any]) -> str | None:
+    """The SHA-256 of the student that a training has ended with."""
+    train = told["stages"]["train"]
+    digest: str | None = (train.get("outputs") or {}).get(STUDENT)
+    return digest if train.get("status") == "done" else None
+
+
+def _is_account(told: Any) -> TypeGuard[dict[str, Any]]:
+    stages = told.get("stages") if isinstance(told, dict) else None
+    return isinstance(stages, dict) and isinstance(stages.get("train"), dict) and isinstance(told.get("recipe"), dict)
+
+
+def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What made a student of an older version, to be kept in run.json before another training or recipe replaces it."""
+    train = record.get("stages", {}).get("train") or {}
+    if (current(run) / TRAINING).is_file():
+        return None
+    known = record.get("student")
+    if train.get("status") != "done" or (_is_account(known) and known["stages"]["train"] == train):
+        return known
+    return account(run, record, train)
+
+
+def recipe(run: Path) -> dict[str, Any]:
+    """The run's recipe as it is now, resolved; empty where it cannot be read."""
+    try:
+        found = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# What has moved on since
+
+
+def changes(run: Path, told: Mapping[str, Any]) -> list[str]:
+    """In what the run's recipe and rows are others than those of the student, one short text each."""
+    was, now = dict(_deciding(told["recipe"])), dict(_deciding(recipe(run)))
+    found = [
+        f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name) != now.get(name)
+    ]
+    return [*found, *(["other rows in kept.jsonl"] if has_other_rows(run, told) else [])]
+
+
+def has_other_rows(run: Path, told: Mapping[str, Any]) -> bool:
+    """Whether kept.jsonl is not what the student was trained on."""
+    rows = told["stages"]["train"].get("inputs", {}).get("kept.jsonl")
+    return rows is not None and sha256(run, "kept.jsonl") != rows
+
+
+def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What of a recipe decides the student, by its keys."""
+    for section in ("student", "train", "seed"):
+        for name, value in _flat(document.get(section), section):
+            if name.removeprefix("train.") not in WITHOUT_EFFECT:
+                yield name, value
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}")
+    elif value is not None:
+        yield name, value
+
+
+def remark(run: Path, record: Mapping[str, Any]) -> str | None:
+    """One line that says which student is there, where the run has moved on from it; None where it has not."""
+    if not is_student(current(run)):
+        return None
+    last = record.get("stages", {}).get("train") or {}
+    told = training(run, record)
+    if told is None:
+        return "how the student that is there was trained is not known: another training has begun since"
+    own = told["stages"]["train"]
+    unfinished = last.get("status") != "done" and last.get("started") != own.get("started")
+    moved = changes(run, told)
+    since = [f"the recipe has moved on ({'; '.join(moved)})"] if moved else []
+    since += ["a later training is unfinished"] if unfinished else []
+    return f"the student is that of {visible(str(own.get('started')))}; {', and '.join(since)}" if since else None

@@ -1,0 +1,1 @@
+"""Texts: tokens, similarity, and reading replies."""

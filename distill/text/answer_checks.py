@@ -1,0 +1,155 @@
+"""Finds the final answer of a worked solution, and compares final answers; reads text, never runs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import cache
+from typing import Any, Literal, TypeAlias
+
+import re2
+
+from distill.text.tokens import normalise
+
+_ANNOUNCED = re.compile(
+    r"(?:####|\b(?:final answer|answer|result|solution)\b\s*(?:is|are|[:=])\s*[:=]?)\s*([^\n]+)", re.IGNORECASE
+)
+_NUMBER = re.compile(
+    r"(?:(?<![\d.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?|(?<!\d)\.\d{1,30})(?![\d/])"
+)
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
+_TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
+_EDGES = " \t\n*_`$,;:!?'\"\u2018\u2019\u201c\u201d()[]"
+_POWER = re.compile(r"(?<=[a-z])\^\{?-?\d\}?")
+"""Of a unit: "cm^2"."""
+_ASIDE = re.compile(r"(?<=\S)[ \t]*\([^()\n]*\)?[ \t]*$")
+"""A remark behind a final answer: "7 (because 3 + 4 = 7)"."""
+UNIT_WORDS = 4
+"""A number with so many words at most is one with its unit, not a sentence."""
+LONGEST_LOOKED_AT = 20_000
+"""Characters from the end of an answer; a final answer stands there."""
+
+
+def final_answer(text: str) -> str:
+    r"""What a worked solution ends in, bare: the last `\boxed{…}`, else the last announcement ("#### 7", "The answer
+    is 7"), else the last line that is not blank. Empty for a blank text.
+    """
+    text = text[-LONGEST_LOOKED_AT:]
+    if (boxed := _boxed(text)) is not None:
+        return _bare(boxed)
+    if announced := _ANNOUNCED.findall(text):
+        return _bare(announced[-1])
+    lines = [line for line in text.splitlines() if line.strip()]
+    return _bare(lines[-1]) if lines else ""
+
+
+def _boxed(text: str) -> str | None:
+    """The content of the last box, whose braces may be nested."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth, begin = 1, start + len("\\boxed{")
+    for at in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[begin:at]
+    return None
+
+
+def _bare(text: str) -> str:
+    plain = _TEXT.sub(r"\1", _FRACTION.sub(r"\1/\2", text))
+    return " ".join(plain.split()).strip(_EDGES).rstrip("." + _EDGES)
+
+
+def number(text: str) -> Fraction | None:
+    """The last number of a text: `1,234.5`, `-3/4`, `7`. `None` where there is none; a fraction over 0 is none."""
+    found = _NUMBER.findall(text[-LONGEST_LOOKED_AT:])
+    if not found:
+        return None
+    written = found[-1].replace(",", "").replace("\u2212", "-").replace(" ", "")
+    try:
+        return Fraction(written)
+    except ZeroDivisionError:
+        return None
+
+
+def same_number(text: str, reference: str) -> bool:
+    """Whether the final answer's number is the reference's, exactly; 0.5 is 1/2."""
+    wanted = number(reference)
+    found = number(_without_aside(final_answer(text)))
+    return wanted is not None and (found if found is not None else number(text)) == wanted
+
+
+def _without_aside(final: str) -> str:
+    """The final answer itself, its unit's power and a remark in brackets left out."""
+    return _ASIDE.sub("", _POWER.sub("", final))
+
+
+def vote(text: str) -> str:
+    """What a final answer counts as among others: a short one with one number by its value, else its folded text.
+
+    Of an equation the last side counts.
+    """
+    final = _bare(_without_aside(final_answer(text)).rpartition("=")[2])
+    value = number(final)
+    is_number = value is not None and len(final.split()) <= UNIT_WORDS and len(_NUMBER.findall(final)) == 1
+    return str(value) if is_number else final.casefold()
+
+
+Checking: TypeAlias = Literal["numeric", "exact", "contains", "regex"]
+
+LONGEST_PATTERN = 200
+"""Characters of a regular expression that a task may bring."""
+MOST_BYTES = 1 << 18
+"""Of a compiled pattern; with them, one that makes RE2 work hardest takes a fifth of a second on 10,000 characters."""
+
+
+def _exactly(text: str, reference: str) -> bool:
+    return normalise(final_answer(text)) == normalise(final_answer(reference))
+
+
+def _contains(text: str, reference: str) -> bool:
+    return normalise(reference) in normalise(text)
+
+
+def _matches(text: str, reference: str) -> bool:
+    return _compiled(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None
+
+
+def pattern_fault(pattern: str) -> str | None:
+    """Why a pattern is not taken."""
+    if len(pattern) > LONGEST_PATTERN:
+        return f"meta.answer is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
+    try:
+        _compiled(pattern)
+    except re2.error as error:
+        told = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else error
+        return f"meta.answer is no regular expression of RE2 ({told}); it has no look-arounds and no back-references"
+    return None
+
+
+@cache
+def _options() -> Any:
+    options = re2.Options()
+    options.max_mem = MOST_BYTES
+    options.log_errors = False
+    return options
+
+
+def _compiled(pattern: str) -> Any:
+    """RE2 takes time in proportion to the text, whatever the pattern. Raises `re2.error`."""
+    return re2.compile(_utf8(pattern), _options())
+
+
+def _utf8(text: str) -> bytes:
+    """Bytes, for RE2 knows no lone surrogates."""
+    return text.encode(errors="replace")
+
+
+CHECKS: Mapping[Checking, Callable[[str, str], bool]] = {
+    "numeric": same_number,
+    "exact": _exactly,
+    "contains": _contains,
+    "regex": _matches,
+}

@@ -1,0 +1,192 @@
+"""Reads what a judge's reply decides, and takes nothing that only repeats the text which was to be judged."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from distill.text.thinking import in_text
+
+MAX_LINE = 400
+"""Characters of a line that can be a grade."""
+MAX_NOTE = 400
+"""Characters kept of the judge's reasons; the journal has all."""
+
+Problem = Literal["", "no_answer", "unparsed", "cut", "echoed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """What a judge said of a session."""
+
+    score: float | None = None
+    choice: str | None = None
+    """In place of a score, where the recipe gives choices."""
+    reason: str = ""
+    problem: Problem = ""
+    """Why there is neither: nothing to grade (`no_answer`), no grade found in the reply (`unparsed`), a reply cut
+    before its grade (`cut`), or a grade that stands in the session in the same words and may be the session's own
+    (`echoed`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """What counts as a grade: a number from 0 to `highest`, or one of `choices`."""
+
+    highest: int
+    choices: tuple[str, ...] = ()
+
+    def read(self, said: str) -> Grade | None:
+        """The grade that a text is, whatever remark follows it, which becomes its reason; `None` where it is none.
+
+        A number outside of the scale, a range, and a number of another scale ("4/5" of 10) are none.
+        """
+        return self._choice(said.strip()) if self.choices else self._score(said.strip())
+
+    def _score(self, said: str) -> Grade | None:
+        match = _NUMBER.match(said)
+        if match is None or (match["of"] is not None and int(match["of"]) != self.highest):
+            return None
+        score = float(match["score"].replace(",", "."))
+        return Grade(score=score, reason=match["remark"] or "") if score <= self.highest else None
+
+    def _choice(self, said: str) -> Grade | None:
+        for choice in self.choices:
+            starts = said.casefold().startswith(choice.casefold())
+            remark = _REMARK.fullmatch(said[len(choice) :]) if starts else None
+            if remark is not None and not any(_names(remark[0], other) for other in self.choices if other != choice):
+                return Grade(choice=choice, reason=(remark["remark"] or "").strip())
+        return None
+
+
+def _names(text: str, choice: str) -> bool:
+    """Whether a remark names a choice; one of a single letter only as it is written, for "a" is a word."""
+    return re.search(rf"\b{re.escape(choice)}\b", text, 0 if len(choice) == 1 else re.IGNORECASE) is not None
+
+
+_REMARK_AFTER = r"(?:[ \t]*[,;.\u2013\u2014-][ \t]+|[ \t)]*\(|[ \t]+(?=(?:because|since|as)\b))"
+"""What parts a grade from a remark: "8. Right but dull", "8 (dull)", "8 because"; not the bare hyphen of a range."""
+_REMARK = re.compile(rf"(?:{_REMARK_AFTER}(?P<remark>.*))?", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"^(?P<score>\d{1,9}(?:[.,]\d{1,9})?)(?:[\s*(]*(?:/|out of|of)[\s*]*(?P<of>\d{1,9}))?(?:[ \t]*points?)?"
+    rf"(?:{_REMARK_AFTER}(?P<remark>[^\d\n]*))?$",
+    re.IGNORECASE,
+)
+_LINE = re.compile(
+    r"^[\s*_#`\[(-]*(?:(?:the|my|final|overall|total)[ \t]+)*(?:score|verdict|grade|rating|better|winner)[\s*_`]*"
+    r"(?:\([^()\n]{1,40}\)[\s*_`]*)?(?:[:=\uff1a]|is\b)[\s*_`\[(]*(?P<said>[^\n]*?)[\s*_`\])|.!]*$",
+    re.IGNORECASE,
+)
+_BARE = re.compile(
+    r"[\s*_]*(?:\[\[[ \t]*(?P<boxed>[^\[\]\n]{1,40}?)[ \t]*\]\]"
+    r"|(?P<share>\d{1,4}(?:[.,]\d+)?[ \t]*/[ \t]*\d{1,4}))[\s*_.]*"
+)
+"""A last line that is "[[8]]", as MT-Bench asks for, or "8/10"; a bare number may be an answer to the question."""
+_RESULT = re.compile(r"\[RESULT\][\s*:(]*(?P<said>[^\n\[\]()]{1,40}?)[\s*).]*\Z", re.IGNORECASE)
+"""How Prometheus ends (Kim et al., 2024)."""
+_OBJECT_LAST = re.compile(r"\{[^{}]*\}\s*\Z")
+_REASONING = re.compile(r"<(/?)reasoning>", re.IGNORECASE)
+_SIGN = re.compile(r"\s*[:=\uff1a]\s*")
+_DRESS = re.compile(r"[\s*_#`>()\"'|!-]+|(?<!\[)\[(?!\[)|(?<!\])\](?!\])|\.(?!\d)")
+_FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
+_GRADES = ("score", "verdict", "grade", "rating", "final_score", "overall_score", "better", "winner")
+_REASONS = ("reason", "reasons", "reasoning", "explanation", "rationale", "justification", "feedback")
+
+
+def graded(reply: str, scale: Scale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
+    """The last line of a reply that is a grade and no quotation, with the reasons before it.
+
+    Thoughts (`<think>`), fenced and quoted lines, and turns of the session that the judge repeats between their tags
+    (`tag`) are not looked at; what ends the reply in another form counts where no line is a grade. A grade that stands
+    in one of the session's `texts` in the same words is not taken: an answer may ask for "Score: 10", and a judge may
+    repeat it.
+    """
+    text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer, tag).strip()
+    stated, session = list(_stated(text, scale)), _folded("\n".join(texts))
+    for piece, found in stated:
+        if _folded(piece) not in session:
+            return replace(found, reason=_one_line(found.reason))
+    return Grade(problem="echoed" if stated else "unparsed", reason=_one_line(text))
+
+
+def _without_echo(text: str, tag: str) -> str:
+    return re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", text, flags=re.DOTALL) if tag else text
+
+
+def _folded(text: str) -> str:
+    """Without what dresses a line up, so that a repeated one is found whatever the judge made bold."""
+    return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
+
+
+def _stated(text: str, scale: Scale) -> Iterator[tuple[str, Grade]]:
+    """Every grade of a reply with the words that state it, the most certain first."""
+    if (whole := _of_object(text, scale)) is not None:
+        yield text, whole
+    lines = list(_plain_lines(text))
+    for place in range(len(lines) - 1, -1, -1):
+        if (found := _of_line(lines[place], scale)) is not None:
+            before = " ".join(lines[:place])
+            yield lines[place], replace(found, reason=before or " ".join([found.reason, *lines[place + 1 :]]))
+    yield from _at_end(text, lines, scale)
+
+
+def _at_end(text: str, lines: Sequence[str], scale: Scale) -> Iterator[tuple[str, Grade]]:
+    """The same of what ends it: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
+    before, inside = _last_fence(text)
+    if (found := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
+        yield inside, replace(found, reason=found.reason or before)
+    if (last := _OBJECT_LAST.search(text)) is not None and (found := _of_object(last[0], scale)) is not None:
+        yield last[0], replace(found, reason=found.reason or text[: last.start()])
+    bare = _BARE.fullmatch(lines[-1]) if lines else None
+    if bare is not None and (found := scale.read(bare["boxed"] or bare["share"])) is not None:
+        yield lines[-1], replace(found, reason=" ".join(lines[:-1]))
+    if (result := _RESULT.search(text)) is not None and (found := scale.read(result["said"])) is not None:
+        yield result[0], replace(found, reason=text[: result.start()])
+
+
+def _of_line(line: str, scale: Scale) -> Grade | None:
+    match = _LINE.match(line) if len(line) <= MAX_LINE else None
+    return scale.read(match["said"]) if match is not None else None
+
+
+def _of_object(text: str, scale: Scale) -> Grade | None:
+    """The grade of a JSON object, as a judge with `response_format` gives it."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    given = {re.sub(r"[\s-]+", "_", key.casefold()): said for key, said in value.items()}
+    found = scale.read(str(next((given[key] for key in _GRADES if key in given), "")))
+    reasons = next((given[key] for key in _REASONS if key in given), "")
+    return None if found is None else replace(found, reason=str(reasons) or found.reason)
+
+
+def _plain_lines(text: str) -> Iterator[str]:
+    """Lines outside of fences and block quotes."""
+    is_fenced = False
+    for line in text.splitlines():
+        if _FENCE.match(line):
+            is_fenced = not is_fenced
+        elif not is_fenced and line.strip() and not line.lstrip().startswith(">"):
+            yield line
+
+
+def _last_fence(text: str) -> tuple[str, str]:
+    """What stands before and in a fence that ends the text, closed or not; nothing where none does."""
+    lines = text.splitlines()
+    marks = [place for place, line in enumerate(lines) if _FENCE.match(line)]
+    is_open = len(marks) % 2 == 1
+    if not marks or not (is_open or marks[-1] == len(lines) - 1):
+        return "", ""
+    start, end = (marks[-1], len(lines)) if is_open else (marks[-2], marks[-1])
+    return "\n".join(lines[:start]), "\n".join(lines[start + 1 : end])
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_NOTE else f"{line[: MAX_NOTE - 1]}…"

@@ -1,0 +1,123 @@
+"""Which texts are about the same as others, by the words they share: TF-IDF cosines, over rows read as a stream."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heappush, heappushpop
+from typing import TYPE_CHECKING, TypeAlias
+
+from distill.text.rouge_index import comparable
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy
+
+    Row: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float64]]"
+
+
+COMMON = 0.2
+"""A word in more than this share of the rows, and in more than `COMMON_ROWS` of them, says nothing and is left out."""
+COMMON_ROWS = 20
+Rows: TypeAlias = Callable[[], Iterable[tuple[str, str]]]
+"""Gives ids and texts anew each time it is called; they are read twice and never held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A row and how near it is."""
+
+    id: str
+    similarity: float
+    """Cosine of the TF-IDF vectors, 0 to 1."""
+    text: str
+
+
+@dataclass(slots=True)
+class Weights:
+    """How much each word says: log((rows + 1) / (rows with it + 1)) + 1 (the smooth form that scikit-learn has)."""
+
+    rows: int = 0
+    holders: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Weights:
+        """Count the words of all rows."""
+        weights = cls()
+        for text in texts:
+            weights.rows += 1
+            weights.holders.update(set(comparable(text)))
+        return weights
+
+    def vector(self, text: str) -> dict[str, float]:
+        """A text as a vector of length 1: (1 + log count) · weight of each word; empty where no word says anything."""
+        counts = Counter(word for word in comparable(text) if not self._is_common(word))
+        raw = {word: (1 + math.log(count)) * self._weight(word) for word, count in counts.items()}
+        length = math.sqrt(sum(value * value for value in raw.values()))
+        return {word: value / length for word, value in raw.items()} if length else {}
+
+    def _weight(self, word: str) -> float:
+        return math.log((self.rows + 1) / (self.holders[word] + 1)) + 1
+
+    def _is_common(self, word: str) -> bool:
+        return self.holders[word] > max(COMMON_ROWS, COMMON * self.rows)
+
+
+def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Of two vectors of length 1, or less where words were left out."""
+    if len(other) < len(one):
+        one, other = other, one
+    return sum(value * other[word] for word, value in one.items() if word in other)
+
+
+def nearest(
+    texts: Sequence[str], rows: Rows, *, count: int = 3, own_ids: Sequence[str | None] = ()
+) -> tuple[list[list[Near]], Weights]:
+    """The `count` nearest rows of each text, the nearest first, and the weights by which they are.
+
+    `own_ids` names, for texts that are rows themselves, the row that is left out. Equal rows keep the order of the
+    file. Costs one vector addition of len(texts) numbers for each word of each row.
+    """
+    import numpy
+
+    weights = Weights.of(text for _, text in rows())
+    columns: dict[str, Row] = {}
+    for index, text in enumerate(texts):
+        for word, value in weights.vector(text).items():
+            if word not in columns:
+                columns[word] = numpy.zeros(len(texts))
+            columns[word][index] = value
+    own = {(row, index) for index, row in enumerate(own_ids) if row is not None}
+    best: list[list[tuple[float, int, str, str]]] = [[] for _ in texts]
+    for place, (id, text) in enumerate(rows()):
+        if (found := _dots(weights.vector(text), columns, len(texts))) is None:
+            continue
+        for index in numpy.flatnonzero(found).tolist():
+            if (id, index) not in own:
+                _offer(best[index], (float(found[index]), -place, id, text), count)
+    return [[Near(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best], (
+        weights
+    )
+
+
+def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -> Row | None:
+    """The cosine of a row with each of the texts; None where they share no word."""
+    import numpy
+
+    shared = [word for word in vector if word in columns]
+    if not shared:
+        return None
+    total: Row = numpy.zeros(texts)
+    for word in shared:
+        total += vector[word] * columns[word]
+    return total
+
+
+def _offer(best: list[tuple[float, int, str, str]], item: tuple[float, int, str, str], count: int) -> None:
+    if len(best) < count:
+        heappush(best, item)
+    else:
+        heappushpop(best, item)

@@ -1,0 +1,100 @@
+"""Tells a model's thoughts from its answer, however the endpoint hands them over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from distill.types import Completion, Failure
+
+_TAG = "(?:think|thinking)"
+_OPENS = re.compile(rf"^[ \t]*<{_TAG}>", re.IGNORECASE | re.MULTILINE)
+_CLOSES = re.compile(rf"</{_TAG}>", re.IGNORECASE)
+_CLOSES_ALONE = re.compile(rf"^[ \t]*</{_TAG}>|</{_TAG}>[ \t]*$", re.IGNORECASE | re.MULTILINE)
+FIELDS = ("reasoning_content", "reasoning")
+"""Where endpoints put thoughts beside the text of a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer parted from the thoughts before it."""
+
+    answer: str
+    thoughts: str = ""
+    is_open: bool = False
+    """Whether the text ends inside a block of thoughts, so that there is no whole answer."""
+
+
+def parted(answer: Completion) -> Said:
+    """Thoughts and answer of a completion.
+
+    Thoughts are what the endpoint reports beside the text, and blocks in the text: a tag opens one where a line begins.
+    A closing tag without an opening one, at an end of its line, closes thoughts that began with the text, because some
+    chat templates open the block inside the prompt; such thoughts that are cut cannot be told from an answer.
+    """
+    beside = _beside(answer.raw)
+    said = in_text(answer.text)
+    return Said(said.answer, "\n\n".join(piece for piece in (beside, said.thoughts) if piece), said.is_open)
+
+
+def in_text(text: str) -> Said:
+    """Thoughts and answer of a text."""
+    pieces: list[str] = []
+    first, alone = _OPENS.search(text), _CLOSES_ALONE.search(text)
+    if alone is not None and (first is None or alone.start() < first.start()):
+        pieces.append(text[: alone.start()])
+        text = text[alone.end() :]
+    answer: list[str] = []
+    while (opens := _OPENS.search(text)) is not None:
+        answer.append(text[: opens.start()])
+        closes = _CLOSES.search(text, opens.end())
+        pieces.append(text[opens.end() : closes.start() if closes else len(text)])
+        if closes is None:
+            return Said(_joined(answer), _joined(pieces), is_open=True)
+        text = text[closes.end() :]
+    return Said(_joined([*answer, text]), _joined(pieces))
+
+
+def _beside(raw: Mapping[str, Any]) -> str:
+    """Thoughts that the endpoint reports beside the text; it is a stranger's JSON, so nothing of its shape is sure."""
+    choices = raw.get("choices")
+    first = choices[0] if isinstance(choices, (list, tuple)) and choices else None
+    message = first.get("message") if isinstance(first, Mapping) else None
+    if not isinstance(message, Mapping):
+        return ""
+    found = (message.get(name) for name in FIELDS)
+    return next((text.strip() for text in found if isinstance(text, str) and text.strip()), "")
+
+
+def _joined(pieces: list[str]) -> str:
+    stripped = (piece.strip() for piece in pieces)
+    return "\n\n".join(piece for piece in stripped if piece)
+
+
+Handling: TypeAlias = Literal["separate", "strip", "keep"]
+"""`separate`: thoughts go to `meta.thoughts`, where training does not see them. `strip`: they are dropped; the journal
+still has them. `keep`: the student learns them, written `<think>`, a line each for the tags, in front of the answer."""
+
+
+def taken(answer: Completion, handling: Handling = "separate") -> Said | Failure:
+    """What a session may use of an answer, the text as `handling` wants it; or the failure that stands for it.
+
+    A failure stands for an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
+    (`open_thoughts`), and thoughts without an answer (`only_thoughts`); none of them may pass by asking again.
+    """
+    if answer.finish == "filtered":
+        return _failure(answer, "filtered", "the endpoint withheld the answer")
+    said = parted(answer)
+    if said.is_open:
+        return _failure(answer, "open_thoughts", f"the answer ends inside its thoughts (finish: {answer.finish})")
+    if said.thoughts and not said.answer:
+        return _failure(answer, "only_thoughts", f"thoughts without an answer (finish: {answer.finish})")
+    if handling == "keep" and said.thoughts:
+        return Said(f"<think>\n{said.thoughts}\n</think>\n\n{said.answer}")
+    return Said(said.answer, said.thoughts if handling == "separate" else "")
+
+
+def _failure(answer: Completion, reason: str, detail: str) -> Failure:
+    return Failure(key=answer.key, reason=reason, detail=detail, transient=False)

@@ -1,0 +1,1 @@
+"""Kept rows to a student: the stage `train`."""

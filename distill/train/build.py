@@ -1,0 +1,230 @@
+"""Builds the trainer that a recipe asks for: the base in 4 bits or whole, its adapter, TRL's arguments.
+
+`assemble` and what it needs load no pydantic, so that training can be measured where only its own packages are.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig
+
+from distill.errors import ModelError, RecipeError
+from distill.models import loading
+from distill.models.device import compute_dtype, default_device, free_bytes
+from distill.models.quantization import require_plain
+from distill.train import packing
+from distill.train.dataset import Examples
+from distill.train.kernels.fused import fuse, unfuse
+from distill.train.lora import adapter_of, require_targets, train_in_float32
+from distill.train.memory import Fit, fit
+from distill.train.packing import Plan
+from distill.train.sft_trainer import Noise, recompute
+from distill.train.spike_guard import Guarded
+
+if TYPE_CHECKING:
+    from distill.train.options import TrainOptions
+
+
+OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adafactor": "adafactor",
+}
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def build(
+    base: Path,
+    kept: list[int] | None,
+    tokenizer: Any,
+    found: Examples,
+    *,
+    options: TrainOptions,
+    seed: int,
+    output: Path,
+    say: Callable[[str], None],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Guarded:
+    """A trainer that is ready to train: the base in 4 bits or whole, what learns in float32, the run's plan of steps.
+
+    `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go. Raises
+    `RecipeError` and `ModelError` for what this machine or this base cannot do.
+    """
+    device = default_device()
+    dtype = compute_dtype(options.dtype, device)
+    _require_optimizer(options.optimizer, device)
+    _require_whole_weights(options.method)
+    chosen = fit(base, kept, options, longest=max(found.lengths()), width=dtype.itemsize, room=free_bytes(device))
+    model = _base(base, kept, options, dtype, device)
+    _require_embeddings(model, found, tokenizer)
+    return assemble(
+        model,
+        tokenizer,
+        found,
+        plan_of(found.lengths(), options, seed),
+        chosen,
+        options=options,
+        seed=seed,
+        output=output,
+        say=say,
+        callbacks=callbacks,
+    )
+
+
+def assemble(
+    model: Any,
+    tokenizer: Any,
+    found: Examples,
+    plan: Plan,
+    chosen: Fit,
+    *,
+    options: TrainOptions,
+    seed: int,
+    output: Path,
+    say: Callable[[str], None],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Guarded:
+    """The trainer of a base in memory, for a plan of steps and a layout of its passes that have been chosen."""
+    bf16 = compute_dtype(options.dtype, model.device) == torch.bfloat16
+    trainer = Guarded(
+        found,
+        plan,
+        micro_tokens=chosen.tokens,
+        say=say,
+        model=model,
+        args=_arguments(model.device, bf16, options=options, seed=seed, output=output),
+        train_dataset=_sample(found),
+        processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
+        peft_config=None if options.method == "full" else adapter_of(options.lora),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    train_in_float32(trainer.model)
+    recompute(model, chosen.checkpointing, layers=chosen.layers)
+    unfuse()
+    if options.compiled and model.device.type == "cuda":
+        _fuse(model, say)
+    trainer.may_recompute = options.checkpointing == "auto"
+    if options.neftune_alpha:
+        trainer.noise = Noise(model, options.neftune_alpha)
+    return trainer
+
+
+def _fuse(model: Any, say: Callable[[str], None]) -> None:
+    config = model.config.get_text_config()
+    widths = {"hidden": config.hidden_size, "intermediate": getattr(config, "intermediate_size", config.hidden_size)}
+    if (fault := fuse(model.device, model.dtype, **widths)) is not None:
+        say(f"train.compiled: norms and gates are computed step by step, for they cannot be compiled here ({fault})")
+
+
+def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
+    """The base: in float32 where its own weights change, be it in training or as an adapter begins."""
+    from distill.train.options import RESIDUAL
+
+    whole = options.method == "full" or options.lora.init in RESIDUAL
+    require_plain(base)
+    quantise = options.method == "qlora"
+    model = loading.load_causal(
+        base, layers=kept, quantise=quantise, dtype=torch.float32 if whole else dtype, device=device
+    )
+    model.config.use_cache = False
+    if options.method == "full":
+        model.requires_grad_(True)
+    else:
+        require_targets(model, options.lora)
+    return model
+
+
+def _require_embeddings(model: Any, found: Examples, tokenizer: Any) -> None:
+    """Raise `ModelError` where an example holds a token that the tokenizer has gained and the model has not."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    for id_, example in zip(found.ids, found.examples, strict=True):
+        if (highest := max(example.input_ids)) >= rows:
+            token = tokenizer.convert_ids_to_tokens(highest)
+            raise ModelError(
+                f"session {id_} holds the token {token!r} (number {highest}), and the model has embeddings for {rows}; "
+                "they are never resized here, for the output head may be tied to them: take the tokenizer that "
+                "belongs to the model, or another template"
+            )
+
+
+def _require_whole_weights(method: str) -> None:
+    """Raise `RecipeError` for 4-bit weights that a launcher's configuration would divide among GPUs."""
+    if method == "qlora" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise RecipeError(
+            "train.method: 4-bit weights are not divided among GPUs by FSDP here; give accelerate multi_gpu.yaml, with "
+            "which each GPU has them all, or train with method: lora"
+        )
+
+
+def _require_optimizer(optimizer: str, device: torch.device) -> None:
+    if optimizer.startswith("paged") and device.type != "cuda":
+        raise RecipeError(
+            f"train.optimizer: {optimizer} moves its state out of a GPU's memory, and there is none; "
+            "take adamw, or adamw_8bit for a smaller state"
+        )
+
+
+def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> Plan:
+    """The steps that the options make of examples of these lengths."""
+    return packing.plan(
+        lengths,
+        epochs=options.epochs,
+        batch_tokens=options.batch_tokens,
+        batch_rows=options.batch_rows,
+        seed=seed,
+        grouped=options.group_by_length,
+    )
+
+
+def _sample(found: Examples) -> Any:
+    """A table with one row, for TRL to look at; the steps come from the plan."""
+    return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in found.examples[:1]])
+
+
+def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed: int, output: Path) -> Any:
+    arguments = SFTConfig(
+        output_dir=str(output),
+        max_length=None,
+        padding_free=options.packing == "best_fit",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=1,
+        num_train_epochs=1,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type=SCHEDULERS[options.scheduler],
+        warmup_steps=options.warmup,
+        optim=OPTIMIZERS[options.optimizer],
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        bf16=bf16,
+        use_cpu=device.type == "cpu",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=options.save_steps,
+        save_total_limit=2,
+        report_to="none",
+        ddp_find_unused_parameters=False,
+        disable_tqdm=True,
+        seed=seed,
+        **{_checkpointing_name(): False},
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs would make Trainer replicate the model
+    return arguments
+
+
+def _checkpointing_name() -> str:
+    """TRL turns it on by default, and its name has changed; `recompute` does it here."""
+    fields = SFTConfig.__dataclass_fields__
+    return "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"

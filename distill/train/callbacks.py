@@ -1,0 +1,177 @@
+"""What a training run says while it goes: files of JSON lines in the student's folder, and the progress.
+
+`train_log.jsonl` has one row a step: `step`, `steps`, `epoch`, `loss` in nats a trained token, `learning_rate`,
+`grad_norm` before it is cut, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows
+with an `event` are others: `eval` (see `watch`), and `quarantined` with `step`, `ids`, `reason` and `line`.
+`example_losses.jsonl` has one row an example and step: `step`, `id` of the session, its `loss` before that step in nats
+a token, and `tokens`, its trained ones. Steps are counted from 1.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from distill.core import processes
+from distill.core.console import Progress
+from distill.core.jsonl import QUARANTINED, append, cut
+from distill.errors import ModelError
+from distill.train.checkpoints import Checkpoints
+from distill.train.spike_guard import Guarded
+from distill.train.spikes import Quarantined, finite
+
+TRAIN_LOG, EXAMPLE_LOSSES = "train_log.jsonl", "example_losses.jsonl"
+
+
+class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Writes the log, reports progress, marks checkpoints, and stops a run whose loss is no number."""
+
+    def __init__(
+        self, folder: Path, trainer: Guarded, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None]
+    ) -> None:
+        self._path, self._losses = folder / TRAIN_LOG, folder / EXAMPLE_LOSSES
+        self._trainer, self._checkpoints, self._progress, self._say = trainer, checkpoints, progress, say
+        rows = cut(self._path, checkpoints.step)
+        self.steps = [row for row in rows if "event" not in row]
+        self.events = [row for row in rows if "event" in row]
+        self._seen = cut(self._losses, checkpoints.step)
+        last = self.steps[-1] if self.steps else {"tokens": 0, "seconds": 0.0}
+        self._tokens, self._seconds = last["tokens"], last["seconds"]
+        self._started = time.monotonic()
+
+    def last_taken(self) -> tuple[int, list[str]]:
+        """The last step that moved the weights, and its sessions; (0, []) before the first."""
+        rows, self._seen = self._seen, []
+        if not rows:
+            return 0, []
+        step = rows[-1]["step"]
+        return step, [row["id"] for row in takewhile(lambda row: row["step"] == step, reversed(rows))][::-1]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+        self._progress.update(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Take one step's figures. Raises `ModelError` when they are no numbers, before a checkpoint is written."""
+        if not logs or "loss" not in logs:
+            return
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise ModelError(
+                f"training stopped at step {state.global_step} of {state.max_steps}: the loss is {loss}, its gradient "
+                f"{norm}; lower train.learning_rate (it is {args.learning_rate:g}) or look at the data"
+            )
+        row = {
+            "step": state.global_step,
+            "steps": state.max_steps,
+            "epoch": self._trainer.plan.epoch(state.global_step),
+            "loss": loss,
+            "learning_rate": float(logs["learning_rate"]),
+            "grad_norm": norm,
+            "tokens": self._tokens + self._trainer.tokens_seen,
+            "seconds": round(self._seconds + time.monotonic() - self._started, 3),
+        }
+        self.steps.append(row)
+        self._trainer.spikes.take(loss)
+        append(self._path, [row])
+        append(self._losses, self._taken(state.global_step))
+        self._show(state)
+
+    def _taken(self, step: int) -> list[dict[str, Any]]:
+        ids = self._trainer.ids
+        return [
+            {"step": step, "id": ids[one.row], "loss": finite(one.mean), "tokens": one.tokens}
+            for one in self._trainer.taken
+        ]
+
+    def _show(self, state: Any) -> None:
+        row = self.steps[-1]
+        note = f"loss {row['loss']:.3f}, {speed(self.steps):.0f} tokens/s"
+        self._progress.update(state.global_step, state.max_steps, note)
+
+    def quarantined(self, step: int, entries: Sequence[Quarantined], line: str) -> None:
+        """Take note of sessions that are set aside."""
+        self.event(quarantine_row(step, entries, line))
+        self._say(line)
+
+    def event(self, row: dict[str, Any]) -> None:
+        """Add a row that is no step's."""
+        self.events.append(row)
+        append(self._path, [row])
+
+    @contextmanager
+    def paused(self, state: Any, note: str) -> Iterator[None]:
+        """While something other than training goes on: its time is not training's."""
+        started = time.monotonic()
+        self._progress.update(state.global_step, state.max_steps, note)
+        yield
+        self._started += time.monotonic() - started
+        if self.steps:
+            self._show(state)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mark the checkpoint that has just been written, by all processes."""
+        self._trainer.accelerator.wait_for_everyone()
+        if processes.is_first():
+            self._checkpoints.mark(state.global_step)
+
+
+def quarantine_row(step: int, entries: Sequence[Quarantined], line: str) -> dict[str, Any]:
+    """The log's row for sessions that are left out from a step on."""
+    ids = [entry.id for entry in entries]
+    return {"event": QUARANTINED, "step": step, "ids": ids, "reason": entries[0].reason, "line": line}
+
+
+def speed(rows: Sequence[dict[str, Any]]) -> float:
+    """Tokens a second over all steps of the log, padding excluded."""
+    return float(rows[-1]["tokens"] / max(rows[-1]["seconds"], 1e-9)) if rows else 0.0
+
+
+WAITING = "interrupted: this step is finished and saved first; Ctrl-C again leaves at once"
+
+
+class Interrupt(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """The first Ctrl-C ends training after a checkpoint of the step that is being made, the second ends it at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._came = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen while the block runs, which must end soon after the step; raises `KeyboardInterrupt` when it has.
+
+        Where a launcher has started several processes, which must save together, Ctrl-C ends all of them at once.
+        """
+        if processes.count() > 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._take)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self._came:
+            raise KeyboardInterrupt
+
+    def _take(self, *_: Any) -> None:
+        """Says so in another thread, for this one may be in the midst of a print."""
+        if self._came:
+            raise KeyboardInterrupt
+        self._came = True
+        threading.Thread(target=self._say, args=[WAITING], daemon=True).start()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and end, where Ctrl-C came."""
+        if self._came:
+            control.should_save = control.should_training_stop = True

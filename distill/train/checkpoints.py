@@ -1,0 +1,284 @@
+"""The checkpoints of a training run: which run each belongs to, whether it is whole, where to go on.
+
+`student/checkpoints/` holds `identity.json` (what decides the run's weights), and the last two `checkpoint-STEP/`. Of
+these, one counts that holds a mark, `distill.json`: the SHA-256 of the identity and of every file. The mark comes last,
+so that a checkpoint without one was cut short. Optimizer and random states are pickles by PyTorch's habit: they are
+ours when the mark says so, and even then only tensors and numbers are read from them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from distill.core import processes
+from distill.core.files import file_sha256, read_json, write_json
+from distill.core.hashing import json_sha256
+from distill.errors import ModelError, RunFolderError
+from distill.models import device
+from distill.models.third_party import is_of_the_disk, reason_of
+from distill.text.tokens import visible
+from distill.train.dataset import Examples
+from distill.train.options import TrainOptions
+
+MARK = "distill.json"
+IDENTITY = "identity.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+OURS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin")
+"""Pickles that a checkpoint of ours holds, besides rng_state*.pth."""
+
+
+CHECKPOINTS_AT_ONCE = 3
+"""The last two, and the next while it is written."""
+
+
+def require_space(student_folder: Path, needed: int) -> None:
+    """Raise `RunFolderError` where the disk lacks room for so many bytes; earlier checkpoints make room for others."""
+    if not processes.is_first():
+        return
+    student_folder.mkdir(parents=True, exist_ok=True)
+    there = sum(file.stat().st_size for file in (student_folder / "checkpoints").rglob("*") if file.is_file())
+    free = shutil.disk_usage(student_folder).free
+    if free + there < needed:
+        raise RunFolderError(
+            f"a student and its checkpoints need about {(needed - there) / 1e6:,.0f} MB more in {student_folder}, "
+            f"and {free / 1e6:,.0f} MB are free; free some space (`distill clean`), or give another --run-dir"
+        )
+
+
+class Checkpoints:
+    """The checkpoints of one run, in the student's folder."""
+
+    def __init__(self, student_folder: Path, identity: Identity, say: Callable[[str], None]) -> None:
+        self.folder = student_folder / "checkpoints"
+        self.last: Path | None = None
+        """Where training goes on."""
+        self.begun = False
+        """Whether this very run has been here before."""
+        self._student, self._identity, self._say = student_folder, identity, say
+        self._sha256 = identity.sha256
+
+    @property
+    def step(self) -> int:
+        """Steps that are done where training goes on."""
+        return step_of(self.last) if self.last is not None else 0
+
+    def open(self, *, fresh: bool = False) -> None:
+        """Find the last whole checkpoint, delete those cut short, and claim the folder for this run.
+
+        `fresh` deletes them all. Of several processes the first must have done so before the others look. Raises as
+        `require_ours`.
+        """
+        if fresh and processes.is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.require_ours()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        told = self._told()
+        self.begun = told is not None and told.sha256 == self._sha256
+        found = self._found()
+        self.last = next((folder for folder in found if self._is_whole(folder)), None)
+        if processes.is_first():
+            _delete_after(self.step, found)
+            write_json(self.folder / IDENTITY, asdict(self._identity))
+        if self.last is not None and told is not None and (moved := machine_changes(told, self._identity)):
+            self._say(f"since the last checkpoint, {'; '.join(moved)}: training goes on, but not bit for bit")
+        if self.last is not None:
+            self._say(f"going on from step {self.step}")
+
+    def require_ours(self) -> None:
+        """Raise `RunFolderError` where the checkpoints are another run's, and say what has changed.
+
+        Raises `ModelError` where one holds a pickle that is not ours.
+        """
+        found = self._found()
+        for folder in found:
+            _require_ours(folder)
+        if any((folder / MARK).exists() for folder in found):
+            self._require_same()
+
+    def forget_after(self, step: int) -> None:
+        """Delete checkpoints of more than `step` steps, so that training goes on from one before."""
+        if processes.is_first():
+            _delete_after(step, self._found())
+
+    def mark(self, step: int) -> None:
+        """Say that a checkpoint is completely written, and of which run it is."""
+        folder = self.folder / f"checkpoint-{step}"
+        files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file()}
+        write_json(folder / MARK, {"identity": self._sha256, "files": files})
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """While a checkpoint is written: where it cannot be, nothing of it is left to take up room.
+
+        Raises `RunFolderError` that names the checkpoint from which training will go on.
+        """
+        try:
+            yield
+        except Exception as error:  # tokenizers raises nothing narrower
+            if not is_of_the_disk(error):
+                raise
+            folder = self.folder / f"checkpoint-{step}"
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunFolderError(self._unsaved(step, error)) from error
+
+    def _unsaved(self, step: int, error: Exception) -> str:
+        kept = [step_of(folder) for folder in self._found() if self._is_whole(folder)]
+        free = shutil.disk_usage(self.folder).free
+        state = f"the state of step {kept[0]} is kept, and training goes on from it" if kept else "there is no earlier"
+        return (
+            f"the checkpoint of step {step} cannot be written in {self.folder} ({reason_of(error)}, {free / 1e6:.0f} "
+            f"MB free); {state}: free some space and run the same command again"
+        )
+
+    def _found(self) -> list[Path]:
+        """Newest first."""
+        folders = (folder for folder in self.folder.glob("checkpoint-*") if folder.is_dir())
+        return sorted(folders, key=step_of, reverse=True)
+
+    def _is_whole(self, folder: Path) -> bool:
+        mark = read_json(folder / MARK)
+        if not isinstance(mark, dict) or mark.get("identity") != self._sha256:
+            return False
+        files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file() and file.name != MARK}
+        return bool(files == mark.get("files"))
+
+    def _told(self) -> Identity | None:
+        """The identity of the run whose checkpoints these are."""
+        told = read_json(self.folder / IDENTITY)
+        fits = isinstance(told, dict) and told.keys() == asdict(self._identity).keys()
+        return Identity(**told) if fits else None
+
+    def _require_same(self) -> None:
+        old = self._told()
+        if old is None:
+            raise RunFolderError(f"{self.folder} is of another version of distill; {self._start_over()}")
+        if found := changes(old, self._identity):
+            raise RunFolderError(
+                f"{self.folder} was begun with something else: {'; '.join(found)}. Put it back to go on from there, or "
+                f"{self._start_over()}"
+            )
+
+    def _start_over(self) -> str:
+        return f"to start over, type: distill train {self._student.parent} --fresh"
+
+
+def _delete_after(step: int, folders: Iterable[Path]) -> None:
+    """Delete the checkpoints of more than `step` steps"""
+    for folder in folders:
+        if step_of(folder) > step:
+            shutil.rmtree(folder)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps that were done; -1 for a folder of another name."""
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _require_ours(folder: Path) -> None:
+    """Pickles run code where they are loaded carelessly, so one that we do not write is never left lying there."""
+    names = [file.name for file in folder.rglob("*") if file.suffix in PICKLES]
+    foreign = [name for name in names if name not in OURS and not name.startswith("rng_state")]
+    if foreign:
+        raise ModelError(
+            f"{folder} was not written by distill: {foreign[0]} is a pickle, which can run code when it is read; "
+            "remove that folder (weights come from safetensors or GGUF)"
+        )
+
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
+_NAMED = 3
+"""Sessions that are named, of those that have changed."""
+_LEFT_OUT = "(left out)"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """All that decides the weights of a run; JSON as it stands."""
+
+    rows: list[list[str]]
+    """Session id and SHA-256 of its ids and labels, in order."""
+    settings: dict[str, Any]
+    """By recipe key, such as `train.learning_rate`."""
+    machine: dict[str, str]
+    """Device and package versions: another one goes on, but not bit for bit."""
+
+    @property
+    def sha256(self) -> str:
+        """Of what a resumed run must have in common."""
+        return json_sha256([self.rows, self.settings])
+
+
+def identity_of(found: Examples, told: Mapping[str, Any], options: TrainOptions, seed: int) -> Identity:
+    """The identity of a run; `told` is what base.json says."""
+    rows = [
+        [id_, json_sha256([example.input_ids, example.labels])[:16]]
+        for id_, example in zip(found.ids, found.examples, strict=True)
+    ]
+    given = {name: value for name, value in options.deciding().items() if name not in _without_effect(options)}
+    settings = _flat(given, "train")
+    student = {f"student.{key}": told[key] for key in ("model", "fingerprint", "layers", "template")}
+    machine = {"device": device.default_device().type, **{package: version(package) for package in PACKAGES}}
+    return Identity(rows, {**student, **settings, "seed": seed}, machine)
+
+
+def _without_effect(options: TrainOptions) -> set[str]:
+    """Evaluations change nothing of themselves; their rows are told by those that are trained on."""
+    chooses = options.early_stopping is not None or options.best is not None
+    return {"eval_rows"} | (set() if chooses else {"eval_steps", "eval_tokens"})
+
+
+def _flat(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: item for part, inner in value.items() for key, item in _flat(inner, f"{name}.{part}").items()}
+
+
+def changes(old: Identity, new: Identity) -> list[str]:
+    """What is another in `new`, one short text each; empty where a run can go on."""
+    fields = sorted(old.settings.keys() | new.settings.keys())
+    pairs = [(name, old.settings.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
+    told = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in pairs if was != now]
+    reread = any(name.startswith("student.") for name, was, now in pairs if was != now)
+    return told + _rows(old, new, reread=reread)
+
+
+def machine_changes(old: Identity, new: Identity) -> list[str]:
+    """Device and packages that are others in `new`."""
+    return [
+        f"{name} {old.machine.get(name, _LEFT_OUT)} → {now}"
+        for name, now in new.machine.items()
+        if old.machine.get(name) != now
+    ]
+
+
+def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
+    """`reread`: another template or tokenizer has changed every row, which need not be told."""
+    was, now = ({row[0]: row[1] for row in one.rows} for one in (old, new))
+    found = {
+        "added": [id_ for id_ in now if id_ not in was],
+        "removed": [id_ for id_ in was if id_ not in now],
+        "changed": [] if reread else [id_ for id_ in now if id_ in was and was[id_] != now[id_]],
+    }
+    told = [f"{len(ids)} {_count(ids)} {how} ({_names(ids)})" for how, ids in found.items() if ids]
+    moved = not told and not reread and old.rows != new.rows
+    return ["the rows are in another order"] if moved else told
+
+
+def _count(ids: Sequence[str]) -> str:
+    return "row" if len(ids) == 1 else "rows"
+
+
+def _names(ids: Sequence[str]) -> str:
+    return visible(", ".join(ids[:_NAMED])) + (" …" if len(ids) > _NAMED else "")
+
+
+def _short(value: Any) -> str:
+    text = visible(str(value))
+    return text if len(text) <= 60 else f"{text[:12]}…"

@@ -1,0 +1,296 @@
+"""Looks at the student while it learns: on held-out sessions, in numbers and in three answers beside the teacher's.
+
+The sessions come out of the kept rows and are not trained on; the test split stays unseen, so that what is chosen by
+these numbers (early stopping, the best weights) does not flatter the comparison.
+
+An evaluation is a row of `train_log.jsonl` with `event: eval`: `step`, `steps`, `eval_loss` (nats a token of the
+teacher's last answers, the sum over all by their number of tokens, end tokens excluded), `stop_rate` (share of greedy
+answers that end by themselves within `train.eval_tokens`), `length_ratio` (tokens of the student's greedy answers by
+those of the teacher's to the same prompts, both counted up to `train.eval_tokens`), `rows`, `answers` and `seconds`;
+null where nothing could be measured. `samples.jsonl` has three rows an evaluation: `step`, `id`, `messages` (what was
+asked), `teacher`, `student`, and `finish` of the latter (`stop` or `length`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from distill.core import processes
+from distill.core.jsonl import append, cut
+from distill.engine.providers import Reply
+from distill.models import chat_template
+from distill.models.generation import answer
+from distill.models.likelihood import Scored, loglikelihoods
+from distill.models.quantization import unpacked
+from distill.train.callbacks import Log
+from distill.train.options import EarlyStopping
+from distill.train.sft_trainer import random_state, restore
+from distill.train.spike_guard import Guarded
+from distill.types import Message, Request, Sampling, Session
+
+SAMPLES = "samples.jsonl"
+SHOWN, ANSWERED = 3, 8
+"""Answers that are kept of an evaluation, and answers that are written for it."""
+EVALUATIONS = 4
+"""In a run, where the recipe does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A held-out session, divided where the teacher's last answer begins."""
+
+    id: str
+    messages: tuple[Message, ...]
+    teacher: str
+    tokens: int
+    """Of that answer, its end token excluded."""
+
+
+def held_of(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[Held]:
+    """The sessions as they are asked; those without an answer are left out."""
+    found = []
+    for session in sessions:
+        *before, last = session.messages
+        tokens = len(chat_template.encode(session.messages, template, tokenizer, truncated=True).input_ids)
+        tokens -= len(chat_template.prompt_ids(before, template, tokenizer))
+        if tokens > 0:
+            found.append(Held(session.id, tuple(before), last.content, tokens))
+    return found
+
+
+def every(asked: int | None, steps: int) -> int:
+    """Steps between two evaluations; 0 for none."""
+    return asked if asked is not None else max(1, math.ceil(steps / EVALUATIONS))
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Evaluates every `every` steps and after the last one; training goes on as if nothing had been."""
+
+    def __init__(
+        self,
+        held: Sequence[Held],
+        folder: Path,
+        trainer: Guarded,
+        log: Log,
+        *,
+        every: int,
+        template: str,
+        tokenizer: Any,
+        max_tokens: int,
+        stopping: Stopping | None,
+        best: Best | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._held, self._trainer, self._log, self._every = held, trainer, log, every
+        self._template, self._tokenizer, self._max_tokens = template, tokenizer, max_tokens
+        self._stopping, self._best, self._say = stopping, best, say
+        self._samples = folder / SAMPLES
+        cut(self._samples, log.steps[-1]["step"] if log.steps else 0)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Evaluate after the row of a step, and before its checkpoint."""
+        step, last = state.global_step, state.global_step >= state.max_steps
+        if not logs or "loss" not in logs or not (last or step % self._every == 0):
+            return
+        with self._log.paused(state, "evaluating"):
+            row = self._evaluate(step, state.max_steps)
+        self._log.event(row)
+        self._say(line(row))
+        self._trainer.log({f"eval_{key}": row[name] for key, name in LOGGED.items() if row[name] is not None})
+        if self._best is not None:
+            self._best.consider(self._trainer.model, self._log.events)
+        if self._stopping is not None and (why := self._stopping.reached(self._log.events)) and not last:
+            self._say(why)
+            control.should_training_stop = True
+            control.should_save = False  # going on from a checkpoint of this step would go past it
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let go of weights that no run can end with any more."""
+        if self._best is not None:
+            self._best.forget_worse(self._log.events)
+
+    def _evaluate(self, step: int, steps: int) -> dict[str, Any]:
+        started = time.monotonic()
+        with aside(self._trainer.model):
+            loss = self._loss()
+            answers = self._answers()
+        asked = self._held[: len(answers)]
+        append(self._samples, self._shown(step, asked, answers))
+        found = {"eval_loss": loss, "stop_rate": stop_rate(answers), "length_ratio": self._ratio(asked, answers)}
+        counts = {"rows": len(self._held), "answers": len(answers), "seconds": round(time.monotonic() - started, 3)}
+        return {"event": "eval", "step": step, "steps": steps, **found, **counts}
+
+    def _loss(self) -> float | None:
+        """Nats a token of the teacher's answers; what cannot be scored does not count."""
+        pairs = [(one.messages, one.teacher) for one in self._held]
+        found = loglikelihoods(self._trainer.model, self._tokenizer, self._template, pairs)
+        scored = [one for one in found if isinstance(one, Scored)]
+        tokens = sum(len(one.logprobs) for one in scored)
+        return -sum(one.total for one in scored) / tokens if tokens else None
+
+    def _answers(self) -> list[Reply]:
+        """Greedy, to the first prompts; a prompt that fills the context, or a model that diverged, has none."""
+        sampling = Sampling(temperature=0.0, max_tokens=self._max_tokens)
+        asked = [Request(role="student", messages=one.messages, sampling=sampling) for one in self._held[:ANSWERED]]
+        with unpacked(self._trainer.model):
+            replies = answer(self._trainer.model, self._tokenizer, self._template, asked)
+        return [reply if isinstance(reply, Reply) else Reply() for reply in replies]
+
+    def _ratio(self, asked: Sequence[Held], answers: Sequence[Reply]) -> float | None:
+        most = self._max_tokens
+        wanted = sum(min(one.tokens, most) for one in asked)
+        written = sum(reply.usage.completion_tokens - (reply.finish == "stop") for reply in answers if reply.usage)
+        return written / wanted if wanted and answers else None
+
+    def _shown(self, step: int, asked: Sequence[Held], answers: Sequence[Reply]) -> Iterator[dict[str, Any]]:
+        for one, reply in list(zip(asked, answers, strict=True))[:SHOWN]:
+            yield {
+                "step": step,
+                "id": one.id,
+                "messages": one.messages,
+                "teacher": one.teacher,
+                "student": reply.text,
+                "finish": reply.finish,
+            }
+
+
+LOGGED = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
+"""What is watched, and where in a row it stands."""
+
+
+def stop_rate(answers: Sequence[Reply]) -> float | None:
+    """Share of the answers that end by themselves."""
+    return sum(reply.finish == "stop" for reply in answers) / len(answers) if answers else None
+
+
+def line(row: dict[str, Any]) -> str:
+    """An evaluation in one line."""
+    told = [f"held-out NLL {row['eval_loss']:.3f} nats a token"] if row["eval_loss"] is not None else []
+    if row["stop_rate"] is not None:
+        told.append(f"{row['stop_rate']:.0%} of answers stop")
+    if row["length_ratio"] is not None:
+        told.append(f"{row['length_ratio']:.2f} times the teacher's length")
+    return f"step {row['step']}/{row['steps']}: {', '.join(told)} ({row['rows']} rows, {row['seconds']:.0f} s)"
+
+
+@contextmanager
+def aside(model: Any) -> Iterator[None]:
+    """Evaluate, and leave no trace: dropout, random numbers and the cache are afterwards as they were before."""
+    training, random, cache = model.training, random_state(), model.config.use_cache
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        model.config.use_cache = cache
+        restore(random)
+
+
+FIELDS = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
+"""Where in an evaluation's row each value stands."""
+
+
+def badness(row: dict[str, Any], watch: str) -> float:
+    """The value so that less is better; infinite where there is none. A length is as bad as its ratio is far from 1."""
+    value = row[FIELDS[watch]]
+    if value is None or not math.isfinite(value):
+        return math.inf
+    if watch == "length_ratio":
+        return abs(math.log(value)) if value > 0 else math.inf
+    return -value if watch == "stop_rate" else float(value)
+
+
+def evaluations(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations among the events of a log."""
+    return [row for row in events if row["event"] == "eval"]
+
+
+def best_of(events: Sequence[dict[str, Any]], watch: str, *, min_delta: float = 0.0) -> int | None:
+    """The place of the best evaluation: one that is better by more than `min_delta` than the best before it."""
+    best: int | None = None
+    values = [badness(row, watch) for row in evaluations(events)]
+    for place, value in enumerate(values):
+        if value < math.inf and (best is None or value < values[best] - min_delta):
+            best = place
+    return best
+
+
+class Stopping:
+    """Ends training when evaluations get no better."""
+
+    def __init__(self, options: EarlyStopping) -> None:
+        self._options = options
+
+    def reached(self, events: Sequence[dict[str, Any]]) -> str:
+        """One line that says why training ends; empty while it goes on."""
+        watch, patience = self._options.watch, self._options.patience
+        rows, best = evaluations(events), best_of(events, watch, min_delta=self._options.min_delta)
+        since = len(rows) - 1 - (best if best is not None else -1)
+        if since < patience:
+            return ""
+        told = f"since step {rows[best]['step']}" if best is not None else "so far"
+        return f"early stopping: no better {watch} {told}, in {since} evaluations (train.early_stopping.patience)"
+
+
+class Best:
+    """Keeps what has been learnt at the best evaluation, in safetensors beside the checkpoints."""
+
+    def __init__(self, folder: Path, watch: str) -> None:
+        self._folder, self._watch = folder, watch
+
+    def step(self, events: Sequence[dict[str, Any]]) -> int | None:
+        """Of the best evaluation."""
+        place = best_of(events, self._watch)
+        return evaluations(events)[place]["step"] if place is not None else None
+
+    def consider(self, model: Any, events: Sequence[dict[str, Any]]) -> None:
+        """Keep the weights where the last evaluation is the best; the ones before stay until a checkpoint is past."""
+        from safetensors.torch import save_file
+
+        rows = evaluations(events)
+        if self.step(events) != rows[-1]["step"]:
+            return
+        if not processes.is_first():
+            return
+        path = self._path(rows[-1]["step"])
+        beside = path.with_suffix(".part")
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in _learnt(model)}, beside)
+        beside.replace(path)
+
+    def forget_worse(self, events: Sequence[dict[str, Any]]) -> None:
+        """Delete what no run that goes on from here can end with."""
+        best = self.step(events)
+        if not processes.is_first():
+            return
+        for path in self._folder.glob("best-*"):
+            if best is None or path != self._path(best):
+                path.unlink()
+
+    def load(self, model: Any, events: Sequence[dict[str, Any]]) -> int | None:
+        """Put the best weights back into the model; returns their step."""
+        from safetensors.torch import load_file
+
+        step = self.step(events)
+        if step is None:
+            return None
+        kept = load_file(self._path(step))
+        with torch.no_grad():
+            for name, weight in _learnt(model):
+                weight.copy_(kept[name])
+        return step
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"best-{step}.safetensors"
+
+
+def _learnt(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]

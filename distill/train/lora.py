@@ -1,0 +1,99 @@
+"""The adapter of (Q)LoRA: made as the recipe asks, trained in float32, saved for the base as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from distill.core.files import read_json, write_json
+from distill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from distill.train.options import LoraOptions
+
+
+def adapter_of(options: LoraOptions) -> LoraConfig:
+    """PEFT's settings."""
+    return LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        use_rslora=options.rslora,
+        use_dora=options.dora,
+        init_lora_weights=True if options.init == "default" else options.init,
+        target_modules=options.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def require_targets(model: Any, options: LoraOptions) -> None:
+    """Raise `RecipeError` where a name in `target_modules` is no linear layer of the model, or is its output head."""
+    if options.target_modules == "all-linear":
+        return
+    head = model.get_output_embeddings()
+    linear = {
+        name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+    }
+    names = sorted(name for name, module in linear.items() if module is not head)
+    if unknown := sorted(set(options.target_modules) - set(names)):
+        raise RecipeError(
+            f"train.lora.target_modules: {unknown[0]} is no linear layer that can have an adapter; this model has "
+            f"{', '.join(names)}"
+        )
+
+
+def train_in_float32(model: Any) -> None:
+    """Undo TRL's cast of the adapter to bfloat16.
+
+    There a quarter and more of the weights do not move in a step at 2e-4, and a resumed run differs from the next step
+    on. The second loop is for modules that the adapter has wrapped since `load_causal` saw to it.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def state_of(model: Any, options: LoraOptions) -> dict[str, Any] | None:
+    """A copy of the adapter as it begins, where it was taken out of the base's weights; else None."""
+    from distill.train.options import RESIDUAL
+
+    if options.init not in RESIDUAL:
+        return None
+    return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+
+
+def save_adapter(model: Any, folder: Path, *, base: str, first: dict[str, Any] | None, state: Any = None) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, which name `base` as what they belong to.
+
+    With `first`, from `state_of`, a product BA that began as B₀A₀ is written as BA − B₀A₀, of twice the rank: it gives
+    on the base as it was what BA gives on the base without B₀A₀. `state` are the gathered weights of a sharded model.
+    """
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path = base  # not where it lies on this machine
+    if not isinstance(settings.target_modules, str):
+        settings.target_modules = sorted(settings.target_modules)  # a set, in another order each time
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
+    if first is not None:
+        _take_out(folder, first)
+
+
+def _take_out(folder: Path, first: dict[str, Any]) -> None:
+    file = folder / "adapter_model.safetensors"
+    trained = load_file(file)
+    for name, tensor in trained.items():
+        if "lora_A" in name:
+            trained[name] = torch.cat([tensor, first[name]])
+        elif "lora_B" in name:
+            trained[name] = torch.cat([tensor, -first[name]], dim=1)
+    save_file(trained, file, metadata={"format": "pt"})
+    settings = read_json(folder / "adapter_config.json")
+    growth = 2**0.5 if settings["use_rslora"] else 2  # keeps the scale
+    changed = {"r": 2 * settings["r"], "lora_alpha": growth * settings["lora_alpha"], "init_lora_weights": True}
+    write_json(folder / "adapter_config.json", {**settings, **changed})

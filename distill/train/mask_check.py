@@ -1,0 +1,379 @@
+"""The mask gate: before the first step, every row's mask is checked by another way than the one it was made by.
+
+`models.chat_template` masks by rendering a conversation piece by piece. Here all of it is rendered at once
+by the template that is saved with the student; a second rendering, in which every message stands between two
+characters that occur nowhere else, says which part of the text is whose. From the bytes of each token follows whether
+it may be trained. One token that is trained against that, or not trained, stops the run with its name.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain, pairwise, zip_longest
+from typing import Any, Literal
+
+from distill.errors import MaskError
+from distill.models import chat_template
+from distill.models.chat_template import IGNORED, Example, TrainOn
+from distill.models.token_bytes import Spelling
+from distill.types import Message
+
+LostSystem = Literal["refuse", "accept"]
+_PRIVATE = (0xF0000, 0xF8000, 0x100000, 0x108000)
+"""Where characters begin that Unicode leaves to private use; messages are marked with those that none of them holds."""
+
+
+class UnspeltError(MaskError):
+    """A row holds characters that the tokenizer has no tokens for, so that it cannot be learnt as it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example, and what it was made of."""
+
+    id: str
+    """The session's; with `#2` behind it for the second part of a session that was split."""
+    messages: Sequence[Message]
+    example: Example
+    truncated: bool = False
+    """Whether the last answer was cut off, so that it must have no end token."""
+
+
+@dataclass(slots=True)
+class Checked:
+    """What the gate has seen."""
+
+    rows: int = 0
+    merging: list[str] = field(default_factory=list)
+    """Rows that have other ids in one pass over their text: a token would reach over an answer's edge."""
+    mentioning: list[str] = field(default_factory=list)
+    """Rows whose messages spell special tokens; they stay text."""
+    joined: list[str] = field(default_factory=list)
+    """Rows whose system turn the template puts into the user's."""
+    lost: list[str] = field(default_factory=list)
+    """Rows whose system turn the template leaves out, which was accepted."""
+
+
+class _Letters:
+    """Where the characters of a text that are no white space stand, in bytes, by their number among them."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._plain = text, text.isascii()
+        words = [match.span() for match in re.finditer(r"\S+", text)]
+        self._starts = [start for start, _ in words]
+        self._before = list(accumulate((end - start for start, end in words), initial=0))
+
+    def __len__(self) -> int:
+        return self._before[-1]
+
+    def start(self, number: int) -> int:
+        """The byte where a character starts."""
+        return self._byte(self._place(number))
+
+    def end(self, number: int) -> int:
+        """The byte behind it."""
+        return self._byte(self._place(number) + 1)
+
+    def _place(self, number: int) -> int:
+        word = bisect_right(self._before, number) - 1
+        return self._starts[word] + number - self._before[word]
+
+    def _byte(self, place: int) -> int:
+        return place if self._plain else len(self._text[:place].encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What a row's tokens spell, and where each starts and ends, in bytes."""
+
+    text: str
+    starts: list[int]
+    ends: list[int]
+    letters: _Letters
+    """Its characters that are no white space."""
+    readable: str
+    """What the template renders, as tokens can spell it."""
+    exact: bool
+    """Whether the text is the template's to the letter; else only but for white space."""
+
+
+class Gate:
+    """Checks rows against one template."""
+
+    def __init__(
+        self, template: str, tokenizer: Any, *, train_on: TrainOn = "all", lost_system: LostSystem = "refuse"
+    ) -> None:
+        self._name, self._tokenizer, self._train_on = template, tokenizer, train_on
+        self._accepts_loss = lost_system == "accept"
+        self._jinja = chat_template.jinja(template, tokenizer)
+        self.spelling = Spelling(tokenizer)
+        self._special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._frames: dict[tuple[str, ...], list[int]] = {}
+        self.checked = Checked()
+
+    def check(self, row: Row) -> None:
+        """Raise `MaskError`, with the row's id and the token, where a mask is not what the template asks for.
+
+        It is `UnspeltError` where that is no fault of the mask, but of a character.
+
+        Asserted: each label is the token's own id or none; the tokens spell what the template renders, and are those
+        of one pass over it; every special token is the template's own; no turn is lost; trained are the answers with
+        their end tokens, and nothing else; a truncated answer is the end of its row.
+        """
+        self._check_labels(row)
+        rendered = self._render(row.messages)
+        natural = self._tokenizer.encode(rendered, add_special_tokens=False)
+        text = self._check_text(row, rendered, natural)
+        self._check_ids(row, rendered, text, natural)
+        self._check_special(row)
+        ends = self._check_turns(row, rendered, text)
+        self._check_mask(row, text, self._wanted(row, rendered, text, ends))
+        self.checked.rows += 1
+
+    def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        return str(
+            self._tokenizer.apply_chat_template(
+                plain, chat_template=self._jinja, tokenize=False, add_generation_prompt=prompt
+            )
+        )
+
+    # Tokens and text
+
+    def _check_labels(self, row: Row) -> None:
+        ids, labels = row.example.input_ids, row.example.labels
+        if len(ids) != len(labels):
+            raise self._fault(row, f"{len(ids)} tokens and {len(labels)} labels; expected as many")
+        for place, (id_, label) in enumerate(zip(ids, labels, strict=True)):
+            if label not in (IGNORED, id_):
+                raise self._fault(row, f"{self._told(row, place)} is trained towards the id {label}")
+        if not row.example.trained:
+            raise self._fault(row, "no token is trained")
+
+    def _check_text(self, row: Row, rendered: str, natural: Sequence[int]) -> _Text:
+        """The row's tokens, joined, against the whole that the template renders."""
+        pieces = self.spelling.pieces(row.example.input_ids)
+        spelt = b"".join(pieces).decode("utf-8", "backslashreplace")
+        whole = b"".join(self.spelling.pieces(natural)).decode("utf-8", "backslashreplace")
+        if whole != rendered and _bare(whole) != _bare(self.spelling.readable(rendered)):
+            raise UnspeltError(f"session {row.id}: the tokenizer has no tokens for some of its characters")
+        exact = rendered.startswith(spelt)
+        readable = rendered if exact else self.spelling.readable(rendered)
+        about = self._mentions(row) and _bare(readable).startswith(_bare(spelt))
+        if not exact and not whole.startswith(spelt) and not about:
+            expected = rendered if whole == rendered else whole
+            raise self._fault(row, self._parting(row, pieces, expected))
+        rest = rendered[len(spelt) :] if exact else _bare(readable)[len(_bare(spelt)) :]
+        for token in self._special.values():
+            rest = rest.replace(token, "")
+        if rest.strip():
+            raise self._fault(row, f"the tokens end early: the template goes on with {_quoted(rest.strip())}")
+        ends = list(accumulate(map(len, pieces)))
+        return _Text(spelt, [0, *ends[:-1]], ends, _Letters(spelt), readable, exact)
+
+    def _parting(self, row: Row, pieces: Sequence[bytes], expected: str) -> str:
+        """Where tokens and template part."""
+        wanted, spelt = expected.encode(), b"".join(pieces)
+        parting = next((at for at, (a, b) in enumerate(zip_longest(spelt, wanted)) if a != b), 0)
+        place = bisect_right(list(accumulate(map(len, pieces))), parting)
+        there = wanted[parting : parting + 40].decode("utf-8", "ignore")
+        told = self._told(row, min(place, len(pieces) - 1))
+        has = f"does not spell what the template has: {_quoted(there)}" if there else "stands behind the template's end"
+        return f"{told} {has}"
+
+    def _check_ids(self, row: Row, rendered: str, text: _Text, natural: Sequence[int]) -> None:
+        """Joined parts against the whole: what differs must be a message's special token, or a merge at an edge."""
+        ids = row.example.input_ids
+        if ids == list(natural[: len(ids)]):
+            return
+        if self._mentions(row):
+            self.checked.mentioning.append(row.id)
+            return
+        if self._merges(row, rendered, text, natural):
+            self.checked.merging.append(row.id)
+            return
+        at = next(at for at, (a, b) in enumerate(zip_longest(ids, natural)) if a != b)
+        other = _quoted(self.spelling.pieces([natural[at]])[0].decode("utf-8", "backslashreplace"))
+        raise self._fault(row, f"{self._told(row, at)} is {other} (id {natural[at]}) in one pass over the whole text")
+
+    def _merges(self, row: Row, rendered: str, text: _Text, natural: Sequence[int]) -> bool:
+        """Whether a token of the whole reaches over an answer's edge, or the whole cut there has the row's tokens."""
+        edges = self._edges(row, rendered, text)
+        if not set(edges) <= set(accumulate(map(len, self.spelling.pieces(natural)))):
+            return True
+        spelt = text.text.encode()
+        parts = [spelt[start:end].decode(errors="ignore") for start, end in pairwise([0, *edges, len(spelt)])]
+        ids = [id_ for part in parts for id_ in self._tokenizer.encode(part, add_special_tokens=False)]
+        return ids == row.example.input_ids
+
+    def _edges(self, row: Row, rendered: str, text: _Text) -> list[int]:
+        """Where, in bytes, training begins and ends, and where the answers begin that are not trained."""
+        trained = [label != IGNORED for label in row.example.labels]
+        edges = {text.starts[at] for at in range(1, len(trained)) if trained[at] != trained[at - 1]}
+        for at, message in enumerate(row.messages):
+            prompt = self._render(row.messages[:at], prompt=True) if message.role == "assistant" else ""
+            if prompt and text.exact and rendered.startswith(prompt):
+                edges.add(len(prompt.encode()))
+        return sorted(edge for edge in edges if 0 < edge < text.ends[-1])
+
+    def _mentions(self, row: Row) -> bool:
+        return any(token in message.content for message in row.messages for token in self._special.values())
+
+    def _check_special(self, row: Row) -> None:
+        """The row's special tokens against those of the same turns with nothing in them."""
+        frame = self._frame(tuple(message.role for message in row.messages))
+        places = [at for at, id_ in enumerate(row.example.input_ids) if id_ in self._special]
+        for place, expected in zip_longest(places, frame[: len(places)]):
+            if row.example.input_ids[place] != expected:
+                raise self._fault(row, f"{self._told(row, place)} is real where a message only mentions it")
+
+    def _frame(self, roles: tuple[str, ...]) -> list[int]:
+        if roles not in self._frames:
+            text = self._render([Message(role, "x") for role in roles])
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            self._frames[roles] = [id_ for id_ in ids if id_ in self._special]
+        return self._frames[roles]
+
+    # Turns
+
+    def _check_turns(self, row: Row, rendered: str, text: _Text) -> dict[int, int]:
+        """No turn is lost; returns where each answer ends, as a number of characters that are no white space."""
+        marks, framed = self._framed(row)
+        found = _places(framed, marks)
+        for at, message in enumerate(row.messages):
+            if message.content.strip() and not (2 * at in found and 2 * at + 1 in found):
+                self._check_lost(row, at)
+        self._note_joined(row, framed, marks)
+        if _bare(marks.sub("", framed)) != _bare(rendered):
+            return {}
+        if not text.exact:
+            found = _places(self.spelling.readable(framed), marks)
+        return {at: found[2 * at + 1] for at in range(len(row.messages)) if 2 * at + 1 in found}
+
+    def _framed(self, row: Row) -> tuple[re.Pattern[str], str]:
+        """The conversation with every message between two marks, rendered; and what finds the marks, in their order."""
+        count, contents = 2 * len(row.messages), "".join(message.content for message in row.messages)
+        classes = {base: re.compile(f"[{chr(base)}-{chr(base + count - 1)}]") for base in _PRIVATE}
+        base = next((base for base, marks in classes.items() if not marks.search(contents)), _PRIVATE[0])
+        framed = [
+            Message(message.role, f"{chr(base + 2 * at)}{message.content}{chr(base + 2 * at + 1)}")
+            for at, message in enumerate(row.messages)
+        ]
+        return classes[base], self._render(framed)
+
+    def _check_lost(self, row: Row, at: int) -> None:
+        role, content = row.messages[at].role, row.messages[at].content
+        if role == "assistant":
+            return  # answers are looked for one by one
+        if role == "system" and self._accepts_loss:
+            self.checked.lost.append(row.id)
+            return
+        remedy = ", or train.lost_system to accept" if role == "system" else ""
+        raise MaskError(
+            f"template {self._name} leaves out the {role} turn of session {row.id} ({_quoted(content)}); set "
+            f"student.template to chatml{remedy}"
+        )
+
+    def _note_joined(self, row: Row, framed: str, marks: re.Pattern[str]) -> None:
+        """Note a system turn that no special token parts from the question behind it."""
+        found = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
+        if row.messages[0].role == "system" and {1, 2} <= found.keys() and self._name == "own":
+            between = framed[found[1].end() : found[2].start()]
+            if not any(token in between for token in self._special.values()):
+                self.checked.joined.append(row.id)
+
+    # The mask
+
+    def _wanted(self, row: Row, rendered: str, text: _Text, ends: dict[int, int]) -> list[range]:
+        """The tokens of each answer that is to be trained, its end token among them."""
+        answers = [at for at, message in enumerate(row.messages) if message.role == "assistant"]
+        wanted = answers if self._train_on == "all" else answers[-1:]
+        if empty := [at for at in wanted if not row.messages[at].content.strip()]:
+            raise self._fault(row, f"the answer in turn {empty[0] + 1} is empty")
+        return [self._answer(row, rendered, text, at, ends.get(at)) for at in wanted]
+
+    def _answer(self, row: Row, rendered: str, text: _Text, at: int, end: int | None) -> range:
+        prompt = self._render(row.messages[:at], prompt=True)
+        if not rendered.startswith(prompt):
+            raise self._fault(row, f"turn {at + 1} follows another prompt in the whole text than when it is asked for")
+        read = str if text.exact else self.spelling.readable
+        begin, whole, words = len(_bare(read(prompt))), _bare(text.readable), _bare(read(row.messages[at].content))
+        end = whole.find(words, begin) + len(words) if end is None else end
+        if not whole[begin:end].endswith(words):
+            raise self._fault(row, f"the template changes the answer in turn {at + 1}, {_quoted(words)}")
+        if end > len(text.letters):
+            raise self._fault(row, f"{self._told(row, len(text.ends) - 1)} is the last, before the answer ends")
+        first = self._first(row, text, begin, len(prompt.encode()) if text.exact else None)
+        last = bisect_left(text.ends, text.letters.end(end - 1)) if end > begin else first - 1
+        if row.truncated and at == len(row.messages) - 1:
+            return self._cut(row, text, first, last)
+        for place in range(last + 1, len(text.ends)):
+            if row.example.input_ids[place] in self._special:
+                return range(first, place + 1)
+        raise self._fault(row, f"{self._told(row, last)} is the last of an answer, and no end token follows")
+
+    def _first(self, row: Row, text: _Text, begin: int, exact: int | None) -> int:
+        """The answer's first token: where its prompt ends, or, in a text that differs in spaces, about there."""
+        least = text.letters.end(begin - 1) if begin else 0
+        most = text.letters.start(begin) if begin < len(text.letters) else text.ends[-1]
+        least, most = (least, most) if exact is None else (exact, exact)
+        place = bisect_left(text.starts, least)
+        if place == len(text.starts) or text.starts[place] > most:
+            held = self._told(row, max(place - 1, 0))
+            raise self._fault(row, f"{held} holds the end of a prompt and an answer's start")
+        labels = row.example.labels
+        while exact is None and place < len(labels) and text.ends[place] <= most and labels[place] == IGNORED:
+            place += 1  # white space that may belong to either
+        return place
+
+    def _cut(self, row: Row, text: _Text, first: int, last: int) -> range:
+        """All tokens from the first on; after the answer's last there is white space at most."""
+        rest = text.text.encode()[text.ends[last] :]
+        if rest.decode(errors="ignore").strip():
+            raise self._fault(row, f"{self._told(row, last + 1)} follows an answer that was cut off")
+        return range(first, len(row.example.input_ids))
+
+    def _check_mask(self, row: Row, text: _Text, wanted: Sequence[range]) -> None:
+        meant = set(chain.from_iterable(wanted))
+        last = {answer[-1] for answer in wanted}
+        for place, label in enumerate(row.example.labels):
+            if (label != IGNORED) == (place in meant):
+                continue
+            if label != IGNORED:
+                raise self._fault(row, f"{self._told(row, place)} belongs to the prompt, and is trained")
+            what = "ends an answer" if place in last else "belongs to an answer"
+            raise self._fault(row, f"{self._told(row, place)} {what}, and is not trained")
+
+    def _told(self, row: Row, place: int) -> str:
+        id_ = row.example.input_ids[place]
+        name = _quoted(self.spelling.pieces([id_])[0].decode("utf-8", "backslashreplace"))
+        return f"token {place + 1} of {len(row.example.input_ids)}, {name} (id {id_}),"
+
+    def _fault(self, row: Row, what: str) -> MaskError:
+        return MaskError(
+            f"mask gate: session {row.id}: {what} (template {self._name}); nothing is trained: leave the row out by a "
+            "rule of curate, or use another student.template"
+        )
+
+
+def _quoted(text: str) -> str:
+    shown = ascii(text) if not text.isprintable() else f"'{text}'"
+    return shown if len(shown) <= 60 else shown[:57] + "…'"
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
+
+
+def _places(framed: str, marks: re.Pattern[str]) -> dict[int, int]:
+    """How many characters that are no white space stand before each mark, by the mark's number."""
+    found: dict[int, int] = {}
+    count = position = 0
+    for mark in marks.finditer(framed):
+        count += len(_bare(framed[position : mark.start()]))
+        position = mark.end()
+        found.setdefault(ord(mark[0]) % 0x8000, count)
+    return found

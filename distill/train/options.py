@@ -1,0 +1,180 @@
+"""The options of training, as a recipe's `train` section gives them; loads no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from distill.recipe import Options
+from distill.run.students import WITHOUT_EFFECT
+
+RESIDUAL = ("pissa", "olora")
+"""Ways to begin an adapter that take its first product out of the base's weights."""
+
+
+LEARNING_RATES = {"qlora": 5e-4, "lora": 5e-4, "full": 2e-5}
+"""By method, where the recipe does not say. All weights of a model learn at a tenth of an adapter's rate and less: 2e-5
+is what Alpaca, Vicuna, WizardLM and Tülu 2 published for 7B."""
+
+
+class LoraOptions(Options):
+    """The adapter that learns; it sits on every linear layer but the output head."""
+
+    r: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The adapter's output is scaled by alpha / r, with `rslora` by alpha / √r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that are left out at random."""
+    rslora: bool = False
+    """Scale by alpha / √r, so that gradients do not shrink with the rank (Kalajdzievski, 2023, arXiv 2312.03732)."""
+    dora: bool = False
+    """Learn each column's magnitude apart from its direction (Liu et al., 2024, arXiv 2402.09353); slower, and often
+    better at a small rank."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """What the adapter's matrices begin as. `default` and `gaussian` change nothing at first. `pissa`
+    begins with the weights' principal directions (Meng et al., 2024, arXiv 2404.02948) and `olora` with an orthonormal
+    basis of them (2406.01775), both taken out of the base's weights and therefore for `lora` only; what is saved is a
+    plain adapter of twice the rank for the base as it was."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the linear layers that get an adapter, such as [q_proj, v_proj]; by default all but the output head."""
+
+
+Watched = Literal["nll", "stop_rate", "length_ratio"]
+"""What is measured on held-out rows: less nats a token of the teacher's answers is better, more answers that end by
+themselves, and a length nearer to the teacher's."""
+
+
+class GuardOptions(Options):
+    """When a step is not taken: its loss is no number, its gradient is none, or its loss has leapt.
+
+    The sessions to blame are then set aside in quarantined.jsonl, and the step is done again without them.
+    """
+
+    spike: Annotated[float, Field(ge=0)] = 8.0
+    """A loss has leapt when it is above the median of the last `window` steps by so many of their standard deviations
+    (told robustly, from the median change between two steps), and by `spike_nats`; 0 looks for no leaps."""
+    spike_nats: Annotated[float, Field(ge=0)] = 1.0
+    """Nats a token by which a loss has to leap at least."""
+    window: Annotated[int, Field(ge=8, le=10_000)] = 32
+    """Steps that a loss is held against; before the ninth nothing is a leap."""
+    max_quarantined: Annotated[int, Field(ge=0)] | None = None
+    """Sessions that may be set aside; training stops where one more is to be. 5% of them, and at least 8, when left
+    out."""
+
+
+class EarlyStopping(Options):
+    """When training ends before its last step."""
+
+    watch: Watched = "nll"
+    patience: Annotated[int, Field(ge=1)] = 2
+    """Evaluations without a better value after which training ends."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """What a value has to be better by to count as better."""
+
+
+class TrainOptions(Options):
+    """How the student is trained."""
+
+    method: Literal["qlora", "lora", "full"] = "qlora"
+    """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both
+    with an adapter that learns; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 2
+    """How often each session is seen."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = LEARNING_RATES["qlora"]
+    """The highest, reached after the warm-up: when left out, 5e-4 for an adapter and 2e-5 for `full`. 2e-4 is usual for
+    an adapter from 7B on."""
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls to 0 after the warm-up; `constant` stays where it is."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = "adamw"
+    """`adamw_8bit` keeps its two moments in 8 bits, a quarter of their memory: much for `full`, little for an adapter.
+    The paged ones move them out of a GPU's memory when it is short."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the weights taken off in a step, by the learning rate."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Longer gradients of a step are cut to this length."""
+    neftune_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the embeddings of a session of L tokens, at most alpha / √(L x hidden size) each (NEFTune, Jain et al.,
+    2023, arXiv 2310.05914, where 5 to 15 make answers longer); 0 is none."""
+    lora: LoraOptions = LoraOptions()
+    max_length: Annotated[int, Field(ge=8)] = 512
+    """Tokens of the longest session that is trained on; no answer is ever cut, see `over_length`."""
+    over_length: Literal["drop", "split", "raise"] = "drop"
+    """What becomes of longer sessions: `drop` leaves them out and counts them; `split` cuts them before questions into
+    parts of whole pairs, each with the system turn in front (with `train_on: last` the last pairs that fit are kept);
+    `raise` stops."""
+    train_on: Literal["all", "last"] = "all"
+    """Which answers of a session of several turns bear on the loss."""
+    lost_system: Literal["refuse", "accept"] = "refuse"
+    """Whether to train where `student.template: own` leaves a system turn out of what the student sees."""
+    show_masks: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Examples that are shown with their trained tokens marked before training; it does not change the result."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in one optimizer step; by default what makes about 36 steps of the run, at least 128, at most 16,384."""
+    batch_rows: Annotated[int, Field(ge=1)] | None = None
+    """Sessions in one optimizer step, in place of `batch_tokens`; 128 is usual in the field, for large sets."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens in one forward pass: 512 on a CPU and what memory holds on a GPU when left out; a step takes as many
+    passes as it needs. Where memory ends, it is halved and the step is done again: the steps stay the same."""
+    packing: Literal["best_fit", "none"] = "best_fit"
+    """`best_fit` lays sessions end to end in a forward pass, none seeing another; `none` pads them to one length."""
+    group_by_length: bool = False
+    """Fill each step with sessions of like length: less padding without packing, but steps that are less alike."""
+    checkpointing: Literal["auto", "none", "selective", "full"] = "auto"
+    """Which activations are computed again in the backward pass instead of kept: `full` keeps one tensor a layer,
+    `selective` attention's output too, which spares its recomputation. `auto` is selective on as few layers as a
+    GPU's free memory asks for by formula, none on a CPU, and full on all once one session does not fit otherwise."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """What is computed in; weights that learn are always kept in 32 bits. `auto` is bf16 on a GPU that has it and fp32
+    elsewhere; bf16 where there is none is an error."""
+    compiled: bool = False
+    """On a GPU, have torch.compile make norms and gates one pass over memory each: a longer start, another rounding,
+    and a gain that is not measured yet. Where it fails, training says so and goes on without; a CPU does without."""
+    save_steps: Annotated[int, Field(ge=1)] = 20
+    """Steps between two checkpoints; it does not change the result."""
+    eval_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps between two evaluations on held-out rows; a quarter of the run when left out, 0 for none."""
+    eval_rows: Annotated[int, Field(ge=0)] | None = None
+    """Sessions that are evaluated on and not trained on. They are taken out of the kept rows, not out of the test
+    split, so that what is chosen by them is still compared on prompts that nothing has seen. 5% (4 to 64) when left
+    out; none of fewer than 40."""
+    eval_tokens: Annotated[int, Field(ge=1, le=4096)] = 96
+    """Most tokens of an answer that is written for an evaluation; eight are written at most."""
+    early_stopping: EarlyStopping | None = None
+    best: Watched | None = None
+    """Keep the weights that were best by this, and end with them instead of the last."""
+    guard: GuardOptions = GuardOptions()
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Services that the figures go to besides train_log.jsonl; each must be installed."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that decide what the student becomes."""
+        without = set(WITHOUT_EFFECT) | (set() if self.compiled else {"compiled"})
+        return self.model_dump(exclude=without)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_usual_rate(cls, given: Any) -> Any:
+        method = given.get("method") if isinstance(given, dict) else None
+        if isinstance(method, str) and method in LEARNING_RATES:
+            return {"learning_rate": LEARNING_RATES[method], **given}
+        return given
+
+    @model_validator(mode="after")
+    def _agrees(self) -> TrainOptions:
+        if self.method == "qlora" and self.lora.init in RESIDUAL:
+            raise ValueError(
+                f"lora.init {self.lora.init} takes a part out of the base's weights, and in 4 bits the rest would be "
+                "rounded to other values than those the saved adapter is read on; use method: lora, or another init"
+            )
+        if self.batch_tokens is not None and self.batch_rows is not None:
+            raise ValueError("batch_tokens and batch_rows both say how large a step is; give one of them")
+        if isinstance(self.lora.target_modules, list) and not self.lora.target_modules:
+            raise ValueError("lora.target_modules names no layer; leave it out for all linear layers")
+        watching = "early_stopping" if self.early_stopping is not None else "best" if self.best is not None else None
+        if watching is not None and 0 in (self.eval_steps, self.eval_rows):
+            raise ValueError(f"{watching} needs evaluations; give eval_steps and eval_rows above 0, or leave them out")
+        return self

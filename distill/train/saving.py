@@ -1,0 +1,56 @@
+"""Writes a trained student: its adapter or all of its weights, its tokenizer and template, and last what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.core import processes
+from distill.core.files import write_json
+from distill.models import chat_template
+from distill.train.lora import save_adapter
+from distill.train.sft_trainer import Trainer
+
+WEIGHTS = ("adapter_model*", "adapter_config.json", "model*.safetensors*", "config.json", "generation_config.json")
+"""What an earlier attempt, cut short while it was written, may have left."""
+
+
+def save(
+    trainer: Trainer, tokenizer: Any, template: str, told: dict[str, Any], folder: Path, *, first: dict[str, Any] | None
+) -> None:
+    """Write the student; base.json, without which nobody reads it, comes last.
+
+    `told` goes there; `first` is the adapter as it began, where it was taken out of the base.
+    """
+    state = _gathered(trainer)
+    if not processes.is_first():
+        return
+    (folder / "base.json").unlink(missing_ok=True)
+    for stale in (file for pattern in WEIGHTS for file in folder.glob(pattern)):
+        stale.unlink()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if told["method"] == "full":
+        _save_whole(model, folder, state, dtype=torch.bfloat16 if trainer.args.bf16 else torch.float32)
+    else:
+        save_adapter(model, folder, base=told["model"], first=first, state=state)
+    tokenizer.chat_template = chat_template.jinja(template, tokenizer)
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    write_json(folder / "base.json", told)
+
+
+def _gathered(trainer: Trainer) -> dict[str, Any] | None:
+    """All weights on the first process, where several hold them in parts; else None. Every process must call it."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+    return None
+
+
+def _save_whole(model: Any, folder: Path, state: dict[str, Any] | None, *, dtype: torch.dtype) -> None:
+    """All weights, in what they were computed in; the cache, of no use in training, is switched on again."""
+    weights = model.state_dict() if state is None else state
+    model.config.use_cache = True
+    model.config.dtype = dtype
+    model.save_pretrained(folder, state_dict={name: tensor.to(dtype) for name, tensor in weights.items()})

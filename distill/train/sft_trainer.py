@@ -1,0 +1,283 @@
+"""TRL's trainer with our steps: a planned set of examples each, in forward passes that fit, halved when memory ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.data import DataLoader
+from transformers.modeling_layers import GradientCheckpointingLayer
+from trl import SFTTrainer
+
+from distill.core.files import read_json, write_json
+from distill.models import chat_template
+from distill.models.device import free_memory
+from distill.train.dataset import Examples
+from distill.train.kernels.patch import SCALED_HEADS, make_lean
+from distill.train.packing import Plan, passes
+
+FUSED_HEAD_TOKENS = 2048
+"""Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
+_LAYOUT = "layout.json"
+
+
+class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
+    """TRL's trainer without its model cards and telemetry.
+
+    To it, an optimizer step is one batch: `training_step` divides it into forward passes. So the examples of a step
+    are the same however many passes and processes there are, and the sampler's position is the number of steps done.
+    """
+
+    def __init__(
+        self, found: Examples, plan: Plan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
+    ) -> None:
+        self.ids, self.examples, self.plan = found.ids, found.examples, plan
+        self.micro_tokens = micro_tokens
+        """Most tokens in a forward pass, padding included; halved when memory ends."""
+        self.tokens_seen = 0
+        """By all processes, padding excluded."""
+        self.may_recompute = False
+        """Whether activations may be computed again where a single example is too large otherwise."""
+        self.noise: Noise | None = None
+        self.row_losses: dict[int, torch.Tensor] = {}
+        """Summed loss, in nats, of each example that this process has passed in the current step; on its device."""
+        self._group: Sequence[int] = ()
+        self._lengths, self._say = found.lengths(), say
+        super().__init__(**arguments)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # weights are there in a module's own forward only
+        self.lean = {} if sharded else make_lean(self.model)
+        """How many modules of each kind compute by our own functions."""
+
+    def _send_telemetry(self) -> None:
+        """Send nothing."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: the export does, with the teacher's name."""
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """One batch a step: the indices of its examples, on every process the same."""
+        return DataLoader(self.plan.steps, batch_size=1, collate_fn=_rows)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward for all examples of a step; returns their mean loss a trained token.
+
+        Where memory ends, the passes are made half as large, or activations are no longer kept, and the step is done
+        again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
+        """
+        rows, random = inputs["rows"], random_state()
+        while True:
+            try:
+                loss = self._step(model, rows)
+            except torch.OutOfMemoryError:
+                relief = self._relief(rows)
+                if relief is None:
+                    raise
+            else:
+                self.tokens_seen += sum(self._lengths[row] for row in rows)
+                return loss
+            model.zero_grad()
+            free_memory()
+            restore(random)
+            self._say(f"out of memory: going on from step {self.state.global_step + 1} {relief()}")
+
+    def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
+        """All passes of this process."""
+        items = sum(self.examples[row].trained for row in rows)
+        mine = self._passes(rows)[self.args.process_index :: self.args.world_size]
+        total = torch.zeros((), device=self.args.device)
+        self.row_losses = {}
+        for number, group in enumerate(mine, start=1):
+            last = number == len(mine)
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            self._group = group
+            with nullcontext() if last else self._unsynchronised(model):
+                total += super().training_step(model, self.batch(group), torch.tensor(items, device=self.args.device))
+        return total
+
+    def _unsynchronised(self, model: Any) -> AbstractContextManager[None]:
+        """Gradients are exchanged after the last pass only; DeepSpeed goes by `sync_gradients`."""
+        context: AbstractContextManager[None] = self.accelerator.no_sync(model)
+        return nullcontext() if self.is_deepspeed_enabled else context
+
+    def _passes(self, rows: Sequence[int]) -> list[list[int]]:
+        return passes(
+            rows,
+            self._lengths,
+            tokens=self.micro_tokens,
+            packed=bool(self.padding_free),
+            processes=self.args.world_size,
+        )
+
+    def batch(self, group: Sequence[int]) -> dict[str, Any]:
+        """The tensors of one pass; a process that has none to do repeats an example with nothing to train."""
+        examples = [self.examples[row] for row in group]
+        rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
+        idle = {"input_ids": self.examples[0].input_ids, "labels": [chat_template.IGNORED] * self._lengths[0]}
+        batch = dict(self.data_collator(rows or [idle]))
+        if self.noise is not None:
+            self.noise.lengths = token_lengths(batch)
+        return batch
+
+    def _largest(self, rows: Sequence[int]) -> int:
+        """Tokens of the largest pass, padding included."""
+        shapes = [[self._lengths[row] for row in group] for group in self._passes(rows) if group]
+        return max(sum(shape) if self.padding_free else len(shape) * max(shape) for shape in shapes)
+
+    def _relief(self, rows: Sequence[int]) -> Callable[[], str] | None:
+        """What saves memory and says so: half the tokens a pass, while it has two examples; then recomputation.
+
+        None where nothing is left, and with several processes, which could not agree on it.
+        """
+        if self.args.world_size > 1:
+            return None
+        if (before := self._largest(rows)) > max(self._lengths[row] for row in rows):
+            return partial(self._halve, before)
+        return self._recompute if self.may_recompute else None
+
+    def _halve(self, before: int) -> str:
+        self.micro_tokens = before // 2
+        return f"with {self.micro_tokens} tokens a forward pass at most, after {before}; the steps stay the same"
+
+    def _recompute(self) -> str:
+        self.may_recompute = False
+        recompute(self.model, "full")
+        return "with activations computed again instead of kept; the steps stay the same"
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The summed cross entropy of the trained tokens by `num_items_in_batch`, their number in the whole step.
+
+        TRL's own scores every position on a CPU, prompts too, and computes an entropy for its log; doing without was
+        measured to save a quarter of the time of a step.
+        """
+        if return_outputs or self.aux_loss_enabled:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        trained = inputs["labels"][:, 1:] != chat_template.IGNORED
+        losses = self._token_losses(model, inputs, trained)
+        self._note(trained, losses.detach())
+        items = num_items_in_batch if num_items_in_batch is not None else trained.sum()
+        averaged = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return losses.sum() * averaged / items
+
+    def _token_losses(self, model: Any, inputs: dict[str, Any], trained: torch.Tensor) -> torch.Tensor:
+        """Nats of each trained token, in their order."""
+        if self.lean.get("loss"):
+            losses: torch.Tensor = model(**inputs, token_losses=True)
+            return losses
+        if not self._is_plain(int(trained.sum())):
+            inputs["use_cache"] = False
+            return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
+        labels = inputs.pop("labels")[:, 1:][trained]
+        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+        with self.accelerator.autocast():
+            hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
+            logits = causal.get_output_embeddings()(hidden)
+        return cross_entropy(logits.float(), labels, reduction="none")
+
+    def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
+        """Add up the losses of each example of the pass."""
+        if not self._group:
+            return
+        lengths = torch.tensor([self._lengths[row] for row in self._group], device=trained.device)
+        if self.padding_free:
+            places = torch.arange(len(lengths), device=trained.device).repeat_interleave(lengths)[None, 1:]
+        else:
+            places = torch.arange(len(lengths), device=trained.device)[:, None].expand_as(trained)
+        sums = losses.new_zeros(len(lengths)).index_add_(0, places[trained], losses)
+        self.row_losses |= dict(zip(self._group, sums, strict=True))
+
+    def _is_plain(self, trained: int) -> bool:
+        alone = self.args.device.type == "cpu" and self.args.world_size == 1
+        config = self.model.config
+        return alone and trained <= FUSED_HEAD_TOKENS and not any(getattr(config, name, None) for name in SCALED_HEADS)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Keep with a checkpoint what an end of memory has changed."""
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            write_json(folder / _LAYOUT, {"micro_tokens": self.micro_tokens})
+
+    def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
+        """Train, or go on from a checkpoint with passes as large as they were when it was written."""
+        if resume_from_checkpoint is not None:
+            self.micro_tokens = read_json(Path(resume_from_checkpoint) / _LAYOUT)["micro_tokens"]
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
+
+
+def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    return {"rows": batch[0]}
+
+
+def random_state() -> list[torch.Tensor]:
+    """Of PyTorch on the CPU and, where there is one, on the GPU: what dropout and noise are drawn from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
+
+
+def restore(state: Sequence[torch.Tensor]) -> None:
+    """Draw again from where `random_state` was asked."""
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1])
+
+
+class Noise:
+    """Adds uniform noise of at most alpha / √(L x d) to a session of L tokens in d dimensions.
+
+    Jain et al., 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning", algorithm 1. What transformers has
+    goes by the length of the row, which in packed rows is that of several sessions.
+    """
+
+    def __init__(self, model: Any, alpha: float) -> None:
+        self._alpha = alpha
+        self.lengths = torch.empty(0)
+        """B × T: at each position, the tokens of the session that it belongs to; set before each forward pass."""
+        model.get_input_embeddings().register_forward_hook(self._add)
+
+    def _add(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        bound = self._alpha / (self.lengths.to(output.device) * output.size(-1)).sqrt()
+        noise = torch.empty_like(output, dtype=torch.float32).uniform_(-1, 1) * bound.unsqueeze(-1)
+        return output + noise.to(output.dtype)
+
+
+def token_lengths(batch: dict[str, Any]) -> torch.Tensor:
+    """B × T: the tokens of the session at each position of a padded or a packed batch."""
+    if "attention_mask" in batch:
+        counts: torch.Tensor = batch["attention_mask"].sum(1, keepdim=True)
+        return counts.expand_as(batch["attention_mask"])
+    document = (batch["position_ids"][0] == 0).cumsum(0) - 1
+    return document.bincount()[document].unsqueeze(0)
+
+
+def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
+    """Turn it on in place for the first `layers` layers, or for all; `none` leaves the model as it is.
+
+    `full` keeps each layer's input, `selective` attention's output too.
+    """
+    if how == "none":
+        return
+    settings: dict[str, Any] = {"use_reentrant": False}
+    if how == "selective":
+        settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:  # transformers before 5.2x
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    stack = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in stack[layers:] if layers is not None else []:
+        layer.gradient_checkpointing = False
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Keep what attention gives: computing that again costs most and its backward pass needs it anyway."""
+    kept = "attention" in str(operation)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

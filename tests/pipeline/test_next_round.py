@@ -1,0 +1,182 @@
+"""The next round: seeds from what lies near the losses, none from what is held out, and a recipe that stands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.core.jsonl import write_json, write_rows
+from distill.engine.journal.store import Journal
+from distill.errors import RecipeError, RunFolderError
+from distill.expand.seeds import load_seeds
+from distill.pipeline import next_round
+from distill.pipeline.forecast import lines
+from distill.pipeline.parts import load_recipe
+from distill.types import Message, Session
+
+RECIPE = """
+name: first
+teacher: {model: smollm2, serve: transformers, terms: "Apache-2.0"}
+expand: {strategy: self_instruct, seeds: seeds/general.jsonl, tasks: 40}
+collect: {strategy: answer, test: 8}
+curate: [{filter: empty}]
+student: {model: smollm2, template: chatml}
+train: {epochs: 1}
+compare: {metrics: [overlap]}
+"""
+TREES, SUMS = ("oak", "elm", "ash", "fir", "yew"), ("two", "six", "ten")
+
+
+def kept() -> list[Session]:
+    asked = [f"Describe the bark of an old {tree} tree." for tree in TREES] + [f"Add {one} and nine." for one in SUMS]
+    return [Session(f"row-{n}", (Message("user", text), Message("assistant", "So."))) for n, text in enumerate(asked)]
+
+
+def lost(id: str, text: str, near: list[int], *, margin: float, verdict: str = "taught and failed") -> dict:
+    nearest = [{"id": f"row-{n}", "similarity": 0.9 - place / 10, "prompt": "p"} for place, n in enumerate(near)]
+    return {
+        "id": id,
+        "messages": [{"role": "user", "content": text}],
+        "category": "all",
+        "answers": {},
+        "scores": {},
+        "outcome": {"by": "judge", "value": "loss", "margin": margin},
+        "coverage": {"nearest": nearest, "similarity": 0.9, "verdict": verdict},
+    }
+
+
+ROWS = [
+    lost("a", "Describe the leaves of a young beech tree.", [0, 1, 2], margin=-1.0),
+    lost("b", "Describe the roots of a young beech tree.", [1, 3, 4], margin=-0.8),
+    lost("c", "Add seven and eleven.", [5, 6], margin=-0.5, verdict="not taught"),
+    {**lost("d", "Sing.", [7], margin=1.0), "coverage": {"nearest": [], "similarity": 0.0, "verdict": "fine"}},
+]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    folder = tmp_path / "first"
+    folder.mkdir()
+    (tmp_path / "first.yaml").write_text(RECIPE, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(load_recipe(tmp_path / "first.yaml").to_yaml(), encoding="utf-8")
+    write_json(folder / "run.json", {"name": "first", "stages": {}})
+    write_rows(folder / "kept.jsonl", kept())
+    write_rows(
+        folder / "test.jsonl",
+        [
+            Session(row["id"], (Message("user", row["messages"][0]["content"]), Message("assistant", "x")))
+            for row in ROWS
+        ],
+    )
+    write_rows(folder / "answers.jsonl", ROWS)
+    Journal.open(folder / "journal.sqlite").__exit__(None, None, None)
+    return folder
+
+
+def seeds(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "first-next-seeds.jsonl").read_text().splitlines()]
+
+
+def test_seeds_are_the_training_rows_nearest_to_each_cluster(run, tmp_path):
+    said = next_round.plan(run, tmp_path)
+    made = [seed for seed in seeds(tmp_path) if seed["id"].startswith("next-")]
+    assert [seed["instruction"].split()[-2] for seed in made[:5]] == ["oak", "elm", "fir", "ash", "yew"]
+    assert {seed["name"] for seed in made[:5]} != {seed["name"] for seed in made[5:]}
+    assert any("2 lost, 0 of them with nothing near in training" in line for line in said)
+    assert any("1 lost, 1 of them with nothing near in training" in line for line in said)
+
+
+def test_too_few_seeds_are_filled_up_with_the_runs_own(run, tmp_path):
+    next_round.plan(run, tmp_path)
+    assert len(seeds(tmp_path)) == 8
+    assert load_seeds(tmp_path / "first-next-seeds.jsonl")[-1].id == "writing-01"
+
+
+def test_no_held_out_prompt_and_none_near_one_becomes_a_seed(run, tmp_path):
+    copy = Session(
+        "row-0", (Message("user", "Describe the leaves of one young beech tree."), Message("assistant", "So."))
+    )
+    write_rows(run / "kept.jsonl", [copy, *kept()[1:]])
+    next_round.plan(run, tmp_path)
+    asked = {row["messages"][0]["content"] for row in ROWS}
+    assert copy.messages[0].content not in {seed["instruction"] for seed in seeds(tmp_path)}
+    assert not asked & {seed["instruction"] for seed in seeds(tmp_path)}
+
+
+def test_the_recipe_stands_and_keeps_what_was_bought_taught_and_held_out(run, tmp_path):
+    next_round.plan(run, tmp_path, tasks=60)
+    loaded = load_recipe(tmp_path / "first-next.yaml")
+    assert lines(loaded)[0].startswith("first-next: valid; stages expand, collect, curate, train, compare, report")
+    written = yaml.safe_load((tmp_path / "first-next.yaml").read_text())
+    assert (written["expand"]["tasks"], written["collect"]["test"]) == (60, 0)
+    assert written["reuse"] == [str(run)]
+    assert written["sources"] == [{"name": "earlier", "from": "distill", "path": str(run / "kept.jsonl")}]
+    assert written["compare"]["prompts"] == str(run / "test.jsonl")
+    assert written["curate"][-1] == {"filter": "contamination", "files": [str(run / "test.jsonl")], "on": "prompt"}
+
+
+def test_the_file_that_a_run_was_compared_on_stays_the_file_and_its_own_guard_stays(run, tmp_path):
+    bench, questions = tmp_path / "bench.txt", tmp_path / "questions.txt"
+    bench.write_text("Name every river that crosses the old town.\n", encoding="utf-8")
+    questions.write_text("Describe the leaves of a young beech tree.\n", encoding="utf-8")
+    recipe = RECIPE.replace("{filter: empty}", f"{{filter: contamination, files: [{bench}]}}")
+    recipe = recipe.replace("compare: {", f"compare: {{prompts: {questions}, ")
+    (tmp_path / "first.yaml").write_text(recipe, encoding="utf-8")
+    (run / "recipe.yaml").write_text(load_recipe(tmp_path / "first.yaml").to_yaml(), encoding="utf-8")
+    next_round.plan(run, tmp_path)
+    written = yaml.safe_load((tmp_path / "first-next.yaml").read_text())
+    assert written["compare"]["prompts"] == str(questions)
+    (guard,) = written["curate"]
+    assert (guard["filter"], guard["on"]) == ("contamination", "both")
+    assert guard["files"] == [str(bench), str(run / "test.jsonl"), str(questions)]
+    load_recipe(tmp_path / "first-next.yaml")
+
+
+def test_what_is_there_is_not_overwritten(run, tmp_path):
+    next_round.plan(run, tmp_path)
+    with pytest.raises(RunFolderError, match=r"first-next\.yaml is there already"):
+        next_round.plan(run, tmp_path)
+
+
+def test_a_student_that_loses_nothing_needs_no_round(run, tmp_path):
+    write_rows(run / "answers.jsonl", ROWS[3:])
+    with pytest.raises(RunFolderError, match="loses on no prompt"):
+        next_round.plan(run, tmp_path)
+
+
+@pytest.mark.parametrize(("high", "planned"), [(0.7, 1), (1.1, 0)])
+def test_a_student_that_beats_its_base_everywhere_is_taught_more_where_it_gained_least(run, tmp_path, high, planned):
+    won = [{**row, "outcome": {"by": "m", "against": "base", "value": "win", "margin": 1.0 + at},
+            "coverage": {**row["coverage"], "verdict": "fine"}} for at, row in enumerate(ROWS[:3])]  # fmt: skip
+    write_rows(run / "answers.jsonl", won[::-1])
+    write_json(run / "scores.json", {"lead": "m", "metrics": {"m": {"gap_closed": {"share": 0.6, "high": high}}}})
+    if planned:
+        said = next_round.plan(run, tmp_path)
+        assert [line for line in said if "1 of those on which the student gained least" in line] == said[:1]
+        assert [seed["instruction"].split()[-2] for seed in seeds(tmp_path)[:3]] == ["oak", "elm", "ash"]
+    else:
+        with pytest.raises(RunFolderError, match="loses on no prompt"):
+            next_round.plan(run, tmp_path)
+
+
+def test_a_run_that_was_not_compared_has_no_next_round(run, tmp_path):
+    (run / "answers.jsonl").unlink()
+    with pytest.raises(RunFolderError, match="was not trained and compared yet"):
+        next_round.plan(run, tmp_path)
+
+
+def test_without_a_teacher_there_is_nobody_to_ask(run, tmp_path):
+    write_rows(tmp_path / "q.jsonl", [{"id": "a", "prompt": "Hi."}])
+    for model in ("base", "student", "teacher"):
+        write_rows(tmp_path / f"{model}.jsonl", [{"id": "a", "text": "Ho."}])
+    (run / "recipe.yaml").write_text(
+        f"name: first\ncompare:\n  prompts: {tmp_path}/q.jsonl\n"
+        "  answers:\n"
+        + "".join(f"    {model}: {tmp_path}/{model}.jsonl\n" for model in ("base", "student", "teacher")),
+        encoding="utf-8",
+    )
+    with pytest.raises(RecipeError, match="nobody to collect from"):
+        next_round.plan(run, tmp_path)

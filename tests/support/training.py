@@ -1,0 +1,96 @@
+"""Rows, options and a short call that the tests of training share."""
+
+from __future__ import annotations
+
+from distill.train.options import TrainOptions
+from distill.types import Message, Session
+
+COLOURS = ["red", "blue", "green", "black", "white", "brown"]
+SESSIONS = [
+    Session(f"s{i}", (Message("user", f"Number {i}?"), Message("assistant", f"{i} is {COLOURS[i % 6]}, I say.")))
+    for i in range(24)
+]
+OPTIONS = TrainOptions.model_validate(
+    {"epochs": 2, "learning_rate": 5e-3, "lora": {"r": 8, "dropout": 0.1}, "batch_tokens": 80, "save_steps": 2}
+)
+"""With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
+
+LLAMA_3_8B_CONFIG = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "vocab_size": 128256,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+"""What its config.json says of its shape."""
+
+
+def options(**changes) -> TrainOptions:
+    """`OPTIONS` without dropout and with the changes; `lora` is merged."""
+    given = OPTIONS.model_dump()
+    lora = {**given["lora"], "dropout": 0.0, **changes.pop("lora", {})}
+    return TrainOptions.model_validate({**given, "lora": lora, **changes})
+
+
+def run(
+    folder,
+    model,
+    *,
+    sessions=SESSIONS,
+    options=OPTIONS,
+    seed=1,
+    layers=3,
+    prune_by="uniform",
+    progress=None,
+    callbacks=(),
+    fresh=False,
+):
+    """Train a student; returns the result and what was said."""
+    from distill.train import loop
+
+    said: list[str] = []
+    result = loop.train(
+        sessions,
+        folder,
+        model=model,
+        layers=layers,
+        prune_by=prune_by,
+        template="chatml",
+        options=options,
+        seed=seed,
+        fresh=fresh,
+        progress=progress,
+        say=said.append,
+        callbacks=callbacks,
+    )
+    return result, said
+
+
+def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
+    """TRL's trainer as a run builds it, but that its adapter does something from the start."""
+    from pathlib import Path
+
+    import torch
+
+    from distill.models import loading, third_party
+    from distill.train import build, dataset
+
+    tokenizer = loading.load_tokenizer(Path(model))
+    found = dataset.examples_of(sessions, "chatml", tokenizer, options)
+    with third_party.quiet():
+        made = build.build(
+            Path(model), None, tokenizer, found, options=options, seed=seed, output=Path(model) / "no", say=print
+        )  # fmt: skip
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return made
+
+
+def losses(folder) -> list[float]:
+    """Of the log's steps."""
+    from distill.core.jsonl import read_jsonl
+
+    return [row["loss"] for row in read_jsonl(folder / "train_log.jsonl") if "event" not in row]

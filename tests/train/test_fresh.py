@@ -1,0 +1,91 @@
+"""`distill train RUN --fresh` starts over, from checkpoints as from a student, where the command alone would not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.cli.main import _code
+from distill.core.jsonl import write_rows
+from tests.support import training
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.model
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = {"epochs": 4, "learning_rate": 5e-3, "lora": {"r": 8}, "batch_rows": 4, "save_steps": 2, "eval_rows": 0}
+STEPS = 24
+
+
+@pytest.fixture
+def curated(tiny, tmp_path) -> Path:
+    """A run whose sessions are curated."""
+    write_rows(tmp_path / "rows.jsonl", training.SESSIONS)
+    recipe = {
+        "name": "anew",
+        "seed": 1,
+        "sources": [{"from": "distill", "path": "rows.jsonl", "licence": "ours"}],
+        "curate": [{"filter": "empty"}],
+        "student": {"model": tiny},
+        "train": TRAIN,
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run = tmp_path / "run"
+    assert _code(["run", str(tmp_path / "recipe.yaml"), "--run-dir", str(run), "--stages", "collect,curate"]) == 0
+    return run
+
+
+def logged(run: Path) -> list[dict]:
+    rows = map(json.loads, (run / "student/train_log.jsonl").read_text().splitlines())
+    return [row for row in rows if "event" not in row]
+
+
+def kill_after_a_checkpoint(run: Path, *arguments: str) -> None:
+    """Begin to train, and kill the command once a checkpoint is whole."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    command = [sys.executable, "-m", "distill", "train", str(run), *arguments]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as training:
+        while not list(run.glob("student.next/checkpoints/*/distill.json")):
+            assert training.poll() is None, training.stderr.read()
+            time.sleep(0.01)
+        training.send_signal(signal.SIGKILL)
+
+
+def test_checkpoints_of_other_options_are_refused_and_left_behind_when_asked_to_start_over(curated, capsys):
+    kill_after_a_checkpoint(curated)
+    assert not (curated / "student/base.json").exists()
+    changed = ["train", str(curated), "--set", "train.learning_rate=1e-3"]
+    capsys.readouterr()
+    assert _code(changed) == 1
+    said = capsys.readouterr().err
+    assert "train.learning_rate 0.005 → 0.001" in said
+    assert f"to start over, type: distill train {curated} --fresh" in said
+
+    assert _code([*changed, "--fresh"]) == 0
+    assert "going on from step" not in capsys.readouterr().err
+    steps = logged(curated)
+    assert [row["step"] for row in steps] == list(range(1, STEPS + 1))
+    assert max(row["learning_rate"] for row in steps) == pytest.approx(1e-3)
+    assert (curated / "student/base.json").is_file()
+    assert not (curated / "student/checkpoints").exists()
+
+
+def test_a_finished_student_is_trained_again_only_when_asked_to_start_over(curated, capsys):
+    assert _code(["train", str(curated)]) == 0
+    first, log = (curated / "student/adapter_model.safetensors"), (curated / "student/train_log.jsonl")
+    weights, written = first.read_bytes(), log.stat().st_mtime_ns
+    capsys.readouterr()
+    assert _code(["train", str(curated)]) == 0
+    assert log.stat().st_mtime_ns == written
+    assert _code(["train", str(curated), "--fresh"]) == 0
+    assert log.stat().st_mtime_ns > written
+    assert [row["step"] for row in logged(curated)] == list(range(1, STEPS + 1))
+    assert first.read_bytes() == weights
