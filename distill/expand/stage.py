@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.collect.strategies import STRATEGIES
 from distill.core import registry
 from distill.core.files import file_sha256
 from distill.core.jsonl import write_rows
 from distill.engine import Grown, Stopped
 from distill.engine.engine import Engine
+from distill.expand.strategies import STRATEGIES
 from distill.run.context import Context, _identity, _with_samplings, asking
 from distill.run.record import StageRecord
 from distill.types import Growth, Task

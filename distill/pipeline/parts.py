@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 from pydantic import ConfigDict
 
 from distill import recipe
-from distill.collect.strategies import STRATEGIES
+from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
 from distill.core import assets, registry
 from distill.curate.filters import FILTERS
 from distill.errors import RecipeError
+from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
 from distill.recipe import Options, Recipe
 from distill.train.options import TrainOptions
@@ -35,8 +36,8 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
                 return _Unchecked
             part = registry.part(names, name, kind=kind, allowed=allowed)
             if not hasattr(part, needs):
-                fitting = [other for other in names if hasattr(registry.part(names, other, kind=kind), needs)]
-                raise RecipeError(f'{kind} "{name}" does not fit here{registry.suggest(name, fitting)}')
+                fitting = registry.suggest(name, names)
+                raise RecipeError(f'{kind} "{name}" has no `{needs}`, so it does not fit here{fitting}')
             options: type[Options] = part.Options
             return options
 
@@ -46,8 +47,8 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
         return None if ":" in name and not importing else registry.part(IMPORTERS, name, kind="format", allowed=allowed)
 
     return recipe.Parts(
-        expand=lookup(STRATEGIES, "strategy", "propose"),
-        collect=lookup(STRATEGIES, "strategy", "flow"),
+        expand=lookup(GROWING, "strategy", "propose"),
+        collect=lookup(ANSWERING, "strategy", "flow"),
         filter=lookup(FILTERS, "filter", "scope"),
         metric=lookup(METRICS, "metric", "score"),
         train=TrainOptions,

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from distill.collect.stage import collecting
-from distill.collect.strategies import STRATEGIES
+from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
 from distill.compare.stage import comparing
 from distill.core.files import file_sha256
@@ -17,6 +17,7 @@ from distill.core.hashing import json_sha256
 from distill.curate.filters import FILTERS
 from distill.curate.stage import curating
 from distill.expand.stage import expanding
+from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
 from distill.pipeline.stages import Stage
 from distill.run.context import Context
@@ -56,9 +57,9 @@ def _part_sources(context: Context, stage: Stage) -> list[str]:
     loaded = context.recipe
     named: list[tuple[Mapping[str, str], str]] = []
     if stage.work is expanding and loaded.expand is not None:
-        named = [(STRATEGIES, loaded.expand.strategy)]
+        named = [(GROWING, loaded.expand.strategy)]
     elif stage.work is collecting and loaded.collect is not None:
-        named = [(STRATEGIES, loaded.collect.strategy)]
+        named = [(ANSWERING, loaded.collect.strategy)]
     if stage.work is collecting:
         named += [(IMPORTERS, source.importer) for source in loaded.sources]
     elif stage.work is curating:

@@ -16,12 +16,13 @@ import yaml
 import distill
 from distill.api import Options
 from distill.cli import main
-from distill.collect.strategies import STRATEGIES
+from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
 from distill.curate.filters import FILTERS
 from distill.engine.journal.schema import _SCHEMA, _SENDS, VERSION
 from distill.engine.mock_server import LoopbackServer
 from distill.engine.mock_server.stand_in import answer
+from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.export import MODELS
 from distill.formats.exporters import COMPARISONS, EXPORTERS
 from distill.formats.importers import IMPORTERS
@@ -32,7 +33,7 @@ from tests.support.documents import ROOT, blocks, commands, matches, pages, prin
 README = ROOT / "README.md"
 MARKS = re.compile(r"run|prints|recipe|file \S+|keys \S+|not run: .{8,}")
 HOW_TO = ("strategies", "filters", "metrics", "exporters", "providers", "")
-SHELVES = (STRATEGIES, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS)
+SHELVES = (ANSWERING, GROWING, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS)
 COMMANDS: dict[str, Any] = dict(typer.main.get_command(main.app).commands)
 
 
@@ -140,7 +141,7 @@ def test_the_table_of_commands_names_every_command_and_no_other():
 
 
 @pytest.mark.parametrize(
-    "shelf", [STRATEGIES, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS], ids=next_of
+    "shelf", [ANSWERING, GROWING, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS], ids=next_of
 )
 def test_the_readme_names_every_part(shelf):
     text = README.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Ways to come by tasks (they have `propose`) and to have them answered (they have `flow`)."""
+"""The shelf of strategies that have tasks answered: a name and a class with `flow` each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,4 @@ STRATEGIES = {
     "instances": "distill.collect.strategies.instances:Instances",
     "self_chat": "distill.collect.strategies.self_chat:SelfChat",
     "user_simulator": "distill.collect.strategies.user_simulator:UserSimulator",
-    "self_instruct": "distill.expand.strategies.self_instruct:SelfInstruct",
-    "alpaca": "distill.expand.strategies.alpaca:Alpaca",
-    "attributes": "distill.expand.strategies.attributes:Attributes",
-    "evol_instruct": "distill.expand.strategies.evol_instruct:EvolInstruct",
-    "magpie": "distill.expand.strategies.magpie:Magpie",
-    "topics": "distill.expand.strategies.topics:Topics",
 }

@@ -1,1 +1,12 @@
-"""Strategies that grow tasks from seeds."""
+"""The shelf of strategies that grow tasks from seeds: a name and a class with `propose` each."""
+
+from __future__ import annotations
+
+STRATEGIES = {
+    "self_instruct": "distill.expand.strategies.self_instruct:SelfInstruct",
+    "alpaca": "distill.expand.strategies.alpaca:Alpaca",
+    "attributes": "distill.expand.strategies.attributes:Attributes",
+    "evol_instruct": "distill.expand.strategies.evol_instruct:EvolInstruct",
+    "magpie": "distill.expand.strategies.magpie:Magpie",
+    "topics": "distill.expand.strategies.topics:Topics",
+}
