@@ -788,9 +788,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from distill.engine import Stopped
-from distill.engine.drive import Engine
-from distill.journal import Journal
-from distill.providers.openai import OpenAIProvider
+from distill.engine.engine import Engine
+from distill.engine.journal.store import Journal
+from distill.engine.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Request
 
 def flow(number):

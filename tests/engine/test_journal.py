@@ -221,8 +221,8 @@ def test_closing_commits_what_was_handed_in(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from distill.keys import key
-from distill.journal import Journal
+from distill.engine.journal.keys import key
+from distill.engine.journal.store import Journal
 from distill.types import Completion, Endpoint, Request
 here = Endpoint(model="m")
 with Journal.open(Path(sys.argv[1])) as journal:

@@ -20,7 +20,7 @@ import pytest
 from distill.core.extras import install
 from distill.errors import MissingPackage, ModelError, RecipeError, RunFolderError
 from distill.formats.export import MODELS, export
-from tests.cli.test_cli import distill
+from tests.support.cli import distill
 from tests.support.exporting import HELD_OUT, receipt_of, save_loud_model, write_trained_run
 
 torch = pytest.importorskip("torch")
