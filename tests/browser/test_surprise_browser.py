@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.browser.chromium import Tab
-from tests.browser.test_report_browser import SETTLE, choose, press, visit, written
+from tests.support.report_page import SETTLE, choose, press, visit, written
 from tests.support.run_folder import HOSTILE, change, write_run
 
 WORDS = ("The", " sea", " is", "\n", HOSTILE[1], " 𝄞")

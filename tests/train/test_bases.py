@@ -29,7 +29,7 @@ def answers(folder):
 
 
 def test_a_gguf_file_is_a_base(tmp_path, monkeypatch):
-    from tests.models.test_loading import make_gguf
+    from tests.support.models.gguf_file import make_gguf
 
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     model = make_gguf(tmp_path / "small.gguf")
