@@ -103,7 +103,7 @@ def test_what_an_interrupted_fetch_left_is_swept(index: Path) -> None:
 
 def test_two_processes_fetch_once(index: Path) -> None:
     script = (
-        "import sys; from distill.core.embedded import Embedded, fetch; import tests.models.test_embedded as t;"
+        "import sys; from distill.core.embedded import Embedded, fetch; import tests.core.test_embedded as t;"
         "print(fetch(t.TINY, say=lambda line: print(line)))"
     )
     root = str(Path(__file__).parents[2])
