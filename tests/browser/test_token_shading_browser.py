@@ -1,3 +1,5 @@
+"""Shading of tokens by their likelihood in a browser: hover, legend, hostile tokens, keys."""
+
 from __future__ import annotations
 
 from pathlib import Path
