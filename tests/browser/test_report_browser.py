@@ -3,9 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.browser.chromium import Tab
 from tests.support.report_page import press, visit, written
 from tests.support.run_folder import HOSTILE, change, poison, write_run
+
+pytestmark = pytest.mark.slow
 
 OPEN_ALL = "for (const card of document.querySelectorAll('details')) card.open = true"
 

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.browser.chromium import Tab
 from tests.support.report_page import COUNT, SETTLE, choose, press, visit, written
 from tests.support.run_folder import change, write_run
+
+pytestmark = pytest.mark.slow
 
 LISTED = "[...document.querySelectorAll('#cards > details')].map((card) => card.dataset.id)"
 

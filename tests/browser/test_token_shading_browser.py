@@ -1,13 +1,17 @@
-"""Shading of tokens by their likelihood in a browser: hover, legend, hostile tokens, keys."""
+"""Tokens of an answer shaded by their likelihood, in a browser: which model, arrow keys, figures for screen readers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.browser.chromium import Tab
 from tests.support.report_page import SETTLE, choose, press, visit, written
 from tests.support.run_folder import HOSTILE, change, write_run
+
+pytestmark = pytest.mark.slow
 
 WORDS = ("The", " sea", " is", "\n", HOSTILE[1], " 𝄞")
 NATS = {"student": (0.0, 1.0, 4.0, 0.1, 9.0, 12.5), "base": (2.0, 2.0, 2.0, 2.0, 2.0, 2.0)}

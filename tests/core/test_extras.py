@@ -57,6 +57,7 @@ def test_a_bare_copy_of_the_package_points_to_the_extra(checkout: Path):
     assert "extra `train`" in said
 
 
+@pytest.mark.slow
 def test_an_editable_checkout_is_named_by_its_path_and_a_copy_elsewhere_is_not_taken_for_it(
     checkout: Path, tmp_path: Path
 ):

@@ -141,6 +141,7 @@ keys = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(keys, st.sampled_from(NAMED), st.sampled_from(PLACES), st.sampled_from([*SPELLINGS]), st.sampled_from(ENCODINGS))
 @example("sk-live/abc+def=0123", "bearer", "error", "php", "utf-16")
@@ -192,6 +193,7 @@ SLIPS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slip", SLIPS)
 @pytest.mark.parametrize("where", ["api_key_env", "headers_env", "list", "option", "base_url", "body"])
 def test_a_key_in_the_place_of_a_variable_is_not_shown(tmp_path: Path, slip: str, where: str) -> None:
@@ -232,6 +234,7 @@ LITERALS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", LITERALS)
 def test_a_literal_secret_is_warned_of_and_struck_out_of_what_is_kept(tmp_path: Path, section: dict[str, Any]) -> None:
     home = tmp_path / "run"

@@ -45,6 +45,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 # --- what comes back
 
 
+@pytest.mark.slow
 def test_every_flow_finishes_with_its_own_answer(journal: Journal, server: BatchServer) -> None:
     driven = passes(journal, server)
     assert values(driven.run(many(30))) == answers(30)

@@ -132,6 +132,7 @@ def test_a_file_that_cannot_be_had_at_first_counts_nothing_twice(journal: Journa
 # --- money
 
 
+@pytest.mark.slow
 def test_the_cap_is_never_passed_and_the_money_left_bounds_a_batch(journal: Journal, server: BatchServer) -> None:
     most = capped(journal, 1).most("teacher", ask("q0")).usd
     assert most is not None

@@ -192,6 +192,7 @@ def more_on(prefix: str, number: int) -> list[str]:
     return [f"answer to more on answer to {prefix}-{n}" for n in range(number)]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_submits_no_question_twice_and_loses_nothing(tmp_path: Path) -> None:
     with BatchServer() as server:
         died = kills("every", server, tmp_path)
@@ -205,6 +206,7 @@ def test_a_kill_at_any_step_submits_no_question_twice_and_loses_nothing(tmp_path
             assert journal.counts() == {"answers": 4, "failures": 0, "intents": 4}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_still_submits_no_question_twice(tmp_path: Path) -> None:
     with BatchServer(looks=2) as server:
         assert kills("again", server, tmp_path) > 10

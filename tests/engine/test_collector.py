@@ -64,6 +64,7 @@ def texts(count: int) -> list[str]:
 # --- limits
 
 
+@pytest.mark.slow
 def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> None:
     with LoopbackServer() as server:
         rates = {"teacher": Rates(requests_per_minute=1200)}
@@ -73,6 +74,7 @@ def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> N
     assert server.times[-1] - server.times[0] >= (60 - 20) / 20 * 0.95
 
 
+@pytest.mark.slow
 def test_the_recipes_tokens_a_minute_slow_the_pace(journal: Journal) -> None:
     with LoopbackServer() as server:
         rates = {"teacher": Rates(tokens_per_minute=6000)}  # an answer is 3 tokens and a question 1, 100 a second
@@ -81,6 +83,7 @@ def test_the_recipes_tokens_a_minute_slow_the_pace(journal: Journal) -> None:
         assert 1.5 < time.monotonic() - started < 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"requests_per_minute": 20}, {"tokens_per_minute": 220}])
 def test_a_server_that_says_what_is_left_is_hardly_ever_run_into(journal: Journal, limits: dict[str, int]) -> None:
     with LoopbackServer(limits=RateLimits(**limits, per_seconds=0.5, retry_after=False)) as server:
@@ -89,6 +92,7 @@ def test_a_server_that_says_what_is_left_is_hardly_ever_run_into(journal: Journa
     assert server.count - 60 <= 16  # what was in flight when the first remainder was heard, twice
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_asked_less_at_once(journal: Journal) -> None:
     at_once = 0
 
@@ -103,6 +107,7 @@ def test_a_server_that_says_nothing_is_asked_less_at_once(journal: Journal) -> N
     assert late < 0.6, f"{late:.0%} of the requests were sent again; {at_once}"
 
 
+@pytest.mark.slow
 def test_two_hundred_told_to_wait_wait_once(journal: Journal) -> None:
     with LoopbackServer(misdeed=first(200, status(429, {"Retry-After": "1"}))) as server:
         started = time.monotonic()
@@ -113,6 +118,7 @@ def test_two_hundred_told_to_wait_wait_once(journal: Journal) -> None:
     assert 1 < seconds < 2.5
 
 
+@pytest.mark.slow
 def test_names_of_one_endpoint_and_key_share_its_limit(tmp_path: Path, journal: Journal) -> None:
     with LoopbackServer(latency_seconds=0.02) as server:
         same = {"a": remote(server), "b": remote(server)}
@@ -139,6 +145,7 @@ def test_a_straggler_is_hedged_and_the_first_answer_counts(journal: Journal) -> 
 # --- errors
 
 
+@pytest.mark.slow
 def test_faults_of_every_kind_lose_nothing_and_buy_nothing_twice(journal: Journal) -> None:
     script = faults(0.3, seed=1, retry_after_seconds=0.1, drip_seconds=0.02)
     with LoopbackServer(latency_seconds=0.02, misdeed=script) as server:
@@ -149,6 +156,7 @@ def test_faults_of_every_kind_lose_nothing_and_buy_nothing_twice(journal: Journa
     assert journal.counts()["answers"] == 400
 
 
+@pytest.mark.slow
 def test_an_outage_opens_the_breaker_and_the_run_goes_on_by_itself(journal: Journal) -> None:
     begun = time.monotonic()
 
@@ -282,6 +290,7 @@ with Journal.open(Path(sys.argv[2])) as journal:
 """
 
 
+@pytest.mark.slow
 def test_what_is_in_flight_at_a_kill_is_charged_in_full(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     with LoopbackServer(latency_seconds=0.1) as server:
@@ -315,6 +324,7 @@ def test_a_forecast_waits_for_its_pilot_and_its_range_holds_the_truth() -> None:
     assert held >= 170  # 95% nominal; the costs are skewed
 
 
+@pytest.mark.slow
 def test_the_progress_line_tells_rate_cost_forecast_and_limit(journal: Journal) -> None:
     notes: list[str] = []
 

@@ -96,6 +96,7 @@ def test_replicas_are_asked_apart(journal: Journal) -> None:
     assert values(engine(journal).run([("x", flow)])) == [3]
 
 
+@pytest.mark.slow
 def test_requests_in_flight_and_flows_alive_are_bounded(journal: Journal) -> None:
     alive, most = 0, 0
 

@@ -59,6 +59,7 @@ def uneven() -> Scripted:
     return Scripted(lambda request: f"<{request.prompt}>", latency_seconds=lambda _: random.random() / 100)
 
 
+@pytest.mark.slow
 def test_a_growth_is_the_same_at_any_concurrency_and_latency(tmp_path: Path) -> None:
     grown = []
     for concurrency in (1, 3, 64):
@@ -89,6 +90,7 @@ class Unhurried(Pool):
         return super().admit(k, tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [1, 2, 7, 30])
 def test_replaying_a_growth_asks_nothing(journal: Journal, target: int) -> None:
     before = engine(journal, uneven(), concurrency=1).grow(Pool(), target)

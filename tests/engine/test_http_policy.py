@@ -141,6 +141,7 @@ def test_doctor_follows_no_redirect(capsys: pytest.CaptureFixture[str], monkeypa
     assert "answered 307 to GET /models" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_no_body_is_read_without_an_end(way: str) -> None:
     with Server(_endless) as server:
@@ -150,6 +151,7 @@ def test_no_body_is_read_without_an_end(way: str) -> None:
     assert caught.value.reason == "too_large"
 
 
+@pytest.mark.slow
 def test_a_byte_now_and_then_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LISTING_SECONDS", 0.5)
     with Server(_dripping) as server:

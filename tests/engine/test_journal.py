@@ -154,6 +154,7 @@ def test_it_can_be_read_while_another_process_writes(path: Path) -> None:
                 said = child.stdout.readline().strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 7, 30])
 def test_a_kill_loses_nothing_that_was_acknowledged(path: Path, lines: int) -> None:
     with writing(path) as child:

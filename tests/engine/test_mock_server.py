@@ -337,6 +337,7 @@ def command(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [[], ["--fast"]])
 def test_the_command_prints_its_address_first_and_its_counters_last(fast: list[str]) -> None:
     with command(*fast) as (url, process):
@@ -348,6 +349,7 @@ def test_the_command_prints_its_address_first_and_its_counters_last(fast: list[s
         assert (process.returncode, json.loads(out)["count"], out.count("\n")) == (0, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_command_fails_and_limits_as_it_is_told() -> None:
     with command("--rpm", "3") as (url, _):
         assert [ask(url).status for _ in range(4)] == [200, 200, 200, 429]

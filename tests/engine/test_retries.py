@@ -83,12 +83,14 @@ def test_retry_failed_asks_a_question_once_a_run(journal: Journal) -> None:
     assert server.count == 1
 
 
+@pytest.mark.slow
 def test_retry_after_is_honoured(journal: Journal) -> None:
     with LoopbackServer(misdeed=first(1, status(429, {"Retry-After": "1"}))) as server:
         engine(journal, remote(server)).run(flows("q"))
     assert server.times[1] - server.times[0] >= 1
 
 
+@pytest.mark.slow
 def test_waiting_holds_no_slot(journal: Journal) -> None:
     with LoopbackServer(misdeed=first(1, status(429, {"Retry-After": "1"}))) as server:
         engine(journal, remote(server), concurrency=1).run(flows("slow", "quick"))

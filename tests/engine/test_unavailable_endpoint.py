@@ -58,6 +58,7 @@ def free_port() -> int:
         return int(bound.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_stops_the_run_within_seconds(journal: Journal) -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     started = time.monotonic()

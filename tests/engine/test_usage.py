@@ -77,6 +77,7 @@ def drive(folder: Path, url: str, cap: float, texts: list[str]) -> None:
             event("stopped by the budget")
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(usages, oddities), min_size=4, max_size=12), st.integers(1, 8))
 def test_the_journal_is_read_again_and_the_cap_holds(
@@ -109,6 +110,7 @@ def test_the_journal_is_read_again_and_the_cap_holds(
     event(f"answers kept: {len(entries) == first}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "usage", [{"prompt_tokens": -(10**9), "completion_tokens": 5}, {"prompt_tokens": 2**70, "completion_tokens": 1}, {},
               {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": 9, "completion_tokens": MOST + 1},

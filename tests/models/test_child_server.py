@@ -24,6 +24,8 @@ from distill.errors import MissingPackage, ServerError
 from distill.models.child_server import RESTARTS, LocalServer, LocalTeacher, identity, served_name
 from distill.types import Message, Request, Sampling
 
+pytestmark = pytest.mark.slow
+
 ORPHANS = """
 import sys, threading, time
 from pathlib import Path

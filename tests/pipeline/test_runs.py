@@ -18,6 +18,8 @@ from distill.engine.mock_server import LoopbackServer, asking, status
 from distill.run.endpoints import weighted
 from tests.support.engine.batch_server import BatchServer
 
+pytestmark = pytest.mark.slow
+
 KEY = "sk-a-secret-key-of-ours"
 
 

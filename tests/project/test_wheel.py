@@ -15,6 +15,8 @@ import pytest
 
 from distill.engine.mock_server import LoopbackServer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -21,6 +21,8 @@ from distill.errors import RunFolderError
 from tests.pipeline.test_runs import PRICE, distill, record, sessions, teacher, write
 from tests.support.engine.batch_server import BatchServer
 
+pytestmark = pytest.mark.slow
+
 USD = 20 * (2 * 1.0 + 4 * 1000.0) / 1e6
 """Of 20 questions of two words, each answered with four."""
 

@@ -81,6 +81,7 @@ def test_a_number_votes_by_its_value_and_a_word_by_its_letters():
     assert vote("Answer: Rome") != vote("Answer: Paris")
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200))
 def test_any_text_is_survived(text):
     assert isinstance(vote(text), str)

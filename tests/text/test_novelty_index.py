@@ -82,6 +82,7 @@ def test_of_two_texts_at_the_threshold_the_one_that_rounds_above_it_decides():
     assert index.near(query).id == "above"
 
 
+@pytest.mark.slow
 def test_a_stream_is_decided_as_by_comparing_with_every_text_before():
     index, kept, nearest = NoveltyIndex(0.7), [], []
     for number, text in enumerate(sentences(250, 3)):
@@ -95,6 +96,7 @@ def test_a_stream_is_decided_as_by_comparing_with_every_text_before():
     assert [found for found, _ in nearest] == pytest.approx([best for _, best in nearest], abs=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("longest", [14, 90])
 def test_a_stream_that_outgrows_its_room_is_decided_as_before(longest):
     rng, index, kept = random.Random(longest), NoveltyIndex(0.7), []

@@ -50,6 +50,7 @@ def test_a_recipe_is_resolved_to_it(recipe):
     assert load_recipe(recipe).document()["train"]["learning_rate"] == 2e-5
 
 
+@pytest.mark.slow
 def test_check_tells_it(recipe):
     command = [sys.executable, "-m", "distill", "check", str(recipe)]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -15,6 +15,8 @@ from distill.errors import MissingPackage
 from distill.train.trackers import is_installed, require_trackers
 from tests.support import training
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(is_installed("trackio"), reason="trackio is installed")
 def test_check_says_of_one_that_is_not_installed_what_to_type():
