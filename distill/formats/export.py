@@ -10,7 +10,7 @@ from typing import Any
 from distill.core import console, files, registry
 from distill.core.extras import install
 from distill.errors import MissingPackage, RecipeError, RunFolderError
-from distill.formats.exporters import COMPARISONS, EXPORTERS, Exporter, Job
+from distill.formats.exporters import COMPARISONS, EXPORTERS, Exporter, ExportJob
 from distill.run.layout import FILES
 from distill.run.record import comparison_remark, read_record, student_remark
 
@@ -59,10 +59,10 @@ def export(
         console.warn(line)
     if to in MODELS:
         return _student(run, to=to, out=out, dtype=dtype, max_kl=max_kl)
-    return _rows(to, Job(run=run, out=out, which=which or "kept", system=system))
+    return _rows(to, ExportJob(run=run, out=out, which=which or "kept", system=system))
 
 
-def _rows(to: str, job: Job) -> list[str]:
+def _rows(to: str, job: ExportJob) -> list[str]:
     exporter: Exporter = registry.part({**EXPORTERS, **COMPARISONS}, to, kind="format")()
     done = exporter.export(job)
     lines = [f"{job.out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]

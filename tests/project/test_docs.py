@@ -32,7 +32,7 @@ from tests.support.documents import ROOT, blocks, commands, matches, pages, prin
 
 README = ROOT / "README.md"
 MARKS = re.compile(r"run|prints|recipe|file \S+|keys \S+|not run: .{8,}")
-HOW_TO = ("strategies", "filters", "metrics", "exporters", "providers", "")
+HOW_TO = ("collect/strategies", "curate/filters", "compare/metrics", "formats/exporters", "engine/providers", "")
 SHELVES = (ANSWERING, GROWING, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS)
 COMMANDS: dict[str, Any] = dict(typer.main.get_command(main.app).commands)
 

@@ -31,7 +31,7 @@ COMPARISONS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ExportJob:
     """What to write, and where to."""
 
     run: Path
@@ -68,7 +68,7 @@ class Exported:
 class Exporter(Protocol):
     """A part that writes one format."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write it whole or not at all. Raises `RunFolderError`."""
 
 
@@ -93,7 +93,7 @@ def reshaped(sessions: Sequence[Session], reshape: Reshape) -> tuple[list[dict[s
     return rows, refused
 
 
-def write_json_rows(job: Job, reshape: Reshape, *, array: bool) -> Exported:
+def write_json_rows(job: ExportJob, reshape: Reshape, *, array: bool) -> Exported:
     """Write the sessions as JSON lines; as one array where the format is one and the file is not called .jsonl."""
     rows, refused = reshaped(job.sessions(), reshape)
     write_atomically(job.out, _array(rows) if array and job.out.suffix != ".jsonl" else _lines(rows))

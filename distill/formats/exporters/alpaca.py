@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.formats.exporters import Exported, Job, write_json_rows
+from distill.formats.exporters import Exported, ExportJob, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session
 
@@ -12,7 +12,7 @@ from distill.types import Session
 class Alpaca:
     """A JSON array; JSON lines in a file called .jsonl."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write the sessions of one question; the others are refused, not flattened."""
         return write_json_rows(job, _row, array=True)
 

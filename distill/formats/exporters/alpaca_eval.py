@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, Job
+from distill.formats.exporters import Exported, ExportJob
 from distill.formats.exporters.comparisons import MODELS, asked, folder, named, rows_of, said, scores_of, write_json
 
 COMMAND = (
@@ -18,7 +18,7 @@ COMMAND = (
 class AlpacaEval:
     """A folder with base.json, student.json, teacher.json, teacher_again.json and command.txt."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write the prompts that every model answered; AlpacaEval joins by the text of the prompt, so each once."""
         scores, rows = scores_of(job.run), rows_of(job.run)
         models = [model for model in MODELS if any(model in row["answers"] for row in rows)]

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, Job
+from distill.formats.exporters import Exported, ExportJob
 from distill.formats.parquet import write_parquet
 from distill.run.dataset_card import card
 from distill.types import Session
@@ -18,7 +18,7 @@ SPLITS = {"kept": "train", "test": "test", "dropped": "dropped"}
 class Hub:
     """`README.md` and `data/SPLIT-00000-of-00001.parquet`; with the kept rows go those held out, as the split test."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write the folder. Raises `RunFolderError` where there is one that is not empty."""
         if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
             raise RunFolderError(f"{job.out} is there already; remove it, or give another --out")
@@ -35,7 +35,7 @@ class Hub:
         return Exported(sum(map(len, splits.values())))
 
 
-def _splits(job: Job) -> dict[str, list[Session]]:
+def _splits(job: ExportJob) -> dict[str, list[Session]]:
     which = ["kept", "test"] if job.which == "kept" else [job.which]
     found = {SPLITS[name]: rows for name in which if (rows := job.sessions(name))}
     if SPLITS[job.which] not in found:

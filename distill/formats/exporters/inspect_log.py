@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
-from distill.formats.exporters import Exported, Job
+from distill.formats.exporters import Exported, ExportJob
 from distill.formats.exporters.comparisons import Row, asked, named, rows_of, said, scores_of
 
 SUFFIXES = (".json", ".eval")
@@ -14,7 +14,7 @@ SUFFIXES = (".json", ".eval")
 class InspectLog:
     """One file, .json or .eval: a sample a prompt, the teacher's answer as its target."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write the prompts that the student answered. Raises `MissingPackage` without inspect-ai."""
         if job.out.suffix not in SUFFIXES:
             raise RecipeError(f"--out {job.out}: Inspect's logs are called {' or '.join(SUFFIXES)}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, Job
+from distill.formats.exporters import Exported, ExportJob
 from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
@@ -31,7 +31,7 @@ class LlmComparator:
     stands in a custom field.
     """
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write each pair that has an answer to compare."""
         scores, rows = scores_of(job.run), rows_of(job.run)
         pairs = {pair: chosen for pair in PAIRS if (chosen := both(rows, pair))}

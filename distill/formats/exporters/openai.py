@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill.core.jsonl import to_json
-from distill.formats.exporters import Exported, Job, write_json_rows
+from distill.formats.exporters import Exported, ExportJob, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session
 
@@ -13,7 +13,7 @@ from distill.types import Session
 class OpenAI:
     """JSON lines."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write the sessions."""
         return write_json_rows(job, _row, array=False)
 

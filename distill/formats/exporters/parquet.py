@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, Job
+from distill.formats.exporters import Exported, ExportJob
 from distill.formats.parquet import write_parquet
 
 
 class Parquet:
     """One file with the columns `id`, `messages` and `meta`."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write the sessions."""
         sessions = job.sessions()
         if not sessions:

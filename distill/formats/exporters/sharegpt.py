@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.formats.exporters import Exported, Job, write_json_rows
+from distill.formats.exporters import Exported, ExportJob, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session
 
@@ -14,7 +14,7 @@ NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 class ShareGPT:
     """A JSON array; JSON lines in a file called .jsonl. `cleaned` tells our importer that there is no HTML in it."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> Exported:
         """Write the sessions."""
         return write_json_rows(job, _row, array=True)
 
