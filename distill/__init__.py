@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from distill.formats.exporters import write_json_rows as write_json_rows
     from distill.pipeline.parts import load_recipe as load_recipe
     from distill.recipe import Asks as Asks
-    from distill.recipe import Options as Options
+    from distill.recipe import BaseOptions as BaseOptions
     from distill.recipe import Recipe as Recipe
     from distill.types import AskingFilter as AskingFilter
     from distill.types import Completion as Completion
@@ -83,7 +83,7 @@ _PUBLIC = {
     "Measured": "distill.api",
     "Message": "distill.types",
     "ModelMetric": "distill.compare.metrics",
-    "Options": "distill.recipe",
+    "BaseOptions": "distill.recipe",
     "Provider": "distill.engine.providers",
     "ProviderError": "distill.engine.providers",
     "Recipe": "distill.recipe",

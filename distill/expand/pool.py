@@ -56,7 +56,7 @@ class Cost:
     """Whom it asks beside the teacher: `judge`."""
 
 
-class PoolOptions(recipe.Options):
+class PoolOptions(recipe.BaseOptions):
     """Options of every expansion."""
 
     window: Annotated[int, Field(ge=1)] | None = None

@@ -13,7 +13,7 @@ from distill.core.embedded import EMBEDDED
 from distill.core.hashing import tree_sha256
 from distill.core.registry import suggest
 from distill.recipe.recipe import Recipe
-from distill.recipe.sections import Compare, Options, Source, Student, Teacher
+from distill.recipe.sections import BaseOptions, Compare, Source, Student, Teacher
 
 
 def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
@@ -31,7 +31,7 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
 
     def options(key: str, section: Any) -> Any:
         held = section.options
-        if not isinstance(held, Options) or not held.paths():
+        if not isinstance(held, BaseOptions) or not held.paths():
             return section
         found = {name: _each_path(getattr(held, name), partial(file, f"{key}.{name}")) for name in held.path_fields}
         return section.model_copy(update={"options": held.model_copy(update=found)})

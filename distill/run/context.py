@@ -58,7 +58,7 @@ def _identity(context: Context) -> Any:
     return context.teachers.identity() if context.teachers is not None else None
 
 
-def _with_samplings(options: recipe.Options, loaded: Recipe) -> recipe.Options:
+def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:
     """The options with `user_sampling` and `judge_sampling`, left out there, from those sections of the recipe."""
     given = {
         f"{role}_sampling": one.sampling

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill.recipe import Options
+from distill.recipe import BaseOptions
 from distill.run.students import WITHOUT_EFFECT
 
 RESIDUAL = ("pissa", "olora")
@@ -18,7 +18,7 @@ LEARNING_RATES = {"qlora": 5e-4, "lora": 5e-4, "full": 2e-5}
 is what Alpaca, Vicuna, WizardLM and Tülu 2 published for 7B."""
 
 
-class LoraOptions(Options):
+class LoraOptions(BaseOptions):
     """The adapter that learns; it sits on every linear layer but the output head."""
 
     r: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -46,7 +46,7 @@ Watched = Literal["nll", "stop_rate", "length_ratio"]
 themselves, and a length nearer to the teacher's."""
 
 
-class GuardOptions(Options):
+class GuardOptions(BaseOptions):
     """When a step is not taken: its loss is no number, its gradient is none, or its loss has leapt.
 
     The sessions to blame are then set aside in quarantined.jsonl, and the step is done again without them.
@@ -64,7 +64,7 @@ class GuardOptions(Options):
     out."""
 
 
-class EarlyStopping(Options):
+class EarlyStopping(BaseOptions):
     """When training ends before its last step."""
 
     watch: Watched = "nll"
@@ -74,7 +74,7 @@ class EarlyStopping(Options):
     """What a value has to be better by to count as better."""
 
 
-class TrainOptions(Options):
+class TrainOptions(BaseOptions):
     """How the student is trained."""
 
     method: Literal["qlora", "lora", "full"] = "qlora"

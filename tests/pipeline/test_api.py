@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import pytest
 
@@ -85,7 +85,8 @@ def test_every_public_name_is_there_and_type_checkers_are_told_the_same():
     stub = Path(distill.__file__).read_text(encoding="utf-8")
     told = {name: module for module, name in re.findall(r"^    from ([\w.]+) import (\w+) as \2$", stub, re.MULTILINE)}
     assert told == distill._PUBLIC
-    assert [name for name in told if getattr(distill, name).__doc__ is None] == []
+    public = [getattr(distill, name) for name in told]
+    assert [one for one in public if get_origin(one) is None and one.__doc__ is None] == []
 
 
 def test_the_package_says_that_it_is_typed():
@@ -213,7 +214,7 @@ from distill.types import Verdict
 
 
 class Interrupting:
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         pass
 
     scope = "row"

@@ -71,7 +71,7 @@ class BestOf:
     `meta.others` with their scores.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: best_of}`."""
 
         samples: Annotated[int, Field(ge=2, le=64)] = 4

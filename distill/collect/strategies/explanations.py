@@ -67,7 +67,7 @@ class Explanations:
     under two ids.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: explanations}`."""
 
         weights: Weights = Field(default_factory=dict)

@@ -75,7 +75,7 @@ class Instances:
     - of equal instances the first stays and five are drawn in their order, so that a second run gives the same.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: instances}`."""
 
         ask: Ask = "completion"

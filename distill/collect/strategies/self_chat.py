@@ -40,7 +40,7 @@ class SelfChat:
       on to its fixed number of rounds.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: self_chat}`."""
 
         dialogue: Literal["transcript", "rounds"] = "transcript"

@@ -30,7 +30,7 @@ class UserSimulator:
     cut after its own (`meta.leaks`).
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: user_simulator}`."""
 
         min_rounds: Annotated[int, Field(ge=1, le=50)] = 3

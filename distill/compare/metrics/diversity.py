@@ -21,7 +21,7 @@ Phrases: TypeAlias = frozenset[tuple[str, ...]]
 class Diversity:
     """Phrases that a model's answers to other prompts have too."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["text"] = "text"

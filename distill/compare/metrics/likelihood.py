@@ -13,7 +13,7 @@ from distill.types import Completion, Failure, Flow, Message, Request
 class Likelihood:
     """Negative log-likelihood of the teacher's answer under a model, by the byte."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["model"] = "model"

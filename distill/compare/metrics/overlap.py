@@ -13,7 +13,7 @@ from distill.text.tokens import rouge_l, rouge_tokens
 class Overlap:
     """ROUGE-L of an answer to the teacher's first answer."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["text"] = "text"

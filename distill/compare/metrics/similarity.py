@@ -16,7 +16,7 @@ from distill.models.embeddings import embedded
 class Similarity:
     """Cosine of an answer's vector with that of the teacher's first answer."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `metric: similarity`."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("model",)

@@ -31,7 +31,7 @@ FILTERS = {
 }
 
 
-class AskingOptions(recipe.Options):
+class AskingOptions(recipe.BaseOptions):
     """What every filter that asks a model can be told."""
 
     every_row: bool = False

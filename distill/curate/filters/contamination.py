@@ -34,7 +34,7 @@ class Contamination:
     that of a reference answer; `keys: [turns]` leaves MT-Bench's out.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: contamination`."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("files",)

@@ -14,7 +14,7 @@ _OTHER = bytes(code for code in range(256) if not (code < 128 and chr(code).isal
 class Empty:
     """An answer without a letter or a digit, of any script, is empty: white space, or punctuation alone."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """`filter: empty` has no options."""
 
     scope: Literal["row"] = "row"

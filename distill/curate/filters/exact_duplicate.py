@@ -14,7 +14,7 @@ from distill.types import Session, Verdict
 class ExactDuplicate:
     """Keeps the first of equal sessions, in task order."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: exact_duplicate`."""
 
         on: Compared = "prompt"

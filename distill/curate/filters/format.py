@@ -41,7 +41,7 @@ class Format:
     `fence`: an answer with a code fence that nothing closes.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: format`."""
 
         drop: tuple[Problem, ...] = ("roles", "end", "marker")

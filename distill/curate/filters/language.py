@@ -49,7 +49,7 @@ class Language:
     first colon, line or sentence end, is in a wanted one ("Translate into English: …").
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: language`."""
 
         keep: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)

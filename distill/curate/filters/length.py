@@ -26,7 +26,7 @@ _UNITS = ("words", "chars", "tokens")
 class Length:
     """Bounds on the length of an answer, inclusive; of several turns, on all of them together."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: length`; a bound left out does not apply."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("tokenizer",)

@@ -44,7 +44,7 @@ class MinHash:
     below the threshold (1 µs a pair; put `near_duplicate` before, which thins those out).
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: minhash`."""
 
         jaccard: Annotated[float, Field(gt=0, le=1)] = 0.7

@@ -64,7 +64,7 @@ class PersonalData:
     a model.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: pii`."""
 
         action: Literal["label", "drop", "mask"] = "label"

@@ -16,7 +16,7 @@ from distill.types import Session, Verdict
 class Quota:
     """The first rows of each group, in task order, up to its quota."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: quota`."""
 
         by: Annotated[str, Field(min_length=1)] = "source"

@@ -66,7 +66,7 @@ class Refusal:
     imitation without any refusal declines nothing.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: refusal`."""
 
         drop: bool = False

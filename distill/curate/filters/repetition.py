@@ -35,7 +35,7 @@ class Repetition:
     a loop however small its share: a long answer may get into one at its end.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: repetition`; the greatest share that is kept."""
 
         duplicate_lines: Share = 0.30

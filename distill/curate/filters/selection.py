@@ -42,7 +42,7 @@ class Selection:
     chosen early: put the rules on quality before this one.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: selection`."""
 
         count: Annotated[int, Field(ge=1)] = 1_000

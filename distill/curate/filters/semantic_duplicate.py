@@ -28,7 +28,7 @@ class SemanticDuplicate:
     length 1. The model is read from a local folder of safetensors; nothing is fetched and no foreign code runs.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: semantic_duplicate`."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("model",)

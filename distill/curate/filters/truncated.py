@@ -29,7 +29,7 @@ class Truncated:
     cut. Most answers cut at a random letter end in none of these, and stay unnoticed.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: truncated`."""
 
         drop: bool = False
