@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from distill import recipe
 from distill.collect.strategies import STRATEGIES
@@ -18,14 +18,11 @@ from distill.engine import Outcome, Stopped
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import load_tasks
+from distill.formats.sources import Source
 from distill.recipe import Recipe
 from distill.run.context import ACCEPTABLE, Context, _identity, _with_samplings, asking
 from distill.run.record import StageRecord
 from distill.types import Failure, Flow, Session, Task
-
-if TYPE_CHECKING:
-    from distill.formats.sources import Source
-
 
 __all__ = ["Chosen", "Strategy", "collect", "flows", "load_tasks", "model_of"]
 

@@ -14,11 +14,12 @@ from distill.engine import Grown, Outcome, Stopped, StoppedByBudget, StoppedByUs
 from distill.engine.budget import Budget
 from distill.engine.flows import Choose, Steps, by_role
 from distill.engine.journal.store import Journal
+from distill.engine.policy import Manners, Stopping
 from distill.engine.progress import Report
 from distill.engine.providers import Provider
 from distill.engine.rate_limits import Rates
 from distill.engine.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, Patience
-from distill.engine.sender import Asker, Manners, Stopping
+from distill.engine.sender import Asker
 from distill.errors import DistillError
 from distill.types import Failure, Flow, Growth, Task
 

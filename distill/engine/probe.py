@@ -40,7 +40,8 @@ from distill.engine.probe_verdicts import (
     same,
 )
 from distill.engine.providers import ProviderError, Reply, one_line
-from distill.engine.providers.openai import OpenAIProvider, normalise_url
+from distill.engine.providers.addresses import normalise_url
+from distill.engine.providers.openai import OpenAIProvider
 from distill.errors import EndpointError, RecipeError
 from distill.types import Message, Request, Sampling
 

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 
 from distill.engine import StoppedByBudget, StoppedByEndpoint, Tally
@@ -16,57 +15,24 @@ from distill.engine.budget import Budget, with_credible_usage
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement, answered, failed, intention, settled
 from distill.engine.journal.store import Journal
+from distill.engine.policy import (
+    BYTES_A_TOKEN,
+    EXPECTED_TOKENS,
+    FAULT,
+    HEDGE_LOOK_SECONDS,
+    HEDGE_SAMPLES,
+    NOT_SENT,
+    REFUSALS,
+    Asked,
+    Manners,
+    Stopping,
+    reply_of,
+)
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.rate_limits import Closed, Limiter, Rates
-from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS, Patience
+from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS
 from distill.errors import DistillError, EndpointError, RecipeError
-from distill.types import Answer, Completion, Endpoint, Failure, Request
-
-REFUSALS = 4
-"""Sends of one request without a connection, after which an endpoint that never answered counts as unreachable."""
-FAULT = "error"
-"""The reason of a provider's own fault: not asked again in this run, for it may have been paid."""
-BYTES_A_TOKEN = 4
-"""Of English, about; for expected tokens only, never for money."""
-EXPECTED_TOKENS = 256
-"""Of an answer, before the first one and without a bound."""
-NOT_SENT = ProviderError("refused", "nothing was sent")
-HEDGE_LOOK_SECONDS = 0.05
-"""Shortest time between two looks for room to hedge a straggler."""
-HEDGE_SAMPLES = 20
-"""Answers whose latency must be known before a straggler is hedged."""
-
-
-class Stopping(Exception):
-    """Raised into whoever waits for an answer that will not be asked any more."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manners:
-    """How an engine asks."""
-
-    concurrency: int
-    patience: Patience
-    retry_failed: bool
-    stage: str
-    rates: Mapping[str, Rates]
-    """By the model's name in the engine."""
-    hedge: float | None
-    """A request is sent a second time when it takes so many times the 95th percentile; `None` never."""
-
-
-@dataclass(slots=True)
-class _Asked:
-    """One question on its way to its endpoint."""
-
-    question: Question
-    name: str
-    provider: Provider
-    limiter: Limiter
-    most: Bill
-    unsettled: list[Statement] = field(default_factory=list)
-    """How its failed sends ended; written with the next thing that is."""
-    sends: int = 0
+from distill.types import Answer, Completion, Failure, Request
 
 
 class Asker:
@@ -123,16 +89,13 @@ class Asker:
 
     def recall(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...] | None:
         """The answers if the journal has all of them; sends nothing, and counts them as replayed."""
-        questions = [Question.of(*pair) for pair in zip(requests, map(self._endpoint, names), strict=True)]
-        found = [self._recalled(question.key) for question in questions]
+        endpoints = [self._provider(name).endpoint for name in names]
+        found = [self._recalled(Question.of(*pair).key) for pair in zip(requests, endpoints, strict=True)]
         answers = tuple(answer for answer in found if answer is not None)
         if len(answers) < len(found):
             return None
         self._tally.replayed += len(answers)
         return answers
-
-    def _endpoint(self, name: str) -> Endpoint:
-        return self._provider(name).endpoint
 
     def _recalled(self, key: str) -> Answer | None:
         if key in self._failed:
@@ -161,8 +124,7 @@ class Asker:
         waiting = self._asking[question.key] = []
         answer: Answer | None = None
         try:
-            answer = await self._ask(question, name, provider)
-            return answer
+            return (answer := await self._ask(question, name, provider))
         finally:
             del self._asking[question.key]
             self._tell(waiting, answer)
@@ -215,7 +177,7 @@ class Asker:
         """The answer, committed. A `DistillError` on the way stops everything."""
         try:
             most = self._budget.most(name, question.request)
-            return await self._until_answered(_Asked(question, name, provider, self._limiter(name, provider), most))
+            return await self._until_answered(Asked(question, name, provider, self._limiter(name, provider), most))
         except EndpointError as error:
             self.stop(error if isinstance(error, StoppedByEndpoint) else StoppedByEndpoint(str(error)))
             raise Stopping from error
@@ -223,7 +185,7 @@ class Asker:
             self.stop(error)
             raise Stopping from error
 
-    async def _until_answered(self, asked: _Asked) -> Answer:
+    async def _until_answered(self, asked: Asked) -> Answer:
         try:
             for attempt in count(1):
                 try:
@@ -238,7 +200,7 @@ class Asker:
             if asked.unsettled:
                 self._write(asked.unsettled)
 
-    async def _attempt(self, asked: _Asked, attempt: int) -> Completion:
+    async def _attempt(self, asked: Asked, attempt: int) -> Completion:
         """One send, or two where the first is a straggler."""
         if self._manners.hedge is None or len(self._latencies) < HEDGE_SAMPLES:
             return await self._send(asked, attempt)
@@ -250,7 +212,7 @@ class Asker:
                 return await self._hedged(asked, attempt, first)
         return first.result()
 
-    async def _hedged(self, asked: _Asked, attempt: int, first: asyncio.Task[Completion]) -> Completion:
+    async def _hedged(self, asked: Asked, attempt: int, first: asyncio.Task[Completion]) -> Completion:
         """The first answer of two; the other send is given up, and charged at most."""
         second = asyncio.create_task(self._send(asked, attempt, is_reserved=True))
         await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
@@ -261,7 +223,7 @@ class Asker:
         await asyncio.wait([other])
         return winner.result()
 
-    async def _send(self, asked: _Asked, attempt: int, *, is_reserved: bool = False) -> Completion:
+    async def _send(self, asked: Asked, attempt: int, *, is_reserved: bool = False) -> Completion:
         """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
         try:
             ticket = await asked.limiter.enter(self._expected_tokens(asked), again=attempt > 1)
@@ -287,7 +249,7 @@ class Asker:
             self._leave(asked, ticket, reply, failed_with)
         return await self._keep(asked, send, reply)
 
-    def _leave(self, asked: _Asked, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
+    def _leave(self, asked: Asked, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
         usage = reply.usage if reply is not None else None
         if reply is not None:
             self._latencies.append(time.monotonic() - ticket.sent)
@@ -302,7 +264,7 @@ class Asker:
         )
         self._on_change()
 
-    def _expected_tokens(self, asked: _Asked) -> float:
+    def _expected_tokens(self, asked: Asked) -> float:
         """For the endpoint's tokens a minute: a quarter of the prompt's bytes, and what answers took so far."""
         prompt = (asked.most.prompt_tokens or 0) / BYTES_A_TOKEN
         answers = self._tally.asked - self._tally.failed - self.in_flight
@@ -319,7 +281,7 @@ class Asker:
             await self._settled.wait()
             self._check()
 
-    async def _intend(self, asked: _Asked, attempt: int) -> int:
+    async def _intend(self, asked: Asked, attempt: int) -> int:
         """Note the send in the journal, and how the one before ended; the send's number."""
         try:
             self._check()
@@ -342,10 +304,10 @@ class Asker:
         self._tally.retried += asked.sends > 1
         return send
 
-    async def _sent(self, asked: _Asked, send: int) -> Reply:
+    async def _sent(self, asked: Asked, send: int) -> Reply:
         """The provider's reply; a failure is booked."""
         try:
-            return await _reply(asked.provider, asked.question.request)
+            return await reply_of(asked.provider, asked.question.request)
         except BaseException as error:
             bill = self._budget.settle_error(asked.most, error)
             self._tally.wasted_usd += bill.usd or 0.0
@@ -357,7 +319,7 @@ class Asker:
         self._tally.usd = self._budget.usd
         self._settled.set()
 
-    def _failure(self, asked: _Asked, error: ProviderError, attempt: int) -> Failure | None:
+    def _failure(self, asked: Asked, error: ProviderError, attempt: int) -> Failure | None:
         """The failure that an error amounts to, or `None` to ask again. Raises `StoppedByEndpoint` for the hopeless."""
         is_over = self._manners.patience.is_over(attempt)
         if error.reason != "refused":
@@ -379,7 +341,7 @@ class Asker:
             attempts=attempt,
         )
 
-    async def _fail(self, asked: _Asked, failure: Failure) -> Failure:
+    async def _fail(self, asked: Asked, failure: Failure) -> Failure:
         self._tally.failed += 1
         if not failure.transient:
             self._failed[failure.key] = failure
@@ -389,7 +351,7 @@ class Asker:
         await self._journal.commit((*earlier, *change))
         return failure
 
-    async def _keep(self, asked: _Asked, send: int, reply: Reply) -> Completion:
+    async def _keep(self, asked: Asked, send: int, reply: Reply) -> Completion:
         """Commit an answer and what it cost, then hand it on."""
         bill = self._budget.settle(asked.name, asked.most, reply.usage)
         self._account()
@@ -436,12 +398,3 @@ class Asker:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
         self._check()
-
-
-async def _reply(provider: Provider, request: Request) -> Reply:
-    try:
-        return await provider.send(request)
-    except (ProviderError, DistillError):
-        raise
-    except Exception as error:  # a provider that breaks is a failed send, on record
-        raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error

@@ -21,7 +21,8 @@ from distill.core.jsonl import read_sessions
 from distill.core.weights import read_base
 from distill.engine import probe
 from distill.engine.providers import ProviderError
-from distill.engine.providers.openai import call, normalise_url
+from distill.engine.providers.addresses import normalise_url
+from distill.engine.providers.openai import call
 from distill.errors import RecipeError, RunFolderError
 from distill.models.child_server import LocalServer
 from distill.pipeline import requirements

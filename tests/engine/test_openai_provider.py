@@ -14,7 +14,8 @@ import pytest
 
 from distill.engine.mock_server import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, first, status
 from distill.engine.providers import ProviderError, Reply, one_line
-from distill.engine.providers.openai import OpenAIProvider, normalise_url
+from distill.engine.providers.addresses import normalise_url
+from distill.engine.providers.openai import OpenAIProvider
 from distill.engine.providers.rate_limit_headers import retry_after_seconds
 from distill.errors import RecipeError
 from distill.types import Endpoint, Message, Request, Sampling, Usage

@@ -7,12 +7,10 @@ Each step is in the journal before the next begins: a batch is `prepared` with i
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from itertools import islice
 from secrets import token_hex
 from typing import Any
@@ -20,8 +18,8 @@ from typing import Any
 from distill.core import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
 from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, Refused, Result, Standing
+from distill.engine.batch.questions import LINES_A_COMMIT, PENDING, QUEUE_FULL, Line, Miss, age_of, questions_of
 from distill.engine.budget import Budget, with_credible_usage
-from distill.engine.journal.keys import Question
 from distill.engine.journal.records import (
     Batch,
     Bill,
@@ -34,39 +32,12 @@ from distill.engine.journal.records import (
     prepared,
     settled,
 )
-from distill.engine.journal.store import Journal, to_request
+from distill.engine.journal.store import Journal
 from distill.engine.providers import ProviderError, Reply
-from distill.engine.providers.openai import cut_at_stop
-from distill.types import Completion, Endpoint, Failure
-
-LINES_A_COMMIT = 500
-"""Answers that are committed together."""
-QUEUE_FULL = "token_limit_exceeded"
-"""The code of a batch refused because too many tokens wait already (openai-python issue 2084 shows one)."""
-PENDING = "pending"
-"""The reason under which a question in a batch stands in the journal until it is answered."""
+from distill.engine.providers.replies import cut_at_stop
+from distill.types import Completion, Failure
 
 _UNASKED = ProviderError("refused", "nothing was generated, and nothing is charged")
-
-
-@dataclass(frozen=True, slots=True)
-class Miss:
-    """A question that the journal cannot answer."""
-
-    name: str
-    """Of the model, in the engine."""
-    question: Question
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """A miss as it goes into a batch."""
-
-    miss: Miss
-    path: str
-    size: int
-    """Bytes in the input file."""
-    most: Bill
 
 
 class Batches:
@@ -108,7 +79,7 @@ class Batches:
         self._times = Counter(of for batch in every for of in batch.sends)
         """How many batches ever held a question."""
         left = [batch for batch in every if batch.state != "ingested"]
-        self._questions = _questions(journal, {of for batch in left for of in batch.sends}) if left else {}
+        self._questions = questions_of(journal, {of for batch in left for of in batch.sends}) if left else {}
         self._open = {batch.name: batch for batch in left if self._is_reachable(batch)}
         self._most = self._taken_over(journal.unsettled(stage)) if left else {}
         """The worst case of each send that is not settled."""
@@ -133,7 +104,7 @@ class Batches:
         questions = sum(len(batch.sends) for batch in self._open.values())
         notes = [f"{self.count} {'batch' if self.count == 1 else 'batches'} open"]
         notes += [f"{done} of {questions} requests done"] + ([f"{failures} failed"] if failures else [])
-        return ", ".join([*notes, f"submitted {_age(min(batch.created for batch in self._open.values()))} ago"])
+        return ", ".join([*notes, f"submitted {age_of(min(batch.created for batch in self._open.values()))} ago"])
 
     # --- taking over
 
@@ -177,9 +148,9 @@ class Batches:
                 await self._prepare(lines)
         await self.forward()
 
-    def _chunks(self, misses: Sequence[Miss]) -> Generator[list[_Line], None, None]:
+    def _chunks(self, misses: Sequence[Miss]) -> Generator[list[Line], None, None]:
         """Lines with their money set aside, within the limits of a batch, one model and one method each."""
-        chunks: dict[tuple[str, str], list[_Line]] = {}
+        chunks: dict[tuple[str, str], list[Line]] = {}
         sizes: Counter[tuple[str, str]] = Counter()
         try:
             for line in map(self._line, misses):
@@ -201,11 +172,11 @@ class Batches:
             for line in (line for chunk in chunks.values() for line in chunk):
                 self._budget.settle_error(line.most, _UNASKED)
 
-    def _line(self, miss: Miss) -> _Line:
+    def _line(self, miss: Miss) -> Line:
         path, data = self._jobs[miss.name].line(miss.question.key, miss.question.request)
-        return _Line(miss, path, len(data), self._budget.most(miss.name, miss.question.request))
+        return Line(miss, path, len(data), self._budget.most(miss.name, miss.question.request))
 
-    async def _prepare(self, lines: Sequence[_Line]) -> None:
+    async def _prepare(self, lines: Sequence[Line]) -> None:
         """Write a batch, its sends and its questions: an answer must find its question in whatever process it comes."""
         name = f"{self._stage or 'stage'}-{token_hex(8)}"
         batch = Batch(name=name, stage=self._stage, role=lines[0].miss.name, state="prepared")
@@ -221,7 +192,7 @@ class Batches:
             self._tally.retried += of in self.asked
             self.asked.add(of)
 
-    def _intention(self, line: _Line, batch: str) -> Change:
+    def _intention(self, line: Line, batch: str) -> Change:
         question, name = line.miss.question, line.miss.name
         attempt = self._times[question.key] + 1
         sent = intention(
@@ -426,17 +397,3 @@ class Batches:
             if not (await self._jobs_here(batch).status(str(batch.batch_id))).is_over:
                 await self._jobs_here(batch).cancel(str(batch.batch_id))
         return self.count
-
-
-def _questions(journal: Journal, keys: Collection[str]) -> dict[str, Question]:
-    """The questions under these keys, as the journal has them."""
-    return {
-        of: Question(to_request(json.loads(request)), Endpoint(**json.loads(endpoint)), request, of)
-        for of, request, endpoint in journal.questions()
-        if of in keys
-    }
-
-
-def _age(created: str) -> str:
-    minutes = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds() / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

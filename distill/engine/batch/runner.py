@@ -13,7 +13,8 @@ from distill.core import event_loop
 from distill.core.console import Progress, Silent
 from distill.engine import Outcome, Stopped, StoppedByBudget, StoppedByEndpoint, StoppedByUser, StoppedShort, Tally
 from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs
-from distill.engine.batch.queue import Batches, Miss
+from distill.engine.batch.questions import Miss
+from distill.engine.batch.queue import Batches
 from distill.engine.budget import Budget
 from distill.engine.flows import Choose, Steps, by_role
 from distill.engine.journal.keys import Question

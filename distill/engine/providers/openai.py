@@ -8,24 +8,33 @@ and known secrets are struck out of whatever comes back.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import json
-import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import fields, replace
 from hashlib import sha256
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlsplit
 
 from distill.core import credentials, event_loop
 from distill.core.hashing import canonical
 from distill.core.redaction import learn, strike
 from distill.engine.providers import ProviderError, Reply, one_line
+from distill.engine.providers.addresses import join, normalise_url, proxy_for, request_headers, secrets_in
 from distill.engine.providers.rate_limit_headers import report, retry_after_seconds
+from distill.engine.providers.replies import (
+    FILTERED_WORDS,
+    FINISH_REASONS,
+    cut_at_stop,
+    encoding_of,
+    json_object,
+    location_in,
+    message_of,
+    shown,
+    text_of,
+    usage_of,
+)
 from distill.errors import RecipeError
-from distill.types import Endpoint, Finish, Request, Sampling, Usage
+from distill.types import Endpoint, Request, Sampling
 
 if TYPE_CHECKING:
     import aiohttp
@@ -38,23 +47,11 @@ LARGEST_FILE_BYTES = 4 * 2**30
 """Of a batch's output: twenty times the largest input."""
 FILE_SECONDS = 3600.0
 """The longest download of such a file."""
-DEEPEST_BODY = 100
-"""Nested lists and objects of a response; more could be written to the journal and not be read again."""
 
-_FINISH: dict[str, Finish] = {
-    "stop": "stop",
-    "eos": "stop",
-    "end_turn": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "content_filter": "filtered",
-    "tool_calls": "tool",
-    "function_call": "tool",
-}
+
 _TRANSIENT = {408, 409, 425, 429}
 _BUSY = {429, 503}
 _SAMPLING = tuple(field.name for field in fields(Sampling) if field.name != "extra_body")
-_FILTERED = ("content_filter", "content_policy", "content management policy", "moderation", "flagged")
 
 
 class OpenAIProvider:
@@ -89,11 +86,11 @@ class OpenAIProvider:
         self.model = model
         identity = endpoint or Endpoint(model=model, url=self.shown_url, revision=revision)
         self.endpoint = _with_extra(identity, self._extra_body)
-        self.headers = _headers(api_key, headers or {})
+        self.headers = request_headers(api_key, headers or {})
         """What every request carries; secret."""
         self.account = sha256(canonical([self.shown_url, model, self.headers]).encode()).hexdigest()
         """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
-        for secret in (api_key or "", *(headers or {}).values(), *_secrets_of(base_url)):
+        for secret in (api_key or "", *(headers or {}).values(), *secrets_in(base_url)):
             learn(secret)
         self._timeout_seconds = timeout_seconds
         self._largest_body_bytes = largest_body_bytes
@@ -171,7 +168,7 @@ class OpenAIProvider:
     def _address(self, path: str) -> str:
         """The address of a method, its variables filled in."""
         if path not in self._addresses:
-            self._addresses[path] = _join(credentials.filled_url(self.base_url), path)
+            self._addresses[path] = join(credentials.filled_url(self.base_url), path)
         return self._addresses[path]
 
     def body(self, request: Request) -> tuple[str, dict[str, Any]]:
@@ -208,24 +205,24 @@ class OpenAIProvider:
                 timeout=aiohttp.ClientTimeout(total=self._timeout_seconds, sock_connect=CONNECT_SECONDS),
                 headers=self.headers,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                proxy=_proxy(self.base_url),
+                proxy=proxy_for(self.base_url),
             )
         return self._session
 
     def read(self, said: str, headers: Mapping[str, str]) -> Reply:
         """The reply in the body of an HTTP 200. Raises `ProviderError`."""
-        body = _json_object(said)
+        body = json_object(said)
         choices = body.get("choices")
         if not choices and isinstance(body.get("error"), dict):
             code = body["error"].get("code")
             raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, said)
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise ProviderError("malformed", f"no choices in the response: {_shown(said)}", transient=True)
-        text = _text(choices[0])
+            raise ProviderError("malformed", f"no choices in the response: {shown(said)}", transient=True)
+        text = text_of(choices[0])
         return Reply(
             text=text,
-            finish=_FINISH.get(str(choices[0].get("finish_reason")), "unknown"),
-            usage=_usage(body.get("usage"), text),
+            finish=FINISH_REASONS.get(str(choices[0].get("finish_reason")), "unknown"),
+            usage=usage_of(body.get("usage"), text),
             raw=body,
             raw_json=said,
             report=report(headers),
@@ -236,10 +233,10 @@ class OpenAIProvider:
 
         `headers` looks names up without regard to case.
         """
-        said, code = _said(body)
+        said, code = message_of(body)
         said = f"HTTP {status}: {one_line(said, 160)}"
         reason = f"http_{status}"
-        if status in {400, 403} and any(word in f"{code} {said}".lower() for word in _FILTERED):
+        if status in {400, 403} and any(word in f"{code} {said}".lower() for word in FILTERED_WORDS):
             return ProviderError("filtered", said)
         if advice := self._advice(status, headers, f"{code} {said}".lower()):
             return ProviderError(reason, f"{self.shown_url} answers {said}; {advice}", fatal=True)
@@ -263,7 +260,7 @@ class OpenAIProvider:
         if status in {404, 405}:
             return "check base_url, which usually ends in /v1"
         if 300 <= status < 400:
-            return f"it points to {one_line(_location(headers), 100)}; put that address into base_url"
+            return f"it points to {one_line(location_in(headers), 100)}; put that address into base_url"
         return None
 
     def _broken(self, error: Exception) -> ProviderError:
@@ -314,70 +311,6 @@ def call(
     return event_loop.run(once())
 
 
-def cut_at_stop(reply: Reply, stop: Sequence[str]) -> Reply:
-    """The reply up to the first of our stop strings, for endpoints that ignore them; that is how it stopped."""
-    places = [place for text in stop if text and (place := reply.text.find(text)) >= 0]
-    return replace(reply, text=reply.text[: min(places)], finish="stop") if places else reply
-
-
-def normalise_url(url: str) -> str:
-    """The address as an identity: without userinfo, query, fragment and trailing slash; nothing is added.
-
-    Raises `RecipeError` for what is no http(s) address.
-    """
-    try:
-        parts = urlsplit(url.strip())
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        shown = one_line(url.rpartition("@")[2].partition("?")[0], 100)
-        raise RecipeError(f'base_url "{shown}" is no address; expected one such as http://127.0.0.1:8000/v1')
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", parts.path.rstrip("/"), "", ""))
-
-
-def _join(base_url: str, path: str) -> str:
-    """The address of a method; a query of the base, as some gateways want one, stays."""
-    parts = urlsplit(base_url.strip())
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + path, parts.query, ""))
-
-
-def _proxy(base_url: str) -> str | None:
-    """The environment's proxy for an address, looked up once: aiohttp's `trust_env` asks a thread at every request."""
-    parts = urlsplit(base_url.strip())
-    host = parts.hostname or ""
-    if _is_loopback(host) or proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    found = getproxies()
-    proxy = found.get(parts.scheme) or found.get("all")
-    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
-    found = {"Accept": "application/json"}
-    if api_key:
-        found["Authorization"] = f"Bearer {api_key.strip()}"
-    found |= {name: value.strip() for name, value in extra.items()}
-    for name, value in found.items():
-        if not (name.isascii() and value.isascii() and (name + value).replace(" ", "").isprintable()):
-            raise RecipeError(f"the value for the HTTP header {name!a} has characters that no header can carry")
-    return found
-
-
-def _secrets_of(base_url: str) -> list[str]:
-    """What an address holds of secrets: its password, and values of its query under names of secrets."""
-    literal = [value for _, value in credentials.literals(base_url.strip(), None)]
-    return [unquote(urlsplit(base_url.strip()).password or ""), *literal]
-
-
 def _checked_extra(extra_body: Mapping[str, Any]) -> dict[str, Any]:
     if extra_body.get("stream"):
         raise RecipeError("extra_body asks for a stream; take stream out, answers are read whole")
@@ -402,83 +335,4 @@ async def _read(response: aiohttp.ClientResponse, largest: int) -> str:
         if len(data) > largest:
             response.close()
             raise ProviderError("too_large", f"the response is longer than {largest} bytes")
-    return strike(data.decode(_encoding(bytes(data[:4]), response.charset), "replace"))
-
-
-def _encoding(first: bytes, charset: str | None) -> str:
-    """UTF-8, or one of its wider kin, by the first bytes or by what the header says (RFC 4627, section 3)."""
-    found = json.detect_encoding(first)
-    if found == "utf-8" and charset is not None and charset.lower().startswith(("utf-16", "utf-32")):
-        try:
-            return codecs.lookup(charset).name
-        except LookupError:
-            return found
-    return found
-
-
-def _json_object(said: str) -> dict[str, Any]:
-    try:
-        body = json.loads("" if _is_deep(said) else said)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise ProviderError("malformed", f"the response is no JSON object: {_shown(said)}", transient=True)
-    return body
-
-
-def _is_deep(said: str) -> bool:
-    """Whether lists and objects may be nested deeper than `DEEPEST_BODY`; brackets in strings count as well."""
-    if said.count("[") + said.count("{") <= DEEPEST_BODY:
-        return False
-    depth = deepest = 0
-    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", said)):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest > DEEPEST_BODY
-
-
-def _text(choice: Mapping[str, Any]) -> str:
-    """The answer's text; a refusal's own field, or the text parts of a list, where there is no plain content."""
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        return str(choice.get("text") or "")
-    content = message.get("content") or message.get("refusal") or ""
-    if isinstance(content, list):
-        return strike("".join(str(part.get("text") or "") for part in content if isinstance(part, dict)))
-    return str(content)
-
-
-def _usage(said: Any, text: str) -> Usage | None:
-    """The counts as reported; None for what cannot be one. The engine holds them against what was asked."""
-    if not isinstance(said, dict):
-        return None
-    prompt: Any = said.get("prompt_tokens")
-    completion: Any = said.get("completion_tokens", 0)
-    if not (_is_count(prompt, 1) and _is_count(completion, 1 if text else 0)):
-        return None
-    return Usage(int(prompt), int(completion))
-
-
-def _is_count(said: Any, least: int) -> bool:
-    return isinstance(said, (int, float)) and not isinstance(said, bool) and said >= least and said == said // 1
-
-
-def _said(body: str) -> tuple[str, str]:
-    """An error body's message and its code: OpenAI's shape, FastAPI's `detail`, or any text without its tags."""
-    try:
-        found = json.loads("" if _is_deep(body) else body)
-    except ValueError:
-        return _shown(body), ""
-    error = found.get("error", found) if isinstance(found, dict) else found
-    if not isinstance(error, dict):
-        return str(error), ""
-    message = error.get("message") or error.get("detail") or json.dumps(error)
-    return str(message), f"{error.get('code')} {error.get('type')}"
-
-
-def _shown(body: str) -> str:
-    return one_line(re.sub(r"<[^>]*>", " ", body[:4000]), 160) or "nothing"
-
-
-def _location(headers: Mapping[str, str]) -> str:
-    return next((value for name, value in headers.items() if name.lower() == "location"), "nowhere")
+    return strike(data.decode(encoding_of(bytes(data[:4]), response.charset), "replace"))

@@ -1,0 +1,37 @@
+"""The application that commands register with, and the arguments and options that several of them take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="distill",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="a recipe: a YAML file, or a shipped one's name")]
+RecipeOrRun = Annotated[Path, typer.Argument(metavar="RECIPE_OR_RUN", help="a recipe, or a run folder")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder, such as runs/quickstart")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="the run folder; by default runs/NAME")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="override a key of the recipe; may be given again"),
+]
+AllowParts = Annotated[
+    list[str] | None,
+    typer.Option("--allow-parts", metavar="PACKAGE", help="let the recipe run code of this package (module:thing)"),
+]
+AcceptPartial = Annotated[bool, typer.Option("--accept-partial", help="go on from a stage that is only partly done")]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="with collect.mode batch: end while batches are open")]
+NewJournal = Annotated[
+    bool, typer.Option("--new-journal", help="go on where the journal lost what was bought; it stays spent")
+]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]

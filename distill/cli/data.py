@@ -1,0 +1,95 @@
+"""Commands that read and write data sets and students in other formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.cli.app import AllowParts, RunFolder, app
+from distill.core import console
+
+
+@app.command(name="import")
+def import_(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="a file, a folder, or a Hub id (owner/name)")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="JSONL; rejects go to FILE.rejected.jsonl")],
+    from_: Annotated[
+        str | None, typer.Option("--from", metavar="FORMAT", help="alpaca, sharegpt, openai …; guessed if left out")
+    ] = None,
+    as_: Annotated[
+        str, typer.Option("--as", metavar="ROWS", help="sessions, or tasks: the questions alone")
+    ] = "sessions",
+    take: Annotated[int | None, typer.Option("--take", min=1, metavar="N", help="a sample of N rows")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="which sample")] = 7,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="DIR", help="smollm2, or a folder with a tokenizer.json")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=16, metavar="N", help="split what is longer, before a question"),
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="of a dataset")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", metavar="NAME", help="of a Hub dataset")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="noted in every row")] = None,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Read data that others made, as sessions or as tasks.
+
+    Writes them, and what was rejected and why. What is malformed is repaired or rejected, nothing else; `curate` has
+    the rules for words and duplicates.
+
+    Example: distill import sharegpt.json --from sharegpt --out sessions.jsonl
+    """
+    from distill.formats import import_file
+
+    for line in import_file.import_command(
+        file, out, format=from_, wanted=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
+        split=split, revision=revision, licence=licence, allowed=allow_parts or (),
+    ):  # fmt: skip
+        console.result(line)
+
+
+@app.command()
+def export(
+    run_folder: RunFolder,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="rows: alpaca, sharegpt, openai, parquet, hub; the comparison: alpaca_eval, llm_comparator, inspect;"
+            " the student: adapter, merged, gguf, ollama",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="a file; for hub and the student, a new folder")],
+    which: Annotated[
+        str | None, typer.Option("--which", metavar="ROWS", help="kept (unless you say otherwise), test or dropped")
+    ] = None,
+    no_system: Annotated[bool, typer.Option("--no-system", help="of rows: leave their system turn out")] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="of the student's weights: float16 (default), float32, q8_0 …"),
+    ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option("--max-kl", min=0, metavar="NATS", help="another limit than the format's own, nats a token"),
+    ] = None,
+) -> None:
+    """Write a run's rows, comparison or student for others.
+
+    hub makes a folder ready to upload, with a dataset card. Rows that a format cannot hold are left out and counted.
+
+    adapter (PEFT), merged (safetensors), gguf (llama.cpp) and ollama (with a Modelfile) are compared with the trained
+    student on the held-out prompts. The export gets a receipt (export.json) and a model card; one that is over its
+    limits ends with exit code 1 and lies at PATH.failed.
+
+    Example: distill export runs/quickstart --to merged --out quickstart-student
+    """
+    from distill.formats import export as exporting
+
+    for line in exporting.export(
+        run_folder, to=to, out=out, which=which, dtype=dtype, max_kl=max_kl, system=not no_system
+    ):
+        console.result(line)

@@ -1,0 +1,77 @@
+"""Commands that answer with a model: a server, and a chat in the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.cli.app import RunFolder, app
+from distill.core import console
+
+
+@app.command()
+def chat(run_folder: RunFolder) -> None:
+    """Talk with a run's student and its teacher at once.
+
+    Lines come from the terminal, or from a pipe. Nothing is written but what /save writes.
+
+    Example: distill chat runs/quickstart
+    """
+    from distill.pipeline import chat as chat_module
+
+    for line in chat_module.talk(run_folder, console.asked("you: ")):
+        console.result(line)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run")],
+    port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="the address to listen on; 0.0.0.0 is every address of this machine. Requests must name a loopback"
+            " name, this, or the address that they came to: no other DNS name"
+        ),
+    ] = "127.0.0.1",
+    api_key_env: Annotated[
+        str | None,
+        typer.Option("--api-key-env", metavar="VAR", help="ask for the key that this environment variable holds"),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-origin",
+            metavar="URL",
+            help="let web pages of this origin use it, such as http://localhost:3000; may be given again",
+        ),
+    ] = None,
+    parent_pipe: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Serve a local model, or a run's student.
+
+    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions). Web pages cannot use it, but those
+    of --allow-origin. With --api-key-env every request but /health needs that key, as OpenAI's clients send it.
+
+    Example: distill serve smollm2 --port 8000
+    """
+    from distill.core import credentials
+    from distill.pipeline.requirements import require_training_packages
+
+    require_training_packages("serve")
+    from distill.models import server
+    from distill.run.record import student_remark
+
+    if (line := student_remark(Path(model).expanduser())) is not None:
+        console.say(line)
+    server.serve(
+        model,
+        host=host,
+        port=port,
+        origins=allow_origin or (),
+        api_key=credentials.secret(api_key_env, "--api-key-env"),
+        parent_pipe=parent_pipe,
+        say=console.say,
+    )

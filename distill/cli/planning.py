@@ -1,0 +1,130 @@
+"""Commands before a run: start a recipe, check it, try it, examine machine and endpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.cli.app import RecipePath, Set, app
+from distill.core import console
+from distill.errors import RecipeError
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    set_: Set = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="ask the teacher's endpoint a dozen tiny questions: what does it honour?")
+    ] = False,
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="NAME", help="say where it departs from a shipped recipe")
+    ] = None,
+) -> None:
+    """Validate a recipe offline, and forecast what it will take.
+
+    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and nobody is asked. With --probe,
+    also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe it ignores; the
+    findings are kept, and later checks and runs read them.
+
+    Example: distill check recipes/quickstart.yaml --probe
+    """
+    from distill.pipeline import forecast, parts
+
+    if like is not None:
+        from distill.pipeline import starter
+
+        for line in starter.departures(recipe, like):
+            console.result(line)
+        return
+    loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
+    for line in forecast.lines(loaded, probed=not probe):
+        console.result(line)
+    if probe:
+        from distill.pipeline import doctor
+
+        doctor.examine_teachers(loaded)
+
+
+@app.command()
+def smoke(
+    recipe: RecipePath,
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="keep the run there; by default it is gone")] = None,
+) -> None:
+    """Run a recipe through once in seconds, with a tiny model.
+
+    A random model, few rows, every stage and part, real NF4 on a CPU. Prints the keys that it changes: models, sizes,
+    paths and counts.
+
+    Example: distill smoke alpaca-7b
+    """
+    import tempfile
+
+    from distill.pipeline import smoke as smoking
+
+    with tempfile.TemporaryDirectory(prefix="distill-smoke-") as temporary:
+        for line in smoking.lines(smoking.smoke(recipe, run_dir or Path(temporary))):
+            console.result(line)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="where the copy goes")] = Path(),
+    like: Annotated[
+        str | None, typer.Option("--like", metavar="NAME", help="a shipped recipe, such as alpaca-7b")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="what the copy is called")] = None,
+) -> None:
+    """Start a recipe of your own: a copy of a shipped one.
+
+    The seeds and prompts that it names are copied beside it. Without --like it is a copy of quickstart.
+
+    Example: distill init --like alpaca-7b
+    """
+    from distill.pipeline import starter
+
+    for line in starter.init(folder, like=like, name=name):
+        console.result(line)
+
+
+@app.command()
+def doctor(
+    url: Annotated[
+        str | None, typer.Argument(metavar="[URL_OR_RUN]", help="an endpoint, such as …/v1; or a run, or an export")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="NAME", help="the model to ask, where the endpoint has several")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", metavar="VAR", help="the environment variable that holds the key")
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option("--at", metavar="URL", help="of a run: the server that runs its student already")
+    ] = None,
+) -> None:
+    """Look at this machine, an endpoint or a run: what is missing?
+
+    An endpoint is asked a dozen tiny questions, to show which parameters (temperature, seed, stop, logprobs …) it
+    honours, ignores or refuses; the findings are kept, and later checks and runs read them.
+
+    Of a run's student, or of an export with whole weights: is it asked in the very tokens that it was trained on, by
+    its saved chat template and when it is served? The first differing token is shown, and the exit code is 1.
+
+    Example: distill doctor http://127.0.0.1:8000/v1 --model smollm2
+
+    Example: distill doctor runs/quickstart
+    """
+    from distill.pipeline import doctor as examine
+
+    if url is not None and Path(url).is_dir():
+        from distill.pipeline.doctor import examine_student
+
+        if not examine_student(Path(url), at=at, api_key_env=api_key_env):
+            raise typer.Exit(1)
+        return
+    if at is not None:
+        raise RecipeError("--at is about a run: give its folder as well")
+    if not examine.examine(url, model=model, api_key_env=api_key_env):
+        raise typer.Exit(1)

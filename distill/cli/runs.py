@@ -1,0 +1,174 @@
+"""Commands that run a recipe: all of its stages, or one."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from distill.cli.app import (
+    AcceptPartial,
+    AllowParts,
+    NewJournal,
+    NoWait,
+    RecipeOrRun,
+    RecipePath,
+    RetryFailed,
+    RunDir,
+    Set,
+    app,
+)
+from distill.core import console
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    stages: Annotated[str | None, typer.Option("--stages", metavar="A,B", help="only these stages")] = None,
+    retry_failed: RetryFailed = False,
+    accept_partial: AcceptPartial = False,
+    no_wait: NoWait = False,
+    new_journal: NewJournal = False,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Run a recipe from where it stands to its report.
+
+    Finished stages are skipped; bought answers are never bought again.
+
+    Example: distill run quickstart --set train.epochs=3
+    """
+    from distill.pipeline import runner
+
+    names = [name.strip() for name in stages.split(",")] if stages else None
+    runner.run_recipe(
+        recipe,
+        run_dir=run_dir,
+        overrides=set_ or (),
+        stages=names,
+        retry_failed=retry_failed,
+        accept_partial=accept_partial,
+        new_journal=new_journal,
+        allowed=allow_parts or (),
+        wait=not no_wait,
+    )
+
+
+def _verb(name: str, help_text: str) -> None:
+    """Add the command that runs one stage."""
+
+    def command(
+        recipe_or_run: RecipeOrRun,
+        run_dir: RunDir = None,
+        set_: Set = None,
+        retry_failed: RetryFailed = False,
+        accept_partial: AcceptPartial = False,
+        new_journal: NewJournal = False,
+        allow_parts: AllowParts = None,
+    ) -> None:
+        from distill.pipeline import runner
+
+        runner.run_recipe(
+            recipe_or_run,
+            run_dir=run_dir,
+            overrides=set_ or (),
+            stages=[name],
+            retry_failed=retry_failed,
+            accept_partial=accept_partial,
+            new_journal=new_journal,
+            allowed=allow_parts or (),
+        )
+
+    app.command(name=name, help=f"{help_text}\n\nExample: distill {name} runs/quickstart")(command)
+
+
+_verb("expand", "Grow tasks from the recipe's seeds: writes tasks.jsonl.")
+
+
+@app.command()
+def collect(
+    recipe_or_run: RecipeOrRun,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    retry_failed: RetryFailed = False,
+    accept_partial: AcceptPartial = False,
+    no_wait: NoWait = False,
+    cancel_batches: Annotated[
+        bool, typer.Option("--cancel-batches", help="cancel what is open at the provider; keep what is finished")
+    ] = False,
+    new_journal: NewJournal = False,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Have the teachers answer the tasks: writes sessions.jsonl.
+
+    Example: distill collect runs/quickstart
+    """
+    from distill.pipeline import runner
+
+    if cancel_batches:
+        runner.cancel_batches(
+            recipe_or_run, run_dir=run_dir, overrides=set_ or (), wait=not no_wait, new_journal=new_journal
+        )
+        return
+    runner.run_recipe(
+        recipe_or_run,
+        run_dir=run_dir,
+        overrides=set_ or (),
+        stages=["collect"],
+        retry_failed=retry_failed,
+        accept_partial=accept_partial,
+        new_journal=new_journal,
+        allowed=allow_parts or (),
+        wait=not no_wait,
+    )
+
+
+_verb("curate", "Keep or drop each session, and say why.\n\nWrites kept.jsonl, dropped.jsonl and test.jsonl.")
+
+
+@app.command()
+def train(
+    recipe_or_run: RecipeOrRun,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="make one pass and say what all will take: memory, time; write nothing")
+    ] = False,
+    show_masks: Annotated[
+        int | None,
+        typer.Option("--show-masks", min=1, metavar="N", help="show N examples with what is trained marked, and end"),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="start over, whatever checkpoints or student there are")
+    ] = False,
+    accept_partial: AcceptPartial = False,
+    new_journal: NewJournal = False,
+    allow_parts: AllowParts = None,
+) -> None:
+    """Fine-tune the student on the kept sessions: writes student/.
+
+    A student that is there stays in use until the new one is finished; then it becomes student.previous, which
+    `distill clean` removes.
+
+    Before the first step the loss mask of every row is checked against the template; a fault stops with the row and
+    the token. An interrupted training goes on where it stood when the same command is typed again, and says what has
+    changed where it cannot; --fresh starts over.
+
+    Example: distill train runs/quickstart --plan
+    """
+    from distill.pipeline import runner, training_plan
+
+    given: dict[str, Any] = {"run_dir": run_dir, "overrides": set_ or (), "allowed": allow_parts or ()}
+    if plan:
+        for line in training_plan.plan(recipe_or_run, **given):
+            console.result(line)
+    if show_masks is not None:
+        training_plan.show_masks(recipe_or_run, show_masks, **given)
+    if not plan and show_masks is None:
+        given |= {"accept_partial": accept_partial, "fresh": fresh, "new_journal": new_journal}
+        runner.run_recipe(recipe_or_run, stages=["train"], **given)
+
+
+_verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")
+_verb("report", "Write report.html from what the run folder holds.")

@@ -1,0 +1,55 @@
+"""Questions on their way into a batch and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from distill.engine.journal.keys import Question
+from distill.engine.journal.records import Bill
+from distill.engine.journal.store import Journal, to_request
+from distill.types import Endpoint
+
+LINES_A_COMMIT = 500
+"""Answers that are committed together."""
+QUEUE_FULL = "token_limit_exceeded"
+"""The code of a batch refused because too many tokens wait already (openai-python issue 2084 shows one)."""
+PENDING = "pending"
+"""The reason under which a question in a batch stands in the journal until it is answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A question that the journal cannot answer."""
+
+    name: str
+    """Of the model, in the engine."""
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A miss as it goes into a batch."""
+
+    miss: Miss
+    path: str
+    size: int
+    """Bytes in the input file."""
+    most: Bill
+
+
+def questions_of(journal: Journal, keys: Collection[str]) -> dict[str, Question]:
+    """The questions under these keys, as the journal has them."""
+    return {
+        of: Question(to_request(json.loads(request)), Endpoint(**json.loads(endpoint)), request, of)
+        for of, request, endpoint in journal.questions()
+        if of in keys
+    }
+
+
+def age_of(created: str) -> str:
+    """How long ago a time in ISO 8601 was: `12 min` or `3.5 h`."""
+    minutes = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds() / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

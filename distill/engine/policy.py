@@ -1,0 +1,70 @@
+"""How an engine asks: retries, concurrency, hedging, and the state of one question on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from distill.engine.journal.keys import Question
+from distill.engine.journal.records import Bill, Statement
+from distill.engine.providers import Provider, ProviderError, Reply
+from distill.engine.rate_limits import Limiter, Rates
+from distill.engine.retry import Patience
+from distill.errors import DistillError
+from distill.types import Request
+
+REFUSALS = 4
+"""Sends of one request without a connection, after which an endpoint that never answered counts as unreachable."""
+FAULT = "error"
+"""The reason of a provider's own fault: not asked again in this run, for it may have been paid."""
+BYTES_A_TOKEN = 4
+"""Of English, about; for expected tokens only, never for money."""
+EXPECTED_TOKENS = 256
+"""Of an answer, before the first one and without a bound."""
+NOT_SENT = ProviderError("refused", "nothing was sent")
+HEDGE_LOOK_SECONDS = 0.05
+"""Shortest time between two looks for room to hedge a straggler."""
+HEDGE_SAMPLES = 20
+"""Answers whose latency must be known before a straggler is hedged."""
+
+
+class Stopping(Exception):
+    """Raised into whoever waits for an answer that will not be asked any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """How an engine asks."""
+
+    concurrency: int
+    patience: Patience
+    retry_failed: bool
+    stage: str
+    rates: Mapping[str, Rates]
+    """By the model's name in the engine."""
+    hedge: float | None
+    """A request is sent a second time when it takes so many times the 95th percentile; `None` never."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """One question on its way to its endpoint."""
+
+    question: Question
+    name: str
+    provider: Provider
+    limiter: Limiter
+    most: Bill
+    unsettled: list[Statement] = field(default_factory=list)
+    """How its failed sends ended; written with the next thing that is."""
+    sends: int = 0
+
+
+async def reply_of(provider: Provider, request: Request) -> Reply:
+    """The reply of a provider. A fault of the provider itself is a failed send, on record."""
+    try:
+        return await provider.send(request)
+    except (ProviderError, DistillError):
+        raise
+    except Exception as error:
+        raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error

@@ -1,0 +1,119 @@
+"""Reads the bodies of an OpenAI-compatible endpoint: answer, usage, error message."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from distill.core.redaction import strike
+from distill.engine.providers import ProviderError, Reply, one_line
+from distill.types import Finish, Usage
+
+DEEPEST_BODY = 100
+"""Nested lists and objects of a response; more could be written to the journal and not be read again."""
+
+FINISH_REASONS: dict[str, Finish] = {
+    "stop": "stop",
+    "eos": "stop",
+    "end_turn": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "content_filter": "filtered",
+    "tool_calls": "tool",
+    "function_call": "tool",
+}
+
+
+FILTERED_WORDS = ("content_filter", "content_policy", "content management policy", "moderation", "flagged")
+
+
+def cut_at_stop(reply: Reply, stop: Sequence[str]) -> Reply:
+    """The reply up to the first of our stop strings, for endpoints that ignore them; that is how it stopped."""
+    places = [place for text in stop if text and (place := reply.text.find(text)) >= 0]
+    return replace(reply, text=reply.text[: min(places)], finish="stop") if places else reply
+
+
+def encoding_of(first: bytes, charset: str | None) -> str:
+    """UTF-8, or one of its wider kin, by the first bytes or by what the header says (RFC 4627, section 3)."""
+    found = json.detect_encoding(first)
+    if found == "utf-8" and charset is not None and charset.lower().startswith(("utf-16", "utf-32")):
+        try:
+            return codecs.lookup(charset).name
+        except LookupError:
+            return found
+    return found
+
+
+def json_object(said: str) -> dict[str, Any]:
+    """The object that a body holds. Raises `ProviderError` where it is none, or is nested too deeply."""
+    try:
+        body = json.loads("" if _is_deep(said) else said)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ProviderError("malformed", f"the response is no JSON object: {shown(said)}", transient=True)
+    return body
+
+
+def _is_deep(said: str) -> bool:
+    """Whether lists and objects may be nested deeper than `DEEPEST_BODY`; brackets in strings count as well."""
+    if said.count("[") + said.count("{") <= DEEPEST_BODY:
+        return False
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", said)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > DEEPEST_BODY
+
+
+def text_of(choice: Mapping[str, Any]) -> str:
+    """The answer's text; a refusal's own field, or the text parts of a list, where there is no plain content."""
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return str(choice.get("text") or "")
+    content = message.get("content") or message.get("refusal") or ""
+    if isinstance(content, list):
+        return strike("".join(str(part.get("text") or "") for part in content if isinstance(part, dict)))
+    return str(content)
+
+
+def usage_of(said: Any, text: str) -> Usage | None:
+    """The counts as reported; None for what cannot be one. The engine holds them against what was asked."""
+    if not isinstance(said, dict):
+        return None
+    prompt: Any = said.get("prompt_tokens")
+    completion: Any = said.get("completion_tokens", 0)
+    if not (_is_count(prompt, 1) and _is_count(completion, 1 if text else 0)):
+        return None
+    return Usage(int(prompt), int(completion))
+
+
+def _is_count(said: Any, least: int) -> bool:
+    return isinstance(said, (int, float)) and not isinstance(said, bool) and said >= least and said == said // 1
+
+
+def message_of(body: str) -> tuple[str, str]:
+    """An error body's message and its code: OpenAI's shape, FastAPI's `detail`, or any text without its tags."""
+    try:
+        found = json.loads("" if _is_deep(body) else body)
+    except ValueError:
+        return shown(body), ""
+    error = found.get("error", found) if isinstance(found, dict) else found
+    if not isinstance(error, dict):
+        return str(error), ""
+    message = error.get("message") or error.get("detail") or json.dumps(error)
+    return str(message), f"{error.get('code')} {error.get('type')}"
+
+
+def shown(body: str) -> str:
+    """The beginning of a body on one line, without tags."""
+    return one_line(re.sub(r"<[^>]*>", " ", body[:4000]), 160) or "nothing"
+
+
+def location_in(headers: Mapping[str, str]) -> str:
+    """Where a redirect points."""
+    return next((value for name, value in headers.items() if name.lower() == "location"), "nowhere")
