@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from distill.api import train_student as train_student
     from distill.collect.sessions import one_turn as one_turn
     from distill.collect.sessions import opening as opening
-    from distill.compare.metrics import Answered as Answered
     from distill.compare.metrics import Measure as Measure
+    from distill.compare.metrics import ModelAnswer as ModelAnswer
     from distill.compare.metrics import ModelMetric as ModelMetric
     from distill.compare.metrics import Sample as Sample
     from distill.compare.metrics import Scores as Scores
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from distill.engine.providers import ProviderError as ProviderError
     from distill.engine.providers import Reply as Reply
     from distill.errors import DistillError as DistillError
-    from distill.formats.exporters import Exported as Exported
     from distill.formats.exporters import Exporter as Exporter
     from distill.formats.exporters import ExportJob as ExportJob
+    from distill.formats.exporters import ExportResult as ExportResult
     from distill.formats.exporters import write_json_rows as write_json_rows
     from distill.pipeline.parts import load_recipe as load_recipe
     from distill.recipe import Asks as Asks
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Answered": "distill.compare.metrics",
+    "ModelAnswer": "distill.compare.metrics",
     "AskingFilter": "distill.types",
     "AskingOptions": "distill.curate.filters",
     "Asks": "distill.recipe",
@@ -72,7 +72,7 @@ _PUBLIC = {
     "Endpoint": "distill.types",
     "Engine": "distill.engine.engine",
     "ExportJob": "distill.formats.exporters",
-    "Exported": "distill.formats.exporters",
+    "ExportResult": "distill.formats.exporters",
     "Exporter": "distill.formats.exporters",
     "Failure": "distill.types",
     "Flow": "distill.types",

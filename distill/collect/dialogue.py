@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from distill.text.echoes import is_echo, is_repeated, is_told
-from distill.text.thinking import taken
+from distill.text.thinking import split_answer
 from distill.text.wrappers import unquoted
 from distill.types import Answer, Completion, Failure, Flow, Message, Request
 
@@ -93,7 +93,7 @@ def converse(
         answer: Answer = yield ask_teacher(asked)
         if isinstance(answer, Failure):
             return _given_up(said, answer)
-        read = taken(answer, "strip")
+        read = split_answer(answer, "strip")
         if isinstance(read, Failure):
             return _given_up(said, read)
         if not read.answer:
@@ -135,7 +135,7 @@ def user_turn(
     of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it says an instruction
     of ours), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
     """
-    read = taken(answer, "strip")
+    read = split_answer(answer, "strip")
     if isinstance(read, Failure):
         return Turn("", read.reason)
     text, leak = without_leak(unquoted(read.answer), markers)

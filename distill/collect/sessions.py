@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, Literal, TypeAlias
 
 from distill.core import assets
-from distill.text.thinking import Handling, taken
+from distill.text.thinking import Handling, split_answer
 from distill.types import Completion, Failure, Message, Session, Task
 
 ROLE = "teacher"
@@ -62,7 +62,7 @@ def one_turn(
     """
     if isinstance(answer, Failure):
         return answer
-    said = taken(answer, handling)
+    said = split_answer(answer, handling)
     if isinstance(said, Failure):
         return said
     messages = (*asked, Message("assistant", said.answer))

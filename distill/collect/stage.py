@@ -14,7 +14,7 @@ from distill.collect.strategies import STRATEGIES
 from distill.core import console, registry, weights
 from distill.core.files import file_sha256
 from distill.core.jsonl import write_rows
-from distill.engine import Outcome, Stopped
+from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import load_tasks
@@ -24,7 +24,7 @@ from distill.run.context import ACCEPTABLE, Context, _identity, _with_samplings,
 from distill.run.record import StageRecord
 from distill.types import Failure, Flow, Session, Task
 
-__all__ = ["Chosen", "Strategy", "collect", "flows", "load_tasks", "model_of"]
+__all__ = ["Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model_of"]
 
 ROLE = "teacher"
 NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
@@ -42,7 +42,7 @@ class Strategy(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class TeacherChoice:
     """The teacher that answers a task, and how it is asked."""
 
     name: str
@@ -56,7 +56,7 @@ def collect(
     folder: Path,
     *,
     tasks: Sequence[Task],
-    choose: Callable[[Task], Chosen],
+    choose: Callable[[Task], TeacherChoice],
     strategy_name: str,
     seed: int,
     engine: Engine,
@@ -74,7 +74,7 @@ def collect(
     marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in chosen.items()}
     try:
         outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
-    except Stopped as stop:
+    except EngineStopped as stop:
         _write(folder, stop.outcomes, marks, before)
         raise
     sessions, failed = _write(folder, outcomes, marks, before)
@@ -88,7 +88,7 @@ def collect(
 
 
 def flows(
-    tasks: Sequence[Task], choose: Callable[[Task], Chosen], seed: int
+    tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice], seed: int
 ) -> list[tuple[str, Callable[[], Flow[Came]]]]:
     """What makes the flow of each task. A flow made again asks the same."""
 
@@ -98,7 +98,7 @@ def flows(
     return [(task.id, partial(make, task)) for task in tasks]
 
 
-def model_of(tasks: Sequence[Task], choose: Callable[[Task], Chosen]) -> Callable[[str, str], str]:
+def model_of(tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice]) -> Callable[[str, str], str]:
     """The engine's name of the model that plays a role in a task's flow."""
     names = {task.id: choose(task).name for task in tasks}
     return lambda task, role: names[task] if role == ROLE else role
@@ -214,7 +214,7 @@ def tasks_of(context: Context) -> list[Task]:
     return load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
 
 
-def choice_of(context: Context) -> Callable[[Task], Chosen]:
+def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     """Which teacher answers a task, and by which strategy."""
     pass
 
@@ -224,7 +224,7 @@ def choice_of(context: Context) -> Callable[[Task], Chosen]:
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
     options = _with_samplings(section.options, context.recipe)
     chosen = {
-        one.name: Chosen(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
+        one.name: TeacherChoice(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
         for one in teachers
     }
     return lambda task: chosen[teachers.pick(task).name]

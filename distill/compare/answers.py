@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from distill.compare.metrics import Answered, Model, ModelMetric, Scores, TextMetric
+from distill.compare.metrics import Model, ModelAnswer, ModelMetric, Scores, TextMetric
 from distill.compare.metrics.likelihood import Likelihood
-from distill.compare.results import MODELS, NAMES, Found, Prompt
+from distill.compare.results import MODELS, NAMES, ComparisonResults, Prompt
 from distill.compare.token_nll import surprise, tell_surprise
 from distill.core import console
 from distill.core.console import Progress
@@ -35,7 +35,7 @@ class Engines(Protocol):
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
 
 
-def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[Answered | None]:
+def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
     """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
     earlier: list[str] = []
     for then in later:
@@ -49,7 +49,7 @@ def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[Answered | 
     if isinstance(answer, Failure):
         return None
     tokens = answer.usage.completion_tokens if answer.usage is not None else None
-    return Answered(answer.text.strip(), answer.finish, tokens, tuple(earlier))
+    return ModelAnswer(answer.text.strip(), answer.finish, tokens, tuple(earlier))
 
 
 def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
@@ -61,35 +61,41 @@ def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
     return None
 
 
-Asked: TypeAlias = tuple[int, tuple[Message, ...], Answered]
+Asked: TypeAlias = tuple[int, tuple[Message, ...], ModelAnswer]
 """A prompt's index, the conversation before the teacher's answer, and that answer."""
 
 
-def _with_reference(found: Found) -> list[Asked]:
+def _with_reference(found: ComparisonResults) -> list[Asked]:
     """The prompts that the teacher has answered, of those that all metrics look at."""
     known = ((index, found.reference(index)) for index in found.shared)
     return [(index, found.prompts[index].with_turns(one), one) for index, one in known if one is not None]
 
 
-def ask_teacher(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
+def ask_teacher(
+    found: ComparisonResults, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling
+) -> None:
     """Have the teacher answer the prompts that came without its answer: the first of several teachers."""
     lacking = [index for index in range(len(found.prompts)) if found.reference(index) is None]
     if lacking:
         _ask_remote(found, engine, "teacher", teachers, sampling, lacking, replica=0)
 
 
-def ask_teacher_again(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
+def ask_teacher_again(
+    found: ComparisonResults, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling
+) -> None:
     """Have whoever gave a prompt's first answer give a second one, and write it down in `found`."""
     _ask_remote(found, engine, "teacher_again", teachers, sampling, range(len(found.prompts)))
 
 
-def ask_endpoint(found: Found, engine: Engines, model: Model, provider: Provider, sampling: Sampling) -> None:
+def ask_endpoint(
+    found: ComparisonResults, engine: Engines, model: Model, provider: Provider, sampling: Sampling
+) -> None:
     """Have an endpoint answer in the place of the base or the student."""
     _ask_remote(found, engine, model, {model: provider}, sampling, range(len(found.prompts)), replica=0)
 
 
 def _ask_remote(
-    found: Found,
+    found: ComparisonResults,
     engine: Engines,
     model: Model,
     providers: Mapping[str, Provider],
@@ -116,7 +122,7 @@ def _ask_remote(
 
 
 def ask_here(
-    found: Found,
+    found: ComparisonResults,
     engine: Engines,
     student: Path,
     metrics: Sequence[TextMetric | ModelMetric],
@@ -145,7 +151,7 @@ def ask_here(
 
 
 def ask_teacher_weights(
-    found: Found, engine: Engines, metrics: Sequence[TextMetric | ModelMetric], weights: str | None
+    found: ComparisonResults, engine: Engines, metrics: Sequence[TextMetric | ModelMetric], weights: str | None
 ) -> None:
     """Ask the teacher what needs its weights, where they are at hand; else note that these numbers are absent."""
     wanting = [metric for metric in metrics if metric.scope == "model" and "teacher" in metric.models]
@@ -158,7 +164,7 @@ def ask_teacher_weights(
         note_absent(found, wanting, NO_WEIGHTS)
 
 
-def note_absent(found: Found, metrics: Sequence[TextMetric | ModelMetric], why: str) -> None:
+def note_absent(found: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], why: str) -> None:
     """Say of the measures that need a model's weights why they have no value."""
     measures = [measure for metric in metrics if metric.scope == "model" for measure in metric.measures]
     if measures:
@@ -167,7 +173,7 @@ def note_absent(found: Found, metrics: Sequence[TextMetric | ModelMetric], why: 
 
 
 def _ask_model(
-    found: Found,
+    found: ComparisonResults,
     role: Model,
     load: Callable[..., InProcess],
     *,
@@ -220,7 +226,7 @@ def _named(prompt: Prompt, make: Callable[..., Flow[Any]], *arguments: Any) -> _
 
 
 def _take_answers(
-    found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Answered | None]]
+    found: ComparisonResults, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]
 ) -> None:
     known = {place: one.value for place, one in zip(places, outcomes, strict=True) if one.value is not None}
     found.answers[model] = dict(sorted((found.answers.get(model, {}) | known).items()))
@@ -233,7 +239,9 @@ def _take_answers(
         )
 
 
-def _take_scores(found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Scores]]) -> None:
+def _take_scores(
+    found: ComparisonResults, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Scores]]
+) -> None:
     for number, outcome in enumerate(outcomes):
         found.add(model, places[number % len(places)], outcome.value or {})
     lacking = [outcome for outcome in outcomes if outcome.failures]

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from distill.compare.lm_eval import Said, said_by_student
+from distill.compare.lm_eval import TaskMeasure, said_by_student
 from distill.compare.stats import Difference, holm, paired_difference, sign_flip_p
 from distill.core.jsonl import read_jsonl
 from distill.errors import RunFolderError
@@ -33,7 +33,7 @@ K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedRun:
     """What one run found of its student."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Compared:
     """Lines of answers.jsonl by prompt."""
     scores: Row
     record: Row
-    tasks: Mapping[str, Said] = field(default_factory=dict)
+    tasks: Mapping[str, TaskMeasure] = field(default_factory=dict)
     """What its student said to tasks of the lm-evaluation-harness."""
 
     @property
@@ -62,7 +62,7 @@ class Compared:
         return float(value) if isinstance(value, (int, float)) else None
 
 
-def read(folder: Path) -> Compared:
+def read(folder: Path) -> ComparedRun:
     """What a run's comparison left. Raises `RunFolderError` where there is none."""
     record = read_record(folder)
     answers, scores = folder / "answers.jsonl", folder / "scores.json"
@@ -75,7 +75,7 @@ def read(folder: Path) -> Compared:
     except ValueError as error:
         raise RunFolderError(f"{scores} is not JSON ({error}); type: distill compare {folder}") from error
     rows = {_key(row): row for row in read_jsonl(answers)}
-    return Compared(folder, rows, told, record, said_by_student(folder, told))
+    return ComparedRun(folder, rows, told, record, said_by_student(folder, told))
 
 
 def _key(row: Row) -> str:
@@ -88,7 +88,7 @@ def _key(row: Row) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MeasureChange:
     """How the students of two runs differ in one measure, the second less the first."""
 
     measure: str
@@ -105,7 +105,7 @@ class Change:
     """The same by category, where there are several: difference, p and p adjusted for looking at all."""
 
 
-def diff(one: Compared, other: Compared) -> dict[str, Any]:
+def diff(one: ComparedRun, other: ComparedRun) -> dict[str, Any]:
     """What changed from the first run's student to the second's, over the prompts that both have.
 
     Raises `RunFolderError` where they have no prompt, or no measure, in common.
@@ -135,7 +135,7 @@ def diff(one: Compared, other: Compared) -> dict[str, Any]:
     }
 
 
-def _warnings(one: Compared, other: Compared) -> Iterator[str]:
+def _warnings(one: ComparedRun, other: ComparedRun) -> Iterator[str]:
     drawn = [str(run.scores.get("method", "")).partition("all models drew with ")[2] for run in (one, other)]
     if drawn[0] != drawn[1]:
         yield f"the answers were drawn in other ways: {drawn[0] or 'unknown'}, against {drawn[1] or 'unknown'}"
@@ -154,7 +154,7 @@ def _warnings(one: Compared, other: Compared) -> Iterator[str]:
         yield f"the judge is another: {judges[0] or 'none'}, against {judges[1] or 'none'}"
 
 
-def _changes(one: Compared, other: Compared, common: Sequence[str]) -> list[Change]:
+def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> list[MeasureChange]:
     found = []
     for measure, title, better in _measures(one, other):
         pairs = {key: pair for key in common if (pair := _pair(one, other, key, measure)) is not None}
@@ -171,7 +171,7 @@ def _changes(one: Compared, other: Compared, common: Sequence[str]) -> list[Chan
     return [_judged(change, next(adjusted) if change.p is not None else None) for change in found]
 
 
-def _measures(one: Compared, other: Compared) -> Iterator[tuple[str, str, str]]:
+def _measures(one: ComparedRun, other: ComparedRun) -> Iterator[tuple[str, str, str]]:
     """Name, title and direction of what both runs measured; the judge's verdict first."""
     if one.scores.get("judge") and other.scores.get("judge"):
         yield WIN_RATE, "Win rate against the teacher", "higher"
@@ -181,19 +181,19 @@ def _measures(one: Compared, other: Compared) -> Iterator[tuple[str, str, str]]:
             yield name, str(entry.get("title", name)), str(entry.get("better", ""))
 
 
-def _pair(one: Compared, other: Compared, key: str, measure: str) -> tuple[float, float] | None:
+def _pair(one: ComparedRun, other: ComparedRun, key: str, measure: str) -> tuple[float, float] | None:
     first, second = one.value(key, measure), other.value(key, measure)
     return None if first is None or second is None else (first, second)
 
 
 def _change(
     measure: str, title: str, better: str, pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]
-) -> Change:
+) -> MeasureChange:
     first, second = zip(*pairs.values(), strict=True)
     difference = paired_difference(second, first, seed=SEED)
     assert difference is not None
     word = _direction(better, first, second, difference)
-    return Change(
+    return MeasureChange(
         measure, title, fmean(first), fmean(second), difference, sign_flip_p(second, first, seed=SEED), None, word,
         _by_category(pairs, kinds),
     )  # fmt: skip
@@ -209,14 +209,14 @@ def _direction(better: str, first: Sequence[float], second: Sequence[float], dif
     return "changed" if goodness is None else "better" if goodness > 0 else "worse"
 
 
-def _judged(change: Change, p_holm: float | None) -> Change:
+def _judged(change: MeasureChange, p_holm: float | None) -> MeasureChange:
     clear = change.difference.excludes_zero and p_holm is not None and p_holm < 0.05
     verdict = change.verdict if clear else "no clear difference"
-    return Change(**{**_plain(change), "p_holm": p_holm, "verdict": verdict})
+    return MeasureChange(**{**_plain(change), "p_holm": p_holm, "verdict": verdict})
 
 
-def _plain(change: Change) -> dict[str, Any]:
-    return {name: getattr(change, name) for name in Change.__slots__}
+def _plain(change: MeasureChange) -> dict[str, Any]:
+    return {name: getattr(change, name) for name in MeasureChange.__slots__}
 
 
 def _by_category(pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _by_category(pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str])
     return {name: {**one, "p_holm": adjusted.get(name)} for name, one in told.items()}
 
 
-def _largest(one: Compared, other: Compared, common: Sequence[str], measure: str) -> list[dict[str, Any]]:
+def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measure: str) -> list[dict[str, Any]]:
     """The prompts whose number changed most, with both answers."""
     pairs = {key: pair for key in common if (pair := _pair(one, other, key, measure)) is not None}
     order = sorted(pairs, key=lambda key: -abs(pairs[key][1] - pairs[key][0]))
@@ -265,7 +265,7 @@ def _answer(row: Row) -> str:
 # Several runs
 
 
-def curve(runs: Sequence[Compared]) -> dict[str, Any]:
+def curve(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Each measure over how much the students were trained on, on the prompts that all runs have; the base is at 0.
 
     Raises `RunFolderError` where they have no prompt in common, or a run does not say how much it trained on.
@@ -290,11 +290,11 @@ def curve(runs: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def _names(run: Compared) -> list[str]:
+def _names(run: ComparedRun) -> list[str]:
     return list(run.scores.get("metrics") or {})
 
 
-def _means(run: Compared, common: Sequence[str], measures: Sequence[str], model: str) -> dict[str, Any]:
+def _means(run: ComparedRun, common: Sequence[str], measures: Sequence[str], model: str) -> dict[str, Any]:
     found = {}
     for name in measures:
         values = [value for key in common if (value := run.value(key, name, model)) is not None]

@@ -14,13 +14,13 @@ from hashlib import sha256
 from typing import Any, Literal, TypeAlias
 
 from distill.compare.answers import Engines
-from distill.compare.metrics import Answered, Model
-from distill.compare.results import Found, Prompt
+from distill.compare.metrics import Model, ModelAnswer
+from distill.compare.results import ComparisonResults, Prompt
 from distill.core import console
 from distill.core.assets import fill, load
 from distill.engine.providers import Provider
 from distill.recipe import Judging
-from distill.text.judge_replies import Scale, graded
+from distill.text.judge_replies import GradeScale, graded
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling
 
@@ -35,7 +35,7 @@ Place = Literal["A", "B"]
 
 
 @dataclass(frozen=True, slots=True)
-class Game:
+class JudgeQuestion:
     """One question to the judge about two answers."""
 
     prompt: int
@@ -48,7 +48,9 @@ class Game:
     """Whether it was asked before, to see if the judge says the same."""
 
 
-def judge(found: Found, engine: Engines, provider: Provider, *, options: Judging, sampling: Sampling) -> dict[str, Any]:
+def judge(
+    found: ComparisonResults, engine: Engines, provider: Provider, *, options: Judging, sampling: Sampling
+) -> dict[str, Any]:
     """Ask the judge, write its verdicts into the prompts' lines (`judge`), and return what the audit starts from.
 
     The result has `model` and `mode`. Requests that fail are verdicts that cannot be read. Raises what the engine does.
@@ -81,7 +83,7 @@ def _sampling(given: Sampling, options: Judging) -> Sampling:
     )
 
 
-def _name(found: Found, game: Game) -> str:
+def _name(found: ComparisonResults, game: JudgeQuestion) -> str:
     again = ":again" if game.again else ""
     return f"{found.prompts[game.prompt].id}:{game.first}:{game.second}{again}"
 
@@ -89,16 +91,16 @@ def _name(found: Found, game: Game) -> str:
 # What is asked
 
 
-def _games(found: Found, options: Judging) -> Iterator[Game]:
+def _games(found: ComparisonResults, options: Judging) -> Iterator[JudgeQuestion]:
     """Both orders of each pair on each prompt that both answered in other words; some asked a second time."""
     for pair in options.pairs:
         one, other = _models(pair)
         asked = [index for index in found.shared if _differ(found, index, one, other)]
         for index in asked:
-            yield Game(index, pair, one, other)
-            yield Game(index, pair, other, one)
+            yield JudgeQuestion(index, pair, one, other)
+            yield JudgeQuestion(index, pair, other, one)
         for index in asked[:: max(1, len(asked) // options.retest)][: options.retest] if options.retest else ():
-            yield Game(index, pair, one, other, again=True)
+            yield JudgeQuestion(index, pair, one, other, again=True)
 
 
 def _models(pair: str) -> tuple[Model, Model]:
@@ -107,28 +109,30 @@ def _models(pair: str) -> tuple[Model, Model]:
     return names[one], names[other]
 
 
-def _both(found: Found, index: int, one: Model, other: Model) -> tuple[Answered, Answered] | None:
+def _both(found: ComparisonResults, index: int, one: Model, other: Model) -> tuple[ModelAnswer, ModelAnswer] | None:
     answers = [found.answers.get(model, {}).get(index) for model in (one, other)]
     return (answers[0], answers[1]) if answers[0] is not None and answers[1] is not None else None
 
 
-def _differ(found: Found, index: int, one: Model, other: Model) -> bool:
+def _differ(found: ComparisonResults, index: int, one: Model, other: Model) -> bool:
     both = _both(found, index, one, other)
     return both is not None and _said(both[0]) != _said(both[1])
 
 
-def _said(answer: Answered) -> tuple[str, ...]:
+def _said(answer: ModelAnswer) -> tuple[str, ...]:
     return (*answer.earlier, answer.text)
 
 
-def _graded_answers(found: Found) -> Iterator[tuple[int, Model]]:
+def _graded_answers(found: ComparisonResults) -> Iterator[tuple[int, Model]]:
     for model in ("base", "student", "teacher"):
         for index in found.shared:
             if index in found.answers.get(model, {}):
                 yield index, model
 
 
-def _play(found: Found, game: Game, options: Judging, sampling: Sampling) -> Flow[tuple[Verdict, str] | None]:
+def _play(
+    found: ComparisonResults, game: JudgeQuestion, options: Judging, sampling: Sampling
+) -> Flow[tuple[Verdict, str] | None]:
     """Who is better, and why; `None` where the judge could not be asked."""
     prompt, shown = found.prompts[game.prompt], (game.first, game.second)
     answers = [found.answers[model][game.prompt] for model in shown]
@@ -143,7 +147,7 @@ def _play(found: Found, game: Game, options: Judging, sampling: Sampling) -> Flo
 
 
 def _grade(
-    found: Found, index: int, model: Model, options: Judging, sampling: Sampling
+    found: ComparisonResults, index: int, model: Model, options: Judging, sampling: Sampling
 ) -> Flow[tuple[float | None, str] | None]:
     prompt, answer = found.prompts[index], found.answers[model][index]
     tag = tag_of(prompt, [answer])
@@ -152,7 +156,7 @@ def _grade(
     )
     if isinstance(reply, Failure):
         return None
-    said = graded(reply.text, Scale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
+    said = graded(reply.text, GradeScale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
     return (None if said.problem else said.score), said.reason
 
 
@@ -160,7 +164,7 @@ def _request(text: str, sampling: Sampling, *, again: bool = False) -> Request:
     return Request(role="judge", messages=(Message("user", text),), sampling=sampling, replica=int(again))
 
 
-def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, Answered]], tag: str, options: Judging) -> str:
+def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, ModelAnswer]], tag: str, options: Judging) -> str:
     """The whole message to the judge: how to judge, and what, between tags that no text of it holds."""
     criteria = "\n".join(f"- {line}" for line in options.criteria or load("judges/quality.txt").splitlines())
     if prompt.solution is not None:
@@ -181,7 +185,7 @@ def _asked(prompt: Prompt) -> str:
     return "\n\n".join(message.content for message in prompt.messages if message.role != "system")
 
 
-def _dialogue(prompt: Prompt, answer: Answered) -> str:
+def _dialogue(prompt: Prompt, answer: ModelAnswer) -> str:
     """The answer; of a question of several turns, all that was said."""
     if not prompt.later:
         return answer.text
@@ -191,13 +195,13 @@ def _dialogue(prompt: Prompt, answer: Answered) -> str:
     return "\n\n".join(f"{who}: {text}" for who, text in [*turns, ("Assistant", answer.text)])
 
 
-def _texts(prompt: Prompt, answers: Sequence[Answered]) -> list[str]:
+def _texts(prompt: Prompt, answers: Sequence[ModelAnswer]) -> list[str]:
     """What the judge was shown, whose words are no verdict of its own."""
     asked = [message.content for message in prompt.messages]
     return [*asked, *prompt.later, *(text for answer in answers for text in _said(answer))]
 
 
-def tag_of(prompt: Prompt, answers: Sequence[Answered]) -> str:
+def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
     """A mark that none of the texts holds, the same in either order: eight hexadecimal digits of their SHA-256."""
     text = "\n".join([*sorted(_texts(prompt, answers)), prompt.solution or ""])
     tag = ""
@@ -233,7 +237,7 @@ def read_verdict(reply: str, *, texts: Sequence[str] = (), tag: str = "") -> tup
     The last verdict counts; thoughts, quoted lines, and whatever also stands in the `texts` that were judged do not
     (see `distill.text.judge_replies`). Where no line is a verdict, the last sentence that is one counts.
     """
-    found = graded(_BOXED_C.sub("[[tie]]", reply), Scale(HIGHEST, VERDICTS), texts=texts, tag=tag)
+    found = graded(_BOXED_C.sub("[[tie]]", reply), GradeScale(HIGHEST, VERDICTS), texts=texts, tag=tag)
     if found.choice is not None:
         return found.choice, found.reason
     if found.problem == "echoed":
@@ -254,21 +258,21 @@ def _of_prose(reason: str, texts: Sequence[str]) -> str:
 # What it comes to
 
 
-def _tell_pairs(found: Found, options: Judging, said: Mapping[Game, tuple[Verdict, str]]) -> None:
+def _tell_pairs(found: ComparisonResults, options: Judging, said: Mapping[JudgeQuestion, tuple[Verdict, str]]) -> None:
     for pair in options.pairs:
         one, other = _models(pair)
         for index in found.shared:
             both = _both(found, index, one, other)
             if both is None:
                 continue
-            games = [Game(index, pair, one, other), Game(index, pair, other, one)]
+            games = [JudgeQuestion(index, pair, one, other), JudgeQuestion(index, pair, other, one)]
             again = said.get(replace(games[0], again=True))
             told = _told(pair, [(game, said[game]) for game in games if game in said], again)
             _judged(found, index).setdefault("pairs", {})[pair] = told
 
 
 def _told(
-    pair: str, games: Sequence[tuple[Game, tuple[Verdict, str]]], again: tuple[Verdict, str] | None
+    pair: str, games: Sequence[tuple[JudgeQuestion, tuple[Verdict, str]]], again: tuple[Verdict, str] | None
 ) -> dict[str, Any]:
     """The games of a pair and their outcome for the first of the two; identical answers are a tie without a game."""
     told: list[dict[str, Any]] = [
@@ -289,12 +293,12 @@ def outcome_of(pair: str, verdicts: Sequence[Verdict]) -> str:
     return "loss" if verdicts and set(verdicts) == {other} else "tie"
 
 
-def _tell_grades(found: Found, said: Mapping[tuple[int, Model], tuple[Any, str]]) -> None:
+def _tell_grades(found: ComparisonResults, said: Mapping[tuple[int, Model], tuple[Any, str]]) -> None:
     for (index, model), (score, reason) in said.items():
         read = score if isinstance(score, float) else None
         _judged(found, index).setdefault("single", {})[model] = {"score": read, "reason": reason}
 
 
-def _judged(found: Found, index: int) -> dict[str, Any]:
+def _judged(found: ComparisonResults, index: int) -> dict[str, Any]:
     told: dict[str, Any] = found.more.setdefault(index, {}).setdefault("judge", {})
     return told

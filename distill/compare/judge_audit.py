@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.compare.metrics import Model
-from distill.compare.results import Found
+from distill.compare.results import ComparisonResults
 from distill.compare.stats import (
     MIN_PROMPTS,
     Interval,
@@ -35,7 +35,7 @@ ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "
 MAIN = "student:teacher"
 
 
-def conclude(found: Found, told: Mapping[str, Any], seed: int, usd: float | None) -> dict[str, Any]:
+def conclude(found: ComparisonResults, told: Mapping[str, Any], seed: int, usd: float | None) -> dict[str, Any]:
     """What scores.json says under `judge`: win rates, grades, audit, and a verdict or why it is withheld.
 
     `told` has the judge's model and mode. Also says of each prompt how the student fared (`outcome`) by the judge.
@@ -68,7 +68,7 @@ def _games(judged: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapp
 # Win rates
 
 
-def _pair(found: Found, told: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
+def _pair(found: ComparisonResults, told: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
     """Counts, and the win rate of the first of the pair: ties count half, what cannot be read is left out."""
     worth = {index: WORTH[one["outcome"]] for index, one in told.items() if one["outcome"] in WORTH}
     counts = {kind: sum(one["outcome"] == kind for one in told.values()) for kind in (*WORTH, "unparsed")}
@@ -94,7 +94,7 @@ def _rates(worth: Sequence[float], seed: int) -> dict[str, Any]:
     }
 
 
-def _by_category(found: Found, worth: Mapping[int, float], seed: int) -> dict[str, Any]:
+def _by_category(found: ComparisonResults, worth: Mapping[int, float], seed: int) -> dict[str, Any]:
     members: dict[str, list[float]] = {}
     for index, one in worth.items():
         members.setdefault(found.prompts[index].category, []).append(one)
@@ -107,7 +107,7 @@ def _by_category(found: Found, worth: Mapping[int, float], seed: int) -> dict[st
 
 
 def _length_controlled(
-    found: Found, worth: Mapping[int, float], pair: str, seed: int
+    found: ComparisonResults, worth: Mapping[int, float], pair: str, seed: int
 ) -> tuple[Interval | None, str | None]:
     """The win rate that answers of the same length would have by the judge's verdicts, or why there is none."""
     one, other = pair.split(":")
@@ -116,7 +116,7 @@ def _length_controlled(
     return (None, result.reason) if not isinstance(result, Interval) else (result, None)
 
 
-def _longer_by(found: Found, index: int, one: str, other: str) -> float:
+def _longer_by(found: ComparisonResults, index: int, one: str, other: str) -> float:
     """Characters by which the answer of the first model is longer."""
     texts = {model: answers[index].text for model, answers in found.answers.items() if index in answers}
     return float(len(_text(texts, one)) - len(_text(texts, other)))
@@ -155,7 +155,7 @@ def _single(judged: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any
 
 
 @dataclass(frozen=True, slots=True)
-class _Game:
+class _JudgeReply:
     """One reply of the judge that could be read."""
 
     prompt: int
@@ -164,12 +164,14 @@ class _Game:
     verdict: str
 
 
-def _audit(found: Found, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int) -> dict[str, Any]:
+def _audit(found: ComparisonResults, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
     told = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
     pairs = [pair for _, _, pair in told]
     games = [
-        _Game(index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"])
+        _JudgeReply(
+            index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"]
+        )
         for index, name, pair in told
         for game in pair["games"]
         if game["verdict"] != "unparsed"
@@ -208,12 +210,12 @@ def _share(items: Sequence[Any], is_so: Callable[[Any], bool]) -> float | None:
     return sum(is_so(item) for item in items) / len(items) if items else None
 
 
-def _picks_longer(found: Found, game: _Game) -> bool:
+def _picks_longer(found: ComparisonResults, game: _JudgeReply) -> bool:
     other = game.second if game.verdict == game.first else game.first
     return _longer_by(found, game.prompt, game.verdict, other) > 0
 
 
-def _longer_would_say(found: Found, judged: Mapping[int, Any], seed: int) -> Interval | None:
+def _longer_would_say(found: ComparisonResults, judged: Mapping[int, Any], seed: int) -> Interval | None:
     """The win rate of the student against the teacher for a judge that takes the longer answer."""
     gains = [_longer_by(found, index, "student", "teacher") for index in _games(judged, MAIN)]
     return mean_interval([1.0 if gain > 0 else 0.0 if gain < 0 else 0.5 for gain in gains], seed=seed)
@@ -226,7 +228,7 @@ def family(model: str) -> str | None:
     return ALIKE.get(found, found) if found is not None else None
 
 
-def _same_family(found: Found, judge: str) -> list[str]:
+def _same_family(found: ComparisonResults, judge: str) -> list[str]:
     """Of the models that it judges, those that may be its kin: judges favour their own."""
     own = family(judge)
     models: Mapping[Model, str] = found.names
@@ -280,7 +282,7 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
     )
 
 
-def _tell_outcomes(found: Found, told: Mapping[int, Mapping[str, Any]]) -> None:
+def _tell_outcomes(found: ComparisonResults, told: Mapping[int, Mapping[str, Any]]) -> None:
     """How each prompt came out; the margin is the share of games won less the share lost, 1 to −1."""
     for index, pair in told.items():
         games = [game["verdict"] for game in pair["games"]]

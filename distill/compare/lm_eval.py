@@ -54,7 +54,7 @@ def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TaskMeasure:
     """The student's numbers by one measure of a task, by document."""
 
     title: str
@@ -62,16 +62,18 @@ class Said:
     values: Mapping[tuple[int, str], float]
 
 
-def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, Said]:
+def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, TaskMeasure]:
     """What the student said to the tasks that scores.json tells of, by task and measure."""
     known = _known(folder / FOLDER / "student.jsonl")
-    found: dict[str, Said] = {}
+    found: dict[str, TaskMeasure] = {}
     for row in (known[key] for key in (scores.get("lm_eval") or {}).get("said") or () if key in known):
         for measure in _measures([row]):
             values = {
                 (one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]
             }
-            found[f"{row['task']} {measure}"] = Said(_title(row["task"], measure), _better([row], measure), values)
+            found[f"{row['task']} {measure}"] = TaskMeasure(
+                _title(row["task"], measure), _better([row], measure), values
+            )
     return found
 
 

@@ -36,7 +36,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class TaskRun:
     """What a task said of a model."""
 
     version: str
@@ -105,7 +105,7 @@ def _require_harmless(name: str, runs_code: Any) -> None:
         raise RecipeError(f"compare.lm_eval: {name} runs code that the model writes, so it is refused; take it out")
 
 
-def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> Ran:
+def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
     """Have a model do one task. Raises `DistillError` where the harness cannot."""
     import numpy
     import torch
@@ -131,7 +131,7 @@ def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> Ran:
     higher = task.higher_is_better()
     samples = found["samples"][name]
     measured = sorted({metric for sample in samples for metric in sample["metrics"]})
-    return Ran(
+    return TaskRun(
         str(task.VERSION),
         {metric: higher.get(metric) for metric in measured if metric in means},
         tuple(metric for metric in measured if metric not in means),

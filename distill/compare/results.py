@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.compare.metrics import Answered, Measure, Model, ModelMetric, Sample, Scores, TextMetric
+from distill.compare.metrics import Measure, Model, ModelAnswer, ModelMetric, Sample, Scores, TextMetric
 from distill.types import Message
 
 EVERY = "all"
@@ -22,7 +22,7 @@ class Prompt:
 
     id: str
     messages: tuple[Message, ...]
-    reference: Answered | None = None
+    reference: ModelAnswer | None = None
     teacher: str | None = None
     """Who gave it."""
     again: int = 1
@@ -37,7 +37,7 @@ class Prompt:
     asked_by: str | None = None
     """The metric that asks it for itself; `None` of the prompts that all are compared on."""
 
-    def with_turns(self, answer: Answered) -> tuple[Message, ...]:
+    def with_turns(self, answer: ModelAnswer) -> tuple[Message, ...]:
         """The conversation that `answer` ends: the prompt, and the turns that a model has answered before."""
         messages = list(self.messages)
         for said, asked in zip(answer.earlier, self.later, strict=False):
@@ -46,11 +46,11 @@ class Prompt:
 
 
 @dataclass(slots=True)
-class Found:
+class ComparisonResults:
     """What is known so far, by model and index of the prompt."""
 
     prompts: list[Prompt]
-    answers: dict[Model, dict[int, Answered]] = field(default_factory=dict)
+    answers: dict[Model, dict[int, ModelAnswer]] = field(default_factory=dict)
     scores: dict[Model, dict[int, dict[str, float]]] = field(default_factory=dict)
     missing: Counter[Model] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Found:
         """The prompts that all metrics look at: all but those that a metric asks for itself."""
         return [index for index, prompt in enumerate(self.prompts) if prompt.asked_by is None]
 
-    def reference(self, index: int) -> Answered | None:
+    def reference(self, index: int) -> ModelAnswer | None:
         """The teacher's first answer to a prompt."""
         return self.answers.get("teacher", {}).get(index)
 
@@ -91,7 +91,7 @@ class Found:
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
 
-def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
+def score_texts(found: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
     """Score every answer by the metrics that read texts alone."""
     every = [
         (model, index, _sample(found, model, index)) for model, answers in found.answers.items() for index in answers
@@ -106,13 +106,13 @@ def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric], folde
                 found.add(model, index, metric.score(sample))
 
 
-def _sample(found: Found, model: Model, index: int) -> Sample:
+def _sample(found: ComparisonResults, model: Model, index: int) -> Sample:
     prompt, answer = found.prompts[index], found.answers[model][index]
     reference = found.reference(index)
     return Sample(prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks)
 
 
-def line(found: Found, index: int) -> dict[str, Any]:
+def line(found: ComparisonResults, index: int) -> dict[str, Any]:
     """The prompt's line of answers.jsonl; what there is not is left out."""
     prompt = found.prompts[index]
     told = {"turns": prompt.later, "reference": prompt.solution}
@@ -129,7 +129,7 @@ def line(found: Found, index: int) -> dict[str, Any]:
     }
 
 
-def _answer(answer: Answered) -> dict[str, Any]:
+def _answer(answer: ModelAnswer) -> dict[str, Any]:
     earlier = {"earlier": answer.earlier} if answer.earlier else {}
     return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **earlier}
 

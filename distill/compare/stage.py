@@ -28,7 +28,7 @@ from distill.compare.lm_eval import benchmarks
 from distill.compare.metrics import METRICS, Model, ModelMetric, TextMetric
 from distill.compare.metrics.instructions import SHIPPED, Instructions
 from distill.compare.prompts import held_out, of_file, of_metrics, take_recorded
-from distill.compare.results import MODELS, Found, line, score_texts
+from distill.compare.results import MODELS, ComparisonResults, line, score_texts
 from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import remarks, summary, with_judge
 from distill.compare.training_overlap import leaks, tell_coverage, tell_leaks
@@ -97,7 +97,7 @@ def compare(
     file of prompts or answers that does not fit.
     """
     shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    found = Found([*shared, *of_metrics(metrics)])
+    found = ComparisonResults([*shared, *of_metrics(metrics)])
     if found.prompts:
         take_recorded(found, sides.recorded)
         _ask(found, current(folder), engine, metrics, sampling, seed, sides)
@@ -131,7 +131,7 @@ def compare(
 
 
 def _ask(
-    found: Found,
+    found: ComparisonResults,
     student: Path,
     engine: Engines,
     metrics: Sequence[TextMetric | ModelMetric],
@@ -157,7 +157,7 @@ def _ask(
     ask_teacher_weights(found, engine, metrics, sides.teacher_weights)
 
 
-def _judge(found: Found, engine: Engines, bench: Bench) -> dict[str, Any]:
+def _judge(found: ComparisonResults, engine: Engines, bench: Bench) -> dict[str, Any]:
     """Have the judge look at what everybody answered, and let go of a model that was served for it."""
     return judge(found, engine, bench.provider, options=bench.options, sampling=bench.sampling)
 
@@ -176,7 +176,7 @@ def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
     )
 
 
-def described(student: Path, found: Found, sides: Sides) -> dict[Model, dict[str, str | None]]:
+def described(student: Path, found: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
     """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
     known = _trained(student)
     again = {"teacher": "first answers, which are compared with", "teacher_again": "second answer to each, drawn anew"}

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from distill.compare.metrics import Answered, Measure, Model, ModelMetric, TextMetric
+from distill.compare.metrics import Measure, Model, ModelAnswer, ModelMetric, TextMetric
 from distill.compare.prompts import same_questions
-from distill.compare.results import MODELS, NAMES, Found
+from distill.compare.results import MODELS, NAMES, ComparisonResults
 from distill.compare.stats import (
     Difference,
     Gap,
     Interval,
-    Refused,
+    Misleading,
     gap_closed,
     holm,
     mean_interval,
@@ -31,7 +31,7 @@ Values = Mapping[Model, Mapping[int, float]]
 
 
 def summary(
-    found: Found,
+    found: ComparisonResults,
     metrics: Sequence[TextMetric | ModelMetric],
     seed: int,
     usd: float | None = None,
@@ -80,7 +80,7 @@ def _lead(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]])
     return next((one for some in (shares, [one for one in told if one.likeness], directed) for one in some), None)
 
 
-def _share_cut(answers: Sequence[Answered]) -> float | None:
+def _share_cut(answers: Sequence[ModelAnswer]) -> float | None:
     """Of the answers of which it is known how they ended."""
     known = [answer for answer in answers if answer.finish != "unknown"]
     return sum(answer.finish == "length" for answer in known) / len(known) if known else None
@@ -89,7 +89,7 @@ def _share_cut(answers: Sequence[Answered]) -> float | None:
 # A measure
 
 
-def _entry(found: Found, measure: Measure, seed: int) -> dict[str, Any]:
+def _entry(found: ComparisonResults, measure: Measure, seed: int) -> dict[str, Any]:
     """A measure's entry in scores.json."""
     values = {model: values for model in MODELS if (values := found.values(measure, model))}
     figures = _figures(measure, values, seed)
@@ -125,7 +125,7 @@ def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     }
 
 
-def _by_category(found: Found, measure: Measure, values: Values, seed: int) -> dict[str, Any]:
+def _by_category(found: ComparisonResults, measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     """The same by category, where there are several; `p_holm` is adjusted for looking at all of them (Holm, 1979)."""
     members: dict[str, set[int]] = {}
     for index in found.shared:
@@ -159,7 +159,7 @@ def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model
         return None, None, "no share of the gap: the teacher's second answers are not there to show how far it goes"
     base, student, end = _paired(values, "base", "student", target)
     gap = gap_closed(base, student, end, seed=seed)
-    return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Refused) else (gap, target, None)
+    return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Misleading) else (gap, target, None)
 
 
 def _target(values: Values) -> Model:
@@ -177,7 +177,7 @@ def _paired(values: Values, *models: Model) -> list[list[float]]:
 # A prompt, and how many more
 
 
-def _tell_outcomes(found: Found, lead: Measure) -> None:
+def _tell_outcomes(found: ComparisonResults, lead: Measure) -> None:
     """Say of each prompt whether the student does better there than the base, by the measure that leads."""
     sign = -1.0 if lead.better == "lower" else 1.0
     student, base = found.values(lead, "student"), found.values(lead, "base")
@@ -188,7 +188,7 @@ def _tell_outcomes(found: Found, lead: Measure) -> None:
 
 
 def _power(
-    found: Found, lead: Measure, entries: Mapping[str, Mapping[str, Any]], usd: float | None
+    found: ComparisonResults, lead: Measure, entries: Mapping[str, Mapping[str, Any]], usd: float | None
 ) -> dict[str, Any] | None:
     """How many prompts would show a difference of five points between two students, and what they would cost."""
     values = {model: found.values(lead, model) for model in MODELS}
@@ -298,7 +298,7 @@ ALIKE = 0.2
 COMPARED: tuple[Model, ...] = ("base", "student", "teacher")
 
 
-def remarks(found: Found) -> Iterator[str]:
+def remarks(found: ComparisonResults) -> Iterator[str]:
     """A line for each thing that weakens the numbers."""
     prompts = len(found.shared)
     if repeats := same_questions([found.prompts[index] for index in found.shared]):
@@ -317,7 +317,7 @@ def remarks(found: Found) -> Iterator[str]:
             yield f"{NAMES[one]} and {NAMES[other]} gave the same answer to {same} of {len(both)} prompts"
 
 
-def _texts(found: Found, model: Model) -> dict[int, str]:
+def _texts(found: ComparisonResults, model: Model) -> dict[int, str]:
     shared = set(found.shared)
     return {index: answer.text for index, answer in found.answers.get(model, {}).items() if index in shared}
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from distill.compare.metrics import Answered, Model
-from distill.compare.results import Found
+from distill.compare.metrics import Model, ModelAnswer
+from distill.compare.results import ComparisonResults
 from distill.types import Completion, Failure, Flow, Message, Request
 
 Spans: TypeAlias = tuple[list[int], list[float]]
 """Widths in characters, all 1 or more, which add up to the answer; and the nats of each."""
 
 
-def surprise(model: Model, messages: tuple[Message, ...], reference: Answered) -> Flow[Spans | None]:
+def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Spans | None]:
     """The answer's tokens as a model finds them; the likelihood metric's own question, so asked once.
 
     `None` for an empty answer, a failed request, and tokens that do not spell the answer.
@@ -51,7 +51,7 @@ def _joined(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
     return joined
 
 
-def tell_surprise(found: Found, model: Model, index: int, told: Spans | None) -> None:
+def tell_surprise(found: ComparisonResults, model: Model, index: int, told: Spans | None) -> None:
     """Write it into the prompt's line: `surprise: {widths, nats: {base, student}}`, nats to two decimals."""
     if told is None:
         return

@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from distill.compare.results import Found
+from distill.compare.results import ComparisonResults
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
-from distill.text.tfidf import Near, nearest
+from distill.text.tfidf import NearRow, nearest
 from distill.types import Session
 
 NEAREST = 3
@@ -24,7 +24,7 @@ SHOWN = 500
 """Characters of a training prompt that are kept."""
 
 
-def tell_coverage(found: Found, kept: Path) -> dict[str, Any] | None:
+def tell_coverage(found: ComparisonResults, kept: Path) -> dict[str, Any] | None:
     """Say of each prompt which training rows are nearest and why it was lost, if it was: `coverage` in its line.
 
     Prompts are compared by their words (TF-IDF). Returns what scores.json says of it, by category; `None` without rows.
@@ -41,7 +41,7 @@ def tell_coverage(found: Found, kept: Path) -> dict[str, Any] | None:
     return _summary(found, reach)
 
 
-def _asked(found: Found, index: int) -> str:
+def _asked(found: ComparisonResults, index: int) -> str:
     prompt = found.prompts[index]
     return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
 
@@ -62,7 +62,7 @@ def _sampled(kept: Path) -> Iterator[tuple[str, str]]:
     return (row for place, row in enumerate(_prompts(kept)) if place % step == 0 and place // step < SAMPLE)
 
 
-def _similarity(near: list[Near]) -> float:
+def _similarity(near: list[NearRow]) -> float:
     return near[0].similarity if near else 0.0
 
 
@@ -71,7 +71,7 @@ def _reach(similarities: list[float]) -> float:
     return sorted(similarities)[int(TOO_FAR * len(similarities))] if similarities else 0.0
 
 
-def _told(found: Found, index: int, near: list[Near], reach: float) -> dict[str, Any]:
+def _told(found: ComparisonResults, index: int, near: list[NearRow], reach: float) -> dict[str, Any]:
     lost = found.more.get(index, {}).get("outcome", {}).get("value") == "loss"
     far = _similarity(near) < reach or not near
     return {
@@ -81,7 +81,7 @@ def _told(found: Found, index: int, near: list[Near], reach: float) -> dict[str,
     }
 
 
-def _summary(found: Found, reach: float) -> dict[str, Any]:
+def _summary(found: ComparisonResults, reach: float) -> dict[str, Any]:
     members: dict[str, list[dict[str, Any]]] = {}
     for index in found.shared:
         members.setdefault(found.prompts[index].category, []).append(found.more[index]["coverage"])
@@ -112,7 +112,7 @@ LEAKED = 0.5
 Runs: TypeAlias = frozenset[tuple[str, ...]]
 
 
-def tell_leaks(found: Found, kept: Path) -> None:
+def tell_leaks(found: ComparisonResults, kept: Path) -> None:
     """Say of each prompt how much of it stands in the training row that holds most: `leak` in its line.
 
     Words are compared without case and punctuation, in any script; a prompt of fewer than 8 words is one run, and must
@@ -133,7 +133,7 @@ def tell_leaks(found: Found, kept: Path) -> None:
         found.tell(index, "leak", {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None})
 
 
-def _question_of(found: Found, index: int) -> str:
+def _question_of(found: ComparisonResults, index: int) -> str:
     prompt = found.prompts[index]
     return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
 
@@ -154,7 +154,7 @@ def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[in
     return counts
 
 
-def leaks(found: Found) -> dict[str, Any] | None:
+def leaks(found: ComparisonResults) -> dict[str, Any] | None:
     """How many of the prompts that all metrics look at are leaked; `None` where nothing is known of training rows."""
     shared = [found.more[index] for index in found.shared if index in found.more]
     told = [more["leak"] for more in shared if "leak" in more]

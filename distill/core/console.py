@@ -74,7 +74,7 @@ def result(line: str) -> None:
         print(strike(line), flush=True)
 
 
-class Marked(Protocol):
+class MarkedText(Protocol):
     """A text of which stretches are to be told apart."""
 
     @property
@@ -89,7 +89,7 @@ class Marked(Protocol):
         """The text in pieces, each with whether it is trained."""
 
 
-def say_marked(text: Marked) -> None:
+def say_marked(text: MarkedText) -> None:
     """A training example for the reader, on standard error and, with marks for colours, in the run's log."""
     for line in _marked_lines(text, coloured=False):
         for observer in _observers:
@@ -98,7 +98,7 @@ def say_marked(text: Marked) -> None:
         print(strike(line), file=sys.stderr, flush=True)
 
 
-def show_marked(text: Marked) -> None:
+def show_marked(text: MarkedText) -> None:
     """A training example that a command was asked for, on standard output."""
     for line in _marked_lines(text, coloured=_has_colours(sys.stdout)):
         result(line)
@@ -108,7 +108,7 @@ def _has_colours(stream: Any) -> bool:
     return bool(stream.isatty()) and "NO_COLOR" not in os.environ
 
 
-def _marked_lines(text: Marked, *, coloured: bool) -> list[str]:
+def _marked_lines(text: MarkedText, *, coloured: bool) -> list[str]:
     """What is trained is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
     begin, end = ("\x1b[30;42m", "\x1b[0m") if coloured else ("⟦", "⟧")
     how = "green" if coloured else "in ⟦ ⟧"

@@ -36,7 +36,7 @@ Said: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
 
 
 @dataclass(slots=True)
-class Row:
+class MeasuredRow:
     """One session on its way through the rules."""
 
     session: Session
@@ -67,7 +67,7 @@ class Row:
             self.mended.append(name)
 
 
-def sift(rows: Sequence[Row], rules: Rules, *, processes: int | None = None) -> None:
+def sift(rows: Sequence[MeasuredRow], rules: Rules, *, processes: int | None = None) -> None:
     """Have every rule, in its order, measure and judge every row, dropped or not; the rows are changed in place.
 
     `processes` is how many share the work; when left out, one for little text, else one for each core up to
@@ -84,7 +84,7 @@ def sift(rows: Sequence[Row], rules: Rules, *, processes: int | None = None) -> 
             _here(rows, rules, bar, done=0)
 
 
-def _useful(rows: Sequence[Row]) -> int:
+def _useful(rows: Sequence[MeasuredRow]) -> int:
     characters = sum(len(message.content) for row in rows for message in row.session.messages)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_PROCESSES) if characters >= MANY_CHARACTERS else 1
@@ -98,21 +98,21 @@ def _may_leave(rules: Rules) -> bool:
     return True
 
 
-def _here(rows: Sequence[Row], rules: Rules, bar: console.Progress, *, done: int) -> None:
+def _here(rows: Sequence[MeasuredRow], rules: Rules, bar: console.Progress, *, done: int) -> None:
     for chunk in _chunks(rows[done:]):
         _judge(chunk, rules)
         done += len(chunk)
         bar.update(done)
 
 
-def _judge(rows: Sequence[Row], rules: Rules) -> None:
+def _judge(rows: Sequence[MeasuredRow], rules: Rules) -> None:
     """Rule by rule, which keeps what a rule looks things up in within a core's cache."""
     for name, rule in rules:
         for row in rows:
             row.take(name, rule, rule.measure(row.session))
 
 
-def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def _chunks(rows: Sequence[MeasuredRow]) -> Iterator[Sequence[MeasuredRow]]:
     start = characters = 0
     for place, row in enumerate(rows):
         if place - start == CHUNK_ROWS or (characters >= CHUNK_CHARACTERS and place > start):
@@ -125,7 +125,7 @@ def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 # --- with other processes
 
 
-def _elsewhere(rows: Sequence[Row], rules: Rules, processes: int, bar: console.Progress) -> None:
+def _elsewhere(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: console.Progress) -> None:
     """Chunks go out and come back in the rows' order; what a process that died leaves undone is done here."""
     done = 0
     try:
@@ -139,8 +139,10 @@ def _elsewhere(rows: Sequence[Row], rules: Rules, processes: int, bar: console.P
         _here(rows, rules, bar, done=done)
 
 
-def _answered(rows: Sequence[Row], rules: Rules, count: int) -> Iterator[tuple[Sequence[Row], list[Said]]]:
-    waiting: deque[tuple[Sequence[Row], Future[list[Said]]]] = deque()
+def _answered(
+    rows: Sequence[MeasuredRow], rules: Rules, count: int
+) -> Iterator[tuple[Sequence[MeasuredRow], list[Said]]]:
+    waiting: deque[tuple[Sequence[MeasuredRow], Future[list[Said]]]] = deque()
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
@@ -170,7 +172,7 @@ def _unpacked(packed: Packed) -> Session:
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
 
-def _unpack_into(row: Row, said: Said, rules: Rules) -> None:
+def _unpack_into(row: MeasuredRow, said: Said, rules: Rules) -> None:
     verdicts, row.mended, mended = said
     for (name, _), (keep, reason, value, threshold, neighbour, note) in zip(rules, verdicts, strict=True):
         row.add(
@@ -205,11 +207,11 @@ def _end_with_parent() -> None:
 
 
 def _said_of(packed: Sequence[Packed]) -> list[Said]:
-    rows = [Row(_unpacked(one)) for one in packed]
+    rows = [MeasuredRow(_unpacked(one)) for one in packed]
     _judge(rows, _RULES)
     return [_said(row) for row in rows]
 
 
-def _said(row: Row) -> Said:
+def _said(row: MeasuredRow) -> Said:
     verdicts = [(one.keep, one.reason, one.value, one.threshold, one.neighbour, one.note) for one in row.verdicts]
     return verdicts, row.mended, _packed(row.session) if row.mended else None

@@ -26,7 +26,7 @@ class Outcome(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grown:
+class GrowthResult:
     """How far a growth came."""
 
     tasks: list[Task]
@@ -62,26 +62,26 @@ class Tally:
     """Of it, what brought no answer."""
 
 
-class Stopped(DistillError):
+class EngineStopped(DistillError):
     """The engine ended before its work did; whatever is finished comes along, so that a stage can write it."""
 
     outcomes: Sequence[Outcome[Any]] = ()
     """Of `Engine.run`: the finished flows, in input order."""
-    grown: Grown | None = None
+    grown: GrowthResult | None = None
     """Of `Engine.grow`: as far as it came."""
 
 
-class StoppedByUser(Stopped, Interrupted):
+class StoppedByUser(EngineStopped, Interrupted):
     """Ctrl-C."""
 
 
-class StoppedByBudget(Stopped, BudgetStop):
+class StoppedByBudget(EngineStopped, BudgetStop):
     """The next request does not fit under the cap."""
 
 
-class StoppedByEndpoint(Stopped, EndpointError):
+class StoppedByEndpoint(EngineStopped, EndpointError):
     """No request to an endpoint can succeed."""
 
 
-class StoppedShort(Stopped, StageIncomplete):
+class StoppedShort(EngineStopped, StageIncomplete):
     """A growth cannot go on: a failure that may pass, or nothing new."""

@@ -32,7 +32,7 @@ class Ticket:
     is_trial: bool = False
 
 
-class Came(Enum):
+class SendOutcome(Enum):
     """What came of a send."""
 
     ANSWER = "answer"
@@ -44,15 +44,15 @@ class Came(Enum):
     """A failure that is the request's own; the endpoint works."""
 
 
-def came_of(error: BaseException | None) -> Came:
+def outcome_of(error: BaseException | None) -> SendOutcome:
     """What an error, or none, says of the endpoint."""
     if error is None:
-        return Came.ANSWER
+        return SendOutcome.ANSWER
     if not isinstance(error, ProviderError):
-        return Came.REFUSAL
+        return SendOutcome.REFUSAL
     if error.busy:
-        return Came.BUSY
-    return Came.FAULT if error.transient else Came.REFUSAL
+        return SendOutcome.BUSY
+    return SendOutcome.FAULT if error.transient else SendOutcome.REFUSAL
 
 
 class Breaker:
@@ -67,19 +67,19 @@ class Breaker:
         """When the next trial may leave; `None` while closed."""
         self.on_trial = False
 
-    def note(self, ticket: Ticket, came: Came, now: float) -> None:
+    def note(self, ticket: Ticket, came: SendOutcome, now: float) -> None:
         """Count a send. Raises `EndpointError` when the endpoint stays down."""
         if ticket.is_trial:
             self.on_trial = False
-            if came is Came.FAULT:
+            if came is SendOutcome.FAULT:
                 self._open(now)
             else:
                 self.until, self._trials = None, 0
                 self._faults.clear()
             return
-        if came is not Came.BUSY and self.until is None:
-            self._faults.append(came is Came.FAULT)
-            if came is Came.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
+        if came is not SendOutcome.BUSY and self.until is None:
+            self._faults.append(came is SendOutcome.FAULT)
+            if came is SendOutcome.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
                 self._opened = now
                 self._open(now)
 

@@ -9,7 +9,7 @@ from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.rate_limits import Limiter, Rates
-from distill.engine.retry import Patience
+from distill.engine.retry import RetryPolicy
 from distill.errors import DistillError
 from distill.types import Request
 
@@ -28,16 +28,16 @@ HEDGE_SAMPLES = 20
 """Answers whose latency must be known before a straggler is hedged."""
 
 
-class Stopping(Exception):
+class SenderStopping(Exception):
     """Raised into whoever waits for an answer that will not be asked any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manners:
+class RequestPolicy:
     """How an engine asks."""
 
     concurrency: int
-    patience: Patience
+    patience: RetryPolicy
     retry_failed: bool
     stage: str
     rates: Mapping[str, Rates]
@@ -47,7 +47,7 @@ class Manners:
 
 
 @dataclass(slots=True)
-class Asked:
+class OpenQuestion:
     """One question on its way to its endpoint."""
 
     question: Question

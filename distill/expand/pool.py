@@ -14,7 +14,7 @@ from pydantic import Field
 from distill import recipe
 from distill.expand.seeds import Seed
 from distill.text.rouge_index import NoveltyIndex, comparable, word_count
-from distill.text.thinking import parted
+from distill.text.thinking import split_thoughts
 from distill.text.wrappers import unframed, unquoted, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
 
@@ -43,7 +43,7 @@ Ask: TypeAlias = Literal["completion", "chatml", "chat"]
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class ProposalCost:
     """What one proposal takes and brings, about; `check` forecasts with it."""
 
     tasks: float
@@ -98,7 +98,7 @@ def origin(strategy: str, k: int, answer: Completion, lineage: Sequence[str]) ->
 
 def said(answer: Completion) -> str:
     """What an answer says: without a reasoning teacher's thoughts, and without what frames a list."""
-    return unframed(parted(answer).answer)
+    return unframed(split_thoughts(answer).answer)
 
 
 def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut: bool) -> list[Task]:

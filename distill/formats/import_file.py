@@ -12,20 +12,20 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.importers import Address
-from distill.formats.sources import Source, Tally, Wanted, _nothing, sessions, splitter, tasks
+from distill.formats.sources import Source, SourceCounts, Wanted, _nothing, sessions, splitter, tasks
 from distill.types import Session, Task
 
 
 def import_file(
     source: Source, out: Path, *, wanted: Wanted = "sessions", seed: int = 7, allowed: Collection[str] = ()
-) -> tuple[int, Tally]:
+) -> tuple[int, SourceCounts]:
     """Write a source's sessions, or tasks, to `out` and its rejected rows beside it; returns how many, and the tally.
 
     Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
     nothing can be written.
     """
     _require_writable(out, source.address)
-    tally = Tally()
+    tally = SourceCounts()
 
     def rows() -> Iterator[Session | Task]:
         found: Iterator[Session] | Iterator[Task]
@@ -79,7 +79,7 @@ def import_command(
     return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_told(tally, out)]
 
 
-def _told(tally: Tally, out: Path) -> list[str]:
+def _told(tally: SourceCounts, out: Path) -> list[str]:
     lines = []
     if tally.split:
         lines.append(f"{tally.split:,} conversations were split")

@@ -24,7 +24,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ForeignRow:
     """One object of a file."""
 
     line: int
@@ -35,7 +35,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedRow:
     """One row that cannot be used, and why."""
 
     line: int
@@ -45,10 +45,10 @@ class Rejected:
     """What was found, in one line."""
 
 
-Rows: TypeAlias = Iterator[Row | Rejected]
+Rows: TypeAlias = Iterator[ForeignRow | RejectedRow]
 
 
-def json_rows(path: Path) -> Generator[Row | Rejected, None, None]:
+def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
     """Every object of a JSONL file, or of a file that holds one JSON array. Raises `RecipeError`."""
     with _opened(path) as file:
         if _first_char(file) == b"[":
@@ -59,14 +59,14 @@ def json_rows(path: Path) -> Generator[Row | Rejected, None, None]:
                     yield row
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str] | Rejected]:
+def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
     with _opened(path) as file:
         for line, raw in enumerate(file, start=1):
             try:
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
-                yield Rejected(line, "not_utf8", str(error))
+                yield RejectedRow(line, "not_utf8", str(error))
                 continue
             if text:
                 yield line, text
@@ -94,26 +94,26 @@ def _first_char(file: BinaryIO) -> bytes:
     return found
 
 
-def _line_row(raw: bytes, line: int) -> Row | Rejected | None:
+def _line_row(raw: bytes, line: int) -> ForeignRow | RejectedRow | None:
     try:
         text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
-        return Rejected(line, "not_utf8", str(error))
+        return RejectedRow(line, "not_utf8", str(error))
     if not text:
         return None
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        return Rejected(line, "not_json", f"not JSON ({error})")
+        return RejectedRow(line, "not_json", f"not JSON ({error})")
     return _row(value, text, line)
 
 
-def _row(value: Any, text: str, line: int) -> Row | Rejected:
+def _row(value: Any, text: str, line: int) -> ForeignRow | RejectedRow:
     if not isinstance(value, dict):
-        return Rejected(line, "no_object", f"found {type(value).__name__}, expected an object")
+        return RejectedRow(line, "no_object", f"found {type(value).__name__}, expected an object")
     if _SURROGATE.search(text) and (mended := _without_surrogates(value)) != value:
-        return Row(line, mended, ("half_character_replaced",))
-    return Row(line, value)
+        return ForeignRow(line, mended, ("half_character_replaced",))
+    return ForeignRow(line, value)
 
 
 def _without_surrogates(value: Any) -> Any:

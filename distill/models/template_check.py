@@ -29,7 +29,7 @@ Reading: TypeAlias = Callable[[Sequence[Message]], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class TokenDifference:
     """The first place where somebody else's tokens are not the trainer's."""
 
     dialogue: str
@@ -49,12 +49,12 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class TemplateReport:
     """What came of it."""
 
     dialogues: int
     by: tuple[str, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[TokenDifference, ...]
 
     @property
     def alike(self) -> bool:
@@ -96,9 +96,9 @@ def check(
     template: str,
     tokenizer: Any,
     readings: Mapping[str, Reading],
-) -> Checked:
+) -> TemplateReport:
     """Compare every reading with the trainer's ids; conversations that the template has no place for are left out."""
-    differences: list[Difference] = []
+    differences: list[TokenDifference] = []
     compared = 0
     for name, messages in dialogues:
         try:
@@ -110,7 +110,7 @@ def check(
         for by, reading in readings.items():
             difference = _first(name, by, trained, reading(messages), tokenizer, spelled)
             differences += [difference] if difference is not None else []
-    return Checked(compared, tuple(readings), tuple(differences))
+    return TemplateReport(compared, tuple(readings), tuple(differences))
 
 
 def by_template(tokenizer: Any) -> Reading:
@@ -151,10 +151,10 @@ def _spelled(messages: Sequence[Message], tokenizer: Any) -> str | None:
 
 def _first(
     dialogue: str, by: str, trained: Sequence[int], other: Sequence[int], tokenizer: Any, spelled: str | None
-) -> Difference | None:
+) -> TokenDifference | None:
     for position, (ours, theirs) in enumerate(zip_longest(trained, other)):
         if ours != theirs:
-            return Difference(dialogue, by, position, _shown(tokenizer, ours), _shown(tokenizer, theirs), spelled)
+            return TokenDifference(dialogue, by, position, _shown(tokenizer, ours), _shown(tokenizer, theirs), spelled)
     return None
 
 

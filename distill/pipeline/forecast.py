@@ -15,7 +15,7 @@ from distill.core.embedded import EMBEDDED
 from distill.curate.filters.judge import Judge
 from distill.engine.budget import BOUNDS
 from distill.engine.progress import PILOT
-from distill.expand.pool import Cost
+from distill.expand.pool import ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
 from distill.pipeline.requirements import _warnings, known_faults
@@ -50,7 +50,7 @@ def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StageForecast:
     """What a stage will ask, about."""
 
     stage: str
@@ -70,13 +70,13 @@ def _spending(recipe: Recipe) -> list[str]:
     return found + _times([plan for plan in plans if recipe.teachers[0] in _asked(plan, recipe)], recipe)
 
 
-def _plans(recipe: Recipe) -> list[Plan]:
+def _plans(recipe: Recipe) -> list[StageForecast]:
     most = max((teacher.sampling.max_tokens or 0 for teacher in recipe.teachers), default=RECORDED_TOKENS) or None
     tasks, prompt = (recipe.expand.tasks if recipe.expand else 0), PROMPT_TOKENS
     plans = []
     if recipe.expand is not None:
         load_seeds(Path(recipe.expand.seeds))  # raises what expand would raise
-        plans.append(_expanding(getattr(recipe.expand.options, "cost", Cost(1, PROMPT_TOKENS, 100)), tasks))
+        plans.append(_expanding(getattr(recipe.expand.options, "cost", ProposalCost(1, PROMPT_TOKENS, 100)), tasks))
     if recipe.collect is not None and recipe.collect.tasks is not None:
         rows = load_tasks(Path(recipe.collect.tasks))
         tasks = len(rows)
@@ -88,13 +88,13 @@ def _plans(recipe: Recipe) -> list[Plan]:
     graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
     plans += [_grading(options, recipe, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
     if recipe.compare is not None and (asked := _comparing(recipe.compare, recipe.held_out)):
-        plans.append(Plan("compare", asked, asked * prompt, asked * most if most else None))
+        plans.append(StageForecast("compare", asked, asked * prompt, asked * most if most else None))
     if recipe.compare is not None and recipe.compare.judge is not None:
         plans.append(_judging(recipe.compare.judge, recipe, prompt + 2 * (most or 0)))
     return plans
 
 
-def _judging(options: Judging, recipe: Recipe, tokens: int) -> Plan:
+def _judging(options: Judging, recipe: Recipe, tokens: int) -> StageForecast:
     """Both orders of each pair and the retests, and three single grades, for every prompt."""
     assert recipe.compare is not None
     path = recipe.compare.prompts
@@ -103,7 +103,7 @@ def _judging(options: Judging, recipe: Recipe, tokens: int) -> Plan:
     times = games + (3 * prompts if options.mode != "pairwise" else 0)
     own = most_tokens(recipe.judge) if recipe.judge is not None else None
     bound = options.max_tokens or own or REPLY_TOKENS
-    return Plan(JUDGING, times, times * (GRADING_TOKENS + tokens), times * bound)
+    return StageForecast(JUDGING, times, times * (GRADING_TOKENS + tokens), times * bound)
 
 
 def _comparing(compare: Compare, held_out: int) -> int:
@@ -120,15 +120,17 @@ def _comparing(compare: Compare, held_out: int) -> int:
     return before * (times - 1) + times * sum(1 + len(prompt.later) for prompt in others)
 
 
-def _expanding(cost: Cost, tasks: int) -> Plan:
+def _expanding(cost: ProposalCost, tasks: int) -> StageForecast:
     times = math.ceil(tasks / cost.tasks)
-    return Plan("expand", times * cost.requests, times * cost.prompt_tokens, times * cost.completion_tokens)
+    return StageForecast("expand", times * cost.requests, times * cost.prompt_tokens, times * cost.completion_tokens)
 
 
-def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> Plan:
+def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> StageForecast:
     """What a strategy asks for all tasks; an answer of unknown length is not counted where it is read again."""
     prompt_tokens = asks.requests * prompt + asks.prompt_tokens + asks.answers_read * (most or 0)
-    return Plan("collect", asks.requests * tasks, tasks * prompt_tokens, asks.requests * tasks * most if most else None)
+    return StageForecast(
+        "collect", asks.requests * tasks, tasks * prompt_tokens, asks.requests * tasks * most if most else None
+    )
 
 
 def _judges(recipe: Recipe) -> list[Judge.Options]:
@@ -136,20 +138,20 @@ def _judges(recipe: Recipe) -> list[Judge.Options]:
     return [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
 
 
-def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> Plan:
+def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> StageForecast:
     """Every row is graded once, unless a rule that asks nobody drops it."""
     bound = most_tokens(recipe.judge) if recipe.judge is not None and options.max_tokens is None else None
-    return Plan("curate", rows, rows * (GRADING_TOKENS + tokens), rows * (bound or Judge.most_tokens(options)))
+    return StageForecast("curate", rows, rows * (GRADING_TOKENS + tokens), rows * (bound or Judge.most_tokens(options)))
 
 
-def _asked(plan: Plan, recipe: Recipe) -> tuple[Teacher, ...]:
+def _asked(plan: StageForecast, recipe: Recipe) -> tuple[Teacher, ...]:
     """Who answers a stage: one judge, the main teacher alone, or all of them."""
     if plan.stage in ("curate", JUDGING) and recipe.judge is not None:
         return (recipe.judge,)
     return recipe.teachers[:1] if plan.stage in ("expand", "curate", JUDGING) else recipe.teachers
 
 
-def _planned_line(plan: Plan, recipe: Recipe) -> str:
+def _planned_line(plan: StageForecast, recipe: Recipe) -> str:
     completion = plan.completion_tokens
     upper = "no bound (teacher.sampling.max_tokens is not set)" if completion is None else f"at most {completion:,}"
     usd = "no price in the recipe"
@@ -161,7 +163,7 @@ def _planned_line(plan: Plan, recipe: Recipe) -> str:
     )
 
 
-def _usd(plan: Plan, recipe: Recipe) -> float:
+def _usd(plan: StageForecast, recipe: Recipe) -> float:
     """USD by each teacher's price and share."""
     asked = _asked(plan, recipe)
     weights = sum(teacher.weight for teacher in asked)
@@ -196,7 +198,7 @@ def most_tokens(teacher: Teacher) -> int | None:
     return teacher.sampling.max_tokens or next((extra[name] for name in BOUNDS if extra.get(name)), None)
 
 
-def _times(plans: Sequence[Plan], recipe: Recipe) -> list[str]:
+def _times(plans: Sequence[StageForecast], recipe: Recipe) -> list[str]:
     """How long the teacher takes: by the embedded model's speed, or the limits in the recipe; else an example."""
     teacher = recipe.teachers[0]
     requests = sum(plan.requests for plan in plans)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.report.numbers import Interval, Row, Scale, finite, fixed, interval_of, number, percent, shown
+from distill.report.numbers import AxisScale, Row, ShownInterval, finite, fixed, interval_of, number, percent, shown
 from distill.report.run_sections import counts
 
 MODELS = {"base": "Base", "student": "Student", "teacher": "Teacher", "teacher_again": "Teacher again"}
@@ -19,7 +19,7 @@ CLEAR = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class MetricRow:
     """One row of the metrics table, or of a category's below it."""
 
     name: str
@@ -29,27 +29,27 @@ class Metric:
     """`lower`, `higher`, `near 1` or `teacher` (the nearer to the teacher's); empty where it is not known."""
     explanation: str
     note: str | None
-    by: dict[str, Interval]
-    difference: Interval | None
+    by: dict[str, ShownInterval]
+    difference: ShownInterval | None
     """Student minus base."""
     judgement: str | None
     """`better` or `worse` where the difference is more than noise, `unclear` where not, None without one."""
     p: float | None
     """Of the difference, by sign flips; in a category, adjusted for looking at all of them."""
-    gap: Interval | None
+    gap: ShownInterval | None
     """Share of the way from base to teacher; 1 is all of it."""
     decimals: int
     """Three figures of the greatest mean, and no more than three decimals."""
-    parts: tuple[tuple[str, int | None, Metric], ...] = ()
+    parts: tuple[tuple[str, int | None, MetricRow], ...] = ()
     """Categories, and prompts without those that were leaked: their names, numbers of prompts, and the same measure."""
 
 
-def metric_of(name: str, entry: Row, whole: Row | None = None) -> Metric:
+def metric_of(name: str, entry: Row, whole: Row | None = None) -> MetricRow:
     """A measure as scores.json has it; `whole` is the measure's entry where this is a part of its prompts."""
     told = {**(whole or {}), **entry}
     by = {model: value for model in MODELS if (value := interval_of((entry.get("by") or {}).get(model)))}
     greatest = max((abs(value.mean) for value in by.values()), default=0)
-    return Metric(
+    return MetricRow(
         name=name,
         title=told.get("title") or name,
         unit=told.get("unit") or "",
@@ -66,7 +66,7 @@ def metric_of(name: str, entry: Row, whole: Row | None = None) -> Metric:
     )
 
 
-def _parts(name: str, entry: Row) -> list[tuple[str, int | None, Metric]]:
+def _parts(name: str, entry: Row) -> list[tuple[str, int | None, MetricRow]]:
     parts = [
         (category, part.get("n"), metric_of(name, part, entry))
         for category, part in (entry.get("categories") or {}).items()
@@ -78,7 +78,7 @@ def _parts(name: str, entry: Row) -> list[tuple[str, int | None, Metric]]:
     return parts
 
 
-def _judgement(better: str | None, by: Mapping[str, Interval], entry: Row) -> str | None:
+def _judgement(better: str | None, by: Mapping[str, ShownInterval], entry: Row) -> str | None:
     """By the interval; of several that are looked at together by the adjusted p as well."""
     difference = entry.get("student_minus_base")
     if not difference or interval_of(difference) is None:
@@ -90,7 +90,7 @@ def _judgement(better: str | None, by: Mapping[str, Interval], entry: Row) -> st
     return "better" if gain > 0 else "worse"
 
 
-def _gain(better: str | None, by: Mapping[str, Interval], difference: Row) -> float:
+def _gain(better: str | None, by: Mapping[str, ShownInterval], difference: Row) -> float:
     """By how much the student is better than the base; 0 where no direction is."""
     aims = {"near 1": 1.0, **({"teacher": by["teacher"].mean} if "teacher" in by else {})}
     if better in aims and {"base", "student"} <= by.keys():
@@ -98,7 +98,7 @@ def _gain(better: str | None, by: Mapping[str, Interval], difference: Row) -> fl
     return float({"higher": difference["mean"], "lower": -difference["mean"]}.get(better or "", 0))
 
 
-def gap(metrics: Sequence[Metric], lead: str | None) -> dict[str, Any] | None:
+def gap(metrics: Sequence[MetricRow], lead: str | None) -> dict[str, Any] | None:
     """The drawing under the headline: the measure that leads, else the first whose share of the gap is known."""
     drawable = [metric for metric in metrics if {"base", "student"} <= metric.by.keys()]
     if not drawable:
@@ -107,7 +107,7 @@ def gap(metrics: Sequence[Metric], lead: str | None) -> dict[str, Any] | None:
     metric = next((metric for metric in leading or drawable if metric.gap), (leading or drawable)[0])
     ends = [end for value in metric.by.values() for end in value.known]
     margin = (max(ends) - min(ends)) * 0.04
-    return {"metric": metric, "scale": Scale(min(ends) - margin, max(ends) + margin, flip=metric.better == "lower")}
+    return {"metric": metric, "scale": AxisScale(min(ends) - margin, max(ends) + margin, flip=metric.better == "lower")}
 
 
 # Categories
@@ -119,7 +119,7 @@ class Category:
 
     name: str
     n: int
-    value: Interval
+    value: ShownInterval
     clear: bool
     """Whether it is more than noise, after looking at all categories."""
     good: bool
@@ -221,7 +221,7 @@ def _fell(told: Row) -> str | None:
 # Trust
 
 
-def trust(scores: Row, stages: Row, metrics: Sequence[Metric]) -> list[tuple[str, str]]:
+def trust(scores: Row, stages: Row, metrics: Sequence[MetricRow]) -> list[tuple[str, str]]:
     """What a reader needs in order to believe the headline; only what the run's files say."""
     shares = {title: finite((scores.get("cut_share") or {}).get(model)) for model, title in MODELS.items()}
     cut = ", ".join(f"{title.lower()} {percent(share)}" for title, share in shares.items() if share is not None)
@@ -299,7 +299,7 @@ def _split(stages: Row) -> str | None:
     return f"{number(near)} near-duplicates of held-out prompts removed from the training rows"
 
 
-def _ceiling(scores: Row, metrics: Sequence[Metric]) -> str | None:
+def _ceiling(scores: Row, metrics: Sequence[MetricRow]) -> str | None:
     """The teacher's own second answer: no student can be expected to be more like the first one."""
     again = [metric for metric in metrics if "teacher_again" in metric.by]
     if not again:

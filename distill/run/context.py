@@ -11,9 +11,9 @@ from typing import Any
 from distill import recipe
 from distill.core import console
 from distill.engine.batch.runner import Passes
-from distill.engine.budget import Budget, Price, cost_usd, spent_usd
+from distill.engine.budget import Budget, TokenPrice, cost_usd, spent_usd
 from distill.engine.engine import Engine
-from distill.engine.journal.records import Sent
+from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider
 from distill.errors import RecipeError
@@ -43,7 +43,7 @@ class Context:
     """Whether to wait for a provider's batches."""
     fresh: bool = False
     """Whether training starts over, whatever checkpoints there are."""
-    lost: Mapping[str, Sent] = field(default_factory=dict)
+    lost: Mapping[str, StageSends] = field(default_factory=dict)
     """By stage, sends that are in no journal any more, and stay spent."""
 
 
@@ -104,7 +104,7 @@ def engine_for(
     )
 
 
-def _prices(context: Context) -> dict[str, Price]:
+def _prices(context: Context) -> dict[str, TokenPrice]:
     return context.teachers.prices() if context.teachers is not None else {}
 
 

@@ -62,7 +62,7 @@ def _rules(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class FunnelExample:
     """A dropped row, shortened."""
 
     id: str
@@ -82,7 +82,7 @@ class Loss:
     """Rows of which it was the first to say no."""
     also: int
     """Rows that it would have dropped, had no other rule before."""
-    examples: Sequence[Example] = field(default_factory=tuple)
+    examples: Sequence[FunnelExample] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def _numbers(value: Any) -> dict[str, int]:
     return {str(key): number for key, number in value.items()} if isinstance(value, Mapping) else {}
 
 
-def _loss(code: str, first: int, against: int, examples: Sequence[Example]) -> Loss:
+def _loss(code: str, first: int, against: int, examples: Sequence[FunnelExample]) -> Loss:
     rule, _, reason = code.rpartition("/")
     return Loss(rule, reason, first, max(0, against - first), examples)
 
@@ -147,9 +147,9 @@ def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -
     return matrix
 
 
-def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[Example]]:
+def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[FunnelExample]]:
     """The named rows of dropped.jsonl, in their order."""
-    found: dict[str, list[Example]] = {code: [] for code in named}
+    found: dict[str, list[FunnelExample]] = {code: [] for code in named}
     wanted = {str(id): code for code, ids in named.items() for id in ids}
     for row in read_jsonl(path) if wanted and path.is_file() else ():
         code = wanted.get(str(row.get("id")))
@@ -158,12 +158,12 @@ def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[Exa
     return found
 
 
-def _example(row: Mapping[str, Any], code: str) -> Example:
+def _example(row: Mapping[str, Any], code: str) -> FunnelExample:
     messages = row.get("messages") or []
     by_role = {turn.get("role"): str(turn.get("content")) for turn in reversed(messages)}
     verdicts = [verdict for verdict in row.get("verdicts") or [] if not verdict.get("keep")]
     against: Mapping[str, Any] = next((one for one in verdicts if f"{one.get('rule')}/{one.get('reason')}" == code), {})
-    return Example(
+    return FunnelExample(
         str(row.get("id")), _opening(by_role.get("user", "")), _opening(by_role.get("assistant", "")), _why(against)
     )
 

@@ -21,7 +21,7 @@ from distill.core.files import write_atomically
 from distill.core.hashing import json_sha256
 from distill.core.jsonl import write_json
 from distill.core.student_folder import STUDENT
-from distill.engine.journal.records import Sent
+from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
@@ -134,9 +134,9 @@ class Run:
         """
         held, lost = journal.sent(), self.lost
         missing = {
-            stage: Sent(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
+            stage: StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
             for stage, sent in _known(self._record).items()
-            if sent.sends > (here := held.get(stage, Sent())).sends + lost.get(stage, Sent()).sends
+            if sent.sends > (here := held.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
         }
         if missing and not new_journal:
             raise RunFolderError(_loss(journal.path, missing, held))
@@ -145,16 +145,18 @@ class Run:
         self.note(held)
 
     @property
-    def lost(self) -> dict[str, Sent]:
+    def lost(self) -> dict[str, StageSends]:
         """By stage, the sends of journals that are gone."""
-        return {stage: Sent(**sent) for stage, sent in self._record.get("lost", {}).items()}
+        return {stage: StageSends(**sent) for stage, sent in self._record.get("lost", {}).items()}
 
-    def note(self, held: Mapping[str, Sent]) -> None:
+    def note(self, held: Mapping[str, StageSends]) -> None:
         """Write what each stage has sent by the journal, and by those that are lost."""
         lost = self.lost
         stages = dict.fromkeys((*held, *lost))
-        both = {stage: (held.get(stage, Sent()), lost.get(stage, Sent())) for stage in stages}
-        sent = {stage: asdict(Sent(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()}
+        both = {stage: (held.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
+        sent = {
+            stage: asdict(StageSends(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()
+        }
         with self._writing:
             if sent != self._record.get("sent", {}):
                 self._record["sent"] = sent
@@ -225,18 +227,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _known(record: Mapping[str, Any]) -> dict[str, Sent]:
+def _known(record: Mapping[str, Any]) -> dict[str, StageSends]:
     """By stage, what run.json says was sent; an earlier distill wrote it with the costs of each stage."""
     if "sent" in record:
-        return {stage: Sent(**sent) for stage, sent in record["sent"].items()}
+        return {stage: StageSends(**sent) for stage, sent in record["sent"].items()}
     costs = {name: stage.get("costs") or [] for name, stage in record.get("stages", {}).items()}
     return {
-        name: Sent(sum(cost["sends"] for cost in rows), sum(cost["usd"] or 0.0 for cost in rows))
+        name: StageSends(sum(cost["sends"] for cost in rows), sum(cost["usd"] or 0.0 for cost in rows))
         for name, rows in costs.items()
     }
 
 
-def _loss(path: Path, missing: Mapping[str, Sent], held: Mapping[str, Sent]) -> str:
+def _loss(path: Path, missing: Mapping[str, StageSends], held: Mapping[str, StageSends]) -> str:
     sends, usd = sum(sent.sends for sent in missing.values()), sum(sent.usd for sent in missing.values())
     found = sum(sent.sends for stage, sent in held.items() if stage in missing)
     return (

@@ -33,7 +33,7 @@ class Grade:
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class GradeScale:
     """What counts as a grade: a number from 0 to `highest`, or one of `choices`."""
 
     highest: int
@@ -96,7 +96,7 @@ _GRADES = ("score", "verdict", "grade", "rating", "final_score", "overall_score"
 _REASONS = ("reason", "reasons", "reasoning", "explanation", "rationale", "justification", "feedback")
 
 
-def graded(reply: str, scale: Scale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
+def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
     """The last line of a reply that is a grade and no quotation, with the reasons before it.
 
     Thoughts (`<think>`), fenced and quoted lines, and turns of the session that the judge repeats between their tags
@@ -121,7 +121,7 @@ def _folded(text: str) -> str:
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
 
 
-def _stated(text: str, scale: Scale) -> Iterator[tuple[str, Grade]]:
+def _stated(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """Every grade of a reply with the words that state it, the most certain first."""
     if (whole := _of_object(text, scale)) is not None:
         yield text, whole
@@ -133,7 +133,7 @@ def _stated(text: str, scale: Scale) -> Iterator[tuple[str, Grade]]:
     yield from _at_end(text, lines, scale)
 
 
-def _at_end(text: str, lines: Sequence[str], scale: Scale) -> Iterator[tuple[str, Grade]]:
+def _at_end(text: str, lines: Sequence[str], scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """The same of what ends it: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
     before, inside = _last_fence(text)
     if (found := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
@@ -147,12 +147,12 @@ def _at_end(text: str, lines: Sequence[str], scale: Scale) -> Iterator[tuple[str
         yield result[0], replace(found, reason=text[: result.start()])
 
 
-def _of_line(line: str, scale: Scale) -> Grade | None:
+def _of_line(line: str, scale: GradeScale) -> Grade | None:
     match = _LINE.match(line) if len(line) <= MAX_LINE else None
     return scale.read(match["said"]) if match is not None else None
 
 
-def _of_object(text: str, scale: Scale) -> Grade | None:
+def _of_object(text: str, scale: GradeScale) -> Grade | None:
     """The grade of a JSON object, as a judge with `response_format` gives it."""
     try:
         value: Any = json.loads(text)

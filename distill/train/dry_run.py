@@ -27,7 +27,7 @@ SECONDS, STEPS = 15.0, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class StepMeasurement:
     """What one pass took; memory in bytes."""
 
     device: str
@@ -57,7 +57,7 @@ class Measured:
 
 def rehearse(
     base: Path, kept: Sequence[int] | None, examples: Sequence[Example], options: TrainOptions, seed: int
-) -> Measured:
+) -> StepMeasurement:
     """Train on these examples, which make one pass, in a child process; nothing of it stays.
 
     Raises `ModelError` where the child cannot do it, or where the system kills it, as it does when memory ends.
@@ -78,7 +78,7 @@ def rehearse(
         raise ModelError(told["error"])
     if not told:
         raise ModelError(_died(ended.returncode, ended.stderr, sum(len(example.input_ids) for example in examples)))
-    return Measured(**told)
+    return StepMeasurement(**told)
 
 
 def _died(code: int, errors: str, tokens: int) -> str:
@@ -106,14 +106,14 @@ def main() -> None:
     os.replace(beside, job["out"])
 
 
-def _measure(job: dict[str, Any]) -> Measured:
+def _measure(job: dict[str, Any]) -> StepMeasurement:
     from collections import Counter
 
     from distill.models import loading
     from distill.models.third_party import in_our_words, quiet
     from distill.train.build import build
     from distill.train.dataset import Examples
-    from distill.train.packing import Plan
+    from distill.train.packing import PackingPlan
 
     base = Path(job["base"])
     examples = [Example(ids, labels) for ids, labels in job["examples"]]
@@ -131,12 +131,12 @@ def _measure(job: dict[str, Any]) -> Measured:
             say=_nothing,
             callbacks=[watch],
         )
-        trainer.plan = Plan((tuple(range(len(examples))),) * STEPS, epochs=1)
+        trainer.plan = PackingPlan((tuple(range(len(examples))),) * STEPS, epochs=1)
         trainer.args.save_strategy = "no"
         trainer.train()
     lengths = found.lengths()
     tokens = sum(lengths) if trainer.padding_free else len(lengths) * max(lengths)
-    measured: Measured = watch.measured(tokens, trainer.micro_tokens)
+    measured: StepMeasurement = watch.measured(tokens, trainer.micro_tokens)
     return measured
 
 
@@ -144,7 +144,7 @@ def _watch() -> Any:
     import torch
     from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    class StepTimer(TrainerCallback):  # type: ignore[misc]  # the library has no types
         """Takes times and memory at a step's turning points."""
 
         def __init__(self) -> None:
@@ -176,10 +176,10 @@ def _watch() -> Any:
                 torch.cuda.synchronize()
             return time.monotonic()
 
-        def measured(self, tokens: int, micro_tokens: int) -> Measured:
+        def measured(self, tokens: int, micro_tokens: int) -> StepMeasurement:
             """What was seen; the fastest step after the warm-up."""
             seconds, optimizer = min(self.steps[1:] or self.steps)
-            return Measured(
+            return StepMeasurement(
                 device=self.memory.name(),
                 tokens=tokens,
                 seconds=seconds,
@@ -191,7 +191,7 @@ def _watch() -> Any:
                 micro_tokens=micro_tokens,
             )
 
-    return Watch()
+    return StepTimer()
 
 
 class _Resident:

@@ -17,7 +17,7 @@ MEGABATCH_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PackingPlan:
     """Which examples each optimizer step of a run takes; forward passes do not enter into it."""
 
     steps: tuple[tuple[int, ...], ...]
@@ -37,7 +37,7 @@ def plan(
     batch_rows: int | None = None,
     seed: int,
     grouped: bool = False,
-) -> Plan:
+) -> PackingPlan:
     """Shuffle examples of these lengths (in tokens) and divide them into steps, anew in each epoch.
 
     A step has about `batch_tokens` tokens, or exactly `batch_rows` examples but for an epoch's last; by default what
@@ -56,7 +56,7 @@ def plan(
         if grouped:
             random.shuffle(made)
         steps += made[: max(1, round(len(made) * min(1.0, epochs - epoch)))]
-    return Plan(tuple(steps), epochs)
+    return PackingPlan(tuple(steps), epochs)
 
 
 def _sorted_in_parts(order: Sequence[int], lengths: Sequence[int], size: int) -> list[int]:

@@ -16,11 +16,11 @@ from distill.models import loading
 from distill.models.chat_template import Example
 from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.pruning import kept_layers
-from distill.models.token_bytes import Shown, shown
+from distill.models.token_bytes import MarkedExample, shown
 from distill.train import memory
 from distill.train.build import plan_of
 from distill.train.dataset import Examples, checked_examples, parted
-from distill.train.dry_run import Measured, rehearse
+from distill.train.dry_run import StepMeasurement, rehearse
 from distill.train.memory import Fit, fit
 from distill.train.options import TrainOptions
 from distill.train.packing import AIMED_STEPS
@@ -127,7 +127,9 @@ def _of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str
         yield f"advice: {line}"
 
 
-def _of_pass(work: Work, options: TrainOptions, measured: Measured, whole: memory.Memory | None) -> Iterator[str]:
+def _of_pass(
+    work: Work, options: TrainOptions, measured: StepMeasurement, whole: memory.Memory | None
+) -> Iterator[str]:
     yield _measured(measured)
     yield f"time to finish: about {duration(seconds_of(work, measured))}, reading the base not counted"
     whole_bytes = whole.total if whole is not None else None
@@ -153,7 +155,7 @@ def _steps(work: Work, options: TrainOptions) -> str:
     )
 
 
-def _measured(measured: Measured) -> str:
+def _measured(measured: StepMeasurement) -> str:
     return (
         f"measured on {measured.device}: {measured.tokens:,} tokens forward and backward in {measured.seconds:.2f} s "
         f"({measured.tokens_per_second:,.0f} tokens/s); peak memory {_bytes(measured.peak_bytes)}, "
@@ -173,7 +175,7 @@ def masks(
     options: TrainOptions,
     count: int,
     say: Callable[[str], None],
-) -> list[Shown]:
+) -> list[MarkedExample]:
     """So many examples for the reader, all rows having passed the mask gate."""
     tokenizer = loading.load_tokenizer(loading.materialise(model, say=say))
     found = checked_examples(sessions, template, tokenizer, options, say)
@@ -212,7 +214,7 @@ def _of_length(found: Examples, options: TrainOptions) -> Iterator[str]:
 
 
 def of_memory(
-    work: Work, options: TrainOptions, measured: Measured, *, whole_bytes: float | None, gpu: bool
+    work: Work, options: TrainOptions, measured: StepMeasurement, *, whole_bytes: float | None, gpu: bool
 ) -> Iterator[str]:
     """What the measured pass says; `whole_bytes`: what the same training takes with the base in 16 bits, by formula."""
     asked = max(measured.tokens, 1)
@@ -231,7 +233,7 @@ def of_memory(
         )
 
 
-def _fitting(measured: Measured) -> int:
+def _fitting(measured: StepMeasurement) -> int:
     """Tokens of a pass that the memory would hold, a multiple of 1,024; its need grows with the tokens."""
     each = (measured.peak_bytes - measured.before_bytes) / measured.tokens
     return int((SPARE * measured.room_bytes - measured.before_bytes) / max(each, 1) // 1024 * 1024)

@@ -20,7 +20,7 @@ from distill.models import chat_template
 from distill.models.device import free_memory
 from distill.train.dataset import Examples
 from distill.train.kernels.patch import SCALED_HEADS, make_lean
-from distill.train.packing import Plan, passes
+from distill.train.packing import PackingPlan, passes
 
 FUSED_HEAD_TOKENS = 2048
 """Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
@@ -35,7 +35,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """
 
     def __init__(
-        self, found: Examples, plan: Plan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
+        self, found: Examples, plan: PackingPlan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
     ) -> None:
         self.ids, self.examples, self.plan = found.ids, found.examples, plan
         self.micro_tokens = micro_tokens

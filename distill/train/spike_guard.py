@@ -21,13 +21,23 @@ from torch.nn.utils import get_total_norm
 from distill.errors import ModelError
 from distill.text.tokens import visible
 from distill.train.sft_trainer import Trainer, random_state, restore
-from distill.train.spikes import Quarantine, Quarantined, Reason, RowLoss, Spikes, Usual, finite, mean_loss, to_blame
+from distill.train.spikes import (
+    Quarantine,
+    QuarantineEntry,
+    Reason,
+    RowLoss,
+    Spikes,
+    Usual,
+    finite,
+    mean_loss,
+    to_blame,
+)
 
 PROBED = 8
 """Examples of the step before that are looked at again, to tell hurt weights from bad examples."""
 _NAMED = 5
 
-Tell: TypeAlias = Callable[[int, Sequence[Quarantined], str], None]
+Tell: TypeAlias = Callable[[int, Sequence[QuarantineEntry], str], None]
 """Is told the step, whom it leaves out, and one line about it."""
 Saving: TypeAlias = Callable[[int], AbstractContextManager[None]]
 """What the checkpoint of a step is written in."""
@@ -36,12 +46,12 @@ Saving: TypeAlias = Callable[[int], AbstractContextManager[None]]
 class RolledBack(Exception):  # no fault, but a way back
     """The weights were hurt by the step `step`; it is to be done again without `entries`."""
 
-    def __init__(self, step: int, entries: Sequence[Quarantined], line: str) -> None:
+    def __init__(self, step: int, entries: Sequence[QuarantineEntry], line: str) -> None:
         super().__init__(line)
         self.step, self.entries = step, entries
 
 
-class Guarded(Trainer):
+class SpikeGuardTrainer(Trainer):
     """The trainer with a guard before each step, once `guard` has been called."""
 
     is_guarded = False
@@ -203,13 +213,14 @@ class Guarded(Trainer):
                 f"lower train.learning_rate (it is {self.args.learning_rate:g}), or look at the base"
             )
         entries = [
-            Quarantined(self.ids[row], number, reason, None, finite(usual.median), finite(usual.limit)) for row in rows
+            QuarantineEntry(self.ids[row], number, reason, None, finite(usual.median), finite(usual.limit))
+            for row in rows
         ]
         self._require_room(entries, step, reason, usual)
         line = f"step {step}: {why} after step {number}; going back, and on without {self._names(entries)}"
         raise RolledBack(number, entries, line)
 
-    def _require_room(self, entries: Sequence[Quarantined], step: int, reason: Reason, usual: Usual) -> None:
+    def _require_room(self, entries: Sequence[QuarantineEntry], step: int, reason: Reason, usual: Usual) -> None:
         self.quarantine.require_room(
             len(entries),
             step=step,
@@ -223,12 +234,12 @@ class Guarded(Trainer):
             return reason
         return f"the loss leapt to {mean_loss(self.taken):.2f} (median {usual.median:.2f}, limit {usual.limit:.2f})"
 
-    def _entry(self, one: RowLoss, reason: Reason, usual: Usual, step: int) -> Quarantined:
-        return Quarantined(
+    def _entry(self, one: RowLoss, reason: Reason, usual: Usual, step: int) -> QuarantineEntry:
+        return QuarantineEntry(
             self.ids[one.row], step, reason, finite(one.mean), finite(usual.median), finite(usual.limit)
         )  # fmt: skip
 
-    def _names(self, entries: Sequence[Quarantined]) -> str:
+    def _names(self, entries: Sequence[QuarantineEntry]) -> str:
         named = [
             visible(one.id) + (f" (loss {one.loss:.2f})" if one.loss is not None else "") for one in entries[:_NAMED]
         ]

@@ -107,7 +107,7 @@ def to_blame(losses: Sequence[RowLoss], usual: Usual) -> list[RowLoss]:
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantined:
+class QuarantineEntry:
     """A session that is left out, as a row of quarantined.jsonl."""
 
     id: str
@@ -124,7 +124,7 @@ class Quarantine:
 
     def __init__(self, path: Path, most: int, entries: Iterable[Mapping[str, Any]] = ()) -> None:
         self._path, self.most = path, most
-        self.entries = [Quarantined(**entry) for entry in entries]
+        self.entries = [QuarantineEntry(**entry) for entry in entries]
         rewrite(path, self.entries)
 
     def left_out(self, step: int) -> set[str]:
@@ -140,7 +140,7 @@ class Quarantine:
                 f"{learning_rate:g}), or look at the sessions in {self._path}"
             )
 
-    def add(self, entries: Sequence[Quarantined]) -> None:
+    def add(self, entries: Sequence[QuarantineEntry]) -> None:
         """Set sessions aside, on the disk too."""
         self.entries += entries
         append(self._path, entries)

@@ -19,7 +19,7 @@ import pytest
 from distill.engine import Outcome, StoppedByBudget, StoppedByEndpoint, StoppedByUser, StoppedShort
 from distill.engine.batch.client import BatchJobs
 from distill.engine.batch.runner import Passes, StoppedPending
-from distill.engine.budget import Budget, Price, spent_usd
+from distill.engine.budget import Budget, TokenPrice, spent_usd
 from distill.engine.journal.store import Journal
 from distill.engine.providers import ProviderError
 from distill.engine.providers.openai import OpenAIProvider
@@ -30,7 +30,7 @@ from tests.support.batch_server import BatchServer
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-a-secret-that-is-nowhere"
-PRICES = {"teacher": Price(input=1000.0, output=1000.0)}
+PRICES = {"teacher": TokenPrice(input=1000.0, output=1000.0)}
 """USD a million tokens: an answer of 10 and 5 tokens costs 0.015 USD."""
 
 

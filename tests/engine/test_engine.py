@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.engine import Outcome, Stopped, Tally
-from distill.engine.budget import Budget, Price, most_prompt_tokens, spent_usd
+from distill.engine import EngineStopped, Outcome, Tally
+from distill.engine.budget import Budget, TokenPrice, most_prompt_tokens, spent_usd
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
@@ -28,8 +28,8 @@ from distill.engine.mock_server import (
     HTML,
     RESET,
     TRUNCATED,
-    LoopbackServer,
-    Misdeed,
+    Fault,
+    MockServer,
     asking,
     first,
     status,
@@ -38,7 +38,7 @@ from distill.engine.progress import AGAIN
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.providers.openai import OpenAIProvider
 from distill.engine.providers.scripted import Line, Scripted
-from distill.engine.retry import Patience
+from distill.engine.retry import RetryPolicy
 from distill.errors import (
     BudgetStop,
     DistillError,
@@ -86,7 +86,7 @@ def engine(journal: Journal, provider: Provider = ECHO, **options: Any) -> Engin
     )
 
 
-def remote(server: LoopbackServer, **options: Any) -> OpenAIProvider:
+def remote(server: MockServer, **options: Any) -> OpenAIProvider:
     return OpenAIProvider(server.url, "m", endpoint=Endpoint(model="m"), **options)
 
 
@@ -124,7 +124,7 @@ def test_a_tuple_is_asked_at_once(journal: Journal) -> None:
         answers = yield tuple(ask(str(n)) for n in range(10))
         return len(answers)
 
-    with LoopbackServer(latency_seconds=0.1) as server:
+    with MockServer(latency_seconds=0.1) as server:
         assert values(engine(journal, remote(server)).run([("x", flow)])) == [10]
     assert server.most_in_flight == 10
 
@@ -161,7 +161,7 @@ def test_requests_in_flight_and_flows_alive_are_bounded(journal: Journal) -> Non
         yield (ask(f"{number}a"), ask(f"{number}b"))
         alive -= 1
 
-    with LoopbackServer(latency_seconds=0.02) as server:
+    with MockServer(latency_seconds=0.02) as server:
         engine(journal, remote(server), concurrency=3).run([(str(n), lambda n=n: flow(n)) for n in range(30)])
     assert (server.most_in_flight, most, server.count) == (3, 6, 60)
 
@@ -217,7 +217,7 @@ def test_a_role_without_a_model_stops_before_anything_is_asked(journal: Journal)
 
 
 def test_half_a_surrogate_pair_in_an_answer_is_replaced(journal: Journal) -> None:
-    with LoopbackServer(answer=lambda body: "odd \ud800 text") as server:
+    with MockServer(answer=lambda body: "odd \ud800 text") as server:
         [outcome] = engine(journal, remote(server)).run(flows("q"))
         assert outcome.value == "odd ? text"
         assert engine(journal, remote(server)).run(flows("q")) == [outcome]
@@ -226,21 +226,21 @@ def test_half_a_surrogate_pair_in_an_answer_is_replaced(journal: Journal) -> Non
 # --- failures and retries
 
 
-@pytest.mark.parametrize("misdeed", [status(429), status(503), RESET, TRUNCATED, HTML, EMPTY, status(408)])
-def test_what_may_pass_is_asked_again(journal: Journal, misdeed: Misdeed) -> None:
-    with LoopbackServer(misdeed=first(2, misdeed)) as server:
+@pytest.mark.parametrize("fault", [status(429), status(503), RESET, TRUNCATED, HTML, EMPTY, status(408)])
+def test_what_may_pass_is_asked_again(journal: Journal, fault: Fault) -> None:
+    with MockServer(fault=first(2, fault)) as server:
         driven = engine(journal, remote(server))
         assert values(driven.run(flows("q"))) == ["answer to q"]
     assert (server.count, driven.tally.asked, driven.tally.retried, driven.tally.failed) == (3, 1, 2, 0)
 
 
 def test_a_server_that_hangs_is_asked_again_after_the_timeout(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(1, HANG)) as server:
+    with MockServer(fault=first(1, HANG)) as server:
         assert values(engine(journal, remote(server, timeout_seconds=0.2)).run(flows("q"))) == ["answer to q"]
 
 
 def test_patience_ends_and_the_next_run_asks_again(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(4, status(503))) as server:
+    with MockServer(fault=first(4, status(503))) as server:
         [outcome] = engine(journal, remote(server), attempts=4).run(flows("q"))
         assert (outcome.value, server.count) == ("failed: http_503", 4)
         [failure] = outcome.failures
@@ -249,7 +249,7 @@ def test_patience_ends_and_the_next_run_asks_again(journal: Journal) -> None:
 
 
 def test_a_bad_request_is_sent_once_and_costs_no_other(journal: Journal) -> None:
-    with LoopbackServer(misdeed=asking("q7", status(400))) as server:
+    with MockServer(fault=asking("q7", status(400))) as server:
         outcomes = engine(journal, remote(server)).run(many(20))
         assert [outcome.value for outcome in outcomes if outcome.failures] == ["failed: http_400"]
         assert len([value for value in values(outcomes) if value.startswith("answer")]) == 19
@@ -260,7 +260,7 @@ def test_a_bad_request_is_sent_once_and_costs_no_other(journal: Journal) -> None
 
 
 def test_a_permanent_failure_is_asked_again_on_request_and_then_forgotten(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(1, status(422))) as server:
+    with MockServer(fault=first(1, status(422))) as server:
         assert values(engine(journal, remote(server)).run(flows("q"))) == ["failed: http_422"]
         assert values(engine(journal, remote(server), retry_failed=True).run(flows("q"))) == ["answer to q"]
         assert values(engine(journal, remote(server)).run(flows("q"))) == ["answer to q"]
@@ -268,26 +268,26 @@ def test_a_permanent_failure_is_asked_again_on_request_and_then_forgotten(journa
 
 
 def test_retry_failed_asks_a_question_once_a_run(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(9, status(400))) as server:
+    with MockServer(fault=first(9, status(400))) as server:
         engine(journal, remote(server), retry_failed=True, concurrency=1).run(flows("q", "q", "q"))
     assert server.count == 1
 
 
 def test_retry_after_is_honoured(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(1, status(429, {"Retry-After": "1"}))) as server:
+    with MockServer(fault=first(1, status(429, {"Retry-After": "1"}))) as server:
         engine(journal, remote(server)).run(flows("q"))
     assert server.times[1] - server.times[0] >= 1
 
 
 def test_waiting_holds_no_slot(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(1, status(429, {"Retry-After": "1"}))) as server:
+    with MockServer(fault=first(1, status(429, {"Retry-After": "1"}))) as server:
         engine(journal, remote(server), concurrency=1).run(flows("slow", "quick"))
     assert server.questions() == ["slow", "quick", "slow"]
     assert server.times[1] - server.times[0] < 0.9
 
 
 def test_a_cut_answer_is_kept_and_bought_once(journal: Journal) -> None:
-    with LoopbackServer(finish="length") as server:
+    with MockServer(finish="length") as server:
 
         def flow() -> Flow[str]:
             answer = yield ask("q")
@@ -310,7 +310,7 @@ def test_a_fault_of_the_provider_costs_one_request_and_is_not_remembered(journal
 
 @given(attempt=st.integers(1, 9), asked=st.none() | st.floats(0, 100))
 def test_waits_grow_within_their_bounds_and_never_undercut_the_endpoint(attempt: int, asked: float | None) -> None:
-    patience = Patience(attempts=9, first_wait_seconds=1, longest_wait_seconds=60)
+    patience = RetryPolicy(attempts=9, first_wait_seconds=1, longest_wait_seconds=60)
     wait = patience.wait_seconds(attempt, ProviderError("http_429", "", transient=True, retry_after=asked))
     usual = min(2.0 ** (attempt - 1), 60)
     assert max(usual / 2, asked or 0) <= wait <= max(usual, 1.1 * (asked or 0)) + 1e-9
@@ -320,10 +320,10 @@ def test_waits_grow_within_their_bounds_and_never_undercut_the_endpoint(attempt:
 def test_the_key_never_reaches_the_journal(journal: Journal) -> None:
     secret = "sk-very-secret-0000"
 
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         return status(400, body={"error": {"message": f"not with {secret}"}}) if number == 1 else None
 
-    with LoopbackServer(misdeed=script, answer=lambda body: f"your key is {secret}") as server:
+    with MockServer(fault=script, answer=lambda body: f"your key is {secret}") as server:
         outcomes = engine(journal, remote(server, api_key=secret), concurrency=1).run(many(3))
     assert values(outcomes) == ["your key is ***", "failed: http_400", "your key is ***"]
     written = b"".join(path.read_bytes() for path in journal.path.parent.iterdir())
@@ -336,7 +336,7 @@ def test_the_key_never_reaches_the_journal(journal: Journal) -> None:
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404])
 def test_an_endpoint_that_refuses_everybody_stops_the_run_after_what_is_in_flight(journal: Journal, code: int) -> None:
-    server = LoopbackServer(misdeed=lambda number, body: status(code), latency_seconds=0.02)
+    server = MockServer(fault=lambda number, body: status(code), latency_seconds=0.02)
     with server, pytest.raises(EndpointError, match=f"HTTP {code}") as caught:
         engine(journal, remote(server, api_key="sk-very-secret-0000"), concurrency=4).run(many(100))
     assert server.count <= 4
@@ -345,7 +345,7 @@ def test_an_endpoint_that_refuses_everybody_stops_the_run_after_what_is_in_fligh
 
 
 def test_what_was_answered_before_the_stop_comes_along(journal: Journal) -> None:
-    with LoopbackServer(misdeed=asking("q5", status(401))) as server, pytest.raises(Stopped) as caught:
+    with MockServer(fault=asking("q5", status(401))) as server, pytest.raises(EngineStopped) as caught:
         engine(journal, remote(server), concurrency=1).run(many(100))
     assert [outcome.id for outcome in caught.value.outcomes] == [f"q{n}" for n in range(5)]
     assert isinstance(caught.value, EndpointError)
@@ -368,7 +368,7 @@ def test_a_server_that_is_not_there_stops_the_run_within_seconds(journal: Journa
 
 def test_a_server_that_is_a_moment_late_is_waited_for(journal: Journal) -> None:
     port = free_port()
-    late = LoopbackServer(port=port)
+    late = MockServer(port=port)
     timer = threading.Timer(0.3, late.__enter__)
     timer.start()
     provider = OpenAIProvider(f"http://127.0.0.1:{port}/v1", "m")
@@ -378,7 +378,7 @@ def test_a_server_that_is_a_moment_late_is_waited_for(journal: Journal) -> None:
 
 
 def test_a_server_that_goes_away_is_a_failure_that_may_pass(journal: Journal) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         provider = remote(server)
 
         def flow() -> Flow[str]:
@@ -392,7 +392,7 @@ def test_a_server_that_goes_away_is_a_failure_that_may_pass(journal: Journal) ->
 
 
 def test_an_endpoint_that_asks_for_a_day_stops_the_run(journal: Journal) -> None:
-    server = LoopbackServer(misdeed=lambda number, body: status(429, {"Retry-After": "86400"}))
+    server = MockServer(fault=lambda number, body: status(429, {"Retry-After": "86400"}))
     with server, pytest.raises(EndpointError, match=r"asks to wait 24\.0 hours"):
         engine(journal, remote(server), concurrency=2).run(many(50))
     assert server.count <= 2
@@ -417,7 +417,7 @@ def test_a_journal_that_cannot_be_written_stops_the_run_before_anything_is_sent(
 
 
 def budget(cap_usd: float | None, **options: Any) -> Budget:
-    return Budget({"teacher": Price(input=1.0, output=1000.0)}, cap_usd=cap_usd, **options)
+    return Budget({"teacher": TokenPrice(input=1.0, output=1000.0)}, cap_usd=cap_usd, **options)
 
 
 def priced(count: int) -> list[tuple[str, Callable[[], Flow[str]]]]:
@@ -433,7 +433,7 @@ def test_the_cap_is_never_exceeded_and_used_as_far_as_it_is_safe(journal: Journa
     driven = engine(journal, FIVE_WORDS, concurrency=concurrency, budget=budget(0.1))
     with pytest.raises(BudgetStop, match=r"the budget of 0\.1 USD is used up") as caught:
         driven.run(priced(100))
-    assert isinstance(caught.value, Stopped)
+    assert isinstance(caught.value, EngineStopped)
     assert caught.value.exit_code == 3
     worst = (most_prompt_tokens(ask("q0")) * 1.0 + 10 * 1000) / 1e6
     assert 0.1 - worst < (driven.tally.usd or 0) <= 0.1
@@ -442,7 +442,7 @@ def test_the_cap_is_never_exceeded_and_used_as_far_as_it_is_safe(journal: Journa
 
 def test_everything_bought_is_finished_even_behind_what_cannot_be(journal: Journal) -> None:
     engine(journal, FIVE_WORDS).run(priced(20)[10:])
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(EngineStopped) as caught:
         engine(journal, FIVE_WORDS, concurrency=2, budget=budget(0.0001)).run(priced(20))
     assert [outcome.id for outcome in caught.value.outcomes] == [f"q{n}" for n in range(10, 20)]
 
@@ -458,13 +458,13 @@ def test_the_spending_of_earlier_runs_is_in_the_journal(journal: Journal) -> Non
     driven = engine(journal, FIVE_WORDS, budget=budget(None), stage="collect")
     driven.run(priced(10))
     engine(journal, Scripted(lambda request: Reply(text="unreported")), stage="compare").run(priced(11))
-    prices = {"teacher": Price(input=1.0, output=1000.0)}
+    prices = {"teacher": TokenPrice(input=1.0, output=1000.0)}
     assert spent_usd(journal.costs(), prices, "collect") == pytest.approx(driven.tally.usd)
     assert spent_usd(journal.costs(), prices, "compare") == pytest.approx(0.01, rel=0.01)
 
 
 def test_a_send_that_may_have_been_billed_counts_in_full(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(1, TRUNCATED)) as server:
+    with MockServer(fault=first(1, TRUNCATED)) as server:
         driven = engine(journal, remote(server), budget=budget(1.0))
         driven.run(priced(1))
     worst = (most_prompt_tokens(ask("q0")) * 1.0 + 10 * 1000) / 1e6
@@ -472,7 +472,7 @@ def test_a_send_that_may_have_been_billed_counts_in_full(journal: Journal) -> No
 
 
 def test_a_refused_send_costs_nothing(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(3, status(429))) as server:
+    with MockServer(fault=first(3, status(429))) as server:
         driven = engine(journal, remote(server), budget=budget(1.0))
         driven.run(priced(1))
     assert driven.tally.usd == pytest.approx(0.003001)
@@ -581,7 +581,7 @@ def test_a_growth_to_nothing_asks_nothing(journal: Journal) -> None:
 
 
 def test_a_growth_keeps_every_slot_busy(journal: Journal) -> None:
-    with LoopbackServer(latency_seconds=0.05) as server:
+    with MockServer(latency_seconds=0.05) as server:
         engine(journal, remote(server), concurrency=4).grow(Pool(), 20)
     assert server.most_in_flight == 4
 
@@ -606,21 +606,21 @@ def test_a_growth_that_brings_nothing_new_stops_and_says_so(journal: Journal, ca
 
 
 def test_a_failure_that_may_pass_stops_a_growth_and_the_next_run_goes_on(journal: Journal) -> None:
-    with LoopbackServer(misdeed=asking("proposal 6 ", status(503))) as server, pytest.raises(StageIncomplete) as caught:
+    with MockServer(fault=asking("proposal 6 ", status(503))) as server, pytest.raises(StageIncomplete) as caught:
         engine(journal, remote(server), attempts=2).grow(Pool(), 20)
-    assert isinstance(caught.value, Stopped)
+    assert isinstance(caught.value, EngineStopped)
     assert "was not answered in 2 attempts (http_503: HTTP 503" in str(caught.value)
     grown = caught.value.grown
     assert grown is not None
     assert grown.requests == 6
-    with LoopbackServer() as server:
+    with MockServer() as server:
         whole = engine(journal, remote(server)).grow(Pool(), 20).tasks
     assert whole[: len(grown.tasks)] == grown.tasks
     assert len(whole) == 20
 
 
 def test_a_growth_that_runs_out_of_money_brings_what_it_has_and_goes_on_with_more(journal: Journal) -> None:
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(EngineStopped) as caught:
         engine(journal, uneven(), budget=budget(0.1)).grow(Pool(), 20)
     assert isinstance(caught.value, BudgetStop)
     assert caught.value.grown is not None
@@ -637,7 +637,7 @@ def test_ctrl_c_in_a_growth_brings_what_it_has_and_the_next_run_goes_on(journal:
 
     with pytest.raises(Interrupted, match="of 20 are finished and kept") as caught:
         engine(journal, Scripted(script, latency_seconds=0.005)).grow(Pool(), 20)
-    assert isinstance(caught.value, Stopped)
+    assert isinstance(caught.value, EngineStopped)
     assert caught.value.grown is not None
     some = caught.value.grown.tasks
     assert 0 < len(some) < 20
@@ -645,7 +645,7 @@ def test_ctrl_c_in_a_growth_brings_what_it_has_and_the_next_run_goes_on(journal:
 
 
 def test_a_permanent_failure_is_the_growths_own_affair(journal: Journal) -> None:
-    server = LoopbackServer(misdeed=lambda number, body: status(400))
+    server = MockServer(fault=lambda number, body: status(400))
     with server, pytest.raises(StageIncomplete, match="no candidates; last: http_400: HTTP 400: this is a 400"):
         engine(journal, remote(server)).grow(Barren(1), 9)
 
@@ -814,7 +814,7 @@ sys.exit(code)
 """
 
 
-def child(server: LoopbackServer, path: Path, count: int, concurrency: int) -> subprocess.Popen[str]:
+def child(server: MockServer, path: Path, count: int, concurrency: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-c", CHILD, server.url, str(path), str(count), str(concurrency)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -832,7 +832,7 @@ def answers(count: int) -> str:
 
 def test_killed_runs_go_on_where_they_were_and_buy_nothing_twice_but_what_was_in_flight(tmp_path: Path) -> None:
     path, needed, slots, kills = tmp_path / "journal.sqlite", 200, 10, 4
-    with LoopbackServer(latency_seconds=lambda _: random.uniform(0, 0.04)) as server:
+    with MockServer(latency_seconds=lambda _: random.uniform(0, 0.04)) as server:
         for _ in range(kills):
             before, more = server.count, random.randint(1, 60)
             process = child(server, path, needed, slots)
@@ -850,7 +850,7 @@ def test_killed_runs_go_on_where_they_were_and_buy_nothing_twice_but_what_was_in
 
 
 def test_ctrl_c_finishes_what_is_in_flight_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    with LoopbackServer(latency_seconds=0.2) as server:
+    with MockServer(latency_seconds=0.2) as server:
         process = child(server, tmp_path / "journal.sqlite", 500, 5)
         wait_until(lambda: server.count >= 12)
         process.send_signal(signal.SIGINT)
@@ -866,7 +866,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_keeps_what_is_finished(tmp_path: 
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    with LoopbackServer(misdeed=lambda number, body: HANG if number >= 8 else None) as server:
+    with MockServer(fault=lambda number, body: HANG if number >= 8 else None) as server:
         process = child(server, tmp_path / "journal.sqlite", 50, 4)
         wait_until(lambda: server.count >= 12)
         process.send_signal(signal.SIGINT)

@@ -18,12 +18,12 @@ import yaml
 
 from distill.cli.main import main
 from distill.engine import probe
-from distill.engine.mock_server import HANG, LoopbackServer, Misdeed, Script, never, status
+from distill.engine.mock_server import HANG, Fault, MockServer, Script, never, status
 from distill.engine.probe import COUNT, PARAMETERS, Findings
 from distill.engine.probe_verdicts import (
     COUNT_TOKENS,
-    Heard,
     Probe,
+    ProbeReply,
     judge_logprobs,
     judge_response_format,
     judge_seed,
@@ -79,7 +79,7 @@ class Model:
 def refusing(parameter: str, value: Any = None) -> Script:
     """Answers 400 to a body that has the parameter, or the parameter with that value."""
 
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         bad = parameter in body and (value is None or body[parameter] == value)
         said = {"error": {"message": f"{parameter} is not supported", "type": "invalid_request_error"}}
         return status(400, body=said) if bad else None
@@ -87,12 +87,12 @@ def refusing(parameter: str, value: Any = None) -> Script:
     return script
 
 
-def without_completions(number: int, body: dict[str, Any]) -> Misdeed | None:
+def without_completions(number: int, body: dict[str, Any]) -> Fault | None:
     return status(404) if "prompt" in body else None
 
 
-def probed(answer: Callable[[Mapping[str, Any]], Any], misdeed: Script = never) -> tuple[Findings, LoopbackServer]:
-    with LoopbackServer(answer=answer, misdeed=misdeed) as server:
+def probed(answer: Callable[[Mapping[str, Any]], Any], fault: Script = never) -> tuple[Findings, MockServer]:
+    with MockServer(answer=answer, fault=fault) as server:
         return probe.probe(server.url, "imaginary", api_key=KEY, timeout_seconds=10), server
 
 
@@ -149,7 +149,7 @@ def test_refused_logprobs_leave_the_rest_honoured():
 
 
 def test_where_max_tokens_is_refused_its_newer_name_is_used():
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         return refusing("max_tokens")(number, body) if "messages" in body else None
 
     findings, server = probed(Model(), script)
@@ -159,7 +159,7 @@ def test_where_max_tokens_is_refused_its_newer_name_is_used():
 
 
 def test_a_refused_system_message_is_refused():
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         turns = body.get("messages", [])
         return status(400) if turns and turns[0]["role"] == "system" else None
 
@@ -205,22 +205,22 @@ def test_empty_answers_show_nothing():
 
 
 def test_a_hosted_model_that_rounds_differently_at_0_is_not_accused():
-    heard = [Heard(text=f"a long common beginning, then {end}") for end in ("one", "two", "six")]
+    heard = [ProbeReply(text=f"a long common beginning, then {end}") for end in ("one", "two", "six")]
     assert judge_temperature(heard, heard).verdict == "unclear"
 
 
 def test_answers_to_one_seed_that_part_late_are_unclear():
-    first, again, other = (Heard(text=text) for text in ("a long common one", "a long common two", "else"))
+    first, again, other = (ProbeReply(text=text) for text in ("a long common one", "a long common two", "else"))
     assert judge_seed(first, again, other, None).verdict == "unclear"
 
 
 def test_seeds_that_all_draw_the_same_are_ignored_where_none_draws_another():
-    alike, bare = Heard(text="the same"), Heard(text="another")
+    alike, bare = ProbeReply(text="the same"), ProbeReply(text="another")
     assert judge_seed(alike, alike, alike, bare).verdict == "ignored"
 
 
 def test_a_stop_string_that_is_kept_at_the_end_is_honoured():
-    plain, stopped = Heard(text="1 2 3 4 5"), Heard(text="1 2 3 4")
+    plain, stopped = ProbeReply(text="1 2 3 4 5"), ProbeReply(text="1 2 3 4")
     assert judge_stop(plain, stopped).verdict == "honoured"
 
 
@@ -229,25 +229,25 @@ def test_a_stop_string_that_is_kept_at_the_end_is_honoured():
     [("Sur", "stop", "honoured"), ("Sure, 1", "stop", "ignored"), ("1 2 3, 1 2 3", "stop", "unclear")],
 )
 def test_stop_shows_in_another_answer_too_where_it_cuts_it_early(text, finish, verdict):
-    assert judge_stop(Heard(text="1 2 3 4 5 6 7"), Heard(text=text, finish=finish)).verdict == verdict
+    assert judge_stop(ProbeReply(text="1 2 3 4 5 6 7"), ProbeReply(text=text, finish=finish)).verdict == verdict
 
 
 def test_another_answer_shows_nothing_of_stop():
-    assert judge_stop(Heard(text="1 2 3 4 5"), Heard(text="I, II, III")).verdict == "unclear"
+    assert judge_stop(ProbeReply(text="1 2 3 4 5"), ProbeReply(text="I, II, III")).verdict == "unclear"
 
 
 def test_json_that_comes_without_the_parameter_shows_nothing():
-    heard = Heard(text='{"a": 1}')
+    heard = ProbeReply(text='{"a": 1}')
     assert judge_response_format(heard, heard).verdict == "unclear"
 
 
 def test_log_probabilities_that_are_all_0_are_not_believed():
-    heard = Heard(text="1", logprobs={"content": [{"logprob": 0.0, "top_logprobs": []}]})
+    heard = ProbeReply(text="1", logprobs={"content": [{"logprob": 0.0, "top_logprobs": []}]})
     assert [found.verdict for found in judge_logprobs(heard)] == ["unclear", "unclear"]
 
 
 def test_the_older_shape_of_logprobs_is_read():
-    heard = Heard(text="1", logprobs={"token_logprobs": [None, -0.5], "top_logprobs": [{"a": -1, "b": -2}]})
+    heard = ProbeReply(text="1", logprobs={"token_logprobs": [None, -0.5], "top_logprobs": [{"a": -1, "b": -2}]})
     assert [found.verdict for found in judge_logprobs(heard)] == ["honoured", "honoured"]
 
 
@@ -255,7 +255,7 @@ def test_the_older_shape_of_logprobs_is_read():
 
 
 @pytest.mark.parametrize(
-    "misdeed",
+    "fault",
     [
         refusing("temperature"), refusing("seed"), refusing("logprobs"), refusing("temperature", 1),
         lambda number, body: status(429, {"Retry-After": "0.01"}) if number % 2 else None,
@@ -263,8 +263,8 @@ def test_the_older_shape_of_logprobs_is_read():
         lambda number, body: status(500) if number else None,
     ],
 )  # fmt: skip
-def test_no_behaviour_is_asked_more_often_than_the_bound(misdeed):
-    findings, server = probed(Model("temperature"), misdeed)
+def test_no_behaviour_is_asked_more_often_than_the_bound(fault):
+    findings, server = probed(Model("temperature"), fault)
     assert findings.calls == server.count <= probe.MOST_CALLS
     assert max(body.get("max_tokens", 0) for body in server.bodies) <= COUNT_TOKENS
 
@@ -281,7 +281,7 @@ def test_a_server_error_is_no_refusal():
 def test_the_key_is_sent_and_kept_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path))
 
-    def telltale(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def telltale(number: int, body: dict[str, Any]) -> Fault | None:
         return status(400, body=f"bad stop for key {KEY}") if "stop" in body else None
 
     findings, server = probed(Model(), telltale)
@@ -306,7 +306,7 @@ def test_an_endpoint_that_refuses_a_plain_question_is_one_error():
 
 def test_an_endpoint_that_hangs_is_given_up_after_two_calls():
     with (
-        LoopbackServer(answer=Model(), misdeed=lambda number, body: HANG if number else None) as server,
+        MockServer(answer=Model(), fault=lambda number, body: HANG if number else None) as server,
         pytest.raises(EndpointError, match=r"no answer within 0\.2 s"),
     ):
         probe.probe(server.url, "imaginary", timeout_seconds=0.2)
@@ -480,7 +480,7 @@ def test_doctor_names_the_models_where_there_are_several(cache, capsys):
 
 
 def test_doctor_asks_a_named_model_where_no_list_is_given(cache, capsys):
-    with LoopbackServer(answer=Model()) as server:
+    with MockServer(answer=Model()) as server:
         _, out, _ = distill(capsys, "doctor", server.url, "--model", "imaginary")
     assert f"{server.url} answered 405 to GET /models" in out
     assert "  stop             honoured" in out
@@ -556,7 +556,7 @@ SYSTEM_WARNING = (
 
 
 def test_check_probes_the_teacher_and_warns_of_what_it_ignores(cache, capsys, recipe):
-    with LoopbackServer(answer=Model("stop", "system")) as server:
+    with MockServer(answer=Model("stop", "system")) as server:
         code, out, _ = distill(capsys, "check", recipe(server.url), "--probe")
     assert code == 0
     assert "  stop             ignored " in out
@@ -564,7 +564,7 @@ def test_check_probes_the_teacher_and_warns_of_what_it_ignores(cache, capsys, re
 
 
 def test_check_reads_what_was_found_and_asks_nothing(cache, capsys, recipe):
-    with LoopbackServer(answer=Model("stop", "system")) as server:
+    with MockServer(answer=Model("stop", "system")) as server:
         path = recipe(server.url)
         distill(capsys, "check", path, "--probe")
         asked = server.count
@@ -576,7 +576,7 @@ def test_check_reads_what_was_found_and_asks_nothing(cache, capsys, recipe):
 def test_check_sends_the_recipes_key_and_secret_headers(cache, capsys, recipe, monkeypatch):
     monkeypatch.setenv("PROBE_KEY", KEY)
     monkeypatch.setenv("PROBE_TEAM", "team-secret-12345")
-    with LoopbackServer(answer=Model()) as server:
+    with MockServer(answer=Model()) as server:
         path = recipe(server.url, api_key_env="PROBE_KEY", headers_env={"X-Team": "PROBE_TEAM"})
         _, out, err = distill(capsys, "check", path, "--probe")
     sent = {(headers["Authorization"], headers["X-Team"]) for headers in server.headers}
@@ -590,9 +590,9 @@ def test_check_of_a_server_of_our_own_needs_no_probe(cache, capsys, recipe):
     assert out.splitlines()[-1].startswith("probe: no teacher.base_url in the recipe")
 
 
-@pytest.mark.parametrize(("misdeed", "said"), [(status(401), "HTTP 401"), (status(404), "HTTP 404")])
-def test_check_says_in_one_line_why_it_cannot_probe(cache, capsys, recipe, misdeed, said):
-    with LoopbackServer(misdeed=lambda number, body: misdeed) as server:
+@pytest.mark.parametrize(("fault", "said"), [(status(401), "HTTP 401"), (status(404), "HTTP 404")])
+def test_check_says_in_one_line_why_it_cannot_probe(cache, capsys, recipe, fault, said):
+    with MockServer(fault=lambda number, body: fault) as server:
         code, _, err = distill(capsys, "check", recipe(server.url), "--probe")
     errors = [line for line in err.splitlines() if line.startswith("error")]
     assert code == 1

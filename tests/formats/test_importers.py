@@ -14,8 +14,8 @@ from distill.errors import RecipeError
 from distill.formats import importers, oasst_trees, schemas
 from distill.formats.chat_html import cleaned
 from distill.formats.importers import IMPORTERS, Address
-from distill.formats.json_rows import Rejected, Row, json_rows
-from distill.formats.schemas import Parsed, regular
+from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows
+from distill.formats.schemas import ParsedRow, regular
 from distill.types import Message
 
 CHAT = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
@@ -30,23 +30,23 @@ def written(path: Path, rows: list[Any], *, array: bool = False) -> str:
     return str(path)
 
 
-def read(name: str, path: str, **options: Any) -> list[Parsed | Rejected]:
+def read(name: str, path: str, **options: Any) -> list[ParsedRow | RejectedRow]:
     return list(importers.read(name, Address(path, **options)))
 
 
-def parsed(name: str, row: Any) -> Parsed:
-    [found] = schemas.parse(iter([Row(1, row)]), schemas.SHAPES[name])
-    assert isinstance(found, Parsed), found
+def parsed(name: str, row: Any) -> ParsedRow:
+    [found] = schemas.parse(iter([ForeignRow(1, row)]), schemas.SHAPES[name])
+    assert isinstance(found, ParsedRow), found
     return found
 
 
 def reason(name: str, row: Any) -> str:
-    [found] = schemas.parse(iter([Row(1, row)]), schemas.SHAPES[name])
-    assert isinstance(found, Rejected), found
+    [found] = schemas.parse(iter([ForeignRow(1, row)]), schemas.SHAPES[name])
+    assert isinstance(found, RejectedRow), found
     return found.reason
 
 
-def said(found: Parsed) -> list[str]:
+def said(found: ParsedRow) -> list[str]:
     return [f"{message.role[0]}: {message.content}" for message in found.messages]
 
 
@@ -98,7 +98,7 @@ def test_an_array_that_breaks_off_is_an_error_with_its_line(tmp_path, text):
 def test_half_a_character_is_replaced_and_noted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "A \\ud83d smile \\ud83d\\ude00", "output": "x"}\n')
     [found] = read("alpaca", str(tmp_path / "a.jsonl"))
-    assert isinstance(found, Parsed)
+    assert isinstance(found, ParsedRow)
     assert (found.instruction, found.repairs) == ("A \ufffd smile 😀", ("half_character_replaced",))
 
 
@@ -127,7 +127,7 @@ def test_an_input_follows_its_instruction_and_stays_apart_in_a_task():
 
 
 def test_each_instance_of_a_seed_is_a_session_and_the_seed_one_task():
-    row = Row(
+    row = ForeignRow(
         1,
         {
             "id": "s",
@@ -145,7 +145,7 @@ def test_each_instance_of_a_seed_is_a_session_and_the_seed_one_task():
 def test_an_unanswered_row_is_a_task_and_no_session():
     found = parsed("questions", {"question_id": 81, "category": "writing", "turns": ["Write.", "Shorter."]})
     rejected = importers.session(found, importers.Names(), {})
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedRow)
     assert rejected.reason == "no_answer"
     task = importers.task(found, importers.Names(), {"source": "q.jsonl"})
     assert (task.id, task.instruction) == ("81", "Write.")
@@ -205,8 +205,8 @@ KEYS = (
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_any_row_of_any_shape_is_read_or_rejected(row):
     for shape in (*schemas.SHAPES.values(), None):
-        for found in schemas.parse(iter([Row(1, row)]), shape):
-            if isinstance(found, Parsed):
+        for found in schemas.parse(iter([ForeignRow(1, row)]), shape):
+            if isinstance(found, ParsedRow):
                 json.dumps([message.content for message in found.messages])
             else:
                 assert found.reason
@@ -217,8 +217,8 @@ PARTS = st.sampled_from(("message_id", "parent_id", "text", "role", "rank", "pro
 
 @given(st.lists(st.dictionaries(PARTS, JSON | st.floats() | st.sampled_from(("a", "b", "prompter", "assistant")))))
 def test_any_tree_is_read_or_rejected(rows):
-    for found in oasst_trees.threads(iter([Row(line, row) for line, row in enumerate(rows, start=1)])):
-        assert found.messages if isinstance(found, Parsed) else found.reason
+    for found in oasst_trees.threads(iter([ForeignRow(line, row) for line, row in enumerate(rows, start=1)])):
+        assert found.messages if isinstance(found, ParsedRow) else found.reason
 
 
 # Repairs

@@ -21,7 +21,7 @@ import pytest
 import distill
 from distill.compare.stats import Interval
 from distill.core.jsonl import read_jsonl
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.errors import Interrupted, RecipeError, RunFolderError, StageIncomplete
 from distill.pipeline import smoke
@@ -56,8 +56,8 @@ def own_cache(tmp_path_factory, monkeypatch) -> None:
 
 
 @pytest.fixture
-def server() -> Iterator[LoopbackServer]:
-    with LoopbackServer(answer=answer) as server:
+def server() -> Iterator[MockServer]:
+    with MockServer(answer=answer) as server:
         yield server
 
 
@@ -195,7 +195,7 @@ def test_ctrl_c_inside_a_running_loop_keeps_what_is_finished(tmp_path):
         given["teacher"]["base_url"] = url
         return distill.collect_sessions(given, run_dir=tmp_path / "run")
 
-    with LoopbackServer(answer=answer, latency_seconds=interrupt_at_two) as server:
+    with MockServer(answer=answer, latency_seconds=interrupt_at_two) as server:
         with pytest.raises(Interrupted, match="of 6 are finished and kept"):
             asyncio.run(notebook(server.url))
         asked = server.count

@@ -87,7 +87,7 @@ def without(model, out, tmp_path, *, sessions=POISONED, options=GUARDED):
 
     from distill.models import loading, third_party
     from distill.train import build, dataset
-    from distill.train.packing import Plan
+    from distill.train.packing import PackingPlan
 
     tokenizer = loading.load_tokenizer(Path(model))
     found = dataset.examples_of(sessions, "chatml", tokenizer, options)
@@ -99,7 +99,7 @@ def without(model, out, tmp_path, *, sessions=POISONED, options=GUARDED):
             tuple(row for row in rows if found.ids[row] not in out(step))
             for step, rows in enumerate(trainer.plan.steps, start=1)
         )
-        trainer.plan = Plan(steps, trainer.plan.epochs)
+        trainer.plan = PackingPlan(steps, trainer.plan.epochs)
         trainer.train()
     return {
         name.replace(".default", ""): parameter.detach()

@@ -11,7 +11,16 @@ from hypothesis import strategies as some
 from distill.core.jsonl import read_jsonl, whole_rows
 from distill.errors import ModelError
 from distill.train.options import GuardOptions
-from distill.train.spikes import Quarantine, Quarantined, RowLoss, Spikes, Usual, mean_loss, most_quarantined, to_blame
+from distill.train.spikes import (
+    Quarantine,
+    QuarantineEntry,
+    RowLoss,
+    Spikes,
+    Usual,
+    mean_loss,
+    most_quarantined,
+    to_blame,
+)
 
 STEADY = [2.0, 2.1, 1.9, 2.0, 2.2, 1.8, 2.0, 2.1, 1.9, 2.0]
 
@@ -78,7 +87,7 @@ def test_what_is_left_has_not_leapt_or_everybody_is_blamed(losses):
 
 
 def entry(id_, step):
-    return Quarantined(id_, step, "the loss leapt", 9.0, 2.0, 3.0)
+    return QuarantineEntry(id_, step, "the loss leapt", 9.0, 2.0, 3.0)
 
 
 def test_a_session_is_left_out_from_its_step_on_also_when_the_list_is_read_again(tmp_path):

@@ -16,7 +16,7 @@ from distill.collect.sessions import ROLE, lead, put, session
 from distill.core import assets
 from distill.recipe import Asks
 from distill.text.echoes import instructions, is_repeated
-from distill.text.thinking import taken
+from distill.text.thinking import split_answer
 from distill.text.wrappers import unframed, without_rulers
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
@@ -97,7 +97,7 @@ class SelfChat:
         answer: Completion | Failure = yield self._request(text, VISITOR, self.sampling)
         if isinstance(answer, Failure):
             return answer
-        read = taken(answer, "strip")
+        read = split_answer(answer, "strip")
         if isinstance(read, Failure):
             return read
         begun = VISITOR if self.options.ask == "completion" else ""

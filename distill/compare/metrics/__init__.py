@@ -26,7 +26,7 @@ Scores: TypeAlias = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ModelAnswer:
     """One model's answer to a prompt."""
 
     text: str
@@ -44,8 +44,8 @@ class Sample:
     messages: tuple[Message, ...]
     """The prompt; of a question with several turns, with the answers that this model gave before."""
     model: Model
-    answer: Answered
-    reference: Answered | None
+    answer: ModelAnswer
+    reference: ModelAnswer | None
     """The teacher's first answer, where there is one; for the model `teacher` it is `answer` itself."""
     category: str = "all"
     """What kind of prompt it is."""
@@ -92,5 +92,5 @@ class ModelMetric(Protocol):
     models: tuple[Model, ...]
     """The models that are asked."""
 
-    def score(self, messages: tuple[Message, ...], model: Model, reference: Answered) -> Flow[Scores]:
+    def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """As for texts; yields its requests, and leaves a number out when one fails."""

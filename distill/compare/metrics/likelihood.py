@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from distill import recipe
-from distill.compare.metrics import Answered, Measure, Model, Scores
+from distill.compare.metrics import Measure, Model, ModelAnswer, Scores
 from distill.types import Completion, Failure, Flow, Message, Request
 
 
@@ -43,7 +43,7 @@ class Likelihood:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
 
-    def score(self, messages: tuple[Message, ...], model: Model, reference: Answered) -> Flow[Scores]:
+    def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """`nll_per_byte`, 0 or more, in nats; `token_agreement`, 0 to 1.
 
         Excluded: empty answers of the teacher, failed requests, end tokens.

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from distill.core.assets import fill, load
 from distill.curate.filters import AskingOptions, answers_of
-from distill.text.judge_replies import Grade, Scale, graded
+from distill.text.judge_replies import Grade, GradeScale, graded
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
@@ -67,7 +67,7 @@ class Judge:
         self.options = options
         self.every_row = options.every_row
         given = sampling or DEFAULT_SAMPLING
-        self._scale = Scale(options.highest, options.choices)
+        self._scale = GradeScale(options.highest, options.choices)
         self._sampling = replace(
             given,
             temperature=DEFAULT_SAMPLING.temperature if given.temperature is None else given.temperature,

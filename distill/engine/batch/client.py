@@ -44,7 +44,7 @@ Result: TypeAlias = "Reply | ProviderError"
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class BatchRefusal:
     """Why a provider refused a batch as a whole, or one line of it."""
 
     code: str
@@ -54,7 +54,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class BatchStatus:
     """How far a batch is, as its provider says."""
 
     status: str
@@ -64,7 +64,7 @@ class Standing:
     total: int = 0
     output_file: str | None = None
     error_file: str | None = None
-    refused: tuple[Refused, ...] = ()
+    refused: tuple[BatchRefusal, ...] = ()
 
     @property
     def is_over(self) -> bool:
@@ -166,12 +166,12 @@ class BatchJobs:
                     return batch.id
         return None
 
-    async def status(self, batch_id: str) -> Standing:
+    async def status(self, batch_id: str) -> BatchStatus:
         """How far a batch is."""
         with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
             batch = await self._here().batches.retrieve(batch_id)
         counts, errors = batch.request_counts, batch.errors.data if batch.errors else None
-        return Standing(
+        return BatchStatus(
             status=batch.status,
             completed=counts.completed if counts else 0,
             failed=counts.failed if counts else 0,
@@ -179,7 +179,7 @@ class BatchJobs:
             output_file=batch.output_file_id,
             error_file=batch.error_file_id,
             refused=tuple(
-                Refused(error.code or "", one_line(error.message or ""), error.line) for error in errors or ()
+                BatchRefusal(error.code or "", one_line(error.message or ""), error.line) for error in errors or ()
             ),
         )
 

@@ -21,7 +21,7 @@ PENDING = "pending"
 
 
 @dataclass(frozen=True, slots=True)
-class Miss:
+class PendingQuestion:
     """A question that the journal cannot answer."""
 
     name: str
@@ -33,7 +33,7 @@ class Miss:
 class Line:
     """A miss as it goes into a batch."""
 
-    miss: Miss
+    miss: PendingQuestion
     path: str
     size: int
     """Bytes in the input file."""

@@ -33,7 +33,7 @@ Change: TypeAlias = tuple[Statement, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
+class SendCost:
     """What one kind of sends cost."""
 
     stage: str
@@ -54,7 +54,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class StageSends:
     """What a stage has sent so far, over all invocations."""
 
     sends: int = 0
@@ -63,7 +63,7 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class BatchRecord:
     """One job of a provider's batch interface, on its way."""
 
     name: str
@@ -153,14 +153,14 @@ def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: st
     return ((FAILURE, row),)
 
 
-def prepared(batch: Batch, intentions: Sequence[Change]) -> Change:
+def prepared(batch: BatchRecord, intentions: Sequence[Change]) -> Change:
     """A new batch and its sends, one a question, in one change: their numbers are not known before it."""
     of_batch = (batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id)
     row = (*of_batch, batch.detail, batch.created or _now(), len(intentions))
     return *(statement for intention in intentions for statement in intention), (_BATCH_OF_LAST, row)
 
 
-def batched(batch: Batch) -> Statement:
+def batched(batch: BatchRecord) -> Statement:
     """A batch as it stands now; replaces what was written of it."""
     row = (
         batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id, json.dumps(dict(batch.sends)),

@@ -25,11 +25,11 @@ from distill.core.hashing import canonical
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
-    Batch,
+    BatchRecord,
     Bill,
     Change,
-    Cost,
-    Sent,
+    SendCost,
+    StageSends,
     answered,
     bare,
     failed,
@@ -139,7 +139,7 @@ class Journal:
         for table in ("answers", "failures"):
             yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
 
-    def costs(self) -> list[Cost]:
+    def costs(self) -> list[SendCost]:
         """What all sends cost, by stage, role, model and outcome, over all invocations."""
         if self._is_old:
             return []
@@ -151,21 +151,21 @@ class Journal:
             " FROM intents GROUP BY stage, role, model, became ORDER BY min(id)"
         )
         return [
-            Cost(
+            SendCost(
                 stage=stage, role=role, model=model, outcome=outcome, sends=sends, prompt_tokens=int(prompt),
                 completion_tokens=int(completion), usd=usd, unpriced=Usage(int(free_prompt), int(free_completion)),
             )
             for stage, role, model, outcome, sends, prompt, completion, usd, free_prompt, free_completion in rows
         ]  # fmt: skip
 
-    def sent(self) -> dict[str, Sent]:
+    def sent(self) -> dict[str, StageSends]:
         """What each stage has sent. Never less than before: an intent is never deleted."""
         if self._is_old:
             return {}
         rows = self._select("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
-        return {stage: Sent(sends, round(usd, 8)) for stage, sends, usd in rows}
+        return {stage: StageSends(sends, round(usd, 8)) for stage, sends, usd in rows}
 
-    def batches(self, stage: str | None = None, *, name: str | None = None) -> list[Batch]:
+    def batches(self, stage: str | None = None, *, name: str | None = None) -> list[BatchRecord]:
         """Every batch of a stage or of all, or the one so called, oldest first."""
         if self._is_old:
             return []
@@ -175,7 +175,7 @@ class Journal:
             name,
         )
         return [
-            Batch(
+            BatchRecord(
                 name=name, stage=of, role=role, state=state, file_id=file_id, batch_id=batch_id,
                 sends=json.loads(sends), detail=detail, created=created,
             )

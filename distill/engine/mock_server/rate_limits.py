@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distill.engine.mock_server.faults import Misdeed, error_body, question, status
+from distill.engine.mock_server.faults import Fault, error_body, question, status
 
 UNSET_MAX_TOKENS = 16
 """What a token limit reckons for an answer whose request gives no bound; the old default of /completions."""
@@ -83,7 +83,7 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{said}" if minutes else said
 
 
-class Gate:
+class RateLimitGate:
     """The limits of one server."""
 
     def __init__(self, limits: RateLimits) -> None:
@@ -91,7 +91,7 @@ class Gate:
         given = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
         self._windows = [_Window(name, n, limits.per_seconds) for name, n in given.items() if n is not None]
 
-    def refusal(self, body: Mapping[str, Any]) -> Misdeed | None:
+    def refusal(self, body: Mapping[str, Any]) -> Fault | None:
         """The 429 for a request that does not fit; one that does is counted."""
         if not self._windows:
             return None
@@ -105,7 +105,7 @@ class Gate:
             window.take(amounts[window.name], now)
         return None
 
-    def _refuse(self, window: _Window, wait: float) -> Misdeed:
+    def _refuse(self, window: _Window, wait: float) -> Fault:
         again = "It is larger than the limit." if wait == math.inf else f"Please try again in {duration(wait)}."
         said = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
         told = self._limits.retry_after and wait < math.inf

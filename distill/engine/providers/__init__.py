@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill.core.redaction import strike
-from distill.engine.providers.rate_limit_headers import Report
+from distill.engine.providers.rate_limit_headers import RateLimitReport
 from distill.types import Endpoint, Finish, Request, Usage
 
 DETAIL_CHARACTERS = 300
@@ -30,7 +30,7 @@ class Reply:
     """The same as JSON, where the provider has it."""
     loglikelihood: float | None = None
     """For `kind="likelihood"`: nats, end token excluded."""
-    report: Report | None = None
+    report: RateLimitReport | None = None
     """What the endpoint said of its limits."""
 
 
@@ -52,7 +52,7 @@ class ProviderError(Exception):
         retry_after: float | None = None,
         fatal: bool = False,
         busy: bool = False,
-        report: Report | None = None,
+        report: RateLimitReport | None = None,
     ) -> None:
         self.reason = reason
         self.detail = one_line(detail)

@@ -15,7 +15,7 @@ _EPOCH_SECONDS, _EPOCH_MILLISECONDS = 1e9, 1e12
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class RemainingQuota:
     """How much of one limit is left."""
 
     amount: float
@@ -26,14 +26,14 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class RateLimitReport:
     """What one response said of the endpoint's limits."""
 
-    requests: Left | None = None
-    tokens: Left | None = None
+    requests: RemainingQuota | None = None
+    tokens: RemainingQuota | None = None
 
 
-def report(headers: Mapping[str, str]) -> Report | None:
+def report(headers: Mapping[str, str]) -> RateLimitReport | None:
     """Read `x-ratelimit-*-requests` and `-tokens` as OpenAI, Groq, Together and vLLM gateways send them, else the
     plain `x-ratelimit-*` and `ratelimit-*` of many proxies, which count requests. `None` where none is sent.
 
@@ -42,15 +42,17 @@ def report(headers: Mapping[str, str]) -> Report | None:
     requests = _left(headers, "x-ratelimit-{}-requests")
     requests = requests or _left(headers, "x-ratelimit-{}") or _left(headers, "ratelimit-{}")
     tokens = _left(headers, "x-ratelimit-{}-tokens")
-    return Report(requests=requests, tokens=tokens) if requests or tokens else None
+    return RateLimitReport(requests=requests, tokens=tokens) if requests or tokens else None
 
 
-def _left(headers: Mapping[str, str], pattern: str) -> Left | None:
+def _left(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
     remaining = headers.get(pattern.format("remaining"))
     if remaining is None or (amount := _number(remaining)) is None:
         return None
     reset, limit = headers.get(pattern.format("reset")), headers.get(pattern.format("limit"))
-    return Left(amount, None if reset is None else duration_seconds(reset), None if limit is None else _number(limit))
+    return RemainingQuota(
+        amount, None if reset is None else duration_seconds(reset), None if limit is None else _number(limit)
+    )
 
 
 def _number(said: str) -> float | None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -74,9 +74,9 @@ class SelfInstruct:
         wrote 58 usable tasks in 14 requests so, against 43. `chat`: as a plain message, for other endpoints."""
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Measured for the embedded teacher and the shipped seeds; a stronger teacher brings more."""
-            return Cost(2.5 * self.new_tasks / 6, 220, 18 * self.new_tasks)
+            return ProposalCost(2.5 * self.new_tasks / 6, 220, 18 * self.new_tasks)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options

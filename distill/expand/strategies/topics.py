@@ -13,7 +13,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, lines_of
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -84,9 +84,9 @@ class Topics:
         nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Reckoned: two of three tasks are taken, at 80 tokens a task; the lists of topics are few beside them."""
-            return Cost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
+            return ProposalCost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
         self.options = options

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, ExportJob
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import MODELS, asked, folder, named, rows_of, said, scores_of, write_json
 
 COMMAND = (
@@ -15,10 +15,10 @@ COMMAND = (
 """The win rate without length control: that is fitted to AlpacaEval's own 805 prompts."""
 
 
-class AlpacaEval:
+class AlpacaEvalExporter:
     """A folder with base.json, student.json, teacher.json, teacher_again.json and command.txt."""
 
-    def export(self, job: ExportJob) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the prompts that every model answered; AlpacaEval joins by the text of the prompt, so each once."""
         scores, rows = scores_of(job.run), rows_of(job.run)
         models = [model for model in MODELS if any(model in row["answers"] for row in rows)]
@@ -43,4 +43,4 @@ class AlpacaEval:
                 ]
                 write_json(new / f"{model}.json", outputs)
             (new / "command.txt").write_text(COMMAND, encoding="utf-8")
-        return Exported(len(chosen), refused)
+        return ExportResult(len(chosen), refused)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
-from distill.formats.exporters import Exported, ExportJob
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import Row, asked, named, rows_of, said, scores_of
 
 SUFFIXES = (".json", ".eval")
 
 
-class InspectLog:
+class InspectExporter:
     """One file, .json or .eval: a sample a prompt, the teacher's answer as its target."""
 
-    def export(self, job: ExportJob) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the prompts that the student answered. Raises `MissingPackage` without inspect-ai."""
         if job.out.suffix not in SUFFIXES:
             raise RecipeError(f"--out {job.out}: Inspect's logs are called {' or '.join(SUFFIXES)}")
@@ -27,7 +27,9 @@ class InspectLog:
         scores, rows = scores_of(job.run), rows_of(job.run)
         answered = [row for row in rows if "student" in row["answers"]]
         write_eval_log(_log(answered, scores, job.run.name), str(job.out))
-        return Exported(len(answered), {"no_answer": len(rows) - len(answered)} if len(rows) > len(answered) else {})
+        return ExportResult(
+            len(answered), {"no_answer": len(rows) - len(answered)} if len(rows) > len(answered) else {}
+        )
 
 
 def _log(rows: list[Row], scores: Row, run: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, ExportJob
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
@@ -24,14 +24,14 @@ POINTS = {"win": 1.0, "tie": 0.0, "loss": -1.0}
 """Above 0 the first is better, on its scale of −1.5 to 1.5; beyond ±0.25 it counts as won."""
 
 
-class LlmComparator:
+class LlmComparatorExporter:
     """A folder with student-teacher.json, base-teacher.json and student-base.json.
 
     Its page stops on a missing field, so every example has all of them. It knows two models: the third one's answer
     stands in a custom field.
     """
 
-    def export(self, job: ExportJob) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write each pair that has an answer to compare."""
         scores, rows = scores_of(job.run), rows_of(job.run)
         pairs = {pair: chosen for pair in PAIRS if (chosen := both(rows, pair))}
@@ -40,7 +40,7 @@ class LlmComparator:
         with folder(job.out) as new:
             for pair, chosen in pairs.items():
                 write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(chosen, pair, scores, job.run.name))
-        return Exported(max(map(len, pairs.values())))
+        return ExportResult(max(map(len, pairs.values())))
 
 
 def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Row, run: str) -> dict[str, Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from distill.core.jsonl import to_json
-from distill.formats.exporters import Exported, ExportJob, write_json_rows
+from distill.formats.exporters import ExportJob, ExportResult, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session
 
 
-class OpenAI:
+class OpenAIExporter:
     """JSON lines."""
 
-    def export(self, job: ExportJob) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the sessions."""
         return write_json_rows(job, _row, array=False)
 

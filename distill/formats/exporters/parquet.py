@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, ExportJob
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.parquet import write_parquet
 
 
-class Parquet:
+class ParquetExporter:
     """One file with the columns `id`, `messages` and `meta`."""
 
-    def export(self, job: ExportJob) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the sessions."""
         sessions = job.sessions()
         if not sessions:
             raise RunFolderError(f"{job.run} has no {job.which} rows to write")
-        return Exported(write_parquet(job.out, sessions))
+        return ExportResult(write_parquet(job.out, sessions))

@@ -39,7 +39,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ExportDeviation:
     """How far an export is from what was trained."""
 
     rows: int
@@ -97,7 +97,7 @@ class Reference:
             done += len(found)
             watch(done)
 
-    def compare(self, model: Any, watch: Watch) -> Comparison:
+    def compare(self, model: Any, watch: Watch) -> ExportDeviation:
         """Have the exported model read the same; words that only one of the two has are left out."""
         done, total, most, agreeing = 0, 0.0, 0.0, 0
         for row in self.rows:
@@ -110,7 +110,7 @@ class Reference:
             done += len(ours)
             watch(done)
         mean = total / done
-        return Comparison(len(self.rows), done, 0.0 if mean < 0 else mean, most, agreeing / done)  # keeps a NaN
+        return ExportDeviation(len(self.rows), done, 0.0 if mean < 0 else mean, most, agreeing / done)  # keeps a NaN
 
     def close(self) -> None:
         """Remove the file."""
