@@ -62,12 +62,12 @@ def one_turn(
     """
     if isinstance(answer, Failure):
         return answer
-    said = split_answer(answer, handling)
-    if isinstance(said, Failure):
-        return said
-    messages = (*asked, Message("assistant", said.answer))
+    reply = split_answer(answer, handling)
+    if isinstance(reply, Failure):
+        return reply
+    messages = (*asked, Message("assistant", reply.answer))
     keys, is_cut = ([answer.key] if answer.key else []), answer.finish == "length"
-    return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=said.thoughts)
+    return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=reply.thoughts)
 
 
 def session(

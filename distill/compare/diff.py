@@ -71,11 +71,11 @@ def read(folder: Path) -> ComparedRun:
     if "compare" in stale(folder, record):
         raise RunFolderError(f"{folder} was compared before its student was trained; type: distill compare {folder}")
     try:
-        told = json.loads(scores.read_text(encoding="utf-8"))
+        info = json.loads(scores.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFolderError(f"{scores} is not JSON ({error}); type: distill compare {folder}") from error
     rows = {_key(row): row for row in read_jsonl(answers)}
-    return ComparedRun(folder, rows, told, record, said_by_student(folder, told))
+    return ComparedRun(folder, rows, info, record, said_by_student(folder, info))
 
 
 def _key(row: Row) -> str:
@@ -161,11 +161,11 @@ def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> lis
         if pairs:
             kinds = {key: str(one.rows[key].get("category", "all")) for key in pairs}
             found.append(_change(measure, title, better, pairs, kinds))
-    for name, said in one.tasks.items():
+    for name, reply in one.tasks.items():
         theirs = other.tasks[name].values if name in other.tasks else {}
-        both = {at: (value, theirs[at]) for at, value in said.values.items() if at in theirs}
+        both = {at: (value, theirs[at]) for at, value in reply.values.items() if at in theirs}
         if both:
-            found.append(_change(name, f"{said.title} ({len(both)} documents)", said.better, both, {}))
+            found.append(_change(name, f"{reply.title} ({len(both)} documents)", reply.better, both, {}))
     tested = [change.p for change in found if change.p is not None]
     adjusted = iter(holm(tested))
     return [_judged(change, next(adjusted) if change.p is not None else None) for change in found]
@@ -225,17 +225,17 @@ def _by_category(pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str])
         members.setdefault(kinds.get(key, "all"), []).append(pair)
     if len(members) < 2:
         return {}
-    told: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     for name, each in sorted(members.items()):
         first, second = zip(*each, strict=True)
-        told[name] = {
+        info[name] = {
             "n": len(each),
             "difference": paired_difference(second, first, seed=SEED),
             "p": sign_flip_p(second, first, seed=SEED),
         }
-    tested = [name for name, one in told.items() if one["p"] is not None]
-    adjusted = dict(zip(tested, holm([told[name]["p"] for name in tested]), strict=True))
-    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in told.items()}
+    tested = [name for name, one in info.items() if one["p"] is not None]
+    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
+    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in info.items()}
 
 
 def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measure: str) -> list[dict[str, Any]]:
@@ -305,20 +305,20 @@ def _means(run: ComparedRun, common: Sequence[str], measures: Sequence[str], mod
 # Saying
 
 
-def lines(told: Row) -> Iterator[str]:
+def lines(info: Row) -> Iterator[str]:
     """The difference of two runs as a reader wants it."""
     yield (
-        f"{told['first']} → {told['second']}: {told['prompts']} common prompts of {told['prompts_first']} and "
-        f"{told['prompts_second']}"
+        f"{info['first']} → {info['second']}: {info['prompts']} common prompts of {info['prompts_first']} and "
+        f"{info['prompts_second']}"
     )
-    yield from (f"warning: {warning}" for warning in told["warnings"])
-    for change in told["changes"]:
+    yield from (f"warning: {warning}" for warning in info["warnings"])
+    for change in info["changes"]:
         yield _change_line(change)
-        for name, one in change["categories"].items() if change["measure"] == told["lead"] else ():
+        for name, one in change["categories"].items() if change["measure"] == info["lead"] else ():
             yield f"    {name} ({one['n']}): {_numbers(one['difference'], one['p_holm'])}"
-    if told["largest"]:
-        yield f"largest changes in {told['lead']}:"
-    for row in told["largest"]:
+    if info["largest"]:
+        yield f"largest changes in {info['lead']}:"
+    for row in info["largest"]:
         yield f"  {row['id']}: {row['first']['value']:.2f} → {row['second']['value']:.2f}  {_short(row['prompt'])}"
         yield f"    was: {_short(row['first']['text'])}"
         yield f"    is:  {_short(row['second']['text'])}"
@@ -332,9 +332,9 @@ def _change_line(change: Row) -> str:
 
 
 def _numbers(difference: Any, p_holm: float | None) -> str:
-    told = asdict(difference) if isinstance(difference, Difference) else difference
+    info = asdict(difference) if isinstance(difference, Difference) else difference
     p = "" if p_holm is None else f", p {p_holm:.3f} adjusted" if p_holm >= 0.001 else ", p < 0.001 adjusted"
-    return f"{told['mean']:+.3f} (95% CI {told['low']:+.3f} to {told['high']:+.3f}{p})"
+    return f"{info['mean']:+.3f} (95% CI {info['low']:+.3f} to {info['high']:+.3f}{p})"
 
 
 def _short(text: str) -> str:
@@ -342,11 +342,11 @@ def _short(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
 
 
-def curve_lines(told: Row) -> Iterator[str]:
+def curve_lines(info: Row) -> Iterator[str]:
     """The curve as a table, a line each run."""
-    yield f"{told['prompts']} prompts that all runs have"
-    names = list(told["titles"])
+    yield f"{info['prompts']} prompts that all runs have"
+    names = list(info["titles"])
     yield "  ".join(["trained tokens".rjust(14), *(name.rjust(max(8, len(name))) for name in names), "run"])
-    for point in told["points"]:
+    for point in info["points"]:
         cells = [("–" if point[name] is None else f"{point[name]:.3f}").rjust(max(8, len(name))) for name in names]
         yield "  ".join([f"{point['trained_tokens']:,}".rjust(14), *cells, point["run"]])

@@ -49,8 +49,8 @@ def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness
     work = _Work(folder, setting, harness)
     rows = {model: {name: work.of(model, name, asked) for name in options.tasks} for model in SIDES}
     work.release()
-    said = [row["key"] for some in rows["student"].values() for row in some]
-    return {"package": package, **options.model_dump(), "said": said, **entries(options.tasks, rows, seed)}
+    reply = [row["key"] for some in rows["student"].values() for row in some]
+    return {"package": package, **options.model_dump(), "said": reply, **entries(options.tasks, rows, seed)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,8 @@ class _Work:
             free_memory()
 
 
-def _key(*told: Any) -> str:
-    return json_sha256(told)
+def _key(*info: Any) -> str:
+    return json_sha256(info)
 
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
@@ -202,14 +202,14 @@ def entries(
     `rows`: by model and name, a row for each task that the name stands for. Several tasks are pooled, each document
     counting once, and stand in `categories` one by one.
     """
-    told = {
+    info = {
         f"{name} {measure}": _entry(name, measure, {model: rows[model][name] for model in SIDES}, seed)
         for name in names
         for measure in _measures(rows["base"][name])
     }
     left_out = {row["task"]: row["left_out"] for name in names for row in rows["base"][name] if row["left_out"]}
     notes = [f"{task}: {', '.join(gone)} has no value for one document, so no pairs" for task, gone in left_out.items()]
-    return {"entries": _adjusted(told), "notes": notes}
+    return {"entries": _adjusted(info), "notes": notes}
 
 
 def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -260,8 +260,8 @@ def _figures(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Any]:
     }
 
 
-def _adjusted(told: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _adjusted(info: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same with each p adjusted for looking at all of them (Holm, 1979)."""
-    tested = [name for name, entry in told.items() if entry["p"] is not None]
-    adjusted = dict(zip(tested, holm([told[name]["p"] for name in tested]), strict=True))
-    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in told.items()}
+    tested = [name for name, entry in info.items() if entry["p"] is not None]
+    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
+    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in info.items()}

@@ -189,7 +189,7 @@ def _id(row: Mapping[str, Any]) -> str | None:
 # Recorded answers
 
 
-def take_recorded(found: ComparisonResults, files: Mapping[Model, Path]) -> None:
+def take_recorded(results: ComparisonResults, files: Mapping[Model, Path]) -> None:
     """Put answers from files in the place of those that a model would be asked for.
 
     A row has an answer as `text`, `output` (AlpacaEval's outputs), `answer`, `response`, `completion`, `turns`, or
@@ -200,13 +200,13 @@ def take_recorded(found: ComparisonResults, files: Mapping[Model, Path]) -> None
     """
     for model in MODELS:
         if model in files:
-            _take(found, model, files[model])
+            _take(results, model, files[model])
 
 
-def _take(found: ComparisonResults, model: Model, path: Path) -> None:
-    ids = {prompt.id: index for index, prompt in enumerate(found.prompts)}
+def _take(results: ComparisonResults, model: Model, path: Path) -> None:
+    ids = {prompt.id: index for index, prompt in enumerate(results.prompts)}
     texts: dict[str, list[int]] = {}
-    for place, prompt in enumerate(found.prompts):
+    for place, prompt in enumerate(results.prompts):
         texts.setdefault(normalise(prompt.messages[-1].content), []).append(place)
     answers: dict[int, ModelAnswer] = {}
     for row in json_rows(path):
@@ -220,11 +220,12 @@ def _take(found: ComparisonResults, model: Model, path: Path) -> None:
             continue
         if index in answers:
             raise RecipeError(
-                f"compare.answers.{model}: {path}, line {row.line}: a second answer to prompt {found.prompts[index].id}"
+                f"compare.answers.{model}: {path}, line {row.line}: "
+                f"a second answer to prompt {results.prompts[index].id}"
             )
         answers[index] = answer
-    _require(answers, found, model, path)
-    found.answers[model] = answers
+    _require(answers, results, model, path)
+    results.answers[model] = answers
 
 
 def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
@@ -232,16 +233,16 @@ def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
     return next((place for place in places if place not in answers), places[0] if places else None)
 
 
-def _require(answers: Mapping[int, ModelAnswer], found: ComparisonResults, model: Model, path: Path) -> None:
+def _require(answers: Mapping[int, ModelAnswer], results: ComparisonResults, model: Model, path: Path) -> None:
     if not answers:
         raise RecipeError(
             f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
             "their very questions"
         )
-    if lacking := sum(index not in answers for index in found.shared):
-        found.missing[model] = lacking
-        found.notes.append(
-            f"{NAMES[model]} has no recorded answer to {lacking} of {len(found.shared)} prompts; "
+    if lacking := sum(index not in answers for index in results.shared):
+        results.missing[model] = lacking
+        results.notes.append(
+            f"{NAMES[model]} has no recorded answer to {lacking} of {len(results.shared)} prompts; "
             "each number rests on the prompts that have what it needs"
         )
 

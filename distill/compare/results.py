@@ -40,8 +40,8 @@ class Prompt:
     def with_turns(self, answer: ModelAnswer) -> tuple[Message, ...]:
         """The conversation that `answer` ends: the prompt, and the turns that a model has answered before."""
         messages = list(self.messages)
-        for said, asked in zip(answer.earlier, self.later, strict=False):
-            messages += [Message("assistant", said), Message("user", asked)]
+        for reply, asked in zip(answer.earlier, self.later, strict=False):
+            messages += [Message("assistant", reply), Message("user", asked)]
         return tuple(messages)
 
 
@@ -81,7 +81,7 @@ class ComparisonResults:
         known = self.scores.setdefault(model, {}).setdefault(index, {})
         known.update({name: value for name, value in scores.items() if math.isfinite(value)})
 
-    def tell(self, index: int, name: str, value: Any) -> None:
+    def record(self, index: int, name: str, value: Any) -> None:
         """Write something of a prompt into its line of answers.jsonl."""
         self.more.setdefault(index, {})[name] = value
 
@@ -91,41 +91,43 @@ class ComparisonResults:
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
 
-def score_texts(found: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
+def score_texts(results: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
     """Score every answer by the metrics that read texts alone."""
     every = [
-        (model, index, _sample(found, model, index)) for model, answers in found.answers.items() for index in answers
+        (model, index, _sample(results, model, index))
+        for model, answers in results.answers.items()
+        for index in answers
     ]
     for metric in metrics:
         if metric.scope == "text":
             named = (None, type(metric).__name__)
-            samples = [one for one in every if found.prompts[one[1]].asked_by in named]
+            samples = [one for one in every if results.prompts[one[1]].asked_by in named]
             if (prepare := getattr(metric, "prepare", None)) is not None:
                 prepare(folder, [sample for _, _, sample in samples])
             for model, index, sample in samples:
-                found.add(model, index, metric.score(sample))
+                results.add(model, index, metric.score(sample))
 
 
-def _sample(found: ComparisonResults, model: Model, index: int) -> Sample:
-    prompt, answer = found.prompts[index], found.answers[model][index]
-    reference = found.reference(index)
+def _sample(results: ComparisonResults, model: Model, index: int) -> Sample:
+    prompt, answer = results.prompts[index], results.answers[model][index]
+    reference = results.reference(index)
     return Sample(prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks)
 
 
-def line(found: ComparisonResults, index: int) -> dict[str, Any]:
+def line(results: ComparisonResults, index: int) -> dict[str, Any]:
     """The prompt's line of answers.jsonl; what there is not is left out."""
-    prompt = found.prompts[index]
-    told = {"turns": prompt.later, "reference": prompt.solution}
+    prompt = results.prompts[index]
+    info = {"turns": prompt.later, "reference": prompt.solution}
     return {
         "id": prompt.id,
         "messages": prompt.messages,
         "category": prompt.category,
-        **{name: value for name, value in told.items() if value},
+        **{name: value for name, value in info.items() if value},
         "answers": {
-            model: _answer(found.answers[model][index]) for model in MODELS if index in found.answers.get(model, {})
+            model: _answer(results.answers[model][index]) for model in MODELS if index in results.answers.get(model, {})
         },
-        "scores": {model: found.scores[model][index] for model in MODELS if found.scores.get(model, {}).get(index)},
-        **found.more.get(index, {}),
+        "scores": {model: results.scores[model][index] for model in MODELS if results.scores.get(model, {}).get(index)},
+        **results.more.get(index, {}),
     }
 
 

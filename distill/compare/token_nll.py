@@ -51,12 +51,12 @@ def _joined(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
     return joined
 
 
-def tell_surprise(found: ComparisonResults, model: Model, index: int, told: Spans | None) -> None:
+def record_surprise(results: ComparisonResults, model: Model, index: int, info: Spans | None) -> None:
     """Write it into the prompt's line: `surprise: {widths, nats: {base, student}}`, nats to two decimals."""
-    if told is None:
+    if info is None:
         return
-    widths, nats = told
-    known = found.more.get(index, {}).get("surprise") or {"widths": widths, "nats": {}}
+    widths, nats = info
+    known = results.more.get(index, {}).get("surprise") or {"widths": widths, "nats": {}}
     if known["widths"] == widths:
         known["nats"][model] = [round(one, 2) for one in nats]
-        found.tell(index, "surprise", known)
+        results.record(index, "surprise", known)

@@ -129,8 +129,8 @@ def _elsewhere(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: c
     """Chunks go out and come back in the rows' order; what a process that died leaves undone is done here."""
     done = 0
     try:
-        for chunk, said in _answered(rows, rules, processes):
-            for row, one in zip(chunk, said, strict=True):
+        for chunk, reply in _answered(rows, rules, processes):
+            for row, one in zip(chunk, reply, strict=True):
                 _unpack_into(row, one, rules)
             done += len(chunk)
             bar.update(done)
@@ -172,8 +172,8 @@ def _unpacked(packed: Packed) -> Session:
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
 
-def _unpack_into(row: MeasuredRow, said: Said, rules: Rules) -> None:
-    verdicts, row.mended, mended = said
+def _unpack_into(row: MeasuredRow, reply: Said, rules: Rules) -> None:
+    verdicts, row.mended, mended = reply
     for (name, _), (keep, reason, value, threshold, neighbour, note) in zip(rules, verdicts, strict=True):
         row.add(
             Verdict(
@@ -209,9 +209,9 @@ def _end_with_parent() -> None:
 def _said_of(packed: Sequence[Packed]) -> list[Said]:
     rows = [MeasuredRow(_unpacked(one)) for one in packed]
     _judge(rows, _RULES)
-    return [_said(row) for row in rows]
+    return [_packed_verdicts(row) for row in rows]
 
 
-def _said(row: MeasuredRow) -> Said:
+def _packed_verdicts(row: MeasuredRow) -> Said:
     verdicts = [(one.keep, one.reason, one.value, one.threshold, one.neighbour, one.note) for one in row.verdicts]
     return verdicts, row.mended, _packed(row.session) if row.mended else None

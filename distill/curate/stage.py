@@ -221,8 +221,8 @@ def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
         if place == 0:
             meta |= FIRST_META
         verdicts = row.verdicts if row.is_kept else sorted(row.verdicts, key=lambda one: one.keep)
-        said = [_text(one) for one in verdicts]
-        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": said}
+        reply = [_text(one) for one in verdicts]
+        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": reply}
 
 
 def _labels(row: MeasuredRow) -> list[str]:

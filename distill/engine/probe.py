@@ -179,10 +179,10 @@ class _Caller:
         shown = normalise_url(self._base_url)
         if not self._met or self._lost > 1:
             raise EndpointError(error.detail if shown in error.detail else f"{shown}: {error.detail}") from error
-        said = error.detail.removeprefix(f"{shown} answers ")
+        reply = error.detail.removeprefix(f"{shown} answers ")
         if error.fatal:
-            said = said.rpartition("; ")[0] or said  # advice for an endpoint that takes nothing at all
-        return ProbeReply(fault=printable(said, 110), refused=status in REFUSALS)
+            reply = reply.rpartition("; ")[0] or reply  # advice for an endpoint that takes nothing at all
+        return ProbeReply(fault=printable(reply, 110), refused=status in REFUSALS)
 
 
 def heard_of(reply: Reply) -> ProbeReply:

@@ -90,7 +90,7 @@ def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
     The tasks are those of the run's comparison, else TASK. An adapter on quantised weights that lie elsewhere has no
     command, since the harness would put it on other weights than those it was trained on.
     """
-    told = (files.read_json(run / "scores.json") or {}).get("lm_eval") or {}
+    info = (files.read_json(run / "scores.json") or {}).get("lm_eval") or {}
     receipt = files.read_json(out / "export.json") or {}
     base = out / "base" if (out / "base").is_dir() else receipt.get("base")
     if to == "merged":
@@ -99,13 +99,13 @@ def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
         models = {"base": f"pretrained={base}", "student": f"pretrained={base},peft={out}"}
     else:
         models = {}
-    return [f"lm-eval, {model}: {_harness_command(given, told)}" for model, given in models.items()]
+    return [f"lm-eval, {model}: {_harness_command(given, info)}" for model, given in models.items()]
 
 
-def _harness_command(model: str, told: Mapping[str, Any]) -> str:
+def _harness_command(model: str, info: Mapping[str, Any]) -> str:
     words = ["lm_eval", "--model", "hf", "--model_args", f"{model},dtype=float32"]
-    words += ["--tasks", ",".join(told.get("tasks") or ["TASK"]), "--batch_size", str(told.get("batch") or 8)]
-    words += ["--limit", str(told["limit"])] if told.get("limit") else []
-    words += ["--num_fewshot", str(told["shots"])] if told.get("shots") is not None else []
-    words += ["--apply_chat_template"] if told.get("chat") else []
+    words += ["--tasks", ",".join(info.get("tasks") or ["TASK"]), "--batch_size", str(info.get("batch") or 8)]
+    words += ["--limit", str(info["limit"])] if info.get("limit") else []
+    words += ["--num_fewshot", str(info["shots"])] if info.get("shots") is not None else []
+    words += ["--apply_chat_template"] if info.get("chat") else []
     return shlex.join([*words, "--log_samples", "--output_path", "lm_eval_out"])

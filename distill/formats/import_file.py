@@ -76,10 +76,10 @@ def import_command(
     )
     as_tasks: Wanted = "tasks" if wanted == "tasks" else "sessions"
     count, tally = import_file(source, out, wanted=as_tasks, seed=seed, allowed=allowed)
-    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_told(tally, out)]
+    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_result_lines(tally, out)]
 
 
-def _told(tally: SourceCounts, out: Path) -> list[str]:
+def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
     lines = []
     if tally.split:
         lines.append(f"{tally.split:,} conversations were split")

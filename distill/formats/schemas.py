@@ -135,9 +135,9 @@ def prompt_response(row: ForeignRow) -> Iterator[ParsedRow]:
     if isinstance(prompt, list) and isinstance(answer, list):
         yield _conversation(row, _turns([*prompt, *answer]))
         return
-    question, said = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", needed=False)
+    question, reply = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", needed=False)
     system = next((text for key in SYSTEM_KEYS if (text := _text(row, key, needed=False))), "")
-    yield _single(row, question, "", said, system=system)
+    yield _single(row, question, "", reply, system=system)
 
 
 def questions(row: ForeignRow) -> Iterator[ParsedRow]:
@@ -308,12 +308,12 @@ def _turns(items: Any) -> list[Message]:
 def _turn(item: Any, number: int) -> Message:
     if not isinstance(item, Mapping):
         raise MalformedRow("bad_turn", f"turn {number}: found {type(item).__name__}, expected an object")
-    said = item.get("role", item.get("from"))
-    if said in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
+    reply = item.get("role", item.get("from"))
+    if reply in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
         raise MalformedRow("tool_turn", f"turn {number} calls or answers a tool; only text can be learnt")
-    role = ROLES.get(said) if isinstance(said, str) else None
+    role = ROLES.get(reply) if isinstance(reply, str) else None
     if role is None:
-        raise MalformedRow("unknown_role", f"turn {number}: {str(said)[:40]!r} is no role that is known")
+        raise MalformedRow("unknown_role", f"turn {number}: {str(reply)[:40]!r} is no role that is known")
     content = item.get("content", item.get("value", item.get("text")))
     return Message(role, _content(content, number))
 

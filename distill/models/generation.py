@@ -62,11 +62,11 @@ def answer(
     sizes = [len(row.prompt) + row.limit for row in ready]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
         with torch.inference_mode():
-            _generate(model, [ready[index] for index in group], lambda: _tell(watch, rows))
+            _generate(model, [ready[index] for index in group], lambda: _notify(watch, rows))
     return [row.error or row.reply() for row in rows]
 
 
-def _tell(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:
+def _notify(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:
     if watch is not None:
         worth = sum(1.0 if row.done else len(row.new) / row.limit for row in rows)
         watch(int(worth), sum(len(row.new) for row in rows))

@@ -120,8 +120,8 @@ def untrained_base(student_folder: Path, *, watch: Watch | None = None) -> InPro
 
 def base_fingerprint(student_folder: Path) -> str:
     """SHA-256 in hex over what the student was before training. Raises `ModelError`."""
-    told = {name: value for name, value in read_base(student_folder).items() if name != "model"}
-    return json_sha256({**told, "adapter": None})
+    info = {name: value for name, value in read_base(student_folder).items() if name != "model"}
+    return json_sha256({**info, "adapter": None})
 
 
 def trained_student(student_folder: Path, *, watch: Watch | None = None) -> InProcess:

@@ -73,7 +73,7 @@ def dialogues_of(sessions: Iterable[Session]) -> list[tuple[str, tuple[Message, 
 
 def examples(*, system: bool = True) -> list[tuple[Message, ...]]:
     """Conversations up to a question with what templates trip over; `system`: every other one has a system turn."""
-    said = (
+    reply = (
         "What is 2 + 2?",
         '<think>\nAdd them.\n</think>\n\n4, of "course": {{ .Content }}\n\nAnd `more`.',
         "Why?\n\n\tTell me.",
@@ -82,7 +82,7 @@ def examples(*, system: bool = True) -> list[tuple[Message, ...]]:
     found: list[tuple[Message, ...]] = []
     for length in (1, 3, 5):
         turns = tuple(
-            Message("assistant" if number % 2 else "user", said[number % len(said)]) for number in range(length)
+            Message("assistant" if number % 2 else "user", reply[number % len(reply)]) for number in range(length)
         )
         found.append(turns)
         if system:
@@ -132,8 +132,8 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
         plain = [{"role": message.role, "content": message.content} for message in messages]
         body = {"messages": plain, "add_generation_prompt": True}
         try:
-            _, said = call(address, "POST", "/tokenize", body, api_key=api_key, timeout_seconds=seconds)
-            return [int(id_) for id_ in json.loads(said)["tokens"]]
+            _, reply = call(address, "POST", "/tokenize", body, api_key=api_key, timeout_seconds=seconds)
+            return [int(id_) for id_ in json.loads(reply)["tokens"]]
         except (ProviderError, ValueError, RecursionError, KeyError, TypeError) as error:
             why = error.detail if isinstance(error, ProviderError) else type(error).__name__
             raise EndpointError(

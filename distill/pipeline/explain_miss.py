@@ -58,14 +58,14 @@ def misses(
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         journal = journals.enter_context(Journal.open(folder / NAME, read_only=True, reuse=reuse))
         context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), allowed)
-        found = list(islice(_found(context, task), limit))
-        told = [lines(nearest(question, journal.questions()), of) for of, question in found]
-    return [line for of_one in told for line in of_one] or [
+        found = list(islice(_misses(context, task), limit))
+        info = [lines(nearest(question, journal.questions()), of) for of, question in found]
+    return [line for of_one in info for line in of_one] or [
         "nothing would be asked again: the journal has every answer"
     ]
 
 
-def _found(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
+def _misses(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
     """What would be asked, by stage and task."""
     stages = read_record(context.folder).get("stages", {})
     if context.teachers is not None:

@@ -67,7 +67,7 @@ def _spending(recipe: Recipe) -> list[str]:
     if recipe.main_teacher is None:
         return found
     found += _caps(recipe)
-    return found + _times([plan for plan in plans if recipe.teachers[0] in _asked(plan, recipe)], recipe)
+    return found + _times([plan for plan in plans if recipe.teachers[0] in _teachers_of(plan, recipe)], recipe)
 
 
 def _plans(recipe: Recipe) -> list[StageForecast]:
@@ -144,7 +144,7 @@ def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> 
     return StageForecast("curate", rows, rows * (GRADING_TOKENS + tokens), rows * (bound or Judge.most_tokens(options)))
 
 
-def _asked(plan: StageForecast, recipe: Recipe) -> tuple[Teacher, ...]:
+def _teachers_of(plan: StageForecast, recipe: Recipe) -> tuple[Teacher, ...]:
     """Who answers a stage: one judge, the main teacher alone, or all of them."""
     if plan.stage in ("curate", JUDGING) and recipe.judge is not None:
         return (recipe.judge,)
@@ -155,7 +155,7 @@ def _planned_line(plan: StageForecast, recipe: Recipe) -> str:
     completion = plan.completion_tokens
     upper = "no bound (teacher.sampling.max_tokens is not set)" if completion is None else f"at most {completion:,}"
     usd = "no price in the recipe"
-    if all(teacher.price is not None for teacher in _asked(plan, recipe)) and completion is not None:
+    if all(teacher.price is not None for teacher in _teachers_of(plan, recipe)) and completion is not None:
         usd = f"at most USD {_usd(plan, recipe):.2f}"
     return (
         f"{plan.stage}: about {plan.requests:,} requests, {plan.prompt_tokens:,} prompt tokens, {upper} answer tokens,"
@@ -165,7 +165,7 @@ def _planned_line(plan: StageForecast, recipe: Recipe) -> str:
 
 def _usd(plan: StageForecast, recipe: Recipe) -> float:
     """USD by each teacher's price and share."""
-    asked = _asked(plan, recipe)
+    asked = _teachers_of(plan, recipe)
     weights = sum(teacher.weight for teacher in asked)
     return sum(
         teacher.weight
@@ -180,16 +180,16 @@ def _usd(plan: StageForecast, recipe: Recipe) -> float:
 def _caps(recipe: Recipe) -> list[str]:
     collect = recipe.collect.budget_usd if recipe.collect is not None else None
     caps = {"budget_usd": recipe.budget_usd, "collect.budget_usd": collect}
-    said = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
+    reply = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
     unpriced = [one.called for one in (*recipe.teachers, *recipe.roles.values()) if one.price is None]
     unbound = [teacher.called for teacher in recipe.teachers if most_tokens(teacher) is None]
-    if said and unpriced:
-        said.append(f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse")
-    if said and unbound:
-        said.append(
+    if reply and unpriced:
+        reply.append(f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse")
+    if reply and unbound:
+        reply.append(
             f"warning: a budget needs sampling.max_tokens, and {', '.join(unbound)} has none: the run will refuse"
         )
-    return said
+    return reply
 
 
 def most_tokens(teacher: Teacher) -> int | None:

@@ -169,11 +169,11 @@ def _seeds(
 
 def _seed(session: Session, id: str) -> dict[str, Any] | None:
     """A session's first question and answer as a seed."""
-    said = {message.role: message.content for message in reversed(session.messages)}
-    if not said.get("user", "").strip() or not said.get("assistant", "").strip():
+    reply = {message.role: message.content for message in reversed(session.messages)}
+    if not reply.get("user", "").strip() or not reply.get("assistant", "").strip():
         return None
-    instances = [{"input": "", "output": said["assistant"]}]
-    return {"id": id, "name": id, "instruction": said["user"], "instances": instances, "is_classification": False}
+    instances = [{"input": "", "output": reply["assistant"]}]
+    return {"id": id, "name": id, "instruction": reply["user"], "instances": instances, "is_classification": False}
 
 
 def _filling(loaded: Recipe, lacking: int) -> list[dict[str, Any]]:

@@ -202,9 +202,9 @@ def _sources(document: Mapping[str, Any], folder: Path) -> Told:
 
 def _write_rows(path: Path, form: str | None, place: int) -> None:
     shapes: Mapping[str | None, Callable[[str, str], dict[str, Any]]] = {
-        "alpaca": lambda asked, said: {"instruction": asked, "input": "", "output": said},
-        "sharegpt": lambda asked, said: {
-            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": said}]
+        "alpaca": lambda asked, reply: {"instruction": asked, "input": "", "output": reply},
+        "sharegpt": lambda asked, reply: {
+            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": reply}]
         },
     }
     shape = shapes.get(form, _messages)
@@ -213,8 +213,8 @@ def _write_rows(path: Path, form: str | None, place: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _messages(asked: str, said: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+def _messages(asked: str, reply: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]}
 
 
 def _rules(document: Mapping[str, Any]) -> Told:

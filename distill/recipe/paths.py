@@ -22,7 +22,7 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     files: dict[str, str] = {}
 
     def file(key: str, value: str) -> str:
-        path = _found(value, folder, folders=key.startswith(("curate.", "compare.metrics.")))
+        path = _resolved(value, folder, folders=key.startswith(("curate.", "compare.metrics.")))
         if path is None:
             faults.append(f"{key}: no file {value}; looked in {folder} and in the shipped prompts/")
             return value
@@ -120,7 +120,7 @@ def _run_folder(value: str, folder: Path, faults: list[str]) -> str:
     return value
 
 
-def _found(value: str, folder: Path, *, folders: bool = False) -> Path | None:
+def _resolved(value: str, folder: Path, *, folders: bool = False) -> Path | None:
     candidates = [Path(value)] if Path(value).is_absolute() else [folder / value, assets.root() / "prompts" / value]
     return next((path.resolve() for path in candidates if path.is_file() or (folders and path.is_dir())), None)
 

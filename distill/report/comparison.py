@@ -46,19 +46,19 @@ class MetricRow:
 
 def metric_of(name: str, entry: Row, whole: Row | None = None) -> MetricRow:
     """A measure as scores.json has it; `whole` is the measure's entry where this is a part of its prompts."""
-    told = {**(whole or {}), **entry}
+    info = {**(whole or {}), **entry}
     by = {model: value for model in MODELS if (value := interval_of((entry.get("by") or {}).get(model)))}
     greatest = max((abs(value.mean) for value in by.values()), default=0)
     return MetricRow(
         name=name,
-        title=told.get("title") or name,
-        unit=told.get("unit") or "",
-        better=told.get("better") or "",
-        explanation=told.get("explanation") or "",
+        title=info.get("title") or name,
+        unit=info.get("unit") or "",
+        better=info.get("better") or "",
+        explanation=info.get("explanation") or "",
         note=entry.get("note"),
         by=by,
         difference=interval_of(entry.get("student_minus_base")),
-        judgement=_judgement(told.get("better"), by, entry),
+        judgement=_judgement(info.get("better"), by, entry),
         p=finite(entry.get("p_holm", entry.get("p"))),
         gap=interval_of(entry.get("gap_closed"), "share"),
         decimals=0 if greatest >= 1000 else 1 if greatest >= 100 else 2 if greatest >= 1 else 3,
@@ -148,9 +148,9 @@ def _signed(value: float | None) -> str | None:
     return fixed(value, 2, signed=True)
 
 
-def _judged(told: Row) -> list[tuple[float, Category]]:
+def _judged(info: Row) -> list[tuple[float, Category]]:
     found = []
-    for name, entry in told.items():
+    for name, entry in info.items():
         if (value := interval_of(entry.get("win_rate"))) is not None:
             clear = (finite(entry.get("p_holm")) or 1.0) < CLEAR
             found.append((value.mean, Category(name, entry.get("n") or 0, value, clear, value.mean >= 0.5)))
@@ -162,7 +162,7 @@ def _measured(entry: Row) -> list[tuple[float, Category]]:
     for name, part in (entry.get("categories") or {}).items():
         difference = part.get("student_minus_base")
         if (value := interval_of(difference)) is not None:
-            by = {model: told for model in MODELS if (told := interval_of((part.get("by") or {}).get(model)))}
+            by = {model: info for model in MODELS if (info := interval_of((part.get("by") or {}).get(model)))}
             gain = _gain(entry.get("better"), by, difference)
             clear = (finite(part.get("p_holm")) or 1.0) < CLEAR
             found.append((gain, Category(name, part.get("n") or 0, value, clear, gain > 0)))
@@ -174,14 +174,14 @@ def _measured(entry: Row) -> list[tuple[float, Category]]:
 
 def judge(scores: Row) -> dict[str, Any] | None:
     """What the judge said of each pair, raw and at equal length, and its grades; None where there was none."""
-    told = scores.get("judge") or {}
-    pairs = [_judged_pair(name, pair) for name, pair in (told.get("pairs") or {}).items()]
-    single = (told.get("single") or {}).items()
+    info = scores.get("judge") or {}
+    pairs = [_judged_pair(name, pair) for name, pair in (info.get("pairs") or {}).items()]
+    single = (info.get("single") or {}).items()
     grades = [(MODELS[model], interval_of(one.get("grade")), one.get("unparsed")) for model, one in single]
     if not pairs and not grades:
         return None
-    difference = interval_of(told.get("student_minus_base"))
-    return {"pairs": pairs, "grades": grades, "withheld": told.get("withheld"), "difference": difference}
+    difference = interval_of(info.get("student_minus_base"))
+    return {"pairs": pairs, "grades": grades, "withheld": info.get("withheld"), "difference": difference}
 
 
 def _judged_pair(name: str, pair: Row) -> dict[str, Any]:
@@ -198,17 +198,17 @@ def _judged_pair(name: str, pair: Row) -> dict[str, Any]:
 # Tasks of the lm-evaluation-harness
 
 
-def benchmarks(told: Row) -> dict[str, Any] | None:
+def benchmarks(info: Row) -> dict[str, Any] | None:
     """The table of tasks that base and student did."""
-    rows = [metric_of(name, entry) for name, entry in (told.get("entries") or {}).items()]
+    rows = [metric_of(name, entry) for name, entry in (info.get("entries") or {}).items()]
     keys = ("package", "limit", "chat")
-    notes = told.get("notes") or []
-    return {**{key: told.get(key) for key in keys}, "rows": rows, "notes": notes} if rows or notes else None
+    notes = info.get("notes") or []
+    return {**{key: info.get(key) for key in keys}, "rows": rows, "notes": notes} if rows or notes else None
 
 
-def _fell(told: Row) -> str | None:
+def _fell(info: Row) -> str | None:
     """Which tasks the student does worse than its base: what training cost."""
-    found = benchmarks(told)
+    found = benchmarks(info)
     if found is None or not found["rows"]:
         return None
     clear = [row for row in found["rows"] if row.judgement in ("better", "worse")]
@@ -306,8 +306,8 @@ def _ceiling(scores: Row, metrics: Sequence[MetricRow]) -> str | None:
         known = any("student" in metric.by for metric in metrics)
         return "not known: the teacher's second answers are not there to compare with" if known else None
     likeness = next((metric for metric in again if metric.name == "rouge_l"), again[0])
-    told = described(scores, "teacher_again") or "the teacher asked a second time"
-    return f"{told}; {likeness.title} {fixed(likeness.by['teacher_again'].mean, likeness.decimals)}"
+    info = described(scores, "teacher_again") or "the teacher asked a second time"
+    return f"{info}; {likeness.title} {fixed(likeness.by['teacher_again'].mean, likeness.decimals)}"
 
 
 def described(scores: Row, model: str) -> str | None:

@@ -145,8 +145,8 @@ def _asked(context: Context, stage: str) -> dict[str, Any]:
     """Whom a stage asks through the recipe's teachers; a strategy that does not say asks every role."""
     assert context.teachers is not None
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
-    told = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
-    return context.teachers.asked(getattr(told, "roles", OTHER_ROLES) if section is not None else ())
+    info = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
+    return context.teachers.asked(getattr(info, "roles", OTHER_ROLES) if section is not None else ())
 
 
 def _require_no_open_batch(context: Context, stage: str, is_batch: bool) -> None:

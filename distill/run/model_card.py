@@ -79,8 +79,8 @@ def card(
     `made` as `students.account` has it, the one that is about to replace it. Raises `RunFolderError` for no run.
     """
     whole = read_record(run)
-    told = read_json((current(run) if made is None else run / NEXT) / "base.json")
-    base = told if isinstance(told, dict) else {}
+    info = read_json((current(run) if made is None else run / NEXT) / "base.json")
+    base = info if isinstance(info, dict) else {}
     compared = made is None and is_compared(run, whole)
     made = made if made is not None else students.training(run, whole)
     record, recipe = _own(whole, made, compared=compared), dict(made["recipe"]) if made is not None else {}

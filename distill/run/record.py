@@ -93,15 +93,15 @@ class Run:
         """
         found = [self.stage(name), self._own_training() if name == "train" else None]
         stage = next((one for one in found if one is not None and _is_done(one, fingerprint)), None)
-        if stage is None or any(students.sha256(self.folder, name) != told for name, told in stage["outputs"].items()):
+        if stage is None or any(students.sha256(self.folder, name) != info for name, info in stage["outputs"].items()):
             return False
         if stage is not found[0]:
             self._put(name, stage)
         return True
 
     def _own_training(self) -> Mapping[str, Any] | None:
-        told = students.training(self.folder, self._record)
-        return told["stages"]["train"] if told is not None else None
+        info = students.training(self.folder, self._record)
+        return info["stages"]["train"] if info is not None else None
 
     def begin(self, name: str, fingerprint: str, inputs: Mapping[str, str]) -> StageRecord:
         """Note that a stage starts."""
@@ -289,8 +289,8 @@ def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
             found[name] = f"made from another {' and '.join(moved)} than there is now"
     if "compare" in found and _is_finished(stages.get("report")):
         found.setdefault("report", "shows a comparison that is stale")
-    told = students.training(folder, record) if _is_finished(stages.get("train")) else None
-    if told is not None and (changed := students.changes(folder, told)):
+    info = students.training(folder, record) if _is_finished(stages.get("train")) else None
+    if info is not None and (changed := students.changes(folder, info)):
         found["train"] = "; ".join(changed)
     return found
 
@@ -327,7 +327,7 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
     Of several processes that a launcher has started, the first has the lock and the log. Raises `RunFolderError` when
     it belongs to a recipe of another name or cannot be written, `RunLocked` when another process writes in it.
     """
-    _made(folder)
+    _make_folder(folder)
     lock = _locked(folder) if processes.is_first() else os.open(os.devnull, os.O_RDONLY)
     try:
         run = Run(folder, recipe)
@@ -344,7 +344,7 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
         os.close(lock)
 
 
-def _made(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         state = os.statvfs(folder)

@@ -39,24 +39,24 @@ class GradeScale:
     highest: int
     choices: tuple[str, ...] = ()
 
-    def read(self, said: str) -> Grade | None:
+    def read(self, reply: str) -> Grade | None:
         """The grade that a text is, whatever remark follows it, which becomes its reason; `None` where it is none.
 
         A number outside of the scale, a range, and a number of another scale ("4/5" of 10) are none.
         """
-        return self._choice(said.strip()) if self.choices else self._score(said.strip())
+        return self._choice(reply.strip()) if self.choices else self._score(reply.strip())
 
-    def _score(self, said: str) -> Grade | None:
-        match = _NUMBER.match(said)
+    def _score(self, reply: str) -> Grade | None:
+        match = _NUMBER.match(reply)
         if match is None or (match["of"] is not None and int(match["of"]) != self.highest):
             return None
         score = float(match["score"].replace(",", "."))
         return Grade(score=score, reason=match["remark"] or "") if score <= self.highest else None
 
-    def _choice(self, said: str) -> Grade | None:
+    def _choice(self, reply: str) -> Grade | None:
         for choice in self.choices:
-            starts = said.casefold().startswith(choice.casefold())
-            remark = _REMARK.fullmatch(said[len(choice) :]) if starts else None
+            starts = reply.casefold().startswith(choice.casefold())
+            remark = _REMARK.fullmatch(reply[len(choice) :]) if starts else None
             if remark is not None and not any(_names(remark[0], other) for other in self.choices if other != choice):
                 return Grade(choice=choice, reason=(remark["remark"] or "").strip())
         return None
@@ -160,7 +160,7 @@ def _of_object(text: str, scale: GradeScale) -> Grade | None:
         return None
     if not isinstance(value, dict):
         return None
-    given = {re.sub(r"[\s-]+", "_", key.casefold()): said for key, said in value.items()}
+    given = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
     found = scale.read(str(next((given[key] for key in _GRADES if key in given), "")))
     reasons = next((given[key] for key in _REASONS if key in given), "")
     return None if found is None else replace(found, reason=str(reasons) or found.reason)

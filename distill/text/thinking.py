@@ -35,8 +35,8 @@ def split_thoughts(answer: Completion) -> SplitAnswer:
     chat templates open the block inside the prompt; such thoughts that are cut cannot be told from an answer.
     """
     beside = _beside(answer.raw)
-    said = in_text(answer.text)
-    return SplitAnswer(said.answer, "\n\n".join(piece for piece in (beside, said.thoughts) if piece), said.is_open)
+    reply = in_text(answer.text)
+    return SplitAnswer(reply.answer, "\n\n".join(piece for piece in (beside, reply.thoughts) if piece), reply.is_open)
 
 
 def in_text(text: str) -> SplitAnswer:
@@ -86,14 +86,14 @@ def split_answer(answer: Completion, handling: Handling = "separate") -> SplitAn
     """
     if answer.finish == "filtered":
         return _failure(answer, "filtered", "the endpoint withheld the answer")
-    said = split_thoughts(answer)
-    if said.is_open:
+    reply = split_thoughts(answer)
+    if reply.is_open:
         return _failure(answer, "open_thoughts", f"the answer ends inside its thoughts (finish: {answer.finish})")
-    if said.thoughts and not said.answer:
+    if reply.thoughts and not reply.answer:
         return _failure(answer, "only_thoughts", f"thoughts without an answer (finish: {answer.finish})")
-    if handling == "keep" and said.thoughts:
-        return SplitAnswer(f"<think>\n{said.thoughts}\n</think>\n\n{said.answer}")
-    return SplitAnswer(said.answer, said.thoughts if handling == "separate" else "")
+    if handling == "keep" and reply.thoughts:
+        return SplitAnswer(f"<think>\n{reply.thoughts}\n</think>\n\n{reply.answer}")
+    return SplitAnswer(reply.answer, reply.thoughts if handling == "separate" else "")
 
 
 def _failure(answer: Completion, reason: str, detail: str) -> Failure:

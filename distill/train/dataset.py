@@ -83,8 +83,8 @@ def _why(found: Examples, options: TrainOptions) -> str:
         "empty": "have no answer (collect more)",
         "unspelt": "hold characters that the tokenizer does not know (take another student.model)",
     }
-    told = [f"{found.left_out[name]} {reason}" for name, reason in reasons.items() if found.left_out[name]]
-    return ", ".join(told) or "collect more"
+    info = [f"{found.left_out[name]} {reason}" for name, reason in reasons.items() if found.left_out[name]]
+    return ", ".join(info) or "collect more"
 
 
 def session_of(row: str) -> str:
@@ -213,7 +213,7 @@ def notes(found: Examples, total: int, options: TrainOptions) -> Iterator[str]:
         yield f"{left_out['empty']} of {total} sessions have an empty answer and are left out"
     if left_out["unspelt"]:
         yield f"{left_out['unspelt']} rows hold characters that the tokenizer has no tokens for and are left out"
-    yield from _seen(found.checked)
+    yield from _mask_findings(found.checked)
 
 
 def _parts(found: Examples) -> str:
@@ -222,14 +222,14 @@ def _parts(found: Examples) -> str:
     return f"{parts} parts{beyond}"
 
 
-def _seen(checked: MaskReport) -> Iterator[str]:
-    told = (
+def _mask_findings(checked: MaskReport) -> Iterator[str]:
+    info = (
         (checked.merging, "have tokens as they will be generated, which one pass over the text would merge otherwise"),
         (checked.mentioning, "mention special tokens, which stay text in training"),
         (checked.joined, "have a system turn, which the template puts into the user's"),
         (checked.lost, "have a system turn, which the template leaves out (train.lost_system: accept)"),
     )
-    for rows, what in told:
+    for rows, what in info:
         if rows:
             yield f"{len(rows)} of {checked.rows} rows (such as {rows[0]}) {what}"
 
@@ -295,7 +295,7 @@ def _question(session: Session) -> str:
     return next((message.content for message in session.messages if message.role == "user"), "")
 
 
-def parted(
+def split_held_out(
     found: Examples, sessions: Sequence[Session], asked: int | None, seed: int
 ) -> tuple[Examples, list[Session]]:
     """What is trained on, and the sessions that are held out to watch it by.

@@ -73,12 +73,12 @@ def rehearse(
             "out": str(out),
         }
         ended = processes.run(processes.python("-m", "distill.train.dry_run"), given=json.dumps(job))
-        told = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    if "error" in told:
-        raise ModelError(told["error"])
-    if not told:
+        info = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if "error" in info:
+        raise ModelError(info["error"])
+    if not info:
         raise ModelError(_died(ended.returncode, ended.stderr, sum(len(example.input_ids) for example in examples)))
-    return StepMeasurement(**told)
+    return StepMeasurement(**info)
 
 
 def _died(code: int, errors: str, tokens: int) -> str:
@@ -98,11 +98,11 @@ def main() -> None:
     """Do the job of standard input."""
     job = json.load(sys.stdin)
     try:
-        told: dict[str, Any] = asdict(_measure(job))
+        info: dict[str, Any] = asdict(_measure(job))
     except DistillError as error:
-        told = {"error": str(error)}
+        info = {"error": str(error)}
     beside = Path(job["out"] + ".new")
-    beside.write_text(json.dumps(told), encoding="utf-8")
+    beside.write_text(json.dumps(info), encoding="utf-8")
     os.replace(beside, job["out"])
 
 

@@ -174,12 +174,12 @@ def stop_rate(answers: Sequence[Reply]) -> float | None:
 
 def line(row: dict[str, Any]) -> str:
     """An evaluation in one line."""
-    told = [f"held-out NLL {row['eval_loss']:.3f} nats a token"] if row["eval_loss"] is not None else []
+    info = [f"held-out NLL {row['eval_loss']:.3f} nats a token"] if row["eval_loss"] is not None else []
     if row["stop_rate"] is not None:
-        told.append(f"{row['stop_rate']:.0%} of answers stop")
+        info.append(f"{row['stop_rate']:.0%} of answers stop")
     if row["length_ratio"] is not None:
-        told.append(f"{row['length_ratio']:.2f} times the teacher's length")
-    return f"step {row['step']}/{row['steps']}: {', '.join(told)} ({row['rows']} rows, {row['seconds']:.0f} s)"
+        info.append(f"{row['length_ratio']:.2f} times the teacher's length")
+    return f"step {row['step']}/{row['steps']}: {', '.join(info)} ({row['rows']} rows, {row['seconds']:.0f} s)"
 
 
 @contextmanager
@@ -237,8 +237,8 @@ class StopCallback:
         since = len(rows) - 1 - (best if best is not None else -1)
         if since < patience:
             return ""
-        told = f"since step {rows[best]['step']}" if best is not None else "so far"
-        return f"early stopping: no better {watch} {told}, in {since} evaluations (train.early_stopping.patience)"
+        info = f"since step {rows[best]['step']}" if best is not None else "so far"
+        return f"early stopping: no better {watch} {info}, in {since} evaluations (train.early_stopping.patience)"
 
 
 class BestCheckpoint:

@@ -26,7 +26,7 @@ from distill.models.token_bytes import MarkedExample, shown, write_masks
 from distill.train.build import build
 from distill.train.callbacks import TRAIN_LOG, Interrupt, Log, quarantine_row, speed
 from distill.train.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, identity_of, require_space
-from distill.train.dataset import Examples, checked_examples, parted
+from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.evaluation import BestCheckpoint, EvaluationCallback, StopCallback, every, held_of
 from distill.train.lora import state_of
 from distill.train.memory import STATE_BYTES
@@ -103,12 +103,12 @@ def train(
     tokenizer = loading.load_tokenizer(base)
     found = checked_examples(sessions, template, tokenizer, options, tell)
     _show(found, template, tokenizer, options, student_folder, show or _nothing)
-    taught, held = parted(found, sessions, options.eval_rows, seed)
+    taught, held = split_held_out(found, sessions, options.eval_rows, seed)
     kept = _kept_layers(base, layers, prune_by, taught, tell)
-    told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
-    told |= {"quantised": options.method == "qlora", "method": options.method}
-    job = TrainingJob(student_folder, base, kept, tokenizer, template, taught, held, told, options, seed, callbacks)
-    checkpoints = Checkpoints(student_folder, identity_of(taught, told, options, seed), tell)
+    info: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
+    info |= {"quantised": options.method == "qlora", "method": options.method}
+    job = TrainingJob(student_folder, base, kept, tokenizer, template, taught, held, info, options, seed, callbacks)
+    checkpoints = Checkpoints(student_folder, identity_of(taught, info, options, seed), tell)
     if not fresh:
         checkpoints.require_ours()
     with quiet(), in_our_words(student_folder):
@@ -184,7 +184,7 @@ def _result(found: Examples, job: TrainingJob, done: TrainingOutcome) -> TrainRe
     )
 
 
-def _nothing(told: object) -> None:
+def _nothing(info: object) -> None:
     """Say nothing."""
 
 

@@ -180,9 +180,9 @@ class MaskGate:
         parting = next((at for at, (a, b) in enumerate(zip_longest(spelt, wanted)) if a != b), 0)
         place = bisect_right(list(accumulate(map(len, pieces))), parting)
         there = wanted[parting : parting + 40].decode("utf-8", "ignore")
-        told = self._told(row, min(place, len(pieces) - 1))
+        info = self._told(row, min(place, len(pieces) - 1))
         has = f"does not spell what the template has: {_quoted(there)}" if there else "stands behind the template's end"
-        return f"{told} {has}"
+        return f"{info} {has}"
 
     def _check_ids(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> None:
         """Joined parts against the whole: what differs must be a message's special token, or a merge at an edge."""

@@ -19,7 +19,7 @@ from distill.models.pruning import kept_layers
 from distill.models.token_bytes import MarkedExample, shown
 from distill.train import memory
 from distill.train.build import plan_of
-from distill.train.dataset import Examples, checked_examples, parted
+from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.dry_run import StepMeasurement, rehearse
 from distill.train.memory import Fit, fit
 from distill.train.options import TrainOptions
@@ -45,7 +45,7 @@ def plan(
     base = loading.materialise(model, say=say)
     tokenizer = loading.load_tokenizer(base)
     usable = checked_examples(sessions, template, tokenizer, options, say)
-    found, held = parted(usable, sessions, options.eval_rows, seed)
+    found, held = split_held_out(usable, sessions, options.eval_rows, seed)
     kept = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
     device = default_device()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
@@ -116,8 +116,8 @@ def _rows(found: Examples, total: int, held: int, near: int) -> str:
     out = [f"{found.left_out[key]} {name}" for key, name in reasons.items() if found.left_out[key]]
     apart = [f"{held} of them held out to watch by"] if held else []
     apart += [f"{near} near to those left out"] if near else []
-    told = f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
-    return "; ".join([told, *apart])
+    info = f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
+    return "; ".join([info, *apart])
 
 
 def _of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str]:

@@ -136,7 +136,7 @@ def test_each_instance_of_a_seed_is_a_session_and_the_seed_one_task():
         },
     )
     found = list(schemas.parse(iter([row]), schemas.self_instruct))
-    assert [type(one).__name__ for one in found] == ["Parsed", "Rejected", "Parsed"]
+    assert [type(one).__name__ for one in found] == ["ParsedRow", "RejectedRow", "ParsedRow"]
     names = importers.Names()
     assert [importers.session(one, names, {}).id for one in (found[0], found[2])] == ["s", "s~2"]
     assert [importers.task(one, importers.Names(), {}) is None for one in (found[0], found[2])] == [False, True]

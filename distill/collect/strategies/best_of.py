@@ -226,12 +226,12 @@ def _candidates(answers: Sequence[Answer], handling: Handling) -> tuple[Candidat
         return lost
     found, failures = [], []
     for replica, answer in enumerate(answers):
-        said = answer if isinstance(answer, Failure) else split_answer(answer, handling)
-        if isinstance(said, Failure) or isinstance(answer, Failure):
-            failures.append(said)
+        reply = answer if isinstance(answer, Failure) else split_answer(answer, handling)
+        if isinstance(reply, Failure) or isinstance(answer, Failure):
+            failures.append(reply)
             continue
         plain = split_thoughts(answer).answer
-        found.append(Candidate(replica, answer.key, said.answer, plain, said.thoughts, answer.finish == "length"))
+        found.append(Candidate(replica, answer.key, reply.answer, plain, reply.thoughts, answer.finish == "length"))
     return tuple(found) if found else next(failure for failure in failures if isinstance(failure, Failure))
 
 

@@ -16,7 +16,7 @@ from distill.collect.sessions import ROLE, InputForm, lead, put, session
 from distill.core import assets
 from distill.recipe import Asks
 from distill.text.thinking import split_answer
-from distill.text.wrappers import is_no_input, unframed
+from distill.text.wrappers import is_no_input, strip_wrappers
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 IS_LABEL, LABEL_FIRST, INPUT_FIRST, IN_CHAT = (
@@ -138,8 +138,8 @@ class Instances:
         if isinstance(answer, Failure):
             return answer
         keys.append(answer.key)
-        said = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
-        return said[1].lower() == "yes" if said else "unparsed"
+        reply = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
+        return reply[1].lower() == "yes" if reply else "unparsed"
 
     def _request(self, task: Task, by_label: bool) -> Request:
         text = assets.fill(assets.load(LABEL_FIRST if by_label else INPUT_FIRST), instruction=_line(task.instruction))
@@ -186,7 +186,7 @@ def _line(instruction: str) -> str:
 
 def by_labels(text: str) -> list[GeneratedInstance]:
     """The instances of a continuation in which each label is followed by its input; the first may be bare."""
-    body = _NEXT_TASK.split(unframed(text))[0].strip()
+    body = _NEXT_TASK.split(strip_wrappers(text))[0].strip()
     pieces = (piece.strip() for piece in _LABEL.split(body))
     split = (piece.partition("\n") for piece in pieces if piece)
     return [GeneratedInstance(_given(given), label.strip(" \t*_`")) for label, _, given in split]
@@ -194,7 +194,7 @@ def by_labels(text: str) -> list[GeneratedInstance]:
 
 def by_inputs(text: str) -> list[GeneratedInstance]:
     """The instances of a continuation in which each input is followed by its output; no input, a single output."""
-    body = _NEXT_TASK.split(unframed(text))[0].strip()
+    body = _NEXT_TASK.split(strip_wrappers(text))[0].strip()
     pieces = [piece.strip() for piece in _EXAMPLE.split(body)]
     return [_example(piece) for piece in pieces if piece]
 

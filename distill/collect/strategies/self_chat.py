@@ -17,7 +17,7 @@ from distill.core import assets
 from distill.recipe import Asks
 from distill.text.echoes import instructions, is_repeated
 from distill.text.thinking import split_answer
-from distill.text.wrappers import unframed, without_rulers
+from distill.text.wrappers import strip_wrappers, without_rulers
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 VISITOR, HELPER = "[Visitor]", "[Helper]"
@@ -78,18 +78,18 @@ class SelfChat:
         `meta.ended` says why it ends, `meta.leaks` where a turn was cut. `rng` is not used.
         """
         topic = put(task, rng=rng)
-        said = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
-        if isinstance(said, Failure):
-            return said
+        reply = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
+        if isinstance(reply, Failure):
+            return reply
         return session(
             task,
-            [*lead(self.options.system), *said.messages],
+            [*lead(self.options.system), *reply.messages],
             strategy="self_chat",
-            keys=said.keys,
-            truncated=said.truncated,
+            keys=reply.keys,
+            truncated=reply.truncated,
             dialogue=self.options.dialogue,
-            ended=said.ended,
-            leaks=said.leaks,
+            ended=reply.ended,
+            leaks=reply.leaks,
         )
 
     def _in_one(self, topic: str) -> Flow[Dialogue | Failure]:
@@ -101,13 +101,13 @@ class SelfChat:
         if isinstance(read, Failure):
             return read
         begun = VISITOR if self.options.ask == "completion" else ""
-        said = parsed(begun + read.answer, is_cut=answer.finish == "length")
-        said.keys.append(answer.key)
-        if not said.messages:
+        reply = parsed(begun + read.answer, is_cut=answer.finish == "length")
+        reply.keys.append(answer.key)
+        if not reply.messages:
             return Failure(
-                key=answer.key, reason="no_exchange", detail=f"no exchange in it: {said.ended}", transient=False
+                key=answer.key, reason="no_exchange", detail=f"no exchange in it: {reply.ended}", transient=False
             )
-        return said
+        return reply
 
     def _in_rounds(self, topic: str) -> Flow[Dialogue | Failure]:
         def ask_visitor(before: Sequence[Message]) -> Request:
@@ -152,30 +152,30 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
     which another speaker begins is cut there and is the last; a question that was there before, or an answer that only
     says its question again, ends them before that exchange.
     """
-    pieces = _pieces(unframed(text))
+    pieces = _pieces(strip_wrappers(text))
     first = next((index for index, piece in enumerate(pieces) if piece.speaker == "visitor"), len(pieces))
     pieces = pieces[first:]
-    said = Dialogue(ended="complete")
+    reply = Dialogue(ended="complete")
     for index in range(0, len(pieces), 2):
         pair = pieces[index : index + 2]
         is_last = index + 2 >= len(pieces)
         if (reason := _fault(pair, is_cut=is_cut and is_last)) is not None:
-            said.ended = reason
+            reply.ended = reason
             break
         (asked, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
-        if is_repeated(asked, [message.content for message in said.messages[::2]]):
-            said.ended = "repeated"
+        if is_repeated(asked, [message.content for message in reply.messages[::2]]):
+            reply.ended = "repeated"
             break
         if is_repeated(answer, [asked]):
-            said.ended = "echo"
+            reply.ended = "echo"
             break
         if in_question or in_answer:
-            said.leaks, said.ended = ["cut"], "role_leak"
+            reply.leaks, reply.ended = ["cut"], "role_leak"
         if asked and answer and not in_question:
-            said.messages += [Message("user", asked), Message("assistant", answer)]
-        if said.leaks:
+            reply.messages += [Message("user", asked), Message("assistant", answer)]
+        if reply.leaks:
             break
-    return said if pieces else replace(said, ended="no_marks")
+    return reply if pieces else replace(reply, ended="no_marks")
 
 
 def _pieces(text: str) -> list[_Piece]:

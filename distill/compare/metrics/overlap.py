@@ -41,5 +41,5 @@ class Overlap:
         if not reference:
             return {}
         is_latin = reference == rouge_tokens(sample.reference.text)
-        said = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
-        return {"rouge_l": rouge_l(said, reference)}
+        reply = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
+        return {"rouge_l": rouge_l(reply, reference)}

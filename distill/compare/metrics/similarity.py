@@ -61,5 +61,5 @@ class Similarity:
 
 
 def _pair(sample: Sample) -> tuple[str, str] | None:
-    said, reference = sample.answer.text.strip(), sample.reference.text.strip() if sample.reference is not None else ""
-    return None if sample.model == "teacher" or not said or not reference else (said, reference)
+    reply, reference = sample.answer.text.strip(), sample.reference.text.strip() if sample.reference is not None else ""
+    return None if sample.model == "teacher" or not reply or not reference else (reply, reference)

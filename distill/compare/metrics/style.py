@@ -147,18 +147,18 @@ class Style:
         Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
         was recorded without how it ended.
         """
-        said = words(sample.answer.text)
+        reply = words(sample.answer.text)
         found = features(sample.answer.text)
-        told = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
-        scores = {name: found[feature] for name, feature in told} if said else {}
+        info = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
+        scores = {name: found[feature] for name, feature in info} if reply else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
         if sample.reference is not None and (reference := words(sample.reference.text)):
-            scores["length_ratio"] = len(said) / len(reference)
+            scores["length_ratio"] = len(reply) / len(reference)
             if sample.model != "teacher":
                 scores["style_distance"] = self._distance(found, features(sample.reference.text))
-        if len(said) >= N:
-            scores["repetition"] = repetition(said)
+        if len(reply) >= N:
+            scores["repetition"] = repetition(reply)
         return scores
 
     def _distance(self, found: Mapping[str, float], reference: Mapping[str, float]) -> float:

@@ -141,8 +141,8 @@ def farthest_first(
     row is looked at again only when its bound is the least of all (lazily, as Minoux 1978 does for greedy maxima).
     """
     chosen = [_middle(rows, texts)]
-    told = rows @ rows[chosen[0]]
-    bounds = [(product, texts[place], place, 1) for place, product in enumerate(told.tolist()) if place != chosen[0]]
+    info = rows @ rows[chosen[0]]
+    bounds = [(product, texts[place], place, 1) for place, product in enumerate(info.tolist()) if place != chosen[0]]
     heapify(bounds)
     while len(chosen) < count:
         product, text, place, seen = heappop(bounds)

@@ -238,8 +238,8 @@ class BatchJobs:
         if not isinstance(error, ProviderError) or error.reason in _NO_RESPONSE:
             return ProviderError("connection", f"cannot reach {what} at {self.url}: {detail}", transient=True)
         if error.reason == "http_404":
-            said = detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
-            return EndpointError(f"{self.url} does not know {what} ({said}); {advice}")
+            reply = detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
+            return EndpointError(f"{self.url} does not know {what} ({reply}); {advice}")
         return EndpointError(detail) if error.fatal else error
 
 

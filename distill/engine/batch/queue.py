@@ -108,7 +108,7 @@ class Batches:
         if not self._open:
             return ""
         standings = [self._standings[name] for name in self._open if name in self._standings]
-        done, failures = sum(said.completed for said in standings), sum(said.failed for said in standings)
+        done, failures = sum(reply.completed for reply in standings), sum(reply.failed for reply in standings)
         questions = sum(len(batch.sends) for batch in self._open.values())
         notes = [f"{self.count} {'batch' if self.count == 1 else 'batches'} open"]
         notes += [f"{done} of {questions} requests done"] + ([f"{failures} failed"] if failures else [])
@@ -370,12 +370,12 @@ class Batches:
 
     async def _refused(self, batch: BatchRecord, standing: BatchStatus) -> None:
         """A batch that failed as a whole, before anything was asked: by a full queue, by single lines, or for good."""
-        said = standing.refused or (BatchRefusal("failed", "without a reason"),)
-        why = f"{said[0].code}: {said[0].message}"
+        reply = standing.refused or (BatchRefusal("failed", "without a reason"),)
+        why = f"{reply[0].code}: {reply[0].message}"
         keys, change = list(batch.sends), list[Statement]()
-        at_fault = {keys[one.line - 1]: one for one in said if one.line is not None and 1 <= one.line <= len(keys)}
+        at_fault = {keys[one.line - 1]: one for one in reply if one.line is not None and 1 <= one.line <= len(keys)}
         self._refusals += 1
-        if any(one.code == QUEUE_FULL for one in said) and (len(keys) > 1 or self.count > 1):
+        if any(one.code == QUEUE_FULL for one in reply) and (len(keys) > 1 or self.count > 1):
             self._requests = self._requests if self.count > 1 else len(keys) // 2
             self._is_queue_full = True
         elif at_fault and self._refusals <= self._attempts:

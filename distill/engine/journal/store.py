@@ -309,10 +309,10 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
         if isinstance(write.done, asyncio.Future):
             loops.setdefault(write.done.get_loop(), []).append((write.done, result))
         else:
-            _tell([(write.done, result)])
+            _resolve([(write.done, result)])
     for loop, waiters in loops.items():
         with suppress(RuntimeError):  # the loop was left while this was written
-            loop.call_soon_threadsafe(_tell, waiters)
+            loop.call_soon_threadsafe(_resolve, waiters)
 
 
 def _transaction(
@@ -354,7 +354,7 @@ def _changed_or_refused(connection: sqlite3.Connection, change: Change) -> int |
     return RunFolderError(f"a row cannot be stored: {refusal}")
 
 
-def _tell(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | RunFolderError]]) -> None:
+def _resolve(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | RunFolderError]]) -> None:
     for done, result in waiters:
         if done.cancelled():
             continue

@@ -26,8 +26,8 @@ class Fault:
 
 def status(code: int, headers: Mapping[str, str] | None = None, body: Any = None) -> Fault:
     """An HTTP status with an error body of OpenAI's shape, or the body given."""
-    said = {"error": {"message": f"this is a {code}", "type": "test"}} if body is None else body
-    text = said if isinstance(said, str) else json.dumps(said)
+    reply = {"error": {"message": f"this is a {code}", "type": "test"}} if body is None else body
+    text = reply if isinstance(reply, str) else json.dumps(reply)
     return Fault("status", code, {"Content-Type": "application/json", **(headers or {})}, text)
 
 

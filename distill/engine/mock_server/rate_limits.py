@@ -64,7 +64,7 @@ class _Window:
         self._forget(now)
         reset = self._taken[-1][0] + self._seconds - now if self._taken else 0.0
         values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": duration(reset)}
-        return {f"x-ratelimit-{value}-{self.name}": str(said) for value, said in values.items()}
+        return {f"x-ratelimit-{value}-{self.name}": str(reply) for value, reply in values.items()}
 
     def _forget(self, now: float) -> None:
         while self._taken and self._taken[0][0] + self._seconds <= now:
@@ -77,10 +77,10 @@ def duration(seconds: float) -> str:
     if milliseconds < 1000:
         return f"{milliseconds}ms"
     minutes, rest = divmod(milliseconds, 60_000)
-    said = f"{rest / 1000:g}s"
+    reply = f"{rest / 1000:g}s"
     if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60}m{said}"
-    return f"{minutes}m{said}" if minutes else said
+        return f"{minutes // 60}h{minutes % 60}m{reply}"
+    return f"{minutes}m{reply}" if minutes else reply
 
 
 class RateLimitGate:
@@ -107,17 +107,17 @@ class RateLimitGate:
 
     def _refuse(self, window: _Window, wait: float) -> Fault:
         again = "It is larger than the limit." if wait == math.inf else f"Please try again in {duration(wait)}."
-        said = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
-        told = self._limits.retry_after and wait < math.inf
-        headers = {"Retry-After": str(math.ceil(wait))} if told else {}
-        return status(429, headers, error_body(said, window.name, "rate_limit_exceeded"))
+        reply = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
+        info = self._limits.retry_after and wait < math.inf
+        headers = {"Retry-After": str(math.ceil(wait))} if info else {}
+        return status(429, headers, error_body(reply, window.name, "rate_limit_exceeded"))
 
     def headers(self) -> dict[str, str]:
         """What every response says of the limits."""
         if not self._limits.headers:
             return {}
         now = time.monotonic()
-        return {name: said for window in self._windows for name, said in window.headers(now).items()}
+        return {name: reply for window in self._windows for name, reply in window.headers(now).items()}
 
 
 def _tokens(body: Mapping[str, Any]) -> int:

@@ -156,12 +156,12 @@ class MockServer:
         return response
 
     def _reply(self, body: dict[str, Any]) -> web.Response:
-        said = self._answer(body)
-        if isinstance(said, dict):
-            return web.json_response(said)
+        reply = self._answer(body)
+        if isinstance(reply, dict):
+            return web.json_response(reply)
         choice: dict[str, Any] = {"index": 0, "finish_reason": self._finish}
-        choice |= {"text": said} if "prompt" in body else {"message": {"role": "assistant", "content": said}}
-        usage = {"prompt_tokens": len(question(body).split()), "completion_tokens": len(said.split())}
+        choice |= {"text": reply} if "prompt" in body else {"message": {"role": "assistant", "content": reply}}
+        usage = {"prompt_tokens": len(question(body).split()), "completion_tokens": len(reply.split())}
         return web.json_response({"id": "x", "model": body["model"], "choices": [choice], "usage": usage})
 
 

@@ -55,17 +55,17 @@ def _left(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
     )
 
 
-def _number(said: str) -> float | None:
+def _number(reply: str) -> float | None:
     try:
-        number = float(said.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0])
+        number = float(reply.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0])
     except ValueError:
         return None
     return number if 0 <= number < _EPOCH_MILLISECONDS else None
 
 
-def duration_seconds(said: str) -> float | None:
+def duration_seconds(reply: str) -> float | None:
     """`6m0s`, `120ms`, `59.7` (seconds) or a moment since the epoch, as seconds from now; `None` if unreadable."""
-    text = said.strip().lower()
+    text = reply.strip().lower()
     try:
         number = float(text)
     except ValueError:
@@ -79,9 +79,9 @@ def duration_seconds(said: str) -> float | None:
     return max(0.0, number) if number < _EPOCH_SECONDS else None
 
 
-def _date_seconds(said: str) -> float | None:
+def _date_seconds(reply: str) -> float | None:
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(reply).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
 
@@ -94,5 +94,5 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     named = {name.lower(): value.strip() for name, value in headers.items()}
     if re.fullmatch(r"\d+(\.\d+)?", milliseconds := named.get("retry-after-ms", "")):
         return float(milliseconds) / 1000
-    said = named.get("retry-after", "")
-    return float(said) if re.fullmatch(r"\d+(\.\d+)?", said) else _date_seconds(said)
+    reply = named.get("retry-after", "")
+    return float(reply) if re.fullmatch(r"\d+(\.\d+)?", reply) else _date_seconds(reply)

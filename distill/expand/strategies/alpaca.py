@@ -116,7 +116,7 @@ class Alpaca:
         if isinstance(answer, Failure):
             return []
         meta = pool.origin("alpaca", k, answer, [each.id for each in shown])
-        tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(pool.said(answer)))]
+        tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(pool.reply_text(answer)))]
         if answer.finish == "length" and tasks:
             tasks[-1] = pool.with_fault(tasks[-1], "cut_off")
         return tasks or pool.candidates(k, [], meta, is_cut=False)

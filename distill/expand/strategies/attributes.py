@@ -96,7 +96,7 @@ class Attributes:
             return []
         meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in drawn.items()])
         meta |= {"attributes": drawn, **({"kind": drawn["kind"]} if "kind" in drawn else {})}
-        items = [item for _, item in pool.marked(pool.said(answer))]
+        items = [item for _, item in pool.marked(pool.reply_text(answer))]
         return pool.candidates(k, items, meta, is_cut=answer.finish == "length")
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:

@@ -190,8 +190,8 @@ class EvolInstruct:
         """What rules an evolution out before it is examined."""
         if is_cut:
             return "cut_off"
-        told = instructions(self._templates[operation])
-        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, told)):
+        info = instructions(self._templates[operation])
+        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, info)):
             return "marker_words"
         if refuses(text):
             return "refusal"
@@ -227,8 +227,8 @@ def _unanswered(answer: Completion | Failure) -> str | None:
     """Why an answer rules its task out; one that is cut inside its thoughts shows nothing."""
     if isinstance(answer, Failure):
         return "unanswered"
-    said = split_thoughts(answer)
-    return None if said.is_open else answer_fault(said.answer)
+    reply = split_thoughts(answer)
+    return None if reply.is_open else answer_fault(reply.answer)
 
 
 def _with_output(task: Task, answer: Completion | Failure | None) -> Task:
@@ -249,8 +249,8 @@ def verdict(text: str) -> str | None:
     The last line that is only a verdict counts; where none is, what the whole reply says.
     """
     alone = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
-    said = alone[-1][1] if alone else text
-    found = {not match["not"] for match in _EQUAL.finditer(said)}
+    reply = alone[-1][1] if alone else text
+    found = {not match["not"] for match in _EQUAL.finditer(reply)}
     if len(found) != 1:
         return "unjudged"
     return "equal" if found.pop() else None

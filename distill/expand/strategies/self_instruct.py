@@ -109,7 +109,9 @@ class SelfInstruct:
             return []
         meta = pool.origin("self_instruct", k, answer, [id for id, _ in shown])
         kind = {"kind": "classification"} if self.options.classification else {}
-        return pool.candidates(k, pool.numbered(pool.said(answer)), {**meta, **kind}, is_cut=answer.finish == "length")
+        return pool.candidates(
+            k, pool.numbered(pool.reply_text(answer)), {**meta, **kind}, is_cut=answer.finish == "length"
+        )
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
         """Take those that pass every rule; each that does not is counted in `rejected` by its reason."""

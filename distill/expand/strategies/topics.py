@@ -128,8 +128,8 @@ class Topics:
             text = assets.fill(self._list, count=str(count), letters=f"{letters[0]}, {letters[1]} and {letters[2]}")
             asked.append(pool.request(text, number, sampling))
         answers: tuple[Completion | Failure, ...] = yield tuple(asked)
-        said = [pool.said(answer) for answer in answers if isinstance(answer, Completion)]
-        self._topics = list(dict.fromkeys(topic for text in said for topic in listed_topics(text)))
+        reply = [pool.reply_text(answer) for answer in answers if isinstance(answer, Completion)]
+        self._topics = list(dict.fromkeys(topic for text in reply for topic in listed_topics(text)))
         return self._topics
 
     def _request(self, kind: Kind, topics: Sequence[str], k: int) -> Request:
@@ -150,7 +150,7 @@ def listed_topics(text: str) -> list[str]:
 
 def _read(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
     """Each item with the topic of its number; a number beyond them has none."""
-    items = pool.marked(pool.said(answer))
+    items = pool.marked(pool.reply_text(answer))
     tasks = pool.candidates(k, [item for _, item in items], meta, is_cut=answer.finish == "length")
     if not items:
         return tasks

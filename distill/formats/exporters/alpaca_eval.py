@@ -6,7 +6,16 @@ from collections import Counter
 
 from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
-from distill.formats.exporters.comparisons import MODELS, asked, folder, named, rows_of, said, scores_of, write_json
+from distill.formats.exporters.comparisons import (
+    MODELS,
+    answer_text,
+    folder,
+    named,
+    prompt_text,
+    rows_of,
+    scores_of,
+    write_json,
+)
 
 COMMAND = (
     "alpaca_eval --model_outputs student.json --reference_outputs teacher.json --annotators_config YOUR_JUDGE "
@@ -27,10 +36,10 @@ class AlpacaEvalExporter:
         for row in rows:
             if any(model not in row["answers"] for model in models):
                 refused["a_model_has_no_answer"] += 1
-            elif asked(row) in seen:
+            elif prompt_text(row) in seen:
                 refused["same_prompt"] += 1
             else:
-                seen.add(asked(row))
+                seen.add(prompt_text(row))
                 chosen.append(row)
         if not chosen:
             raise RunFolderError(f"{job.run}: no prompt was answered by all models, so there is nothing to write")
@@ -38,7 +47,12 @@ class AlpacaEvalExporter:
             for model in models:
                 name = named(scores, model)
                 outputs = [
-                    {"instruction": asked(row), "output": said(row, model), "generator": name, "dataset": "distill"}
+                    {
+                        "instruction": prompt_text(row),
+                        "output": answer_text(row, model),
+                        "generator": name,
+                        "dataset": "distill",
+                    }
                     for row in chosen
                 ]
                 write_json(new / f"{model}.json", outputs)

@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
 from distill.formats.exporters import ExportJob, ExportResult
-from distill.formats.exporters.comparisons import Row, asked, named, rows_of, said, scores_of
+from distill.formats.exporters.comparisons import Row, answer_text, named, prompt_text, rows_of, scores_of
 
 SUFFIXES = (".json", ".eval")
 
@@ -60,9 +60,9 @@ def _results(scores: Row) -> list[Any]:
 
     found = []
     for name, entry in (scores.get("metrics") or {}).items():
-        told = (entry.get("by") or {}).get("student")
-        if told is not None:
-            metrics = {key: EvalMetric(name=key, value=told[key]) for key in ("mean", "low", "high")}
+        info = (entry.get("by") or {}).get("student")
+        if info is not None:
+            metrics = {key: EvalMetric(name=key, value=info[key]) for key in ("mean", "low", "high")}
             found.append(EvalScore(name=name, scorer="distill", metrics=metrics))
     return found
 
@@ -72,14 +72,14 @@ def _sample(row: Row, scores: Row) -> Any:
     from inspect_ai.model import ModelOutput
     from inspect_ai.scorer import Score
 
-    text = said(row, "student") or ""
+    text = answer_text(row, "student") or ""
     values = row["scores"].get("student", {})
     return EvalSample(
         id=row["id"],
         epoch=1,
-        input=asked(row),
-        target=said(row, "teacher") or "",
+        input=prompt_text(row),
+        target=answer_text(row, "teacher") or "",
         output=ModelOutput.from_content(named(scores, "student"), text),
         scores={name: Score(value=value, answer=text) for name, value in values.items()},
-        metadata={"category": row.get("category", "all"), "base": said(row, "base") or ""},
+        metadata={"category": row.get("category", "all"), "base": answer_text(row, "base") or ""},
     )

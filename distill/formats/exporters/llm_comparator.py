@@ -10,12 +10,12 @@ from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
-    asked,
+    answer_text,
     both,
     folder,
     named,
+    prompt_text,
     rows_of,
-    said,
     scores_of,
     write_json,
 )
@@ -68,13 +68,13 @@ def _example(row: Row, pair: tuple[str, str], third: str, measures: Mapping[str,
     judged = (row.get("judge") or {}).get("pairs", {}).get(":".join(pair))
     numbers = {title: [row["scores"][model][name] for model in pair] for name, title in measures.items()}
     return {
-        "input_text": asked(row),
+        "input_text": prompt_text(row),
         "tags": [row.get("category", "all")],
-        "output_text_a": said(row, pair[0]),
-        "output_text_b": said(row, pair[1]),
+        "output_text_a": answer_text(row, pair[0]),
+        "output_text_b": answer_text(row, pair[1]),
         "score": POINTS.get(judged["outcome"], 0.0) if judged else 0.0,
         "individual_rater_scores": list(_ratings(judged, pair)) if judged else [],
-        "custom_fields": {third: said(row, third) or "", **numbers},
+        "custom_fields": {third: answer_text(row, third) or "", **numbers},
     }
 
 

@@ -65,7 +65,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, ARCHITECTURES[type(model).__name__])
     try:
         _describe(writer, config, name=name, dtype=dtype)
-        _tell_vocabulary(writer, vocabulary, tokenizer, template)
+        _write_vocabulary(writer, vocabulary, tokenizer, template)
         tensors = list(_names(model, gguf))
         for stored, weight in tensors:
             _announce(writer, stored, weight, dtype, gguf)
@@ -128,7 +128,7 @@ def _describe(writer: Any, config: Any, *, name: str, dtype: str) -> None:
     writer.add_rope_dimension_count(head_size(config))
 
 
-def _tell_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, template: str) -> None:
+def _write_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, template: str) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(list(vocabulary.tokens))
