@@ -1,4 +1,4 @@
-"""What `import distill` offers to run recipes with: the whole of one, or a stage, from a script or a notebook."""
+"""The Python API: runs a recipe or one stage from a script or notebook, and opens run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The core values that stages, parts and the engine hand each other; standard library only.
+"""Core values exchanged by stages, parts and the engine; standard library only.
 
 All are frozen and slotted. At the file edge they become JSON through `distill.core.jsonl`.
 """

@@ -1,4 +1,4 @@
-"""TODO distill.cli.main.show."""
+"""Prints a run: status, costs, the curation funnel and the worst answers."""
 
 from __future__ import annotations
 

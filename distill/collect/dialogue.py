@@ -1,4 +1,4 @@
-"""Drives a conversation between a simulated user and the teacher, and tells when the user falls out of the role."""
+"""Conversation between a simulated user and the teacher; detects a user that falls out of its role."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strategies that answer tasks share: how a task is put, and what a session says of itself."""
+"""Helpers for answering strategies: renders a task as messages, and builds the session of its answer."""
 
 from __future__ import annotations
 

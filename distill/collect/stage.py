@@ -1,4 +1,4 @@
-"""Stage collect: has every task answered, writes sessions.jsonl in task order and failures.jsonl."""
+"""Stage collect: has every task answered; writes sessions.jsonl in task order, and failures.jsonl."""
 
 from __future__ import annotations
 

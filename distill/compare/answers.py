@@ -1,4 +1,4 @@
-"""Asks base, student and teacher, one model in memory at a time, through engines that the doors make."""
+"""Generates the answers of base, student and teacher to the held-out prompts, one local model in memory at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds runs against each other on their common prompts: what changed, and whether it is more than noise.
+"""Compares runs on their common prompts: differences, with tests of significance.
 
 Two runs are paired prompt by prompt; of several, the measures are shown over how much each was trained on.
 """

@@ -1,4 +1,4 @@
-"""Has a judge say whose answer is better, in both orders, or grade each alone; answers are data to it.
+"""LLM judge: pairwise in both orders, or single grades; answers are treated as data, not as instructions.
 
 A pair is won only if the judge names the same model in both orders, as in MT-Bench (Zheng et al., 2023, arXiv
 2306.05685, section 3.4); what it contradicts itself in is a tie, and what cannot be read is a class of its own.

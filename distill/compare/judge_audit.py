@@ -1,4 +1,4 @@
-"""What a judge's verdicts come to, and how far they can be believed: printed together, or the verdict is withheld."""
+"""Audits a judge: win rates with position bias, length bias and self-consistency; withholds unreliable verdicts."""
 
 from __future__ import annotations
 

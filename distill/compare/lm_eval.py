@@ -1,4 +1,4 @@
-"""Base and student on tasks of the lm-evaluation-harness, paired by document: what training cost in abilities.
+"""Evaluates base and student on lm-evaluation-harness tasks, paired by document: abilities lost by training.
 
 What a model said to a task is kept in the run folder's `lm_eval/`, one row a task, under everything that decides it, so
 that a comparison which was killed runs no task twice.

@@ -1,4 +1,4 @@
-"""Runs tasks of EleutherAI's lm-evaluation-harness (the package `lm_eval`) on a model of this process.
+"""Runs tasks of EleutherAI's lm-evaluation-harness (the package `lm_eval`) on a model in this process.
 
 Tasks are taken by their names from the package's own index: a name is never read as a path. Nothing brings code of its
 own: not a data set, not a metric of the Hub; and tasks that execute what a model writes are refused.

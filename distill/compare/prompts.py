@@ -1,4 +1,4 @@
-"""Reads what is asked: the run's held-out rows, or any file of prompts; and answers that were recorded elsewhere."""
+"""Reads the prompts to compare on, from held-out rows or a file, and recorded answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The held-out prompts, and what is known so far of each model's answers to them."""
+"""Prompts, answers and scores of a comparison in progress."""
 
 from __future__ import annotations
 

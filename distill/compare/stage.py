@@ -1,4 +1,4 @@
-"""The compare stage: base, student and teacher on the held-out prompts, side by side, with paired intervals.
+"""Stage compare: base, student and teacher on the held-out prompts, with paired intervals.
 
 Everything is asked through the engine, so a run that was killed asks nothing twice. One model is in memory at a time:
 the teacher answers every prompt once more (the ceiling) and is stopped; base and student answer, and are asked how

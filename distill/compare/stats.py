@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals over prompts, paired where two models answered the same prompts.
+"""Bootstrap intervals and sign-flip tests over prompts, paired where two models answered the same prompts.
 
 The prompt is the unit: what one prompt gives, for several models or in several samples, is resampled together. The
 intervals are expanded percentile intervals: those of Efron & Tibshirani (1993, ch. 13), taken a little further out, so

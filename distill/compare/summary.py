@@ -1,4 +1,4 @@
-"""What scores.json says of each measure: means and differences with intervals and p, whole and by category."""
+"""Summary for scores.json: per measure, means and differences with intervals and p-values, by category."""
 
 from __future__ import annotations
 

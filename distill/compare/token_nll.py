@@ -1,4 +1,4 @@
-"""How surprised base and student are by each token of the teacher's answers, for the reader of the report."""
+"""Per-token NLL of the teacher's answers under base and student, for the report."""
 
 from __future__ import annotations
 

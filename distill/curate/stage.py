@@ -1,4 +1,4 @@
-"""Stage curate: sorts sessions into those to train on, those held out for compare, and those dropped, each with why."""
+"""Stage curate: splits sessions into kept, held-out and dropped rows, each with its verdicts."""
 
 from __future__ import annotations
 

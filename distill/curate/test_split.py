@@ -1,4 +1,4 @@
-"""TODO distill.curate.stage.test_split."""
+"""Splits off the held-out test prompts, and drops training rows near them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drives the generators that need a model: what it hands back, and how it stops early."""
+"""The engine's results and the exceptions that end it early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO distill.engine.backpressure."""
+"""Circuit breaker and adaptive concurrency for one endpoint."""
 
 from __future__ import annotations
 

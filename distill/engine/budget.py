@@ -1,4 +1,4 @@
-"""A hard cap on spending: the worst case is reserved before a request leaves, and settled when its price is known."""
+"""Hard spending cap: reserves the worst case before a request leaves, and settles it when the cost is known."""
 
 from __future__ import annotations
 

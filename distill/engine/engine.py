@@ -1,4 +1,4 @@
-"""Drives flows and growths: asks what they yield, sends them what was answered, and hands back what they return."""
+"""Runs flows and growths: sends their requests, feeds answers back, and returns their results."""
 
 from __future__ import annotations
 

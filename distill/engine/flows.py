@@ -1,4 +1,4 @@
-"""One flow on its way: what it asks, what it is given, how it ends; and how far a journal alone takes it."""
+"""State of one running flow, and replay of flows from the journal alone."""
 
 from __future__ import annotations
 

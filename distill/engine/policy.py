@@ -1,4 +1,4 @@
-"""How an engine asks: retries, concurrency, hedging, and the state of one question on its way."""
+"""Request policy: retries, concurrency, hedging, and the state of one request in flight."""
 
 from __future__ import annotations
 

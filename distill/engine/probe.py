@@ -1,4 +1,4 @@
-"""What an endpoint honours: a dozen tiny calls show which parameters have an effect, and the answer is kept.
+"""Probes which parameters an endpoint honours, with a dozen tiny calls, and caches the result.
 
 OpenAI-compatible servers ignore parameters in silence. `probe` asks (`doctor URL` and `check --probe` call it, a run
 never does), `save` and `load` keep the findings in the user's cache, `warnings` and `ignored` say what they mean for a

@@ -1,4 +1,4 @@
-"""TODO distill.engine.probe_verdicts."""
+"""Interprets the replies to a probe: honoured, ignored, refused or unclear, per parameter."""
 
 from __future__ import annotations
 

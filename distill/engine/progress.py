@@ -1,4 +1,4 @@
-"""What a drive says of itself while it runs: how much, how fast, at what price, and what limits it."""
+"""Progress of an engine run: counts, throughput, cost, and the current bottleneck."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: one limiter an endpoint and key, which fuses every signal there is.
+"""One limiter per endpoint and key; combines all rate-limit signals.
 
 What it obeys, each on its own: the slots of the recipe, requests and tokens a minute of the recipe, what is left by the
 endpoint's headers, Retry-After, the share of requests turned away (for endpoints that say nothing), and a breaker.

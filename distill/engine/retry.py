@@ -1,4 +1,4 @@
-"""When to ask again: tenacity's stop and wait rules as plain functions, for a lane that sleeps without a slot."""
+"""Retry policy: tenacity's stop and wait rules, for retries that wait without holding a concurrency slot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers one request: from the journal, else by asking once, in a slot, within the budget, with patience."""
+"""Answers one request: from the journal, else by sending it within concurrency, budget and retry limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What expansions share: seeds, the reading of lists, rules of form, and a pool that takes only what is new."""
+"""The task pool shared by expansion strategies: parses lists, checks form, and rejects near-duplicates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage expand: grows tasks through the teacher, and writes tasks.jsonl and, with the reasons, refused.jsonl."""
+"""Stage expand: grows tasks with the teacher; writes tasks.jsonl, and refused.jsonl with reasons."""
 
 from __future__ import annotations
 

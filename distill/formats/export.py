@@ -1,4 +1,4 @@
-"""Writes what a run made in a format of others: the `export` command."""
+"""The `export` command: writes a run's rows, comparison or student in another format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO distill.formats.import_file."""
+"""The `import` command: converts a foreign file to sessions or tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of files that others wrote: JSON lines or a JSON array, read as a stream, each row with its line.
+"""Streams rows of foreign JSON Lines or JSON array files, each with its line number.
 
 A row that cannot be read is told with its line and the rest goes on; only an array that breaks off ends the reading,
 as nothing says where its next element would start.

@@ -1,4 +1,4 @@
-"""Conversation trees as Open Assistant exports them: of each tree, the path of the best-ranked replies.
+"""Parses Open Assistant's exported conversation trees into the path of best-ranked replies.
 
 Guanaco (Dettmers et al., 2023) trained on the top-ranked reply at each level of OASST1. Both exports are read: a tree a
 row (`prompt` with nested `replies`), and a message a row (`parent_id`), as on the Hub.

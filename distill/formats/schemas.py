@@ -1,4 +1,4 @@
-"""The shapes in which others write tasks and conversations, and what a row of each says.
+"""Row schemas of foreign datasets, and their parsers.
 
 A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. What is merely unwanted
 (words, languages, lengths, duplicates) is for curate to say.

@@ -1,4 +1,4 @@
-"""Brings in data that others made: the `import` command, and a recipe's `sources`, whose sessions join collect's."""
+"""A recipe's `sources`: foreign data whose sessions join those of collect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher on this machine: starts a server as a child process when it is first asked, and sees that it ends."""
+"""A local teacher as a child process: started at the first request, stopped at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers requests as they come: one thread reads prompts, and one decodes a batch that they join and leave."""
+"""Continuous batching: one thread prefills prompts, one decodes a batch that requests join and leave."""
 
 from __future__ import annotations
 

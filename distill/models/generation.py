@@ -1,4 +1,4 @@
-"""Answers of a model in this process: batched sampling in which an answer does not depend on its company.
+"""Batched sampling in this process; an answer does not depend on the rest of its batch.
 
 Each request has random numbers of its own, from (seed, prompt, replica). Batch, order and role do not enter, so two
 models asked the same prompts are compared under common random numbers. What remains is rounding: in another batch a

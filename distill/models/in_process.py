@@ -1,4 +1,4 @@
-"""A model in this process as a provider: loaded at the first request, so that replaying a journal loads nothing."""
+"""Provider for a model in this process; loads at the first request, so that a replay loads nothing."""
 
 from __future__ import annotations
 

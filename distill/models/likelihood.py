@@ -1,4 +1,4 @@
-"""How probable a model in this process finds given answers."""
+"""Log-likelihoods of given answers under a model in this process."""
 
 from __future__ import annotations
 

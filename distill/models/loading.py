@@ -1,4 +1,4 @@
-"""Turns what a recipe calls a model into a folder of safetensors, and such a folder into a model in memory."""
+"""Resolves a recipe's model name to a safetensors folder, and loads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts token lists of different lengths into padded batches that fit in memory."""
+"""Groups token lists into padded batches that fit in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one door to models of others: what will be read is checked first, and no code of theirs is run.
+"""The only way to load foreign models and tokenizers: files are checked first, remote code is never run.
 
 A folder that came from elsewhere is trusted for numbers (safetensors, GGUF), a tokenizer, and a chat template in
 transformers' sandbox; not for code, pickles, or files outside of it. The checks need the standard library alone.

@@ -1,4 +1,4 @@
-"""The app behind `distill serve`: an OpenAI-compatible endpoint for a local model or a run's student."""
+"""HTTP application of `distill serve`: OpenAI-compatible, for a local model or a run's student."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may use `distill serve`: not web pages of other origins, by whatever DNS name, and nobody without its key.
+"""Access control of `distill serve`: origins, Host header and API key.
 
 A page may post plain text to any address without asking (fetch.spec.whatwg.org, "CORS-safelisted"), and reads the
 answer where it has its own name resolve to this machine (DNS rebinding). So each request must name this server in

@@ -1,4 +1,4 @@
-"""Whether a student is asked, when it is served, in the very tokens that it was trained on: the train–serve check.
+"""Train–serve check: whether serving renders a conversation to the tokens used in training.
 
 A conversation up to its next answer has the same token ids by (a) the trainer (`chat.prompt_ids`), (b) the chat
 template saved with the student, as `apply_chat_template` renders it, (c) a running server. Where one differs, the first

@@ -1,4 +1,4 @@
-"""Keeps transformers off the terminal while it loads, and puts its faults on one line."""
+"""Silences transformers while it loads, and shortens its errors to one line."""
 
 from __future__ import annotations
 

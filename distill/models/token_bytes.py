@@ -1,4 +1,4 @@
-"""Says what each token id spells, byte for byte, and shows examples with their trained tokens marked.
+"""Bytes of each token id, and display of examples with their trained tokens marked.
 
 `decode` cannot tell: it drops spaces at the ends of pieces, and half a character comes out as a replacement sign.
 """

@@ -1,4 +1,4 @@
-"""Looks at this machine, and at an endpoint: what is there, what is missing, what to do."""
+"""The `doctor` command: examines this machine or an endpoint, and says what to install or change."""
 
 from __future__ import annotations
 

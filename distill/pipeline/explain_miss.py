@@ -1,4 +1,4 @@
-"""Looks into a run's journal without asking anybody: why something would be asked again, and what can go."""
+"""The `explain-miss` and `clean` commands: why a request would be sent again, and what can be removed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe will cost before it runs (`check`), and where a run stands (`show`): formulas and files, no model."""
+"""Forecasts requests, tokens, cost and memory of a recipe (`check`) by formula, without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans the next round of collection: seeds near what the student loses and was taught little of, and a recipe.
+"""The `next` command: seeds and a recipe for another round, from prompts that the student loses.
 
 A student that beats its base everywhere is asked for more where it gained least.
 

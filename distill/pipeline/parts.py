@@ -1,4 +1,4 @@
-"""Joins recipes and shelves: finds a recipe by path or name, and validates its parts' options."""
+"""Loads recipes by path or name, and validates the options of their parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO distill.pipeline.runner.requirements."""
+"""Checks that the packages and endpoints that a recipe needs are present before it runs."""
 
 from __future__ import annotations
 

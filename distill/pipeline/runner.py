@@ -1,4 +1,4 @@
-"""Drives the stages of a recipe over one run folder: what is current is skipped, what is bought is replayed."""
+"""Runs the stages of a recipe over one run folder; skips current stages and replays bought answers."""
 
 from __future__ import annotations
 

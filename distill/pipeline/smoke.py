@@ -1,4 +1,4 @@
-"""Runs a recipe through once in seconds: every stage and part of it, with a tiny random model and few rows.
+"""The `smoke` command: runs every stage and part of a recipe in seconds, with a tiny random model and few rows.
 
 What is changed of the recipe are models and where they are, sizes, paths and counts; nothing else, so that a recipe
 which passes does in the large what it did in the small. The teacher is `mock_server.stand_in` behind a real server on

@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that describes one imitation run, validated whole before anything happens.
+"""The recipe: one YAML file that describes one run, validated whole before anything happens.
 
 Sections that belong to interchangeable parts (a strategy, a filter, a metric, a training method) are validated by the
 part's own options; the doors hand them in as `Parts`, so that this module knows no part.

@@ -1,4 +1,4 @@
-"""Reads a recipe's file, and makes a validated recipe of it."""
+"""Loads a recipe: reads YAML, applies overrides, validates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gives a recipe absolute paths, and the SHA-256 of each file that it names."""
+"""Resolves a recipe's paths, and adds the SHA-256 of each file it names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of a recipe: their keys, their units and what each accepts."""
+"""Sections of the recipe: keys, units and accepted values."""
 
 from __future__ import annotations
 

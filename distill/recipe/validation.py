@@ -1,4 +1,4 @@
-"""Validates a recipe and the options of its parts, with one line for each fault."""
+"""Validates a recipe and its parts' options, and reports one line per error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers side by side: the worst of them in plain view, and all of them as data for the page's viewer."""
+"""Answers side by side: the worst inline, all of them as data for the page's viewer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the comparison found: the headline's drawing, the metrics, the categories, and why to believe them."""
+"""Comparison sections of the report: headline chart, metrics, categories, judge, reasons for trust."""
 
 from __future__ import annotations
 

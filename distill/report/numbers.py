@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them, scales to draw on, and the JSON that other stages left."""
+"""Number formatting, chart scales, and reading of other stages' JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the stages did: rows on their way, time, cost, and the loss."""
+"""Run sections of the report: funnel, time, cost and loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packs how surprising each token of the teacher's answer is into a few bytes, for the page's viewer."""
+"""Packs per-token NLL of the teacher's answers into bytes for the page's viewer."""
 
 from __future__ import annotations
 

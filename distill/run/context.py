@@ -1,4 +1,4 @@
-"""What the stages of one invocation share, and what a stage is to the pipeline."""
+"""What the stages of one invocation share: recipe, run, engines and console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a dataset that a run made: a README.md with a head in YAML, as the Hugging Face Hub reads it.
+"""Dataset card: a README.md with YAML front matter for the Hugging Face Hub.
 
 All of it comes from the run's own records. What others wrote (names, terms) is shown as text, never as markup.
 """

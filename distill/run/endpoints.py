@@ -1,4 +1,4 @@
-"""The recipe's teachers as the stages meet them: who answers which task, under which limits, at what price."""
+"""Binds the recipe's teachers to endpoints: task assignment, rate limits and prices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many rows each curation rule costs, alone and beside the others, with examples: for `show` and the report."""
+"""Rows lost per curation rule, alone and combined, with examples; for `show` and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a student: a README.md with a head in YAML, as the Hugging Face Hub reads it, that says where it is from.
+"""Model card of a student: a README.md with YAML front matter for the Hugging Face Hub, with its provenance.
 
 All of it comes from the run's own records: teacher and terms, seeds and strategies, hashes, filters, training, cost,
 what the comparison found, and for an export its receipt. What others wrote is shown as text, never as markup.

@@ -1,4 +1,4 @@
-"""The run folder: its lock, its record `run.json`, its log, and which stages need to run again."""
+"""The run folder's lock, its record run.json, and its log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's students: the one that is there, the one being trained, and the one before; and what made each of them.
+"""A run's students (current, in training, previous), and the record of what made each.
 
 Training writes `student.next/`; the last file there is `training.json`. From then on it is finished: `student/` becomes
 `student.previous/`, and `student.next/` becomes `student/`. What stops a process on the way, `settle` takes up again.

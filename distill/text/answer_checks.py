@@ -1,4 +1,4 @@
-"""Finds the final answer of a worked solution, and compares final answers; reads text, never runs it."""
+"""Extracts and compares final answers of worked solutions; parses text, never runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells a text that only says again what was said before, or what its writer was told to do."""
+"""Detects text that only repeats earlier turns or its own instructions."""
 
 from __future__ import annotations
 

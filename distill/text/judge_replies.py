@@ -1,4 +1,4 @@
-"""Reads what a judge's reply decides, and takes nothing that only repeats the text which was to be judged."""
+"""Parses a judge's reply into a grade or choice, ignoring quotes of the judged text."""
 
 from __future__ import annotations
 

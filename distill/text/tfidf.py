@@ -1,4 +1,4 @@
-"""Which texts are about the same as others, by the words they share: TF-IDF cosines, over rows read as a stream."""
+"""TF-IDF cosine similarity over rows read as a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells a model's thoughts from its answer, however the endpoint hands them over."""
+"""Separates a reasoning model's thoughts from its answer, for all common endpoint formats."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Takes off what a teacher puts around what it was asked for: a fence, a greeting, quotation marks, closing remarks."""
+"""Strips wrappers from a reply: code fence, greeting, quotes, closing remark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds the trainer that a recipe asks for: the base in 4 bits or whole, its adapter, TRL's arguments.
+"""Builds the trainer: quantized or full base, adapter, TRL arguments.
 
 `assemble` and what it needs load no pydantic, so that training can be measured where only its own packages are.
 """

@@ -1,4 +1,4 @@
-"""What a training run says while it goes: files of JSON lines in the student's folder, and the progress.
+"""Training logs and progress.
 
 `train_log.jsonl` has one row a step: `step`, `steps`, `epoch`, `loss` in nats a trained token, `learning_rate`,
 `grad_norm` before it is cut, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows

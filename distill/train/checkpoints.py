@@ -1,4 +1,4 @@
-"""The checkpoints of a training run: which run each belongs to, whether it is whole, where to go on.
+"""Training checkpoints: identity of the run they belong to, integrity, and where to resume.
 
 `student/checkpoints/` holds `identity.json` (what decides the run's weights), and the last two `checkpoint-STEP/`. Of
 these, one counts that holds a mark, `distill.json`: the SHA-256 of the identity and of every file. The mark comes last,

@@ -1,4 +1,4 @@
-"""Turns sessions into examples, token ids and loss mask, each checked by the mask gate; says what is left out."""
+"""Converts sessions to token ids and loss masks, each checked; reports what is left out."""
 
 from __future__ import annotations
 

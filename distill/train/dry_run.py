@@ -1,4 +1,4 @@
-"""Measures one forward pass, backward pass and optimizer step of a training, in a process of its own.
+"""Measures one forward pass, backward pass and optimizer step in a separate process.
 
 There its memory can be told from ours, and running out of it ends nothing else. The job comes as JSON on standard
 input; what was measured is written as JSON to the file that it names.

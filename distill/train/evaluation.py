@@ -1,4 +1,4 @@
-"""Looks at the student while it learns: on held-out sessions, in numbers and in three answers beside the teacher's.
+"""Evaluation during training: metrics on held-out sessions, and three answers beside the teacher's.
 
 The sessions come out of the kept rows and are not trained on; the test split stays unseen, so that what is chosen by
 these numbers (early stopping, the best weights) does not flatter the comparison.

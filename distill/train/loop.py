@@ -1,4 +1,4 @@
-"""Trains a student on kept sessions: (Q)LoRA through TRL, with our own ids and loss mask, exactly resumable."""
+"""The training run: (Q)LoRA or full fine-tuning through TRL, with our own loss mask, resumable bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mask gate: before the first step, every row's mask is checked by another way than the one it was made by.
+"""Verifies every row's loss mask by a second method before the first step.
 
 `models.chat_template` masks by rendering a conversation piece by piece. Here all of it is rendered at once
 by the template that is saved with the student; a second rendering, in which every message stands between two

@@ -1,4 +1,4 @@
-"""How much memory training takes, by formula, and how to lay it out on a GPU; loads no torch.
+"""Memory estimates of training by formula, and how to fit a step on a GPU; loads no torch.
 
 The terms are those of a step as `kernels` and `attention` compute it. tests/benchmarks/train_memory.py holds the sum
 against what four trainings take on a CPU.

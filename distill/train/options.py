@@ -1,4 +1,4 @@
-"""The options of training, as a recipe's `train` section gives them; loads no torch."""
+"""Options of the recipe's `train` section; loads no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How examples are laid into optimizer steps, and a step into forward passes; loads no torch."""
+"""Assigns examples to optimizer steps, and a step to forward passes; loads no torch."""
 
 from __future__ import annotations
 

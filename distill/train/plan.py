@@ -1,4 +1,4 @@
-"""Says what a training would be before it starts: rows, tokens, steps, memory, time, and what would make it better.
+"""The training plan: rows, tokens, steps, memory, time, and advice.
 
 Everything but the last three follows from the rows alone. Those come from one real pass over the largest batch.
 """

@@ -1,4 +1,4 @@
-"""Writes a trained student: its adapter or all of its weights, its tokenizer and template, and last what it is."""
+"""Saves a trained student: weights, tokenizer, chat template, and last its metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TRL's trainer with our steps: a planned set of examples each, in forward passes that fit, halved when memory ends."""
+"""TRL's trainer with planned steps, in forward passes that fit in memory; halved on out-of-memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trainer that looks at a step before it is taken: a bad one is done again without the sessions to blame.
+"""Trainer that checks each step before applying it, and repeats a bad one without the sessions to blame.
 
 Losses and gradients are known before the optimizer moves anything, so the last good state is the one before the step:
 gradients are dropped, random numbers drawn anew from the same point, and the step is done again. Where it is the

@@ -1,4 +1,4 @@
-"""Decides which steps are not taken, and which sessions are to blame; keeps the list of those set aside.
+"""Detects loss spikes, attributes them to sessions, and keeps the quarantine list.
 
 `student/quarantined.jsonl` has one row a session: `id`; `step`, from which on it is left out; `reason`; `loss`, its own
 in nats a token (null where that is no number); `median` of the steps before, and `limit`, above which a step's loss

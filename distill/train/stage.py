@@ -1,4 +1,4 @@
-"""The stage `train`: kept.jsonl in, a student out. What needs torch is imported when it runs."""
+"""Stage train: kept.jsonl to student/; imports torch only when it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Services that a run's figures can be sent to: whether they are installed, and their callbacks."""
+"""Experiment trackers: availability and callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a training has to do: its passes, with padding, what memory they take and how long; loads no torch."""
+"""Estimates a training's work: passes, padding, memory and time; loads no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the teacher answer each task once: one request, one session of one turn."""
+"""One request per task, one session of one turn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws several answers to a task and keeps the best; the others stay for preference pairs."""
+"""Best-of-n: samples several answers per task and keeps the best; the others remain for preference pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the teacher explain its answers, under a system message drawn for each task (Mukherjee et al., 2023, Orca)."""
+"""Orca: explained answers under a system message sampled per task (Mukherjee et al., 2023)."""
 
 from __future__ import annotations
 

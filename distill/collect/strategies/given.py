@@ -1,4 +1,4 @@
-"""Makes a session of an answer that the task brings with it, and asks nobody."""
+"""Uses the answer that a task already contains; sends no request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the teacher make up inputs and outputs for an instruction (Wang et al., 2023, Self-Instruct, steps 2 to 4)."""
+"""Generates inputs and outputs for an instruction (Wang et al., 2023, Self-Instruct, steps 2 to 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the teacher talk with itself about a task's subject (Xu et al., 2023, Baize)."""
+"""The teacher plays both sides of a conversation about a task's subject (Xu et al., 2023, Baize)."""
 
 from __future__ import annotations
 

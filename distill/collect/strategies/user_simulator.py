@@ -1,4 +1,4 @@
-"""Has a second model play the user of a conversation with the teacher (Ding et al., 2023, UltraChat)."""
+"""A second model plays the user in a conversation with the teacher (Ding et al., 2023, UltraChat)."""
 
 from __future__ import annotations
 

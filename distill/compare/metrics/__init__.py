@@ -1,4 +1,4 @@
-"""What a student is measured by: each metric gives one number or more for each answer to a held-out prompt."""
+"""Registry and interface of metrics: one or more numbers per answer to a held-out prompt."""
 
 from __future__ import annotations
 

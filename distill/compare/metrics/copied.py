@@ -1,4 +1,4 @@
-"""Whether an answer recites what the student was trained on."""
+"""Share of an answer recited from the training rows."""
 
 from __future__ import annotations
 

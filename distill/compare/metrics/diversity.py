@@ -1,4 +1,4 @@
-"""Whether a model has something to say to each prompt, or says the same to all."""
+"""Diversity of a model's answers across prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often answers follow instructions that a program can check: substance that needs no judge."""
+"""Share of programmatically checkable instructions that an answer follows."""
 
 from __future__ import annotations
 

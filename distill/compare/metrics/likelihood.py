@@ -1,4 +1,4 @@
-"""How surprising a model finds the teacher's answers, and how often it would have gone on in the same way."""
+"""NLL of the teacher's answers under a model, and how often its most likely token agrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the teacher's wording an answer shares."""
+"""Overlap of wording between an answer and the teacher's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near an answer comes to what the teacher's means, by a model of sentence vectors."""
+"""Semantic similarity of an answer to the teacher's, by sentence embeddings."""
 
 from __future__ import annotations
 

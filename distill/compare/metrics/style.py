@@ -1,4 +1,4 @@
-"""Whether answers have the teacher's manner: their length and form, their turns of phrase, and whether they end.
+"""Style of answers: length, formatting, openings, and whether they end.
 
 Style is learned sooner than facts (Gudibande et al., 2023, arXiv 2305.15717), so it is measured apart from likeness.
 """

@@ -1,4 +1,4 @@
-"""Rules that keep, drop or label a session and say why; and what of a session they look at."""
+"""Registry of filters, and helpers that extract the text of a session."""
 
 from __future__ import annotations
 

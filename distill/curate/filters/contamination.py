@@ -1,4 +1,4 @@
-"""Drops sessions that share a run of words with a benchmark, so that its scores stay worth something."""
+"""Drops sessions that share an n-gram with a benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drops sessions in which the teacher said nothing."""
+"""Drops sessions with an empty answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drops sessions whose text was there before, but for case and white space."""
+"""Drops sessions whose text repeats an earlier one, ignoring case and white space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds sessions that are no clean conversation: wrong turns, markers of another format, unfilled templates."""
+"""Flags malformed conversations: wrong turn order, markers of another format, unfilled templates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has a model grade each session by a rubric, and drops those below a grade."""
+"""LLM judge: grades each session by a rubric, and drops those below a threshold."""
 
 from __future__ import annotations
 

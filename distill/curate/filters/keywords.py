@@ -1,4 +1,4 @@
-"""Drops, or labels, sessions that hold a word of a list, or match a pattern."""
+"""Drops or labels sessions that contain a listed word or match a pattern."""
 
 from __future__ import annotations
 

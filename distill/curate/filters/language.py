@@ -1,4 +1,4 @@
-"""Keeps sessions in the languages that are wanted."""
+"""Keeps sessions in the given languages."""
 
 from __future__ import annotations
 

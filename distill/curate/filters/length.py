@@ -1,4 +1,4 @@
-"""Drops answers that are shorter or longer than wanted."""
+"""Drops answers outside of length bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What filters that ask the student's model for likelihoods have in common."""
+"""Helpers for filters that request likelihoods under the student's base model."""
 
 from __future__ import annotations
 

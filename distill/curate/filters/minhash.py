@@ -1,4 +1,4 @@
-"""Drops sessions that share most of their shingles with one before: near-duplicates of texts of any length."""
+"""Near-duplicates by MinHash over shingles, for texts of any length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drops sessions whose text is much like one before, by ROUGE-L."""
+"""Near-duplicates by ROUGE-L to an earlier session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keeps at most so many sessions of one source, topic, kind or strategy."""
+"""Limits the number of sessions per source, topic, kind or strategy."""
 
 from __future__ import annotations
 

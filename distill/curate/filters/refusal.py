@@ -1,4 +1,4 @@
-"""Labels, or drops, answers in which the teacher declines or speaks of itself as a model."""
+"""Labels or drops refusals and answers that speak of themselves as a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels answers that repeat themselves, by the thresholds that web corpora are cleaned with, and drops loops."""
+"""Labels repetitive answers, by thresholds from web corpora, and drops loops."""
 
 from __future__ import annotations
 

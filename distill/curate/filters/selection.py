@@ -1,4 +1,4 @@
-"""Keeps so many sessions, as different from each other as can be."""
+"""Selects a diverse subset of sessions."""
 
 from __future__ import annotations
 

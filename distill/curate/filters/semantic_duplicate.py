@@ -1,4 +1,4 @@
-"""Drops sessions that mean what one before means, by a model of sentence vectors in a local folder."""
+"""Near-duplicates by cosine of sentence embeddings, from a model in a local folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A provider's Files and Batches, as much of them as collecting needs, through openai's own client.
+"""Client for a provider's Files and Batches API, over openai's SDK.
 
 A batch is a file of requests that the provider answers within a day, usually at half the price. Its answers come as a
 file too, in any order, and beside it one with what went wrong.

@@ -1,4 +1,4 @@
-"""Questions on their way into a batch and back."""
+"""Questions of a batch: pending, as lines of a file, and answered."""
 
 from __future__ import annotations
 

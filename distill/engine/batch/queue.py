@@ -1,4 +1,4 @@
-"""The batches of one stage, from the journal to the provider and back, so that no question is ever in two at once.
+"""Tracks a stage's batches between journal and provider; no question is ever in two batches at once.
 
 Each step is in the journal before the next begins: a batch is `prepared` with its sends and the money set aside,
 `uploaded`, `submitted`, and at last `ingested`. After a kill, what was begun is looked for by its name at the provider.

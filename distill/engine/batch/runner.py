@@ -1,4 +1,4 @@
-"""Drives flows through batches: each pass replays every flow to its first miss, and the misses become batches.
+"""Runs flows through batches: each pass replays every flow to its first cache miss; the misses form batches.
 
 Nothing is kept alive between passes, so that a process may end after each and another take over a day later.
 """

@@ -1,4 +1,4 @@
-"""Carries the calls of openai's client over `OpenAIProvider.exchange`, so that its policy holds for them as well."""
+"""Carries openai's SDK calls over `OpenAIProvider.exchange`, so that its retry and limit policy applies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The key of a question: a hash of everything that determines its answer, found by introspection."""
+"""Journal keys: a hash of everything that determines an answer, collected by introspection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why was this asked again: the field in which a request differs from the nearest one in the journal."""
+"""Explains cache misses: the field in which a request differs from the nearest one in the journal."""
 
 from __future__ import annotations
 

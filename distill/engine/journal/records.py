@@ -1,4 +1,4 @@
-"""What the journal is told: sends, answers, failures and batches, as changes to be written together."""
+"""Records written to the journal: sends, answers, failures and batches."""
 
 from __future__ import annotations
 

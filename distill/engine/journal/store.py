@@ -1,4 +1,4 @@
-"""The run's SQLite journal: every answer that was paid for, under a key of everything that determines it.
+"""The journal's store: SQLite with group commit, one row per answer under its key.
 
 Nothing here looks inside an answer. A write is handed to one thread that commits in groups, and whoever handed it in
 learns of it only after the commit; a kill at any moment loses what was in flight and nothing else.

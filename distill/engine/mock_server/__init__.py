@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server on loopback that misbehaves on demand, for tests of everything that asks one.
+"""An OpenAI-compatible server on loopback that fails on demand, for tests of clients.
 
     with MockServer(latency_seconds=0.05, fault=first(3, status(429, {"Retry-After": "1"}))) as server:
         ... server.url, server.count, server.bodies

@@ -1,4 +1,4 @@
-"""Serves in the foreground: `python -m distill.engine.mock_server`."""
+"""Runs the mock server in the foreground: `python -m distill.engine.mock_server`."""
 
 from __future__ import annotations
 

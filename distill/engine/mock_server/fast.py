@@ -1,4 +1,4 @@
-"""A server that answers as quickly as one core can, always the same, to measure clients against."""
+"""A minimal server that always gives the same answer, as fast as one core can; for benchmarks of clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways for a server to fail, and scripts that say when."""
+"""Faults of the mock server, and scripts that schedule them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rate limits as providers have them: sliding windows, the headers that tell of them, and the 429 beyond."""
+"""Rate limits like those of providers: sliding windows, their headers, and HTTP 429 beyond."""
 
 from __future__ import annotations
 

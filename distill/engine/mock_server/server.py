@@ -1,4 +1,4 @@
-"""The server that misbehaves on demand."""
+"""The mock server's HTTP application."""
 
 from __future__ import annotations
 

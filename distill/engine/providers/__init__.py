@@ -1,4 +1,4 @@
-"""Who answers: one seam between the engine and a model, wherever it runs.
+"""The provider interface: one seam between the engine and a model, wherever the model runs.
 
 A provider binds a role to one endpoint. It sends one request once; waiting, retrying and counting are the engine's.
 """

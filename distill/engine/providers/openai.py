@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint: messages to /chat/completions, a raw prompt to /completions, over aiohttp.
+"""Provider for OpenAI-compatible endpoints, over aiohttp: chat completions, or completions for a raw prompt.
 
 `OpenAIProvider.exchange` is the only way to an endpoint: a run's requests, a provider's batches and `doctor` all go
 through it, so that one policy holds for them. No redirect is followed, the body's bytes and the whole time are bounded,

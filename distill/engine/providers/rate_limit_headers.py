@@ -1,4 +1,4 @@
-"""What an endpoint's headers say of its limits: how long to wait, and how much is left until when."""
+"""Parses rate-limit headers: seconds to wait, remaining quota, time of reset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the bodies of an OpenAI-compatible endpoint: answer, usage, error message."""
+"""Parses response bodies of OpenAI-compatible endpoints: answer, usage, error message."""
 
 from __future__ import annotations
 

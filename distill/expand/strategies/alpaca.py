@@ -1,4 +1,4 @@
-"""Grows tasks with input and output in one answer each, after three seeds in blocks (Taori et al., 2023, Alpaca)."""
+"""Alpaca: several tasks with inputs and outputs per request, prompted by three seeds (Taori et al., 2023)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grows tasks from combinations of attributes (who asks, about what, how hard …) that are drawn for each request."""
+"""Grows tasks from sampled attribute combinations: audience, subject, difficulty …"""
 
 from __future__ import annotations
 

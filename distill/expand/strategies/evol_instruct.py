@@ -1,4 +1,4 @@
-"""Grows tasks by making seeds harder or rarer, round after round, and dropping failures (Xu et al., 2023, WizardLM)."""
+"""Evol-Instruct: makes tasks harder or rarer in rounds, and drops failures (Xu et al., 2023, WizardLM)."""
 
 from __future__ import annotations
 

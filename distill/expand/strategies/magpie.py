@@ -1,4 +1,4 @@
-"""Grows tasks from nothing: an aligned model is left at the user's turn and writes what users ask (Xu et al., 2024)."""
+"""Magpie: an aligned model completes an empty user turn with a user's question (Xu et al., 2024)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grows tasks from seeds by showing the teacher some of them and letting it continue the list (Wang et al., 2023)."""
+"""Self-Instruct: the teacher continues a list of example tasks (Wang et al., 2023)."""
 
 from __future__ import annotations
 

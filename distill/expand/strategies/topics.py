@@ -1,4 +1,4 @@
-"""Grows tasks of several kinds about topics of the teacher's own (after airoboros 2.2, Durbin, 2023)."""
+"""Grows tasks of several kinds about topics that the teacher proposes (after airoboros 2.2, Durbin, 2023)."""
 
 from __future__ import annotations
 

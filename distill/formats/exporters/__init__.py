@@ -1,4 +1,4 @@
-"""Writers of a run's data, or of its student, in the formats of others."""
+"""Registry and interface of exporters of rows, comparisons and students."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stanford Alpaca's rows. They hold one question and its answer: no system turn, no second question, no id, no meta."""
+"""Exports Stanford Alpaca rows: one question and its answer; no system turn, further turn, id or meta."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AlpacaEval's outputs: a file of answers for each model, and the command that has them judged."""
+"""Exports AlpacaEval outputs: one file of answers per model, and the command that judges them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What writers of a comparison share: its rows, and the three pairs of models that are held against each other."""
+"""Rows and model pairs shared by exporters of a comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder ready to upload to the Hugging Face Hub: Parquet by split, and a card. Nothing is uploaded."""
+"""Exports a folder ready to upload to the Hugging Face Hub: Parquet per split, and a card. Uploads nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A log for Inspect's viewer, with the student's answers and every score, written by Inspect itself."""
+"""Exports an Inspect evaluation log with the student's answers and every score, written by Inspect itself."""
 
 from __future__ import annotations
 

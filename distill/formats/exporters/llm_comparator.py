@@ -1,4 +1,4 @@
-"""LLM Comparator's JSON: a file for each pair of models, which its page reads."""
+"""Exports LLM Comparator JSON: one file per pair of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows as OpenAI's fine-tuning takes them. They hold conversations, but neither ids nor meta: it refuses other keys."""
+"""Exports OpenAI fine-tuning rows: conversations without ids or meta, since other keys are refused."""
 
 from __future__ import annotations
 

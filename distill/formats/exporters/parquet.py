@@ -1,4 +1,4 @@
-"""Parquet: it holds everything, the meta as JSON text."""
+"""Exports Parquet with every field; meta is JSON text."""
 
 from __future__ import annotations
 

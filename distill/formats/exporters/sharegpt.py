@@ -1,4 +1,4 @@
-"""ShareGPT's rows. They hold ids and conversations, but no meta."""
+"""Exports ShareGPT rows: ids and conversations, without meta."""
 
 from __future__ import annotations
 

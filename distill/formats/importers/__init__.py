@@ -1,4 +1,4 @@
-"""Readers of data that others made: each yields what every row says, or why it cannot be used."""
+"""Registry of importers; each yields parsed rows, or rejected ones with the reason."""
 
 from __future__ import annotations
 

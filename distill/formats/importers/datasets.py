@@ -1,4 +1,4 @@
-"""A folder that `datasets.save_to_disk` wrote, whose rows have one of the known shapes."""
+"""Imports a folder written by `datasets.save_to_disk`, in one of the known schemas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face Hub, read as a stream; code from the Hub is never run."""
+"""Streams a dataset from the Hugging Face Hub; never runs code from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stanford Alpaca's rows: an instruction, an input and an output."""
+"""Importers of JSON and JSON Lines files: Alpaca, OpenAI, ShareGPT and other schemas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text file with a prompt a line."""
+"""Imports a text file with one prompt per line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open Assistant's conversation trees: of each, the path of the best-ranked replies."""
+"""Imports Open Assistant conversation trees: the path of best-ranked replies in each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet files, whose rows have one of the known shapes."""
+"""Imports Parquet files in one of the known schemas."""
 
 from __future__ import annotations
 

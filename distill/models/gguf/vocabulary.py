@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as GGUF stores it: tokens in order, their kinds, merges, and how text is split first."""
+"""A byte-level BPE tokenizer in GGUF's form: tokens, types, merges, pre-tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writes a model as one GGUF file, with its tokenizer and chat template, as llama.cpp and what is built on it read it.
+"""Writes a model with its tokenizer and chat template as one GGUF file, as llama.cpp reads it.
 
 Format: github.com/ggml-org/ggml, docs/gguf.md; names of tensors and keys: the package `gguf`. llama.cpp rotates the
 halves of a head in interleaved order where transformers rotates them one after the other, so the rows of a Llama's

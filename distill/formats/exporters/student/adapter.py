@@ -1,4 +1,4 @@
-"""Writes a PEFT adapter, and beside it its base where nobody else has that: a pruned one, or a file here."""
+"""Writes a PEFT adapter, and its base where that is pruned or a local file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports a trained student: writes it beside, compares it with what was trained, moves it into place with a receipt.
+"""Exports a student: writes to a temporary folder, verifies it against the trained one, then renames.
 
 An export whose receipt is over a limit, or that is interrupted, never stands where a finished one would.
 """

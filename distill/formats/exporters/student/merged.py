@@ -1,4 +1,4 @@
-"""Writes whole weights that load with plain transformers, and whose answers end where they ended in training."""
+"""Writes merged weights that load with plain transformers and stop where they stopped in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Writes Ollama's Modelfile: the GGUF file, where answers stop, and the chat template in Go's template language.
+r"""Writes Ollama's Modelfile: GGUF file, stop tokens, and the chat template in Go's template language.
 
 A Jinja chat template is not translated but listened to: conversations of sentinels are rendered, and what stands
 before, between and behind the contents is what the Go template says. That holds for templates that put fixed texts

@@ -1,4 +1,4 @@
-"""Compares an exported student with the one that was trained: what the receipt of every export says.
+"""Verifies an exported student against the trained one; the numbers of the export's receipt.
 
 Both read the same held-out conversations, teacher-forced: at each token of the teacher's answers, end tokens among
 them, the two distributions of the next token are compared. Everything is computed in float32 where the device can, so

@@ -1,4 +1,4 @@
-"""The student that is exported: what its folder says, and its weights in the forms that exports need."""
+"""Reads the student to export: its metadata, and its weights in the forms that exports need."""
 
 from __future__ import annotations
 
