@@ -39,7 +39,7 @@ _FAREWELL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a simulated user said."""
+    """A simulated user's turn."""
 
     text: str
     """To go on with; nothing when the conversation ends here."""
@@ -51,7 +51,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Dialogue:
-    """A conversation as far as it came."""
+    """A conversation in progress."""
 
     messages: list[Message] = field(default_factory=list)
     """Alternating, the user first, the assistant last."""

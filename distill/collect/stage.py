@@ -35,7 +35,7 @@ Came: TypeAlias = Session | tuple[Session, ...] | Failure
 
 
 class Strategy(Protocol):
-    """A part that turns a task into a session, or into several, by asking."""
+    """A part that turns a task into one or more sessions by sending requests."""
 
     def flow(self, task: Task, rng: Random) -> Flow[Came]:
         """The session or sessions, or the failure that stands for them."""
@@ -43,7 +43,7 @@ class Strategy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TeacherChoice:
-    """The teacher that answers a task, and how it is asked."""
+    """The teacher assigned to a task, and the strategy that asks it."""
 
     name: str
     """In the engine."""

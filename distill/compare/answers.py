@@ -29,7 +29,7 @@ NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has
 
 
 class Engines(Protocol):
-    """Makes the engine of one phase; the doors keep them for the account of requests."""
+    """Makes the engine of one phase; the caller keeps them to account for their requests."""
 
     def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
@@ -257,7 +257,7 @@ def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
 
 
 class _Live:
-    """Joins what the engine has in the journal with what the running batch has got so far."""
+    """Sums the engine's journalled progress and that of the running batch."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

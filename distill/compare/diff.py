@@ -34,7 +34,7 @@ K = TypeVar("K")
 
 @dataclass(frozen=True, slots=True)
 class ComparedRun:
-    """What one run found of its student."""
+    """One run's results for its student."""
 
     folder: Path
     rows: Mapping[str, Row]
@@ -89,7 +89,7 @@ def _key(row: Row) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MeasureChange:
-    """How the students of two runs differ in one measure, the second less the first."""
+    """Difference in one measure between the students of two runs: the second minus the first."""
 
     measure: str
     title: str

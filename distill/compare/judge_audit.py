@@ -156,7 +156,7 @@ def _single(judged: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any
 
 @dataclass(frozen=True, slots=True)
 class _JudgeReply:
-    """One reply of the judge that could be read."""
+    """One parsed reply of the judge."""
 
     prompt: int
     first: str

@@ -78,7 +78,7 @@ def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, TaskMe
 
 
 class _Work:
-    """One model in memory at a time, loaded when the first task needs it, and the harness likewise."""
+    """Lazily loads one model at a time, and the harness."""
 
     def __init__(self, folder: Path, setting: Setting, harness: Harness | None) -> None:
         self._student = current(folder)

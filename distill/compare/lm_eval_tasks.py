@@ -24,7 +24,7 @@ SEED, FEWSHOT_SEED = 0, 1234
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How tasks are run; `None` is the task's own way."""
+    """Settings of a task; `None` is the task's default."""
 
     limit: int | None = None
     """The first so many documents of each task."""
@@ -37,7 +37,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class TaskRun:
-    """What a task said of a model."""
+    """One model's results on a task."""
 
     version: str
     means: Mapping[str, bool | None]

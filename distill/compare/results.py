@@ -47,7 +47,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class ComparisonResults:
-    """What is known so far, by model and index of the prompt."""
+    """Answers and scores so far, by model and prompt index."""
 
     prompts: list[Prompt]
     answers: dict[Model, dict[int, ModelAnswer]] = field(default_factory=dict)

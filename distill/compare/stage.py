@@ -50,7 +50,7 @@ from distill.types import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """Who answers beside the student that was trained here, and its base."""
+    """Endpoints that answer in place of the trained student and its base."""
 
     teachers: Mapping[str, Provider] = field(default_factory=dict)
     """By their names in the engine. Who answered a prompt answers a second time, else the first."""
@@ -67,7 +67,7 @@ class Sides:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Who judges, and how."""
+    """The judge and its options."""
 
     provider: Provider
     options: Judging

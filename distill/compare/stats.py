@@ -60,7 +60,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """The share of the way from one mean to another that a third has gone: 0 none, 1 all; below 0 the wrong way."""
+    """Share of the distance from one mean to another covered by a third: 0 none, 1 all, below 0 the wrong way."""
 
     share: float
     low: float
@@ -70,7 +70,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Misleading:
-    """A statistic that would mislead, and why."""
+    """A statistic withheld because it would mislead, and why."""
 
     reason: str
 

@@ -33,7 +33,7 @@ _silences: list[bool] = []
 
 
 class Progress(Protocol):
-    """What long work reports to."""
+    """Interface for reporting progress of long work."""
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how much is done, of how much, and one short note."""
@@ -75,7 +75,7 @@ def result(line: str) -> None:
 
 
 class MarkedText(Protocol):
-    """A text of which stretches are to be told apart."""
+    """A text with highlighted spans."""
 
     @property
     def id(self) -> str:

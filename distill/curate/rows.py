@@ -37,7 +37,7 @@ Said: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
 
 @dataclass(slots=True)
 class MeasuredRow:
-    """One session on its way through the rules."""
+    """One session with the verdicts so far."""
 
     session: Session
     verdicts: list[Verdict] = field(default_factory=list)

@@ -34,7 +34,7 @@ UNPARSED, MANY_UNPARSED = "unparsed", 0.2
 
 
 class Asking(Protocol):
-    """Drives the flows of one rule; the doors choose the engine, and keep the account of its requests."""
+    """Runs the flows of one filter; the caller chooses the engine and accounts for its requests."""
 
     def __call__(
         self, flows: Sequence[tuple[str, Callable[[], Flow[Any]]]], *, rule: str, role: str
@@ -47,7 +47,7 @@ class Asking(Protocol):
 
 @dataclass(slots=True)
 class _Asked:
-    """How the rules that ask a model fared."""
+    """Results of the filters that ask a model."""
 
     flows: int = 0
     failed: list[tuple[str, Sequence[Failure]]] = field(default_factory=list)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[T]):
-    """How one flow ended."""
+    """Result of one flow."""
 
     id: str
     value: T | None
@@ -27,7 +27,7 @@ class Outcome(Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowthResult:
-    """How far a growth came."""
+    """Result of a growth."""
 
     tasks: list[Task]
     """What was admitted, in order, never more than the target."""
@@ -43,7 +43,7 @@ class GrowthResult:
 
 @dataclass(slots=True)
 class Tally:
-    """What one engine has asked since it was made; for totals over several runs see `Journal.tokens`."""
+    """Requests of one engine since it was made; for totals over several runs see `Journal.tokens`."""
 
     asked: int = 0
     """Requests sent to an endpoint, each counted once."""
@@ -63,7 +63,7 @@ class Tally:
 
 
 class EngineStopped(DistillError):
-    """The engine ended before its work did; whatever is finished comes along, so that a stage can write it."""
+    """The engine stopped early; carries the finished outcomes, so that the stage can write them."""
 
     outcomes: Sequence[Outcome[Any]] = ()
     """Of `Engine.run`: the finished flows, in input order."""
@@ -76,7 +76,7 @@ class StoppedByUser(EngineStopped, Interrupted):
 
 
 class StoppedByBudget(EngineStopped, BudgetStop):
-    """The next request does not fit under the cap."""
+    """The next request would exceed the spending cap."""
 
 
 class StoppedByEndpoint(EngineStopped, EndpointError):
@@ -84,4 +84,4 @@ class StoppedByEndpoint(EngineStopped, EndpointError):
 
 
 class StoppedShort(EngineStopped, StageIncomplete):
-    """A growth cannot go on: a failure that may pass, or nothing new."""
+    """A growth cannot continue: a transient failure, or nothing new."""

@@ -23,7 +23,7 @@ BREAKER_FIRST_SECONDS, BREAKER_LONGEST_SECONDS, BREAKER_TRIALS = 5.0, 120.0, 20
 
 @dataclass(slots=True)
 class Ticket:
-    """The right to send once; given back with what came of it."""
+    """Permission for one send; returned with its outcome."""
 
     number: int
     tokens: float
@@ -33,7 +33,7 @@ class Ticket:
 
 
 class SendOutcome(Enum):
-    """What came of a send."""
+    """Outcome of a send."""
 
     ANSWER = "answer"
     BUSY = "busy"
@@ -56,7 +56,7 @@ def outcome_of(error: BaseException | None) -> SendOutcome:
 
 
 class Breaker:
-    """Open after more than half of the last 100 sends failed; then one trial at a time, ever longer apart."""
+    """Opens after more than half of the last 100 sends failed; then allows single trials at growing intervals."""
 
     def __init__(self, first_seconds: float = BREAKER_FIRST_SECONDS) -> None:
         self._faults: deque[bool] = deque(maxlen=BREAKER_WINDOW)
@@ -99,7 +99,7 @@ class Breaker:
 
 
 class Concurrency:
-    """How many requests may be in flight: the recipe's number, less while an endpoint without a word turns some away.
+    """Requests allowed in flight: the recipe's number, reduced while an endpoint rejects some without a stated limit.
 
     Additive-increase/multiplicative-decrease (Chiu and Jain, 1989) by round trips: a round trip ends with the answer to
     the first request that left after its beginning, and changes the limit at most once. A shrink goes down to the share

@@ -34,7 +34,7 @@ class TokenPrice:
 
 
 class Budget:
-    """Counts what is spent by the price of each model, and lets nothing leave that could exceed the cap.
+    """Accounts for spending by each model's price, and blocks any send that could exceed the cap.
 
     `prices` are by the model's name in the engine, which is the request's role where one model plays it. `spent_usd` is
     what earlier runs spent of the same cap. Without a cap it only counts.

@@ -225,7 +225,7 @@ async def _worker(
 
 
 class _Growing:
-    """A growth on its way: proposals are begun and admitted strictly in order, whatever the answers' order.
+    """A growth in progress: proposals start and are admitted strictly in order, whatever the order of answers.
 
     A proposal's first request goes out only when its turn comes or an earlier one has to wait, so that replaying a
     finished growth asks nothing.

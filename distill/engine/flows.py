@@ -30,7 +30,7 @@ def by_role(flow: str, role: str) -> str:
 
 
 class FlowState(Generic[T]):
-    """One flow on its way: what it asks now, or how it ended."""
+    """One running flow: its pending requests, or its outcome."""
 
     def __init__(self, name: str, make: Callable[[], Flow[T]], choose: Choose) -> None:
         self.name = name
@@ -87,14 +87,14 @@ def _checked(asked: Any) -> tuple[Request, ...]:
 
 
 class Runs(Protocol):
-    """What drives flows to their ends: an engine, or what stands in for it."""
+    """Interface of what runs flows to completion: an engine, or a replacement."""
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
         """One outcome a flow, in their order."""
 
 
 class Replay:
-    """Stands in for an engine, asks nobody, and notes the first question of each flow that the journal cannot answer.
+    """Replacement for an engine that sends nothing; records each flow's first question that the journal lacks.
 
     Such a flow ends with a failure, and without a value.
     """

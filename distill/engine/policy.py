@@ -29,12 +29,12 @@ HEDGE_SAMPLES = 20
 
 
 class SenderStopping(Exception):
-    """Raised into whoever waits for an answer that will not be asked any more."""
+    """Raised in tasks that wait for an answer when no more requests are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestPolicy:
-    """How an engine asks."""
+    """Settings of an engine's requests."""
 
     concurrency: int
     patience: RetryPolicy
@@ -48,7 +48,7 @@ class RequestPolicy:
 
 @dataclass(slots=True)
 class OpenQuestion:
-    """One question on its way to its endpoint."""
+    """One question being sent to its endpoint."""
 
     question: Question
     name: str

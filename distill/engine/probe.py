@@ -64,7 +64,7 @@ SYSTEM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What was found of one model behind one address."""
+    """Probe results for one model at one address."""
 
     url: str
     """Normalised: without userinfo and query."""
@@ -84,7 +84,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One question of the probe."""
+    """One request of the probe."""
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
@@ -127,7 +127,7 @@ def probe(
 
 
 class _Caller:
-    """Sends the probe's calls through the client that a run uses, which keeps secrets out of whatever comes back."""
+    """Sends the probe's requests through the client used by runs, which redacts secrets."""
 
     def __init__(self, base_url: str, model: str, **options: Any) -> None:
         self._base_url, self._model, self._options = base_url, model, options

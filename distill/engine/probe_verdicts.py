@@ -25,7 +25,7 @@ REFUSALS = {400, 401, 403, 404, 405, 406, 410, 413, 415, 422, 501}
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What was found of one parameter."""
+    """Probe result for one parameter."""
 
     parameter: str
     verdict: Verdict
@@ -35,7 +35,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeReply:
-    """What came back of one call."""
+    """Reply to one request of the probe."""
 
     text: str = ""
     thought: str = ""

@@ -24,7 +24,7 @@ PILOT = 20
 
 
 class ProgressReport:
-    """Progress, said at most every tenth of a second."""
+    """Progress display, updated at most every tenth of a second."""
 
     def __init__(self, progress: Progress, total: int, tally: Tally) -> None:
         self.done = 0
@@ -88,7 +88,7 @@ class ProgressReport:
 
 
 class RunningMean:
-    """Mean and variance of what flows cost, kept as they come (Welford, 1962)."""
+    """Running mean and variance of the cost per flow (Welford, 1962)."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -25,12 +25,12 @@ LEAST_WINDOW, MOST_WINDOW = 8, 1000
 
 
 class LimiterClosed(Exception):
-    """Raised into whoever waits for a slot when nothing more is sent."""
+    """Raised in tasks that wait for a slot when no more requests are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """The limits that a recipe sets for an endpoint; `None` is no limit."""
+    """Limits that a recipe sets for an endpoint; `None` is no limit."""
 
     concurrency: int | None = None
     requests_per_minute: float | None = None
@@ -38,7 +38,7 @@ class Rates:
 
 
 class Pace:
-    """So many units a minute, spread evenly, a second's worth at once: the generic cell rate algorithm (ITU-T I.371).
+    """Evenly spaced units per minute with a burst of one second's worth: generic cell rate algorithm (ITU-T I.371).
 
     `least` units always fit at once. No minute holds more than its limit, but for one send that alone is larger.
     """
@@ -64,7 +64,7 @@ class Pace:
 
 
 class Remainder:
-    """What the endpoint's headers say is left of a limit, less what was sent since."""
+    """Remaining quota by the endpoint's headers, minus what was sent since."""
 
     def __init__(self) -> None:
         self._left: float | None = None
@@ -102,7 +102,7 @@ class _Waiter:
 
 
 class Limiter:
-    """Gives out tickets, and learns from what comes back. Belongs to one event loop.
+    """Issues tickets and adapts to their outcomes. Belongs to one event loop.
 
     Requests asked again wait in a lane of their own, which takes turns with the first tries.
     """

@@ -36,7 +36,7 @@ class ForeignRow:
 
 @dataclass(frozen=True, slots=True)
 class RejectedRow:
-    """One row that cannot be used, and why."""
+    """A row that cannot be used, and why."""
 
     line: int
     reason: str
@@ -138,7 +138,7 @@ def _array_rows(file: BinaryIO, path: Path) -> Rows:
 
 
 class _Window:
-    """The part of a long text that is being looked at."""
+    """The part of a long text being parsed."""
 
     def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
         self._text, self._path = text, path

@@ -35,7 +35,7 @@ TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedRow:
-    """What one row says."""
+    """The contents of one row."""
 
     line: int
     messages: tuple[Message, ...]
@@ -57,7 +57,7 @@ class ParsedRow:
 
 
 class MalformedRow(ValueError):
-    """A row that cannot be used; never leaves this module and the importers."""
+    """A row that cannot be used; raised only within this module and the importers."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)

@@ -31,7 +31,7 @@ AnyRow = TypeVar("AnyRow", Session, Task)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splitter:
-    """How long conversations are split."""
+    """How to split long conversations."""
 
     count: CountTokens
     max_tokens: int
@@ -39,7 +39,7 @@ class Splitter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Data to bring in."""
+    """A dataset to import."""
 
     format: str
     address: Address
@@ -55,7 +55,7 @@ class Source:
 
 @dataclass(slots=True)
 class SourceCounts:
-    """What became of a source's rows."""
+    """Counts of a source's rows by outcome."""
 
     rows: int = 0
     rejected: list[RejectedRow] = field(default_factory=list)

@@ -44,7 +44,7 @@ _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeErr
 
 @dataclass(frozen=True, slots=True)
 class DecodedAnswer:
-    """An answer with the ids that it was made from."""
+    """An answer with its token ids."""
 
     reply: Reply
     prompt_ids: list[int]

@@ -82,7 +82,7 @@ def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
 
 @dataclass(slots=True)
 class GenerationRow:
-    """One request on its way to an answer."""
+    """One request being generated."""
 
     sampling: Sampling
     random: Random

@@ -28,7 +28,7 @@ Watch: TypeAlias = Callable[[int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model ready to answer."""
+    """A model in memory, ready to generate."""
 
     model: Any
     tokenizer: Any
@@ -163,7 +163,7 @@ Result: TypeAlias = Reply | ProviderError
 
 
 class Batched:
-    """Hands batches of at most `batch` requests to `answer`, which returns a reply or an error a request, in order.
+    """Calls `answer` with batches of at most `batch` requests; it returns one reply or error per request, in order.
 
     A batch holds one kind and one sampling only, the first that waits; its requests go longest first, then by their
     content, so that the same requests make the same batch in whatever order they came. A `DistillError` of `answer`

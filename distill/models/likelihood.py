@@ -60,7 +60,7 @@ def loglikelihoods(
 
 @dataclass(frozen=True, slots=True)
 class ContinuationScores:
-    """How a model finds a continuation; all lists have a number for each of its tokens."""
+    """Per-token scores of a continuation; all lists have one entry per token."""
 
     logprobs: tuple[float, ...] = ()
     """Nats, given all before it."""

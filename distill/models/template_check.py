@@ -30,7 +30,7 @@ Reading: TypeAlias = Callable[[Sequence[Message]], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class TokenDifference:
-    """The first place where somebody else's tokens are not the trainer's."""
+    """First position at which the served tokens differ from those of training."""
 
     dialogue: str
     by: str
@@ -50,7 +50,7 @@ class TokenDifference:
 
 @dataclass(frozen=True, slots=True)
 class TemplateReport:
-    """What came of it."""
+    """Result of the check."""
 
     dialogues: int
     by: tuple[str, ...]

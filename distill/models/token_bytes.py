@@ -57,7 +57,7 @@ def _byte_alphabet() -> Mapping[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class MarkedExample:
-    """One example for the reader."""
+    """One example for display, with its trained tokens."""
 
     id: str
     """The session's."""

@@ -37,7 +37,7 @@ HELP = (
 
 @dataclass(slots=True)
 class Talk:
-    """What was said to each side, and how they are asked."""
+    """Both sides' conversations and endpoints."""
 
     ask: Callable[[Model, tuple[Message, ...], Sampling], str]
     sides: list[Model]

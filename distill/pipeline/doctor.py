@@ -42,7 +42,7 @@ NEEDED_GB = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the examination."""
+    """One line of the examination's report."""
 
     ok: bool
     what: str
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What an endpoint says of its models."""
+    """An endpoint's list of models."""
 
     finding: Finding
     models: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ def _no_listing(shown: str, status: int) -> Listing:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is looked at."""
+    """What to examine."""
 
     served: str
     """As `distill serve` takes it."""

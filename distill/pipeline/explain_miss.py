@@ -111,7 +111,7 @@ class _Enough(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """Answers a part of a stage from the journal, and ends the stage behind it where the journal lacks an answer."""
+    """Answers from the journal, and ends the stage at the first question it lacks."""
 
     context: Context
     task: str | None

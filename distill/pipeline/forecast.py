@@ -51,7 +51,7 @@ def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class StageForecast:
-    """What a stage will ask, about."""
+    """Approximate requests and tokens of a stage."""
 
     stage: str
     requests: int

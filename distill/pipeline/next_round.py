@@ -44,7 +44,7 @@ WORDS = 4
 
 @dataclass(slots=True)
 class Cluster:
-    """Lost prompts that are about the same."""
+    """Similar prompts that the student lost."""
 
     leader: Mapping[str, float]
     """The vector of its worst prompt."""

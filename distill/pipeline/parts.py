@@ -22,7 +22,7 @@ from distill.train.options import TrainOptions
 
 
 class _Unchecked(BaseOptions):
-    """Stands for the options of a part of the user's own that must not be imported."""
+    """Options of a user-defined part that is not imported."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 

@@ -59,7 +59,7 @@ SOURCE_FORMATS = ("alpaca", "sharegpt", "openai")
 
 @dataclass(frozen=True, slots=True)
 class RecipeChange:
-    """A key of the recipe that the smoke run sets to something else."""
+    """A recipe key that the smoke run overrides."""
 
     key: str
     before: Any
@@ -68,7 +68,7 @@ class RecipeChange:
 
 @dataclass(frozen=True, slots=True)
 class SmokeResult:
-    """A run that went through."""
+    """Result of a smoke run."""
 
     name: str
     seconds: float

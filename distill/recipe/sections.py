@@ -48,7 +48,7 @@ class Price(BaseOptions):
 
 
 class SamplingOptions(BaseOptions):
-    """How answers are drawn; what is left out is the endpoint's own default."""
+    """Sampling of answers; a key left out is the endpoint's default."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -174,7 +174,7 @@ OneOrMore = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """What a strategy asks for one task, at most; `check` forecasts with it. The `asks` of a strategy's options."""
+    """Upper bound of a strategy's requests per task, for `check`; the `asks` of its options."""
 
     requests: int = 1
     prompt_tokens: int = 0

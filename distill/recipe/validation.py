@@ -17,7 +17,7 @@ from distill.recipe.sections import BaseOptions, PartSection
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the doors tell this module of the shelves: option models by part name. Each raises `RecipeError`."""
+    """Option models by part name, injected by the caller. Each raises `RecipeError`."""
 
     expand: Callable[[str], type[BaseOptions]]
     collect: Callable[[str], type[BaseOptions]]

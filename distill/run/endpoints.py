@@ -22,7 +22,7 @@ RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
 
 @dataclass(frozen=True, slots=True)
 class BoundEndpoint:
-    """One teacher and the provider that reaches it."""
+    """One teacher of the recipe with its provider."""
 
     section: Teacher
     provider: Any
@@ -32,7 +32,7 @@ class BoundEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Teachers:
-    """All teachers of a recipe, the main one first, and who else it names."""
+    """All teachers of a recipe, the main one first, and its other endpoints."""
 
     hired: tuple[BoundEndpoint, ...]
     seed: int

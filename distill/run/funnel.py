@@ -74,7 +74,7 @@ class FunnelExample:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one rule took, for one reason."""
+    """Rows dropped by one rule for one reason."""
 
     rule: str
     reason: str
@@ -87,7 +87,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """What curate did to a run's rows."""
+    """Effect of each curation rule on a run's rows."""
 
     rows: int
     kept: int

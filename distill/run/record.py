@@ -50,7 +50,7 @@ MIN_FREE_BYTES = 50_000_000
 
 @dataclass(slots=True)
 class StageRecord:
-    """What run.json says of one stage."""
+    """One stage's entry in run.json."""
 
     status: str = "running"
     """`running`, `done`, `partial` or `failed`."""
@@ -72,7 +72,7 @@ class StageRecord:
 
 
 class Run:
-    """One run folder, open for writing by one process; to the others that a launcher has started, for reading."""
+    """One run folder, writable by one process; read-only in other processes of a launcher."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder

@@ -20,7 +20,7 @@ Problem = Literal["", "no_answer", "unparsed", "cut", "echoed"]
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a judge said of a session."""
+    """A judge's grade of a session."""
 
     score: float | None = None
     choice: str | None = None
@@ -34,7 +34,7 @@ class Grade:
 
 @dataclass(frozen=True, slots=True)
 class GradeScale:
-    """What counts as a grade: a number from 0 to `highest`, or one of `choices`."""
+    """Valid grades: a number from 0 to `highest`, or one of `choices`."""
 
     highest: int
     choices: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ Rows: TypeAlias = Callable[[], Iterable[tuple[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class NearRow:
-    """A row and how near it is."""
+    """A row with its similarity."""
 
     id: str
     similarity: float
@@ -38,7 +38,7 @@ class NearRow:
 
 @dataclass(slots=True)
 class Weights:
-    """How much each word says: log((rows + 1) / (rows with it + 1)) + 1 (the smooth form that scikit-learn has)."""
+    """Inverse document frequencies: log((rows + 1) / (rows with it + 1)) + 1 (scikit-learn's smooth form)."""
 
     rows: int = 0
     holders: Counter[str] = field(default_factory=Counter)

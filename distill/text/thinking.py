@@ -19,7 +19,7 @@ FIELDS = ("reasoning_content", "reasoning")
 
 @dataclass(frozen=True, slots=True)
 class SplitAnswer:
-    """An answer parted from the thoughts before it."""
+    """An answer separated from the thoughts before it."""
 
     answer: str
     thoughts: str = ""

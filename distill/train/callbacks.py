@@ -146,7 +146,7 @@ WAITING = "interrupted: this step is finished and saved first; Ctrl-C again leav
 
 
 class Interrupt(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """The first Ctrl-C ends training after a checkpoint of the step that is being made, the second ends it at once."""
+    """First Ctrl-C: finishes the step, saves a checkpoint and ends training; second: ends at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

@@ -200,7 +200,7 @@ _LEFT_OUT = "(left out)"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """All that decides the weights of a run; JSON as it stands."""
+    """Everything that determines the weights of a run, as JSON values."""
 
     rows: list[list[str]]
     """Session id and SHA-256 of its ids and labels, in order."""

@@ -28,7 +28,7 @@ REPORT_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What is trained on."""
+    """The training examples, and what was left out."""
 
     ids: list[str]
     """Of the sessions, one an example; `ID#2` is the second part of a session that was split."""
@@ -93,7 +93,7 @@ def session_of(row: str) -> str:
 
 
 class _Maker:
-    """Makes the rows of one session at a time, and counts what it leaves out."""
+    """Converts sessions to examples one at a time, and counts what it leaves out."""
 
     def __init__(self, template: str, tokenizer: Any, options: TrainOptions, found: Examples) -> None:
         self._template, self._tokenizer, self._options, self._found = template, tokenizer, options, found

@@ -28,7 +28,7 @@ SECONDS, STEPS = 15.0, 4
 
 @dataclass(frozen=True, slots=True)
 class StepMeasurement:
-    """What one pass took; memory in bytes."""
+    """Time and memory (bytes) of one step."""
 
     device: str
     """Such as `2 CPU threads`, or a GPU's name."""
@@ -145,7 +145,7 @@ def _watch() -> Any:
     from transformers import TrainerCallback
 
     class StepTimer(TrainerCallback):  # type: ignore[misc]  # the library has no types
-        """Takes times and memory at a step's turning points."""
+        """Records time and memory at the boundaries of a step's phases."""
 
         def __init__(self) -> None:
             self.memory = _Gpu() if torch.cuda.is_available() else _Resident()
@@ -195,7 +195,7 @@ def _watch() -> Any:
 
 
 class _Resident:
-    """Resident memory of this process; where the system has no peak that can be reset, the one since its start."""
+    """Peak resident memory of this process; since its start where the peak cannot be reset."""
 
     def __init__(self) -> None:
         self.before = self.loading = 0

@@ -46,7 +46,7 @@ EVALUATIONS = 4
 
 @dataclass(frozen=True, slots=True)
 class HeldOutSession:
-    """A held-out session, divided where the teacher's last answer begins."""
+    """A held-out session, split where the teacher's last answer begins."""
 
     id: str
     messages: tuple[Message, ...]
@@ -73,7 +73,7 @@ def every(asked: int | None, steps: int) -> int:
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Evaluates every `every` steps and after the last one; training goes on as if nothing had been."""
+    """Evaluates every `every` steps and after the last; leaves the training state unchanged."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ def best_of(events: Sequence[dict[str, Any]], watch: str, *, min_delta: float = 
 
 
 class StopCallback:
-    """Ends training when evaluations get no better."""
+    """Ends training when evaluations stop improving."""
 
     def __init__(self, options: EarlyStopping) -> None:
         self._options = options
@@ -242,7 +242,7 @@ class StopCallback:
 
 
 class BestCheckpoint:
-    """Keeps what has been learnt at the best evaluation, in safetensors beside the checkpoints."""
+    """Saves the trainable weights of the best evaluation, in safetensors."""
 
     def __init__(self, folder: Path, watch: str) -> None:
         self._folder, self._watch = folder, watch

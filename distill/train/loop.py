@@ -40,7 +40,7 @@ from distill.types import Session
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training run did."""
+    """Results of a training run."""
 
     rows: int
     """Sessions trained on."""
@@ -193,7 +193,7 @@ QUARANTINE = "quarantined.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """What is to be trained on what."""
+    """Inputs of a training run."""
 
     folder: Path
     """The student's."""
@@ -214,7 +214,7 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True)
 class TrainingOutcome:
-    """What an attempt that came to its end says."""
+    """Results of an attempt that reached its end."""
 
     log: Log
     quarantined: list[QuarantineEntry]

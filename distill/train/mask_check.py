@@ -27,12 +27,12 @@ _PRIVATE = (0xF0000, 0xF8000, 0x100000, 0x108000)
 
 
 class UnspeltError(MaskError):
-    """A row holds characters that the tokenizer has no tokens for, so that it cannot be learnt as it stands."""
+    """A row contains characters that the tokenizer cannot encode."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskRow:
-    """One example, and what it was made of."""
+    """One example with the session it was made from."""
 
     id: str
     """The session's; with `#2` behind it for the second part of a session that was split."""
@@ -44,7 +44,7 @@ class MaskRow:
 
 @dataclass(slots=True)
 class MaskReport:
-    """What the gate has seen."""
+    """Findings of the mask check."""
 
     rows: int = 0
     merging: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class MaskReport:
 
 
 class _Letters:
-    """Where the characters of a text that are no white space stand, in bytes, by their number among them."""
+    """Maps the n-th non-whitespace character to its byte offsets."""
 
     def __init__(self, text: str) -> None:
         self._text, self._plain = text, text.isascii()
@@ -87,7 +87,7 @@ class _Letters:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What a row's tokens spell, and where each starts and ends, in bytes."""
+    """The text of a row's tokens, with the byte offsets of each."""
 
     text: str
     starts: list[int]

@@ -39,7 +39,7 @@ where layers are computed again, what four of them take while they are. Fitted t
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a model that its memory and its work follow from."""
+    """Model dimensions that determine memory and work."""
 
     hidden: int
     intermediate: int
@@ -105,7 +105,7 @@ def shape_in(folder: Path, *, layers: int | None = None) -> Shape | None:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What is decided about a training run, as far as memory goes."""
+    """Training settings that determine memory."""
 
     method: Method = "qlora"
     r: int = 16
@@ -125,7 +125,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, by what they hold at the worst moment of a step."""
+    """Bytes by purpose at the peak of a step."""
 
     base: float
     """Weights that do not learn."""
@@ -291,7 +291,7 @@ save on unpacking 4-bit weights."""
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How the passes of a step are computed."""
+    """How a step's passes are computed so that they fit."""
 
     tokens: int
     """Most in a forward pass."""

@@ -47,7 +47,7 @@ themselves, and a length nearer to the teacher's."""
 
 
 class GuardOptions(BaseOptions):
-    """When a step is not taken: its loss is no number, its gradient is none, or its loss has leapt.
+    """When to reject a step: non-finite loss or gradient, or a loss spike.
 
     The sessions to blame are then set aside in quarantined.jsonl, and the step is done again without them.
     """
@@ -65,7 +65,7 @@ class GuardOptions(BaseOptions):
 
 
 class EarlyStopping(BaseOptions):
-    """When training ends before its last step."""
+    """When to end training before its last step."""
 
     watch: Watched = "nll"
     patience: Annotated[int, Field(ge=1)] = 2
@@ -75,7 +75,7 @@ class EarlyStopping(BaseOptions):
 
 
 class TrainOptions(BaseOptions):
-    """How the student is trained."""
+    """Options of training."""
 
     method: Literal["qlora", "lora", "full"] = "qlora"
     """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both

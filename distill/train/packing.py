@@ -18,7 +18,7 @@ MEGABATCH_STEPS = 50
 
 @dataclass(frozen=True, slots=True)
 class PackingPlan:
-    """Which examples each optimizer step of a run takes; forward passes do not enter into it."""
+    """Assignment of examples to optimizer steps; independent of forward passes."""
 
     steps: tuple[tuple[int, ...], ...]
     """Indices of examples, over all epochs; every step has at least one."""

@@ -44,7 +44,7 @@ Saving: TypeAlias = Callable[[int], AbstractContextManager[None]]
 
 
 class RolledBack(Exception):  # no fault, but a way back
-    """The weights were hurt by the step `step`; it is to be done again without `entries`."""
+    """Step `step` damaged the weights; repeat it without `entries`."""
 
     def __init__(self, step: int, entries: Sequence[QuarantineEntry], line: str) -> None:
         super().__init__(line)
@@ -52,7 +52,7 @@ class RolledBack(Exception):  # no fault, but a way back
 
 
 class SpikeGuardTrainer(Trainer):
-    """The trainer with a guard before each step, once `guard` has been called."""
+    """Trainer with a check before each step, active once `guard` has been called."""
 
     is_guarded = False
     quarantine: Quarantine

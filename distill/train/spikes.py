@@ -36,7 +36,7 @@ Reason = Literal["the loss is no number", "the gradient is no number", "the loss
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What the losses of the last steps were, in nats a token."""
+    """Statistics of recent losses, in nats per token."""
 
     median: float | None = None
     limit: float = math.inf
@@ -44,7 +44,7 @@ class Usual:
 
 
 class Spikes:
-    """The losses of the last steps that were taken, and whether one more is like them."""
+    """Losses of recent accepted steps, and whether a new one is a spike."""
 
     def __init__(self, options: GuardOptions, losses: Iterable[float] = ()) -> None:
         self._options = options
@@ -73,7 +73,7 @@ class Spikes:
 
 @dataclass(frozen=True, slots=True)
 class RowLoss:
-    """What an example adds to a step."""
+    """One example's contribution to a step."""
 
     row: int
     """Its index."""
@@ -108,7 +108,7 @@ def to_blame(losses: Sequence[RowLoss], usual: Usual) -> list[RowLoss]:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineEntry:
-    """A session that is left out, as a row of quarantined.jsonl."""
+    """An excluded session, as a row of quarantined.jsonl."""
 
     id: str
     step: int
@@ -120,7 +120,7 @@ class QuarantineEntry:
 
 
 class Quarantine:
-    """The sessions that have been set aside in this run."""
+    """Sessions excluded in this run."""
 
     def __init__(self, path: Path, most: int, entries: Iterable[Mapping[str, Any]] = ()) -> None:
         self._path, self.most = path, most

@@ -12,7 +12,7 @@ from distill.types import Completion, Failure, Flow, Request, Sampling, Session,
 
 
 class Answer:
-    """One request a task to the teacher, with an optional system message."""
+    """One request per task to the teacher, with an optional system message."""
 
     class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: answer}`."""

@@ -35,7 +35,7 @@ _CLOSING = re.compile(r"(ASKED|REPLIED|REPLY [AB])>>>")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of the answers drawn."""
+    """One sampled answer."""
 
     replica: int
     key: str
@@ -56,7 +56,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class JudgedCandidates:
-    """The candidates with their scores, and what was asked to find them."""
+    """Candidates with their scores, and the keys of the requests that scored them."""
 
     candidates: tuple[Candidate, ...]
     keys: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ class JudgedCandidates:
 
 
 class BestOf:
-    """Several answers to each task, asked at once, of which one becomes the session.
+    """Several answers per task, sampled at once; the best becomes the session.
 
     Whatever picks, a whole answer goes before one that is cut, and of equals the one drawn first. The others are in
     `meta.others` with their scores.

@@ -56,7 +56,7 @@ ALIASES = {
 
 
 class Explanations:
-    """One request a task, under one of sixteen system messages that ask for explanations; the student learns under it.
+    """One request per task, under one of sixteen system messages that ask for explanations; training keeps it.
 
     A task's collection is its `meta.collection`, else its `meta.kind`; it decides what may be drawn, and is kept in the
     session's meta, with the message's name as `meta.explanation`.

@@ -52,7 +52,7 @@ class GeneratedInstance:
 
 
 class InstanceSampling(recipe.SamplingOptions):
-    """How instances are drawn (Self-Instruct's code); the teacher's own sampling is for its answers."""
+    """Sampling of instances (Self-Instruct's code); the teacher's own sampling applies to its answers."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 1.5

@@ -30,7 +30,7 @@ _MARKS = (
 
 
 class SelfChat:
-    """Baize's two ways to a dialogue from one model: a whole transcript in one answer, or two requests a round.
+    """Baize's two forms of self-chat: a whole transcript per answer, or two requests per round.
 
     Where this differs from the original, and why:
     - the last piece of a transcript is dropped only where the answer is cut (`max_tokens`) or the piece is half an
@@ -138,7 +138,7 @@ class SelfChat:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What stands behind one mark."""
+    """The text after one speaker mark."""
 
     speaker: str
     text: str

@@ -39,7 +39,7 @@ class ModelAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a metric sees at once: one prompt, one model, its answer, and the teacher's."""
+    """A metric's input: one prompt, one model, its answer, and the teacher's."""
 
     messages: tuple[Message, ...]
     """The prompt; of a question with several turns, with the answers that this model gave before."""
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What one number of a metric is."""
+    """Description of one number of a metric."""
 
     name: str
     title: str
@@ -85,7 +85,7 @@ class TextMetric(Protocol):
 
 
 class ModelMetric(Protocol):
-    """A metric that asks a model; it looks at no answer, so that a model which gave none has a score too."""
+    """A metric computed from likelihoods; it looks at no answer, so models without one are scored too."""
 
     scope: Literal["model"]
     measures: tuple[Measure, ...]

@@ -19,7 +19,7 @@ Phrases: TypeAlias = frozenset[tuple[str, ...]]
 
 
 class Diversity:
-    """Phrases that a model's answers to other prompts have too."""
+    """Share of phrases repeated in a model's answers to other prompts."""
 
     class Options(recipe.BaseOptions):
         """None."""

@@ -11,7 +11,7 @@ from distill.types import Completion, Failure, Flow, Message, Request
 
 
 class Likelihood:
-    """Negative log-likelihood of the teacher's answer under a model, by the byte."""
+    """Negative log-likelihood per byte of the teacher's answer under a model."""
 
     class Options(recipe.BaseOptions):
         """None."""

@@ -14,7 +14,7 @@ from distill.models.embeddings import embedded
 
 
 class Similarity:
-    """Cosine of an answer's vector with that of the teacher's first answer."""
+    """Cosine similarity of an answer's embedding to that of the teacher's first answer."""
 
     class Options(recipe.BaseOptions):
         """Options of `metric: similarity`."""

@@ -58,7 +58,7 @@ teacher never does has no spread to measure with. Densities are by 100 words."""
 
 
 class Style:
-    """Length, form, turns of phrase, stopping and repetition of an answer."""
+    """Length, formatting, phrases, stopping and repetition of an answer."""
 
     class Options(recipe.BaseOptions):
         """None."""

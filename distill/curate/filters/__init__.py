@@ -32,7 +32,7 @@ FILTERS = {
 
 
 class AskingOptions(recipe.BaseOptions):
-    """What every filter that asks a model can be told."""
+    """Options shared by filters that ask a model."""
 
     every_row: bool = False
     """Ask about rows too that another rule has dropped; else nothing is paid for them."""

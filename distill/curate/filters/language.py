@@ -31,7 +31,7 @@ _SAME = {"arz": "ar", "nb": "no", "nn": "no", "zlm": "ms", "wuu": "zh", "yue": "
 
 
 class Side(NamedTuple):
-    """What a session's prompts, or its answers, are written in."""
+    """Languages of a session's prompts, or of its answers."""
 
     letters: int
     """Bytes of them."""

@@ -22,7 +22,7 @@ BLOCK = 256
 
 
 class SemanticDuplicate:
-    """Keeps the first of sessions with much the same meaning: greedy in task order, as `near_duplicate` is.
+    """Keeps the first of semantically similar sessions: greedy in task order, as `near_duplicate` is.
 
     Texts become means of a model's last hidden states (or its first token, where the model's folder says so), of
     length 1. The model is read from a local folder of safetensors; nothing is fetched and no foreign code runs.

@@ -55,7 +55,7 @@ class BatchRefusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStatus:
-    """How far a batch is, as its provider says."""
+    """Status of a batch as its provider reports it."""
 
     status: str
     completed: int = 0

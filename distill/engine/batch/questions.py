@@ -22,7 +22,7 @@ PENDING = "pending"
 
 @dataclass(frozen=True, slots=True)
 class PendingQuestion:
-    """A question that the journal cannot answer."""
+    """A question that the journal cannot answer yet."""
 
     name: str
     """Of the model, in the engine."""
@@ -31,7 +31,7 @@ class PendingQuestion:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A miss as it goes into a batch."""
+    """A pending question as a line of a batch file."""
 
     miss: PendingQuestion
     path: str

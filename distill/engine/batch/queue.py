@@ -49,7 +49,7 @@ _UNASKED = ProviderError("refused", "nothing was generated, and nothing is charg
 
 
 class Batches:
-    """What a stage has at its providers. Belongs to one run of the stage; `tally` and `budget` are kept up to date.
+    """A stage's batches at its providers. Belongs to one run of the stage; keeps `tally` and `budget` up to date.
 
     What earlier processes left open is taken over at once: its worst case moves from what `budget` counts as spent
     (for the journal's accounts charge it in full) to what is set aside. A question that fails in a way that may pass

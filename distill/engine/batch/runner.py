@@ -38,13 +38,13 @@ POLLS_MISSED = 20
 
 
 class StoppedPending(EngineStopped):
-    """Batches are on their way, and nobody waits for them: come back later."""
+    """Batches are still running at the provider; run again later."""
 
     exit_code = 0
 
 
 class Passes:
-    """Does what `Engine` does for flows, at the pace and the price of a provider's batches.
+    """Counterpart of `Engine` for a provider's batch interface.
 
     `jobs` are by name, as an engine's providers are. `stage` is written beside every answer, and its batches are found
     again by it. `budget` must count what the journal says is spent, open batches included (`spent_usd` does).
@@ -191,7 +191,7 @@ class Passes:
 
 
 class _Course(Generic[T]):
-    """The flows of one run, as far as the journal takes them."""
+    """The flows of one run, replayed as far as the journal allows."""
 
     def __init__(
         self,

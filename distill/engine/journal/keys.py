@@ -12,7 +12,7 @@ from distill.types import Endpoint, Request
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request to an endpoint, with its key; made once, for both are needed again and again."""
+    """A request to an endpoint with its key, computed once."""
 
     request: Request
     endpoint: Endpoint

@@ -16,7 +16,7 @@ LONGEST_SHOWN = 80
 
 @dataclass(frozen=True, slots=True)
 class FieldDifference:
-    """One field of a question that is not as it was."""
+    """One field in which two questions differ."""
 
     field: str
     """Such as `endpoint.url`, `request.sampling.temperature` or `request.messages[0].content`."""

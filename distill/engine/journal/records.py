@@ -34,7 +34,7 @@ Change: TypeAlias = tuple[Statement, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SendCost:
-    """What one kind of sends cost."""
+    """Tokens and USD of one kind of send."""
 
     stage: str
     role: str
@@ -55,7 +55,7 @@ class SendCost:
 
 @dataclass(frozen=True, slots=True)
 class StageSends:
-    """What a stage has sent so far, over all invocations."""
+    """A stage's sends so far, over all invocations."""
 
     sends: int = 0
     usd: float = 0.0
@@ -64,7 +64,7 @@ class StageSends:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """One job of a provider's batch interface, on its way."""
+    """One batch job at a provider."""
 
     name: str
     """Ours; the provider keeps it as metadata, so that a job is found again whose id was never written down."""
@@ -81,7 +81,7 @@ class BatchRecord:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What a send costs, or may cost."""
+    """Actual or worst-case cost of a send."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

@@ -50,7 +50,7 @@ _UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceEr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """An answer together with what was asked, for accounts and reports."""
+    """An answer together with its request, for accounting and reports."""
 
     completion: Completion
     request: Request

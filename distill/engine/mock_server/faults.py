@@ -14,7 +14,7 @@ MOST_429 = 0.04
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What the server does instead of answering; a `drip` is an answer, only a slow one."""
+    """A fault in place of an answer; `drip` is an answer, sent slowly."""
 
     kind: Literal["status", "hang", "reset", "truncated", "drip"]
     code: int = 200

@@ -17,7 +17,7 @@ UNSET_MAX_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """What the server lets through in any `per_seconds`; a request over a limit is answered 429, and is not counted.
+    """Limits per `per_seconds`; a request over a limit gets a 429 and is not counted.
 
     A request's tokens are the words of its question and the bound of its answer (`max_tokens`).
     """
@@ -33,7 +33,7 @@ class RateLimits:
 
 
 class _Window:
-    """One limit over a sliding window: what was let through in the last `seconds`."""
+    """One sliding-window limit: requests admitted in the last `seconds`."""
 
     def __init__(self, name: str, limit: int, seconds: float) -> None:
         self.name = name

@@ -21,7 +21,7 @@ DRIP_PIECES = 20
 
 
 class MockServer:
-    """The server, in a thread of its own; use it in a `with` block. Everything it saw stays readable afterwards.
+    """The server, in its own thread; use it in a `with` block. Its record of requests stays readable afterwards.
 
     `fault` decides after the latency, `limits` before it. With `keep=False` the requests themselves are not kept, so
     that it can run for long; the counters are.

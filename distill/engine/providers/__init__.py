@@ -19,7 +19,7 @@ DETAIL_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One answer as a provider hands it over, before it is journalled."""
+    """One answer from a provider, before it is journalled."""
 
     text: str = ""
     finish: Finish = "stop"
@@ -35,7 +35,7 @@ class Reply:
 
 
 class ProviderError(Exception):
-    """Why a send brought no answer.
+    """A send that brought no answer, and why.
 
     `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
     endpoint can succeed, so that the run stops. `busy`: the endpoint turned the request away for load (HTTP 429, 503).
@@ -65,7 +65,7 @@ class ProviderError(Exception):
 
 
 class Provider(Protocol):
-    """What the engine needs of an endpoint."""
+    """Interface between the engine and an endpoint."""
 
     @property
     def endpoint(self) -> Endpoint:

@@ -55,7 +55,7 @@ _SAMPLING = tuple(field.name for field in fields(Sampling) if field.name != "ext
 
 
 class OpenAIProvider:
-    """One model behind one address.
+    """One model at one address.
 
     `endpoint` is the identity that enters the keys; without one it is the model, the normalised address and, where the
     endpoint has one, the `revision`. `api_key` and the values of `headers` are secrets: they appear in no error, no

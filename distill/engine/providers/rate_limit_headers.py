@@ -16,7 +16,7 @@ _EPOCH_SECONDS, _EPOCH_MILLISECONDS = 1e9, 1e12
 
 @dataclass(frozen=True, slots=True)
 class RemainingQuota:
-    """How much of one limit is left."""
+    """Remaining quota of one limit."""
 
     amount: float
     """Requests or tokens."""
@@ -27,7 +27,7 @@ class RemainingQuota:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimitReport:
-    """What one response said of the endpoint's limits."""
+    """Rate-limit information of one response."""
 
     requests: RemainingQuota | None = None
     tokens: RemainingQuota | None = None

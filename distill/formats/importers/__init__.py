@@ -38,7 +38,7 @@ HUB_ID = re.compile(r"\A[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where data is."""
+    """Location of a dataset."""
 
     path: str
     """A file, a folder, or a Hub id."""
@@ -127,7 +127,7 @@ def known_shapes(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
 
 
 class Names:
-    """Gives every row an id of its own: that of its row, or one by its line; an id seen before gets a number."""
+    """Assigns unique ids: the row's own or one from its line; duplicates get a number."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}

@@ -179,7 +179,7 @@ def export_student(
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What was found out about an export."""
+    """Facts gathered during an export."""
 
     comparison: ExportDeviation
     checked: TemplateReport
@@ -188,7 +188,7 @@ class _Made:
 
 
 class _Steps:
-    """A progress over the phases, in percent."""
+    """Progress over the phases, in percent."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -29,7 +29,7 @@ _LESSONS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("syst
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """The fixed texts of a chat template."""
+    """Fixed texts of a chat template around each message."""
 
     before: Mapping[tuple[str, str], str]
     """By (role of the turn before, role): everything between the two contents."""

@@ -30,7 +30,7 @@ Watch = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an export must keep to."""
+    """Tolerances of an export."""
 
     kl: float
     """Most nats a token, on average."""
@@ -40,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ExportDeviation:
-    """How far an export is from what was trained."""
+    """Deviation of an export from the trained student."""
 
     rows: int
     tokens: int
@@ -77,7 +77,7 @@ def rows_of(
 
 
 class Reference:
-    """What the trained model says, kept in a file while the export is written, so that one model is in memory."""
+    """The trained model's outputs, kept in a file during the export, so that only one model is in memory."""
 
     def __init__(self, path: Path, rows: Sequence[chat_template.Example]) -> None:
         self.rows = rows
