@@ -29,15 +29,15 @@ __all__ = ["Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model
 ROLE = "teacher"
 NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
 UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
-"""The label of a session that no judge decided, and the share of them from which on it is told."""
-Came: TypeAlias = Session | tuple[Session, ...] | Failure
-"""What comes of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
+"""Label of sessions without a judge decision, and the share above which we warn."""
+TaskResult: TypeAlias = Session | tuple[Session, ...] | Failure
+"""Result of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
 
 
 class Strategy(Protocol):
     """A part that turns a task into one or more sessions by sending requests."""
 
-    def flow(self, task: Task, rng: Random) -> Flow[Came]:
+    def flow(self, task: Task, rng: Random) -> Flow[TaskResult]:
         """The session or sessions, or the failure that stands for them."""
 
 
@@ -89,10 +89,10 @@ def collect(
 
 def flows(
     tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice], seed: int
-) -> list[tuple[str, Callable[[], Flow[Came]]]]:
+) -> list[tuple[str, Callable[[], Flow[TaskResult]]]]:
     """What makes the flow of each task. A flow made again asks the same."""
 
-    def make(task: Task) -> Flow[Came]:
+    def make(task: Task) -> Flow[TaskResult]:
         return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
 
     return [(task.id, partial(make, task)) for task in tasks]
@@ -106,7 +106,7 @@ def model_of(tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice]) -> 
 
 def _write(
     folder: Path,
-    outcomes: Sequence[Outcome[Came]],
+    outcomes: Sequence[Outcome[TaskResult]],
     marks: Mapping[str, Mapping[str, str]],
     before: Sequence[Session],
 ) -> tuple[list[Session], list[dict[str, Any]]]:
@@ -127,7 +127,7 @@ def _write(
     return sessions, failed
 
 
-def _sessions(value: Came | None) -> tuple[Session, ...]:
+def _sessions(value: TaskResult | None) -> tuple[Session, ...]:
     if isinstance(value, Session):
         return (value,)
     return value if isinstance(value, tuple) else ()
@@ -143,7 +143,7 @@ def _called(task: str, number: int, tasks: Collection[str]) -> str:
     return f"{task}{dots}{number}"
 
 
-def _failures(outcome: Outcome[Came]) -> list[Failure]:
+def _failures(outcome: Outcome[TaskResult]) -> list[Failure]:
     """Those that were sent into the flow, and the one it returned where that is another."""
     returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]

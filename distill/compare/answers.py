@@ -83,7 +83,7 @@ def ask_teacher(
 def ask_teacher_again(
     results: ComparisonResults, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling
 ) -> None:
-    """Have whoever gave a prompt's first answer give a second one, and write it down in `results`."""
+    """Ask the teacher that answered each prompt for a second sample; store it in `results`."""
     _ask_remote(results, engine, "teacher_again", teachers, sampling, range(len(results.prompts)))
 
 

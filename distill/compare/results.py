@@ -13,7 +13,7 @@ from distill.compare.metrics import Measure, Model, ModelAnswer, ModelMetric, Sa
 from distill.types import Message
 
 EVERY = "all"
-"""The category of a prompt of which nothing is known."""
+"""Category of prompts that declare none."""
 
 
 @dataclass(frozen=True, slots=True)

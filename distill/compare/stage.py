@@ -179,7 +179,10 @@ def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
 def described(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
     """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
     known = _trained(student)
-    again = {"teacher": "first answers, which are compared with", "teacher_again": "second answer to each, drawn anew"}
+    again = {
+        "teacher": "first answers, which are compared with",
+        "teacher_again": "second answer to each, sampled again",
+    }
     teacher = ", ".join(Path(one.endpoint.model).name for one in sides.teachers.values())
     weights = Path(sides.teacher_weights).name if sides.teacher_weights else "teacher"
     info: dict[Model, dict[str, str | None]] = {}

@@ -31,7 +31,7 @@ AHEAD = 3
 
 Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any]
 """A session as plain values, which cross to another process in a fifth of the time."""
-Said: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
+PackedVerdicts: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
 """Of a row: every verdict's fields behind `rule`; the rules that changed it; what they made of it."""
 
 
@@ -141,8 +141,8 @@ def _elsewhere(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: c
 
 def _answered(
     rows: Sequence[MeasuredRow], rules: Rules, count: int
-) -> Iterator[tuple[Sequence[MeasuredRow], list[Said]]]:
-    waiting: deque[tuple[Sequence[MeasuredRow], Future[list[Said]]]] = deque()
+) -> Iterator[tuple[Sequence[MeasuredRow], list[PackedVerdicts]]]:
+    waiting: deque[tuple[Sequence[MeasuredRow], Future[list[PackedVerdicts]]]] = deque()
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
@@ -172,7 +172,7 @@ def _unpacked(packed: Packed) -> Session:
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
 
-def _unpack_into(row: MeasuredRow, reply: Said, rules: Rules) -> None:
+def _unpack_into(row: MeasuredRow, reply: PackedVerdicts, rules: Rules) -> None:
     verdicts, row.mended, mended = reply
     for (name, _), (keep, reason, value, threshold, neighbour, note) in zip(rules, verdicts, strict=True):
         row.add(
@@ -206,12 +206,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _said_of(packed: Sequence[Packed]) -> list[Said]:
+def _said_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
     rows = [MeasuredRow(_unpacked(one)) for one in packed]
     _judge(rows, _RULES)
     return [_packed_verdicts(row) for row in rows]
 
 
-def _packed_verdicts(row: MeasuredRow) -> Said:
+def _packed_verdicts(row: MeasuredRow) -> PackedVerdicts:
     verdicts = [(one.keep, one.reason, one.value, one.threshold, one.neighbour, one.note) for one in row.verdicts]
     return verdicts, row.mended, _packed(row.session) if row.mended else None

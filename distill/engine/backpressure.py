@@ -39,7 +39,7 @@ class SendOutcome(Enum):
     BUSY = "busy"
     """Turned away for load: HTTP 429 or 503."""
     FAULT = "fault"
-    """Another failure that may pass."""
+    """Another transient failure."""
     REFUSAL = "refusal"
     """A failure that is the request's own; the endpoint works."""
 

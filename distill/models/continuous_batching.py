@@ -39,7 +39,7 @@ PIECE = 2
 """Characters per token of the context in the first piece of a long prompt that is tokenised; the next is double."""
 
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What a model raises on inputs that it cannot take, and torch where memory ends."""
+"""Raised by a model on inputs that it cannot take, and by torch on out-of-memory."""
 
 
 @dataclass(frozen=True, slots=True)

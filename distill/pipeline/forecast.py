@@ -26,7 +26,7 @@ from distill.train.trackers import require_trackers
 from distill.train.workload import training_of
 
 RECORDED_TOKENS = 300
-"""Of an answer that was recorded elsewhere, about."""
+"""Approximate tokens in a pre-recorded answer."""
 JUDGING = "compare (judge)"
 GRADING_TOKENS = 320
 """Prompt tokens of a question to a judge, beside the session, about."""
@@ -134,7 +134,7 @@ def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> StageF
 
 
 def _judges(recipe: Recipe) -> list[Judge.Options]:
-    """The rules that have a judge grade; parts of the user's own are not looked into."""
+    """The rules that have a judge grade; user-defined parts are not imported."""
     return [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
 
 

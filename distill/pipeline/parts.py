@@ -28,7 +28,7 @@ class _Unchecked(BaseOptions):
 
 
 def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Parts:
-    """The shelves' option models; with `importing=False`, parts of the user's own are believed unseen."""
+    """The shelves' option models; with `importing=False`, user-defined parts are accepted without importing them."""
 
     def lookup(names: Mapping[str, str], kind: str, needs: str) -> Callable[[str], type[BaseOptions]]:
         def options_of(name: str) -> type[BaseOptions]:

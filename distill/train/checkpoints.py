@@ -86,7 +86,7 @@ class Checkpoints:
             _delete_after(self.step, found)
             write_json(self.folder / IDENTITY, asdict(self._identity))
         if self.last is not None and info is not None and (moved := machine_changes(info, self._identity)):
-            self._say(f"since the last checkpoint, {'; '.join(moved)}: training goes on, but not bit for bit")
+            self._say(f"resuming, but not bit-for-bit: {'; '.join(moved)} changed since the last checkpoint")
         if self.last is not None:
             self._say(f"going on from step {self.step}")
 
@@ -207,7 +207,7 @@ class Identity:
     settings: dict[str, Any]
     """By recipe key, such as `train.learning_rate`."""
     machine: dict[str, str]
-    """Device and package versions: another one goes on, but not bit for bit."""
+    """Device and package versions; with others, training resumes, but not bit-for-bit."""
 
     @property
     def sha256(self) -> str:

@@ -60,7 +60,7 @@ def rehearse(
 ) -> StepMeasurement:
     """Train on these examples, which make one pass, in a child process; nothing of it stays.
 
-    Raises `ModelError` where the child cannot do it, or where the system kills it, as it does when memory ends.
+    Raises `ModelError` where the child cannot do it, or where the system kills it, as on out-of-memory.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
@@ -84,7 +84,7 @@ def rehearse(
 def _died(code: int, errors: str, tokens: int) -> str:
     if code < 0:
         return (
-            f"a pass of {tokens} tokens was killed by the system (signal {-code}), which it does when memory ends; "
+            f"a pass of {tokens} tokens was killed by the system (signal {-code}), as it does on out-of-memory; "
             "lower train.micro_batch_tokens or train.max_length, or train a smaller student"
         )
     last = (errors.strip().splitlines() or ["nothing was said"])[-1]

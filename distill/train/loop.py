@@ -53,7 +53,7 @@ class TrainResult:
     near_held: int
     """Sessions left out because their question is near to that of a held-out one."""
     quarantined: int
-    """Sessions that were set aside on the way, for the loss they brought about; see quarantined.jsonl."""
+    """Sessions excluded during training because of their loss; see quarantined.jsonl."""
     tokens: int
     """Tokens of the sessions trained on, once."""
     trained_tokens: int
@@ -262,7 +262,7 @@ def attempt(
 
 
 def _bytes_to_write(job: TrainingJob, trainer: SpikeGuardTrainer) -> int:
-    """About what the student and its checkpoints take: what learns, the optimizer's state of it, and the tokenizer."""
+    """Approximate size of student and checkpoints: trainable weights, optimizer state, tokenizer."""
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     student: int = sum(weight.numel() * weight.element_size() for weight in weights)
     state: int = sum(weight.numel() for weight in weights) * STATE_BYTES[job.options.optimizer]

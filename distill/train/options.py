@@ -53,8 +53,8 @@ class GuardOptions(BaseOptions):
     """
 
     spike: Annotated[float, Field(ge=0)] = 8.0
-    """A loss has leapt when it is above the median of the last `window` steps by so many of their standard deviations
-    (told robustly, from the median change between two steps), and by `spike_nats`; 0 looks for no leaps."""
+    """A loss is a spike when it exceeds the median of the last `window` steps by this many standard deviations
+    (estimated robustly from the median change between two steps), and by `spike_nats`; 0 turns the check off."""
     spike_nats: Annotated[float, Field(ge=0)] = 1.0
     """Nats a token by which a loss has to leap at least."""
     window: Annotated[int, Field(ge=8, le=10_000)] = 32
@@ -118,7 +118,7 @@ class TrainOptions(BaseOptions):
     """Sessions in one optimizer step, in place of `batch_tokens`; 128 is usual in the field, for large sets."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens in one forward pass: 512 on a CPU and what memory holds on a GPU when left out; a step takes as many
-    passes as it needs. Where memory ends, it is halved and the step is done again: the steps stay the same."""
+    passes as it needs. On out-of-memory, it is halved and the step is repeated: the steps stay the same."""
     packing: Literal["best_fit", "none"] = "best_fit"
     """`best_fit` lays sessions end to end in a forward pass, none seeing another; `none` pads them to one length."""
     group_by_length: bool = False

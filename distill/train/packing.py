@@ -85,7 +85,7 @@ def passes(
     """Divide the examples of a step into forward passes of at most `tokens` tokens; an example that is longer is alone.
 
     `packed`: laid end to end (as few passes as hold them, evenly filled); otherwise padded to the longest of a pass,
-    neighbours in length together. The largest come first, so that memory ends early or not at all. Their number is
+    neighbours in length together. The largest come first, so that an out-of-memory error comes at once or never. Their number is
     a multiple of `processes`, with empty ones where there are too few examples.
     """
     order = sorted(rows, key=lambda row: -lengths[row])

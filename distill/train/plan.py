@@ -104,7 +104,7 @@ def _formula(found: memory.Memory | None) -> str:
     if found is None:
         return "memory by formula: unknown, the base's config.json does not say its sizes"
     return (
-        f"memory by formula: {_bytes(found.total)}: weights {_bytes(found.base)}, what learns "
+        f"memory by formula: {_bytes(found.total)}: weights {_bytes(found.base)}, trainable weights "
         f"{_bytes(found.learning)}, activations {_bytes(found.activations)}, working space {_bytes(found.working)}, "
         f"libraries {_bytes(found.library)}"
     )

@@ -39,7 +39,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     ) -> None:
         self.ids, self.examples, self.plan = found.ids, found.examples, plan
         self.micro_tokens = micro_tokens
-        """Most tokens in a forward pass, padding included; halved when memory ends."""
+        """Most tokens in a forward pass, padding included; halved on out-of-memory."""
         self.tokens_seen = 0
         """By all processes, padding excluded."""
         self.may_recompute = False
@@ -67,7 +67,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for all examples of a step; returns their mean loss a trained token.
 
-        Where memory ends, the passes are made half as large, or activations are no longer kept, and the step is done
+        On out-of-memory, the passes are made half as large, or activations are no longer kept, and the step is done
         again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
         """
         rows, random = inputs["rows"], random_state()

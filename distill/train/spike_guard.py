@@ -123,7 +123,7 @@ class SpikeGuardTrainer(Trainer):
             return "the loss is no number"
         if not self._gradient_is_finite():
             return "the gradient is no number"
-        return "the loss leapt" if mean_loss(self.taken) > usual.limit else None
+        return "loss spike" if mean_loss(self.taken) > usual.limit else None
 
     def _can_redo(self, reason: Reason, step: int) -> bool:
         """Whether the step has not been taken yet: DeepSpeed and FSDP keep gradients to themselves.
@@ -132,7 +132,7 @@ class SpikeGuardTrainer(Trainer):
         """
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             return True
-        if reason != "the loss leapt":
+        if reason != "loss spike":
             bad = [self.ids[one.row] for one in self.taken if not math.isfinite(one.total)]
             raise ModelError(
                 f"training stopped at step {step} of {self.state.max_steps}: {reason}, in the forward pass of sessions "
@@ -162,7 +162,7 @@ class SpikeGuardTrainer(Trainer):
 
     def _bad(self, reason: Reason, usual: Usual) -> list[RowLoss]:
         """The examples to blame; those of one forward pass spoil one another's numbers, so each is tried alone."""
-        if reason == "the loss leapt":
+        if reason == "loss spike":
             return to_blame(self.taken, usual)
         suspects = self.taken if reason == "the gradient is no number" else [
             one for one in self.taken if not math.isfinite(one.total)
@@ -230,9 +230,9 @@ class SpikeGuardTrainer(Trainer):
         )
 
     def _why(self, reason: Reason, usual: Usual) -> str:
-        if reason != "the loss leapt":
+        if reason != "loss spike":
             return reason
-        return f"the loss leapt to {mean_loss(self.taken):.2f} (median {usual.median:.2f}, limit {usual.limit:.2f})"
+        return f"loss spike: {mean_loss(self.taken):.2f} (median {usual.median:.2f}, limit {usual.limit:.2f})"
 
     def _entry(self, one: RowLoss, reason: Reason, usual: Usual, step: int) -> QuarantineEntry:
         return QuarantineEntry(

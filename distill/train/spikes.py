@@ -31,7 +31,7 @@ SIGMA = 1.4826
 SHARE, LEAST = 0.05, 8
 """Of the sessions, how many may be set aside where the recipe does not say."""
 
-Reason = Literal["the loss is no number", "the gradient is no number", "the loss leapt"]
+Reason = Literal["the loss is no number", "the gradient is no number", "loss spike"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def mean_loss(losses: Sequence[RowLoss]) -> float:
 
 
 def to_blame(losses: Sequence[RowLoss], usual: Usual) -> list[RowLoss]:
-    """The fewest examples without which the loss of a step has not leapt, those that raise it most first.
+    """The fewest examples without which the step has no loss spike, those that raise it most first.
 
     All of them when no part of the step would do: then it is the weights, not the examples.
     """

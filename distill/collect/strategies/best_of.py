@@ -221,7 +221,7 @@ class BestOf:
 
 
 def _candidates(answers: Sequence[Answer], handling: Handling) -> tuple[Candidate, ...] | Failure:
-    """What can be picked from, in order; the failure of one that may pass, or of all, in its place."""
+    """What can be picked from, in order; a transient failure of one, or of all, in its place."""
     if (lost := _transient(answers)) is not None:
         return lost
     found, failures = [], []

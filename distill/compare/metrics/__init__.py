@@ -19,7 +19,7 @@ METRICS = {
 }
 
 Model = Literal["base", "student", "teacher", "teacher_again"]
-"""Whose answer it is; `teacher_again` is the teacher's second answer to the same prompt, drawn anew."""
+"""The model that answered; `teacher_again` is the teacher's second answer to the same prompt, sampled again."""
 Better = Literal["lower", "higher", "near 1", "teacher"]
 """Which way is better; `teacher`: the nearer to the teacher's value, whichever way that is."""
 Scores: TypeAlias = Mapping[str, float]

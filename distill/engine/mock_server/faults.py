@@ -51,7 +51,7 @@ BAD_REQUEST = status(400, body=error_body("max_tokens is too large", "invalid_re
 UNAUTHORISED = status(401, body=error_body("Incorrect API key provided", "invalid_request_error", "invalid_api_key"))
 NO_MODEL = status(404, body=error_body("The model `m` does not exist", "invalid_request_error", "model_not_found"))
 FAULTS = (*map(status, (500, 502, 503, 408, 409, 425)), RESET, TRUNCATED, HTML, EMPTY, HANG)
-"""Every way to fail that may pass, but being told to wait."""
+"""Every transient fault except rate limits."""
 
 
 Script = Callable[[int, dict[str, Any]], Fault | None]
@@ -79,7 +79,7 @@ def some(share: float, fault: Fault, *, seed: int = 0) -> Script:
 
 
 def faults(share: float, *, seed: int = 0, retry_after_seconds: float = 1.0, drip_seconds: float = 0.5) -> Script:
-    """Fails a share of the requests, 0 to 1, in every way that may pass, drawn from the request's number.
+    """Fails a share of the requests, 0 to 1, by every transient fault, drawn from the request's number.
 
     The ways are equally frequent, but 429, with and without Retry-After, comes at most at `MOST_429` of all requests.
     Besides, as many as fail in any one way are answered in drips.

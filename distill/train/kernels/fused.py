@@ -86,7 +86,7 @@ def gates(g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @_part
 def gate_gradients(d_gated: Tensor, opened: Tensor, g: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Of silu(g) · u in g and u; `opened` is silu(g). The first two are overwritten."""
+    """Gradients of silu(g) · u with respect to g and u; overwrites `d_gated` and `opened`, which is silu(g)."""
     du = opened.mul_(d_gated)
     return torch.ops.aten.silu_backward(d_gated.mul_(u), g), du
 
