@@ -16,44 +16,104 @@ if TYPE_CHECKING:
     from distill.api import open_run as open_run
     from distill.api import run_recipe as run_recipe
     from distill.api import train_student as train_student
+    from distill.collect.sessions import one_turn as one_turn
+    from distill.collect.sessions import opening as opening
+    from distill.compare.metrics import Measure as Measure
+    from distill.compare.metrics import ModelAnswer as ModelAnswer
+    from distill.compare.metrics import ModelMetric as ModelMetric
+    from distill.compare.metrics import Sample as Sample
+    from distill.compare.metrics import Scores as Scores
+    from distill.compare.metrics import TextMetric as TextMetric
+    from distill.curate.filters import AskingOptions as AskingOptions
+    from distill.curate.filters import answers_of as answers_of
+    from distill.curate.filters import prompt_of as prompt_of
+    from distill.curate.filters import texts_of as texts_of
+    from distill.engine.engine import Engine as Engine
+    from distill.engine.journal.store import Journal as Journal
+    from distill.engine.providers import Provider as Provider
+    from distill.engine.providers import ProviderError as ProviderError
+    from distill.engine.providers import Reply as Reply
     from distill.errors import DistillError as DistillError
+    from distill.formats.exporters import Exporter as Exporter
+    from distill.formats.exporters import ExportJob as ExportJob
+    from distill.formats.exporters import ExportResult as ExportResult
+    from distill.formats.exporters import write_json_rows as write_json_rows
     from distill.pipeline.parts import load_recipe as load_recipe
+    from distill.recipe import Asks as Asks
+    from distill.recipe import BaseOptions as BaseOptions
     from distill.recipe import Recipe as Recipe
+    from distill.types import AskingFilter as AskingFilter
     from distill.types import Completion as Completion
+    from distill.types import Endpoint as Endpoint
     from distill.types import Failure as Failure
+    from distill.types import Flow as Flow
+    from distill.types import Growth as Growth
     from distill.types import Message as Message
     from distill.types import Request as Request
+    from distill.types import RowFilter as RowFilter
     from distill.types import Sampling as Sampling
     from distill.types import Session as Session
+    from distill.types import SetFilter as SetFilter
     from distill.types import Task as Task
+    from distill.types import Usage as Usage
     from distill.types import Verdict as Verdict
 
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "ModelAnswer": "distill.compare.metrics",
+    "AskingFilter": "distill.types",
+    "AskingOptions": "distill.curate.filters",
+    "Asks": "distill.recipe",
     "Comparison": "distill.api",
     "Completion": "distill.types",
     "DistillError": "distill.errors",
+    "Endpoint": "distill.types",
+    "Engine": "distill.engine.engine",
+    "ExportJob": "distill.formats.exporters",
+    "ExportResult": "distill.formats.exporters",
+    "Exporter": "distill.formats.exporters",
     "Failure": "distill.types",
+    "Flow": "distill.types",
+    "Growth": "distill.types",
+    "Journal": "distill.engine.journal.store",
     "JournalCounts": "distill.api",
+    "Measure": "distill.compare.metrics",
     "Measured": "distill.api",
     "Message": "distill.types",
+    "ModelMetric": "distill.compare.metrics",
+    "BaseOptions": "distill.recipe",
+    "Provider": "distill.engine.providers",
+    "ProviderError": "distill.engine.providers",
     "Recipe": "distill.recipe",
+    "Reply": "distill.engine.providers",
     "Request": "distill.types",
+    "RowFilter": "distill.types",
     "RunFolder": "distill.api",
+    "Sample": "distill.compare.metrics",
     "Sampling": "distill.types",
+    "Scores": "distill.compare.metrics",
     "Session": "distill.types",
+    "SetFilter": "distill.types",
     "Task": "distill.types",
+    "TextMetric": "distill.compare.metrics",
+    "Usage": "distill.types",
     "Verdict": "distill.types",
+    "answers_of": "distill.curate.filters",
     "collect_sessions": "distill.api",
     "compare_models": "distill.api",
     "curate_sessions": "distill.api",
     "expand_tasks": "distill.api",
     "load_recipe": "distill.pipeline.parts",
+    "one_turn": "distill.collect.sessions",
     "open_run": "distill.api",
+    "opening": "distill.collect.sessions",
+    "prompt_of": "distill.curate.filters",
     "run_recipe": "distill.api",
+    "texts_of": "distill.curate.filters",
     "train_student": "distill.api",
+    "write_json_rows": "distill.formats.exporters",
 }
 """Names and their modules, imported when first asked for; type checkers read the same above."""
 

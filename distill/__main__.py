@@ -1,4 +1,4 @@
-"""`python -m distill`."""
+"""Runs the command line: `python -m distill`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `import distill` offers to run recipes with: the whole of one, or a stage, from a script or a notebook."""
+"""The Python API: runs a recipe or one stage from a script or notebook, and opens run folders."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ Rows = Literal["tasks", "refused", "sessions", "failures", "kept", "dropped", "t
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one measure says of all models: means with their 95% intervals over prompts."""
+    """One measure for all models: means with 95% intervals over prompts."""
 
     title: str
     unit: str
@@ -146,7 +146,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What scores.json says; what is not named here is in the file."""
+    """The contents of scores.json; fields not named here are in the file."""
 
     headline: str
     prompts: int
@@ -161,7 +161,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class JournalCounts:
-    """What the journal holds."""
+    """Counts of the journal's rows."""
 
     answers: int
     failures: int

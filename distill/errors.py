@@ -1,4 +1,4 @@
-"""Every error that a user can meet, each one line: what was found, what was expected, what to do.
+"""Every error that a user can meet, one line each: what was found, what was expected, what to do.
 
 DistillError                    exit 1
 ├── RecipeError                 exit 2   the recipe, a `--set` or an option is wrong

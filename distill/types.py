@@ -1,4 +1,4 @@
-"""The core values that stages, parts and the engine hand each other; standard library only.
+"""Core values exchanged by stages, parts and the engine; standard library only.
 
 All are frozen and slotted. At the file edge they become JSON through `distill.core.jsonl`.
 """
@@ -37,7 +37,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How an answer is drawn; `None` leaves a setting to the endpoint's default."""
+    """Sampling settings; `None` leaves a setting to the endpoint's default."""
 
     temperature: float | None = None
     """0 is greedy."""
@@ -80,7 +80,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """What determines an endpoint's answers; never its port, never a key.
+    """Everything that determines an endpoint's answers; never its port, never a key.
 
     A remote endpoint has `url` (normalised, without userinfo and query); a local one has `fingerprint`.
     """
@@ -118,7 +118,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A request that got no answer, after all its attempts."""
+    """A request without an answer after all attempts."""
 
     key: str
     reason: str
@@ -142,7 +142,7 @@ the tuple of answers, asked at once), and returns a value. No network, no clock,
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Something to ask a teacher."""
+    """One task for a teacher."""
 
     id: str
     instruction: str
@@ -161,7 +161,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What one rule says of one session, and why."""
+    """One rule's decision on one session, and its reason."""
 
     rule: str
     keep: bool
@@ -178,7 +178,7 @@ class Verdict:
 
 
 class RowFilter(Protocol):
-    """A curation rule that looks at one session at a time.
+    """A curation rule on one session at a time.
 
     It may also have `mend(session, value) -> Session`, called after `decide`: what it returns goes on in the session's
     place, with the same id.
@@ -210,7 +210,7 @@ class AskingFilter(Protocol):
 
 
 class SetFilter(Protocol):
-    """A curation rule that looks at all sessions still kept, in task order."""
+    """A curation rule on all sessions still kept, in task order."""
 
     scope: Literal["set"]
 

@@ -1,4 +1,4 @@
-"""Commands that read and write data sets and students in other formats."""
+"""Commands that import and export datasets and students."""
 
 from __future__ import annotations
 

@@ -60,11 +60,11 @@ def diff(
     if len(runs) < 2:
         raise RecipeError("diff: one run is given; name two, or more for a curve over data size")
     found = [held.read(folder) for folder in runs]
-    told = held.diff(*found) if len(found) == 2 else held.curve(found)
+    info = held.diff(*found) if len(found) == 2 else held.curve(found)
     if as_json:
-        console.result(json.dumps(to_json(told), ensure_ascii=False, indent=1))
+        console.result(json.dumps(to_json(info), ensure_ascii=False, indent=1))
         return
-    for line in held.lines(told) if len(found) == 2 else held.curve_lines(told):
+    for line in held.lines(info) if len(found) == 2 else held.curve_lines(info):
         console.result(line)
 
 

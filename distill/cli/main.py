@@ -1,4 +1,4 @@
-"""The command line: one function a command, each a thin door to the pipeline."""
+"""Entry point of the command line: parses, calls the layers below, maps errors to exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that answer with a model: a server, and a chat in the terminal."""
+"""Commands that serve a model or chat with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO distill.cli.main.show."""
+"""Prints a run: status, costs, the curation funnel and the worst answers."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def status_lines(folder: Path) -> list[str]:
 
 def benchmark_lines(folder: Path) -> list[str]:
     """What base and student did of the lm-evaluation-harness, a measure a line."""
-    told = (read_json(folder / "scores.json") or {}).get("lm_eval") or {}
-    notes = [f"lm-eval  {visible(note)}" for note in told.get("notes") or []]
-    return [_benchmark_line(entry) for entry in (told.get("entries") or {}).values()] + notes
+    info = (read_json(folder / "scores.json") or {}).get("lm_eval") or {}
+    notes = [f"lm-eval  {visible(note)}" for note in info.get("notes") or []]
+    return [_benchmark_line(entry) for entry in (info.get("entries") or {}).values()] + notes
 
 
 def _benchmark_line(entry: Mapping[str, Any]) -> str:
@@ -152,7 +152,7 @@ def _pair(row: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         yield f"{paint(str(turn.get('role')), 'who')}: {_shown(turn.get('content'))}"
     for turn in row.get("turns") or []:
         yield f"{paint('then', 'who')}: {_shown(turn)}"
-    texts = {model: _said(row, model) for model in ("base", "student", "teacher")}
+    texts = {model: _answer_text(row, model) for model in ("base", "student", "teacher")}
     yield f"{paint('base', 'who')}: {texts['base']}"
     student, teacher = differing(texts["student"], texts["teacher"], paint)
     yield f"{paint('student', 'who')}: {student}"
@@ -163,7 +163,7 @@ def _pair(row: Mapping[str, Any], paint: Paint) -> Iterator[str]:
         yield f"{paint('nearest in training', 'who')} ({near['similarity']:.2f}): {_shown(near.get('prompt'))}"
 
 
-def _said(row: Mapping[str, Any], model: str) -> str:
+def _answer_text(row: Mapping[str, Any], model: str) -> str:
     answer = (row.get("answers") or {}).get(model)
     return "(no answer)" if answer is None else _shown(answer.get("text")) or "(an empty answer)"
 

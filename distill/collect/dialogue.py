@@ -1,4 +1,4 @@
-"""Drives a conversation between a simulated user and the teacher, and tells when the user falls out of the role."""
+"""Conversation between a simulated user and the teacher; detects a user that falls out of its role."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from distill.text.echoes import is_echo, is_repeated, is_told
-from distill.text.thinking import taken
-from distill.text.wrappers import unquoted
+from distill.text.thinking import split_answer
+from distill.text.wrappers import strip_quotes
 from distill.types import Answer, Completion, Failure, Flow, Message, Request
 
 FAREWELL_WORDS = 14
@@ -39,7 +39,7 @@ _FAREWELL = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a simulated user said."""
+    """A simulated user's turn."""
 
     text: str
     """To go on with; nothing when the conversation ends here."""
@@ -51,7 +51,7 @@ class Turn:
 
 @dataclass(slots=True)
 class Dialogue:
-    """A conversation as far as it came."""
+    """A conversation in progress."""
 
     messages: list[Message] = field(default_factory=list)
     """Alternating, the user first, the assistant last."""
@@ -77,46 +77,46 @@ def converse(
     With an `opening` the first turn of the user is not asked. A failure that may pass ends it as a failure, so that it
     is asked again and the rest is replayed; one that will not pass, or an unusable turn, ends it before that exchange.
     """
-    said = Dialogue()
+    reply = Dialogue()
     for number in range(rounds):
         turn, key = Turn(opening), ""
         if number or not opening:
-            heard: Answer = yield ask_user(said.messages)
+            heard: Answer = yield ask_user(reply.messages)
             if isinstance(heard, Failure):
-                return _given_up(said, heard)
-            turn, key = read_user(heard, said.messages), heard.key
-        said.leaks += [turn.leak] if turn.leak else []
+                return _given_up(reply, heard)
+            turn, key = read_user(heard, reply.messages), heard.key
+        reply.leaks += [turn.leak] if turn.leak else []
         if turn.ended is not None:
-            said.ended = turn.ended
+            reply.ended = turn.ended
             break
-        asked = [*said.messages, Message("user", turn.text)]
+        asked = [*reply.messages, Message("user", turn.text)]
         answer: Answer = yield ask_teacher(asked)
         if isinstance(answer, Failure):
-            return _given_up(said, answer)
-        read = taken(answer, "strip")
+            return _given_up(reply, answer)
+        read = split_answer(answer, "strip")
         if isinstance(read, Failure):
-            return _given_up(said, read)
+            return _given_up(reply, read)
         if not read.answer:
-            said.ended = "empty_answer"
+            reply.ended = "empty_answer"
             break
-        said.messages[:] = [*asked, Message("assistant", read.answer)]
-        said.keys += [key, answer.key] if key else [answer.key]
+        reply.messages[:] = [*asked, Message("assistant", read.answer)]
+        reply.keys += [key, answer.key] if key else [answer.key]
         if answer.finish == "length":
-            said.truncated, said.ended = True, "cut_answer"
+            reply.truncated, reply.ended = True, "cut_answer"
             break
-    return said if said.messages else _nothing(said)
+    return reply if reply.messages else _nothing(reply)
 
 
-def _given_up(said: Dialogue, failure: Failure) -> Dialogue | Failure:
-    if failure.transient or not said.messages:
+def _given_up(reply: Dialogue, failure: Failure) -> Dialogue | Failure:
+    if failure.transient or not reply.messages:
         return failure
-    said.ended = f"failed_{failure.reason}"
-    return said
+    reply.ended = f"failed_{failure.reason}"
+    return reply
 
 
-def _nothing(said: Dialogue) -> Failure:
+def _nothing(reply: Dialogue) -> Failure:
     return Failure(
-        key="", reason="no_exchange", detail=f"no exchange came about; it ended with: {said.ended}", transient=False
+        key="", reason="no_exchange", detail=f"no exchange came about; it ended with: {reply.ended}", transient=False
     )
 
 
@@ -135,10 +135,10 @@ def user_turn(
     of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it says an instruction
     of ours), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
     """
-    read = taken(answer, "strip")
+    read = split_answer(answer, "strip")
     if isinstance(read, Failure):
         return Turn("", read.reason)
-    text, leak = without_leak(unquoted(read.answer), markers)
+    text, leak = without_leak(strip_quotes(read.answer), markers)
     earlier = [message.content for message in before if message.role == "user"]
     answers = [message.content for message in before if message.role == "assistant"]
     ends = {

@@ -1,4 +1,4 @@
-"""What strategies that answer tasks share: how a task is put, and what a session says of itself."""
+"""Helpers for answering strategies: renders a task as messages, and builds the session of its answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from random import Random
 from typing import Any, Literal, TypeAlias
 
 from distill.core import assets
-from distill.text.thinking import Handling, taken
+from distill.text.thinking import Handling, split_answer
 from distill.types import Completion, Failure, Message, Session, Task
 
 ROLE = "teacher"
@@ -62,12 +62,12 @@ def one_turn(
     """
     if isinstance(answer, Failure):
         return answer
-    said = taken(answer, handling)
-    if isinstance(said, Failure):
-        return said
-    messages = (*asked, Message("assistant", said.answer))
+    reply = split_answer(answer, handling)
+    if isinstance(reply, Failure):
+        return reply
+    messages = (*asked, Message("assistant", reply.answer))
     keys, is_cut = ([answer.key] if answer.key else []), answer.finish == "length"
-    return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=said.thoughts)
+    return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=reply.thoughts)
 
 
 def session(

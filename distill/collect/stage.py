@@ -1,4 +1,4 @@
-"""Stage collect: has every task answered, writes sessions.jsonl in task order and failures.jsonl."""
+"""Stage collect: has every task answered; writes sessions.jsonl in task order, and failures.jsonl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill.collect.strategies import STRATEGIES
 from distill.core import console, registry, weights
 from distill.core.files import file_sha256
 from distill.core.jsonl import write_rows
-from distill.engine import Outcome, Stopped
+from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import load_tasks
@@ -24,26 +24,26 @@ from distill.run.context import ACCEPTABLE, Context, _identity, _with_samplings,
 from distill.run.record import StageRecord
 from distill.types import Failure, Flow, Session, Task
 
-__all__ = ["Chosen", "Strategy", "collect", "flows", "load_tasks", "model_of"]
+__all__ = ["Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model_of"]
 
 ROLE = "teacher"
 NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
 UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
-"""The label of a session that no judge decided, and the share of them from which on it is told."""
-Came: TypeAlias = Session | tuple[Session, ...] | Failure
-"""What comes of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
+"""Label of sessions without a judge decision, and the share above which we warn."""
+TaskResult: TypeAlias = Session | tuple[Session, ...] | Failure
+"""Result of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
 
 
 class Strategy(Protocol):
-    """A part that turns a task into a session, or into several, by asking."""
+    """A part that turns a task into one or more sessions by sending requests."""
 
-    def flow(self, task: Task, rng: Random) -> Flow[Came]:
+    def flow(self, task: Task, rng: Random) -> Flow[TaskResult]:
         """The session or sessions, or the failure that stands for them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """The teacher that answers a task, and how it is asked."""
+class TeacherChoice:
+    """The teacher assigned to a task, and the strategy that asks it."""
 
     name: str
     """In the engine."""
@@ -56,7 +56,7 @@ def collect(
     folder: Path,
     *,
     tasks: Sequence[Task],
-    choose: Callable[[Task], Chosen],
+    choose: Callable[[Task], TeacherChoice],
     strategy_name: str,
     seed: int,
     engine: Engine,
@@ -74,7 +74,7 @@ def collect(
     marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in chosen.items()}
     try:
         outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
-    except Stopped as stop:
+    except EngineStopped as stop:
         _write(folder, stop.outcomes, marks, before)
         raise
     sessions, failed = _write(folder, outcomes, marks, before)
@@ -88,17 +88,17 @@ def collect(
 
 
 def flows(
-    tasks: Sequence[Task], choose: Callable[[Task], Chosen], seed: int
-) -> list[tuple[str, Callable[[], Flow[Came]]]]:
+    tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice], seed: int
+) -> list[tuple[str, Callable[[], Flow[TaskResult]]]]:
     """What makes the flow of each task. A flow made again asks the same."""
 
-    def make(task: Task) -> Flow[Came]:
+    def make(task: Task) -> Flow[TaskResult]:
         return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
 
     return [(task.id, partial(make, task)) for task in tasks]
 
 
-def model_of(tasks: Sequence[Task], choose: Callable[[Task], Chosen]) -> Callable[[str, str], str]:
+def model_of(tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice]) -> Callable[[str, str], str]:
     """The engine's name of the model that plays a role in a task's flow."""
     names = {task.id: choose(task).name for task in tasks}
     return lambda task, role: names[task] if role == ROLE else role
@@ -106,7 +106,7 @@ def model_of(tasks: Sequence[Task], choose: Callable[[Task], Chosen]) -> Callabl
 
 def _write(
     folder: Path,
-    outcomes: Sequence[Outcome[Came]],
+    outcomes: Sequence[Outcome[TaskResult]],
     marks: Mapping[str, Mapping[str, str]],
     before: Sequence[Session],
 ) -> tuple[list[Session], list[dict[str, Any]]]:
@@ -127,7 +127,7 @@ def _write(
     return sessions, failed
 
 
-def _sessions(value: Came | None) -> tuple[Session, ...]:
+def _sessions(value: TaskResult | None) -> tuple[Session, ...]:
     if isinstance(value, Session):
         return (value,)
     return value if isinstance(value, tuple) else ()
@@ -143,7 +143,7 @@ def _called(task: str, number: int, tasks: Collection[str]) -> str:
     return f"{task}{dots}{number}"
 
 
-def _failures(outcome: Outcome[Came]) -> list[Failure]:
+def _failures(outcome: Outcome[TaskResult]) -> list[Failure]:
     """Those that were sent into the flow, and the one it returned where that is another."""
     returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
@@ -214,7 +214,7 @@ def tasks_of(context: Context) -> list[Task]:
     return load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
 
 
-def choice_of(context: Context) -> Callable[[Task], Chosen]:
+def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     """Which teacher answers a task, and by which strategy."""
     pass
 
@@ -224,7 +224,7 @@ def choice_of(context: Context) -> Callable[[Task], Chosen]:
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
     options = _with_samplings(section.options, context.recipe)
     chosen = {
-        one.name: Chosen(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
+        one.name: TeacherChoice(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
         for one in teachers
     }
     return lambda task: chosen[teachers.pick(task).name]

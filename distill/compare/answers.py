@@ -1,4 +1,4 @@
-"""Asks base, student and teacher, one model in memory at a time, through engines that the doors make."""
+"""Generates the answers of base, student and teacher to the held-out prompts, one local model in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from distill.compare.metrics import Answered, Model, ModelMetric, Scores, TextMetric
+from distill.compare.metrics import Model, ModelAnswer, ModelMetric, Scores, TextMetric
 from distill.compare.metrics.likelihood import Likelihood
-from distill.compare.results import MODELS, NAMES, Found, Prompt
-from distill.compare.token_nll import surprise, tell_surprise
+from distill.compare.results import MODELS, NAMES, ComparisonResults, Prompt
+from distill.compare.token_nll import record_surprise, surprise
 from distill.core import console
 from distill.core.console import Progress
 from distill.engine import Outcome
@@ -29,27 +29,27 @@ NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has
 
 
 class Engines(Protocol):
-    """Makes the engine of one phase; the doors keep them for the account of requests."""
+    """Makes the engine of one phase; the caller keeps them to account for their requests."""
 
     def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
 
 
-def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[Answered | None]:
+def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
     """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
     earlier: list[str] = []
     for then in later:
-        said: Completion | Failure = yield question
-        if isinstance(said, Failure):
+        reply: Completion | Failure = yield question
+        if isinstance(reply, Failure):
             return None
-        earlier.append(said.text.strip())
+        earlier.append(reply.text.strip())
         more = (Message("assistant", earlier[-1]), Message("user", then))
         question = replace(question, messages=(*question.messages, *more))
     answer: Completion | Failure = yield question
     if isinstance(answer, Failure):
         return None
     tokens = answer.usage.completion_tokens if answer.usage is not None else None
-    return Answered(answer.text.strip(), answer.finish, tokens, tuple(earlier))
+    return ModelAnswer(answer.text.strip(), answer.finish, tokens, tuple(earlier))
 
 
 def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
@@ -61,35 +61,41 @@ def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
     return None
 
 
-Asked: TypeAlias = tuple[int, tuple[Message, ...], Answered]
+Asked: TypeAlias = tuple[int, tuple[Message, ...], ModelAnswer]
 """A prompt's index, the conversation before the teacher's answer, and that answer."""
 
 
-def _with_reference(found: Found) -> list[Asked]:
+def _with_reference(results: ComparisonResults) -> list[Asked]:
     """The prompts that the teacher has answered, of those that all metrics look at."""
-    known = ((index, found.reference(index)) for index in found.shared)
-    return [(index, found.prompts[index].with_turns(one), one) for index, one in known if one is not None]
+    known = ((index, results.reference(index)) for index in results.shared)
+    return [(index, results.prompts[index].with_turns(one), one) for index, one in known if one is not None]
 
 
-def ask_teacher(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
+def ask_teacher(
+    results: ComparisonResults, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling
+) -> None:
     """Have the teacher answer the prompts that came without its answer: the first of several teachers."""
-    lacking = [index for index in range(len(found.prompts)) if found.reference(index) is None]
+    lacking = [index for index in range(len(results.prompts)) if results.reference(index) is None]
     if lacking:
-        _ask_remote(found, engine, "teacher", teachers, sampling, lacking, replica=0)
+        _ask_remote(results, engine, "teacher", teachers, sampling, lacking, replica=0)
 
 
-def ask_teacher_again(found: Found, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling) -> None:
-    """Have whoever gave a prompt's first answer give a second one, and write it down in `found`."""
-    _ask_remote(found, engine, "teacher_again", teachers, sampling, range(len(found.prompts)))
+def ask_teacher_again(
+    results: ComparisonResults, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling
+) -> None:
+    """Ask the teacher that answered each prompt for a second sample; store it in `results`."""
+    _ask_remote(results, engine, "teacher_again", teachers, sampling, range(len(results.prompts)))
 
 
-def ask_endpoint(found: Found, engine: Engines, model: Model, provider: Provider, sampling: Sampling) -> None:
+def ask_endpoint(
+    results: ComparisonResults, engine: Engines, model: Model, provider: Provider, sampling: Sampling
+) -> None:
     """Have an endpoint answer in the place of the base or the student."""
-    _ask_remote(found, engine, model, {model: provider}, sampling, range(len(found.prompts)), replica=0)
+    _ask_remote(results, engine, model, {model: provider}, sampling, range(len(results.prompts)), replica=0)
 
 
 def _ask_remote(
-    found: Found,
+    results: ComparisonResults,
     engine: Engines,
     model: Model,
     providers: Mapping[str, Provider],
@@ -100,7 +106,7 @@ def _ask_remote(
 ) -> None:
     """Ask these prompts of whoever of the providers gave their first answer, else of the first of them."""
     first = next(iter(providers))
-    prompts = [found.prompts[place] for place in places]
+    prompts = [results.prompts[place] for place in places]
     names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
     role = "teacher" if model in ("teacher", "teacher_again") else model
     flows = [
@@ -112,11 +118,11 @@ def _ask_remote(
     with console.progress(f"asking {whom}", len(flows)) as bar:
         asking = engine(providers, progress=bar, local=False)
         outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
-    _take_answers(found, model, places, outcomes)
+    _take_answers(results, model, places, outcomes)
 
 
 def ask_here(
-    found: Found,
+    results: ComparisonResults,
     engine: Engines,
     student: Path,
     metrics: Sequence[TextMetric | ModelMetric],
@@ -132,7 +138,7 @@ def ask_here(
     loads: dict[Model, Callable[..., InProcess]] = {"base": untrained_base, "student": trained_student}
     seen = [
         _ask_model(
-            found, role, partial(load, student),
+            results, role, partial(load, student),
             engine=engine, metrics=metrics, sampling=sampling if role in answering else None,
         )
         for role, load in loads.items()
@@ -145,7 +151,7 @@ def ask_here(
 
 
 def ask_teacher_weights(
-    found: Found, engine: Engines, metrics: Sequence[TextMetric | ModelMetric], weights: str | None
+    results: ComparisonResults, engine: Engines, metrics: Sequence[TextMetric | ModelMetric], weights: str | None
 ) -> None:
     """Ask the teacher what needs its weights, where they are at hand; else note that these numbers are absent."""
     wanting = [metric for metric in metrics if metric.scope == "model" and "teacher" in metric.models]
@@ -153,21 +159,21 @@ def ask_teacher_weights(
         from distill.models.in_process import local_model
 
         load = partial(local_model, weights, name="teacher")
-        _ask_model(found, "teacher", load, engine=engine, metrics=wanting, sampling=None)
+        _ask_model(results, "teacher", load, engine=engine, metrics=wanting, sampling=None)
     elif wanting:
-        note_absent(found, wanting, NO_WEIGHTS)
+        note_absent(results, wanting, NO_WEIGHTS)
 
 
-def note_absent(found: Found, metrics: Sequence[TextMetric | ModelMetric], why: str) -> None:
+def note_absent(results: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], why: str) -> None:
     """Say of the measures that need a model's weights why they have no value."""
     measures = [measure for metric in metrics if metric.scope == "model" for measure in metric.measures]
     if measures:
-        found.metric_notes |= {measure.name: f"absent: {why}" for measure in measures}
-        found.notes.append(f"{', '.join(measure.title for measure in measures)}: {why}")
+        results.metric_notes |= {measure.name: f"absent: {why}" for measure in measures}
+        results.notes.append(f"{', '.join(measure.title for measure in measures)}: {why}")
 
 
 def _ask_model(
-    found: Found,
+    results: ComparisonResults,
     role: Model,
     load: Callable[..., InProcess],
     *,
@@ -176,17 +182,17 @@ def _ask_model(
     sampling: Sampling | None,
 ) -> float | None:
     """Ask a model of this process all that is wanted of it, answers only with a `sampling`; returns its probe."""
-    prompts = found.prompts if sampling is not None else []
+    prompts = results.prompts if sampling is not None else []
     answers = [_named(prompt, answered, _question(role, prompt, sampling), prompt.later) for prompt in prompts]
-    asked = _with_reference(found)
+    asked = _with_reference(results)
     scores = [
-        _named(found.prompts[index], metric.score, messages, role, reference)
+        _named(results.prompts[index], metric.score, messages, role, reference)
         for metric in metrics
         if metric.scope == "model" and role in metric.models
         for index, messages, reference in asked
     ]
     tokens = [
-        _named(found.prompts[index], surprise, role, messages, reference)
+        _named(results.prompts[index], surprise, role, messages, reference)
         for index, messages, reference in asked
         if any(isinstance(metric, Likelihood) and role in MODELS[:2] for metric in metrics)
     ]
@@ -199,11 +205,11 @@ def _ask_model(
         finally:
             provider.release()
     if sampling is not None:
-        _take_answers(found, role, range(len(prompts)), outcomes[: len(answers)])
+        _take_answers(results, role, range(len(prompts)), outcomes[: len(answers)])
     places, known = [index for index, _, _ in asked], len(answers) + len(scores)
-    _take_scores(found, role, places, outcomes[len(answers) : known])
+    _take_scores(results, role, places, outcomes[len(answers) : known])
     for index, outcome in zip(places, outcomes[known:-1], strict=False):
-        tell_surprise(found, role, index, outcome.value)
+        record_surprise(results, role, index, outcome.value)
     probe: float | None = outcomes[-1].value
     return probe
 
@@ -220,25 +226,27 @@ def _named(prompt: Prompt, make: Callable[..., Flow[Any]], *arguments: Any) -> _
 
 
 def _take_answers(
-    found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Answered | None]]
+    results: ComparisonResults, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]
 ) -> None:
     known = {place: one.value for place, one in zip(places, outcomes, strict=True) if one.value is not None}
-    found.answers[model] = dict(sorted((found.answers.get(model, {}) | known).items()))
+    results.answers[model] = dict(sorted((results.answers.get(model, {}) | known).items()))
     lacking = [outcome for outcome in outcomes if outcome.value is None]
     if lacking:
-        found.missing[model] = len(lacking)
-        found.notes.append(
+        results.missing[model] = len(lacking)
+        results.notes.append(
             f"{NAMES[model]} has no answer to {len(lacking)} of {len(outcomes)} prompts ({_reasons(lacking)}); "
             "each number rests on the prompts that have what it needs"
         )
 
 
-def _take_scores(found: Found, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Scores]]) -> None:
+def _take_scores(
+    results: ComparisonResults, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Scores]]
+) -> None:
     for number, outcome in enumerate(outcomes):
-        found.add(model, places[number % len(places)], outcome.value or {})
+        results.add(model, places[number % len(places)], outcome.value or {})
     lacking = [outcome for outcome in outcomes if outcome.failures]
     if lacking:
-        found.notes.append(
+        results.notes.append(
             f"{NAMES[model]} gave no likelihood for {len(lacking)} of {len(outcomes)} answers ({_reasons(lacking)})"
         )
 
@@ -249,7 +257,7 @@ def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
 
 
 class _Live:
-    """Joins what the engine has in the journal with what the running batch has got so far."""
+    """Sums the engine's journalled progress and that of the running batch."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""Holds runs against each other on their common prompts: what changed, and whether it is more than noise.
+"""Compares runs on their common prompts: differences, with tests of significance.
 
 Two runs are paired prompt by prompt; of several, the measures are shown over how much each was trained on.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
-from distill.compare.lm_eval import Said, said_by_student
+from distill.compare.lm_eval import TaskMeasure, said_by_student
 from distill.compare.stats import Difference, holm, paired_difference, sign_flip_p
 from distill.core.jsonl import read_jsonl
 from distill.errors import RunFolderError
@@ -33,15 +33,15 @@ K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """What one run found of its student."""
+class ComparedRun:
+    """One run's results for its student."""
 
     folder: Path
     rows: Mapping[str, Row]
     """Lines of answers.jsonl by prompt."""
     scores: Row
     record: Row
-    tasks: Mapping[str, Said] = field(default_factory=dict)
+    tasks: Mapping[str, TaskMeasure] = field(default_factory=dict)
     """What its student said to tasks of the lm-evaluation-harness."""
 
     @property
@@ -62,7 +62,7 @@ class Compared:
         return float(value) if isinstance(value, (int, float)) else None
 
 
-def read(folder: Path) -> Compared:
+def read(folder: Path) -> ComparedRun:
     """What a run's comparison left. Raises `RunFolderError` where there is none."""
     record = read_record(folder)
     answers, scores = folder / "answers.jsonl", folder / "scores.json"
@@ -71,11 +71,11 @@ def read(folder: Path) -> Compared:
     if "compare" in stale(folder, record):
         raise RunFolderError(f"{folder} was compared before its student was trained; type: distill compare {folder}")
     try:
-        told = json.loads(scores.read_text(encoding="utf-8"))
+        info = json.loads(scores.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RunFolderError(f"{scores} is not JSON ({error}); type: distill compare {folder}") from error
     rows = {_key(row): row for row in read_jsonl(answers)}
-    return Compared(folder, rows, told, record, said_by_student(folder, told))
+    return ComparedRun(folder, rows, info, record, said_by_student(folder, info))
 
 
 def _key(row: Row) -> str:
@@ -88,8 +88,8 @@ def _key(row: Row) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """How the students of two runs differ in one measure, the second less the first."""
+class MeasureChange:
+    """Difference in one measure between the students of two runs: the second minus the first."""
 
     measure: str
     title: str
@@ -105,7 +105,7 @@ class Change:
     """The same by category, where there are several: difference, p and p adjusted for looking at all."""
 
 
-def diff(one: Compared, other: Compared) -> dict[str, Any]:
+def diff(one: ComparedRun, other: ComparedRun) -> dict[str, Any]:
     """What changed from the first run's student to the second's, over the prompts that both have.
 
     Raises `RunFolderError` where they have no prompt, or no measure, in common.
@@ -135,7 +135,7 @@ def diff(one: Compared, other: Compared) -> dict[str, Any]:
     }
 
 
-def _warnings(one: Compared, other: Compared) -> Iterator[str]:
+def _warnings(one: ComparedRun, other: ComparedRun) -> Iterator[str]:
     drawn = [str(run.scores.get("method", "")).partition("all models drew with ")[2] for run in (one, other)]
     if drawn[0] != drawn[1]:
         yield f"the answers were drawn in other ways: {drawn[0] or 'unknown'}, against {drawn[1] or 'unknown'}"
@@ -154,24 +154,24 @@ def _warnings(one: Compared, other: Compared) -> Iterator[str]:
         yield f"the judge is another: {judges[0] or 'none'}, against {judges[1] or 'none'}"
 
 
-def _changes(one: Compared, other: Compared, common: Sequence[str]) -> list[Change]:
+def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> list[MeasureChange]:
     found = []
     for measure, title, better in _measures(one, other):
         pairs = {key: pair for key in common if (pair := _pair(one, other, key, measure)) is not None}
         if pairs:
             kinds = {key: str(one.rows[key].get("category", "all")) for key in pairs}
             found.append(_change(measure, title, better, pairs, kinds))
-    for name, said in one.tasks.items():
+    for name, reply in one.tasks.items():
         theirs = other.tasks[name].values if name in other.tasks else {}
-        both = {at: (value, theirs[at]) for at, value in said.values.items() if at in theirs}
+        both = {at: (value, theirs[at]) for at, value in reply.values.items() if at in theirs}
         if both:
-            found.append(_change(name, f"{said.title} ({len(both)} documents)", said.better, both, {}))
+            found.append(_change(name, f"{reply.title} ({len(both)} documents)", reply.better, both, {}))
     tested = [change.p for change in found if change.p is not None]
     adjusted = iter(holm(tested))
     return [_judged(change, next(adjusted) if change.p is not None else None) for change in found]
 
 
-def _measures(one: Compared, other: Compared) -> Iterator[tuple[str, str, str]]:
+def _measures(one: ComparedRun, other: ComparedRun) -> Iterator[tuple[str, str, str]]:
     """Name, title and direction of what both runs measured; the judge's verdict first."""
     if one.scores.get("judge") and other.scores.get("judge"):
         yield WIN_RATE, "Win rate against the teacher", "higher"
@@ -181,19 +181,19 @@ def _measures(one: Compared, other: Compared) -> Iterator[tuple[str, str, str]]:
             yield name, str(entry.get("title", name)), str(entry.get("better", ""))
 
 
-def _pair(one: Compared, other: Compared, key: str, measure: str) -> tuple[float, float] | None:
+def _pair(one: ComparedRun, other: ComparedRun, key: str, measure: str) -> tuple[float, float] | None:
     first, second = one.value(key, measure), other.value(key, measure)
     return None if first is None or second is None else (first, second)
 
 
 def _change(
     measure: str, title: str, better: str, pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]
-) -> Change:
+) -> MeasureChange:
     first, second = zip(*pairs.values(), strict=True)
     difference = paired_difference(second, first, seed=SEED)
     assert difference is not None
     word = _direction(better, first, second, difference)
-    return Change(
+    return MeasureChange(
         measure, title, fmean(first), fmean(second), difference, sign_flip_p(second, first, seed=SEED), None, word,
         _by_category(pairs, kinds),
     )  # fmt: skip
@@ -209,14 +209,14 @@ def _direction(better: str, first: Sequence[float], second: Sequence[float], dif
     return "changed" if goodness is None else "better" if goodness > 0 else "worse"
 
 
-def _judged(change: Change, p_holm: float | None) -> Change:
+def _judged(change: MeasureChange, p_holm: float | None) -> MeasureChange:
     clear = change.difference.excludes_zero and p_holm is not None and p_holm < 0.05
     verdict = change.verdict if clear else "no clear difference"
-    return Change(**{**_plain(change), "p_holm": p_holm, "verdict": verdict})
+    return MeasureChange(**{**_plain(change), "p_holm": p_holm, "verdict": verdict})
 
 
-def _plain(change: Change) -> dict[str, Any]:
-    return {name: getattr(change, name) for name in Change.__slots__}
+def _plain(change: MeasureChange) -> dict[str, Any]:
+    return {name: getattr(change, name) for name in MeasureChange.__slots__}
 
 
 def _by_category(pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]) -> dict[str, Any]:
@@ -225,20 +225,20 @@ def _by_category(pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str])
         members.setdefault(kinds.get(key, "all"), []).append(pair)
     if len(members) < 2:
         return {}
-    told: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     for name, each in sorted(members.items()):
         first, second = zip(*each, strict=True)
-        told[name] = {
+        info[name] = {
             "n": len(each),
             "difference": paired_difference(second, first, seed=SEED),
             "p": sign_flip_p(second, first, seed=SEED),
         }
-    tested = [name for name, one in told.items() if one["p"] is not None]
-    adjusted = dict(zip(tested, holm([told[name]["p"] for name in tested]), strict=True))
-    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in told.items()}
+    tested = [name for name, one in info.items() if one["p"] is not None]
+    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
+    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in info.items()}
 
 
-def _largest(one: Compared, other: Compared, common: Sequence[str], measure: str) -> list[dict[str, Any]]:
+def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measure: str) -> list[dict[str, Any]]:
     """The prompts whose number changed most, with both answers."""
     pairs = {key: pair for key in common if (pair := _pair(one, other, key, measure)) is not None}
     order = sorted(pairs, key=lambda key: -abs(pairs[key][1] - pairs[key][0]))
@@ -265,7 +265,7 @@ def _answer(row: Row) -> str:
 # Several runs
 
 
-def curve(runs: Sequence[Compared]) -> dict[str, Any]:
+def curve(runs: Sequence[ComparedRun]) -> dict[str, Any]:
     """Each measure over how much the students were trained on, on the prompts that all runs have; the base is at 0.
 
     Raises `RunFolderError` where they have no prompt in common, or a run does not say how much it trained on.
@@ -290,11 +290,11 @@ def curve(runs: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def _names(run: Compared) -> list[str]:
+def _names(run: ComparedRun) -> list[str]:
     return list(run.scores.get("metrics") or {})
 
 
-def _means(run: Compared, common: Sequence[str], measures: Sequence[str], model: str) -> dict[str, Any]:
+def _means(run: ComparedRun, common: Sequence[str], measures: Sequence[str], model: str) -> dict[str, Any]:
     found = {}
     for name in measures:
         values = [value for key in common if (value := run.value(key, name, model)) is not None]
@@ -305,20 +305,20 @@ def _means(run: Compared, common: Sequence[str], measures: Sequence[str], model:
 # Saying
 
 
-def lines(told: Row) -> Iterator[str]:
+def lines(info: Row) -> Iterator[str]:
     """The difference of two runs as a reader wants it."""
     yield (
-        f"{told['first']} → {told['second']}: {told['prompts']} common prompts of {told['prompts_first']} and "
-        f"{told['prompts_second']}"
+        f"{info['first']} → {info['second']}: {info['prompts']} common prompts of {info['prompts_first']} and "
+        f"{info['prompts_second']}"
     )
-    yield from (f"warning: {warning}" for warning in told["warnings"])
-    for change in told["changes"]:
+    yield from (f"warning: {warning}" for warning in info["warnings"])
+    for change in info["changes"]:
         yield _change_line(change)
-        for name, one in change["categories"].items() if change["measure"] == told["lead"] else ():
+        for name, one in change["categories"].items() if change["measure"] == info["lead"] else ():
             yield f"    {name} ({one['n']}): {_numbers(one['difference'], one['p_holm'])}"
-    if told["largest"]:
-        yield f"largest changes in {told['lead']}:"
-    for row in told["largest"]:
+    if info["largest"]:
+        yield f"largest changes in {info['lead']}:"
+    for row in info["largest"]:
         yield f"  {row['id']}: {row['first']['value']:.2f} → {row['second']['value']:.2f}  {_short(row['prompt'])}"
         yield f"    was: {_short(row['first']['text'])}"
         yield f"    is:  {_short(row['second']['text'])}"
@@ -332,9 +332,9 @@ def _change_line(change: Row) -> str:
 
 
 def _numbers(difference: Any, p_holm: float | None) -> str:
-    told = asdict(difference) if isinstance(difference, Difference) else difference
+    info = asdict(difference) if isinstance(difference, Difference) else difference
     p = "" if p_holm is None else f", p {p_holm:.3f} adjusted" if p_holm >= 0.001 else ", p < 0.001 adjusted"
-    return f"{told['mean']:+.3f} (95% CI {told['low']:+.3f} to {told['high']:+.3f}{p})"
+    return f"{info['mean']:+.3f} (95% CI {info['low']:+.3f} to {info['high']:+.3f}{p})"
 
 
 def _short(text: str) -> str:
@@ -342,11 +342,11 @@ def _short(text: str) -> str:
     return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
 
 
-def curve_lines(told: Row) -> Iterator[str]:
+def curve_lines(info: Row) -> Iterator[str]:
     """The curve as a table, a line each run."""
-    yield f"{told['prompts']} prompts that all runs have"
-    names = list(told["titles"])
+    yield f"{info['prompts']} prompts that all runs have"
+    names = list(info["titles"])
     yield "  ".join(["trained tokens".rjust(14), *(name.rjust(max(8, len(name))) for name in names), "run"])
-    for point in told["points"]:
+    for point in info["points"]:
         cells = [("–" if point[name] is None else f"{point[name]:.3f}").rjust(max(8, len(name))) for name in names]
         yield "  ".join([f"{point['trained_tokens']:,}".rjust(14), *cells, point["run"]])

@@ -1,4 +1,4 @@
-"""Has a judge say whose answer is better, in both orders, or grade each alone; answers are data to it.
+"""LLM judge: pairwise in both orders, or single grades; answers are treated as data, not as instructions.
 
 A pair is won only if the judge names the same model in both orders, as in MT-Bench (Zheng et al., 2023, arXiv
 2306.05685, section 3.4); what it contradicts itself in is a tie, and what cannot be read is a class of its own.
@@ -14,13 +14,13 @@ from hashlib import sha256
 from typing import Any, Literal, TypeAlias
 
 from distill.compare.answers import Engines
-from distill.compare.metrics import Answered, Model
-from distill.compare.results import Found, Prompt
+from distill.compare.metrics import Model, ModelAnswer
+from distill.compare.results import ComparisonResults, Prompt
 from distill.core import console
 from distill.core.assets import fill, load
 from distill.engine.providers import Provider
 from distill.recipe import Judging
-from distill.text.judge_replies import Scale, graded
+from distill.text.judge_replies import GradeScale, graded
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling
 
@@ -35,7 +35,7 @@ Place = Literal["A", "B"]
 
 
 @dataclass(frozen=True, slots=True)
-class Game:
+class JudgeQuestion:
     """One question to the judge about two answers."""
 
     prompt: int
@@ -48,28 +48,30 @@ class Game:
     """Whether it was asked before, to see if the judge says the same."""
 
 
-def judge(found: Found, engine: Engines, provider: Provider, *, options: Judging, sampling: Sampling) -> dict[str, Any]:
+def judge(
+    results: ComparisonResults, engine: Engines, provider: Provider, *, options: Judging, sampling: Sampling
+) -> dict[str, Any]:
     """Ask the judge, write its verdicts into the prompts' lines (`judge`), and return what the audit starts from.
 
     The result has `model` and `mode`. Requests that fail are verdicts that cannot be read. Raises what the engine does.
     """
     drawing = _sampling(sampling, options)
-    games = list(_games(found, options)) if options.mode != "single" else []
-    grades = list(_graded_answers(found)) if options.mode != "pairwise" else []
+    games = list(_games(results, options)) if options.mode != "single" else []
+    grades = list(_graded_answers(results)) if options.mode != "pairwise" else []
     flows: list[tuple[str, Callable[[], Flow[Any]]]] = [
-        (_name(found, game), partial(_play, found, game, options, drawing)) for game in games
+        (_name(results, game), partial(_play, results, game, options, drawing)) for game in games
     ]
     flows += [
-        (f"{found.prompts[index].id}:{model}", partial(_grade, found, index, model, options, drawing))
+        (f"{results.prompts[index].id}:{model}", partial(_grade, results, index, model, options, drawing))
         for index, model in grades
     ]
     with console.progress("asking the judge", len(flows)) as bar:
         outcomes = engine({"judge": provider}, progress=bar, local=False).run(flows)
     unread = ("unparsed", "the judge did not answer")
-    said = [outcome.value or unread for outcome in outcomes]
+    replies = [outcome.value or unread for outcome in outcomes]
     if options.mode != "single":
-        _tell_pairs(found, options, dict(zip(games, said, strict=False)))
-    _tell_grades(found, dict(zip(grades, said[len(games) :], strict=True)))
+        _record_pairs(results, options, dict(zip(games, replies, strict=False)))
+    _record_grades(results, dict(zip(grades, replies[len(games) :], strict=True)))
     return {"model": provider.endpoint.model, "mode": options.mode}
 
 
@@ -81,24 +83,24 @@ def _sampling(given: Sampling, options: Judging) -> Sampling:
     )
 
 
-def _name(found: Found, game: Game) -> str:
+def _name(results: ComparisonResults, game: JudgeQuestion) -> str:
     again = ":again" if game.again else ""
-    return f"{found.prompts[game.prompt].id}:{game.first}:{game.second}{again}"
+    return f"{results.prompts[game.prompt].id}:{game.first}:{game.second}{again}"
 
 
 # What is asked
 
 
-def _games(found: Found, options: Judging) -> Iterator[Game]:
+def _games(results: ComparisonResults, options: Judging) -> Iterator[JudgeQuestion]:
     """Both orders of each pair on each prompt that both answered in other words; some asked a second time."""
     for pair in options.pairs:
         one, other = _models(pair)
-        asked = [index for index in found.shared if _differ(found, index, one, other)]
+        asked = [index for index in results.shared if _differ(results, index, one, other)]
         for index in asked:
-            yield Game(index, pair, one, other)
-            yield Game(index, pair, other, one)
+            yield JudgeQuestion(index, pair, one, other)
+            yield JudgeQuestion(index, pair, other, one)
         for index in asked[:: max(1, len(asked) // options.retest)][: options.retest] if options.retest else ():
-            yield Game(index, pair, one, other, again=True)
+            yield JudgeQuestion(index, pair, one, other, again=True)
 
 
 def _models(pair: str) -> tuple[Model, Model]:
@@ -107,31 +109,33 @@ def _models(pair: str) -> tuple[Model, Model]:
     return names[one], names[other]
 
 
-def _both(found: Found, index: int, one: Model, other: Model) -> tuple[Answered, Answered] | None:
-    answers = [found.answers.get(model, {}).get(index) for model in (one, other)]
+def _both(results: ComparisonResults, index: int, one: Model, other: Model) -> tuple[ModelAnswer, ModelAnswer] | None:
+    answers = [results.answers.get(model, {}).get(index) for model in (one, other)]
     return (answers[0], answers[1]) if answers[0] is not None and answers[1] is not None else None
 
 
-def _differ(found: Found, index: int, one: Model, other: Model) -> bool:
-    both = _both(found, index, one, other)
-    return both is not None and _said(both[0]) != _said(both[1])
+def _differ(results: ComparisonResults, index: int, one: Model, other: Model) -> bool:
+    both = _both(results, index, one, other)
+    return both is not None and _answer_texts(both[0]) != _answer_texts(both[1])
 
 
-def _said(answer: Answered) -> tuple[str, ...]:
+def _answer_texts(answer: ModelAnswer) -> tuple[str, ...]:
     return (*answer.earlier, answer.text)
 
 
-def _graded_answers(found: Found) -> Iterator[tuple[int, Model]]:
+def _graded_answers(results: ComparisonResults) -> Iterator[tuple[int, Model]]:
     for model in ("base", "student", "teacher"):
-        for index in found.shared:
-            if index in found.answers.get(model, {}):
+        for index in results.shared:
+            if index in results.answers.get(model, {}):
                 yield index, model
 
 
-def _play(found: Found, game: Game, options: Judging, sampling: Sampling) -> Flow[tuple[Verdict, str] | None]:
+def _play(
+    results: ComparisonResults, game: JudgeQuestion, options: Judging, sampling: Sampling
+) -> Flow[tuple[Verdict, str] | None]:
     """Who is better, and why; `None` where the judge could not be asked."""
-    prompt, shown = found.prompts[game.prompt], (game.first, game.second)
-    answers = [found.answers[model][game.prompt] for model in shown]
+    prompt, shown = results.prompts[game.prompt], (game.first, game.second)
+    answers = [results.answers[model][game.prompt] for model in shown]
     tag = tag_of(prompt, answers)
     named = [(place, answer) for place, answer in zip(("A", "B"), answers, strict=True)]
     text = _question("pairwise", prompt, named, tag, options)
@@ -143,16 +147,16 @@ def _play(found: Found, game: Game, options: Judging, sampling: Sampling) -> Flo
 
 
 def _grade(
-    found: Found, index: int, model: Model, options: Judging, sampling: Sampling
+    results: ComparisonResults, index: int, model: Model, options: Judging, sampling: Sampling
 ) -> Flow[tuple[float | None, str] | None]:
-    prompt, answer = found.prompts[index], found.answers[model][index]
+    prompt, answer = results.prompts[index], results.answers[model][index]
     tag = tag_of(prompt, [answer])
     reply: Completion | Failure = yield _request(
         _question("single", prompt, [("answer", answer)], tag, options), sampling
     )
     if isinstance(reply, Failure):
         return None
-    said = graded(reply.text, Scale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
+    said = graded(reply.text, GradeScale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
     return (None if said.problem else said.score), said.reason
 
 
@@ -160,13 +164,13 @@ def _request(text: str, sampling: Sampling, *, again: bool = False) -> Request:
     return Request(role="judge", messages=(Message("user", text),), sampling=sampling, replica=int(again))
 
 
-def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, Answered]], tag: str, options: Judging) -> str:
+def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, ModelAnswer]], tag: str, options: Judging) -> str:
     """The whole message to the judge: how to judge, and what, between tags that no text of it holds."""
     criteria = "\n".join(f"- {line}" for line in options.criteria or load("judges/quality.txt").splitlines())
     if prompt.solution is not None:
         criteria += f"\n- {load('judges/reference.txt')}"
     parts = [("instructions", message.content) for message in prompt.messages if message.role == "system"]
-    parts += [("request", _asked(prompt))] if not prompt.later else []
+    parts += [("request", _prompt_text(prompt))] if not prompt.later else []
     parts += [("solution", prompt.solution)] if prompt.solution is not None else []
     for place, answer in answers:
         parts += [(place, _dialogue(prompt, answer))]
@@ -177,27 +181,27 @@ def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, Answered]]
     )
 
 
-def _asked(prompt: Prompt) -> str:
+def _prompt_text(prompt: Prompt) -> str:
     return "\n\n".join(message.content for message in prompt.messages if message.role != "system")
 
 
-def _dialogue(prompt: Prompt, answer: Answered) -> str:
+def _dialogue(prompt: Prompt, answer: ModelAnswer) -> str:
     """The answer; of a question of several turns, all that was said."""
     if not prompt.later:
         return answer.text
     turns = [("Person", message.content) for message in prompt.messages if message.role == "user"]
-    for said, asked in zip(answer.earlier, prompt.later, strict=False):
-        turns += [("Assistant", said), ("Person", asked)]
+    for reply, asked in zip(answer.earlier, prompt.later, strict=False):
+        turns += [("Assistant", reply), ("Person", asked)]
     return "\n\n".join(f"{who}: {text}" for who, text in [*turns, ("Assistant", answer.text)])
 
 
-def _texts(prompt: Prompt, answers: Sequence[Answered]) -> list[str]:
+def _texts(prompt: Prompt, answers: Sequence[ModelAnswer]) -> list[str]:
     """What the judge was shown, whose words are no verdict of its own."""
     asked = [message.content for message in prompt.messages]
-    return [*asked, *prompt.later, *(text for answer in answers for text in _said(answer))]
+    return [*asked, *prompt.later, *(text for answer in answers for text in _answer_texts(answer))]
 
 
-def tag_of(prompt: Prompt, answers: Sequence[Answered]) -> str:
+def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
     """A mark that none of the texts holds, the same in either order: eight hexadecimal digits of their SHA-256."""
     text = "\n".join([*sorted(_texts(prompt, answers)), prompt.solution or ""])
     tag = ""
@@ -233,7 +237,7 @@ def read_verdict(reply: str, *, texts: Sequence[str] = (), tag: str = "") -> tup
     The last verdict counts; thoughts, quoted lines, and whatever also stands in the `texts` that were judged do not
     (see `distill.text.judge_replies`). Where no line is a verdict, the last sentence that is one counts.
     """
-    found = graded(_BOXED_C.sub("[[tie]]", reply), Scale(HIGHEST, VERDICTS), texts=texts, tag=tag)
+    found = graded(_BOXED_C.sub("[[tie]]", reply), GradeScale(HIGHEST, VERDICTS), texts=texts, tag=tag)
     if found.choice is not None:
         return found.choice, found.reason
     if found.problem == "echoed":
@@ -254,29 +258,31 @@ def _of_prose(reason: str, texts: Sequence[str]) -> str:
 # What it comes to
 
 
-def _tell_pairs(found: Found, options: Judging, said: Mapping[Game, tuple[Verdict, str]]) -> None:
+def _record_pairs(
+    results: ComparisonResults, options: Judging, replies: Mapping[JudgeQuestion, tuple[Verdict, str]]
+) -> None:
     for pair in options.pairs:
         one, other = _models(pair)
-        for index in found.shared:
-            both = _both(found, index, one, other)
+        for index in results.shared:
+            both = _both(results, index, one, other)
             if both is None:
                 continue
-            games = [Game(index, pair, one, other), Game(index, pair, other, one)]
-            again = said.get(replace(games[0], again=True))
-            told = _told(pair, [(game, said[game]) for game in games if game in said], again)
-            _judged(found, index).setdefault("pairs", {})[pair] = told
+            games = [JudgeQuestion(index, pair, one, other), JudgeQuestion(index, pair, other, one)]
+            again = replies.get(replace(games[0], again=True))
+            info = _pair_entry(pair, [(game, replies[game]) for game in games if game in replies], again)
+            _judged(results, index).setdefault("pairs", {})[pair] = info
 
 
-def _told(
-    pair: str, games: Sequence[tuple[Game, tuple[Verdict, str]]], again: tuple[Verdict, str] | None
+def _pair_entry(
+    pair: str, games: Sequence[tuple[JudgeQuestion, tuple[Verdict, str]]], again: tuple[Verdict, str] | None
 ) -> dict[str, Any]:
     """The games of a pair and their outcome for the first of the two; identical answers are a tie without a game."""
-    told: list[dict[str, Any]] = [
+    info: list[dict[str, Any]] = [
         {"first": game.first, "verdict": verdict, "reason": reason} for game, (verdict, reason) in games
     ]
     if again is not None:
-        told[0]["again"] = again[0]
-    return {"games": told, "outcome": outcome_of(pair, [verdict for _, (verdict, _) in games])}
+        info[0]["again"] = again[0]
+    return {"games": info, "outcome": outcome_of(pair, [verdict for _, (verdict, _) in games])}
 
 
 def outcome_of(pair: str, verdicts: Sequence[Verdict]) -> str:
@@ -289,12 +295,12 @@ def outcome_of(pair: str, verdicts: Sequence[Verdict]) -> str:
     return "loss" if verdicts and set(verdicts) == {other} else "tie"
 
 
-def _tell_grades(found: Found, said: Mapping[tuple[int, Model], tuple[Any, str]]) -> None:
-    for (index, model), (score, reason) in said.items():
+def _record_grades(results: ComparisonResults, replies: Mapping[tuple[int, Model], tuple[Any, str]]) -> None:
+    for (index, model), (score, reason) in replies.items():
         read = score if isinstance(score, float) else None
-        _judged(found, index).setdefault("single", {})[model] = {"score": read, "reason": reason}
+        _judged(results, index).setdefault("single", {})[model] = {"score": read, "reason": reason}
 
 
-def _judged(found: Found, index: int) -> dict[str, Any]:
-    told: dict[str, Any] = found.more.setdefault(index, {}).setdefault("judge", {})
-    return told
+def _judged(results: ComparisonResults, index: int) -> dict[str, Any]:
+    info: dict[str, Any] = results.more.setdefault(index, {}).setdefault("judge", {})
+    return info

@@ -1,4 +1,4 @@
-"""What a judge's verdicts come to, and how far they can be believed: printed together, or the verdict is withheld."""
+"""Audits a judge: win rates with position bias, length bias and self-consistency; withholds unreliable verdicts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill.compare.metrics import Model
-from distill.compare.results import Found
+from distill.compare.results import ComparisonResults
 from distill.compare.stats import (
     MIN_PROMPTS,
     Interval,
@@ -35,29 +35,29 @@ ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "
 MAIN = "student:teacher"
 
 
-def conclude(found: Found, told: Mapping[str, Any], seed: int, usd: float | None) -> dict[str, Any]:
+def conclude(results: ComparisonResults, info: Mapping[str, Any], seed: int, usd: float | None) -> dict[str, Any]:
     """What scores.json says under `judge`: win rates, grades, audit, and a verdict or why it is withheld.
 
-    `told` has the judge's model and mode. Also says of each prompt how the student fared (`outcome`) by the judge.
+    `info` has the judge's model and mode. Also says of each prompt how the student fared (`outcome`) by the judge.
     """
-    judged = {index: more["judge"] for index, more in sorted(found.more.items()) if "judge" in more}
+    judged = {index: more["judge"] for index, more in sorted(results.more.items()) if "judge" in more}
     names = dict.fromkeys(pair for one in judged.values() for pair in one.get("pairs", {}))
-    pairs = {name: _pair(found, _games(judged, name), name, seed) for name in names}
-    audit = _audit(found, judged, told["model"], seed) if pairs else None
+    pairs = {name: _pair(results, _games(judged, name), name, seed) for name in names}
+    audit = _audit(results, judged, info["model"], seed) if pairs else None
     main = pairs.get(MAIN)
     withheld = _withheld(main, list(_games(judged, MAIN).values())) if main is not None else None
     if main is not None:
-        _tell_outcomes(found, _games(judged, MAIN))
+        _record_outcomes(results, _games(judged, MAIN))
     base = pairs.get("base:teacher")
     return {
-        **told,
+        **info,
         "pairs": pairs,
         "student_minus_base": _against_base(judged, seed),
         "single": _single(judged, seed),
         "audit": audit,
         "withheld": withheld,
-        "verdict": _verdict(main, base, told["model"], audit or {}) if main is not None and withheld is None else None,
-        "power": _power(_games(judged, MAIN), len(found.shared), usd) if main is not None else None,
+        "verdict": _verdict(main, base, info["model"], audit or {}) if main is not None and withheld is None else None,
+        "power": _power(_games(judged, MAIN), len(results.shared), usd) if main is not None else None,
     }
 
 
@@ -68,11 +68,11 @@ def _games(judged: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapp
 # Win rates
 
 
-def _pair(found: Found, told: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
+def _pair(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
     """Counts, and the win rate of the first of the pair: ties count half, what cannot be read is left out."""
-    worth = {index: WORTH[one["outcome"]] for index, one in told.items() if one["outcome"] in WORTH}
-    counts = {kind: sum(one["outcome"] == kind for one in told.values()) for kind in (*WORTH, "unparsed")}
-    controlled, why = _length_controlled(found, worth, name, seed)
+    worth = {index: WORTH[one["outcome"]] for index, one in info.items() if one["outcome"] in WORTH}
+    counts = {kind: sum(one["outcome"] == kind for one in info.values()) for kind in (*WORTH, "unparsed")}
+    controlled, why = _length_controlled(results, worth, name, seed)
     return {
         "n": len(worth),
         "wins": counts["win"],
@@ -80,7 +80,7 @@ def _pair(found: Found, told: Mapping[int, Mapping[str, Any]], name: str, seed: 
         "losses": counts["loss"],
         "unparsed": counts["unparsed"],
         **_rates(list(worth.values()), seed),
-        "categories": _by_category(found, worth, seed),
+        "categories": _by_category(results, worth, seed),
         "length_controlled": controlled,
         "length_note": why,
     }
@@ -94,31 +94,31 @@ def _rates(worth: Sequence[float], seed: int) -> dict[str, Any]:
     }
 
 
-def _by_category(found: Found, worth: Mapping[int, float], seed: int) -> dict[str, Any]:
+def _by_category(results: ComparisonResults, worth: Mapping[int, float], seed: int) -> dict[str, Any]:
     members: dict[str, list[float]] = {}
     for index, one in worth.items():
-        members.setdefault(found.prompts[index].category, []).append(one)
+        members.setdefault(results.prompts[index].category, []).append(one)
     if len(members) < 2:
         return {}
-    told = {name: {"n": len(each), **_rates(each, seed)} for name, each in sorted(members.items())}
-    tested = [name for name, one in told.items() if one["p"] is not None]
-    adjusted = dict(zip(tested, holm([told[name]["p"] for name in tested]), strict=True))
-    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in told.items()}
+    info = {name: {"n": len(each), **_rates(each, seed)} for name, each in sorted(members.items())}
+    tested = [name for name, one in info.items() if one["p"] is not None]
+    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
+    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in info.items()}
 
 
 def _length_controlled(
-    found: Found, worth: Mapping[int, float], pair: str, seed: int
+    results: ComparisonResults, worth: Mapping[int, float], pair: str, seed: int
 ) -> tuple[Interval | None, str | None]:
     """The win rate that answers of the same length would have by the judge's verdicts, or why there is none."""
     one, other = pair.split(":")
-    lengths = [_longer_by(found, index, one, other) for index in worth]
+    lengths = [_longer_by(results, index, one, other) for index in worth]
     result = length_controlled(list(worth.values()), lengths, seed=seed)
     return (None, result.reason) if not isinstance(result, Interval) else (result, None)
 
 
-def _longer_by(found: Found, index: int, one: str, other: str) -> float:
+def _longer_by(results: ComparisonResults, index: int, one: str, other: str) -> float:
     """Characters by which the answer of the first model is longer."""
-    texts = {model: answers[index].text for model, answers in found.answers.items() if index in answers}
+    texts = {model: answers[index].text for model, answers in results.answers.items() if index in answers}
     return float(len(_text(texts, one)) - len(_text(texts, other)))
 
 
@@ -142,21 +142,21 @@ def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
 
 def _single(judged: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """The mean grade of each model; a grade that cannot be read is left out and counted."""
-    told: dict[str, Any] = {}
+    info: dict[str, Any] = {}
     for model in ("base", "student", "teacher"):
         grades = [one["single"][model]["score"] for one in judged.values() if model in one.get("single", {})]
         read = [grade for grade in grades if grade is not None]
         if grades:
-            told[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
-    return told
+            info[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
+    return info
 
 
 # How far to believe them
 
 
 @dataclass(frozen=True, slots=True)
-class _Game:
-    """One reply of the judge that could be read."""
+class _JudgeReply:
+    """One parsed reply of the judge."""
 
     prompt: int
     first: str
@@ -164,13 +164,17 @@ class _Game:
     verdict: str
 
 
-def _audit(found: Found, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int) -> dict[str, Any]:
+def _audit(
+    results: ComparisonResults, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int
+) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
-    told = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
-    pairs = [pair for _, _, pair in told]
+    info = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
+    pairs = [pair for _, _, pair in info]
     games = [
-        _Game(index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"])
-        for index, name, pair in told
+        _JudgeReply(
+            index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"]
+        )
+        for index, name, pair in info
         for game in pair["games"]
         if game["verdict"] != "unparsed"
     ]
@@ -182,10 +186,10 @@ def _audit(found: Found, judged: Mapping[int, Mapping[str, Any]], judge: str, se
         "first_place": clustered_interval(
             [float(game.verdict == game.first) for game in decided], [game.prompt for game in decided], seed=seed
         ),
-        "longer_wins": _share(decided, lambda game: _picks_longer(found, game)),
-        "longer_would_say": _longer_would_say(found, judged, seed),
+        "longer_wins": _share(decided, lambda game: _picks_longer(results, game)),
+        "longer_would_say": _longer_would_say(results, judged, seed),
         "test_retest": _same_again(pairs),
-        "same_family": _same_family(found, judge),
+        "same_family": _same_family(results, judge),
     }
 
 
@@ -208,14 +212,14 @@ def _share(items: Sequence[Any], is_so: Callable[[Any], bool]) -> float | None:
     return sum(is_so(item) for item in items) / len(items) if items else None
 
 
-def _picks_longer(found: Found, game: _Game) -> bool:
+def _picks_longer(results: ComparisonResults, game: _JudgeReply) -> bool:
     other = game.second if game.verdict == game.first else game.first
-    return _longer_by(found, game.prompt, game.verdict, other) > 0
+    return _longer_by(results, game.prompt, game.verdict, other) > 0
 
 
-def _longer_would_say(found: Found, judged: Mapping[int, Any], seed: int) -> Interval | None:
+def _longer_would_say(results: ComparisonResults, judged: Mapping[int, Any], seed: int) -> Interval | None:
     """The win rate of the student against the teacher for a judge that takes the longer answer."""
-    gains = [_longer_by(found, index, "student", "teacher") for index in _games(judged, MAIN)]
+    gains = [_longer_by(results, index, "student", "teacher") for index in _games(judged, MAIN)]
     return mean_interval([1.0 if gain > 0 else 0.0 if gain < 0 else 0.5 for gain in gains], seed=seed)
 
 
@@ -226,10 +230,10 @@ def family(model: str) -> str | None:
     return ALIKE.get(found, found) if found is not None else None
 
 
-def _same_family(found: Found, judge: str) -> list[str]:
+def _same_family(results: ComparisonResults, judge: str) -> list[str]:
     """Of the models that it judges, those that may be its kin: judges favour their own."""
     own = family(judge)
-    models: Mapping[Model, str] = found.names
+    models: Mapping[Model, str] = results.names
     return [model for model in ("student", "teacher") if own is not None and family(models.get(model, "")) == own]
 
 
@@ -264,7 +268,7 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
 
 def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
     """How often the student does as well as the teacher in the judge's eyes, and how often the base does."""
-    told: Interval = main["win_or_tie"]
+    info: Interval = main["win_or_tie"]
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""
     length = audit.get("longer_wins") or 0.0
@@ -274,22 +278,24 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
         else ""
     )
     return (
-        f"The student wins or ties on {told.mean:.0%} of {told.n} prompts against the teacher ({main['wins']} won, "
-        f"{main['ties']} tied, 95% CI {told.low:.0%} to {told.high:.0%}), as {judge} judges in both orders{against}"
+        f"The student wins or ties on {info.mean:.0%} of {info.n} prompts against the teacher ({main['wins']} won, "
+        f"{main['ties']} tied, 95% CI {info.low:.0%} to {info.high:.0%}), as {judge} judges in both orders{against}"
         f"{doubt}"
     )
 
 
-def _tell_outcomes(found: Found, told: Mapping[int, Mapping[str, Any]]) -> None:
+def _record_outcomes(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]]) -> None:
     """How each prompt came out; the margin is the share of games won less the share lost, 1 to −1."""
-    for index, pair in told.items():
+    for index, pair in info.items():
         games = [game["verdict"] for game in pair["games"]]
         margin = (games.count("student") - games.count("teacher")) / max(1, len(games))
-        found.tell(index, "outcome", {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin})
+        results.record(
+            index, "outcome", {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin}
+        )
 
 
-def _power(told: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
-    worth = [WORTH[one["outcome"]] for one in told.values() if one["outcome"] in WORTH]
+def _power(info: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
+    worth = [WORTH[one["outcome"]] for one in info.values() if one["outcome"] in WORTH]
     needed = prompts_needed([one - 0.5 for one in worth], 0.05)
     if needed is None:
         return None

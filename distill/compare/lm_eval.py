@@ -1,4 +1,4 @@
-"""Base and student on tasks of the lm-evaluation-harness, paired by document: what training cost in abilities.
+"""Evaluates base and student on lm-evaluation-harness tasks, paired by document: abilities lost by training.
 
 What a model said to a task is kept in the run folder's `lm_eval/`, one row a task, under everything that decides it, so
 that a comparison which was killed runs no task twice.
@@ -49,12 +49,12 @@ def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness
     work = _Work(folder, setting, harness)
     rows = {model: {name: work.of(model, name, asked) for name in options.tasks} for model in SIDES}
     work.release()
-    said = [row["key"] for some in rows["student"].values() for row in some]
-    return {"package": package, **options.model_dump(), "said": said, **entries(options.tasks, rows, seed)}
+    reply = [row["key"] for some in rows["student"].values() for row in some]
+    return {"package": package, **options.model_dump(), "said": reply, **entries(options.tasks, rows, seed)}
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class TaskMeasure:
     """The student's numbers by one measure of a task, by document."""
 
     title: str
@@ -62,21 +62,23 @@ class Said:
     values: Mapping[tuple[int, str], float]
 
 
-def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, Said]:
+def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, TaskMeasure]:
     """What the student said to the tasks that scores.json tells of, by task and measure."""
     known = _known(folder / FOLDER / "student.jsonl")
-    found: dict[str, Said] = {}
+    found: dict[str, TaskMeasure] = {}
     for row in (known[key] for key in (scores.get("lm_eval") or {}).get("said") or () if key in known):
         for measure in _measures([row]):
             values = {
                 (one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]
             }
-            found[f"{row['task']} {measure}"] = Said(_title(row["task"], measure), _better([row], measure), values)
+            found[f"{row['task']} {measure}"] = TaskMeasure(
+                _title(row["task"], measure), _better([row], measure), values
+            )
     return found
 
 
 class _Work:
-    """One model in memory at a time, loaded when the first task needs it, and the harness likewise."""
+    """Lazily loads one model at a time, and the harness."""
 
     def __init__(self, folder: Path, setting: Setting, harness: Harness | None) -> None:
         self._student = current(folder)
@@ -142,8 +144,8 @@ class _Work:
             free_memory()
 
 
-def _key(*told: Any) -> str:
-    return json_sha256(told)
+def _key(*info: Any) -> str:
+    return json_sha256(info)
 
 
 def _known(path: Path) -> dict[str, dict[str, Any]]:
@@ -200,14 +202,14 @@ def entries(
     `rows`: by model and name, a row for each task that the name stands for. Several tasks are pooled, each document
     counting once, and stand in `categories` one by one.
     """
-    told = {
+    info = {
         f"{name} {measure}": _entry(name, measure, {model: rows[model][name] for model in SIDES}, seed)
         for name in names
         for measure in _measures(rows["base"][name])
     }
     left_out = {row["task"]: row["left_out"] for name in names for row in rows["base"][name] if row["left_out"]}
     notes = [f"{task}: {', '.join(gone)} has no value for one document, so no pairs" for task, gone in left_out.items()]
-    return {"entries": _adjusted(told), "notes": notes}
+    return {"entries": _adjusted(info), "notes": notes}
 
 
 def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -258,8 +260,8 @@ def _figures(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Any]:
     }
 
 
-def _adjusted(told: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _adjusted(info: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same with each p adjusted for looking at all of them (Holm, 1979)."""
-    tested = [name for name, entry in told.items() if entry["p"] is not None]
-    adjusted = dict(zip(tested, holm([told[name]["p"] for name in tested]), strict=True))
-    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in told.items()}
+    tested = [name for name, entry in info.items() if entry["p"] is not None]
+    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
+    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in info.items()}

@@ -1,4 +1,4 @@
-"""Runs tasks of EleutherAI's lm-evaluation-harness (the package `lm_eval`) on a model of this process.
+"""Runs tasks of EleutherAI's lm-evaluation-harness (the package `lm_eval`) on a model in this process.
 
 Tasks are taken by their names from the package's own index: a name is never read as a path. Nothing brings code of its
 own: not a data set, not a metric of the Hub; and tasks that execute what a model writes are refused.
@@ -24,7 +24,7 @@ SEED, FEWSHOT_SEED = 0, 1234
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How tasks are run; `None` is the task's own way."""
+    """Settings of a task; `None` is the task's default."""
 
     limit: int | None = None
     """The first so many documents of each task."""
@@ -36,8 +36,8 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """What a task said of a model."""
+class TaskRun:
+    """One model's results on a task."""
 
     version: str
     means: Mapping[str, bool | None]
@@ -105,7 +105,7 @@ def _require_harmless(name: str, runs_code: Any) -> None:
         raise RecipeError(f"compare.lm_eval: {name} runs code that the model writes, so it is refused; take it out")
 
 
-def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> Ran:
+def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
     """Have a model do one task. Raises `DistillError` where the harness cannot."""
     import numpy
     import torch
@@ -131,7 +131,7 @@ def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> Ran:
     higher = task.higher_is_better()
     samples = found["samples"][name]
     measured = sorted({metric for sample in samples for metric in sample["metrics"]})
-    return Ran(
+    return TaskRun(
         str(task.VERSION),
         {metric: higher.get(metric) for metric in measured if metric in means},
         tuple(metric for metric in measured if metric not in means),

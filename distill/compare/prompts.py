@@ -1,4 +1,4 @@
-"""Reads what is asked: the run's held-out rows, or any file of prompts; and answers that were recorded elsewhere."""
+"""Reads the prompts to compare on, from held-out rows or a file, and recorded answers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distill.compare.metrics import Answered, Model
+from distill.compare.metrics import Model, ModelAnswer
 from distill.compare.metrics.instruction_checks import problem
-from distill.compare.results import EVERY, MODELS, NAMES, Found, Prompt
+from distill.compare.results import EVERY, MODELS, NAMES, ComparisonResults, Prompt
 from distill.core.jsonl import read_sessions
 from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
-from distill.formats.json_rows import Rejected, Row, json_rows, text_lines
+from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows, text_lines
 from distill.text.tokens import normalise
 from distill.types import Completion, Message, Session
 
@@ -50,7 +50,7 @@ def of_session(session: Session, journal: Journal) -> Prompt:
     return Prompt(
         session.id,
         session.messages[:first],
-        Answered(text, "length" if cut else "stop", tokens),
+        ModelAnswer(text, "length" if cut else "stop", tokens),
         teacher=session.meta.get("teacher"),
         again=0 if session.meta.get("replica") == 1 else 1,
         category=_category(session.meta),
@@ -92,7 +92,7 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
 def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
     """The prompts that metrics ask for themselves, each for the metric whose it is."""
     return [
-        replace(_prompt(Row(number, row), type(metric).__name__), asked_by=type(metric).__name__)
+        replace(_prompt(ForeignRow(number, row), type(metric).__name__), asked_by=type(metric).__name__)
         for metric in metrics
         if hasattr(metric, "prompts")
         for number, row in enumerate(metric.prompts(), start=1)
@@ -107,7 +107,7 @@ def _led(prompt: Prompt, system: str) -> Prompt:
 
 def _lines(path: Path) -> Iterator[Prompt]:
     for row in text_lines(path):
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
         number, text = row
         yield Prompt(f"prompt-{number}", (Message("user", text),))
@@ -115,12 +115,12 @@ def _lines(path: Path) -> Iterator[Prompt]:
 
 def _rows(path: Path) -> Iterator[Prompt]:
     for row in json_rows(path):
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
         yield _prompt(row, path)
 
 
-def _prompt(row: Row, path: Path | str) -> Prompt:
+def _prompt(row: ForeignRow, path: Path | str) -> Prompt:
     messages, later = _asked(row.value)
     if not messages:
         raise RecipeError(
@@ -139,7 +139,7 @@ def _prompt(row: Row, path: Path | str) -> Prompt:
     )
 
 
-def _checks(row: Row, path: Path | str) -> tuple[Mapping[str, Any], ...]:
+def _checks(row: ForeignRow, path: Path | str) -> tuple[Mapping[str, Any], ...]:
     """Instructions that a program can check; `checks` that are no list are another's, and left alone."""
     checks = row.value.get("checks")
     if not isinstance(checks, list):
@@ -189,7 +189,7 @@ def _id(row: Mapping[str, Any]) -> str | None:
 # Recorded answers
 
 
-def take_recorded(found: Found, files: Mapping[Model, Path]) -> None:
+def take_recorded(results: ComparisonResults, files: Mapping[Model, Path]) -> None:
     """Put answers from files in the place of those that a model would be asked for.
 
     A row has an answer as `text`, `output` (AlpacaEval's outputs), `answer`, `response`, `completion`, `turns`, or
@@ -200,17 +200,17 @@ def take_recorded(found: Found, files: Mapping[Model, Path]) -> None:
     """
     for model in MODELS:
         if model in files:
-            _take(found, model, files[model])
+            _take(results, model, files[model])
 
 
-def _take(found: Found, model: Model, path: Path) -> None:
-    ids = {prompt.id: index for index, prompt in enumerate(found.prompts)}
+def _take(results: ComparisonResults, model: Model, path: Path) -> None:
+    ids = {prompt.id: index for index, prompt in enumerate(results.prompts)}
     texts: dict[str, list[int]] = {}
-    for place, prompt in enumerate(found.prompts):
+    for place, prompt in enumerate(results.prompts):
         texts.setdefault(normalise(prompt.messages[-1].content), []).append(place)
-    answers: dict[int, Answered] = {}
+    answers: dict[int, ModelAnswer] = {}
     for row in json_rows(path):
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             raise RecipeError(f"compare.answers.{model}: {path}, line {row.line}: {row.detail}")
         index = ids.get(_id(row.value) or "")
         if index is None:
@@ -220,11 +220,12 @@ def _take(found: Found, model: Model, path: Path) -> None:
             continue
         if index in answers:
             raise RecipeError(
-                f"compare.answers.{model}: {path}, line {row.line}: a second answer to prompt {found.prompts[index].id}"
+                f"compare.answers.{model}: {path}, line {row.line}: "
+                f"a second answer to prompt {results.prompts[index].id}"
             )
         answers[index] = answer
-    _require(answers, found, model, path)
-    found.answers[model] = answers
+    _require(answers, results, model, path)
+    results.answers[model] = answers
 
 
 def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
@@ -232,16 +233,16 @@ def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
     return next((place for place in places if place not in answers), places[0] if places else None)
 
 
-def _require(answers: Mapping[int, Answered], found: Found, model: Model, path: Path) -> None:
+def _require(answers: Mapping[int, ModelAnswer], results: ComparisonResults, model: Model, path: Path) -> None:
     if not answers:
         raise RecipeError(
             f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
             "their very questions"
         )
-    if lacking := sum(index not in answers for index in found.shared):
-        found.missing[model] = lacking
-        found.notes.append(
-            f"{NAMES[model]} has no recorded answer to {lacking} of {len(found.shared)} prompts; "
+    if lacking := sum(index not in answers for index in results.shared):
+        results.missing[model] = lacking
+        results.notes.append(
+            f"{NAMES[model]} has no recorded answer to {lacking} of {len(results.shared)} prompts; "
             "each number rests on the prompts that have what it needs"
         )
 
@@ -252,7 +253,7 @@ def _questions(row: Mapping[str, Any]) -> Iterator[str]:
             yield normalise(row[name])
 
 
-def _recorded(row: Mapping[str, Any]) -> Answered | None:
+def _recorded(row: Mapping[str, Any]) -> ModelAnswer | None:
     """The answer of a row; nothing says how it ended, unless the row has a `finish`."""
     choices = row.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -262,7 +263,7 @@ def _recorded(row: Mapping[str, Any]) -> Answered | None:
         return None
     finish = row.get("finish")
     tokens = row.get("tokens")
-    return Answered(
+    return ModelAnswer(
         texts[-1].strip(),
         finish if finish in ("stop", "length", "filtered") else "unknown",
         tokens if isinstance(tokens, int) else None,

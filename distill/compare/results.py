@@ -1,4 +1,4 @@
-"""The held-out prompts, and what is known so far of each model's answers to them."""
+"""Prompts, answers and scores of a comparison in progress."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.compare.metrics import Answered, Measure, Model, ModelMetric, Sample, Scores, TextMetric
+from distill.compare.metrics import Measure, Model, ModelAnswer, ModelMetric, Sample, Scores, TextMetric
 from distill.types import Message
 
 EVERY = "all"
-"""The category of a prompt of which nothing is known."""
+"""Category of prompts that declare none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Prompt:
 
     id: str
     messages: tuple[Message, ...]
-    reference: Answered | None = None
+    reference: ModelAnswer | None = None
     teacher: str | None = None
     """Who gave it."""
     again: int = 1
@@ -37,20 +37,20 @@ class Prompt:
     asked_by: str | None = None
     """The metric that asks it for itself; `None` of the prompts that all are compared on."""
 
-    def with_turns(self, answer: Answered) -> tuple[Message, ...]:
+    def with_turns(self, answer: ModelAnswer) -> tuple[Message, ...]:
         """The conversation that `answer` ends: the prompt, and the turns that a model has answered before."""
         messages = list(self.messages)
-        for said, asked in zip(answer.earlier, self.later, strict=False):
-            messages += [Message("assistant", said), Message("user", asked)]
+        for reply, asked in zip(answer.earlier, self.later, strict=False):
+            messages += [Message("assistant", reply), Message("user", asked)]
         return tuple(messages)
 
 
 @dataclass(slots=True)
-class Found:
-    """What is known so far, by model and index of the prompt."""
+class ComparisonResults:
+    """Answers and scores so far, by model and prompt index."""
 
     prompts: list[Prompt]
-    answers: dict[Model, dict[int, Answered]] = field(default_factory=dict)
+    answers: dict[Model, dict[int, ModelAnswer]] = field(default_factory=dict)
     scores: dict[Model, dict[int, dict[str, float]]] = field(default_factory=dict)
     missing: Counter[Model] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Found:
         """The prompts that all metrics look at: all but those that a metric asks for itself."""
         return [index for index, prompt in enumerate(self.prompts) if prompt.asked_by is None]
 
-    def reference(self, index: int) -> Answered | None:
+    def reference(self, index: int) -> ModelAnswer | None:
         """The teacher's first answer to a prompt."""
         return self.answers.get("teacher", {}).get(index)
 
@@ -81,7 +81,7 @@ class Found:
         known = self.scores.setdefault(model, {}).setdefault(index, {})
         known.update({name: value for name, value in scores.items() if math.isfinite(value)})
 
-    def tell(self, index: int, name: str, value: Any) -> None:
+    def record(self, index: int, name: str, value: Any) -> None:
         """Write something of a prompt into its line of answers.jsonl."""
         self.more.setdefault(index, {})[name] = value
 
@@ -91,45 +91,47 @@ class Found:
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
 
-def score_texts(found: Found, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
+def score_texts(results: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
     """Score every answer by the metrics that read texts alone."""
     every = [
-        (model, index, _sample(found, model, index)) for model, answers in found.answers.items() for index in answers
+        (model, index, _sample(results, model, index))
+        for model, answers in results.answers.items()
+        for index in answers
     ]
     for metric in metrics:
         if metric.scope == "text":
             named = (None, type(metric).__name__)
-            samples = [one for one in every if found.prompts[one[1]].asked_by in named]
+            samples = [one for one in every if results.prompts[one[1]].asked_by in named]
             if (prepare := getattr(metric, "prepare", None)) is not None:
                 prepare(folder, [sample for _, _, sample in samples])
             for model, index, sample in samples:
-                found.add(model, index, metric.score(sample))
+                results.add(model, index, metric.score(sample))
 
 
-def _sample(found: Found, model: Model, index: int) -> Sample:
-    prompt, answer = found.prompts[index], found.answers[model][index]
-    reference = found.reference(index)
+def _sample(results: ComparisonResults, model: Model, index: int) -> Sample:
+    prompt, answer = results.prompts[index], results.answers[model][index]
+    reference = results.reference(index)
     return Sample(prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks)
 
 
-def line(found: Found, index: int) -> dict[str, Any]:
+def line(results: ComparisonResults, index: int) -> dict[str, Any]:
     """The prompt's line of answers.jsonl; what there is not is left out."""
-    prompt = found.prompts[index]
-    told = {"turns": prompt.later, "reference": prompt.solution}
+    prompt = results.prompts[index]
+    info = {"turns": prompt.later, "reference": prompt.solution}
     return {
         "id": prompt.id,
         "messages": prompt.messages,
         "category": prompt.category,
-        **{name: value for name, value in told.items() if value},
+        **{name: value for name, value in info.items() if value},
         "answers": {
-            model: _answer(found.answers[model][index]) for model in MODELS if index in found.answers.get(model, {})
+            model: _answer(results.answers[model][index]) for model in MODELS if index in results.answers.get(model, {})
         },
-        "scores": {model: found.scores[model][index] for model in MODELS if found.scores.get(model, {}).get(index)},
-        **found.more.get(index, {}),
+        "scores": {model: results.scores[model][index] for model in MODELS if results.scores.get(model, {}).get(index)},
+        **results.more.get(index, {}),
     }
 
 
-def _answer(answer: Answered) -> dict[str, Any]:
+def _answer(answer: ModelAnswer) -> dict[str, Any]:
     earlier = {"earlier": answer.earlier} if answer.earlier else {}
     return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **earlier}
 

@@ -1,4 +1,4 @@
-"""The compare stage: base, student and teacher on the held-out prompts, side by side, with paired intervals.
+"""Stage compare: base, student and teacher on the held-out prompts, with paired intervals.
 
 Everything is asked through the engine, so a run that was killed asks nothing twice. One model is in memory at a time:
 the teacher answers every prompt once more (the ceiling) and is stopped; base and student answer, and are asked how
@@ -28,10 +28,10 @@ from distill.compare.lm_eval import benchmarks
 from distill.compare.metrics import METRICS, Model, ModelMetric, TextMetric
 from distill.compare.metrics.instructions import SHIPPED, Instructions
 from distill.compare.prompts import held_out, of_file, of_metrics, take_recorded
-from distill.compare.results import MODELS, Found, line, score_texts
+from distill.compare.results import MODELS, ComparisonResults, line, score_texts
 from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import remarks, summary, with_judge
-from distill.compare.training_overlap import leaks, tell_coverage, tell_leaks
+from distill.compare.training_overlap import leaks, record_coverage, record_leaks
 from distill.core import assets, console, registry
 from distill.core.hashing import tree_sha256
 from distill.core.jsonl import write_json, write_rows
@@ -50,7 +50,7 @@ from distill.types import Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sides:
-    """Who answers beside the student that was trained here, and its base."""
+    """Endpoints that answer in place of the trained student and its base."""
 
     teachers: Mapping[str, Provider] = field(default_factory=dict)
     """By their names in the engine. Who answered a prompt answers a second time, else the first."""
@@ -67,7 +67,7 @@ class Sides:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Who judges, and how."""
+    """The judge and its options."""
 
     provider: Provider
     options: Judging
@@ -97,41 +97,41 @@ def compare(
     file of prompts or answers that does not fit.
     """
     shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    found = Found([*shared, *of_metrics(metrics)])
-    if found.prompts:
-        take_recorded(found, sides.recorded)
-        _ask(found, current(folder), engine, metrics, sampling, seed, sides)
-        tell_leaks(found, folder / "kept.jsonl")
-        found.notes += remarks(found)
+    results = ComparisonResults([*shared, *of_metrics(metrics)])
+    if results.prompts:
+        take_recorded(results, sides.recorded)
+        _ask(results, current(folder), engine, metrics, sampling, seed, sides)
+        record_leaks(results, folder / "kept.jsonl")
+        results.notes += remarks(results)
     else:
         sides.release_teacher()
-    score_texts(found, metrics, folder)
-    models = described(current(folder), found, sides)
-    found.names = {model: told["model"] or "" for model, told in models.items()}
-    judged = _judge(found, engine, sides.judge) if found.shared and sides.judge is not None else None
+    score_texts(results, metrics, folder)
+    models = described(current(folder), results, sides)
+    results.names = {model: info["model"] or "" for model, info in models.items()}
+    judged = _judge(results, engine, sides.judge) if results.shared and sides.judge is not None else None
     spent = usd()
-    told = summary(found, metrics, seed, spent, own=prompts is None)
+    info = summary(results, metrics, seed, spent, own=prompts is None)
     if judged is not None:
-        told |= with_judge(told, conclude(found, judged, seed, spent))
-    told["coverage"] = tell_coverage(found, folder / "kept.jsonl")
-    write_rows(folder / "answers.jsonl", (line(found, index) for index in range(len(found.prompts))))
+        info |= with_judge(info, conclude(results, judged, seed, spent))
+    info["coverage"] = record_coverage(results, folder / "kept.jsonl")
+    write_rows(folder / "answers.jsonl", (line(results, index) for index in range(len(results.prompts))))
     scores = {
-        "prompts": len(found.shared),
+        "prompts": len(results.shared),
         "held_out": prompts is None,
-        "method": _method(sampling, seed, asked=not set(found.answers) <= set(sides.recorded)),
+        "method": _method(sampling, seed, asked=not set(results.answers) <= set(sides.recorded)),
         "models": models,
-        **told,
-        "leaks": leaks(found),
+        **info,
+        "leaks": leaks(results),
     }
     if tasks is not None:
         scores["lm_eval"] = benchmarks(folder, tasks, seed=seed)
     write_json(folder / "scores.json", scores)
-    missing = sum(found.missing.values())
-    return {"prompts": len(found.shared), "answers": sum(map(len, found.answers.values())), "missing": missing}
+    missing = sum(results.missing.values())
+    return {"prompts": len(results.shared), "answers": sum(map(len, results.answers.values())), "missing": missing}
 
 
 def _ask(
-    found: Found,
+    results: ComparisonResults,
     student: Path,
     engine: Engines,
     metrics: Sequence[TextMetric | ModelMetric],
@@ -141,25 +141,25 @@ def _ask(
 ) -> None:
     """Ask everybody whose answers are not recorded, and every model that is at hand what the metrics want to know."""
     if sides.teachers and "teacher" not in sides.recorded:
-        ask_teacher(found, engine, sides.teachers, sampling)
+        ask_teacher(results, engine, sides.teachers, sampling)
         if "teacher_again" not in sides.recorded:
-            ask_teacher_again(found, engine, sides.teachers, sampling)
+            ask_teacher_again(results, engine, sides.teachers, sampling)
     sides.release_teacher()
     for model, provider in sides.endpoints.items():
-        ask_endpoint(found, engine, model, provider, sampling)
+        ask_endpoint(results, engine, model, provider, sampling)
     elsewhere = {*sides.endpoints, *sides.recorded}
     here = [model for model in MODELS[:2] if model not in elsewhere]
     if here:
-        ask_here(found, engine, student, metrics, replace(sampling, seed=seed), here)
+        ask_here(results, engine, student, metrics, replace(sampling, seed=seed), here)
     else:
-        note_absent(found, metrics, "neither base nor student is a model at hand here")
+        note_absent(results, metrics, "neither base nor student is a model at hand here")
         return
-    ask_teacher_weights(found, engine, metrics, sides.teacher_weights)
+    ask_teacher_weights(results, engine, metrics, sides.teacher_weights)
 
 
-def _judge(found: Found, engine: Engines, bench: Bench) -> dict[str, Any]:
+def _judge(results: ComparisonResults, engine: Engines, bench: Bench) -> dict[str, Any]:
     """Have the judge look at what everybody answered, and let go of a model that was served for it."""
-    return judge(found, engine, bench.provider, options=bench.options, sampling=bench.sampling)
+    return judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling)
 
 
 def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
@@ -176,35 +176,38 @@ def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
     )
 
 
-def described(student: Path, found: Found, sides: Sides) -> dict[Model, dict[str, str | None]]:
+def described(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
     """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
     known = _trained(student)
-    again = {"teacher": "first answers, which are compared with", "teacher_again": "second answer to each, drawn anew"}
+    again = {
+        "teacher": "first answers, which are compared with",
+        "teacher_again": "second answer to each, sampled again",
+    }
     teacher = ", ".join(Path(one.endpoint.model).name for one in sides.teachers.values())
     weights = Path(sides.teacher_weights).name if sides.teacher_weights else "teacher"
-    told: dict[Model, dict[str, str | None]] = {}
+    info: dict[Model, dict[str, str | None]] = {}
     for model in MODELS:
-        if not found.answers.get(model):
+        if not results.answers.get(model):
             continue
         if model in sides.recorded:
-            told[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
+            info[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
         elif model in sides.endpoints:
-            told[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
+            info[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
         elif model in again:
-            told[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
+            info[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
         else:
-            told[model] = known[model]
-    return told
+            info[model] = known[model]
+    return info
 
 
 def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
     """Base and student as they were trained here, by what their folder says."""
     if not is_student(student):
         return {}
-    told = read_base(student)
-    model = Path(told["model"]).name
-    weights = ", 4-bit" if told["quantised"] else ""
-    layers = f"{len(told['layers'])} layers of " if told["layers"] else ""
+    info = read_base(student)
+    model = Path(info["model"]).name
+    weights = ", 4-bit" if info["quantised"] else ""
+    layers = f"{len(info['layers'])} layers of " if info["layers"] else ""
     return {
         "base": {
             "model": model,
@@ -228,9 +231,9 @@ def compare_options(context: Context) -> Any:
     named = [section.prompts, *section.answers.values(), *parts]
     files = [context.recipe.files.get(path) for path in named if path is not None]
     others = context.teachers.other_identity() if context.teachers is not None else []
-    told = section.model_dump(exclude={"metrics"})
+    info = section.model_dump(exclude={"metrics"})
     judge = judge_sampling(context.recipe) if section.judge is not None else None
-    return [told, metrics, files, _identity(context), context.recipe.seed, *others, judge, _shipped(section)]
+    return [info, metrics, files, _identity(context), context.recipe.seed, *others, judge, _shipped(section)]
 
 
 def _shipped(section: Compare) -> list[str]:

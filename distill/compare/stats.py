@@ -1,4 +1,4 @@
-"""Means with bootstrap intervals over prompts, paired where two models answered the same prompts.
+"""Bootstrap intervals and sign-flip tests over prompts, paired where two models answered the same prompts.
 
 The prompt is the unit: what one prompt gives, for several models or in several samples, is resampled together. The
 intervals are expanded percentile intervals: those of Efron & Tibshirani (1993, ch. 13), taken a little further out, so
@@ -60,7 +60,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """The share of the way from one mean to another that a third has gone: 0 none, 1 all; below 0 the wrong way."""
+    """Share of the distance from one mean to another covered by a third: 0 none, 1 all, below 0 the wrong way."""
 
     share: float
     low: float
@@ -69,8 +69,8 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """A statistic that would mislead, and why."""
+class Misleading:
+    """A statistic withheld because it would mislead, and why."""
 
     reason: str
 
@@ -125,7 +125,7 @@ def gap_closed(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Gap | Refused:
+) -> Gap | Misleading:
     """(student − base) / (target − base) of the means, whichever direction is better, and its 95% interval.
 
     The three lists hold the same prompts in the same order and are resampled together. Refused when the interval of
@@ -134,11 +134,11 @@ def gap_closed(
     """
     distance = paired_difference(target, base, seed=seed, resamples=resamples)
     if distance is None:
-        return Refused("no prompt has all three values")
+        return Misleading("no prompt has all three values")
     if distance.n < MIN_PROMPTS:
-        return Refused(f"{distance.n} prompts are too few; at least {MIN_PROMPTS} are needed")
+        return Misleading(f"{distance.n} prompts are too few; at least {MIN_PROMPTS} are needed")
     if not distance.excludes_zero:
-        return Refused("there is no gap to close: the interval of the difference between target and base includes 0")
+        return Misleading("there is no gap to close: the interval of the difference between target and base includes 0")
     columns = _columns(base, student, target)
     ratios = _ratios(_resampled_means(columns, seed, resamples))
     low, high = _ends(ratios, distance.n)
@@ -188,7 +188,7 @@ def _signs(count: int, seed: int) -> Iterator[Floats]:
 
 def length_controlled(
     worth: Sequence[float], longer_by: Sequence[float], *, seed: int = 0, resamples: int = 1_000
-) -> Interval | Refused:
+) -> Interval | Misleading:
     """The win rate at equal length, by a logistic regression of the outcome on the difference in length.
 
     `worth` is 1, ½ or 0 a prompt, `longer_by` how much longer the answer is, in any unit: it enters as tanh(x / sd),
@@ -200,9 +200,11 @@ def length_controlled(
 
     outcomes, lengths = _columns(worth)[:, 0], _columns(longer_by)[:, 0]
     if len(outcomes) < MIN_CONTROLLED:
-        return Refused(f"{len(outcomes)} prompts are too few to separate length from the rest; {MIN_CONTROLLED} needed")
+        return Misleading(
+            f"{len(outcomes)} prompts are too few to separate length from the rest; {MIN_CONTROLLED} needed"
+        )
     if min((lengths > 0).mean(), (lengths < 0).mean()) < MIN_OTHER_SIGN:
-        return Refused("the answers of one are hardly ever longer, so length cannot be told from the model")
+        return Misleading("the answers of one are hardly ever longer, so length cannot be told from the model")
     scaled = numpy.tanh(lengths / lengths.std())
     weights = numpy.concatenate([numpy.ones((1, len(outcomes))), _draws(len(outcomes), seed, resamples)])
     at_zero = _at_equal_length(outcomes, scaled, weights)

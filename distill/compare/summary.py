@@ -1,4 +1,4 @@
-"""What scores.json says of each measure: means and differences with intervals and p, whole and by category."""
+"""Summary for scores.json: per measure, means and differences with intervals and p-values, by category."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from distill.compare.metrics import Answered, Measure, Model, ModelMetric, TextMetric
+from distill.compare.metrics import Measure, Model, ModelAnswer, ModelMetric, TextMetric
 from distill.compare.prompts import same_questions
-from distill.compare.results import MODELS, NAMES, Found
+from distill.compare.results import MODELS, NAMES, ComparisonResults
 from distill.compare.stats import (
     Difference,
     Gap,
     Interval,
-    Refused,
+    Misleading,
     gap_closed,
     holm,
     mean_interval,
@@ -31,7 +31,7 @@ Values = Mapping[Model, Mapping[int, float]]
 
 
 def summary(
-    found: Found,
+    results: ComparisonResults,
     metrics: Sequence[TextMetric | ModelMetric],
     seed: int,
     usd: float | None = None,
@@ -41,46 +41,46 @@ def summary(
     """What scores.json says beside the counts: entries of the measures, categories, power, notes, the headline.
 
     `usd` is what the comparison cost, for the price of a larger one; `own`: the prompts are the run's held-out rows,
-    and no file's. Tells in `found` how each prompt came out by the
+    and no file's. Tells in `results` how each prompt came out by the
     measure that leads.
     """
     measures = [measure for metric in metrics for measure in metric.measures]
-    entries = {measure.name: _entry(found, measure, seed) for measure in measures if found.prompts}
-    if not found.prompts:
-        found.notes.append("there are no held-out prompts; set collect.test to 32 or more")
-    found.notes += unmeasured([one for one in measures if one.name not in found.metric_notes], entries)
+    entries = {measure.name: _entry(results, measure, seed) for measure in measures if results.prompts}
+    if not results.prompts:
+        results.notes.append("there are no held-out prompts; set collect.test to 32 or more")
+    results.notes += unmeasured([one for one in measures if one.name not in results.metric_notes], entries)
     lead = _lead(measures, entries)
     if lead is not None:
-        _tell_outcomes(found, lead)
-    cut = {model: _share_cut(list(answers.values())) for model in MODELS if (answers := found.answers.get(model))}
+        _record_outcomes(results, lead)
+    cut = {model: _share_cut(list(answers.values())) for model in MODELS if (answers := results.answers.get(model))}
     return {
         "metrics": entries,
         "lead": lead.name if lead is not None else None,
-        "categories": dict(Counter(found.prompts[index].category for index in found.shared).most_common()),
+        "categories": dict(Counter(results.prompts[index].category for index in results.shared).most_common()),
         "cut_share": {model: share for model, share in cut.items() if share is not None},
-        "power": _power(found, lead, entries, usd) if lead is not None else None,
-        "notes": found.notes,
-        "headline": headline(len(found.shared), entries, lead.name if lead is not None else None, own=own),
+        "power": _power(results, lead, entries, usd) if lead is not None else None,
+        "notes": results.notes,
+        "headline": headline(len(results.shared), entries, lead.name if lead is not None else None, own=own),
     }
 
 
-def with_judge(told: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str, Any]:
+def with_judge(info: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str, Any]:
     """What changes in the summary where a judge has spoken: the headline starts with its verdict, if it has one."""
-    added = {"judge": judged, "power": judged["power"] or told["power"]}
+    added = {"judge": judged, "power": judged["power"] or info["power"]}
     if judged["verdict"] is None:
         return added
-    return {**added, "headline": f"{judged['verdict']}. {told['headline']}"}
+    return {**added, "headline": f"{judged['verdict']}. {info['headline']}"}
 
 
 def _lead(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Measure | None:
     """What the headline starts with: a likeness with a share of the gap, any likeness, else what has a direction."""
-    told = [one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None]
-    shares = [one for one in told if one.likeness and entries[one.name]["gap_closed"] is not None]
-    directed = [one for one in told if one.better != "near 1"]
-    return next((one for some in (shares, [one for one in told if one.likeness], directed) for one in some), None)
+    info = [one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None]
+    shares = [one for one in info if one.likeness and entries[one.name]["gap_closed"] is not None]
+    directed = [one for one in info if one.better != "near 1"]
+    return next((one for some in (shares, [one for one in info if one.likeness], directed) for one in some), None)
 
 
-def _share_cut(answers: Sequence[Answered]) -> float | None:
+def _share_cut(answers: Sequence[ModelAnswer]) -> float | None:
     """Of the answers of which it is known how they ended."""
     known = [answer for answer in answers if answer.finish != "unknown"]
     return sum(answer.finish == "length" for answer in known) / len(known) if known else None
@@ -89,11 +89,11 @@ def _share_cut(answers: Sequence[Answered]) -> float | None:
 # A measure
 
 
-def _entry(found: Found, measure: Measure, seed: int) -> dict[str, Any]:
+def _entry(results: ComparisonResults, measure: Measure, seed: int) -> dict[str, Any]:
     """A measure's entry in scores.json."""
-    values = {model: values for model in MODELS if (values := found.values(measure, model))}
+    values = {model: values for model in MODELS if (values := results.values(measure, model))}
     figures = _figures(measure, values, seed)
-    notes = [text for text in (found.metric_notes.get(measure.name), figures.pop("note")) if text]
+    notes = [text for text in (results.metric_notes.get(measure.name), figures.pop("note")) if text]
     entry = {
         "title": measure.title,
         "unit": measure.unit,
@@ -101,11 +101,11 @@ def _entry(found: Found, measure: Measure, seed: int) -> dict[str, Any]:
         "explanation": measure.explanation,
         "note": "; ".join(notes) or None,
         **figures,
-        "categories": _by_category(found, measure, values, seed),
+        "categories": _by_category(results, measure, values, seed),
     }
-    leaked = {index for index, told in found.more.items() if told.get("leak", {}).get("leaked")}
+    leaked = {index for index, info in results.more.items() if info.get("leak", {}).get("leaked")}
     if leaked:
-        clean = set(range(len(found.prompts))) - leaked
+        clean = set(range(len(results.prompts))) - leaked
         entry["clean"] = _figures(measure, _within(values, clean), seed)
         entry["leaked"] = _figures(measure, _within(values, leaked), seed)
     return entry
@@ -125,11 +125,11 @@ def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     }
 
 
-def _by_category(found: Found, measure: Measure, values: Values, seed: int) -> dict[str, Any]:
+def _by_category(results: ComparisonResults, measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     """The same by category, where there are several; `p_holm` is adjusted for looking at all of them (Holm, 1979)."""
     members: dict[str, set[int]] = {}
-    for index in found.shared:
-        members.setdefault(found.prompts[index].category, set()).add(index)
+    for index in results.shared:
+        members.setdefault(results.prompts[index].category, set()).add(index)
     if len(members) < 2:
         return {}
     entries = {
@@ -159,7 +159,7 @@ def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model
         return None, None, "no share of the gap: the teacher's second answers are not there to show how far it goes"
     base, student, end = _paired(values, "base", "student", target)
     gap = gap_closed(base, student, end, seed=seed)
-    return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Refused) else (gap, target, None)
+    return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Misleading) else (gap, target, None)
 
 
 def _target(values: Values) -> Model:
@@ -177,27 +177,27 @@ def _paired(values: Values, *models: Model) -> list[list[float]]:
 # A prompt, and how many more
 
 
-def _tell_outcomes(found: Found, lead: Measure) -> None:
+def _record_outcomes(results: ComparisonResults, lead: Measure) -> None:
     """Say of each prompt whether the student does better there than the base, by the measure that leads."""
     sign = -1.0 if lead.better == "lower" else 1.0
-    student, base = found.values(lead, "student"), found.values(lead, "base")
+    student, base = results.values(lead, "student"), results.values(lead, "base")
     for index in student.keys() & base.keys():
         margin = sign * (student[index] - base[index])
         value = "win" if margin > 0 else "loss" if margin < 0 else "tie"
-        found.tell(index, "outcome", {"by": lead.name, "against": "base", "value": value, "margin": margin})
+        results.record(index, "outcome", {"by": lead.name, "against": "base", "value": value, "margin": margin})
 
 
 def _power(
-    found: Found, lead: Measure, entries: Mapping[str, Mapping[str, Any]], usd: float | None
+    results: ComparisonResults, lead: Measure, entries: Mapping[str, Mapping[str, Any]], usd: float | None
 ) -> dict[str, Any] | None:
     """How many prompts would show a difference of five points between two students, and what they would cost."""
-    values = {model: found.values(lead, model) for model in MODELS}
+    values = {model: results.values(lead, model) for model in MODELS}
     student, base = _paired(values, "student", "base")
     difference, what = _five_points(lead, entries[lead.name], values)
     if difference is None:
         return None
     needed = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
-    each = usd / len(found.prompts) if usd and found.prompts else None
+    each = usd / len(results.prompts) if usd and results.prompts else None
     return {
         "measure": lead.name,
         "difference": difference,
@@ -275,14 +275,14 @@ def _likeness(entry: Mapping[str, Any] | None) -> str:
 
 def _manner(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """Whether it stops, and whether it goes round in circles."""
-    said = []
+    reply = []
     for name, words, written in (("stopped", "it stops by itself in", _percent), ("repetition", "repetition", _number)):
         by = metrics[name]["by"] if name in metrics else {}
         if "student" in by:
             of = " of answers" if name == "stopped" else ""
             teacher = f" (teacher {written(by['teacher'].mean)})" if "teacher" in by else ""
-            said.append(f"{words} {written(by['student'].mean)}{of}{teacher}")
-    return ", ".join(said)
+            reply.append(f"{words} {written(by['student'].mean)}{of}{teacher}")
+    return ", ".join(reply)
 
 
 def _number(value: float, *, sign: str = "") -> str:
@@ -298,15 +298,15 @@ ALIKE = 0.2
 COMPARED: tuple[Model, ...] = ("base", "student", "teacher")
 
 
-def remarks(found: Found) -> Iterator[str]:
+def remarks(results: ComparisonResults) -> Iterator[str]:
     """A line for each thing that weakens the numbers."""
-    prompts = len(found.shared)
-    if repeats := same_questions([found.prompts[index] for index in found.shared]):
+    prompts = len(results.shared)
+    if repeats := same_questions([results.prompts[index] for index in results.shared]):
         yield (
             f"{repeats} of {prompts} prompts ask what another one asks; they are no independent evidence, so the "
             "intervals are too narrow"
         )
-    texts = {model: _texts(found, model) for model in COMPARED}
+    texts = {model: _texts(results, model) for model in COMPARED}
     for model, each in texts.items():
         if empty := sum(not text for text in each.values()):
             yield f"{NAMES[model]} gave an empty answer to {empty} of {len(each)} prompts"
@@ -317,9 +317,9 @@ def remarks(found: Found) -> Iterator[str]:
             yield f"{NAMES[one]} and {NAMES[other]} gave the same answer to {same} of {len(both)} prompts"
 
 
-def _texts(found: Found, model: Model) -> dict[int, str]:
-    shared = set(found.shared)
-    return {index: answer.text for index, answer in found.answers.get(model, {}).items() if index in shared}
+def _texts(results: ComparisonResults, model: Model) -> dict[int, str]:
+    shared = set(results.shared)
+    return {index: answer.text for index, answer in results.answers.get(model, {}).items() if index in shared}
 
 
 def unmeasured(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

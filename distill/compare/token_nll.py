@@ -1,19 +1,19 @@
-"""How surprised base and student are by each token of the teacher's answers, for the reader of the report."""
+"""Per-token NLL of the teacher's answers under base and student, for the report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from distill.compare.metrics import Answered, Model
-from distill.compare.results import Found
+from distill.compare.metrics import Model, ModelAnswer
+from distill.compare.results import ComparisonResults
 from distill.types import Completion, Failure, Flow, Message, Request
 
 Spans: TypeAlias = tuple[list[int], list[float]]
 """Widths in characters, all 1 or more, which add up to the answer; and the nats of each."""
 
 
-def surprise(model: Model, messages: tuple[Message, ...], reference: Answered) -> Flow[Spans | None]:
+def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Spans | None]:
     """The answer's tokens as a model finds them; the likelihood metric's own question, so asked once.
 
     `None` for an empty answer, a failed request, and tokens that do not spell the answer.
@@ -51,12 +51,12 @@ def _joined(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
     return joined
 
 
-def tell_surprise(found: Found, model: Model, index: int, told: Spans | None) -> None:
+def record_surprise(results: ComparisonResults, model: Model, index: int, info: Spans | None) -> None:
     """Write it into the prompt's line: `surprise: {widths, nats: {base, student}}`, nats to two decimals."""
-    if told is None:
+    if info is None:
         return
-    widths, nats = told
-    known = found.more.get(index, {}).get("surprise") or {"widths": widths, "nats": {}}
+    widths, nats = info
+    known = results.more.get(index, {}).get("surprise") or {"widths": widths, "nats": {}}
     if known["widths"] == widths:
         known["nats"][model] = [round(one, 2) for one in nats]
-        found.tell(index, "surprise", known)
+        results.record(index, "surprise", known)

@@ -1,4 +1,4 @@
-"""Why the student loses where it does: because nothing like the prompt was taught, or although it was."""
+"""Overlap of held-out prompts with training rows: leaks, and coverage of the prompts that the student loses."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from distill.compare.results import Found
+from distill.compare.results import ComparisonResults
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
-from distill.text.tfidf import Near, nearest
+from distill.text.tfidf import NearRow, nearest
 from distill.types import Session
 
 NEAREST = 3
@@ -24,25 +24,25 @@ SHOWN = 500
 """Characters of a training prompt that are kept."""
 
 
-def tell_coverage(found: Found, kept: Path) -> dict[str, Any] | None:
+def record_coverage(results: ComparisonResults, kept: Path) -> dict[str, Any] | None:
     """Say of each prompt which training rows are nearest and why it was lost, if it was: `coverage` in its line.
 
     Prompts are compared by their words (TF-IDF). Returns what scores.json says of it, by category; `None` without rows.
     """
     rows = list(_sampled(kept)) if kept.is_file() else []
-    if not rows or not found.shared:
+    if not rows or not results.shared:
         return None
-    asked = [_asked(found, index) for index in found.shared]
+    asked = [_prompt_text(results, index) for index in results.shared]
     texts, own = [*asked, *(text for _, text in rows)], [*[None] * len(asked), *(id for id, _ in rows)]
     near, _ = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
     reach = _reach([_similarity(one) for one in near[len(asked) :]])
-    for index, one in zip(found.shared, near, strict=False):
-        found.tell(index, "coverage", _told(found, index, one, reach))
-    return _summary(found, reach)
+    for index, one in zip(results.shared, near, strict=False):
+        results.record(index, "coverage", _overlap_of(results, index, one, reach))
+    return _summary(results, reach)
 
 
-def _asked(found: Found, index: int) -> str:
-    prompt = found.prompts[index]
+def _prompt_text(results: ComparisonResults, index: int) -> str:
+    prompt = results.prompts[index]
     return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
 
 
@@ -62,7 +62,7 @@ def _sampled(kept: Path) -> Iterator[tuple[str, str]]:
     return (row for place, row in enumerate(_prompts(kept)) if place % step == 0 and place // step < SAMPLE)
 
 
-def _similarity(near: list[Near]) -> float:
+def _similarity(near: list[NearRow]) -> float:
     return near[0].similarity if near else 0.0
 
 
@@ -71,8 +71,8 @@ def _reach(similarities: list[float]) -> float:
     return sorted(similarities)[int(TOO_FAR * len(similarities))] if similarities else 0.0
 
 
-def _told(found: Found, index: int, near: list[Near], reach: float) -> dict[str, Any]:
-    lost = found.more.get(index, {}).get("outcome", {}).get("value") == "loss"
+def _overlap_of(results: ComparisonResults, index: int, near: list[NearRow], reach: float) -> dict[str, Any]:
+    lost = results.more.get(index, {}).get("outcome", {}).get("value") == "loss"
     far = _similarity(near) < reach or not near
     return {
         "nearest": [{"id": one.id, "similarity": round(one.similarity, 4), "prompt": one.text[:SHOWN]} for one in near],
@@ -81,26 +81,26 @@ def _told(found: Found, index: int, near: list[Near], reach: float) -> dict[str,
     }
 
 
-def _summary(found: Found, reach: float) -> dict[str, Any]:
+def _summary(results: ComparisonResults, reach: float) -> dict[str, Any]:
     members: dict[str, list[dict[str, Any]]] = {}
-    for index in found.shared:
-        members.setdefault(found.prompts[index].category, []).append(found.more[index]["coverage"])
+    for index in results.shared:
+        members.setdefault(results.prompts[index].category, []).append(results.more[index]["coverage"])
     return {
         "reach": round(reach, 4),
-        "categories": {name: _counts(told) for name, told in sorted(members.items())},
+        "categories": {name: _counts(info) for name, info in sorted(members.items())},
         "explanation": "likeness of words between a prompt and the nearest training prompt (TF-IDF cosine); below "
         f"{reach:.2f}, which nine of ten training rows have with their own nearest one, a lost prompt was not taught",
     }
 
 
-def _counts(told: list[dict[str, Any]]) -> dict[str, Any]:
-    verdicts = [one["verdict"] for one in told]
+def _counts(info: list[dict[str, Any]]) -> dict[str, Any]:
+    verdicts = [one["verdict"] for one in info]
     return {
-        "prompts": len(told),
-        "losses": len(told) - verdicts.count("fine"),
+        "prompts": len(info),
+        "losses": len(info) - verdicts.count("fine"),
         "not_taught": verdicts.count("not taught"),
         "taught_and_failed": verdicts.count("taught and failed"),
-        "mean_similarity": round(fmean(one["similarity"] for one in told), 4),
+        "mean_similarity": round(fmean(one["similarity"] for one in info), 4),
     }
 
 
@@ -112,7 +112,7 @@ LEAKED = 0.5
 Runs: TypeAlias = frozenset[tuple[str, ...]]
 
 
-def tell_leaks(found: Found, kept: Path) -> None:
+def record_leaks(results: ComparisonResults, kept: Path) -> None:
     """Say of each prompt how much of it stands in the training row that holds most: `leak` in its line.
 
     Words are compared without case and punctuation, in any script; a prompt of fewer than 8 words is one run, and must
@@ -120,7 +120,7 @@ def tell_leaks(found: Found, kept: Path) -> None:
     """
     if not kept.is_file():
         return
-    asked = [_runs(comparable(_question_of(found, index))) for index in range(len(found.prompts))]
+    asked = [_runs(comparable(_question_of(results, index))) for index in range(len(results.prompts))]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, runs in enumerate(asked):
         for run in runs:
@@ -130,11 +130,11 @@ def tell_leaks(found: Found, kept: Path) -> None:
         for index, count in _shared(session.messages, holders).items():
             most[index] = max(most[index], (count / len(asked[index]), session.id), key=lambda item: item[0])
     for index, (share, row) in enumerate(most):
-        found.tell(index, "leak", {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None})
+        results.record(index, "leak", {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None})
 
 
-def _question_of(found: Found, index: int) -> str:
-    prompt = found.prompts[index]
+def _question_of(results: ComparisonResults, index: int) -> str:
+    prompt = results.prompts[index]
     return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
 
 
@@ -154,15 +154,15 @@ def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[in
     return counts
 
 
-def leaks(found: Found) -> dict[str, Any] | None:
+def leaks(results: ComparisonResults) -> dict[str, Any] | None:
     """How many of the prompts that all metrics look at are leaked; `None` where nothing is known of training rows."""
-    shared = [found.more[index] for index in found.shared if index in found.more]
-    told = [more["leak"] for more in shared if "leak" in more]
-    if not told:
+    shared = [results.more[index] for index in results.shared if index in results.more]
+    info = [more["leak"] for more in shared if "leak" in more]
+    if not info:
         return None
     return {
-        "leaked": sum(one["leaked"] for one in told),
-        "prompts": len(told),
+        "leaked": sum(one["leaked"] for one in info),
+        "prompts": len(info),
         "threshold": LEAKED,
         "explanation": f"prompts of whose {RUN}-word runs at least {LEAKED:.0%} stand in one row that the student was "
         "trained on; each measure is given without them too",

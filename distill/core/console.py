@@ -1,4 +1,4 @@
-"""The only module that prints: lines, warnings and progress, on a terminal or in a log, without known secrets.
+"""Terminal and log output: lines, warnings, progress; the only module that prints, with secrets struck out.
 
 Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean. Of
 several processes that a launcher has started the first one speaks; the others only say what ends them.
@@ -33,7 +33,7 @@ _silences: list[bool] = []
 
 
 class Progress(Protocol):
-    """What long work reports to."""
+    """Interface for reporting progress of long work."""
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how much is done, of how much, and one short note."""
@@ -74,8 +74,8 @@ def result(line: str) -> None:
         print(strike(line), flush=True)
 
 
-class Marked(Protocol):
-    """A text of which stretches are to be told apart."""
+class MarkedText(Protocol):
+    """A text with highlighted spans."""
 
     @property
     def id(self) -> str:
@@ -89,7 +89,7 @@ class Marked(Protocol):
         """The text in pieces, each with whether it is trained."""
 
 
-def say_marked(text: Marked) -> None:
+def say_marked(text: MarkedText) -> None:
     """A training example for the reader, on standard error and, with marks for colours, in the run's log."""
     for line in _marked_lines(text, coloured=False):
         for observer in _observers:
@@ -98,7 +98,7 @@ def say_marked(text: Marked) -> None:
         print(strike(line), file=sys.stderr, flush=True)
 
 
-def show_marked(text: Marked) -> None:
+def show_marked(text: MarkedText) -> None:
     """A training example that a command was asked for, on standard output."""
     for line in _marked_lines(text, coloured=_has_colours(sys.stdout)):
         result(line)
@@ -108,7 +108,7 @@ def _has_colours(stream: Any) -> bool:
     return bool(stream.isatty()) and "NO_COLOR" not in os.environ
 
 
-def _marked_lines(text: Marked, *, coloured: bool) -> list[str]:
+def _marked_lines(text: MarkedText, *, coloured: bool) -> list[str]:
     """What is trained is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
     begin, end = ("\x1b[30;42m", "\x1b[0m") if coloured else ("⟦", "⟧")
     how = "green" if coloured else "in ⟦ ⟧"

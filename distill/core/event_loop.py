@@ -1,4 +1,4 @@
-"""Runs a coroutine to its end from plain code, also in a notebook, whose thread is running an event loop already."""
+"""Runs a coroutine to completion from synchronous code, even where an event loop is already running (notebooks)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to type to get the packages of an extra, for the way this copy of distill was installed.
+"""The command that installs an optional dependency group, for the way this copy was installed.
 
 Never by the name alone: on a package index it is not ours, and pip would install what its holder put there.
 Stdlib only.

@@ -1,4 +1,4 @@
-"""TODO distill.core.files."""
+"""Atomic writes, file locks and JSON files."""
 
 from __future__ import annotations
 

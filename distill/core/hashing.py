@@ -1,4 +1,4 @@
-"""SHA-256 of files, values and source code: what decides whether a stage must run again."""
+"""SHA-256 of files, values and source code; decides whether a stage must run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON lines in and out: the file edge of the core types."""
+"""Reads and writes JSON Lines of tasks, sessions and verdicts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 FIRST_META = {"distill": "rows differ in their meta"}
-"""In the meta of a file's first row alone, beside what is its own.
+"""Extra key added to `meta` of the first row only.
 
 `datasets` takes a column's type from a file's first 10 MiB. Where two rows there differ in the keys of an object, it
 takes the column for JSON of any shape; else a later row with another key, a label where there was none before, or a

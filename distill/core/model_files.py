@@ -1,4 +1,4 @@
-"""Checks a folder with a model before anything opens it: names, links and kinds of files. Stdlib only."""
+"""Checks a model folder before anything opens it: names, links and file types. Standard library only."""
 
 from __future__ import annotations
 

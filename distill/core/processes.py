@@ -1,4 +1,4 @@
-"""What this process is among those of a launcher (`accelerate launch`, `torchrun`), and how it starts others.
+"""Rank of this process under a launcher (`accelerate launch`, `torchrun`), and child processes.
 
 Python puts the current folder first on the path of `python -c`, of `python -m` and of spawned processes, so that a
 `yaml.py` in a folder that somebody shared would run there. Every child is started here, and told not to. What a user

@@ -1,4 +1,4 @@
-"""Strikes secrets out of text, however an endpoint or a library has spelled them.
+"""Strikes secrets out of text, in any encoding an endpoint or a library may use.
 
 Whoever reads a key, a secret header or a password calls `learn`; every text of others passes `strike` once it is
 decoded, and before it is shortened, stored or shown. What is learnt holds for the whole process.

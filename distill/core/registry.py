@@ -1,4 +1,4 @@
-"""Turns a part's name in a recipe into the part: an entry of a shelf's dict, or a dotted path that the user allowed."""
+"""Resolves a part's name in a recipe: an entry of a registry dict, or a dotted path that the user allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the students of a run lie: the one that is there, the one in training, and the one before."""
+"""Paths of a run's students: current, in training, previous."""
 
 from __future__ import annotations
 

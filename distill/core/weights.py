@@ -1,4 +1,4 @@
-"""TODO distill.core.weights."""
+"""Fingerprints of model weights, computed without torch."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def student_fingerprint(student_folder: Path) -> str:
     files = _folder_files(student_folder)
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
-    told = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files, student_folder)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    info = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files, student_folder)]
+    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
 
 
 def _adapter_settings(student_folder: Path) -> dict[str, Any]:
@@ -112,8 +112,8 @@ def _folder_files(folder: Path) -> list[Path]:
 
 
 def _hash_files(files: list[Path], folder: Path) -> str:
-    told = "".join(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
-    return hashlib.sha256(told.encode()).hexdigest()
+    info = "".join(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
+    return hashlib.sha256(info.encode()).hexdigest()
 
 
 def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str:

@@ -1,4 +1,4 @@
-"""What the rules on a row say of every session: found in this process, or by several where there is much to read."""
+"""Applies the row filters to every session, in this process or in a pool."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ AHEAD = 3
 
 Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any]
 """A session as plain values, which cross to another process in a fifth of the time."""
-Said: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
+PackedVerdicts: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
 """Of a row: every verdict's fields behind `rule`; the rules that changed it; what they made of it."""
 
 
 @dataclass(slots=True)
-class Row:
-    """One session on its way through the rules."""
+class MeasuredRow:
+    """One session with the verdicts so far."""
 
     session: Session
     verdicts: list[Verdict] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Row:
             self.mended.append(name)
 
 
-def sift(rows: Sequence[Row], rules: Rules, *, processes: int | None = None) -> None:
+def sift(rows: Sequence[MeasuredRow], rules: Rules, *, processes: int | None = None) -> None:
     """Have every rule, in its order, measure and judge every row, dropped or not; the rows are changed in place.
 
     `processes` is how many share the work; when left out, one for little text, else one for each core up to
@@ -84,7 +84,7 @@ def sift(rows: Sequence[Row], rules: Rules, *, processes: int | None = None) -> 
             _here(rows, rules, bar, done=0)
 
 
-def _useful(rows: Sequence[Row]) -> int:
+def _useful(rows: Sequence[MeasuredRow]) -> int:
     characters = sum(len(message.content) for row in rows for message in row.session.messages)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_PROCESSES) if characters >= MANY_CHARACTERS else 1
@@ -98,21 +98,21 @@ def _may_leave(rules: Rules) -> bool:
     return True
 
 
-def _here(rows: Sequence[Row], rules: Rules, bar: console.Progress, *, done: int) -> None:
+def _here(rows: Sequence[MeasuredRow], rules: Rules, bar: console.Progress, *, done: int) -> None:
     for chunk in _chunks(rows[done:]):
         _judge(chunk, rules)
         done += len(chunk)
         bar.update(done)
 
 
-def _judge(rows: Sequence[Row], rules: Rules) -> None:
+def _judge(rows: Sequence[MeasuredRow], rules: Rules) -> None:
     """Rule by rule, which keeps what a rule looks things up in within a core's cache."""
     for name, rule in rules:
         for row in rows:
             row.take(name, rule, rule.measure(row.session))
 
 
-def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def _chunks(rows: Sequence[MeasuredRow]) -> Iterator[Sequence[MeasuredRow]]:
     start = characters = 0
     for place, row in enumerate(rows):
         if place - start == CHUNK_ROWS or (characters >= CHUNK_CHARACTERS and place > start):
@@ -125,12 +125,12 @@ def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 # --- with other processes
 
 
-def _elsewhere(rows: Sequence[Row], rules: Rules, processes: int, bar: console.Progress) -> None:
+def _elsewhere(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: console.Progress) -> None:
     """Chunks go out and come back in the rows' order; what a process that died leaves undone is done here."""
     done = 0
     try:
-        for chunk, said in _answered(rows, rules, processes):
-            for row, one in zip(chunk, said, strict=True):
+        for chunk, reply in _answered(rows, rules, processes):
+            for row, one in zip(chunk, reply, strict=True):
                 _unpack_into(row, one, rules)
             done += len(chunk)
             bar.update(done)
@@ -139,8 +139,10 @@ def _elsewhere(rows: Sequence[Row], rules: Rules, processes: int, bar: console.P
         _here(rows, rules, bar, done=done)
 
 
-def _answered(rows: Sequence[Row], rules: Rules, count: int) -> Iterator[tuple[Sequence[Row], list[Said]]]:
-    waiting: deque[tuple[Sequence[Row], Future[list[Said]]]] = deque()
+def _answered(
+    rows: Sequence[MeasuredRow], rules: Rules, count: int
+) -> Iterator[tuple[Sequence[MeasuredRow], list[PackedVerdicts]]]:
+    waiting: deque[tuple[Sequence[MeasuredRow], Future[list[PackedVerdicts]]]] = deque()
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
@@ -170,8 +172,8 @@ def _unpacked(packed: Packed) -> Session:
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
 
-def _unpack_into(row: Row, said: Said, rules: Rules) -> None:
-    verdicts, row.mended, mended = said
+def _unpack_into(row: MeasuredRow, reply: PackedVerdicts, rules: Rules) -> None:
+    verdicts, row.mended, mended = reply
     for (name, _), (keep, reason, value, threshold, neighbour, note) in zip(rules, verdicts, strict=True):
         row.add(
             Verdict(
@@ -204,12 +206,12 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _said_of(packed: Sequence[Packed]) -> list[Said]:
-    rows = [Row(_unpacked(one)) for one in packed]
+def _said_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
+    rows = [MeasuredRow(_unpacked(one)) for one in packed]
     _judge(rows, _RULES)
-    return [_said(row) for row in rows]
+    return [_packed_verdicts(row) for row in rows]
 
 
-def _said(row: Row) -> Said:
+def _packed_verdicts(row: MeasuredRow) -> PackedVerdicts:
     verdicts = [(one.keep, one.reason, one.value, one.threshold, one.neighbour, one.note) for one in row.verdicts]
     return verdicts, row.mended, _packed(row.session) if row.mended else None

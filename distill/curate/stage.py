@@ -1,4 +1,4 @@
-"""Stage curate: sorts sessions into those to train on, those held out for compare, and those dropped, each with why."""
+"""Stage curate: splits sessions into kept, held-out and dropped rows, each with its verdicts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distill import recipe
 from distill.core import console, registry, weights
 from distill.core.jsonl import FIRST_META, read_sessions, write_rows
 from distill.curate.filters import FILTERS
-from distill.curate.rows import Row, sift
+from distill.curate.rows import MeasuredRow, sift
 from distill.curate.test_split import _candidates, _drop_near, held_out
-from distill.engine import Outcome, Stopped
+from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
 from distill.recipe import Recipe
@@ -34,7 +34,7 @@ UNPARSED, MANY_UNPARSED = "unparsed", 0.2
 
 
 class Asking(Protocol):
-    """Drives the flows of one rule; the doors choose the engine, and keep the account of its requests."""
+    """Runs the flows of one filter; the caller chooses the engine and accounts for its requests."""
 
     def __call__(
         self, flows: Sequence[tuple[str, Callable[[], Flow[Any]]]], *, rule: str, role: str
@@ -47,12 +47,12 @@ class Asking(Protocol):
 
 @dataclass(slots=True)
 class _Asked:
-    """How the rules that ask a model fared."""
+    """Results of the filters that ask a model."""
 
     flows: int = 0
     failed: list[tuple[str, Sequence[Failure]]] = field(default_factory=list)
     """The rule and its failures, for each row that a rule could not measure."""
-    stopped: Stopped | None = None
+    stopped: EngineStopped | None = None
 
 
 def curate(
@@ -82,7 +82,7 @@ def curate(
     written, `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of what was asked
     failed, and what `ask` raises; `tell` gets the counts before that.
     """
-    rows = [Row(session) for session in read_sessions(folder / "sessions.jsonl")]
+    rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
     sift(rows, _silent(filters), processes=processes)
     asked = _apply_asking_rules(rows, filters, ask)
     chosen = held_out(_candidates(rows), test=test, seed=seed, near=near)
@@ -114,7 +114,7 @@ def _silent(filters: Rules) -> list[tuple[str, RowFilter]]:
     return [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
 
 
-def _apply_asking_rules(rows: Sequence[Row], filters: Rules, ask: Asking | None) -> _Asked:
+def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking | None) -> _Asked:
     """Once the engine has stopped nothing more is asked; what is left unmeasured then is kept."""
     asked = _Asked()
     for name, rule in filters:
@@ -131,7 +131,7 @@ def _apply_asking_rules(rows: Sequence[Row], filters: Rules, ask: Asking | None)
     return asked
 
 
-def _say_unparsed(name: str, rows: Sequence[Row]) -> None:
+def _say_unparsed(name: str, rows: Sequence[MeasuredRow]) -> None:
     """Warn where a rule can make nothing of a good part of the replies; they keep their rows."""
     unparsed = sum(1 for row in rows if row.verdicts[-1].reason == UNPARSED)
     if unparsed > MANY_UNPARSED * len(rows):
@@ -142,7 +142,7 @@ def _say_unparsed(name: str, rows: Sequence[Row]) -> None:
 
 
 def _outcomes(
-    rows: Sequence[Row], name: str, rule: AskingFilter, ask: Asking | None, asked: _Asked
+    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, asked: _Asked
 ) -> Sequence[Outcome[Any] | None]:
     """How the rule's flow for each row ended; `None` where the engine stopped before."""
     if ask is None:
@@ -153,7 +153,7 @@ def _outcomes(
     try:
         flows = [(id, partial(rule.measure, row.session)) for id, row in zip(ids, rows, strict=True)]
         return ask(flows, rule=name, role=rule.role)
-    except Stopped as stop:
+    except EngineStopped as stop:
         asked.stopped = stop
         finished = {outcome.id: outcome for outcome in stop.outcomes}
         return [finished.get(id) for id in ids]
@@ -181,7 +181,7 @@ def _accept(asked: _Asked, max_failed: float) -> None:
     )
 
 
-def _apply_set_rules(rows: Sequence[Row], filters: Rules) -> None:
+def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules) -> None:
     rules = [(name, rule) for name, rule in filters if rule.scope == "set"]
     if not rules:
         return
@@ -193,7 +193,9 @@ def _apply_set_rules(rows: Sequence[Row], filters: Rules) -> None:
                 row.add(verdict if verdict.rule == name else replace(verdict, rule=name))
 
 
-def _write(folder: Path, rows: Sequence[Row], training: Sequence[Row], tested: Sequence[Row]) -> dict[str, Any]:
+def _write(
+    folder: Path, rows: Sequence[MeasuredRow], training: Sequence[MeasuredRow], tested: Sequence[MeasuredRow]
+) -> dict[str, Any]:
     kept = [row for row in training if row.is_kept]
     dropped = [row for row in rows if not row.is_kept]
     for name, part in (("kept", kept), ("test", tested), ("dropped", dropped)):
@@ -212,18 +214,18 @@ def _write(folder: Path, rows: Sequence[Row], training: Sequence[Row], tested: S
     }
 
 
-def _lines(rows: Iterable[Row]) -> Iterator[dict[str, Any]]:
+def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
     """The sessions as they go on, with every verdict, those against them first."""
     for place, row in enumerate(rows):
         meta = {**row.session.meta, "labels": _labels(row)}
         if place == 0:
             meta |= FIRST_META
         verdicts = row.verdicts if row.is_kept else sorted(row.verdicts, key=lambda one: one.keep)
-        said = [_text(one) for one in verdicts]
-        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": said}
+        reply = [_text(one) for one in verdicts]
+        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": reply}
 
 
-def _labels(row: Row) -> list[str]:
+def _labels(row: MeasuredRow) -> list[str]:
     """Those that the session came with, and then those of the rules."""
     found = row.labels
     return [*(label for label in row.session.meta.get("labels", []) if label not in found), *found]

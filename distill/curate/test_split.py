@@ -1,4 +1,4 @@
-"""TODO distill.curate.stage.test_split."""
+"""Splits off the held-out test prompts, and drops training rows near them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 from distill.curate.filters import prompt_of
-from distill.curate.rows import Row
+from distill.curate.rows import MeasuredRow
 from distill.text.rouge_index import Neighbour, NoveltyIndex, comparable
 from distill.text.tokens import normalise
 from distill.types import Session, Verdict
@@ -15,7 +15,7 @@ IMPORTED = "imported"
 """In the meta of a session of a recipe's sources: which source."""
 
 
-def _candidates(rows: Sequence[Row]) -> list[Session]:
+def _candidates(rows: Sequence[MeasuredRow]) -> list[Session]:
     """The sessions that may be held out: those that this run's teacher answered; imported ones where there are none.
 
     So compare holds the student against the teacher that it asks again, and not against whoever wrote the source.
@@ -67,7 +67,7 @@ class _Prompts:
         return self._index.near(comparable(prompt))
 
 
-def _drop_near(training: Iterable[Row], tested: Iterable[Row], near: float) -> None:
+def _drop_near(training: Iterable[MeasuredRow], tested: Iterable[MeasuredRow], near: float) -> None:
     """Drop rows that would teach what is tested."""
     index = _Prompts(near)
     for row in tested:

@@ -1,4 +1,4 @@
-"""Drives the generators that need a model: what it hands back, and how it stops early."""
+"""The engine's results and the exceptions that end it early."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[T]):
-    """How one flow ended."""
+    """Result of one flow."""
 
     id: str
     value: T | None
@@ -26,8 +26,8 @@ class Outcome(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grown:
-    """How far a growth came."""
+class GrowthResult:
+    """Result of a growth."""
 
     tasks: list[Task]
     """What was admitted, in order, never more than the target."""
@@ -43,7 +43,7 @@ class Grown:
 
 @dataclass(slots=True)
 class Tally:
-    """What one engine has asked since it was made; for totals over several runs see `Journal.tokens`."""
+    """Requests of one engine since it was made; for totals over several runs see `Journal.tokens`."""
 
     asked: int = 0
     """Requests sent to an endpoint, each counted once."""
@@ -62,26 +62,26 @@ class Tally:
     """Of it, what brought no answer."""
 
 
-class Stopped(DistillError):
-    """The engine ended before its work did; whatever is finished comes along, so that a stage can write it."""
+class EngineStopped(DistillError):
+    """The engine stopped early; carries the finished outcomes, so that the stage can write them."""
 
     outcomes: Sequence[Outcome[Any]] = ()
     """Of `Engine.run`: the finished flows, in input order."""
-    grown: Grown | None = None
+    grown: GrowthResult | None = None
     """Of `Engine.grow`: as far as it came."""
 
 
-class StoppedByUser(Stopped, Interrupted):
+class StoppedByUser(EngineStopped, Interrupted):
     """Ctrl-C."""
 
 
-class StoppedByBudget(Stopped, BudgetStop):
-    """The next request does not fit under the cap."""
+class StoppedByBudget(EngineStopped, BudgetStop):
+    """The next request would exceed the spending cap."""
 
 
-class StoppedByEndpoint(Stopped, EndpointError):
+class StoppedByEndpoint(EngineStopped, EndpointError):
     """No request to an endpoint can succeed."""
 
 
-class StoppedShort(Stopped, StageIncomplete):
-    """A growth cannot go on: a failure that may pass, or nothing new."""
+class StoppedShort(EngineStopped, StageIncomplete):
+    """A growth cannot continue: a transient failure, or nothing new."""

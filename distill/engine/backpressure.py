@@ -1,4 +1,4 @@
-"""TODO distill.engine.backpressure."""
+"""Circuit breaker and adaptive concurrency for one endpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BREAKER_FIRST_SECONDS, BREAKER_LONGEST_SECONDS, BREAKER_TRIALS = 5.0, 120.0, 20
 
 @dataclass(slots=True)
 class Ticket:
-    """The right to send once; given back with what came of it."""
+    """Permission for one send; returned with its outcome."""
 
     number: int
     tokens: float
@@ -32,31 +32,31 @@ class Ticket:
     is_trial: bool = False
 
 
-class Came(Enum):
-    """What came of a send."""
+class SendOutcome(Enum):
+    """Outcome of a send."""
 
     ANSWER = "answer"
     BUSY = "busy"
     """Turned away for load: HTTP 429 or 503."""
     FAULT = "fault"
-    """Another failure that may pass."""
+    """Another transient failure."""
     REFUSAL = "refusal"
     """A failure that is the request's own; the endpoint works."""
 
 
-def came_of(error: BaseException | None) -> Came:
+def outcome_of(error: BaseException | None) -> SendOutcome:
     """What an error, or none, says of the endpoint."""
     if error is None:
-        return Came.ANSWER
+        return SendOutcome.ANSWER
     if not isinstance(error, ProviderError):
-        return Came.REFUSAL
+        return SendOutcome.REFUSAL
     if error.busy:
-        return Came.BUSY
-    return Came.FAULT if error.transient else Came.REFUSAL
+        return SendOutcome.BUSY
+    return SendOutcome.FAULT if error.transient else SendOutcome.REFUSAL
 
 
 class Breaker:
-    """Open after more than half of the last 100 sends failed; then one trial at a time, ever longer apart."""
+    """Opens after more than half of the last 100 sends failed; then allows single trials at growing intervals."""
 
     def __init__(self, first_seconds: float = BREAKER_FIRST_SECONDS) -> None:
         self._faults: deque[bool] = deque(maxlen=BREAKER_WINDOW)
@@ -67,19 +67,19 @@ class Breaker:
         """When the next trial may leave; `None` while closed."""
         self.on_trial = False
 
-    def note(self, ticket: Ticket, came: Came, now: float) -> None:
+    def note(self, ticket: Ticket, came: SendOutcome, now: float) -> None:
         """Count a send. Raises `EndpointError` when the endpoint stays down."""
         if ticket.is_trial:
             self.on_trial = False
-            if came is Came.FAULT:
+            if came is SendOutcome.FAULT:
                 self._open(now)
             else:
                 self.until, self._trials = None, 0
                 self._faults.clear()
             return
-        if came is not Came.BUSY and self.until is None:
-            self._faults.append(came is Came.FAULT)
-            if came is Came.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
+        if came is not SendOutcome.BUSY and self.until is None:
+            self._faults.append(came is SendOutcome.FAULT)
+            if came is SendOutcome.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
                 self._opened = now
                 self._open(now)
 
@@ -99,7 +99,7 @@ class Breaker:
 
 
 class Concurrency:
-    """How many requests may be in flight: the recipe's number, less while an endpoint without a word turns some away.
+    """Requests allowed in flight: the recipe's number, reduced while an endpoint rejects some without a stated limit.
 
     Additive-increase/multiplicative-decrease (Chiu and Jain, 1989) by round trips: a round trip ends with the answer to
     the first request that left after its beginning, and changes the limit at most once. A shrink goes down to the share

@@ -1,4 +1,4 @@
-"""A hard cap on spending: the worst case is reserved before a request leaves, and settled when its price is known."""
+"""Hard spending cap: reserves the worst case before a request leaves, and settles it when the cost is known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from distill.engine.journal.records import Bill, Cost
+from distill.engine.journal.records import Bill, SendCost
 from distill.engine.providers import ProviderError, Reply
 from distill.errors import RecipeError
 from distill.types import Request, Usage
@@ -22,7 +22,7 @@ BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
+class TokenPrice:
     """USD per million tokens."""
 
     input: float
@@ -34,13 +34,15 @@ class Price:
 
 
 class Budget:
-    """Counts what is spent by the price of each model, and lets nothing leave that could exceed the cap.
+    """Accounts for spending by each model's price, and blocks any send that could exceed the cap.
 
     `prices` are by the model's name in the engine, which is the request's role where one model plays it. `spent_usd` is
     what earlier runs spent of the same cap. Without a cap it only counts.
     """
 
-    def __init__(self, prices: Mapping[str, Price], *, cap_usd: float | None = None, spent_usd: float = 0.0) -> None:
+    def __init__(
+        self, prices: Mapping[str, TokenPrice], *, cap_usd: float | None = None, spent_usd: float = 0.0
+    ) -> None:
         self._prices = dict(prices)
         self.earlier_usd = spent_usd
         self.cap_usd = cap_usd
@@ -116,7 +118,7 @@ class Budget:
         self.in_flight -= 1
 
 
-def spent_usd(costs: Iterable[Cost], prices: Mapping[str, Price], stage: str | None = None) -> float:
+def spent_usd(costs: Iterable[SendCost], prices: Mapping[str, TokenPrice], stage: str | None = None) -> float:
     """What a journal's sends cost, of one stage or of all, over all invocations.
 
     By the price at the time of buying; what was bought without a price counts by today's. Sends that may have been
@@ -125,7 +127,7 @@ def spent_usd(costs: Iterable[Cost], prices: Mapping[str, Price], stage: str | N
     return sum(cost_usd(cost, prices) for cost in costs if stage in (None, cost.stage))
 
 
-def cost_usd(cost: Cost, prices: Mapping[str, Price]) -> float:
+def cost_usd(cost: SendCost, prices: Mapping[str, TokenPrice]) -> float:
     """One entry's USD, as `spent_usd` counts it."""
     price = prices.get(cost.role)
     return cost.usd + (price.usd(cost.unpriced) if price is not None else 0.0)

@@ -1,4 +1,4 @@
-"""Drives flows and growths: asks what they yield, sends them what was answered, and hands back what they return."""
+"""Runs flows and growths: sends their requests, feeds answers back, and returns their results."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import TypeVar
 
 from distill.core import event_loop
 from distill.core.console import Progress, Silent
-from distill.engine import Grown, Outcome, Stopped, StoppedByBudget, StoppedByUser, StoppedShort, Tally
+from distill.engine import EngineStopped, GrowthResult, Outcome, StoppedByBudget, StoppedByUser, StoppedShort, Tally
 from distill.engine.budget import Budget
-from distill.engine.flows import Choose, Steps, by_role
+from distill.engine.flows import Choose, FlowState, by_role
 from distill.engine.journal.store import Journal
-from distill.engine.policy import Manners, Stopping
-from distill.engine.progress import Report
+from distill.engine.policy import RequestPolicy, SenderStopping
+from distill.engine.progress import ProgressReport
 from distill.engine.providers import Provider
 from distill.engine.rate_limits import Rates
-from distill.engine.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, Patience
-from distill.engine.sender import Asker
+from distill.engine.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, RetryPolicy
+from distill.engine.sender import RequestSender
 from distill.errors import DistillError
 from distill.types import Failure, Flow, Growth, Task
 
@@ -62,9 +62,9 @@ class Engine:
         self.tally = Tally()
         self._journal = journal
         self._providers = dict(providers)
-        self._manners = Manners(
+        self._manners = RequestPolicy(
             concurrency=concurrency,
-            patience=Patience(
+            patience=RetryPolicy(
                 attempts=attempts, first_wait_seconds=first_wait_seconds, longest_wait_seconds=longest_wait_seconds
             ),
             retry_failed=retry_failed,
@@ -79,36 +79,36 @@ class Engine:
     def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], *, choose: Choose = by_role) -> list[Outcome[T]]:
         """Drive every flow to its end; one outcome a flow, in input order.
 
-        `choose` says which model answers a flow's role. Flows are made in order, as late as possible. Raises a
-        `Stopped` with the finished outcomes on Ctrl-C, at the end of the budget, or where an endpoint cannot serve;
-        and any `DistillError` of a provider as it is.
+        `choose` says which model answers a flow's role. Flows are made in order, as late as possible. Raises
+        `EngineStopped` with the finished outcomes on Ctrl-C, at the end of the budget, or where an endpoint cannot
+        serve; and any `DistillError` of a provider as it is.
         """
         outcomes: dict[int, Outcome[T]] = {}
-        report = Report(self._progress, len(flows), self.tally)
+        report = ProgressReport(self._progress, len(flows), self.tally)
 
-        async def work(asker: Asker) -> None:
+        async def work(asker: RequestSender) -> None:
             admission = iter(enumerate(flows))
             workers = min(len(flows), ALIVE_A_SLOT * self._slots())
             await asyncio.gather(*(_worker(asker, admission, choose, outcomes, report) for _ in range(workers)))
 
         try:
             self._drive(work, report)
-        except Stopped as stop:
+        except EngineStopped as stop:
             stop.outcomes = [outcomes[index] for index in sorted(outcomes)]
             raise
         return [outcomes[index] for index in range(len(flows))]
 
-    def grow(self, growth: Growth, target: int) -> Grown:
+    def grow(self, growth: Growth, target: int) -> GrowthResult:
         """Grow until `target` tasks are admitted; the same tasks at any concurrency and latency.
 
         Raises `StoppedShort` where a failure that may pass outlives its retries, or where proposals stay without
         anything new; and what `run` raises. What was admitted so far is in the exception's `grown`.
         """
-        report = Report(self._progress, target, self.tally)
+        report = ProgressReport(self._progress, target, self.tally)
         state = _Growing(growth, target, report)
         try:
             self._drive(state.work, report)
-        except Stopped as stop:
+        except EngineStopped as stop:
             stop.grown = state.grown()
             raise
         return state.grown()
@@ -119,7 +119,7 @@ class Engine:
             self._manners.rates.get(name, Rates()).concurrency or self._manners.concurrency for name in self._providers
         )
 
-    def _drive(self, work: Callable[[Asker], Awaitable[None]], report: Report) -> None:
+    def _drive(self, work: Callable[[RequestSender], Awaitable[None]], report: ProgressReport) -> None:
         try:
             with _fewer_collections():
                 event_loop.run(self._with_asker(work, report))
@@ -127,9 +127,9 @@ class Engine:
             raise StoppedByUser(_interrupted(report)) from None
         report.end()
 
-    async def _with_asker(self, work: Callable[[Asker], Awaitable[None]], report: Report) -> None:
+    async def _with_asker(self, work: Callable[[RequestSender], Awaitable[None]], report: ProgressReport) -> None:
         """Run `work` in this loop until it ends and nothing is in flight; the first Ctrl-C stops it gently."""
-        asker = Asker(
+        asker = RequestSender(
             self._journal,
             self._providers,
             manners=self._manners,
@@ -165,16 +165,16 @@ def _fewer_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-async def _to_the_end(work: Callable[[Asker], Awaitable[None]], asker: Asker) -> None:
+async def _to_the_end(work: Callable[[RequestSender], Awaitable[None]], asker: RequestSender) -> None:
     try:
-        with suppress(Stopping):
+        with suppress(SenderStopping):
             await work(asker)
     finally:
         asker.stop(None)
         await asker.drain()
 
 
-async def _patiently(work: asyncio.Future[None], asker: Asker, report: Report) -> None:
+async def _patiently(work: asyncio.Future[None], asker: RequestSender, report: ProgressReport) -> None:
     """Wait for the work. `loops.run` turns the first Ctrl-C into a cancellation and the second into an exception."""
     try:
         await asyncio.wait([work])
@@ -188,12 +188,12 @@ async def _patiently(work: asyncio.Future[None], asker: Asker, report: Report) -
     work.result()
 
 
-def _interrupted(report: Report) -> str:
+def _interrupted(report: ProgressReport) -> str:
     return f"interrupted: {report.done} of {report.total} are finished and kept; run the same command again to go on"
 
 
-async def _finish(steps: Steps[T], asker: Asker) -> Outcome[T]:
-    """Take a flow to its end. Raises `Stopping` when it cannot get there."""
+async def _finish(steps: FlowState[T], asker: RequestSender) -> Outcome[T]:
+    """Take a flow to its end. Raises `SenderStopping` when it cannot get there."""
     try:
         while steps.outcome is None:
             names = steps.names
@@ -207,45 +207,45 @@ async def _finish(steps: Steps[T], asker: Asker) -> Outcome[T]:
 
 
 async def _worker(
-    asker: Asker,
+    asker: RequestSender,
     admission: Iterator[tuple[int, tuple[str, Callable[[], Flow[T]]]]],
     choose: Choose,
     outcomes: dict[int, Outcome[T]],
-    report: Report,
+    report: ProgressReport,
 ) -> None:
     """Drive one flow after another; at the end of the budget only those that the journal can answer."""
     for index, (name, make) in admission:
         if asker.is_stopping and not isinstance(asker.stopped, StoppedByBudget):
             return
-        with suppress(Stopping):
-            steps = Steps(name, make, choose)
+        with suppress(SenderStopping):
+            steps = FlowState(name, make, choose)
             outcomes[index] = await _finish(steps, asker)
             report.finished(len(outcomes), steps.usd)
         await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C and the others in
 
 
 class _Growing:
-    """A growth on its way: proposals are begun and admitted strictly in order, whatever the answers' order.
+    """A growth in progress: proposals start and are admitted strictly in order, whatever the order of answers.
 
     A proposal's first request goes out only when its turn comes or an earlier one has to wait, so that replaying a
     finished growth asks nothing.
     """
 
-    def __init__(self, growth: Growth, target: int, report: Report) -> None:
+    def __init__(self, growth: Growth, target: int, report: ProgressReport) -> None:
         self._growth = growth
         self._target = target
         self._report = report
         self._tasks: list[Task] = []
-        self._begun: dict[int, Steps[list[Task]]] = {}
+        self._begun: dict[int, FlowState[list[Task]]] = {}
         self._running: dict[int, asyncio.Task[Outcome[list[Task]]]] = {}
         self._next = self._admitted = self._candidates = 0
         self._barren = self._barren_candidates = 0
         self._failures: list[Failure] = []
         self._errors: list[str] = []
 
-    def grown(self) -> Grown:
+    def grown(self) -> GrowthResult:
         """As far as it came."""
-        return Grown(
+        return GrowthResult(
             tasks=self._tasks[: self._target],
             requests=self._admitted,
             candidates=self._candidates,
@@ -253,7 +253,7 @@ class _Growing:
             errors=tuple(self._errors),
         )
 
-    async def work(self, asker: Asker) -> None:
+    async def work(self, asker: RequestSender) -> None:
         """Propose and admit until the target is reached; what is begun beyond it is dropped."""
         try:
             while len(self._tasks) < self._target:
@@ -273,9 +273,9 @@ class _Growing:
 
     def _begin(self) -> None:
         k, self._next = self._next, self._next + 1
-        self._begun[k] = Steps(str(k), lambda: self._growth.propose(k), by_role)
+        self._begun[k] = FlowState(str(k), lambda: self._growth.propose(k), by_role)
 
-    async def _finish(self, k: int, asker: Asker) -> None:
+    async def _finish(self, k: int, asker: RequestSender) -> None:
         """Take proposal k to its end: from the journal where that has everything, else all begun ones at once."""
         steps = self._begun[k]
         if k not in self._running:

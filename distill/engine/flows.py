@@ -1,4 +1,4 @@
-"""One flow on its way: what it asks, what it is given, how it ends; and how far a journal alone takes it."""
+"""State of one running flow, and replay of flows from the journal alone."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def by_role(flow: str, role: str) -> str:
     return role
 
 
-class Steps(Generic[T]):
-    """One flow on its way: what it asks now, or how it ended."""
+class FlowState(Generic[T]):
+    """One running flow: its pending requests, or its outcome."""
 
     def __init__(self, name: str, make: Callable[[], Flow[T]], choose: Choose) -> None:
         self.name = name
@@ -87,14 +87,14 @@ def _checked(asked: Any) -> tuple[Request, ...]:
 
 
 class Runs(Protocol):
-    """What drives flows to their ends: an engine, or what stands in for it."""
+    """Interface of what runs flows to completion: an engine, or a replacement."""
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
         """One outcome a flow, in their order."""
 
 
 class Replay:
-    """Stands in for an engine, asks nobody, and notes the first question of each flow that the journal cannot answer.
+    """Replacement for an engine that sends nothing; records each flow's first question that the journal lacks.
 
     Such a flow ends with a failure, and without a value.
     """
@@ -107,9 +107,9 @@ class Replay:
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
         """As of an engine."""
-        return [self._outcome(Steps(name, make, choose)) for name, make in flows]
+        return [self._outcome(FlowState(name, make, choose)) for name, make in flows]
 
-    def _outcome(self, steps: Steps[T]) -> Outcome[T]:
+    def _outcome(self, steps: FlowState[T]) -> Outcome[T]:
         if (miss := _replay(steps, self._journal, self._endpoints)) is None and steps.outcome is not None:
             return steps.outcome
         steps.close()
@@ -128,7 +128,7 @@ def first_misses(
 ) -> Iterator[tuple[str, Question]]:
     """Each flow that the journal cannot finish, and the first question that it has no answer to; asks nothing."""
     for name, make in flows:
-        steps = Steps(name, make, choose)
+        steps = FlowState(name, make, choose)
         if (miss := _replay(steps, journal, endpoints)) is not None:
             yield name, miss
         steps.close()
@@ -138,12 +138,12 @@ def first_miss_of_growth(
     growth: Growth, target: int, journal: Journal, endpoints: Mapping[str, Endpoint]
 ) -> tuple[str, Question] | None:
     """The first proposal that the journal cannot finish; `None` where it can grow to the target."""
-    begun: dict[int, Steps[Any]] = {}
+    begun: dict[int, FlowState[Any]] = {}
     admitted = k = 0
     while admitted < target and k < MOST_PROPOSALS:
         for number in range(k, k + max(1, growth.window)):
             if number not in begun:
-                begun[number] = Steps(str(number), partial(growth.propose, number), by_role)
+                begun[number] = FlowState(str(number), partial(growth.propose, number), by_role)
         steps = begun.pop(k)
         if (miss := _replay(steps, journal, endpoints)) is not None:
             return f"proposal {k}", miss
@@ -152,7 +152,7 @@ def first_miss_of_growth(
     return None
 
 
-def _replay(steps: Steps[Any], journal: Journal, endpoints: Mapping[str, Endpoint]) -> Question | None:
+def _replay(steps: FlowState[Any], journal: Journal, endpoints: Mapping[str, Endpoint]) -> Question | None:
     """Take a flow as far as the journal goes; the question at which it stops."""
     while steps.outcome is None:
         questions = [

@@ -1,4 +1,4 @@
-"""How an engine asks: retries, concurrency, hedging, and the state of one question on its way."""
+"""Request policy: retries, concurrency, hedging, and the state of one request in flight."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.rate_limits import Limiter, Rates
-from distill.engine.retry import Patience
+from distill.engine.retry import RetryPolicy
 from distill.errors import DistillError
 from distill.types import Request
 
@@ -28,16 +28,16 @@ HEDGE_SAMPLES = 20
 """Answers whose latency must be known before a straggler is hedged."""
 
 
-class Stopping(Exception):
-    """Raised into whoever waits for an answer that will not be asked any more."""
+class SenderStopping(Exception):
+    """Raised in tasks that wait for an answer when no more requests are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manners:
-    """How an engine asks."""
+class RequestPolicy:
+    """Settings of an engine's requests."""
 
     concurrency: int
-    patience: Patience
+    patience: RetryPolicy
     retry_failed: bool
     stage: str
     rates: Mapping[str, Rates]
@@ -47,8 +47,8 @@ class Manners:
 
 
 @dataclass(slots=True)
-class Asked:
-    """One question on its way to its endpoint."""
+class OpenQuestion:
+    """One question being sent to its endpoint."""
 
     question: Question
     name: str

@@ -1,4 +1,4 @@
-"""What an endpoint honours: a dozen tiny calls show which parameters have an effect, and the answer is kept.
+"""Probes which parameters an endpoint honours, with a dozen tiny calls, and caches the result.
 
 OpenAI-compatible servers ignore parameters in silence. `probe` asks (`doctor URL` and `check --probe` call it, a run
 never does), `save` and `load` keep the findings in the user's cache, `warnings` and `ignored` say what they mean for a
@@ -24,8 +24,8 @@ from distill.engine.probe_verdicts import (
     REFUSALS,
     SHORT_TOKENS,
     STOPS,
-    Heard,
     Probe,
+    ProbeReply,
     Verdict,
     _differ,
     _no_max_tokens,
@@ -64,7 +64,7 @@ SYSTEM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What was found of one model behind one address."""
+    """Probe results for one model at one address."""
 
     url: str
     """Normalised: without userinfo and query."""
@@ -84,14 +84,14 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One question of the probe."""
+    """One request of the probe."""
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-Plan: TypeAlias = Generator[Call, Heard, tuple[Probe, ...]]
+Plan: TypeAlias = Generator[Call, ProbeReply, tuple[Probe, ...]]
 
 
 # Asking
@@ -127,7 +127,7 @@ def probe(
 
 
 class _Caller:
-    """Sends the probe's calls through the client that a run uses, which keeps secrets out of whatever comes back."""
+    """Sends the probe's requests through the client used by runs, which redacts secrets."""
 
     def __init__(self, base_url: str, model: str, **options: Any) -> None:
         self._base_url, self._model, self._options = base_url, model, options
@@ -146,7 +146,7 @@ class _Caller:
                 probes: tuple[Probe, ...] = done.value
                 return probes
 
-    async def _asked(self, call: Call) -> Heard:
+    async def _asked(self, call: Call) -> ProbeReply:
         """Ask, and once more where the endpoint wants us to wait."""
         try:
             return await self._sent(call)
@@ -159,9 +159,9 @@ class _Caller:
         except ProviderError as error:
             return self._fault(error)
 
-    async def _sent(self, call: Call) -> Heard:
+    async def _sent(self, call: Call) -> ProbeReply:
         if self.calls >= MOST_CALLS:
-            return Heard(fault=f"not asked: {MOST_CALLS} calls are enough")
+            return ProbeReply(fault=f"not asked: {MOST_CALLS} calls are enough")
         self.calls += 1
         provider = OpenAIProvider(self._base_url, self._model, extra_body=call.parameters, **self._options)
         try:
@@ -171,7 +171,7 @@ class _Caller:
         self._met = True
         return heard_of(reply)
 
-    def _fault(self, error: ProviderError) -> Heard:
+    def _fault(self, error: ProviderError) -> ProbeReply:
         """A refusal or a lost answer as what was heard; raises where nothing more can be learnt."""
         status = int(error.reason[5:]) if error.reason.startswith("http_") else None
         self._met = self._met or status in {400, 422}
@@ -179,18 +179,18 @@ class _Caller:
         shown = normalise_url(self._base_url)
         if not self._met or self._lost > 1:
             raise EndpointError(error.detail if shown in error.detail else f"{shown}: {error.detail}") from error
-        said = error.detail.removeprefix(f"{shown} answers ")
+        reply = error.detail.removeprefix(f"{shown} answers ")
         if error.fatal:
-            said = said.rpartition("; ")[0] or said  # advice for an endpoint that takes nothing at all
-        return Heard(fault=printable(said, 110), refused=status in REFUSALS)
+            reply = reply.rpartition("; ")[0] or reply  # advice for an endpoint that takes nothing at all
+        return ProbeReply(fault=printable(reply, 110), refused=status in REFUSALS)
 
 
-def heard_of(reply: Reply) -> Heard:
+def heard_of(reply: Reply) -> ProbeReply:
     """What the verdicts rest on, of one response."""
     choice = reply.raw["choices"][0]
     message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
     thought = message.get("reasoning_content") or message.get("reasoning") or ""
-    return Heard(
+    return ProbeReply(
         text=reply.text,
         thought=thought if isinstance(thought, str) else "",
         finish=reply.finish,
@@ -240,7 +240,7 @@ def _chat(question: str, parameters: Mapping[str, Any], *, system: str | None = 
     return Call(messages=(*before, Message("user", question)), parameters=parameters)
 
 
-def _shortest() -> Generator[Call, Heard, tuple[str, Heard]]:
+def _shortest() -> Generator[Call, ProbeReply, tuple[str, ProbeReply]]:
     """The name of the limit that the endpoint takes, and an answer under a very low one."""
     short = yield _chat(COUNT, {"max_tokens": SHORT_TOKENS})
     if not short.refused:
@@ -251,7 +251,7 @@ def _shortest() -> Generator[Call, Heard, tuple[str, Heard]]:
     return "max_completion_tokens", other
 
 
-def _logprobs(limit: str) -> Generator[Call, Heard, list[Probe]]:
+def _logprobs(limit: str) -> Generator[Call, ProbeReply, list[Probe]]:
     both = yield _chat(COUNT, {limit: SHORT_TOKENS, "logprobs": True, "top_logprobs": 2})
     if not both.refused:
         return judge_logprobs(both)
@@ -259,7 +259,7 @@ def _logprobs(limit: str) -> Generator[Call, Heard, list[Probe]]:
     return [judge_logprobs(alone)[0], Probe("top_logprobs", "refused", both.fault)]
 
 
-def _drawing(limit: str, cold_refused: Heard | None) -> Generator[Call, Heard, list[Probe]]:
+def _drawing(limit: str, cold_refused: ProbeReply | None) -> Generator[Call, ProbeReply, list[Probe]]:
     """Samples at temperature 0, and at 1 with and without seeds. A limit one higher defeats caches of equal calls."""
 
     def draw(more: int = 0, **parameters: Any) -> Call:

@@ -1,4 +1,4 @@
-"""TODO distill.engine.probe_verdicts."""
+"""Interprets the replies to a probe: honoured, ignored, refused or unclear, per parameter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSALS = {400, 401, 403, 404, 405, 406, 410, 413, 415, 422, 501}
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What was found of one parameter."""
+    """Probe result for one parameter."""
 
     parameter: str
     verdict: Verdict
@@ -34,8 +34,8 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """What came back of one call."""
+class ProbeReply:
+    """Reply to one request of the probe."""
 
     text: str = ""
     thought: str = ""
@@ -58,7 +58,7 @@ class Heard:
 # What it shows
 
 
-def same(one: Heard, other: Heard) -> bool:
+def same(one: ProbeReply, other: ProbeReply) -> bool:
     """Whether two answers are the same, but for the token by which one's limit is higher."""
     shorter, longer = sorted((one, other), key=lambda heard: len(heard.drawn))
     if shorter.drawn == longer.drawn:
@@ -66,18 +66,18 @@ def same(one: Heard, other: Heard) -> bool:
     return shorter.finish == "length" and bool(shorter.drawn) and longer.drawn.startswith(shorter.drawn)
 
 
-def _differ(answers: Sequence[Heard]) -> bool:
+def _differ(answers: Sequence[ProbeReply]) -> bool:
     return any(not same(one, other) for one, other in combinations(answers, 2))
 
 
-def _shared(one: Heard, other: Heard) -> float:
+def _shared(one: ProbeReply, other: ProbeReply) -> float:
     """The share of the shorter answer after which the two part."""
     pairs = list(zip(one.drawn, other.drawn, strict=False))
     alike = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
     return alike / max(1, len(pairs))
 
 
-def _unanswered(parameter: str, answers: Sequence[Heard]) -> Probe | None:
+def _unanswered(parameter: str, answers: Sequence[ProbeReply]) -> Probe | None:
     """The verdict where an answer is missing or empty."""
     for heard in answers:
         if heard.fault:
@@ -87,7 +87,7 @@ def _unanswered(parameter: str, answers: Sequence[Heard]) -> Probe | None:
     return None
 
 
-def judge_temperature(cold: Sequence[Heard], warm: Sequence[Heard]) -> Probe:
+def judge_temperature(cold: Sequence[ProbeReply], warm: Sequence[ProbeReply]) -> Probe:
     """From samples at temperature 0 and at 1: it has an effect if the first agree and the second do not."""
     name = "temperature"
     if missing := _unanswered(name, [*cold, *warm]):
@@ -101,7 +101,7 @@ def judge_temperature(cold: Sequence[Heard], warm: Sequence[Heard]) -> Probe:
     return Probe(name, "ignored", f"{len(cold) + len(warm)} answers at 0 and at 1 are all the same")
 
 
-def judge_seed(first: Heard, again: Heard, other: Heard, bare: Heard | None) -> Probe:
+def judge_seed(first: ProbeReply, again: ProbeReply, other: ProbeReply, bare: ProbeReply | None) -> Probe:
     """From two samples with one seed, one with another, and, where these are the same, one without any."""
     name = "seed"
     answers = [first, again, other, *([bare] if bare else [])]
@@ -118,7 +118,7 @@ def judge_seed(first: Heard, again: Heard, other: Heard, bare: Heard | None) -> 
     return Probe(name, "unclear", "answers do not vary, so that a seed has nothing to decide")
 
 
-def judge_max_tokens(short: Heard, plain: Heard) -> Probe:
+def judge_max_tokens(short: ProbeReply, plain: ProbeReply) -> Probe:
     """From an answer under a limit of 3 tokens and one with room; a word is at least one token."""
     name = "max_tokens"
     if fault := plain.fault or short.fault:
@@ -139,7 +139,7 @@ def _no_max_tokens(limit: str) -> Probe:
     return Probe("max_tokens", "refused", f"HTTP 400; {limit} is taken instead")
 
 
-def judge_stop(plain: Heard, stopped: Heard) -> Probe:
+def judge_stop(plain: ProbeReply, stopped: ProbeReply) -> Probe:
     """From an answer, and one with stop strings so common that any answer of some length holds one."""
     name = "stop"
     if missing := _unanswered(name, [plain, *([stopped] if stopped.fault else [])]):
@@ -163,7 +163,7 @@ def _first_stop(text: str) -> tuple[str, str] | None:
     return min(found, key=lambda pair: len(pair[0]), default=None)
 
 
-def judge_system(plain: Sequence[Heard], heard: Heard) -> Probe:
+def judge_system(plain: Sequence[ProbeReply], heard: ProbeReply) -> Probe:
     """From answers without and with a system message: obeyed, or at least counted among the prompt's tokens.
 
     Weak models do not obey, so that a change of `usage.prompt_tokens` shows that the message reached the model; it
@@ -183,7 +183,7 @@ def judge_system(plain: Sequence[Heard], heard: Heard) -> Probe:
     return Probe(name, "ignored", f"not obeyed, and {count} prompt tokens with it and without")
 
 
-def judge_response_format(plain: Heard, heard: Heard) -> Probe:
+def judge_response_format(plain: ProbeReply, heard: ProbeReply) -> Probe:
     """From an answer to a question that asks for plain text, with JSON demanded by the parameter."""
     name = "response_format"
     if heard.fault:
@@ -199,7 +199,7 @@ def judge_response_format(plain: Heard, heard: Heard) -> Probe:
     return Probe(name, "honoured", "JSON comes where plain text was asked for")
 
 
-def judge_logprobs(heard: Heard) -> list[Probe]:
+def judge_logprobs(heard: ProbeReply) -> list[Probe]:
     """From one answer with log-probabilities and two alternatives a token; both known shapes are read."""
     if heard.fault:
         verdict: Verdict = "refused" if heard.refused else "unclear"
@@ -229,7 +229,7 @@ def _logprob_values(found: Any) -> tuple[list[float], list[int]]:
     return numbers, [len(top) if isinstance(top, (list, dict)) else 0 for top in tops]
 
 
-def judge_completions(heard: Heard) -> Probe:
+def judge_completions(heard: ProbeReply) -> Probe:
     """From one raw prompt."""
     if heard.fault:
         return Probe("completions", "refused" if heard.refused else "unclear", heard.fault)

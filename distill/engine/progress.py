@@ -1,4 +1,4 @@
-"""What a drive says of itself while it runs: how much, how fast, at what price, and what limits it."""
+"""Progress of an engine run: counts, throughput, cost, and the current bottleneck."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill.core.console import Progress
 from distill.engine import Tally
 
 if TYPE_CHECKING:
-    from distill.engine.sender import Asker
+    from distill.engine.sender import RequestSender
 
 
 TICK_SECONDS = 0.1
@@ -23,19 +23,19 @@ PILOT = 20
 """Flows after whose end the cost of all is forecast."""
 
 
-class Report:
-    """Progress, said at most every tenth of a second."""
+class ProgressReport:
+    """Progress display, updated at most every tenth of a second."""
 
     def __init__(self, progress: Progress, total: int, tally: Tally) -> None:
         self.done = 0
         self.total = total
-        self.asker: Asker | None = None
+        self.asker: RequestSender | None = None
         self.is_interrupted = False
         self._progress = progress
         self._tally = tally
         self._said = time.monotonic()
         self._seen: deque[tuple[float, int, int]] = deque([(self._said, self._answered(), tally.completion_tokens)])
-        self._usd = Spread()
+        self._usd = RunningMean()
 
     def finished(self, done: int, usd: float) -> None:
         """A flow has ended, and its answers cost so much."""
@@ -87,8 +87,8 @@ class Report:
         return f"{usd:.4f} USD, all {expected} ({low}-{high})"
 
 
-class Spread:
-    """Mean and variance of what flows cost, kept as they come (Welford, 1962)."""
+class RunningMean:
+    """Running mean and variance of the cost per flow (Welford, 1962)."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""How fast an endpoint may be asked: one limiter an endpoint and key, which fuses every signal there is.
+"""One limiter per endpoint and key; combines all rate-limit signals.
 
 What it obeys, each on its own: the slots of the recipe, requests and tokens a minute of the recipe, what is left by the
 endpoint's headers, Retry-After, the share of requests turned away (for endpoints that say nothing), and a breaker.
@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distill.engine.backpressure import BREAKER_FIRST_SECONDS, Breaker, Came, Concurrency, Ticket
-from distill.engine.providers.rate_limit_headers import Left, Report
+from distill.engine.backpressure import BREAKER_FIRST_SECONDS, Breaker, Concurrency, SendOutcome, Ticket
+from distill.engine.providers.rate_limit_headers import RateLimitReport, RemainingQuota
 
 BURST_SECONDS = 1.0
 """Requests of so many seconds may leave at once: providers quantise a limit by the minute to seconds or less."""
@@ -24,13 +24,13 @@ LEAST_WINDOW, MOST_WINDOW = 8, 1000
 """A window is as many answers as may be in flight, within these."""
 
 
-class Closed(Exception):
-    """Raised into whoever waits for a slot when nothing more is sent."""
+class LimiterClosed(Exception):
+    """Raised in tasks that wait for a slot when no more requests are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """The limits that a recipe sets for an endpoint; `None` is no limit."""
+    """Limits that a recipe sets for an endpoint; `None` is no limit."""
 
     concurrency: int | None = None
     requests_per_minute: float | None = None
@@ -38,7 +38,7 @@ class Rates:
 
 
 class Pace:
-    """So many units a minute, spread evenly, a second's worth at once: the generic cell rate algorithm (ITU-T I.371).
+    """Evenly spaced units per minute with a burst of one second's worth: generic cell rate algorithm (ITU-T I.371).
 
     `least` units always fit at once. No minute holds more than its limit, but for one send that alone is larger.
     """
@@ -64,7 +64,7 @@ class Pace:
 
 
 class Remainder:
-    """What the endpoint's headers say is left of a limit, less what was sent since."""
+    """Remaining quota by the endpoint's headers, minus what was sent since."""
 
     def __init__(self) -> None:
         self._left: float | None = None
@@ -72,7 +72,7 @@ class Remainder:
         self._reset = 0.0
         self._heard = -1
 
-    def hear(self, left: Left, ticket: Ticket, now: float) -> None:
+    def hear(self, left: RemainingQuota, ticket: Ticket, now: float) -> None:
         """Take the report of the latest send; an earlier one's, arriving late, is stale."""
         if ticket.number < self._heard or left.reset_seconds is None:
             return
@@ -102,7 +102,7 @@ class _Waiter:
 
 
 class Limiter:
-    """Gives out tickets, and learns from what comes back. Belongs to one event loop.
+    """Issues tickets and adapts to their outcomes. Belongs to one event loop.
 
     Requests asked again wait in a lane of their own, which takes turns with the first tries.
     """
@@ -134,9 +134,9 @@ class Limiter:
         """What the last wait was for, in a few words."""
 
     async def enter(self, tokens: float, *, again: bool = False) -> Ticket:
-        """Wait for the right to send. Raises `Closed` when nothing more is sent."""
+        """Wait for the right to send. Raises `LimiterClosed` when nothing more is sent."""
         if self._closed:
-            raise Closed
+            raise LimiterClosed
         if not self._first and not self._again and self._wait_seconds(tokens) == 0:
             return self._ticket(tokens)
         waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens)
@@ -146,7 +146,7 @@ class Limiter:
             return await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled():
-                self.leave(waiter.future.result(), Came.REFUSAL)
+                self.leave(waiter.future.result(), SendOutcome.REFUSAL)
             raise
 
     def free(self) -> bool:
@@ -161,10 +161,10 @@ class Limiter:
     def leave(
         self,
         ticket: Ticket,
-        came: Came,
+        came: SendOutcome,
         *,
         used: float | None = None,
-        report: Report | None = None,
+        report: RateLimitReport | None = None,
         retry_after: float | None = None,
     ) -> None:
         """Give a ticket back. `used` tokens as reported. Raises `EndpointError` when the endpoint stays down."""
@@ -172,16 +172,16 @@ class Limiter:
         self.in_flight -= 1
         self._hear(ticket, report, used, now)
         in_use = self.in_flight + 1 + len(self._first) + len(self._again)
-        silent = came is Came.BUSY and retry_after is None and not _says_empty(report)
+        silent = came is SendOutcome.BUSY and retry_after is None and not _says_empty(report)
         self.concurrency.note(ticket, busy=silent, latest=self._number, in_use=in_use)
-        self._hold(ticket, retry_after if came is Came.BUSY else None, now)
+        self._hold(ticket, retry_after if came is SendOutcome.BUSY else None, now)
         try:
             self.breaker.note(ticket, came, now)
         finally:
             if self._first or self._again:
                 self._pump()
 
-    def _hear(self, ticket: Ticket, report: Report | None, used: float | None, now: float) -> None:
+    def _hear(self, ticket: Ticket, report: RateLimitReport | None, used: float | None, now: float) -> None:
         if self._tokens is not None and used is not None:
             self._tokens.spend(used - ticket.tokens, now)
         if report is not None and report.requests is not None:
@@ -207,7 +207,7 @@ class Limiter:
         self._closed = True
         for waiter in (*self._first, *self._again):
             if not waiter.future.done():
-                waiter.future.set_exception(Closed())
+                waiter.future.set_exception(LimiterClosed())
         self._first.clear()
         self._again.clear()
         if self._timer is not None:
@@ -292,7 +292,7 @@ class Limiter:
         return f"limited by {self.bound_by}"
 
 
-def _says_empty(report: Report | None) -> bool:
+def _says_empty(report: RateLimitReport | None) -> bool:
     """Whether the headers explain why a request was turned away."""
     lefts = [] if report is None else [report.requests, report.tokens]
     return any(left is not None and left.amount < 1 and left.reset_seconds is not None for left in lefts)

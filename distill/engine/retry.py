@@ -1,4 +1,4 @@
-"""When to ask again: tenacity's stop and wait rules as plain functions, for a lane that sleeps without a slot."""
+"""Retry policy: tenacity's stop and wait rules, for retries that wait without holding a concurrency slot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """An endpoint that asks for a longer wait than this stops the run instead."""
 
 
-class Patience:
+class RetryPolicy:
     """How often, and how far apart, one request is sent.
 
     Waits grow as `first_wait_seconds` · 2ⁿ up to `longest_wait_seconds`, half of each drawn at random, so that requests

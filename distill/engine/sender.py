@@ -1,4 +1,4 @@
-"""Answers one request: from the journal, else by asking once, in a slot, within the budget, with patience."""
+"""Answers one request: from the journal, else by sending it within concurrency, budget and retry limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import count
 
 from distill.engine import StoppedByBudget, StoppedByEndpoint, Tally
-from distill.engine.backpressure import Came, Ticket, came_of
+from distill.engine.backpressure import SendOutcome, Ticket, outcome_of
 from distill.engine.budget import Budget, with_credible_usage
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement, answered, failed, intention, settled
@@ -23,19 +23,19 @@ from distill.engine.policy import (
     HEDGE_SAMPLES,
     NOT_SENT,
     REFUSALS,
-    Asked,
-    Manners,
-    Stopping,
+    OpenQuestion,
+    RequestPolicy,
+    SenderStopping,
     reply_of,
 )
 from distill.engine.providers import Provider, ProviderError, Reply
-from distill.engine.rate_limits import Closed, Limiter, Rates
+from distill.engine.rate_limits import Limiter, LimiterClosed, Rates
 from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS
 from distill.errors import DistillError, EndpointError, RecipeError
 from distill.types import Answer, Completion, Failure, Request
 
 
-class Asker:
+class RequestSender:
     """One drive's way to the endpoints; belongs to one event loop.
 
     `stop` ends it: what is in flight is finished and committed, nothing else is sent.
@@ -46,7 +46,7 @@ class Asker:
         journal: Journal,
         providers: Mapping[str, Provider],
         *,
-        manners: Manners,
+        manners: RequestPolicy,
         budget: Budget,
         tally: Tally,
         on_change: Callable[[], None],
@@ -104,7 +104,7 @@ class Asker:
         return None if isinstance(found, Failure) and self._manners.retry_failed else found
 
     async def answers(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...]:
-        """One answer a request, asked at once of the models so named. Raises `Stopping` when one will not be asked."""
+        """One answer per request, all asked at once. Raises `SenderStopping` if one will not be asked."""
         if len(requests) == 1:
             return (await self.answer(requests[0], names[0]),)
         asked = (self.answer(request, name) for request, name in zip(requests, names, strict=True))
@@ -132,7 +132,7 @@ class Asker:
     def _tell(self, waiting: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
         for future in waiting:
             if answer is None and not future.done():
-                future.set_exception(Stopping())
+                future.set_exception(SenderStopping())
             elif answer is not None and not future.done():
                 future.set_result(answer)
         if not self._asking:
@@ -152,7 +152,7 @@ class Asker:
         if name not in self._providers:
             known = ", ".join(sorted(self._providers))
             self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})'))
-            raise Stopping
+            raise SenderStopping
         return self._providers[name]
 
     def _limiter(self, name: str, provider: Provider) -> Limiter:
@@ -171,21 +171,23 @@ class Asker:
 
     def _check(self) -> None:
         if self._stopping.is_set():
-            raise Stopping
+            raise SenderStopping
 
     async def _ask(self, question: Question, name: str, provider: Provider) -> Answer:
         """The answer, committed. A `DistillError` on the way stops everything."""
         try:
             most = self._budget.most(name, question.request)
-            return await self._until_answered(Asked(question, name, provider, self._limiter(name, provider), most))
+            return await self._until_answered(
+                OpenQuestion(question, name, provider, self._limiter(name, provider), most)
+            )
         except EndpointError as error:
             self.stop(error if isinstance(error, StoppedByEndpoint) else StoppedByEndpoint(str(error)))
-            raise Stopping from error
+            raise SenderStopping from error
         except DistillError as error:
             self.stop(error)
-            raise Stopping from error
+            raise SenderStopping from error
 
-    async def _until_answered(self, asked: Asked) -> Answer:
+    async def _until_answered(self, asked: OpenQuestion) -> Answer:
         try:
             for attempt in count(1):
                 try:
@@ -200,7 +202,7 @@ class Asker:
             if asked.unsettled:
                 self._write(asked.unsettled)
 
-    async def _attempt(self, asked: Asked, attempt: int) -> Completion:
+    async def _attempt(self, asked: OpenQuestion, attempt: int) -> Completion:
         """One send, or two where the first is a straggler."""
         if self._manners.hedge is None or len(self._latencies) < HEDGE_SAMPLES:
             return await self._send(asked, attempt)
@@ -212,7 +214,7 @@ class Asker:
                 return await self._hedged(asked, attempt, first)
         return first.result()
 
-    async def _hedged(self, asked: Asked, attempt: int, first: asyncio.Task[Completion]) -> Completion:
+    async def _hedged(self, asked: OpenQuestion, attempt: int, first: asyncio.Task[Completion]) -> Completion:
         """The first answer of two; the other send is given up, and charged at most."""
         second = asyncio.create_task(self._send(asked, attempt, is_reserved=True))
         await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
@@ -223,15 +225,15 @@ class Asker:
         await asyncio.wait([other])
         return winner.result()
 
-    async def _send(self, asked: Asked, attempt: int, *, is_reserved: bool = False) -> Completion:
+    async def _send(self, asked: OpenQuestion, attempt: int, *, is_reserved: bool = False) -> Completion:
         """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
         try:
             ticket = await asked.limiter.enter(self._expected_tokens(asked), again=attempt > 1)
-        except (Closed, asyncio.CancelledError) as error:
+        except (LimiterClosed, asyncio.CancelledError) as error:
             if is_reserved:
                 self._budget.settle_error(asked.most, NOT_SENT)
-            if isinstance(error, Closed):
-                raise Stopping from None
+            if isinstance(error, LimiterClosed):
+                raise SenderStopping from None
             raise
         reply: Reply | None = None
         failed_with: BaseException | None = None
@@ -249,7 +251,7 @@ class Asker:
             self._leave(asked, ticket, reply, failed_with)
         return await self._keep(asked, send, reply)
 
-    def _leave(self, asked: Asked, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
+    def _leave(self, asked: OpenQuestion, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
         usage = reply.usage if reply is not None else None
         if reply is not None:
             self._latencies.append(time.monotonic() - ticket.sent)
@@ -257,14 +259,16 @@ class Asker:
         never_there = said is not None and said.reason == "refused" and asked.name not in self._reached
         asked.limiter.leave(
             ticket,
-            Came.REFUSAL if never_there else came_of(error),  # `_failure` ends a run whose endpoint is not there
+            SendOutcome.REFUSAL
+            if never_there
+            else outcome_of(error),  # `_failure` ends a run whose endpoint is not there
             used=None if usage is None else usage.prompt_tokens + usage.completion_tokens,
             report=said.report if said is not None else reply.report if reply is not None else None,
             retry_after=said.retry_after if said is not None else None,
         )
         self._on_change()
 
-    def _expected_tokens(self, asked: Asked) -> float:
+    def _expected_tokens(self, asked: OpenQuestion) -> float:
         """For the endpoint's tokens a minute: a quarter of the prompt's bytes, and what answers took so far."""
         prompt = (asked.most.prompt_tokens or 0) / BYTES_A_TOKEN
         answers = self._tally.asked - self._tally.failed - self.in_flight
@@ -281,7 +285,7 @@ class Asker:
             await self._settled.wait()
             self._check()
 
-    async def _intend(self, asked: Asked, attempt: int) -> int:
+    async def _intend(self, asked: OpenQuestion, attempt: int) -> int:
         """Note the send in the journal, and how the one before ended; the send's number."""
         try:
             self._check()
@@ -304,7 +308,7 @@ class Asker:
         self._tally.retried += asked.sends > 1
         return send
 
-    async def _sent(self, asked: Asked, send: int) -> Reply:
+    async def _sent(self, asked: OpenQuestion, send: int) -> Reply:
         """The provider's reply; a failure is booked."""
         try:
             return await reply_of(asked.provider, asked.question.request)
@@ -319,7 +323,7 @@ class Asker:
         self._tally.usd = self._budget.usd
         self._settled.set()
 
-    def _failure(self, asked: Asked, error: ProviderError, attempt: int) -> Failure | None:
+    def _failure(self, asked: OpenQuestion, error: ProviderError, attempt: int) -> Failure | None:
         """The failure that an error amounts to, or `None` to ask again. Raises `StoppedByEndpoint` for the hopeless."""
         is_over = self._manners.patience.is_over(attempt)
         if error.reason != "refused":
@@ -341,7 +345,7 @@ class Asker:
             attempts=attempt,
         )
 
-    async def _fail(self, asked: Asked, failure: Failure) -> Failure:
+    async def _fail(self, asked: OpenQuestion, failure: Failure) -> Failure:
         self._tally.failed += 1
         if not failure.transient:
             self._failed[failure.key] = failure
@@ -351,7 +355,7 @@ class Asker:
         await self._journal.commit((*earlier, *change))
         return failure
 
-    async def _keep(self, asked: Asked, send: int, reply: Reply) -> Completion:
+    async def _keep(self, asked: OpenQuestion, send: int, reply: Reply) -> Completion:
         """Commit an answer and what it cost, then hand it on."""
         bill = self._budget.settle(asked.name, asked.most, reply.usage)
         self._account()

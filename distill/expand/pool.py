@@ -1,4 +1,4 @@
-"""What expansions share: seeds, the reading of lists, rules of form, and a pool that takes only what is new."""
+"""The task pool shared by expansion strategies: parses lists, checks form, and rejects near-duplicates."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pydantic import Field
 from distill import recipe
 from distill.expand.seeds import Seed
 from distill.text.rouge_index import NoveltyIndex, comparable, word_count
-from distill.text.thinking import parted
-from distill.text.wrappers import unframed, unquoted, without_rulers
+from distill.text.thinking import split_thoughts
+from distill.text.wrappers import strip_quotes, strip_wrappers, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
 
 ROLE = "teacher"
@@ -43,7 +43,7 @@ Ask: TypeAlias = Literal["completion", "chatml", "chat"]
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
+class ProposalCost:
     """What one proposal takes and brings, about; `check` forecasts with it."""
 
     tasks: float
@@ -56,7 +56,7 @@ class Cost:
     """Whom it asks beside the teacher: `judge`."""
 
 
-class PoolOptions(recipe.Options):
+class PoolOptions(recipe.BaseOptions):
     """Options of every expansion."""
 
     window: Annotated[int, Field(ge=1)] | None = None
@@ -96,9 +96,9 @@ def origin(strategy: str, k: int, answer: Completion, lineage: Sequence[str]) ->
     return {"strategy": strategy, "request": k, "replica": k, "lineage": list(lineage), "key": answer.key}
 
 
-def said(answer: Completion) -> str:
+def reply_text(answer: Completion) -> str:
     """What an answer says: without a reasoning teacher's thoughts, and without what frames a list."""
-    return unframed(parted(answer).answer)
+    return strip_wrappers(split_thoughts(answer).answer)
 
 
 def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut: bool) -> list[Task]:
@@ -155,8 +155,8 @@ def marked(text: str) -> list[tuple[int, str]]:
 
 def _bare_item(item: str) -> str:
     """Without rulers, quotation marks around the whole, a second mark, and a bullet that is the only one."""
-    item = _MARK_AGAIN.sub("", unquoted(without_rulers(item)))
-    return _LONE_BULLET.sub("", unquoted(_without_half_stars(item.strip())))
+    item = _MARK_AGAIN.sub("", strip_quotes(without_rulers(item)))
+    return _LONE_BULLET.sub("", strip_quotes(_without_half_stars(item.strip())))
 
 
 def _without_half_stars(item: str) -> str:
@@ -291,8 +291,8 @@ class Pool:
 
     def _fault(self, task: Task) -> str | None:
         """Why its answer or its form rules a task out, or that it begins like too many."""
-        if (told := task.meta.get("fault")) is not None:
-            return str(told)
+        if (info := task.meta.get("fault")) is not None:
+            return str(info)
         if not task.instruction.strip():
             return "empty"
         if (reason := form_fault(task.instruction, self._rules)) is not None:

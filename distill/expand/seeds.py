@@ -1,4 +1,4 @@
-"""TODO distill.expand.stage.seeds."""
+"""Reads seed tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage expand: grows tasks through the teacher, and writes tasks.jsonl and, with the reasons, refused.jsonl."""
+"""Stage expand: grows tasks with the teacher; writes tasks.jsonl, and refused.jsonl with reasons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from distill.core import registry
 from distill.core.files import file_sha256
 from distill.core.jsonl import write_rows
-from distill.engine import Grown, Stopped
+from distill.engine import EngineStopped, GrowthResult
 from distill.engine.engine import Engine
 from distill.expand.strategies import STRATEGIES
 from distill.run.context import Context, _identity, _with_samplings, asking
@@ -24,7 +24,7 @@ def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapp
     """
     try:
         grown = engine.grow(growth, target)
-    except Stopped as stop:
+    except EngineStopped as stop:
         if stop.grown is not None:
             _write(folder, stop.grown.tasks, growth)
         raise
@@ -38,7 +38,7 @@ def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
     write_rows(folder / "tasks.jsonl", tasks)
 
 
-def _counts(growth: Growth, grown: Grown) -> dict[str, Any]:
+def _counts(growth: Growth, grown: GrowthResult) -> dict[str, Any]:
     """Candidates are the tasks and those rejected by reason, `beyond_target` what the last request had too many."""
     rejected = dict(sorted(getattr(growth, "rejected", {}).items(), key=lambda item: (-item[1], item[0])))
     surplus = grown.candidates - sum(rejected.values()) - len(grown.tasks)

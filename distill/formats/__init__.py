@@ -1,1 +1,1 @@
-"""Rows in and out: importers, exporters, and the shapes that they share."""
+"""Reading and writing rows: importers, exporters, and the schemas they share."""

@@ -1,4 +1,4 @@
-"""Makes text of what was scraped from a chat page: HTML to markdown, and the page's own words taken out.
+"""Converts scraped chat pages to text: HTML to markdown, without the page's own controls.
 
 After FastChat's `fastchat/data/clean_sharegpt.py`. Unlike there, only a turn that is a piece of a page is converted (a
 question *about* HTML keeps its tags), nothing is escaped, and code blocks are found by their elements.

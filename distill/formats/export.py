@@ -1,4 +1,4 @@
-"""Writes what a run made in a format of others: the `export` command."""
+"""The `export` command: writes a run's rows, comparison or student in another format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from distill.core import console, files, registry
 from distill.core.extras import install
 from distill.errors import MissingPackage, RecipeError, RunFolderError
-from distill.formats.exporters import COMPARISONS, EXPORTERS, Exporter, Job
+from distill.formats.exporters import COMPARISONS, EXPORTERS, Exporter, ExportJob
 from distill.run.layout import FILES
 from distill.run.record import comparison_remark, read_record, student_remark
 
@@ -59,10 +59,10 @@ def export(
         console.warn(line)
     if to in MODELS:
         return _student(run, to=to, out=out, dtype=dtype, max_kl=max_kl)
-    return _rows(to, Job(run=run, out=out, which=which or "kept", system=system))
+    return _rows(to, ExportJob(run=run, out=out, which=which or "kept", system=system))
 
 
-def _rows(to: str, job: Job) -> list[str]:
+def _rows(to: str, job: ExportJob) -> list[str]:
     exporter: Exporter = registry.part({**EXPORTERS, **COMPARISONS}, to, kind="format")()
     done = exporter.export(job)
     lines = [f"{job.out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
@@ -90,7 +90,7 @@ def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
     The tasks are those of the run's comparison, else TASK. An adapter on quantised weights that lie elsewhere has no
     command, since the harness would put it on other weights than those it was trained on.
     """
-    told = (files.read_json(run / "scores.json") or {}).get("lm_eval") or {}
+    info = (files.read_json(run / "scores.json") or {}).get("lm_eval") or {}
     receipt = files.read_json(out / "export.json") or {}
     base = out / "base" if (out / "base").is_dir() else receipt.get("base")
     if to == "merged":
@@ -99,13 +99,13 @@ def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
         models = {"base": f"pretrained={base}", "student": f"pretrained={base},peft={out}"}
     else:
         models = {}
-    return [f"lm-eval, {model}: {_harness_command(given, told)}" for model, given in models.items()]
+    return [f"lm-eval, {model}: {_harness_command(given, info)}" for model, given in models.items()]
 
 
-def _harness_command(model: str, told: Mapping[str, Any]) -> str:
+def _harness_command(model: str, info: Mapping[str, Any]) -> str:
     words = ["lm_eval", "--model", "hf", "--model_args", f"{model},dtype=float32"]
-    words += ["--tasks", ",".join(told.get("tasks") or ["TASK"]), "--batch_size", str(told.get("batch") or 8)]
-    words += ["--limit", str(told["limit"])] if told.get("limit") else []
-    words += ["--num_fewshot", str(told["shots"])] if told.get("shots") is not None else []
-    words += ["--apply_chat_template"] if told.get("chat") else []
+    words += ["--tasks", ",".join(info.get("tasks") or ["TASK"]), "--batch_size", str(info.get("batch") or 8)]
+    words += ["--limit", str(info["limit"])] if info.get("limit") else []
+    words += ["--num_fewshot", str(info["shots"])] if info.get("shots") is not None else []
+    words += ["--apply_chat_template"] if info.get("chat") else []
     return shlex.join([*words, "--log_samples", "--output_path", "lm_eval_out"])

@@ -1,4 +1,4 @@
-"""TODO distill.formats.import_file."""
+"""The `import` command: converts a foreign file to sessions or tasks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.importers import Address
-from distill.formats.sources import Source, Tally, Wanted, _nothing, sessions, splitter, tasks
+from distill.formats.sources import Source, SourceCounts, Wanted, _nothing, sessions, splitter, tasks
 from distill.types import Session, Task
 
 
 def import_file(
     source: Source, out: Path, *, wanted: Wanted = "sessions", seed: int = 7, allowed: Collection[str] = ()
-) -> tuple[int, Tally]:
+) -> tuple[int, SourceCounts]:
     """Write a source's sessions, or tasks, to `out` and its rejected rows beside it; returns how many, and the tally.
 
     Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
     nothing can be written.
     """
     _require_writable(out, source.address)
-    tally = Tally()
+    tally = SourceCounts()
 
     def rows() -> Iterator[Session | Task]:
         found: Iterator[Session] | Iterator[Task]
@@ -76,10 +76,10 @@ def import_command(
     )
     as_tasks: Wanted = "tasks" if wanted == "tasks" else "sessions"
     count, tally = import_file(source, out, wanted=as_tasks, seed=seed, allowed=allowed)
-    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_told(tally, out)]
+    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_result_lines(tally, out)]
 
 
-def _told(tally: Tally, out: Path) -> list[str]:
+def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
     lines = []
     if tally.split:
         lines.append(f"{tally.split:,} conversations were split")

@@ -1,4 +1,4 @@
-"""Rows of files that others wrote: JSON lines or a JSON array, read as a stream, each row with its line.
+"""Streams rows of foreign JSON Lines or JSON array files, each with its line number.
 
 A row that cannot be read is told with its line and the rest goes on; only an array that breaks off ends the reading,
 as nothing says where its next element would start.
@@ -24,7 +24,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ForeignRow:
     """One object of a file."""
 
     line: int
@@ -35,8 +35,8 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """One row that cannot be used, and why."""
+class RejectedRow:
+    """A row that cannot be used, and why."""
 
     line: int
     reason: str
@@ -45,10 +45,10 @@ class Rejected:
     """What was found, in one line."""
 
 
-Rows: TypeAlias = Iterator[Row | Rejected]
+Rows: TypeAlias = Iterator[ForeignRow | RejectedRow]
 
 
-def json_rows(path: Path) -> Generator[Row | Rejected, None, None]:
+def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
     """Every object of a JSONL file, or of a file that holds one JSON array. Raises `RecipeError`."""
     with _opened(path) as file:
         if _first_char(file) == b"[":
@@ -59,14 +59,14 @@ def json_rows(path: Path) -> Generator[Row | Rejected, None, None]:
                     yield row
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str] | Rejected]:
+def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
     with _opened(path) as file:
         for line, raw in enumerate(file, start=1):
             try:
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
-                yield Rejected(line, "not_utf8", str(error))
+                yield RejectedRow(line, "not_utf8", str(error))
                 continue
             if text:
                 yield line, text
@@ -94,26 +94,26 @@ def _first_char(file: BinaryIO) -> bytes:
     return found
 
 
-def _line_row(raw: bytes, line: int) -> Row | Rejected | None:
+def _line_row(raw: bytes, line: int) -> ForeignRow | RejectedRow | None:
     try:
         text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
-        return Rejected(line, "not_utf8", str(error))
+        return RejectedRow(line, "not_utf8", str(error))
     if not text:
         return None
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        return Rejected(line, "not_json", f"not JSON ({error})")
+        return RejectedRow(line, "not_json", f"not JSON ({error})")
     return _row(value, text, line)
 
 
-def _row(value: Any, text: str, line: int) -> Row | Rejected:
+def _row(value: Any, text: str, line: int) -> ForeignRow | RejectedRow:
     if not isinstance(value, dict):
-        return Rejected(line, "no_object", f"found {type(value).__name__}, expected an object")
+        return RejectedRow(line, "no_object", f"found {type(value).__name__}, expected an object")
     if _SURROGATE.search(text) and (mended := _without_surrogates(value)) != value:
-        return Row(line, mended, ("half_character_replaced",))
-    return Row(line, value)
+        return ForeignRow(line, mended, ("half_character_replaced",))
+    return ForeignRow(line, value)
 
 
 def _without_surrogates(value: Any) -> Any:
@@ -138,7 +138,7 @@ def _array_rows(file: BinaryIO, path: Path) -> Rows:
 
 
 class _Window:
-    """The part of a long text that is being looked at."""
+    """The part of a long text being parsed."""
 
     def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
         self._text, self._path = text, path

@@ -1,4 +1,4 @@
-"""Conversation trees as Open Assistant exports them: of each tree, the path of the best-ranked replies.
+"""Parses Open Assistant's exported conversation trees into the path of best-ranked replies.
 
 Guanaco (Dettmers et al., 2023) trained on the top-ranked reply at each level of OASST1. Both exports are read: a tree a
 row (`prompt` with nested `replies`), and a message a row (`parent_id`), as on the Hub.
@@ -11,8 +11,8 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
-from distill.formats.json_rows import Rejected, Rows
-from distill.formats.schemas import ROLES, MalformedRow, Parsed, regular
+from distill.formats.json_rows import RejectedRow, Rows
+from distill.formats.schemas import ROLES, MalformedRow, ParsedRow, regular
 from distill.types import Message
 
 READY = ("ready_for_export", "prompt_lottery_waiting", None)
@@ -20,27 +20,27 @@ READY = ("ready_for_export", "prompt_lottery_waiting", None)
 UNRANKED = 1 << 30
 
 
-def threads(rows: Rows) -> Iterator[Parsed | Rejected]:
+def threads(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
     """The best path of every tree. Trees a row are read as a stream, messages a row are gathered first."""
     flat: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for row in rows:
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             yield row
         elif isinstance(row.value.get("prompt"), Mapping):
             yield _thread(row.line, row.value["prompt"], _nested, row.value)
         elif isinstance(row.value.get("message_id"), str):
             flat.setdefault(row.value["message_id"], (row.line, row.value))
         else:
-            yield Rejected(row.line, "unknown_shape", "found neither `prompt` nor `message_id`")
+            yield RejectedRow(row.line, "unknown_shape", "found neither `prompt` nor `message_id`")
     yield from _gathered(flat)
 
 
-def _gathered(flat: Mapping[str, tuple[int, Mapping[str, Any]]]) -> Iterator[Parsed | Rejected]:
+def _gathered(flat: Mapping[str, tuple[int, Mapping[str, Any]]]) -> Iterator[ParsedRow | RejectedRow]:
     replies: dict[str, list[Mapping[str, Any]]] = {}
     for line, message in flat.values():
         parent = message.get("parent_id")
         if parent is not None and (not isinstance(parent, str) or parent not in flat):
-            yield Rejected(line, "no_parent", f"its parent {str(parent)[:60]} is not in the file")
+            yield RejectedRow(line, "no_parent", f"its parent {str(parent)[:60]} is not in the file")
         elif parent is not None:
             replies.setdefault(parent, []).append(message)
 
@@ -57,17 +57,17 @@ def _nested(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [reply for reply in replies if isinstance(reply, Mapping)] if isinstance(replies, list) else []
 
 
-def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, Any]) -> Parsed | Rejected:
+def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, Any]) -> ParsedRow | RejectedRow:
     state = tree.get("tree_state")
     if state not in READY:
-        return Rejected(line, "tree_state", f"the tree is marked {str(state)[:40]}")
+        return RejectedRow(line, "tree_state", f"the tree is marked {str(state)[:40]}")
     try:
         messages, repairs = regular(_path(root, below))
     except MalformedRow as fault:
-        return Rejected(line, fault.reason, str(fault))
+        return RejectedRow(line, fault.reason, str(fault))
     meta = {"language": root["lang"]} if isinstance(root.get("lang"), str) else {}
     id = next((value for name in ("message_tree_id", "message_id") if isinstance(value := tree.get(name), str)), None)
-    found = Parsed(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
+    found = ParsedRow(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
     return replace(found, repairs=tuple(dict.fromkeys(repairs)))
 
 

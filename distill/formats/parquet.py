@@ -1,4 +1,4 @@
-"""Sessions as Parquet, the same for every writer."""
+"""The Parquet layout of sessions, shared by all writers."""
 
 from __future__ import annotations
 

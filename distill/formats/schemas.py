@@ -1,4 +1,4 @@
-"""The shapes in which others write tasks and conversations, and what a row of each says.
+"""Row schemas of foreign datasets, and their parsers.
 
 A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. What is merely unwanted
 (words, languages, lengths, duplicates) is for curate to say.
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from distill.core.jsonl import own_meta
 from distill.formats.chat_html import cleaned
-from distill.formats.json_rows import Rejected, Row, Rows
+from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
 from distill.types import Message
 
 ROLES = {
@@ -34,8 +34,8 @@ TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instru
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parsed:
-    """What one row says."""
+class ParsedRow:
+    """The contents of one row."""
 
     line: int
     messages: tuple[Message, ...]
@@ -57,27 +57,27 @@ class Parsed:
 
 
 class MalformedRow(ValueError):
-    """A row that cannot be used; never leaves this module and the importers."""
+    """A row that cannot be used; raised only within this module and the importers."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
 
-Shape: TypeAlias = Callable[[Row], Iterator[Parsed | Rejected]]
+Shape: TypeAlias = Callable[[ForeignRow], Iterator[ParsedRow | RejectedRow]]
 
 
-def parse(rows: Rows, shape: Shape | None = None) -> Iterator[Parsed | Rejected]:
+def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | RejectedRow]:
     """What every row says by a shape; without one, each row's own keys tell which it has."""
     for row in rows:
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             yield row
             continue
         try:
             for item in (shape or _shape_for(row))(row):
-                yield replace(item, repairs=(*row.repairs, *item.repairs)) if isinstance(item, Parsed) else item
+                yield replace(item, repairs=(*row.repairs, *item.repairs)) if isinstance(item, ParsedRow) else item
         except MalformedRow as fault:
-            yield Rejected(row.line, fault.reason, str(fault))
+            yield RejectedRow(row.line, fault.reason, str(fault))
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:
@@ -96,7 +96,7 @@ def name_of(row: Mapping[str, Any]) -> str | None:
     return next((name for name, is_it in tests if is_it), None)
 
 
-def _shape_for(row: Row) -> Shape:
+def _shape_for(row: ForeignRow) -> Shape:
     name = name_of(row.value)
     if name is None or name not in SHAPES:
         keys = ", ".join(sorted(map(str, row.value))[:8])
@@ -104,14 +104,14 @@ def _shape_for(row: Row) -> Shape:
     return SHAPES[name]
 
 
-def alpaca(row: Row) -> Iterator[Parsed]:
+def alpaca(row: ForeignRow) -> Iterator[ParsedRow]:
     """Stanford Alpaca: `instruction`, `input` and `output`, one turn; without an output it is a task."""
     instruction, given = _text(row, "instruction"), _text(row, "input", needed=False)
     answer = _text(row, "output", needed=False)
     yield _single(row, instruction, given, answer)
 
 
-def self_instruct(row: Row) -> Iterator[Parsed | Rejected]:
+def self_instruct(row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
     """Self-Instruct's seed tasks: `instruction` and `instances` of `input` and `output`, each a session."""
     instruction, instances = _text(row, "instruction"), row.value.get("instances")
     if not isinstance(instances, list) or not instances:
@@ -119,28 +119,28 @@ def self_instruct(row: Row) -> Iterator[Parsed | Rejected]:
     meta = {name: row.value[name] for name in ("name", "is_classification") if name in row.value}
     for number, instance in enumerate(instances, start=1):
         try:
-            inner = Row(row.line, instance if isinstance(instance, dict) else {})
+            inner = ForeignRow(row.line, instance if isinstance(instance, dict) else {})
             given, answer = (_text(inner, key, needed=False) for key in ("input", "output"))
         except MalformedRow as fault:
-            yield Rejected(row.line, fault.reason, f"instance {number}: {fault}")
+            yield RejectedRow(row.line, fault.reason, f"instance {number}: {fault}")
             continue
         found = _single(row, instruction, given, answer)
         yield replace(found, meta=meta, again=number > 1)
 
 
-def prompt_response(row: Row) -> Iterator[Parsed]:
+def prompt_response(row: ForeignRow) -> Iterator[ParsedRow]:
     """A `prompt` (or `question`) and its `response` (or `completion`, `answer`): texts, or lists of turns."""
     names = [_first(row.value, keys) for keys in (PROMPT_KEYS, ANSWER_KEYS)]
     prompt, answer = (row.value.get(name) if name else None for name in names)
     if isinstance(prompt, list) and isinstance(answer, list):
         yield _conversation(row, _turns([*prompt, *answer]))
         return
-    question, said = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", needed=False)
+    question, reply = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", needed=False)
     system = next((text for key in SYSTEM_KEYS if (text := _text(row, key, needed=False))), "")
-    yield _single(row, question, "", said, system=system)
+    yield _single(row, question, "", reply, system=system)
 
 
-def questions(row: Row) -> Iterator[Parsed]:
+def questions(row: ForeignRow) -> Iterator[ParsedRow]:
     """MT-Bench and Vicuna questions: `question_id`, `category` and `turns`; the first turn is the task."""
     turns = row.value.get("turns")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
@@ -150,12 +150,12 @@ def questions(row: Row) -> Iterator[Parsed]:
     yield replace(found, meta={**meta, **({"turns": turns} if len(turns) > 1 else {})})
 
 
-def openai(row: Row) -> Iterator[Parsed]:
+def openai(row: ForeignRow) -> Iterator[ParsedRow]:
     """OpenAI's `messages` of `role` and `content`; calls of tools are rejected."""
     yield _conversation(row, _turns(row.value.get("messages")))
 
 
-def sharegpt(row: Row) -> Iterator[Parsed]:
+def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
     """ShareGPT's `conversations` of `from` and `value`, cleaned of the page they come from.
 
     A row that says `"cleaned": true` is taken as it stands.
@@ -178,7 +178,7 @@ def sharegpt(row: Row) -> Iterator[Parsed]:
     yield replace(found, repairs=(*dict.fromkeys(repairs), *found.repairs))
 
 
-def own(row: Row) -> Iterator[Parsed]:
+def own(row: ForeignRow) -> Iterator[ParsedRow]:
     """Our own rows, taken as they stand: sessions (`messages`, `meta`) or tasks (`instruction`, `input`, `meta`)."""
     meta = row.value.get("meta") or {}
     if isinstance(meta, str) and _is_meta(meta):
@@ -193,7 +193,7 @@ def own(row: Row) -> Iterator[Parsed]:
     if not messages:
         raise MalformedRow("no_turns", "`messages` is empty")
     asked = next((message.content for message in messages if message.role == "user"), "")
-    yield Parsed(
+    yield ParsedRow(
         line=row.line, messages=tuple(messages), instruction=asked, id=_id(row.value.get("id")), meta=own_meta(meta)
     )
 
@@ -210,7 +210,7 @@ def _loaded(meta: str) -> Any:
         raise MalformedRow("bad_meta", f"`meta`: not JSON ({error})") from error
 
 
-def _task_text(row: Row) -> str:
+def _task_text(row: ForeignRow) -> str:
     if "instruction" not in row.value:
         raise MalformedRow("no_instruction", f"`instruction`: field required; {TASK_EXPECTED}")
     value = row.value["instruction"]
@@ -257,7 +257,7 @@ def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     return next((key for key in keys if row.get(key) is not None), None)
 
 
-def _text(row: Row, key: str, *, needed: bool = True) -> str:
+def _text(row: ForeignRow, key: str, *, needed: bool = True) -> str:
     value = row.value.get(key)
     if value is None and not needed:
         return ""
@@ -275,21 +275,21 @@ def _id(value: Any) -> str | None:
     return str(value) if is_id and str(value).strip() else None
 
 
-def _row_id(row: Row) -> str | None:
+def _row_id(row: ForeignRow) -> str | None:
     names = ("id", "conversation_id", "prompt_id", "message_tree_id")
     return next((found for name in names if (found := _id(row.value.get(name))) is not None), None)
 
 
 def _single(
-    row: Row, instruction: str, given: str, answer: str, *, system: str = "", id: Any = None, joined: bool = True
-) -> Parsed:
+    row: ForeignRow, instruction: str, given: str, answer: str, *, system: str = "", id: Any = None, joined: bool = True
+) -> ParsedRow:
     """One question, and its answer where there is one."""
     asked = f"{instruction}\n\n{given}" if given.strip() else instruction
     messages = [Message("system", system)] if system.strip() else []
     messages.append(Message("user", asked))
     if answer.strip():
         messages.append(Message("assistant", answer))
-    return Parsed(
+    return ParsedRow(
         line=row.line,
         messages=tuple(messages),
         instruction=instruction,
@@ -308,12 +308,12 @@ def _turns(items: Any) -> list[Message]:
 def _turn(item: Any, number: int) -> Message:
     if not isinstance(item, Mapping):
         raise MalformedRow("bad_turn", f"turn {number}: found {type(item).__name__}, expected an object")
-    said = item.get("role", item.get("from"))
-    if said in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
+    reply = item.get("role", item.get("from"))
+    if reply in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
         raise MalformedRow("tool_turn", f"turn {number} calls or answers a tool; only text can be learnt")
-    role = ROLES.get(said) if isinstance(said, str) else None
+    role = ROLES.get(reply) if isinstance(reply, str) else None
     if role is None:
-        raise MalformedRow("unknown_role", f"turn {number}: {str(said)[:40]!r} is no role that is known")
+        raise MalformedRow("unknown_role", f"turn {number}: {str(reply)[:40]!r} is no role that is known")
     content = item.get("content", item.get("value", item.get("text")))
     return Message(role, _content(content, number))
 
@@ -335,10 +335,10 @@ def _part_text(part: Any) -> str | None:
     return text if part.get("type", "text") in ("text", "input_text", "output_text") and isinstance(text, str) else None
 
 
-def _conversation(row: Row, turns: Sequence[Message]) -> Parsed:
+def _conversation(row: ForeignRow, turns: Sequence[Message]) -> ParsedRow:
     messages, repairs = regular(turns)
     asked = next(message.content for message in messages if message.role == "user")
-    return Parsed(
+    return ParsedRow(
         line=row.line,
         messages=tuple(messages),
         instruction=asked,

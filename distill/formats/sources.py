@@ -1,4 +1,4 @@
-"""Brings in data that others made: the `import` command, and a recipe's `sources`, whose sessions join collect's."""
+"""A recipe's `sources`: foreign data whose sessions join those of collect."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from distill.core.model_files import require_sound
 from distill.errors import MissingPackage, RecipeError
 from distill.formats import importers
 from distill.formats.importers import Address
-from distill.formats.json_rows import Rejected
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import RejectedRow
+from distill.formats.schemas import ParsedRow
 from distill.types import Message, Session, Task, pairs
 
 TURN_TOKENS = 6
@@ -31,7 +31,7 @@ AnyRow = TypeVar("AnyRow", Session, Task)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Splitter:
-    """How long conversations are split."""
+    """How to split long conversations."""
 
     count: CountTokens
     max_tokens: int
@@ -39,7 +39,7 @@ class Splitter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Data to bring in."""
+    """A dataset to import."""
 
     format: str
     address: Address
@@ -54,11 +54,11 @@ class Source:
 
 
 @dataclass(slots=True)
-class Tally:
-    """What became of a source's rows."""
+class SourceCounts:
+    """Counts of a source's rows by outcome."""
 
     rows: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedRow] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
     """Of rows that were read, sampled or not."""
     split: int = 0
@@ -70,7 +70,7 @@ class Tally:
         """Rejected rows by reason, the commonest first."""
         return dict(Counter(row.reason for row in self.rejected).most_common())
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: SourceCounts) -> None:
         """Count another source's rows with these."""
         self.rows += other.rows
         self.rejected += other.rejected
@@ -79,7 +79,7 @@ class Tally:
         self.over_long += other.over_long
 
 
-def _nothing(source: Source, tally: Tally, wanted: Wanted) -> str:
+def _nothing(source: Source, tally: SourceCounts, wanted: Wanted) -> str:
     if not tally.rejected:
         return f"{source.address.path}: nothing in it; expected {wanted} in the format {source.format}"
     first = tally.rejected[0]
@@ -98,9 +98,9 @@ def ingest(
     be read, or of which no row can be used.
     """
     found: list[Session] = []
-    tally, rejected, by_source = Tally(), [], {}
+    tally, rejected, by_source = SourceCounts(), [], {}
     for source in sources:
-        own = Tally()
+        own = SourceCounts()
         taken = [
             copy
             for one in sessions(source, own, seed, allowed)
@@ -126,7 +126,7 @@ def _named(session: Session, name: str) -> Session:
     return replace(session, id=f"{name}/{session.id}", meta={**session.meta, "imported": name})
 
 
-def _plain(row: Rejected) -> dict[str, object]:
+def _plain(row: RejectedRow) -> dict[str, object]:
     return {"line": row.line, "reason": row.reason, "detail": row.detail}
 
 
@@ -136,7 +136,7 @@ def write(folder: Path, sessions: Sequence[Session]) -> None:
     write_rows(folder / "failures.jsonl", [])
 
 
-def sessions(source: Source, tally: Tally, seed: int, allowed: Collection[str] = ()) -> Iterator[Session]:
+def sessions(source: Source, tally: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Session]:
     """The sessions of a source, in its order: sampled, then split."""
     names, provenance = importers.Names(), _provenance(source)
     found = (importers.session(parsed, names, provenance) for parsed in _parsed(source, tally, allowed))
@@ -145,7 +145,7 @@ def sessions(source: Source, tally: Tally, seed: int, allowed: Collection[str] =
         yield from parts if len(parts) == 1 else (replace(part, id=names.unique(part.id)) for part in parts)
 
 
-def tasks(source: Source, tally: Tally, seed: int, allowed: Collection[str] = ()) -> Iterator[Task]:
+def tasks(source: Source, tally: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Task]:
     """The tasks of a source, in its order."""
     names, provenance = importers.Names(), _provenance(source)
     found = (importers.task(parsed, names, provenance) for parsed in _parsed(source, tally, allowed))
@@ -157,23 +157,23 @@ def _provenance(source: Source) -> dict[str, str]:
     return {"source": source.address.name, "importer": source.format, **licence}
 
 
-def _parsed(source: Source, tally: Tally, allowed: Collection[str]) -> Iterator[Parsed]:
+def _parsed(source: Source, tally: SourceCounts, allowed: Collection[str]) -> Iterator[ParsedRow]:
     """What the rows say; rejected ones go to the tally."""
     with console.progress(f"import {source.address.name}", unit="rows") as bar:
         for found in importers.read(source.format, source.address, allowed=allowed):
             tally.rows += 1
             if tally.rows % REPORT_ROWS == 0:
                 bar.update(tally.rows, note=f"{len(tally.rejected):,} rejected" if tally.rejected else "")
-            if isinstance(found, Rejected):
+            if isinstance(found, RejectedRow):
                 tally.rejected.append(found)
             else:
                 tally.repairs.update(found.repairs)
                 yield found
 
 
-def _accepted(found: Iterable[AnyRow | Rejected | None], tally: Tally) -> Iterator[AnyRow]:
+def _accepted(found: Iterable[AnyRow | RejectedRow | None], tally: SourceCounts) -> Iterator[AnyRow]:
     for row in found:
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             tally.rejected.append(row)
         elif row is not None:
             yield row
@@ -209,7 +209,7 @@ def _weighted(session: Session, weight: float, seed: int) -> Iterator[Session]:
 # Splitting
 
 
-def _split(session: Session, splitter: Splitter | None, tally: Tally) -> Iterator[Session]:
+def _split(session: Session, splitter: Splitter | None, tally: SourceCounts) -> Iterator[Session]:
     parts = [session] if splitter is None else split(session, splitter)
     tally.split += len(parts) > 1
     tally.over_long += sum(1 for part in parts if part.meta.get("over_long"))

@@ -1,1 +1,1 @@
-"""What needs torch: models, training, generation, likelihoods, serving and export."""
+"""Models on this machine: loading, generation, likelihoods, serving."""

@@ -1,4 +1,4 @@
-r"""Turns conversations into token ids and a loss mask, the same for training, likelihoods and generation.
+r"""Renders conversations to token ids and a loss mask, identically for training, likelihoods and generation.
 
 A template is a Jinja chat template, and training uses the very one that is saved with the student, so the two cannot
 drift apart. The mask is found by rendering: what a conversation has more than its own prompt is the answer.
@@ -66,7 +66,7 @@ _TEXTS = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML}
 
 
 class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
+    """The part of a Hugging Face tokenizer that is used here."""
 
     eos_token: Any
     bos_token: Any

@@ -1,4 +1,4 @@
-"""A teacher on this machine: starts a server as a child process when it is first asked, and sees that it ends."""
+"""A local teacher as a child process: started at the first request, stopped at the end."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def served_name(model: str) -> str:
 def identity(model: str, server: Server) -> Endpoint:
     """What determines the answers of a local model: weights, configuration, tokenizer, server and precision."""
     student = student_folder.current(Path(model).expanduser())
-    told = student_fingerprint(student) if student_folder.is_student(student) else fingerprint(model)
+    info = student_fingerprint(student) if student_folder.is_student(student) else fingerprint(model)
     precision = "bfloat16" if any(Path("/dev").glob("nvidia[0-9]*")) else "float32"
-    both = canonical({"model": told, "server": server, "precision": precision})
+    both = canonical({"model": info, "server": server, "precision": precision})
     return Endpoint(model=served_name(model), fingerprint=sha256(both.encode("ascii")).hexdigest())
 
 
@@ -181,7 +181,7 @@ class LocalServer:
 
     def wait_until_healthy(self) -> str:
         """Wait for a first token; returns the base_url. Stops the child and raises `ServerError` if none comes."""
-        started = said = time.monotonic()
+        started = reply = time.monotonic()
         try:
             while not self._answers():
                 now = time.monotonic()
@@ -189,8 +189,8 @@ class LocalServer:
                     raise ServerError(self.obituary())
                 if now - started > self._start_seconds:
                     raise ServerError(f"{self._about()} gave no answer for {now - started:.0f} s; see {self._log}")
-                if now - said >= SAY_SECONDS:
-                    said = now
+                if now - reply >= SAY_SECONDS:
+                    reply = now
                     self._say(f"still starting {served_name(self._model)} ({now - started:.0f} s): {self._last_line()}")
                 time.sleep(0.1)
         except BaseException:

@@ -1,4 +1,4 @@
-"""Answers requests as they come: one thread reads prompts, and one decodes a batch that they join and leave."""
+"""Continuous batching: one thread prefills prompts, one decodes a batch that requests join and leave."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.errors import DistillError, ServerError
 from distill.models import chat_template
-from distill.models.generation import Batch, GrowingLayer, Row, draw, fit, penalised, row_random
+from distill.models.generation import Batch, GenerationRow, GrowingLayer, draw, fit, penalised, row_random
 from distill.models.padding import context_tokens
 from distill.types import Request
 
@@ -39,12 +39,12 @@ PIECE = 2
 """Characters per token of the context in the first piece of a long prompt that is tokenised; the next is double."""
 
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What a model raises on inputs that it cannot take, and torch where memory ends."""
+"""Raised by a model on inputs that it cannot take, and by torch on out-of-memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
-    """An answer with the ids that it was made from."""
+class DecodedAnswer:
+    """An answer with its token ids."""
 
     reply: Reply
     prompt_ids: list[int]
@@ -55,8 +55,8 @@ class Decoded:
 @dataclass(slots=True)
 class _Job:
     request: Request
-    future: Future[Decoded]
-    row: Row | None = None
+    future: Future[DecodedAnswer]
+    row: GenerationRow | None = None
 
     def settle(self) -> bool:
         """Hand the result over if there is one; returns whether the job is over."""
@@ -68,7 +68,7 @@ class _Job:
             if row.error is not None:
                 self.future.set_exception(row.error)
             else:
-                self.future.set_result(Decoded(row.reply(), row.prompt, row.new))
+                self.future.set_result(DecodedAnswer(row.reply(), row.prompt, row.new))
         return row.done
 
 
@@ -104,9 +104,9 @@ class Decoder:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, request: Request) -> Future[Decoded]:
+    def submit(self, request: Request) -> Future[DecodedAnswer]:
         """Ask; cancel the future to give up. Its exception is a `ProviderError` with the reason."""
-        future: Future[Decoded] = Future()
+        future: Future[DecodedAnswer] = Future()
         self._asked.put(_Job(request, future))
         return future
 
@@ -144,9 +144,9 @@ class Decoder:
             if not job.settle():
                 self._inbox.put(job)
 
-    def _prepared(self, request: Request, tokenizer: Any) -> Row:
+    def _prepared(self, request: Request, tokenizer: Any) -> GenerationRow:
         """The request with its prompt's ids."""
-        row = Row(request.sampling, Random(), self._ends, tokenizer)
+        row = GenerationRow(request.sampling, Random(), self._ends, tokenizer)
         try:
             row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
             context = context_tokens(self._model)
@@ -225,7 +225,7 @@ class Decoder:
                 return
             yield self._waiting.popleft()
 
-    def _admit(self, rows: list[Row]) -> None:
+    def _admit(self, rows: list[GenerationRow]) -> None:
         if not rows:
             return
         fresh = _OpenBatch(self._model, rows)
@@ -288,7 +288,7 @@ def _excess(text: str, tokenizer: Any, context: int) -> int | None:
 class _OpenBatch(Batch):
     """A batch that others can join: all rows end at the same column, so a row's past is contiguous before it."""
 
-    def __init__(self, model: Any, rows: list[Row]) -> None:
+    def __init__(self, model: Any, rows: list[GenerationRow]) -> None:
         super().__init__(model, rows)
         # Sliding layers too keep all of the past here; the model's own mask hides what lies outside the window.
         self._cache = DynamicCache()

@@ -1,4 +1,4 @@
-"""TODO distill.models.device."""
+"""Device and dtype selection, and freeing of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts as vectors of meaning, by a model of sentence vectors in a local folder."""
+"""Sentence embeddings, from a model in a local folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers of a model in this process: batched sampling in which an answer does not depend on its company.
+"""Batched sampling in this process; an answer does not depend on the rest of its batch.
 
 Each request has random numbers of its own, from (seed, prompt, replica). Batch, order and role do not enter, so two
 models asked the same prompts are compared under common random numbers. What remains is rounding: in another batch a
@@ -55,18 +55,18 @@ def answer(
     the template cannot render, and logits that are not finite are errors of that request alone.
     """
     ends = all_end_ids(model, tokenizer, template)
-    rows = [Row(request.sampling, row_random(request, seed), ends, tokenizer) for request in requests]
+    rows = [GenerationRow(request.sampling, row_random(request, seed), ends, tokenizer) for request in requests]
     for row, request in zip(rows, requests, strict=True):
         fit(row, request, template, context_tokens(model))
     ready = [row for row in rows if row.error is None]
     sizes = [len(row.prompt) + row.limit for row in ready]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
         with torch.inference_mode():
-            _generate(model, [ready[index] for index in group], lambda: _tell(watch, rows))
+            _generate(model, [ready[index] for index in group], lambda: _notify(watch, rows))
     return [row.error or row.reply() for row in rows]
 
 
-def _tell(watch: Watch | None, rows: Sequence[Row]) -> None:
+def _notify(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:
     if watch is not None:
         worth = sum(1.0 if row.done else len(row.new) / row.limit for row in rows)
         watch(int(worth), sum(len(row.new) for row in rows))
@@ -81,8 +81,8 @@ def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
 
 
 @dataclass(slots=True)
-class Row:
-    """One request on its way to an answer."""
+class GenerationRow:
+    """One request being generated."""
 
     sampling: Sampling
     random: Random
@@ -137,7 +137,7 @@ def row_random(request: Request, seed: int) -> Random:
     return Random(f"{seed}:{identity}")
 
 
-def fit(row: Row, request: Request, template: str, context: int) -> None:
+def fit(row: GenerationRow, request: Request, template: str, context: int) -> None:
     """Fill in the prompt and the bound of its answer, or the error."""
     try:
         row.prompt = _prompt_ids(request, row.tokenizer, template)
@@ -159,7 +159,7 @@ def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
     return chat_template.prompt_ids(request.messages, template, tokenizer)
 
 
-def _generate(model: Any, rows: list[Row], tell: Callable[[], None]) -> None:
+def _generate(model: Any, rows: list[GenerationRow], tell: Callable[[], None]) -> None:
     """Finish all rows of one batch."""
     batch = Batch(model, rows)
     while batch.rows:
@@ -179,7 +179,7 @@ def _generate(model: Any, rows: list[Row], tell: Callable[[], None]) -> None:
 class Batch:
     """Rows that are decoded together, left-padded, with their cache; finished ones leave by the quarter."""
 
-    def __init__(self, model: Any, rows: list[Row]) -> None:
+    def __init__(self, model: Any, rows: list[GenerationRow]) -> None:
         self.rows = rows
         self._model = model
         self._next, self._mask = padded([row.prompt for row in rows], left=True, device=model.device)
@@ -248,7 +248,7 @@ def _appended(held: Any, new: Any) -> Any:
     return longer
 
 
-def penalised(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+def penalised(logits: torch.Tensor, rows: Sequence[GenerationRow]) -> torch.Tensor:
     """Presence and frequency penalties as the OpenAI API defines them, on the tokens of the answer so far."""
     for index, row in enumerate(rows):
         presence, frequency = row.sampling.presence_penalty or 0.0, row.sampling.frequency_penalty or 0.0

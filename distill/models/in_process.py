@@ -1,4 +1,4 @@
-"""A model in this process as a provider: loaded at the first request, so that replaying a journal loads nothing."""
+"""Provider for a model in this process; loads at the first request, so that a replay loads nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distill.errors import DistillError
 from distill.types import Endpoint, Request
 
 if TYPE_CHECKING:
-    from distill.models.likelihood import Scored
+    from distill.models.likelihood import ContinuationScores
 
 
 Watch: TypeAlias = Callable[[int, str], None]
@@ -27,8 +27,8 @@ Watch: TypeAlias = Callable[[int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model ready to answer."""
+class LoadedModel:
+    """A model in memory, ready to generate."""
 
     model: Any
     tokenizer: Any
@@ -43,13 +43,13 @@ class InProcess:
     """
 
     def __init__(
-        self, load: Callable[[], Loaded], endpoint: Endpoint, *, batch: int = 32, watch: Watch | None = None
+        self, load: Callable[[], LoadedModel], endpoint: Endpoint, *, batch: int = 32, watch: Watch | None = None
     ) -> None:
         self.endpoint = endpoint
         self._load = load
         self._batch = batch
         self._watch = watch or _ignore
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
         self._refused: dict[Request, ProviderError] = {}
         self._batched = Batched(self._replies, endpoint, batch=batch)
 
@@ -85,7 +85,7 @@ class InProcess:
         self._watch(0, "")
         return replies
 
-    def _answers(self, loaded: Loaded, requests: Sequence[Request]) -> Sequence[Reply | ProviderError]:
+    def _answers(self, loaded: LoadedModel, requests: Sequence[Request]) -> Sequence[Reply | ProviderError]:
         from distill.models.generation import answer
 
         started = time.monotonic()
@@ -95,7 +95,7 @@ class InProcess:
 
         return answer(loaded.model, loaded.tokenizer, loaded.template, requests, batch_size=self._batch, watch=watch)
 
-    def _likelihoods(self, loaded: Loaded, requests: Sequence[Request]) -> list[Reply | ProviderError]:
+    def _likelihoods(self, loaded: LoadedModel, requests: Sequence[Request]) -> list[Reply | ProviderError]:
         from distill.models.likelihood import loglikelihoods
 
         pairs = [(request.messages, request.continuation or "") for request in requests]
@@ -105,7 +105,7 @@ class InProcess:
         return [value if isinstance(value, ProviderError) else _likelihood(value) for value in values]
 
 
-def _likelihood(scored: Scored) -> Reply:
+def _likelihood(scored: ContinuationScores) -> Reply:
     """The sum, how each token fared and how long it is; four decimals of a nat are as much as batches agree on."""
     nats = [round(one, 4) for one in scored.logprobs]
     tokens = {"logprobs": nats, "agrees": sum(scored.agrees), "widths": list(scored.widths)}
@@ -120,8 +120,8 @@ def untrained_base(student_folder: Path, *, watch: Watch | None = None) -> InPro
 
 def base_fingerprint(student_folder: Path) -> str:
     """SHA-256 in hex over what the student was before training. Raises `ModelError`."""
-    told = {name: value for name, value in read_base(student_folder).items() if name != "model"}
-    return json_sha256({**told, "adapter": None})
+    info = {name: value for name, value in read_base(student_folder).items() if name != "model"}
+    return json_sha256({**info, "adapter": None})
 
 
 def trained_student(student_folder: Path, *, watch: Watch | None = None) -> InProcess:
@@ -137,19 +137,19 @@ def local_model(model: str, *, name: str, template: str = "own", watch: Watch | 
     return InProcess(lambda: _whole(model, template), Endpoint(model=name, fingerprint=identity), watch=watch)
 
 
-def _student(folder: Path, *, adapter: bool) -> Loaded:
+def _student(folder: Path, *, adapter: bool) -> LoadedModel:
     from distill.models.loading import load_student
 
     model, tokenizer = load_student(folder, adapter=adapter)
-    return Loaded(model, tokenizer, str(read_base(folder)["template"]))
+    return LoadedModel(model, tokenizer, str(read_base(folder)["template"]))
 
 
-def _whole(model: str, template: str) -> Loaded:
+def _whole(model: str, template: str) -> LoadedModel:
     from distill.core.console import say
     from distill.models.loading import load_causal, load_tokenizer, materialise
 
     folder = materialise(model, say=say)
-    return Loaded(load_causal(folder), load_tokenizer(folder), template)
+    return LoadedModel(load_causal(folder), load_tokenizer(folder), template)
 
 
 def _ignore(done: int, note: str) -> None:
@@ -163,7 +163,7 @@ Result: TypeAlias = Reply | ProviderError
 
 
 class Batched:
-    """Hands batches of at most `batch` requests to `answer`, which returns a reply or an error a request, in order.
+    """Calls `answer` with batches of at most `batch` requests; it returns one reply or error per request, in order.
 
     A batch holds one kind and one sampling only, the first that waits; its requests go longest first, then by their
     content, so that the same requests make the same batch in whatever order they came. A `DistillError` of `answer`

@@ -1,4 +1,4 @@
-"""How probable a model in this process finds given answers."""
+"""Log-likelihoods of given answers under a model in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def loglikelihoods(
     *,
     batch_tokens: int = BATCH_TOKENS,
     watch: Callable[[int], None] | None = None,
-) -> list[Scored | ProviderError]:
+) -> list[ContinuationScores | ProviderError]:
     """For each (prompt, continuation): log-probabilities, in nats, of the continuation's tokens.
 
     Prompt and continuation are rendered and tokenised as for training; the end token is excluded. An empty
@@ -39,7 +39,9 @@ def loglikelihoods(
     that pair alone. `watch` is told how many pairs are done, after each batch.
     """
     texts = [_text(model, tokenizer, template, *pair) for pair in pairs]
-    results: list[Scored | ProviderError] = [text if isinstance(text, ProviderError) else Scored() for text in texts]
+    results: list[ContinuationScores | ProviderError] = [
+        text if isinstance(text, ProviderError) else ContinuationScores() for text in texts
+    ]
     spelling = Spelling(tokenizer)
     scored = [(index, text) for index, text in enumerate(texts) if isinstance(text, _Text) and text.scored]
     done = len(pairs) - len(scored)
@@ -57,8 +59,8 @@ def loglikelihoods(
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """How a model finds a continuation; all lists have a number for each of its tokens."""
+class ContinuationScores:
+    """Per-token scores of a continuation; all lists have one entry per token."""
 
     logprobs: tuple[float, ...] = ()
     """Nats, given all before it."""
@@ -107,7 +109,7 @@ def _not_finite() -> ProviderError:
     return ProviderError("not_finite", "the model's logits are not finite: its training diverged")
 
 
-def _scores(model: Any, texts: Sequence[_Text]) -> list[Scored]:
+def _scores(model: Any, texts: Sequence[_Text]) -> list[ContinuationScores]:
     """Of one right-padded batch; logits are computed only from the shortest prompt's last token on."""
     ids, mask = padded([text.ids for text in texts], left=False, device=model.device)
     first = min(text.start for text in texts) - 1
@@ -120,5 +122,5 @@ def _scores(model: Any, texts: Sequence[_Text]) -> list[Scored]:
         targets = ids[row, text.start : len(text.ids)]
         logs = torch.log_softmax(logits[row, predicting].float(), dim=-1)
         chosen = logs.gather(-1, targets[:, None])[:, 0]
-        found.append(Scored(tuple(chosen.double().tolist()), tuple((logs.argmax(-1) == targets).tolist())))
+        found.append(ContinuationScores(tuple(chosen.double().tolist()), tuple((logs.argmax(-1) == targets).tolist())))
     return found

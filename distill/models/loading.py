@@ -1,4 +1,4 @@
-"""Turns what a recipe calls a model into a folder of safetensors, and such a folder into a model in memory."""
+"""Resolves a recipe's model name to a safetensors folder, and loads it."""
 
 from __future__ import annotations
 
@@ -270,21 +270,21 @@ def load_student(
     `merge=False` is the student as it was trained: 4-bit weights, computing in float32, and the adapter beside them.
     Raises `ModelError` when the base has changed since.
     """
-    told = read_base(student_folder)
+    info = read_base(student_folder)
     place = torch.device(device) if device is not None else default_device()
-    if adapter and told.get("method") == "full":
+    if adapter and info.get("method") == "full":
         return load_causal(student_folder, dtype=dtype, device=place), load_tokenizer(student_folder)
-    if (found := fingerprint(told["model"])) != told["fingerprint"]:
+    if (found := fingerprint(info["model"])) != info["fingerprint"]:
         raise ModelError(
-            f"the student in {student_folder} was trained on another {told['model']} ({told['fingerprint'][:12]}, "
+            f"the student in {student_folder} was trained on another {info['model']} ({info['fingerprint'][:12]}, "
             f"now {found[:12]}); put that model back, or train again"
         )
-    folder = materialise(told["model"])
+    folder = materialise(info["model"])
     model = load_causal(
-        folder, layers=told["layers"], quantise=bool(told["quantised"]), dtype=torch.float32, device=place
+        folder, layers=info["layers"], quantise=bool(info["quantised"]), dtype=torch.float32, device=place
     )
     with quietly():
-        if told["quantised"] and merge:
+        if info["quantised"] and merge:
             model = model.dequantize()
             model.is_loaded_in_4bit = False  # transformers leaves it set
         if adapter:

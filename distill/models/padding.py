@@ -1,4 +1,4 @@
-"""Puts token lists of different lengths into padded batches that fit in memory."""
+"""Groups token lists into padded batches that fit in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 
 def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
-    """Indices in groups of at most `rows`, padded to at most `tokens`; longest first, so that memory ends early or not.
+    """Indices in groups of at most `rows`, padded to at most `tokens`; longest first, so that an out-of-memory error comes
+    at once or never.
 
     A single one longer than `tokens` is a group of its own.
     """

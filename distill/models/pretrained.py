@@ -1,4 +1,4 @@
-"""The one door to models of others: what will be read is checked first, and no code of theirs is run.
+"""The only way to load foreign models and tokenizers: files are checked first, remote code is never run.
 
 A folder that came from elsewhere is trusted for numbers (safetensors, GGUF), a tokenizer, and a chat template in
 transformers' sandbox; not for code, pickles, or files outside of it. The checks need the standard library alone.
@@ -120,13 +120,13 @@ def _only_data(folder: Path, what: str) -> Iterator[None]:
 
 
 def _reason(folder: Path, what: str, error: Exception) -> str:
-    said = str(error)
-    if _OWN_CODE.search(said) and (source := _code_named_in(folder)):
+    reply = str(error)
+    if _OWN_CODE.search(reply) and (source := _code_named_in(folder)):
         return (
             f"{folder} needs its own Python code (auto_map in {source}), which distill does not run; "
             "use a model that transformers knows"
         )
-    if "the above report" in said:  # of sizes that differ, and of parts that do not make a whole; nobody sees it
+    if "the above report" in reply:  # of sizes that differ, and of parts that do not make a whole; nobody sees it
         return f"the model in {folder} cannot be read: its weights are not those that its config.json describes"
     return f"the {what} in {folder} cannot be read: {first_line(error)}"
 

@@ -1,4 +1,4 @@
-"""Makes a smaller model of a larger one by leaving decoder layers out: evenly, or the block that changes least."""
+"""Depth pruning: removes decoder layers evenly, or the block whose removal changes hidden states least."""
 
 from __future__ import annotations
 

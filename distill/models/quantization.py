@@ -1,4 +1,4 @@
-"""TODO distill.models.quantization."""
+"""4-bit loading with bitsandbytes; dequantizes weights while generating on a CPU, and restores them on exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The app behind `distill serve`: an OpenAI-compatible endpoint for a local model or a run's student."""
+"""HTTP application of `distill serve`: OpenAI-compatible, for a local model or a run's student."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from distill.core.weights import read_base
 from distill.engine.providers import ProviderError, one_line
 from distill.errors import ServerError
 from distill.models.child_server import served_name
-from distill.models.server_access import Door, Refusal, is_loopback
+from distill.models.server_access import AccessRefusal, Door, is_loopback
 from distill.types import Message, Request, Sampling
 
 if TYPE_CHECKING:
-    from distill.models.continuous_batching import Decoded, Decoder
+    from distill.models.continuous_batching import DecodedAnswer, Decoder
 
 
 LARGEST_BODY_BYTES = 4 * 2**20
@@ -143,20 +143,20 @@ _Kind: TypeAlias = type[_ChatBody] | type[_PromptBody]
 
 
 def _parsed(data: bytes, kind: _Kind) -> _ChatBody | _PromptBody:
-    """The body of a request. Raises `Refusal` for what is malformed or not available."""
+    """The body of a request. Raises `AccessRefusal` for what is malformed or not available."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, one_line(f"the body is no JSON: {error}")) from error
+        raise AccessRefusal(400, one_line(f"the body is no JSON: {error}")) from error
     if not isinstance(value, dict):
-        raise Refusal(400, "the body is no JSON object")
+        raise AccessRefusal(400, "the body is no JSON object")
     _refuse_unknown(value, kind)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise Refusal(400, f"{where}: {first['msg']}", param=where) from error
+        raise AccessRefusal(400, f"{where}: {first['msg']}", param=where) from error
 
 
 def _refuse_unknown(value: Mapping[str, Any], kind: type[BaseModel]) -> None:
@@ -165,10 +165,10 @@ def _refuse_unknown(value: Mapping[str, Any], kind: type[BaseModel]) -> None:
         if name in kind.model_fields or name in _WITHOUT_EFFECT or given is None:
             continue
         if name not in _NEUTRAL:
-            raise Refusal(400, one_line(f"{name} is not available here; leave it out"), param=name)
+            raise AccessRefusal(400, one_line(f"{name} is not available here; leave it out"), param=name)
         if type(given) is not type(_NEUTRAL[name]) or given != _NEUTRAL[name]:
             neutral = json.dumps(_NEUTRAL[name])
-            raise Refusal(400, f"{name} is only available as {neutral} here; leave it out", param=name)
+            raise AccessRefusal(400, f"{name} is only available as {neutral} here; leave it out", param=name)
 
 
 # --- the app
@@ -209,20 +209,20 @@ class _App:
         decoded = await self._answer(await request.read(), _TokensBody)
         return web.json_response({"count": len(decoded.prompt_ids), "tokens": decoded.prompt_ids})
 
-    async def _answer(self, data: bytes, kind: _Kind) -> Decoded:
+    async def _answer(self, data: bytes, kind: _Kind) -> DecodedAnswer:
         body = _parsed(data, kind)
         if body.model is not None and body.model not in self._names:
             message = one_line(f'there is no model "{body.model}" here; there is "{self._name}"')
-            raise Refusal(404, message, code="model_not_found", param="model")
+            raise AccessRefusal(404, message, code="model_not_found", param="model")
         try:
             return await asyncio.wrap_future(self._decoder.submit(body.request()))
         except ProviderError as error:
             if error.reason in _UNUSABLE_REQUEST:
                 code = "context_length_exceeded" if error.reason == "context_length" else error.reason
-                raise Refusal(400, error.detail, code=code) from error
-            raise Refusal(500, error.detail, code=error.reason) from error
+                raise AccessRefusal(400, error.detail, code=code) from error
+            raise AccessRefusal(500, error.detail, code=error.reason) from error
 
-    def _response(self, kind: str, prefix: str, decoded: Decoded, choice: Mapping[str, Any]) -> web.Response:
+    def _response(self, kind: str, prefix: str, decoded: DecodedAnswer, choice: Mapping[str, Any]) -> web.Response:
         reply = decoded.reply
         assert reply.usage is not None
         prompt, completion = reply.usage.prompt_tokens, reply.usage.completion_tokens

@@ -1,4 +1,4 @@
-"""Who may use `distill serve`: not web pages of other origins, by whatever DNS name, and nobody without its key.
+"""Access control of `distill serve`: origins, Host header and API key.
 
 A page may post plain text to any address without asking (fetch.spec.whatwg.org, "CORS-safelisted"), and reads the
 answer where it has its own name resolve to this machine (DNS rebinding). So each request must name this server in
@@ -29,7 +29,7 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Refusal(Exception):
+class AccessRefusal(Exception):
     """A request that cannot be answered, in the shape of OpenAI's API."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
@@ -65,10 +65,10 @@ class Door:
         try:
             self._check(request)
             response = _preflight(request) if _is_preflight(request) else await handler(request)
-        except Refusal as refusal:
+        except AccessRefusal as refusal:
             response = refusal.response()
         except web.HTTPException as error:
-            response = Refusal(error.status, error.text or error.reason).response()
+            response = AccessRefusal(error.status, error.text or error.reason).response()
         response.headers["Vary"] = "Origin"
         origin = request.headers.get("Origin", "")
         if origin.lower() in self._origins:
@@ -77,7 +77,7 @@ class Door:
 
     def _check(self, request: web.Request) -> None:
         if not request.raw_path.startswith("/"):
-            raise Refusal(400, "the request line holds no path; expected one such as /v1/models")
+            raise AccessRefusal(400, "the request line holds no path; expected one such as /v1/models")
         self._check_host(request)
         self._check_origin(request)
         if _is_preflight(request):
@@ -88,13 +88,13 @@ class Door:
             _check_body(request)
 
     def _check_host(self, request: web.Request) -> None:
-        """Raise `Refusal` unless Host is a loopback name, `--host`, or the address that the connection came to."""
+        """Raise `AccessRefusal` unless Host is a loopback name, `--host`, or the local address of the connection."""
         given = request.headers.get("Host", "")
         match = _HOST.fullmatch(given)
         name = _canonical(match[1].strip("[]")) if match else ""
         here = request.transport.get_extra_info("sockname") if request.transport is not None else None
         if not name or not (is_loopback(name) or name in (self._host, _canonical(here[0] if here else ""))):
-            raise Refusal(
+            raise AccessRefusal(
                 403,
                 f'the Host header "{given}" does not name this server; expected localhost, or the address it listens'
                 " on (distill serve --host)",
@@ -102,7 +102,7 @@ class Door:
             )
 
     def _check_origin(self, request: web.Request) -> None:
-        """Raise `Refusal` for a request by a page of another origin; a browser names the page in Origin, if not here.
+        """Raise `AccessRefusal` for a request from a page of another origin, which a browser names in Origin.
 
         Without an Origin, as for images and links, browsers send Sec-Fetch-Site.
         """
@@ -112,7 +112,7 @@ class Door:
             return
         ours = f"http://{request.headers.get('Host', '')}".lower()
         if origin is None or origin.lower() not in self._origins | {ours}:
-            raise Refusal(
+            raise AccessRefusal(
                 403,
                 f'a page of the origin "{origin or site}" may not use this server; to let it, start the server with'
                 " --allow-origin URL",
@@ -126,7 +126,7 @@ class Door:
         same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key)
         if scheme.lower() != "bearer" or not same:
             message = "the key is missing or wrong; expected the header Authorization: Bearer KEY"
-            raise Refusal(401, message, code="invalid_api_key")
+            raise AccessRefusal(401, message, code="invalid_api_key")
 
 
 def is_loopback(host: str) -> bool:
@@ -180,6 +180,6 @@ def _preflight(request: web.Request) -> web.Response:
 
 def _check_body(request: web.Request) -> None:
     if request.content_type != "application/json":
-        raise Refusal(415, "the body must be JSON; send the header Content-Type: application/json")
+        raise AccessRefusal(415, "the body must be JSON; send the header Content-Type: application/json")
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise Refusal(415, "a compressed body is not taken; send it plain, without the header Content-Encoding")
+        raise AccessRefusal(415, "a compressed body is not taken; send it plain, without the header Content-Encoding")

@@ -1,4 +1,4 @@
-"""Whether a student is asked, when it is served, in the very tokens that it was trained on: the train–serve check.
+"""Train–serve check: whether serving renders a conversation to the tokens used in training.
 
 A conversation up to its next answer has the same token ids by (a) the trainer (`chat.prompt_ids`), (b) the chat
 template saved with the student, as `apply_chat_template` renders it, (c) a running server. Where one differs, the first
@@ -29,8 +29,8 @@ Reading: TypeAlias = Callable[[Sequence[Message]], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """The first place where somebody else's tokens are not the trainer's."""
+class TokenDifference:
+    """First position at which the served tokens differ from those of training."""
 
     dialogue: str
     by: str
@@ -49,12 +49,12 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What came of it."""
+class TemplateReport:
+    """Result of the check."""
 
     dialogues: int
     by: tuple[str, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[TokenDifference, ...]
 
     @property
     def alike(self) -> bool:
@@ -73,7 +73,7 @@ def dialogues_of(sessions: Iterable[Session]) -> list[tuple[str, tuple[Message, 
 
 def examples(*, system: bool = True) -> list[tuple[Message, ...]]:
     """Conversations up to a question with what templates trip over; `system`: every other one has a system turn."""
-    said = (
+    reply = (
         "What is 2 + 2?",
         '<think>\nAdd them.\n</think>\n\n4, of "course": {{ .Content }}\n\nAnd `more`.',
         "Why?\n\n\tTell me.",
@@ -82,7 +82,7 @@ def examples(*, system: bool = True) -> list[tuple[Message, ...]]:
     found: list[tuple[Message, ...]] = []
     for length in (1, 3, 5):
         turns = tuple(
-            Message("assistant" if number % 2 else "user", said[number % len(said)]) for number in range(length)
+            Message("assistant" if number % 2 else "user", reply[number % len(reply)]) for number in range(length)
         )
         found.append(turns)
         if system:
@@ -96,9 +96,9 @@ def check(
     template: str,
     tokenizer: Any,
     readings: Mapping[str, Reading],
-) -> Checked:
+) -> TemplateReport:
     """Compare every reading with the trainer's ids; conversations that the template has no place for are left out."""
-    differences: list[Difference] = []
+    differences: list[TokenDifference] = []
     compared = 0
     for name, messages in dialogues:
         try:
@@ -110,7 +110,7 @@ def check(
         for by, reading in readings.items():
             difference = _first(name, by, trained, reading(messages), tokenizer, spelled)
             differences += [difference] if difference is not None else []
-    return Checked(compared, tuple(readings), tuple(differences))
+    return TemplateReport(compared, tuple(readings), tuple(differences))
 
 
 def by_template(tokenizer: Any) -> Reading:
@@ -132,8 +132,8 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
         plain = [{"role": message.role, "content": message.content} for message in messages]
         body = {"messages": plain, "add_generation_prompt": True}
         try:
-            _, said = call(address, "POST", "/tokenize", body, api_key=api_key, timeout_seconds=seconds)
-            return [int(id_) for id_ in json.loads(said)["tokens"]]
+            _, reply = call(address, "POST", "/tokenize", body, api_key=api_key, timeout_seconds=seconds)
+            return [int(id_) for id_ in json.loads(reply)["tokens"]]
         except (ProviderError, ValueError, RecursionError, KeyError, TypeError) as error:
             why = error.detail if isinstance(error, ProviderError) else type(error).__name__
             raise EndpointError(
@@ -151,10 +151,10 @@ def _spelled(messages: Sequence[Message], tokenizer: Any) -> str | None:
 
 def _first(
     dialogue: str, by: str, trained: Sequence[int], other: Sequence[int], tokenizer: Any, spelled: str | None
-) -> Difference | None:
+) -> TokenDifference | None:
     for position, (ours, theirs) in enumerate(zip_longest(trained, other)):
         if ours != theirs:
-            return Difference(dialogue, by, position, _shown(tokenizer, ours), _shown(tokenizer, theirs), spelled)
+            return TokenDifference(dialogue, by, position, _shown(tokenizer, ours), _shown(tokenizer, theirs), spelled)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Keeps transformers off the terminal while it loads, and puts its faults on one line."""
+"""Silences transformers while it loads, and shortens its errors to one line."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def quietly() -> Iterator[None]:
 
 def first_line(error: BaseException, folder: str = "") -> str:
     """An error of others on one line of at most 200 characters; `folder` is left out of the paths in it."""
-    told = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-    return (told.replace(f"{folder}/", "") if folder else told)[:200]
+    info = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    return (info.replace(f"{folder}/", "") if folder else info)[:200]
 
 
 _UNWRITTEN = r"\(os error \d+\)|PytorchStreamWriter|inline_container"

@@ -1,4 +1,4 @@
-"""Says what each token id spells, byte for byte, and shows examples with their trained tokens marked.
+"""Bytes of each token id, and display of examples with their trained tokens marked.
 
 `decode` cannot tell: it drops spaces at the ends of pieces, and half a character comes out as a replacement sign.
 """
@@ -56,8 +56,8 @@ def _byte_alphabet() -> Mapping[str, int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One example for the reader."""
+class MarkedExample:
+    """One example for display, with its trained tokens."""
 
     id: str
     """The session's."""
@@ -78,12 +78,12 @@ def texts(pieces: Sequence[bytes]) -> list[str]:
     return [decoder.decode(piece) for piece in pieces]
 
 
-def shown(names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, count: int) -> list[Shown]:
+def shown(names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, count: int) -> list[MarkedExample]:
     """So many of the examples, evenly spread over all of them, with what their tokens spell."""
     spelling, count = Spelling(tokenizer), min(count, len(examples))
     places = [number * len(examples) // count for number in range(count)]
     return [
-        Shown(
+        MarkedExample(
             names[place],
             examples[place].input_ids,
             texts(spelling.pieces(examples[place].input_ids)),
@@ -93,7 +93,7 @@ def shown(names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, 
     ]
 
 
-def write_masks(path: Path, rows: Sequence[Shown], *, template: str, train_on: str, checked: int) -> None:
+def write_masks(path: Path, rows: Sequence[MarkedExample], *, template: str, train_on: str, checked: int) -> None:
     """Write examples for the report: `{template, train_on, checked, sessions: [{id, ids, texts, trained}]}`.
 
     `ids`, `texts` and `trained` have one entry a token; `checked` is how many rows passed the gate. The texts are the

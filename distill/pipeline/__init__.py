@@ -1,1 +1,1 @@
-"""The stages of a recipe over a run folder, and commands that need several of them."""
+"""The stages of a recipe over a run folder, and commands that span several stages."""

@@ -1,4 +1,4 @@
-"""A conversation with a run's student and its teacher at once, in the terminal: the `chat` command.
+"""The `chat` command: a conversation with a run's student and its teacher side by side.
 
 What is said stays in memory; `/save FILE` writes it as a session. A server of ours for the teacher is started at the
 first line and stopped at the end.
@@ -37,7 +37,7 @@ HELP = (
 
 @dataclass(slots=True)
 class Talk:
-    """What was said to each side, and how they are asked."""
+    """Both sides' conversations and endpoints."""
 
     ask: Callable[[Model, tuple[Message, ...], Sampling], str]
     sides: list[Model]

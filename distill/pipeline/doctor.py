@@ -1,4 +1,4 @@
-"""Looks at this machine, and at an endpoint: what is there, what is missing, what to do."""
+"""The `doctor` command: examines this machine or an endpoint, and says what to install or change."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NEEDED_GB = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the examination."""
+    """One line of the examination's report."""
 
     ok: bool
     what: str
@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What an endpoint says of its models."""
+    """An endpoint's list of models."""
 
     finding: Finding
     models: tuple[str, ...] = ()
@@ -168,10 +168,10 @@ def examine_teachers(recipe: Recipe) -> None:
 
 def _listing(url: str, shown: str, api_key: str | None) -> Listing:
     try:
-        status, said = call(url, "GET", "/models", api_key=api_key, timeout_seconds=LISTING_SECONDS)
+        status, reply = call(url, "GET", "/models", api_key=api_key, timeout_seconds=LISTING_SECONDS)
         if status != 200:
             return _no_listing(shown, status)
-        names = tuple(str(model["id"]) for model in json.loads(said)["data"])
+        names = tuple(str(model["id"]) for model in json.loads(reply)["data"])
     except ProviderError as error:
         line = error.detail if shown in error.detail else f"{shown}: {error.detail}"
         return Listing(Finding(False, line), usable=False)
@@ -193,7 +193,7 @@ def _no_listing(shown: str, status: int) -> Listing:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is looked at."""
+    """What to examine."""
 
     served: str
     """As `distill serve` takes it."""
@@ -212,7 +212,7 @@ def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | N
     require_training_packages("doctor")
     from distill.models.template_check import SAVED, SERVED, by_server, by_template, check, dialogues_of
 
-    asked = _asked(folder)
+    asked = _targets(folder)
     with _server(asked.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
         checked = check(
             dialogues_of(asked.sessions),
@@ -222,12 +222,12 @@ def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | N
         )
     for difference in checked.differences:
         console.result(f"{'note' if difference.spelled else 'MISS'} {difference.line()}")
-    told = f"{checked.dialogues} dialogues by the trainer, {' and '.join(checked.by)}"
-    console.result(f"{'ok   the same tokens in' if checked.alike else 'MISS other tokens in some of'} {told}")
+    info = f"{checked.dialogues} dialogues by the trainer, {' and '.join(checked.by)}"
+    console.result(f"{'ok   the same tokens in' if checked.alike else 'MISS other tokens in some of'} {info}")
     return checked.alike
 
 
-def _asked(folder: Path) -> _Asked:
+def _targets(folder: Path) -> _Asked:
     from distill.models import loading
 
     receipt = read_json(folder / "export.json")

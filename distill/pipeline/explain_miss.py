@@ -1,4 +1,4 @@
-"""Looks into a run's journal without asking anybody: why something would be asked again, and what can go."""
+"""The `explain-miss` and `clean` commands: why a request would be sent again, and what can be removed."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def misses(
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         journal = journals.enter_context(Journal.open(folder / NAME, read_only=True, reuse=reuse))
         context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), allowed)
-        found = list(islice(_found(context, task), limit))
-        told = [lines(nearest(question, journal.questions()), of) for of, question in found]
-    return [line for of_one in told for line in of_one] or [
+        found = list(islice(_misses(context, task), limit))
+        info = [lines(nearest(question, journal.questions()), of) for of, question in found]
+    return [line for of_one in info for line in of_one] or [
         "nothing would be asked again: the journal has every answer"
     ]
 
 
-def _found(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
+def _misses(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
     """What would be asked, by stage and task."""
     stages = read_record(context.folder).get("stages", {})
     if context.teachers is not None:
@@ -111,7 +111,7 @@ class _Enough(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """Answers a part of a stage from the journal, and ends the stage behind it where the journal lacks an answer."""
+    """Answers from the journal, and ends the stage at the first question it lacks."""
 
     context: Context
     task: str | None

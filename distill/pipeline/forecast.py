@@ -1,4 +1,4 @@
-"""What a recipe will cost before it runs (`check`), and where a run stands (`show`): formulas and files, no model."""
+"""Forecasts requests, tokens, cost and memory of a recipe (`check`) by formula, without a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.core.embedded import EMBEDDED
 from distill.curate.filters.judge import Judge
 from distill.engine.budget import BOUNDS
 from distill.engine.progress import PILOT
-from distill.expand.pool import Cost
+from distill.expand.pool import ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
 from distill.pipeline.requirements import _warnings, known_faults
@@ -26,7 +26,7 @@ from distill.train.trackers import require_trackers
 from distill.train.workload import training_of
 
 RECORDED_TOKENS = 300
-"""Of an answer that was recorded elsewhere, about."""
+"""Approximate tokens in a pre-recorded answer."""
 JUDGING = "compare (judge)"
 GRADING_TOKENS = 320
 """Prompt tokens of a question to a judge, beside the session, about."""
@@ -50,8 +50,8 @@ def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What a stage will ask, about."""
+class StageForecast:
+    """Approximate requests and tokens of a stage."""
 
     stage: str
     requests: int
@@ -67,16 +67,16 @@ def _spending(recipe: Recipe) -> list[str]:
     if recipe.main_teacher is None:
         return found
     found += _caps(recipe)
-    return found + _times([plan for plan in plans if recipe.teachers[0] in _asked(plan, recipe)], recipe)
+    return found + _times([plan for plan in plans if recipe.teachers[0] in _teachers_of(plan, recipe)], recipe)
 
 
-def _plans(recipe: Recipe) -> list[Plan]:
+def _plans(recipe: Recipe) -> list[StageForecast]:
     most = max((teacher.sampling.max_tokens or 0 for teacher in recipe.teachers), default=RECORDED_TOKENS) or None
     tasks, prompt = (recipe.expand.tasks if recipe.expand else 0), PROMPT_TOKENS
     plans = []
     if recipe.expand is not None:
         load_seeds(Path(recipe.expand.seeds))  # raises what expand would raise
-        plans.append(_expanding(getattr(recipe.expand.options, "cost", Cost(1, PROMPT_TOKENS, 100)), tasks))
+        plans.append(_expanding(getattr(recipe.expand.options, "cost", ProposalCost(1, PROMPT_TOKENS, 100)), tasks))
     if recipe.collect is not None and recipe.collect.tasks is not None:
         rows = load_tasks(Path(recipe.collect.tasks))
         tasks = len(rows)
@@ -88,13 +88,13 @@ def _plans(recipe: Recipe) -> list[Plan]:
     graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
     plans += [_grading(options, recipe, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
     if recipe.compare is not None and (asked := _comparing(recipe.compare, recipe.held_out)):
-        plans.append(Plan("compare", asked, asked * prompt, asked * most if most else None))
+        plans.append(StageForecast("compare", asked, asked * prompt, asked * most if most else None))
     if recipe.compare is not None and recipe.compare.judge is not None:
         plans.append(_judging(recipe.compare.judge, recipe, prompt + 2 * (most or 0)))
     return plans
 
 
-def _judging(options: Judging, recipe: Recipe, tokens: int) -> Plan:
+def _judging(options: Judging, recipe: Recipe, tokens: int) -> StageForecast:
     """Both orders of each pair and the retests, and three single grades, for every prompt."""
     assert recipe.compare is not None
     path = recipe.compare.prompts
@@ -103,7 +103,7 @@ def _judging(options: Judging, recipe: Recipe, tokens: int) -> Plan:
     times = games + (3 * prompts if options.mode != "pairwise" else 0)
     own = most_tokens(recipe.judge) if recipe.judge is not None else None
     bound = options.max_tokens or own or REPLY_TOKENS
-    return Plan(JUDGING, times, times * (GRADING_TOKENS + tokens), times * bound)
+    return StageForecast(JUDGING, times, times * (GRADING_TOKENS + tokens), times * bound)
 
 
 def _comparing(compare: Compare, held_out: int) -> int:
@@ -120,40 +120,42 @@ def _comparing(compare: Compare, held_out: int) -> int:
     return before * (times - 1) + times * sum(1 + len(prompt.later) for prompt in others)
 
 
-def _expanding(cost: Cost, tasks: int) -> Plan:
+def _expanding(cost: ProposalCost, tasks: int) -> StageForecast:
     times = math.ceil(tasks / cost.tasks)
-    return Plan("expand", times * cost.requests, times * cost.prompt_tokens, times * cost.completion_tokens)
+    return StageForecast("expand", times * cost.requests, times * cost.prompt_tokens, times * cost.completion_tokens)
 
 
-def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> Plan:
+def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> StageForecast:
     """What a strategy asks for all tasks; an answer of unknown length is not counted where it is read again."""
     prompt_tokens = asks.requests * prompt + asks.prompt_tokens + asks.answers_read * (most or 0)
-    return Plan("collect", asks.requests * tasks, tasks * prompt_tokens, asks.requests * tasks * most if most else None)
+    return StageForecast(
+        "collect", asks.requests * tasks, tasks * prompt_tokens, asks.requests * tasks * most if most else None
+    )
 
 
 def _judges(recipe: Recipe) -> list[Judge.Options]:
-    """The rules that have a judge grade; parts of the user's own are not looked into."""
+    """The rules that have a judge grade; user-defined parts are not imported."""
     return [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
 
 
-def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> Plan:
+def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> StageForecast:
     """Every row is graded once, unless a rule that asks nobody drops it."""
     bound = most_tokens(recipe.judge) if recipe.judge is not None and options.max_tokens is None else None
-    return Plan("curate", rows, rows * (GRADING_TOKENS + tokens), rows * (bound or Judge.most_tokens(options)))
+    return StageForecast("curate", rows, rows * (GRADING_TOKENS + tokens), rows * (bound or Judge.most_tokens(options)))
 
 
-def _asked(plan: Plan, recipe: Recipe) -> tuple[Teacher, ...]:
+def _teachers_of(plan: StageForecast, recipe: Recipe) -> tuple[Teacher, ...]:
     """Who answers a stage: one judge, the main teacher alone, or all of them."""
     if plan.stage in ("curate", JUDGING) and recipe.judge is not None:
         return (recipe.judge,)
     return recipe.teachers[:1] if plan.stage in ("expand", "curate", JUDGING) else recipe.teachers
 
 
-def _planned_line(plan: Plan, recipe: Recipe) -> str:
+def _planned_line(plan: StageForecast, recipe: Recipe) -> str:
     completion = plan.completion_tokens
     upper = "no bound (teacher.sampling.max_tokens is not set)" if completion is None else f"at most {completion:,}"
     usd = "no price in the recipe"
-    if all(teacher.price is not None for teacher in _asked(plan, recipe)) and completion is not None:
+    if all(teacher.price is not None for teacher in _teachers_of(plan, recipe)) and completion is not None:
         usd = f"at most USD {_usd(plan, recipe):.2f}"
     return (
         f"{plan.stage}: about {plan.requests:,} requests, {plan.prompt_tokens:,} prompt tokens, {upper} answer tokens,"
@@ -161,9 +163,9 @@ def _planned_line(plan: Plan, recipe: Recipe) -> str:
     )
 
 
-def _usd(plan: Plan, recipe: Recipe) -> float:
+def _usd(plan: StageForecast, recipe: Recipe) -> float:
     """USD by each teacher's price and share."""
-    asked = _asked(plan, recipe)
+    asked = _teachers_of(plan, recipe)
     weights = sum(teacher.weight for teacher in asked)
     return sum(
         teacher.weight
@@ -178,16 +180,16 @@ def _usd(plan: Plan, recipe: Recipe) -> float:
 def _caps(recipe: Recipe) -> list[str]:
     collect = recipe.collect.budget_usd if recipe.collect is not None else None
     caps = {"budget_usd": recipe.budget_usd, "collect.budget_usd": collect}
-    said = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
+    reply = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
     unpriced = [one.called for one in (*recipe.teachers, *recipe.roles.values()) if one.price is None]
     unbound = [teacher.called for teacher in recipe.teachers if most_tokens(teacher) is None]
-    if said and unpriced:
-        said.append(f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse")
-    if said and unbound:
-        said.append(
+    if reply and unpriced:
+        reply.append(f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse")
+    if reply and unbound:
+        reply.append(
             f"warning: a budget needs sampling.max_tokens, and {', '.join(unbound)} has none: the run will refuse"
         )
-    return said
+    return reply
 
 
 def most_tokens(teacher: Teacher) -> int | None:
@@ -196,7 +198,7 @@ def most_tokens(teacher: Teacher) -> int | None:
     return teacher.sampling.max_tokens or next((extra[name] for name in BOUNDS if extra.get(name)), None)
 
 
-def _times(plans: Sequence[Plan], recipe: Recipe) -> list[str]:
+def _times(plans: Sequence[StageForecast], recipe: Recipe) -> list[str]:
     """How long the teacher takes: by the embedded model's speed, or the limits in the recipe; else an example."""
     teacher = recipe.teachers[0]
     requests = sum(plan.requests for plan in plans)

@@ -1,4 +1,4 @@
-"""Plans the next round of collection: seeds near what the student loses and was taught little of, and a recipe.
+"""The `next` command: seeds and a recipe for another round, from prompts that the student loses.
 
 A student that beats its base everywhere is asked for more where it gained least.
 
@@ -44,7 +44,7 @@ WORDS = 4
 
 @dataclass(slots=True)
 class Cluster:
-    """Lost prompts that are about the same."""
+    """Similar prompts that the student lost."""
 
     leader: Mapping[str, float]
     """The vector of its worst prompt."""
@@ -169,11 +169,11 @@ def _seeds(
 
 def _seed(session: Session, id: str) -> dict[str, Any] | None:
     """A session's first question and answer as a seed."""
-    said = {message.role: message.content for message in reversed(session.messages)}
-    if not said.get("user", "").strip() or not said.get("assistant", "").strip():
+    reply = {message.role: message.content for message in reversed(session.messages)}
+    if not reply.get("user", "").strip() or not reply.get("assistant", "").strip():
         return None
-    instances = [{"input": "", "output": said["assistant"]}]
-    return {"id": id, "name": id, "instruction": said["user"], "instances": instances, "is_classification": False}
+    instances = [{"input": "", "output": reply["assistant"]}]
+    return {"id": id, "name": id, "instruction": reply["user"], "instances": instances, "is_classification": False}
 
 
 def _filling(loaded: Recipe, lacking: int) -> list[dict[str, Any]]:

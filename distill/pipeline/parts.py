@@ -1,4 +1,4 @@
-"""Joins recipes and shelves: finds a recipe by path or name, and validates its parts' options."""
+"""Loads recipes by path or name, and validates the options of their parts."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from distill.curate.filters import FILTERS
 from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
-from distill.recipe import Options, Recipe
+from distill.recipe import BaseOptions, Recipe
 from distill.train.options import TrainOptions
 
 
-class _Unchecked(Options):
-    """Stands for the options of a part of the user's own that must not be imported."""
+class _Unchecked(BaseOptions):
+    """Options of a user-defined part that is not imported."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
 def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Parts:
-    """The shelves' option models; with `importing=False`, parts of the user's own are believed unseen."""
+    """The shelves' option models; with `importing=False`, user-defined parts are accepted without importing them."""
 
-    def lookup(names: Mapping[str, str], kind: str, needs: str) -> Callable[[str], type[Options]]:
-        def options_of(name: str) -> type[Options]:
+    def lookup(names: Mapping[str, str], kind: str, needs: str) -> Callable[[str], type[BaseOptions]]:
+        def options_of(name: str) -> type[BaseOptions]:
             if ":" in name and not importing:
                 return _Unchecked
             part = registry.part(names, name, kind=kind, allowed=allowed)
             if not hasattr(part, needs):
                 fitting = registry.suggest(name, names)
                 raise RecipeError(f'{kind} "{name}" has no `{needs}`, so it does not fit here{fitting}')
-            options: type[Options] = part.Options
+            options: type[BaseOptions] = part.Options
             return options
 
         return options_of

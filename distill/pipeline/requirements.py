@@ -1,4 +1,4 @@
-"""TODO distill.pipeline.runner.requirements."""
+"""Checks that the packages and endpoints that a recipe needs are present before it runs."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def known_faults(recipe: Recipe) -> list[str]:
     for teacher in recipe.teachers:
         findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
         if findings is not None:
-            told = unheeded(recipe, teacher, findings)
-            found += [f"warning: {line} (probed {probe.age(findings)})" for line in told]
+            info = unheeded(recipe, teacher, findings)
+            found += [f"warning: {line} (probed {probe.age(findings)})" for line in info]
     return found
 
 
@@ -93,11 +93,11 @@ def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
 
 
 def _unheeded_system(findings: Findings) -> list[str]:
-    told = {
+    info = {
         "ignored": "collect.system is set, but this endpoint ignores system messages: answers are given without it",
         "refused": "collect.system is set, but this endpoint refuses system messages: requests will fail",
     }
-    return [told[verdict]] if (verdict := findings.verdict("system")) in told else []
+    return [info[verdict]] if (verdict := findings.verdict("system")) in info else []
 
 
 def _needs_torch(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:

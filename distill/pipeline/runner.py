@@ -1,4 +1,4 @@
-"""Drives the stages of a recipe over one run folder: what is current is skipped, what is bought is replayed."""
+"""Runs the stages of a recipe over one run folder; skips current stages and replays bought answers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
     run.describe(context.teachers.facts() if context.teachers is not None else [])
     if "train" not in names and {"compare", "report"} & set(names):
-        _tell_of_student(context.folder)
+        _report_student(context.folder)
     ran = []
     for name in names:
         _require_earlier(context, run, name)
@@ -145,7 +145,7 @@ def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     return ran
 
 
-def _tell_of_student(folder: Path) -> None:
+def _report_student(folder: Path) -> None:
     if (line := student_remark(folder)) is not None:
         console.warn(line)
 

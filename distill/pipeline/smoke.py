@@ -1,4 +1,4 @@
-"""Runs a recipe through once in seconds: every stage and part of it, with a tiny random model and few rows.
+"""The `smoke` command: runs every stage and part of a recipe in seconds, with a tiny random model and few rows.
 
 What is changed of the recipe are models and where they are, sizes, paths and counts; nothing else, so that a recipe
 which passes does in the large what it did in the small. The teacher is `mock_server.stand_in` behind a real server on
@@ -20,7 +20,7 @@ import yaml
 
 from distill.core import console
 from distill.core.files import cache_dir
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer, task
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
@@ -58,8 +58,8 @@ SOURCE_FORMATS = ("alpaca", "sharegpt", "openai")
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A key of the recipe that the smoke run sets to something else."""
+class RecipeChange:
+    """A recipe key that the smoke run overrides."""
 
     key: str
     before: Any
@@ -67,30 +67,30 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Smoked:
-    """A run that went through."""
+class SmokeResult:
+    """Result of a smoke run."""
 
     name: str
     seconds: float
-    changes: tuple[Change, ...]
+    changes: tuple[RecipeChange, ...]
     folder: Path
 
 
-def smoke(path: Path, folder: Path) -> Smoked:
+def smoke(path: Path, folder: Path) -> SmokeResult:
     """Run the recipe in a new `folder`; what it raises is what a run of the recipe would raise."""
     require_training_packages("distill smoke")
     started = time.monotonic()
     loaded = load_recipe(path)
     folder.mkdir(parents=True, exist_ok=True)
-    with LoopbackServer(answer=answer) as server:
+    with MockServer(answer=answer) as server:
         changes = tuple(_changes(loaded, folder, server.url, tiny_model()))
         file = folder / "recipe.yaml"
         file.write_text(yaml.safe_dump(_changed(loaded, changes), sort_keys=False, allow_unicode=True), "utf-8")
         run_recipe(file, run_dir=folder / "run")
-    return Smoked(loaded.name, time.monotonic() - started, changes, folder / "run")
+    return SmokeResult(loaded.name, time.monotonic() - started, changes, folder / "run")
 
 
-def lines(smoked: Smoked) -> Iterator[str]:
+def lines(smoked: SmokeResult) -> Iterator[str]:
     """What was changed, and that it went through."""
     for change in smoked.changes:
         yield f"  {change.key}: {_short(change.before)} → {_short(change.after)}"
@@ -105,7 +105,7 @@ def _short(value: Any) -> str:
 # What is changed
 
 
-def _changed(loaded: Recipe, changes: tuple[Change, ...]) -> dict[str, Any]:
+def _changed(loaded: Recipe, changes: tuple[RecipeChange, ...]) -> dict[str, Any]:
     document = loaded.document()
     document.pop("files", None)
     for change in changes:
@@ -123,7 +123,7 @@ def _set(node: Any, keys: list[str], value: Any) -> None:
         node[keys[-1]] = value
 
 
-def _changes(loaded: Recipe, folder: Path, url: str, model: Path) -> Iterator[Change]:
+def _changes(loaded: Recipe, folder: Path, url: str, model: Path) -> Iterator[RecipeChange]:
     document = loaded.document()
     for key, before, after in (
         *_models(document, url, model),
@@ -133,7 +133,7 @@ def _changes(loaded: Recipe, folder: Path, url: str, model: Path) -> Iterator[Ch
         *_metrics(document, folder),
     ):
         if before != after:
-            yield Change(key, before, after)
+            yield RecipeChange(key, before, after)
 
 
 Told = Iterator[tuple[str, Any, Any]]
@@ -202,9 +202,9 @@ def _sources(document: Mapping[str, Any], folder: Path) -> Told:
 
 def _write_rows(path: Path, form: str | None, place: int) -> None:
     shapes: Mapping[str | None, Callable[[str, str], dict[str, Any]]] = {
-        "alpaca": lambda asked, said: {"instruction": asked, "input": "", "output": said},
-        "sharegpt": lambda asked, said: {
-            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": said}]
+        "alpaca": lambda asked, reply: {"instruction": asked, "input": "", "output": reply},
+        "sharegpt": lambda asked, reply: {
+            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": reply}]
         },
     }
     shape = shapes.get(form, _messages)
@@ -213,8 +213,8 @@ def _write_rows(path: Path, form: str | None, place: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _messages(asked: str, said: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}
+def _messages(asked: str, reply: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]}
 
 
 def _rules(document: Mapping[str, Any]) -> Told:

@@ -1,4 +1,4 @@
-"""What each stage is to the pipeline: the call that does it, the files it reads and writes, and what makes it stale."""
+"""Table of stages: function, input and output files, and options that make each one stale."""
 
 from __future__ import annotations
 

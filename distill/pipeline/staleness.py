@@ -1,4 +1,4 @@
-"""What decides whether a stage is current: its options, and the modules whose source it runs."""
+"""Decides whether a stage is current."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts a recipe from a shipped one, and says where a recipe departs from another."""
+"""The `init` command, and differences between a recipe and the shipped one it came from."""
 
 from __future__ import annotations
 

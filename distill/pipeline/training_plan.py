@@ -1,4 +1,4 @@
-"""Shows what training would do, before it does it: the plan, measured, and examples with their masks."""
+"""The `train --plan` and `--show-masks` commands: a measured plan, and examples with their loss masks."""
 
 from __future__ import annotations
 

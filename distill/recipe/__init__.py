@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that describes one imitation run, validated whole before anything happens.
+"""The recipe: one YAML file that describes one run, validated whole before anything happens.
 
 Sections that belong to interchangeable parts (a strategy, a filter, a metric, a training method) are validated by the
 part's own options; the doors hand them in as `Parts`, so that this module knows no part.
@@ -10,6 +10,7 @@ from distill.recipe.loading import load
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import (
     Asks,
+    BaseOptions,
     Benchmarks,
     Collect,
     Compare,
@@ -17,7 +18,6 @@ from distill.recipe.sections import (
     Judging,
     Metric,
     OneOrMore,
-    Options,
     PartSection,
     Price,
     Prune,
@@ -32,6 +32,7 @@ from distill.recipe.validation import Parts
 
 __all__ = [
     "Asks",
+    "BaseOptions",
     "Benchmarks",
     "Collect",
     "Compare",
@@ -39,7 +40,6 @@ __all__ = [
     "Judging",
     "Metric",
     "OneOrMore",
-    "Options",
     "PartSection",
     "Parts",
     "Price",

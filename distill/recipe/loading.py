@@ -1,4 +1,4 @@
-"""Reads a recipe's file, and makes a validated recipe of it."""
+"""Loads a recipe: reads YAML, applies overrides, validates."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(
     their dotted keys; a path in them is relative to the current folder. Other paths are relative to the recipe's
     folder (the current one where there is no file), then to the shipped prompts/.
     """
-    path, document = (source, _read(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
+    path, document = (source, _read_yaml(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
     if isinstance(overrides, str):
         raise RecipeError(f"overrides: found the text {overrides!r}, expected a list of such, or a mapping")
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parsed, overrides):
@@ -66,7 +66,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_RECIPE_BYTES:
             raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES} bytes; expected a recipe")
@@ -130,24 +130,24 @@ def _from_here(value: Any) -> Any:
 
 
 def _assign(node: Any, keys: list[str], value: Any) -> None:
-    said = ".".join(keys)
+    reply = ".".join(keys)
     for index, key in enumerate(keys[:-1]):
         if isinstance(node, dict):
             if node.get(key) is None:
                 node[key] = {}
             node = node[key]
         elif isinstance(node, list):
-            node = _rule_named(node, key, said)
+            node = _rule_named(node, key, reply)
         else:
-            raise RecipeError(f"--set {said}: {'.'.join(keys[:index])} is a value, not a section")
+            raise RecipeError(f"--set {reply}: {'.'.join(keys[:index])} is a value, not a section")
     if not isinstance(node, dict):
-        raise RecipeError(f"--set {said}: {'.'.join(keys[:-1])} is no section")
+        raise RecipeError(f"--set {reply}: {'.'.join(keys[:-1])} is no section")
     node[keys[-1]] = value
 
 
-def _rule_named(items: list[Any], name: str, said: str) -> Any:
+def _rule_named(items: list[Any], name: str, reply: str) -> Any:
     """The rule of a filter, or the teacher of a name, in a list of them."""
     names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
     if name not in names:
-        raise RecipeError(f'--set {said}: no "{name}" in the recipe\'s list{suggest(name, names)}')
+        raise RecipeError(f'--set {reply}: no "{name}" in the recipe\'s list{suggest(name, names)}')
     return items[names.index(name)]

@@ -1,4 +1,4 @@
-"""Gives a recipe absolute paths, and the SHA-256 of each file that it names."""
+"""Resolves a recipe's paths, and adds the SHA-256 of each file it names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill.core.embedded import EMBEDDED
 from distill.core.hashing import tree_sha256
 from distill.core.registry import suggest
 from distill.recipe.recipe import Recipe
-from distill.recipe.sections import Compare, Options, Source, Student, Teacher
+from distill.recipe.sections import BaseOptions, Compare, Source, Student, Teacher
 
 
 def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
@@ -22,7 +22,7 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     files: dict[str, str] = {}
 
     def file(key: str, value: str) -> str:
-        path = _found(value, folder, folders=key.startswith(("curate.", "compare.metrics.")))
+        path = _resolved(value, folder, folders=key.startswith(("curate.", "compare.metrics.")))
         if path is None:
             faults.append(f"{key}: no file {value}; looked in {folder} and in the shipped prompts/")
             return value
@@ -31,7 +31,7 @@ def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
 
     def options(key: str, section: Any) -> Any:
         held = section.options
-        if not isinstance(held, Options) or not held.paths():
+        if not isinstance(held, BaseOptions) or not held.paths():
             return section
         found = {name: _each_path(getattr(held, name), partial(file, f"{key}.{name}")) for name in held.path_fields}
         return section.model_copy(update={"options": held.model_copy(update=found)})
@@ -120,7 +120,7 @@ def _run_folder(value: str, folder: Path, faults: list[str]) -> str:
     return value
 
 
-def _found(value: str, folder: Path, *, folders: bool = False) -> Path | None:
+def _resolved(value: str, folder: Path, *, folders: bool = False) -> Path | None:
     candidates = [Path(value)] if Path(value).is_absolute() else [folder / value, assets.root() / "prompts" / value]
     return next((path.resolve() for path in candidates if path.is_file() or (folders and path.is_dir())), None)
 

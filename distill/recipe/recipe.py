@@ -1,4 +1,4 @@
-"""The recipe as a whole: its sections, and which of them go together."""
+"""The whole recipe: its sections, and the constraints between them."""
 
 from __future__ import annotations
 

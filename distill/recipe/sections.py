@@ -1,4 +1,4 @@
-"""The sections of a recipe: their keys, their units and what each accepts."""
+"""Sections of the recipe: keys, units and accepted values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOT_EXTRA = {
 }
 
 
-class Options(BaseModel):
+class BaseOptions(BaseModel):
     """Base of every section's and every part's options: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
@@ -40,15 +40,15 @@ class Options(BaseModel):
         return [value for value in named if value and value not in EMBEDDED]
 
 
-class Price(Options):
+class Price(BaseOptions):
     """USD per million tokens."""
 
     input: Annotated[float, Field(ge=0)]
     output: Annotated[float, Field(ge=0)]
 
 
-class SamplingOptions(Options):
-    """How answers are drawn; what is left out is the endpoint's own default."""
+class SamplingOptions(BaseOptions):
+    """Sampling of answers; a key left out is the endpoint's default."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -83,7 +83,7 @@ VariableName = Annotated[str, BeforeValidator(credentials.check_name)]
 """Of an environment variable."""
 
 
-class Teacher(Options):
+class Teacher(BaseOptions):
     """The model to imitate: one that we serve ourselves, or an endpoint. A list of them shares the tasks."""
 
     name: Annotated[str, Field(pattern=r"^[^\s:]{1,100}$")] | None = None
@@ -174,7 +174,7 @@ OneOrMore = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """What a strategy asks for one task, at most; `check` forecasts with it. The `asks` of a strategy's options."""
+    """Upper bound of a strategy's requests per task, for `check`; the `asks` of its options."""
 
     requests: int = 1
     prompt_tokens: int = 0
@@ -221,7 +221,7 @@ class Collect(PartSection):
     """Prompts held out for compare, never trained on."""
 
 
-class Source(Options):
+class Source(BaseOptions):
     """Answered sessions that others made; they join collect's, or take their place."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -274,7 +274,7 @@ class Rule(PartSection):
     filter: str
 
 
-class Prune(Options):
+class Prune(BaseOptions):
     """Make the student from its model by leaving layers out."""
 
     layers: Annotated[int, Field(ge=1)]
@@ -284,7 +284,7 @@ class Prune(Options):
     states least, measured on kept sessions."""
 
 
-class Student(Options):
+class Student(BaseOptions):
     """The model that learns."""
 
     model: str
@@ -317,7 +317,7 @@ class Respondent(Teacher):
     terms: str = "not trained on"
 
 
-class Judging(Options):
+class Judging(BaseOptions):
     """How a judge compares answers. Judges favour their own family: name another one in the section `judge`."""
 
     mode: Literal["pairwise", "single", "both"] = "pairwise"
@@ -334,7 +334,7 @@ class Judging(Options):
     """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
 
 
-class Benchmarks(Options):
+class Benchmarks(BaseOptions):
     """Tasks of the lm-evaluation-harness that base and student do; a list of their names alone will do."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
@@ -362,7 +362,7 @@ class Benchmarks(Options):
         return list(dict.fromkeys(value))
 
 
-class Compare(Options):
+class Compare(BaseOptions):
     """Ask student, base and teacher the same prompts."""
 
     metrics: Annotated[list[Metric], Field(default_factory=_usual_metrics)]

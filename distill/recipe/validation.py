@@ -1,4 +1,4 @@
-"""Validates a recipe and the options of its parts, with one line for each fault."""
+"""Validates a recipe and its parts' options, and reports one line per error."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pydantic import BaseModel, ValidationError
 from distill.core.registry import suggest
 from distill.errors import RecipeError
 from distill.recipe.recipe import Recipe
-from distill.recipe.sections import Options, PartSection
+from distill.recipe.sections import BaseOptions, PartSection
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the doors tell this module of the shelves: option models by part name. Each raises `RecipeError`."""
+    """Option models by part name, injected by the caller. Each raises `RecipeError`."""
 
-    expand: Callable[[str], type[Options]]
-    collect: Callable[[str], type[Options]]
-    filter: Callable[[str], type[Options]]
-    metric: Callable[[str], type[Options]]
-    train: type[Options]
+    expand: Callable[[str], type[BaseOptions]]
+    collect: Callable[[str], type[BaseOptions]]
+    filter: Callable[[str], type[BaseOptions]]
+    metric: Callable[[str], type[BaseOptions]]
+    train: type[BaseOptions]
     source: Callable[[str], Any]
 
 
@@ -102,7 +102,7 @@ def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
 
 
 def _filled(
-    section: PartSection, model_of: Callable[[], type[Options]], prefix: tuple[str, ...], faults: list[str]
+    section: PartSection, model_of: Callable[[], type[BaseOptions]], prefix: tuple[str, ...], faults: list[str]
 ) -> PartSection:
     extra = dict(section.model_extra or {})
     try:
@@ -118,7 +118,7 @@ def _filled(
 
 
 def _part_fault(
-    item: Mapping[str, Any], model: type[Options], section: type[BaseModel], prefix: tuple[str, ...]
+    item: Mapping[str, Any], model: type[BaseOptions], section: type[BaseModel], prefix: tuple[str, ...]
 ) -> str:
     if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
         known = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]

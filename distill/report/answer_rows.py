@@ -1,4 +1,4 @@
-"""The answers side by side: the worst of them in plain view, and all of them as data for the page's viewer."""
+"""Answers side by side: the worst inline, all of them as data for the page's viewer."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def conversation(row: Row) -> dict[str, Any]:
 def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
     """One held-out prompt with the answers to it."""
     answers, scores = row.get("answers") or {}, row.get("scores") or {}
-    told = [_answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"]
-    return {"id": str(row.get("id")), **conversation(row), "answers": told, "why": why(row, titles)}
+    info = [_answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"]
+    return {"id": str(row.get("id")), **conversation(row), "answers": info, "why": why(row, titles)}
 
 
 def why(row: Row, titles: Mapping[str, str]) -> str:
@@ -99,9 +99,9 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         known = found.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
-        said = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
-        known.setdefault("first", said)
-        known["last"] = said
+        reply = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
+        known.setdefault("first", reply)
+        known["last"] = reply
     return list(found.values())
 
 
@@ -173,16 +173,16 @@ def _shorter(judge: Any, limit: int) -> Any:
 
 
 def _texts(row: Row) -> list[str]:
-    said = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
+    reply = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
     texts = [turn.get("content") for turn in row.get("messages") or []]
     texts += row.get("turns") or []
-    texts += [text for answer in said for text in (answer.get("text"), *answer.get("earlier", ()))]
+    texts += [text for answer in reply for text in (answer.get("text"), *answer.get("earlier", ()))]
     return [text for text in texts if isinstance(text, str)]
 
 
 def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
     """One prompt under short keys; what there is not is left out."""
-    told = {
+    info = {
         "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
         "judge": _shorter(row.get("judge"), _of_reasons(limit)),
@@ -198,7 +198,7 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
                 for turn in row.get("messages") or []
             ],
             "answers": {
-                model: _said(answer, limit)
+                model: _answer_data(answer, limit)
                 for model, answer in (row.get("answers") or {}).items()
                 if model in MODELS and isinstance(answer, dict)
             },
@@ -212,15 +212,15 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
                 if model in MODELS
             },
             "why": why(row, titles),
-            **{name: value for name, value in told.items() if value},
+            **{name: value for name, value in info.items() if value},
         }
     )
     return shown
 
 
 def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    told = tokens.get(str(row.get("id")))
-    return {"surprise": told} if told else {}
+    info = tokens.get(str(row.get("id")))
+    return {"surprise": info} if info else {}
 
 
 def _near(coverage: Row) -> dict[str, Any]:
@@ -229,10 +229,10 @@ def _near(coverage: Row) -> dict[str, Any]:
     return {**coverage, "nearest": near} if coverage else {}
 
 
-def _said(answer: Row, limit: int) -> dict[str, Any]:
+def _answer_data(answer: Row, limit: int) -> dict[str, Any]:
     earlier = [_cut(text, limit) for text in answer.get("earlier") or []]
-    told = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
-    return {**told, **({"earlier": earlier} if earlier else {})}
+    info = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
+    return {**info, **({"earlier": earlier} if earlier else {})}
 
 
 def _cut(value: Any, limit: int) -> str:

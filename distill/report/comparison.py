@@ -1,4 +1,4 @@
-"""What the comparison found: the headline's drawing, the metrics, the categories, and why to believe them."""
+"""Comparison sections of the report: headline chart, metrics, categories, judge, reasons for trust."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.report.numbers import Interval, Row, Scale, finite, fixed, interval_of, number, percent, shown
+from distill.report.numbers import AxisScale, Row, ShownInterval, finite, fixed, interval_of, number, percent, shown
 from distill.report.run_sections import counts
 
 MODELS = {"base": "Base", "student": "Student", "teacher": "Teacher", "teacher_again": "Teacher again"}
@@ -19,7 +19,7 @@ CLEAR = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class MetricRow:
     """One row of the metrics table, or of a category's below it."""
 
     name: str
@@ -29,36 +29,36 @@ class Metric:
     """`lower`, `higher`, `near 1` or `teacher` (the nearer to the teacher's); empty where it is not known."""
     explanation: str
     note: str | None
-    by: dict[str, Interval]
-    difference: Interval | None
+    by: dict[str, ShownInterval]
+    difference: ShownInterval | None
     """Student minus base."""
     judgement: str | None
     """`better` or `worse` where the difference is more than noise, `unclear` where not, None without one."""
     p: float | None
     """Of the difference, by sign flips; in a category, adjusted for looking at all of them."""
-    gap: Interval | None
+    gap: ShownInterval | None
     """Share of the way from base to teacher; 1 is all of it."""
     decimals: int
     """Three figures of the greatest mean, and no more than three decimals."""
-    parts: tuple[tuple[str, int | None, Metric], ...] = ()
+    parts: tuple[tuple[str, int | None, MetricRow], ...] = ()
     """Categories, and prompts without those that were leaked: their names, numbers of prompts, and the same measure."""
 
 
-def metric_of(name: str, entry: Row, whole: Row | None = None) -> Metric:
+def metric_of(name: str, entry: Row, whole: Row | None = None) -> MetricRow:
     """A measure as scores.json has it; `whole` is the measure's entry where this is a part of its prompts."""
-    told = {**(whole or {}), **entry}
+    info = {**(whole or {}), **entry}
     by = {model: value for model in MODELS if (value := interval_of((entry.get("by") or {}).get(model)))}
     greatest = max((abs(value.mean) for value in by.values()), default=0)
-    return Metric(
+    return MetricRow(
         name=name,
-        title=told.get("title") or name,
-        unit=told.get("unit") or "",
-        better=told.get("better") or "",
-        explanation=told.get("explanation") or "",
+        title=info.get("title") or name,
+        unit=info.get("unit") or "",
+        better=info.get("better") or "",
+        explanation=info.get("explanation") or "",
         note=entry.get("note"),
         by=by,
         difference=interval_of(entry.get("student_minus_base")),
-        judgement=_judgement(told.get("better"), by, entry),
+        judgement=_judgement(info.get("better"), by, entry),
         p=finite(entry.get("p_holm", entry.get("p"))),
         gap=interval_of(entry.get("gap_closed"), "share"),
         decimals=0 if greatest >= 1000 else 1 if greatest >= 100 else 2 if greatest >= 1 else 3,
@@ -66,7 +66,7 @@ def metric_of(name: str, entry: Row, whole: Row | None = None) -> Metric:
     )
 
 
-def _parts(name: str, entry: Row) -> list[tuple[str, int | None, Metric]]:
+def _parts(name: str, entry: Row) -> list[tuple[str, int | None, MetricRow]]:
     parts = [
         (category, part.get("n"), metric_of(name, part, entry))
         for category, part in (entry.get("categories") or {}).items()
@@ -78,7 +78,7 @@ def _parts(name: str, entry: Row) -> list[tuple[str, int | None, Metric]]:
     return parts
 
 
-def _judgement(better: str | None, by: Mapping[str, Interval], entry: Row) -> str | None:
+def _judgement(better: str | None, by: Mapping[str, ShownInterval], entry: Row) -> str | None:
     """By the interval; of several that are looked at together by the adjusted p as well."""
     difference = entry.get("student_minus_base")
     if not difference or interval_of(difference) is None:
@@ -90,7 +90,7 @@ def _judgement(better: str | None, by: Mapping[str, Interval], entry: Row) -> st
     return "better" if gain > 0 else "worse"
 
 
-def _gain(better: str | None, by: Mapping[str, Interval], difference: Row) -> float:
+def _gain(better: str | None, by: Mapping[str, ShownInterval], difference: Row) -> float:
     """By how much the student is better than the base; 0 where no direction is."""
     aims = {"near 1": 1.0, **({"teacher": by["teacher"].mean} if "teacher" in by else {})}
     if better in aims and {"base", "student"} <= by.keys():
@@ -98,7 +98,7 @@ def _gain(better: str | None, by: Mapping[str, Interval], difference: Row) -> fl
     return float({"higher": difference["mean"], "lower": -difference["mean"]}.get(better or "", 0))
 
 
-def gap(metrics: Sequence[Metric], lead: str | None) -> dict[str, Any] | None:
+def gap(metrics: Sequence[MetricRow], lead: str | None) -> dict[str, Any] | None:
     """The drawing under the headline: the measure that leads, else the first whose share of the gap is known."""
     drawable = [metric for metric in metrics if {"base", "student"} <= metric.by.keys()]
     if not drawable:
@@ -107,7 +107,7 @@ def gap(metrics: Sequence[Metric], lead: str | None) -> dict[str, Any] | None:
     metric = next((metric for metric in leading or drawable if metric.gap), (leading or drawable)[0])
     ends = [end for value in metric.by.values() for end in value.known]
     margin = (max(ends) - min(ends)) * 0.04
-    return {"metric": metric, "scale": Scale(min(ends) - margin, max(ends) + margin, flip=metric.better == "lower")}
+    return {"metric": metric, "scale": AxisScale(min(ends) - margin, max(ends) + margin, flip=metric.better == "lower")}
 
 
 # Categories
@@ -119,7 +119,7 @@ class Category:
 
     name: str
     n: int
-    value: Interval
+    value: ShownInterval
     clear: bool
     """Whether it is more than noise, after looking at all categories."""
     good: bool
@@ -148,9 +148,9 @@ def _signed(value: float | None) -> str | None:
     return fixed(value, 2, signed=True)
 
 
-def _judged(told: Row) -> list[tuple[float, Category]]:
+def _judged(info: Row) -> list[tuple[float, Category]]:
     found = []
-    for name, entry in told.items():
+    for name, entry in info.items():
         if (value := interval_of(entry.get("win_rate"))) is not None:
             clear = (finite(entry.get("p_holm")) or 1.0) < CLEAR
             found.append((value.mean, Category(name, entry.get("n") or 0, value, clear, value.mean >= 0.5)))
@@ -162,7 +162,7 @@ def _measured(entry: Row) -> list[tuple[float, Category]]:
     for name, part in (entry.get("categories") or {}).items():
         difference = part.get("student_minus_base")
         if (value := interval_of(difference)) is not None:
-            by = {model: told for model in MODELS if (told := interval_of((part.get("by") or {}).get(model)))}
+            by = {model: info for model in MODELS if (info := interval_of((part.get("by") or {}).get(model)))}
             gain = _gain(entry.get("better"), by, difference)
             clear = (finite(part.get("p_holm")) or 1.0) < CLEAR
             found.append((gain, Category(name, part.get("n") or 0, value, clear, gain > 0)))
@@ -174,14 +174,14 @@ def _measured(entry: Row) -> list[tuple[float, Category]]:
 
 def judge(scores: Row) -> dict[str, Any] | None:
     """What the judge said of each pair, raw and at equal length, and its grades; None where there was none."""
-    told = scores.get("judge") or {}
-    pairs = [_judged_pair(name, pair) for name, pair in (told.get("pairs") or {}).items()]
-    single = (told.get("single") or {}).items()
+    info = scores.get("judge") or {}
+    pairs = [_judged_pair(name, pair) for name, pair in (info.get("pairs") or {}).items()]
+    single = (info.get("single") or {}).items()
     grades = [(MODELS[model], interval_of(one.get("grade")), one.get("unparsed")) for model, one in single]
     if not pairs and not grades:
         return None
-    difference = interval_of(told.get("student_minus_base"))
-    return {"pairs": pairs, "grades": grades, "withheld": told.get("withheld"), "difference": difference}
+    difference = interval_of(info.get("student_minus_base"))
+    return {"pairs": pairs, "grades": grades, "withheld": info.get("withheld"), "difference": difference}
 
 
 def _judged_pair(name: str, pair: Row) -> dict[str, Any]:
@@ -198,17 +198,17 @@ def _judged_pair(name: str, pair: Row) -> dict[str, Any]:
 # Tasks of the lm-evaluation-harness
 
 
-def benchmarks(told: Row) -> dict[str, Any] | None:
+def benchmarks(info: Row) -> dict[str, Any] | None:
     """The table of tasks that base and student did."""
-    rows = [metric_of(name, entry) for name, entry in (told.get("entries") or {}).items()]
+    rows = [metric_of(name, entry) for name, entry in (info.get("entries") or {}).items()]
     keys = ("package", "limit", "chat")
-    notes = told.get("notes") or []
-    return {**{key: told.get(key) for key in keys}, "rows": rows, "notes": notes} if rows or notes else None
+    notes = info.get("notes") or []
+    return {**{key: info.get(key) for key in keys}, "rows": rows, "notes": notes} if rows or notes else None
 
 
-def _fell(told: Row) -> str | None:
+def _fell(info: Row) -> str | None:
     """Which tasks the student does worse than its base: what training cost."""
-    found = benchmarks(told)
+    found = benchmarks(info)
     if found is None or not found["rows"]:
         return None
     clear = [row for row in found["rows"] if row.judgement in ("better", "worse")]
@@ -221,7 +221,7 @@ def _fell(told: Row) -> str | None:
 # Trust
 
 
-def trust(scores: Row, stages: Row, metrics: Sequence[Metric]) -> list[tuple[str, str]]:
+def trust(scores: Row, stages: Row, metrics: Sequence[MetricRow]) -> list[tuple[str, str]]:
     """What a reader needs in order to believe the headline; only what the run's files say."""
     shares = {title: finite((scores.get("cut_share") or {}).get(model)) for model, title in MODELS.items()}
     cut = ", ".join(f"{title.lower()} {percent(share)}" for title, share in shares.items() if share is not None)
@@ -299,15 +299,15 @@ def _split(stages: Row) -> str | None:
     return f"{number(near)} near-duplicates of held-out prompts removed from the training rows"
 
 
-def _ceiling(scores: Row, metrics: Sequence[Metric]) -> str | None:
+def _ceiling(scores: Row, metrics: Sequence[MetricRow]) -> str | None:
     """The teacher's own second answer: no student can be expected to be more like the first one."""
     again = [metric for metric in metrics if "teacher_again" in metric.by]
     if not again:
         known = any("student" in metric.by for metric in metrics)
         return "not known: the teacher's second answers are not there to compare with" if known else None
     likeness = next((metric for metric in again if metric.name == "rouge_l"), again[0])
-    told = described(scores, "teacher_again") or "the teacher asked a second time"
-    return f"{told}; {likeness.title} {fixed(likeness.by['teacher_again'].mean, likeness.decimals)}"
+    info = described(scores, "teacher_again") or "the teacher asked a second time"
+    return f"{info}; {likeness.title} {fixed(likeness.by['teacher_again'].mean, likeness.decimals)}"
 
 
 def described(scores: Row, model: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them, scales to draw on, and the JSON that other stages left."""
+"""Number formatting, chart scales, and reading of other stages' JSON."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def finite(value: Any) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class ShownInterval:
     """A mean with the ends of its interval, where there is one."""
 
     mean: float
@@ -94,7 +94,7 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class AxisScale:
     """Maps values to percent of a drawing's width (or height, where `flip` puts the greatest value first)."""
 
     low: float
@@ -107,10 +107,12 @@ class Scale:
         return round(100 * (1 - share if self.flip else share), 2)
 
 
-def interval_of(entry: Row | None, key: str = "mean") -> Interval | None:
+def interval_of(entry: Row | None, key: str = "mean") -> ShownInterval | None:
     """An interval as scores.json has it; None where its mean is no number that can be drawn."""
     mean = finite((entry or {}).get(key))
-    return Interval(mean, finite(entry.get("low")), finite(entry.get("high"))) if entry and mean is not None else None
+    return (
+        ShownInterval(mean, finite(entry.get("low")), finite(entry.get("high"))) if entry and mean is not None else None
+    )
 
 
 def ticks(low: float, high: float, *, least: float = 1e-6) -> list[float]:

@@ -1,4 +1,4 @@
-"""What the stages did: rows on their way, time, cost, and the loss."""
+"""Run sections of the report: funnel, time, cost and loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.report.numbers import Row, Scale, finite, number, ticks
+from distill.report.numbers import AxisScale, Row, finite, number, ticks
 from distill.run.layout import STAGES
 
 MAX_POINTS = 400
@@ -130,8 +130,8 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
         "evaluations": evaluations,
         "watched": [_watched(row) for row in log if row.get("event") == "eval"],
         "unfinite": sum(row["loss"] is not None for row in steps) - len(points),
-        "x": Scale(x_ticks[0], x_ticks[-1]),
-        "y": Scale(y_ticks[0], y_ticks[-1], flip=True),
+        "x": AxisScale(x_ticks[0], x_ticks[-1]),
+        "y": AxisScale(y_ticks[0], y_ticks[-1], flip=True),
         "x_ticks": x_ticks,
         "y_ticks": y_ticks,
     }

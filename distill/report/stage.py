@@ -1,4 +1,4 @@
-"""The report stage: one HTML file that says in ten seconds how far the student came, and then shows everything.
+"""Stage report: one HTML file that opens without a network; headline first, details below.
 
 The page opens from a disk with no network. Its Content-Security-Policy allows its own style and scripts, by hash, and
 nothing else; every value passes `visible` and Jinja's escaping, or stands as JSON that the script puts into the page as

@@ -1,4 +1,4 @@
-"""Packs how surprising each token of the teacher's answer is into a few bytes, for the page's viewer."""
+"""Packs per-token NLL of the teacher's answers into bytes for the page's viewer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MAX_BYTES = 200_000
 
 def bytes_of(answers: Sequence[Row]) -> int:
     """About how many bytes the page holds of it, for which its texts make room."""
-    told = (row.get("surprise") for row in answers)
-    widths = (each.get("widths") for each in told if isinstance(each, dict))
+    info = (row.get("surprise") for row in answers)
+    widths = (each.get("widths") for each in info if isinstance(each, dict))
     return min(MAX_BYTES, sum((1 + len(MODELS)) * len(each) for each in widths if isinstance(each, list)))
 
 
@@ -32,14 +32,14 @@ def chosen(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]]
     `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.
     `limit`: characters shown of an answer.
     """
-    known = [(str(row.get("id")), told) for row in ranked if (told := packed(row, limit)) is not None]
+    known = [(str(row.get("id")), info) for row in ranked if (info := packed(row, limit)) is not None]
     found: dict[str, dict[str, str]] = {}
     left = MAX_BYTES
-    for name, told in _ends_first(known):
-        left -= sum(map(len, told.values()))
+    for name, info in _ends_first(known):
+        left -= sum(map(len, info.values()))
         if left < 0:
             break
-        found[name] = told
+        found[name] = info
     return found, len(known)
 
 
@@ -51,15 +51,15 @@ def _ends_first(known: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[s
 
 def packed(row: Row, limit: int) -> dict[str, str] | None:
     """`widths` in UTF-16 units of the text as it is shown, and each model's nats; None where they do not fit it."""
-    told, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
-    if not isinstance(told, dict) or not isinstance(text, str):
+    info, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
+    if not isinstance(info, dict) or not isinstance(text, str):
         return None
-    widths = told.get("widths")
+    widths = info.get("widths")
     if not isinstance(widths, list) or not all(isinstance(width, int) and width > 0 for width in widths):
         return None
     pieces = list(_pieces(text[:limit], widths))
     shown = "".join(pieces)
-    nats = {model: _nats((told.get("nats") or {}).get(model), len(widths)) for model in MODELS}
+    nats = {model: _nats((info.get("nats") or {}).get(model), len(widths)) for model in MODELS}
     if shown != visible(text[:limit]) or not any(nats.values()):
         return None
     levels = {model: "".join(map(_level, each[: len(pieces)])) for model, each in nats.items() if each}

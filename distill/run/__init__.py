@@ -1,1 +1,1 @@
-"""The run folder: its record, its layout, what a stage is given, and its cards."""
+"""The run folder: record, layout, stage context, endpoints and cards."""

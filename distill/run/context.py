@@ -1,4 +1,4 @@
-"""What the stages of one invocation share, and what a stage is to the pipeline."""
+"""What the stages of one invocation share: recipe, run, engines and console."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from distill import recipe
 from distill.core import console
 from distill.engine.batch.runner import Passes
-from distill.engine.budget import Budget, Price, cost_usd, spent_usd
+from distill.engine.budget import Budget, TokenPrice, cost_usd, spent_usd
 from distill.engine.engine import Engine
-from distill.engine.journal.records import Sent
+from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider
 from distill.errors import RecipeError
@@ -43,7 +43,7 @@ class Context:
     """Whether to wait for a provider's batches."""
     fresh: bool = False
     """Whether training starts over, whatever checkpoints there are."""
-    lost: Mapping[str, Sent] = field(default_factory=dict)
+    lost: Mapping[str, StageSends] = field(default_factory=dict)
     """By stage, sends that are in no journal any more, and stay spent."""
 
 
@@ -58,7 +58,7 @@ def _identity(context: Context) -> Any:
     return context.teachers.identity() if context.teachers is not None else None
 
 
-def _with_samplings(options: recipe.Options, loaded: Recipe) -> recipe.Options:
+def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:
     """The options with `user_sampling` and `judge_sampling`, left out there, from those sections of the recipe."""
     given = {
         f"{role}_sampling": one.sampling
@@ -104,7 +104,7 @@ def engine_for(
     )
 
 
-def _prices(context: Context) -> dict[str, Price]:
+def _prices(context: Context) -> dict[str, TokenPrice]:
     return context.teachers.prices() if context.teachers is not None else {}
 
 
@@ -145,8 +145,8 @@ def _asked(context: Context, stage: str) -> dict[str, Any]:
     """Whom a stage asks through the recipe's teachers; a strategy that does not say asks every role."""
     assert context.teachers is not None
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
-    told = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
-    return context.teachers.asked(getattr(told, "roles", OTHER_ROLES) if section is not None else ())
+    info = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
+    return context.teachers.asked(getattr(info, "roles", OTHER_ROLES) if section is not None else ())
 
 
 def _require_no_open_batch(context: Context, stage: str, is_batch: bool) -> None:

@@ -1,4 +1,4 @@
-"""The card of a dataset that a run made: a README.md with a head in YAML, as the Hugging Face Hub reads it.
+"""Dataset card: a README.md with YAML front matter for the Hugging Face Hub.
 
 All of it comes from the run's own records. What others wrote (names, terms) is shown as text, never as markup.
 """
@@ -30,7 +30,7 @@ def card(run: Path, files: Mapping[str, str], rows: Mapping[str, int]) -> str:
     record, recipe = read_record(run), recipe_of(run)
     name = str(record.get("name") or run.name)
     sections = [
-        _made(record, recipe),
+        _origin(record, recipe),
         _rows(rows),
         sources(recipe, record),
         filters(recipe, record),
@@ -105,7 +105,7 @@ def teachers_of(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [one for one in found if isinstance(one, dict)]
 
 
-def _made(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+def _origin(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
     """How the data came to be, in a paragraph and a list."""
     made = "Conversations for training a small model, made by distill " + plain(record.get("version", "")) + "."
     return "\n".join(["## How it was made", "", made, "", *(f"- {step}" for step in steps_of(record, recipe))])

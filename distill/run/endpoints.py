@@ -1,4 +1,4 @@
-"""The recipe's teachers as the stages meet them: who answers which task, under which limits, at what price."""
+"""Binds the recipe's teachers to endpoints: task assignment, rate limits and prices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.core import credentials
-from distill.engine.budget import Price
+from distill.engine.budget import TokenPrice
 from distill.engine.rate_limits import Rates
 from distill.recipe import Recipe, Teacher
 from distill.types import Task
@@ -21,8 +21,8 @@ RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
 
 
 @dataclass(frozen=True, slots=True)
-class Hired:
-    """One teacher and the provider that reaches it."""
+class BoundEndpoint:
+    """One teacher of the recipe with its provider."""
 
     section: Teacher
     provider: Any
@@ -32,19 +32,19 @@ class Hired:
 
 @dataclass(frozen=True, slots=True)
 class Teachers:
-    """All teachers of a recipe, the main one first, and who else it names."""
+    """All teachers of a recipe, the main one first, and its other endpoints."""
 
-    hired: tuple[Hired, ...]
+    hired: tuple[BoundEndpoint, ...]
     seed: int
-    others: tuple[Hired, ...] = ()
+    others: tuple[BoundEndpoint, ...] = ()
     """Those of `user` and `judge` that the recipe gives, of which the main teacher plays the rest; and respondents."""
 
     @property
-    def main(self) -> Hired:
+    def main(self) -> BoundEndpoint:
         """The one that expands."""
         return self.hired[0]
 
-    def __iter__(self) -> Iterator[Hired]:
+    def __iter__(self) -> Iterator[BoundEndpoint]:
         return iter(self.hired)
 
     @property
@@ -68,20 +68,20 @@ class Teachers:
             for name, one in self._cast().items()
         }
 
-    def prices(self) -> dict[str, Price]:
+    def prices(self) -> dict[str, TokenPrice]:
         """By the engine's name, for those that have one."""
         return {
-            name: Price(input=one.section.price.input, output=one.section.price.output)
+            name: TokenPrice(input=one.section.price.input, output=one.section.price.output)
             for name, one in self._cast().items()
             if one.section.price is not None
         }
 
-    def _cast(self) -> dict[str, Hired]:
+    def _cast(self) -> dict[str, BoundEndpoint]:
         """Who answers to which name: the main teacher plays every role that nobody else has."""
         roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.hired else {}
         return roles | {one.name: one for one in (*self.hired, *self.others)}
 
-    def pick(self, task: Task) -> Hired:
+    def pick(self, task: Task) -> BoundEndpoint:
         """Who answers a task: those that name its kind, else those that name none; of these by weight.
 
         The choice is a hash of the seed and the task's id, so that it depends on no other task and on no load.
@@ -144,13 +144,13 @@ def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | Non
         return None
     several = len(loaded.teachers) > 1
     hired = tuple(
-        Hired(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
+        BoundEndpoint(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
         for section in loaded.teachers
     )
     return Teachers(hired, loaded.seed, tuple(_others(loaded, hired, folder, to_ask)))
 
 
-def _others(loaded: Recipe, hired: Sequence[Hired], folder: Path, to_ask: bool) -> Iterator[Hired]:
+def _others(loaded: Recipe, hired: Sequence[BoundEndpoint], folder: Path, to_ask: bool) -> Iterator[BoundEndpoint]:
     """Who plays the roles beside the teacher's; a model that is served anyway is not served twice."""
     served: dict[tuple[str, str | None], Any] = {
         (one.section.model, one.section.serve): one.provider for one in hired if one.section.serve is not None
@@ -160,7 +160,7 @@ def _others(loaded: Recipe, hired: Sequence[Hired], folder: Path, to_ask: bool) 
         provider = served[address] if address in served else _provider(section, folder, to_ask, role)
         if section.serve is not None:
             served[address] = provider
-        yield Hired(section, provider, role)
+        yield BoundEndpoint(section, provider, role)
 
 
 def _provider(section: Teacher, folder: Path, to_ask: bool, role: str = ROLE) -> Any:

@@ -1,4 +1,4 @@
-"""How many rows each curation rule costs, alone and beside the others, with examples: for `show` and the report."""
+"""Rows lost per curation rule, alone and combined, with examples; for `show` and the report."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _rules(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class FunnelExample:
     """A dropped row, shortened."""
 
     id: str
@@ -74,7 +74,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one rule took, for one reason."""
+    """Rows dropped by one rule for one reason."""
 
     rule: str
     reason: str
@@ -82,12 +82,12 @@ class Loss:
     """Rows of which it was the first to say no."""
     also: int
     """Rows that it would have dropped, had no other rule before."""
-    examples: Sequence[Example] = field(default_factory=tuple)
+    examples: Sequence[FunnelExample] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True, slots=True)
 class Funnel:
-    """What curate did to a run's rows."""
+    """Effect of each curation rule on a run's rows."""
 
     rows: int
     kept: int
@@ -132,7 +132,7 @@ def _numbers(value: Any) -> dict[str, int]:
     return {str(key): number for key, number in value.items()} if isinstance(value, Mapping) else {}
 
 
-def _loss(code: str, first: int, against: int, examples: Sequence[Example]) -> Loss:
+def _loss(code: str, first: int, against: int, examples: Sequence[FunnelExample]) -> Loss:
     rule, _, reason = code.rpartition("/")
     return Loss(rule, reason, first, max(0, against - first), examples)
 
@@ -147,9 +147,9 @@ def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -
     return matrix
 
 
-def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[Example]]:
+def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[FunnelExample]]:
     """The named rows of dropped.jsonl, in their order."""
-    found: dict[str, list[Example]] = {code: [] for code in named}
+    found: dict[str, list[FunnelExample]] = {code: [] for code in named}
     wanted = {str(id): code for code, ids in named.items() for id in ids}
     for row in read_jsonl(path) if wanted and path.is_file() else ():
         code = wanted.get(str(row.get("id")))
@@ -158,12 +158,12 @@ def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[Exa
     return found
 
 
-def _example(row: Mapping[str, Any], code: str) -> Example:
+def _example(row: Mapping[str, Any], code: str) -> FunnelExample:
     messages = row.get("messages") or []
     by_role = {turn.get("role"): str(turn.get("content")) for turn in reversed(messages)}
     verdicts = [verdict for verdict in row.get("verdicts") or [] if not verdict.get("keep")]
     against: Mapping[str, Any] = next((one for one in verdicts if f"{one.get('rule')}/{one.get('reason')}" == code), {})
-    return Example(
+    return FunnelExample(
         str(row.get("id")), _opening(by_role.get("user", "")), _opening(by_role.get("assistant", "")), _why(against)
     )
 
@@ -175,8 +175,8 @@ def _opening(text: str) -> str:
 
 def _why(verdict: Mapping[str, Any]) -> str:
     """Such as `measured 0.814, limit 0.7, beside t0031`."""
-    said = (("measured", "value"), ("limit", "threshold"), ("beside", "neighbour"))
-    pieces = [f"{word} {short(verdict[key])}" for word, key in said if verdict.get(key) not in (None, "")]
+    reply = (("measured", "value"), ("limit", "threshold"), ("beside", "neighbour"))
+    pieces = [f"{word} {short(verdict[key])}" for word, key in reply if verdict.get(key) not in (None, "")]
     return ", ".join(pieces + ([_opening(str(verdict["note"]))] if verdict.get("note") else []))
 
 

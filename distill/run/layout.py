@@ -1,4 +1,4 @@
-"""TODO distill.run.record.layout."""
+"""Names of a run folder's files and stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a student: a README.md with a head in YAML, as the Hugging Face Hub reads it, that says where it is from.
+"""Model card of a student: a README.md with YAML front matter for the Hugging Face Hub, with its provenance.
 
 All of it comes from the run's own records: teacher and terms, seeds and strategies, hashes, filters, training, cost,
 what the comparison found, and for an export its receipt. What others wrote is shown as text, never as markup.
@@ -79,8 +79,8 @@ def card(
     `made` as `students.account` has it, the one that is about to replace it. Raises `RunFolderError` for no run.
     """
     whole = read_record(run)
-    told = read_json((current(run) if made is None else run / NEXT) / "base.json")
-    base = told if isinstance(told, dict) else {}
+    info = read_json((current(run) if made is None else run / NEXT) / "base.json")
+    base = info if isinstance(info, dict) else {}
     compared = made is None and is_compared(run, whole)
     made = made if made is not None else students.training(run, whole)
     record, recipe = _own(whole, made, compared=compared), dict(made["recipe"]) if made is not None else {}

@@ -1,4 +1,4 @@
-"""The run folder: its lock, its record `run.json`, its log, and which stages need to run again."""
+"""The run folder's lock, its record run.json, and its log."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distill.core.files import write_atomically
 from distill.core.hashing import json_sha256
 from distill.core.jsonl import write_json
 from distill.core.student_folder import STUDENT
-from distill.engine.journal.records import Sent
+from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
@@ -50,7 +50,7 @@ MIN_FREE_BYTES = 50_000_000
 
 @dataclass(slots=True)
 class StageRecord:
-    """What run.json says of one stage."""
+    """One stage's entry in run.json."""
 
     status: str = "running"
     """`running`, `done`, `partial` or `failed`."""
@@ -72,7 +72,7 @@ class StageRecord:
 
 
 class Run:
-    """One run folder, open for writing by one process; to the others that a launcher has started, for reading."""
+    """One run folder, writable by one process; read-only in other processes of a launcher."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder = folder
@@ -93,15 +93,15 @@ class Run:
         """
         found = [self.stage(name), self._own_training() if name == "train" else None]
         stage = next((one for one in found if one is not None and _is_done(one, fingerprint)), None)
-        if stage is None or any(students.sha256(self.folder, name) != told for name, told in stage["outputs"].items()):
+        if stage is None or any(students.sha256(self.folder, name) != info for name, info in stage["outputs"].items()):
             return False
         if stage is not found[0]:
             self._put(name, stage)
         return True
 
     def _own_training(self) -> Mapping[str, Any] | None:
-        told = students.training(self.folder, self._record)
-        return told["stages"]["train"] if told is not None else None
+        info = students.training(self.folder, self._record)
+        return info["stages"]["train"] if info is not None else None
 
     def begin(self, name: str, fingerprint: str, inputs: Mapping[str, str]) -> StageRecord:
         """Note that a stage starts."""
@@ -134,9 +134,9 @@ class Run:
         """
         held, lost = journal.sent(), self.lost
         missing = {
-            stage: Sent(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
+            stage: StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
             for stage, sent in _known(self._record).items()
-            if sent.sends > (here := held.get(stage, Sent())).sends + lost.get(stage, Sent()).sends
+            if sent.sends > (here := held.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
         }
         if missing and not new_journal:
             raise RunFolderError(_loss(journal.path, missing, held))
@@ -145,16 +145,18 @@ class Run:
         self.note(held)
 
     @property
-    def lost(self) -> dict[str, Sent]:
+    def lost(self) -> dict[str, StageSends]:
         """By stage, the sends of journals that are gone."""
-        return {stage: Sent(**sent) for stage, sent in self._record.get("lost", {}).items()}
+        return {stage: StageSends(**sent) for stage, sent in self._record.get("lost", {}).items()}
 
-    def note(self, held: Mapping[str, Sent]) -> None:
+    def note(self, held: Mapping[str, StageSends]) -> None:
         """Write what each stage has sent by the journal, and by those that are lost."""
         lost = self.lost
         stages = dict.fromkeys((*held, *lost))
-        both = {stage: (held.get(stage, Sent()), lost.get(stage, Sent())) for stage in stages}
-        sent = {stage: asdict(Sent(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()}
+        both = {stage: (held.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
+        sent = {
+            stage: asdict(StageSends(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()
+        }
         with self._writing:
             if sent != self._record.get("sent", {}):
                 self._record["sent"] = sent
@@ -225,18 +227,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _known(record: Mapping[str, Any]) -> dict[str, Sent]:
+def _known(record: Mapping[str, Any]) -> dict[str, StageSends]:
     """By stage, what run.json says was sent; an earlier distill wrote it with the costs of each stage."""
     if "sent" in record:
-        return {stage: Sent(**sent) for stage, sent in record["sent"].items()}
+        return {stage: StageSends(**sent) for stage, sent in record["sent"].items()}
     costs = {name: stage.get("costs") or [] for name, stage in record.get("stages", {}).items()}
     return {
-        name: Sent(sum(cost["sends"] for cost in rows), sum(cost["usd"] or 0.0 for cost in rows))
+        name: StageSends(sum(cost["sends"] for cost in rows), sum(cost["usd"] or 0.0 for cost in rows))
         for name, rows in costs.items()
     }
 
 
-def _loss(path: Path, missing: Mapping[str, Sent], held: Mapping[str, Sent]) -> str:
+def _loss(path: Path, missing: Mapping[str, StageSends], held: Mapping[str, StageSends]) -> str:
     sends, usd = sum(sent.sends for sent in missing.values()), sum(sent.usd for sent in missing.values())
     found = sum(sent.sends for stage, sent in held.items() if stage in missing)
     return (
@@ -287,8 +289,8 @@ def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
             found[name] = f"made from another {' and '.join(moved)} than there is now"
     if "compare" in found and _is_finished(stages.get("report")):
         found.setdefault("report", "shows a comparison that is stale")
-    told = students.training(folder, record) if _is_finished(stages.get("train")) else None
-    if told is not None and (changed := students.changes(folder, told)):
+    info = students.training(folder, record) if _is_finished(stages.get("train")) else None
+    if info is not None and (changed := students.changes(folder, info)):
         found["train"] = "; ".join(changed)
     return found
 
@@ -325,7 +327,7 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
     Of several processes that a launcher has started, the first has the lock and the log. Raises `RunFolderError` when
     it belongs to a recipe of another name or cannot be written, `RunLocked` when another process writes in it.
     """
-    _made(folder)
+    _make_folder(folder)
     lock = _locked(folder) if processes.is_first() else os.open(os.devnull, os.O_RDONLY)
     try:
         run = Run(folder, recipe)
@@ -342,7 +344,7 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
         os.close(lock)
 
 
-def _made(folder: Path) -> None:
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         state = os.statvfs(folder)

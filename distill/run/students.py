@@ -1,4 +1,4 @@
-"""A run's students: the one that is there, the one being trained, and the one before; and what made each of them.
+"""A run's students (current, in training, previous), and the record of what made each.
 
 Training writes `student.next/`; the last file there is `training.json`. From then on it is finished: `student/` becomes
 `student.previous/`, and `student.next/` becomes `student/`. What stops a process on the way, `settle` takes up again.
@@ -63,9 +63,9 @@ def sha256_of_next(run: Path) -> str:
     return _student_sha256(run / NEXT)
 
 
-def finish(run: Path, told: Mapping[str, Any]) -> None:
+def finish(run: Path, info: Mapping[str, Any]) -> None:
     """Mark the student in `student.next` as finished with what made it, and put it in the place of the one before."""
-    write_json(run / NEXT / TRAINING, told)
+    write_json(run / NEXT / TRAINING, info)
     settle(run)
 
 
@@ -121,16 +121,16 @@ def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     return next((one for one in known if digest is not None and _is_account(one) and _made(one) == digest), None)
 
 
-def _made(told: Mapping[str, Any]) -> str | None:
+def _made(info: Mapping[str, Any]) -> str | None:
     """The SHA-256 of the student that a training has ended with."""
-    train = told["stages"]["train"]
+    train = info["stages"]["train"]
     digest: str | None = (train.get("outputs") or {}).get(STUDENT)
     return digest if train.get("status") == "done" else None
 
 
-def _is_account(told: Any) -> TypeGuard[dict[str, Any]]:
-    stages = told.get("stages") if isinstance(told, dict) else None
-    return isinstance(stages, dict) and isinstance(stages.get("train"), dict) and isinstance(told.get("recipe"), dict)
+def _is_account(info: Any) -> TypeGuard[dict[str, Any]]:
+    stages = info.get("stages") if isinstance(info, dict) else None
+    return isinstance(stages, dict) and isinstance(stages.get("train"), dict) and isinstance(info.get("recipe"), dict)
 
 
 def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -156,20 +156,20 @@ def recipe(run: Path) -> dict[str, Any]:
 # What has moved on since
 
 
-def changes(run: Path, told: Mapping[str, Any]) -> list[str]:
+def changes(run: Path, info: Mapping[str, Any]) -> list[str]:
     """In what the run's recipe and rows are others than those of the student, one short text each."""
-    was, now = dict(_deciding(told["recipe"])), dict(_deciding(recipe(run)))
+    was, now = dict(_deciding(info["recipe"])), dict(_deciding(recipe(run)))
     found = [
         f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name)
     ]
-    return [*found, *(["other rows in kept.jsonl"] if has_other_rows(run, told) else [])]
+    return [*found, *(["other rows in kept.jsonl"] if has_other_rows(run, info) else [])]
 
 
-def has_other_rows(run: Path, told: Mapping[str, Any]) -> bool:
+def has_other_rows(run: Path, info: Mapping[str, Any]) -> bool:
     """Whether kept.jsonl is not what the student was trained on."""
-    rows = told["stages"]["train"].get("inputs", {}).get("kept.jsonl")
+    rows = info["stages"]["train"].get("inputs", {}).get("kept.jsonl")
     return rows is not None and sha256(run, "kept.jsonl") != rows
 
 
@@ -194,12 +194,12 @@ def remark(run: Path, record: Mapping[str, Any]) -> str | None:
     if not is_student(current(run)):
         return None
     last = record.get("stages", {}).get("train") or {}
-    told = training(run, record)
-    if told is None:
+    info = training(run, record)
+    if info is None:
         return "how the student that is there was trained is not known: another training has begun since"
-    own = told["stages"]["train"]
+    own = info["stages"]["train"]
     unfinished = last.get("status") != "done" and last.get("started") != own.get("started")
-    moved = changes(run, told)
+    moved = changes(run, info)
     since = [f"the recipe has moved on ({'; '.join(moved)})"] if moved else []
     since += ["a later training is unfinished"] if unfinished else []
     return f"the student is that of {visible(str(own.get('started')))}; {', and '.join(since)}" if since else None

@@ -1,1 +1,1 @@
-"""Texts: tokens, similarity, and reading replies."""
+"""Text processing: tokens, similarity, parsing of replies."""

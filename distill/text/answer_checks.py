@@ -1,4 +1,4 @@
-"""Finds the final answer of a worked solution, and compares final answers; reads text, never runs it."""
+"""Extracts and compares final answers of worked solutions; parses text, never runs it."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def pattern_fault(pattern: str) -> str | None:
     try:
         _compiled(pattern)
     except re2.error as error:
-        told = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else error
-        return f"meta.answer is no regular expression of RE2 ({told}); it has no look-arounds and no back-references"
+        info = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else error
+        return f"meta.answer is no regular expression of RE2 ({info}); it has no look-arounds and no back-references"
     return None
 
 

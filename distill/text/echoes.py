@@ -1,4 +1,4 @@
-"""Tells a text that only says again what was said before, or what its writer was told to do."""
+"""Detects text that only repeats earlier turns or its own instructions."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def is_repeated(text: str, before: Sequence[str]) -> bool:
     )
 
 
-def is_told(text: str, told: Sequence[str]) -> bool:
+def is_told(text: str, info: Sequence[str]) -> bool:
     """Whether a text, or a sentence of it of some length, says what its writer was told (see `instructions`).
 
     SmolLM2-135M-Instruct did so in 2 of 23 turns of a user, and in 11 of 115 evolutions.
     """
     sentences = [each for each in _SENTENCE.split(text) if len(rouge_tokens(each)) >= TOLD_TOKENS]
-    return any(is_echo(each, told) for each in (text, *sentences))
+    return any(is_echo(each, info) for each in (text, *sentences))
 
 
 def instructions(*templates: str) -> list[str]:

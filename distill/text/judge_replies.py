@@ -1,4 +1,4 @@
-"""Reads what a judge's reply decides, and takes nothing that only repeats the text which was to be judged."""
+"""Parses a judge's reply into a grade or choice, ignoring quotes of the judged text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Problem = Literal["", "no_answer", "unparsed", "cut", "echoed"]
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What a judge said of a session."""
+    """A judge's grade of a session."""
 
     score: float | None = None
     choice: str | None = None
@@ -33,30 +33,30 @@ class Grade:
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
-    """What counts as a grade: a number from 0 to `highest`, or one of `choices`."""
+class GradeScale:
+    """Valid grades: a number from 0 to `highest`, or one of `choices`."""
 
     highest: int
     choices: tuple[str, ...] = ()
 
-    def read(self, said: str) -> Grade | None:
+    def read(self, reply: str) -> Grade | None:
         """The grade that a text is, whatever remark follows it, which becomes its reason; `None` where it is none.
 
         A number outside of the scale, a range, and a number of another scale ("4/5" of 10) are none.
         """
-        return self._choice(said.strip()) if self.choices else self._score(said.strip())
+        return self._choice(reply.strip()) if self.choices else self._score(reply.strip())
 
-    def _score(self, said: str) -> Grade | None:
-        match = _NUMBER.match(said)
+    def _score(self, reply: str) -> Grade | None:
+        match = _NUMBER.match(reply)
         if match is None or (match["of"] is not None and int(match["of"]) != self.highest):
             return None
         score = float(match["score"].replace(",", "."))
         return Grade(score=score, reason=match["remark"] or "") if score <= self.highest else None
 
-    def _choice(self, said: str) -> Grade | None:
+    def _choice(self, reply: str) -> Grade | None:
         for choice in self.choices:
-            starts = said.casefold().startswith(choice.casefold())
-            remark = _REMARK.fullmatch(said[len(choice) :]) if starts else None
+            starts = reply.casefold().startswith(choice.casefold())
+            remark = _REMARK.fullmatch(reply[len(choice) :]) if starts else None
             if remark is not None and not any(_names(remark[0], other) for other in self.choices if other != choice):
                 return Grade(choice=choice, reason=(remark["remark"] or "").strip())
         return None
@@ -96,7 +96,7 @@ _GRADES = ("score", "verdict", "grade", "rating", "final_score", "overall_score"
 _REASONS = ("reason", "reasons", "reasoning", "explanation", "rationale", "justification", "feedback")
 
 
-def graded(reply: str, scale: Scale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
+def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
     """The last line of a reply that is a grade and no quotation, with the reasons before it.
 
     Thoughts (`<think>`), fenced and quoted lines, and turns of the session that the judge repeats between their tags
@@ -121,7 +121,7 @@ def _folded(text: str) -> str:
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
 
 
-def _stated(text: str, scale: Scale) -> Iterator[tuple[str, Grade]]:
+def _stated(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """Every grade of a reply with the words that state it, the most certain first."""
     if (whole := _of_object(text, scale)) is not None:
         yield text, whole
@@ -133,7 +133,7 @@ def _stated(text: str, scale: Scale) -> Iterator[tuple[str, Grade]]:
     yield from _at_end(text, lines, scale)
 
 
-def _at_end(text: str, lines: Sequence[str], scale: Scale) -> Iterator[tuple[str, Grade]]:
+def _at_end(text: str, lines: Sequence[str], scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """The same of what ends it: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
     before, inside = _last_fence(text)
     if (found := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
@@ -147,12 +147,12 @@ def _at_end(text: str, lines: Sequence[str], scale: Scale) -> Iterator[tuple[str
         yield result[0], replace(found, reason=text[: result.start()])
 
 
-def _of_line(line: str, scale: Scale) -> Grade | None:
+def _of_line(line: str, scale: GradeScale) -> Grade | None:
     match = _LINE.match(line) if len(line) <= MAX_LINE else None
     return scale.read(match["said"]) if match is not None else None
 
 
-def _of_object(text: str, scale: Scale) -> Grade | None:
+def _of_object(text: str, scale: GradeScale) -> Grade | None:
     """The grade of a JSON object, as a judge with `response_format` gives it."""
     try:
         value: Any = json.loads(text)
@@ -160,7 +160,7 @@ def _of_object(text: str, scale: Scale) -> Grade | None:
         return None
     if not isinstance(value, dict):
         return None
-    given = {re.sub(r"[\s-]+", "_", key.casefold()): said for key, said in value.items()}
+    given = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
     found = scale.read(str(next((given[key] for key in _GRADES if key in given), "")))
     reasons = next((given[key] for key in _REASONS if key in given), "")
     return None if found is None else replace(found, reason=str(reasons) or found.reason)

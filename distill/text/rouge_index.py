@@ -1,4 +1,4 @@
-"""Finds the most similar text seen so far, by exact ROUGE-L, fast enough for pools of tens of thousands."""
+"""ROUGE-L nearest-neighbour index: exact, and fast for tens of thousands of texts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _any_script() -> re.Pattern[str]:
 
 
 class NoveltyIndex:
-    """Texts so far, to be asked for the one nearest to a new text; exact, whatever the similarity.
+    """An index of texts that returns the one most similar to a new text; exact.
 
     Decisions equal those of rouge_score's `fmeasure > threshold` over every text, without a stemmer: F is computed in
     its order of operations, for of the length triples at exactly 0.7 about half come out above (L=7, m=8, n=12), and
@@ -196,7 +196,7 @@ Token: TypeAlias = str | tuple[str, int]
 
 
 class Overlaps:
-    """Texts in which each character stands for a token, to be asked how many of its tokens each shares with a new one.
+    """Texts encoded as one character per token, to count the tokens each shares with a new one.
 
     A token's second occurrence in a text counts as another token than its first, so that the count is that of the two
     multisets. The places of the texts that have a token are kept as a list; those of common tokens as a column with a

@@ -1,4 +1,4 @@
-"""Which texts are about the same as others, by the words they share: TF-IDF cosines, over rows read as a stream."""
+"""TF-IDF cosine similarity over rows read as a stream."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Rows: TypeAlias = Callable[[], Iterable[tuple[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    """A row and how near it is."""
+class NearRow:
+    """A row with its similarity."""
 
     id: str
     similarity: float
@@ -38,7 +38,7 @@ class Near:
 
 @dataclass(slots=True)
 class Weights:
-    """How much each word says: log((rows + 1) / (rows with it + 1)) + 1 (the smooth form that scikit-learn has)."""
+    """Inverse document frequencies: log((rows + 1) / (rows with it + 1)) + 1 (scikit-learn's smooth form)."""
 
     rows: int = 0
     holders: Counter[str] = field(default_factory=Counter)
@@ -75,7 +75,7 @@ def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
 
 def nearest(
     texts: Sequence[str], rows: Rows, *, count: int = 3, own_ids: Sequence[str | None] = ()
-) -> tuple[list[list[Near]], Weights]:
+) -> tuple[list[list[NearRow]], Weights]:
     """The `count` nearest rows of each text, the nearest first, and the weights by which they are.
 
     `own_ids` names, for texts that are rows themselves, the row that is left out. Equal rows keep the order of the
@@ -98,9 +98,9 @@ def nearest(
         for index in numpy.flatnonzero(found).tolist():
             if (id, index) not in own:
                 _offer(best[index], (float(found[index]), -place, id, text), count)
-    return [[Near(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best], (
-        weights
-    )
+    return [
+        [NearRow(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best
+    ], (weights)
 
 
 def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -> Row | None:

@@ -1,4 +1,4 @@
-"""Tells a model's thoughts from its answer, however the endpoint hands them over."""
+"""Separates a reasoning model's thoughts from its answer, for all common endpoint formats."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FIELDS = ("reasoning_content", "reasoning")
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """An answer parted from the thoughts before it."""
+class SplitAnswer:
+    """An answer separated from the thoughts before it."""
 
     answer: str
     thoughts: str = ""
@@ -27,7 +27,7 @@ class Said:
     """Whether the text ends inside a block of thoughts, so that there is no whole answer."""
 
 
-def parted(answer: Completion) -> Said:
+def split_thoughts(answer: Completion) -> SplitAnswer:
     """Thoughts and answer of a completion.
 
     Thoughts are what the endpoint reports beside the text, and blocks in the text: a tag opens one where a line begins.
@@ -35,11 +35,11 @@ def parted(answer: Completion) -> Said:
     chat templates open the block inside the prompt; such thoughts that are cut cannot be told from an answer.
     """
     beside = _beside(answer.raw)
-    said = in_text(answer.text)
-    return Said(said.answer, "\n\n".join(piece for piece in (beside, said.thoughts) if piece), said.is_open)
+    reply = in_text(answer.text)
+    return SplitAnswer(reply.answer, "\n\n".join(piece for piece in (beside, reply.thoughts) if piece), reply.is_open)
 
 
-def in_text(text: str) -> Said:
+def in_text(text: str) -> SplitAnswer:
     """Thoughts and answer of a text."""
     pieces: list[str] = []
     first, alone = _OPENS.search(text), _CLOSES_ALONE.search(text)
@@ -52,9 +52,9 @@ def in_text(text: str) -> Said:
         closes = _CLOSES.search(text, opens.end())
         pieces.append(text[opens.end() : closes.start() if closes else len(text)])
         if closes is None:
-            return Said(_joined(answer), _joined(pieces), is_open=True)
+            return SplitAnswer(_joined(answer), _joined(pieces), is_open=True)
         text = text[closes.end() :]
-    return Said(_joined([*answer, text]), _joined(pieces))
+    return SplitAnswer(_joined([*answer, text]), _joined(pieces))
 
 
 def _beside(raw: Mapping[str, Any]) -> str:
@@ -78,7 +78,7 @@ Handling: TypeAlias = Literal["separate", "strip", "keep"]
 still has them. `keep`: the student learns them, written `<think>`, a line each for the tags, in front of the answer."""
 
 
-def taken(answer: Completion, handling: Handling = "separate") -> Said | Failure:
+def split_answer(answer: Completion, handling: Handling = "separate") -> SplitAnswer | Failure:
     """What a session may use of an answer, the text as `handling` wants it; or the failure that stands for it.
 
     A failure stands for an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
@@ -86,14 +86,14 @@ def taken(answer: Completion, handling: Handling = "separate") -> Said | Failure
     """
     if answer.finish == "filtered":
         return _failure(answer, "filtered", "the endpoint withheld the answer")
-    said = parted(answer)
-    if said.is_open:
+    reply = split_thoughts(answer)
+    if reply.is_open:
         return _failure(answer, "open_thoughts", f"the answer ends inside its thoughts (finish: {answer.finish})")
-    if said.thoughts and not said.answer:
+    if reply.thoughts and not reply.answer:
         return _failure(answer, "only_thoughts", f"thoughts without an answer (finish: {answer.finish})")
-    if handling == "keep" and said.thoughts:
-        return Said(f"<think>\n{said.thoughts}\n</think>\n\n{said.answer}")
-    return Said(said.answer, said.thoughts if handling == "separate" else "")
+    if handling == "keep" and reply.thoughts:
+        return SplitAnswer(f"<think>\n{reply.thoughts}\n</think>\n\n{reply.answer}")
+    return SplitAnswer(reply.answer, reply.thoughts if handling == "separate" else "")
 
 
 def _failure(answer: Completion, reason: str, detail: str) -> Failure:

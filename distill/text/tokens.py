@@ -1,4 +1,4 @@
-"""Words, tokens and the ROUGE-L measure, as the literature counts them; and text that is safe to look at."""
+"""Word tokens and ROUGE-L as in the literature, and escaping of unprintable characters."""
 
 from __future__ import annotations
 

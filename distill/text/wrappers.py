@@ -1,4 +1,4 @@
-"""Takes off what a teacher puts around what it was asked for: a fence, a greeting, quotation marks, closing remarks."""
+"""Strips wrappers from a reply: code fence, greeting, quotes, closing remark."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _NO_INPUT = re.compile(
 )
 
 
-def unframed(text: str) -> str:
+def strip_wrappers(text: str) -> str:
     """A list or transcript without a fence around the whole, and without a last paragraph that speaks of the whole.
 
     Line ends become line feeds. A fence that holds only part of the text stays.
@@ -62,10 +62,10 @@ def without_rulers(text: str) -> str:
 
 def bare(text: str) -> str:
     """A single text without a greeting line before it ("Sure! Here it is:") and quotation marks around the whole."""
-    return unquoted(_PREFACE.sub("", unframed(text)))
+    return strip_quotes(_PREFACE.sub("", strip_wrappers(text)))
 
 
-def unquoted(text: str) -> str:
+def strip_quotes(text: str) -> str:
     """A text without quotation marks around the whole; where some end within it, all stay."""
     text = text.strip()
     closing = _QUOTES.get(text[:1])

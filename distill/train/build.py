@@ -1,4 +1,4 @@
-"""Builds the trainer that a recipe asks for: the base in 4 bits or whole, its adapter, TRL's arguments.
+"""Builds the trainer: quantized or full base, adapter, TRL arguments.
 
 `assemble` and what it needs load no pydantic, so that training can be measured where only its own packages are.
 """
@@ -25,9 +25,9 @@ from distill.train.dataset import Examples
 from distill.train.kernels.fused import fuse, unfuse
 from distill.train.lora import adapter_of, require_targets, train_in_float32
 from distill.train.memory import Fit, fit
-from distill.train.packing import Plan
+from distill.train.packing import PackingPlan
 from distill.train.sft_trainer import Noise, recompute
-from distill.train.spike_guard import Guarded
+from distill.train.spike_guard import SpikeGuardTrainer
 
 if TYPE_CHECKING:
     from distill.train.options import TrainOptions
@@ -54,8 +54,8 @@ def build(
     output: Path,
     say: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
-) -> Guarded:
-    """A trainer that is ready to train: the base in 4 bits or whole, what learns in float32, the run's plan of steps.
+) -> SpikeGuardTrainer:
+    """A trainer that is ready to train: the base in 4 bits or whole, trainable weights in float32, the run's plan of steps.
 
     `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go. Raises
     `RecipeError` and `ModelError` for what this machine or this base cannot do.
@@ -85,7 +85,7 @@ def assemble(
     model: Any,
     tokenizer: Any,
     found: Examples,
-    plan: Plan,
+    plan: PackingPlan,
     chosen: Fit,
     *,
     options: TrainOptions,
@@ -93,10 +93,10 @@ def assemble(
     output: Path,
     say: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
-) -> Guarded:
+) -> SpikeGuardTrainer:
     """The trainer of a base in memory, for a plan of steps and a layout of its passes that have been chosen."""
     bf16 = compute_dtype(options.dtype, model.device) == torch.bfloat16
-    trainer = Guarded(
+    trainer = SpikeGuardTrainer(
         found,
         plan,
         micro_tokens=chosen.tokens,
@@ -175,7 +175,7 @@ def _require_optimizer(optimizer: str, device: torch.device) -> None:
         )
 
 
-def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> Plan:
+def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> PackingPlan:
     """The steps that the options make of examples of these lengths."""
     return packing.plan(
         lengths,

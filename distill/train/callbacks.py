@@ -1,4 +1,4 @@
-"""What a training run says while it goes: files of JSON lines in the student's folder, and the progress.
+"""Training logs and progress.
 
 `train_log.jsonl` has one row a step: `step`, `steps`, `epoch`, `loss` in nats a trained token, `learning_rate`,
 `grad_norm` before it is cut, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows
@@ -26,8 +26,8 @@ from distill.core.console import Progress
 from distill.core.jsonl import QUARANTINED, append, cut
 from distill.errors import ModelError
 from distill.train.checkpoints import Checkpoints
-from distill.train.spike_guard import Guarded
-from distill.train.spikes import Quarantined, finite
+from distill.train.spike_guard import SpikeGuardTrainer
+from distill.train.spikes import QuarantineEntry, finite
 
 TRAIN_LOG, EXAMPLE_LOSSES = "train_log.jsonl", "example_losses.jsonl"
 
@@ -36,7 +36,12 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
     """Writes the log, reports progress, marks checkpoints, and stops a run whose loss is no number."""
 
     def __init__(
-        self, folder: Path, trainer: Guarded, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None]
+        self,
+        folder: Path,
+        trainer: SpikeGuardTrainer,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        say: Callable[[str], None],
     ) -> None:
         self._path, self._losses = folder / TRAIN_LOG, folder / EXAMPLE_LOSSES
         self._trainer, self._checkpoints, self._progress, self._say = trainer, checkpoints, progress, say
@@ -99,7 +104,7 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
         note = f"loss {row['loss']:.3f}, {speed(self.steps):.0f} tokens/s"
         self._progress.update(state.global_step, state.max_steps, note)
 
-    def quarantined(self, step: int, entries: Sequence[Quarantined], line: str) -> None:
+    def quarantined(self, step: int, entries: Sequence[QuarantineEntry], line: str) -> None:
         """Take note of sessions that are set aside."""
         self.event(quarantine_row(step, entries, line))
         self._say(line)
@@ -126,7 +131,7 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
             self._checkpoints.mark(state.global_step)
 
 
-def quarantine_row(step: int, entries: Sequence[Quarantined], line: str) -> dict[str, Any]:
+def quarantine_row(step: int, entries: Sequence[QuarantineEntry], line: str) -> dict[str, Any]:
     """The log's row for sessions that are left out from a step on."""
     ids = [entry.id for entry in entries]
     return {"event": QUARANTINED, "step": step, "ids": ids, "reason": entries[0].reason, "line": line}
@@ -141,7 +146,7 @@ WAITING = "interrupted: this step is finished and saved first; Ctrl-C again leav
 
 
 class Interrupt(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """The first Ctrl-C ends training after a checkpoint of the step that is being made, the second ends it at once."""
+    """First Ctrl-C: finishes the step, saves a checkpoint and ends training; second: ends at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say

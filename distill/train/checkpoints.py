@@ -1,4 +1,4 @@
-"""The checkpoints of a training run: which run each belongs to, whether it is whole, where to go on.
+"""Training checkpoints: identity of the run they belong to, integrity, and where to resume.
 
 `student/checkpoints/` holds `identity.json` (what decides the run's weights), and the last two `checkpoint-STEP/`. Of
 these, one counts that holds a mark, `distill.json`: the SHA-256 of the identity and of every file. The mark comes last,
@@ -78,15 +78,15 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.require_ours()
         self.folder.mkdir(parents=True, exist_ok=True)
-        told = self._told()
-        self.begun = told is not None and told.sha256 == self._sha256
+        info = self._told()
+        self.begun = info is not None and info.sha256 == self._sha256
         found = self._found()
         self.last = next((folder for folder in found if self._is_whole(folder)), None)
         if processes.is_first():
             _delete_after(self.step, found)
             write_json(self.folder / IDENTITY, asdict(self._identity))
-        if self.last is not None and told is not None and (moved := machine_changes(told, self._identity)):
-            self._say(f"since the last checkpoint, {'; '.join(moved)}: training goes on, but not bit for bit")
+        if self.last is not None and info is not None and (moved := machine_changes(info, self._identity)):
+            self._say(f"resuming, but not bit-for-bit: {'; '.join(moved)} changed since the last checkpoint")
         if self.last is not None:
             self._say(f"going on from step {self.step}")
 
@@ -150,9 +150,9 @@ class Checkpoints:
 
     def _told(self) -> Identity | None:
         """The identity of the run whose checkpoints these are."""
-        told = read_json(self.folder / IDENTITY)
-        fits = isinstance(told, dict) and told.keys() == asdict(self._identity).keys()
-        return Identity(**told) if fits else None
+        info = read_json(self.folder / IDENTITY)
+        fits = isinstance(info, dict) and info.keys() == asdict(self._identity).keys()
+        return Identity(**info) if fits else None
 
     def _require_same(self) -> None:
         old = self._told()
@@ -200,14 +200,14 @@ _LEFT_OUT = "(left out)"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """All that decides the weights of a run; JSON as it stands."""
+    """Everything that determines the weights of a run, as JSON values."""
 
     rows: list[list[str]]
     """Session id and SHA-256 of its ids and labels, in order."""
     settings: dict[str, Any]
     """By recipe key, such as `train.learning_rate`."""
     machine: dict[str, str]
-    """Device and package versions: another one goes on, but not bit for bit."""
+    """Device and package versions; with others, training resumes, but not bit-for-bit."""
 
     @property
     def sha256(self) -> str:
@@ -215,15 +215,15 @@ class Identity:
         return json_sha256([self.rows, self.settings])
 
 
-def identity_of(found: Examples, told: Mapping[str, Any], options: TrainOptions, seed: int) -> Identity:
-    """The identity of a run; `told` is what base.json says."""
+def identity_of(found: Examples, info: Mapping[str, Any], options: TrainOptions, seed: int) -> Identity:
+    """The identity of a run; `info` is what base.json says."""
     rows = [
         [id_, json_sha256([example.input_ids, example.labels])[:16]]
         for id_, example in zip(found.ids, found.examples, strict=True)
     ]
     given = {name: value for name, value in options.deciding().items() if name not in _without_effect(options)}
     settings = _flat(given, "train")
-    student = {f"student.{key}": told[key] for key in ("model", "fingerprint", "layers", "template")}
+    student = {f"student.{key}": info[key] for key in ("model", "fingerprint", "layers", "template")}
     machine = {"device": device.default_device().type, **{package: version(package) for package in PACKAGES}}
     return Identity(rows, {**student, **settings, "seed": seed}, machine)
 
@@ -244,9 +244,9 @@ def changes(old: Identity, new: Identity) -> list[str]:
     """What is another in `new`, one short text each; empty where a run can go on."""
     fields = sorted(old.settings.keys() | new.settings.keys())
     pairs = [(name, old.settings.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
-    told = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in pairs if was != now]
+    info = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in pairs if was != now]
     reread = any(name.startswith("student.") for name, was, now in pairs if was != now)
-    return told + _rows(old, new, reread=reread)
+    return info + _rows(old, new, reread=reread)
 
 
 def machine_changes(old: Identity, new: Identity) -> list[str]:
@@ -266,9 +266,9 @@ def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
         "removed": [id_ for id_ in was if id_ not in now],
         "changed": [] if reread else [id_ for id_ in now if id_ in was and was[id_] != now[id_]],
     }
-    told = [f"{len(ids)} {_count(ids)} {how} ({_names(ids)})" for how, ids in found.items() if ids]
-    moved = not told and not reread and old.rows != new.rows
-    return ["the rows are in another order"] if moved else told
+    info = [f"{len(ids)} {_count(ids)} {how} ({_names(ids)})" for how, ids in found.items() if ids]
+    moved = not info and not reread and old.rows != new.rows
+    return ["the rows are in another order"] if moved else info
 
 
 def _count(ids: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Turns sessions into examples, token ids and loss mask, each checked by the mask gate; says what is left out."""
+"""Converts sessions to token ids and loss masks, each checked; reports what is left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.errors import DistillError
 from distill.models import chat_template
 from distill.text.rouge_index import NoveltyIndex, comparable
 from distill.text.tokens import normalise
-from distill.train.mask_check import Checked, Gate, Row, UnspeltError
+from distill.train.mask_check import MaskGate, MaskReport, MaskRow, UnspeltError
 from distill.types import Message, Session
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ REPORT_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """What is trained on."""
+    """The training examples, and what was left out."""
 
     ids: list[str]
     """Of the sessions, one an example; `ID#2` is the second part of a session that was split."""
@@ -40,7 +40,7 @@ class Examples:
     """How many `sessions` were split, and into how many `parts`."""
     too_long: list[tuple[int, int]] = field(default_factory=list)
     """Tokens and pairs of each session that is left out for its length."""
-    checked: Checked = field(default_factory=Checked)
+    checked: MaskReport = field(default_factory=MaskReport)
     """What the mask gate has seen."""
 
     def lengths(self) -> list[int]:
@@ -56,7 +56,7 @@ def examples_of(
     Raises `MaskError` where the gate finds a fault, and `DistillError` when a session does not fit the template, when
     one is too long under `over_length: raise`, or when none is left.
     """
-    gate = Gate(template, tokenizer, train_on=options.train_on, lost_system=options.lost_system)
+    gate = MaskGate(template, tokenizer, train_on=options.train_on, lost_system=options.lost_system)
     found = Examples([], [], Counter(), checked=gate.checked)
     maker = _Maker(template, tokenizer, options, found)
     bar = progress or Silent()
@@ -83,8 +83,8 @@ def _why(found: Examples, options: TrainOptions) -> str:
         "empty": "have no answer (collect more)",
         "unspelt": "hold characters that the tokenizer does not know (take another student.model)",
     }
-    told = [f"{found.left_out[name]} {reason}" for name, reason in reasons.items() if found.left_out[name]]
-    return ", ".join(told) or "collect more"
+    info = [f"{found.left_out[name]} {reason}" for name, reason in reasons.items() if found.left_out[name]]
+    return ", ".join(info) or "collect more"
 
 
 def session_of(row: str) -> str:
@@ -93,12 +93,12 @@ def session_of(row: str) -> str:
 
 
 class _Maker:
-    """Makes the rows of one session at a time, and counts what it leaves out."""
+    """Converts sessions to examples one at a time, and counts what it leaves out."""
 
     def __init__(self, template: str, tokenizer: Any, options: TrainOptions, found: Examples) -> None:
         self._template, self._tokenizer, self._options, self._found = template, tokenizer, options, found
 
-    def rows(self, session: Session) -> Iterator[Row]:
+    def rows(self, session: Session) -> Iterator[MaskRow]:
         """The session's row, or those of its parts, or none."""
         if _has_empty_answer(session, self._options.train_on):
             self._found.left_out["empty"] += 1
@@ -116,7 +116,7 @@ class _Maker:
                 f"{self._options.max_length}; raise that, or set train.over_length to split or drop"
             )
 
-    def _row(self, session: Session) -> Row:
+    def _row(self, session: Session) -> MaskRow:
         truncated = bool(session.meta.get("truncated"))
         try:
             example = chat_template.encode(
@@ -128,17 +128,17 @@ class _Maker:
             )
         except DistillError as error:
             raise type(error)(f"session {session.id}: {error}") from error
-        return Row(session.id, session.messages, example, truncated)
+        return MaskRow(session.id, session.messages, example, truncated)
 
-    def _fits(self, row: Row) -> bool:
+    def _fits(self, row: MaskRow) -> bool:
         return len(row.example.input_ids) <= self._options.max_length
 
-    def _leave_out(self, row: Row) -> None:
+    def _leave_out(self, row: MaskRow) -> None:
         self._found.left_out["too_long"] += 1
         pairs = sum(message.role == "assistant" for message in row.messages)
         self._found.too_long.append((len(row.example.input_ids), pairs))
 
-    def _parts(self, session: Session, whole: Row) -> Iterator[Row]:
+    def _parts(self, session: Session, whole: MaskRow) -> Iterator[MaskRow]:
         """The rows of a session cut before questions, each with the system turn in front."""
         rows = [self._row(part) for part in self._divided(session)]
         fitting = [row for row in rows if self._fits(row)]
@@ -213,7 +213,7 @@ def notes(found: Examples, total: int, options: TrainOptions) -> Iterator[str]:
         yield f"{left_out['empty']} of {total} sessions have an empty answer and are left out"
     if left_out["unspelt"]:
         yield f"{left_out['unspelt']} rows hold characters that the tokenizer has no tokens for and are left out"
-    yield from _seen(found.checked)
+    yield from _mask_findings(found.checked)
 
 
 def _parts(found: Examples) -> str:
@@ -222,14 +222,14 @@ def _parts(found: Examples) -> str:
     return f"{parts} parts{beyond}"
 
 
-def _seen(checked: Checked) -> Iterator[str]:
-    told = (
+def _mask_findings(checked: MaskReport) -> Iterator[str]:
+    info = (
         (checked.merging, "have tokens as they will be generated, which one pass over the text would merge otherwise"),
         (checked.mentioning, "mention special tokens, which stay text in training"),
         (checked.joined, "have a system turn, which the template puts into the user's"),
         (checked.lost, "have a system turn, which the template leaves out (train.lost_system: accept)"),
     )
-    for rows, what in told:
+    for rows, what in info:
         if rows:
             yield f"{len(rows)} of {checked.rows} rows (such as {rows[0]}) {what}"
 
@@ -295,7 +295,7 @@ def _question(session: Session) -> str:
     return next((message.content for message in session.messages if message.role == "user"), "")
 
 
-def parted(
+def split_held_out(
     found: Examples, sessions: Sequence[Session], asked: int | None, seed: int
 ) -> tuple[Examples, list[Session]]:
     """What is trained on, and the sessions that are held out to watch it by.

@@ -1,4 +1,4 @@
-"""Measures one forward pass, backward pass and optimizer step of a training, in a process of its own.
+"""Measures one forward pass, backward pass and optimizer step in a separate process.
 
 There its memory can be told from ours, and running out of it ends nothing else. The job comes as JSON on standard
 input; what was measured is written as JSON to the file that it names.
@@ -27,8 +27,8 @@ SECONDS, STEPS = 15.0, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What one pass took; memory in bytes."""
+class StepMeasurement:
+    """Time and memory (bytes) of one step."""
 
     device: str
     """Such as `2 CPU threads`, or a GPU's name."""
@@ -57,10 +57,10 @@ class Measured:
 
 def rehearse(
     base: Path, kept: Sequence[int] | None, examples: Sequence[Example], options: TrainOptions, seed: int
-) -> Measured:
+) -> StepMeasurement:
     """Train on these examples, which make one pass, in a child process; nothing of it stays.
 
-    Raises `ModelError` where the child cannot do it, or where the system kills it, as it does when memory ends.
+    Raises `ModelError` where the child cannot do it, or where the system kills it, as on out-of-memory.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
@@ -73,18 +73,18 @@ def rehearse(
             "out": str(out),
         }
         ended = processes.run(processes.python("-m", "distill.train.dry_run"), given=json.dumps(job))
-        told = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    if "error" in told:
-        raise ModelError(told["error"])
-    if not told:
+        info = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if "error" in info:
+        raise ModelError(info["error"])
+    if not info:
         raise ModelError(_died(ended.returncode, ended.stderr, sum(len(example.input_ids) for example in examples)))
-    return Measured(**told)
+    return StepMeasurement(**info)
 
 
 def _died(code: int, errors: str, tokens: int) -> str:
     if code < 0:
         return (
-            f"a pass of {tokens} tokens was killed by the system (signal {-code}), which it does when memory ends; "
+            f"a pass of {tokens} tokens was killed by the system (signal {-code}), as it does on out-of-memory; "
             "lower train.micro_batch_tokens or train.max_length, or train a smaller student"
         )
     last = (errors.strip().splitlines() or ["nothing was said"])[-1]
@@ -98,22 +98,22 @@ def main() -> None:
     """Do the job of standard input."""
     job = json.load(sys.stdin)
     try:
-        told: dict[str, Any] = asdict(_measure(job))
+        info: dict[str, Any] = asdict(_measure(job))
     except DistillError as error:
-        told = {"error": str(error)}
+        info = {"error": str(error)}
     beside = Path(job["out"] + ".new")
-    beside.write_text(json.dumps(told), encoding="utf-8")
+    beside.write_text(json.dumps(info), encoding="utf-8")
     os.replace(beside, job["out"])
 
 
-def _measure(job: dict[str, Any]) -> Measured:
+def _measure(job: dict[str, Any]) -> StepMeasurement:
     from collections import Counter
 
     from distill.models import loading
     from distill.models.third_party import in_our_words, quiet
     from distill.train.build import build
     from distill.train.dataset import Examples
-    from distill.train.packing import Plan
+    from distill.train.packing import PackingPlan
 
     base = Path(job["base"])
     examples = [Example(ids, labels) for ids, labels in job["examples"]]
@@ -131,12 +131,12 @@ def _measure(job: dict[str, Any]) -> Measured:
             say=_nothing,
             callbacks=[watch],
         )
-        trainer.plan = Plan((tuple(range(len(examples))),) * STEPS, epochs=1)
+        trainer.plan = PackingPlan((tuple(range(len(examples))),) * STEPS, epochs=1)
         trainer.args.save_strategy = "no"
         trainer.train()
     lengths = found.lengths()
     tokens = sum(lengths) if trainer.padding_free else len(lengths) * max(lengths)
-    measured: Measured = watch.measured(tokens, trainer.micro_tokens)
+    measured: StepMeasurement = watch.measured(tokens, trainer.micro_tokens)
     return measured
 
 
@@ -144,8 +144,8 @@ def _watch() -> Any:
     import torch
     from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
-        """Takes times and memory at a step's turning points."""
+    class StepTimer(TrainerCallback):  # type: ignore[misc]  # the library has no types
+        """Records time and memory at the boundaries of a step's phases."""
 
         def __init__(self) -> None:
             self.memory = _Gpu() if torch.cuda.is_available() else _Resident()
@@ -176,10 +176,10 @@ def _watch() -> Any:
                 torch.cuda.synchronize()
             return time.monotonic()
 
-        def measured(self, tokens: int, micro_tokens: int) -> Measured:
+        def measured(self, tokens: int, micro_tokens: int) -> StepMeasurement:
             """What was seen; the fastest step after the warm-up."""
             seconds, optimizer = min(self.steps[1:] or self.steps)
-            return Measured(
+            return StepMeasurement(
                 device=self.memory.name(),
                 tokens=tokens,
                 seconds=seconds,
@@ -191,11 +191,11 @@ def _watch() -> Any:
                 micro_tokens=micro_tokens,
             )
 
-    return Watch()
+    return StepTimer()
 
 
 class _Resident:
-    """Resident memory of this process; where the system has no peak that can be reset, the one since its start."""
+    """Peak resident memory of this process; since its start where the peak cannot be reset."""
 
     def __init__(self) -> None:
         self.before = self.loading = 0

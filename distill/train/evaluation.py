@@ -1,4 +1,4 @@
-"""Looks at the student while it learns: on held-out sessions, in numbers and in three answers beside the teacher's.
+"""Evaluation during training: metrics on held-out sessions, and three answers beside the teacher's.
 
 The sessions come out of the kept rows and are not trained on; the test split stays unseen, so that what is chosen by
 these numbers (early stopping, the best weights) does not flatter the comparison.
@@ -29,12 +29,12 @@ from distill.core.jsonl import append, cut
 from distill.engine.providers import Reply
 from distill.models import chat_template
 from distill.models.generation import answer
-from distill.models.likelihood import Scored, loglikelihoods
+from distill.models.likelihood import ContinuationScores, loglikelihoods
 from distill.models.quantization import unpacked
 from distill.train.callbacks import Log
 from distill.train.options import EarlyStopping
 from distill.train.sft_trainer import random_state, restore
-from distill.train.spike_guard import Guarded
+from distill.train.spike_guard import SpikeGuardTrainer
 from distill.types import Message, Request, Sampling, Session
 
 SAMPLES = "samples.jsonl"
@@ -45,8 +45,8 @@ EVALUATIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A held-out session, divided where the teacher's last answer begins."""
+class HeldOutSession:
+    """A held-out session, split where the teacher's last answer begins."""
 
     id: str
     messages: tuple[Message, ...]
@@ -55,7 +55,7 @@ class Held:
     """Of that answer, its end token excluded."""
 
 
-def held_of(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[Held]:
+def held_of(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[HeldOutSession]:
     """The sessions as they are asked; those without an answer are left out."""
     found = []
     for session in sessions:
@@ -63,7 +63,7 @@ def held_of(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[
         tokens = len(chat_template.encode(session.messages, template, tokenizer, truncated=True).input_ids)
         tokens -= len(chat_template.prompt_ids(before, template, tokenizer))
         if tokens > 0:
-            found.append(Held(session.id, tuple(before), last.content, tokens))
+            found.append(HeldOutSession(session.id, tuple(before), last.content, tokens))
     return found
 
 
@@ -72,22 +72,22 @@ def every(asked: int | None, steps: int) -> int:
     return asked if asked is not None else max(1, math.ceil(steps / EVALUATIONS))
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Evaluates every `every` steps and after the last one; training goes on as if nothing had been."""
+class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library has no types
+    """Evaluates every `every` steps and after the last; leaves the training state unchanged."""
 
     def __init__(
         self,
-        held: Sequence[Held],
+        held: Sequence[HeldOutSession],
         folder: Path,
-        trainer: Guarded,
+        trainer: SpikeGuardTrainer,
         log: Log,
         *,
         every: int,
         template: str,
         tokenizer: Any,
         max_tokens: int,
-        stopping: Stopping | None,
-        best: Best | None,
+        stopping: StopCallback | None,
+        best: BestCheckpoint | None,
         say: Callable[[str], None],
     ) -> None:
         self._held, self._trainer, self._log, self._every = held, trainer, log, every
@@ -133,7 +133,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
         """Nats a token of the teacher's answers; what cannot be scored does not count."""
         pairs = [(one.messages, one.teacher) for one in self._held]
         found = loglikelihoods(self._trainer.model, self._tokenizer, self._template, pairs)
-        scored = [one for one in found if isinstance(one, Scored)]
+        scored = [one for one in found if isinstance(one, ContinuationScores)]
         tokens = sum(len(one.logprobs) for one in scored)
         return -sum(one.total for one in scored) / tokens if tokens else None
 
@@ -145,13 +145,13 @@ class Watch(TrainerCallback):  # type: ignore[misc]  # the library has no types
             replies = answer(self._trainer.model, self._tokenizer, self._template, asked)
         return [reply if isinstance(reply, Reply) else Reply() for reply in replies]
 
-    def _ratio(self, asked: Sequence[Held], answers: Sequence[Reply]) -> float | None:
+    def _ratio(self, asked: Sequence[HeldOutSession], answers: Sequence[Reply]) -> float | None:
         most = self._max_tokens
         wanted = sum(min(one.tokens, most) for one in asked)
         written = sum(reply.usage.completion_tokens - (reply.finish == "stop") for reply in answers if reply.usage)
         return written / wanted if wanted and answers else None
 
-    def _shown(self, step: int, asked: Sequence[Held], answers: Sequence[Reply]) -> Iterator[dict[str, Any]]:
+    def _shown(self, step: int, asked: Sequence[HeldOutSession], answers: Sequence[Reply]) -> Iterator[dict[str, Any]]:
         for one, reply in list(zip(asked, answers, strict=True))[:SHOWN]:
             yield {
                 "step": step,
@@ -174,12 +174,12 @@ def stop_rate(answers: Sequence[Reply]) -> float | None:
 
 def line(row: dict[str, Any]) -> str:
     """An evaluation in one line."""
-    told = [f"held-out NLL {row['eval_loss']:.3f} nats a token"] if row["eval_loss"] is not None else []
+    info = [f"held-out NLL {row['eval_loss']:.3f} nats a token"] if row["eval_loss"] is not None else []
     if row["stop_rate"] is not None:
-        told.append(f"{row['stop_rate']:.0%} of answers stop")
+        info.append(f"{row['stop_rate']:.0%} of answers stop")
     if row["length_ratio"] is not None:
-        told.append(f"{row['length_ratio']:.2f} times the teacher's length")
-    return f"step {row['step']}/{row['steps']}: {', '.join(told)} ({row['rows']} rows, {row['seconds']:.0f} s)"
+        info.append(f"{row['length_ratio']:.2f} times the teacher's length")
+    return f"step {row['step']}/{row['steps']}: {', '.join(info)} ({row['rows']} rows, {row['seconds']:.0f} s)"
 
 
 @contextmanager
@@ -224,8 +224,8 @@ def best_of(events: Sequence[dict[str, Any]], watch: str, *, min_delta: float = 
     return best
 
 
-class Stopping:
-    """Ends training when evaluations get no better."""
+class StopCallback:
+    """Ends training when evaluations stop improving."""
 
     def __init__(self, options: EarlyStopping) -> None:
         self._options = options
@@ -237,12 +237,12 @@ class Stopping:
         since = len(rows) - 1 - (best if best is not None else -1)
         if since < patience:
             return ""
-        told = f"since step {rows[best]['step']}" if best is not None else "so far"
-        return f"early stopping: no better {watch} {told}, in {since} evaluations (train.early_stopping.patience)"
+        info = f"since step {rows[best]['step']}" if best is not None else "so far"
+        return f"early stopping: no better {watch} {info}, in {since} evaluations (train.early_stopping.patience)"
 
 
-class Best:
-    """Keeps what has been learnt at the best evaluation, in safetensors beside the checkpoints."""
+class BestCheckpoint:
+    """Saves the trainable weights of the best evaluation, in safetensors."""
 
     def __init__(self, folder: Path, watch: str) -> None:
         self._folder, self._watch = folder, watch

@@ -1,4 +1,4 @@
-"""Trains a student on kept sessions: (Q)LoRA through TRL, with our own ids and loss mask, exactly resumable."""
+"""The training run: (Q)LoRA or full fine-tuning through TRL, with our own loss mask, resumable bit for bit."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from distill.models.device import free_memory
 from distill.models.pruning import kept_layers, least_changing
 from distill.models.quantization import require_right_gradients
 from distill.models.third_party import in_our_words, quiet
-from distill.models.token_bytes import Shown, shown, write_masks
+from distill.models.token_bytes import MarkedExample, shown, write_masks
 from distill.train.build import build
 from distill.train.callbacks import TRAIN_LOG, Interrupt, Log, quarantine_row, speed
 from distill.train.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, identity_of, require_space
-from distill.train.dataset import Examples, checked_examples, parted
-from distill.train.evaluation import Best, Stopping, Watch, every, held_of
+from distill.train.dataset import Examples, checked_examples, split_held_out
+from distill.train.evaluation import BestCheckpoint, EvaluationCallback, StopCallback, every, held_of
 from distill.train.lora import state_of
 from distill.train.memory import STATE_BYTES
 from distill.train.options import TrainOptions
 from distill.train.saving import save
-from distill.train.spike_guard import Guarded, RolledBack
-from distill.train.spikes import Quarantine, Quarantined, Spikes, most_quarantined
+from distill.train.spike_guard import RolledBack, SpikeGuardTrainer
+from distill.train.spikes import Quarantine, QuarantineEntry, Spikes, most_quarantined
 from distill.train.trackers import require_trackers, trackers
 from distill.types import Session
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training run did."""
+    """Results of a training run."""
 
     rows: int
     """Sessions trained on."""
@@ -53,7 +53,7 @@ class TrainResult:
     near_held: int
     """Sessions left out because their question is near to that of a held-out one."""
     quarantined: int
-    """Sessions that were set aside on the way, for the loss they brought about; see quarantined.jsonl."""
+    """Sessions excluded during training because of their loss; see quarantined.jsonl."""
     tokens: int
     """Tokens of the sessions trained on, once."""
     trained_tokens: int
@@ -82,7 +82,7 @@ def train(
     fresh: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
-    show: Callable[[Shown], None] | None = None,
+    show: Callable[[MarkedExample], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train and leave a student in `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
@@ -103,12 +103,12 @@ def train(
     tokenizer = loading.load_tokenizer(base)
     found = checked_examples(sessions, template, tokenizer, options, tell)
     _show(found, template, tokenizer, options, student_folder, show or _nothing)
-    taught, held = parted(found, sessions, options.eval_rows, seed)
+    taught, held = split_held_out(found, sessions, options.eval_rows, seed)
     kept = _kept_layers(base, layers, prune_by, taught, tell)
-    told: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
-    told |= {"quantised": options.method == "qlora", "method": options.method}
-    job = Job(student_folder, base, kept, tokenizer, template, taught, held, told, options, seed, callbacks)
-    checkpoints = Checkpoints(student_folder, identity_of(taught, told, options, seed), tell)
+    info: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
+    info |= {"quantised": options.method == "qlora", "method": options.method}
+    job = TrainingJob(student_folder, base, kept, tokenizer, template, taught, held, info, options, seed, callbacks)
+    checkpoints = Checkpoints(student_folder, identity_of(taught, info, options, seed), tell)
     if not fresh:
         checkpoints.require_ours()
     with quiet(), in_our_words(student_folder):
@@ -117,8 +117,8 @@ def train(
 
 
 def _attempts(
-    job: Job, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None], *, fresh: bool
-) -> Done:
+    job: TrainingJob, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None], *, fresh: bool
+) -> TrainingOutcome:
     """Try, and go back before a step that hurt the weights, until the run is through."""
     while True:
         try:
@@ -133,7 +133,12 @@ def _attempts(
 
 
 def _show(
-    found: Examples, template: str, tokenizer: Any, options: TrainOptions, folder: Path, show: Callable[[Shown], None]
+    found: Examples,
+    template: str,
+    tokenizer: Any,
+    options: TrainOptions,
+    folder: Path,
+    show: Callable[[MarkedExample], None],
 ) -> None:
     if not processes.is_first():
         return
@@ -159,7 +164,7 @@ def _kept_layers(
     return list(kept)
 
 
-def _result(found: Examples, job: Job, done: Done) -> TrainResult:
+def _result(found: Examples, job: TrainingJob, done: TrainingOutcome) -> TrainResult:
     steps = done.log.steps
     tail = steps[-max(1, len(steps) // 10) :]
     return TrainResult(
@@ -179,7 +184,7 @@ def _result(found: Examples, job: Job, done: Done) -> TrainResult:
     )
 
 
-def _nothing(told: object) -> None:
+def _nothing(info: object) -> None:
     """Say nothing."""
 
 
@@ -187,8 +192,8 @@ QUARANTINE = "quarantined.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be trained on what."""
+class TrainingJob:
+    """Inputs of a training run."""
 
     folder: Path
     """The student's."""
@@ -208,18 +213,18 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What an attempt that came to its end says."""
+class TrainingOutcome:
+    """Results of an attempt that reached its end."""
 
     log: Log
-    quarantined: list[Quarantined]
+    quarantined: list[QuarantineEntry]
     best_step: int | None
     """Whose weights the student has, where the best were asked for."""
 
 
 def attempt(
-    job: Job, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None], *, fresh: bool = False
-) -> Done:
+    job: TrainingJob, checkpoints: Checkpoints, progress: Progress, say: Callable[[str], None], *, fresh: bool = False
+) -> TrainingOutcome:
     """Train, and write the student. Raises `RolledBack` where it is to be done again from an earlier checkpoint."""
     trainer = build(
         job.base,
@@ -253,11 +258,11 @@ def attempt(
     best_step = best.load(trainer.model, log.events) if best is not None else None
     save(trainer, job.tokenizer, job.template, job.told, job.folder, first=first)
     trainer.accelerator.end_training()
-    return Done(log, quarantine.entries, best_step)
+    return TrainingOutcome(log, quarantine.entries, best_step)
 
 
-def _bytes_to_write(job: Job, trainer: Guarded) -> int:
-    """About what the student and its checkpoints take: what learns, the optimizer's state of it, and the tokenizer."""
+def _bytes_to_write(job: TrainingJob, trainer: SpikeGuardTrainer) -> int:
+    """Approximate size of student and checkpoints: trainable weights, optimizer state, tokenizer."""
     weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
     student: int = sum(weight.numel() * weight.element_size() for weight in weights)
     state: int = sum(weight.numel() for weight in weights) * STATE_BYTES[job.options.optimizer]
@@ -266,13 +271,13 @@ def _bytes_to_write(job: Job, trainer: Guarded) -> int:
     return student + tokenizer + saved * (student + state + tokenizer)
 
 
-def set_aside(job: Job, step: int, entries: Sequence[Quarantined], line: str) -> None:
+def set_aside(job: TrainingJob, step: int, entries: Sequence[QuarantineEntry], line: str) -> None:
     """Leave sessions out from a step on, as of the next attempt."""
     append(job.folder / QUARANTINE, entries)
     append(job.folder / TRAIN_LOG, [quarantine_row(step, entries, line)])
 
 
-def _guard(job: Job, trainer: Guarded, checkpoints: Checkpoints, log: Log) -> Quarantine:
+def _guard(job: TrainingJob, trainer: SpikeGuardTrainer, checkpoints: Checkpoints, log: Log) -> Quarantine:
     """Sessions that were set aside stay so when the same run goes on."""
     path = job.folder / QUARANTINE
     entries = list(whole_rows(path)) if checkpoints.begun else []
@@ -295,7 +300,9 @@ def _guard(job: Job, trainer: Guarded, checkpoints: Checkpoints, log: Log) -> Qu
     return quarantine
 
 
-def _watch(job: Job, trainer: Guarded, checkpoints: Checkpoints, log: Log, say: Callable[[str], None]) -> Best | None:
+def _watch(
+    job: TrainingJob, trainer: SpikeGuardTrainer, checkpoints: Checkpoints, log: Log, say: Callable[[str], None]
+) -> BestCheckpoint | None:
     """Have the run watched, where there are rows to watch it by."""
     options = job.options
     held = held_of(job.held, job.template, job.tokenizer)
@@ -303,10 +310,10 @@ def _watch(job: Job, trainer: Guarded, checkpoints: Checkpoints, log: Log, say: 
     if not (held and steps):
         _require_nothing_watched(options, len(job.found.ids))
         return None
-    best = Best(checkpoints.folder, options.best) if options.best is not None else None
+    best = BestCheckpoint(checkpoints.folder, options.best) if options.best is not None else None
     if best is not None and trainer.is_fsdp_enabled:
         raise RecipeError("train.best keeps whole weights, and FSDP divides them over processes; leave it out there")
-    watch = Watch(
+    watch = EvaluationCallback(
         held,
         job.folder,
         trainer,
@@ -315,7 +322,7 @@ def _watch(job: Job, trainer: Guarded, checkpoints: Checkpoints, log: Log, say: 
         template=job.template,
         tokenizer=job.tokenizer,
         max_tokens=options.eval_tokens,
-        stopping=Stopping(options.early_stopping) if options.early_stopping is not None else None,
+        stopping=StopCallback(options.early_stopping) if options.early_stopping is not None else None,
         best=best,
         say=say,
     )

@@ -1,4 +1,4 @@
-"""The adapter of (Q)LoRA: made as the recipe asks, trained in float32, saved for the base as it was."""
+"""LoRA adapters: initialisation, float32 training, and saving for the unmodified base."""
 
 from __future__ import annotations
 

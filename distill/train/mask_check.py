@@ -1,4 +1,4 @@
-"""The mask gate: before the first step, every row's mask is checked by another way than the one it was made by.
+"""Verifies every row's loss mask by a second method before the first step.
 
 `models.chat_template` masks by rendering a conversation piece by piece. Here all of it is rendered at once
 by the template that is saved with the student; a second rendering, in which every message stands between two
@@ -27,12 +27,12 @@ _PRIVATE = (0xF0000, 0xF8000, 0x100000, 0x108000)
 
 
 class UnspeltError(MaskError):
-    """A row holds characters that the tokenizer has no tokens for, so that it cannot be learnt as it stands."""
+    """A row contains characters that the tokenizer cannot encode."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One example, and what it was made of."""
+class MaskRow:
+    """One example with the session it was made from."""
 
     id: str
     """The session's; with `#2` behind it for the second part of a session that was split."""
@@ -43,8 +43,8 @@ class Row:
 
 
 @dataclass(slots=True)
-class Checked:
-    """What the gate has seen."""
+class MaskReport:
+    """Findings of the mask check."""
 
     rows: int = 0
     merging: list[str] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Checked:
 
 
 class _Letters:
-    """Where the characters of a text that are no white space stand, in bytes, by their number among them."""
+    """Maps the n-th non-whitespace character to its byte offsets."""
 
     def __init__(self, text: str) -> None:
         self._text, self._plain = text, text.isascii()
@@ -87,7 +87,7 @@ class _Letters:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What a row's tokens spell, and where each starts and ends, in bytes."""
+    """The text of a row's tokens, with the byte offsets of each."""
 
     text: str
     starts: list[int]
@@ -100,7 +100,7 @@ class _Text:
     """Whether the text is the template's to the letter; else only but for white space."""
 
 
-class Gate:
+class MaskGate:
     """Checks rows against one template."""
 
     def __init__(
@@ -112,9 +112,9 @@ class Gate:
         self.spelling = Spelling(tokenizer)
         self._special = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._frames: dict[tuple[str, ...], list[int]] = {}
-        self.checked = Checked()
+        self.checked = MaskReport()
 
-    def check(self, row: Row) -> None:
+    def check(self, row: MaskRow) -> None:
         """Raise `MaskError`, with the row's id and the token, where a mask is not what the template asks for.
 
         It is `UnspeltError` where that is no fault of the mask, but of a character.
@@ -143,7 +143,7 @@ class Gate:
 
     # Tokens and text
 
-    def _check_labels(self, row: Row) -> None:
+    def _check_labels(self, row: MaskRow) -> None:
         ids, labels = row.example.input_ids, row.example.labels
         if len(ids) != len(labels):
             raise self._fault(row, f"{len(ids)} tokens and {len(labels)} labels; expected as many")
@@ -153,7 +153,7 @@ class Gate:
         if not row.example.trained:
             raise self._fault(row, "no token is trained")
 
-    def _check_text(self, row: Row, rendered: str, natural: Sequence[int]) -> _Text:
+    def _check_text(self, row: MaskRow, rendered: str, natural: Sequence[int]) -> _Text:
         """The row's tokens, joined, against the whole that the template renders."""
         pieces = self.spelling.pieces(row.example.input_ids)
         spelt = b"".join(pieces).decode("utf-8", "backslashreplace")
@@ -174,17 +174,17 @@ class Gate:
         ends = list(accumulate(map(len, pieces)))
         return _Text(spelt, [0, *ends[:-1]], ends, _Letters(spelt), readable, exact)
 
-    def _parting(self, row: Row, pieces: Sequence[bytes], expected: str) -> str:
+    def _parting(self, row: MaskRow, pieces: Sequence[bytes], expected: str) -> str:
         """Where tokens and template part."""
         wanted, spelt = expected.encode(), b"".join(pieces)
         parting = next((at for at, (a, b) in enumerate(zip_longest(spelt, wanted)) if a != b), 0)
         place = bisect_right(list(accumulate(map(len, pieces))), parting)
         there = wanted[parting : parting + 40].decode("utf-8", "ignore")
-        told = self._told(row, min(place, len(pieces) - 1))
+        info = self._told(row, min(place, len(pieces) - 1))
         has = f"does not spell what the template has: {_quoted(there)}" if there else "stands behind the template's end"
-        return f"{told} {has}"
+        return f"{info} {has}"
 
-    def _check_ids(self, row: Row, rendered: str, text: _Text, natural: Sequence[int]) -> None:
+    def _check_ids(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> None:
         """Joined parts against the whole: what differs must be a message's special token, or a merge at an edge."""
         ids = row.example.input_ids
         if ids == list(natural[: len(ids)]):
@@ -199,7 +199,7 @@ class Gate:
         other = _quoted(self.spelling.pieces([natural[at]])[0].decode("utf-8", "backslashreplace"))
         raise self._fault(row, f"{self._told(row, at)} is {other} (id {natural[at]}) in one pass over the whole text")
 
-    def _merges(self, row: Row, rendered: str, text: _Text, natural: Sequence[int]) -> bool:
+    def _merges(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> bool:
         """Whether a token of the whole reaches over an answer's edge, or the whole cut there has the row's tokens."""
         edges = self._edges(row, rendered, text)
         if not set(edges) <= set(accumulate(map(len, self.spelling.pieces(natural)))):
@@ -209,7 +209,7 @@ class Gate:
         ids = [id_ for part in parts for id_ in self._tokenizer.encode(part, add_special_tokens=False)]
         return ids == row.example.input_ids
 
-    def _edges(self, row: Row, rendered: str, text: _Text) -> list[int]:
+    def _edges(self, row: MaskRow, rendered: str, text: _Text) -> list[int]:
         """Where, in bytes, training begins and ends, and where the answers begin that are not trained."""
         trained = [label != IGNORED for label in row.example.labels]
         edges = {text.starts[at] for at in range(1, len(trained)) if trained[at] != trained[at - 1]}
@@ -219,10 +219,10 @@ class Gate:
                 edges.add(len(prompt.encode()))
         return sorted(edge for edge in edges if 0 < edge < text.ends[-1])
 
-    def _mentions(self, row: Row) -> bool:
+    def _mentions(self, row: MaskRow) -> bool:
         return any(token in message.content for message in row.messages for token in self._special.values())
 
-    def _check_special(self, row: Row) -> None:
+    def _check_special(self, row: MaskRow) -> None:
         """The row's special tokens against those of the same turns with nothing in them."""
         frame = self._frame(tuple(message.role for message in row.messages))
         places = [at for at, id_ in enumerate(row.example.input_ids) if id_ in self._special]
@@ -239,7 +239,7 @@ class Gate:
 
     # Turns
 
-    def _check_turns(self, row: Row, rendered: str, text: _Text) -> dict[int, int]:
+    def _check_turns(self, row: MaskRow, rendered: str, text: _Text) -> dict[int, int]:
         """No turn is lost; returns where each answer ends, as a number of characters that are no white space."""
         marks, framed = self._framed(row)
         found = _places(framed, marks)
@@ -253,7 +253,7 @@ class Gate:
             found = _places(self.spelling.readable(framed), marks)
         return {at: found[2 * at + 1] for at in range(len(row.messages)) if 2 * at + 1 in found}
 
-    def _framed(self, row: Row) -> tuple[re.Pattern[str], str]:
+    def _framed(self, row: MaskRow) -> tuple[re.Pattern[str], str]:
         """The conversation with every message between two marks, rendered; and what finds the marks, in their order."""
         count, contents = 2 * len(row.messages), "".join(message.content for message in row.messages)
         classes = {base: re.compile(f"[{chr(base)}-{chr(base + count - 1)}]") for base in _PRIVATE}
@@ -264,7 +264,7 @@ class Gate:
         ]
         return classes[base], self._render(framed)
 
-    def _check_lost(self, row: Row, at: int) -> None:
+    def _check_lost(self, row: MaskRow, at: int) -> None:
         role, content = row.messages[at].role, row.messages[at].content
         if role == "assistant":
             return  # answers are looked for one by one
@@ -277,7 +277,7 @@ class Gate:
             f"student.template to chatml{remedy}"
         )
 
-    def _note_joined(self, row: Row, framed: str, marks: re.Pattern[str]) -> None:
+    def _note_joined(self, row: MaskRow, framed: str, marks: re.Pattern[str]) -> None:
         """Note a system turn that no special token parts from the question behind it."""
         found = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
         if row.messages[0].role == "system" and {1, 2} <= found.keys() and self._name == "own":
@@ -287,7 +287,7 @@ class Gate:
 
     # The mask
 
-    def _wanted(self, row: Row, rendered: str, text: _Text, ends: dict[int, int]) -> list[range]:
+    def _wanted(self, row: MaskRow, rendered: str, text: _Text, ends: dict[int, int]) -> list[range]:
         """The tokens of each answer that is to be trained, its end token among them."""
         answers = [at for at, message in enumerate(row.messages) if message.role == "assistant"]
         wanted = answers if self._train_on == "all" else answers[-1:]
@@ -295,7 +295,7 @@ class Gate:
             raise self._fault(row, f"the answer in turn {empty[0] + 1} is empty")
         return [self._answer(row, rendered, text, at, ends.get(at)) for at in wanted]
 
-    def _answer(self, row: Row, rendered: str, text: _Text, at: int, end: int | None) -> range:
+    def _answer(self, row: MaskRow, rendered: str, text: _Text, at: int, end: int | None) -> range:
         prompt = self._render(row.messages[:at], prompt=True)
         if not rendered.startswith(prompt):
             raise self._fault(row, f"turn {at + 1} follows another prompt in the whole text than when it is asked for")
@@ -315,7 +315,7 @@ class Gate:
                 return range(first, place + 1)
         raise self._fault(row, f"{self._told(row, last)} is the last of an answer, and no end token follows")
 
-    def _first(self, row: Row, text: _Text, begin: int, exact: int | None) -> int:
+    def _first(self, row: MaskRow, text: _Text, begin: int, exact: int | None) -> int:
         """The answer's first token: where its prompt ends, or, in a text that differs in spaces, about there."""
         least = text.letters.end(begin - 1) if begin else 0
         most = text.letters.start(begin) if begin < len(text.letters) else text.ends[-1]
@@ -329,14 +329,14 @@ class Gate:
             place += 1  # white space that may belong to either
         return place
 
-    def _cut(self, row: Row, text: _Text, first: int, last: int) -> range:
+    def _cut(self, row: MaskRow, text: _Text, first: int, last: int) -> range:
         """All tokens from the first on; after the answer's last there is white space at most."""
         rest = text.text.encode()[text.ends[last] :]
         if rest.decode(errors="ignore").strip():
             raise self._fault(row, f"{self._told(row, last + 1)} follows an answer that was cut off")
         return range(first, len(row.example.input_ids))
 
-    def _check_mask(self, row: Row, text: _Text, wanted: Sequence[range]) -> None:
+    def _check_mask(self, row: MaskRow, text: _Text, wanted: Sequence[range]) -> None:
         meant = set(chain.from_iterable(wanted))
         last = {answer[-1] for answer in wanted}
         for place, label in enumerate(row.example.labels):
@@ -347,12 +347,12 @@ class Gate:
             what = "ends an answer" if place in last else "belongs to an answer"
             raise self._fault(row, f"{self._told(row, place)} {what}, and is not trained")
 
-    def _told(self, row: Row, place: int) -> str:
+    def _told(self, row: MaskRow, place: int) -> str:
         id_ = row.example.input_ids[place]
         name = _quoted(self.spelling.pieces([id_])[0].decode("utf-8", "backslashreplace"))
         return f"token {place + 1} of {len(row.example.input_ids)}, {name} (id {id_}),"
 
-    def _fault(self, row: Row, what: str) -> MaskError:
+    def _fault(self, row: MaskRow, what: str) -> MaskError:
         return MaskError(
             f"mask gate: session {row.id}: {what} (template {self._name}); nothing is trained: leave the row out by a "
             "rule of curate, or use another student.template"

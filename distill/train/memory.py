@@ -1,4 +1,4 @@
-"""How much memory training takes, by formula, and how to lay it out on a GPU; loads no torch.
+"""Memory estimates of training by formula, and how to fit a step on a GPU; loads no torch.
 
 The terms are those of a step as `kernels` and `attention` compute it. tests/benchmarks/train_memory.py holds the sum
 against what four trainings take on a CPU.
@@ -33,13 +33,13 @@ LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 GPU_HOLES = 0.04
 """Of the activations, what a GPU's allocator takes besides, with segments that grow."""
 HEAP_HOLES, LAYERS_OF_HOLES = 1.0, 4
-"""What glibc's heap keeps in holes below 32 MB: as much again as the activations of layers that are kept whole, and,
+"""Heap fragmentation (glibc, allocations under 32 MB): as much again as the activations of layers that are kept whole, and,
 where layers are computed again, what four of them take while they are. Fitted to the peaks of six trainings."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of a model that its memory and its work follow from."""
+    """Model dimensions that determine memory and work."""
 
     hidden: int
     intermediate: int
@@ -105,7 +105,7 @@ def shape_in(folder: Path, *, layers: int | None = None) -> Shape | None:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What is decided about a training run, as far as memory goes."""
+    """Training settings that determine memory."""
 
     method: Method = "qlora"
     r: int = 16
@@ -125,7 +125,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, by what they hold at the worst moment of a step."""
+    """Bytes by purpose at the peak of a step."""
 
     base: float
     """Weights that do not learn."""
@@ -291,7 +291,7 @@ save on unpacking 4-bit weights."""
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How the passes of a step are computed."""
+    """How a step's passes are computed so that they fit."""
 
     tokens: int
     """Most in a forward pass."""

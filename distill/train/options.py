@@ -1,4 +1,4 @@
-"""The options of training, as a recipe's `train` section gives them; loads no torch."""
+"""Options of the recipe's `train` section; loads no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill.recipe import Options
+from distill.recipe import BaseOptions
 from distill.run.students import WITHOUT_EFFECT
 
 RESIDUAL = ("pissa", "olora")
@@ -18,7 +18,7 @@ LEARNING_RATES = {"qlora": 5e-4, "lora": 5e-4, "full": 2e-5}
 is what Alpaca, Vicuna, WizardLM and Tülu 2 published for 7B."""
 
 
-class LoraOptions(Options):
+class LoraOptions(BaseOptions):
     """The adapter that learns; it sits on every linear layer but the output head."""
 
     r: Annotated[int, Field(ge=1, le=1024)] = 16
@@ -46,15 +46,15 @@ Watched = Literal["nll", "stop_rate", "length_ratio"]
 themselves, and a length nearer to the teacher's."""
 
 
-class GuardOptions(Options):
-    """When a step is not taken: its loss is no number, its gradient is none, or its loss has leapt.
+class GuardOptions(BaseOptions):
+    """When to reject a step: non-finite loss or gradient, or a loss spike.
 
     The sessions to blame are then set aside in quarantined.jsonl, and the step is done again without them.
     """
 
     spike: Annotated[float, Field(ge=0)] = 8.0
-    """A loss has leapt when it is above the median of the last `window` steps by so many of their standard deviations
-    (told robustly, from the median change between two steps), and by `spike_nats`; 0 looks for no leaps."""
+    """A loss is a spike when it exceeds the median of the last `window` steps by this many standard deviations
+    (estimated robustly from the median change between two steps), and by `spike_nats`; 0 turns the check off."""
     spike_nats: Annotated[float, Field(ge=0)] = 1.0
     """Nats a token by which a loss has to leap at least."""
     window: Annotated[int, Field(ge=8, le=10_000)] = 32
@@ -64,8 +64,8 @@ class GuardOptions(Options):
     out."""
 
 
-class EarlyStopping(Options):
-    """When training ends before its last step."""
+class EarlyStopping(BaseOptions):
+    """When to end training before its last step."""
 
     watch: Watched = "nll"
     patience: Annotated[int, Field(ge=1)] = 2
@@ -74,8 +74,8 @@ class EarlyStopping(Options):
     """What a value has to be better by to count as better."""
 
 
-class TrainOptions(Options):
-    """How the student is trained."""
+class TrainOptions(BaseOptions):
+    """Options of training."""
 
     method: Literal["qlora", "lora", "full"] = "qlora"
     """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both
@@ -118,7 +118,7 @@ class TrainOptions(Options):
     """Sessions in one optimizer step, in place of `batch_tokens`; 128 is usual in the field, for large sets."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most tokens in one forward pass: 512 on a CPU and what memory holds on a GPU when left out; a step takes as many
-    passes as it needs. Where memory ends, it is halved and the step is done again: the steps stay the same."""
+    passes as it needs. On out-of-memory, it is halved and the step is repeated: the steps stay the same."""
     packing: Literal["best_fit", "none"] = "best_fit"
     """`best_fit` lays sessions end to end in a forward pass, none seeing another; `none` pads them to one length."""
     group_by_length: bool = False

@@ -1,4 +1,4 @@
-"""How examples are laid into optimizer steps, and a step into forward passes; loads no torch."""
+"""Assigns examples to optimizer steps, and a step to forward passes; loads no torch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ MEGABATCH_STEPS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Which examples each optimizer step of a run takes; forward passes do not enter into it."""
+class PackingPlan:
+    """Assignment of examples to optimizer steps; independent of forward passes."""
 
     steps: tuple[tuple[int, ...], ...]
     """Indices of examples, over all epochs; every step has at least one."""
@@ -37,7 +37,7 @@ def plan(
     batch_rows: int | None = None,
     seed: int,
     grouped: bool = False,
-) -> Plan:
+) -> PackingPlan:
     """Shuffle examples of these lengths (in tokens) and divide them into steps, anew in each epoch.
 
     A step has about `batch_tokens` tokens, or exactly `batch_rows` examples but for an epoch's last; by default what
@@ -56,7 +56,7 @@ def plan(
         if grouped:
             random.shuffle(made)
         steps += made[: max(1, round(len(made) * min(1.0, epochs - epoch)))]
-    return Plan(tuple(steps), epochs)
+    return PackingPlan(tuple(steps), epochs)
 
 
 def _sorted_in_parts(order: Sequence[int], lengths: Sequence[int], size: int) -> list[int]:
@@ -85,7 +85,7 @@ def passes(
     """Divide the examples of a step into forward passes of at most `tokens` tokens; an example that is longer is alone.
 
     `packed`: laid end to end (as few passes as hold them, evenly filled); otherwise padded to the longest of a pass,
-    neighbours in length together. The largest come first, so that memory ends early or not at all. Their number is
+    neighbours in length together. The largest come first, so that an out-of-memory error comes at once or never. Their number is
     a multiple of `processes`, with empty ones where there are too few examples.
     """
     order = sorted(rows, key=lambda row: -lengths[row])

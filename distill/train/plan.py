@@ -1,4 +1,4 @@
-"""Says what a training would be before it starts: rows, tokens, steps, memory, time, and what would make it better.
+"""The training plan: rows, tokens, steps, memory, time, and advice.
 
 Everything but the last three follows from the rows alone. Those come from one real pass over the largest batch.
 """
@@ -16,11 +16,11 @@ from distill.models import loading
 from distill.models.chat_template import Example
 from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.pruning import kept_layers
-from distill.models.token_bytes import Shown, shown
+from distill.models.token_bytes import MarkedExample, shown
 from distill.train import memory
 from distill.train.build import plan_of
-from distill.train.dataset import Examples, checked_examples, parted
-from distill.train.dry_run import Measured, rehearse
+from distill.train.dataset import Examples, checked_examples, split_held_out
+from distill.train.dry_run import StepMeasurement, rehearse
 from distill.train.memory import Fit, fit
 from distill.train.options import TrainOptions
 from distill.train.packing import AIMED_STEPS
@@ -45,7 +45,7 @@ def plan(
     base = loading.materialise(model, say=say)
     tokenizer = loading.load_tokenizer(base)
     usable = checked_examples(sessions, template, tokenizer, options, say)
-    found, held = parted(usable, sessions, options.eval_rows, seed)
+    found, held = split_held_out(usable, sessions, options.eval_rows, seed)
     kept = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
     device = default_device()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
@@ -104,7 +104,7 @@ def _formula(found: memory.Memory | None) -> str:
     if found is None:
         return "memory by formula: unknown, the base's config.json does not say its sizes"
     return (
-        f"memory by formula: {_bytes(found.total)}: weights {_bytes(found.base)}, what learns "
+        f"memory by formula: {_bytes(found.total)}: weights {_bytes(found.base)}, trainable weights "
         f"{_bytes(found.learning)}, activations {_bytes(found.activations)}, working space {_bytes(found.working)}, "
         f"libraries {_bytes(found.library)}"
     )
@@ -116,8 +116,8 @@ def _rows(found: Examples, total: int, held: int, near: int) -> str:
     out = [f"{found.left_out[key]} {name}" for key, name in reasons.items() if found.left_out[key]]
     apart = [f"{held} of them held out to watch by"] if held else []
     apart += [f"{near} near to those left out"] if near else []
-    told = f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
-    return "; ".join([told, *apart])
+    info = f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
+    return "; ".join([info, *apart])
 
 
 def _of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str]:
@@ -127,7 +127,9 @@ def _of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str
         yield f"advice: {line}"
 
 
-def _of_pass(work: Work, options: TrainOptions, measured: Measured, whole: memory.Memory | None) -> Iterator[str]:
+def _of_pass(
+    work: Work, options: TrainOptions, measured: StepMeasurement, whole: memory.Memory | None
+) -> Iterator[str]:
     yield _measured(measured)
     yield f"time to finish: about {duration(seconds_of(work, measured))}, reading the base not counted"
     whole_bytes = whole.total if whole is not None else None
@@ -153,7 +155,7 @@ def _steps(work: Work, options: TrainOptions) -> str:
     )
 
 
-def _measured(measured: Measured) -> str:
+def _measured(measured: StepMeasurement) -> str:
     return (
         f"measured on {measured.device}: {measured.tokens:,} tokens forward and backward in {measured.seconds:.2f} s "
         f"({measured.tokens_per_second:,.0f} tokens/s); peak memory {_bytes(measured.peak_bytes)}, "
@@ -173,7 +175,7 @@ def masks(
     options: TrainOptions,
     count: int,
     say: Callable[[str], None],
-) -> list[Shown]:
+) -> list[MarkedExample]:
     """So many examples for the reader, all rows having passed the mask gate."""
     tokenizer = loading.load_tokenizer(loading.materialise(model, say=say))
     found = checked_examples(sessions, template, tokenizer, options, say)
@@ -212,7 +214,7 @@ def _of_length(found: Examples, options: TrainOptions) -> Iterator[str]:
 
 
 def of_memory(
-    work: Work, options: TrainOptions, measured: Measured, *, whole_bytes: float | None, gpu: bool
+    work: Work, options: TrainOptions, measured: StepMeasurement, *, whole_bytes: float | None, gpu: bool
 ) -> Iterator[str]:
     """What the measured pass says; `whole_bytes`: what the same training takes with the base in 16 bits, by formula."""
     asked = max(measured.tokens, 1)
@@ -231,7 +233,7 @@ def of_memory(
         )
 
 
-def _fitting(measured: Measured) -> int:
+def _fitting(measured: StepMeasurement) -> int:
     """Tokens of a pass that the memory would hold, a multiple of 1,024; its need grows with the tokens."""
     each = (measured.peak_bytes - measured.before_bytes) / measured.tokens
     return int((SPARE * measured.room_bytes - measured.before_bytes) / max(each, 1) // 1024 * 1024)

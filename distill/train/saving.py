@@ -1,4 +1,4 @@
-"""Writes a trained student: its adapter or all of its weights, its tokenizer and template, and last what it is."""
+"""Saves a trained student: weights, tokenizer, chat template, and last its metadata."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ WEIGHTS = ("adapter_model*", "adapter_config.json", "model*.safetensors*", "conf
 
 
 def save(
-    trainer: Trainer, tokenizer: Any, template: str, told: dict[str, Any], folder: Path, *, first: dict[str, Any] | None
+    trainer: Trainer, tokenizer: Any, template: str, info: dict[str, Any], folder: Path, *, first: dict[str, Any] | None
 ) -> None:
     """Write the student; base.json, without which nobody reads it, comes last.
 
-    `told` goes there; `first` is the adapter as it began, where it was taken out of the base.
+    `info` goes there; `first` is the adapter as it began, where it was taken out of the base.
     """
     state = _gathered(trainer)
     if not processes.is_first():
@@ -31,14 +31,14 @@ def save(
     for stale in (file for pattern in WEIGHTS for file in folder.glob(pattern)):
         stale.unlink()
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if told["method"] == "full":
+    if info["method"] == "full":
         _save_whole(model, folder, state, dtype=torch.bfloat16 if trainer.args.bf16 else torch.float32)
     else:
-        save_adapter(model, folder, base=told["model"], first=first, state=state)
+        save_adapter(model, folder, base=info["model"], first=first, state=state)
     tokenizer.chat_template = chat_template.jinja(template, tokenizer)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    write_json(folder / "base.json", told)
+    write_json(folder / "base.json", info)
 
 
 def _gathered(trainer: Trainer) -> dict[str, Any] | None:

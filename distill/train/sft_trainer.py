@@ -1,4 +1,4 @@
-"""TRL's trainer with our steps: a planned set of examples each, in forward passes that fit, halved when memory ends."""
+"""TRL's trainer with planned steps, in forward passes that fit in memory; halved on out-of-memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distill.models import chat_template
 from distill.models.device import free_memory
 from distill.train.dataset import Examples
 from distill.train.kernels.patch import SCALED_HEADS, make_lean
-from distill.train.packing import Plan, passes
+from distill.train.packing import PackingPlan, passes
 
 FUSED_HEAD_TOKENS = 2048
 """Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
@@ -35,11 +35,11 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """
 
     def __init__(
-        self, found: Examples, plan: Plan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
+        self, found: Examples, plan: PackingPlan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
     ) -> None:
         self.ids, self.examples, self.plan = found.ids, found.examples, plan
         self.micro_tokens = micro_tokens
-        """Most tokens in a forward pass, padding included; halved when memory ends."""
+        """Most tokens in a forward pass, padding included; halved on out-of-memory."""
         self.tokens_seen = 0
         """By all processes, padding excluded."""
         self.may_recompute = False
@@ -67,7 +67,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for all examples of a step; returns their mean loss a trained token.
 
-        Where memory ends, the passes are made half as large, or activations are no longer kept, and the step is done
+        On out-of-memory, the passes are made half as large, or activations are no longer kept, and the step is done
         again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
         """
         rows, random = inputs["rows"], random_state()

@@ -1,4 +1,4 @@
-"""A trainer that looks at a step before it is taken: a bad one is done again without the sessions to blame.
+"""Trainer that checks each step before applying it, and repeats a bad one without the sessions to blame.
 
 Losses and gradients are known before the optimizer moves anything, so the last good state is the one before the step:
 gradients are dropped, random numbers drawn anew from the same point, and the step is done again. Where it is the
@@ -21,28 +21,38 @@ from torch.nn.utils import get_total_norm
 from distill.errors import ModelError
 from distill.text.tokens import visible
 from distill.train.sft_trainer import Trainer, random_state, restore
-from distill.train.spikes import Quarantine, Quarantined, Reason, RowLoss, Spikes, Usual, finite, mean_loss, to_blame
+from distill.train.spikes import (
+    Quarantine,
+    QuarantineEntry,
+    Reason,
+    RowLoss,
+    Spikes,
+    Usual,
+    finite,
+    mean_loss,
+    to_blame,
+)
 
 PROBED = 8
 """Examples of the step before that are looked at again, to tell hurt weights from bad examples."""
 _NAMED = 5
 
-Tell: TypeAlias = Callable[[int, Sequence[Quarantined], str], None]
+Tell: TypeAlias = Callable[[int, Sequence[QuarantineEntry], str], None]
 """Is told the step, whom it leaves out, and one line about it."""
 Saving: TypeAlias = Callable[[int], AbstractContextManager[None]]
 """What the checkpoint of a step is written in."""
 
 
 class RolledBack(Exception):  # no fault, but a way back
-    """The weights were hurt by the step `step`; it is to be done again without `entries`."""
+    """Step `step` damaged the weights; repeat it without `entries`."""
 
-    def __init__(self, step: int, entries: Sequence[Quarantined], line: str) -> None:
+    def __init__(self, step: int, entries: Sequence[QuarantineEntry], line: str) -> None:
         super().__init__(line)
         self.step, self.entries = step, entries
 
 
-class Guarded(Trainer):
-    """The trainer with a guard before each step, once `guard` has been called."""
+class SpikeGuardTrainer(Trainer):
+    """Trainer with a check before each step, active once `guard` has been called."""
 
     is_guarded = False
     quarantine: Quarantine
@@ -113,7 +123,7 @@ class Guarded(Trainer):
             return "the loss is no number"
         if not self._gradient_is_finite():
             return "the gradient is no number"
-        return "the loss leapt" if mean_loss(self.taken) > usual.limit else None
+        return "loss spike" if mean_loss(self.taken) > usual.limit else None
 
     def _can_redo(self, reason: Reason, step: int) -> bool:
         """Whether the step has not been taken yet: DeepSpeed and FSDP keep gradients to themselves.
@@ -122,7 +132,7 @@ class Guarded(Trainer):
         """
         if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             return True
-        if reason != "the loss leapt":
+        if reason != "loss spike":
             bad = [self.ids[one.row] for one in self.taken if not math.isfinite(one.total)]
             raise ModelError(
                 f"training stopped at step {step} of {self.state.max_steps}: {reason}, in the forward pass of sessions "
@@ -152,7 +162,7 @@ class Guarded(Trainer):
 
     def _bad(self, reason: Reason, usual: Usual) -> list[RowLoss]:
         """The examples to blame; those of one forward pass spoil one another's numbers, so each is tried alone."""
-        if reason == "the loss leapt":
+        if reason == "loss spike":
             return to_blame(self.taken, usual)
         suspects = self.taken if reason == "the gradient is no number" else [
             one for one in self.taken if not math.isfinite(one.total)
@@ -203,13 +213,14 @@ class Guarded(Trainer):
                 f"lower train.learning_rate (it is {self.args.learning_rate:g}), or look at the base"
             )
         entries = [
-            Quarantined(self.ids[row], number, reason, None, finite(usual.median), finite(usual.limit)) for row in rows
+            QuarantineEntry(self.ids[row], number, reason, None, finite(usual.median), finite(usual.limit))
+            for row in rows
         ]
         self._require_room(entries, step, reason, usual)
         line = f"step {step}: {why} after step {number}; going back, and on without {self._names(entries)}"
         raise RolledBack(number, entries, line)
 
-    def _require_room(self, entries: Sequence[Quarantined], step: int, reason: Reason, usual: Usual) -> None:
+    def _require_room(self, entries: Sequence[QuarantineEntry], step: int, reason: Reason, usual: Usual) -> None:
         self.quarantine.require_room(
             len(entries),
             step=step,
@@ -219,16 +230,16 @@ class Guarded(Trainer):
         )
 
     def _why(self, reason: Reason, usual: Usual) -> str:
-        if reason != "the loss leapt":
+        if reason != "loss spike":
             return reason
-        return f"the loss leapt to {mean_loss(self.taken):.2f} (median {usual.median:.2f}, limit {usual.limit:.2f})"
+        return f"loss spike: {mean_loss(self.taken):.2f} (median {usual.median:.2f}, limit {usual.limit:.2f})"
 
-    def _entry(self, one: RowLoss, reason: Reason, usual: Usual, step: int) -> Quarantined:
-        return Quarantined(
+    def _entry(self, one: RowLoss, reason: Reason, usual: Usual, step: int) -> QuarantineEntry:
+        return QuarantineEntry(
             self.ids[one.row], step, reason, finite(one.mean), finite(usual.median), finite(usual.limit)
         )  # fmt: skip
 
-    def _names(self, entries: Sequence[Quarantined]) -> str:
+    def _names(self, entries: Sequence[QuarantineEntry]) -> str:
         named = [
             visible(one.id) + (f" (loss {one.loss:.2f})" if one.loss is not None else "") for one in entries[:_NAMED]
         ]

@@ -1,4 +1,4 @@
-"""Decides which steps are not taken, and which sessions are to blame; keeps the list of those set aside.
+"""Detects loss spikes, attributes them to sessions, and keeps the quarantine list.
 
 `student/quarantined.jsonl` has one row a session: `id`; `step`, from which on it is left out; `reason`; `loss`, its own
 in nats a token (null where that is no number); `median` of the steps before, and `limit`, above which a step's loss
@@ -31,12 +31,12 @@ SIGMA = 1.4826
 SHARE, LEAST = 0.05, 8
 """Of the sessions, how many may be set aside where the recipe does not say."""
 
-Reason = Literal["the loss is no number", "the gradient is no number", "the loss leapt"]
+Reason = Literal["the loss is no number", "the gradient is no number", "loss spike"]
 
 
 @dataclass(frozen=True, slots=True)
 class Usual:
-    """What the losses of the last steps were, in nats a token."""
+    """Statistics of recent losses, in nats per token."""
 
     median: float | None = None
     limit: float = math.inf
@@ -44,7 +44,7 @@ class Usual:
 
 
 class Spikes:
-    """The losses of the last steps that were taken, and whether one more is like them."""
+    """Losses of recent accepted steps, and whether a new one is a spike."""
 
     def __init__(self, options: GuardOptions, losses: Iterable[float] = ()) -> None:
         self._options = options
@@ -73,7 +73,7 @@ class Spikes:
 
 @dataclass(frozen=True, slots=True)
 class RowLoss:
-    """What an example adds to a step."""
+    """One example's contribution to a step."""
 
     row: int
     """Its index."""
@@ -94,7 +94,7 @@ def mean_loss(losses: Sequence[RowLoss]) -> float:
 
 
 def to_blame(losses: Sequence[RowLoss], usual: Usual) -> list[RowLoss]:
-    """The fewest examples without which the loss of a step has not leapt, those that raise it most first.
+    """The fewest examples without which the step has no loss spike, those that raise it most first.
 
     All of them when no part of the step would do: then it is the weights, not the examples.
     """
@@ -107,8 +107,8 @@ def to_blame(losses: Sequence[RowLoss], usual: Usual) -> list[RowLoss]:
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A session that is left out, as a row of quarantined.jsonl."""
+class QuarantineEntry:
+    """An excluded session, as a row of quarantined.jsonl."""
 
     id: str
     step: int
@@ -120,11 +120,11 @@ class Quarantined:
 
 
 class Quarantine:
-    """The sessions that have been set aside in this run."""
+    """Sessions excluded in this run."""
 
     def __init__(self, path: Path, most: int, entries: Iterable[Mapping[str, Any]] = ()) -> None:
         self._path, self.most = path, most
-        self.entries = [Quarantined(**entry) for entry in entries]
+        self.entries = [QuarantineEntry(**entry) for entry in entries]
         rewrite(path, self.entries)
 
     def left_out(self, step: int) -> set[str]:
@@ -140,7 +140,7 @@ class Quarantine:
                 f"{learning_rate:g}), or look at the sessions in {self._path}"
             )
 
-    def add(self, entries: Sequence[Quarantined]) -> None:
+    def add(self, entries: Sequence[QuarantineEntry]) -> None:
         """Set sessions aside, on the disk too."""
         self.entries += entries
         append(self._path, entries)

@@ -1,4 +1,4 @@
-"""The stage `train`: kept.jsonl in, a student out. What needs torch is imported when it runs."""
+"""Stage train: kept.jsonl to student/; imports torch only when it runs."""
 
 from __future__ import annotations
 
@@ -138,9 +138,9 @@ def _put_in_place(folder: Path, record: StageRecord, counts: Mapping[str, Any]) 
     seconds = (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds()
     ended = {"status": "done", "seconds": round(seconds, 2), "counts": counts}
     outputs = {STUDENT: students.sha256_of_next(folder)}
-    told = students.account(folder, read_record(folder), {**asdict(record), **ended, "outputs": outputs})
-    model_card.write(folder / NEXT / "README.md", folder, made=told)
-    students.finish(folder, told)
+    info = students.account(folder, read_record(folder), {**asdict(record), **ended, "outputs": outputs})
+    model_card.write(folder / NEXT / "README.md", folder, made=info)
+    students.finish(folder, info)
 
 
 def settings_of(loaded: recipe.Recipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Services that a run's figures can be sent to: whether they are installed, and their callbacks."""
+"""Experiment trackers: availability and callbacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from distill.core import processes
 from distill.errors import DistillError, MissingPackage
 from distill.models.third_party import first_line
-from distill.train.packing import Plan
+from distill.train.packing import PackingPlan
 
 PROJECT = "distill"
 """What the figures are filed under, unless WANDB_PROJECT says something else."""
@@ -37,7 +37,7 @@ def is_installed(name: str) -> bool:
     return True
 
 
-def trackers(names: Sequence[str], folder: Path, step: int, *, plan: Plan, arguments: Any) -> list[Any]:
+def trackers(names: Sequence[str], folder: Path, step: int, *, plan: PackingPlan, arguments: Any) -> list[Any]:
     """A callback for each service, and before them one that gives them the epochs of the plan.
 
     TensorBoard's files go to `folder/tensorboard`, cut back to `step` where a run goes on, and those that wandb keeps
@@ -51,7 +51,7 @@ def trackers(names: Sequence[str], folder: Path, step: int, *, plan: Plan, argum
     return [_epochs(plan), *(_tracker(name, folder, step, arguments.run_name) for name in names)]
 
 
-def _epochs(plan: Plan) -> Any:
+def _epochs(plan: PackingPlan) -> Any:
     """To the library a whole run is one epoch, and it says so."""
     from transformers import TrainerCallback
 

@@ -1,4 +1,4 @@
-"""How much a training has to do: its passes, with padding, what memory they take and how long; loads no torch."""
+"""Estimates a training's work: passes, padding, memory and time; loads no torch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from distill.train.dry_run import Measured
+from distill.train.dry_run import StepMeasurement
 from distill.train.memory import MICRO_BATCH_TOKENS, Method, Training
 from distill.train.options import TrainOptions
-from distill.train.packing import Plan, passes
+from distill.train.packing import PackingPlan, passes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Work:
         return self.padding / (self.tokens + self.padding)
 
 
-def work_of(plan: Plan, lengths: Sequence[int], *, micro_tokens: int, packed: bool) -> Work:
+def work_of(plan: PackingPlan, lengths: Sequence[int], *, micro_tokens: int, packed: bool) -> Work:
     """What a plan of steps makes of examples of these lengths, in passes of at most `micro_tokens` tokens."""
     count = tokens = computed = 0
     largest: tuple[int, tuple[int, ...]] = (0, ())
@@ -47,7 +47,7 @@ def work_of(plan: Plan, lengths: Sequence[int], *, micro_tokens: int, packed: bo
     return Work(len(plan.steps), count, tokens, computed - tokens, (min(sizes), max(sizes)), largest[1])
 
 
-def seconds_of(work: Work, measured: Measured) -> float:
+def seconds_of(work: Work, measured: StepMeasurement) -> float:
     """Seconds that all steps take at the measured pace."""
     return (work.tokens + work.padding) / measured.tokens_per_second + work.steps * measured.optimizer_seconds
 

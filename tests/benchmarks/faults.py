@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer, Script, never
+from distill.engine.mock_server import MockServer, Script, never
 from distill.engine.mock_server import faults as failing
 from tests.benchmarks.arena import Check, Findings, finish, ours, scratch, start
 
@@ -37,9 +37,9 @@ def run(*, quick: bool) -> Findings:
     return Findings(rows, checks)
 
 
-def _measure(name: str, misdeed: Script, latency: float, requests: int) -> dict[str, Any]:
+def _measure(name: str, fault: Script, latency: float, requests: int) -> dict[str, Any]:
     with (
-        LoopbackServer(latency_seconds=latency, misdeed=misdeed, keep=False) as server,
+        MockServer(latency_seconds=latency, fault=fault, keep=False) as server,
         tempfile.TemporaryDirectory(dir=scratch()) as folder,
     ):
         journal = Path(folder) / "journal.sqlite"

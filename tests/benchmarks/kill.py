@@ -11,7 +11,7 @@ from subprocess import Popen
 from typing import Any
 
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from tests.benchmarks.arena import Check, Findings, finish, ours, scratch, start
 
 REQUESTS, KILLS = 5000, 20
@@ -27,7 +27,7 @@ def run(*, quick: bool, seed: int = 0) -> Findings:
     chance = random.Random(seed)
     moments = sorted(chance.sample(range(1, requests), kills))
     with (
-        LoopbackServer(latency_seconds=LATENCY_SECONDS, keep=False) as server,
+        MockServer(latency_seconds=LATENCY_SECONDS, keep=False) as server,
         tempfile.TemporaryDirectory(dir=scratch()) as folder,
     ):
         journal = Path(folder) / "journal.sqlite"
@@ -43,7 +43,7 @@ def run(*, quick: bool, seed: int = 0) -> Findings:
     return _findings(requests, in_flight, result, answers, served)
 
 
-def _kill(server: LoopbackServer, moment: int, begin: Callable[[], Popen[str]], late: float) -> int | None:
+def _kill(server: MockServer, moment: int, begin: Callable[[], Popen[str]], late: float) -> int | None:
     """Kill one run; the requests in flight at the server just before, or `None` where the run had ended."""
     passed = server.answered >= moment
     with begin() as process:

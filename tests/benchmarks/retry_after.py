@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from distill.engine.mock_server import LoopbackServer, Misdeed, Script, question, status
+from distill.engine.mock_server import Fault, MockServer, Script, question, status
 from tests.benchmarks.arena import Check, Findings, finish, ours, start
 
 REQUESTS, RETRY_AFTER_SECONDS = 200, 5
@@ -18,7 +18,7 @@ MOST_TIMES = 1.5
 def run(*, quick: bool) -> Findings:
     """As many in flight as there are requests; each could be answered after one wait and two latencies."""
     requests, wait = (QUICK_REQUESTS, QUICK_RETRY_AFTER_SECONDS) if quick else (REQUESTS, RETRY_AFTER_SECONDS)
-    with LoopbackServer(latency_seconds=LATENCY_SECONDS, misdeed=_at_first(wait)) as server:
+    with MockServer(latency_seconds=LATENCY_SECONDS, fault=_at_first(wait)) as server:
         result = finish(start(*ours(server.url, requests, requests)), timeout_seconds=60 * wait)
     need = wait + 2 * LATENCY_SECONDS
     row = {
@@ -43,7 +43,7 @@ def _at_first(wait: int) -> Script:
     seen: set[str] = set()
     refusal = status(429, {"Retry-After": str(wait)})
 
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         known = question(body) in seen
         seen.add(question(body))
         return None if known else refusal
@@ -51,7 +51,7 @@ def _at_first(wait: int) -> Script:
     return script
 
 
-def _sends(server: LoopbackServer) -> list[tuple[float, float]]:
+def _sends(server: MockServer) -> list[tuple[float, float]]:
     """When each question came and when it came again, in seconds."""
     times: dict[str, list[float]] = {}
     for asked, at in zip(server.questions(), server.times, strict=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.errors import DistillError
 from distill.pipeline import smoke
@@ -71,7 +71,7 @@ def test_hidden_characters_of_an_answer_do_nothing():
 def test_a_trained_student_and_its_teacher_answer(tmp_path: Path):
     smoked = smoke.smoke(Path("quickstart"), tmp_path)
     recipe = smoked.folder / "recipe.yaml"
-    with LoopbackServer(answer=answer) as server:
+    with MockServer(answer=answer) as server:
         old = load_recipe(smoked.folder).main_teacher
         recipe.write_text(recipe.read_text().replace(str(old.base_url), server.url))
         before = {file.name for file in smoked.folder.iterdir()}

@@ -14,7 +14,7 @@ import yaml
 
 from distill.cli.main import main
 from distill.engine import probe
-from distill.engine.mock_server import LoopbackServer, status
+from distill.engine.mock_server import MockServer, status
 from tests.support.engine.probed_model import KEY, Model, odd
 
 pytestmark = pytest.mark.slow
@@ -103,7 +103,7 @@ def test_doctor_names_the_models_where_there_are_several(cache, capsys):
 
 
 def test_doctor_asks_a_named_model_where_no_list_is_given(cache, capsys):
-    with LoopbackServer(answer=Model()) as server:
+    with MockServer(answer=Model()) as server:
         _, out, _ = distill(capsys, "doctor", server.url, "--model", "imaginary")
     assert f"{server.url} answered 405 to GET /models" in out
     assert "  stop             honoured" in out
@@ -181,7 +181,7 @@ SYSTEM_WARNING = (
 
 
 def test_check_probes_the_teacher_and_warns_of_what_it_ignores(cache, capsys, recipe):
-    with LoopbackServer(answer=Model("stop", "system")) as server:
+    with MockServer(answer=Model("stop", "system")) as server:
         code, out, _ = distill(capsys, "check", recipe(server.url), "--probe")
     assert code == 0
     assert "  stop             ignored " in out
@@ -189,7 +189,7 @@ def test_check_probes_the_teacher_and_warns_of_what_it_ignores(cache, capsys, re
 
 
 def test_check_reads_what_was_found_and_asks_nothing(cache, capsys, recipe):
-    with LoopbackServer(answer=Model("stop", "system")) as server:
+    with MockServer(answer=Model("stop", "system")) as server:
         path = recipe(server.url)
         distill(capsys, "check", path, "--probe")
         asked = server.count
@@ -201,7 +201,7 @@ def test_check_reads_what_was_found_and_asks_nothing(cache, capsys, recipe):
 def test_check_sends_the_recipes_key_and_secret_headers(cache, capsys, recipe, monkeypatch):
     monkeypatch.setenv("PROBE_KEY", KEY)
     monkeypatch.setenv("PROBE_TEAM", "team-secret-12345")
-    with LoopbackServer(answer=Model()) as server:
+    with MockServer(answer=Model()) as server:
         path = recipe(server.url, api_key_env="PROBE_KEY", headers_env={"X-Team": "PROBE_TEAM"})
         _, out, err = distill(capsys, "check", path, "--probe")
     sent = {(headers["Authorization"], headers["X-Team"]) for headers in server.headers}
@@ -215,9 +215,9 @@ def test_check_of_a_server_of_our_own_needs_no_probe(cache, capsys, recipe):
     assert out.splitlines()[-1].startswith("probe: no teacher.base_url in the recipe")
 
 
-@pytest.mark.parametrize(("misdeed", "said"), [(status(401), "HTTP 401"), (status(404), "HTTP 404")])
-def test_check_says_in_one_line_why_it_cannot_probe(cache, capsys, recipe, misdeed, said):
-    with LoopbackServer(misdeed=lambda number, body: misdeed) as server:
+@pytest.mark.parametrize(("fault", "said"), [(status(401), "HTTP 401"), (status(404), "HTTP 404")])
+def test_check_says_in_one_line_why_it_cannot_probe(cache, capsys, recipe, fault, said):
+    with MockServer(fault=lambda number, body: fault) as server:
         code, _, err = distill(capsys, "check", recipe(server.url), "--probe")
     errors = [line for line in err.splitlines() if line.startswith("error")]
     assert code == 1

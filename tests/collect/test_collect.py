@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from distill.collect.stage import Chosen, collect
+from distill.collect.stage import TeacherChoice, collect
 from distill.collect.strategies.answer import Answer
 from distill.core.jsonl import read_jsonl, read_sessions
-from distill.engine import Stopped, StoppedByBudget
-from distill.engine.budget import Budget, Price
+from distill.engine import EngineStopped, StoppedByBudget
+from distill.engine.budget import Budget, TokenPrice
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.providers import ProviderError, Reply
@@ -48,7 +48,9 @@ def answer(folder: Path, journal: Journal, provider: Scripted, *, tasks=TASKS, m
     return collect(
         folder,
         tasks=tasks,
-        choose=lambda task: Chosen("teacher", "scripted", Answer(Answer.Options(), sampling=Sampling(max_tokens=32))),
+        choose=lambda task: TeacherChoice(
+            "teacher", "scripted", Answer(Answer.Options(), sampling=Sampling(max_tokens=32))
+        ),
         strategy_name="answer",
         seed=7,
         engine=Engine(journal, {"teacher": provider}, attempts=1, **engine),
@@ -137,7 +139,7 @@ def test_a_withheld_answer_is_a_failure_in_the_file(tmp_path, journal):
 
 
 def test_a_spent_budget_keeps_what_is_finished(tmp_path, journal):
-    budget = Budget({"teacher": Price(input=0.0, output=1000.0)}, cap_usd=0.2)
+    budget = Budget({"teacher": TokenPrice(input=0.0, output=1000.0)}, cap_usd=0.2)
     priced = Scripted(lambda request: Reply(text=echo(request), usage=Usage(10, 20)))
     with pytest.raises(StoppedByBudget):
         answer(tmp_path, journal, priced, budget=budget, concurrency=1)
@@ -148,7 +150,7 @@ def test_a_spent_budget_keeps_what_is_finished(tmp_path, journal):
 
 def test_an_endpoint_that_goes_away_keeps_what_is_finished(tmp_path, journal):
     gone = failing(set(range(5, 20)), ProviderError("http_401", "bad key", fatal=True))
-    with pytest.raises(Stopped):
+    with pytest.raises(EngineStopped):
         answer(tmp_path, journal, Scripted(gone), concurrency=1)
     assert ids(tmp_path) == [task.id for task in TASKS[:5]]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.collect.strategies.instances import Instance, Instances, by_inputs, by_labels, plain, valid
+from distill.collect.strategies.instances import GeneratedInstance, Instances, by_inputs, by_labels, plain, valid
 from distill.types import Failure, Request, Task
 from tests.support.flowing import cut, lost, play, well_formed
 
@@ -108,21 +108,23 @@ def test_chat_asks_for_the_same_as_a_message():
 
 def test_inputs_may_be_named_and_a_second_one_ends_the_output():
     text = "Example 1\nInput: Go.\nOutput: Please go.\nInput: Stay.\nOutput: Please stay."
-    assert by_inputs(text) == [Instance("Go.", "Please go.")]
+    assert by_inputs(text) == [GeneratedInstance("Go.", "Please go.")]
 
 
 def test_words_of_the_form_inside_sentences_part_nothing():
     text = "Example 1\nFor Example 2 you need luck.\nOutput: The word Example and Class label: stay."
-    assert by_inputs(text) == [Instance("For Example 2 you need luck.", "The word Example and Class label: stay.")]
-    assert by_labels(" yes\nIs Class label: a term?") == [Instance("Is Class label: a term?", "yes")]
+    assert by_inputs(text) == [
+        GeneratedInstance("For Example 2 you need luck.", "The word Example and Class label: stay.")
+    ]
+    assert by_labels(" yes\nIs Class label: a term?") == [GeneratedInstance("Is Class label: a term?", "yes")]
 
 
 def test_one_line_may_hold_input_and_output():
-    assert by_inputs("Example 1: Input: Go. Output: Please go.") == [Instance("Go.", "Please go.")]
+    assert by_inputs("Example 1: Input: Go. Output: Please go.") == [GeneratedInstance("Go.", "Please go.")]
 
 
 def test_a_label_without_an_input_stands_alone():
-    assert by_labels(" yes\nClass label: no") == [Instance("", "yes"), Instance("", "no")]
+    assert by_labels(" yes\nClass label: no") == [GeneratedInstance("", "yes"), GeneratedInstance("", "no")]
 
 
 @given(
@@ -142,28 +144,28 @@ def test_whatever_is_written_what_is_valid_has_an_output(pieces):
 @pytest.mark.parametrize(
     ("instance", "reason"),
     [
-        (Instance("a", ""), "empty_output"),
-        (Instance("a", "a"), "output_is_input"),
-        (Instance("a:", "b"), "ends_with_colon"),
-        (Instance("a", "b:"), "ends_with_colon"),
+        (GeneratedInstance("a", ""), "empty_output"),
+        (GeneratedInstance("a", "a"), "output_is_input"),
+        (GeneratedInstance("a:", "b"), "ends_with_colon"),
+        (GeneratedInstance("a", "b:"), "ends_with_colon"),
     ],
 )
 def test_each_rule_gives_its_reason(instance, reason):
-    assert valid([instance, Instance("x", "y")]) == ([Instance("x", "y")], {reason: 1})
+    assert valid([instance, GeneratedInstance("x", "y")]) == ([GeneratedInstance("x", "y")], {reason: 1})
 
 
 def test_one_input_with_two_outputs_takes_all_with_it():
-    kept, rejected = valid([Instance("a", "b"), Instance("x", "y"), Instance("a", "c")])
+    kept, rejected = valid([GeneratedInstance("a", "b"), GeneratedInstance("x", "y"), GeneratedInstance("a", "c")])
     assert (kept, rejected["contradiction"]) == ([], 3)
 
 
 def test_without_an_input_two_outputs_are_no_contradiction():
-    assert len(valid([Instance("", "b"), Instance("", "c")])[0]) == 2
+    assert len(valid([GeneratedInstance("", "b"), GeneratedInstance("", "c")])[0]) == 2
 
 
 def test_equal_instances_count_once():
-    kept, rejected = valid([Instance("a", "b"), Instance("a", "b")])
-    assert (kept, rejected["duplicate"]) == ([Instance("a", "b")], 1)
+    kept, rejected = valid([GeneratedInstance("a", "b"), GeneratedInstance("a", "b")])
+    assert (kept, rejected["duplicate"]) == ([GeneratedInstance("a", "b")], 1)
 
 
 def test_of_a_cut_answer_the_last_instance_is_dropped():

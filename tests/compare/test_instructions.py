@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from distill.compare.metrics import Answered, Sample
+from distill.compare.metrics import ModelAnswer, Sample
 from distill.compare.metrics.instruction_checks import KINDS, follows, follows_loosely
 from distill.compare.metrics.instructions import Instructions
 from distill.core import assets
@@ -185,7 +185,7 @@ def test_every_number_and_word_that_is_checked_is_asked_for(shipped):
 
 
 def sample(text: str, *checks: dict) -> Sample:
-    return Sample((Message("user", "Do."),), "student", Answered(text, "stop"), None, checks=checks)
+    return Sample((Message("user", "Do."),), "student", ModelAnswer(text, "stop"), None, checks=checks)
 
 
 def test_all_instructions_of_a_prompt_must_be_followed():

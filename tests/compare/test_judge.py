@@ -15,7 +15,7 @@ from distill.compare.judge import outcome_of, read_verdict
 from distill.compare.judge_audit import family
 from distill.compare.metrics.overlap import Overlap
 from distill.compare.stage import Bench, Sides, compare
-from distill.compare.stats import Refused, length_controlled
+from distill.compare.stats import Misleading, length_controlled
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.providers.scripted import Scripted
@@ -365,7 +365,7 @@ def test_without_an_effect_of_length_the_controlled_rate_is_the_raw_one():
 
 def test_length_is_not_controlled_where_one_is_always_longer():
     refused = length_controlled([1.0, 0.0] * 20, [10.0] * 40)
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Misleading)
     assert "length cannot be told from the model" in refused.reason
-    assert isinstance(length_controlled([1.0] * 5, [1.0, -1.0, 1.0, -1.0, 1.0]), Refused)
-    assert isinstance(length_controlled([1.0, 0.0] * 20, [0.0] * 40), Refused)
+    assert isinstance(length_controlled([1.0] * 5, [1.0, -1.0, 1.0, -1.0, 1.0]), Misleading)
+    assert isinstance(length_controlled([1.0, 0.0] * 20, [0.0] * 40), Misleading)

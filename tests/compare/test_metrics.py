@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distill.compare.metrics import METRICS, Answered, Sample
+from distill.compare.metrics import METRICS, ModelAnswer, Sample
 from distill.compare.metrics.copied import Copied
 from distill.compare.metrics.diversity import Diversity
 from distill.compare.metrics.likelihood import Likelihood
@@ -20,7 +20,7 @@ PROMPT = (Message("user", "Tell me about the sea."),)
 
 
 def sample(text: str, reference: str, *, model: str = "student", finish: str = "stop") -> Sample:
-    return Sample(PROMPT, model, Answered(text, finish), Answered(reference, "stop"))
+    return Sample(PROMPT, model, ModelAnswer(text, finish), ModelAnswer(reference, "stop"))
 
 
 def run(flow, answer):
@@ -93,7 +93,7 @@ def test_repetition_counts_the_four_word_sequences_that_came_before():
 
 
 def test_likelihood_asks_for_the_teachers_answer_after_the_same_prompt():
-    request = next(Likelihood().score(PROMPT, "base", Answered("Deep.", "stop")))
+    request = next(Likelihood().score(PROMPT, "base", ModelAnswer("Deep.", "stop")))
     assert (request.role, request.kind, request.messages, request.continuation) == (
         "base",
         "likelihood",
@@ -103,18 +103,18 @@ def test_likelihood_asks_for_the_teachers_answer_after_the_same_prompt():
 
 
 def test_likelihood_is_counted_by_the_byte_and_not_by_the_character():
-    flow = Likelihood().score(PROMPT, "student", Answered("größer", "stop"))
+    flow = Likelihood().score(PROMPT, "student", ModelAnswer("größer", "stop"))
     assert run(flow, Completion(key="k", text="", finish="stop", loglikelihood=-16.0)) == {"nll_per_byte": 2.0}
 
 
 def test_a_failed_likelihood_is_left_out():
-    flow = Likelihood().score(PROMPT, "student", Answered("Deep.", "stop"))
+    flow = Likelihood().score(PROMPT, "student", ModelAnswer("Deep.", "stop"))
     assert run(flow, Failure(key="k", reason="context_length", detail="", transient=False)) == {}
 
 
 def test_nothing_is_asked_about_an_empty_answer():
     with pytest.raises(StopIteration) as end:
-        next(Likelihood().score(PROMPT, "base", Answered("", "stop")))
+        next(Likelihood().score(PROMPT, "base", ModelAnswer("", "stop")))
     assert end.value.value == {}
 
 
@@ -130,7 +130,7 @@ TEACHER_STYLE = "Sure! Here are two:\n\n- **Oak** is hard.\n- **Elm** may bend.\
 def test_the_teachers_own_second_answers_are_about_one_unit_from_its_style():
     texts = [("Short answer. It is so.", "A long answer, " * (n + 2) + "it may be so.") for n in range(8)]
     samples = [
-        Sample(PROMPT, "teacher_again", Answered(said, "stop"), Answered(first, "stop"), prompt=n)
+        Sample(PROMPT, "teacher_again", ModelAnswer(said, "stop"), ModelAnswer(first, "stop"), prompt=n)
         for n, (said, first) in enumerate(texts)
     ]
     distances = [scores["style_distance"] for scores in scored(Style(), *samples)]
@@ -176,14 +176,14 @@ def test_a_phrase_in_answers_to_two_prompts_is_stock():
         "I am happy to help you with birds.",
         "Oaks grow slowly in the shade.",
     )
-    samples = [Sample(PROMPT, "student", Answered(text, "stop"), None, prompt=n) for n, text in enumerate(said)]
+    samples = [Sample(PROMPT, "student", ModelAnswer(text, "stop"), None, prompt=n) for n, text in enumerate(said)]
     first, second, third = (scores["stock_phrases"] for scores in scored(Diversity(), *samples))
     assert first == second == pytest.approx(4 / 5)
     assert third == 0.0
 
 
 def test_another_models_phrases_are_not_stock():
-    pair = [Sample(PROMPT, model, Answered("I am happy to help.", "stop"), None) for model in ("base", "student")]
+    pair = [Sample(PROMPT, model, ModelAnswer("I am happy to help.", "stop"), None) for model in ("base", "student")]
     assert [scores["stock_phrases"] for scores in scored(Diversity(), *pair)] == [0.0, 0.0]
 
 
@@ -227,5 +227,5 @@ def test_token_agreement_is_the_share_of_the_teachers_tokens_that_were_the_model
     answer = Completion(
         key="k", text="", finish="stop", loglikelihood=-6.0, raw={"logprobs": [-1, -2, -3], "agrees": 2}
     )
-    scores = run(Likelihood().score(PROMPT, "student", Answered("Wide.", "stop")), answer)
+    scores = run(Likelihood().score(PROMPT, "student", ModelAnswer("Wide.", "stop")), answer)
     assert scores == {"nll_per_byte": pytest.approx(6 / 5), "token_agreement": pytest.approx(2 / 3)}

@@ -11,7 +11,7 @@ import scipy.stats
 from distill.compare.stats import (
     MIN_PROMPTS,
     Gap,
-    Refused,
+    Misleading,
     clustered_interval,
     gap_closed,
     holm,
@@ -170,13 +170,13 @@ def test_one_prompt_has_a_mean_but_no_certainty():
     found = mean_interval([0.4])
     assert (found.mean, found.low, found.high, found.n) == (0.4, 0.4, 0.4, 1)
     assert not paired_difference([0.4], [0.1]).excludes_zero
-    assert isinstance(gap_closed([3.0], [2.0], [1.0]), Refused)
+    assert isinstance(gap_closed([3.0], [2.0], [1.0]), Misleading)
 
 
 def test_no_prompts_have_no_mean():
     assert mean_interval([]) is None
     assert paired_difference([], []) is None
-    assert isinstance(gap_closed([], [], []), Refused)
+    assert isinstance(gap_closed([], [], []), Misleading)
 
 
 def test_constant_values_give_an_interval_of_no_width():
@@ -212,13 +212,13 @@ def test_a_student_that_moves_away_has_a_share_below_nothing():
 
 def test_there_is_no_share_of_a_gap_that_may_not_exist():
     refused = gap_closed(numbers(20, 1), numbers(20, 2), numbers(20, 3))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, Misleading)
     assert "no gap" in refused.reason
 
 
 def test_a_teacher_equal_to_the_base_is_refused_without_dividing_by_zero():
     same = [1.0] * 10
-    assert isinstance(gap_closed(same, same, same), Refused)
+    assert isinstance(gap_closed(same, same, same), Misleading)
 
 
 def test_a_nearly_closed_denominator_gives_finite_ends():

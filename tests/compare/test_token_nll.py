@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from distill.compare.results import Found, Prompt
-from distill.compare.token_nll import spans, tell_surprise
+from distill.compare.results import ComparisonResults, Prompt
+from distill.compare.token_nll import record_surprise, spans
 from distill.report.stage import report
 from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, chosen, packed
 from distill.text.tokens import visible
@@ -61,9 +61,9 @@ def test_tokens_that_do_not_spell_the_answer_say_nothing(told):
 
 
 def test_two_models_share_their_widths_or_one_is_left_out():
-    found = Found([QUESTION])
-    tell_surprise(found, "base", 0, ([2, 2], [1.004, 2.0]))
-    tell_surprise(found, "student", 0, ([4], [3.0]))
+    found = ComparisonResults([QUESTION])
+    record_surprise(found, "base", 0, ([2, 2], [1.004, 2.0]))
+    record_surprise(found, "student", 0, ([4], [3.0]))
     assert found.more[0]["surprise"] == {"widths": [2, 2], "nats": {"base": [1.0, 2.0]}}
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.collect.stage import Chosen, collect
+from distill.collect.stage import TeacherChoice, collect
 from distill.collect.strategies.answer import Answer
 from distill.core import assets
 from distill.core.jsonl import read_jsonl, read_sessions, read_tasks
@@ -187,7 +187,7 @@ def test_seeds_become_sessions_to_train_on_with_one_journal(tmp_path):
         status, collected = collect(
             tmp_path,
             tasks=read_tasks(tmp_path / "tasks.jsonl"),
-            choose=lambda task: Chosen("teacher", "scripted", Answer(Answer.Options(system="Be brief."))),
+            choose=lambda task: TeacherChoice("teacher", "scripted", Answer(Answer.Options(system="Be brief."))),
             strategy_name="answer",
             seed=7,
             engine=engine,

@@ -18,7 +18,7 @@ from distill.curate.filters.judge import DEFAULT_SAMPLING, Judge, question, tag_
 from distill.curate.filters.perplexity import Perplexity
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.engine.mock_server import question as asked_of
 from distill.pipeline.runner import run_recipe
 from distill.text.judge_replies import Grade
@@ -213,7 +213,7 @@ def test_grades_and_reasons_of_every_manner_of_judge_reach_the_rows(tmp_path):
     def said(body) -> str:
         return next(reply for name, (reply, _) in MANNERS.items() if f"River {name}." in asked_of(body))
 
-    with LoopbackServer(answer=said) as server:
+    with MockServer(answer=said) as server:
         critic = {"model": "critic", "base_url": server.url, "terms": "ours"}
         recipe = {
             "name": "judged",

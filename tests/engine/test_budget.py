@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.engine import Stopped
-from distill.engine.budget import Budget, Price, most_prompt_tokens, spent_usd
+from distill.engine import EngineStopped
+from distill.engine.budget import Budget, TokenPrice, most_prompt_tokens, spent_usd
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
     TRUNCATED,
-    LoopbackServer,
+    MockServer,
     first,
     status,
 )
@@ -47,7 +47,7 @@ def test_the_cap_is_never_exceeded_and_used_as_far_as_it_is_safe(journal: Journa
     driven = engine(journal, FIVE_WORDS, concurrency=concurrency, budget=budget(0.1))
     with pytest.raises(BudgetStop, match=r"the budget of 0\.1 USD is used up") as caught:
         driven.run(priced(100))
-    assert isinstance(caught.value, Stopped)
+    assert isinstance(caught.value, EngineStopped)
     assert caught.value.exit_code == 3
     worst = (most_prompt_tokens(ask("q0")) * 1.0 + 10 * 1000) / 1e6
     assert 0.1 - worst < (driven.tally.usd or 0) <= 0.1
@@ -56,7 +56,7 @@ def test_the_cap_is_never_exceeded_and_used_as_far_as_it_is_safe(journal: Journa
 
 def test_everything_bought_is_finished_even_behind_what_cannot_be(journal: Journal) -> None:
     engine(journal, FIVE_WORDS).run(priced(20)[10:])
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(EngineStopped) as caught:
         engine(journal, FIVE_WORDS, concurrency=2, budget=budget(0.0001)).run(priced(20))
     assert [outcome.id for outcome in caught.value.outcomes] == [f"q{n}" for n in range(10, 20)]
 
@@ -72,13 +72,13 @@ def test_the_spending_of_earlier_runs_is_in_the_journal(journal: Journal) -> Non
     driven = engine(journal, FIVE_WORDS, budget=budget(None), stage="collect")
     driven.run(priced(10))
     engine(journal, Scripted(lambda request: Reply(text="unreported")), stage="compare").run(priced(11))
-    prices = {"teacher": Price(input=1.0, output=1000.0)}
+    prices = {"teacher": TokenPrice(input=1.0, output=1000.0)}
     assert spent_usd(journal.costs(), prices, "collect") == pytest.approx(driven.tally.usd)
     assert spent_usd(journal.costs(), prices, "compare") == pytest.approx(0.01, rel=0.01)
 
 
 def test_a_send_that_may_have_been_billed_counts_in_full(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(1, TRUNCATED)) as server:
+    with MockServer(fault=first(1, TRUNCATED)) as server:
         driven = engine(journal, remote(server), budget=budget(1.0))
         driven.run(priced(1))
     worst = (most_prompt_tokens(ask("q0")) * 1.0 + 10 * 1000) / 1e6
@@ -86,7 +86,7 @@ def test_a_send_that_may_have_been_billed_counts_in_full(journal: Journal) -> No
 
 
 def test_a_refused_send_costs_nothing(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(3, status(429))) as server:
+    with MockServer(fault=first(3, status(429))) as server:
         driven = engine(journal, remote(server), budget=budget(1.0))
         driven.run(priced(1))
     assert driven.tally.usd == pytest.approx(0.003001)

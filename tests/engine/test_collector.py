@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from distill.engine import Stopped
-from distill.engine.budget import Budget, Price, most_prompt_tokens, spent_usd
+from distill.engine import EngineStopped
+from distill.engine.budget import Budget, TokenPrice, most_prompt_tokens, spent_usd
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import HANG, LoopbackServer, RateLimits, asking, faults, first, some, status
-from distill.engine.progress import PILOT, Spread
+from distill.engine.mock_server import HANG, MockServer, RateLimits, asking, faults, first, some, status
+from distill.engine.progress import PILOT, RunningMean
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.providers.openai import OpenAIProvider
 from distill.engine.providers.scripted import Scripted
@@ -30,7 +30,7 @@ from distill.errors import BudgetStop, EndpointError
 from distill.types import Completion, Endpoint, Flow, Request, Sampling, Usage
 
 ROOT = Path(__file__).resolve().parents[2]
-PRICE = {"teacher": Price(input=1.0, output=1000.0)}
+PRICE = {"teacher": TokenPrice(input=1.0, output=1000.0)}
 
 
 def one(prompt: str, **sampling: Any) -> Flow[str]:
@@ -53,7 +53,7 @@ def engine(journal: Journal, provider: Provider, **options: Any) -> Engine:
     return Engine(journal, {"teacher": provider}, **{**waits, **options})
 
 
-def remote(server: LoopbackServer, **options: Any) -> OpenAIProvider:
+def remote(server: MockServer, **options: Any) -> OpenAIProvider:
     return OpenAIProvider(server.url, "m", endpoint=Endpoint(model="m"), **options)
 
 
@@ -66,7 +66,7 @@ def texts(count: int) -> list[str]:
 
 @pytest.mark.slow
 def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         rates = {"teacher": Rates(requests_per_minute=1200)}
         engine(journal, remote(server), rates=rates).run(flows(60))
     busiest = max(sum(start <= at < start + 1 for at in server.times) for start in server.times)
@@ -76,7 +76,7 @@ def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> N
 
 @pytest.mark.slow
 def test_the_recipes_tokens_a_minute_slow_the_pace(journal: Journal) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         rates = {"teacher": Rates(tokens_per_minute=6000)}  # an answer is 3 tokens and a question 1, 100 a second
         started = time.monotonic()
         engine(journal, remote(server), rates=rates, concurrency=4).run(flows(100))
@@ -86,7 +86,7 @@ def test_the_recipes_tokens_a_minute_slow_the_pace(journal: Journal) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", [{"requests_per_minute": 20}, {"tokens_per_minute": 220}])
 def test_a_server_that_says_what_is_left_is_hardly_ever_run_into(journal: Journal, limits: dict[str, int]) -> None:
-    with LoopbackServer(limits=RateLimits(**limits, per_seconds=0.5, retry_after=False)) as server:
+    with MockServer(limits=RateLimits(**limits, per_seconds=0.5, retry_after=False)) as server:
         outcomes = engine(journal, remote(server), concurrency=8).run(flows(60))
     assert [outcome.value for outcome in outcomes] == texts(60)
     assert server.count - 60 <= 16  # what was in flight when the first remainder was heard, twice
@@ -99,7 +99,7 @@ def test_a_server_that_says_nothing_is_asked_less_at_once(journal: Journal) -> N
     def narrow(number: int, body: dict[str, Any]) -> Any:
         return status(429) if server.in_flight > 5 else None
 
-    with LoopbackServer(latency_seconds=0.02, misdeed=narrow) as server:
+    with MockServer(latency_seconds=0.02, fault=narrow) as server:
         driven = engine(journal, remote(server), concurrency=64, attempts=30)
         outcomes = driven.run(flows(600))
     assert [outcome.value for outcome in outcomes] == texts(600)
@@ -109,7 +109,7 @@ def test_a_server_that_says_nothing_is_asked_less_at_once(journal: Journal) -> N
 
 @pytest.mark.slow
 def test_two_hundred_told_to_wait_wait_once(journal: Journal) -> None:
-    with LoopbackServer(misdeed=first(200, status(429, {"Retry-After": "1"}))) as server:
+    with MockServer(fault=first(200, status(429, {"Retry-After": "1"}))) as server:
         started = time.monotonic()
         outcomes = engine(journal, remote(server), concurrency=200).run(flows(200))
         seconds = time.monotonic() - started
@@ -120,18 +120,18 @@ def test_two_hundred_told_to_wait_wait_once(journal: Journal) -> None:
 
 @pytest.mark.slow
 def test_names_of_one_endpoint_and_key_share_its_limit(tmp_path: Path, journal: Journal) -> None:
-    with LoopbackServer(latency_seconds=0.02) as server:
+    with MockServer(latency_seconds=0.02) as server:
         same = {"a": remote(server), "b": remote(server)}
         Engine(journal, same, concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
         assert server.most_in_flight == 4
-    with LoopbackServer(latency_seconds=0.02) as server, Journal.open(tmp_path / "other.sqlite") as other:
+    with MockServer(latency_seconds=0.02) as server, Journal.open(tmp_path / "other.sqlite") as other:
         keys = {"a": remote(server, api_key="first-key"), "b": remote(server, api_key="second-key")}
         Engine(other, keys, concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
         assert server.most_in_flight == 8
 
 
 def test_a_straggler_is_hedged_and_the_first_answer_counts(journal: Journal) -> None:
-    with LoopbackServer(latency_seconds=lambda number: 5.0 if number == 50 else 0.01) as server:
+    with MockServer(latency_seconds=lambda number: 5.0 if number == 50 else 0.01) as server:
         driven = engine(journal, remote(server), concurrency=4, hedge=3.0, budget=Budget(PRICE))
         started = time.monotonic()
         outcomes = driven.run(flows(80))
@@ -148,7 +148,7 @@ def test_a_straggler_is_hedged_and_the_first_answer_counts(journal: Journal) -> 
 @pytest.mark.slow
 def test_faults_of_every_kind_lose_nothing_and_buy_nothing_twice(journal: Journal) -> None:
     script = faults(0.3, seed=1, retry_after_seconds=0.1, drip_seconds=0.02)
-    with LoopbackServer(latency_seconds=0.02, misdeed=script) as server:
+    with MockServer(latency_seconds=0.02, fault=script) as server:
         outcomes = engine(journal, remote(server, timeout_seconds=0.5), concurrency=32, attempts=20).run(flows(400))
         kept = Counter(server.questions())
     assert [outcome.value for outcome in outcomes] == texts(400)
@@ -163,21 +163,21 @@ def test_an_outage_opens_the_breaker_and_the_run_goes_on_by_itself(journal: Jour
     def down(number: int, body: dict[str, Any]) -> Any:
         return status(500) if time.monotonic() - begun < 3 else None
 
-    with LoopbackServer(misdeed=down) as server:
+    with MockServer(fault=down) as server:
         outcomes = engine(journal, remote(server), concurrency=100, attempts=10).run(flows(200))
     assert [outcome.value for outcome in outcomes] == texts(200)
     assert server.count < 200 + 200, "a server that was down was not hammered"
 
 
 def test_a_wrong_key_costs_what_is_in_flight_at_most(journal: Journal) -> None:
-    with LoopbackServer(latency_seconds=0.05, misdeed=some(1.0, status(401))) as server:
+    with MockServer(latency_seconds=0.05, fault=some(1.0, status(401))) as server:
         with pytest.raises(EndpointError, match=r"HTTP 401.*check the key"):
             engine(journal, remote(server), concurrency=16).run(flows(500))
         assert server.count <= 16
 
 
 def test_one_bad_prompt_in_a_hundred_costs_itself(journal: Journal) -> None:
-    with LoopbackServer(misdeed=asking("q42", status(400))) as server:
+    with MockServer(fault=asking("q42", status(400))) as server:
         outcomes = engine(journal, remote(server)).run(flows(100))
     assert [outcome.value for outcome in outcomes if outcome.id != "q42"] == [t for t in texts(100) if t[-2:] != "42"]
     assert outcomes[42].value == "failed: http_400"
@@ -189,7 +189,7 @@ def test_a_part_that_raises_costs_no_answer_and_the_next_run_replays_it(journal:
         yield from one(f"q{n}")
         raise ValueError("a parser's bug")
 
-    with LoopbackServer() as server:
+    with MockServer() as server:
         first_run = engine(journal, remote(server)).run([(f"q{n}", lambda n=n: broken(n)) for n in range(20)])
         assert {outcome.error for outcome in first_run} == {"ValueError: a parser's bug"}
         again = engine(journal, remote(server)).run(flows(20))
@@ -213,7 +213,7 @@ def test_no_stale_answer_after_a_change(journal: Journal, changed: str) -> None:
 
     bodies = []
     for value in (1, 2):
-        with LoopbackServer(answer=lambda body, value=value: f"answer {value}") as server:
+        with MockServer(answer=lambda body, value=value: f"answer {value}") as server:
             endpoint = Endpoint(model="m", url=f"http://host{value}" if changed == "base_url" else "http://host")
             provider = OpenAIProvider(server.url, "m", endpoint=endpoint)
             [outcome] = engine(journal, provider).run([("x", lambda value=value: flow(value))])
@@ -227,7 +227,7 @@ def test_no_stale_answer_after_a_change(journal: Journal, changed: str) -> None:
 
 
 def test_an_answer_is_cut_at_our_stop_string_where_the_server_ignores_it(journal: Journal) -> None:
-    with LoopbackServer(answer=lambda body: "one\ntwo\nthree", finish="length") as server:
+    with MockServer(answer=lambda body: "one\ntwo\nthree", finish="length") as server:
         outcomes = engine(journal, remote(server)).run(flows(1, stop=("\n",)))
     assert outcomes[0].value == "one"
     [entry] = journal.entries()
@@ -239,7 +239,7 @@ def test_an_answer_is_cut_at_our_stop_string_where_the_server_ignores_it(journal
 
 
 def test_the_cap_holds_at_two_hundred_in_flight_and_more_money_goes_on(journal: Journal) -> None:
-    with LoopbackServer(latency_seconds=0.01) as server:
+    with MockServer(latency_seconds=0.01) as server:
         driven = engine(journal, remote(server), concurrency=200, budget=Budget(PRICE, cap_usd=0.1))
         with pytest.raises(BudgetStop) as stop:
             driven.run(flows(300))
@@ -247,7 +247,7 @@ def test_the_cap_holds_at_two_hundred_in_flight_and_more_money_goes_on(journal: 
         assert 0.08 < spent <= 0.1
         assert spent == pytest.approx(driven.tally.usd)
         done = server.count
-        assert isinstance(stop.value, Stopped)
+        assert isinstance(stop.value, EngineStopped)
         assert len(stop.value.outcomes) == done
         budget = Budget(PRICE, cap_usd=10.0, spent_usd=spent)
         outcomes = engine(journal, remote(server), concurrency=200, budget=budget).run(flows(300))
@@ -256,12 +256,12 @@ def test_the_cap_holds_at_two_hundred_in_flight_and_more_money_goes_on(journal: 
 
 
 def test_what_each_send_became_and_cost_is_in_the_journal(journal: Journal) -> None:
-    misdeeds = {0: status(500), 1: status(429), 2: HANG}
+    faults = {0: status(500), 1: status(429), 2: HANG}
 
     def script(number: int, body: dict[str, Any]) -> Any:
-        return asking("q2", status(400))(number, body) or misdeeds.get(number)
+        return asking("q2", status(400))(number, body) or faults.get(number)
 
-    with LoopbackServer(misdeed=script) as server:
+    with MockServer(fault=script) as server:
         driven = engine(
             journal, remote(server, timeout_seconds=0.3), budget=Budget(PRICE), concurrency=1, stage="collect"
         )
@@ -279,13 +279,13 @@ def test_what_each_send_became_and_cost_is_in_the_journal(journal: Journal) -> N
 CHILD = """
 import sys
 from pathlib import Path
-from distill.engine.budget import Budget, Price
+from distill.engine.budget import Budget, TokenPrice
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.providers.openai import OpenAIProvider
 from tests.engine.test_collector import flows
 with Journal.open(Path(sys.argv[2])) as journal:
-    price = {"teacher": Price(input=1.0, output=1000.0)}
+    price = {"teacher": TokenPrice(input=1.0, output=1000.0)}
     Engine(journal, {"teacher": OpenAIProvider(sys.argv[1], "m")}, concurrency=8, budget=Budget(price)).run(flows(400))
 """
 
@@ -293,7 +293,7 @@ with Journal.open(Path(sys.argv[2])) as journal:
 @pytest.mark.slow
 def test_what_is_in_flight_at_a_kill_is_charged_in_full(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
-    with LoopbackServer(latency_seconds=0.1) as server:
+    with MockServer(latency_seconds=0.1) as server:
         process = subprocess.Popen([sys.executable, "-c", CHILD, server.url, str(path)], cwd=ROOT)
         while server.answered < 30:
             time.sleep(0.005)
@@ -313,7 +313,7 @@ def test_a_forecast_waits_for_its_pilot_and_its_range_holds_the_truth() -> None:
     for seed in range(200):
         rng = random.Random(seed)
         costs = [rng.expovariate(1) for _ in range(500)]
-        spread = Spread()
+        spread = RunningMean()
         for value in costs[:PILOT]:
             assert spread.total(500) is None
             spread.add(value)
@@ -332,7 +332,7 @@ def test_the_progress_line_tells_rate_cost_forecast_and_limit(journal: Journal) 
         def update(self, done: float, total: float | None = None, note: str = "") -> None:
             notes.append(note)
 
-    with LoopbackServer(latency_seconds=0.05, misdeed=some(0.1, status(400), seed=3)) as server:
+    with MockServer(latency_seconds=0.05, fault=some(0.1, status(400), seed=3)) as server:
         engine(journal, remote(server), progress=Notes(), budget=Budget(PRICE), concurrency=4).run(flows(60))
     last = [note for note in notes if "in flight" in note][-1]
     for part in ("failed", "in flight", "req/s", "tok/s", " USD, all 0.", "limit 4"):
@@ -344,9 +344,7 @@ def test_the_progress_line_tells_rate_cost_forecast_and_limit(journal: Journal) 
 
 def test_a_key_and_a_password_in_the_address_reach_neither_journal_nor_error(tmp_path: Path) -> None:
     key, path = "sk-very-secret-0123456789", tmp_path / "journal.sqlite"
-    with LoopbackServer(
-        misdeed=first(3, status(500, body={"error": {"message": f"your key {key} is tired"}}))
-    ) as server:
+    with MockServer(fault=first(3, status(500, body={"error": {"message": f"your key {key} is tired"}}))) as server:
         address = server.url.replace("http://", "http://user:hunter2hunter2@").replace("/v1", "/v1?token=abcdefghij")
         with Journal.open(path) as journal:
             engine(journal, OpenAIProvider(address, "m", headers={"X-Key": key})).run(flows(5))
@@ -358,7 +356,7 @@ def test_a_key_and_a_password_in_the_address_reach_neither_journal_nor_error(tmp
 
 
 def test_a_body_that_never_ends_is_cut_off(journal: Journal) -> None:
-    with LoopbackServer(answer=lambda body: "x" * 200_000) as server:
+    with MockServer(answer=lambda body: "x" * 200_000) as server:
         outcomes = engine(journal, remote(server, largest_body_bytes=100_000)).run(flows(1))
     assert outcomes[0].value == "failed: too_large"
 
@@ -373,7 +371,7 @@ def test_reasoning_logprobs_and_refusals_are_kept_whole(journal: Journal) -> Non
         "choices": [{"index": 0, "finish_reason": "stop", "message": message, "logprobs": logprobs}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "completion_tokens_details": {"reasoning_tokens": 1}},
     }
-    with LoopbackServer(answer=lambda asked: body) as server:
+    with MockServer(answer=lambda asked: body) as server:
         engine(journal, remote(server)).run(flows(1, logprobs=True, top_logprobs=2, reasoning_effort="low"))
         assert server.bodies[0]["reasoning_effort"] == "low"
     [entry] = journal.entries()

@@ -15,7 +15,7 @@ import pytest
 from distill.engine import Tally
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
-    LoopbackServer,
+    MockServer,
 )
 from distill.engine.progress import AGAIN
 from distill.engine.providers import ProviderError, Reply
@@ -68,7 +68,7 @@ def test_a_tuple_is_asked_at_once(journal: Journal) -> None:
         answers = yield tuple(ask(str(n)) for n in range(10))
         return len(answers)
 
-    with LoopbackServer(latency_seconds=0.1) as server:
+    with MockServer(latency_seconds=0.1) as server:
         assert values(engine(journal, remote(server)).run([("x", flow)])) == [10]
     assert server.most_in_flight == 10
 
@@ -106,7 +106,7 @@ def test_requests_in_flight_and_flows_alive_are_bounded(journal: Journal) -> Non
         yield (ask(f"{number}a"), ask(f"{number}b"))
         alive -= 1
 
-    with LoopbackServer(latency_seconds=0.02) as server:
+    with MockServer(latency_seconds=0.02) as server:
         engine(journal, remote(server), concurrency=3).run([(str(n), lambda n=n: flow(n)) for n in range(30)])
     assert (server.most_in_flight, most, server.count) == (3, 6, 60)
 
@@ -162,7 +162,7 @@ def test_a_role_without_a_model_stops_before_anything_is_asked(journal: Journal)
 
 
 def test_half_a_surrogate_pair_in_an_answer_is_replaced(journal: Journal) -> None:
-    with LoopbackServer(answer=lambda body: "odd \ud800 text") as server:
+    with MockServer(answer=lambda body: "odd \ud800 text") as server:
         [outcome] = engine(journal, remote(server)).run(flows("q"))
         assert outcome.value == "odd ? text"
         assert engine(journal, remote(server)).run(flows("q")) == [outcome]

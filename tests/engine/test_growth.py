@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from distill.engine import Stopped
+from distill.engine import EngineStopped
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
-    LoopbackServer,
+    MockServer,
     asking,
     status,
 )
@@ -107,7 +107,7 @@ def test_a_growth_to_nothing_asks_nothing(journal: Journal) -> None:
 
 
 def test_a_growth_keeps_every_slot_busy(journal: Journal) -> None:
-    with LoopbackServer(latency_seconds=0.05) as server:
+    with MockServer(latency_seconds=0.05) as server:
         engine(journal, remote(server), concurrency=4).grow(Pool(), 20)
     assert server.most_in_flight == 4
 
@@ -132,21 +132,21 @@ def test_a_growth_that_brings_nothing_new_stops_and_says_so(journal: Journal, ca
 
 
 def test_a_failure_that_may_pass_stops_a_growth_and_the_next_run_goes_on(journal: Journal) -> None:
-    with LoopbackServer(misdeed=asking("proposal 6 ", status(503))) as server, pytest.raises(StageIncomplete) as caught:
+    with MockServer(fault=asking("proposal 6 ", status(503))) as server, pytest.raises(StageIncomplete) as caught:
         engine(journal, remote(server), attempts=2).grow(Pool(), 20)
-    assert isinstance(caught.value, Stopped)
+    assert isinstance(caught.value, EngineStopped)
     assert "was not answered in 2 attempts (http_503: HTTP 503" in str(caught.value)
     grown = caught.value.grown
     assert grown is not None
     assert grown.requests == 6
-    with LoopbackServer() as server:
+    with MockServer() as server:
         whole = engine(journal, remote(server)).grow(Pool(), 20).tasks
     assert whole[: len(grown.tasks)] == grown.tasks
     assert len(whole) == 20
 
 
 def test_a_growth_that_runs_out_of_money_brings_what_it_has_and_goes_on_with_more(journal: Journal) -> None:
-    with pytest.raises(Stopped) as caught:
+    with pytest.raises(EngineStopped) as caught:
         engine(journal, uneven(), budget=budget(0.1)).grow(Pool(), 20)
     assert isinstance(caught.value, BudgetStop)
     assert caught.value.grown is not None
@@ -163,7 +163,7 @@ def test_ctrl_c_in_a_growth_brings_what_it_has_and_the_next_run_goes_on(journal:
 
     with pytest.raises(Interrupted, match="of 20 are finished and kept") as caught:
         engine(journal, Scripted(script, latency_seconds=0.005)).grow(Pool(), 20)
-    assert isinstance(caught.value, Stopped)
+    assert isinstance(caught.value, EngineStopped)
     assert caught.value.grown is not None
     some = caught.value.grown.tasks
     assert 0 < len(some) < 20
@@ -171,7 +171,7 @@ def test_ctrl_c_in_a_growth_brings_what_it_has_and_the_next_run_goes_on(journal:
 
 
 def test_a_permanent_failure_is_the_growths_own_affair(journal: Journal) -> None:
-    server = LoopbackServer(misdeed=lambda number, body: status(400))
+    server = MockServer(fault=lambda number, body: status(400))
     with server, pytest.raises(StageIncomplete, match="no candidates; last: http_400: HTTP 400: this is a 400"):
         engine(journal, remote(server)).grow(Barren(1), 9)
 

@@ -15,7 +15,7 @@ import pytest
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
     HANG,
-    LoopbackServer,
+    MockServer,
 )
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHILD = """
 import sys
 from pathlib import Path
-from distill.engine import Stopped
+from distill.engine import EngineStopped
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.providers.openai import OpenAIProvider
@@ -45,7 +45,7 @@ with Journal.open(path) as journal:
     engine = Engine(journal, {"teacher": provider}, concurrency=concurrency)
     try:
         outcomes, code = engine.run(flows), 0
-    except Stopped as stop:
+    except EngineStopped as stop:
         outcomes, code = stop.outcomes, stop.exit_code
         sys.stderr.write(f"{stop}\\n")
 sys.stdout.write("".join(f"{outcome.id} {outcome.value}\\n" for outcome in outcomes))
@@ -53,7 +53,7 @@ sys.exit(code)
 """
 
 
-def child(server: LoopbackServer, path: Path, count: int, concurrency: int) -> subprocess.Popen[str]:
+def child(server: MockServer, path: Path, count: int, concurrency: int) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-c", CHILD, server.url, str(path), str(count), str(concurrency)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -71,7 +71,7 @@ def answers(count: int) -> str:
 
 def test_killed_runs_go_on_where_they_were_and_buy_nothing_twice_but_what_was_in_flight(tmp_path: Path) -> None:
     path, needed, slots, kills = tmp_path / "journal.sqlite", 200, 10, 4
-    with LoopbackServer(latency_seconds=lambda _: random.uniform(0, 0.04)) as server:
+    with MockServer(latency_seconds=lambda _: random.uniform(0, 0.04)) as server:
         for _ in range(kills):
             before, more = server.count, random.randint(1, 60)
             process = child(server, path, needed, slots)
@@ -89,7 +89,7 @@ def test_killed_runs_go_on_where_they_were_and_buy_nothing_twice_but_what_was_in
 
 
 def test_ctrl_c_finishes_what_is_in_flight_and_keeps_what_is_finished(tmp_path: Path) -> None:
-    with LoopbackServer(latency_seconds=0.2) as server:
+    with MockServer(latency_seconds=0.2) as server:
         process = child(server, tmp_path / "journal.sqlite", 500, 5)
         wait_until(lambda: server.count >= 12)
         process.send_signal(signal.SIGINT)
@@ -105,7 +105,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_keeps_what_is_finished(tmp_path: 
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
-    with LoopbackServer(misdeed=lambda number, body: HANG if number >= 8 else None) as server:
+    with MockServer(fault=lambda number, body: HANG if number >= 8 else None) as server:
         process = child(server, tmp_path / "journal.sqlite", 50, 4)
         wait_until(lambda: server.count >= 12)
         process.send_signal(signal.SIGINT)

@@ -33,8 +33,8 @@ from distill.engine.mock_server import (
     TRUNCATED,
     UNAUTHORISED,
     FastServer,
-    LoopbackServer,
-    Misdeed,
+    Fault,
+    MockServer,
     RateLimits,
     drip,
     duration,
@@ -83,11 +83,11 @@ def stats(url: str) -> dict[str, Any]:
         return json.loads(connection.getresponse().read())
 
 
-# --- misdeeds
+# --- faults
 
 
 def test_a_drip_is_slow_and_whole() -> None:
-    with LoopbackServer(misdeed=first(1, drip(0.2)), answer=lambda body: "ä" * 300) as server:
+    with MockServer(fault=first(1, drip(0.2)), answer=lambda body: "ä" * 300) as server:
         started = time.monotonic()
         assert ask(server.url).content == "ä" * 300
         assert 0.19 <= time.monotonic() - started < 2
@@ -95,7 +95,7 @@ def test_a_drip_is_slow_and_whole() -> None:
 
 
 def test_a_drip_comes_in_many_pieces() -> None:
-    with LoopbackServer(misdeed=first(1, drip(0.2))) as server, closing(connect(server.url)) as connection:
+    with MockServer(fault=first(1, drip(0.2))) as server, closing(connect(server.url)) as connection:
         body = {"model": "m", "prompt": "q"}
         connection.request("POST", "/v1/completions", json.dumps(body))
         answer = connection.getresponse()
@@ -106,9 +106,9 @@ def test_a_drip_comes_in_many_pieces() -> None:
     assert json.loads(b"".join(pieces))["choices"][0]["text"] == "answer to q"
 
 
-@pytest.mark.parametrize("misdeed", [RESET, TRUNCATED])
-def test_a_broken_connection_is_no_answer(misdeed: Misdeed) -> None:
-    with LoopbackServer(misdeed=first(1, misdeed)) as server:
+@pytest.mark.parametrize("fault", [RESET, TRUNCATED])
+def test_a_broken_connection_is_no_answer(fault: Fault) -> None:
+    with MockServer(fault=first(1, fault)) as server:
         with pytest.raises((ConnectionError, http.client.IncompleteRead)):
             ask(server.url)
         assert ask(server.url).content == "answer to q"
@@ -116,7 +116,7 @@ def test_a_broken_connection_is_no_answer(misdeed: Misdeed) -> None:
 
 
 def test_a_hang_ends_when_the_client_leaves() -> None:
-    with LoopbackServer(misdeed=first(1, HANG)) as server:
+    with MockServer(fault=first(1, HANG)) as server:
         with pytest.raises(TimeoutError):
             ask(server.url, timeout=0.1)
         wait_until(lambda: server.in_flight == 0)
@@ -124,7 +124,7 @@ def test_a_hang_ends_when_the_client_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("misdeed", "code", "says"),
+    ("fault", "code", "says"),
     [
         (HTML, 200, "<html>"),
         (EMPTY, 200, '"choices": []'),
@@ -134,8 +134,8 @@ def test_a_hang_ends_when_the_client_leaves() -> None:
         (NO_MODEL, 404, "model_not_found"),
     ],
 )
-def test_a_bad_response_is_written_and_is_no_answer(misdeed: Misdeed, code: int, says: str) -> None:
-    with LoopbackServer(misdeed=first(1, misdeed)) as server:
+def test_a_bad_response_is_written_and_is_no_answer(fault: Fault, code: int, says: str) -> None:
+    with MockServer(fault=first(1, fault)) as server:
         said = ask(server.url)
     assert (said.status, says in said.text) == (code, True)
     assert (server.answered, dict(server.statuses)) == (0, {code: 1})
@@ -149,14 +149,14 @@ def test_some_is_a_share_of_the_requests() -> None:
 # --- faults
 
 
-def kind(misdeed: Misdeed) -> str:
-    told = " Retry-After" if "Retry-After" in misdeed.headers else ""
-    return f"{misdeed.kind} {misdeed.code}{told}" if misdeed not in (HTML, EMPTY) else misdeed.body[:9]
+def kind(fault: Fault) -> str:
+    told = " Retry-After" if "Retry-After" in fault.headers else ""
+    return f"{fault.kind} {fault.code}{told}" if fault not in (HTML, EMPTY) else fault.body[:9]
 
 
 def test_faults_fail_their_share_in_every_way_and_drip_besides() -> None:
     script = faults(0.3, seed=1, drip_seconds=0.5)
-    drawn = Counter(kind(misdeed) for number in range(20_000) if (misdeed := script(number, BODY)))
+    drawn = Counter(kind(fault) for number in range(20_000) if (fault := script(number, BODY)))
     assert len(drawn) == len(FAULTS) + 3
     assert min(drawn.values()) > 300
     dripped = drawn.pop(kind(SLOW_DRIP))
@@ -168,11 +168,11 @@ def test_faults_ask_few_to_wait() -> None:
     script = faults(1.0)
     drawn = [script(number, BODY) for number in range(10_000)]
     assert None not in drawn
-    assert 300 < sum(misdeed.code == 429 for misdeed in drawn if misdeed) < 500
+    assert 300 < sum(fault.code == 429 for fault in drawn if fault) < 500
 
 
 def test_faults_depend_on_the_number_and_the_seed_alone() -> None:
-    def drawn(seed: int) -> list[Misdeed | None]:
+    def drawn(seed: int) -> list[Fault | None]:
         script = faults(0.5, seed=seed)
         return [script(number, BODY) for number in range(100)]
 
@@ -185,7 +185,7 @@ def test_faults_depend_on_the_number_and_the_seed_alone() -> None:
 
 def test_requests_over_the_limit_are_refused_until_the_window_has_passed() -> None:
     limits = RateLimits(requests_per_minute=3, per_seconds=0.5)
-    with LoopbackServer(limits=limits) as server:
+    with MockServer(limits=limits) as server:
         said = [ask(server.url) for _ in range(5)]
         assert [one.status for one in said] == [200, 200, 200, 429, 429]
         assert said[-1].headers["retry-after"] == "1"
@@ -198,7 +198,7 @@ def test_requests_over_the_limit_are_refused_until_the_window_has_passed() -> No
 
 def test_every_response_says_what_is_left() -> None:
     limits = RateLimits(requests_per_minute=2, tokens_per_minute=100)
-    with LoopbackServer(limits=limits, misdeed=first(1, status(500))) as server:
+    with MockServer(limits=limits, fault=first(1, status(500))) as server:
         said = [ask(server.url, "two words", max_tokens=30) for _ in range(3)]
     assert [one.status for one in said] == [500, 200, 429]
     assert [one.headers["x-ratelimit-limit-requests"] for one in said] == ["2", "2", "2"]
@@ -210,7 +210,7 @@ def test_every_response_says_what_is_left() -> None:
 
 
 def test_tokens_are_limited_too() -> None:
-    with LoopbackServer(limits=RateLimits(tokens_per_minute=100, per_seconds=0.4)) as server:
+    with MockServer(limits=RateLimits(tokens_per_minute=100, per_seconds=0.4)) as server:
         said = [ask(server.url, max_tokens=49) for _ in range(3)]
         assert [one.status for one in said] == [200, 200, 429]
         assert "on tokens per min" in said[-1].text
@@ -219,13 +219,13 @@ def test_tokens_are_limited_too() -> None:
 
 
 def test_a_request_larger_than_the_limit_is_not_told_to_wait() -> None:
-    with LoopbackServer(limits=RateLimits(tokens_per_minute=100)) as server:
+    with MockServer(limits=RateLimits(tokens_per_minute=100)) as server:
         said = ask(server.url, max_tokens=1000)
     assert (said.status, "retry-after" in said.headers, "larger than the limit" in said.text) == (429, False, True)
 
 
 def test_limits_may_be_silent() -> None:
-    with LoopbackServer(limits=RateLimits(requests_per_minute=1, headers=False, retry_after=False)) as server:
+    with MockServer(limits=RateLimits(requests_per_minute=1, headers=False, retry_after=False)) as server:
         said = [ask(server.url) for _ in range(2)]
     assert [one.status for one in said] == [200, 429]
     assert [name for one in said for name in one.headers if "ratelimit" in name or "retry" in name] == []
@@ -243,7 +243,7 @@ def test_durations_are_written_as_rate_limit_headers_do(seconds: float, written:
 
 
 def test_answers_are_counted_by_question_and_in_all() -> None:
-    with LoopbackServer(latency_seconds=0.1) as server, ThreadPoolExecutor(6) as pool:
+    with MockServer(latency_seconds=0.1) as server, ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda text: ask(server.url, text), ["a", "a", "b", "c", "c", "c"]))
         assert stats(server.url) == server.stats()
     assert server.stats() == {
@@ -260,7 +260,7 @@ def test_answers_are_counted_by_question_and_in_all() -> None:
 
 
 def test_an_answer_that_nobody_waits_for_is_not_counted() -> None:
-    with LoopbackServer(latency_seconds=0.3) as server:
+    with MockServer(latency_seconds=0.3) as server:
         with pytest.raises(TimeoutError):
             ask(server.url, timeout=0.1)
         time.sleep(0.4)
@@ -268,7 +268,7 @@ def test_an_answer_that_nobody_waits_for_is_not_counted() -> None:
 
 
 def test_a_server_that_keeps_nothing_still_counts() -> None:
-    with LoopbackServer(keep=False) as server:
+    with MockServer(keep=False) as server:
         said = [ask(server.url).content for _ in range(3)]
     assert said == ["answer to q"] * 3
     assert (server.count, server.answered, server.times_answered("q")) == (3, 3, 3)
@@ -276,9 +276,9 @@ def test_a_server_that_keeps_nothing_still_counts() -> None:
 
 
 def test_a_taken_port_is_an_error() -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         port = urlsplit(server.url).port or 0
-        for second in (LoopbackServer(port=port), FastServer(port=port)):
+        for second in (MockServer(port=port), FastServer(port=port)):
             with pytest.raises(OSError, match="address already in use"):
                 second.__enter__()
 
@@ -354,7 +354,7 @@ def test_the_command_fails_and_limits_as_it_is_told() -> None:
     with command("--rpm", "3") as (url, _):
         assert [ask(url).status for _ in range(4)] == [200, 200, 200, 429]
     script = faults(1.0, seed=7)
-    told = [number for number in range(20) if (misdeed := script(number, BODY)) and misdeed.kind == "status"]
+    told = [number for number in range(20) if (fault := script(number, BODY)) and fault.kind == "status"]
     with command("--faults", "1", "--seed", "7") as (url, _):
         said = [attempt(url) for _ in range(20)]
     assert [number for number in range(20) if said[number]] == told

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from distill.engine.mock_server import EMPTY, HANG, HTML, RESET, TRUNCATED, LoopbackServer, Misdeed, first, status
+from distill.engine.mock_server import EMPTY, HANG, HTML, RESET, TRUNCATED, Fault, MockServer, first, status
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.addresses import normalise_url
 from distill.engine.providers.openai import OpenAIProvider
@@ -35,15 +35,15 @@ def ask(url: str, request: Request = HELLO, **options: Any) -> Reply:
     return asyncio.run(once())
 
 
-def ask_badly(misdeed: Misdeed, **options: Any) -> ProviderError:
-    with LoopbackServer(misdeed=lambda number, body: misdeed) as server, pytest.raises(ProviderError) as caught:
+def ask_badly(fault: Fault, **options: Any) -> ProviderError:
+    with MockServer(fault=lambda number, body: fault) as server, pytest.raises(ProviderError) as caught:
         ask(server.url, **options)
     assert server.count == 1
     return caught.value
 
 
 def test_messages_go_to_chat_completions() -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         reply = ask(server.url)
     assert (reply.text, reply.finish, reply.usage) == ("answer to hello", "stop", Usage(1, 3))
     assert server.paths == ["/v1/chat/completions"]
@@ -51,7 +51,7 @@ def test_messages_go_to_chat_completions() -> None:
 
 
 def test_a_prompt_goes_to_completions() -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         reply = ask(server.url, Request(role="teacher", prompt="once"))
     assert reply.text == "answer to once"
     assert (server.paths, server.bodies) == (["/v1/completions"], [{"model": "m", "prompt": "once"}])
@@ -59,7 +59,7 @@ def test_a_prompt_goes_to_completions() -> None:
 
 def test_the_body_carries_the_sampling_fields_that_are_set_and_no_others() -> None:
     sampling = Sampling(temperature=0.0, max_tokens=7, stop=("\n", "END"), seed=0)
-    with LoopbackServer() as server:
+    with MockServer() as server:
         ask(server.url, Request(role="teacher", prompt="p", sampling=sampling))
     assert server.bodies[0] == {
         "model": "m", "prompt": "p", "temperature": 0.0, "max_tokens": 7, "stop": ["\n", "END"], "seed": 0,
@@ -69,7 +69,7 @@ def test_the_body_carries_the_sampling_fields_that_are_set_and_no_others() -> No
 def test_extra_body_joins_the_body_takes_fields_out_and_changes_the_identity() -> None:
     extra = {"top_k": 20, "max_tokens": None, "max_completion_tokens": 9}
     request = Request(role="teacher", prompt="p", sampling=Sampling(max_tokens=9))
-    with LoopbackServer() as server:
+    with MockServer() as server:
         ask(server.url, request, extra_body=extra)
     assert server.bodies[0] == {"model": "m", "prompt": "p", "top_k": 20, "max_completion_tokens": 9}
     identities = {OpenAIProvider("http://h/v1", "m", extra_body=e).endpoint for e in ({}, extra, {"top_k": 21})}
@@ -95,7 +95,7 @@ def test_an_extra_body_that_would_waste_answers_is_refused(extra: dict[str, Any]
     [("stop", "stop"), ("length", "length"), ("content_filter", "filtered"), ("tool_calls", "tool"), ("x", "unknown")],
 )
 def test_finish_reasons_are_mapped(said: str, finish: str) -> None:
-    with LoopbackServer(finish=said) as server:
+    with MockServer(finish=said) as server:
         assert ask(server.url).finish == finish
 
 
@@ -109,19 +109,19 @@ def test_finish_reasons_are_mapped(said: str, finish: str) -> None:
     ],
 )
 def test_text_is_found_where_endpoints_put_it(message: dict[str, Any], text: str) -> None:
-    with LoopbackServer(answer=lambda body: {"choices": [{"message": message, "finish_reason": "stop"}]}) as server:
+    with MockServer(answer=lambda body: {"choices": [{"message": message, "finish_reason": "stop"}]}) as server:
         reply = ask(server.url)
     assert (reply.text, reply.usage) == (text, None)
 
 
 def test_the_body_is_kept_whole() -> None:
     body = {"choices": [{"message": {"content": "hi", "reasoning": "because"}}], "x": {"y": [1]}, "usage": {"z": 1}}
-    with LoopbackServer(answer=lambda _: body) as server:
+    with MockServer(answer=lambda _: body) as server:
         assert ask(server.url).raw == body
 
 
 @pytest.mark.parametrize(
-    ("misdeed", "reason"),
+    ("fault", "reason"),
     [
         (status(408), "http_408"),
         (status(409), "http_409"),
@@ -140,8 +140,8 @@ def test_the_body_is_kept_whole() -> None:
         (status(200, body={"error": {"message": "upstream broke"}}), "http_502"),
     ],
 )
-def test_what_may_pass_is_transient(misdeed: Misdeed, reason: str) -> None:
-    error = ask_badly(misdeed)
+def test_what_may_pass_is_transient(fault: Fault, reason: str) -> None:
+    error = ask_badly(fault)
     assert (error.reason, error.transient, error.fatal) == (reason, True, False)
 
 
@@ -151,7 +151,7 @@ def test_no_answer_in_time_is_transient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("misdeed", "reason"),
+    ("fault", "reason"),
     [
         (status(400, body={"error": {"message": "maximum context length is 2048 tokens"}}), "http_400"),
         (status(413), "http_413"),
@@ -160,13 +160,13 @@ def test_no_answer_in_time_is_transient() -> None:
         (status(403, body={"error": {"code": 403, "message": "your input was flagged"}}), "filtered"),
     ],
 )
-def test_what_a_request_itself_causes_is_permanent(misdeed: Misdeed, reason: str) -> None:
-    error = ask_badly(misdeed)
+def test_what_a_request_itself_causes_is_permanent(fault: Fault, reason: str) -> None:
+    error = ask_badly(fault)
     assert (error.reason, error.transient, error.fatal) == (reason, False, False)
 
 
 @pytest.mark.parametrize(
-    ("misdeed", "advice"),
+    ("fault", "advice"),
     [
         (status(401), "api_key_env"),
         (status(402), "credit"),
@@ -179,8 +179,8 @@ def test_what_a_request_itself_causes_is_permanent(misdeed: Misdeed, reason: str
         (status(307, {"Location": "https://elsewhere/v1/chat/completions"}), "https://elsewhere/v1"),
     ],
 )
-def test_what_meets_every_request_is_fatal_and_says_what_to_do(misdeed: Misdeed, advice: str) -> None:
-    error = ask_badly(misdeed)
+def test_what_meets_every_request_is_fatal_and_says_what_to_do(fault: Fault, advice: str) -> None:
+    error = ask_badly(fault)
     assert error.fatal
     assert advice in error.detail
 
@@ -226,7 +226,7 @@ def test_the_key_is_sent_and_appears_nowhere_else() -> None:
     def leak(body: Mapping[str, Any]) -> str:
         return f"your key is {KEY}, keep it"
 
-    with LoopbackServer(answer=leak) as server:
+    with MockServer(answer=leak) as server:
         reply = ask(server.url, api_key=KEY + "\n", headers={"X-Org": "org-secret-000"})
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert server.headers[0]["X-Org"] == "org-secret-000"
@@ -239,7 +239,7 @@ def test_the_key_is_sent_and_appears_nowhere_else() -> None:
 
 
 def test_a_key_that_is_no_secret_may_be_said() -> None:
-    with LoopbackServer(answer=lambda body: "the glass is EMPTY") as server:
+    with MockServer(answer=lambda body: "the glass is EMPTY") as server:
         assert ask(server.url, api_key="EMPTY").text == "the glass is EMPTY"
 
 
@@ -257,13 +257,13 @@ def test_details_are_one_short_line() -> None:
 
 
 def test_likelihoods_are_refused() -> None:
-    with LoopbackServer() as server, pytest.raises(ProviderError, match="cannot measure likelihoods") as caught:
+    with MockServer() as server, pytest.raises(ProviderError, match="cannot measure likelihoods") as caught:
         ask(server.url, Request(role="teacher", prompt="p", kind="likelihood", continuation="c"))
     assert (caught.value.fatal, server.count) == (True, 0)
 
 
 def test_a_session_is_made_anew_in_every_loop() -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         provider = OpenAIProvider(server.url, "m")
 
         async def once() -> str:
@@ -279,12 +279,12 @@ def test_a_loopback_address_is_never_asked_through_a_proxy(monkeypatch: pytest.M
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with LoopbackServer() as server:
+    with MockServer() as server:
         assert ask(server.url).text == "answer to hello"
 
 
 def test_another_address_is_asked_through_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    with LoopbackServer() as proxy:
+    with MockServer() as proxy:
         for name in ("HTTP_PROXY", "http_proxy"):
             monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
         assert ask("http://teacher.invalid/v1").text == "answer to hello"
@@ -313,7 +313,7 @@ def test_what_is_no_address_is_refused_without_its_password(url: str) -> None:
 
 
 def test_a_server_that_recovers_is_asked_over_the_same_session() -> None:
-    with LoopbackServer(misdeed=first(1, RESET)) as server:
+    with MockServer(fault=first(1, RESET)) as server:
 
         async def twice() -> str:
             provider = OpenAIProvider(server.url, "m")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distill.engine import probe
-from distill.engine.mock_server import HANG, LoopbackServer, Misdeed, Script, never, status
+from distill.engine.mock_server import HANG, Fault, MockServer, Script, never, status
 from distill.engine.probe import PARAMETERS, Findings
 from distill.engine.probe_verdicts import (
     COUNT_TOKENS,
@@ -26,7 +26,7 @@ from tests.support.engine.probed_model import KEY, Model, odd
 def refusing(parameter: str, value: Any = None) -> Script:
     """Answers 400 to a body that has the parameter, or the parameter with that value."""
 
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         bad = parameter in body and (value is None or body[parameter] == value)
         said = {"error": {"message": f"{parameter} is not supported", "type": "invalid_request_error"}}
         return status(400, body=said) if bad else None
@@ -34,12 +34,12 @@ def refusing(parameter: str, value: Any = None) -> Script:
     return script
 
 
-def without_completions(number: int, body: dict[str, Any]) -> Misdeed | None:
+def without_completions(number: int, body: dict[str, Any]) -> Fault | None:
     return status(404) if "prompt" in body else None
 
 
-def probed(answer: Callable[[Mapping[str, Any]], Any], misdeed: Script = never) -> tuple[Findings, LoopbackServer]:
-    with LoopbackServer(answer=answer, misdeed=misdeed) as server:
+def probed(answer: Callable[[Mapping[str, Any]], Any], fault: Script = never) -> tuple[Findings, MockServer]:
+    with MockServer(answer=answer, fault=fault) as server:
         return probe.probe(server.url, "imaginary", api_key=KEY, timeout_seconds=10), server
 
 
@@ -91,7 +91,7 @@ def test_refused_logprobs_leave_the_rest_honoured():
 
 
 def test_where_max_tokens_is_refused_its_newer_name_is_used():
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         return refusing("max_tokens")(number, body) if "messages" in body else None
 
     findings, server = probed(Model(), script)
@@ -101,7 +101,7 @@ def test_where_max_tokens_is_refused_its_newer_name_is_used():
 
 
 def test_a_refused_system_message_is_refused():
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         turns = body.get("messages", [])
         return status(400) if turns and turns[0]["role"] == "system" else None
 
@@ -150,7 +150,7 @@ def test_empty_answers_show_nothing():
 
 
 @pytest.mark.parametrize(
-    "misdeed",
+    "fault",
     [
         refusing("temperature"), refusing("seed"), refusing("logprobs"), refusing("temperature", 1),
         lambda number, body: status(429, {"Retry-After": "0.01"}) if number % 2 else None,
@@ -158,8 +158,8 @@ def test_empty_answers_show_nothing():
         lambda number, body: status(500) if number else None,
     ],
 )  # fmt: skip
-def test_no_behaviour_is_asked_more_often_than_the_bound(misdeed):
-    findings, server = probed(Model("temperature"), misdeed)
+def test_no_behaviour_is_asked_more_often_than_the_bound(fault):
+    findings, server = probed(Model("temperature"), fault)
     assert findings.calls == server.count <= probe.MOST_CALLS
     assert max(body.get("max_tokens", 0) for body in server.bodies) <= COUNT_TOKENS
 
@@ -176,7 +176,7 @@ def test_a_server_error_is_no_refusal():
 def test_the_key_is_sent_and_kept_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path))
 
-    def telltale(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def telltale(number: int, body: dict[str, Any]) -> Fault | None:
         return status(400, body=f"bad stop for key {KEY}") if "stop" in body else None
 
     findings, server = probed(Model(), telltale)
@@ -201,7 +201,7 @@ def test_an_endpoint_that_refuses_a_plain_question_is_one_error():
 
 def test_an_endpoint_that_hangs_is_given_up_after_two_calls():
     with (
-        LoopbackServer(answer=Model(), misdeed=lambda number, body: HANG if number else None) as server,
+        MockServer(answer=Model(), fault=lambda number, body: HANG if number else None) as server,
         pytest.raises(EndpointError, match=r"no answer within 0\.2 s"),
     ):
         probe.probe(server.url, "imaginary", timeout_seconds=0.2)

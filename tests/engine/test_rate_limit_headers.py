@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from distill.engine.providers.rate_limit_headers import Left, Report, duration_seconds, report, retry_after_seconds
+from distill.engine.providers.rate_limit_headers import (
+    RateLimitReport,
+    RemainingQuota,
+    duration_seconds,
+    report,
+    retry_after_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,13 +64,15 @@ def test_requests_and_tokens_are_told_apart_whatever_the_case() -> None:
             "x-ratelimit-reset-tokens": "6m0s",
         }
     )
-    assert report(headers) == Report(requests=Left(499, 0.12, 500), tokens=Left(0, 360.0, None))
+    assert report(headers) == RateLimitReport(
+        requests=RemainingQuota(499, 0.12, 500), tokens=RemainingQuota(0, 360.0, None)
+    )
 
 
 @pytest.mark.parametrize("prefix", ["x-ratelimit", "ratelimit"])
 def test_plain_names_count_requests(prefix: str) -> None:
-    assert report(CIMultiDict({f"{prefix}-remaining": "3, 5;w=60", f"{prefix}-reset": "7"})) == Report(
-        requests=Left(3, 7.0, None)
+    assert report(CIMultiDict({f"{prefix}-remaining": "3, 5;w=60", f"{prefix}-reset": "7"})) == RateLimitReport(
+        requests=RemainingQuota(3, 7.0, None)
     )
 
 

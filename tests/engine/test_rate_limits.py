@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.engine.backpressure import BREAKER_TRIALS, Breaker, Came, Concurrency, Ticket, came_of
+from distill.engine.backpressure import BREAKER_TRIALS, Breaker, Concurrency, SendOutcome, Ticket, outcome_of
 from distill.engine.providers import ProviderError
-from distill.engine.providers.rate_limit_headers import Left, Report
-from distill.engine.rate_limits import Closed, Limiter, Pace, Rates, Remainder
+from distill.engine.providers.rate_limit_headers import RateLimitReport, RemainingQuota
+from distill.engine.rate_limits import Limiter, LimiterClosed, Pace, Rates, Remainder
 from distill.errors import EndpointError
 
 
@@ -82,7 +82,7 @@ def test_one_request_over_the_burst_waits_for_a_whole_one_and_then_leaves_a_debt
 
 def test_nothing_leaves_when_nothing_is_left_until_the_reset() -> None:
     left = Remainder()
-    left.hear(Left(2, 30.0, 500), ticket(1), 100.0)
+    left.hear(RemainingQuota(2, 30.0, 500), ticket(1), 100.0)
     assert left.wait_seconds(1, 100.0) == 0
     left.spend(2)
     assert left.wait_seconds(1, 110.0) == 20.0
@@ -93,14 +93,14 @@ def test_nothing_leaves_when_nothing_is_left_until_the_reset() -> None:
 
 def test_a_report_that_comes_late_is_stale() -> None:
     left = Remainder()
-    left.hear(Left(0, 30.0), ticket(5), 100.0)
-    left.hear(Left(9, 30.0), ticket(4), 101.0)
+    left.hear(RemainingQuota(0, 30.0), ticket(5), 100.0)
+    left.hear(RemainingQuota(9, 30.0), ticket(4), 101.0)
     assert left.wait_seconds(1, 101.0) == 29.0
 
 
 def test_a_request_for_more_than_the_whole_limit_is_sent_when_all_of_it_is_left() -> None:
     left = Remainder()
-    left.hear(Left(1000, 30.0, 1000), ticket(1), 0.0)
+    left.hear(RemainingQuota(1000, 30.0, 1000), ticket(1), 0.0)
     assert left.wait_seconds(4000, 0.0) == 0
 
 
@@ -162,52 +162,52 @@ def test_after_an_outage_the_old_limit_is_back_within_a_dozen_round_trips() -> N
 def test_the_breaker_opens_when_over_half_of_the_last_hundred_failed_and_closes_with_one_answer() -> None:
     breaker = Breaker()
     for number in range(50):
-        breaker.note(ticket(number), Came.FAULT, 0.0)
-        breaker.note(ticket(number), Came.ANSWER, 0.0)
+        breaker.note(ticket(number), SendOutcome.FAULT, 0.0)
+        breaker.note(ticket(number), SendOutcome.ANSWER, 0.0)
     assert breaker.until is None
-    breaker.note(ticket(100), Came.FAULT, 7.0)
-    breaker.note(ticket(101), Came.FAULT, 7.0)
+    breaker.note(ticket(100), SendOutcome.FAULT, 7.0)
+    breaker.note(ticket(101), SendOutcome.FAULT, 7.0)
     assert breaker.until == 12.0
-    breaker.note(ticket(102, trial=True), Came.FAULT, 12.0)
+    breaker.note(ticket(102, trial=True), SendOutcome.FAULT, 12.0)
     assert breaker.until == 22.0
-    breaker.note(ticket(103, trial=True), Came.ANSWER, 22.0)
+    breaker.note(ticket(103, trial=True), SendOutcome.ANSWER, 22.0)
     assert breaker.until is None
-    breaker.note(ticket(104), Came.FAULT, 23.0)
+    breaker.note(ticket(104), SendOutcome.FAULT, 23.0)
     assert breaker.until is None
 
 
 def test_turned_away_for_load_is_no_failure_of_the_endpoint() -> None:
     breaker = Breaker()
     for number in range(500):
-        breaker.note(ticket(number), Came.BUSY, 0.0)
-        breaker.note(ticket(number), Came.REFUSAL, 0.0)
+        breaker.note(ticket(number), SendOutcome.BUSY, 0.0)
+        breaker.note(ticket(number), SendOutcome.REFUSAL, 0.0)
     assert breaker.until is None
 
 
 def test_an_endpoint_that_stays_down_ends_the_run_after_half_an_hour() -> None:
     breaker, now = Breaker(), 0.0
     for number in range(51):
-        breaker.note(ticket(number), Came.FAULT, now)
+        breaker.note(ticket(number), SendOutcome.FAULT, now)
     for _ in range(BREAKER_TRIALS - 1):
         now = breaker.until or 0.0
-        breaker.note(ticket(1, trial=True), Came.FAULT, now)
+        breaker.note(ticket(1, trial=True), SendOutcome.FAULT, now)
     with pytest.raises(EndpointError, match=r"has failed for 3\d minutes, and 20 trials since were in vain"):
-        breaker.note(ticket(1, trial=True), Came.FAULT, now)
+        breaker.note(ticket(1, trial=True), SendOutcome.FAULT, now)
 
 
 @pytest.mark.parametrize(
     ("error", "came"),
     [
-        (None, Came.ANSWER),
-        (ProviderError("http_429", "", transient=True, busy=True), Came.BUSY),
-        (ProviderError("http_500", "", transient=True), Came.FAULT),
-        (ProviderError("timeout", "", transient=True), Came.FAULT),
-        (ProviderError("http_400", ""), Came.REFUSAL),
-        (asyncio.CancelledError(), Came.REFUSAL),
+        (None, SendOutcome.ANSWER),
+        (ProviderError("http_429", "", transient=True, busy=True), SendOutcome.BUSY),
+        (ProviderError("http_500", "", transient=True), SendOutcome.FAULT),
+        (ProviderError("timeout", "", transient=True), SendOutcome.FAULT),
+        (ProviderError("http_400", ""), SendOutcome.REFUSAL),
+        (asyncio.CancelledError(), SendOutcome.REFUSAL),
     ],
 )
-def test_what_an_error_says_of_the_endpoint(error: BaseException | None, came: Came) -> None:
-    assert came_of(error) is came
+def test_what_an_error_says_of_the_endpoint(error: BaseException | None, came: SendOutcome) -> None:
+    assert outcome_of(error) is came
 
 
 # --- the limiter as a whole
@@ -220,7 +220,7 @@ def test_no_more_than_the_slots_are_out_and_a_ticket_given_back_lets_the_next_in
         third = asyncio.ensure_future(gate.enter(1))
         await asyncio.sleep(0.01)
         assert not third.done()
-        gate.leave(tickets[0], Came.ANSWER)
+        gate.leave(tickets[0], SendOutcome.ANSWER)
         assert (await third).number == 3
         assert gate.in_flight == 2
 
@@ -237,12 +237,12 @@ def test_requests_asked_again_take_turns_with_first_tries() -> None:
             mine = await gate.enter(1, again=again)
             order.append(name)
             await asyncio.sleep(0)
-            gate.leave(mine, Came.ANSWER)
+            gate.leave(mine, SendOutcome.ANSWER)
 
         asked = [asyncio.ensure_future(ask(f"first{n}", False)) for n in range(3)]
         asked += [asyncio.ensure_future(ask(f"again{n}", True)) for n in range(3)]
         await asyncio.sleep(0)
-        gate.leave(out, Came.ANSWER)
+        gate.leave(out, SendOutcome.ANSWER)
         await asyncio.gather(*asked)
         return order
 
@@ -255,9 +255,9 @@ def test_retry_after_holds_everybody_only_when_a_quarter_of_a_window_carries_one
         gate = limiter(clock, concurrency=40)
         tickets = [await gate.enter(1) for _ in range(40)]
         for out in tickets[:9]:
-            gate.leave(out, Came.BUSY, retry_after=5.0)
+            gate.leave(out, SendOutcome.BUSY, retry_after=5.0)
         assert gate.free()
-        gate.leave(tickets[9], Came.BUSY, retry_after=5.0)
+        gate.leave(tickets[9], SendOutcome.BUSY, retry_after=5.0)
         assert not gate.free()
         assert gate.describe() == "waiting 5 s (Retry-After)"
         clock.now += 5.1
@@ -272,7 +272,7 @@ def test_the_headers_remainder_holds_everybody_and_says_so() -> None:
         clock = Clock()
         gate = limiter(clock, concurrency=40)
         out = await gate.enter(1)
-        gate.leave(out, Came.ANSWER, report=Report(requests=Left(0, 12.0, 60)))
+        gate.leave(out, SendOutcome.ANSWER, report=RateLimitReport(requests=RemainingQuota(0, 12.0, 60)))
         assert not gate.free()
         assert gate.describe() == "limited by requests left by the headers"
         clock.now += 12
@@ -286,7 +286,7 @@ def test_an_explained_429_shrinks_no_limit() -> None:
         gate = limiter(Clock(), concurrency=8)
         for _ in range(5):
             for out in [await gate.enter(1) for _ in range(8)]:
-                gate.leave(out, Came.BUSY, report=Report(requests=Left(0, 0.0, 60)))
+                gate.leave(out, SendOutcome.BUSY, report=RateLimitReport(requests=RemainingQuota(0, 0.0, 60)))
         return gate.concurrency.limit
 
     assert asyncio.run(work()) == 8
@@ -299,9 +299,9 @@ def test_closing_tells_whoever_waits() -> None:
         waiting = asyncio.ensure_future(gate.enter(1))
         await asyncio.sleep(0)
         gate.close()
-        with pytest.raises(Closed):
+        with pytest.raises(LimiterClosed):
             await waiting
-        with pytest.raises(Closed):
+        with pytest.raises(LimiterClosed):
             await gate.enter(1)
 
     asyncio.run(work())
@@ -314,8 +314,8 @@ def test_a_waiter_that_gives_up_takes_no_slot_with_it() -> None:
         gone, stays = asyncio.ensure_future(gate.enter(1)), asyncio.ensure_future(gate.enter(1))
         await asyncio.sleep(0)
         gone.cancel()
-        gate.leave(out, Came.ANSWER)
-        gate.leave(await stays, Came.ANSWER)
+        gate.leave(out, SendOutcome.ANSWER)
+        gate.leave(await stays, SendOutcome.ANSWER)
         assert gate.in_flight == 0
 
     asyncio.run(work())
@@ -325,11 +325,11 @@ def test_only_one_trial_leaves_while_the_breaker_is_open() -> None:
     async def work() -> None:
         gate = Limiter(Rates(concurrency=200), breaker_seconds=0.05)
         for out in [await gate.enter(1) for _ in range(60)]:
-            gate.leave(out, Came.FAULT)
+            gate.leave(out, SendOutcome.FAULT)
         waiting = [asyncio.ensure_future(gate.enter(1)) for _ in range(10)]
         await asyncio.sleep(0.1)
         assert [one.done() for one in waiting] == [True] + [False] * 9
-        gate.leave(await waiting[0], Came.ANSWER)
+        gate.leave(await waiting[0], SendOutcome.ANSWER)
         await asyncio.sleep(0)
         assert all(one.done() for one in waiting)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from distill.engine import Stopped
+from distill.engine import EngineStopped
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
-    LoopbackServer,
+    MockServer,
     asking,
     status,
 )
@@ -37,7 +37,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.mark.parametrize("code", [401, 402, 403, 404])
 def test_an_endpoint_that_refuses_everybody_stops_the_run_after_what_is_in_flight(journal: Journal, code: int) -> None:
-    server = LoopbackServer(misdeed=lambda number, body: status(code), latency_seconds=0.02)
+    server = MockServer(fault=lambda number, body: status(code), latency_seconds=0.02)
     with server, pytest.raises(EndpointError, match=f"HTTP {code}") as caught:
         engine(journal, remote(server, api_key="sk-very-secret-0000"), concurrency=4).run(many(100))
     assert server.count <= 4
@@ -46,7 +46,7 @@ def test_an_endpoint_that_refuses_everybody_stops_the_run_after_what_is_in_fligh
 
 
 def test_what_was_answered_before_the_stop_comes_along(journal: Journal) -> None:
-    with LoopbackServer(misdeed=asking("q5", status(401))) as server, pytest.raises(Stopped) as caught:
+    with MockServer(fault=asking("q5", status(401))) as server, pytest.raises(EngineStopped) as caught:
         engine(journal, remote(server), concurrency=1).run(many(100))
     assert [outcome.id for outcome in caught.value.outcomes] == [f"q{n}" for n in range(5)]
     assert isinstance(caught.value, EndpointError)
@@ -70,7 +70,7 @@ def test_a_server_that_is_not_there_stops_the_run_within_seconds(journal: Journa
 
 def test_a_server_that_is_a_moment_late_is_waited_for(journal: Journal) -> None:
     port = free_port()
-    late = LoopbackServer(port=port)
+    late = MockServer(port=port)
     timer = threading.Timer(0.3, late.__enter__)
     timer.start()
     provider = OpenAIProvider(f"http://127.0.0.1:{port}/v1", "m")
@@ -80,7 +80,7 @@ def test_a_server_that_is_a_moment_late_is_waited_for(journal: Journal) -> None:
 
 
 def test_a_server_that_goes_away_is_a_failure_that_may_pass(journal: Journal) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         provider = remote(server)
 
         def flow() -> Flow[str]:
@@ -94,7 +94,7 @@ def test_a_server_that_goes_away_is_a_failure_that_may_pass(journal: Journal) ->
 
 
 def test_an_endpoint_that_asks_for_a_day_stops_the_run(journal: Journal) -> None:
-    server = LoopbackServer(misdeed=lambda number, body: status(429, {"Retry-After": "86400"}))
+    server = MockServer(fault=lambda number, body: status(429, {"Retry-After": "86400"}))
     with server, pytest.raises(EndpointError, match=r"asks to wait 24\.0 hours"):
         engine(journal, remote(server), concurrency=2).run(many(50))
     assert server.count <= 2

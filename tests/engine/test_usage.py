@@ -12,17 +12,17 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from distill.engine import StoppedByBudget
-from distill.engine.budget import Budget, Price, spent_usd
+from distill.engine.budget import Budget, TokenPrice, spent_usd
 from distill.engine.engine import Engine
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import answered, settled
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer, Misdeed, asking, question
+from distill.engine.mock_server import Fault, MockServer, asking, question
 from distill.engine.providers.openai import OpenAIProvider
 from distill.errors import RunFolderError
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling, Usage
 
-PRICE = Price(input=1.0, output=1000.0)
+PRICE = TokenPrice(input=1.0, output=1000.0)
 MOST = 20
 """Tokens of an answer that are asked for."""
 
@@ -87,11 +87,11 @@ def test_the_journal_is_read_again_and_the_cap_holds(
     texts = [f"q{number}" for number in range(len(said))]
     bodies = {text: body(*odd, text) for text, odd in zip(texts, said, strict=True)}
 
-    def misdeed(number: int, sent: Any) -> Misdeed:
-        return Misdeed("status", 200, {"Content-Type": "application/json"}, bodies[question(sent)])
+    def fault(number: int, sent: Any) -> Fault:
+        return Fault("status", 200, {"Content-Type": "application/json"}, bodies[question(sent)])
 
     cap = affordable * (Budget({"teacher": PRICE}).most("teacher", ask("q10")).usd or 0)
-    with LoopbackServer(misdeed=misdeed) as server:
+    with MockServer(fault=fault) as server:
         drive(folder, server.url, cap, texts)
         first = server.count
         drive(folder, server.url, cap, texts)
@@ -117,8 +117,8 @@ def test_the_journal_is_read_again_and_the_cap_holds(
               {"prompt_tokens": True, "completion_tokens": 1}, {"prompt_tokens": 9.5, "completion_tokens": 1}]
 )  # fmt: skip
 def test_a_count_that_cannot_be_is_not_reported_and_the_most_is_charged(tmp_path: Path, usage: dict[str, Any]) -> None:
-    said = Misdeed("status", 200, {"Content-Type": "application/json"}, body(usage, {}, "q0"))
-    with LoopbackServer(misdeed=lambda number, sent: said) as server:
+    said = Fault("status", 200, {"Content-Type": "application/json"}, body(usage, {}, "q0"))
+    with MockServer(fault=lambda number, sent: said) as server:
         drive(tmp_path, server.url, 1.0, ["q0"])
     with Journal.open(tmp_path / "journal.sqlite", read_only=True) as journal:
         (entry,) = journal.entries()
@@ -127,8 +127,8 @@ def test_a_count_that_cannot_be_is_not_reported_and_the_most_is_charged(tmp_path
 
 
 def test_a_whole_number_of_another_type_is_a_count(tmp_path: Path) -> None:
-    said = Misdeed("status", 200, {}, body({"prompt_tokens": 9.0, "completion_tokens": 3.0}, {}, "q0"))
-    with LoopbackServer(misdeed=lambda number, sent: said) as server:
+    said = Fault("status", 200, {}, body({"prompt_tokens": 9.0, "completion_tokens": 3.0}, {}, "q0"))
+    with MockServer(fault=lambda number, sent: said) as server:
         drive(tmp_path, server.url, 1.0, ["q0"])
     with Journal.open(tmp_path / "journal.sqlite", read_only=True) as journal:
         assert journal.tokens() == Usage(9, 3)
@@ -171,8 +171,8 @@ def test_a_row_that_has_nothing_to_store_fails_alone(tmp_path: Path) -> None:
 
 def test_one_bad_count_takes_no_neighbour_with_it(tmp_path: Path) -> None:
     texts = [f"q{number}" for number in range(33)]
-    odd = Misdeed("status", 200, {}, body({"prompt_tokens": 2**80, "completion_tokens": 1}, {}, "q7"))
-    with LoopbackServer(misdeed=asking("q7", odd)) as server:
+    odd = Fault("status", 200, {}, body({"prompt_tokens": 2**80, "completion_tokens": 1}, {}, "q7"))
+    with MockServer(fault=asking("q7", odd)) as server:
         drive(tmp_path, server.url, 100.0, texts)
         drive(tmp_path, server.url, 100.0, texts)
         assert server.count == 33

@@ -25,7 +25,7 @@ from distill.core.jsonl import read_tasks
 from distill.engine import StoppedShort
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer, Misdeed, question, status
+from distill.engine.mock_server import Fault, MockServer, question, status
 from distill.engine.providers.openai import OpenAIProvider
 from distill.expand.seeds import load_seeds
 from distill.expand.stage import expand
@@ -95,11 +95,11 @@ TEACHERS: dict[str, tuple[Callable[[Mapping[str, Any], random.Random], str], dic
 """Who answers each strategy, from the body of a request and a chance that it alone decides; and options."""
 
 
-def server_for(name: str, misdeed: Callable[[int, dict[str, Any]], Misdeed | None] = lambda *_: None) -> LoopbackServer:
+def server_for(name: str, fault: Callable[[int, dict[str, Any]], Fault | None] = lambda *_: None) -> MockServer:
     def answer(body: Mapping[str, Any]) -> str:
         return TEACHERS[name][0](body, random.Random(json.dumps([question(body), body.get("seed")])))
 
-    return LoopbackServer(latency_seconds=lambda _: random.random() / 250, answer=answer, misdeed=misdeed)
+    return MockServer(latency_seconds=lambda _: random.random() / 250, answer=answer, fault=fault)
 
 
 def grow(folder: Path, name: str, url: str, *, target: int = 20, concurrency: int = 16) -> dict[str, Any]:
@@ -165,11 +165,11 @@ sys.exit([os.WTERMSIG(os.wait()[1]) for _ in sys.argv[2::2]] != [9] * len(sys.ar
 def kills_at(number: int, folder: Path) -> Callable[[int, dict[str, Any]], None]:
     """Kills whoever grows in a folder as soon as so many requests have come from there."""
 
-    def misdeed(count: int, body: dict[str, Any]) -> None:
+    def fault(count: int, body: dict[str, Any]) -> None:
         if count == number:
             os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
 
-    return misdeed
+    return fault
 
 
 @pytest.fixture(scope="module")

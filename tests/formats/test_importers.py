@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from distill.errors import RecipeError
 from distill.formats import importers, schemas
 from distill.formats.importers import IMPORTERS
-from distill.formats.json_rows import Rejected, Row, json_rows
-from distill.formats.schemas import Parsed, regular
+from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows
+from distill.formats.schemas import ParsedRow, regular
 from distill.types import Message
 from tests.support.importing import JSON, read, reason, said, sharegpt, written
 
@@ -24,9 +24,9 @@ CHAT = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
 MESSAGES = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
 
 
-def parsed(name: str, row: Any) -> Parsed:
-    [found] = schemas.parse(iter([Row(1, row)]), schemas.SHAPES[name])
-    assert isinstance(found, Parsed), found
+def parsed(name: str, row: Any) -> ParsedRow:
+    [found] = schemas.parse(iter([ForeignRow(1, row)]), schemas.SHAPES[name])
+    assert isinstance(found, ParsedRow), found
     return found
 
 
@@ -74,7 +74,7 @@ def test_an_array_that_breaks_off_is_an_error_with_its_line(tmp_path, text):
 def test_half_a_character_is_replaced_and_noted(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "A \\ud83d smile \\ud83d\\ude00", "output": "x"}\n')
     [found] = read("alpaca", str(tmp_path / "a.jsonl"))
-    assert isinstance(found, Parsed)
+    assert isinstance(found, ParsedRow)
     assert (found.instruction, found.repairs) == ("A \ufffd smile 😀", ("half_character_replaced",))
 
 
@@ -103,7 +103,7 @@ def test_an_input_follows_its_instruction_and_stays_apart_in_a_task():
 
 
 def test_each_instance_of_a_seed_is_a_session_and_the_seed_one_task():
-    row = Row(
+    row = ForeignRow(
         1,
         {
             "id": "s",
@@ -112,7 +112,7 @@ def test_each_instance_of_a_seed_is_a_session_and_the_seed_one_task():
         },
     )
     found = list(schemas.parse(iter([row]), schemas.self_instruct))
-    assert [type(one).__name__ for one in found] == ["Parsed", "Rejected", "Parsed"]
+    assert [type(one).__name__ for one in found] == ["ParsedRow", "RejectedRow", "ParsedRow"]
     names = importers.Names()
     assert [importers.session(one, names, {}).id for one in (found[0], found[2])] == ["s", "s~2"]
     assert [importers.task(one, importers.Names(), {}) is None for one in (found[0], found[2])] == [False, True]
@@ -121,7 +121,7 @@ def test_each_instance_of_a_seed_is_a_session_and_the_seed_one_task():
 def test_an_unanswered_row_is_a_task_and_no_session():
     found = parsed("questions", {"question_id": 81, "category": "writing", "turns": ["Write.", "Shorter."]})
     rejected = importers.session(found, importers.Names(), {})
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedRow)
     assert rejected.reason == "no_answer"
     task = importers.task(found, importers.Names(), {"source": "q.jsonl"})
     assert (task.id, task.instruction) == ("81", "Write.")
@@ -175,8 +175,8 @@ KEYS = (
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 def test_any_row_of_any_shape_is_read_or_rejected(row):
     for shape in (*schemas.SHAPES.values(), None):
-        for found in schemas.parse(iter([Row(1, row)]), shape):
-            if isinstance(found, Parsed):
+        for found in schemas.parse(iter([ForeignRow(1, row)]), shape):
+            if isinstance(found, ParsedRow):
                 json.dumps([message.content for message in found.messages])
             else:
                 assert found.reason

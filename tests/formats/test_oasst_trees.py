@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.formats import oasst_trees
-from distill.formats.json_rows import Row
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import ForeignRow
+from distill.formats.schemas import ParsedRow
 from tests.support.importing import JSON, read, said, written
 
 # What rows say
@@ -20,8 +20,8 @@ PARTS = st.sampled_from(("message_id", "parent_id", "text", "role", "rank", "pro
 
 @given(st.lists(st.dictionaries(PARTS, JSON | st.floats() | st.sampled_from(("a", "b", "prompter", "assistant")))))
 def test_any_tree_is_read_or_rejected(rows):
-    for found in oasst_trees.threads(iter([Row(line, row) for line, row in enumerate(rows, start=1)])):
-        assert found.messages if isinstance(found, Parsed) else found.reason
+    for found in oasst_trees.threads(iter([ForeignRow(line, row) for line, row in enumerate(rows, start=1)])):
+        assert found.messages if isinstance(found, ParsedRow) else found.reason
 
 
 # Trees

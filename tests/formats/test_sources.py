@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import sources as sources_module
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import Address, load_tasks
-from distill.formats.sources import TURN_TOKENS, Source, Splitter, Tally, sessions, split, splitter
+from distill.formats.sources import TURN_TOKENS, Source, SourceCounts, Splitter, sessions, split, splitter
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
 from distill.types import Message, Session
@@ -42,7 +42,7 @@ def source(path: Path, format: str = "alpaca", **options: Any) -> Source:
 
 
 def ids(found: Source, seed: int = 7) -> list[str]:
-    return [one.id for one in sessions(found, Tally(), seed)]
+    return [one.id for one in sessions(found, SourceCounts(), seed)]
 
 
 # Files
@@ -65,7 +65,7 @@ def test_an_import_says_where_each_session_is_from(tmp_path):
 def test_our_own_sessions_come_back_as_they_were(tmp_path):
     session = Session("a", (Message("user", " x "), Message("assistant", "")), {"teacher": "t", "source": "old.json"})
     write_rows(tmp_path / "kept.jsonl", [session])
-    [found] = sessions(source(tmp_path / "kept.jsonl", "distill"), Tally(), 7)
+    [found] = sessions(source(tmp_path / "kept.jsonl", "distill"), SourceCounts(), 7)
     assert (found.id, found.messages) == (session.id, session.messages)
     assert {**found.meta, **session.meta} == found.meta
 
@@ -273,7 +273,7 @@ def test_a_run_of_sources_alone_needs_no_teacher_and_holds_out_its_test(tmp_path
 def test_sources_stand_before_what_is_collected_and_change_no_bought_answer(tmp_path):
     written(tmp_path / "a.jsonl", alpaca(5))
     (tmp_path / "tasks.txt").write_text("Name a river.\nName a lake.\n")
-    with LoopbackServer() as server:
+    with MockServer() as server:
         teacher = {"model": "m", "base_url": server.url, "terms": "ours"}
         collect = {"tasks": "tasks.txt", "test": 0}
         alone = recipe(tmp_path, teacher=teacher, collect=collect)
@@ -292,7 +292,7 @@ def test_sources_stand_before_what_is_collected_and_change_no_bought_answer(tmp_
 def test_what_the_teacher_answered_is_held_out_and_not_what_was_imported(tmp_path):
     written(tmp_path / "a.jsonl", alpaca(20))
     (tmp_path / "tasks.txt").write_text("".join(f"Name river number {n} of {n * n}.\n" for n in range(20)))
-    with LoopbackServer() as server:
+    with MockServer() as server:
         teacher = {"model": "m", "base_url": server.url, "terms": "ours"}
         sources = [{"from": "alpaca", "path": "a.jsonl"}]
         path = recipe(tmp_path, teacher=teacher, collect={"tasks": "tasks.txt", "test": 1}, sources=sources, curate=[])

@@ -148,11 +148,11 @@ def test_an_adapter_merged_into_the_weights_before_quantisation_is_over_the_limi
 
 
 def test_a_comparison_that_is_no_number_is_over_every_limit():
-    from distill.formats.exporters.student.receipt import Comparison, Limits
+    from distill.formats.exporters.student.receipt import ExportDeviation, Limits
 
-    assert not Comparison(1, 10, float("nan"), float("nan"), 1.0).within(Limits(kl=1e9, disagree=1.0))
-    assert Comparison(1, 10, 0.0, 0.0, 0.9).within(Limits(kl=0, disagree=0.0))
-    assert not Comparison(1, 10, 0.0, 0.0, 0.8).within(Limits(kl=0, disagree=0.1))
+    assert not ExportDeviation(1, 10, float("nan"), float("nan"), 1.0).within(Limits(kl=1e9, disagree=1.0))
+    assert ExportDeviation(1, 10, 0.0, 0.0, 0.9).within(Limits(kl=0, disagree=0.0))
+    assert not ExportDeviation(1, 10, 0.0, 0.0, 0.8).within(Limits(kl=0, disagree=0.1))
 
 
 def test_divergence_is_that_of_torch():
@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run_folder, tmp_path, form):
 HUB = """
 import sys
 from pathlib import Path
-from distill.export import export
+from distill.formats.export import export
 from tests.support.exporting import write_trained_run
 run = write_trained_run(Path(sys.argv[1]) / "run", "owner/tiny", epochs=2)
 export(run, to="adapter", out=Path(sys.argv[1]) / "adapter")

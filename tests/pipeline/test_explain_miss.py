@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.engine.mock_server import LoopbackServer, question
+from distill.engine.mock_server import MockServer, question
 from distill.pipeline.explain_miss import misses
 from distill.pipeline.runner import run_recipe
 from tests.support.tiny import save_tiny_model
@@ -30,12 +30,12 @@ def answer(body: Mapping[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Iterator[tuple[Path, LoopbackServer]]:
+def run(tmp_path_factory) -> Iterator[tuple[Path, MockServer]]:
     folder = tmp_path_factory.mktemp("explain")
     save_tiny_model(folder / "model", layers=2)
     tasks = [{"id": f"t{number:02}", "instruction": f"What of {thing}?"} for number, thing in enumerate(THINGS)]
     (folder / "tasks.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in tasks))
-    with LoopbackServer(answer=answer) as server:
+    with MockServer(answer=answer) as server:
         recipe = {
             "name": "explained",
             "teacher": {"model": "m", "base_url": server.url, "terms": "ours", "sampling": {"max_tokens": 20}},
@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> Iterator[tuple[Path, LoopbackServer]]:
         yield run_recipe(folder / "recipe.yaml", run_dir=folder / "run"), server
 
 
-def explained(run: tuple[Path, LoopbackServer], *changes: str, **options: Any) -> list[str]:
+def explained(run: tuple[Path, MockServer], *changes: str, **options: Any) -> list[str]:
     """What is said, and that nobody was asked and no file of the run touched."""
     folder, server = run
     before = server.count, {path: path.read_bytes() for path in folder.rglob("*") if path.suffix in (".jsonl", ".json")}

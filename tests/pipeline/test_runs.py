@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer, asking, status
+from distill.engine.mock_server import MockServer, asking, status
 from distill.run.endpoints import weighted
 from tests.support.engine.batch_server import BatchServer
 
@@ -65,7 +65,7 @@ PRICE = {"input": 1.0, "output": 1000.0}
 
 
 def test_several_teachers_share_the_tasks_by_kind_and_weight_each_asked_in_its_way(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         teachers = [
             teacher(server.url, "coder", kinds=["code"], sampling={"temperature": 0}, price=PRICE),
             teacher(server.url, "big", weight=3, sampling={"extra_body": {"top_k": 5}}, price=PRICE),
@@ -128,7 +128,7 @@ def test_a_password_in_an_address_is_refused_before_it_is_written(tmp_path: Path
 
 
 def test_a_budget_stops_with_what_is_finished_and_more_money_goes_on(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         write(tmp_path, teacher(server.url, price=PRICE), budget_usd=0.05)
         stopped = distill(tmp_path, "run", "one.yaml")
         assert stopped.returncode == 3
@@ -152,7 +152,7 @@ def test_a_budget_stops_with_what_is_finished_and_more_money_goes_on(tmp_path: P
     ],
 )
 def test_a_cap_that_could_not_hold_is_refused(tmp_path: Path, options: dict[str, Any], line: str) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         write(tmp_path, teacher(server.url, **options), budget_usd=1)
         finished = distill(tmp_path, "run", "one.yaml")
         assert finished.returncode == 2
@@ -162,7 +162,7 @@ def test_a_cap_that_could_not_hold_is_refused(tmp_path: Path, options: dict[str,
 
 
 def test_another_runs_answers_serve_again(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         write(tmp_path, teacher(server.url))
         assert distill(tmp_path, "run", "one.yaml").returncode == 0
         write(tmp_path, teacher(server.url), name="two", tasks=30, reuse=["one"])
@@ -175,7 +175,7 @@ def test_another_runs_answers_serve_again(tmp_path: Path) -> None:
 
 
 def test_explain_miss_names_the_field_that_differs(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         write(tmp_path, teacher(server.url, sampling={"temperature": 0.7}))
         assert distill(tmp_path, "run", "one.yaml").returncode == 0
 
@@ -197,7 +197,7 @@ def test_explain_miss_names_the_field_that_differs(tmp_path: Path) -> None:
 
 
 def test_clean_loses_nothing(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         write(tmp_path, teacher(server.url))
         distill(tmp_path, "run", "one.yaml")
         before = sessions(tmp_path)
@@ -211,7 +211,7 @@ def test_clean_loses_nothing(tmp_path: Path) -> None:
 
 def test_the_key_is_in_no_file_and_no_output(tmp_path: Path) -> None:
     echo = asking("Question 3", status(500, body={"error": {"message": f"no: Bearer {KEY}"}}))
-    with LoopbackServer(misdeed=echo) as server:
+    with MockServer(fault=echo) as server:
         write(tmp_path, teacher(server.url), collect={"attempts": 1})
         finished = distill(tmp_path, "--debug", "run", "one.yaml")
         assert server.headers[0]["Authorization"] == f"Bearer {KEY}"

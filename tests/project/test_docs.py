@@ -20,7 +20,7 @@ from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
 from distill.curate.filters import FILTERS
 from distill.engine.journal.schema import _SCHEMA, _SENDS, VERSION
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.export import MODELS
@@ -32,7 +32,7 @@ from tests.support.documents import ROOT, blocks, commands, matches, pages, prin
 
 README = ROOT / "README.md"
 MARKS = re.compile(r"run|prints|recipe|file \S+|keys \S+|not run: .{8,}")
-HOW_TO = ("strategies", "filters", "metrics", "exporters", "providers", "")
+HOW_TO = ("collect/strategies", "curate/filters", "compare/metrics", "formats/exporters", "engine/providers", "")
 SHELVES = (ANSWERING, GROWING, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS)
 COMMANDS: dict[str, Any] = dict(typer.main.get_command(app.app).commands)
 
@@ -47,7 +47,7 @@ def next_of(shelf: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with LoopbackServer(answer=answer) as server:
+    with MockServer(answer=answer) as server:
         yield server.url
 
 

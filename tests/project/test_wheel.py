@@ -13,7 +13,7 @@ from shlex import quote
 
 import pytest
 
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +74,7 @@ def test_training_without_torch_is_one_line(installed, tmp_path):
 
 def test_expand_collect_and_curate_work_without_torch(installed, tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    with LoopbackServer() as server:
+    with MockServer() as server:
         recipe.write_text(
             f"name: light\nteacher: {{model: any, base_url: {server.url}, terms: ours, sampling: {{max_tokens: 16}}}}\n"
             "collect: {tasks: tasks.txt, test: 2, max_failed: 0}\ncurate: [{filter: empty}]\n"

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import yaml
 
-from distill.collect.stage import Chosen, choice_of, collect, model_of
+from distill.collect.stage import TeacherChoice, choice_of, collect, model_of
 from distill.collect.strategies import STRATEGIES
 from distill.collect.strategies.best_of import BestOf
 from distill.collect.strategies.instances import Instances
@@ -19,7 +19,7 @@ from distill.core.jsonl import read_jsonl, read_sessions
 from distill.core.registry import part
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer, question
+from distill.engine.mock_server import MockServer, question
 from distill.engine.probe import Findings
 from distill.engine.probe_verdicts import Probe
 from distill.engine.providers.scripted import Scripted
@@ -57,7 +57,7 @@ def collected(folder: Path, journal: Journal, providers: dict, strategy, tasks=T
     return collect(
         folder,
         tasks=tasks,
-        choose=lambda task: Chosen("teacher", "big", strategy),
+        choose=lambda task: TeacherChoice("teacher", "big", strategy),
         strategy_name="some",
         seed=7,
         engine=Engine(journal, providers, attempts=1),
@@ -157,7 +157,7 @@ def test_roles_reach_their_own_models(tmp_path, journal):
 
 
 def test_a_role_is_called_by_its_name_whoever_the_teacher_is():
-    name = model_of(TASKS, lambda task: Chosen("teacher:b", "b", None))
+    name = model_of(TASKS, lambda task: TeacherChoice("teacher:b", "b", None))
     assert [name("t1", role) for role in ("teacher", "judge", "user")] == ["teacher:b", "judge", "user"]
 
 
@@ -203,7 +203,7 @@ def test_every_strategy_that_collects_is_listed_here():
 @pytest.mark.parametrize("name", ANSWERING)
 def test_every_strategy_collects_from_a_recipe_that_names_a_teacher_only(tmp_path, name):
     (tmp_path / "tasks.jsonl").write_text(json.dumps({"id": "t", "instruction": "Hm?", "meta": {"output": "Aha."}}))
-    with LoopbackServer(answer=said_by_all) as server:
+    with MockServer(answer=said_by_all) as server:
         recipe(
             tmp_path,
             teacher={**REMOTE, "base_url": server.url},

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.cli.show import funnel_lines
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.run.funnel import read, short, tally
 from distill.types import Verdict
 from tests.pipeline.test_runs import PRICE, distill, record, teacher, write
@@ -129,7 +129,7 @@ def grading(body: Any) -> str:
 
 
 def test_a_judge_of_its_own_is_asked_paid_and_accounted_for_once(tmp_path: Path) -> None:
-    with LoopbackServer(answer=grading) as server, LoopbackServer(answer=grading) as other:
+    with MockServer(answer=grading) as server, MockServer(answer=grading) as other:
         rules = [{"filter": "length", "min_words": 2}, {"filter": "judge", "min_score": 5, "max_tokens": 99}]
         boss = teacher(other.url, "boss", price=PRICE)
         write(tmp_path, teacher(server.url, price=PRICE), judge=boss, curate=rules, collect={"test": 4})
@@ -165,7 +165,7 @@ def test_a_judge_of_its_own_is_asked_paid_and_accounted_for_once(tmp_path: Path)
 
 
 def test_without_a_judge_the_teacher_grades_and_the_budget_stops_it(tmp_path: Path) -> None:
-    with LoopbackServer(answer=grading) as server:
+    with MockServer(answer=grading) as server:
         rules = [{"filter": "judge", "min_score": 5, "max_tokens": 50}]
         path = write(tmp_path, teacher(server.url, price=PRICE), curate=rules, budget_usd=0.16)
         stopped = distill(tmp_path, "run", str(path))

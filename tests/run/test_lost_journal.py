@@ -16,7 +16,7 @@ import pytest
 
 import distill as api
 from distill.engine.journal.store import Journal
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.errors import RunFolderError
 from tests.pipeline.test_runs import PRICE, distill, record, sessions, teacher, write
 from tests.support.engine.batch_server import BatchServer
@@ -31,7 +31,7 @@ def journal(folder: Path) -> Path:
     return folder / "runs" / "one" / "journal.sqlite"
 
 
-def finished(folder: Path, server: LoopbackServer, **more: object) -> None:
+def finished(folder: Path, server: MockServer, **more: object) -> None:
     """A run that has bought 20 answers; beside it its journal after 8."""
     write(folder, teacher(server.url, price=PRICE), tasks=8, **more)
     assert distill(folder, "run", "one.yaml").returncode == 0
@@ -80,7 +80,7 @@ def assert_stopped(folder: Path, *command: str, left: int = 0) -> None:
 def test_a_journal_with_fewer_sends_than_run_json_counts_stops_the_run(
     tmp_path: Path, lose: Callable[[Path], None], left: int
 ) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server)
         lose(tmp_path)
         for _ in range(2):
@@ -89,7 +89,7 @@ def test_a_journal_with_fewer_sends_than_run_json_counts_stops_the_run(
 
 
 def test_every_command_that_writes_in_the_journal_stops(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server)
         deleted(tmp_path)
         for options in (["--set", "teacher.sampling.max_tokens=11"], ["--cancel-batches"]):
@@ -102,7 +102,7 @@ def test_every_command_that_writes_in_the_journal_stops(tmp_path: Path) -> None:
 def test_with_new_journal_it_goes_on_and_the_budget_counts_what_was_spent(
     tmp_path: Path, lose: Callable[[Path], None], left: int
 ) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server, budget_usd=1.5 * USD)
         lose(tmp_path)
         (tmp_path / "runs/one/sessions.jsonl").unlink()
@@ -125,7 +125,7 @@ def test_with_new_journal_it_goes_on_and_the_budget_counts_what_was_spent(
 
 
 def test_a_stages_own_budget_counts_what_was_spent_too(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server, collect={"budget_usd": 1.2 * USD})
         deleted(tmp_path)
         (tmp_path / "runs/one/sessions.jsonl").unlink()
@@ -135,7 +135,7 @@ def test_a_stages_own_budget_counts_what_was_spent_too(tmp_path: Path) -> None:
 
 def test_the_python_interface_stops_and_goes_on_likewise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THE_KEY", "sk-a-secret-key-of-ours")
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server)
         deleted(tmp_path)
         (tmp_path / "runs/one/sessions.jsonl").unlink()
@@ -147,7 +147,7 @@ def test_the_python_interface_stops_and_goes_on_likewise(tmp_path: Path, monkeyp
 
 
 def test_a_run_folder_of_before_is_held_against_the_costs_of_its_stages(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server)
         path = tmp_path / "runs/one/run.json"
         before = {key: value for key, value in record(tmp_path).items() if key != "sent"}
@@ -162,7 +162,7 @@ def test_a_run_folder_of_before_is_held_against_the_costs_of_its_stages(tmp_path
 
 
 def test_a_journal_with_more_than_run_json_counts_goes_on(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server)
         (tmp_path / "runs/one/run.json").unlink()
         assert distill(tmp_path, "run", "one.yaml").returncode == 0
@@ -171,7 +171,7 @@ def test_a_journal_with_more_than_run_json_counts_goes_on(tmp_path: Path) -> Non
 
 
 def test_a_stage_that_is_done_again_counts_all_that_was_ever_sent(tmp_path: Path) -> None:
-    with LoopbackServer() as server:
+    with MockServer() as server:
         finished(tmp_path, server)
         other = ("--set", "teacher.sampling.max_tokens=11")
         for options, sends in ((other, 40), ((), 40), (other, 40)):
@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on_and_one_whose_write_ahead_log_was_removed_as_well_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("THE_KEY", "sk-a-secret-key-of-ours")
-    with LoopbackServer(latency_seconds=0.5) as server:
+    with MockServer(latency_seconds=0.5) as server:
         write(tmp_path, teacher(server.url, price=PRICE), tasks=200)
         command = [sys.executable, "-m", "distill", "run", "one.yaml"]
         with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
@@ -210,7 +210,7 @@ def test_a_killed_run_goes_on_and_one_whose_write_ahead_log_was_removed_as_well_
         stopped = distill(tmp_path, "run", "one.yaml")
         assert (stopped.returncode, server.count) == (1, asked), stopped.stderr
         assert f"of the {counted} sends" in stopped.stderr
-    with LoopbackServer() as again:
+    with MockServer() as again:
         options = ("--set", f"teacher.base_url={again.url}", "--run-dir", "runs/two")
         assert distill(tmp_path, "run", "one.yaml", *options).returncode == 0
 

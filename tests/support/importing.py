@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from distill.formats import importers, schemas
 from distill.formats.importers import Address
-from distill.formats.json_rows import Rejected, Row
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import ForeignRow, RejectedRow
+from distill.formats.schemas import ParsedRow
 
 
 def written(path: Path, rows: list[Any], *, array: bool = False) -> str:
@@ -20,17 +20,17 @@ def written(path: Path, rows: list[Any], *, array: bool = False) -> str:
     return str(path)
 
 
-def read(name: str, path: str, **options: Any) -> list[Parsed | Rejected]:
+def read(name: str, path: str, **options: Any) -> list[ParsedRow | RejectedRow]:
     return list(importers.read(name, Address(path, **options)))
 
 
 def reason(name: str, row: Any) -> str:
-    [found] = schemas.parse(iter([Row(1, row)]), schemas.SHAPES[name])
-    assert isinstance(found, Rejected), found
+    [found] = schemas.parse(iter([ForeignRow(1, row)]), schemas.SHAPES[name])
+    assert isinstance(found, RejectedRow), found
     return found.reason
 
 
-def said(found: Parsed) -> list[str]:
+def said(found: ParsedRow) -> list[str]:
     return [f"{message.role[0]}: {message.content}" for message in found.messages]
 
 

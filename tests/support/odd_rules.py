@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from distill.curate.rows import Row, sift
+from distill.curate.rows import MeasuredRow, sift
 from distill.types import Message, Session, Verdict
 
 
-def row(number: int, answer: str = "A plain answer.") -> Row:
-    return Row(Session(f"s{number}", (Message("user", f"Question {number}?"), Message("assistant", answer))))
+def row(number: int, answer: str = "A plain answer.") -> MeasuredRow:
+    return MeasuredRow(Session(f"s{number}", (Message("user", f"Question {number}?"), Message("assistant", answer))))
 
 
 class Where:

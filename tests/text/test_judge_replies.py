@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.text.judge_replies import MAX_NOTE, Grade, Scale, graded
+from distill.text.judge_replies import MAX_NOTE, Grade, GradeScale, graded
 
-OF_TEN, NAMED = Scale(10), Scale(10, ("bad", "good", "very good"))
+OF_TEN, NAMED = GradeScale(10), GradeScale(10, ("bad", "good", "very good"))
 
 
 def score(reply: str, *texts: str) -> float | None:

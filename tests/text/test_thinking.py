@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from distill.core.jsonl import read_sessions
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.pipeline.runner import run_recipe
-from distill.text.thinking import in_text, parted, taken
+from distill.text.thinking import in_text, split_answer, split_thoughts
 from distill.types import Completion, Failure
 
 
@@ -28,7 +28,7 @@ def completion(text: str, finish: str = "stop", **beside: str) -> Completion:
     ],
 )
 def test_thoughts_are_the_same_in_every_shape(answer):
-    said = parted(answer)
+    said = split_thoughts(answer)
     assert (said.answer, said.thoughts, said.is_open) == ("Four.", "Two and two.", False)
 
 
@@ -47,25 +47,27 @@ def test_several_blocks_are_all_thoughts():
 
 @pytest.mark.parametrize("finish", ["length", "stop"])
 def test_an_answer_that_ends_inside_its_thoughts_is_a_failure(finish):
-    failure = taken(completion("<think>Well, first", finish))
+    failure = split_answer(completion("<think>Well, first", finish))
     assert isinstance(failure, Failure)
     assert (failure.key, failure.reason, failure.transient) == ("k", "open_thoughts", False)
 
 
 def test_thoughts_that_used_up_all_tokens_are_a_failure():
-    failure = taken(completion("", "length", reasoning_content="Well, first"))
+    failure = split_answer(completion("", "length", reasoning_content="Well, first"))
     assert isinstance(failure, Failure)
     assert failure.reason == "only_thoughts"
 
 
 def test_kept_thoughts_have_one_form():
     shapes = [completion("<think>a</think>b"), completion("b", reasoning_content="a"), completion("a\n</think>\nb")]
-    assert {taken(shape, "keep").answer for shape in shapes} == {"<think>\na\n</think>\n\nb"}
+    assert {split_answer(shape, "keep").answer for shape in shapes} == {"<think>\na\n</think>\n\nb"}
 
 
 def test_separate_hands_them_over_and_strip_does_not():
     answer = completion("<think>a</think>b")
-    assert [(taken(answer, how).answer, taken(answer, how).thoughts) for how in ("separate", "strip")] == [
+    assert [
+        (split_answer(answer, how).answer, split_answer(answer, how).thoughts) for how in ("separate", "strip")
+    ] == [
         ("b", "a"),
         ("b", ""),
     ]
@@ -73,14 +75,14 @@ def test_separate_hands_them_over_and_strip_does_not():
 
 def test_an_answer_without_thoughts_stays_as_it_is():
     for how in ("separate", "strip", "keep"):
-        assert taken(completion(" Four.\n\n  Indeed. "), how).answer == "Four.\n\n  Indeed."
+        assert split_answer(completion(" Four.\n\n  Indeed. "), how).answer == "Four.\n\n  Indeed."
 
 
 @pytest.mark.parametrize(
     "raw", [{}, {"choices": []}, {"choices": "no"}, {"choices": [{"message": None}]}, {"choices": [3]}]
 )
 def test_a_body_of_any_shape_is_survived(raw):
-    assert parted(Completion(key="k", text="Four.", finish="stop", raw=raw)).answer == "Four."
+    assert split_thoughts(Completion(key="k", text="Four.", finish="stop", raw=raw)).answer == "Four."
 
 
 IN_TAGS = {"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\nFour."}
@@ -99,7 +101,7 @@ BESIDE = {"role": "assistant", "content": "Four.", "reasoning_content": "Two and
 def test_a_reasoning_teacher_is_collected_as_the_recipe_says(tmp_path, message, handling, learned, apart):
     reply = {"model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
     (tmp_path / "tasks.txt").write_text("What is two and two?\n")
-    with LoopbackServer(answer=lambda body: reply) as server:
+    with MockServer(answer=lambda body: reply) as server:
         recipe = {
             "name": "thinking",
             "teacher": {"model": "m", "base_url": server.url, "terms": "mine"},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.text.wrappers import bare, is_no_input, refuses, unframed, unquoted, without_rulers
+from distill.text.wrappers import bare, is_no_input, refuses, strip_quotes, strip_wrappers, without_rulers
 
 LIST = "TASK 1: Explain bees.\n\nTASK 2: Explain ants."
 
@@ -29,7 +29,7 @@ LIST = "TASK 1: Explain bees.\n\nTASK 2: Explain ants."
     ],
 )
 def test_a_list_is_freed_of_its_frame(text):
-    assert unframed(text) == LIST
+    assert strip_wrappers(text) == LIST
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_list_is_freed_of_its_frame(text):
     ],
 )
 def test_material_and_single_paragraphs_are_no_frame(text):
-    assert unframed(text) == text
+    assert strip_wrappers(text) == text
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_single_text_is_freed_of_greeting_and_quotation_marks(text):
     ],
 )
 def test_quotations_and_beginnings_of_its_own_stay(text):
-    assert bare(text) == unquoted(text) == text
+    assert bare(text) == strip_quotes(text) == text
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ def test_lines_that_only_separate_are_taken_off_the_end():
 
 @given(st.text())
 def test_what_is_freed_once_stays_as_it_is_without_its_last_paragraph(text):
-    assert unframed(text) in text.replace("\r\n", "\n")
+    assert strip_wrappers(text) in text.replace("\r\n", "\n")

@@ -222,7 +222,7 @@ def test_options_that_change_no_weight_may_be_others_and_another_version_is_told
     (folder / "checkpoints/identity.json").write_text(json.dumps(identity))
     others = {"save_steps": 5, "eval_steps": 0, "show_masks": 0}
     _, said = run(folder, tiny, options=WATCHED.model_copy(update=others))
-    assert said[0].startswith("since the last checkpoint, torch 1.0 → ")
+    assert said[0].startswith("resuming, but not bit-for-bit: torch 1.0 → ")
     assert said[1] == "going on from step 4"
     assert_same(folder, whole[0])
 

@@ -8,7 +8,7 @@ from distill.core.jsonl import read_jsonl
 from distill.errors import DistillError, MissingPackage
 from distill.models import chat_template
 from distill.train.dataset import hold_out, rows_to_hold
-from distill.train.evaluation import Stopping, badness, best_of
+from distill.train.evaluation import StopCallback, badness, best_of
 from distill.train.options import EarlyStopping
 from distill.train.trackers import is_installed
 from distill.types import Message, Session
@@ -153,7 +153,7 @@ def test_a_length_is_as_bad_twice_as_it_is_half():
 
 
 def test_a_gain_below_min_delta_is_none():
-    stopping = Stopping(EarlyStopping(watch="nll", patience=2, min_delta=0.1))
+    stopping = StopCallback(EarlyStopping(watch="nll", patience=2, min_delta=0.1))
     assert stopping.reached(rows(3.0, 2.95)) == ""
     assert stopping.reached(rows(3.0, 2.95, 2.85)) == ""
     assert "no better nll since step 0, in 2 evaluations" in stopping.reached(rows(3.0, 2.95, 2.92))

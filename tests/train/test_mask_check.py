@@ -12,7 +12,7 @@ from distill.errors import DistillError, MaskError, RecipeError
 from distill.models import chat_template
 from distill.models.chat_template import IGNORED, Example
 from distill.models.token_bytes import Spelling
-from distill.train.mask_check import Gate, Row, UnspeltError
+from distill.train.mask_check import MaskGate, MaskRow, UnspeltError
 from distill.types import Message
 from tests.support import families
 from tests.support.families import FAMILIES, Family, byte_level, sentencepiece
@@ -66,8 +66,8 @@ def tokenizer_of():
 
 def passed(messages, template, tokenizer, *, truncated=False, train_on="all", lost_system="refuse"):
     """The gate after it has let a row through, and the row."""
-    gate = Gate(template, tokenizer, train_on=train_on, lost_system=lost_system)
-    row = Row(
+    gate = MaskGate(template, tokenizer, train_on=train_on, lost_system=lost_system)
+    row = MaskRow(
         "s1",
         messages,
         chat_template.encode(messages, template, tokenizer, truncated=truncated, train_on=train_on),
@@ -143,13 +143,13 @@ def test_one_label_that_is_wrong_is_found_and_its_token_named(template, talk, tr
     at = int(where * len(ids))
     labels[at] = ids[at] if labels[at] == IGNORED else IGNORED
     with pytest.raises(MaskError) as caught:
-        gate.check(Row("s1", messages, Example(ids, labels), truncated))
+        gate.check(MaskRow("s1", messages, Example(ids, labels), truncated))
     assert str(caught.value).startswith("mask gate: session s1: ")
     assert f"token {at + 1} of {len(ids)}, " in str(caught.value) or "no token is trained" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def faulty(row: Row, change: str) -> Row:
+def faulty(row: MaskRow, change: str) -> MaskRow:
     """The row with one fault."""
     ids, labels = list(row.example.input_ids), list(row.example.labels)
     last = len(ids) - 1
@@ -172,7 +172,7 @@ def faulty(row: Row, change: str) -> Row:
     elif change == "something follows":
         ids.append(ids[last])
         labels.append(ids[last])
-    return Row(row.id, row.messages, Example(ids, labels), row.truncated)
+    return MaskRow(row.id, row.messages, Example(ids, labels), row.truncated)
 
 
 @pytest.mark.model
@@ -203,7 +203,7 @@ def test_a_fault_in_ids_or_labels_is_named(smollm, change, expected):
 def test_a_cut_answer_with_an_end_token_does_not_pass(smollm):
     whole = chat_template.encode(TALK, "chatml", smollm)
     with pytest.raises(MaskError, match=r"token 57 of 57, '<\|im_end\|>' \(id 2\), follows an answer that was cut off"):
-        Gate("chatml", smollm).check(Row("s1", TALK, whole, truncated=True))
+        MaskGate("chatml", smollm).check(MaskRow("s1", TALK, whole, truncated=True))
 
 
 @pytest.mark.model
@@ -214,7 +214,7 @@ def test_a_special_token_that_a_message_makes_real_is_found(smollm):
     good = chat_template.encode(talk, "chatml", smollm)
     labels = [IGNORED] * (len(ids) - good.trained) + list(ids[len(ids) - good.trained :])
     with pytest.raises(MaskError, match=r"'<\|im_end\|>' \(id 2\), is real where a message only mentions it"):
-        Gate("chatml", smollm).check(Row("s1", talk, Example(list(ids), labels)))
+        MaskGate("chatml", smollm).check(MaskRow("s1", talk, Example(list(ids), labels)))
 
 
 @pytest.mark.model
@@ -243,7 +243,7 @@ def test_a_space_too_many_at_the_edge_of_an_answer_does_not_pass():
     ids = [*good.input_ids[:at], space, *good.input_ids[at:]]
     labels = [*good.labels[:at], space, *good.labels[at:]]
     with pytest.raises(MaskError, match=f"token {at + 1} of {len(ids)}, ' ' .* does not spell what the template has"):
-        Gate("own", tokenizer).check(Row("s1", TALK[:2], Example(ids, labels)))
+        MaskGate("own", tokenizer).check(MaskRow("s1", TALK[:2], Example(ids, labels)))
 
 
 # Templates that lose something

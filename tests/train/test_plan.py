@@ -14,9 +14,9 @@ from distill.core.jsonl import write_rows
 from distill.models import chat_template
 from distill.train import plan
 from distill.train.dataset import Examples
-from distill.train.dry_run import Measured
+from distill.train.dry_run import StepMeasurement
 from distill.train.options import TrainOptions
-from distill.train.packing import Plan
+from distill.train.packing import PackingPlan
 from distill.train.stage import plan as training_plan
 from distill.train.workload import Work, seconds_of, work_of
 from distill.types import Message, Session
@@ -141,11 +141,11 @@ def test_a_pass_that_the_system_kills_is_told_as_that(tiny):
 )
 def test_work_counts_passes_padding_and_the_largest_pass(packed, expected):
     lengths = [50, 30, 20, 10]
-    work = work_of(Plan(((1, 2, 3), (0,)), 1.0), lengths, micro_tokens=60 if not packed else 50, packed=packed)
+    work = work_of(PackingPlan(((1, 2, 3), (0,)), 1.0), lengths, micro_tokens=60 if not packed else 50, packed=packed)
     assert work == expected
 
 
-def measured(**changes) -> Measured:
+def measured(**changes) -> StepMeasurement:
     gigabyte = 10**9
     usual = {
         "device": "a card",
@@ -158,7 +158,7 @@ def measured(**changes) -> Measured:
         "room_bytes": 40 * gigabyte,
         "micro_tokens": 4096,
     }
-    return Measured(**{**usual, **changes})
+    return StepMeasurement(**{**usual, **changes})
 
 
 WORK = Work(steps=100, passes=400, tokens=1_600_000, padding=38_400, examples=(8, 20), largest=(0, 1))

@@ -87,7 +87,7 @@ def without(model, out, tmp_path, *, sessions=POISONED, options=GUARDED):
 
     from distill.models import loading, third_party
     from distill.train import build, dataset
-    from distill.train.packing import Plan
+    from distill.train.packing import PackingPlan
 
     tokenizer = loading.load_tokenizer(Path(model))
     found = dataset.examples_of(sessions, "chatml", tokenizer, options)
@@ -99,7 +99,7 @@ def without(model, out, tmp_path, *, sessions=POISONED, options=GUARDED):
             tuple(row for row in rows if found.ids[row] not in out(step))
             for step, rows in enumerate(trainer.plan.steps, start=1)
         )
-        trainer.plan = Plan(steps, trainer.plan.epochs)
+        trainer.plan = PackingPlan(steps, trainer.plan.epochs)
         trainer.train()
     return {
         name.replace(".default", ""): parameter.detach()
@@ -167,10 +167,10 @@ def test_a_leap_of_the_loss_is_undone_from_its_step_on(spike_model, tmp_path):
     options = GUARDED.model_copy(update={"epochs": 3})
     result, said = run(tmp_path / "student", spike_model, sessions=POISONED, options=options)
     (entry,) = read_jsonl(tmp_path / "student/quarantined.jsonl")
-    assert (entry["id"], entry["reason"], result.quarantined) == ("poison", "the loss leapt", 1)
+    assert (entry["id"], entry["reason"], result.quarantined) == ("poison", "loss spike", 1)
     assert entry["step"] > 8
     assert entry["loss"] > entry["limit"] > entry["median"] + 0.9
-    assert f"step {entry['step']}: the loss leapt to " in said[0]
+    assert f"step {entry['step']}: loss spike: " in said[0]
     assert f"done again without session poison (loss {entry['loss']:.2f})" in said[0]
     seen = [row["step"] for row in read_jsonl(tmp_path / "student/example_losses.jsonl") if row["id"] == "poison"]
     assert seen
@@ -207,7 +207,7 @@ def test_weights_that_a_step_has_hurt_are_those_of_before_it_and_the_step_is_lef
     entries = list(read_jsonl(tmp_path / "student/quarantined.jsonl"))
     assert {entry["step"] for entry in entries} == {step}
     assert result.quarantined == len(entries) > 1
-    assert f"step {step + 1}: the loss leapt to " in said[0]
+    assert f"step {step + 1}: loss spike: " in said[0]
     assert f" after step {step}; going back, and on without sessions " in said[0]
     assert said[1] == f"going on from step {step - 2 if step == 10 else step - 1}"
     out = {entry["id"] for entry in entries}

@@ -11,7 +11,16 @@ from hypothesis import strategies as some
 from distill.core.jsonl import read_jsonl, whole_rows
 from distill.errors import ModelError
 from distill.train.options import GuardOptions
-from distill.train.spikes import Quarantine, Quarantined, RowLoss, Spikes, Usual, mean_loss, most_quarantined, to_blame
+from distill.train.spikes import (
+    Quarantine,
+    QuarantineEntry,
+    RowLoss,
+    Spikes,
+    Usual,
+    mean_loss,
+    most_quarantined,
+    to_blame,
+)
 
 STEADY = [2.0, 2.1, 1.9, 2.0, 2.2, 1.8, 2.0, 2.1, 1.9, 2.0]
 
@@ -78,7 +87,7 @@ def test_what_is_left_has_not_leapt_or_everybody_is_blamed(losses):
 
 
 def entry(id_, step):
-    return Quarantined(id_, step, "the loss leapt", 9.0, 2.0, 3.0)
+    return QuarantineEntry(id_, step, "loss spike", 9.0, 2.0, 3.0)
 
 
 def test_a_session_is_left_out_from_its_step_on_also_when_the_list_is_read_again(tmp_path):
@@ -95,12 +104,12 @@ def test_a_session_is_left_out_from_its_step_on_also_when_the_list_is_read_again
 
 def test_too_many_end_training_with_one_line(tmp_path):
     made = Quarantine(tmp_path / "quarantined.jsonl", 2)
-    told = {"step": 7, "steps": 36, "why": "the loss leapt", "learning_rate": 0.01}
+    told = {"step": 7, "steps": 36, "why": "loss spike", "learning_rate": 0.01}
     made.require_room(2, **told)
     made.add([entry("a", 5)])
     with pytest.raises(ModelError) as caught:
         made.require_room(2, **told)
-    assert str(caught.value).startswith("training stopped at step 7 of 36: the loss leapt, and 1 of 2 sessions that")
+    assert str(caught.value).startswith("training stopped at step 7 of 36: loss spike, and 1 of 2 sessions that")
     assert "lower train.learning_rate (it is 0.01)" in str(caught.value)
     assert "\n" not in str(caught.value)
 

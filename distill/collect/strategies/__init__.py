@@ -1,4 +1,4 @@
-"""The shelf of strategies that have tasks answered: a name and a class with `flow` each."""
+"""Registry of strategies that answer tasks (`flow`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has the teacher answer each task once: one request, one session of one turn."""
+"""One request per task, one session of one turn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from distill.types import Completion, Failure, Flow, Request, Sampling, Session,
 
 
 class Answer:
-    """One request a task to the teacher, with an optional system message."""
+    """One request per task to the teacher, with an optional system message."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: answer}`."""
 
         system: str = ""

@@ -1,4 +1,4 @@
-"""Draws several answers to a task and keeps the best; the others stay for preference pairs."""
+"""Best-of-n: samples several answers per task and keeps the best; the others remain for preference pairs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from distill.core import assets
 from distill.errors import RecipeError
 from distill.recipe import Asks
 from distill.text.answer_checks import CHECKS, Checking, pattern_fault, vote
-from distill.text.judge_replies import Scale, graded
-from distill.text.thinking import Handling, parted, taken
+from distill.text.judge_replies import GradeScale, graded
+from distill.text.thinking import Handling, split_answer, split_thoughts
 from distill.text.tokens import harmless
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=256)
 """How a judge is asked where neither the strategy nor the section `judge` says."""
-_OF_TEN, _WHICH = Scale(10), Scale(10, ("A", "B", "tie", "reply A", "reply B"))
+_OF_TEN, _WHICH = GradeScale(10), GradeScale(10, ("A", "B", "tie", "reply A", "reply B"))
 _ALONE = re.compile(r"[*_\s]*(\d{1,2}(?:\.\d+)?)[*_\s.]*")
 _LETTER = re.compile(r"[*_\s\"'(\[]*(a|b|tie)[*_\s\"')\].]*", re.IGNORECASE)
 _CLOSING = re.compile(r"(ASKED|REPLIED|REPLY [AB])>>>")
@@ -35,7 +35,7 @@ _CLOSING = re.compile(r"(ASKED|REPLIED|REPLY [AB])>>>")
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of the answers drawn."""
+    """One sampled answer."""
 
     replica: int
     key: str
@@ -55,8 +55,8 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """The candidates with their scores, and what was asked to find them."""
+class JudgedCandidates:
+    """Candidates with their scores, and the keys of the requests that scored them."""
 
     candidates: tuple[Candidate, ...]
     keys: tuple[str, ...] = ()
@@ -65,13 +65,13 @@ class Judged:
 
 
 class BestOf:
-    """Several answers to each task, asked at once, of which one becomes the session.
+    """Several answers per task, sampled at once; the best becomes the session.
 
     Whatever picks, a whole answer goes before one that is cut, and of equals the one drawn first. The others are in
     `meta.others` with their scores.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: best_of}`."""
 
         samples: Annotated[int, Field(ge=2, le=64)] = 4
@@ -140,7 +140,7 @@ class BestOf:
             return Failure(key=best.key, reason="check_failed", detail=detail, transient=False)
         return self._session(task, asked, best, judged)
 
-    def _session(self, task: Task, asked: Sequence[Message], best: Candidate, judged: Judged) -> Session:
+    def _session(self, task: Task, asked: Sequence[Message], best: Candidate, judged: JudgedCandidates) -> Session:
         others = [each for each in judged.candidates if each is not best]
         return session(
             task,
@@ -162,17 +162,17 @@ class BestOf:
             return ["check_failed"]
         return ["unjudged"] if best.score is None else []
 
-    def _judged(self, candidates: tuple[Candidate, ...], question: str, task: Task) -> Flow[Judged | Failure]:
+    def _judged(self, candidates: tuple[Candidate, ...], question: str, task: Task) -> Flow[JudgedCandidates | Failure]:
         if self.options.pick == "judge":
             ask = self._graded if self.options.judge == "scores" else self._compared
             return (yield from ask(candidates, question))
         if self.options.pick == "check":
             passes = CHECKS[self.options.check]
             reference = str(task.meta["answer"])
-            return Judged(_scored(candidates, [float(passes(each.plain, reference)) for each in candidates]))
+            return JudgedCandidates(_scored(candidates, [float(passes(each.plain, reference)) for each in candidates]))
         if self.options.pick == "majority":
-            return Judged(_scored(candidates, _shares(candidates)))
-        return Judged(_scored(candidates, [float(len(each.plain.split())) for each in candidates]))
+            return JudgedCandidates(_scored(candidates, _shares(candidates)))
+        return JudgedCandidates(_scored(candidates, [float(len(each.plain.split())) for each in candidates]))
 
     def _reference_fault(self, task: Task) -> Failure | None:
         """Why a task cannot be checked; found before anything is bought."""
@@ -186,7 +186,7 @@ class BestOf:
             return None
         return Failure(key="", reason="no_reference", detail=detail, transient=False)
 
-    def _graded(self, candidates: tuple[Candidate, ...], question: str) -> Flow[Judged | Failure]:
+    def _graded(self, candidates: tuple[Candidate, ...], question: str) -> Flow[JudgedCandidates | Failure]:
         template = assets.load("strategies/best_of_score.txt")
         replies: Sequence[Answer] = yield tuple(
             self._asked(template, question=question, answer=each.plain) for each in candidates
@@ -196,13 +196,13 @@ class BestOf:
         scores = [
             _verdict(reply, score_of, question, each.plain) for reply, each in zip(replies, candidates, strict=True)
         ]
-        return Judged(_scored(candidates, scores), _keys(replies), scores.count(None))
+        return JudgedCandidates(_scored(candidates, scores), _keys(replies), scores.count(None))
 
-    def _compared(self, candidates: tuple[Candidate, ...], question: str) -> Flow[Judged | Failure]:
+    def _compared(self, candidates: tuple[Candidate, ...], question: str) -> Flow[JudgedCandidates | Failure]:
         template = assets.load("strategies/best_of_pair.txt")
         orders = list(permutations(range(len(candidates)), 2))
         if not orders:
-            return Judged(candidates)
+            return JudgedCandidates(candidates)
         replies: Sequence[Answer] = yield tuple(
             self._asked(template, question=question, first=candidates[a].plain, second=candidates[b].plain)
             for a, b in orders
@@ -212,7 +212,7 @@ class BestOf:
         texts = (question, *(each.plain for each in candidates))
         verdicts = [_verdict(reply, better_of, *texts) for reply in replies]
         points = _points(dict(zip(orders, verdicts, strict=True)), len(candidates))
-        return Judged(_scored(candidates, points), _keys(replies), verdicts.count(None))
+        return JudgedCandidates(_scored(candidates, points), _keys(replies), verdicts.count(None))
 
     def _asked(self, template: str, **texts: str) -> Request:
         """A question about texts that are material and end nothing in it, whatever they hold."""
@@ -221,17 +221,17 @@ class BestOf:
 
 
 def _candidates(answers: Sequence[Answer], handling: Handling) -> tuple[Candidate, ...] | Failure:
-    """What can be picked from, in order; the failure of one that may pass, or of all, in its place."""
+    """What can be picked from, in order; a transient failure of one, or of all, in its place."""
     if (lost := _transient(answers)) is not None:
         return lost
     found, failures = [], []
     for replica, answer in enumerate(answers):
-        said = answer if isinstance(answer, Failure) else taken(answer, handling)
-        if isinstance(said, Failure) or isinstance(answer, Failure):
-            failures.append(said)
+        reply = answer if isinstance(answer, Failure) else split_answer(answer, handling)
+        if isinstance(reply, Failure) or isinstance(answer, Failure):
+            failures.append(reply)
             continue
-        plain = parted(answer).answer
-        found.append(Candidate(replica, answer.key, said.answer, plain, said.thoughts, answer.finish == "length"))
+        plain = split_thoughts(answer).answer
+        found.append(Candidate(replica, answer.key, reply.answer, plain, reply.thoughts, answer.finish == "length"))
     return tuple(found) if found else next(failure for failure in failures if isinstance(failure, Failure))
 
 
@@ -277,7 +277,7 @@ def _verdict(reply: Answer, read: Callable[..., float | None], *texts: str) -> f
     """What a judge's reply says, its thoughts aside; `None` for one that failed, or is cut inside its thoughts."""
     if isinstance(reply, Failure) or reply.finish == "filtered":
         return None
-    said = parted(reply)
+    said = split_thoughts(reply)
     return None if said.is_open else read(said.answer, *texts)
 
 

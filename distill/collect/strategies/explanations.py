@@ -1,4 +1,4 @@
-"""Has the teacher explain its answers, under a system message drawn for each task (Mukherjee et al., 2023, Orca)."""
+"""Orca: explained answers under a system message sampled per task (Mukherjee et al., 2023)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ALIASES = {
 
 
 class Explanations:
-    """One request a task, under one of sixteen system messages that ask for explanations; the student learns under it.
+    """One request per task, under one of sixteen system messages that ask for explanations; training keeps it.
 
     A task's collection is its `meta.collection`, else its `meta.kind`; it decides what may be drawn, and is kept in the
     session's meta, with the message's name as `meta.explanation`.
@@ -67,7 +67,7 @@ class Explanations:
     under two ids.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: explanations}`."""
 
         weights: Weights = Field(default_factory=dict)

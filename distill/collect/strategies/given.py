@@ -1,4 +1,4 @@
-"""Makes a session of an answer that the task brings with it, and asks nobody."""
+"""Uses the answer that a task already contains; sends no request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Given:
     The answer is the teacher's of the expansion, so `meta.key` of the task, where it has one, is the session's key.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: given}`."""
 
         system: str = ""

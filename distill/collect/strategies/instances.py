@@ -1,4 +1,4 @@
-"""Has the teacher make up inputs and outputs for an instruction (Wang et al., 2023, Self-Instruct, steps 2 to 4)."""
+"""Generates inputs and outputs for an instruction (Wang et al., 2023, Self-Instruct, steps 2 to 4)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from distill import recipe
 from distill.collect.sessions import ROLE, InputForm, lead, put, session
 from distill.core import assets
 from distill.recipe import Asks
-from distill.text.thinking import taken
-from distill.text.wrappers import is_no_input, unframed
+from distill.text.thinking import split_answer
+from distill.text.wrappers import is_no_input, strip_wrappers
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 IS_LABEL, LABEL_FIRST, INPUT_FIRST, IN_CHAT = (
@@ -44,7 +44,7 @@ _FIELD = re.compile(r"^\w+:[ \t]*", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Instance:
+class GeneratedInstance:
     """One input of an instruction, and the output for it."""
 
     input: str
@@ -52,7 +52,7 @@ class Instance:
 
 
 class InstanceSampling(recipe.SamplingOptions):
-    """How instances are drawn (Self-Instruct's code); the teacher's own sampling is for its answers."""
+    """Sampling of instances (Self-Instruct's code); the teacher's own sampling applies to its answers."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 1.5
@@ -75,7 +75,7 @@ class Instances:
     - of equal instances the first stays and five are drawn in their order, so that a second run gives the same.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: instances}`."""
 
         ask: Ask = "completion"
@@ -114,7 +114,7 @@ class Instances:
         answer: Completion | Failure = yield self._request(task, by_label)
         if isinstance(answer, Failure):
             return answer
-        read = taken(answer, "strip")
+        read = split_answer(answer, "strip")
         if isinstance(read, Failure):
             return read
         text = f"Example 1\n{task.input}\nOutput: {read.answer}" if task.input else read.answer
@@ -138,8 +138,8 @@ class Instances:
         if isinstance(answer, Failure):
             return answer
         keys.append(answer.key)
-        said = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
-        return said[1].lower() == "yes" if said else "unparsed"
+        reply = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
+        return reply[1].lower() == "yes" if reply else "unparsed"
 
     def _request(self, task: Task, by_label: bool) -> Request:
         text = assets.fill(assets.load(LABEL_FIRST if by_label else INPUT_FIRST), instruction=_line(task.instruction))
@@ -161,7 +161,7 @@ class Instances:
     def _session(
         self,
         task: Task,
-        instance: Instance,
+        instance: GeneratedInstance,
         rng: Random,
         *,
         keys: Sequence[str],
@@ -184,28 +184,28 @@ def _line(instruction: str) -> str:
     return " ".join(instruction.split())
 
 
-def by_labels(text: str) -> list[Instance]:
+def by_labels(text: str) -> list[GeneratedInstance]:
     """The instances of a continuation in which each label is followed by its input; the first may be bare."""
-    body = _NEXT_TASK.split(unframed(text))[0].strip()
+    body = _NEXT_TASK.split(strip_wrappers(text))[0].strip()
     pieces = (piece.strip() for piece in _LABEL.split(body))
     split = (piece.partition("\n") for piece in pieces if piece)
-    return [Instance(_given(given), label.strip(" \t*_`")) for label, _, given in split]
+    return [GeneratedInstance(_given(given), label.strip(" \t*_`")) for label, _, given in split]
 
 
-def by_inputs(text: str) -> list[Instance]:
+def by_inputs(text: str) -> list[GeneratedInstance]:
     """The instances of a continuation in which each input is followed by its output; no input, a single output."""
-    body = _NEXT_TASK.split(unframed(text))[0].strip()
+    body = _NEXT_TASK.split(strip_wrappers(text))[0].strip()
     pieces = [piece.strip() for piece in _EXAMPLE.split(body)]
     return [_example(piece) for piece in pieces if piece]
 
 
-def _example(text: str) -> Instance:
+def _example(text: str) -> GeneratedInstance:
     """One example; without an output where it names none."""
     parts = _OUTPUT.split(text)
     parts = parts if len(parts) > 1 else _OUTPUT_INLINE.split(text)
     given = _given(parts[0])
     output = _INPUT.split(parts[1])[0].strip() if len(parts) > 1 else ""
-    return Instance(given, output)
+    return GeneratedInstance(given, output)
 
 
 def _given(text: str) -> str:
@@ -214,13 +214,13 @@ def _given(text: str) -> str:
     return "" if is_no_input(given) else given
 
 
-def valid(found: Sequence[Instance]) -> tuple[list[Instance], Counter[str]]:
+def valid(found: Sequence[GeneratedInstance]) -> tuple[list[GeneratedInstance], Counter[str]]:
     """The instances that Self-Instruct's rules leave, and how many each rule took.
 
     Where one input has two outputs, all go: the task is not understood.
     """
     rejected: Counter[str] = Counter()
-    kept: list[Instance] = []
+    kept: list[GeneratedInstance] = []
     for each in found:
         reason = _fault(each)
         if reason is None:
@@ -234,7 +234,7 @@ def valid(found: Sequence[Instance]) -> tuple[list[Instance], Counter[str]]:
     return once, rejected + Counter({"duplicate": len(kept) - len(once)})
 
 
-def _fault(instance: Instance) -> str | None:
+def _fault(instance: GeneratedInstance) -> str | None:
     if not instance.output:
         return "empty_output"
     if instance.input == instance.output:

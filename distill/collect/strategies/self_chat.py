@@ -1,4 +1,4 @@
-"""Has the teacher talk with itself about a task's subject (Xu et al., 2023, Baize)."""
+"""The teacher plays both sides of a conversation about a task's subject (Xu et al., 2023, Baize)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from distill.collect.sessions import ROLE, lead, put, session
 from distill.core import assets
 from distill.recipe import Asks
 from distill.text.echoes import instructions, is_repeated
-from distill.text.thinking import taken
-from distill.text.wrappers import unframed, without_rulers
+from distill.text.thinking import split_answer
+from distill.text.wrappers import strip_wrappers, without_rulers
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 VISITOR, HELPER = "[Visitor]", "[Helper]"
@@ -30,7 +30,7 @@ _MARKS = (
 
 
 class SelfChat:
-    """Baize's two ways to a dialogue from one model: a whole transcript in one answer, or two requests a round.
+    """Baize's two forms of self-chat: a whole transcript per answer, or two requests per round.
 
     Where this differs from the original, and why:
     - the last piece of a transcript is dropped only where the answer is cut (`max_tokens`) or the piece is half an
@@ -40,7 +40,7 @@ class SelfChat:
       on to its fixed number of rounds.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: self_chat}`."""
 
         dialogue: Literal["transcript", "rounds"] = "transcript"
@@ -78,18 +78,18 @@ class SelfChat:
         `meta.ended` says why it ends, `meta.leaks` where a turn was cut. `rng` is not used.
         """
         topic = put(task, rng=rng)
-        said = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
-        if isinstance(said, Failure):
-            return said
+        reply = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
+        if isinstance(reply, Failure):
+            return reply
         return session(
             task,
-            [*lead(self.options.system), *said.messages],
+            [*lead(self.options.system), *reply.messages],
             strategy="self_chat",
-            keys=said.keys,
-            truncated=said.truncated,
+            keys=reply.keys,
+            truncated=reply.truncated,
             dialogue=self.options.dialogue,
-            ended=said.ended,
-            leaks=said.leaks,
+            ended=reply.ended,
+            leaks=reply.leaks,
         )
 
     def _in_one(self, topic: str) -> Flow[Dialogue | Failure]:
@@ -97,17 +97,17 @@ class SelfChat:
         answer: Completion | Failure = yield self._request(text, VISITOR, self.sampling)
         if isinstance(answer, Failure):
             return answer
-        read = taken(answer, "strip")
+        read = split_answer(answer, "strip")
         if isinstance(read, Failure):
             return read
         begun = VISITOR if self.options.ask == "completion" else ""
-        said = parsed(begun + read.answer, is_cut=answer.finish == "length")
-        said.keys.append(answer.key)
-        if not said.messages:
+        reply = parsed(begun + read.answer, is_cut=answer.finish == "length")
+        reply.keys.append(answer.key)
+        if not reply.messages:
             return Failure(
-                key=answer.key, reason="no_exchange", detail=f"no exchange in it: {said.ended}", transient=False
+                key=answer.key, reason="no_exchange", detail=f"no exchange in it: {reply.ended}", transient=False
             )
-        return said
+        return reply
 
     def _in_rounds(self, topic: str) -> Flow[Dialogue | Failure]:
         def ask_visitor(before: Sequence[Message]) -> Request:
@@ -138,7 +138,7 @@ class SelfChat:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What stands behind one mark."""
+    """The text after one speaker mark."""
 
     speaker: str
     text: str
@@ -152,30 +152,30 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
     which another speaker begins is cut there and is the last; a question that was there before, or an answer that only
     says its question again, ends them before that exchange.
     """
-    pieces = _pieces(unframed(text))
+    pieces = _pieces(strip_wrappers(text))
     first = next((index for index, piece in enumerate(pieces) if piece.speaker == "visitor"), len(pieces))
     pieces = pieces[first:]
-    said = Dialogue(ended="complete")
+    reply = Dialogue(ended="complete")
     for index in range(0, len(pieces), 2):
         pair = pieces[index : index + 2]
         is_last = index + 2 >= len(pieces)
         if (reason := _fault(pair, is_cut=is_cut and is_last)) is not None:
-            said.ended = reason
+            reply.ended = reason
             break
         (asked, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
-        if is_repeated(asked, [message.content for message in said.messages[::2]]):
-            said.ended = "repeated"
+        if is_repeated(asked, [message.content for message in reply.messages[::2]]):
+            reply.ended = "repeated"
             break
         if is_repeated(answer, [asked]):
-            said.ended = "echo"
+            reply.ended = "echo"
             break
         if in_question or in_answer:
-            said.leaks, said.ended = ["cut"], "role_leak"
+            reply.leaks, reply.ended = ["cut"], "role_leak"
         if asked and answer and not in_question:
-            said.messages += [Message("user", asked), Message("assistant", answer)]
-        if said.leaks:
+            reply.messages += [Message("user", asked), Message("assistant", answer)]
+        if reply.leaks:
             break
-    return said if pieces else replace(said, ended="no_marks")
+    return reply if pieces else replace(reply, ended="no_marks")
 
 
 def _pieces(text: str) -> list[_Piece]:

@@ -1,4 +1,4 @@
-"""Has a second model play the user of a conversation with the teacher (Ding et al., 2023, UltraChat)."""
+"""A second model plays the user in a conversation with the teacher (Ding et al., 2023, UltraChat)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class UserSimulator:
     cut after its own (`meta.leaks`).
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `collect: {strategy: user_simulator}`."""
 
         min_rounds: Annotated[int, Field(ge=1, le=50)] = 3
@@ -81,21 +81,21 @@ class UserSimulator:
             return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
 
         opening = topic if self.options.opening == "task" else ""
-        said = yield from converse(
+        reply = yield from converse(
             rounds=rounds, ask_user=ask_user, read_user=self._read, ask_teacher=ask_teacher, opening=opening
         )
-        if isinstance(said, Failure):
-            return said
+        if isinstance(reply, Failure):
+            return reply
         return session(
             task,
-            [*lead(self.options.system), *said.messages],
+            [*lead(self.options.system), *reply.messages],
             strategy="user_simulator",
-            keys=said.keys,
-            truncated=said.truncated,
+            keys=reply.keys,
+            truncated=reply.truncated,
             persona=persona,
             rounds=rounds,
-            ended=said.ended,
-            leaks=said.leaks,
+            ended=reply.ended,
+            leaks=reply.leaks,
         )
 
     def _read(self, answer: Completion, before: Sequence[Message]) -> Turn:

@@ -1,4 +1,4 @@
-"""What a student is measured by: each metric gives one number or more for each answer to a held-out prompt."""
+"""Registry and interface of metrics: one or more numbers per answer to a held-out prompt."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ METRICS = {
 }
 
 Model = Literal["base", "student", "teacher", "teacher_again"]
-"""Whose answer it is; `teacher_again` is the teacher's second answer to the same prompt, drawn anew."""
+"""The model that answered; `teacher_again` is the teacher's second answer to the same prompt, sampled again."""
 Better = Literal["lower", "higher", "near 1", "teacher"]
 """Which way is better; `teacher`: the nearer to the teacher's value, whichever way that is."""
 Scores: TypeAlias = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ModelAnswer:
     """One model's answer to a prompt."""
 
     text: str
@@ -39,13 +39,13 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a metric sees at once: one prompt, one model, its answer, and the teacher's."""
+    """A metric's input: one prompt, one model, its answer, and the teacher's."""
 
     messages: tuple[Message, ...]
     """The prompt; of a question with several turns, with the answers that this model gave before."""
     model: Model
-    answer: Answered
-    reference: Answered | None
+    answer: ModelAnswer
+    reference: ModelAnswer | None
     """The teacher's first answer, where there is one; for the model `teacher` it is `answer` itself."""
     category: str = "all"
     """What kind of prompt it is."""
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What one number of a metric is."""
+    """Description of one number of a metric."""
 
     name: str
     title: str
@@ -85,12 +85,12 @@ class TextMetric(Protocol):
 
 
 class ModelMetric(Protocol):
-    """A metric that asks a model; it looks at no answer, so that a model which gave none has a score too."""
+    """A metric computed from likelihoods; it looks at no answer, so models without one are scored too."""
 
     scope: Literal["model"]
     measures: tuple[Measure, ...]
     models: tuple[Model, ...]
     """The models that are asked."""
 
-    def score(self, messages: tuple[Message, ...], model: Model, reference: Answered) -> Flow[Scores]:
+    def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """As for texts; yields its requests, and leaves a number out when one fails."""

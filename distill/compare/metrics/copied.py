@@ -1,4 +1,4 @@
-"""Whether an answer recites what the student was trained on."""
+"""Share of an answer recited from the training rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Run: TypeAlias = tuple[str, ...]
 class Copied:
     """The longest run of words that stands in training answers, and neither in the prompt nor in the teacher's."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["text"] = "text"

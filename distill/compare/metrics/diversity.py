@@ -1,4 +1,4 @@
-"""Whether a model has something to say to each prompt, or says the same to all."""
+"""Diversity of a model's answers across prompts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Phrases: TypeAlias = frozenset[tuple[str, ...]]
 
 
 class Diversity:
-    """Phrases that a model's answers to other prompts have too."""
+    """Share of phrases repeated in a model's answers to other prompts."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["text"] = "text"
@@ -56,8 +56,8 @@ class Diversity:
 
     def score(self, sample: Sample) -> Scores:
         """`stock_phrases` and `distinct_words`, 0 to 1; none of an empty answer."""
-        said = [word.casefold() for word in words(sample.answer.text)]
-        scores = {"distinct_words": len(set(said)) / len(said)} if said else {}
+        reply = [word.casefold() for word in words(sample.answer.text)]
+        scores = {"distinct_words": len(set(reply)) / len(reply)} if reply else {}
         phrases, holders = _phrases(sample), self._holders.get(sample.model, Counter())
         if phrases:
             scores["stock_phrases"] = sum(holders[phrase] > 1 for phrase in phrases) / len(phrases)
@@ -65,5 +65,5 @@ class Diversity:
 
 
 def _phrases(sample: Sample) -> Phrases:
-    said = [word.casefold() for word in words(sample.answer.text)]
-    return frozenset(zip(*(islice(said, start, None) for start in range(N)), strict=False))
+    reply = [word.casefold() for word in words(sample.answer.text)]
+    return frozenset(zip(*(islice(reply, start, None) for start in range(N)), strict=False))

@@ -1,4 +1,4 @@
-"""Instructions whose following a program can check, after the idea of IFEval (Zhou et al., 2023, arXiv 2311.07911).
+"""Programmatic checks of instructions, after IFEval (Zhou et al., 2023, arXiv 2311.07911).
 
 A check is a mapping with a `kind` and what that kind needs. Each is decided on the answer alone, the same every time.
 """

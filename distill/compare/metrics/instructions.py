@@ -1,4 +1,4 @@
-"""How often answers follow instructions that a program can check: substance that needs no judge."""
+"""Share of programmatically checkable instructions that an answer follows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHIPPED = "instructions.jsonl"
 class Instructions:
     """Asks prompts of its own beside the held-out ones, each with checks; held-out prompts with checks count too."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `metric: instructions`."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("prompts",)

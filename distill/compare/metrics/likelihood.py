@@ -1,4 +1,4 @@
-"""How surprising a model finds the teacher's answers, and how often it would have gone on in the same way."""
+"""NLL of the teacher's answers under a model, and how often its most likely token agrees."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from distill import recipe
-from distill.compare.metrics import Answered, Measure, Model, Scores
+from distill.compare.metrics import Measure, Model, ModelAnswer, Scores
 from distill.types import Completion, Failure, Flow, Message, Request
 
 
 class Likelihood:
-    """Negative log-likelihood of the teacher's answer under a model, by the byte."""
+    """Negative log-likelihood per byte of the teacher's answer under a model."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["model"] = "model"
@@ -43,7 +43,7 @@ class Likelihood:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
 
-    def score(self, messages: tuple[Message, ...], model: Model, reference: Answered) -> Flow[Scores]:
+    def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """`nll_per_byte`, 0 or more, in nats; `token_agreement`, 0 to 1.
 
         Excluded: empty answers of the teacher, failed requests, end tokens.

@@ -1,4 +1,4 @@
-"""How much of the teacher's wording an answer shares."""
+"""Overlap of wording between an answer and the teacher's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from distill.text.tokens import rouge_l, rouge_tokens
 class Overlap:
     """ROUGE-L of an answer to the teacher's first answer."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["text"] = "text"
@@ -41,5 +41,5 @@ class Overlap:
         if not reference:
             return {}
         is_latin = reference == rouge_tokens(sample.reference.text)
-        said = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
-        return {"rouge_l": rouge_l(said, reference)}
+        reply = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
+        return {"rouge_l": rouge_l(reply, reference)}

@@ -1,4 +1,4 @@
-"""How near an answer comes to what the teacher's means, by a model of sentence vectors."""
+"""Semantic similarity of an answer to the teacher's, by sentence embeddings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from distill.models.embeddings import embedded
 
 
 class Similarity:
-    """Cosine of an answer's vector with that of the teacher's first answer."""
+    """Cosine similarity of an answer's embedding to that of the teacher's first answer."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `metric: similarity`."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("model",)
@@ -61,5 +61,5 @@ class Similarity:
 
 
 def _pair(sample: Sample) -> tuple[str, str] | None:
-    said, reference = sample.answer.text.strip(), sample.reference.text.strip() if sample.reference is not None else ""
-    return None if sample.model == "teacher" or not said or not reference else (said, reference)
+    reply, reference = sample.answer.text.strip(), sample.reference.text.strip() if sample.reference is not None else ""
+    return None if sample.model == "teacher" or not reply or not reference else (reply, reference)

@@ -1,4 +1,4 @@
-"""Whether answers have the teacher's manner: their length and form, their turns of phrase, and whether they end.
+"""Style of answers: length, formatting, openings, and whether they end.
 
 Style is learned sooner than facts (Gudibande et al., 2023, arXiv 2305.15717), so it is measured apart from likeness.
 """
@@ -58,9 +58,9 @@ teacher never does has no spread to measure with. Densities are by 100 words."""
 
 
 class Style:
-    """Length, form, turns of phrase, stopping and repetition of an answer."""
+    """Length, formatting, phrases, stopping and repetition of an answer."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """None."""
 
     scope: Literal["text"] = "text"
@@ -147,18 +147,18 @@ class Style:
         Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
         was recorded without how it ended.
         """
-        said = words(sample.answer.text)
+        reply = words(sample.answer.text)
         found = features(sample.answer.text)
-        told = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
-        scores = {name: found[feature] for name, feature in told} if said else {}
+        info = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
+        scores = {name: found[feature] for name, feature in info} if reply else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
         if sample.reference is not None and (reference := words(sample.reference.text)):
-            scores["length_ratio"] = len(said) / len(reference)
+            scores["length_ratio"] = len(reply) / len(reference)
             if sample.model != "teacher":
                 scores["style_distance"] = self._distance(found, features(sample.reference.text))
-        if len(said) >= N:
-            scores["repetition"] = repetition(said)
+        if len(reply) >= N:
+            scores["repetition"] = repetition(reply)
         return scores
 
     def _distance(self, found: Mapping[str, float], reference: Mapping[str, float]) -> float:

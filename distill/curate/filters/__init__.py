@@ -1,4 +1,4 @@
-"""Rules that keep, drop or label a session and say why; and what of a session they look at."""
+"""Registry of filters, and helpers that extract the text of a session."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FILTERS = {
 }
 
 
-class AskingOptions(recipe.Options):
-    """What every filter that asks a model can be told."""
+class AskingOptions(recipe.BaseOptions):
+    """Options shared by filters that ask a model."""
 
     every_row: bool = False
     """Ask about rows too that another rule has dropped; else nothing is paid for them."""

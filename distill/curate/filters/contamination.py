@@ -1,4 +1,4 @@
-"""Drops sessions that share a run of words with a benchmark, so that its scores stay worth something."""
+"""Drops sessions that share an n-gram with a benchmark."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Contamination:
     that of a reference answer; `keys: [turns]` leaves MT-Bench's out.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: contamination`."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("files",)

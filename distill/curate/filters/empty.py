@@ -1,4 +1,4 @@
-"""Drops sessions in which the teacher said nothing."""
+"""Drops sessions with an empty answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OTHER = bytes(code for code in range(256) if not (code < 128 and chr(code).isal
 class Empty:
     """An answer without a letter or a digit, of any script, is empty: white space, or punctuation alone."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """`filter: empty` has no options."""
 
     scope: Literal["row"] = "row"

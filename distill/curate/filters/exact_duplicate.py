@@ -1,4 +1,4 @@
-"""Drops sessions whose text was there before, but for case and white space."""
+"""Drops sessions whose text repeats an earlier one, ignoring case and white space."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill.types import Session, Verdict
 class ExactDuplicate:
     """Keeps the first of equal sessions, in task order."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: exact_duplicate`."""
 
         on: Compared = "prompt"

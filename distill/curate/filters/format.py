@@ -1,4 +1,4 @@
-"""Finds sessions that are no clean conversation: wrong turns, markers of another format, unfilled templates."""
+"""Flags malformed conversations: wrong turn order, markers of another format, unfilled templates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Format:
     `fence`: an answer with a code fence that nothing closes.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: format`."""
 
         drop: tuple[Problem, ...] = ("roles", "end", "marker")

@@ -1,4 +1,4 @@
-"""Drops answers that their instruction does not help to foresee: the instruction-following difficulty."""
+"""Instruction-following difficulty: drops answers that their instruction does not make more likely."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has a model grade each session by a rubric, and drops those below a grade."""
+"""LLM judge: grades each session by a rubric, and drops those below a threshold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from distill.core.assets import fill, load
 from distill.curate.filters import AskingOptions, answers_of
-from distill.text.judge_replies import Grade, Scale, graded
+from distill.text.judge_replies import Grade, GradeScale, graded
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
@@ -67,7 +67,7 @@ class Judge:
         self.options = options
         self.every_row = options.every_row
         given = sampling or DEFAULT_SAMPLING
-        self._scale = Scale(options.highest, options.choices)
+        self._scale = GradeScale(options.highest, options.choices)
         self._sampling = replace(
             given,
             temperature=DEFAULT_SAMPLING.temperature if given.temperature is None else given.temperature,
@@ -94,7 +94,7 @@ class Judge:
 
     def decide(self, value: Grade) -> Verdict:
         """By `min_score` or `accept`; a verdict's note holds the judge's reasons."""
-        chosen, said = self.options, value.choice if value.choice is not None else value.score
+        chosen, reply = self.options, value.choice if value.choice is not None else value.score
         if value.problem == "no_answer":
             return Verdict(rule="judge", keep=True, reason="no_answer")
         if value.problem:
@@ -105,13 +105,13 @@ class Judge:
         if value.choice is not None:
             keep, limit = value.choice in chosen.accept, ", ".join(chosen.accept)
             return Verdict(
-                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=said, threshold=limit,
+                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=reply, threshold=limit,
                 note=value.reason or None,
             )  # fmt: skip
         keep = chosen.min_score is None or (value.score or 0.0) >= chosen.min_score
         reason = "ok" if keep else "low_score"
         return Verdict(
-            rule="judge", keep=keep, reason=reason, value=said, threshold=chosen.min_score, note=value.reason or None
+            rule="judge", keep=keep, reason=reason, value=reply, threshold=chosen.min_score, note=value.reason or None
         )
 
 

@@ -1,4 +1,4 @@
-"""Drops, or labels, sessions that hold a word of a list, or match a pattern."""
+"""Drops or labels sessions that contain a listed word or match a pattern."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Keyword:
     pattern may take longer than the square of a text's length: those that could are refused when the recipe is read.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: keyword`."""
 
         words: Annotated[tuple[Short, ...], Field(max_length=10_000)] = ()

@@ -1,4 +1,4 @@
-"""Keeps sessions in the languages that are wanted."""
+"""Keeps sessions in the given languages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SAME = {"arz": "ar", "nb": "no", "nn": "no", "zlm": "ms", "wuu": "zh", "yue": "
 
 
 class Side(NamedTuple):
-    """What a session's prompts, or its answers, are written in."""
+    """Languages of a session's prompts, or of its answers."""
 
     letters: int
     """Bytes of them."""
@@ -49,7 +49,7 @@ class Language:
     first colon, line or sentence end, is in a wanted one ("Translate into English: …").
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: language`."""
 
         keep: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)

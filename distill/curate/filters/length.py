@@ -1,4 +1,4 @@
-"""Drops answers that are shorter or longer than wanted."""
+"""Drops answers outside of length bounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNITS = ("words", "chars", "tokens")
 class Length:
     """Bounds on the length of an answer, inclusive; of several turns, on all of them together."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: length`; a bound left out does not apply."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("tokenizer",)

@@ -1,4 +1,4 @@
-"""What filters that ask the student's model for likelihoods have in common."""
+"""Helpers for filters that request likelihoods under the student's base model."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def spoken(session: Session) -> list[int]:
 
 def prompted(session: Session, turn: int) -> Request:
     """How probable the turn is after all that was said before it."""
-    return _asked(session.messages[:turn], session.messages[turn].content)
+    return _likelihood_request(session.messages[:turn], session.messages[turn].content)
 
 
 def alone(session: Session, turn: int) -> Request:
     """How probable the turn is after no instruction at all."""
-    return _asked(NO_PROMPT, session.messages[turn].content)
+    return _likelihood_request(NO_PROMPT, session.messages[turn].content)
 
 
-def _asked(messages: tuple[Message, ...], text: str) -> Request:
+def _likelihood_request(messages: tuple[Message, ...], text: str) -> Request:
     return Request(role=ROLE, messages=messages, kind="likelihood", continuation=text.strip())
 
 

@@ -1,4 +1,4 @@
-"""Drops sessions that share most of their shingles with one before: near-duplicates of texts of any length."""
+"""Near-duplicates by MinHash over shingles, for texts of any length."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MinHash:
     below the threshold (1 µs a pair; put `near_duplicate` before, which thins those out).
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: minhash`."""
 
         jaccard: Annotated[float, Field(gt=0, le=1)] = 0.7
@@ -92,7 +92,7 @@ class MinHash:
 
 
 class _Index:
-    """The rows kept so far, by the bands that they share with others."""
+    """Kept rows, indexed by signature band."""
 
     def __init__(self, shingles: Sequence[Hashes], bands: Mapping[int, Sequence[int]]) -> None:
         self._shingles = shingles
@@ -141,7 +141,7 @@ def _hashed(texts: Sequence[Sequence[str]], size: int, known: _Known) -> list[Ha
 
 
 class _Known(dict[str, int]):
-    """The hash of each token, made when first asked for; the same in every process."""
+    """Token hashes, cached; the same in every process."""
 
     def __missing__(self, token: str) -> int:
         digest = blake2b(token.encode(errors="replace"), digest_size=8).digest()

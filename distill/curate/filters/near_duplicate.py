@@ -1,4 +1,4 @@
-"""Drops sessions whose text is much like one before, by ROUGE-L."""
+"""Near-duplicates by ROUGE-L to an earlier session."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class NearDuplicate:
     they ask: `minhash` tells those apart, and in turn misses short texts with one word changed.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: near_duplicate`."""
 
         rouge_l: Annotated[float, Field(ge=0, le=1)] = 0.7

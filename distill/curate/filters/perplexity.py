@@ -1,4 +1,4 @@
-"""Drops answers that the student's model finds too strange, or too easy, before any training."""
+"""Drops answers with too high or too low perplexity under the student's base model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds e-mail addresses, numbers and keys that belong to somebody; labels, drops or masks them."""
+"""Finds personal data (e-mail addresses, numbers, keys); labels, drops or masks it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PersonalData:
     a model.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: pii`."""
 
         action: Literal["label", "drop", "mask"] = "label"

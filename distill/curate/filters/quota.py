@@ -1,4 +1,4 @@
-"""Keeps at most so many sessions of one source, topic, kind or strategy."""
+"""Limits the number of sessions per source, topic, kind or strategy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.types import Session, Verdict
 class Quota:
     """The first rows of each group, in task order, up to its quota."""
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: quota`."""
 
         by: Annotated[str, Field(min_length=1)] = "source"

@@ -1,4 +1,4 @@
-"""Labels, or drops, answers in which the teacher declines or speaks of itself as a model."""
+"""Labels or drops refusals and answers that speak of themselves as a model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Refusal:
     imitation without any refusal declines nothing.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: refusal`."""
 
         drop: bool = False

@@ -1,4 +1,4 @@
-"""Labels answers that repeat themselves, by the thresholds that web corpora are cleaned with, and drops loops."""
+"""Labels repetitive answers, by thresholds from web corpora, and drops loops."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Repetition:
     a loop however small its share: a long answer may get into one at its end.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: repetition`; the greatest share that is kept."""
 
         duplicate_lines: Share = 0.30

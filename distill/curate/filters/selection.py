@@ -1,4 +1,4 @@
-"""Keeps so many sessions, as different from each other as can be."""
+"""Selects a diverse subset of sessions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Selection:
     chosen early: put the rules on quality before this one.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: selection`."""
 
         count: Annotated[int, Field(ge=1)] = 1_000
@@ -141,8 +141,8 @@ def farthest_first(
     row is looked at again only when its bound is the least of all (lazily, as Minoux 1978 does for greedy maxima).
     """
     chosen = [_middle(rows, texts)]
-    told = rows @ rows[chosen[0]]
-    bounds = [(product, texts[place], place, 1) for place, product in enumerate(told.tolist()) if place != chosen[0]]
+    info = rows @ rows[chosen[0]]
+    bounds = [(product, texts[place], place, 1) for place, product in enumerate(info.tolist()) if place != chosen[0]]
     heapify(bounds)
     while len(chosen) < count:
         product, text, place, seen = heappop(bounds)

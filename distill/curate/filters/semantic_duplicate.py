@@ -1,4 +1,4 @@
-"""Drops sessions that mean what one before means, by a model of sentence vectors in a local folder."""
+"""Near-duplicates by cosine of sentence embeddings, from a model in a local folder."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ BLOCK = 256
 
 
 class SemanticDuplicate:
-    """Keeps the first of sessions with much the same meaning: greedy in task order, as `near_duplicate` is.
+    """Keeps the first of semantically similar sessions: greedy in task order, as `near_duplicate` is.
 
     Texts become means of a model's last hidden states (or its first token, where the model's folder says so), of
     length 1. The model is read from a local folder of safetensors; nothing is fetched and no foreign code runs.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: semantic_duplicate`."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("model",)

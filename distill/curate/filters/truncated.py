@@ -1,4 +1,4 @@
-"""Labels, or drops, answers that were cut at the teacher's `max_tokens`, or end within a sentence."""
+"""Labels or drops answers cut at the teacher's `max_tokens`, or that end within a sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Truncated:
     cut. Most answers cut at a random letter end in none of these, and stay unnoticed.
     """
 
-    class Options(recipe.Options):
+    class Options(recipe.BaseOptions):
         """Options of `filter: truncated`."""
 
         drop: bool = False

@@ -1,1 +1,1 @@
-"""Collecting through the batch interface of a provider."""
+"""Collects answers through a provider's batch interface."""

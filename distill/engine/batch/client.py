@@ -1,4 +1,4 @@
-"""A provider's Files and Batches, as much of them as collecting needs, through openai's own client.
+"""Client for a provider's Files and Batches API, over openai's SDK.
 
 A batch is a file of requests that the provider answers within a day, usually at half the price. Its answers come as a
 file too, in any order, and beside it one with what went wrong.
@@ -44,7 +44,7 @@ Result: TypeAlias = "Reply | ProviderError"
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class BatchRefusal:
     """Why a provider refused a batch as a whole, or one line of it."""
 
     code: str
@@ -54,8 +54,8 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """How far a batch is, as its provider says."""
+class BatchStatus:
+    """Status of a batch as its provider reports it."""
 
     status: str
     completed: int = 0
@@ -64,7 +64,7 @@ class Standing:
     total: int = 0
     output_file: str | None = None
     error_file: str | None = None
-    refused: tuple[Refused, ...] = ()
+    refused: tuple[BatchRefusal, ...] = ()
 
     @property
     def is_over(self) -> bool:
@@ -166,12 +166,12 @@ class BatchJobs:
                     return batch.id
         return None
 
-    async def status(self, batch_id: str) -> Standing:
+    async def status(self, batch_id: str) -> BatchStatus:
         """How far a batch is."""
         with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
             batch = await self._here().batches.retrieve(batch_id)
         counts, errors = batch.request_counts, batch.errors.data if batch.errors else None
-        return Standing(
+        return BatchStatus(
             status=batch.status,
             completed=counts.completed if counts else 0,
             failed=counts.failed if counts else 0,
@@ -179,7 +179,7 @@ class BatchJobs:
             output_file=batch.output_file_id,
             error_file=batch.error_file_id,
             refused=tuple(
-                Refused(error.code or "", one_line(error.message or ""), error.line) for error in errors or ()
+                BatchRefusal(error.code or "", one_line(error.message or ""), error.line) for error in errors or ()
             ),
         )
 
@@ -238,8 +238,8 @@ class BatchJobs:
         if not isinstance(error, ProviderError) or error.reason in _NO_RESPONSE:
             return ProviderError("connection", f"cannot reach {what} at {self.url}: {detail}", transient=True)
         if error.reason == "http_404":
-            said = detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
-            return EndpointError(f"{self.url} does not know {what} ({said}); {advice}")
+            reply = detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
+            return EndpointError(f"{self.url} does not know {what} ({reply}); {advice}")
         return EndpointError(detail) if error.fatal else error
 
 

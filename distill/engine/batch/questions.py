@@ -1,4 +1,4 @@
-"""Questions on their way into a batch and back."""
+"""Questions of a batch: pending, as lines of a file, and answered."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PENDING = "pending"
 
 
 @dataclass(frozen=True, slots=True)
-class Miss:
-    """A question that the journal cannot answer."""
+class PendingQuestion:
+    """A question that the journal cannot answer yet."""
 
     name: str
     """Of the model, in the engine."""
@@ -31,9 +31,9 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A miss as it goes into a batch."""
+    """A pending question as a line of a batch file."""
 
-    miss: Miss
+    miss: PendingQuestion
     path: str
     size: int
     """Bytes in the input file."""

@@ -1,4 +1,4 @@
-"""The batches of one stage, from the journal to the provider and back, so that no question is ever in two at once.
+"""Tracks a stage's batches between journal and provider; no question is ever in two batches at once.
 
 Each step is in the journal before the next begins: a batch is `prepared` with its sends and the money set aside,
 `uploaded`, `submitted`, and at last `ingested`. After a kill, what was begun is looked for by its name at the provider.
@@ -17,11 +17,19 @@ from typing import Any
 
 from distill.core import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
-from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, Refused, Result, Standing
-from distill.engine.batch.questions import LINES_A_COMMIT, PENDING, QUEUE_FULL, Line, Miss, age_of, questions_of
+from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, BatchRefusal, BatchStatus, Result
+from distill.engine.batch.questions import (
+    LINES_A_COMMIT,
+    PENDING,
+    QUEUE_FULL,
+    Line,
+    PendingQuestion,
+    age_of,
+    questions_of,
+)
 from distill.engine.budget import Budget, with_credible_usage
 from distill.engine.journal.records import (
-    Batch,
+    BatchRecord,
     Bill,
     Change,
     Statement,
@@ -41,7 +49,7 @@ _UNASKED = ProviderError("refused", "nothing was generated, and nothing is charg
 
 
 class Batches:
-    """What a stage has at its providers. Belongs to one run of the stage; `tally` and `budget` are kept up to date.
+    """A stage's batches at its providers. Belongs to one run of the stage; keeps `tally` and `budget` up to date.
 
     What earlier processes left open is taken over at once: its worst case moves from what `budget` counts as spent
     (for the journal's accounts charge it in full) to what is set aside. A question that fails in a way that may pass
@@ -74,7 +82,7 @@ class Batches:
         self._is_queue_full = False
         self._hopeless = ""
         """Why no request can succeed."""
-        self._standings: dict[str, Standing] = {}
+        self._standings: dict[str, BatchStatus] = {}
         every = journal.batches(stage)
         self._times = Counter(of for batch in every for of in batch.sends)
         """How many batches ever held a question."""
@@ -100,7 +108,7 @@ class Batches:
         if not self._open:
             return ""
         standings = [self._standings[name] for name in self._open if name in self._standings]
-        done, failures = sum(said.completed for said in standings), sum(said.failed for said in standings)
+        done, failures = sum(reply.completed for reply in standings), sum(reply.failed for reply in standings)
         questions = sum(len(batch.sends) for batch in self._open.values())
         notes = [f"{self.count} {'batch' if self.count == 1 else 'batches'} open"]
         notes += [f"{done} of {questions} requests done"] + ([f"{failures} failed"] if failures else [])
@@ -108,14 +116,14 @@ class Batches:
 
     # --- taking over
 
-    def _is_reachable(self, batch: Batch) -> bool:
+    def _is_reachable(self, batch: BatchRecord) -> bool:
         if self._jobs_of(batch) is not None or batch.state == "prepared":
             return True
         url = self._questions[next(iter(batch.sends))].endpoint.url
         console.warn(f"batch {batch.batch_id or batch.name} is still at {url}, which the recipe no longer names")
         return False
 
-    def _jobs_of(self, batch: Batch) -> BatchJobs | None:
+    def _jobs_of(self, batch: BatchRecord) -> BatchJobs | None:
         """The way to a batch's provider: of the same identity, else at the same address."""
         endpoint = self._questions[next(iter(batch.sends))].endpoint
         by_name = sorted(self._jobs.items(), key=lambda pair: pair[0] != batch.role)
@@ -134,7 +142,7 @@ class Batches:
 
     # --- sending
 
-    async def submit(self, misses: Mapping[str, Miss]) -> None:
+    async def submit(self, misses: Mapping[str, PendingQuestion]) -> None:
         """Send what no open batch holds, as far as the money goes; sets `unaffordable`.
 
         Where a provider's queue was full once, one batch at a time. Raises `StoppedByEndpoint`.
@@ -148,7 +156,7 @@ class Batches:
                 await self._prepare(lines)
         await self.forward()
 
-    def _chunks(self, misses: Sequence[Miss]) -> Generator[list[Line], None, None]:
+    def _chunks(self, misses: Sequence[PendingQuestion]) -> Generator[list[Line], None, None]:
         """Lines with their money set aside, within the limits of a batch, one model and one method each."""
         chunks: dict[tuple[str, str], list[Line]] = {}
         sizes: Counter[tuple[str, str]] = Counter()
@@ -172,14 +180,14 @@ class Batches:
             for line in (line for chunk in chunks.values() for line in chunk):
                 self._budget.settle_error(line.most, _UNASKED)
 
-    def _line(self, miss: Miss) -> Line:
+    def _line(self, miss: PendingQuestion) -> Line:
         path, data = self._jobs[miss.name].line(miss.question.key, miss.question.request)
         return Line(miss, path, len(data), self._budget.most(miss.name, miss.question.request))
 
     async def _prepare(self, lines: Sequence[Line]) -> None:
         """Write a batch, its sends and its questions: an answer must find its question in whatever process it comes."""
         name = f"{self._stage or 'stage'}-{token_hex(8)}"
-        batch = Batch(name=name, stage=self._stage, role=lines[0].miss.name, state="prepared")
+        batch = BatchRecord(name=name, stage=self._stage, role=lines[0].miss.name, state="prepared")
         await self._journal.commit(prepared(batch, [self._intention(line, name) for line in lines]))
         (self._open[name],) = self._journal.batches(name=name)
         self._new.add(name)
@@ -213,7 +221,7 @@ class Batches:
                     await self._undo(self._open[batch.name], error.detail)
                 raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error
 
-    async def _forward(self, batch: Batch) -> None:
+    async def _forward(self, batch: BatchRecord) -> None:
         """Upload and submit; what may have been done before a kill is looked for first."""
         if (jobs := self._jobs_of(batch)) is None:
             await self._undo(batch, "never submitted, and the recipe's model has another identity now")
@@ -230,15 +238,15 @@ class Batches:
             batch_id = await jobs.create(batch.name, str(batch.file_id), path)
         await self._moved(batch, state="submitted", batch_id=batch_id)
 
-    def _lines(self, jobs: BatchJobs, batch: Batch) -> Iterator[tuple[str, bytes]]:
+    def _lines(self, jobs: BatchJobs, batch: BatchRecord) -> Iterator[tuple[str, bytes]]:
         return (jobs.line(of, self._questions[of].request) for of in batch.sends)
 
-    async def _moved(self, batch: Batch, **changes: Any) -> Batch:
+    async def _moved(self, batch: BatchRecord, **changes: Any) -> BatchRecord:
         self._open[batch.name] = moved = replace(batch, **changes)
         await self._journal.commit((batched(moved),))
         return moved
 
-    async def _undo(self, batch: Batch, why: str, change: Change = ()) -> None:
+    async def _undo(self, batch: BatchRecord, why: str, change: Change = ()) -> None:
         """Close a batch in which nothing was asked: its questions are free, and free to be asked again."""
         for of, send in batch.sends.items():
             self._times[of] -= 1
@@ -267,12 +275,12 @@ class Batches:
             raise StoppedShort(f"batch {cancelled} was cancelled; what it had finished is kept; run again to go on")
         return ended
 
-    def _jobs_here(self, batch: Batch) -> BatchJobs:
+    def _jobs_here(self, batch: BatchRecord) -> BatchJobs:
         jobs = self._jobs_of(batch)
         assert jobs is not None  # only such batches are open
         return jobs
 
-    async def _ingest(self, batch: Batch, standing: Standing) -> None:
+    async def _ingest(self, batch: BatchRecord, standing: BatchStatus) -> None:
         """Take in both files, then what neither has. Doing it twice does nothing twice."""
         left = dict(batch.sends)
         for file_id in (standing.output_file, standing.error_file):
@@ -285,7 +293,7 @@ class Batches:
         done = f"{standing.status}: {len(batch.sends) - len(left)} of {len(batch.sends)} came back"
         await self._close(batch, (*change, batched(replace(batch, state="ingested", detail=done))))
 
-    async def _ingest_file(self, batch: Batch, file_id: str, left: dict[str, int]) -> None:
+    async def _ingest_file(self, batch: BatchRecord, file_id: str, left: dict[str, int]) -> None:
         group: list[bytes] = []
         async with aclosing(self._jobs_here(batch).output(file_id)) as lines:
             async for line in lines:
@@ -299,7 +307,7 @@ class Batches:
         """Each by itself, so that one that cannot be stored takes no other with it."""
         await asyncio.gather(*(self._journal.commit(change) for change in changes if change))
 
-    def _of_lines(self, batch: Batch, lines: Sequence[bytes], left: dict[str, int]) -> Iterator[Change]:
+    def _of_lines(self, batch: BatchRecord, lines: Sequence[bytes], left: dict[str, int]) -> Iterator[Change]:
         jobs = self._jobs_here(batch)
         for line in lines:
             of, result = jobs.result(line) or ("", _UNASKED)
@@ -360,14 +368,14 @@ class Batches:
         question = self._questions[of]
         return failed(failure, question.request_json, question.endpoint, stage=self._stage)
 
-    async def _refused(self, batch: Batch, standing: Standing) -> None:
+    async def _refused(self, batch: BatchRecord, standing: BatchStatus) -> None:
         """A batch that failed as a whole, before anything was asked: by a full queue, by single lines, or for good."""
-        said = standing.refused or (Refused("failed", "without a reason"),)
-        why = f"{said[0].code}: {said[0].message}"
+        reply = standing.refused or (BatchRefusal("failed", "without a reason"),)
+        why = f"{reply[0].code}: {reply[0].message}"
         keys, change = list(batch.sends), list[Statement]()
-        at_fault = {keys[one.line - 1]: one for one in said if one.line is not None and 1 <= one.line <= len(keys)}
+        at_fault = {keys[one.line - 1]: one for one in reply if one.line is not None and 1 <= one.line <= len(keys)}
         self._refusals += 1
-        if any(one.code == QUEUE_FULL for one in said) and (len(keys) > 1 or self.count > 1):
+        if any(one.code == QUEUE_FULL for one in reply) and (len(keys) > 1 or self.count > 1):
             self._requests = self._requests if self.count > 1 else len(keys) // 2
             self._is_queue_full = True
         elif at_fault and self._refusals <= self._attempts:
@@ -377,7 +385,7 @@ class Batches:
             self._hopeless = f"{self._jobs_here(batch).url} refused a batch: {why}"
         await self._undo(batch, f"refused: {why}", tuple(change))
 
-    async def _close(self, batch: Batch, change: Change) -> None:
+    async def _close(self, batch: BatchRecord, change: Change) -> None:
         await self._journal.commit(change)
         del self._open[batch.name]
         self._standings.pop(batch.name, None)

@@ -1,4 +1,4 @@
-"""Drives flows through batches: each pass replays every flow to its first miss, and the misses become batches.
+"""Runs flows through batches: each pass replays every flow to its first cache miss; the misses form batches.
 
 Nothing is kept alive between passes, so that a process may end after each and another take over a day later.
 """
@@ -11,12 +11,20 @@ from typing import Any, Generic, TypeVar
 
 from distill.core import event_loop
 from distill.core.console import Progress, Silent
-from distill.engine import Outcome, Stopped, StoppedByBudget, StoppedByEndpoint, StoppedByUser, StoppedShort, Tally
+from distill.engine import (
+    EngineStopped,
+    Outcome,
+    StoppedByBudget,
+    StoppedByEndpoint,
+    StoppedByUser,
+    StoppedShort,
+    Tally,
+)
 from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs
-from distill.engine.batch.questions import Miss
+from distill.engine.batch.questions import PendingQuestion
 from distill.engine.batch.queue import Batches
 from distill.engine.budget import Budget
-from distill.engine.flows import Choose, Steps, by_role
+from distill.engine.flows import Choose, FlowState, by_role
 from distill.engine.journal.keys import Question
 from distill.engine.journal.store import Journal
 from distill.engine.providers import ProviderError
@@ -29,14 +37,14 @@ POLLS_MISSED = 20
 """Polls in a row that an outage may swallow: ten minutes at the usual pace, of a day's wait."""
 
 
-class StoppedPending(Stopped):
-    """Batches are on their way, and nobody waits for them: come back later."""
+class StoppedPending(EngineStopped):
+    """Batches are still running at the provider; run again later."""
 
     exit_code = 0
 
 
 class Passes:
-    """Does what `Engine` does for flows, at the pace and the price of a provider's batches.
+    """Counterpart of `Engine` for a provider's batch interface.
 
     `jobs` are by name, as an engine's providers are. `stage` is written beside every answer, and its batches are found
     again by it. `budget` must count what the journal says is spent, open batches included (`spent_usd` does).
@@ -78,14 +86,14 @@ class Passes:
         """Drive every flow to its end; one outcome a flow, in input order.
 
         Each flow is made once a pass, and must ask the same each time: a random number generator has to be made with
-        it. Raises a `Stopped` with the finished outcomes: `StoppedPending` where nobody waits, `StoppedByUser` on
+        it. Raises a `EngineStopped` with the finished outcomes: `StoppedPending` where nobody waits, `StoppedByUser` on
         Ctrl-C (what is open stays so, and is taken over by the next run), `StoppedByBudget` once nothing is open and
         the next question does not fit, `StoppedByEndpoint` where a provider cannot serve. Likelihoods are no batch.
         """
         course = self._course(flows, choose)
         try:
             self._drive(self._passes(course), course)
-        except Stopped as stop:
+        except EngineStopped as stop:
             stop.outcomes = course.finished()
             raise
         return course.finished()
@@ -129,7 +137,7 @@ class Passes:
             raise StoppedByUser(f"interrupted: {course.so_far()}; run the same command again to go on") from None
         except ProviderError as error:
             raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error
-        except Stopped:
+        except EngineStopped:
             raise
         except EndpointError as error:
             raise StoppedByEndpoint(str(error)) from error
@@ -183,7 +191,7 @@ class Passes:
 
 
 class _Course(Generic[T]):
-    """The flows of one run, as far as the journal takes them."""
+    """The flows of one run, replayed as far as the journal allows."""
 
     def __init__(
         self,
@@ -196,7 +204,7 @@ class _Course(Generic[T]):
         retry_failed: bool,
     ) -> None:
         self.batches = batches
-        self.misses: dict[str, Miss] = {}
+        self.misses: dict[str, PendingQuestion] = {}
         """What the last replay could not answer, by key, in the order of the flows."""
         self.replayed: set[str] = set()
         """Questions that were answered before this run."""
@@ -232,7 +240,7 @@ class _Course(Generic[T]):
         self.misses = {}
         for index, (name, make) in enumerate(self._flows):
             if index not in self._outcomes:
-                steps = Steps(name, make, self._choose)
+                steps = FlowState(name, make, self._choose)
                 self._take(index, steps)
                 if steps.outcome is None:
                     steps.close()
@@ -240,7 +248,7 @@ class _Course(Generic[T]):
                     self._outcomes[index] = steps.outcome
                 yield
 
-    def _take(self, index: int, steps: Steps[T]) -> None:
+    def _take(self, index: int, steps: FlowState[T]) -> None:
         halted = self._missed.pop(index, set())
         while steps.outcome is None:
             asked = [self._miss(*pair) for pair in zip(steps.names, steps.asked, strict=True)]
@@ -260,11 +268,11 @@ class _Course(Generic[T]):
                 " a flow must ask the same each time, and make its random numbers itself"
             )
 
-    def _miss(self, name: str, request: Request) -> Miss:
+    def _miss(self, name: str, request: Request) -> PendingQuestion:
         if name not in self._jobs:
             known = ", ".join(sorted(self._jobs))
             raise RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})')
-        return Miss(name, Question.of(request, self._jobs[name].endpoint))
+        return PendingQuestion(name, Question.of(request, self._jobs[name].endpoint))
 
     def _recalled(self, of: str) -> Answer | None:
         if of in self.batches.failed:

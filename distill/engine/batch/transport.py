@@ -1,4 +1,4 @@
-"""Carries the calls of openai's client over `OpenAIProvider.exchange`, so that its policy holds for them as well."""
+"""Carries openai's SDK calls over `OpenAIProvider.exchange`, so that its retry and limit policy applies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """One call. The response has the body only and the headers that say when to call again."""
-        status, headers, said = await self._provider.exchange(
+        status, headers, reply = await self._provider.exchange(
             request.method,
             request.url.raw_path.decode("ascii"),
             await request.aread() or None,
@@ -32,7 +32,7 @@ class Transport(httpx2.AsyncBaseTransport):
             timeout_seconds=CALL_SECONDS,
         )
         kept = {name: value for name, value in headers.items() if name.lower() in _KEPT}
-        return httpx2.Response(status, headers={"Content-Type": "application/json", **kept}, text=said)
+        return httpx2.Response(status, headers={"Content-Type": "application/json", **kept}, text=reply)
 
 
 _KEPT = ("retry-after", "retry-after-ms", "location")

@@ -1,4 +1,4 @@
-"""The key of a question: a hash of everything that determines its answer, found by introspection."""
+"""Journal keys: a hash of everything that determines an answer, collected by introspection."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill.types import Endpoint, Request
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request to an endpoint, with its key; made once, for both are needed again and again."""
+    """A request to an endpoint with its key, computed once."""
 
     request: Request
     endpoint: Endpoint

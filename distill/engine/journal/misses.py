@@ -1,4 +1,4 @@
-"""Why was this asked again: the field in which a request differs from the nearest one in the journal."""
+"""Explains cache misses: the field in which a request differs from the nearest one in the journal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LONGEST_SHOWN = 80
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """One field of a question that is not as it was."""
+class FieldDifference:
+    """One field in which two questions differ."""
 
     field: str
     """Such as `endpoint.url`, `request.sampling.temperature` or `request.messages[0].content`."""
@@ -26,16 +26,16 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Miss:
+class JournalMiss:
     """A question that the journal cannot answer, and the nearest one that it can."""
 
     key: str
     nearest: str | None
     """Key of the nearest journalled question; `None` where the journal is empty."""
-    differences: tuple[Difference, ...]
+    differences: tuple[FieldDifference, ...]
 
 
-def nearest(question: Question, journalled: Iterable[tuple[str, str, str]]) -> Miss:
+def nearest(question: Question, journalled: Iterable[tuple[str, str, str]]) -> JournalMiss:
     """The journalled question that differs in the fewest fields, then in the fewest characters.
 
     `journalled` holds key, request and endpoint, both as canonical JSON. Looks at each once.
@@ -50,9 +50,11 @@ def nearest(question: Question, journalled: Iterable[tuple[str, str, str]]) -> M
         if rank is not None and (best is None or rank < best[0]):
             best = rank, key, other
     if best is None:
-        return Miss(question.key, None, ())
+        return JournalMiss(question.key, None, ())
     names = sorted(name for name in asked.keys() | best[2].keys() if asked.get(name) != best[2].get(name))
-    return Miss(question.key, best[1], tuple(Difference(name, asked.get(name), best[2].get(name)) for name in names))
+    return JournalMiss(
+        question.key, best[1], tuple(FieldDifference(name, asked.get(name), best[2].get(name)) for name in names)
+    )
 
 
 def _distance(asked: Mapping[str, Any], other: Mapping[str, Any], most: int | None) -> tuple[int, float] | None:
@@ -80,7 +82,7 @@ def flat(value: Any, name: str = "") -> dict[str, Any]:
     return {path: leaf for key, item in items for path, leaf in flat(item, key).items()} or {name: value}
 
 
-def lines(miss: Miss, task: str) -> list[str]:
+def lines(miss: JournalMiss, task: str) -> list[str]:
     """What `explain-miss` prints of one question."""
     if miss.nearest is None:
         return [f"{task}: the journal is empty, everything is asked for the first time"]

@@ -1,4 +1,4 @@
-"""What the journal is told: sends, answers, failures and batches, as changes to be written together."""
+"""Records written to the journal: sends, answers, failures and batches."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Change: TypeAlias = tuple[Statement, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What one kind of sends cost."""
+class SendCost:
+    """Tokens and USD of one kind of send."""
 
     stage: str
     role: str
@@ -54,8 +54,8 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """What a stage has sent so far, over all invocations."""
+class StageSends:
+    """A stage's sends so far, over all invocations."""
 
     sends: int = 0
     usd: float = 0.0
@@ -63,8 +63,8 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """One job of a provider's batch interface, on its way."""
+class BatchRecord:
+    """One batch job at a provider."""
 
     name: str
     """Ours; the provider keeps it as metadata, so that a job is found again whose id was never written down."""
@@ -81,7 +81,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What a send costs, or may cost."""
+    """Actual or worst-case cost of a send."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -153,14 +153,14 @@ def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: st
     return ((FAILURE, row),)
 
 
-def prepared(batch: Batch, intentions: Sequence[Change]) -> Change:
+def prepared(batch: BatchRecord, intentions: Sequence[Change]) -> Change:
     """A new batch and its sends, one a question, in one change: their numbers are not known before it."""
     of_batch = (batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id)
     row = (*of_batch, batch.detail, batch.created or _now(), len(intentions))
     return *(statement for intention in intentions for statement in intention), (_BATCH_OF_LAST, row)
 
 
-def batched(batch: Batch) -> Statement:
+def batched(batch: BatchRecord) -> Statement:
     """A batch as it stands now; replaces what was written of it."""
     row = (
         batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id, json.dumps(dict(batch.sends)),

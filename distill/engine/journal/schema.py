@@ -1,4 +1,4 @@
-"""The journal's SQLite file: its schema, how it is opened, what is migrated, and what is refused."""
+"""The journal's SQLite schema: opening, migration, and version checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run's SQLite journal: every answer that was paid for, under a key of everything that determines it.
+"""The journal's store: SQLite with group commit, one row per answer under its key.
 
 Nothing here looks inside an answer. A write is handed to one thread that commits in groups, and whoever handed it in
 learns of it only after the commit; a kill at any moment loses what was in flight and nothing else.
@@ -25,11 +25,11 @@ from distill.core.hashing import canonical
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
-    Batch,
+    BatchRecord,
     Bill,
     Change,
-    Cost,
-    Sent,
+    SendCost,
+    StageSends,
     answered,
     bare,
     failed,
@@ -50,7 +50,7 @@ _UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceEr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """An answer together with what was asked, for accounts and reports."""
+    """An answer together with its request, for accounting and reports."""
 
     completion: Completion
     request: Request
@@ -139,7 +139,7 @@ class Journal:
         for table in ("answers", "failures"):
             yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
 
-    def costs(self) -> list[Cost]:
+    def costs(self) -> list[SendCost]:
         """What all sends cost, by stage, role, model and outcome, over all invocations."""
         if self._is_old:
             return []
@@ -151,21 +151,21 @@ class Journal:
             " FROM intents GROUP BY stage, role, model, became ORDER BY min(id)"
         )
         return [
-            Cost(
+            SendCost(
                 stage=stage, role=role, model=model, outcome=outcome, sends=sends, prompt_tokens=int(prompt),
                 completion_tokens=int(completion), usd=usd, unpriced=Usage(int(free_prompt), int(free_completion)),
             )
             for stage, role, model, outcome, sends, prompt, completion, usd, free_prompt, free_completion in rows
         ]  # fmt: skip
 
-    def sent(self) -> dict[str, Sent]:
+    def sent(self) -> dict[str, StageSends]:
         """What each stage has sent. Never less than before: an intent is never deleted."""
         if self._is_old:
             return {}
         rows = self._select("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
-        return {stage: Sent(sends, round(usd, 8)) for stage, sends, usd in rows}
+        return {stage: StageSends(sends, round(usd, 8)) for stage, sends, usd in rows}
 
-    def batches(self, stage: str | None = None, *, name: str | None = None) -> list[Batch]:
+    def batches(self, stage: str | None = None, *, name: str | None = None) -> list[BatchRecord]:
         """Every batch of a stage or of all, or the one so called, oldest first."""
         if self._is_old:
             return []
@@ -175,7 +175,7 @@ class Journal:
             name,
         )
         return [
-            Batch(
+            BatchRecord(
                 name=name, stage=of, role=role, state=state, file_id=file_id, batch_id=batch_id,
                 sends=json.loads(sends), detail=detail, created=created,
             )
@@ -309,10 +309,10 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
         if isinstance(write.done, asyncio.Future):
             loops.setdefault(write.done.get_loop(), []).append((write.done, result))
         else:
-            _tell([(write.done, result)])
+            _resolve([(write.done, result)])
     for loop, waiters in loops.items():
         with suppress(RuntimeError):  # the loop was left while this was written
-            loop.call_soon_threadsafe(_tell, waiters)
+            loop.call_soon_threadsafe(_resolve, waiters)
 
 
 def _transaction(
@@ -354,7 +354,7 @@ def _changed_or_refused(connection: sqlite3.Connection, change: Change) -> int |
     return RunFolderError(f"a row cannot be stored: {refusal}")
 
 
-def _tell(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | RunFolderError]]) -> None:
+def _resolve(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | RunFolderError]]) -> None:
     for done, result in waiters:
         if done.cancelled():
             continue

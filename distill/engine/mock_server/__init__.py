@@ -1,6 +1,6 @@
-"""A real OpenAI-compatible server on loopback that misbehaves on demand, for tests of everything that asks one.
+"""An OpenAI-compatible server on loopback that fails on demand, for tests of clients.
 
-    with LoopbackServer(latency_seconds=0.05, misdeed=first(3, status(429, {"Retry-After": "1"}))) as server:
+    with MockServer(latency_seconds=0.05, fault=first(3, status(429, {"Retry-After": "1"}))) as server:
         ... server.url, server.count, server.bodies
 
 `python -m distill.engine.mock_server --latency 0.05` runs one here: it prints its address first, and its counters
@@ -23,7 +23,7 @@ from distill.engine.mock_server.faults import (
     SLOW_DRIP,
     TRUNCATED,
     UNAUTHORISED,
-    Misdeed,
+    Fault,
     Script,
     asking,
     drip,
@@ -36,7 +36,7 @@ from distill.engine.mock_server.faults import (
     status,
 )
 from distill.engine.mock_server.rate_limits import RateLimits, duration
-from distill.engine.mock_server.server import LoopbackServer
+from distill.engine.mock_server.server import MockServer
 
 __all__ = [
     "BAD_REQUEST",
@@ -52,8 +52,8 @@ __all__ = [
     "TRUNCATED",
     "UNAUTHORISED",
     "FastServer",
-    "LoopbackServer",
-    "Misdeed",
+    "Fault",
+    "MockServer",
     "RateLimits",
     "Script",
     "asking",

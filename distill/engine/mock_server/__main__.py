@@ -1,4 +1,4 @@
-"""Serves in the foreground: `python -m distill.engine.mock_server`."""
+"""Runs the mock server in the foreground: `python -m distill.engine.mock_server`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from distill.engine.mock_server import FastServer, LoopbackServer, RateLimits, faults, never
+from distill.engine.mock_server import FastServer, MockServer, RateLimits, faults, never
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,12 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _server(given: argparse.Namespace) -> LoopbackServer | FastServer:
+def _server(given: argparse.Namespace) -> MockServer | FastServer:
     if given.fast:
         return FastServer(latency_seconds=given.latency, port=given.port)
-    return LoopbackServer(
+    return MockServer(
         latency_seconds=given.latency,
-        misdeed=faults(given.faults, seed=given.seed) if given.faults else never,
+        fault=faults(given.faults, seed=given.seed) if given.faults else never,
         limits=RateLimits(requests_per_minute=given.rpm, tokens_per_minute=given.tpm),
         keep=False,
         port=given.port,

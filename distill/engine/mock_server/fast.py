@@ -1,4 +1,4 @@
-"""A server that answers as quickly as one core can, always the same, to measure clients against."""
+"""A minimal server that always gives the same answer, as fast as one core can; for benchmarks of clients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _http(status: str, body: Any) -> bytes:
 
 
 class FastServer:
-    """A server that does nothing but answer, to measure clients against; over 15,000 requests a second on one core.
+    """A server that does nothing but answer, for benchmarks; over 15,000 requests per second on one core.
 
     It reads POSTs framed by Content-Length on connections kept alive, and waits `latency_seconds` before each answer.
     A client must wait for one answer before it asks again on the same connection.

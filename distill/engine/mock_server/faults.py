@@ -1,4 +1,4 @@
-"""Ways for a server to fail, and scripts that say when."""
+"""Faults of the mock server, and scripts that schedule them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MOST_429 = 0.04
 
 
 @dataclass(frozen=True, slots=True)
-class Misdeed:
-    """What the server does instead of answering; a `drip` is an answer, only a slow one."""
+class Fault:
+    """A fault in place of an answer; `drip` is an answer, sent slowly."""
 
     kind: Literal["status", "hang", "reset", "truncated", "drip"]
     code: int = 200
@@ -24,16 +24,16 @@ class Misdeed:
     """How long a drip takes."""
 
 
-def status(code: int, headers: Mapping[str, str] | None = None, body: Any = None) -> Misdeed:
+def status(code: int, headers: Mapping[str, str] | None = None, body: Any = None) -> Fault:
     """An HTTP status with an error body of OpenAI's shape, or the body given."""
-    said = {"error": {"message": f"this is a {code}", "type": "test"}} if body is None else body
-    text = said if isinstance(said, str) else json.dumps(said)
-    return Misdeed("status", code, {"Content-Type": "application/json", **(headers or {})}, text)
+    reply = {"error": {"message": f"this is a {code}", "type": "test"}} if body is None else body
+    text = reply if isinstance(reply, str) else json.dumps(reply)
+    return Fault("status", code, {"Content-Type": "application/json", **(headers or {})}, text)
 
 
-def drip(seconds: float) -> Misdeed:
+def drip(seconds: float) -> Fault:
     """The right answer, its body a few bytes at a time over this long."""
-    return Misdeed("drip", seconds=seconds)
+    return Fault("drip", seconds=seconds)
 
 
 def error_body(message: str, kind: str, code: str | None) -> dict[str, Any]:
@@ -41,45 +41,45 @@ def error_body(message: str, kind: str, code: str | None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-HANG = Misdeed("hang")
-RESET = Misdeed("reset")
-TRUNCATED = Misdeed("truncated")
+HANG = Fault("hang")
+RESET = Fault("reset")
+TRUNCATED = Fault("truncated")
 SLOW_DRIP = drip(0.5)
-HTML = Misdeed("status", 200, {"Content-Type": "text/html"}, "<html><title>Bad gateway</title><p>try later</p></html>")
-EMPTY = Misdeed("status", 200, {"Content-Type": "application/json"}, '{"choices": []}')
+HTML = Fault("status", 200, {"Content-Type": "text/html"}, "<html><title>Bad gateway</title><p>try later</p></html>")
+EMPTY = Fault("status", 200, {"Content-Type": "application/json"}, '{"choices": []}')
 BAD_REQUEST = status(400, body=error_body("max_tokens is too large", "invalid_request_error", None))
 UNAUTHORISED = status(401, body=error_body("Incorrect API key provided", "invalid_request_error", "invalid_api_key"))
 NO_MODEL = status(404, body=error_body("The model `m` does not exist", "invalid_request_error", "model_not_found"))
 FAULTS = (*map(status, (500, 502, 503, 408, 409, 425)), RESET, TRUNCATED, HTML, EMPTY, HANG)
-"""Every way to fail that may pass, but being told to wait."""
+"""Every transient fault except rate limits."""
 
 
-Script = Callable[[int, dict[str, Any]], Misdeed | None]
-"""From a request's number (0, 1, … in order of arrival) and its body to a misdeed, or `None` to answer."""
+Script = Callable[[int, dict[str, Any]], Fault | None]
+"""From a request's number (0, 1, … in order of arrival) and its body to a fault, or `None` to answer."""
 
 
-def never(number: int, body: dict[str, Any]) -> Misdeed | None:
+def never(number: int, body: dict[str, Any]) -> Fault | None:
     """Answers everything."""
     return None
 
 
-def first(count: int, misdeed: Misdeed) -> Script:
+def first(count: int, fault: Fault) -> Script:
     """Misbehaves at the first `count` requests."""
-    return lambda number, body: misdeed if number < count else None
+    return lambda number, body: fault if number < count else None
 
 
-def asking(text: str, misdeed: Misdeed) -> Script:
+def asking(text: str, fault: Fault) -> Script:
     """Misbehaves whenever the question contains `text`."""
-    return lambda number, body: misdeed if text in question(body) else None
+    return lambda number, body: fault if text in question(body) else None
 
 
-def some(share: float, misdeed: Misdeed, *, seed: int = 0) -> Script:
+def some(share: float, fault: Fault, *, seed: int = 0) -> Script:
     """Misbehaves at a share of the requests, 0 to 1, drawn from the request's number."""
-    return lambda number, body: misdeed if _draw(seed, number).random() < share else None
+    return lambda number, body: fault if _draw(seed, number).random() < share else None
 
 
 def faults(share: float, *, seed: int = 0, retry_after_seconds: float = 1.0, drip_seconds: float = 0.5) -> Script:
-    """Fails a share of the requests, 0 to 1, in every way that may pass, drawn from the request's number.
+    """Fails a share of the requests, 0 to 1, by every transient fault, drawn from the request's number.
 
     The ways are equally frequent, but 429, with and without Retry-After, comes at most at `MOST_429` of all requests.
     Besides, as many as fail in any one way are answered in drips.
@@ -88,7 +88,7 @@ def faults(share: float, *, seed: int = 0, retry_after_seconds: float = 1.0, dri
     each = share / (len(FAULTS) + len(waits))
     waiting = min(MOST_429, each * len(waits))
 
-    def script(number: int, body: dict[str, Any]) -> Misdeed | None:
+    def script(number: int, body: dict[str, Any]) -> Fault | None:
         chance = _draw(seed, number)
         at = chance.random()
         if at < share:

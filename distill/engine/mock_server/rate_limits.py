@@ -1,4 +1,4 @@
-"""Rate limits as providers have them: sliding windows, the headers that tell of them, and the 429 beyond."""
+"""Rate limits like those of providers: sliding windows, their headers, and HTTP 429 beyond."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distill.engine.mock_server.faults import Misdeed, error_body, question, status
+from distill.engine.mock_server.faults import Fault, error_body, question, status
 
 UNSET_MAX_TOKENS = 16
 """What a token limit reckons for an answer whose request gives no bound; the old default of /completions."""
@@ -17,7 +17,7 @@ UNSET_MAX_TOKENS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """What the server lets through in any `per_seconds`; a request over a limit is answered 429, and is not counted.
+    """Limits per `per_seconds`; a request over a limit gets a 429 and is not counted.
 
     A request's tokens are the words of its question and the bound of its answer (`max_tokens`).
     """
@@ -33,7 +33,7 @@ class RateLimits:
 
 
 class _Window:
-    """One limit over a sliding window: what was let through in the last `seconds`."""
+    """One sliding-window limit: requests admitted in the last `seconds`."""
 
     def __init__(self, name: str, limit: int, seconds: float) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class _Window:
         self._forget(now)
         reset = self._taken[-1][0] + self._seconds - now if self._taken else 0.0
         values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": duration(reset)}
-        return {f"x-ratelimit-{value}-{self.name}": str(said) for value, said in values.items()}
+        return {f"x-ratelimit-{value}-{self.name}": str(reply) for value, reply in values.items()}
 
     def _forget(self, now: float) -> None:
         while self._taken and self._taken[0][0] + self._seconds <= now:
@@ -77,13 +77,13 @@ def duration(seconds: float) -> str:
     if milliseconds < 1000:
         return f"{milliseconds}ms"
     minutes, rest = divmod(milliseconds, 60_000)
-    said = f"{rest / 1000:g}s"
+    reply = f"{rest / 1000:g}s"
     if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60}m{said}"
-    return f"{minutes}m{said}" if minutes else said
+        return f"{minutes // 60}h{minutes % 60}m{reply}"
+    return f"{minutes}m{reply}" if minutes else reply
 
 
-class Gate:
+class RateLimitGate:
     """The limits of one server."""
 
     def __init__(self, limits: RateLimits) -> None:
@@ -91,7 +91,7 @@ class Gate:
         given = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
         self._windows = [_Window(name, n, limits.per_seconds) for name, n in given.items() if n is not None]
 
-    def refusal(self, body: Mapping[str, Any]) -> Misdeed | None:
+    def refusal(self, body: Mapping[str, Any]) -> Fault | None:
         """The 429 for a request that does not fit; one that does is counted."""
         if not self._windows:
             return None
@@ -105,19 +105,19 @@ class Gate:
             window.take(amounts[window.name], now)
         return None
 
-    def _refuse(self, window: _Window, wait: float) -> Misdeed:
+    def _refuse(self, window: _Window, wait: float) -> Fault:
         again = "It is larger than the limit." if wait == math.inf else f"Please try again in {duration(wait)}."
-        said = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
-        told = self._limits.retry_after and wait < math.inf
-        headers = {"Retry-After": str(math.ceil(wait))} if told else {}
-        return status(429, headers, error_body(said, window.name, "rate_limit_exceeded"))
+        reply = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
+        info = self._limits.retry_after and wait < math.inf
+        headers = {"Retry-After": str(math.ceil(wait))} if info else {}
+        return status(429, headers, error_body(reply, window.name, "rate_limit_exceeded"))
 
     def headers(self) -> dict[str, str]:
         """What every response says of the limits."""
         if not self._limits.headers:
             return {}
         now = time.monotonic()
-        return {name: said for window in self._windows for name, said in window.headers(now).items()}
+        return {name: reply for window in self._windows for name, reply in window.headers(now).items()}
 
 
 def _tokens(body: Mapping[str, Any]) -> int:

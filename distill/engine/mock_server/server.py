@@ -1,4 +1,4 @@
-"""The server that misbehaves on demand."""
+"""The mock server's HTTP application."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 from aiohttp import web
 
-from distill.engine.mock_server.faults import Misdeed, Script, echo, never, question
-from distill.engine.mock_server.rate_limits import Gate, RateLimits
+from distill.engine.mock_server.faults import Fault, Script, echo, never, question
+from distill.engine.mock_server.rate_limits import RateLimitGate, RateLimits
 from distill.engine.mock_server.thread import LoopThread
 
 DRIP_PIECES = 20
 """Into how many pieces a dripped body is cut; an answer of some hundred bytes then comes about ten at a time."""
 
 
-class LoopbackServer:
-    """The server, in a thread of its own; use it in a `with` block. Everything it saw stays readable afterwards.
+class MockServer:
+    """The server, in its own thread; use it in a `with` block. Its record of requests stays readable afterwards.
 
-    `misdeed` decides after the latency, `limits` before it. With `keep=False` the requests themselves are not kept, so
+    `fault` decides after the latency, `limits` before it. With `keep=False` the requests themselves are not kept, so
     that it can run for long; the counters are.
     """
 
@@ -31,7 +31,7 @@ class LoopbackServer:
         self,
         *,
         latency_seconds: float | Callable[[int], float] = 0.0,
-        misdeed: Script = never,
+        fault: Script = never,
         answer: Callable[[Mapping[str, Any]], str | dict[str, Any]] = echo,
         finish: str = "stop",
         limits: RateLimits | None = None,
@@ -39,19 +39,19 @@ class LoopbackServer:
         port: int = 0,
     ) -> None:
         self._latency_seconds = latency_seconds
-        self._misdeed = misdeed
+        self._misdeed = fault
         self._answer = answer
         self._finish = finish
-        self._gate = Gate(limits or RateLimits())
+        self._gate = RateLimitGate(limits or RateLimits())
         self._keep = keep
         self._port = port
         self._answers: Counter[int] = Counter()
         self.count = 0
         """Requests received."""
         self.answered = 0
-        """Answers written whole; misdeeds do not count, not even those with status 200, but drips do."""
+        """Answers written whole; faults do not count, not even those with status 200, but drips do."""
         self.limited = 0
-        """Requests that the limits refused; the 429s of misdeeds are in `statuses` only."""
+        """Requests that the limits refused; the 429s of faults are in `statuses` only."""
         self.statuses: Counter[int] = Counter()
         """Responses written whole, by HTTP status."""
         self.in_flight = 0
@@ -88,7 +88,7 @@ class LoopbackServer:
             "most_in_flight": self.most_in_flight,
         }
 
-    def __enter__(self) -> LoopbackServer:
+    def __enter__(self) -> MockServer:
         self._thread = LoopThread(asyncio.new_event_loop())
         self._port = self._thread.start(self._start, self._end)
         return self
@@ -118,12 +118,12 @@ class LoopbackServer:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            misdeed = self._limit(body)
-            if misdeed is None:
+            fault = self._limit(body)
+            if fault is None:
                 latency = self._latency_seconds
                 await asyncio.sleep(latency(number) if callable(latency) else latency)
-                misdeed = self._misdeed(number, body)
-            return await self._write(request, body, misdeed)
+                fault = self._misdeed(number, body)
+            return await self._write(request, body, fault)
         finally:
             self.in_flight -= 1
 
@@ -136,19 +136,19 @@ class LoopbackServer:
             self.times.append(time.monotonic())
         return number
 
-    def _limit(self, body: Mapping[str, Any]) -> Misdeed | None:
+    def _limit(self, body: Mapping[str, Any]) -> Fault | None:
         refusal = self._gate.refusal(body)
         self.limited += refusal is not None
         return refusal
 
-    async def _write(self, request: web.Request, body: dict[str, Any], misdeed: Misdeed | None) -> web.StreamResponse:
-        if misdeed is not None and misdeed.kind in {"hang", "reset", "truncated"}:
-            return await _break(request, misdeed)
-        refused = misdeed is not None and misdeed.kind == "status"
-        response = _refused(misdeed) if misdeed is not None and refused else self._reply(body)
+    async def _write(self, request: web.Request, body: dict[str, Any], fault: Fault | None) -> web.StreamResponse:
+        if fault is not None and fault.kind in {"hang", "reset", "truncated"}:
+            return await _break(request, fault)
+        refused = fault is not None and fault.kind == "status"
+        response = _refused(fault) if fault is not None and refused else self._reply(body)
         response.headers.update(self._gate.headers())
         with suppress(ConnectionError):  # the client has gone
-            await _send(request, response, drip_seconds=misdeed.seconds if misdeed else 0.0)
+            await _send(request, response, drip_seconds=fault.seconds if fault else 0.0)
             self.statuses[response.status] += 1
             if not refused:
                 self.answered += 1
@@ -156,17 +156,17 @@ class LoopbackServer:
         return response
 
     def _reply(self, body: dict[str, Any]) -> web.Response:
-        said = self._answer(body)
-        if isinstance(said, dict):
-            return web.json_response(said)
+        reply = self._answer(body)
+        if isinstance(reply, dict):
+            return web.json_response(reply)
         choice: dict[str, Any] = {"index": 0, "finish_reason": self._finish}
-        choice |= {"text": said} if "prompt" in body else {"message": {"role": "assistant", "content": said}}
-        usage = {"prompt_tokens": len(question(body).split()), "completion_tokens": len(said.split())}
+        choice |= {"text": reply} if "prompt" in body else {"message": {"role": "assistant", "content": reply}}
+        usage = {"prompt_tokens": len(question(body).split()), "completion_tokens": len(reply.split())}
         return web.json_response({"id": "x", "model": body["model"], "choices": [choice], "usage": usage})
 
 
-def _refused(misdeed: Misdeed) -> web.Response:
-    return web.Response(status=misdeed.code, headers=dict(misdeed.headers), body=misdeed.body.encode())
+def _refused(fault: Fault) -> web.Response:
+    return web.Response(status=fault.code, headers=dict(fault.headers), body=fault.body.encode())
 
 
 async def _send(request: web.Request, response: web.Response, *, drip_seconds: float) -> None:
@@ -189,10 +189,10 @@ def _pieces(body: bytes) -> list[bytes]:
     return [body[start : start + size] for start in range(0, len(body), size)]
 
 
-async def _break(request: web.Request, misdeed: Misdeed) -> web.StreamResponse:
-    if misdeed.kind == "hang":
+async def _break(request: web.Request, fault: Fault) -> web.StreamResponse:
+    if fault.kind == "hang":
         await asyncio.sleep(3600)
-    if misdeed.kind == "truncated":
+    if fault.kind == "truncated":
         response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})
         await response.prepare(request)
         await response.write(b'{"choices": [{"message": {"content": "half an ans')

@@ -1,4 +1,4 @@
-"""Plays a teacher, a user and a judge without any model: answers of the form that each strategy asks for.
+"""Canned teacher, user and judge: well-formed answers for each strategy, without a model.
 
 What it says is nonsense about everyday things, the same for the same question. It serves to run a recipe through once
 (`distill smoke`), not to teach anybody.

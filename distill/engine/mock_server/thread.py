@@ -1,4 +1,4 @@
-"""An event loop in a thread, for a server beside the test that asks it."""
+"""Runs an event loop in a thread, for a server next to the test that calls it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who answers: one seam between the engine and a model, wherever it runs.
+"""The provider interface: one seam between the engine and a model, wherever the model runs.
 
 A provider binds a role to one endpoint. It sends one request once; waiting, retrying and counting are the engine's.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill.core.redaction import strike
-from distill.engine.providers.rate_limit_headers import Report
+from distill.engine.providers.rate_limit_headers import RateLimitReport
 from distill.types import Endpoint, Finish, Request, Usage
 
 DETAIL_CHARACTERS = 300
@@ -19,7 +19,7 @@ DETAIL_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One answer as a provider hands it over, before it is journalled."""
+    """One answer from a provider, before it is journalled."""
 
     text: str = ""
     finish: Finish = "stop"
@@ -30,12 +30,12 @@ class Reply:
     """The same as JSON, where the provider has it."""
     loglikelihood: float | None = None
     """For `kind="likelihood"`: nats, end token excluded."""
-    report: Report | None = None
+    report: RateLimitReport | None = None
     """What the endpoint said of its limits."""
 
 
 class ProviderError(Exception):
-    """Why a send brought no answer.
+    """A send that brought no answer, and why.
 
     `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
     endpoint can succeed, so that the run stops. `busy`: the endpoint turned the request away for load (HTTP 429, 503).
@@ -52,7 +52,7 @@ class ProviderError(Exception):
         retry_after: float | None = None,
         fatal: bool = False,
         busy: bool = False,
-        report: Report | None = None,
+        report: RateLimitReport | None = None,
     ) -> None:
         self.reason = reason
         self.detail = one_line(detail)
@@ -65,7 +65,7 @@ class ProviderError(Exception):
 
 
 class Provider(Protocol):
-    """What the engine needs of an endpoint."""
+    """Interface between the engine and an endpoint."""
 
     @property
     def endpoint(self) -> Endpoint:

@@ -1,4 +1,4 @@
-"""Addresses of endpoints: normalised, joined with a path, the proxy and the headers that go there."""
+"""Endpoint URLs: normalisation, paths, proxies and headers."""
 
 from __future__ import annotations
 

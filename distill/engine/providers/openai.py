@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint: messages to /chat/completions, a raw prompt to /completions, over aiohttp.
+"""Provider for OpenAI-compatible endpoints, over aiohttp: chat completions, or completions for a raw prompt.
 
 `OpenAIProvider.exchange` is the only way to an endpoint: a run's requests, a provider's batches and `doctor` all go
 through it, so that one policy holds for them. No redirect is followed, the body's bytes and the whole time are bounded,
@@ -55,7 +55,7 @@ _SAMPLING = tuple(field.name for field in fields(Sampling) if field.name != "ext
 
 
 class OpenAIProvider:
-    """One model behind one address.
+    """One model at one address.
 
     `endpoint` is the identity that enters the keys; without one it is the model, the normalised address and, where the
     endpoint has one, the `revision`. `api_key` and the values of `headers` are secrets: they appear in no error, no
@@ -104,10 +104,10 @@ class OpenAIProvider:
     async def send(self, request: Request) -> Reply:
         """Ask once. Raises `ProviderError`."""
         path, body = self.body(request)
-        status, headers, said = await self.exchange("POST", path, json.dumps(body).encode("ascii"))
+        status, headers, reply = await self.exchange("POST", path, json.dumps(body).encode("ascii"))
         if status != 200:
-            raise self.refusal(status, headers, said)
-        return cut_at_stop(self.read(said, headers), request.sampling.stop)
+            raise self.refusal(status, headers, reply)
+        return cut_at_stop(self.read(reply, headers), request.sampling.stop)
 
     async def exchange(
         self,
@@ -148,8 +148,8 @@ class OpenAIProvider:
         try:
             async with self._here().get(self._address(path), allow_redirects=False, timeout=timeout) as response:
                 if response.status != 200:
-                    said = await _read(response, self._largest_body_bytes)
-                    raise self.refusal(response.status, response.headers, said)
+                    reply = await _read(response, self._largest_body_bytes)
+                    raise self.refusal(response.status, response.headers, reply)
                 async for chunk in response.content.iter_any():
                     total += len(chunk)
                     rest += chunk
@@ -209,22 +209,22 @@ class OpenAIProvider:
             )
         return self._session
 
-    def read(self, said: str, headers: Mapping[str, str]) -> Reply:
+    def read(self, reply: str, headers: Mapping[str, str]) -> Reply:
         """The reply in the body of an HTTP 200. Raises `ProviderError`."""
-        body = json_object(said)
+        body = json_object(reply)
         choices = body.get("choices")
         if not choices and isinstance(body.get("error"), dict):
             code = body["error"].get("code")
-            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, said)
+            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, reply)
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise ProviderError("malformed", f"no choices in the response: {shown(said)}", transient=True)
+            raise ProviderError("malformed", f"no choices in the response: {shown(reply)}", transient=True)
         text = text_of(choices[0])
         return Reply(
             text=text,
             finish=FINISH_REASONS.get(str(choices[0].get("finish_reason")), "unknown"),
             usage=usage_of(body.get("usage"), text),
             raw=body,
-            raw_json=said,
+            raw_json=reply,
             report=report(headers),
         )
 
@@ -233,29 +233,29 @@ class OpenAIProvider:
 
         `headers` looks names up without regard to case.
         """
-        said, code = message_of(body)
-        said = f"HTTP {status}: {one_line(said, 160)}"
+        reply, code = message_of(body)
+        reply = f"HTTP {status}: {one_line(reply, 160)}"
         reason = f"http_{status}"
-        if status in {400, 403} and any(word in f"{code} {said}".lower() for word in FILTERED_WORDS):
-            return ProviderError("filtered", said)
-        if advice := self._advice(status, headers, f"{code} {said}".lower()):
-            return ProviderError(reason, f"{self.shown_url} answers {said}; {advice}", fatal=True)
+        if status in {400, 403} and any(word in f"{code} {reply}".lower() for word in FILTERED_WORDS):
+            return ProviderError("filtered", reply)
+        if advice := self._advice(status, headers, f"{code} {reply}".lower()):
+            return ProviderError(reason, f"{self.shown_url} answers {reply}; {advice}", fatal=True)
         return ProviderError(
             reason,
-            said,
+            reply,
             transient=status in _TRANSIENT or status >= 500,
             retry_after=retry_after_seconds(headers),
             busy=status in _BUSY,
             report=report(headers),
         )
 
-    def _advice(self, status: int, headers: Mapping[str, str], said: str) -> str | None:
+    def _advice(self, status: int, headers: Mapping[str, str], reply: str) -> str | None:
         """What to do where no request can succeed; `None` where another might."""
         if status in {401, 403}:
             return "check the key in the environment variable that api_key_env names"
-        if status == 402 or "insufficient_quota" in said or "billing_hard_limit" in said:
+        if status == 402 or "insufficient_quota" in reply or "billing_hard_limit" in reply:
             return "the account has no credit left; add some and run again"
-        if "model_not_found" in said or (status == 404 and "model" in said):
+        if "model_not_found" in reply or (status == 404 and "model" in reply):
             return f'check the name of the model, "{self.model}"'
         if status in {404, 405}:
             return "check base_url, which usually ends in /v1"
@@ -267,19 +267,19 @@ class OpenAIProvider:
         """What an exception on the way means; all of them may pass but a certificate that is not trusted."""
         import aiohttp
 
-        said = one_line(str(error) or type(error).__name__, 160)
+        reply = one_line(str(error) or type(error).__name__, 160)
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return ProviderError("certificate", f"{self.shown_url} is not trusted: {said}", fatal=True)
+            return ProviderError("certificate", f"{self.shown_url} is not trusted: {reply}", fatal=True)
         if isinstance(error, aiohttp.InvalidURL):
-            return ProviderError("address", f"{self.shown_url} is no address: {said}; check base_url", fatal=True)
+            return ProviderError("address", f"{self.shown_url} is no address: {reply}; check base_url", fatal=True)
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            detail = f"cannot connect to {self.shown_url}: {said}; check base_url and that its server is running"
+            detail = f"cannot connect to {self.shown_url}: {reply}; check base_url and that its server is running"
             return ProviderError("refused", detail, transient=True)
         if isinstance(error, TimeoutError):
             return ProviderError("timeout", f"no answer within {self._timeout_seconds:g} s", transient=True)
         if isinstance(error, aiohttp.ClientPayloadError):
-            return ProviderError("malformed", f"the response was cut off: {said}", transient=True)
-        return ProviderError("connection", f"the connection broke: {said}", transient=True)
+            return ProviderError("malformed", f"the response was cut off: {reply}", transient=True)
+        return ProviderError("connection", f"the connection broke: {reply}", transient=True)
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
@@ -303,8 +303,8 @@ def call(
         provider = OpenAIProvider(base_url, "", api_key=api_key, timeout_seconds=timeout_seconds)
         try:
             data = None if body is None else json.dumps(body).encode("ascii")
-            status, _, said = await provider.exchange(method, path, data)
-            return status, said
+            status, _, reply = await provider.exchange(method, path, data)
+            return status, reply
         finally:
             await provider.close()
 

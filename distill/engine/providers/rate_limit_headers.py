@@ -1,4 +1,4 @@
-"""What an endpoint's headers say of its limits: how long to wait, and how much is left until when."""
+"""Parses rate-limit headers: seconds to wait, remaining quota, time of reset."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _EPOCH_SECONDS, _EPOCH_MILLISECONDS = 1e9, 1e12
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """How much of one limit is left."""
+class RemainingQuota:
+    """Remaining quota of one limit."""
 
     amount: float
     """Requests or tokens."""
@@ -26,14 +26,14 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What one response said of the endpoint's limits."""
+class RateLimitReport:
+    """Rate-limit information of one response."""
 
-    requests: Left | None = None
-    tokens: Left | None = None
+    requests: RemainingQuota | None = None
+    tokens: RemainingQuota | None = None
 
 
-def report(headers: Mapping[str, str]) -> Report | None:
+def report(headers: Mapping[str, str]) -> RateLimitReport | None:
     """Read `x-ratelimit-*-requests` and `-tokens` as OpenAI, Groq, Together and vLLM gateways send them, else the
     plain `x-ratelimit-*` and `ratelimit-*` of many proxies, which count requests. `None` where none is sent.
 
@@ -42,28 +42,30 @@ def report(headers: Mapping[str, str]) -> Report | None:
     requests = _left(headers, "x-ratelimit-{}-requests")
     requests = requests or _left(headers, "x-ratelimit-{}") or _left(headers, "ratelimit-{}")
     tokens = _left(headers, "x-ratelimit-{}-tokens")
-    return Report(requests=requests, tokens=tokens) if requests or tokens else None
+    return RateLimitReport(requests=requests, tokens=tokens) if requests or tokens else None
 
 
-def _left(headers: Mapping[str, str], pattern: str) -> Left | None:
+def _left(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
     remaining = headers.get(pattern.format("remaining"))
     if remaining is None or (amount := _number(remaining)) is None:
         return None
     reset, limit = headers.get(pattern.format("reset")), headers.get(pattern.format("limit"))
-    return Left(amount, None if reset is None else duration_seconds(reset), None if limit is None else _number(limit))
+    return RemainingQuota(
+        amount, None if reset is None else duration_seconds(reset), None if limit is None else _number(limit)
+    )
 
 
-def _number(said: str) -> float | None:
+def _number(reply: str) -> float | None:
     try:
-        number = float(said.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0])
+        number = float(reply.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0])
     except ValueError:
         return None
     return number if 0 <= number < _EPOCH_MILLISECONDS else None
 
 
-def duration_seconds(said: str) -> float | None:
+def duration_seconds(reply: str) -> float | None:
     """`6m0s`, `120ms`, `59.7` (seconds) or a moment since the epoch, as seconds from now; `None` if unreadable."""
-    text = said.strip().lower()
+    text = reply.strip().lower()
     try:
         number = float(text)
     except ValueError:
@@ -77,9 +79,9 @@ def duration_seconds(said: str) -> float | None:
     return max(0.0, number) if number < _EPOCH_SECONDS else None
 
 
-def _date_seconds(said: str) -> float | None:
+def _date_seconds(reply: str) -> float | None:
     try:
-        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        return max(0.0, parsedate_to_datetime(reply).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
 
@@ -92,5 +94,5 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     named = {name.lower(): value.strip() for name, value in headers.items()}
     if re.fullmatch(r"\d+(\.\d+)?", milliseconds := named.get("retry-after-ms", "")):
         return float(milliseconds) / 1000
-    said = named.get("retry-after", "")
-    return float(said) if re.fullmatch(r"\d+(\.\d+)?", said) else _date_seconds(said)
+    reply = named.get("retry-after", "")
+    return float(reply) if re.fullmatch(r"\d+(\.\d+)?", reply) else _date_seconds(reply)

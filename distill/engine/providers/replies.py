@@ -1,4 +1,4 @@
-"""Reads the bodies of an OpenAI-compatible endpoint: answer, usage, error message."""
+"""Parses response bodies of OpenAI-compatible endpoints: answer, usage, error message."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def encoding_of(first: bytes, charset: str | None) -> str:
     return found
 
 
-def json_object(said: str) -> dict[str, Any]:
+def json_object(reply: str) -> dict[str, Any]:
     """The object that a body holds. Raises `ProviderError` where it is none, or is nested too deeply."""
     try:
-        body = json.loads("" if _is_deep(said) else said)
+        body = json.loads("" if _is_deep(reply) else reply)
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise ProviderError("malformed", f"the response is no JSON object: {shown(said)}", transient=True)
+        raise ProviderError("malformed", f"the response is no JSON object: {shown(reply)}", transient=True)
     return body
 
 
-def _is_deep(said: str) -> bool:
+def _is_deep(reply: str) -> bool:
     """Whether lists and objects may be nested deeper than `DEEPEST_BODY`; brackets in strings count as well."""
-    if said.count("[") + said.count("{") <= DEEPEST_BODY:
+    if reply.count("[") + reply.count("{") <= DEEPEST_BODY:
         return False
     depth = deepest = 0
-    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", said)):
+    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", reply)):
         depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
     return deepest > DEEPEST_BODY
@@ -81,19 +81,19 @@ def text_of(choice: Mapping[str, Any]) -> str:
     return str(content)
 
 
-def usage_of(said: Any, text: str) -> Usage | None:
+def usage_of(reply: Any, text: str) -> Usage | None:
     """The counts as reported; None for what cannot be one. The engine holds them against what was asked."""
-    if not isinstance(said, dict):
+    if not isinstance(reply, dict):
         return None
-    prompt: Any = said.get("prompt_tokens")
-    completion: Any = said.get("completion_tokens", 0)
+    prompt: Any = reply.get("prompt_tokens")
+    completion: Any = reply.get("completion_tokens", 0)
     if not (_is_count(prompt, 1) and _is_count(completion, 1 if text else 0)):
         return None
     return Usage(int(prompt), int(completion))
 
 
-def _is_count(said: Any, least: int) -> bool:
-    return isinstance(said, (int, float)) and not isinstance(said, bool) and said >= least and said == said // 1
+def _is_count(reply: Any, least: int) -> bool:
+    return isinstance(reply, (int, float)) and not isinstance(reply, bool) and reply >= least and reply == reply // 1
 
 
 def message_of(body: str) -> tuple[str, str]:

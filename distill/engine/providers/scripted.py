@@ -1,4 +1,4 @@
-"""A provider without a model: answers from a function or a list, with the latencies and errors that one writes down."""
+"""Provider without a model: answers from a function or a list, with scripted latencies and errors."""
 
 from __future__ import annotations
 

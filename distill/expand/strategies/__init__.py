@@ -1,4 +1,4 @@
-"""The shelf of strategies that grow tasks from seeds: a name and a class with `propose` each."""
+"""Registry of strategies that grow tasks from seeds (`propose`, `admit`)."""
 
 from __future__ import annotations
 

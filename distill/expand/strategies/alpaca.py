@@ -1,4 +1,4 @@
-"""Grows tasks with input and output in one answer each, after three seeds in blocks (Taori et al., 2023, Alpaca)."""
+"""Alpaca: several tasks with inputs and outputs per request, prompted by three seeds (Taori et al., 2023)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.text.wrappers import is_no_input, without_rulers
 from distill.types import Completion, Failure, Flow, Request, Task
@@ -89,10 +89,10 @@ class Alpaca:
             return self
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Reckoned: half of a batch is taken, at 80 tokens a block."""
             new = self.batch - self.shown
-            return Cost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
+            return ProposalCost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options
@@ -116,7 +116,7 @@ class Alpaca:
         if isinstance(answer, Failure):
             return []
         meta = pool.origin("alpaca", k, answer, [each.id for each in shown])
-        tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(pool.said(answer)))]
+        tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(pool.reply_text(answer)))]
         if answer.finish == "length" and tasks:
             tasks[-1] = pool.with_fault(tasks[-1], "cut_off")
         return tasks or pool.candidates(k, [], meta, is_cut=False)

@@ -1,4 +1,4 @@
-"""Grows tasks from combinations of attributes (who asks, about what, how hard …) that are drawn for each request."""
+"""Grows tasks from sampled attribute combinations: audience, subject, difficulty …"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, lines_of
 from distill.types import Completion, Failure, Flow, Task
 
@@ -67,9 +67,9 @@ class Attributes:
             return self
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Reckoned: two of three tasks are taken, at 50 tokens a task."""
-            return Cost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
+            return ProposalCost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
         self.options = options
@@ -96,7 +96,7 @@ class Attributes:
             return []
         meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in drawn.items()])
         meta |= {"attributes": drawn, **({"kind": drawn["kind"]} if "kind" in drawn else {})}
-        items = [item for _, item in pool.marked(pool.said(answer))]
+        items = [item for _, item in pool.marked(pool.reply_text(answer))]
         return pool.candidates(k, items, meta, is_cut=answer.finish == "length")
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:

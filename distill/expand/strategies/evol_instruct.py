@@ -1,4 +1,4 @@
-"""Grows tasks by making seeds harder or rarer, round after round, and dropping failures (Xu et al., 2023, WizardLM)."""
+"""Evol-Instruct: makes tasks harder or rarer in rounds, and drops failures (Xu et al., 2023, WizardLM)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pydantic import Field
 from distill import recipe
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, seed_text
 from distill.text.echoes import instructions, is_told
-from distill.text.thinking import parted
+from distill.text.thinking import split_thoughts
 from distill.text.wrappers import bare, refuses
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
@@ -118,12 +118,12 @@ class EvolInstruct:
         """Greatest similarity of a new task to any before, its parent included."""
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Reckoned: three of four evolutions are taken; the answer by which they are judged is the most of it."""
             judged, answered = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
             prompt = 180 + 220 * judged + 80 * answered
             roles = (JUDGE,) if judged else ()
-            return Cost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered, roles)
+            return ProposalCost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered, roles)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options
@@ -153,7 +153,7 @@ class EvolInstruct:
             return []
         meta = pool.origin("evol_instruct", k, evolved, [*parent.meta.get("lineage", ()), parent.id])
         meta |= {"parent": parent.id, "operation": operation, "round": round + 1}
-        task = Task(f"{k}.0", bare(parted(evolved).answer), meta=meta)
+        task = Task(f"{k}.0", bare(split_thoughts(evolved).answer), meta=meta)
         if (reason := self._fault(task.instruction, operation, is_cut=evolved.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
         return [(yield from self._examined(task, parent, k))]
@@ -190,8 +190,8 @@ class EvolInstruct:
         """What rules an evolution out before it is examined."""
         if is_cut:
             return "cut_off"
-        told = instructions(self._templates[operation])
-        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, told)):
+        info = instructions(self._templates[operation])
+        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, info)):
             return "marker_words"
         if refuses(text):
             return "refusal"
@@ -205,7 +205,7 @@ class EvolInstruct:
             reply: Completion | Failure = yield Request(
                 role=JUDGE, messages=(Message("user", question),), sampling=self._judging, replica=k
             )
-            said = "" if isinstance(reply, Failure) else parted(reply).answer
+            said = "" if isinstance(reply, Failure) else split_thoughts(reply).answer
             if (reason := verdict(said)) is not None:
                 return pool.with_fault(task, reason)
         if chosen & {"sorry", "no_words"}:
@@ -227,14 +227,14 @@ def _unanswered(answer: Completion | Failure) -> str | None:
     """Why an answer rules its task out; one that is cut inside its thoughts shows nothing."""
     if isinstance(answer, Failure):
         return "unanswered"
-    said = parted(answer)
-    return None if said.is_open else answer_fault(said.answer)
+    reply = split_thoughts(answer)
+    return None if reply.is_open else answer_fault(reply.answer)
 
 
 def _with_output(task: Task, answer: Completion | Failure | None) -> Task:
     if not isinstance(answer, Completion) or answer.finish == "length":
         return task
-    return Task(task.id, task.instruction, task.input, {**task.meta, "output": parted(answer).answer})
+    return Task(task.id, task.instruction, task.input, {**task.meta, "output": split_thoughts(answer).answer})
 
 
 def has_marker_words(text: str) -> bool:
@@ -249,8 +249,8 @@ def verdict(text: str) -> str | None:
     The last line that is only a verdict counts; where none is, what the whole reply says.
     """
     alone = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
-    said = alone[-1][1] if alone else text
-    found = {not match["not"] for match in _EQUAL.finditer(said)}
+    reply = alone[-1][1] if alone else text
+    found = {not match["not"] for match in _EQUAL.finditer(reply)}
     if len(found) != 1:
         return "unjudged"
     return "equal" if found.pop() else None

@@ -1,4 +1,4 @@
-"""Grows tasks from nothing: an aligned model is left at the user's turn and writes what users ask (Xu et al., 2024)."""
+"""Magpie: an aligned model completes an empty user turn with a user's question (Xu et al., 2024)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from distill.expand import pool
-from distill.expand.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Sampling, Task
 
@@ -96,9 +96,9 @@ class Magpie:
             return self
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Measured for the embedded teacher: half are taken, at 25 tokens; some others need 40."""
-            return Cost(0.5, 10, 40)
+            return ProposalCost(0.5, 10, 40)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
         self.options = options

@@ -1,4 +1,4 @@
-"""Grows tasks from seeds by showing the teacher some of them and letting it continue the list (Wang et al., 2023)."""
+"""Self-Instruct: the teacher continues a list of example tasks (Wang et al., 2023)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -74,9 +74,9 @@ class SelfInstruct:
         wrote 58 usable tasks in 14 requests so, against 43. `chat`: as a plain message, for other endpoints."""
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Measured for the embedded teacher and the shipped seeds; a stronger teacher brings more."""
-            return Cost(2.5 * self.new_tasks / 6, 220, 18 * self.new_tasks)
+            return ProposalCost(2.5 * self.new_tasks / 6, 220, 18 * self.new_tasks)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self.options = options
@@ -109,7 +109,9 @@ class SelfInstruct:
             return []
         meta = pool.origin("self_instruct", k, answer, [id for id, _ in shown])
         kind = {"kind": "classification"} if self.options.classification else {}
-        return pool.candidates(k, pool.numbered(pool.said(answer)), {**meta, **kind}, is_cut=answer.finish == "length")
+        return pool.candidates(
+            k, pool.numbered(pool.reply_text(answer)), {**meta, **kind}, is_cut=answer.finish == "length"
+        )
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
         """Take those that pass every rule; each that does not is counted in `rejected` by its reason."""

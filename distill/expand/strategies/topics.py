@@ -1,4 +1,4 @@
-"""Grows tasks of several kinds about topics of the teacher's own (after airoboros 2.2, Durbin, 2023)."""
+"""Grows tasks of several kinds about topics that the teacher proposes (after airoboros 2.2, Durbin, 2023)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Cost, ExpansionSampling, OwnRule, Pool, PoolOptions
+from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, lines_of
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -84,9 +84,9 @@ class Topics:
         nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @property
-        def cost(self) -> Cost:
+        def cost(self) -> ProposalCost:
             """Reckoned: two of three tasks are taken, at 80 tokens a task; the lists of topics are few beside them."""
-            return Cost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
+            return ProposalCost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
         self.options = options
@@ -128,8 +128,8 @@ class Topics:
             text = assets.fill(self._list, count=str(count), letters=f"{letters[0]}, {letters[1]} and {letters[2]}")
             asked.append(pool.request(text, number, sampling))
         answers: tuple[Completion | Failure, ...] = yield tuple(asked)
-        said = [pool.said(answer) for answer in answers if isinstance(answer, Completion)]
-        self._topics = list(dict.fromkeys(topic for text in said for topic in listed_topics(text)))
+        reply = [pool.reply_text(answer) for answer in answers if isinstance(answer, Completion)]
+        self._topics = list(dict.fromkeys(topic for text in reply for topic in listed_topics(text)))
         return self._topics
 
     def _request(self, kind: Kind, topics: Sequence[str], k: int) -> Request:
@@ -150,7 +150,7 @@ def listed_topics(text: str) -> list[str]:
 
 def _read(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
     """Each item with the topic of its number; a number beyond them has none."""
-    items = pool.marked(pool.said(answer))
+    items = pool.marked(pool.reply_text(answer))
     tasks = pool.candidates(k, [item for _, item in items], meta, is_cut=answer.finish == "length")
     if not items:
         return tasks

@@ -1,4 +1,4 @@
-"""Writers of a run's data, or of its student, in the formats of others."""
+"""Registry and interface of exporters of rows, comparisons and students."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from distill.run.layout import FILES
 from distill.types import Session
 
 EXPORTERS = {
-    "alpaca": "distill.formats.exporters.alpaca:Alpaca",
-    "hub": "distill.formats.exporters.hub:Hub",
-    "openai": "distill.formats.exporters.openai:OpenAI",
-    "parquet": "distill.formats.exporters.parquet:Parquet",
-    "sharegpt": "distill.formats.exporters.sharegpt:ShareGPT",
+    "alpaca": "distill.formats.exporters.alpaca:AlpacaExporter",
+    "hub": "distill.formats.exporters.hub:HubExporter",
+    "openai": "distill.formats.exporters.openai:OpenAIExporter",
+    "parquet": "distill.formats.exporters.parquet:ParquetExporter",
+    "sharegpt": "distill.formats.exporters.sharegpt:ShareGPTExporter",
 }
 COMPARISONS = {
-    "alpaca_eval": "distill.formats.exporters.alpaca_eval:AlpacaEval",
-    "inspect": "distill.formats.exporters.inspect_log:InspectLog",
-    "llm_comparator": "distill.formats.exporters.llm_comparator:LlmComparator",
+    "alpaca_eval": "distill.formats.exporters.alpaca_eval:AlpacaEvalExporter",
+    "inspect": "distill.formats.exporters.inspect_log:InspectExporter",
+    "llm_comparator": "distill.formats.exporters.llm_comparator:LlmComparatorExporter",
 }
 """Writers of what compare found, in place of rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ExportJob:
     """What to write, and where to."""
 
     run: Path
@@ -56,7 +56,7 @@ def _without_system(session: Session) -> Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportResult:
     """What came of it."""
 
     written: int
@@ -68,7 +68,7 @@ class Exported:
 class Exporter(Protocol):
     """A part that writes one format."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write it whole or not at all. Raises `RunFolderError`."""
 
 
@@ -93,11 +93,11 @@ def reshaped(sessions: Sequence[Session], reshape: Reshape) -> tuple[list[dict[s
     return rows, refused
 
 
-def write_json_rows(job: Job, reshape: Reshape, *, array: bool) -> Exported:
+def write_json_rows(job: ExportJob, reshape: Reshape, *, array: bool) -> ExportResult:
     """Write the sessions as JSON lines; as one array where the format is one and the file is not called .jsonl."""
     rows, refused = reshaped(job.sessions(), reshape)
     write_atomically(job.out, _array(rows) if array and job.out.suffix != ".jsonl" else _lines(rows))
-    return Exported(len(rows), refused)
+    return ExportResult(len(rows), refused)
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

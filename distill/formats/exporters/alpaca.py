@@ -1,18 +1,18 @@
-"""Stanford Alpaca's rows. They hold one question and its answer: no system turn, no second question, no id, no meta."""
+"""Exports Stanford Alpaca rows: one question and its answer; no system turn, further turn, id or meta."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from distill.formats.exporters import Exported, Job, write_json_rows
+from distill.formats.exporters import ExportJob, ExportResult, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session
 
 
-class Alpaca:
+class AlpacaExporter:
     """A JSON array; JSON lines in a file called .jsonl."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the sessions of one question; the others are refused, not flattened."""
         return write_json_rows(job, _row, array=True)
 

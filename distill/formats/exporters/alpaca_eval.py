@@ -1,12 +1,21 @@
-"""AlpacaEval's outputs: a file of answers for each model, and the command that has them judged."""
+"""Exports AlpacaEval outputs: one file of answers per model, and the command that judges them."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, Job
-from distill.formats.exporters.comparisons import MODELS, asked, folder, named, rows_of, said, scores_of, write_json
+from distill.formats.exporters import ExportJob, ExportResult
+from distill.formats.exporters.comparisons import (
+    MODELS,
+    answer_text,
+    folder,
+    named,
+    prompt_text,
+    rows_of,
+    scores_of,
+    write_json,
+)
 
 COMMAND = (
     "alpaca_eval --model_outputs student.json --reference_outputs teacher.json --annotators_config YOUR_JUDGE "
@@ -15,10 +24,10 @@ COMMAND = (
 """The win rate without length control: that is fitted to AlpacaEval's own 805 prompts."""
 
 
-class AlpacaEval:
+class AlpacaEvalExporter:
     """A folder with base.json, student.json, teacher.json, teacher_again.json and command.txt."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the prompts that every model answered; AlpacaEval joins by the text of the prompt, so each once."""
         scores, rows = scores_of(job.run), rows_of(job.run)
         models = [model for model in MODELS if any(model in row["answers"] for row in rows)]
@@ -27,10 +36,10 @@ class AlpacaEval:
         for row in rows:
             if any(model not in row["answers"] for model in models):
                 refused["a_model_has_no_answer"] += 1
-            elif asked(row) in seen:
+            elif prompt_text(row) in seen:
                 refused["same_prompt"] += 1
             else:
-                seen.add(asked(row))
+                seen.add(prompt_text(row))
                 chosen.append(row)
         if not chosen:
             raise RunFolderError(f"{job.run}: no prompt was answered by all models, so there is nothing to write")
@@ -38,9 +47,14 @@ class AlpacaEval:
             for model in models:
                 name = named(scores, model)
                 outputs = [
-                    {"instruction": asked(row), "output": said(row, model), "generator": name, "dataset": "distill"}
+                    {
+                        "instruction": prompt_text(row),
+                        "output": answer_text(row, model),
+                        "generator": name,
+                        "dataset": "distill",
+                    }
                     for row in chosen
                 ]
                 write_json(new / f"{model}.json", outputs)
             (new / "command.txt").write_text(COMMAND, encoding="utf-8")
-        return Exported(len(chosen), refused)
+        return ExportResult(len(chosen), refused)

@@ -1,4 +1,4 @@
-"""What writers of a comparison share: its rows, and the three pairs of models that are held against each other."""
+"""Rows and model pairs shared by exporters of a comparison."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def scores_of(run: Path) -> Row:
         raise RunFolderError(f"{path} cannot be read ({error}); type: distill compare {run}") from error
 
 
-def asked(row: Row) -> str:
+def prompt_text(row: Row) -> str:
     """All that a prompt asks, the system message first, its turns below each other."""
     texts = [message["content"] for message in row["messages"]]
     return "\n\n".join([*texts, *row.get("turns", ())])
 
 
-def said(row: Row, model: str) -> str | None:
+def answer_text(row: Row, model: str) -> str | None:
     """A model's answer; of several turns, all of them below each other."""
     answer = row["answers"].get(model)
     return None if answer is None else "\n\n".join([*answer.get("earlier", ()), answer["text"]])

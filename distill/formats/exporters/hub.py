@@ -1,4 +1,4 @@
-"""A folder ready to upload to the Hugging Face Hub: Parquet by split, and a card. Nothing is uploaded."""
+"""Exports a folder ready to upload to the Hugging Face Hub: Parquet per split, and a card. Uploads nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, Job
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.parquet import write_parquet
 from distill.run.dataset_card import card
 from distill.types import Session
@@ -15,10 +15,10 @@ from distill.types import Session
 SPLITS = {"kept": "train", "test": "test", "dropped": "dropped"}
 
 
-class Hub:
+class HubExporter:
     """`README.md` and `data/SPLIT-00000-of-00001.parquet`; with the kept rows go those held out, as the split test."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the folder. Raises `RunFolderError` where there is one that is not empty."""
         if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
             raise RunFolderError(f"{job.out} is there already; remove it, or give another --out")
@@ -32,10 +32,10 @@ class Hub:
             raise RunFolderError(f"cannot write {job.out}: {error.strerror}; give another --out") from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        return Exported(sum(map(len, splits.values())))
+        return ExportResult(sum(map(len, splits.values())))
 
 
-def _splits(job: Job) -> dict[str, list[Session]]:
+def _splits(job: ExportJob) -> dict[str, list[Session]]:
     which = ["kept", "test"] if job.which == "kept" else [job.which]
     found = {SPLITS[name]: rows for name in which if (rows := job.sessions(name))}
     if SPLITS[job.which] not in found:

@@ -1,20 +1,20 @@
-"""A log for Inspect's viewer, with the student's answers and every score, written by Inspect itself."""
+"""Exports an Inspect evaluation log with the student's answers and every score, written by Inspect itself."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
-from distill.formats.exporters import Exported, Job
-from distill.formats.exporters.comparisons import Row, asked, named, rows_of, said, scores_of
+from distill.formats.exporters import ExportJob, ExportResult
+from distill.formats.exporters.comparisons import Row, answer_text, named, prompt_text, rows_of, scores_of
 
 SUFFIXES = (".json", ".eval")
 
 
-class InspectLog:
+class InspectExporter:
     """One file, .json or .eval: a sample a prompt, the teacher's answer as its target."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the prompts that the student answered. Raises `MissingPackage` without inspect-ai."""
         if job.out.suffix not in SUFFIXES:
             raise RecipeError(f"--out {job.out}: Inspect's logs are called {' or '.join(SUFFIXES)}")
@@ -27,7 +27,9 @@ class InspectLog:
         scores, rows = scores_of(job.run), rows_of(job.run)
         answered = [row for row in rows if "student" in row["answers"]]
         write_eval_log(_log(answered, scores, job.run.name), str(job.out))
-        return Exported(len(answered), {"no_answer": len(rows) - len(answered)} if len(rows) > len(answered) else {})
+        return ExportResult(
+            len(answered), {"no_answer": len(rows) - len(answered)} if len(rows) > len(answered) else {}
+        )
 
 
 def _log(rows: list[Row], scores: Row, run: str) -> Any:
@@ -58,9 +60,9 @@ def _results(scores: Row) -> list[Any]:
 
     found = []
     for name, entry in (scores.get("metrics") or {}).items():
-        told = (entry.get("by") or {}).get("student")
-        if told is not None:
-            metrics = {key: EvalMetric(name=key, value=told[key]) for key in ("mean", "low", "high")}
+        info = (entry.get("by") or {}).get("student")
+        if info is not None:
+            metrics = {key: EvalMetric(name=key, value=info[key]) for key in ("mean", "low", "high")}
             found.append(EvalScore(name=name, scorer="distill", metrics=metrics))
     return found
 
@@ -70,14 +72,14 @@ def _sample(row: Row, scores: Row) -> Any:
     from inspect_ai.model import ModelOutput
     from inspect_ai.scorer import Score
 
-    text = said(row, "student") or ""
+    text = answer_text(row, "student") or ""
     values = row["scores"].get("student", {})
     return EvalSample(
         id=row["id"],
         epoch=1,
-        input=asked(row),
-        target=said(row, "teacher") or "",
+        input=prompt_text(row),
+        target=answer_text(row, "teacher") or "",
         output=ModelOutput.from_content(named(scores, "student"), text),
         scores={name: Score(value=value, answer=text) for name, value in values.items()},
-        metadata={"category": row.get("category", "all"), "base": said(row, "base") or ""},
+        metadata={"category": row.get("category", "all"), "base": answer_text(row, "base") or ""},
     )

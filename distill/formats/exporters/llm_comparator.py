@@ -1,4 +1,4 @@
-"""LLM Comparator's JSON: a file for each pair of models, which its page reads."""
+"""Exports LLM Comparator JSON: one file per pair of models."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import Exported, Job
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
-    asked,
+    answer_text,
     both,
     folder,
     named,
+    prompt_text,
     rows_of,
-    said,
     scores_of,
     write_json,
 )
@@ -24,14 +24,14 @@ POINTS = {"win": 1.0, "tie": 0.0, "loss": -1.0}
 """Above 0 the first is better, on its scale of −1.5 to 1.5; beyond ±0.25 it counts as won."""
 
 
-class LlmComparator:
+class LlmComparatorExporter:
     """A folder with student-teacher.json, base-teacher.json and student-base.json.
 
     Its page stops on a missing field, so every example has all of them. It knows two models: the third one's answer
     stands in a custom field.
     """
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write each pair that has an answer to compare."""
         scores, rows = scores_of(job.run), rows_of(job.run)
         pairs = {pair: chosen for pair in PAIRS if (chosen := both(rows, pair))}
@@ -40,7 +40,7 @@ class LlmComparator:
         with folder(job.out) as new:
             for pair, chosen in pairs.items():
                 write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(chosen, pair, scores, job.run.name))
-        return Exported(max(map(len, pairs.values())))
+        return ExportResult(max(map(len, pairs.values())))
 
 
 def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Row, run: str) -> dict[str, Any]:
@@ -68,13 +68,13 @@ def _example(row: Row, pair: tuple[str, str], third: str, measures: Mapping[str,
     judged = (row.get("judge") or {}).get("pairs", {}).get(":".join(pair))
     numbers = {title: [row["scores"][model][name] for model in pair] for name, title in measures.items()}
     return {
-        "input_text": asked(row),
+        "input_text": prompt_text(row),
         "tags": [row.get("category", "all")],
-        "output_text_a": said(row, pair[0]),
-        "output_text_b": said(row, pair[1]),
+        "output_text_a": answer_text(row, pair[0]),
+        "output_text_b": answer_text(row, pair[1]),
         "score": POINTS.get(judged["outcome"], 0.0) if judged else 0.0,
         "individual_rater_scores": list(_ratings(judged, pair)) if judged else [],
-        "custom_fields": {third: said(row, third) or "", **numbers},
+        "custom_fields": {third: answer_text(row, third) or "", **numbers},
     }
 
 

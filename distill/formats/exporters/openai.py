@@ -1,19 +1,19 @@
-"""Rows as OpenAI's fine-tuning takes them. They hold conversations, but neither ids nor meta: it refuses other keys."""
+"""Exports OpenAI fine-tuning rows: conversations without ids or meta, since other keys are refused."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from distill.core.jsonl import to_json
-from distill.formats.exporters import Exported, Job, write_json_rows
+from distill.formats.exporters import ExportJob, ExportResult, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session
 
 
-class OpenAI:
+class OpenAIExporter:
     """JSON lines."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the sessions."""
         return write_json_rows(job, _row, array=False)
 

@@ -1,20 +1,20 @@
-"""ShareGPT's rows. They hold ids and conversations, but no meta."""
+"""Exports ShareGPT rows: ids and conversations, without meta."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from distill.formats.exporters import Exported, Job, write_json_rows
+from distill.formats.exporters import ExportJob, ExportResult, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session
 
 NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
-class ShareGPT:
+class ShareGPTExporter:
     """A JSON array; JSON lines in a file called .jsonl. `cleaned` tells our importer that there is no HTML in it."""
 
-    def export(self, job: Job) -> Exported:
+    def export(self, job: ExportJob) -> ExportResult:
         """Write the sessions."""
         return write_json_rows(job, _row, array=True)
 

@@ -1,4 +1,4 @@
-"""Readers of data that others made: each yields what every row says, or why it cannot be used."""
+"""Registry of importers; each yields parsed rows, or rejected ones with the reason."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any, Protocol
 from distill.core import console, registry
 from distill.errors import RecipeError, SeedsError
 from distill.formats import json_rows, oasst_trees, schemas
-from distill.formats.json_rows import Rejected, Row, Rows
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
+from distill.formats.schemas import ParsedRow
 from distill.types import Session, Task
 
 IMPORTERS = {
-    "alpaca": "distill.formats.importers.json_files:Alpaca",
-    "datasets": "distill.formats.importers.datasets:Datasets",
-    "distill": "distill.formats.importers.json_files:Distill",
-    "hub": "distill.formats.importers.hub:Hub",
-    "lines": "distill.formats.importers.lines:Lines",
-    "oasst": "distill.formats.importers.oasst:Oasst",
-    "openai": "distill.formats.importers.json_files:OpenAI",
-    "parquet": "distill.formats.importers.parquet:Parquet",
-    "prompt_response": "distill.formats.importers.json_files:PromptResponse",
-    "questions": "distill.formats.importers.json_files:Questions",
-    "self_instruct": "distill.formats.importers.json_files:SelfInstructSeeds",
-    "sharegpt": "distill.formats.importers.json_files:ShareGPT",
+    "alpaca": "distill.formats.importers.json_files:AlpacaImporter",
+    "datasets": "distill.formats.importers.datasets:DatasetsImporter",
+    "distill": "distill.formats.importers.json_files:DistillImporter",
+    "hub": "distill.formats.importers.hub:HubImporter",
+    "lines": "distill.formats.importers.lines:LinesImporter",
+    "oasst": "distill.formats.importers.oasst:OasstImporter",
+    "openai": "distill.formats.importers.json_files:OpenAIImporter",
+    "parquet": "distill.formats.importers.parquet:ParquetImporter",
+    "prompt_response": "distill.formats.importers.json_files:PromptResponseImporter",
+    "questions": "distill.formats.importers.json_files:QuestionsImporter",
+    "self_instruct": "distill.formats.importers.json_files:SelfInstructImporter",
+    "sharegpt": "distill.formats.importers.json_files:ShareGPTImporter",
 }
 PEEKED = 20
 """So many rows are looked at to tell a file's format."""
@@ -38,7 +38,7 @@ HUB_ID = re.compile(r"\A[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where data is."""
+    """Location of a dataset."""
 
     path: str
     """A file, a folder, or a Hub id."""
@@ -58,11 +58,11 @@ class Importer(Protocol):
     takes: frozenset[str]
     """Which of `split` and `revision` an address may have."""
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says. Raises `RecipeError` for what cannot be read at all."""
 
 
-def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Iterator[Parsed | Rejected]:
+def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Iterator[ParsedRow | RejectedRow]:
     """What every row at an address says, by the importer of that name. Raises `RecipeError`."""
     importer: Importer = registry.part(IMPORTERS, name, kind="format", allowed=allowed)()
     for option in ("split", "revision"):
@@ -93,7 +93,7 @@ def _guess_file(file: Path) -> tuple[str, str]:
         if is_json or not file.exists():
             raise
         return "lines", "no JSON in it"
-    rows = [row for row in peeked if isinstance(row, Row)]
+    rows = [row for row in peeked if isinstance(row, ForeignRow)]
     for row in rows:
         if (name := schemas.name_of(row.value)) is not None:
             return name, f"by the keys {', '.join(list(row.value)[:4])}"
@@ -116,10 +116,10 @@ def _guess_folder(folder: Path) -> tuple[str, str]:
     raise RecipeError(f"{folder}: a folder of no known format; expected a saved dataset, or .parquet files")
 
 
-def known_shapes(rows: Rows) -> Iterator[Parsed | Rejected]:
+def known_shapes(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
     """What the rows of a table say: trees of messages, or rows each of a shape that its keys tell."""
     peeked = list(islice(rows, PEEKED))
-    first = next((row for row in peeked if isinstance(row, Row)), None)
+    first = next((row for row in peeked if isinstance(row, ForeignRow)), None)
     again = chain(peeked, rows)
     if first is not None and (schemas.name_of(first.value) == "oasst" or "parent_id" in first.value):
         return oasst_trees.threads(again)
@@ -127,12 +127,12 @@ def known_shapes(rows: Rows) -> Iterator[Parsed | Rejected]:
 
 
 class Names:
-    """Gives every row an id of its own: that of its row, or one by its line; an id seen before gets a number."""
+    """Assigns unique ids: the row's own or one from its line; duplicates get a number."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
 
-    def name(self, parsed: Parsed) -> str:
+    def name(self, parsed: ParsedRow) -> str:
         """The id."""
         return self.unique(parsed.id if parsed.id is not None else f"line-{parsed.line:05}")
 
@@ -146,19 +146,21 @@ class Names:
         return name
 
 
-def session(parsed: Parsed, names: Names, provenance: Mapping[str, Any]) -> Session | Rejected:
+def session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | RejectedRow:
     """The session that a row holds; rejected where nothing is answered."""
     if not parsed.is_answered:
-        return Rejected(parsed.line, "no_answer", "no turn answers the question; --as tasks takes the question alone")
+        return RejectedRow(
+            parsed.line, "no_answer", "no turn answers the question; --as tasks takes the question alone"
+        )
     return Session(names.name(parsed), parsed.messages, _meta(parsed, provenance))
 
 
-def task(parsed: Parsed, names: Names, provenance: Mapping[str, Any]) -> Task | Rejected | None:
+def task(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Task | RejectedRow | None:
     """The task that a row holds; `None` where the row before had it already."""
     if parsed.again:
         return None
     if not parsed.instruction.strip():
-        return Rejected(parsed.line, "no_text", "no question in it")
+        return RejectedRow(parsed.line, "no_text", "no question in it")
     return Task(names.name(parsed), parsed.instruction, parsed.input, _meta(parsed, provenance))
 
 
@@ -180,12 +182,12 @@ def load_tasks(path: Path) -> list[Task]:
     return tasks
 
 
-def _own_tasks(found: Sequence[Parsed | Rejected], path: Path) -> list[Task]:
+def _own_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path) -> list[Task]:
     """Those of a file in our own format, as they stand."""
     first: dict[str, int] = {}
     tasks = []
     for row in found:
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             raise SeedsError(f"{path}:{row.line}: {row.detail}")
         id = row.id if row.id is not None else f"line-{row.line:05}"
         if id in first:
@@ -195,10 +197,10 @@ def _own_tasks(found: Sequence[Parsed | Rejected], path: Path) -> list[Task]:
     return tasks
 
 
-def _foreign_tasks(found: Sequence[Parsed | Rejected], path: Path, name: str) -> list[Task]:
+def _foreign_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path, name: str) -> list[Task]:
     names, provenance = Names(), {"source": path.name, "importer": name}
-    came = [row if isinstance(row, Rejected) else task(row, names, provenance) for row in found]
-    rejected = [row for row in came if isinstance(row, Rejected)]
+    came = [row if isinstance(row, RejectedRow) else task(row, names, provenance) for row in found]
+    rejected = [row for row in came if isinstance(row, RejectedRow)]
     if rejected:
         first = rejected[0]
         console.warn(
@@ -207,7 +209,7 @@ def _foreign_tasks(found: Sequence[Parsed | Rejected], path: Path, name: str) ->
     return [row for row in came if isinstance(row, Task)]
 
 
-def _meta(parsed: Parsed, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _meta(parsed: ParsedRow, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Where it is from; what the row itself says of that goes first."""
     found: dict[str, Any] = {**provenance, "line": parsed.line}
     if parsed.id is not None:

@@ -1,4 +1,4 @@
-"""A folder that `datasets.save_to_disk` wrote, whose rows have one of the known shapes."""
+"""Imports a folder written by `datasets.save_to_disk`, in one of the known schemas."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from distill.core.extras import install
 from distill.core.registry import suggest
 from distill.errors import MissingPackage, RecipeError
 from distill.formats.importers import Address, known_shapes
-from distill.formats.json_rows import Rejected, Row, Rows
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
+from distill.formats.schemas import ParsedRow
 
 
-class Datasets:
+class DatasetsImporter:
     """One dataset, or the split of a dictionary of them that `split` names (`train` where it is left out)."""
 
     takes: frozenset[str] = frozenset({"split"})
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return known_shapes(_rows(address))
 
 
 def _rows(address: Address) -> Rows:
     for number, value in enumerate(_table(address), start=1):
-        yield Row(number, value)
+        yield ForeignRow(number, value)
 
 
 def _table(address: Address) -> Any:

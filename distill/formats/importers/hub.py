@@ -1,4 +1,4 @@
-"""A dataset of the Hugging Face Hub, read as a stream; code from the Hub is never run."""
+"""Streams a dataset from the Hugging Face Hub; never runs code from it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from distill.core.extras import install
 from distill.errors import MissingPackage, RecipeError
 from distill.formats.importers import HUB_ID, Address, known_shapes
-from distill.formats.json_rows import Rejected, Row, Rows
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
+from distill.formats.schemas import ParsedRow
 
 
-class Hub:
+class HubImporter:
     """`owner/name`, or a local folder laid out as one on the Hub; `split` is `train` where it is left out."""
 
     takes: frozenset[str] = frozenset({"split", "revision"})
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         if not Path(address.path).is_dir() and not HUB_ID.match(address.path):
             raise RecipeError(f"{address.path!r} is no Hub id; expected owner/name, such as OpenAssistant/oasst1")
@@ -37,7 +37,7 @@ def _rows(address: Address) -> Rows:
             address.path, split=address.split or "train", revision=address.revision, streaming=True
         )
         for number, value in enumerate(table, start=1):
-            yield Row(number, value)
+            yield ForeignRow(number, value)
     except (OSError, ValueError, RuntimeError) as error:  # of datasets, huggingface_hub and HTTP, no network among them
         why = " ".join(str(error).split())[:160]
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""Stanford Alpaca's rows: an instruction, an input and an output."""
+"""Importers of JSON and JSON Lines files: Alpaca, OpenAI, ShareGPT and other schemas."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.formats.importers import Address
-from distill.formats.json_rows import Rejected, json_rows
+from distill.formats.json_rows import RejectedRow, json_rows
 from distill.formats.schemas import (
-    Parsed,
+    ParsedRow,
     alpaca,
     openai,
     own,
@@ -20,71 +20,71 @@ from distill.formats.schemas import (
 )
 
 
-class Alpaca:
+class AlpacaImporter:
     """A JSON array, or JSON lines."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return parse(json_rows(Path(address.path)), alpaca)
 
 
-class OpenAI:
+class OpenAIImporter:
     """A JSON array, or JSON lines."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return parse(json_rows(Path(address.path)), openai)
 
 
-class PromptResponse:
+class PromptResponseImporter:
     """A JSON array, or JSON lines."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return parse(json_rows(Path(address.path)), prompt_response)
 
 
-class Questions:
+class QuestionsImporter:
     """A JSON array, or JSON lines."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return parse(json_rows(Path(address.path)), questions)
 
 
-class SelfInstructSeeds:
+class SelfInstructImporter:
     """A JSON array, or JSON lines."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return parse(json_rows(Path(address.path)), self_instruct)
 
 
-class ShareGPT:
+class ShareGPTImporter:
     """A JSON array, or JSON lines."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return parse(json_rows(Path(address.path)), sharegpt)
 
 
-class Distill:
+class DistillImporter:
     """A JSON array, or JSON lines."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says."""
         return parse(json_rows(Path(address.path)), own)

@@ -1,4 +1,4 @@
-"""A text file with a prompt a line."""
+"""Imports a text file with one prompt per line."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.formats.importers import Address
-from distill.formats.json_rows import Rejected, text_lines
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import RejectedRow, text_lines
+from distill.formats.schemas import ParsedRow
 from distill.types import Message
 
 
-class Lines:
+class LinesImporter:
     """Prompts without answers: tasks, not sessions."""
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """Every line that is not blank."""
         for found in text_lines(Path(address.path)):
-            if isinstance(found, Rejected):
+            if isinstance(found, RejectedRow):
                 yield found
             else:
                 line, text = found
-                yield Parsed(
+                yield ParsedRow(
                     line=line, messages=(Message("user", text),), instruction=text, meta={"source": address.name}
                 )

@@ -1,4 +1,4 @@
-"""Parquet files, whose rows have one of the known shapes."""
+"""Imports Parquet files in one of the known schemas."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from distill.core.extras import install
 from distill.errors import MissingPackage, RecipeError
 from distill.formats.importers import Address, known_shapes
-from distill.formats.json_rows import Rejected, Row, Rows
-from distill.formats.schemas import Parsed
+from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
+from distill.formats.schemas import ParsedRow
 
 BATCH_ROWS = 1024
 
 
-class Parquet:
+class ParquetImporter:
     """A file, or a folder of them in the order of their names; `split` picks those whose name starts with it."""
 
     takes: frozenset[str] = frozenset({"split"})
 
-    def read(self, address: Address) -> Iterator[Parsed | Rejected]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """What every row says; its line is its number over all files."""
         return known_shapes(_rows(_files(Path(address.path), address.split)))
 
@@ -45,6 +45,6 @@ def _rows(files: list[Path]) -> Rows:
                 for batch in table.iter_batches(BATCH_ROWS):
                     for value in batch.to_pylist():
                         number += 1
-                        yield Row(number, value)
+                        yield ForeignRow(number, value)
         except (ArrowException, OSError) as error:
             raise RecipeError(f"{file}: no readable Parquet file ({' '.join(str(error).split())[:120]})") from error

@@ -1,4 +1,4 @@
-"""Reads a GGUF file through transformers, and mends what that loses on the way: digits, padding, rotary scaling."""
+"""Reads GGUF through transformers, and repairs what that loses: pre-tokenizer, padding, rotary scaling."""
 
 from __future__ import annotations
 

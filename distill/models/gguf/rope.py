@@ -1,4 +1,4 @@
-"""Llama 3's scaling of rotary frequencies, as transformers' configuration says it and as GGUF files hold it."""
+"""Llama 3's rotary frequency scaling, converted between transformers' configuration and GGUF."""
 
 from __future__ import annotations
 

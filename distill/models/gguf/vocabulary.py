@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as GGUF stores it: tokens in order, their kinds, merges, and how text is split first."""
+"""A byte-level BPE tokenizer in GGUF's form: tokens, types, merges, pre-tokenizer."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def read_vocabulary(tokenizer: Any, *, rows: int) -> Vocabulary:
 
     Raises `ModelError` for a tokenizer that is no byte-level BPE, or that splits text in a way without a name.
     """
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    pre = _pre(told)
+    info = json.loads(tokenizer.backend_tokenizer.to_str())
+    pre = _pre(info)
     names: dict[int, str] = {id_: token for token, id_ in tokenizer.get_vocab().items()}
     added = tokenizer.added_tokens_decoder
     count = max(rows, max(names) + 1)
@@ -54,7 +54,7 @@ def read_vocabulary(tokenizer: Any, *, rows: int) -> Vocabulary:
         raise ModelError(f"the tokenizer has {count:,} tokens and the model {rows:,}; the two do not belong together")
     kinds = [_kind(id_, names, added) for id_ in range(count)]
     tokens = [names.get(id_, f"[PAD{id_}]") for id_ in range(count)]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in told["model"]["merges"]]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in info["model"]["merges"]]
     return Vocabulary(pre, tuple(tokens), tuple(kinds), tuple(merges))
 
 
@@ -66,14 +66,14 @@ def _kind(id_: int, names: Mapping[int, str], added: Mapping[int, Any]) -> int:
     return CONTROL if added[id_].special else USER_DEFINED
 
 
-def _pre(told: Mapping[str, Any]) -> str:
+def _pre(info: Mapping[str, Any]) -> str:
     """llama.cpp's name for how the tokenizer splits text."""
-    if told["model"].get("type") != "BPE" or told["model"].get("byte_fallback"):
+    if info["model"].get("type") != "BPE" or info["model"].get("byte_fallback"):
         raise ModelError(
-            f"no GGUF can be written with a tokenizer of type {told['model'].get('type')}, only with byte-level BPE;"
+            f"no GGUF can be written with a tokenizer of type {info['model'].get('type')}, only with byte-level BPE;"
             " use --to merged"
         )
-    found = _steps(told.get("pre_tokenizer"))
+    found = _steps(info.get("pre_tokenizer"))
     for name, steps in _SPLITS.items():
         if found == steps:
             return name
@@ -83,17 +83,17 @@ def _pre(told: Mapping[str, Any]) -> str:
     )
 
 
-def _steps(told: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+def _steps(info: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     """The pre-tokenizer's steps with what distinguishes them; one with a setting of its own matches none."""
-    if told is None:
+    if info is None:
         return ()
-    kind = told["type"]
+    kind = info["type"]
     if kind == "Sequence":
-        return tuple(step for part in told["pretokenizers"] for step in _steps(part))
+        return tuple(step for part in info["pretokenizers"] for step in _steps(part))
     if kind == "Digits":
-        return ((kind, told["individual_digits"]),)
-    if kind == "ByteLevel" and not told["add_prefix_space"]:
-        return ((kind, told["use_regex"]),)
-    if kind == "Split" and told["behavior"] == "Isolated" and not told["invert"]:
-        return ((kind, told["pattern"].get("Regex")),)
+        return ((kind, info["individual_digits"]),)
+    if kind == "ByteLevel" and not info["add_prefix_space"]:
+        return ((kind, info["use_regex"]),)
+    if kind == "Split" and info["behavior"] == "Isolated" and not info["invert"]:
+        return ((kind, info["pattern"].get("Regex")),)
     return ((kind, "of its own"),)

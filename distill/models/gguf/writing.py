@@ -1,4 +1,4 @@
-"""Writes a model as one GGUF file, with its tokenizer and chat template, as llama.cpp and what is built on it read it.
+"""Writes a model with its tokenizer and chat template as one GGUF file, as llama.cpp reads it.
 
 Format: github.com/ggml-org/ggml, docs/gguf.md; names of tensors and keys: the package `gguf`. llama.cpp rotates the
 halves of a head in interleaved order where transformers rotates them one after the other, so the rows of a Llama's
@@ -65,7 +65,7 @@ def write_gguf(
     writer = gguf.GGUFWriter(path, ARCHITECTURES[type(model).__name__])
     try:
         _describe(writer, config, name=name, dtype=dtype)
-        _tell_vocabulary(writer, vocabulary, tokenizer, template)
+        _write_vocabulary(writer, vocabulary, tokenizer, template)
         tensors = list(_names(model, gguf))
         for stored, weight in tensors:
             _announce(writer, stored, weight, dtype, gguf)
@@ -128,7 +128,7 @@ def _describe(writer: Any, config: Any, *, name: str, dtype: str) -> None:
     writer.add_rope_dimension_count(head_size(config))
 
 
-def _tell_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, template: str) -> None:
+def _write_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, template: str) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(list(vocabulary.tokens))

@@ -1,4 +1,4 @@
-"""Attention over sessions that lie end to end in a row: each by itself, so that nothing is computed and masked away."""
+"""Attention over packed sequences, without computing across sessions."""
 
 from __future__ import annotations
 

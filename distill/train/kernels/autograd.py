@@ -1,4 +1,4 @@
-"""What a training step computes, as functions that keep little for the backward pass and copy little.
+"""Memory-saving autograd functions for LoRA linears, norms, MLPs and the loss.
 
 They equal what transformers and PEFT compute, to rounding. Base weights are frozen: no gradient is made for them.
 """

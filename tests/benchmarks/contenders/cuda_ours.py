@@ -32,7 +32,7 @@ from distill.train.build import assemble
 from distill.train.dataset import Examples
 from distill.train.kernels import attention
 from distill.train.memory import Fit, Training, estimate, fit
-from distill.train.packing import Plan
+from distill.train.packing import PackingPlan
 from distill.train.spikes import Quarantine, Spikes
 
 OPTIONS: dict[str, Any] = {
@@ -140,10 +140,10 @@ def _fit(given: Given, folder: Path, options: Any, *, longest: int) -> Fit:
     return fit(folder, None, options, longest=longest, width=compute_dtype("auto", device()).itemsize, room=room)
 
 
-def _plan(sizes: list[int]) -> Plan:
+def _plan(sizes: list[int]) -> PackingPlan:
     """The sessions in their order, so many a step."""
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    return Plan(tuple(tuple(range(at, at + size)) for at, size in zip(starts, sizes, strict=True)), epochs=1)
+    return PackingPlan(tuple(tuple(range(at, at + size)) for at, size in zip(starts, sizes, strict=True)), epochs=1)
 
 
 if __name__ == "__main__":

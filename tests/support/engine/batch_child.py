@@ -15,16 +15,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from distill.engine import Stopped
-from distill.engine.batch.client import BatchJobs, Standing
+from distill.engine import EngineStopped
+from distill.engine.batch.client import BatchJobs, BatchStatus
 from distill.engine.batch.runner import Passes
-from distill.engine.budget import Budget, Price, spent_usd
+from distill.engine.budget import Budget, TokenPrice, spent_usd
 from distill.engine.journal.records import Change
 from distill.engine.journal.store import Journal
 from distill.engine.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling
 
-PRICES = {"teacher": Price(input=1000.0, output=1000.0)}
+PRICES = {"teacher": TokenPrice(input=1000.0, output=1000.0)}
 
 
 class Steps:
@@ -68,7 +68,7 @@ class MortalJobs(BatchJobs):
         self.steps.step()
         return found
 
-    async def status(self, batch_id: str) -> Standing:
+    async def status(self, batch_id: str) -> BatchStatus:
         self.steps.step()
         found = await super().status(batch_id)
         self.steps.step()
@@ -106,7 +106,7 @@ def run(url: str, folder: Path, prefix: str, number: int, die_at: int = 0) -> No
     passes = Passes(journal, {"teacher": jobs}, stage="collect", budget=budget, poll_seconds=0.01, requests_a_batch=2)
     try:
         outcomes = passes.run(flows(prefix, number))
-    except Stopped as stop:
+    except EngineStopped as stop:
         (folder / f"{prefix}.out").write_text(f"{type(stop).__name__}: {stop}")
         return
     assert budget.in_flight == 0

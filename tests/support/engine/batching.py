@@ -9,7 +9,7 @@ from typing import Any
 from distill.engine import Outcome
 from distill.engine.batch.client import BatchJobs
 from distill.engine.batch.runner import Passes
-from distill.engine.budget import Budget, Price, spent_usd
+from distill.engine.budget import Budget, TokenPrice, spent_usd
 from distill.engine.journal.store import Journal
 from distill.engine.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling
@@ -18,7 +18,7 @@ from tests.support.engine.batch_server import BatchServer
 KEY = "sk-a-secret-that-is-nowhere"
 
 
-PRICES = {"teacher": Price(input=1000.0, output=1000.0)}
+PRICES = {"teacher": TokenPrice(input=1000.0, output=1000.0)}
 """USD a million tokens: an answer of 10 and 5 tokens costs 0.015 USD."""
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distill.engine import Outcome
-from distill.engine.budget import Budget, Price
+from distill.engine.budget import Budget, TokenPrice
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
-    LoopbackServer,
+    MockServer,
 )
 from distill.engine.providers import Provider
 from distill.engine.providers.openai import OpenAIProvider
@@ -44,7 +44,7 @@ def engine(journal: Journal, provider: Provider = ECHO, **options: Any) -> Engin
     )
 
 
-def remote(server: LoopbackServer, **options: Any) -> OpenAIProvider:
+def remote(server: MockServer, **options: Any) -> OpenAIProvider:
     return OpenAIProvider(server.url, "m", endpoint=Endpoint(model="m"), **options)
 
 
@@ -53,4 +53,4 @@ def values(outcomes: Sequence[Outcome[Any]]) -> list[Any]:
 
 
 def budget(cap_usd: float | None, **options: Any) -> Budget:
-    return Budget({"teacher": Price(input=1.0, output=1000.0)}, cap_usd=cap_usd, **options)
+    return Budget({"teacher": TokenPrice(input=1.0, output=1000.0)}, cap_usd=cap_usd, **options)

@@ -1,1 +1,1 @@
-"""A trained student in the forms that others read: an adapter, whole weights, a GGUF file, a folder for Ollama."""
+"""Exports a trained student: adapter, merged weights, GGUF or Ollama folder."""

@@ -1,4 +1,4 @@
-"""Writes a PEFT adapter, and beside it its base where nobody else has that: a pruned one, or a file here."""
+"""Writes a PEFT adapter, and its base where that is pruned or a local file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from distill.core.files import write_json
 from distill.errors import ModelError
 from distill.formats.exporters.student.merged import load_whole, write_tokenizer, write_whole
-from distill.formats.exporters.student.source import Student, base_name, peft_settings
+from distill.formats.exporters.student.source import StudentFolder, base_name, peft_settings
 from distill.models import loading
 
 BASE = "base"
@@ -19,7 +19,7 @@ BASE = "base"
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def write_adapter(student: Student, folder: Path, *, dtype: str) -> None:
+def write_adapter(student: StudentFolder, folder: Path, *, dtype: str) -> None:
     """Write the adapter into an existing folder; the base, dequantised, in `dtype`.
 
     A base that lies on the Hub as it was trained on is named, not copied. Raises `ModelError` for a student that was
@@ -37,18 +37,18 @@ def write_adapter(student: Student, folder: Path, *, dtype: str) -> None:
         write_whole(student, student.base(), folder / BASE, dtype=dtype)
 
 
-def require_adapter(student: Student) -> None:
+def require_adapter(student: StudentFolder) -> None:
     """Raise `ModelError` for whole weights."""
     if not student.is_adapter:
         raise ModelError(f"the student in {student.folder} was trained whole and has no adapter; use --to merged")
 
 
-def load_adapter(student: Student, folder: Path) -> Any:
+def load_adapter(student: StudentFolder, folder: Path) -> Any:
     """Base and adapter as anybody loads them, computing in float32."""
     base = load_whole(folder / BASE, student.device) if (folder / BASE).is_dir() else _from_hub(student)
     return loading.adapted(base, folder, merge=False).eval()
 
 
-def _from_hub(student: Student) -> Any:
+def _from_hub(student: StudentFolder) -> Any:
     quantised = bool(student.told["quantised"])
     return loading.load_causal(student.weights, quantise=quantised, dtype=torch.float32, device=student.device)

@@ -1,4 +1,4 @@
-"""Exports a trained student: writes it beside, compares it with what was trained, moves it into place with a receipt.
+"""Exports a student: writes to a temporary folder, verifies it against the trained one, then renames.
 
 An export whose receipt is over a limit, or that is interrupted, never stands where a finished one would.
 """
@@ -24,13 +24,13 @@ from distill.core.jsonl import read_sessions, write_json
 from distill.core.weights import student_fingerprint
 from distill.errors import ModelError, RecipeError, RunFolderError
 from distill.formats.exporters.student import adapter, merged, ollama
-from distill.formats.exporters.student.receipt import Comparison, Limits, Reference, rows_of
-from distill.formats.exporters.student.source import Student, base_name, read_student
+from distill.formats.exporters.student.receipt import ExportDeviation, Limits, Reference, rows_of
+from distill.formats.exporters.student.source import StudentFolder, base_name, read_student
 from distill.models import loading
 from distill.models.device import free_memory
 from distill.models.gguf import writing
 from distill.models.gguf.reading import read_gguf
-from distill.models.template_check import SAVED, Checked, by_template, check, dialogues_of
+from distill.models.template_check import SAVED, TemplateReport, by_template, check, dialogues_of
 from distill.run import model_card, students
 from distill.run.layout import FILES
 from distill.run.record import read_record, versions
@@ -62,35 +62,35 @@ class Form:
 
     limits: Mapping[str, Limits]
     """By what weights are stored in; the first is the default."""
-    require: Callable[[Student], None]
+    require: Callable[[StudentFolder], None]
     """Raises `ModelError` for a student that has no such form, before any work."""
-    write: Callable[[Student, Path, str, Watch], None]
-    load: Callable[[Student, Path], tuple[Any, Any]]
+    write: Callable[[StudentFolder, Path, str, Watch], None]
+    load: Callable[[StudentFolder, Path], tuple[Any, Any]]
     """Model and tokenizer of what was written, as anybody loads them."""
 
 
-def _require_nothing(student: Student) -> None:
+def _require_nothing(student: StudentFolder) -> None:
     """Every student has whole weights."""
 
 
-def _require_gguf(student: Student) -> None:
+def _require_gguf(student: StudentFolder) -> None:
     writing.require_supported(student.config(), student.tokenizer)
 
 
-def _require_ollama(student: Student) -> None:
+def _require_ollama(student: StudentFolder) -> None:
     _require_gguf(student)
     ollama.listen(student.template, student.tokenizer)
 
 
-def _write_adapter(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+def _write_adapter(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     adapter.write_adapter(student, folder, dtype=dtype)
 
 
-def _write_whole(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+def _write_whole(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     merged.write_whole(student, student.merged(), folder, dtype=dtype)
 
 
-def _write_gguf(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+def _write_gguf(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     writing.write_gguf(
         folder / GGUF,
         student.merged().cpu(),
@@ -102,7 +102,7 @@ def _write_gguf(student: Student, folder: Path, dtype: str, watch: Watch) -> Non
     )
 
 
-def _write_ollama(student: Student, folder: Path, dtype: str, watch: Watch) -> None:
+def _write_ollama(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     _write_gguf(student, folder, dtype, watch)
     about = [f"{student.name}, a student trained with distill; what it is made of stands in README.md"]
     text = ollama.modelfile(
@@ -115,15 +115,15 @@ def _write_ollama(student: Student, folder: Path, dtype: str, watch: Watch) -> N
     (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
-def _load_adapter(student: Student, folder: Path) -> tuple[Any, Any]:
+def _load_adapter(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
     return adapter.load_adapter(student, folder), loading.load_tokenizer(folder)
 
 
-def _load_whole(student: Student, folder: Path) -> tuple[Any, Any]:
+def _load_whole(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
     return merged.load_whole(folder, student.device), loading.load_tokenizer(folder)
 
 
-def _load_gguf(student: Student, folder: Path) -> tuple[Any, Any]:
+def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
     model, tokenizer = read_gguf(folder / GGUF)
     return model.to(student.device).eval(), tokenizer
 
@@ -179,16 +179,16 @@ def export_student(
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What was found out about an export."""
+    """Facts gathered during an export."""
 
-    comparison: Comparison
-    checked: Checked
+    comparison: ExportDeviation
+    checked: TemplateReport
     on: str
     """Which rows it was compared on."""
 
 
 class _Steps:
-    """A progress over the phases, in percent."""
+    """Progress over the phases, in percent."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -207,7 +207,7 @@ class _Steps:
         self._progress.update(round(100 * share), 100, self._note)
 
 
-def _make(student: Student, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps) -> _Made:
+def _make(student: StudentFolder, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps) -> _Made:
     """Write the export into `folder` and compare it."""
     on, sessions = _sessions(run)
     rows = rows_of(sessions, student.template, student.tokenizer, context=student.context)
@@ -312,7 +312,7 @@ def _place(folder: Path, out: Path) -> None:
 
 
 def _receipt(
-    student: Student, folder: Path, *, to: str, dtype: str, made: _Made, limits: Limits, passed: bool
+    student: StudentFolder, folder: Path, *, to: str, dtype: str, made: _Made, limits: Limits, passed: bool
 ) -> dict[str, Any]:
     found = made.comparison
     files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -349,7 +349,7 @@ def _receipt(
     }
 
 
-def _measured(found: Comparison, limits: Limits) -> str:
+def _measured(found: ExportDeviation, limits: Limits) -> str:
     return (
         f"KL to the trained student {found.mean_kl:.2g} nats a token (limit {limits.kl:g}), the same most probable"
         f" token at {found.top1_agreement:.2%} of {found.tokens:,} (limit {1 - limits.disagree:.1%})"

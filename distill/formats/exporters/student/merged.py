@@ -1,4 +1,4 @@
-"""Writes whole weights that load with plain transformers, and whose answers end where they ended in training."""
+"""Writes merged weights that load with plain transformers and stop where they stopped in training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from distill.core.files import read_json, write_json
 from distill.errors import ModelError
-from distill.formats.exporters.student.source import FLOATS, Student
+from distill.formats.exporters.student.source import FLOATS, StudentFolder
 from distill.models import chat_template
 from distill.models.third_party import quietly
 
@@ -17,7 +17,7 @@ SHARD = "4GB"
 """Largest file of weights."""
 
 
-def write_whole(student: Student, model: Any, folder: Path, *, dtype: str) -> None:
+def write_whole(student: StudentFolder, model: Any, folder: Path, *, dtype: str) -> None:
     """Write weights, configuration, end tokens, tokenizer and chat template into an existing folder.
 
     float16 keeps a merged weight best for its size, and bfloat16 is what it is computed in unless its reader says
@@ -39,7 +39,7 @@ def write_whole(student: Student, model: Any, folder: Path, *, dtype: str) -> No
     write_tokenizer(student, folder)
 
 
-def write_tokenizer(student: Student, folder: Path) -> None:
+def write_tokenizer(student: StudentFolder, folder: Path) -> None:
     """Write the tokenizer with the chat template that the student was trained with."""
     student.tokenizer.chat_template = chat_template.jinja(student.template, student.tokenizer)
     with quietly():
@@ -50,7 +50,7 @@ def write_tokenizer(student: Student, folder: Path) -> None:
     write_json(folder / "tokenizer_config.json", settings)
 
 
-def _settle_ends(model: Any, student: Student) -> None:
+def _settle_ends(model: Any, student: StudentFolder) -> None:
     """Have `generate` stop at the tokens that ended answers in training, and sample as its caller says."""
     from transformers import GenerationConfig
 

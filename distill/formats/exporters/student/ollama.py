@@ -1,4 +1,4 @@
-r"""Writes Ollama's Modelfile: the GGUF file, where answers stop, and the chat template in Go's template language.
+r"""Writes Ollama's Modelfile: GGUF file, stop tokens, and the chat template in Go's template language.
 
 A Jinja chat template is not translated but listened to: conversations of sentinels are rendered, and what stands
 before, between and behind the contents is what the Go template says. That holds for templates that put fixed texts
@@ -29,7 +29,7 @@ _LESSONS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("syst
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """The fixed texts of a chat template."""
+    """Fixed texts of a chat template around each message."""
 
     before: Mapping[tuple[str, str], str]
     """By (role of the turn before, role): everything between the two contents."""

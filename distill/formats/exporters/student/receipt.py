@@ -1,4 +1,4 @@
-"""Compares an exported student with the one that was trained: what the receipt of every export says.
+"""Verifies an exported student against the trained one; the numbers of the export's receipt.
 
 Both read the same held-out conversations, teacher-forced: at each token of the teacher's answers, end tokens among
 them, the two distributions of the next token are compared. Everything is computed in float32 where the device can, so
@@ -30,7 +30,7 @@ Watch = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an export must keep to."""
+    """Tolerances of an export."""
 
     kl: float
     """Most nats a token, on average."""
@@ -39,8 +39,8 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """How far an export is from what was trained."""
+class ExportDeviation:
+    """Deviation of an export from the trained student."""
 
     rows: int
     tokens: int
@@ -77,7 +77,7 @@ def rows_of(
 
 
 class Reference:
-    """What the trained model says, kept in a file while the export is written, so that one model is in memory."""
+    """The trained model's outputs, kept in a file during the export, so that only one model is in memory."""
 
     def __init__(self, path: Path, rows: Sequence[chat_template.Example]) -> None:
         self.rows = rows
@@ -97,7 +97,7 @@ class Reference:
             done += len(found)
             watch(done)
 
-    def compare(self, model: Any, watch: Watch) -> Comparison:
+    def compare(self, model: Any, watch: Watch) -> ExportDeviation:
         """Have the exported model read the same; words that only one of the two has are left out."""
         done, total, most, agreeing = 0, 0.0, 0.0, 0
         for row in self.rows:
@@ -110,7 +110,7 @@ class Reference:
             done += len(ours)
             watch(done)
         mean = total / done
-        return Comparison(len(self.rows), done, 0.0 if mean < 0 else mean, most, agreeing / done)  # keeps a NaN
+        return ExportDeviation(len(self.rows), done, 0.0 if mean < 0 else mean, most, agreeing / done)  # keeps a NaN
 
     def close(self) -> None:
         """Remove the file."""

@@ -1,4 +1,4 @@
-"""The student that is exported: what its folder says, and its weights in the forms that exports need."""
+"""Reads the student to export: its metadata, and its weights in the forms that exports need."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESERVE_BYTES = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class Student:
+class StudentFolder:
     """A trained student's folder."""
 
     folder: Path
@@ -91,20 +91,20 @@ def fitting(device: torch.device, *, needed: int) -> torch.device:
     return device
 
 
-def read_student(folder: Path, *, name: str, system: str | None = None) -> Student:
+def read_student(folder: Path, *, name: str, system: str | None = None) -> StudentFolder:
     """The student in a folder. Raises `ModelError` where there is none, or where it holds pickles."""
-    told = read_base(folder)
+    info = read_base(folder)
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
         why = f"holds {pickles[0]}, a pickle that can run code" if pickles else "holds no *.safetensors"
         raise ModelError(f"{folder} {why}; train the student again")
-    return Student(folder, name, told, loading.load_tokenizer(folder), system)
+    return StudentFolder(folder, name, info, loading.load_tokenizer(folder), system)
 
 
-def base_name(told: dict[str, Any]) -> str | None:
+def base_name(info: dict[str, Any]) -> str | None:
     """The Hub id under which anybody finds the base as it was trained on; None where it lies here only."""
-    settings = told if str(told["fingerprint"]).startswith("hub:") else {}
-    return str(settings["model"]) if settings and told["layers"] is None else None
+    settings = info if str(info["fingerprint"]).startswith("hub:") else {}
+    return str(settings["model"]) if settings and info["layers"] is None else None
 
 
 def peft_settings(folder: Path) -> dict[str, Any]:
