@@ -101,6 +101,7 @@ def test_set_rules_see_only_what_is_still_kept_in_their_order(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.randoms())
 def test_the_order_of_sessions_changes_no_verdict_of_a_rule_on_a_row(tmp_path_factory, rng):

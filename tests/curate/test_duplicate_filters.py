@@ -206,6 +206,7 @@ def encoder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_same_meaning_is_dropped_whatever_stands_beside_it(encoder):
     rng = random.Random(5)
     prompts = [text(rng, 6), text(rng, 30), text(rng, 12)]

@@ -100,6 +100,7 @@ def test_only_masking_changes_a_session(action):
 PIECES = st.one_of(st.sampled_from([piece for _, _, piece in PERSONAL]), st.text("0123 4-.@:+abAB", max_size=20))
 
 
+@pytest.mark.slow
 @given(st.lists(PIECES, max_size=6), st.sampled_from(["", " ", "-", "."]))
 @example(["4111 1111 1111 1111", "4111 1111 1111 1111"], "")
 def test_a_mask_leaves_no_match(pieces, between):

@@ -68,6 +68,7 @@ def rules():
     return [(name, rule(rule.Options(**OPTIONS[name]))) for name, rule in shelf.items()]
 
 
+@pytest.mark.slow
 def test_one_process_and_two_write_the_same_bytes(tmp_path):
     written, filters = [], rules()
     for processes in (1, 2):  # the same rules: what one has read and cached is no hindrance
@@ -109,6 +110,7 @@ def test_a_rule_that_cannot_leave_its_process_keeps_all_in_it():
     assert {verdict.value for each in rows for verdict in each.verdicts} == {os.getpid()}
 
 
+@pytest.mark.slow
 def test_what_a_rule_raises_elsewhere_is_raised_here(tmp_path):
     length = Length(Length.Options(max_tokens=9, tokenizer=str(tmp_path)))
     with pytest.raises(ModelError, match="tokenizer") as raised:
@@ -154,6 +156,7 @@ def measuring(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psutil
             process.kill()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_and_only_the_first_speaks(tmp_path):
     with measuring(tmp_path) as (process, others):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
@@ -164,6 +167,7 @@ def test_ctrl_c_ends_all_processes_and_only_the_first_speaks(tmp_path):
     assert alive == []
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(tmp_path):
     with measuring(tmp_path) as (process, others):
         process.kill()

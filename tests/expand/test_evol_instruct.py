@@ -57,6 +57,7 @@ def fresh(number: int) -> str:
     return f"Explain matter {number} of alpha{number} beta{number} gamma{number} to a child."
 
 
+@pytest.mark.slow
 def test_every_operation_is_drawn_about_equally_often():
     counts = Counter(asked(growth(), k).split("\n\n")[1][:45] for k in range(300))
     assert len(counts) == len(OPERATIONS) == 6

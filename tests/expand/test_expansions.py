@@ -120,6 +120,7 @@ def test_every_expansion_has_a_teacher_here():
     assert list(TEACHERS) == GROWTHS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_the_tasks_are_the_same_at_any_concurrency_and_latency(tmp_path, name):
     with server_for(name) as server:
@@ -130,6 +131,7 @@ def test_the_tasks_are_the_same_at_any_concurrency_and_latency(tmp_path, name):
     assert len(lines(tmp_path / "1")) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_a_stopped_run_goes_on_to_the_same_tasks_and_then_asks_nothing(tmp_path, name):
     broken = {"from": 7}
@@ -183,6 +185,7 @@ def killed(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_a_killed_run_goes_on_to_the_same_tasks_and_buys_no_answer_twice(tmp_path, killed, name):
     assert not (killed / name / "tasks.jsonl").exists()
@@ -199,6 +202,7 @@ def test_a_killed_run_goes_on_to_the_same_tasks_and_buys_no_answer_twice(tmp_pat
     assert 0 < sends["in flight"] <= 2 * 16  # when it was killed, and when it was done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_more_tasks_extend_the_same_list(tmp_path, name):
     with server_for(name) as server:
@@ -208,6 +212,7 @@ def test_more_tasks_extend_the_same_list(tmp_path, name):
     assert len(lines(tmp_path / "many")) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_every_candidate_is_a_task_or_refused_for_a_reason(tmp_path, name):
     with server_for(name) as server:
@@ -217,6 +222,7 @@ def test_every_candidate_is_a_task_or_refused_for_a_reason(tmp_path, name):
     assert refused == Counter(counts["rejected"]) - Counter({"beyond_target": 10**9})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_what_is_too_similar_names_a_text_before_it(tmp_path, name):
     with server_for(name) as server:
@@ -229,6 +235,7 @@ def test_what_is_too_similar_names_a_text_before_it(tmp_path, name):
         assert nearest is None or (nearest["id"] in known and nearest["rouge_l"] > limit)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_every_task_says_where_it_comes_from(tmp_path, name):
     with server_for(name) as server:
@@ -270,6 +277,7 @@ def recipe(folder: Path, name: str, url: str, *, tasks: int) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GROWTHS)
 def test_every_expansion_runs_from_a_recipe_that_names_a_teacher_only(tmp_path, name):
     with server_for(name) as server:
