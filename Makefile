@@ -14,7 +14,7 @@ TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint wheel bench clean
+.PHONY: help setup demo test quick lint wheel bench clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*## /make \1 — /p' Makefile
@@ -33,6 +33,9 @@ demo: $(STAMP)  ## recipes/quickstart.yaml on real models: prints the report's p
 
 test: $(STAMP) lint  ## the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+quick: $(STAMP) lint  ## three quarters of the tests, under 90 seconds: neither slow ones nor the embedded model
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "not model and not slow"
 
 lint: $(STAMP)  ## style, types and layers
 	$(BIN)/ruff check .

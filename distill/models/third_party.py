@@ -7,14 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import ERROR, getLogger
 from pathlib import Path
-
-import datasets
-import torch
-from huggingface_hub import constants as hub
-from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from distill.errors import ModelError, RunFolderError
 
@@ -22,21 +15,21 @@ from distill.errors import ModelError, RunFolderError
 @contextmanager
 def quietly() -> Iterator[None]:
     """Keep progress bars and advice of the loaders, and of the kernels of 4-bit weights, off the terminal."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    kernels = getLogger("bitsandbytes")
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    kernels = logging.getLogger("bitsandbytes")
     before = kernels.level
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    kernels.setLevel(ERROR)  # it warns of a kernel that is not installed
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    kernels.setLevel(logging.ERROR)  # it warns of a kernel that is not installed
     try:
         yield
     finally:
         kernels.setLevel(before)
-        logging.set_verbosity(level)
+        transformers_logging.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def first_line(error: BaseException, folder: str = "") -> str:
@@ -52,6 +45,8 @@ _NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_
 @contextmanager
 def in_our_words(student_folder: Path) -> Iterator[None]:
     """Say of a full disk and a full GPU what to do about it."""
+    import torch
+
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -70,6 +65,8 @@ def in_our_words(student_folder: Path) -> Iterator[None]:
 
 def is_of_the_disk(error: Exception) -> bool:
     """Whether it says that a file cannot be written, in the words of Python, PyTorch, safetensors or tokenizers."""
+    from safetensors import SafetensorError
+
     return isinstance(error, OSError | SafetensorError) or re.search(_UNWRITTEN, str(error)) is not None
 
 
@@ -81,6 +78,10 @@ def reason_of(error: Exception) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep foreign progress bars, warnings and log lines off the terminal, and foreign code off the network."""
+    import datasets
+    from huggingface_hub import constants as hub
+    from transformers.utils import logging as transformers_logging
+
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     online = hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.browser.chromium import Tab, tab
-from tests.models.test_door import Server, serving
+from tests.support.models.student_server import Server, serving
 from tests.support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.model

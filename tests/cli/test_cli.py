@@ -10,30 +10,13 @@ import time
 
 import pytest
 
+from tests.support.cli import distill, only_line
+
 HEAVY = ("torch", "transformers", "openai", "datasets", "trl", "peft", "aiohttp", "pydantic")
 COMMANDS = (
     "run", "expand", "collect", "curate", "train", "compare", "report", "check", "show", "explain-miss", "clean",
     "import", "export", "serve", "doctor",
 )  # fmt: skip
-
-
-def distill(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "distill", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        timeout=120,
-    )
-
-
-def only_line(finished: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a failed command says."""
-    lines = finished.stderr.strip().splitlines()
-    assert len(lines) == 1, finished.stderr
-    return lines[0]
 
 
 def test_help_loads_nothing_heavy():

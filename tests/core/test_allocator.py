@@ -26,11 +26,11 @@ def test_settings_of_the_user_stand(name):
 
 STAGE = """
 import os, sys
-from distill import train
+from distill.train import stage
 asked = []
 sys.meta_path.insert(0, type("Watch", (), {"find_spec": staticmethod(
     lambda name, path=None, target=None: asked.append((name, os.environ.get("PYTORCH_ALLOC_CONF"))))}))
-train._room("memory")
+stage._room("memory")
 import torch
 print(next(setting for name, setting in asked if name == "torch"))
 """

@@ -272,9 +272,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from distill.engine.budget import Budget, Price
-from distill.engine.drive import Engine
-from distill.journal import Journal
-from distill.providers.openai import OpenAIProvider
+from distill.engine.engine import Engine
+from distill.engine.journal.store import Journal
+from distill.engine.providers.openai import OpenAIProvider
 from tests.engine.test_collector import flows
 with Journal.open(Path(sys.argv[2])) as journal:
     price = {"teacher": Price(input=1.0, output=1000.0)}

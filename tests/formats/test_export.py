@@ -12,7 +12,6 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import distill
 
 from distill.core.jsonl import write_rows
 from distill.errors import RecipeError, RunFolderError
@@ -23,6 +22,7 @@ from distill.formats.importers import Address
 from distill.formats.sources import Source, SourceCounts, sessions
 from distill.run.dataset_card import card, plain
 from distill.types import Message, Session
+from tests.support.cli import distill
 from tests.support.run_folder import HOSTILE, poison, write_run
 
 FILES = {"alpaca": "a.json", "sharegpt": "s.json", "openai": "o.jsonl", "parquet": "p.parquet", "hub": "h"}

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.errors import RecipeError
-from distill.formats import importers, oasst_trees, schemas
-from distill.formats.chat_html import cleaned
-from distill.formats.importers import IMPORTERS, Address
+from distill.formats import importers, schemas
+from distill.formats.importers import IMPORTERS
 from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows
 from distill.formats.schemas import ParsedRow, regular
 from distill.types import Message
+from tests.support.importing import JSON, read, reason, said, sharegpt, written
 
 CHAT = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
 
@@ -24,34 +24,10 @@ CHAT = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
 MESSAGES = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
 
 
-def written(path: Path, rows: list[Any], *, array: bool = False) -> str:
-    text = json.dumps(rows, indent=1) if array else "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
-    return str(path)
-
-
-def read(name: str, path: str, **options: Any) -> list[ParsedRow | RejectedRow]:
-    return list(importers.read(name, Address(path, **options)))
-
-
 def parsed(name: str, row: Any) -> ParsedRow:
     [found] = schemas.parse(iter([ForeignRow(1, row)]), schemas.SHAPES[name])
     assert isinstance(found, ParsedRow), found
     return found
-
-
-def reason(name: str, row: Any) -> str:
-    [found] = schemas.parse(iter([ForeignRow(1, row)]), schemas.SHAPES[name])
-    assert isinstance(found, RejectedRow), found
-    return found.reason
-
-
-def said(found: ParsedRow) -> list[str]:
-    return [f"{message.role[0]}: {message.content}" for message in found.messages]
-
-
-def sharegpt(*turns: tuple[str, str]) -> dict[str, Any]:
-    return {"id": "x", "conversations": [{"from": who, "value": what} for who, what in turns]}
 
 
 # Files
@@ -181,12 +157,6 @@ def test_what_is_malformed_is_rejected_with_its_reason(name, row, why):
     assert reason(name, row) == why
 
 
-INNER = st.sampled_from(("role", "content", "from", "value", "text", "type", "input", "output", "id", "meta"))
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(INNER, inner, max_size=4),
-    max_leaves=12,
-)
 KEYS = (
     "instruction",
     "input",
@@ -210,15 +180,6 @@ def test_any_row_of_any_shape_is_read_or_rejected(row):
                 json.dumps([message.content for message in found.messages])
             else:
                 assert found.reason
-
-
-PARTS = st.sampled_from(("message_id", "parent_id", "text", "role", "rank", "prompt", "replies", "deleted", "lang"))
-
-
-@given(st.lists(st.dictionaries(PARTS, JSON | st.floats() | st.sampled_from(("a", "b", "prompter", "assistant")))))
-def test_any_tree_is_read_or_rejected(rows):
-    for found in oasst_trees.threads(iter([ForeignRow(line, row) for line, row in enumerate(rows, start=1)])):
-        assert found.messages if isinstance(found, ParsedRow) else found.reason
 
 
 # Repairs
@@ -271,111 +232,6 @@ def test_what_is_repaired_is_regular_and_repairing_again_changes_nothing(turns):
     if found[-1].role == "assistant":
         assert schemas.irregularity(found) is None
     assert regular(found) == (found, [])
-
-
-# Pages
-
-PAGE = (
-    '<div class="markdown prose"><p>Use <code>a_b</code> &amp; *this*:</p><pre><div class="bg-black"><div>'
-    '<span>python</span><button>Copy code</button></div><div><code class="hljs language-python"><span>if</span> x:\n'
-    "    y_z()\n</code></div></div></pre><ol><li>One</li><li>Two</li></ol><script>alert(1)</script></div>"
-)
-
-
-def test_a_scraped_answer_becomes_markdown_with_its_code_whole():
-    text, repairs = cleaned("2 / 3" + PAGE, answer=True)
-    assert text == "Use `a_b` & *this*:\n\n```python\nif x:\n    y_z()\n```\n\n1. One\n2. Two"
-    assert repairs == ["html_to_markdown"]
-
-
-def test_leftovers_of_the_copy_button_are_taken_out():
-    assert cleaned("Try:\n```\npythonCopy codeprint(1)\n```", answer=True)[0] == "Try:\n```python\nprint(1)\n```"
-    assert cleaned("Yes.Copy12 chars / 3 words", answer=True)[0] == "Yes."
-
-
-def test_a_code_block_of_the_page_in_markdown_is_converted_alone():
-    block = PAGE[PAGE.index("<pre>") : PAGE.index("</pre>") + 6]
-    text, _ = cleaned(f"Say *a_b*:\n\n{block}\n\nDone, <you>.", answer=True)
-    assert text == "Say *a_b*:\n\n```python\nif x:\n    y_z()\n```\n\nDone, <you>."
-
-
-def test_blank_lines_of_code_are_kept():
-    code = "def a(): ...\n\n\ndef b(): ..."
-    text, _ = cleaned(f"<p>x</p><pre><code>{code}</code></pre>", answer=True)
-    assert text == f"x\n\n```\n{code}\n```"
-
-
-def test_a_table_keeps_its_first_row_as_its_head():
-    rows = "<table><tr><td>a</td><td>b</td></tr><tr><td>1</td><td>2</td></tr></table>"
-    assert cleaned(rows, answer=True)[0] == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Is a < b and c > d?",
-        "Write <p> for a paragraph.",
-        "```html\n<div class='red'></div>\n```",
-        "<p>Say</p> in a page:\n```html\n<p></p>\n```",
-        "1 / 2 cup of milk",
-        "snake_case and *stars*",
-        "<b>Bold</b> is not strong",
-    ],
-)
-def test_text_that_is_no_page_stays_as_it_is(text):
-    assert cleaned(text, answer=True) == (text, [])
-
-
-def test_a_question_about_html_keeps_its_tags():
-    question = "<div><p>Why is this red?</p></div>"
-    assert cleaned(question, answer=False) == (question, [])
-
-
-def test_html_that_is_too_deep_rejects_its_row():
-    deep = "<div>" * 5_000 + "x" + "</div>" * 5_000
-    assert reason("sharegpt", sharegpt(("human", "x"), ("gpt", deep))) == "bad_html"
-
-
-# Trees
-
-
-def reply(text: str, role: str, *replies: dict[str, Any], rank: int | None = None, **more: Any) -> dict[str, Any]:
-    return {"message_id": text, "text": text, "role": role, "rank": rank, "replies": list(replies), **more}
-
-
-def tree(**more: Any) -> dict[str, Any]:
-    best = reply("good", "assistant", reply("and?", "prompter", reply("so.", "assistant")), rank=0)
-    gone = reply("gone", "assistant", rank=-1, deleted=True)
-    prompt = reply("q", "prompter", reply("bad", "assistant", rank=1), gone, best)
-    return {"message_tree_id": "q", "tree_state": "ready_for_export", "prompt": prompt, **more}
-
-
-def flat(message: dict[str, Any], parent: str | None = None) -> list[dict[str, Any]]:
-    own = {key: value for key, value in message.items() if key != "replies"}
-    below = [row for child in message["replies"] for row in flat(child, message["message_id"])]
-    return [{**own, "parent_id": parent, "message_tree_id": "q"}, *below]
-
-
-def test_the_best_ranked_path_of_a_tree_is_taken_from_either_export(tmp_path):
-    expected = ["u: q", "a: good", "u: and?", "a: so."]
-    [nested] = read("oasst", written(tmp_path / "trees.jsonl", [tree()]))
-    [gathered] = read("oasst", written(tmp_path / "messages.jsonl", flat(tree()["prompt"])))
-    assert said(nested) == said(gathered) == expected
-
-
-def test_trees_that_were_given_up_and_orphans_are_rejected(tmp_path):
-    rows = [tree(tree_state="aborted_low_grade"), {**flat(tree()["prompt"])[1], "parent_id": "nowhere"}]
-    found = read("oasst", written(tmp_path / "trees.jsonl", rows))
-    assert [one.reason for one in found] == ["tree_state", "no_parent"]
-
-
-def test_a_tree_as_deep_as_it_likes_is_read(tmp_path):
-    rows = [
-        {"message_id": str(n), "parent_id": str(n - 1) if n else None, "text": f"t{n}",
-         "role": ("prompter", "assistant")[n % 2], "message_tree_id": "0"} for n in range(3_000)
-    ]  # fmt: skip
-    [found] = read("oasst", written(tmp_path / "deep.jsonl", rows))
-    assert len(found.messages) == 3_000
 
 
 # Tables

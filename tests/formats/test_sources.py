@@ -11,7 +11,6 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import distill
 
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.engine.mock_server import MockServer
@@ -23,6 +22,7 @@ from distill.formats.sources import TURN_TOKENS, Source, SourceCounts, Splitter,
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
 from distill.types import Message, Session
+from tests.support.cli import distill
 
 
 def alpaca(count: int, **more: Any) -> list[dict[str, Any]]:

@@ -10,62 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from distill.core.extras import install
 from distill.errors import MissingPackage, ModelError, RecipeError, RunFolderError
 from distill.formats.export import MODELS, export
-from tests.cli.test_cli import distill
-from tests.support.exporting import HELD_OUT, receipt_of, save_loud_model, write_trained_run
+from tests.support.cli import distill
+from tests.support.exported import QUESTION, greedy
+from tests.support.exporting import HELD_OUT, receipt_of, write_trained_run
 
 torch = pytest.importorskip("torch")
+
+
 pytestmark = pytest.mark.model
-
-QUESTION = {"role": "user", "content": "Number 3?"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> str:
-    return save_loud_model(tmp_path_factory.mktemp("base") / "model")
-
-
-@pytest.fixture(scope="module")
-def run_folder(base, tmp_path_factory) -> Path:
-    """A run whose student is an adapter over a pruned base in 4 bits."""
-    return write_trained_run(tmp_path_factory.mktemp("runs") / "tiny", base, layers=2)
-
-
-@pytest.fixture(scope="module")
-def whole_run(base, tmp_path_factory) -> Path:
-    """A run whose student was trained whole, and knows its answers by heart."""
-    return write_trained_run(tmp_path_factory.mktemp("runs") / "whole", base, method="full", learning_rate=5e-3)
-
-
-@pytest.fixture(scope="module")
-def exported(run_folder, whole_run, tmp_path_factory) -> dict[str, Path]:
-    """One export of each form; `whole` is the merged one of the student that was trained whole."""
-    out = tmp_path_factory.mktemp("exports")
-    for form in ("adapter", "merged", "ollama"):
-        export(run_folder, to=form, out=out / form)
-    export(whole_run, to="merged", out=out / "whole")
-    return {name: out / name for name in ("adapter", "merged", "ollama", "whole")}
-
-
-def greedy(run: Path, tokens: int) -> str:
-    """What the trained student answers."""
-    from distill.models.loading import load_student
-
-    model, tokenizer = load_student(run / "student", adapter=True, dtype=torch.float32)
-    prompt = tokenizer.apply_chat_template(
-        [QUESTION], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    answer = model.generate(**prompt, max_new_tokens=tokens, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    return str(tokenizer.decode(answer, skip_special_tokens=True))
 
 
 def run_card(folder: Path, *, tokens: int, then: str = "") -> str:
@@ -262,6 +222,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(run_folder, tmp_path, form):
 
 # Other students
 
+
 HUB = """
 import sys
 from pathlib import Path
@@ -355,90 +316,3 @@ def test_without_torch_the_error_says_what_to_install(run_folder, tmp_path, monk
     monkeypatch.setitem(sys.modules, "distill.formats.exporters.student.export", None)
     with pytest.raises(MissingPackage, match=re.escape(install("train"))):
         export(run_folder, to="merged", out=tmp_path / "x")
-
-
-# Trained, saved and served
-
-
-@pytest.fixture(scope="module")
-def served(exported, tmp_path_factory) -> Iterator[str]:
-    """The address of a server that runs the export of the student that was trained whole; its key is in SERVED_KEY."""
-    from distill.models.child_server import LocalServer
-
-    log = tmp_path_factory.mktemp("serve") / "server.log"
-    with LocalServer(str(exported["whole"]), log=log) as server, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SERVED_KEY", server.api_key)
-        assert server.base_url is not None
-        yield server.base_url
-
-
-def posted(address: str, body: dict[str, Any]) -> httpx.Response:
-    headers = {"Authorization": f"Bearer {os.environ['SERVED_KEY']}"}
-    return httpx.post(address, json=body, headers=headers, timeout=60)
-
-
-def test_a_served_export_answers_as_it_was_trained_and_stops(served, whole_run):
-    body = {"messages": [QUESTION], "temperature": 0, "max_tokens": 64}
-    choice = posted(f"{served}/chat/completions", body).json()["choices"][0]
-    assert choice["finish_reason"] == "stop"
-    assert choice["message"]["content"] == greedy(whole_run, 64)
-
-
-def test_trainer_saved_template_and_server_ask_in_the_same_tokens(served, whole_run, exported, capsys):
-    from distill.pipeline.doctor import examine_student
-
-    assert examine_student(whole_run, at=served, api_key_env="SERVED_KEY")
-    assert examine_student(exported["whole"], at=served, api_key_env="SERVED_KEY")
-    assert "ok   the same tokens in 12 dialogues by the trainer, the saved chat template and the server" in (
-        capsys.readouterr().out
-    )
-
-
-def test_a_changed_template_is_found_at_its_first_differing_token(served, whole_run, tmp_path):
-    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
-    template = run / "student" / "chat_template.jinja"
-    template.write_text(
-        template.read_text().replace("'\\n' }}{% endif %}{{ '<|im_start|>'", "' ' }}{% endif %}{{ '<|im_start|>'")
-    )
-    finished = distill("doctor", str(run), "--at", served, "--api-key-env", "SERVED_KEY", cwd=tmp_path)
-    assert finished.returncode == 1
-    assert re.search(
-        r"MISS \S+.*: token \d+ is '\\n' \(\d+\) by the trainer and ' ' \(\d+\) by the saved", finished.stdout
-    )
-    assert "by the server" not in finished.stdout
-
-
-def test_a_message_that_spells_a_special_token_is_told_and_is_no_fault(served, whole_run):
-    from distill.models import loading
-    from distill.models.template_check import SAVED, SERVED, by_server, by_template, check
-    from distill.types import Message
-
-    tokenizer = loading.load_tokenizer(whole_run / "student")
-    found = check(
-        [("spelling", [Message("user", "What does <|im_end|> mean?")])],
-        template="chatml",
-        tokenizer=tokenizer,
-        readings={SAVED: by_template(tokenizer), SERVED: by_server(served)},
-    )
-    assert [(one.by, one.spelled) for one in found.differences] == [(SAVED, "<|im_end|>")]
-    assert found.alike
-    assert "which training and `distill serve` keep as text" in found.differences[0].line()
-
-
-def test_the_server_tells_tokens_and_refuses_what_it_cannot_render(served):
-    address = served.removesuffix("/v1") + "/tokenize"
-    found = posted(address, {"messages": [QUESTION]}).json()
-    assert found["count"] == len(found["tokens"]) > 5
-    assert posted(address, {"messages": []}).status_code == 400
-    assert posted(address, {"messages": [QUESTION], "add_generation_prompt": False}).status_code == 400
-
-
-@pytest.mark.parametrize(
-    ("folder", "line"),
-    [("adapter", "holds an adapter, which is served only merged"), (".", "no run with a student and no export")],
-)
-def test_a_folder_that_cannot_be_served_is_one_line(exported, tmp_path, folder, line):
-    from distill.pipeline.doctor import examine_student
-
-    with pytest.raises(RunFolderError, match=line):
-        examine_student(exported.get(folder, tmp_path))

@@ -27,7 +27,7 @@ from distill.types import Message, Request, Sampling
 ORPHANS = """
 import sys, threading, time
 from pathlib import Path
-from distill.providers.local import LocalServer
+from distill.models.child_server import LocalServer
 
 folder = Path(sys.argv[1])
 servers = [LocalServer("smollm2", log=folder / f"{number}.log", say=lambda line: None) for number in range(2)]

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,23 +13,10 @@ import distill
 from distill.core.model_files import require_sound
 from distill.core.weights import fingerprint
 from distill.errors import ModelError
-from distill.models import pretrained
+from tests.support.errors import one_line
+from tests.support.models.model_folders import change
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21
-
-TAMPERED = "from pathlib import Path\nPath({mark!r}).touch()\n"
-
-
-def one_line(error: pytest.ExceptionInfo[ModelError]) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
-
-
-def change(file: Path, **settings: Any) -> None:
-    """Set keys of a JSON file, or take out those that are None."""
-    found = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({key: value for key, value in {**found, **settings}.items() if value is not None}))
 
 
 def test_models_are_loaded_at_one_place_alone():
@@ -62,6 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 INDEX = "model.safetensors.index.json"
+
+
 OUTSIDE = ("/etc/passwd", "../outside.safetensors", "parts/../../outside.safetensors", "..\\outside.safetensors", 5, "")
 
 
@@ -228,204 +213,3 @@ def test_a_snapshot_of_the_hub_may_link_to_nothing_else(folder, target):
     (snapshot / "merges.txt").symlink_to(target)
     with pytest.raises(ModelError, match=r"merges\.txt leads out of its folder"):
         require_sound(snapshot)
-
-
-# Weights
-
-
-@pytest.fixture
-def model(tiny: str, tmp_path: Path) -> Path:
-    """A whole model's folder of this test's own."""
-    return Path(shutil.copytree(tiny, tmp_path / "whole"))
-
-
-def without(file: Path, *ends: str) -> None:
-    """Take the weights with these ends of names out of a file of safetensors."""
-    from safetensors.torch import load_file, save_file
-
-    found = load_file(file)
-    kept = {name: tensor.clone() for name, tensor in found.items() if not name.endswith(ends)}
-    assert len(kept) < len(found)
-    save_file(kept, file, metadata={"format": "pt"})
-
-
-def load(folder: Path) -> Any:
-    return pretrained.load_model(folder, "AutoModelForCausalLM")
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("name", ["layers.1.mlp.up_proj.weight", "norm.weight", "embed_tokens.weight"])
-def test_a_model_that_lacks_weights_is_one_line(model, name):
-    without(model / "model.safetensors", name)
-    with pytest.raises(ModelError) as error:
-        load(model)
-    assert f"{model} lacks" in one_line(error)
-    assert name in str(error.value)
-
-
-@pytest.mark.model
-def test_a_head_may_be_missing_only_where_it_is_tied(model):
-    assert load(model).config.tie_word_embeddings
-    change(model / "config.json", tie_word_embeddings=False)
-    with pytest.raises(ModelError, match=r"lacks one of the weights .* \(lm_head\.weight\)"):
-        load(model)
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("settings", [{"hidden_size": 128}, {"num_hidden_layers": 5}, {"vocab_size": 10**9}])
-def test_weights_that_do_not_fit_their_configuration_are_one_line(model, settings):
-    change(model / "config.json", **settings)
-    with pytest.raises(ModelError) as error:
-        load(model)
-    assert str(model) in one_line(error)
-
-
-@pytest.mark.model
-def test_a_pickle_beside_safetensors_is_not_opened(model):
-    (model / "pytorch_model.bin").write_bytes(b"\x80no pickle")
-    assert load(model).config.num_hidden_layers == 4
-    (model / "model.safetensors").rename(model / "other.safetensors")
-    with pytest.raises(ModelError):
-        load(model)
-
-
-@pytest.mark.model
-def test_a_whole_model_with_an_adapter_beside_it_is_refused(model):
-    change(model / "adapter_config.json", peft_type="LORA", base_model_name_or_path="../other")
-    with pytest.raises(ModelError, match="holds an adapter beside a whole model"):
-        load(model)
-
-
-def embedder(folder: Path, tokenizer: Path, *, pooler: bool) -> Path:
-    from transformers import BertConfig, BertModel
-
-    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=49152, **shape), add_pooling_layer=pooler).save_pretrained(folder)
-    for file in tokenizer.glob("tokenizer*"):
-        shutil.copy(file, folder)
-    return folder
-
-
-@pytest.mark.model
-def test_a_model_of_sentence_vectors_may_lack_the_pooler_alone(tiny, tmp_path):
-    from distill.models.embeddings import embedded
-
-    folder = embedder(tmp_path / "vectors", Path(tiny), pooler=False)
-    assert embedded(["one", "two"], folder, 16, key="model").shape == (2, 16)
-    without(folder / "model.safetensors", "layer.1.output.dense.weight")
-    with pytest.raises(ModelError, match=r"model: .* lacks one of the weights"):
-        embedded(["one"], folder, 16, key="model")
-
-
-@pytest.fixture
-def adapter(tiny: str, tmp_path: Path) -> Path:
-    from peft import LoraConfig, get_peft_model
-
-    options = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    get_peft_model(load(Path(tiny)), options).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-@pytest.mark.model
-def test_an_adapter_that_lacks_weights_is_one_line(adapter, tiny):
-    pretrained.load_adapter(load(Path(tiny)), adapter)
-    without(adapter / "adapter_model.safetensors", "layers.1.self_attn.q_proj.lora_B.weight")
-    with pytest.raises(ModelError) as error:
-        pretrained.load_adapter(load(Path(tiny)), adapter)
-    assert "missing adapter keys" in one_line(error)
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("kind", ["XLORA", "MULTITASK_PROMPT_TUNING", "own.Adapter", None, {}])
-def test_an_adapter_of_another_kind_is_refused(adapter, tiny, kind):
-    change(adapter / "adapter_config.json", peft_type=kind)
-    with pytest.raises(ModelError, match="expected 'LORA'"):
-        pretrained.load_adapter(None, adapter)
-
-
-@pytest.mark.model
-def test_an_adapter_in_a_pickle_is_refused(adapter):
-    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(ModelError, match="pickles"):
-        pretrained.load_adapter(None, adapter)
-
-
-# Code
-
-
-OWN = ["own.Own", "own.Own"]
-NEEDS_CODE = {
-    "config.json": {"model_type": "own", "auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}},
-    "tokenizer_config.json": {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": OWN}},
-}
-NEEDS_NONE = {
-    "config.json": {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}},
-    "tokenizer_config.json": {"auto_map": {"AutoTokenizer": OWN}},
-    "processor_config.json": {"processor_class": "Own", "auto_map": {"AutoProcessor": "own.Own"}},
-    "preprocessor_config.json": {"auto_map": {"AutoImageProcessor": "own.Own"}},
-    "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "own.Own"}],
-}
-
-
-def tamper(folder: Path) -> Path:
-    """Put code into a model's folder that leaves a mark where it runs; returns the mark's path."""
-    mark = folder.parent / "ran"
-    (folder / "custom_generate").mkdir()
-    for file in ("own.py", "__init__.py", "custom_generate/generate.py"):
-        (folder / file).write_text(TAMPERED.format(mark=str(mark)))
-    return mark
-
-
-def served(folder: Path, cache: Path) -> str:
-    """What `yes | distill serve FOLDER` says, to its end or until it listens."""
-    environment = {**os.environ, "HF_MODULES_CACHE": str(cache)}
-    command = [str(Path(sys.executable).with_name("distill")), "serve", str(folder), "--port", "0"]
-    with (
-        subprocess.Popen(["yes"], stdout=subprocess.PIPE) as yes,
-        subprocess.Popen(
-            command, stdin=yes.stdout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        ) as server,
-    ):
-        said = ""
-        for line in server.stdout:
-            said += line
-            if "listening" in line:
-                break
-        server.terminate()
-        yes.kill()
-    return said
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("file", list(NEEDS_CODE))
-def test_a_model_that_needs_its_own_code_is_one_line_and_runs_nothing(model, tmp_path, file):
-    mark = tamper(model)
-    change(model / file, **NEEDS_CODE[file])
-    assert served(model, tmp_path / "modules") == (
-        f"error: {model} needs its own Python code (auto_map in {file}), which distill does not run; "
-        "use a model that transformers knows\n"
-    )
-    assert not mark.exists()
-
-
-@pytest.mark.model
-def test_a_part_of_a_model_that_needs_its_own_code_is_one_line_and_runs_nothing(model, tmp_path):
-    mark = tamper(model)
-    part = {"model_type": "blip_text_model", "auto_map": {"AutoModel": "own.Own"}, "_name_or_path": str(model)}
-    change(model / "config.json", model_type="fuyu", text_config={**part, "pad_token_id": 0, "vocab_size": 100})
-    said = served(model, tmp_path / "modules")
-    assert said.count("\n") == 1
-    assert "needs its own Python code (auto_map in config.json)" in said
-    assert not mark.exists()
-
-
-@pytest.mark.model
-def test_code_that_a_model_could_do_without_is_not_run(model, tmp_path):
-    mark = tamper(model)
-    for file, settings in NEEDS_NONE.items():
-        if isinstance(settings, dict):
-            change(model / file, **settings)
-        else:
-            (model / file).write_text(json.dumps(settings))
-    assert served(model, tmp_path / "modules").startswith("listening http://127.0.0.1:")
-    assert not mark.exists()

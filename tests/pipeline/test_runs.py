@@ -16,7 +16,7 @@ import yaml
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import MockServer, asking, status
 from distill.run.endpoints import weighted
-from tests.support.batch_server import BatchServer
+from tests.support.engine.batch_server import BatchServer
 
 KEY = "sk-a-secret-key-of-ours"
 

@@ -14,7 +14,7 @@ def rows() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
 
 
-def tests() -> set[str]:
+def names_of_tests() -> set[str]:
     files = sorted((ROOT / "tests").rglob("test_*.py"))
     assert files
     trees = [ast.parse(file.read_text(encoding="utf-8")) for file in files]
@@ -22,7 +22,7 @@ def tests() -> set[str]:
 
 
 def test_every_row_of_the_table_of_trust_names_tests_that_are_there() -> None:
-    known = tests()
+    known = names_of_tests()
     found = {row[0]: re.findall(r"`(test_\w+)`", row[-1]) for row in rows()}
     assert [what for what, named in found.items() if not named] == ["the installed package and its environment"]
     assert {name for named in found.values() for name in named} - known == set()

@@ -57,7 +57,7 @@ def test_it_finds_its_prompts_and_recipes(installed, tmp_path):
     assert finished.returncode == 0, finished.stderr
     assert "quickstart: valid" in finished.stdout
     [package] = installed.parent.parent.glob("lib/python3*/site-packages/distill")
-    assert {"py.typed", "__init__.pyi"} <= {file.name for file in package.iterdir()}
+    assert {"py.typed", "README.md"} <= {file.name for file in package.iterdir()}
     [shipped] = installed.parent.parent.glob("lib/python3*/site-packages/distill/_assets/recipes/accelerate")
     assert {file.name for file in shipped.iterdir()} == {"deepspeed_zero2.yaml", "fsdp.yaml", "multi_gpu.yaml"}
 

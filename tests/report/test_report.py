@@ -1,86 +1,17 @@
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import re
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from distill.errors import RunFolderError
-from distill.report.answer_rows import MAX_TEXT, data, in_script
-from distill.report.comparison import metric_of
-from distill.report.numbers import duration, fixed, percent, ticks
+from distill.report.answer_rows import data, in_script
 from distill.report.stage import report, shape
-from distill.text.tokens import visible
-from tests.support.run_folder import HOSTILE, change, poison, write_run
-
-VOID = {"meta", "input"}
-ATTRIBUTES = """
-aria-controls aria-expanded aria-hidden aria-label aria-pressed
-autocomplete charset class content cx cy d data-label data-open data-order data-rouge
-dir dy height hidden href http-equiv id lang name open overflow placeholder points preserveaspectratio r role
-rx scope spellcheck text-anchor title type value viewbox width x x1 x2 y y1 y2
-"""
-
-
-class Parsed(HTMLParser):
-    """A page as a browser's parser sees it: its elements, their attributes, and the text under each class."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: Counter[str] = Counter()
-        self.attributes: list[tuple[str, str, str | None]] = []
-        self.texts: list[tuple[str, str]] = []
-        self._open: list[tuple[str, str, list[str]]] = []
-        self.feed(html)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements[tag] += 1
-        self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in VOID:
-            self._open.append((tag, dict(attrs).get("class") or tag, []))
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        opened, name, pieces = self._open.pop()
-        assert opened == tag
-        self.texts.append((name, "".join(pieces)))
-
-    def handle_data(self, data: str) -> None:
-        for _, _, pieces in self._open:
-            pieces.append(data)
-
-    def under(self, name: str) -> list[str]:
-        return [text for where, text in self.texts if where == name]
-
-    def values(self, attribute: str) -> list[str | None]:
-        return [value for _, name, value in self.attributes if name == attribute]
-
-
-def page(folder: Path, **options: Any) -> Parsed:
-    report(folder, **options)
-    return Parsed((folder / "report.html").read_text(encoding="utf-8"))
-
-
-def first_answer(folder: Path, model: str, text: str) -> None:
-    def edit(row: dict[str, Any]) -> dict[str, Any]:
-        row["answers"][model]["text"] = text
-        return row
-
-    change(folder / "answers.jsonl", edit)
+from tests.support.parsed_page import Parsed, first_answer, page, viewed
+from tests.support.run_folder import change, write_run
 
 
 def test_a_finished_run_leaves_no_section_out(tmp_path: Path) -> None:
@@ -137,85 +68,6 @@ def test_entries_that_say_next_to_nothing_give_a_page(tmp_path: Path) -> None:
         change(tmp_path / name, lambda row: {})
     change(tmp_path / "student/train_log.jsonl", lambda row: {"step": row["step"], "loss": 1})
     assert page(tmp_path).elements["section"] == 7
-
-
-def test_the_page_may_load_nothing_and_run_only_its_own_scripts(tmp_path: Path) -> None:
-    found = page(write_run(tmp_path))
-    policy = next(value for value in found.values("content") if "default-src" in (value or ""))
-    data, *scripts = found.under("script")
-    assert json.loads(data)["prompts"]
-    assert policy == (
-        f"default-src 'none'; style-src '{digest(found.under('style')[0])}'; "
-        f"script-src {' '.join(repr(digest(script)) for script in scripts)}; base-uri 'none'; form-action 'none'"
-    )
-    assert (found.elements["style"], found.elements["script"]) == (1, 4)
-
-
-def digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def viewed(html: str) -> list[dict[str, Any]]:
-    """The prompts that the page's viewer reads."""
-    prompts: list[dict[str, Any]] = json.loads(Parsed(html).under("script")[0])["prompts"]
-    return prompts
-
-
-def test_no_element_carries_style_handlers_or_addresses(tmp_path: Path) -> None:
-    found = page(write_run(tmp_path))
-    assert {name for _, name, _ in found.attributes} <= set(ATTRIBUTES.split())
-    assert all(str(address).startswith("#") for address in found.values("href"))
-    assert {address[1:] for address in found.values("href") if address} <= set(found.values("id"))
-
-
-@pytest.mark.parametrize("payload", HOSTILE)
-def test_hostile_text_in_every_file_adds_no_element_and_no_attribute(tmp_path: Path, payload: str) -> None:
-    clean = page(write_run(tmp_path / "clean", prompts=4))
-    poisoned = page(poison(write_run(tmp_path / "poisoned", prompts=4), payload))
-    assert poisoned.elements.keys() <= clean.elements.keys()
-    assert {pair[:2] for pair in poisoned.attributes} <= {pair[:2] for pair in clean.attributes}
-    assert poisoned.elements["script"] == clean.elements["script"]
-    assert poisoned.under("script")[1:] == clean.under("script")[1:]
-    assert visible(payload) in str(json.loads(poisoned.under("script")[0])["prompts"][0]["answers"]["student"]["text"])
-    assert poisoned.values("href") == clean.values("href")
-    assert any(visible(payload) in text for text in poisoned.under("text"))
-
-
-def test_an_answer_is_shown_letter_by_letter(tmp_path: Path) -> None:
-    answer = "\n  if a < b && c > \"d\": 'e' </div>\n\n\tوداعا $x ${y} {{ z }} {% raw %} &amp; 👩‍🚀"
-    first_answer(write_run(tmp_path, prompts=1), "teacher", answer)
-    assert answer in page(tmp_path).under("text")
-
-
-def test_characters_that_hide_or_reorder_text_are_shown(tmp_path: Path) -> None:
-    hidden = [*map(chr, range(32)), *"\x7f\x85\u202e\u2066\u200b\ufeff\ud800\U000e0041"]
-    first_answer(write_run(tmp_path, prompts=1), "student", "a" + "".join(hidden) + "b")
-    report(tmp_path)
-    html = (tmp_path / "report.html").read_bytes().decode()
-    own = html[: html.index('<script type="application/json"')]
-    assert [character for character in hidden if character in own] == ["\t", "\n"]
-    assert viewed(html)[0]["answers"]["student"]["text"].startswith("a⟦U+0000⟧")
-    assert "⟦U+0000⟧⟦U+0001⟧" in html
-    assert "⟦U+202E⟧" in html
-    assert "⟦U+D800⟧" in html
-
-
-@given(st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S", "Zs"]), max_size=50))
-def test_ordinary_text_stays_as_it_is(text: str) -> None:
-    assert visible(text) == text
-
-
-def test_every_shown_text_keeps_its_own_direction(tmp_path: Path) -> None:
-    html = (report(write_run(tmp_path)), (tmp_path / "report.html").read_text())[1]
-    assert html.count('<div class="text"') == html.count('<div class="text" dir="auto">') >= 20
-
-
-def test_huge_answers_are_cut_and_the_page_stays_under_a_megabyte(tmp_path: Path) -> None:
-    write_run(tmp_path)
-    for model in ("base", "student", "teacher", "teacher_again"):
-        first_answer(tmp_path, model, "w" * 100_000)
-    assert report(tmp_path)["bytes"] < 1_000_000
-    assert f"{100_000 - MAX_TEXT:,} more characters" in (tmp_path / "report.html").read_text()
 
 
 def test_without_a_script_the_worst_are_open_and_the_tools_hidden(tmp_path: Path) -> None:
@@ -358,11 +210,6 @@ def test_a_judges_reasons_to_500_prompts_fit_into_three_megabytes_too() -> None:
     assert few[0]["reason"] == "why " * 100, "of few prompts nothing is cut"
 
 
-def test_a_share_that_rounds_to_nothing_has_no_sign() -> None:
-    assert (percent(-0.001), fixed(-0.0001, 2), fixed(-0.0001, 2, signed=True)) == ("0%", "0.00", "+0.00")
-    assert percent(-0.01) == "−1%"
-
-
 def test_a_page_of_500_prompts_with_long_answers_stays_under_three_megabytes(tmp_path: Path) -> None:
     write_run(tmp_path, prompts=500)
     change(tmp_path / "answers.jsonl", lambda row: {
@@ -370,43 +217,6 @@ def test_a_page_of_500_prompts_with_long_answers_stays_under_three_megabytes(tmp
     })  # fmt: skip
     assert (tmp_path / "answers.jsonl").stat().st_size > 3_000_000
     assert report(tmp_path)["bytes"] < 3_000_000
-
-
-def judgements(folder: Path, better: str, base: float, student: float, excludes_zero: bool) -> list[str]:
-    difference = {"mean": student - base, "low": 0, "high": 0, "excludes_zero": excludes_zero}
-    by = {"base": {"mean": base}, "student": {"mean": student}}
-    entry = {"better": better, "by": by, "student_minus_base": difference}
-    change(folder / "scores.json", lambda scores: {**scores, "metrics": {"m": entry}})
-    return page(folder).under("judgement")
-
-
-@pytest.mark.parametrize(
-    ("better", "base", "student", "expected"),
-    [
-        ("lower", 0.9, 0.5, "better than base"),
-        ("lower", 0.5, 0.9, "worse than base"),
-        ("higher", 0.1, 0.3, "better than base"),
-        ("higher", 0.3, 0.1, "worse than base"),
-        ("near 1", 1.7, 0.9, "better than base"),
-        ("near 1", 0.9, 1.7, "worse than base"),
-        ("near 1", 0.5, 1.5, "no clear difference"),
-    ],
-)
-def test_a_difference_is_judged_by_the_direction_of_its_metric(
-    tmp_path: Path, better: str, base: float, student: float, expected: str
-) -> None:
-    assert judgements(write_run(tmp_path), better, base, student, True) == [expected]
-
-
-@pytest.mark.parametrize(("p_holm", "expected"), [(0.04, "better"), (0.06, "unclear"), (None, "better")])
-def test_a_kind_of_prompt_is_coloured_only_where_its_adjusted_p_is_small(p_holm: float | None, expected: str) -> None:
-    difference = {"mean": -0.4, "low": -0.5, "high": -0.3, "excludes_zero": True}
-    entry = {
-        "by": {"base": {"mean": 0.9}, "student": {"mean": 0.5}},
-        "student_minus_base": difference,
-        "p_holm": p_holm,
-    }
-    assert metric_of("nll_per_byte", entry, {"better": "lower"}).judgement == expected
 
 
 def test_a_page_says_what_nobody_looked_at(tmp_path: Path) -> None:
@@ -417,42 +227,6 @@ def test_a_page_says_what_nobody_looked_at(tmp_path: Path) -> None:
     facts = dict(shape(judged)["trust"])
     assert "Right or wrong" not in facts
     assert facts["Prompts"] == "32; it is not known whether they were trained on"
-
-
-def test_a_difference_whose_interval_holds_zero_is_not_coloured(tmp_path: Path) -> None:
-    assert judgements(write_run(tmp_path), "lower", 0.9, 0.5, False) == ["no clear difference"]
-    assert not {"better", "worse"} & {str(value) for value in page(tmp_path).values("class")}
-
-
-def test_the_bar_puts_better_to_the_right_and_stays_inside(tmp_path: Path) -> None:
-    report(write_run(tmp_path))
-    html = (tmp_path / "report.html").read_text()
-    places = {model: float(at) for model, at in re.findall(r'class="dot (\w+)" cx="([\d.]+)%"', html)}
-    assert 0 < places["base"] < places["student"] < places["teacher"] < 100
-
-
-def test_bars_of_the_funnel_stay_inside_their_drawing(tmp_path: Path) -> None:
-    report(write_run(tmp_path))
-    html = (tmp_path / "report.html").read_text()
-    bars = re.findall(r'class="\w+" x="([\d.]+)%" y="1" height="12" width="([\d.]+)%"', html)
-    assert len(bars) == 16
-    assert all(float(start) >= 0 and float(start) + float(length) <= 100.1 for start, length in bars)
-
-
-def test_losses_that_are_no_numbers_are_counted_not_drawn(tmp_path: Path) -> None:
-    write_run(tmp_path)
-    change(tmp_path / "student/train_log.jsonl", lambda row: {**row, "loss": float("nan")} if row["step"] == 5 else row)
-    assert "1 logged steps have a loss that is no number; they are not drawn." in page(tmp_path).under("notice alert")
-    assert "nan" not in " ".join(str(value) for value in page(tmp_path).values("points"))
-
-
-def test_a_long_training_is_thinned_but_keeps_its_last_step(tmp_path: Path) -> None:
-    write_run(tmp_path)
-    rows = ({"step": step, "loss": 1 / step} for step in range(1, 5_002))
-    (tmp_path / "student/train_log.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    titles = [title for title in page(tmp_path).under("title") if title.startswith("step ")]
-    assert len(titles) < 402
-    assert titles[-1].startswith("step 5001\n")
 
 
 def test_a_stage_that_did_not_finish_is_warned_of(tmp_path: Path) -> None:
@@ -481,20 +255,3 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError):
         report(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
-def test_ticks_enclose_what_they_measure(low: float, length: float) -> None:
-    marks = ticks(low, low + length)
-    assert 2 <= len(marks) <= 8
-    assert marks == sorted(set(marks))
-    slack = (marks[1] - marks[0]) * 1e-6
-    assert marks[0] - slack <= low <= low + length <= marks[-1] + slack
-
-
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(None, None), (1.94, "1.9 s"), (59.4, "59 s"), (59.7, "1 min 00 s"), (412.7, "6 min 53 s"), (3_900, "1 h 05 min")],
-)
-def test_a_duration_reads_as_one_says_it(seconds: float | None, expected: str | None) -> None:
-    assert duration(seconds) == expected

@@ -19,7 +19,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.mock_server import MockServer
 from distill.errors import RunFolderError
 from tests.pipeline.test_runs import PRICE, distill, record, sessions, teacher, write
-from tests.support.batch_server import BatchServer
+from tests.support.engine.batch_server import BatchServer
 
 USD = 20 * (2 * 1.0 + 4 * 1000.0) / 1e6
 """Of 20 questions of two words, each answered with four."""

@@ -74,8 +74,9 @@ def test_two_writers_are_refused(tmp_path):
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     script = (
-        "import os, signal, sys; from pathlib import Path; from distill import run; from distill.recipe import Recipe\n"
-        "with run.opened(Path(sys.argv[1]), Recipe(name='first')): os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from distill.recipe import Recipe; from distill.run import record\n"
+        "with record.opened(Path(sys.argv[1]), Recipe(name='first')): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
     with record_module.opened(tmp_path, RECIPE):

@@ -58,7 +58,7 @@ def watch(event, args):
         os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(watch)
-from distill.student import trainer
+from distill.train import loop
 from tests.train.test_checkpoints import WATCHED
 from tests.support.training import run
 

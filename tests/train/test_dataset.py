@@ -190,7 +190,7 @@ def test_shown_examples_are_spread_over_all_and_spell_their_tokens(smollm, tmp_p
 
 
 SHOW = """
-from distill import console
+from distill.core import console
 class Text:
     id, trained = "s1", [False, True]
     def stretches(self):

@@ -214,10 +214,11 @@ MISSING = """
 import sys
 sys.modules["datasets"] = None
 from pathlib import Path
-from distill import errors, train
+from distill import errors
+from distill.train import stage
 assert "torch" not in sys.modules
 try:
-    train.train(Path(sys.argv[1]), model="x", layers=None, template="chatml", options=train.TrainOptions(), seed=1)
+    stage.train(Path(sys.argv[1]), model="x", layers=None, template="chatml", options=stage.TrainOptions(), seed=1)
 except errors.MissingPackage as error:
     print(error)
 """

@@ -118,9 +118,9 @@ def test_a_pass_that_cannot_be_tried_is_one_line_and_not_the_end(tiny, tmp_path)
 KILLED = """
 import resource, sys
 from pathlib import Path
-from distill.chat import Example
-from distill.student.options import TrainOptions
-from distill.student.rehearsal import rehearse
+from distill.models.chat_template import Example
+from distill.train.options import TrainOptions
+from distill.train.dry_run import rehearse
 resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
 rehearse(Path(sys.argv[1]), None, [Example([1, 2, 3], [-100, 2, 3])], TrainOptions(), 1)
 """

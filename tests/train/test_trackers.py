@@ -36,7 +36,7 @@ def test_an_unknown_one_is_refused_by_the_recipe():
 
 LOADED = """
 import sys
-from distill.student.trackers import require_trackers
+from distill.train.trackers import require_trackers
 require_trackers(["tensorboard"])
 print(sorted({"torch", "tensorboard", "transformers"} & set(sys.modules)))
 """

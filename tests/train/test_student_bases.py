@@ -29,7 +29,7 @@ def answers(folder):
 
 
 def test_a_gguf_file_is_a_base(tmp_path, monkeypatch):
-    from tests.models.test_loading import make_gguf
+    from tests.support.models.gguf_file import make_gguf
 
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     model = make_gguf(tmp_path / "small.gguf")
@@ -44,7 +44,7 @@ def test_a_gguf_file_is_a_base(tmp_path, monkeypatch):
 HUB = """
 import sys
 from pathlib import Path
-from tests.train.test_bases import SHORT, answers
+from tests.train.test_student_bases import SHORT, answers
 from tests.support.training import SESSIONS, run
 result, said = run(Path(sys.argv[1]), "owner/tiny", sessions=SESSIONS[:6], options=SHORT)
 assert (result.rows, said) == (6, []), said

@@ -85,7 +85,7 @@ def begin(run: Path, *, epochs: int) -> None:
 STOPPED = """
 import json, os, signal, sys
 from pathlib import Path
-from distill import students
+from distill.run import students
 
 run, number, told = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.stdin.read())
 

@@ -1,56 +1,31 @@
-"""Set filters that ask no model: which row of a cluster stays, that order decides ties alone, and what is chosen."""
+"""Filters of duplicates: exact, near, MinHash and by meaning; which row of a cluster stays."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import random
-from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from distill.curate.filters.exact_duplicate import ExactDuplicate
 from distill.curate.filters.minhash import HASHES, MOST_MISSED, MinHash, bands_and_rows
 from distill.curate.filters.near_duplicate import NearDuplicate
-from distill.curate.filters.quota import Quota
-from distill.curate.filters.selection import Selection, farthest_first, vectors
 from distill.curate.filters.semantic_duplicate import SemanticDuplicate, greedy
-from distill.errors import ModelError, RecipeError
-from distill.pipeline.parts import load_recipe
-from distill.types import Message, Session
+from distill.errors import ModelError
+from distill.types import Session
+from tests.support.set_filters import SEEDS, WORDS, kept, session, sessions, text
 
-WORDS = [
-    f"{first}{second}" for first in ("ra", "le", "mo", "ti", "su") for second in ("ban", "der", "fin", "gol", "ket")
-]
-
-SEEDS = st.integers(0, 2**32)
 EXACT = ExactDuplicate(ExactDuplicate.Options())
+
+
 NEAR = NearDuplicate(NearDuplicate.Options())
-
-
-def session(id: str, prompt: str, answer: str = "The Danube.", **meta) -> Session:
-    return Session(id, (Message("user", prompt), Message("assistant", answer)), meta)
-
-
-def sessions(*prompts: str) -> list[Session]:
-    return [session(f"s{number}", prompt) for number, prompt in enumerate(prompts)]
-
-
-def text(rng: random.Random, words: int = 40) -> str:
-    return " ".join(rng.choices(WORDS, k=words))
 
 
 def variants(rng: random.Random, count: int) -> list[str]:
     """Texts that are all near each other: each differs from the first in its last word alone."""
     common = text(rng)
     return [f"{common} {word}" for word in rng.sample(WORDS, count)]
-
-
-def kept(rule, rows: list[Session]) -> list[str]:
-    return [row.id for row, found in zip(rows, rule.decide_all(rows), strict=True) if found.keep]
 
 
 def shingles(prompt: str, size: int = 3) -> set[tuple[str, ...]]:
@@ -178,113 +153,6 @@ def test_no_rows_are_no_verdicts():
     assert MinHash(MinHash.Options()).decide_all([]) == []
 
 
-# --- quota
-
-
-def test_of_each_group_the_first_rows_stay():
-    rows = [session(f"s{number}", "Hi", source="ab"[number % 2]) for number in range(7)]
-    found = Quota(Quota.Options(most=2)).decide_all(rows)
-    assert [(each.keep, each.value, each.threshold) for each in found[:5]] == [
-        *((True, place, 2) for place in (1, 1, 2, 2)),
-        (False, 3, 2),
-    ]
-    assert kept(Quota(Quota.Options(most=2)), rows) == ["s0", "s1", "s2", "s3"]
-
-
-@pytest.mark.parametrize(("missing", "count"), [("keep", 4), ("group", 1)])
-def test_rows_without_the_key_are_free_or_a_group(missing, count):
-    assert len(kept(Quota(Quota.Options(by="topic", most=1, missing=missing)), sessions(*"abcd"))) == count
-
-
-def test_a_quota_without_a_bound_is_an_error():
-    with pytest.raises(ValidationError, match="give `most`"):
-        Quota.Options()
-
-
-@given(st.lists(st.sampled_from("abc"), max_size=40), st.integers(1, 9), st.floats(0.01, 1))
-def test_no_group_is_above_its_quota_and_none_is_emptied(groups, most, share):
-    rows = [session(f"s{number}", "Hi", source=group) for number, group in enumerate(groups)]
-    stay = [row.meta["source"] for row in rows if row.id in kept(Quota(Quota.Options(most=most, share=share)), rows)]
-    bound = min(most, max(1, int(share * len(rows))))
-    assert {group: stay.count(group) for group in stay} == {g: min(bound, groups.count(g)) for g in groups}
-
-
-@given(st.lists(st.sampled_from("abc"), max_size=30), st.integers(1, 9), st.randoms())
-def test_as_many_of_each_group_stay_in_any_order(groups, most, rng):
-    rows = [session(f"s{number}", "Hi", source=group) for number, group in enumerate(groups)]
-    counts = []
-    for _ in range(2):
-        stay = kept(Quota(Quota.Options(most=most)), rows)
-        counts.append(Counter(row.meta["source"] for row in rows if row.id in stay))
-        rng.shuffle(rows)
-    assert counts[0] == counts[1]
-
-
-# --- selection
-
-
-def test_exactly_so_many_rows_are_chosen_and_each_other_names_one():
-    rng = random.Random(1)
-    rows = sessions(*(text(rng, 9) for _ in range(60)))
-    found = Selection(Selection.Options(count=12)).decide_all(rows)
-    stay = {row.id for row, each in zip(rows, found, strict=True) if each.keep}
-    assert len(stay) == 12
-    assert all(each.neighbour in stay for each in found if not each.keep)
-
-
-def test_of_three_topics_one_row_each_is_chosen():
-    topics = ("river boat water bridge", "violin concert music choir", "bread oven flour butter")
-    rows = sessions(*(f"{topic} {number}" for topic, number in itertools.product(topics, ("one", "two", "six"))))
-    assert {int(id[1:]) // 3 for id in kept(Selection(Selection.Options(count=3)), rows)} == {0, 1, 2}
-
-
-@settings(max_examples=20, deadline=None)
-@given(SEEDS, st.integers(1, 30))
-def test_the_same_rows_in_another_order_give_the_same_set(seed, count):
-    rng = random.Random(seed)
-    rows = [session(f"s{number}", f"{text(rng, 12)} n{number}") for number in range(30)]
-    rule = Selection(Selection.Options(count=count))
-    before = set(kept(rule, rows))
-    rng.shuffle(rows)
-    assert set(kept(rule, rows)) == before
-
-
-def test_the_lazy_choice_is_the_plain_one():
-    rng = random.Random(3)
-    texts = [text(rng, 10) for _ in range(200)]
-    rows = vectors([each.split() for each in texts])
-    chosen, _, _ = farthest_first(rows, texts, 40)
-    plain = chosen[:1]
-    while len(plain) < 40:
-        nearest = (rows @ rows[plain].T).max(axis=1)
-        nearest[plain] = float("inf")
-        plain.append(min(range(200), key=lambda place: (nearest[place], texts[place])))
-    assert chosen == plain
-
-
-def test_the_set_of_thousands_is_the_same_in_another_order():
-    rng = random.Random(8)
-    words = [f"{first}{second}" for first in WORDS for second in WORDS]
-    texts = list(dict.fromkeys(" ".join(rng.choices(words[:120], k=rng.randint(1, 12))) for _ in range(4000)))
-    found = []
-    for _ in range(2):
-        chosen, cosines, _ = farthest_first(vectors([each.split() for each in texts]), texts, 300)
-        found.append(([texts[place] for place in chosen], dict(zip(texts, cosines.tolist(), strict=True))))
-        rng.shuffle(texts)
-    assert found[0] == found[1]
-
-
-def test_answers_outside_the_window_are_dropped_first():
-    rows = [session(f"s{n}", f"prompt {n}", "x" * n) for n in range(1, 8)]
-    found = Selection(Selection.Options(count=9, min_chars=3, max_chars=5)).decide_all(rows)
-    assert [each.reason for each in found] == [*["too_few_chars"] * 2, *["ok"] * 3, *["too_many_chars"] * 2]
-
-
-@pytest.mark.parametrize("prompts", [[], ["same"] * 9, [""] * 9])
-def test_rows_that_cannot_be_told_apart_are_chosen_all_the_same(prompts):
-    assert len(kept(Selection(Selection.Options(count=4)), sessions(*prompts))) == min(4, len(prompts))
-
-
 # --- semantic_duplicate
 
 
@@ -354,58 +222,3 @@ def test_a_folder_without_safetensors_is_one_line(tmp_path, files):
         (tmp_path / name).write_text("{}")
     with pytest.raises(ModelError, match=r"lacks config\.json or \*\.safetensors"):
         SemanticDuplicate(SemanticDuplicate.Options(model=str(tmp_path))).decide_all(sessions("a"))
-
-
-# --- paths in a recipe
-
-
-def recipe(folder, **rule):
-    path = folder / "recipe.yaml"
-    path.write_text(json.dumps({"name": "own", "curate": [rule]}))
-    return path
-
-
-def test_a_rule_finds_its_files_beside_the_recipe_and_notices_a_change(tmp_path):
-    (tmp_path / "bench.jsonl").write_text("{}\n")
-    loaded = load_recipe(recipe(tmp_path, filter="contamination", files=["bench.jsonl"]))
-    assert loaded.curate[0].options.files == [str(tmp_path / "bench.jsonl")]
-    resolved = tmp_path / "resolved.yaml"
-    resolved.write_text(loaded.to_yaml())
-    assert load_recipe(resolved).document() == loaded.document()
-    (tmp_path / "bench.jsonl").write_text('{"text": "more"}\n')
-    with pytest.raises(RecipeError, match="has changed since this recipe was resolved"):
-        load_recipe(resolved)
-
-
-def test_a_rule_may_name_a_folder_or_an_embedded_model(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    loaded = load_recipe(recipe(tmp_path, filter="semantic_duplicate", model="model"))
-    assert loaded.curate[0].options.model == str(tmp_path / "model")
-    assert [*loaded.files] == [str(tmp_path / "model")]
-    loaded = load_recipe(recipe(tmp_path, filter="length", max_tokens=9, tokenizer="smollm2"))
-    assert (loaded.curate[0].options.tokenizer, loaded.files) == ("smollm2", {})
-
-
-def test_a_missing_file_of_a_rule_is_one_line(tmp_path):
-    with pytest.raises(RecipeError, match=r"curate\.contamination\.files: no file none\.jsonl"):
-        load_recipe(recipe(tmp_path, filter="contamination", files=["none.jsonl"]))
-
-
-def test_a_rule_s_path_that_is_set_is_relative_to_the_current_folder(tmp_path, monkeypatch):
-    here = tmp_path / "here"
-    here.mkdir()
-    (here / "own.txt").write_text("one\n")
-    monkeypatch.chdir(here)
-    path = recipe(tmp_path, filter="contamination", files=["missing"])
-    loaded = load_recipe(path, overrides=["curate.contamination.files=[own.txt]"])
-    assert loaded.curate[0].options.files == [str(here / "own.txt")]
-
-
-def test_on_is_a_key_and_no_a_language(tmp_path):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        "name: own\ncurate:\n- {filter: language, on: both, keep: [no, en]}\n- {filter: truncated, drop: yes}\n"
-    )
-    language, truncated = (rule.options for rule in load_recipe(path).curate)
-    assert (language.on, language.keep, truncated.drop) == ("both", ("no", "en"), True)

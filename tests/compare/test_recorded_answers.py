@@ -1,92 +1,24 @@
-"""Prompts from anywhere, recorded answers, categories, leaks: compared with no model at hand."""
+"""Recorded answers, categories and leaks, compared with no model at hand."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
-from distill.compare.metrics import ModelAnswer
 from distill.compare.metrics.instructions import Instructions
-from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.metrics.overlap import Overlap
-from distill.compare.metrics.style import Style
-from distill.compare.prompts import of_file, same_questions, take_recorded
-from distill.compare.results import ComparisonResults
-from distill.compare.stage import Sides, compare
 from distill.core import assets
 from distill.core.jsonl import write_rows
-from distill.engine.engine import Engine
-from distill.engine.journal.store import Journal
 from distill.engine.providers.scripted import Scripted
 from distill.errors import RecipeError
 from distill.pipeline.forecast import lines
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
-from distill.types import Message, Sampling, Session
-
-WORDS = ("river", "mountain", "harbour", "engine", "garden", "window", "library", "market", "bridge", "candle")
-
-
-def questions(count: int = 10) -> list[dict]:
-    """Half of them in each of two categories."""
-    return [
-        {"question_id": number, "category": ("writing", "maths")[number % 2], "turns": [f"Describe the {word} in May."]}
-        for number, word in enumerate(WORDS[:count])
-    ]
-
-
-def answers(text: str, count: int = 10) -> list[dict]:
-    return [{"question_id": number, "text": text.format(word=word)} for number, word in enumerate(WORDS[:count])]
-
-
-TEXTS = {
-    "base": "I do not know.",
-    "student": "The {word} is bright in May and people like it.",
-    "teacher": "The {word} is bright in May, and many people come to see it.",
-    "teacher_again": "The {word} is bright in May, so that many people come to see it.",
-}
-
-
-def write(folder: Path, name: str, rows: list) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder / name
-
-
-def recorded(folder: Path, **texts: str) -> dict[str, Path]:
-    return {model: write(folder, f"{model}.jsonl", answers(text)) for model, text in {**TEXTS, **texts}.items()}
-
-
-METRICS = (Likelihood(), Overlap(), Style())
-
-
-def compared(folder: Path, *, prompts=None, metrics=METRICS, **sides):
-    """The scores and the answers of a comparison."""
-    with Journal.open(folder / "journal.sqlite") as journal:
-
-        def engine(providers, *, progress, local):
-            return Engine(journal, providers, progress=progress, stage="compare", first_wait_seconds=0.01, attempts=2)
-
-        compare(
-            folder,
-            engine=engine,
-            journal=journal,
-            metrics=metrics,
-            sampling=Sampling(temperature=0.0, max_tokens=32),
-            seed=7,
-            sides=Sides(**sides),
-            prompts=prompts or write(folder, "questions.jsonl", questions()),
-        )
-
-    def refuse(name: str):
-        raise AssertionError(f"{name} in scores.json")
-
-    scores = json.loads((folder / "scores.json").read_text(), parse_constant=refuse)
-    return scores, [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+from distill.types import Message, Session
+from tests.support.comparing import TEXTS, WORDS, answers, compared, questions, recorded, write
 
 
 @pytest.fixture(scope="module")
@@ -215,146 +147,6 @@ def test_without_training_rows_nothing_is_said_of_leaks(triple):
     scores, rows = triple
     assert scores["leaks"] is None
     assert "leak" not in rows[0]
-
-
-# Bad input
-
-
-def test_prompts_without_an_answer_are_counted_and_noted(tmp_path):
-    files = recorded(tmp_path)
-    write(tmp_path, "student.jsonl", answers(TEXTS["student"], 7))
-    scores, rows = compared(tmp_path, recorded=files)
-    assert "student" not in rows[8]["answers"]
-    assert any("the student has no recorded answer to 3 of 10 prompts" in note for note in scores["notes"])
-    assert scores["metrics"]["rouge_l"]["student_minus_base"]["n"] == 7
-
-
-def test_identical_answers_close_no_gap_and_show_no_difference(tmp_path):
-    same = dict.fromkeys(TEXTS, "The {word} is the same.")
-    scores, rows = compared(tmp_path, recorded=recorded(tmp_path, **same))
-    entry = scores["metrics"]["rouge_l"]
-    assert (entry["student_minus_base"]["mean"], entry["p"], entry["gap_closed"]) == (0.0, 1.0, None)
-    assert "no gap to close" in entry["note"]
-    assert {row["outcome"]["value"] for row in rows} == {"tie"}
-    assert "the base and the student gave the same answer to 10 of 10 prompts" in scores["notes"]
-
-
-def test_empty_answers_are_answers(tmp_path):
-    scores, _ = compared(tmp_path, recorded=recorded(tmp_path, student="", base=""))
-    assert scores["metrics"]["rouge_l"]["by"]["student"]["mean"] == 0.0
-    assert "the student gave an empty answer to 10 of 10 prompts" in scores["notes"]
-    assert not any("gave the same answer" in note for note in scores["notes"])
-
-
-def test_a_measure_without_a_value_is_named(tmp_path):
-    scores, _ = compared(tmp_path, recorded=recorded(tmp_path))
-    assert (
-        "no answer has a value by: Stops by itself; what they look at is not known of these answers" in scores["notes"]
-    )
-
-
-def test_one_prompt_has_figures_and_no_certainty(tmp_path):
-    prompts = write(tmp_path, "one.jsonl", questions(1))
-    files = {model: write(tmp_path, f"{model}.jsonl", answers(text, 1)) for model, text in TEXTS.items()}
-    scores, _ = compared(tmp_path, prompts=prompts, recorded=files)
-    entry = scores["metrics"]["rouge_l"]
-    assert (entry["p"], entry["gap_closed"], entry["student_minus_base"]["excludes_zero"]) == (None, None, False)
-    assert scores["power"]["prompts"] is None
-
-
-def test_the_same_question_twice_is_said(tmp_path):
-    twice = [*questions(9), {"question_id": 9, "turns": ["describe  the river in May."]}]
-    scores, _ = compared(tmp_path, prompts=write(tmp_path, "twice.jsonl", twice), recorded=recorded(tmp_path))
-    assert any("1 of 10 prompts ask what another one asks" in note for note in scores["notes"])
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([], "holds no prompts"),
-        ([{"text": "no question here"}], "line 1: no prompt"),
-        ([{"id": "a", "prompt": "One."}, {"id": "a", "prompt": "Two."}], 'the id "a" comes twice'),
-        ([{"turns": ["Hi.", 3]}], "line 1: no prompt"),
-    ],
-)
-def test_a_file_that_holds_no_prompts_is_refused_in_one_line(tmp_path, rows, message):
-    with pytest.raises(RecipeError, match=message) as caught:
-        of_file(write(tmp_path, "bad.jsonl", rows))
-    assert "\n" not in str(caught.value)
-
-
-def test_answers_that_belong_to_no_prompt_are_refused(tmp_path):
-    found = ComparisonResults(of_file(write(tmp_path, "q.jsonl", questions())))
-    with pytest.raises(RecipeError, match=r"compare\.answers\.student: no answer in .* belongs to a prompt"):
-        take_recorded(found, {"student": write(tmp_path, "s.jsonl", [{"id": "other", "text": "Hi."}])})
-
-
-def test_prompts_that_ask_the_same_take_recorded_answers_in_turn(tmp_path):
-    found = ComparisonResults(
-        of_file(write(tmp_path, "q.jsonl", [{"prompt": "Name a tree."}, {"prompt": "Name a tree."}]))
-    )
-    rows = [{"instruction": "Name a tree.", "output": said} for said in ("Oak.", "Elm.")]
-    take_recorded(found, {"student": write(tmp_path, "s.jsonl", rows)})
-    assert [one.text for one in found.answers["student"].values()] == ["Oak.", "Elm."]
-
-
-def test_a_prompt_whose_check_cannot_be_decided_is_refused_before_anybody_is_asked(tmp_path):
-    for check in ("lowercase", {"kind": "rhymes"}, {"kind": "bullets"}):
-        path = write(tmp_path, "q.jsonl", [{"prompt": "Name a tree.", "checks": [check]}])
-        with pytest.raises(RecipeError, match=r"q\.jsonl, line 1: checks: "):
-            of_file(path)
-
-
-def test_prompts_that_a_metric_asks_for_itself_are_not_counted_as_missing(tmp_path):
-    scores, _ = compared(tmp_path, metrics=(*METRICS, Instructions()), recorded=recorded(tmp_path))
-    assert scores["notes"] == [note for note in scores["notes"] if "no recorded answer" not in note]
-    write_rows(tmp_path / "kept.jsonl", [])
-    scores, _ = compared(tmp_path, metrics=(*METRICS, Instructions()), recorded=recorded(tmp_path))
-    assert scores["leaks"]["prompts"] == scores["prompts"] == 10
-
-
-def test_two_answers_to_one_prompt_are_refused(tmp_path):
-    found = ComparisonResults(of_file(write(tmp_path, "q.jsonl", questions())))
-    with pytest.raises(RecipeError, match="line 2: a second answer to prompt 0"):
-        take_recorded(found, {"student": write(tmp_path, "s.jsonl", [answers("x")[0], answers("y")[0]])})
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"id": "p", "text": "Said."},
-        {"instruction": "name  a TREE.", "output": "Said.", "generator": "m"},
-        {"question_id": "p", "choices": [{"index": 0, "turns": ["Said."]}]},
-        {"id": "p", "turns": ["Said."]},
-    ],
-)
-def test_an_answer_is_found_in_every_published_form(tmp_path, row):
-    found = ComparisonResults(of_file(write(tmp_path, "q.jsonl", [{"id": "p", "prompt": "Name a tree."}])))
-    take_recorded(found, {"student": write(tmp_path, "s.jsonl", [row])})
-    assert found.answers["student"] == {0: ModelAnswer("Said.", "unknown")}
-
-
-def test_plain_lines_alpaca_rows_and_messages_are_prompts(tmp_path):
-    (tmp_path / "lines.txt").write_text("Name a tree.\n\nName a bird.\n", encoding="utf-8")
-    assert [one.messages[0].content for one in of_file(tmp_path / "lines.txt")] == ["Name a tree.", "Name a bird."]
-    rows = [
-        {"instruction": "Shorten.", "input": "A long text."},
-        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi."},
-                      {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "And?"}]},
-    ]  # fmt: skip
-    alpaca, chat = of_file(write(tmp_path, "rows.jsonl", rows), system="Be brief.")
-    assert [message.content for message in alpaca.messages] == ["Be brief.", "Shorten.\n\nA long text."]
-    assert [message.content for message in chat.messages] == ["Be kind.", "Hi."]
-    assert chat.later == ("And?",)
-
-
-def test_prompts_that_differ_in_a_later_turn_are_two(tmp_path):
-    rows = [
-        {"turns": ["Name a tree.", "And?"]},
-        {"turns": ["Name a tree.", "Why?"]},
-        {"turns": ["Name a TREE.", "why?"]},
-    ]
-    assert same_questions(of_file(write(tmp_path, "q.jsonl", rows))) == 1
 
 
 # As a recipe

@@ -1,10 +1,12 @@
+"""Shading of tokens by their likelihood in a browser: hover, legend, hostile tokens, keys."""
+
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
 from tests.browser.chromium import Tab
-from tests.browser.test_report_browser import SETTLE, choose, press, visit, written
+from tests.support.report_page import SETTLE, choose, press, visit, written
 from tests.support.run_folder import HOSTILE, change, write_run
 
 WORDS = ("The", " sea", " is", "\n", HOSTILE[1], " 𝄞")

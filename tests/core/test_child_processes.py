@@ -17,10 +17,8 @@ from distill.core.embedded import fetch
 from distill.curate.rows import sift
 from distill.errors import ServerError
 from distill.models.child_server import LocalServer
-from tests.models.test_embedded import CONTENT, TINY, index
+from tests.support.models.wheels import CONTENT, TINY
 from tests.support.odd_rules import Where, row
-
-__all__ = ["index"]
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("ctypes", "signal", "json", "typer", "torch", "yaml", "multiprocessing", "runpy", "os", "sitecustomize")

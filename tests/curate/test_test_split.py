@@ -1,0 +1,86 @@
+"""The test split: exactly so many rows, none near a training prompt, the same in any order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.core.jsonl import read_jsonl, read_sessions
+from distill.curate.test_split import held_out
+from distill.text.tokens import rouge_l, rouge_tokens
+from distill.types import Session
+from tests.support.curating import LENGTH, curated, ids, session, varied
+
+
+def prompts(folder: Path, name: str) -> list[str]:
+    return [each.messages[0].content for each in read_sessions(folder / f"{name}.jsonl")]
+
+
+def test_exactly_so_many_rows_are_held_out_where_possible(tmp_path):
+    assert curated(tmp_path, varied(80), test=16)["test"] == 16
+
+
+def test_no_training_prompt_is_near_a_held_out_one(tmp_path):
+    sessions = [*varied(60), *varied(60)]
+    sessions = [Session(f"s{number:03}", each.messages) for number, each in enumerate(sessions)]
+    counts = curated(tmp_path, sessions, test=16)
+    assert counts["by_rule"]["test_split/held_out"] >= 16
+    pairs = [
+        rouge_l(rouge_tokens(kept), rouge_tokens(test))
+        for kept in prompts(tmp_path, "kept")
+        for test in prompts(tmp_path, "test")
+    ]
+    assert max(pairs) <= 0.7
+
+
+def test_a_row_dropped_for_a_held_out_one_names_it(tmp_path):
+    sessions = [Session(f"s{number:03}", each.messages) for number, each in enumerate([*varied(30), *varied(30)])]
+    curated(tmp_path, sessions, test=8)
+    rows = [row["verdicts"][0] for row in read_jsonl(tmp_path / "dropped.jsonl")]
+    assert {verdict["reason"] for verdict in rows} == {"held_out"}
+    assert {verdict["neighbour"] for verdict in rows} <= set(ids(tmp_path, "test"))
+
+
+def test_held_out_prompts_are_not_near_each_other(tmp_path):
+    sessions = [Session(f"s{number:03}", each.messages) for number, each in enumerate([*varied(30), *varied(30)])]
+    curated(tmp_path, sessions, test=12)
+    held = prompts(tmp_path, "test")
+    pairs = [rouge_l(rouge_tokens(a), rouge_tokens(b)) for i, a in enumerate(held) for b in held[:i]]
+    assert max(pairs) <= 0.7
+
+
+def test_a_dropped_row_is_never_held_out(tmp_path):
+    sessions = [session(number, each.messages[0].content, "No") for number, each in enumerate(varied(40))]
+    curated(tmp_path, [*sessions, *(session(99 + n, f"Say {n}.") for n in range(9))], LENGTH, test=20)
+    assert not {each.id for each in sessions} & set(ids(tmp_path, "test"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 60), st.integers(0, 60), st.integers(0, 24))
+def test_more_sessions_move_no_row_across(seed, fewer, more, test):
+    sessions = varied(fewer + more, seed)
+    before = held_out(sessions[:fewer], test=test, seed=seed, near=0.7)
+    after = held_out(sessions, test=test, seed=seed, near=0.7)
+    assert before == {id for id in after if int(id[1:]) < fewer}
+
+
+def test_another_seed_holds_out_other_rows():
+    sessions = varied(80)
+    splits = [held_out(sessions, test=16, seed=seed, near=0.7) for seed in (1, 2)]
+    assert splits[0] != splits[1]
+
+
+def test_the_split_does_not_depend_on_case_or_white_space():
+    sessions = varied(60)
+    shouting = [session(n, each.messages[0].content.upper().replace(" ", "  ")) for n, each in enumerate(sessions)]
+    assert held_out(sessions, test=16, seed=7, near=0.7) == held_out(shouting, test=16, seed=7, near=0.7)
+
+
+def test_too_few_rows_to_hold_out_are_counted_and_said(tmp_path, capsys):
+    counts = curated(tmp_path, varied(20), test=32)
+    assert counts["test"] + counts["test_missing"] == 32
+    assert 0 < counts["test"] < 20
+    assert counts["kept"] > 0
+    assert f"{counts['test']} of 32 prompts could be held out" in capsys.readouterr().err
