@@ -254,7 +254,7 @@ class RunFolder:
     def train_log(self) -> Dataset:
         """A row each step: `step`, `steps`, `epoch`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `seconds`.
 
-        The loss is in nats a trained token; tokens and seconds are those so far.
+        The loss is in nats per trained token; tokens and seconds are those so far.
         """
         steps = [row for row in read_jsonl(self._file("student/train_log.jsonl")) if "event" not in row]
         return _datasets().Dataset.from_list(steps)

@@ -215,7 +215,7 @@ class SetFilter(Protocol):
     scope: Literal["set"]
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """One verdict a session, in the same order."""
+        """One verdict per session, in the same order."""
 
 
 class Growth(Protocol):

@@ -74,7 +74,7 @@ def export(
     ] = None,
     max_kl: Annotated[
         float | None,
-        typer.Option("--max-kl", min=0, metavar="NATS", help="another limit than the format's own, nats a token"),
+        typer.Option("--max-kl", min=0, metavar="NATS", help="another limit than the format's own, nats per token"),
     ] = None,
 ) -> None:
     """Write a run's rows, comparison or student for others.

@@ -21,7 +21,7 @@ from distill.text.tokens import visible
 
 
 def status_lines(folder: Path) -> list[str]:
-    """What `show` prints: one line a stage, then the funnel and the headline."""
+    """What `show` prints: one line per stage, then the funnel and the headline."""
     record = read_record(folder)
     stages = record.get("stages", {})
     found = [f"{record['name']} in {folder}", *filter(None, [student_remark(folder)])]

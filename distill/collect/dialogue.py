@@ -74,7 +74,7 @@ def converse(
 ) -> Flow[Dialogue | Failure]:
     """Up to `rounds` exchanges, each a turn of the user and the teacher's answer; at least one, or a failure.
 
-    With an `opening` the first turn of the user is not asked. A failure that may pass ends it as a failure, so that it
+    With an `opening` the first turn of the user is not asked. A transient failure ends it as a failure, so that it
     is asked again and the rest is replayed; one that will not pass, or an unusable turn, ends it before that exchange.
     """
     reply = Dialogue()

@@ -1,7 +1,7 @@
 """Evaluates base and student on lm-evaluation-harness tasks, paired by document: abilities lost by training.
 
-What a model said to a task is kept in the run folder's `lm_eval/`, one row a task, under everything that decides it, so
-that a comparison which was killed runs no task twice.
+Results are kept in the run folder's `lm_eval/`, one row per task, under a key of everything that determines them, so
+that a comparison that was killed runs no task twice.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 def documents(samples: Sequence[Mapping[str, Any]], means: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a document: its place and hash, and its finite number by each of the metrics and filter."""
+    """One row per document: its place and hash, and its finite number by each of the metrics and filter."""
     found: dict[tuple[int, str], dict[str, float]] = {}
     for sample in samples:
         values = found.setdefault((sample["doc_id"], sample["doc_hash"]), {})

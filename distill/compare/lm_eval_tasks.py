@@ -45,7 +45,7 @@ class TaskRun:
     others: tuple[str, ...]
     """The metrics that are none, and have no value for one document."""
     samples: Sequence[Mapping[str, Any]]
-    """One row a document and filter, as the harness logs them."""
+    """One row per document and filter, as the harness logs them."""
 
 
 class Harness:

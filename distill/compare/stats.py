@@ -267,7 +267,7 @@ def _ratios(means: Floats) -> Floats:
 
 
 def _columns(*columns: Sequence[float]) -> Floats:
-    """One row a prompt, one column a model. Raises `ValueError` for a value that is not finite."""
+    """One row per prompt, one column per model. Raises `ValueError` for a value that is not finite."""
     import numpy
 
     if not all(math.isfinite(value) for column in columns for value in column):

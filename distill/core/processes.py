@@ -49,7 +49,7 @@ def share_cores(environment: MutableMapping[str, str] | None = None) -> None:
     """Have OpenMP's threads spin for a moment only while they wait, unless the environment says how; before torch.
 
     By default they spin for milliseconds, and where others need the cores each then waits for one that has lost its
-    turn. Two threads on two cores, 100 times two products of 4×576 and 576×1536: 36 a second by default, 32 so, 22
+    turn. Two threads on two cores, 100 times two products of 4×576 and 576×1536: 36 per second by default, 32 so, 22
     when they sleep at once, on an idle machine; 0.2 to 4, 15 to 19 and 13 to 30 beside two or three busy processes.
     """
     found = os.environ if environment is None else environment

@@ -38,7 +38,7 @@ class GrowthResult:
     failures: tuple[Failure, ...] = ()
     """Permanent failures that were sent into proposals."""
     errors: tuple[str, ...] = ()
-    """One line a proposal that raised; it was admitted as empty."""
+    """One line per proposal that raised; it was admitted as empty."""
 
 
 @dataclass(slots=True)

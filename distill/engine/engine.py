@@ -101,7 +101,7 @@ class Engine:
     def grow(self, growth: Growth, target: int) -> GrowthResult:
         """Grow until `target` tasks are admitted; the same tasks at any concurrency and latency.
 
-        Raises `StoppedShort` where a failure that may pass outlives its retries, or where proposals stay without
+        Raises `StoppedShort` where a transient failure outlives its retries, or where proposals stay without
         anything new; and what `run` raises. What was admitted so far is in the exception's `grown`.
         """
         report = ProgressReport(self._progress, target, self.tally)

@@ -1,7 +1,7 @@
 """One limiter per endpoint and key; combines all rate-limit signals.
 
-What it obeys, each on its own: the slots of the recipe, requests and tokens a minute of the recipe, what is left by the
-endpoint's headers, Retry-After, the share of requests turned away (for endpoints that say nothing), and a breaker.
+It obeys each of these: the recipe's concurrency, its requests and tokens per minute, the remaining quota in the
+endpoint's headers, Retry-After, the share of rejected requests (for endpoints that state no limit), and a breaker.
 """
 
 from __future__ import annotations
@@ -254,9 +254,9 @@ class Limiter:
             return self._hold_until - now
         wait, bound = 0.0, ""
         if self._requests is not None and (seconds := self._requests.wait_seconds(1, now)) > wait:
-            wait, bound = seconds, "requests a minute"
+            wait, bound = seconds, "requests per minute"
         if self._tokens is not None and (seconds := self._tokens.wait_seconds(tokens, now)) > wait:
-            wait, bound = seconds, "tokens a minute"
+            wait, bound = seconds, "tokens per minute"
         if (seconds := self._requests_left.wait_seconds(1, now)) > wait:
             wait, bound = seconds, "requests left by the headers"
         if (seconds := self._tokens_left.wait_seconds(tokens, now)) > wait:

@@ -269,7 +269,7 @@ class RequestSender:
         self._on_change()
 
     def _expected_tokens(self, asked: OpenQuestion) -> float:
-        """For the endpoint's tokens a minute: a quarter of the prompt's bytes, and what answers took so far."""
+        """For the endpoint's tokens per minute: a quarter of the prompt's bytes, and what answers took so far."""
         prompt = (asked.most.prompt_tokens or 0) / BYTES_A_TOKEN
         answers = self._tally.asked - self._tally.failed - self.in_flight
         if answers > 0 and self._tally.completion_tokens:

@@ -219,7 +219,7 @@ def _split(session: Session, splitter: Splitter | None, tally: SourceCounts) -> 
 def split(session: Session, splitter: Splitter) -> list[Session]:
     """The session in parts of at most `max_tokens` tokens, cut before questions; each has the system turn in front.
 
-    Packs whole pairs as FastChat's `split_long_conversation.py` does, with its 6 tokens a turn for the template, but
+    Packs whole pairs as FastChat's `split_long_conversation.py` does, with its 6 tokens per turn for the template, but
     loses nothing: there, a last pair that does not fit is dropped, and so is a pair that is too long alone. Here such
     a pair stays whole, with its tokens in `meta.over_long`.
     """

@@ -27,7 +27,7 @@ _UNUSED = ("pooler.",)
 
 
 def embedded(texts: Sequence[str], folder: Path, max_tokens: int, *, key: str) -> Vectors:
-    """Vectors of length 1, a row a text (N × D, float32); texts of like length are embedded together.
+    """Vectors of length 1, a row per text (N × D, float32); texts of like length are embedded together.
 
     A text becomes the mean of the model's last hidden states, or its first one where the folder says so. Nothing is
     fetched and no foreign code runs. `key` is the recipe's key that named the folder, for errors: `ModelError` where it

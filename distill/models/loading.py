@@ -181,7 +181,7 @@ def convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's weights and tokenizer as safetensors into an existing folder.
 
     Weights are stored in float16: it keeps the products of a GGUF's float16 scales and small integers best (KL to
-    the exact float32 weights, SmolLM2 Q4_1, mean over 12 answers: 1.5e-6 nats a token; bfloat16 5.0e-5; float32 would
+    the exact float32 weights, SmolLM2 Q4_1, mean over 12 answers: 1.5e-6 nats per token; bfloat16 5.0e-5; float32 would
     take 538 MB instead of 269). Raises `ModelError` when the file is damaged or of an unknown architecture.
     """
     model, tokenizer = read_gguf(gguf)

@@ -9,8 +9,9 @@ import torch
 
 
 def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
-    """Indices in groups of at most `rows`, padded to at most `tokens`; longest first, so that an out-of-memory error comes
-    at once or never.
+    """Indices in groups of at most `rows`, padded to at most `tokens`.
+
+    Longest first, so that an out-of-memory error comes at once or never.
 
     A single one longer than `tokens` is a group of its own.
     """

@@ -18,7 +18,7 @@ from distill.types import Sampling
 
 NOT_EXTRA = {
     "stream": "answers are read whole; take it out",
-    "n": "one answer a request is kept; take it out, strategies ask for several samples by themselves",
+    "n": "one answer per request is kept; take it out, strategies ask for several samples by themselves",
     "messages": "the strategy writes them; take it out",
     "prompt": "the strategy writes it; take it out",
     "model": "that is teacher.model; take it out",

@@ -294,7 +294,7 @@ def dropped_row(row: Row) -> dict[str, Any]:
 
 
 def _figure(value: Any) -> str | None:
-    """What stands in a verdict, where nothing may be an empty text and a number a text."""
+    """What stands in a verdict, where nothing may be an empty text and a number per text."""
     return None if value in (None, "") else funnel.short(value)
 
 

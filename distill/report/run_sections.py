@@ -114,7 +114,7 @@ _LOGGED = ("step", "steps", "loss", "eval_loss", "learning_rate", "tokens", "sec
 
 
 def curve(log: Sequence[Row]) -> dict[str, Any] | None:
-    """The loss in nats a token over the steps; steps whose loss is no number cannot be drawn and are counted."""
+    """The loss in nats per token over the steps; steps whose loss is no number cannot be drawn and are counted."""
     steps: list[dict[str, Any]] = [{key: row.get(key) for key in _LOGGED} for row in log if "step" in row]
     points = [row for row in steps if finite(row["loss"]) is not None]
     evaluations = [row for row in steps if finite(row["eval_loss"]) is not None]

@@ -112,7 +112,7 @@ def _origin(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
 
 
 def steps_of(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
-    """What was done for the data, a sentence a step."""
+    """What was done for the data, a sentence per step."""
     collect, expand = recipe.get("collect"), recipe.get("expand")
     steps = []
     if expand:

@@ -245,7 +245,7 @@ def _training(recipe: Mapping[str, Any], base: Mapping[str, Any], counts: Mappin
         "tokens, once": number(counts.get("tokens")),
         "of them trained on": number(counts.get("trained_tokens")),
         "optimizer steps": number(counts.get("steps")),
-        "final loss, nats a token": _decimal(counts.get("final_loss")),
+        "final loss, nats per token": _decimal(counts.get("final_loss")),
         "left out as too long": number(counts.get("too_long")),
         "seed": plain(recipe.get("seed", "—")),
     }
@@ -283,7 +283,10 @@ def _receipt(receipt: Mapping[str, Any] | None) -> str:
     rows = [
         ("weights stored as", plain(receipt["dtype"])),
         ("compared on", f"{number(found['tokens'])} answer tokens of {number(found['rows'])} {plain(found['on'])}"),
-        ("KL to the trained student", f"{found['mean_kl_nats']:.2g} nats a token, at most {found['max_kl_nats']:.2g}"),
+        (
+            "KL to the trained student",
+            f"{found['mean_kl_nats']:.2g} nats per token, at most {found['max_kl_nats']:.2g}",
+        ),
         ("the same most probable token", f"{found['top1_agreement']:.2%}"),
         ("limits", f"{found['limits']['mean_kl_nats']:g} nats, {found['limits']['top1_agreement']:.1%}"),
         (

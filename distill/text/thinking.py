@@ -82,7 +82,7 @@ def split_answer(answer: Completion, handling: Handling = "separate") -> SplitAn
     """What a session may use of an answer, the text as `handling` wants it; or the failure that stands for it.
 
     A failure stands for an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
-    (`open_thoughts`), and thoughts without an answer (`only_thoughts`); none of them may pass by asking again.
+    (`open_thoughts`), and thoughts without an answer (`only_thoughts`); none of them is transient.
     """
     if answer.finish == "filtered":
         return _failure(answer, "filtered", "the endpoint withheld the answer")

@@ -55,7 +55,7 @@ def build(
     say: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SpikeGuardTrainer:
-    """A trainer that is ready to train: the base in 4 bits or whole, trainable weights in float32, the run's plan of steps.
+    """A trainer that is ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
     `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go. Raises
     `RecipeError` and `ModelError` for what this machine or this base cannot do.

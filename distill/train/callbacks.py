@@ -1,10 +1,10 @@
 """Training logs and progress.
 
-`train_log.jsonl` has one row a step: `step`, `steps`, `epoch`, `loss` in nats a trained token, `learning_rate`,
+`train_log.jsonl` has one row per step: `step`, `steps`, `epoch`, `loss` in nats per trained token, `learning_rate`,
 `grad_norm` before it is cut, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows
 with an `event` are others: `eval` (see `watch`), and `quarantined` with `step`, `ids`, `reason` and `line`.
-`example_losses.jsonl` has one row an example and step: `step`, `id` of the session, its `loss` before that step in nats
-a token, and `tokens`, its trained ones. Steps are counted from 1.
+`example_losses.jsonl` has one row per example and step: `step`, `id` of the session, its `loss` before that step in
+nats per token, and `tokens`, its trained ones. Steps are counted from 1.
 """
 
 from __future__ import annotations

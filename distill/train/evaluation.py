@@ -3,7 +3,7 @@
 The sessions come out of the kept rows and are not trained on; the test split stays unseen, so that what is chosen by
 these numbers (early stopping, the best weights) does not flatter the comparison.
 
-An evaluation is a row of `train_log.jsonl` with `event: eval`: `step`, `steps`, `eval_loss` (nats a token of the
+An evaluation is a row of `train_log.jsonl` with `event: eval`: `step`, `steps`, `eval_loss` (nats per token of the
 teacher's last answers, the sum over all by their number of tokens, end tokens excluded), `stop_rate` (share of greedy
 answers that end by themselves within `train.eval_tokens`), `length_ratio` (tokens of the student's greedy answers by
 those of the teacher's to the same prompts, both counted up to `train.eval_tokens`), `rows`, `answers` and `seconds`;
@@ -174,7 +174,7 @@ def stop_rate(answers: Sequence[Reply]) -> float | None:
 
 def line(row: dict[str, Any]) -> str:
     """An evaluation in one line."""
-    info = [f"held-out NLL {row['eval_loss']:.3f} nats a token"] if row["eval_loss"] is not None else []
+    info = [f"held-out NLL {row['eval_loss']:.3f} nats per token"] if row["eval_loss"] is not None else []
     if row["stop_rate"] is not None:
         info.append(f"{row['stop_rate']:.0%} of answers stop")
     if row["length_ratio"] is not None:

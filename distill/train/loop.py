@@ -64,7 +64,7 @@ class TrainResult:
     best_step: int | None
     """Whose weights the student has, where `best` asked for the best ones; else it has the last."""
     final_loss: float
-    """Mean loss over the last tenth of the steps, nats a token."""
+    """Mean loss over the last tenth of the steps, nats per token."""
     tokens_per_second: float
     """All tokens seen, by the time spent in training steps."""
 

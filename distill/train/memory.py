@@ -33,8 +33,8 @@ LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 GPU_HOLES = 0.04
 """Of the activations, what a GPU's allocator takes besides, with segments that grow."""
 HEAP_HOLES, LAYERS_OF_HOLES = 1.0, 4
-"""Heap fragmentation (glibc, allocations under 32 MB): as much again as the activations of layers that are kept whole, and,
-where layers are computed again, what four of them take while they are. Fitted to the peaks of six trainings."""
+"""Heap fragmentation (glibc, allocations under 32 MB): as much again as the activations of layers that are kept whole,
+and, where layers are computed again, what four of them take while they are. Fitted to the peaks of six trainings."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class LoraOptions(BaseOptions):
 
 
 Watched = Literal["nll", "stop_rate", "length_ratio"]
-"""What is measured on held-out rows: less nats a token of the teacher's answers is better, more answers that end by
+"""What is measured on held-out rows: less nats per token of the teacher's answers is better, more answers that end by
 themselves, and a length nearer to the teacher's."""
 
 

@@ -11,7 +11,7 @@ from random import Random
 AIMED_STEPS = 36
 """Optimizer steps that a small set is divided into; with few large ones it learns little."""
 BATCH_TOKENS = (128, 16_384)
-"""Least and most tokens a step where the recipe says nothing. The field's usual 128 rows are about 20,000."""
+"""Least and most tokens per step where the recipe says nothing. The field's usual 128 rows are about 20,000."""
 MEGABATCH_STEPS = 50
 """Steps whose examples are sorted by length together when rows are grouped."""
 
@@ -85,8 +85,8 @@ def passes(
     """Divide the examples of a step into forward passes of at most `tokens` tokens; an example that is longer is alone.
 
     `packed`: laid end to end (as few passes as hold them, evenly filled); otherwise padded to the longest of a pass,
-    neighbours in length together. The largest come first, so that an out-of-memory error comes at once or never. Their number is
-    a multiple of `processes`, with empty ones where there are too few examples.
+    neighbours in length together. The largest come first, so that an out-of-memory error comes at once or never. Their
+    number is a multiple of `processes`, with empty ones where there are too few examples.
     """
     order = sorted(rows, key=lambda row: -lengths[row])
     made = _packed(order, lengths, tokens) if packed else _padded(order, lengths, tokens)

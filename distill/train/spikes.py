@@ -1,8 +1,8 @@
 """Detects loss spikes, attributes them to sessions, and keeps the quarantine list.
 
-`student/quarantined.jsonl` has one row a session: `id`; `step`, from which on it is left out; `reason`; `loss`, its own
-in nats a token (null where that is no number); `median` of the steps before, and `limit`, above which a step's loss
-is a leap (null before there are enough steps). The list decides what a resumed run leaves out, and from which step on,
+`student/quarantined.jsonl` has one row per session: `id`; `step`, the first without it; `reason`; `loss`, its own in
+nats per token (null if not finite); `median` of the steps before, and `limit`, above which a step's loss is a spike
+(null before there are enough steps). The list decides what a resumed run leaves out, and from which step on,
 so that it takes the very steps of an uninterrupted one.
 """
 
@@ -89,7 +89,7 @@ class RowLoss:
 
 
 def mean_loss(losses: Sequence[RowLoss]) -> float:
-    """Of the step, nats a trained token."""
+    """Of the step, nats per trained token."""
     return sum(one.total for one in losses) / max(1, sum(one.tokens for one in losses))
 
 

@@ -1,4 +1,4 @@
-"""Trained tokens a second, memory of a step and losses: ours beside TRL's SFTTrainer with its defaults, on a CPU.
+"""Trained tokens per second, memory of a step and losses: ours beside TRL's SFTTrainer with its defaults, on a CPU.
 
 Same rows, model, adapter and rows in a step; each in a process of its own, in turns.
 """
@@ -70,7 +70,7 @@ def _finished(script: str, *options: Any) -> dict[str, Any]:
 
 
 def _pace(result: dict[str, Any]) -> float:
-    """Trained tokens a second."""
+    """Trained tokens per second."""
     return float(result["trained"] / result["seconds"])
 
 

@@ -77,7 +77,7 @@ def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> N
 @pytest.mark.slow
 def test_the_recipes_tokens_a_minute_slow_the_pace(journal: Journal) -> None:
     with MockServer() as server:
-        rates = {"teacher": Rates(tokens_per_minute=6000)}  # an answer is 3 tokens and a question 1, 100 a second
+        rates = {"teacher": Rates(tokens_per_minute=6000)}  # an answer is 3 tokens and a question 1, 100 per second
         started = time.monotonic()
         engine(journal, remote(server), rates=rates, concurrency=4).run(flows(100))
         assert 1.5 < time.monotonic() - started < 8

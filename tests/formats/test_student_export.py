@@ -169,7 +169,9 @@ def test_an_export_over_its_limit_ends_in_exit_1_and_never_lies_where_it_was_wan
     command = ("export", str(run_folder), "--to", "merged", "--dtype", "bfloat16", "--out", str(out), "--max-kl", "0")
     finished = distill(*command, cwd=tmp_path)
     assert finished.returncode == 1
-    assert re.search(r"error: KL to the trained student \S+ nats a token \(limit 0\).*coarse\.failed", finished.stderr)
+    assert re.search(
+        r"error: KL to the trained student \S+ nats per token \(limit 0\).*coarse\.failed", finished.stderr
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["coarse.failed"]
     assert receipt_of(tmp_path / "coarse.failed")["passed"] is False
 

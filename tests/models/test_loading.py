@@ -183,7 +183,7 @@ def trained(tiny: Path, tmp_path: Path) -> tuple[Path, Any]:
 
 
 def divergence(true: Any, other: Any, ids: Any) -> float:
-    """KL in nats a token."""
+    """KL in nats per token."""
     with torch.no_grad():
         p, q = (model(input_ids=ids).logits.log_softmax(-1) for model in (true, other))
     return float((p.exp() * (p - q)).sum(-1).mean())

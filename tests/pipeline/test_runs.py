@@ -107,7 +107,7 @@ def test_who_answers_depends_on_the_task_alone() -> None:
         ([{}, {}], 'two are called "m"; give each a `name`'),
         ([{"name": "a", "kinds": ["x"]}, {"name": "b", "kinds": ["y"]}], "leave one without `kinds`"),
         ([{"name": "a", "wieght": 1}, {"name": "b"}], 'unknown key "teacher.0.wieght"; did you mean "weight"?'),
-        ([{"sampling": {"extra_body": {"n": 3}}}], "extra_body.n: one answer a request is kept"),
+        ([{"sampling": {"extra_body": {"n": 3}}}], "extra_body.n: one answer per request is kept"),
     ],
 )
 def test_teachers_that_do_not_fit_are_one_line(tmp_path: Path, teachers: list[dict[str, Any]], line: str) -> None:

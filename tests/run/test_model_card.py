@@ -128,7 +128,7 @@ def test_addresses_and_folders_stay_here(run):
 
 def test_the_card_of_an_export_has_its_receipt_and_how_it_is_used(run):
     _, text = head_and_text(model_card.card(run, form="merged", receipt=receipt()))
-    assert "| KL to the trained student | 1.2e-06 nats a token, at most 1.6e-05 |" in text
+    assert "| KL to the trained student | 1.2e-06 nats per token, at most 1.6e-05 |" in text
     assert "| compared on | 1,116 answer tokens of 6 held-out rows |" in text
     assert 'AutoModelForCausalLM.from_pretrained("FOLDER")' in text
     assert "ollama create" in model_card.card(run, form="ollama", receipt=receipt())

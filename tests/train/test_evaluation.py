@@ -38,7 +38,9 @@ def test_about_four_evaluations_a_run_are_logged_and_told_in_one_line_each(watch
     assert [row["step"] for row in rows] == [3, 6, 9, 12]
     assert result.steps == 12
     assert len(said) == 4
-    assert said[0].startswith(f"step 3/12: held-out NLL {rows[0]['eval_loss']:.3f} nats a token, 0% of answers stop, ")
+    assert said[0].startswith(
+        f"step 3/12: held-out NLL {rows[0]['eval_loss']:.3f} nats per token, 0% of answers stop, "
+    )
     assert len(losses(folder)) == result.steps
 
 

@@ -80,7 +80,7 @@ class BestOf:
         """`judge`: the role `judge` rates them. `check`: the first that agrees with the task's `meta.answer`.
         `longest`: most words. `majority`: one of those whose final answer most others share (self-consistency)."""
         judge: Literal["scores", "pairs"] = "scores"
-        """`scores`: each is graded from 1 to 10 by itself, one request a sample. `pairs`: each two are compared in both
+        """`scores`: each is graded from 1 to 10, one request per sample. `pairs`: each two are compared in both
         orders, samples · (samples - 1) requests; a win in both orders counts 1, a draw or two contrary verdicts ½. It
         takes a model that can judge: of 96 replies of SmolLM2-135M-Instruct none held a verdict."""
         judge_sampling: recipe.SamplingOptions | None = None
@@ -118,7 +118,7 @@ class BestOf:
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
         """The session of the best answer, or the failure that stands for all. `rng` draws the form of the task.
 
-        A failure that may pass, of a sample or of the judge, is the task's: what is bought is replayed when it is asked
+        A transient failure, of a sample or of the judge, is the task's: what is bought is replayed when it is asked
         again. Samples that fail for good are left out.
         """
         if self.options.pick == "check" and (fault := self._reference_fault(task)) is not None:

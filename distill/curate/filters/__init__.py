@@ -51,7 +51,7 @@ def prompt_of(session: Session) -> str:
 
 
 def answers_of(session: Session) -> list[str]:
-    """Everything that the teacher said, a text a turn."""
+    """Everything that the teacher said, a text per turn."""
     return [message.content for message in session.messages if message.role == "assistant"]
 
 

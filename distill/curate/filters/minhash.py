@@ -180,7 +180,7 @@ def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[in
 
 
 def _signatures(shingles: Sequence[Hashes], hashes: int) -> NDArray[np.uint32]:
-    """The minimum of each of so many permutations of 32-bit values (odd factor, addend), a column a text."""
+    """The minimum of each of so many permutations of 32-bit values (odd factor, addend), a column per text."""
     import numpy as np
 
     random = np.random.Generator(np.random.PCG64(1997))

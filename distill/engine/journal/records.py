@@ -154,7 +154,7 @@ def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: st
 
 
 def prepared(batch: BatchRecord, intentions: Sequence[Change]) -> Change:
-    """A new batch and its sends, one a question, in one change: their numbers are not known before it."""
+    """A new batch and its sends, one per question, in one change: their numbers are not known before it."""
     of_batch = (batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id)
     row = (*of_batch, batch.detail, batch.created or _now(), len(intentions))
     return *(statement for intention in intentions for statement in intention), (_BATCH_OF_LAST, row)

@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--latency", type=float, default=0.05, metavar="SECONDS")
     parser.add_argument("--faults", type=float, default=0.0, metavar="SHARE", help="of the requests that fail, 0 to 1")
     parser.add_argument("--seed", type=int, default=0, help="which requests fail")
-    parser.add_argument("--rpm", type=int, metavar="N", help="requests a minute; 429 beyond")
-    parser.add_argument("--tpm", type=int, metavar="N", help="tokens a minute; 429 beyond")
+    parser.add_argument("--rpm", type=int, metavar="N", help="requests per minute; 429 beyond")
+    parser.add_argument("--tpm", type=int, metavar="N", help="tokens per minute; 429 beyond")
     parser.add_argument("--fast", action="store_true", help="one answer for all, as fast as one core can, no faults")
     return parser
 

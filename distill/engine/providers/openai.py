@@ -264,7 +264,7 @@ class OpenAIProvider:
         return None
 
     def _broken(self, error: Exception) -> ProviderError:
-        """What an exception on the way means; all of them may pass but a certificate that is not trusted."""
+        """What an exception on the way means; all of them are transient except a certificate that is not trusted."""
         import aiohttp
 
         reply = one_line(str(error) or type(error).__name__, 160)

@@ -68,7 +68,7 @@ class Attributes:
 
         @property
         def cost(self) -> ProposalCost:
-            """Reckoned: two of three tasks are taken, at 50 tokens a task."""
+            """Estimate: two of three tasks are admitted, at 50 tokens per task."""
             return ProposalCost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:

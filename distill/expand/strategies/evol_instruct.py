@@ -110,7 +110,7 @@ class EvolInstruct:
         """Of which one is drawn for each request."""
         eliminate: tuple[Criterion, ...] = CRITERIA
         """Criteria of the elimination. Without `equal` nothing is compared, without `sorry` and `no_words` nothing is
-        answered: one request a task each."""
+        answered: one request per task each."""
         reject: tuple[OwnRule, ...] = ("statement",)
         """Rules of ours: `statement` for an evolution that asks nothing, `needs_input` for one about a text that is not
         in it, `common_opening` for one that begins like an eighth of those before."""

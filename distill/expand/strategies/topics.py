@@ -85,7 +85,7 @@ class Topics:
 
         @property
         def cost(self) -> ProposalCost:
-            """Reckoned: two of three tasks are taken, at 80 tokens a task; the lists of topics are few beside them."""
+            """Estimate: two of three tasks are admitted, at 80 tokens per task; lists of topics add little."""
             return ProposalCost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:

@@ -1,4 +1,4 @@
-"""Contender: curator's own LLM class with its OpenAI backend, cache and all, one request a row."""
+"""Contender: curator's own LLM class with its OpenAI backend, cache and all, one request per row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = {
 }
 """No telemetry, prices from the network or hosted viewer."""
 NO_LIMIT = 10**9
-"""Requests and tokens a minute."""
+"""Requests and tokens per minute."""
 
 
 def main() -> None:

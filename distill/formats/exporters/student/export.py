@@ -51,7 +51,7 @@ _WHOLE = {
 }
 _GGUF = {"float16": _WHOLE["float16"], "float32": _WHOLE["float32"], "q8_0": Limits(kl=2e-2, disagree=0.06)}
 """Some ten times what rounding the weights was measured to cost a trained student (SmolLM2-135M, 24 of 30 layers,
-QLoRA; KL in nats a token, top-1 agreement of 1,116 tokens): float32 2.7e-9, 100%; float16 1.2e-6, 100%; bfloat16
+QLoRA; KL in nats per token, top-1 agreement of 1,116 tokens): float32 2.7e-9, 100%; float16 1.2e-6, 100%; bfloat16
 1.1e-4, 99.5%; q8_0 1.5e-3, 97.9%. The faults that they are there to catch cost far more: the same adapter merged into
 the weights before their quantisation 0.26, 75.6%."""
 
@@ -148,7 +148,7 @@ def export_student(
 ) -> list[str]:
     """Write a run's student to the new folder `out` and say what was written, a line each.
 
-    `to` is one of `FORMS`, `dtype` one of its `limits`; `max_kl` replaces the limit of nats a token. Raises
+    `to` is one of `FORMS`, `dtype` one of its `limits`; `max_kl` replaces the limit of nats per token. Raises
     `RecipeError` for a dtype that the form has not, `ModelError` for a student that has no such form and for an export
     that is over a limit (it is left at OUT.failed), `RunFolderError` where nothing can be written.
     """
@@ -351,7 +351,7 @@ def _receipt(
 
 def _measured(found: ExportDeviation, limits: Limits) -> str:
     return (
-        f"KL to the trained student {found.mean_kl:.2g} nats a token (limit {limits.kl:g}), the same most probable"
+        f"KL to the trained student {found.mean_kl:.2g} nats per token (limit {limits.kl:g}), the same most probable"
         f" token at {found.top1_agreement:.2%} of {found.tokens:,} (limit {1 - limits.disagree:.1%})"
     )
 

@@ -33,7 +33,7 @@ class Limits:
     """Tolerances of an export."""
 
     kl: float
-    """Most nats a token, on average."""
+    """Most nats per token, on average."""
     disagree: float
     """Largest share of tokens at which another one is the most probable."""
 
