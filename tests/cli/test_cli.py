@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.cli import distill, only_line
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("torch", "transformers", "openai", "datasets", "trl", "peft", "aiohttp", "pydantic")
 COMMANDS = (
     "run", "expand", "collect", "curate", "train", "compare", "report", "check", "show", "explain-miss", "clean",

@@ -240,6 +240,7 @@ def test_noise_on_the_pair_that_counts_is_not_hidden_by_an_easy_one(tmp_path):
     assert "for 75% of prompts" in scores["judge"]["withheld"]
 
 
+@pytest.mark.slow
 def test_a_second_comparison_asks_the_judge_nothing(tmp_path):
     judged(tmp_path, perfect)
     _, _, asked = judged(tmp_path, perfect)

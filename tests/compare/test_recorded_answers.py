@@ -174,6 +174,7 @@ def test_a_recipe_of_recorded_answers_needs_no_other_section(tmp_path):
     assert not (folder / "student").exists()
 
 
+@pytest.mark.slow
 def test_other_shipped_instructions_have_compare_run_again(tmp_path, monkeypatch):
     write(tmp_path, "questions.jsonl", questions())
     recorded(tmp_path)

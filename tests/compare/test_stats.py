@@ -57,6 +57,7 @@ def test_a_paired_difference_equals_scipys():
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [30, 80, 500])
 @pytest.mark.parametrize("kind", ["normal", "share"])
 def test_nineteen_of_twenty_intervals_hold_the_true_mean(kind, prompts):
@@ -93,6 +94,7 @@ def test_a_clustered_interval_equals_resampling_whole_prompts_by_hand():
     assert (found.low, found.high) == pytest.approx(tuple(numpy.percentile(means, [tail, 100 - tail])), abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8, 13, 40, 300])
 def test_the_p_of_a_difference_equals_scipys_permutation_test(count):
     student, base = numpy.array(numbers(count, 1)), numpy.array(numbers(count, 2)) - 0.1
@@ -106,6 +108,7 @@ def test_the_p_of_a_difference_equals_scipys_permutation_test(count):
     assert sign_flip_p(student.tolist(), base.tolist()) == pytest.approx(theirs, abs=1e-9 if count <= 13 else 0.015)
 
 
+@pytest.mark.slow
 def test_p_is_uniform_where_there_is_no_difference():
     noise = numpy.random.default_rng(11)
     ps = [sign_flip_p(noise.normal(0, 1, 24).tolist(), [0.0] * 24, seed=trial) for trial in range(400)]

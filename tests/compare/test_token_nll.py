@@ -107,6 +107,7 @@ def test_where_all_are_too_much_the_worst_and_the_best_are_shown():
     assert sorted(map(int, found)) == [*range(17), *range(85, 101)]
 
 
+@pytest.mark.slow
 def test_a_page_of_500_prompts_with_tokens_of_long_answers_stays_under_three_megabytes(tmp_path):
     run = write_run(tmp_path, prompts=500)
 

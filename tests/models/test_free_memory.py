@@ -15,6 +15,7 @@ def resident_mb() -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another libc gives memory back as it likes")
 def test_what_the_heap_keeps_below_something_living_is_given_back():
     from distill.models.device import free_memory

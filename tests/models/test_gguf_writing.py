@@ -14,6 +14,8 @@ from distill.models.gguf.rope import llama3_factors
 from distill.models.template_check import examples
 from tests.support import families, llama_cpp
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

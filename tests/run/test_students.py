@@ -21,6 +21,8 @@ from distill.run import model_card, students
 from distill.run.record import read_record, student_remark
 from tests.support.run_folder import RECIPE, change, write_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "open")
 

@@ -15,6 +15,8 @@ from distill.train.options import TrainOptions
 from tests.benchmarks import train_cuda
 from tests.benchmarks.arena import CONTENDERS, ROOT
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = ("pydantic", "typer", "openai", "aiohttp", "rich", "httpx", "tenacity", "rapidfuzz", "re2", "gguf")
 HIDE = f"""
 import sys
