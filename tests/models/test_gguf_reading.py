@@ -24,7 +24,10 @@ models = pytest.importorskip("distill.models.loading")
 pruning = pytest.importorskip("distill.models.pruning")
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # PEFT 0.21
+]
 
 
 @pytest.fixture(scope="module")

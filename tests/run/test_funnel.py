@@ -128,6 +128,7 @@ def grading(body: Any) -> str:
     return "Dull.\nScore: 2" if any(f"Question {number}." in asked for number in (1, 2, 3)) else "Good.\nScore: 9"
 
 
+@pytest.mark.slow
 def test_a_judge_of_its_own_is_asked_paid_and_accounted_for_once(tmp_path: Path) -> None:
     with MockServer(answer=grading) as server, MockServer(answer=grading) as other:
         rules = [{"filter": "length", "min_words": 2}, {"filter": "judge", "min_score": 5, "max_tokens": 99}]
@@ -164,6 +165,7 @@ def test_a_judge_of_its_own_is_asked_paid_and_accounted_for_once(tmp_path: Path)
     assert "From seeds to training rows" in report
 
 
+@pytest.mark.slow
 def test_without_a_judge_the_teacher_grades_and_the_budget_stops_it(tmp_path: Path) -> None:
     with MockServer(answer=grading) as server:
         rules = [{"filter": "judge", "min_score": 5, "max_tokens": 50}]
@@ -183,6 +185,7 @@ def test_without_a_judge_the_teacher_grades_and_the_budget_stops_it(tmp_path: Pa
         assert server.count == 40 > bought
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "line"),
     [
