@@ -148,6 +148,14 @@ def test_the_readme_names_every_part(shelf):
     assert [name for name in shelf if f"`{name}`" not in text] == []
 
 
+def test_the_files_to_open_for_a_change_are_there():
+    page = (ROOT / "distill" / "README.md").read_text(encoding="utf-8")
+    section = page.partition("## How to add a part")[2].partition("## Working on it")[0]
+    names = re.findall(r"`([\w.-]+/[\w./-]*)`", section)
+    assert len(names) >= 20
+    assert [name for name in names if not ((ROOT / "distill" / name).exists() or (ROOT / name).exists())] == []
+
+
 def test_the_table_of_python_names_is_whole():
     page = (ROOT / "distill" / "README.md").read_text(encoding="utf-8")
     told = page.partition("## From Python")[2].partition("\n## ")[0]
