@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,17 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs start with it ignored, and so their children
+
+
+QUICK = "not model and not slow"
+LEFT_OUT = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.(model|slow)\b", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make quick` does not import the files that it leaves out whole: they load torch, in every test process."""
+    if config.option.markexpr != QUICK or not collection_path.match("test_*.py"):
+        return None
+    return bool(LEFT_OUT.search(collection_path.read_text(encoding="utf-8"))) or None
 
 
 @pytest.fixture(autouse=True)
