@@ -53,3 +53,6 @@ __all__ = [
     "Train",
     "load",
 ]
+
+Options = BaseOptions
+"""Its former name, for parts written before."""
