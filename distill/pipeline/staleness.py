@@ -64,10 +64,16 @@ def _complete(context: Context, account: dict[str, Any]) -> None:
         before = replace(context, recipe=loaded, teachers=hire(loaded, context.folder, to_ask=False))
         for name, entry in account["stages"].items():
             if entry.get("status") == "done" and name in stages_of(loaded):
-                _note(before, name, entry)
+                _note(before, name, account["stages"])
 
 
-def _note(context: Context, name: str, entry: dict[str, Any]) -> None:
+def _note(context: Context, name: str, stages: Mapping[str, dict[str, Any]]) -> None:
+    """Complete one stage; not a report that others have run after, which it cannot show."""
+    entry = stages[name]
+    if name == "report" and any(other["started"] > entry["started"] for other in stages.values()):
+        return
     with suppress(DistillError):
-        entry["options"] = completed(PIPELINE[name].options(context), PIPELINE[name].revision)
-        entry["revision"] = 0
+        now = as_it_would_begin(context, name)
+        entry |= {"revision": 0, "options": completed(now.options, now.revision)}
+        if name == "report":  # older versions did not count the student as its input
+            entry["inputs"] = {**now.inputs, **entry["inputs"]}
