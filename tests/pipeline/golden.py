@@ -20,7 +20,7 @@ from distill.pipeline.stages import PIPELINE
 from tests.support.tiny import save_tiny_model
 
 GOLDEN = Path(__file__).with_name("golden.json")
-TRAIN = {"method": "lora", "epochs": 2, "learning_rate": 5e-3, "lora": {"r": 8}, "batch_rows": 6, "eval_rows": 4}
+TRAIN = {"method": "lora", "epochs": 1, "learning_rate": 5e-3, "lora": {"r": 8}, "batch_rows": 4, "eval_rows": 0}
 
 
 def recipe(url: str, model: Path) -> dict[str, Any]:
@@ -28,12 +28,12 @@ def recipe(url: str, model: Path) -> dict[str, Any]:
     return {
         "name": "golden",
         "teacher": {"model": "stand-in", "base_url": url, "terms": "ours", "sampling": {"max_tokens": 48}},
-        "expand": {"strategy": "self_instruct", "tasks": 36, "window": 4},
-        "collect": {"test": 6},
+        "expand": {"strategy": "self_instruct", "tasks": 20, "window": 4},
+        "collect": {"test": 4},
         "curate": [{"filter": "empty"}, {"filter": "length", "min_words": 3}, {"filter": "near_duplicate"}],
         "student": {"model": model, "prune": {"layers": 3}},
         "train": TRAIN,
-        "compare": {"metrics": ["likelihood", "overlap", "style"], "sampling": {"max_tokens": 16}},
+        "compare": {"metrics": ["likelihood", "overlap", "style"], "sampling": {"max_tokens": 8}},
     }
 
 
