@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from distill.core.embedded import EMBEDDED
-from distill.core.redaction import learn
+from distill.core.redaction import STRUCK, learn
 from distill.core.registry import suggest
 from distill.errors import RecipeError
 from distill.recipe.paths import resolved
@@ -59,12 +59,21 @@ def recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
 
     Raises `RecipeError` as `load` does.
     """
-    plain = _plain(document)
+    plain = _unstruck(_plain(document))
     _drop_unknown(plain, parts)
     recipe, faults = _validated(plain, parts)
     if faults or recipe is None:
         raise RecipeError("\n".join(faults))
     return recipe
+
+
+def _unstruck(value: Any, *, within: bool = False) -> Any:
+    """Something else where a secret was struck out, which a recipe to run must not have."""
+    if isinstance(value, dict):
+        return {k: _unstruck(one, within=within or k in ("base_url", "extra_body")) for k, one in value.items()}
+    if isinstance(value, list):
+        return [_unstruck(one, within=within) for one in value]
+    return value.replace(STRUCK, "struck") if within and isinstance(value, str) else value
 
 
 def _validated(document: dict[str, Any], parts: Parts) -> tuple[Recipe | None, list[str]]:

@@ -120,7 +120,7 @@ def test_keys_that_have_gone_are_dropped_from_a_folders_own_copy_with_a_line_eac
     for key in ("teacher.gone", "collect.gone", "curate.length.gone"):
         assert said.count(f'"{key}" is no key any more; left out') == 1
     assert "nothing to do" in said
-    assert "gone" not in path.read_text()
+    assert "gone: 1" not in path.read_text()
 
 
 def test_keys_that_have_gone_are_errors_in_a_users_recipe(tmp_path, server, capsys):
@@ -135,6 +135,15 @@ def test_a_folder_of_a_newer_format_is_refused_in_a_line(before, capsys):
     for command in ("run", "show", "report"):
         assert _code([command, str(before)]) == 1
         assert "has format 3, of a newer distill (9.0)" in capsys.readouterr().err
+
+
+def test_a_folder_whose_recipe_had_a_secret_is_current_too(tmp_path, server, capsys):
+    path = recipe(tmp_path, f"{server.url}?api_key=sk-a-secret-of-ours")
+    assert _code(["run", str(path), "--run-dir", str(tmp_path / "run")]) == 0
+    as_before(tmp_path / "run")
+    capsys.readouterr()
+    assert _code(["run", str(path), "--run-dir", str(tmp_path / "run")]) == 0
+    assert "nothing to do" in capsys.readouterr().err
 
 
 def test_no_secret_stands_in_the_options(tmp_path, server, monkeypatch):
