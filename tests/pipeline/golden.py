@@ -23,6 +23,10 @@ GOLDEN = Path(__file__).with_name("golden.json")
 TRAIN = {"method": "lora", "epochs": 1, "learning_rate": 5e-3, "lora": {"r": 8}, "batch_rows": 4, "eval_rows": 0}
 
 
+LEFT_OUT = ("key", "keys", "seconds")
+"""Journal keys hold the server's port."""
+
+
 def recipe(url: str, model: Path) -> dict[str, Any]:
     """Every stage, with a teacher that says the same to the same question."""
     return {
@@ -54,14 +58,14 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    """Of the rows but for journal keys, which hold the server's port."""
-    return json_sha256([_without_keys(row) for row in read_jsonl(path)])
+    """Of the rows without `LEFT_OUT`."""
+    return json_sha256([_stable(row) for row in read_jsonl(path)])
 
 
-def _without_keys(value: Any) -> Any:
+def _stable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_keys(one) for key, one in value.items() if key not in ("key", "keys")}
-    return [_without_keys(one) for one in value] if isinstance(value, list) else value
+        return {key: _stable(one) for key, one in value.items() if key not in LEFT_OUT}
+    return [_stable(one) for one in value] if isinstance(value, list) else value
 
 
 def _of_training(run: Path, model: Path) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def _of_comparison(run: Path) -> dict[str, Any]:
         f"{name} of {model}": value["mean"]
         for name, entry in scores["metrics"].items()
         for model, value in entry["by"].items()
-        if model != "student" or name == "likelihood"
+        if model != "student" or name == "nll_per_byte"
     }
     return {"prompts": [row["id"] for row in read_jsonl(run / "answers.jsonl")], "means": means}
 
@@ -99,8 +103,8 @@ def _of_report(run: Path) -> dict[str, Any]:
     from distill.report.stage import shape
 
     page = shape(run)
-    titles = [metric["title"] for metric in page["metrics"]]
-    return {**{key: _without_keys(to_json(page[key])) for key in SHOWN}, "metrics": titles, "parts": sorted(page)}
+    titles = [metric.title for metric in page["metrics"]]
+    return {**{key: _stable(to_json(page[key])) for key in SHOWN}, "metrics": titles, "parts": sorted(page)}
 
 
 def difference(old: Any, new: Any, at: str = "") -> str | None:
