@@ -44,8 +44,10 @@ class Options(TypedDict, total=False):
     """Packages whose code the recipe may run."""
     wait: bool
     """For a provider's batches; with False the stage ends while they are open."""
+    redo: Collection[str]
+    """Stages to do again although they are current: `["train"]` starts over, whatever checkpoints there are."""
     fresh: bool
-    """Train from the start, whatever checkpoints or student there are."""
+    """The same as `redo=["train"]`."""
     new_journal: bool
     """Go on where the journal lacks sends that run.json knows of; what they cost stays spent."""
     quiet: bool
@@ -57,7 +59,7 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
 
     `source` is a recipe's path, a shipped recipe's name, what a recipe's file holds, a loaded recipe, or a run. Stages
     that are current are skipped, and bought answers never bought again. Lines and progress go to standard error. The
-    options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait, fresh,
+    options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait, redo,
     new_journal and quiet.
 
     Raises `DistillError`, one line to be read: `RecipeError` for the recipe or an option, `StageIncomplete` where a
@@ -76,7 +78,7 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
             accept_partial=options.get("accept_partial", False),
             allowed=options.get("allow_parts", ()),
             wait=options.get("wait", True),
-            fresh=options.get("fresh", False),
+            redo=["train"] if options.get("fresh") else options.get("redo", ()),
             new_journal=options.get("new_journal", False),
         )
     return open_run(folder)

@@ -34,4 +34,8 @@ NoWait = Annotated[bool, typer.Option("--no-wait", help="with collect.mode batch
 NewJournal = Annotated[
     bool, typer.Option("--new-journal", help="go on where the journal lost what was bought; it stays spent")
 ]
+Redo = Annotated[
+    str | None,
+    typer.Option("--redo", metavar="A,B", help="do these stages again although they are current; buys nothing twice"),
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]

@@ -13,6 +13,7 @@ from distill.cli.app import (
     NoWait,
     RecipeOrRun,
     RecipePath,
+    Redo,
     RetryFailed,
     RunDir,
     Set,
@@ -21,12 +22,17 @@ from distill.cli.app import (
 from distill.core import console
 
 
+def _listed(names: str | None) -> list[str]:
+    return [name.strip() for name in names.split(",")] if names else []
+
+
 @app.command()
 def run(
     recipe: RecipePath,
     run_dir: RunDir = None,
     set_: Set = None,
     stages: Annotated[str | None, typer.Option("--stages", metavar="A,B", help="only these stages")] = None,
+    redo: Redo = None,
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,
     no_wait: NoWait = False,
@@ -35,18 +41,19 @@ def run(
 ) -> None:
     """Run a recipe from where it stands to its report.
 
-    Finished stages are skipped; bought answers are never bought again.
+    Finished stages are skipped until their inputs or options change, or --redo names them; bought answers are never
+    bought again.
 
     Example: distill run quickstart --set train.epochs=3
     """
     from distill.pipeline import runner
 
-    names = [name.strip() for name in stages.split(",")] if stages else None
     runner.run_recipe(
         recipe,
         run_dir=run_dir,
         overrides=set_ or (),
-        stages=names,
+        stages=_listed(stages) or None,
+        redo=_listed(redo),
         retry_failed=retry_failed,
         accept_partial=accept_partial,
         new_journal=new_journal,
@@ -62,6 +69,7 @@ def _verb(name: str, help_text: str) -> None:
         recipe_or_run: RecipeOrRun,
         run_dir: RunDir = None,
         set_: Set = None,
+        redo: Redo = None,
         retry_failed: RetryFailed = False,
         accept_partial: AcceptPartial = False,
         new_journal: NewJournal = False,
@@ -74,6 +82,7 @@ def _verb(name: str, help_text: str) -> None:
             run_dir=run_dir,
             overrides=set_ or (),
             stages=[name],
+            redo=_listed(redo),
             retry_failed=retry_failed,
             accept_partial=accept_partial,
             new_journal=new_journal,
@@ -91,6 +100,7 @@ def collect(
     recipe_or_run: RecipeOrRun,
     run_dir: RunDir = None,
     set_: Set = None,
+    redo: Redo = None,
     retry_failed: RetryFailed = False,
     accept_partial: AcceptPartial = False,
     no_wait: NoWait = False,
@@ -116,6 +126,7 @@ def collect(
         run_dir=run_dir,
         overrides=set_ or (),
         stages=["collect"],
+        redo=_listed(redo),
         retry_failed=retry_failed,
         accept_partial=accept_partial,
         new_journal=new_journal,
@@ -139,9 +150,8 @@ def train(
         int | None,
         typer.Option("--show-masks", min=1, metavar="N", help="show N examples with what is trained marked, and end"),
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="start over, whatever checkpoints or student there are")
-    ] = False,
+    redo: Redo = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="the same as --redo train")] = False,
     accept_partial: AcceptPartial = False,
     new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
@@ -153,7 +163,7 @@ def train(
 
     Before the first step the loss mask of every row is checked against the template; a fault stops with the row and
     the token. An interrupted training goes on where it stood when the same command is typed again, and says what has
-    changed where it cannot; --fresh starts over.
+    changed where it cannot; --redo train starts over, whatever checkpoints or student there are.
 
     Example: distill train runs/quickstart --plan
     """
@@ -166,7 +176,8 @@ def train(
     if show_masks is not None:
         training_plan.show_masks(recipe_or_run, show_masks, **given)
     if not plan and show_masks is None:
-        given |= {"accept_partial": accept_partial, "fresh": fresh, "new_journal": new_journal}
+        given |= {"accept_partial": accept_partial, "new_journal": new_journal}
+        given["redo"] = ["train"] if fresh else _listed(redo)
         runner.run_recipe(recipe_or_run, stages=["train"], **given)
 
 

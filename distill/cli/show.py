@@ -13,6 +13,7 @@ from distill.core.console import Paint
 from distill.core.files import read_json
 from distill.core.jsonl import read_jsonl
 from distill.errors import RunFolderError
+from distill.pipeline.staleness import outdated
 from distill.report.answer_rows import ranked, titles_of, why
 from distill.run.funnel import Funnel, read
 from distill.run.layout import STAGES
@@ -27,6 +28,7 @@ def status_lines(folder: Path) -> list[str]:
     found = [f"{record['name']} in {folder}", *filter(None, [student_remark(folder)])]
     moved = stale(folder, record)
     found += [_stage_line(name, stages[name], moved.get(name)) for name in STAGES if name in stages]
+    found += outdated(folder, stages)
     found += cost_lines(stages)
     found += headline(folder)
     return found + (benchmark_lines(folder) if is_compared(folder, record) else [])

@@ -20,7 +20,8 @@ from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import load_tasks
 from distill.formats.sources import Source
 from distill.recipe import Recipe
-from distill.run.context import ACCEPTABLE, Context, _identity, _with_samplings, asking
+from distill.run.context import ACCEPTABLE, Context, _with_samplings, asking, identity
+from distill.run.decisive import flat, of_part
 from distill.run.record import StageRecord
 from distill.types import Failure, Flow, Session, Task
 
@@ -32,6 +33,9 @@ UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
 """Label of sessions without a judge decision, and the share above which we warn."""
 TaskResult: TypeAlias = Session | tuple[Session, ...] | Failure
 """Result of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
+
+REVISION = 1
+"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
 
 
 class Strategy(Protocol):
@@ -175,29 +179,31 @@ def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) 
     )
 
 
-def collect_options(context: Context) -> Any:
-    """Of the stage collect, sources included."""
-    section = context.recipe.collect
-    sources = _source_options(context.recipe)
-    if section is None:
-        return [sources, context.recipe.seed]
-    tasks = file_sha256(Path(section.tasks)) if section.tasks else None
-    others = context.teachers.other_identity() if context.teachers is not None else []
-    options = [section.strategy, tasks, section.options.model_dump(), _identity(context), context.recipe.seed, *others]
-    return [*options, sources] if sources else options
+def options(context: Context) -> dict[str, Any]:
+    """What of the recipe decides the sessions, by key."""
+    loaded = context.recipe
+    found = {"seed": loaded.seed, **_source_options(loaded)}
+    if (section := loaded.collect) is None:
+        return found
+    return {
+        **found,
+        **flat(section, "collect", only=("strategy", "tasks"), files=loaded.files),
+        **flat(section.options, "collect", files=loaded.files),
+        **of_part("collect.strategy", section.strategy),
+        **identity(context),
+    }
 
 
-def _source_options(loaded: Recipe) -> list[Any]:
+def _source_options(loaded: Recipe) -> dict[str, Any]:
     """The sources with what is in their files, and in their tokenizer's model."""
-    model = loaded.student.model if loaded.student is not None else None
-    return [
-        [
-            source.model_dump(),
-            loaded.files.get(source.path or ""),
-            _tokenizer_sha256(source.tokenizer or model or "") if source.max_tokens is not None else None,
-        ]
-        for source in loaded.sources
-    ]
+    model = loaded.student.model if loaded.student is not None else ""
+    found: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
+    for source in loaded.sources:
+        key = f"sources.{source.called}"
+        found |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
+        if source.max_tokens is not None:
+            found[f"{key}.tokenizer sha256"] = _tokenizer_sha256(source.tokenizer or model)
+    return found
 
 
 def _tokenizer_sha256(model: str) -> str:

@@ -26,14 +26,12 @@ from distill.compare.judge import judge
 from distill.compare.judge_audit import conclude
 from distill.compare.lm_eval import benchmarks
 from distill.compare.metrics import METRICS, Model, ModelMetric, TextMetric
-from distill.compare.metrics.instructions import SHIPPED, Instructions
 from distill.compare.prompts import held_out, of_file, of_metrics, take_recorded
 from distill.compare.results import MODELS, ComparisonResults, line, score_texts
 from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import remarks, summary, with_judge
 from distill.compare.training_overlap import leaks, record_coverage, record_leaks
-from distill.core import assets, console, registry
-from distill.core.hashing import tree_sha256
+from distill.core import console, registry
 from distill.core.jsonl import write_json, write_rows
 from distill.core.student_folder import current, is_student
 from distill.core.weights import read_base, student_fingerprint
@@ -41,11 +39,15 @@ from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider
 from distill.models.in_process import base_fingerprint
-from distill.recipe import Benchmarks, Compare, Judging
-from distill.run.context import Context, _identity, account, engine_for, judge_sampling, spent, stop_teacher
-from distill.run.endpoints import RESPONDENTS
+from distill.recipe import Benchmarks, Judging
+from distill.run.context import Context, account, engine_for, identity, judge_sampling, spent, stop_teacher
+from distill.run.decisive import flat, parts
+from distill.run.endpoints import OTHER_ROLES, RESPONDENTS
 from distill.run.record import StageRecord
 from distill.types import Sampling
+
+REVISION = 1
+"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,27 +224,18 @@ def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
     }
 
 
-def compare_options(context: Context) -> Any:
-    """Of the stage compare."""
-    section = context.recipe.compare
+def options(context: Context) -> dict[str, Any]:
+    """What of the recipe decides answers and scores, by key."""
+    loaded, section = context.recipe, context.recipe.compare
     assert section is not None
-    metrics = [[one.metric, one.options.model_dump()] for one in section.metrics]
-    parts = [path for one in section.metrics for path in one.options.paths()]
-    named = [section.prompts, *section.answers.values(), *parts]
-    files = [context.recipe.files.get(path) for path in named if path is not None]
-    others = context.teachers.other_identity() if context.teachers is not None else []
-    info = section.model_dump(exclude={"metrics"})
-    judge = judge_sampling(context.recipe) if section.judge is not None else None
-    return [info, metrics, files, _identity(context), context.recipe.seed, *others, judge, _shipped(section)]
-
-
-def _shipped(section: Compare) -> list[str]:
-    """What comes with the toolkit and is asked: the judge's words, and the instructions where no file is named."""
-    names = ["judges"] if section.judge is not None else []
-    names += [
-        SHIPPED for one in section.metrics if isinstance(one.options, Instructions.Options) and not one.options.prompts
-    ]
-    return [tree_sha256(assets.find(f"prompts/{name}")) for name in names]
+    own = ("prompts", "system", "answers", "judge", "sampling", "lm_eval")
+    return {
+        "seed": loaded.seed,
+        **flat(section, "compare", only=own, files=loaded.files),
+        **parts([(one.metric, one.options) for one in section.metrics], "compare.metrics", files=loaded.files),
+        **identity(context, (*OTHER_ROLES, *RESPONDENTS)),
+        **(flat(judge_sampling(loaded), "judge.sampling") if section.judge is not None else {}),
+    }
 
 
 def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from distill.core.files import file_sha256
 from distill.errors import RecipeError
 
 
@@ -43,3 +48,12 @@ def _foreign(name: str, kind: str, allowed: Collection[str]) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f'{kind} "{name}" cannot be imported: {error}') from error
+
+
+@cache
+def source_sha256(module: str) -> str:
+    """The SHA-256 of a module's source, found without running it; of its name where there is no source."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        return hashlib.sha256(module.encode()).hexdigest()
+    return file_sha256(Path(spec.origin))

@@ -22,9 +22,12 @@ from distill.errors import RecipeError, StageIncomplete
 from distill.recipe import Recipe
 from distill.run import funnel
 from distill.run.context import ACCEPTABLE, BASE, Context, account, engine_for, judge_sampling, stop_teacher
+from distill.run.decisive import flat, parts
 from distill.run.record import StageRecord
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
 
+REVISION = 1
+"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
 Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"
 """The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""
@@ -260,20 +263,19 @@ def _require_some(counts: Mapping[str, Any]) -> None:
     raise StageIncomplete(f"nothing is left to train on: {why}; loosen that rule, or collect more tasks")
 
 
-def curate_options(context: Context) -> Any:
-    """Of the stage curate, with whom its rules ask."""
+def options(context: Context) -> dict[str, Any]:
+    """What of the recipe decides the verdicts, by key, with whom the rules ask."""
     loaded = context.recipe
-    rules = [
-        [rule.filter, rule.options.model_dump(), [loaded.files.get(path) for path in rule.options.paths()]]
-        for rule in loaded.curate or []
-    ]
-    options: list[Any] = [rules, loaded.held_out, loaded.seed]
+    rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
+    found = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
     roles = roles_of_filters(loaded, context.allowed)
     if "judge" in roles and context.teachers is not None:
-        options.append([context.teachers.providers["judge"].endpoint, judge_sampling(loaded)])
+        found |= flat(context.teachers.providers["judge"].endpoint, "judge")
+        found |= flat(judge_sampling(loaded), "judge.sampling")
     if BASE in roles and loaded.student is not None:
-        options.append([weights.fingerprint(loaded.student.model), loaded.student.template])
-    return options
+        found |= flat(loaded.student, "student", only=("template",))
+        found["student.model sha256"] = weights.fingerprint(loaded.student.model)
+    return found
 
 
 def curating(context: Context, record: StageRecord) -> Mapping[str, Any]:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from distill.core import registry
-from distill.core.files import file_sha256
 from distill.core.jsonl import write_rows
 from distill.engine import EngineStopped, GrowthResult
 from distill.engine.engine import Engine
 from distill.expand.strategies import STRATEGIES
-from distill.run.context import Context, _identity, _with_samplings, asking
+from distill.run.context import Context, _with_samplings, asking, identity
+from distill.run.decisive import flat, of_part
 from distill.run.record import StageRecord
 from distill.types import Growth, Task
+
+REVISION = 1
+"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
 
 
 def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapping[str, Any]:
@@ -54,14 +57,17 @@ def _counts(growth: Growth, grown: GrowthResult) -> dict[str, Any]:
     }
 
 
-def expand_options(context: Context) -> Any:
-    """Of the stage expand."""
+def options(context: Context) -> dict[str, Any]:
+    """What of the recipe decides the tasks, by key."""
     section = context.recipe.expand
     assert section is not None
-    options = [section.strategy, section.tasks, file_sha256(Path(section.seeds)), section.options.model_dump()]
-    files = [context.recipe.files.get(path) for path in section.options.paths()]
-    others = context.teachers.other_identity() if context.teachers is not None else []
-    return [*options, files, _identity(context), context.recipe.seed, *others]
+    return {
+        "seed": context.recipe.seed,
+        **flat(section, "expand", files=context.recipe.files),
+        **flat(section.options, "expand", files=context.recipe.files),
+        **of_part("expand.strategy", section.strategy),
+        **identity(context),
+    }
 
 
 def growth_of(context: Context) -> Growth:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from distill import recipe
 from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
-from distill.core import assets, registry
+from distill.core import assets, console, registry
 from distill.curate.filters import FILTERS
 from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
@@ -67,17 +67,28 @@ def load_recipe(
 ) -> Recipe:
     """A recipe, validated whole: of a file, a run folder, a shipped one by its bare name, or of the values themselves.
 
-    `allowed` are packages whose code it may name; with `importing=False` that code is believed unseen. Raises
-    `RecipeError` with a line for each fault.
+    `allowed` are packages whose code it may name; with `importing=False` that code is believed unseen. Keys of a run's
+    own copy that are unknown now are left out with a line each. Raises `RecipeError` with a line for each fault.
     """
     found: Path | Mapping[str, Any]
+    is_run = isinstance(source, (str, PathLike)) and Path(source).is_dir()
     if isinstance(source, Recipe):
         found = source.document()
     else:
         found = source if isinstance(source, Mapping) else _recipe_file(Path(source))
-    loaded = recipe.load(found, parts(allowed=allowed, importing=importing), overrides=overrides)
+    loaded = recipe.load(
+        found,
+        parts(allowed=allowed, importing=importing),
+        overrides=overrides,
+        dropped=console.warn if is_run else None,
+    )
     _require_roles("recipe" if isinstance(found, Mapping) else found, loaded)
     return loaded
+
+
+def recorded(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
+    """A recipe as a run has written it down, its files unseen. Raises `RecipeError`."""
+    return recipe.recorded(document, parts(allowed=allowed))
 
 
 def _require_roles(file: str | Path, loaded: Recipe) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from distill.core import assets, console, processes, registry, student_folder
-from distill.core.hashing import json_sha256, tree_sha256
+from distill.core import console, processes, registry, student_folder
 from distill.core.redaction import strike
 from distill.engine.batch.runner import StoppedPending
 from distill.engine.journal.store import NAME, Journal
@@ -24,14 +23,16 @@ from distill.pipeline.requirements import (
     require_training_packages,
 )
 from distill.pipeline.stages import PIPELINE
-from distill.pipeline.staleness import sources_of, sources_sha256
+from distill.pipeline.staleness import adopt, as_it_would_begin, outdated
 from distill.recipe import Recipe
-from distill.run import students
 from distill.run.context import ACCEPTABLE, Context, passes, stop_teacher
 from distill.run.endpoints import hire
 from distill.run.layout import STAGES, stages_of
-from distill.run.record import Run, headline, journal_of, measured, opened, student_remark
+from distill.run.record import Run, headline, journal_of, measured, opened, read_record, student_remark
 from distill.train.trackers import require_trackers
+
+MOST_CHANGES = 4
+"""So many changes are named that make a stage run again."""
 
 
 def run_recipe(
@@ -44,18 +45,20 @@ def run_recipe(
     accept_partial: bool = False,
     allowed: Collection[str] = (),
     wait: bool = True,
-    fresh: bool = False,
+    redo: Collection[str] = (),
     new_journal: bool = False,
 ) -> Path:
     """Run a recipe's stages that are not current; returns the run folder.
 
-    `wait` is for a provider's batches: without it the run ends while they are open. `fresh` trains from the start,
-    whatever checkpoints or student there are. `new_journal` goes on where sends that run.json knows of are missing in
+    `wait` is for a provider's batches: without it the run ends while they are open. `redo` names
+    stages to do again although they are current; train then starts over, and collect is answered from the journal.
+    `new_journal` goes on where sends that run.json knows of are missing in
     the journal. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted`
     with everything finished kept.
     """
     loaded, folder = _addressed(source, run_dir, overrides, allowed)
     names = _chosen(loaded, stages)
+    _require_chosen(redo, names)
     if loaded.train is not None and "train" in names:
         require_trackers(loaded.train.options.report_to)
     _require_one_process(names)
@@ -68,12 +71,14 @@ def run_recipe(
         console.warn(line.removeprefix("warning: "))
     with opened(folder, loaded) as run, _journal(run, loaded, new_journal) as journal:
         context = Context(
-            folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait, fresh, run.lost
+            folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait, redo, run.lost
         )
         try:
             ran = _run_stages(context, run, names)
         finally:
             stop_teacher(context)
+    for line in outdated(folder, read_record(folder).get("stages", {})):
+        console.say(line)
     _farewell(folder, ran)
     return folder
 
@@ -125,15 +130,27 @@ def _journal(run: Run, loaded: Recipe, new_journal: bool) -> Iterator[Journal]:
 def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
     available = stages_of(loaded)
     for name in stages or ():
-        if name not in STAGES:
-            raise RecipeError(f'unknown stage "{name}"{registry.suggest(name, STAGES)}')
+        _require_known(name)
         if name not in available:
             raise RecipeError(f"the recipe has no section `{name}`; add one, or leave the stage out")
     return [name for name in available if stages is None or name in stages]
 
 
+def _require_known(name: str) -> None:
+    if name not in STAGES:
+        raise RecipeError(f'unknown stage "{name}"{registry.suggest(name, STAGES)}')
+
+
+def _require_chosen(redo: Collection[str], names: Collection[str]) -> None:
+    for name in redo:
+        _require_known(name)
+        if name not in names:
+            raise RecipeError(f"redo: {name} is not among the stages of this command, which are: {', '.join(names)}")
+
+
 def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
+    adopt(run, context)
     run.describe(context.teachers.facts() if context.teachers is not None else [])
     if "train" not in names and {"compare", "report"} & set(names):
         _report_student(context.folder)
@@ -171,16 +188,12 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
 
 
 def _run_stage(context: Context, run: Run, name: str) -> bool:
-    stage = PIPELINE[name]
-    found = {item: students.sha256(context.folder, item) for item in stage.inputs}
-    inputs = {item: digest for item, digest in found.items() if digest is not None}
-    shipped = tree_sha256(assets.find(stage.prompts)) if stage.prompts else None
-    fingerprint = json_sha256([inputs, stage.options(context), sources_sha256(sources_of(context, stage)), shipped])
-    again = (context.retry_failed and stage.teacher) or (context.fresh and name == "train")
-    if run.is_current(name, fingerprint) and not again:
+    stage, record = PIPELINE[name], as_it_would_begin(context, name)
+    changes = run.changes(name, record)
+    if changes == [] and name not in context.redo and not (context.retry_failed and stage.teacher):
         return False
-    console.say(f"{name}: started")
-    record = run.begin(name, fingerprint, inputs)
+    console.say(f"{name} runs again: {_few(changes)}" if changes else f"{name}: started")
+    run.begin(name, record)
     try:
         with measured(record):
             record.counts = dict(stage.work(context, record))
@@ -200,6 +213,11 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
         run.save(name, record, stage.outputs)
     console.say(f"{name}: {record.status} in {record.seconds:.1f} s{_brief(record.counts)}")
     return True
+
+
+def _few(changes: Sequence[str]) -> str:
+    more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+    return "; ".join(changes[:MOST_CHANGES]) + more
 
 
 def _brief(counts: Mapping[str, Any]) -> str:

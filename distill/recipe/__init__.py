@@ -6,7 +6,7 @@ part's own options; the doors hand them in as `Parts`, so that this module knows
 
 from __future__ import annotations
 
-from distill.recipe.loading import load
+from distill.recipe.loading import load, recorded
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import (
     Asks,
@@ -52,6 +52,7 @@ __all__ = [
     "Teacher",
     "Train",
     "load",
+    "recorded",
 ]
 
 Options = BaseOptions

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from distill.core.embedded import EMBEDDED
-from distill.core.redaction import learn
+from distill.core.redaction import STRUCK, learn
 from distill.core.registry import suggest
 from distill.errors import RecipeError
 from distill.recipe.paths import resolved
@@ -21,22 +22,28 @@ MAX_RECIPE_BYTES = 1_000_000
 
 
 def load(
-    source: Path | Mapping[str, Any], parts: Parts, *, overrides: Iterable[str] | Mapping[str, Any] = ()
+    source: Path | Mapping[str, Any],
+    parts: Parts,
+    *,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    dropped: Callable[[str], None] | None = None,
 ) -> Recipe:
     """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
 
     `source` is a file, or what such a file holds. `overrides` are `a.b=c` texts, whose value is YAML, or values by
     their dotted keys; a path in them is relative to the current folder. Other paths are relative to the recipe's
-    folder (the current one where there is no file), then to the shipped prompts/.
+    folder (the current one where there is no file), then to the shipped prompts/. `dropped` is for a run's own copy:
+    keys of the file that are unknown now are left out, and told one by one.
     """
     path, document = (source, _read_yaml(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
     if isinstance(overrides, str):
         raise RecipeError(f"overrides: found the text {overrides!r}, expected a list of such, or a mapping")
+    if dropped is not None:
+        for key in _drop_unknown(document, parts):
+            dropped(f'{path}: "{key}" is no key any more; left out')
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parsed, overrides):
         override(document, key, _plain(value), parts)
-    recipe, faults = validate(document)
-    if recipe is not None:
-        recipe, faults = with_options(recipe, parts)
+    recipe, faults = _validated(document, parts)
     if not faults and recipe is not None:
         recipe, faults = resolved(recipe, path.resolve().parent)
     if faults or recipe is None:
@@ -45,6 +52,66 @@ def load(
         for _, literal in section.literals:
             learn(literal)
     return recipe
+
+
+def recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
+    """A recipe that a run has resolved, with the files' hashes as they were then; keys unknown now are left out.
+
+    Raises `RecipeError` as `load` does.
+    """
+    plain = _unstruck(_plain(document))
+    _drop_unknown(plain, parts)
+    recipe, faults = _validated(plain, parts)
+    if faults or recipe is None:
+        raise RecipeError("\n".join(faults))
+    return recipe
+
+
+def _unstruck(value: Any, *, within: bool = False) -> Any:
+    """Something else where a secret was struck out, which a recipe to run must not have."""
+    if isinstance(value, dict):
+        return {k: _unstruck(one, within=within or k in ("base_url", "extra_body")) for k, one in value.items()}
+    if isinstance(value, list):
+        return [_unstruck(one, within=within) for one in value]
+    return value.replace(STRUCK, "struck") if within and isinstance(value, str) else value
+
+
+def _validated(document: dict[str, Any], parts: Parts) -> tuple[Recipe | None, list[str]]:
+    recipe, faults = validate(document)
+    return with_options(recipe, parts) if recipe is not None else (None, faults)
+
+
+_UNKNOWN = re.compile(r'unknown key "([^"]+)"')
+
+
+def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
+    """Take the keys that nothing knows out of the document; returns them."""
+    found: list[str] = []
+    while True:
+        _, faults = _validated(document, parts)
+        unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in found]
+        if not unknown:
+            return found
+        for key in unknown:
+            _drop(document, key.split("."))
+        found += unknown
+
+
+def _drop(node: Any, keys: list[str]) -> None:
+    """Take a key out; on the way to it a number or a name stands for items of a list that are there or hold it."""
+    first, *rest = keys
+    if isinstance(node, list):
+        items = node[int(first) :][:1] if first.isdecimal() else [one for one in node if first in _values(one)]
+    else:
+        items = [node.get(first)] if isinstance(node, dict) else []
+    if not rest and isinstance(node, dict):
+        node.pop(first, None)
+    for item in items if rest else ():
+        _drop(item, rest)
+
+
+def _values(item: Any) -> Collection[Any]:
+    return [value for value in item.values() if isinstance(value, str)] if isinstance(item, dict) else ()
 
 
 def _plain(value: Any) -> Any:

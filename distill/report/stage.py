@@ -18,6 +18,7 @@ import yaml
 from distill.core import student_folder
 from distill.core.assets import load
 from distill.core.files import write_atomically
+from distill.core.hashing import json_sha256
 from distill.core.student_folder import current, is_student
 from distill.report import answer_rows, comparison, numbers, run_sections
 from distill.report.comparison import facts
@@ -26,6 +27,8 @@ from distill.run.context import Context
 from distill.run.record import StageRecord, read_record, stale, student_remark
 from distill.text.tokens import visible
 
+REVISION = 1
+"""To be raised with any change of what the stage writes for the same inputs and options, its templates included."""
 SECTIONS = {
     "scores.json": "headline and metrics",
     "answers.jsonl": "answers side by side",
@@ -35,6 +38,8 @@ SECTIONS = {
 """What the page lacks without each file."""
 LIBRARIES = ("vendor/diff.min.js", "vendor/markdown-it.min.js")
 """Kept libraries that the viewer uses, with their licences beside them in prompts/report/vendor."""
+UNSHOWN = ("fingerprint", "revision", "options")
+"""What run.json says of a stage and the page does not show; `fingerprint` is in records of older versions."""
 TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
 
 
@@ -141,9 +146,14 @@ def _plain(value: Any) -> Any:
     return "–" if value is None else visible(value) if isinstance(value, str) else value
 
 
-def report_options(context: Context) -> Any:
-    """Everything that the other stages say of themselves: the report shows it."""
-    return [[name, stage] for name, stage in read_record(context.folder).get("stages", {}).items() if name != "report"]
+def options(context: Context) -> dict[str, Any]:
+    """A hash of what each other stage says of itself: the report shows it."""
+    stages = read_record(context.folder).get("stages", {})
+    return {
+        f"{name} sha256": json_sha256({key: value for key, value in entry.items() if key not in UNSHOWN})
+        for name, entry in stages.items()
+        if name != "report"
+    }
 
 
 def reporting(context: Context, record: StageRecord) -> Mapping[str, Any]:

@@ -41,8 +41,8 @@ class Context:
     accept_partial: bool = False
     wait: bool = True
     """Whether to wait for a provider's batches."""
-    fresh: bool = False
-    """Whether training starts over, whatever checkpoints there are."""
+    redo: Collection[str] = ()
+    """Stages that run again although they are current."""
     lost: Mapping[str, StageSends] = field(default_factory=dict)
     """By stage, sends that are in no journal any more, and stay spent."""
 
@@ -53,9 +53,9 @@ def stop_teacher(context: Context) -> None:
         context.teachers.stop()
 
 
-def _identity(context: Context) -> Any:
-    """The teachers as they enter a fingerprint."""
-    return context.teachers.identity() if context.teachers is not None else None
+def identity(context: Context, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
+    """What of the teachers, and of those who play `roles`, decides the answers, by key."""
+    return context.teachers.identity(roles) if context.teachers is not None else {}
 
 
 def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:

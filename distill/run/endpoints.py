@@ -12,6 +12,7 @@ from distill.core import credentials
 from distill.engine.budget import TokenPrice
 from distill.engine.rate_limits import Rates
 from distill.recipe import Recipe, Teacher
+from distill.run.decisive import flat
 from distill.types import Task
 
 ROLE = "teacher"
@@ -113,16 +114,24 @@ class Teachers:
             for one in (*self.hired, *self.others)
         ]
 
-    def other_identity(self) -> list[Any]:
-        """The same of who plays the other roles, in what asks them."""
-        return [[one.name, one.provider.endpoint, one.section.sampling.model_dump()] for one in self.others]
+    def identity(self, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
+        """What of them, and of those who play `roles`, decides the answers: model, sampling, who is asked what."""
+        found: dict[str, Any] = {}
+        for one in self.hired:
+            key = ROLE if len(self.hired) == 1 else f"{ROLE}.{one.section.called}"
+            found |= _decisive(one, key)
+            if len(self.hired) > 1:
+                found |= flat(one.section, key, only=("weight", "kinds"))
+                found[ROLE] = [*found.get(ROLE, []), one.section.called]
+        for one in self.others:
+            if one.name in roles:
+                found |= _decisive(one, one.name if one.name in OTHER_ROLES else f"compare.{one.name}")
+        return found
 
-    def identity(self) -> list[Any]:
-        """What of them decides the answers: address or weights, sampling, and who is asked what."""
-        sections: list[Any] = [[one.provider.endpoint, one.section.sampling.model_dump()] for one in self.hired]
-        if len(self.hired) == 1:
-            return [*sections[0]]
-        return [*sections, [[one.section.called, one.section.weight, one.section.kinds] for one in self.hired]]
+
+def _decisive(one: BoundEndpoint, key: str) -> dict[str, Any]:
+    """Address or weights, and sampling."""
+    return flat(one.provider.endpoint, key) | flat(one.section.sampling, f"{key}.sampling")
 
 
 def weighted(weights: Sequence[float], of: str) -> int:

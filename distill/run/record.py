@@ -25,7 +25,7 @@ from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
-from distill.run import students
+from distill.run import decisive, students
 from distill.text.tokens import visible
 
 
@@ -42,6 +42,8 @@ def headline(folder: Path) -> list[str]:
 
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
+FORMAT = 2
+"""Of run.json; 1, without a number, had one hash over inputs, options and sources in place of `options`."""
 NOTE_SECONDS = 5.0
 """Between two looks at how much was sent."""
 MIN_FREE_BYTES = 50_000_000
@@ -56,7 +58,8 @@ class StageRecord:
     """`running`, `done`, `partial` or `failed`."""
     started: str = ""
     seconds: float = 0.0
-    fingerprint: str = ""
+    revision: int = 0
+    """Of the stage's code; 0 in records made before there were revisions."""
     counts: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
@@ -66,7 +69,10 @@ class StageRecord:
     """By teacher and outcome (`kept`, `retried`, `wasted`, `in flight`): sends, tokens and USD of all invocations."""
     peak_memory_bytes: int | None = None
     """Largest sum of resident memory of this process and its children, sampled twice a second."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What of the recipe decided the outputs, by key, defaults left out; see `decisive`."""
     inputs: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by file, as of `outputs`."""
     outputs: dict[str, str] = field(default_factory=dict)
     detail: str | None = None
 
@@ -86,30 +92,48 @@ class Run:
         stage: Mapping[str, Any] | None = self._record.get("stages", {}).get(name)
         return stage
 
-    def is_current(self, name: str, fingerprint: str) -> bool:
-        """Whether the stage is done with these inputs, options and sources, and its outputs are as it left them.
+    def accounts_before(self) -> list[dict[str, Any]]:
+        """Of a folder made before run.json kept options: its stages and recipe, and those of a student set aside."""
+        if "stages" not in self._record or "format" in self._record:
+            return []
+        own = {"stages": self._record["stages"], "recipe": students.recipe(self.folder)}
+        return [own, *([self._record["student"]] if "student" in self._record else [])]
 
-        A student that is there counts by what made it, whatever trainings were begun since and not finished.
+    def changes(self, name: str, made: StageRecord) -> list[str] | None:
+        """In what `made`, the stage as it would begin now, differs from when it was done; None where it never was.
+
+        A stage whose inputs, options and outputs are the same is current, whatever the revision of its code. A student
+        that is there counts by what made it, whatever trainings were begun since and not finished.
         """
-        found = [self.stage(name), self._own_training() if name == "train" else None]
-        stage = next((one for one in found if one is not None and _is_done(one, fingerprint)), None)
-        if stage is None or any(students.sha256(self.folder, name) != info for name, info in stage["outputs"].items()):
-            return False
-        if stage is not found[0]:
-            self._put(name, stage)
-        return True
+        entries = [self.stage(name), self._own_training() if name == "train" else None]
+        done = [one for one in entries if one is not None and one["status"] == "done"]
+        found = [self._differences(one, made) for one in done]
+        current = next((one for one, differences in zip(done, found, strict=True) if not differences), None)
+        if current is not None and current is not entries[0]:
+            self._put(name, current)
+        return [] if current is not None else found[0] if found else None
+
+    def _differences(self, entry: Mapping[str, Any], made: StageRecord) -> list[str]:
+        if "options" not in entry:
+            return ["how it was made is not known"]
+        was, now = (decisive.completed(one["options"], one["revision"]) for one in (entry, asdict(made)))
+        inputs = entry["inputs"].keys() | made.inputs.keys()
+        moved = [name for name in sorted(inputs) if entry["inputs"].get(name) != made.inputs.get(name)]
+        touched = [output for output, info in entry["outputs"].items() if students.sha256(self.folder, output) != info]
+        return [
+            *decisive.differences(was, now),
+            *(f"another {input}" for input in moved),
+            *(f"{output} is not as it was left" for output in touched),
+        ]
 
     def _own_training(self) -> Mapping[str, Any] | None:
         info = students.training(self.folder, self._record)
         return info["stages"]["train"] if info is not None else None
 
-    def begin(self, name: str, fingerprint: str, inputs: Mapping[str, str]) -> StageRecord:
+    def begin(self, name: str, record: StageRecord) -> None:
         """Note that a stage starts."""
-        record = StageRecord(
-            started=datetime.now(UTC).isoformat(timespec="seconds"), fingerprint=fingerprint, inputs=dict(inputs)
-        )
+        record.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.save(name, record)
-        return record
 
     def save(self, name: str, record: StageRecord, outputs: Iterable[str] = ()) -> None:
         """Write the stage's entry, with the SHA-256 of its outputs that exist."""
@@ -173,10 +197,12 @@ class Run:
         if not path.exists() or path.read_text(encoding="utf-8") != document:
             write_atomically(path, [document])
         facts = {
+            "format": FORMAT,
             "name": self.recipe.name,
             "version": distill.__version__,
             "recipe_sha256": json_sha256(self.recipe.document()),
             "created": self._record.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
+            "chosen": students.chosen(self.recipe),
             "teacher": dict(teachers[0]) if teachers else None,
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
@@ -187,10 +213,6 @@ class Run:
                 kept: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
                 self._record = {**facts, "stages": {}, **kept}
                 write_json(self.folder / "run.json", self._record)
-
-
-def _is_done(stage: Mapping[str, Any], fingerprint: str) -> bool:
-    return (stage["status"], stage["fingerprint"]) == ("done", fingerprint)
 
 
 def versions() -> dict[str, str]:
@@ -216,6 +238,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(record, dict):
         raise RunFolderError(f"{path} is no JSON object; delete it: the stages run again, the answers stay bought")
+    if record.get("format", 1) > FORMAT:
+        raise RunFolderError(
+            f"{path} has format {record['format']}, of a newer distill ({record.get('version')}); this one"
+            f" ({distill.__version__}) reads formats up to {FORMAT}: install the newer one"
+        )
     return record
 
 
@@ -290,7 +317,7 @@ def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
     if "compare" in found and _is_finished(stages.get("report")):
         found.setdefault("report", "shows a comparison that is stale")
     info = students.training(folder, record) if _is_finished(stages.get("train")) else None
-    if info is not None and (changed := students.changes(folder, info)):
+    if info is not None and (changed := students.changes(folder, record, info)):
         found["train"] = "; ".join(changed)
     return found
 

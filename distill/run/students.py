@@ -27,6 +27,8 @@ from distill.core.student_folder import (
     is_student,
     remove,
 )
+from distill.recipe import Recipe
+from distill.run.decisive import flat
 from distill.text.tokens import visible
 
 LOGS = (
@@ -156,15 +158,30 @@ def recipe(run: Path) -> dict[str, Any]:
 # What has moved on since
 
 
-def changes(run: Path, info: Mapping[str, Any]) -> list[str]:
+def chosen(loaded: Recipe) -> dict[str, Any]:
+    """What of a recipe decides the student, by key, defaults left out."""
+    found = flat(loaded.student, "student") if loaded.student is not None else {}
+    if loaded.train is not None:
+        found |= flat(loaded.train.options, "train")
+    left = {key: value for key, value in found.items() if key.removeprefix("train.") not in WITHOUT_EFFECT}
+    return {"seed": loaded.seed, **left}
+
+
+def changes(run: Path, record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
     """In what the run's recipe and rows are others than those of the student, one short text each."""
     was, now = dict(_deciding(info["recipe"])), dict(_deciding(recipe(run)))
     found = [
         f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
         for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name)
+        if was.get(name) != now.get(name) and not (name in was.keys() ^ now.keys() and _is_default(record, info, name))
     ]
     return [*found, *(["other rows in kept.jsonl"] if has_other_rows(run, info) else [])]
+
+
+def _is_default(record: Mapping[str, Any], info: Mapping[str, Any], name: str) -> bool:
+    """Whether a key that one version of the recipe lacks is at its default in the other, and so has not changed."""
+    was, now = info["stages"]["train"].get("options"), record.get("chosen")
+    return was is not None and now is not None and name not in was and name not in now
 
 
 def has_other_rows(run: Path, info: Mapping[str, Any]) -> bool:
@@ -199,7 +216,7 @@ def remark(run: Path, record: Mapping[str, Any]) -> str | None:
         return "how the student that is there was trained is not known: another training has begun since"
     own = info["stages"]["train"]
     unfinished = last.get("status") != "done" and last.get("started") != own.get("started")
-    moved = changes(run, info)
+    moved = changes(run, record, info)
     since = [f"the recipe has moved on ({'; '.join(moved)})"] if moved else []
     since += ["a later training is unfinished"] if unfinished else []
     return f"the student is that of {visible(str(own.get('started')))}; {', and '.join(since)}" if since else None

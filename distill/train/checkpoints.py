@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from distill.core.hashing import json_sha256
 from distill.errors import ModelError, RunFolderError
 from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
+from distill.run.decisive import OLD_DEFAULTS
 from distill.text.tokens import visible
 from distill.train.dataset import Examples
 from distill.train.options import TrainOptions
@@ -79,6 +80,9 @@ class Checkpoints:
         self.require_ours()
         self.folder.mkdir(parents=True, exist_ok=True)
         info = self._told()
+        if info is not None and not changes(info, self._identity):
+            self._identity = replace(self._identity, settings=info.settings)  # by which its checkpoints are marked
+            self._sha256 = self._identity.sha256
         self.begun = info is not None and info.sha256 == self._sha256
         found = self._found()
         self.last = next((folder for folder in found if self._is_whole(folder)), None)
@@ -165,7 +169,7 @@ class Checkpoints:
             )
 
     def _start_over(self) -> str:
-        return f"to start over, type: distill train {self._student.parent} --fresh"
+        return f"to start over, type: distill train {self._student.parent} --redo train"
 
 
 def _delete_after(step: int, folders: Iterable[Path]) -> None:
@@ -240,10 +244,17 @@ def _flat(value: Any, name: str) -> dict[str, Any]:
     return {key: item for part, inner in value.items() for key, item in _flat(inner, f"{name}.{part}").items()}
 
 
+def _defaults() -> dict[str, Any]:
+    """What keys that the version before did not have were in effect then."""
+    old = {key: old for key, (_, old, _) in OLD_DEFAULTS.items()}
+    return _flat(TrainOptions().model_dump(mode="json"), "train") | old
+
+
 def changes(old: Identity, new: Identity) -> list[str]:
     """What is another in `new`, one short text each; empty where a run can go on."""
-    fields = sorted(old.settings.keys() | new.settings.keys())
-    pairs = [(name, old.settings.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
+    before = {**{key: value for key, value in _defaults().items() if key in new.settings}, **old.settings}
+    fields = sorted(before.keys() | new.settings.keys())
+    pairs = [(name, before.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
     info = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in pairs if was != now]
     reread = any(name.startswith("student.") for name, was, now in pairs if was != now)
     return info + _rows(old, new, reread=reread)

@@ -23,15 +23,15 @@ from distill.run.record import StageRecord, read_record
 from distill.train.options import LoraOptions, TrainOptions
 from distill.types import Session
 
+REVISION = 1
+"""To be raised with any change of what the stage writes for the same inputs and options."""
 
-def train_options(context: Context) -> Any:
-    """Of the stage train."""
-    student, section = context.recipe.student, context.recipe.train
+
+def options(context: Context) -> dict[str, Any]:
+    """What of the recipe decides the student, by key."""
+    student = context.recipe.student
     assert student is not None
-    assert section is not None
-    return [
-        student.model_dump(), weights.fingerprint(student.model), section.options.deciding(), context.recipe.seed
-    ]  # fmt: skip
+    return {**students.chosen(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
 
 
 __all__ = ["LoraOptions", "TrainOptions", "masks", "plan", "train"]
@@ -127,7 +127,7 @@ def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
     settings = settings_of(context.recipe)
     stop_teacher(context)
-    counts = train(context.folder, **settings, fresh=context.fresh)
+    counts = train(context.folder, **settings, fresh="train" in context.redo)
     if processes.is_first():
         _put_in_place(context.folder, record, counts)
     return counts

@@ -5,53 +5,87 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
+from distill.run import decisive
 from distill.run import record as record_module
 
 RECIPE = Recipe(name="first")
 
 
-def finished(folder, *, fingerprint="f1"):
+def made(**options):
+    return record_module.StageRecord(revision=2, options=options, inputs={"seeds.jsonl": "0f"})
+
+
+def finished(folder):
     """A run with one finished stage that wrote tasks.jsonl."""
     with record_module.opened(folder, RECIPE) as opened:
         opened.describe([])
-        record = opened.begin("expand", fingerprint, {})
+        record = made(tasks=3)
+        opened.begin("expand", record)
         (folder / "tasks.jsonl").write_text("{}\n")
         record.status = "done"
         opened.save("expand", record, ["tasks.jsonl"])
 
 
-def is_current(folder, fingerprint="f1"):
+def changes(folder, record=None):
     with record_module.opened(folder, RECIPE) as opened:
-        return opened.is_current("expand", fingerprint)
+        return opened.changes("expand", record or made(tasks=3))
 
 
 def test_a_finished_stage_is_current(tmp_path):
     finished(tmp_path)
-    assert is_current(tmp_path)
+    assert changes(tmp_path) == []
 
 
-def test_a_stage_with_other_inputs_is_not_current(tmp_path):
+def test_a_stage_that_an_older_or_a_newer_revision_made_is_current(tmp_path):
     finished(tmp_path)
-    assert not is_current(tmp_path, "f2")
+    assert changes(tmp_path, replace(made(tasks=3), revision=1)) == []
+    assert changes(tmp_path, replace(made(tasks=3), revision=3)) == []
+
+
+def test_a_stage_with_other_options_says_which(tmp_path):
+    finished(tmp_path)
+    assert changes(tmp_path, made(tasks=4, window=2)) == ["tasks 3 → 4", "window (default) → 2"]
+
+
+def test_a_stage_with_other_inputs_says_which(tmp_path):
+    finished(tmp_path)
+    assert changes(tmp_path, replace(made(tasks=3), inputs={})) == ["another seeds.jsonl"]
+
+
+def test_a_default_that_has_changed_since_is_the_old_one_in_an_old_record(tmp_path, monkeypatch):
+    finished(tmp_path)
+    monkeypatch.setattr(decisive, "OLD_DEFAULTS", {"window": (3, 4, 8)})
+    new = replace(made(tasks=3), revision=3)
+    assert changes(tmp_path, new) == ["window 4 → 8"]
+    assert changes(tmp_path, replace(new, options={"tasks": 3, "window": 4})) == []
+
+
+def test_a_record_of_a_newer_format_is_refused_in_a_line(tmp_path):
+    finished(tmp_path)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3, "version": "9.0"}))
+    with pytest.raises(RunFolderError, match=r"has format 3, of a newer distill \(9\.0\); this one .* up to 2"):
+        changes(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_text("{}\n{}\n")])
 def test_a_stage_whose_output_was_touched_is_not_current(tmp_path, damage):
     finished(tmp_path)
     damage(tmp_path / "tasks.jsonl")
-    assert not is_current(tmp_path)
+    assert changes(tmp_path) == ["tasks.jsonl is not as it was left"]
 
 
 def test_a_stage_that_was_cut_off_is_not_current(tmp_path):
     with record_module.opened(tmp_path, RECIPE) as opened:
         opened.describe([])
-        opened.begin("expand", "f1", {})
-    assert not is_current(tmp_path)
+        opened.begin("expand", made(tasks=3))
+    assert changes(tmp_path) is None
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):

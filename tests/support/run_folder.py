@@ -217,7 +217,7 @@ def _base() -> dict[str, Any]:
 
 def _stage(seconds: float, counts: dict[str, Any], asked: int = 0, tokens: tuple[int, int] = (0, 0)) -> dict[str, Any]:
     return {
-        "status": "done", "started": "2026-03-02T09:00:00+00:00", "seconds": seconds, "fingerprint": "0f" * 32,
+        "status": "done", "started": "2026-03-02T09:00:00+00:00", "seconds": seconds, "revision": 1, "options": {},
         "counts": counts, "tokens": {"prompt": tokens[0], "completion": tokens[1]} if asked else {},
         "requests": {"asked": asked, "replayed": 0, "failed": 0} if asked else {}, "usd": None,
         "peak_memory_bytes": 3_412_000_000, "inputs": {}, "outputs": {}, "detail": None,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from distill.core.hashing import json_sha256
 from distill.core.jsonl import read_jsonl
 from distill.errors import ModelError, RunFolderError
 from tests.support.training import OPTIONS, SESSIONS, losses, run
@@ -210,7 +211,7 @@ def test_what_has_changed_is_said_field_by_field_and_nothing_is_lost(killed, tin
         run(killed, tiny, **{"options": WATCHED, **change})
     message = str(caught.value)
     assert f"was begun with something else: {told}" in message
-    assert message.endswith(f"to start over, type: distill train {killed.parent} --fresh")
+    assert message.endswith(f"to start over, type: distill train {killed.parent} --redo train")
     assert "\n" not in message
     assert sorted(path.relative_to(killed) for path in killed.rglob("*")) == before
 
@@ -224,6 +225,22 @@ def test_options_that_change_no_weight_may_be_others_and_another_version_is_told
     _, said = run(folder, tiny, options=WATCHED.model_copy(update=others))
     assert said[0].startswith("resuming, but not bit-for-bit: torch 1.0 → ")
     assert said[1] == "going on from step 4"
+    assert_same(folder, whole[0])
+
+
+def test_a_key_that_an_upgrade_adds_is_at_its_default_in_an_older_checkpoint(whole, killed, tiny, tmp_path):
+    folder = shutil.copytree(killed, tmp_path / "student")
+    path = folder / "checkpoints/identity.json"
+    identity = json.loads(path.read_text())
+    del identity["settings"]["train.weight_decay"], identity["settings"]["train.guard.spike"]
+    path.write_text(json.dumps(identity))
+    old = json_sha256([identity["rows"], identity["settings"]])
+    for mark in folder.glob("checkpoints/*/distill.json"):
+        mark.write_text(json.dumps({**json.loads(mark.read_text()), "identity": old}))
+    with pytest.raises(RunFolderError, match=r"train\.weight_decay 0\.0 → 0\.1"):
+        run(folder, tiny, options=WATCHED.model_copy(update={"weight_decay": 0.1}))
+    _, said = run(folder, tiny, options=WATCHED)
+    assert said[0] == "going on from step 4"
     assert_same(folder, whole[0])
 
 

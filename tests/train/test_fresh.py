@@ -1,4 +1,4 @@
-"""`distill train RUN --fresh` starts over, from checkpoints as from a student, where the command alone would not."""
+"""`distill train RUN --redo train` (or `--fresh`) starts over, from checkpoints as from a finished student."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def test_checkpoints_of_other_options_are_refused_and_left_behind_when_asked_to_
     assert _code(changed) == 1
     said = capsys.readouterr().err
     assert "train.learning_rate 0.005 → 0.001" in said
-    assert f"to start over, type: distill train {curated} --fresh" in said
+    assert f"to start over, type: distill train {curated} --redo train" in said
 
-    assert _code([*changed, "--fresh"]) == 0
+    assert _code([*changed, "--redo", "train"]) == 0
     assert "going on from step" not in capsys.readouterr().err
     steps = logged(curated)
     assert [row["step"] for row in steps] == list(range(1, STEPS + 1))

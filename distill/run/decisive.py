@@ -1,0 +1,110 @@
+"""The options that decide a stage's outputs, as run.json keeps them: values by recipe key, defaults left out.
+
+A key that an older version did not have is absent in its records, and so counts as its default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import MISSING, fields
+from dataclasses import Field as DataclassField
+from typing import Any
+
+from pydantic import BaseModel
+
+from distill.core.credentials import without_literals
+from distill.core.jsonl import to_json
+from distill.core.registry import source_sha256
+from distill.text.tokens import visible
+
+OLD_DEFAULTS: Mapping[str, tuple[int, Any, Any]] = {}
+"""By recipe key, a default that has changed: the stage's `REVISION` from which on it is another, the old one and the
+new one."""
+ABSENT = object()
+_MAX_SHOWN = 40
+
+
+def flat(
+    section: Any, name: str, *, only: Collection[str] = (), files: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A section's values by dotted key, without those at their default.
+
+    `section` is a pydantic model or a dataclass; of `only` these fields, all when empty. A path that `files` has (a
+    resolved recipe's `files`) stands as the SHA-256 of what is there; secrets are struck out.
+    """
+    found: dict[str, Any] = {}
+    for key, value, default in _fields(section):
+        if (only and key not in only) or value == default:
+            continue
+        if isinstance(value, BaseModel):
+            found |= flat(value, f"{name}.{key}", files=files) or {f"{name}.{key}": {}}
+        else:
+            found[f"{name}.{key}"] = _plain(without_literals(value, key), files or {})
+    return found
+
+
+def _fields(section: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Each field's name, value and default."""
+    if isinstance(section, BaseModel):
+        for key, field in type(section).model_fields.items():
+            if not field.exclude:
+                yield key, getattr(section, key), field.get_default(call_default_factory=True)
+        return
+    for one in fields(section):
+        yield one.name, getattr(section, one.name), _default(one)
+
+
+def _default(field: DataclassField[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _plain(value: Any, files: Mapping[str, str]) -> Any:
+    """JSON, with the SHA-256 of a file in place of its path."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one, files) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, files) for one in value]
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump(exclude_defaults=True), files)
+    return f"sha256 {files[value]}" if isinstance(value, str) and value in files else to_json(value)
+
+
+def parts(
+    names: Iterable[tuple[str, BaseModel]], key: str, *, files: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A list of parts with their options: their order, each part's options by its name, the source of the user's own.
+
+    A part that is named twice has its place in the list behind its name.
+    """
+    listed = list(names)
+    called = [name for name, _ in listed]
+    found: dict[str, Any] = {key: called}
+    for place, (name, options) in enumerate(listed):
+        own = f"{key}.{name}" if called.count(name) == 1 else f"{key}.{name}.{place}"
+        found |= flat(options, own, files=files) | of_part(own, name)
+    return found
+
+
+def of_part(key: str, name: str) -> dict[str, str]:
+    """The SHA-256 of the source of a part of the user's own; nothing of one that we ship."""
+    return {f"{key} source": source_sha256(name.partition(":")[0])} if ":" in name else {}
+
+
+def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
+    """The options with the defaults that have changed since, as they were for the code of that revision."""
+    changed = {key: old if revision < since else new for key, (since, old, new) in OLD_DEFAULTS.items()}
+    return {**changed, **options}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What is another in `new`, one short text each."""
+    return [
+        f"{key} {_shown(old.get(key, ABSENT))} → {_shown(new.get(key, ABSENT))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, ABSENT) != new.get(key, ABSENT)
+    ]
+
+
+def _shown(value: Any) -> str:
+    text = "(default)" if value is ABSENT else visible(str(value))
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN // 2]}…"
