@@ -62,7 +62,7 @@ def serve(
 
     require_training_packages("serve")
     from distill.models import server
-    from distill.run.record import student_remark
+    from distill.run.remarks import student_remark
 
     if (line := student_remark(Path(model).expanduser())) is not None:
         console.say(line)

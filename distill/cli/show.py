@@ -17,7 +17,8 @@ from distill.pipeline.staleness import outdated
 from distill.report.answer_rows import ranked, titles_of, why
 from distill.run.funnel import Funnel, read
 from distill.run.layout import STAGES
-from distill.run.record import comparison_remark, headline, is_compared, read_record, stale, student_remark
+from distill.run.record import read_record
+from distill.run.remarks import comparison_remark, headline, is_compared, stale, student_remark
 from distill.text.tokens import visible
 
 

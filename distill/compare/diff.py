@@ -17,7 +17,8 @@ from distill.compare.stats import Difference, holm, paired_difference, sign_flip
 from distill.core.jsonl import read_jsonl
 from distill.errors import RunFolderError
 from distill.run import students
-from distill.run.record import read_record, stale
+from distill.run.record import read_record
+from distill.run.remarks import stale
 from distill.text.tokens import normalise, visible
 
 SEED = 7

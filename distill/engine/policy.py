@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from distill.engine import Tally
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement
 from distill.engine.providers import Provider, ProviderError, Reply
@@ -68,3 +69,12 @@ async def reply_of(provider: Provider, request: Request) -> Reply:
         raise
     except Exception as error:
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
+
+
+def expected_tokens(most: Bill, tally: Tally, in_flight: int) -> float:
+    """Of a send, for the endpoint's tokens per minute: a quarter of the prompt's bytes, and what answers took."""
+    prompt = (most.prompt_tokens or 0) / BYTES_A_TOKEN
+    answers = tally.asked - tally.failed - in_flight
+    if answers > 0 and tally.completion_tokens:
+        return prompt + tally.completion_tokens / answers
+    return prompt + min(EXPECTED_TOKENS, most.completion_tokens or EXPECTED_TOKENS)

@@ -16,8 +16,6 @@ from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement, answered, failed, intention, settled
 from distill.engine.journal.store import Journal
 from distill.engine.policy import (
-    BYTES_A_TOKEN,
-    EXPECTED_TOKENS,
     FAULT,
     HEDGE_LOOK_SECONDS,
     HEDGE_SAMPLES,
@@ -26,6 +24,7 @@ from distill.engine.policy import (
     OpenQuestion,
     RequestPolicy,
     SenderStopping,
+    expected_tokens,
     reply_of,
 )
 from distill.engine.providers import Provider, ProviderError, Reply
@@ -228,7 +227,8 @@ class RequestSender:
     async def _send(self, asked: OpenQuestion, attempt: int, *, is_reserved: bool = False) -> Completion:
         """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
         try:
-            ticket = await asked.limiter.enter(self._expected_tokens(asked), again=attempt > 1)
+            expected = expected_tokens(asked.most, self._tally, self.in_flight)
+            ticket = await asked.limiter.enter(expected, again=attempt > 1)
         except (LimiterClosed, asyncio.CancelledError) as error:
             if is_reserved:
                 self._budget.settle_error(asked.most, NOT_SENT)
@@ -267,14 +267,6 @@ class RequestSender:
             retry_after=said.retry_after if said is not None else None,
         )
         self._on_change()
-
-    def _expected_tokens(self, asked: OpenQuestion) -> float:
-        """For the endpoint's tokens per minute: a quarter of the prompt's bytes, and what answers took so far."""
-        prompt = (asked.most.prompt_tokens or 0) / BYTES_A_TOKEN
-        answers = self._tally.asked - self._tally.failed - self.in_flight
-        if answers > 0 and self._tally.completion_tokens:
-            return prompt + self._tally.completion_tokens / answers
-        return prompt + min(EXPECTED_TOKENS, asked.most.completion_tokens or EXPECTED_TOKENS)
 
     async def _reserve(self, most: Bill) -> None:
         """Set the worst case aside, waiting for others to settle where it does not fit yet."""

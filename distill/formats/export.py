@@ -12,7 +12,8 @@ from distill.core.extras import install
 from distill.errors import MissingPackage, RecipeError, RunFolderError
 from distill.formats.exporters import COMPARISONS, EXPORTERS, Exporter, ExportJob
 from distill.run.layout import FILES
-from distill.run.record import comparison_remark, read_record, student_remark
+from distill.run.record import read_record
+from distill.run.remarks import comparison_remark, student_remark
 
 MODELS: Mapping[str, str] = {
     "adapter": "a PEFT adapter, with its base where nobody else has that",

@@ -26,7 +26,7 @@ from distill.errors import DistillError
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.run.endpoints import hire
-from distill.run.record import student_remark
+from distill.run.remarks import student_remark
 from distill.text.tokens import visible
 from distill.types import Message, Request, Sampling, Session
 

@@ -28,7 +28,9 @@ from distill.recipe import Recipe
 from distill.run.context import ACCEPTABLE, Context, passes, stop_teacher
 from distill.run.endpoints import hire
 from distill.run.layout import STAGES, stages_of
-from distill.run.record import Run, headline, journal_of, measured, opened, read_record, student_remark
+from distill.run.measuring import measured
+from distill.run.record import Run, journal_of, opened, read_record
+from distill.run.remarks import headline, student_remark
 from distill.train.trackers import require_trackers
 
 MOST_CHANGES = 4

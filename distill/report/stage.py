@@ -24,7 +24,8 @@ from distill.report import answer_rows, comparison, numbers, run_sections
 from distill.report.comparison import facts
 from distill.run import funnel, model_card, students
 from distill.run.context import Context
-from distill.run.record import StageRecord, read_record, stale, student_remark
+from distill.run.record import StageRecord, read_record
+from distill.run.remarks import stale, student_remark
 from distill.text.tokens import visible
 
 REVISION = 1

@@ -30,7 +30,8 @@ from distill.run.dataset_card import (
     table,
     teachers_of,
 )
-from distill.run.record import is_compared, read_record
+from distill.run.record import read_record
+from distill.run.remarks import is_compared
 
 LEFT_OUT = ("base_url", "api_key_env", "headers_env")
 """Keys of a recipe that say where something is, which is nobody else's business."""

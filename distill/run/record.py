@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -20,26 +19,11 @@ from distill.core import console, processes
 from distill.core.files import write_atomically
 from distill.core.hashing import json_sha256
 from distill.core.jsonl import write_json
-from distill.core.student_folder import STUDENT
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
-from distill.text.tokens import visible
-
-
-def headline(folder: Path) -> list[str]:
-    """The comparison's one sentence, when there is one, and why a judge gives no verdict, where it gives none."""
-    path = folder / "scores.json"
-    if not path.is_file():
-        return []
-    if (line := comparison_remark(folder)) is not None:
-        return [line]
-    scores = json.loads(path.read_text(encoding="utf-8"))
-    withheld = (scores.get("judge") or {}).get("withheld")
-    return [str(scores["headline"]), *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]
-
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
 FORMAT = 2
@@ -303,50 +287,6 @@ def _note(run: Run, journal: Journal) -> None:
         run.note(journal.sent())
 
 
-def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """Of the stages that are done, those whose inputs or recipe are others now, each with what has changed."""
-    stages = record.get("stages", {})
-    known: dict[str, str | None] = {}
-    found = {}
-    for name, stage in stages.items():
-        for item in stage.get("inputs") or {}:
-            known.setdefault(item, students.sha256(folder, item))
-        moved = [item for item, digest in (stage.get("inputs") or {}).items() if known[item] != digest]
-        if moved and stage.get("status") == "done":
-            found[name] = f"made from another {' and '.join(moved)} than there is now"
-    if "compare" in found and _is_finished(stages.get("report")):
-        found.setdefault("report", "shows a comparison that is stale")
-    info = students.training(folder, record) if _is_finished(stages.get("train")) else None
-    if info is not None and (changed := students.changes(folder, record, info)):
-        found["train"] = "; ".join(changed)
-    return found
-
-
-def student_remark(folder: Path) -> str | None:
-    """One line that says which student is there, where the run has moved on from it; see `students.remark`."""
-    record = _read_record(folder)
-    return students.remark(folder, record) if record else None
-
-
-def comparison_remark(folder: Path) -> str | None:
-    """One line where scores.json and answers.jsonl are not of the student that is there."""
-    if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
-        return None
-    return f"the last finished comparison is not of the student that is there; type: distill compare {folder}"
-
-
-def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether scores.json is of the student that is there."""
-    compare = record.get("stages", {}).get("compare") or {}
-    of = (compare.get("inputs") or {}).get(STUDENT)
-    there = (folder / "scores.json").is_file()
-    return there and _is_finished(compare) and of == students.sha256(folder, STUDENT)
-
-
-def _is_finished(stage: Mapping[str, Any] | None) -> bool:
-    return stage is not None and stage.get("status") == "done"
-
-
 @contextmanager
 def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
     """A run folder made or continued, locked against a second writer, its log attached.
@@ -409,34 +349,3 @@ def _log(path: Path) -> Any:
             log.write(f"{stamp} {line}\n")
 
     return write
-
-
-@contextmanager
-def measured(record: StageRecord) -> Iterator[None]:
-    """Fill in the seconds and the peak memory of the block."""
-    started = time.monotonic()
-    done = threading.Event()
-    watcher = threading.Thread(target=_watch_memory, args=(record, done), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
-        record.seconds = round(time.monotonic() - started, 2)
-
-
-def _watch_memory(record: StageRecord, done: threading.Event) -> None:
-    import psutil
-
-    me = psutil.Process()
-    while True:
-        total = 0
-        for process in (me, *me.children(recursive=True)):
-            try:
-                total += process.memory_info().rss
-            except psutil.Error:
-                continue
-        record.peak_memory_bytes = max(record.peak_memory_bytes or 0, total)
-        if done.wait(0.5):
-            return

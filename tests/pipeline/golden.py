@@ -14,7 +14,7 @@ from typing import Any
 from distill.api import run_recipe
 from distill.core.hashing import json_sha256
 from distill.core.jsonl import read_jsonl, read_sessions, to_json
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.pipeline.stages import PIPELINE
 from tests.support.tiny import save_tiny_model
@@ -44,7 +44,7 @@ def recipe(url: str, model: Path) -> dict[str, Any]:
 def figures(folder: Path) -> dict[str, Any]:
     """Run it in `folder`; by stage, what it wrote."""
     model = save_tiny_model(folder / "model")
-    with LoopbackServer(answer=answer) as server:
+    with MockServer(answer=answer) as server:
         run_recipe(recipe(server.url, model), run_dir=folder / "run", quiet=True)
     run = folder / "run"
     return {

@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from distill.cli.main import _code
-from distill.engine.mock_server import LoopbackServer
+from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 
 
 @pytest.fixture
 def server():
-    with LoopbackServer(answer=answer) as server:
+    with MockServer(answer=answer) as server:
         yield server
 
 

@@ -13,6 +13,7 @@ from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive
 from distill.run import record as record_module
+from distill.run.measuring import measured
 
 RECIPE = Recipe(name="first")
 
@@ -148,7 +149,7 @@ def test_the_log_holds_what_was_said(tmp_path):
 
 def test_memory_and_time_of_a_stage_are_measured(tmp_path):
     record = record_module.StageRecord()
-    with record_module.measured(record):
+    with measured(record):
         held = bytearray(50_000_000)
     assert record.peak_memory_bytes >= 20_000_000
     assert record.seconds >= 0

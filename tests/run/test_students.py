@@ -18,7 +18,8 @@ from distill.core.student_folder import NEXT, PREVIOUS, current
 from distill.errors import RunFolderError
 from distill.report.stage import shape
 from distill.run import model_card, students
-from distill.run.record import read_record, student_remark
+from distill.run.record import read_record
+from distill.run.remarks import student_remark
 from tests.support.run_folder import RECIPE, change, write_run
 
 pytestmark = pytest.mark.slow

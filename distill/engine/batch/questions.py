@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from distill.engine.batch.client import BatchStatus
 from distill.engine.journal.keys import Question
-from distill.engine.journal.records import Bill
+from distill.engine.journal.records import BatchRecord, Bill
 from distill.engine.journal.store import Journal, to_request
 from distill.types import Endpoint
 
@@ -53,3 +54,14 @@ def age_of(created: str) -> str:
     """How long ago a time in ISO 8601 was: `12 min` or `3.5 h`."""
     minutes = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds() / 60
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def progress_of(batches: Sequence[BatchRecord], standings: Sequence[BatchStatus]) -> str:
+    """How open batches stand, in a few words; nothing where there is none. `standings` are those known of them."""
+    if not batches:
+        return ""
+    done, failures = sum(one.completed for one in standings), sum(one.failed for one in standings)
+    notes = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} open"]
+    notes += [f"{done} of {sum(len(batch.sends) for batch in batches)} requests done"]
+    notes += [f"{failures} failed"] if failures else []
+    return ", ".join([*notes, f"submitted {age_of(min(batch.created for batch in batches))} ago"])

@@ -24,7 +24,7 @@ from distill.engine.batch.questions import (
     QUEUE_FULL,
     Line,
     PendingQuestion,
-    age_of,
+    progress_of,
     questions_of,
 )
 from distill.engine.budget import Budget, with_credible_usage
@@ -105,14 +105,7 @@ class Batches:
 
     def note(self) -> str:
         """How things stand at the providers, in a few words; nothing where none is open."""
-        if not self._open:
-            return ""
-        standings = [self._standings[name] for name in self._open if name in self._standings]
-        done, failures = sum(reply.completed for reply in standings), sum(reply.failed for reply in standings)
-        questions = sum(len(batch.sends) for batch in self._open.values())
-        notes = [f"{self.count} {'batch' if self.count == 1 else 'batches'} open"]
-        notes += [f"{done} of {questions} requests done"] + ([f"{failures} failed"] if failures else [])
-        return ", ".join([*notes, f"submitted {age_of(min(batch.created for batch in self._open.values()))} ago"])
+        return progress_of([*self._open.values()], [one for name, one in self._standings.items() if name in self._open])
 
     # --- taking over
 

@@ -18,7 +18,8 @@ from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.core.registry import part
 from distill.curate import stage as stage_module
 from distill.curate.filters import FILTERS, prompt_of
-from distill.run.record import StageRecord, measured
+from distill.run.measuring import measured
+from distill.run.record import StageRecord
 from distill.text.tokens import normalise
 from distill.types import Session
 
