@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 from distill.core import student_folder
-from distill.core.assets import load
 from distill.core.files import write_atomically
 from distill.core.hashing import json_sha256
 from distill.core.student_folder import current, is_student
@@ -38,7 +37,9 @@ SECTIONS = {
 }
 """What the page lacks without each file."""
 LIBRARIES = ("vendor/diff.min.js", "vendor/markdown-it.min.js")
-"""Kept libraries that the viewer uses, with their licences beside them in prompts/report/vendor."""
+"""Kept libraries that the viewer uses, with their licences beside them in page/vendor."""
+PAGE = Path(__file__).parent / "page"
+"""Template, style and script of the page."""
 UNSHOWN = ("fingerprint", "revision", "options")
 """What run.json says of a stage and the page does not show; `fingerprint` is in records of older versions."""
 TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
@@ -113,13 +114,17 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
     }
 
 
+def _piece(name: str) -> str:
+    return (PAGE / name).read_text(encoding="utf-8").rstrip()
+
+
 def render(page: Mapping[str, Any]) -> str:
     """The page as HTML: every value escaped, style and scripts allowed by their hashes alone."""
     from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FunctionLoader(lambda name: load(f"report/{name}")),
+        loader=FunctionLoader(_piece),
         autoescape=True,
         finalize=lambda value: value if isinstance(value, Markup) else _plain(value),
         undefined=StrictUndefined,
@@ -127,9 +132,9 @@ def render(page: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: getattr(numbers, name) for name in ("number", "duration", "fixed", "percent", "size")}
-    style = load("report/page.css")
+    style = _piece("page.css")
     wanted = (*LIBRARIES, "page.js") if page["data"] is not None else ("page.js",)
-    scripts = [load(f"report/{name}") for name in wanted]
+    scripts = [_piece(name) for name in wanted]
     sources = " ".join(f"'{_hash(script)}'" for script in scripts)
     return environment.get_template("page.html.jinja").render(
         page=page, models=comparison.MODELS, table_models=TABLE_MODELS,
