@@ -203,7 +203,7 @@ FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (12_000_000, 12_000_000))
-from distill.cli import main
+from distill.cli.main import main
 main(sys.argv[1:])
 """
 
