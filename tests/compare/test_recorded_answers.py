@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 
 import pytest
 
 from distill.compare.metrics.instructions import Instructions
 from distill.compare.metrics.overlap import Overlap
-from distill.core import assets
 from distill.core.jsonl import write_rows
 from distill.engine.providers.scripted import Scripted
 from distill.errors import RecipeError
@@ -172,25 +170,6 @@ def test_a_recipe_of_recorded_answers_needs_no_other_section(tmp_path):
     assert scores["headline"].startswith("On 10 prompts: ROUGE-L to the teacher")
     assert (folder / "report.html").is_file()
     assert not (folder / "student").exists()
-
-
-@pytest.mark.slow
-def test_other_shipped_instructions_have_compare_run_again(tmp_path, monkeypatch):
-    write(tmp_path, "questions.jsonl", questions())
-    recorded(tmp_path)
-    text = RECIPE.replace("[overlap, style]", "[overlap, instructions]")
-    (tmp_path / "recorded.yaml").write_text(text, encoding="utf-8")
-    folder = run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
-    before = (folder / "scores.json").stat().st_mtime_ns
-    run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
-    assert (folder / "scores.json").stat().st_mtime_ns == before
-    shutil.copytree(assets.root() / "prompts", tmp_path / "shipped" / "prompts")
-    shutil.copytree(assets.root() / "recipes", tmp_path / "shipped" / "recipes")
-    asked = tmp_path / "shipped" / "prompts" / "instructions.jsonl"
-    asked.write_text("\n".join(asked.read_text(encoding="utf-8").splitlines()[:-1]), encoding="utf-8")
-    monkeypatch.setattr(assets, "root", lambda: tmp_path / "shipped")
-    run_recipe(tmp_path / "recorded.yaml", run_dir=tmp_path / "run")
-    assert (folder / "scores.json").stat().st_mtime_ns > before
 
 
 def test_instructions_are_in_the_forecast_of_what_the_teacher_is_asked(tmp_path):
