@@ -10,9 +10,6 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from unicodedata import category, normalize
 
-from rapidfuzz import process
-from rapidfuzz.distance import LCSseq
-
 from distill.errors import DistillError
 from distill.text.tokens import rouge_tokens
 
@@ -153,6 +150,8 @@ class NoveltyIndex:
     def _most_similar(self, query: str, places: Places) -> Neighbour:
         """The first of those with the greatest F, for texts that each share a token with the query."""
         import numpy as np
+        from rapidfuzz import process
+        from rapidfuzz.distance import LCSseq
 
         texts = [self._texts[place] for place in places.tolist()]
         common = process.cdist((query,), texts, scorer=LCSseq.similarity, dtype=np.int32)[0]
