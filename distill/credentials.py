@@ -53,10 +53,10 @@ def secret(variable: str | None, option: str) -> str | None:
     if variable is None:
         return None
     try:
-        value = os.environ.get(check_name(variable))
+        value = os.environ.get(check_name(variable), "")
     except ValueError as error:
         raise RecipeError(f"{option}: {error}") from None
-    if not value:
+    if not value.strip():
         advice = f"; type: export {variable}=…" if shown(variable) == variable else "; name one that is"
         raise RecipeError(f"{option}: the variable {shown(variable)} is not set{advice}")
     if not learn(value) and variable not in _warned:
