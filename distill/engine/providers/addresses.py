@@ -55,7 +55,7 @@ def _is_loopback(host: str) -> bool:
 
 def request_headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
     """The headers of every request. Raises `RecipeError` for a value that no header can carry."""
-    found = {"Accept": "application/json"}
+    found = {"Content-Type": "application/json", "Accept": "application/json"}
     if api_key:
         found["Authorization"] = f"Bearer {api_key.strip()}"
     found |= {name: value.strip() for name, value in extra.items()}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 
+JSON = "application/json"
 LARGEST_BODY_BYTES = 32 * 2**20
 """A longer response is refused: no answer of a model is this long."""
 CONNECT_SECONDS = 15.0
@@ -115,7 +116,7 @@ class OpenAIProvider:
         path: str,
         data: bytes | None = None,
         *,
-        kind: str = "application/json",
+        kind: str = JSON,
         largest_body_bytes: int | None = None,
         timeout_seconds: float | None = None,
     ) -> tuple[int, Mapping[str, str], str]:
@@ -125,7 +126,7 @@ class OpenAIProvider:
         """
         import aiohttp
 
-        options: dict[str, Any] = {"data": data, "headers": {"Content-Type": kind}} if data is not None else {}
+        options: dict[str, Any] = {"data": data} if kind == JSON else {"data": data, "headers": {"Content-Type": kind}}
         if timeout_seconds is not None:
             options["timeout"] = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=CONNECT_SECONDS)
         largest = largest_body_bytes or self._largest_body_bytes
@@ -335,4 +336,4 @@ async def _read(response: aiohttp.ClientResponse, largest: int) -> str:
         if len(data) > largest:
             response.close()
             raise ProviderError("too_large", f"the response is longer than {largest} bytes")
-    return strike(data.decode(encoding_of(bytes(data[:4]), response.charset), "replace"))
+    return strike(data.decode(encoding_of(bytes(data[:4]), response.headers.get("Content-Type", "")), "replace"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -37,15 +36,14 @@ def cut_at_stop(reply: Reply, stop: Sequence[str]) -> Reply:
     return replace(reply, text=reply.text[: min(places)], finish="stop") if places else reply
 
 
-def encoding_of(first: bytes, charset: str | None) -> str:
+_WIDER = re.compile(r"utf-(16|32)(le|be)?", re.IGNORECASE)
+
+
+def encoding_of(first: bytes, kind: str) -> str:
     """UTF-8, or one of its wider kin, by the first bytes or by what the header says (RFC 4627, section 3)."""
-    found = json.detect_encoding(first)
-    if found == "utf-8" and charset is not None and charset.lower().startswith(("utf-16", "utf-32")):
-        try:
-            return codecs.lookup(charset).name
-        except LookupError:
-            return found
-    return found
+    guess = json.detect_encoding(first)
+    wider = _WIDER.search(kind) if guess == "utf-8" and "utf-8" not in kind else None
+    return wider[0].lower() if wider else guess
 
 
 def json_object(reply: str) -> dict[str, Any]:
