@@ -67,7 +67,7 @@ async def reply_of(provider: Provider, request: Request) -> Reply:
         return await provider.send(request)
     except (ProviderError, DistillError):
         raise
-    except Exception as error:
+    except Exception as error:  # a provider of others may raise anything; it was perhaps paid, so it goes on record
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
 
 

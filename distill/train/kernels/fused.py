@@ -42,7 +42,7 @@ def _part(function: Part) -> Part:
         compiled = _compiled.get((name, first.device.type))
         return function(first, *others) if compiled is None else _called(compiled, [first, *others])
 
-    return run  # type: ignore[return-value]
+    return run  # type: ignore[return-value]  # `run` takes what `function` does, which its signature cannot say
 
 
 def _called(compiled: Callable[..., Any], given: list[Any]) -> Any:
