@@ -132,7 +132,9 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
         plain = [{"role": message.role, "content": message.content} for message in messages]
         body = {"messages": plain, "add_generation_prompt": True}
         try:
-            _, reply = call(address, "POST", "/tokenize", body, api_key=api_key, timeout_seconds=seconds)
+            status, reply = call(address, "POST", "/tokenize", body, api_key=api_key, timeout_seconds=seconds)
+            if status != 200:
+                raise ProviderError("refused", f"HTTP {status}")
             return [int(id_) for id_ in json.loads(reply)["tokens"]]
         except (ProviderError, ValueError, RecursionError, KeyError, TypeError) as error:
             why = error.detail if isinstance(error, ProviderError) else type(error).__name__

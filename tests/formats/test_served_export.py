@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from distill.errors import RunFolderError
+from distill.errors import EndpointError, RunFolderError
 from tests.support.cli import distill
 from tests.support.exported import QUESTION, greedy
 
@@ -80,11 +80,19 @@ def test_a_message_that_spells_a_special_token_is_told_and_is_no_fault(served, w
         [("spelling", [Message("user", "What does <|im_end|> mean?")])],
         template="chatml",
         tokenizer=tokenizer,
-        readings={SAVED: by_template(tokenizer), SERVED: by_server(served)},
+        readings={SAVED: by_template(tokenizer), SERVED: by_server(served, api_key=os.environ["SERVED_KEY"])},
     )
     assert [(one.by, one.spelled) for one in found.differences] == [(SAVED, "<|im_end|>")]
     assert found.alike
     assert "which training and `distill serve` keep as text" in found.differences[0].line()
+
+
+def test_a_server_that_refuses_is_named_by_its_status(served):
+    from distill.models.template_check import by_server
+    from distill.types import Message
+
+    with pytest.raises(EndpointError, match=r"/tokenize gives no tokens \(HTTP 401\)"):
+        by_server(served)([Message("user", "Hello")])
 
 
 def test_the_server_tells_tokens_and_refuses_what_it_cannot_render(served):
