@@ -188,8 +188,9 @@ class OpenAIProvider:
                 body[name] = value
         if request.prompt is not None and body.pop("logprobs", None):
             body["logprobs"] = body.pop("top_logprobs", 1)  # /completions takes a number in place of a yes
-        body |= credentials.filled(sampling.extra_body)
-        body |= credentials.filled(self._extra_body)
+        for extra_body in (sampling.extra_body, self._extra_body):
+            if extra_body:
+                body |= credentials.filled(extra_body)
         if None in body.values():
             body = {name: value for name, value in body.items() if value is not None}
         return "/chat/completions" if request.prompt is None else "/completions", body
