@@ -41,7 +41,7 @@ _WIDER = re.compile(r"utf-(16|32)(le|be)?", re.IGNORECASE)
 
 def encoding_of(first: bytes, kind: str) -> str:
     """UTF-8, or one of its wider kin, by the first bytes or by what the header says (RFC 4627, section 3)."""
-    guess = json.detect_encoding(first)
+    guess = json.detect_encoding(first) if b"\0" in first or first[:1] > b"\x7f" else "utf-8"
     wider = _WIDER.search(kind) if guess == "utf-8" and "utf-8" not in kind else None
     return wider[0].lower() if wider else guess
 
