@@ -236,7 +236,7 @@ def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     return lambda task: chosen[teachers.pick(task).name]
 
 
-def collecting(context: Context, record: StageRecord) -> Mapping[str, Any]:
+def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage collect: tasks and sources become sessions."""
     pass
 

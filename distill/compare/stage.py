@@ -238,7 +238,7 @@ def options(context: Context) -> dict[str, Any]:
     }
 
 
-def comparing(context: Context, record: StageRecord) -> Mapping[str, Any]:
+def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage compare."""
     tallies: list[Engine] = []
 

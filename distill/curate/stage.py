@@ -278,7 +278,7 @@ def options(context: Context) -> dict[str, Any]:
     return found
 
 
-def curating(context: Context, record: StageRecord) -> Mapping[str, Any]:
+def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage curate: every rule's verdict on every session."""
     pass
 

@@ -84,7 +84,7 @@ def growth_of(context: Context) -> Growth:
     return growth
 
 
-def expanding(context: Context, record: StageRecord) -> Mapping[str, Any]:
+def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage expand: seeds become tasks."""
     pass
 

@@ -33,7 +33,7 @@ class Stage:
 
 PIPELINE: Mapping[str, Stage] = {
     "expand": Stage(
-        expand.expanding,
+        expand.run,
         expand.options,
         expand.REVISION,
         inputs=(),
@@ -41,7 +41,7 @@ PIPELINE: Mapping[str, Stage] = {
         teacher=True,
     ),
     "collect": Stage(
-        collect.collecting,
+        collect.run,
         collect.options,
         collect.REVISION,
         inputs=("tasks.jsonl",),
@@ -49,16 +49,16 @@ PIPELINE: Mapping[str, Stage] = {
         teacher=True,
     ),
     "curate": Stage(
-        curate.curating,
+        curate.run,
         curate.options,
         curate.REVISION,
         inputs=("sessions.jsonl",),
         outputs=("kept.jsonl", "dropped.jsonl", "test.jsonl"),
         teacher=True,
     ),
-    "train": Stage(train.training, train.options, train.REVISION, inputs=("kept.jsonl",), outputs=("student",)),
+    "train": Stage(train.run, train.options, train.REVISION, inputs=("kept.jsonl",), outputs=("student",)),
     "compare": Stage(
-        compare.comparing,
+        compare.run,
         compare.options,
         compare.REVISION,
         inputs=("test.jsonl", "kept.jsonl", "student"),
@@ -66,7 +66,7 @@ PIPELINE: Mapping[str, Stage] = {
         teacher=True,
     ),
     "report": Stage(
-        report.reporting,
+        report.run,
         report.options,
         report.REVISION,
         inputs=("student", "scores.json", "answers.jsonl", "kept.jsonl", "dropped.jsonl", "test.jsonl", "tasks.jsonl"),

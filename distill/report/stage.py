@@ -162,7 +162,7 @@ def options(context: Context) -> dict[str, Any]:
     }
 
 
-def reporting(context: Context, record: StageRecord) -> Mapping[str, Any]:
+def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage report."""
     pass
 

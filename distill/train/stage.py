@@ -121,10 +121,8 @@ def _room(name: str) -> Any:
         ) from error
 
 
-def training(context: Context, record: StageRecord) -> Mapping[str, Any]:
+def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage train; the student before stays in its place until this one is finished."""
-    pass
-
     settings = settings_of(context.recipe)
     stop_teacher(context)
     counts = train(context.folder, **settings, fresh="train" in context.redo)
