@@ -41,7 +41,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider
 from distill.models.in_process import base_fingerprint
 from distill.recipe import Benchmarks, Judging
-from distill.run.context import Context, account, engine_for, identity, judge_sampling, spent, stop_teacher
+from distill.run.context import Context, account, bound, engine_for, identity, judge_sampling, spent, stop_teacher
 from distill.run.decisive import flat, parts
 from distill.run.endpoints import OTHER_ROLES, RESPONDENTS
 from distill.run.record import StageRecord
@@ -244,7 +244,8 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     tallies: list[Engine] = []
 
     def engine(providers: Mapping[str, Provider], *, progress: console.Progress, local: bool) -> Engine:
-        tallies.append(engine_for(context, "compare", progress, providers, local=local))
+        endpoints, part = bound(context, providers), ", ".join(providers)
+        tallies.append(engine_for(context, "compare", progress, endpoints, local=local, part=part))
         return tallies[-1]
 
     try:
@@ -309,4 +310,4 @@ def _bench(context: Context, section: recipe.Compare) -> Any:
 
     if section.judge is None or context.teachers is None:
         return None
-    return Bench(context.teachers.providers["judge"], section.judge, judge_sampling(context.recipe))
+    return Bench(context.teachers.endpoints["judge"].provider, section.judge, judge_sampling(context.recipe))
