@@ -20,8 +20,7 @@ from distill.core.registry import part
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import MockServer, question
-from distill.engine.probe import Findings
-from distill.engine.probe_verdicts import Probe
+from distill.engine.probe import Findings, Probe
 from distill.engine.providers.scripted import Scripted
 from distill.errors import RecipeError
 from distill.expand.stage import growth_of
