@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill.core import processes
 from distill.core.files import field_names, write_atomically
 from distill.errors import DistillError
-from distill.types import Session, Task
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
+from distill.types import Session
 
 FIRST_META = {"distill": "rows differ in their meta"}
 """Extra key added to `meta` of the first row only.
@@ -57,35 +52,18 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
+def read_sessions(path: Path) -> list[Session]:
+    """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
+    from pydantic import TypeAdapter, ValidationError
 
-    return TypeAdapter(kind)
-
-
-def _read(path: Path, kind: type) -> list[Any]:
-    from pydantic import ValidationError
-
-    rows = []
+    adapter, sessions = TypeAdapter(Session), list[Session]()
     for number, row in enumerate(read_jsonl(path), start=1):
         try:
-            rows.append(_adapter(kind).validate_python(row))
+            sessions.append(adapter.validate_python(row))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise DistillError(f"{path}: row {number} is no {kind.__name__}: {where}: {first['msg']}") from error
-    return rows
-
-
-def read_tasks(path: Path) -> list[Task]:
-    """The tasks of a tasks.jsonl, in order."""
-    return _read(path, Task)
-
-
-def read_sessions(path: Path) -> list[Session]:
-    """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
-    sessions: list[Session] = _read(path, Session)
+            raise DistillError(f"{path}: row {number} is no Session: {where}: {first['msg']}") from error
     if sessions:
         sessions[0] = replace(sessions[0], meta=own_meta(sessions[0].meta))
     return sessions

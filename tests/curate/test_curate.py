@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distill.collect.stage import TeacherChoice, collect
 from distill.collect.strategies.answer import Answer
 from distill.core import assets
-from distill.core.jsonl import read_jsonl, read_sessions, read_tasks
+from distill.core.jsonl import read_jsonl, read_sessions
 from distill.curate.filters.empty import Empty
 from distill.curate.filters.exact_duplicate import ExactDuplicate
 from distill.curate.filters.near_duplicate import NearDuplicate
@@ -27,6 +27,7 @@ from distill.expand.strategies.self_instruct import SelfInstruct
 from distill.types import Request
 from tests.support.curating import LENGTH, THINGS, VERBS, curated, ids, session, varied
 from tests.support.engine.engines import bound
+from tests.support.tasks import read_tasks
 
 EMPTY = ("empty", Empty(Empty.Options()))
 

@@ -30,6 +30,7 @@ from distill.engine.rate_limits import Rates
 from distill.errors import BudgetStop, EndpointError
 from distill.types import Completion, Endpoint, Flow, Request, Sampling, Usage
 from tests.support.engine.engines import bound
+from tests.support.engine.journal_rows import entries_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PRICE = {"teacher": TokenPrice(input=1.0, output=1000.0)}
@@ -220,7 +221,7 @@ def test_an_answer_is_cut_at_our_stop_string_where_the_server_ignores_it(journal
     with MockServer(answer=lambda body: "one\ntwo\nthree", finish="length") as server:
         outcomes = engine(journal, remote(server)).run(flows(1, stop=("\n",)))
     assert outcomes[0].value == "one"
-    [entry] = journal.entries()
+    [entry] = entries_of(journal)
     assert entry.completion.finish == "stop"
     assert entry.completion.raw["choices"][0]["text"] == "one\ntwo\nthree"
 
@@ -341,7 +342,7 @@ def test_a_key_and_a_password_in_the_address_reach_neither_journal_nor_error(tmp
         with Journal.open(path) as journal:
             engine(journal, OpenAIProvider(address, "m", headers={"X-Key": key})).run(flows(5))
             asked = server.url.replace("/v1", "")
-            assert {entry.endpoint.url for entry in journal.entries()} == {f"{asked}/v1"}
+            assert {entry.endpoint.url for entry in entries_of(journal)} == {f"{asked}/v1"}
     for file in tmp_path.iterdir():
         data = file.read_bytes()
         assert not [word for word in (key, "hunter2", "abcdefghij") if word.encode() in data]
@@ -366,7 +367,7 @@ def test_reasoning_logprobs_and_refusals_are_kept_whole(journal: Journal) -> Non
     with MockServer(answer=lambda asked: body) as server:
         engine(journal, remote(server)).run(flows(1, logprobs=True, top_logprobs=2, reasoning_effort="low"))
         assert server.bodies[0]["reasoning_effort"] == "low"
-    [entry] = journal.entries()
+    [entry] = entries_of(journal)
     assert json.loads(json.dumps(entry.completion.raw)) == body
 
 

@@ -16,11 +16,12 @@ import pytest
 
 from distill.core.hashing import canonical
 from distill.engine.journal.keys import key
+from distill.engine.journal.records import intention
 from distill.engine.journal.schema import NETWORK_FILE_SYSTEMS, VERSION, file_system
 from distill.engine.journal.store import Journal
 from distill.errors import RunFolderError
 from distill.types import Completion, Usage
-from tests.support.engine.journal_rows import CHAT, HERE, RAW, answer, keep, numbered
+from tests.support.engine.journal_rows import CHAT, HERE, RAW, answer, keep, numbered, write_answer
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_reading_never_creates(path: Path) -> None:
 def test_a_journal_opened_for_reading_cannot_be_written(path: Path) -> None:
     Journal.open(path).close()
     with Journal.open(path, read_only=True) as journal:
-        error = journal.intend("k", 1).exception(5)
+        error = journal.write(intention("k", 1)).exception(5)
     assert isinstance(error, RunFolderError)
     assert "for reading only" in str(error)
 
@@ -82,7 +83,7 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
 def test_a_damaged_journal_is_one_line(path: Path) -> None:
     with Journal.open(path) as journal:
         for number in range(200):
-            journal.keep(answer(key(numbered(number), HERE), "x" * 2000), numbered(number), HERE)
+            write_answer(journal, answer(key(numbered(number), HERE), "x" * 2000), numbered(number), HERE)
     data = bytearray(path.read_bytes())
     data[4096 : len(data)] = b"\xff" * (len(data) - 4096)
     path.write_bytes(bytes(data))
@@ -101,7 +102,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing_older(path: Path) -> None:
         of = keep(journal, RAW)
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
         try:
-            writes = [journal.keep(answer(str(n), "x" * 50_000), numbered(n), HERE) for n in range(20)]
+            writes = [write_answer(journal, answer(str(n), "x" * 50_000), numbered(n), HERE) for n in range(20)]
             errors = [write.exception(10) for write in writes]
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

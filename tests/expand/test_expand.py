@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from distill.core import assets
-from distill.core.jsonl import read_tasks
 from distill.engine import StoppedShort
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
@@ -21,6 +20,7 @@ from distill.expand.stage import expand
 from distill.expand.strategies.self_instruct import SelfInstruct
 from distill.types import Request
 from tests.support.engine.engines import bound
+from tests.support.tasks import read_tasks
 
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))
 VERBS = ("Explain", "Describe", "Compare", "Praise", "Recall", "Name", "Sketch", "Defend", "Rank", "Invent")

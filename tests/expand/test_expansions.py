@@ -21,7 +21,6 @@ import yaml
 
 from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.core import assets
-from distill.core.jsonl import read_tasks
 from distill.engine import StoppedShort
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
@@ -34,6 +33,7 @@ from distill.pipeline.forecast import lines as check_lines
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
 from tests.support.engine.engines import bound
+from tests.support.tasks import read_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))

@@ -21,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from distill.core.hashing import canonical
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
@@ -30,14 +29,11 @@ from distill.engine.journal.records import (
     Change,
     SendCost,
     StageSends,
-    answered,
     bare,
-    failed,
-    intention,
 )
 from distill.engine.journal.schema import VERSION, bytes_of, open_to_read, open_to_write, unusable, version_of
 from distill.errors import RunFolderError
-from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
+from distill.types import Answer, Completion, Failure, Message, Request, Sampling, Usage
 
 NAME = "journal.sqlite"
 GROUP_SECONDS = 0.005
@@ -46,18 +42,6 @@ GROUP_SECONDS = 0.005
 
 _UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 """What SQLite or Python's module for it raises for a value that no column takes, such as an integer over 64 bits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An answer together with its request, for accounting and reports."""
-
-    completion: Completion
-    request: Request
-    endpoint: Endpoint
-    stage: str
-    created: str
-    """UTC, ISO 8601."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +85,11 @@ class Journal:
 
     def get(self, key: str) -> Answer | None:
         """The answer under this key, from here or a reused journal; else a permanent failure of our own; else None."""
+        statement = "SELECT key, text, finish, usage, raw, loglikelihood FROM answers WHERE key = ?"
         for journal in (self, *self._reuse):
-            if (completion := journal._completion(key)) is not None:
-                return completion
+            for row in journal._select(statement, key):
+                return _to_completion(row)
         return self._failure(key)
-
-    def _completion(self, key: str) -> Completion | None:
-        rows = self._select("SELECT key, text, finish, usage, raw, loglikelihood FROM answers WHERE key = ?", key)
-        return _to_completion(rows[0]) if rows else None
 
     def _failure(self, key: str) -> Failure | None:
         if not self._has_failures:
@@ -117,22 +98,6 @@ class Journal:
         for reason, detail, attempts in found:
             return Failure(key=key, reason=reason, detail=detail, transient=False, attempts=attempts)
         return None
-
-    def entries(self, stage: str | None = None) -> Iterator[Entry]:
-        """Every answer bought here, of one stage or of all, in the order of buying; read as one goes."""
-        rows = self._rows(
-            "SELECT key, text, finish, usage, raw, loglikelihood, request, endpoint, stage, created FROM answers"
-            " WHERE ?1 IS NULL OR stage = ?1 ORDER BY rowid",
-            stage,
-        )
-        for *answer, request, endpoint, of, created in rows:
-            yield Entry(
-                completion=_to_completion(answer),
-                request=to_request(json.loads(request)),
-                endpoint=Endpoint(**json.loads(endpoint)),
-                stage=of,
-                created=created,
-            )
 
     def questions(self) -> Iterator[tuple[str, str, str]]:
         """Key, request and endpoint of all that was answered or failed, as canonical JSON."""
@@ -213,18 +178,6 @@ class Journal:
             yield from self._reader.execute(statement, values)
         except sqlite3.Error as error:
             raise unusable(self.path, error) from error
-
-    def intend(self, key: str, attempt: int, *, stage: str = "") -> Future[int]:
-        """Note that a request is about to be sent, to be awaited before sending it; the result is the send's number."""
-        return self.write(intention(key, attempt, stage=stage))
-
-    def keep(self, completion: Completion, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
-        """Write an answer; the first one under a key stays, and an earlier failure under it is forgotten."""
-        return self.write(answered(completion, canonical(request), request.kind, endpoint, stage=stage))
-
-    def fail(self, failure: Failure, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
-        """Write a failure; `get` finds a permanent one again, a transient one is only an account."""
-        return self.write(failed(failure, canonical(request), endpoint, stage=stage))
 
     def write(self, change: Change) -> Future[int]:
         """Hand in a change from any thread; done once it is on the disk, with the number of the last row inserted."""
