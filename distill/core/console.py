@@ -244,11 +244,11 @@ class _Lines:
     def __init__(self, title: str, total: float | None, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._last: tuple[float, str] | None = None
-        self._seen: deque[tuple[float, float]] = deque()
+        self._samples: deque[tuple[float, float]] = deque()
 
     def __enter__(self) -> _Lines:
         self._started = self._spoke = time.monotonic()
-        self._seen.append((self._started, 0.0))
+        self._samples.append((self._started, 0.0))
         return self
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -264,15 +264,15 @@ class _Lines:
         of = f"/{self._total:g}" if self._total is not None else ""
         unit = f" {self._unit}" if self._unit else ""
         seconds = self._spoke - self._started
-        left = self._left(done)
-        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{left}{', ' + note if note else ''}")
+        time_left = self._time_left(done)
+        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{time_left}{', ' + note if note else ''}")
 
-    def _left(self, done: float) -> str:
+    def _time_left(self, done: float) -> str:
         """How long the rest takes at the pace of the last minute."""
-        self._seen.append((self._spoke, done))
-        while len(self._seen) > 2 and self._seen[0][0] < self._spoke - ETA_SECONDS:
-            self._seen.popleft()
-        (then, before), (now, after) = self._seen[0], self._seen[-1]
+        self._samples.append((self._spoke, done))
+        while len(self._samples) > 2 and self._samples[0][0] < self._spoke - ETA_SECONDS:
+            self._samples.popleft()
+        (then, before), (now, after) = self._samples[0], self._samples[-1]
         if self._total is None or after <= before or done >= self._total:
             return ""
         return f", about {duration((self._total - done) * (now - then) / (after - before))} left"

@@ -105,9 +105,9 @@ QUARANTINED = "quarantined"
 
 def cut(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep the rows of steps up to `step`, in the file too; returns them. A killed process may have torn the last."""
-    kept = [row for row in whole_rows(path) if row["step"] <= step or row.get("event") == QUARANTINED]
-    rewrite(path, kept)
-    return kept
+    rows = [row for row in whole_rows(path) if row["step"] <= step or row.get("event") == QUARANTINED]
+    rewrite(path, rows)
+    return rows
 
 
 def rewrite(path: Path, rows: Sequence[Any]) -> None:

@@ -63,40 +63,40 @@ def further_files(folder: Path) -> list[Path]:
 
     Raises `ModelError` where one is named that is outside of the folder or no safetensors.
     """
-    found = set(folder.glob("additional_chat_templates/*.jinja"))
-    found |= {folder / name for name in _configurations(folder)}
-    found |= {folder / name for name in _weights(folder) if "/" in name}
+    files = set(folder.glob("additional_chat_templates/*.jinja"))
+    files |= {folder / name for name in _configurations(folder)}
+    files |= {folder / name for name in _weights(folder) if "/" in name}
     if not (folder / "tokenizer.json").is_file():
-        found |= {file for pattern in VOCABULARIES for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
+        files |= {file for pattern in VOCABULARIES for file in folder.glob(pattern)}
+    return sorted(file for file in files if file.is_file())
 
 
 def _configurations(folder: Path) -> list[str]:
     """Names of configurations and tokenizers for certain versions of transformers."""
-    found = []
+    inner = []
     for source, key in (("config.json", "configuration_files"), ("tokenizer_config.json", "fast_tokenizer_files")):
-        names = _settings(folder / source).get(key)
-        found += [_inner(folder / source, name) for name in (names if isinstance(names, list) else [])]
-    return [name for name in found if name not in ("config.json", "tokenizer.json")]
+        values = _settings(folder / source).get(key)
+        inner += [_inner(folder / source, name) for name in (values if isinstance(values, list) else [])]
+    return [name for name in inner if name not in ("config.json", "tokenizer.json")]
 
 
 def _weights(folder: Path) -> set[str]:
     """Names of the files of weights, and of their index, that configurations and indexes name."""
-    found = set()
+    weights = set()
     indexes = set(folder.glob(f"*{INDEX}"))
     for name in ("config.json", *_configurations(folder)):
-        if (given := _settings(folder / name).get("transformers_weights")) is not None:
-            found.add(_weight_name(folder / name, given, WEIGHTS, INDEX))
-            indexes |= {folder / given} if given.endswith(INDEX) else set()
-    return found.union(*(shards(index) for index in indexes))
+        if (value := _settings(folder / name).get("transformers_weights")) is not None:
+            weights.add(_weight_name(folder / name, value, WEIGHTS, INDEX))
+            indexes |= {folder / value} if value.endswith(INDEX) else set()
+    return weights.union(*(shards(index) for index in indexes))
 
 
 def shards(index: Path) -> set[str]:
     """The names of the files that an index of weights names. Raises `ModelError` where one is no safetensors in it."""
-    named = _settings(index).get("weight_map", {})
-    if not isinstance(named, dict):
-        raise ModelError(f"{index} is damaged: its weight_map is {type(named).__name__}, no object; copy it again")
-    return {_weight_name(index, name, WEIGHTS) for name in named.values()}
+    weight_map = _settings(index).get("weight_map", {})
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"{index} is damaged: its weight_map is {type(weight_map).__name__}, no object; copy it again")
+    return {_weight_name(index, name, WEIGHTS) for name in weight_map.values()}
 
 
 def _weight_name(source: Path, name: object, *endings: str) -> str:
@@ -146,8 +146,8 @@ def _is_inside(folder: Path, file: Path) -> bool:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    return found if isinstance(found, dict) else {}
+    settings = read_json(path)
+    return settings if isinstance(settings, dict) else {}
 
 
 def _values(value: Any) -> Iterator[tuple[str, object]]:

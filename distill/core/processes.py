@@ -52,9 +52,9 @@ def share_cores(environment: MutableMapping[str, str] | None = None) -> None:
     turn. Two threads on two cores, 100 times two products of 4×576 and 576×1536: 36 per second by default, 32 so, 22
     when they sleep at once, on an idle machine; 0.2 to 4, 15 to 19 and 13 to 30 beside two or three busy processes.
     """
-    found = os.environ if environment is None else environment
-    if not any(name in found for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
-        found["GOMP_SPINCOUNT"] = "1000"
+    variables = os.environ if environment is None else environment
+    if not any(name in variables for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
+        variables["GOMP_SPINCOUNT"] = "1000"
 
 
 @contextmanager
@@ -118,6 +118,6 @@ def grow_in_place(environment: MutableMapping[str, str] | None = None) -> None:
     Packed passes are never of one size twice; blocks of fixed sizes that one has freed may not serve the next. torch
     reads the setting when it first uses a GPU, so it has to come before that. Without a GPU it has no effect.
     """
-    found = os.environ if environment is None else environment
-    if not any(name in found for name in (*NAMES, *OTHERS)):
-        found.update(dict.fromkeys(NAMES, "expandable_segments:True"))
+    variables = os.environ if environment is None else environment
+    if not any(name in variables for name in (*NAMES, *OTHERS)):
+        variables.update(dict.fromkeys(NAMES, "expandable_segments:True"))

@@ -109,8 +109,8 @@ def _either_case(digits: str) -> str:
 @cache
 def _entities() -> dict[str, list[str]]:
     """HTML's names of each character, with their semicolons."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name, character in html.entities.html5.items():
         if name.endswith(";") and len(character) == 1:
-            found.setdefault(character, []).append(name)
-    return found
+            names.setdefault(character, []).append(name)
+    return names

@@ -85,8 +85,8 @@ def student_fingerprint(student_folder: Path) -> str:
 
 def _adapter_settings(student_folder: Path) -> dict[str, Any]:
     """What adapter_config.json says, without the base's path; PEFT writes its sets in any order."""
-    found = read_json(student_folder / "adapter_config.json")
-    settings = _without(found if isinstance(found, dict) else {}, "base_model_name_or_path")
+    document = read_json(student_folder / "adapter_config.json")
+    settings = _without(document if isinstance(document, dict) else {}, "base_model_name_or_path")
     return {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in settings.items()}
 
 
@@ -97,8 +97,8 @@ def _without(settings: dict[str, Any], key: str) -> dict[str, Any]:
 def read_base(student_folder: Path) -> dict[str, Any]:
     """The content of a student's base.json: model, fingerprint, layers, template, quantised. Raises `ModelError`."""
     value = read_json(student_folder / "base.json")
-    wanted = {"model", "fingerprint", "layers", "template", "quantised"}
-    if not isinstance(value, dict) or not wanted <= set(value):
+    keys = {"model", "fingerprint", "layers", "template", "quantised"}
+    if not isinstance(value, dict) or not keys <= set(value):
         raise ModelError(f"{student_folder}/base.json is missing or incomplete; train the student first")
     return value
 
@@ -123,8 +123,8 @@ def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str
     store = cache_dir() / "fingerprints.json"
     key = str(path.resolve())
     signature = [[file.name, *_state(file)] for file in files]
-    known = read_json(store)
-    entry = known.get(key) if isinstance(known, dict) else None
+    stored = read_json(store)
+    entry = stored.get(key) if isinstance(stored, dict) else None
     if isinstance(entry, dict) and entry.get("signature") == signature:
         return str(entry["sha256"])
     sha256 = hashed()
@@ -136,12 +136,12 @@ def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str
 
 def _state(file: Path) -> tuple[int, int, int, int]:
     """Size, inode, and the times of the last change to the content and to the inode; nobody can set the latter."""
-    found = file.stat()
-    return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+    status = file.stat()
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _remember(store: Path, key: str, entry: dict[str, Any]) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     with locked(store.with_suffix(".lock")):
-        known = read_json(store)
-        write_json(store, {**(known if isinstance(known, dict) else {}), key: entry})
+        stored = read_json(store)
+        write_json(store, {**(stored if isinstance(stored, dict) else {}), key: entry})

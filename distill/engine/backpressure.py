@@ -66,19 +66,19 @@ class Breaker:
         """When the next trial may leave; `None` while closed."""
         self.on_trial = False
 
-    def note(self, ticket: Ticket, came: SendOutcome, now: float) -> None:
+    def note(self, ticket: Ticket, outcome: SendOutcome, now: float) -> None:
         """Count a send. Raises `EndpointError` when the endpoint stays down."""
         if ticket.is_trial:
             self.on_trial = False
-            if came is SendOutcome.FAULT:
+            if outcome is SendOutcome.FAULT:
                 self._open(now)
             else:
                 self.until, self._trials = None, 0
                 self._faults.clear()
             return
-        if came is not SendOutcome.BUSY and self.until is None:
-            self._faults.append(came is SendOutcome.FAULT)
-            if came is SendOutcome.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
+        if outcome is not SendOutcome.BUSY and self.until is None:
+            self._faults.append(outcome is SendOutcome.FAULT)
+            if outcome is SendOutcome.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
                 self._opened = now
                 self._open(now)
 

@@ -136,12 +136,12 @@ def cost_usd(cost: SendCost, prices: Mapping[str, TokenPrice]) -> float:
 def most_prompt_tokens(request: Request) -> int:
     """Upper bound of a request's prompt tokens: the bytes of all that is sent, 16 a message, and 128 a template."""
     texts = [message.content for message in request.messages] + [request.prompt or "", request.continuation or ""]
-    found = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
+    size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
     sampling = request.sampling
     for extra in (sampling.response_format, sampling.extra_body):
-        found += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools are read as a prompt
+        size += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools are read as a prompt
     template = TOKENS_A_TEMPLATE if request.messages else 0
-    return min(found + TOKENS_A_MESSAGE * (len(request.messages) + 1) + template, MOST_TOKENS)
+    return min(size + TOKENS_A_MESSAGE * (len(request.messages) + 1) + template, MOST_TOKENS)
 
 
 def most_completion_tokens(request: Request) -> int | None:

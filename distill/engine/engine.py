@@ -332,8 +332,10 @@ class _Growing:
 
     def _nothing_new(self) -> str:
         last = (self._errors[-1:] or [f"{failure.reason}: {failure.detail}" for failure in self._failures[-1:]]) or [""]
-        found = f"{self._barren_candidates} candidates, all refused" if self._barren_candidates else "no candidates"
+        candidates = (
+            f"{self._barren_candidates} candidates, all refused" if self._barren_candidates else "no candidates"
+        )
         return (
-            f"{self._so_far()}: the last {self._barren} proposals brought nothing new ({found}"
+            f"{self._so_far()}: the last {self._barren} proposals brought nothing new ({candidates}"
             f"{'; last: ' + last[0] if last[0] else ''}); ask for fewer tasks, give more seeds or a higher temperature"
         )

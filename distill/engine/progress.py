@@ -33,8 +33,10 @@ class ProgressReport:
         self.is_interrupted = False
         self._progress = progress
         self._tally = tally
-        self._said = time.monotonic()
-        self._seen: deque[tuple[float, int, int]] = deque([(self._said, self._answered(), tally.completion_tokens)])
+        self._reported = time.monotonic()
+        self._samples: deque[tuple[float, int, int]] = deque(
+            [(self._reported, self._answered(), tally.completion_tokens)]
+        )
         self._usd = RunningMean()
 
     def finished(self, done: int, usd: float) -> None:
@@ -45,15 +47,15 @@ class ProgressReport:
 
     def tick(self) -> None:
         """Say how things stand, if it was not said just now."""
-        if time.monotonic() - self._said >= TICK_SECONDS:
+        if time.monotonic() - self._reported >= TICK_SECONDS:
             self.end()
 
     def end(self) -> None:
         """Say how things stand."""
-        self._said = time.monotonic()
-        self._seen.append((self._said, self._answered(), self._tally.completion_tokens))
-        while len(self._seen) > 2 and self._seen[1][0] < self._said - RATE_SECONDS:
-            self._seen.popleft()
+        self._reported = time.monotonic()
+        self._samples.append((self._reported, self._answered(), self._tally.completion_tokens))
+        while len(self._samples) > 2 and self._samples[1][0] < self._reported - RATE_SECONDS:
+            self._samples.popleft()
         self._progress.update(self.done, self.total, self._note())
 
     def _answered(self) -> int:
@@ -63,7 +65,7 @@ class ProgressReport:
     def _note(self) -> str:
         tally = self._tally
         in_flight = self.sender.in_flight if self.sender else 0
-        (then, answers, tokens), (now, answers_now, tokens_now) = self._seen[0], self._seen[-1]
+        (then, answers, tokens), (now, answers_now, tokens_now) = self._samples[0], self._samples[-1]
         seconds = max(now - then, 1e-3)
         rate, token_rate = (answers_now - answers) / seconds, (tokens_now - tokens) / seconds
         if in_flight and self.is_interrupted:

@@ -67,32 +67,32 @@ class Remainder:
     """Remaining quota by the endpoint's headers, minus what was sent since."""
 
     def __init__(self) -> None:
-        self._left: float | None = None
+        self._amount: float | None = None
         self._limit: float | None = None
         self._reset = 0.0
-        self._heard = -1
+        self._latest = -1
 
-    def hear(self, left: RemainingQuota, ticket: Ticket, now: float) -> None:
+    def hear(self, quota: RemainingQuota, ticket: Ticket, now: float) -> None:
         """Take the report of the latest send; an earlier one's, arriving late, is stale."""
-        if ticket.number < self._heard or left.reset_seconds is None:
+        if ticket.number < self._latest or quota.reset_seconds is None:
             return
-        self._heard = ticket.number
-        self._left, self._limit = left.amount, left.limit
-        self._reset = now + left.reset_seconds
+        self._latest = ticket.number
+        self._amount, self._limit = quota.amount, quota.limit
+        self._reset = now + quota.reset_seconds
 
     def wait_seconds(self, units: float, now: float) -> float:
         """Until the reset, where not enough is left."""
-        if self._left is None or self._left >= min(units, self._limit or units):
+        if self._amount is None or self._amount >= min(units, self._limit or units):
             return 0.0
         if now >= self._reset:
-            self._left = self._limit
+            self._amount = self._limit
             return 0.0
         return self._reset - now
 
     def spend(self, units: float) -> None:
         """Count what leaves now."""
-        if self._left is not None:
-            self._left -= units
+        if self._amount is not None:
+            self._amount -= units
 
 
 @dataclass(slots=True)
@@ -125,7 +125,7 @@ class Limiter:
         self._first: deque[_Waiter] = deque()
         self._again: deque[_Waiter] = deque()
         self._turn_of_again = True
-        self._held: deque[bool] = deque()
+        self._waits: deque[bool] = deque()
         self._hold_until = 0.0
         self._number = self._sent_when_held = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -152,7 +152,7 @@ class Limiter:
     def leave(
         self,
         ticket: Ticket,
-        came: SendOutcome,
+        outcome: SendOutcome,
         *,
         used: float | None = None,
         report: RateLimitReport | None = None,
@@ -163,11 +163,11 @@ class Limiter:
         self.in_flight -= 1
         self._hear(ticket, report, used, now)
         in_use = self.in_flight + 1 + len(self._first) + len(self._again)
-        silent = came is SendOutcome.BUSY and retry_after is None and not _says_empty(report)
+        silent = outcome is SendOutcome.BUSY and retry_after is None and not _says_empty(report)
         self.concurrency.note(ticket, busy=silent, latest=self._number, in_use=in_use)
-        self._hold(ticket, retry_after if came is SendOutcome.BUSY else None, now)
+        self._hold(ticket, retry_after if outcome is SendOutcome.BUSY else None, now)
         try:
-            self.breaker.note(ticket, came, now)
+            self.breaker.note(ticket, outcome, now)
         finally:
             if self._first or self._again:
                 self._pump()
@@ -183,10 +183,10 @@ class Limiter:
     def _hold(self, ticket: Ticket, retry_after: float | None, now: float) -> None:
         """Hold everybody when a quarter of the last window was told to wait."""
         window = max(LEAST_WINDOW, min(int(self.concurrency.limit), MOST_WINDOW))
-        self._held.append(retry_after is not None)
-        while len(self._held) > window:
-            self._held.popleft()
-        if retry_after is None or sum(self._held) < HOLD_SHARE * window:
+        self._waits.append(retry_after is not None)
+        while len(self._waits) > window:
+            self._waits.popleft()
+        if retry_after is None or sum(self._waits) < HOLD_SHARE * window:
             return
         if now >= self._hold_until and ticket.number <= self._sent_when_held + window and self._sent_when_held:
             self.concurrency.shrink()  # held again right after a hold: it is not only the rate
@@ -285,5 +285,5 @@ class Limiter:
 
 def _says_empty(report: RateLimitReport | None) -> bool:
     """Whether the headers explain why a request was turned away."""
-    lefts = [] if report is None else [report.requests, report.tokens]
-    return any(left is not None and left.amount < 1 and left.reset_seconds is not None for left in lefts)
+    quotas = [] if report is None else [report.requests, report.tokens]
+    return any(quota is not None and quota.amount < 1 and quota.reset_seconds is not None for quota in quotas)

@@ -108,8 +108,8 @@ class RequestSender:
     def _recalled(self, key: str) -> Answer | None:
         if key in self._failed:
             return self._failed[key]
-        found = self._journal.get(key)
-        return None if isinstance(found, Failure) and self._policy.retry_failed else found
+        journalled = self._journal.get(key)
+        return None if isinstance(journalled, Failure) and self._policy.retry_failed else journalled
 
     async def answers(self, flow: FlowState[Any]) -> tuple[Answer, ...]:
         """One answer to each of a flow's requests, all sent at once. Raises `SenderStopping` if one is not sent."""
@@ -163,8 +163,8 @@ class RequestSender:
 
     def _endpoint(self, name: str) -> BoundEndpoint:
         if name not in self._endpoints:
-            known = ", ".join(sorted(self._endpoints))
-            self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})'))
+            names = ", ".join(sorted(self._endpoints))
+            self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {names})'))
             raise SenderStopping
         return self._endpoints[name]
 
@@ -193,50 +193,50 @@ class RequestSender:
             self.stop(error)
             raise SenderStopping from error
 
-    async def _until_answered(self, asked: OpenQuestion) -> Answer:
+    async def _until_answered(self, sending: OpenQuestion) -> Answer:
         try:
             for attempt in count(1):
                 try:
-                    return await self._send(asked, attempt)
+                    return await self._send(sending, attempt)
                 except ProviderError as error:
-                    if (failure := self._failure(asked, error, attempt)) is not None:
-                        return await self._fail(asked, failure)
-                    is_healthy = asked.limiter.is_healthy()
+                    if (failure := self._failure(sending, error, attempt)) is not None:
+                        return await self._fail(sending, failure)
+                    is_healthy = sending.limiter.is_healthy()
                     await self._sleep(self._policy.retries.wait_seconds(attempt, error, is_healthy=is_healthy))
             raise AssertionError("count ended")
         finally:
-            if asked.unsettled:
-                self._write(asked.unsettled)
+            if sending.unsettled:
+                self._write(sending.unsettled)
 
-    async def _send(self, asked: OpenQuestion, attempt: int) -> Completion:
+    async def _send(self, sending: OpenQuestion, attempt: int) -> Completion:
         """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
-        expected = expected_tokens(asked.most, self._tally, self.in_flight)
+        expected = expected_tokens(sending.most, self._tally, self.in_flight)
         try:
-            ticket = await asked.limiter.enter(expected, again=attempt > 1)
+            ticket = await sending.limiter.enter(expected, again=attempt > 1)
         except LimiterClosed:
             raise SenderStopping from None
         reply: Reply | None = None
         failed_with: BaseException | None = None
         self.in_flight += 1
         try:
-            await self._reserve(asked.most)
-            send = await self._intend(asked, attempt)
-            reply = with_credible_usage(await self._sent(asked, send), asked.most)
+            await self._reserve(sending.most)
+            send = await self._intend(sending, attempt)
+            reply = with_credible_usage(await self._sent(sending, send), sending.most)
         except BaseException as raised:
             failed_with = raised
             raise
         finally:
             self.in_flight -= 1
-            self._leave(asked, ticket, reply, failed_with)
-        return await self._keep(asked, send, reply)
+            self._leave(sending, ticket, reply, failed_with)
+        return await self._keep(sending, send, reply)
 
-    def _leave(self, asked: OpenQuestion, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
+    def _leave(self, sending: OpenQuestion, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
         usage = reply.usage if reply is not None else None
         refusal = error if isinstance(error, ProviderError) else None
         response = refusal or reply
         # `_failure` ends a run whose endpoint was never there; that is no outcome for the limiter to adapt to
-        never_there = refusal is not None and refusal.reason == "refused" and asked.name not in self._reached
-        asked.limiter.leave(
+        never_there = refusal is not None and refusal.reason == "refused" and sending.name not in self._reached
+        sending.limiter.leave(
             ticket,
             SendOutcome.REFUSAL if never_there else outcome_of(error),
             used=None if usage is None else usage.prompt_tokens + usage.completion_tokens,
@@ -254,37 +254,37 @@ class RequestSender:
             await self._settled.wait()
             self._check()
 
-    async def _intend(self, asked: OpenQuestion, attempt: int) -> int:
+    async def _intend(self, sending: OpenQuestion, attempt: int) -> int:
         """Note the send in the journal, and how the one before ended; the send's number."""
         try:
             self._check()
             change = intention(
-                asked.question.key,
+                sending.question.key,
                 attempt,
                 stage=self._policy.stage,
-                role=asked.name,
-                model=asked.question.endpoint.model,
-                most=asked.most,
+                role=sending.name,
+                model=sending.question.endpoint.model,
+                most=sending.most,
             )
-            asked.unsettled, earlier = [], asked.unsettled
+            sending.unsettled, earlier = [], sending.unsettled
             send = await self._journal.commit((*earlier, *change))
         except BaseException:
-            self._budget.settle_error(asked.most, NOT_SENT)
+            self._budget.settle_error(sending.most, NOT_SENT)
             self._settled.set()
             raise
-        asked.sends += 1
-        self._tally.asked += asked.sends == 1
-        self._tally.retried += asked.sends > 1
+        sending.sends += 1
+        self._tally.asked += sending.sends == 1
+        self._tally.retried += sending.sends > 1
         return send
 
-    async def _sent(self, asked: OpenQuestion, send: int) -> Reply:
+    async def _sent(self, sending: OpenQuestion, send: int) -> Reply:
         """The provider's reply; a failure is booked."""
         try:
-            return await reply_of(asked.provider, asked.question.request)
+            return await reply_of(sending.provider, sending.question.request)
         except BaseException as error:
-            bill = self._budget.settle_error(asked.most, error)
+            bill = self._budget.settle_error(sending.most, error)
             self._tally.wasted_usd += bill.usd or 0.0
-            asked.unsettled.append(settled(send, bill, "free" if bill is not asked.most else "charged"))
+            sending.unsettled.append(settled(send, bill, "free" if bill is not sending.most else "charged"))
             self._account()
             raise
 
@@ -292,12 +292,12 @@ class RequestSender:
         self._tally.usd = self._budget.usd
         self._settled.set()
 
-    def _failure(self, asked: OpenQuestion, error: ProviderError, attempt: int) -> Failure | None:
+    def _failure(self, sending: OpenQuestion, error: ProviderError, attempt: int) -> Failure | None:
         """The failure that an error amounts to, or `None` to ask again. Raises `StoppedByEndpoint` for the hopeless."""
         is_over = self._policy.retries.is_over(attempt)
         if error.reason != "refused":
-            self._reached.add(asked.name)
-        elif asked.name not in self._reached and (is_over or attempt >= REFUSALS):
+            self._reached.add(sending.name)
+        elif sending.name not in self._reached and (is_over or attempt >= REFUSALS):
             raise StoppedByEndpoint(error.detail)
         if error.fatal:
             raise StoppedByEndpoint(error.detail)
@@ -307,28 +307,28 @@ class RequestSender:
         if error.transient and error.reason != FAULT and not is_over:
             return None
         return Failure(
-            key=asked.question.key,
+            key=sending.question.key,
             reason=error.reason,
             detail=error.detail,
             transient=error.transient,
             attempts=attempt,
         )
 
-    async def _fail(self, asked: OpenQuestion, failure: Failure) -> Failure:
+    async def _fail(self, sending: OpenQuestion, failure: Failure) -> Failure:
         self._tally.failed += 1
         if not failure.transient:
             self._failed[failure.key] = failure
-        question = asked.question
+        question = sending.question
         change = failed(failure, question.request_json, question.endpoint, stage=self._policy.stage)
-        asked.unsettled, earlier = [], asked.unsettled
+        sending.unsettled, earlier = [], sending.unsettled
         await self._journal.commit((*earlier, *change))
         return failure
 
-    async def _keep(self, asked: OpenQuestion, send: int, reply: Reply) -> Completion:
+    async def _keep(self, sending: OpenQuestion, send: int, reply: Reply) -> Completion:
         """Commit an answer and what it cost, then hand it on."""
-        bill = self._budget.settle(asked.name, asked.most, reply.usage)
+        bill = self._budget.settle(sending.name, sending.most, reply.usage)
         self._account()
-        question = asked.question
+        question = sending.question
         completion = Completion(
             key=question.key,
             text=reply.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair fits in no file
@@ -345,9 +345,9 @@ class RequestSender:
             stage=self._policy.stage,
             raw_json=reply.raw_json,
         )
-        asked.unsettled, earlier = [], asked.unsettled
+        sending.unsettled, earlier = [], sending.unsettled
         await self._journal.commit((*earlier, *change, settled(send, bill, "kept")))
-        self._reached.add(asked.name)
+        self._reached.add(sending.name)
         if reply.usage is not None:
             self._tally.prompt_tokens += reply.usage.prompt_tokens
             self._tally.completion_tokens += reply.usage.completion_tokens

@@ -115,12 +115,12 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    found = versions()
-    lines = [Finding(True, f"{name} {version}") for name, version in found.items()]
-    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in found]
+    installed = versions()
+    lines = [Finding(True, f"{name} {version}") for name, version in installed.items()]
+    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in installed]
     if missing:
-        needed = f"for train, compare and local teachers: {install('train')}"
-        lines.append(Finding(False, f"{', '.join(missing)} {needed}"))
+        advice = f"for train, compare and local teachers: {install('train')}"
+        lines.append(Finding(False, f"{', '.join(missing)} {advice}"))
     return lines
 
 
@@ -212,13 +212,13 @@ def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | N
     require_training_packages("doctor")
     from distill.models.template_check import SAVED, SERVED, by_server, by_template, check, dialogues_of
 
-    asked = _targets(folder)
-    with _server(asked.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
+    targets = _targets(folder)
+    with _server(targets.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
         checked = check(
-            dialogues_of(asked.sessions),
-            template=asked.template,
-            tokenizer=asked.tokenizer,
-            readings={SAVED: by_template(asked.tokenizer), SERVED: by_server(address, api_key=api_key)},
+            dialogues_of(targets.sessions),
+            template=targets.template,
+            tokenizer=targets.tokenizer,
+            readings={SAVED: by_template(targets.tokenizer), SERVED: by_server(address, api_key=api_key)},
         )
     for difference in checked.differences:
         console.result(f"{'note' if difference.spelled else 'MISS'} {difference.line()}")

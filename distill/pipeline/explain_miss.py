@@ -82,7 +82,7 @@ def _stages(context: Context, task: str | None) -> Iterator[str]:
 
 def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
     """Run a stage on its inputs in a folder apart, with an engine that sends nothing."""
-    found: list[tuple[str, str, Question]] = []
+    misses: list[tuple[str, str, Question]] = []
     with TemporaryDirectory() as folder, console.silenced():
         for name in PIPELINE[stage].inputs:
             path = student_folder.current(context.folder) if name == student_folder.STUDENT else context.folder / name
@@ -94,11 +94,11 @@ def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
             context,
             folder=Path(folder),
             recipe=context.recipe.model_copy(update=without),
-            on_miss=lambda part, flow, question: found.append((part, flow, question)),
+            on_miss=lambda part, flow, question: misses.append((part, flow, question)),
         )
         with suppress(EngineStopped, StageIncomplete):
             PIPELINE[stage].work(apart, StageRecord())
-    return found
+    return misses
 
 
 def explanation(name: str, question: Question, journalled: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -107,35 +107,35 @@ def explanation(name: str, question: Question, journalled: Iterable[tuple[str, s
     That is the one that differs in the fewest fields, then in the fewest characters. `journalled` holds key, request
     and endpoint, both as canonical JSON.
     """
-    asked = _fields(question.request_json, endpoint_json(question.endpoint))
+    fields = _fields(question.request_json, endpoint_json(question.endpoint))
     nearest: tuple[tuple[int, float], str, list[str]] | None = None
     for key, request, endpoint in journalled:
         other = _fields(request, endpoint)
-        names = sorted(name for name in asked.keys() | other.keys() if asked.get(name) != other.get(name))
+        names = sorted(name for name in fields.keys() | other.keys() if fields.get(name) != other.get(name))
         if nearest is not None and len(names) > nearest[0][0]:
             continue
-        pairs = [(asked.get(name), other.get(name)) for name in names]
+        pairs = [(fields.get(name), other.get(name)) for name in names]
         rank = len(names), sum(_distance(one, another) for one, another in pairs)
         if nearest is None or rank < nearest[0]:
-            shown = [f"  {field}: {_shown(*pair)}" for field, pair in zip(names, pairs, strict=True)]
-            nearest = rank, key, shown
+            lines = [f"  {field}: {_shown(*pair)}" for field, pair in zip(names, pairs, strict=True)]
+            nearest = rank, key, lines
     if nearest is None:
         return [f"{name}: the journal is empty, everything is asked for the first time"]
-    _, key, shown = nearest
-    if not shown:
+    _, key, lines = nearest
+    if not lines:
         return [f"{name}: the same question is journalled, but failed and may be asked again"]
-    fields = "one field" if len(shown) == 1 else f"{len(shown)} fields"
-    return [f"{name}: differs from the nearest journalled question ({key[:12]}) in {fields}", *shown]
+    count = "one field" if len(lines) == 1 else f"{len(lines)} fields"
+    return [f"{name}: differs from the nearest journalled question ({key[:12]}) in {count}", *lines]
 
 
 def _fields(request: str, endpoint: str) -> dict[str, Any]:
     return flatten({"request": json.loads(request), "endpoint": json.loads(endpoint)}, lists=True)
 
 
-def _distance(asked: Any, journalled: Any) -> float:
+def _distance(value: Any, other: Any) -> float:
     """Of two values, in [0, 1]."""
-    are_texts = isinstance(asked, str) and isinstance(journalled, str)
-    return Indel.normalized_distance(asked, journalled) if are_texts else 1.0
+    are_texts = isinstance(value, str) and isinstance(other, str)
+    return Indel.normalized_distance(value, other) if are_texts else 1.0
 
 
 def _shown(asked: Any, journalled: Any) -> str:
@@ -164,19 +164,20 @@ def clean(folder: Path) -> list[str]:
     read_record(folder)
     loaded = load_recipe(folder)
     with opened(folder, loaded) as run:
-        left = [path for path in folder.rglob(".*") if path.is_file() and LEFTOVER.match(path.name)]
-        left += [
+        leftovers = [path for path in folder.rglob(".*") if path.is_file() and LEFTOVER.match(path.name)]
+        leftovers += [
             new for name in (student_folder.STUDENT, student_folder.NEXT) if (new := folder / name / ".new").is_dir()
         ]
-        freed = sum(map(_size, left))
-        for path in left:
+        freed = sum(map(_size, leftovers))
+        for path in leftovers:
             student_folder.remove(path)
         before = _remove_previous(folder)
         with journal_of(run) as journal:
             trimmed = journal.trim()
     return [
         *before,
-        f"{folder}: {len(left)} leftovers removed ({freed:,} bytes), the journal is {max(0, trimmed):,} bytes smaller",
+        f"{folder}: {len(leftovers)} leftovers removed ({freed:,} bytes), "
+        f"the journal is {max(0, trimmed):,} bytes smaller",
     ]
 
 

@@ -80,8 +80,8 @@ class Teachers:
         The choice is a hash of the seed and the task's id, so that it depends on no other task and on no load.
         """
         kind = task.meta.get("kind")
-        named = [one for one in self.hired if kind in one.section.kinds]
-        candidates = named or [one for one in self.hired if not one.section.kinds]
+        specialised = [one for one in self.hired if kind in one.section.kinds]
+        candidates = specialised or [one for one in self.hired if not one.section.kinds]
         return candidates[weighted([one.section.weight for one in candidates], f"{self.seed}:{task.id}")]
 
     def stop(self) -> None:
@@ -108,17 +108,17 @@ class Teachers:
 
     def identity(self, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
         """What of them, and of those who play `roles`, decides the answers: model, sampling, who is asked what."""
-        found: dict[str, Any] = {}
+        decisive: dict[str, Any] = {}
         for one in self.hired:
             key = ROLE if len(self.hired) == 1 else f"{ROLE}.{one.section.called}"
-            found |= _decisive(one, key)
+            decisive |= _decisive(one, key)
             if len(self.hired) > 1:
-                found |= flat(one.section, key, only=("weight", "kinds"))
-                found[ROLE] = [*found.get(ROLE, []), one.section.called]
+                decisive |= flat(one.section, key, only=("weight", "kinds"))
+                decisive[ROLE] = [*decisive.get(ROLE, []), one.section.called]
         for one in self.others:
             if one.name in roles:
-                found |= _decisive(one, one.name if one.name in OTHER_ROLES else f"compare.{one.name}")
-        return found
+                decisive |= _decisive(one, one.name if one.name in OTHER_ROLES else f"compare.{one.name}")
+        return decisive
 
 
 def _decisive(one: RecipeEndpoint, key: str) -> dict[str, Any]:

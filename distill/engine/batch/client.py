@@ -146,8 +146,8 @@ class BatchJobs:
                 if not error.transient or attempt == ATTEMPTS:
                     raise
                 await asyncio.sleep(max(self._first_wait_seconds * 2 ** (attempt - 1), error.retry_after or 0))
-            if (found := await self.find_batch(name)) is not None:
-                return found
+            if (batch_id := await self.find_batch(name)) is not None:
+                return batch_id
         raise AssertionError("the last attempt returns or raises")
 
     async def find_file(self, name: str) -> str | None:
@@ -223,16 +223,16 @@ class BatchJobs:
             yield
         except openai.APIStatusError as error:
             refusal = self._provider.refusal(error.status_code, error.response.headers, error.response.text)
-            raise self._meant(refusal, what, advice) from error
+            raise self._translated(refusal, what, advice) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise self._meant(cause, what, advice) from error
+            raise self._translated(cause, what, advice) from error
         except ProviderError as error:
-            raise self._meant(error, what, advice) from error
+            raise self._translated(error, what, advice) from error
         except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
             raise ProviderError("malformed", f"{self.url} says of {what} nothing readable", transient=True) from error
 
-    def _meant(self, error: BaseException, what: str, advice: str) -> Exception:
+    def _translated(self, error: BaseException, what: str, advice: str) -> Exception:
         """What an error on the way to a file or a batch is to the run."""
         detail = error.detail if isinstance(error, ProviderError) else type(error).__name__
         if not isinstance(error, ProviderError) or error.reason in _NO_RESPONSE:

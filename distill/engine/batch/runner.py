@@ -251,12 +251,12 @@ class _Course(Generic[T]):
     def _take(self, index: int, steps: FlowState[T]) -> None:
         halted = self._missed.pop(index, set())
         while steps.outcome is None:
-            asked = [self._miss(*pair) for pair in zip(steps.names, steps.requests, strict=True)]
-            halted -= {miss.question.key for miss in asked}
-            found = [self._recalled(miss.question.key) for miss in asked]
-            answers = tuple(answer for answer in found if answer is not None)
-            if len(answers) < len(asked):
-                missed = [miss for miss, answer in zip(asked, found, strict=True) if answer is None]
+            questions = [self._miss(*pair) for pair in zip(steps.names, steps.requests, strict=True)]
+            halted -= {miss.question.key for miss in questions}
+            answers_or_none = [self._recalled(miss.question.key) for miss in questions]
+            answers = tuple(answer for answer in answers_or_none if answer is not None)
+            if len(answers) < len(questions):
+                missed = [miss for miss, answer in zip(questions, answers_or_none, strict=True) if answer is None]
                 self._missed[index] = {miss.question.key for miss in missed}
                 self.misses |= {miss.question.key: miss for miss in missed}
                 break
@@ -270,12 +270,12 @@ class _Course(Generic[T]):
 
     def _miss(self, name: str, request: Request) -> PendingQuestion:
         if name not in self._jobs:
-            known = ", ".join(sorted(self._jobs))
-            raise RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})')
+            names = ", ".join(sorted(self._jobs))
+            raise RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {names})')
         return PendingQuestion(name, Question.of(request, self._jobs[name].endpoint))
 
     def _recalled(self, of: str) -> Answer | None:
         if of in self.batches.failed:
             return self.batches.failed[of]
-        found = self._journal.get(of)
-        return None if isinstance(found, Failure) and self._retry_failed else found
+        journalled = self._journal.get(of)
+        return None if isinstance(journalled, Failure) and self._retry_failed else journalled

@@ -31,8 +31,8 @@ class Transport(httpx2.AsyncBaseTransport):
             kind=request.headers.get("Content-Type", "application/json"),
             timeout_seconds=CALL_SECONDS,
         )
-        kept = {name: value for name, value in headers.items() if name.lower() in _KEPT}
-        return httpx2.Response(status, headers={"Content-Type": "application/json", **kept}, text=reply)
+        passed = {name: value for name, value in headers.items() if name.lower() in _KEPT}
+        return httpx2.Response(status, headers={"Content-Type": "application/json", **passed}, text=reply)
 
 
 _KEPT = ("retry-after", "retry-after-ms", "location")

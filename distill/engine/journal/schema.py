@@ -74,8 +74,8 @@ def open_to_write(path: Path) -> sqlite3.Connection:
     connection = _connect(path, "mode=rwc")
     try:
         connection.execute("BEGIN IMMEDIATE")
-        if (found := version_of(connection, path)) < VERSION:
-            for statement in filter(str.strip, (_MIGRATE if found else _SCHEMA + _SENDS).split(";")):
+        if (version := version_of(connection, path)) < VERSION:
+            for statement in filter(str.strip, (_MIGRATE if version else _SCHEMA + _SENDS).split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")

@@ -94,8 +94,8 @@ class Journal:
     def _failure(self, key: str) -> Failure | None:
         if not self._has_failures:
             return None
-        found = self._select("SELECT reason, detail, attempts FROM failures WHERE key = ? AND permanent", key)
-        for reason, detail, attempts in found:
+        rows = self._select("SELECT reason, detail, attempts FROM failures WHERE key = ? AND permanent", key)
+        for reason, detail, attempts in rows:
             return Failure(key=key, reason=reason, detail=detail, transient=False, attempts=attempts)
         return None
 
@@ -220,12 +220,12 @@ class Journal:
     def _write_groups(self, connection: sqlite3.Connection) -> None:
         last, ending = -math.inf, False
         while not ending:
-            taken = [self._writes.get()]
+            writes = [self._writes.get()]
             time.sleep(max(0.0, last + GROUP_SECONDS - time.monotonic()))
             while not self._writes.empty():
-                taken.append(self._writes.get())
-            ending = None in taken
-            _commit(connection, [write for write in taken if write is not None], self.path)
+                writes.append(self._writes.get())
+            ending = None in writes
+            _commit(connection, [write for write in writes if write is not None], self.path)
             last = time.monotonic()
 
     def close(self) -> None:
@@ -329,13 +329,13 @@ def _to_completion(row: Sequence[Any]) -> Completion:
     )
 
 
-def to_request(found: Mapping[str, Any]) -> Request:
+def to_request(document: Mapping[str, Any]) -> Request:
     """A request from its canonical JSON, read."""
-    sampling = found.get("sampling", {})
+    sampling = document.get("sampling", {})
     return Request(
         **{
-            **found,
-            "messages": tuple(Message(**message) for message in found.get("messages", ())),
+            **document,
+            "messages": tuple(Message(**message) for message in document.get("messages", ())),
             "sampling": Sampling(**{**sampling, "stop": tuple(sampling.get("stop", ()))}),
         }
     )

@@ -40,7 +40,7 @@ class _Window:
         self.limit = limit
         self.used = 0
         self._seconds = seconds
-        self._taken: deque[tuple[float, int]] = deque()
+        self._tokens_used: deque[tuple[float, int]] = deque()
 
     def wait_seconds(self, amount: int, now: float) -> float:
         """How long until this much fits; infinite where it never will."""
@@ -48,7 +48,7 @@ class _Window:
         over = self.used + amount - self.limit
         if over <= 0:
             return 0.0
-        for at, taken in self._taken:
+        for at, taken in self._tokens_used:
             over -= taken
             if over <= 0:
                 return at + self._seconds - now
@@ -56,19 +56,19 @@ class _Window:
 
     def take(self, amount: int, now: float) -> None:
         """Count what is let through."""
-        self._taken.append((now, amount))
+        self._tokens_used.append((now, amount))
         self.used += amount
 
     def headers(self, now: float) -> dict[str, str]:
         """The limit, what is left of it, and how long until all of it is."""
         self._forget(now)
-        reset = self._taken[-1][0] + self._seconds - now if self._taken else 0.0
+        reset = self._tokens_used[-1][0] + self._seconds - now if self._tokens_used else 0.0
         values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": header_duration(reset)}
         return {f"x-ratelimit-{value}-{self.name}": str(reply) for value, reply in values.items()}
 
     def _forget(self, now: float) -> None:
-        while self._taken and self._taken[0][0] + self._seconds <= now:
-            self.used -= self._taken.popleft()[1]
+        while self._tokens_used and self._tokens_used[0][0] + self._seconds <= now:
+            self.used -= self._tokens_used.popleft()[1]
 
 
 def header_duration(seconds: float) -> str:
@@ -88,8 +88,8 @@ class RateLimitGate:
 
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
-        given = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
-        self._windows = [_Window(name, n, limits.per_seconds) for name, n in given.items() if n is not None]
+        most = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
+        self._windows = [_Window(name, n, limits.per_seconds) for name, n in most.items() if n is not None]
 
     def refusal(self, body: Mapping[str, Any]) -> Fault | None:
         """The 429 for a request that does not fit; one that does is counted."""

@@ -71,9 +71,9 @@ class MockServer:
         """What was asked, in order of arrival."""
         return [question(body) for body in self.bodies]
 
-    def times_answered(self, asked: str) -> int:
+    def times_answered(self, question: str) -> int:
         """How often this question was answered."""
-        return self._answers[hash(asked)]
+        return self._answers[hash(question)]
 
     def stats(self) -> dict[str, Any]:
         """The counters, as JSON; `distinct` questions were answered, one of them `most_answers` times."""

@@ -131,7 +131,7 @@ class OpenAIProvider:
         largest = largest_body_bytes or self._largest_body_bytes
         try:
             async with self._here().request(method, self._address(path), allow_redirects=False, **options) as response:
-                return response.status, response.headers, await _read(response, largest)
+                return response.status, response.headers, await _body_text(response, largest)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._broken(error) from error
 
@@ -148,7 +148,7 @@ class OpenAIProvider:
         try:
             async with self._here().get(self._address(path), allow_redirects=False, timeout=timeout) as response:
                 if response.status != 200:
-                    reply = await _read(response, self._largest_body_bytes)
+                    reply = await _body_text(response, self._largest_body_bytes)
                     raise self.refusal(response.status, response.headers, reply)
                 async for chunk in response.content.iter_any():
                     total += len(chunk)
@@ -328,7 +328,7 @@ def _with_extra(endpoint: Endpoint, extra_body: Mapping[str, Any]) -> Endpoint:
     return replace(endpoint, fingerprint=text_sha256(both))
 
 
-async def _read(response: aiohttp.ClientResponse, largest: int) -> str:
+async def _body_text(response: aiohttp.ClientResponse, largest: int) -> str:
     """The body as text, without known secrets."""
     data = bytearray()
     async for chunk in response.content.iter_any():
