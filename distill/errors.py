@@ -51,7 +51,7 @@ class RunFolderError(DistillError):
 
 
 def disk_fault(error: OSError) -> RunFolderError | None:
-    """What a full disk, or one that cannot be written, is to the user; `None` of any other fault."""
+    """The error to show for a full or unwritable disk; `None` for any other fault."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
         return None
     return RunFolderError(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")

@@ -1,6 +1,6 @@
 """Terminal and log output: lines, warnings, progress; the only module that prints, with secrets struck out.
 
-Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean. Of
+Everything goes to standard error but the results of commands (`result`), so that pipes stay clean. Of
 several processes that a launcher has started the first one speaks; the others only say what ends them.
 """
 
@@ -25,7 +25,7 @@ PLAIN_SECONDS = 5.0
 """Seconds between two progress lines where the output is no terminal."""
 
 ETA_SECONDS = 60.0
-"""The time left is told by the pace of so many last seconds."""
+"""The time left is estimated from the pace of the last 60 seconds."""
 
 _observers: list[Callable[[str], None]] = []
 _silences: list[bool] = []
@@ -69,7 +69,7 @@ def crashed(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 def result(line: str) -> None:
-    """What a command was asked for, on standard output."""
+    """A line of a command's result, on standard output."""
     if processes.is_first() and not _silences:
         print(strike(line), flush=True)
 
@@ -79,7 +79,7 @@ class MarkedText(Protocol):
 
     @property
     def id(self) -> str:
-        """What it is called."""
+        """Its name."""
 
     @property
     def trained(self) -> Sequence[bool]:
@@ -109,7 +109,7 @@ def _has_colours(stream: Any) -> bool:
 
 
 def _marked_lines(text: MarkedText, *, coloured: bool) -> list[str]:
-    """What is trained is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
+    """Trained text is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
     begin, end = ("\x1b[30;42m", "\x1b[0m") if coloured else ("⟦", "⟧")
     how = "green" if coloured else "in ⟦ ⟧"
     pieces = [
@@ -130,7 +130,7 @@ def _plain(text: str) -> str:
 
 
 Paint = Callable[[str, str], str]
-"""Dresses a text as what it is: `head`, `who`, `added`, `removed`."""
+"""Marks a text by its kind: `head`, `who`, `added`, `removed`."""
 
 _COLOURS = {"head": "1", "who": "36", "added": "32", "removed": "31"}
 _MARKS = {"added": ("{+", "+}"), "removed": ("[-", "-]")}
@@ -192,7 +192,7 @@ def observed(observer: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Print nothing while the block runs; observers are still told."""
+    """Print nothing while the block runs; observers still get every line."""
     _silences.append(True)
     try:
         yield

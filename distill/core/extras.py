@@ -1,6 +1,6 @@
 """The command that installs an optional dependency group, for the way this copy was installed.
 
-Never by the name alone: on a package index it is not ours, and pip would install what its holder put there.
+Never by the bare name: on a package index it belongs to someone else, and pip would install their package.
 Stdlib only.
 """
 

@@ -25,7 +25,7 @@ CONFIGS = (
 """Files of settings that a loader acts upon."""
 
 VOCABULARIES = ("*tekken*.json", "tokenizer.model.*", "bpe.codes", "emoji.json", "byte_maps.json")
-"""What a tokenizer without a tokenizer.json is made from, beside the names that fingerprints have always covered."""
+"""Files that a tokenizer without a tokenizer.json is made from, beside those that fingerprints have always covered."""
 
 MOST_LAYERS = 1000
 """Far more than any model has; as many as a configuration says are built before the first weight is looked for."""

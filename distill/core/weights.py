@@ -45,7 +45,7 @@ CONFIG_FILES = (
 
 
 def fingerprint(model: str) -> str:
-    """What identifies a model's weights, configuration and tokenizer, in hex; `hub:<id>` for one that is on the Hub.
+    """Fingerprint of a model's weights, configuration and tokenizer, in hex; `hub:<id>` for one that is on the Hub.
 
     `model` is an embedded name, a folder, a .gguf file or a Hub id. Hashes are over contents, never over paths or
     times, and are kept in the cache by path, size, inode and times. Raises `ModelError` for a path that does not exist.
@@ -84,7 +84,7 @@ def student_fingerprint(student_folder: Path) -> str:
 
 
 def _adapter_settings(student_folder: Path) -> dict[str, Any]:
-    """What adapter_config.json says, without the base's path; PEFT writes its sets in any order."""
+    """The settings in adapter_config.json, without the base's path; PEFT writes its sets in any order."""
     document = read_json(student_folder / "adapter_config.json")
     settings = _without(document if isinstance(document, dict) else {}, "base_model_name_or_path")
     return {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in settings.items()}
@@ -135,7 +135,7 @@ def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str
 
 
 def _state(file: Path) -> tuple[int, int, int, int]:
-    """Size, inode, and the times of the last change to the content and to the inode; nobody can set the latter."""
+    """Size, inode, and the times of the last change to the content and to the inode; no program can set the latter."""
     status = file.stat()
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 

@@ -10,15 +10,16 @@ from distill.engine.providers import ProviderError
 from distill.errors import EndpointError
 
 SHRINK_SHARE = 0.25
-"""The limit shrinks when so much of a round trip was turned away; below, it is noise that retries absorb."""
+"""Share of rejected requests in a round trip at which the limit shrinks; less is noise that retries absorb."""
 GROW_SHARE = 1 / 16
-"""The limit grows while no more of a round trip was turned away."""
+"""Largest share of rejected requests in a round trip at which the limit still grows."""
 GROWTH, FAST_GROWTH, MOST_SHRINK = 1.05, 1.5, 0.5
 """A round trip's growth, that below the level which held before, and the least that a limit keeps (cf. TCP Reno)."""
 BREAKER_WINDOW = 100
-"""The breaker opens when over half of so many last sends failed."""
+"""Number of last sends; the breaker opens when over half of them failed."""
 BREAKER_FIRST_SECONDS, BREAKER_LONGEST_SECONDS, BREAKER_TRIALS = 5.0, 120.0, 20
-"""Its pauses double; after so many trials in vain (over half an hour) the endpoint counts as down."""
+"""First and longest pause of the breaker, which doubles, and failed trials (over half an hour) until the endpoint
+counts as down."""
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ class SendOutcome(Enum):
 
     ANSWER = "answer"
     BUSY = "busy"
-    """Turned away for load: HTTP 429 or 503."""
+    """Rejected for load: HTTP 429 or 503."""
     FAULT = "fault"
     """Another transient failure."""
     REFUSAL = "refusal"
@@ -44,7 +45,7 @@ class SendOutcome(Enum):
 
 
 def outcome_of(error: BaseException | None) -> SendOutcome:
-    """What an error, or none, says of the endpoint."""
+    """The outcome that an error, or none, stands for."""
     if error is None:
         return SendOutcome.ANSWER
     if not isinstance(error, ProviderError):

@@ -83,7 +83,7 @@ class Engine:
         self._budget.check(self._endpoints)
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """Drive every flow to its end; one outcome a flow, in input order.
+        """Drive every flow to its end; one outcome per flow, in input order.
 
         `choose` says which model answers a flow's role. Flows are made in order, as late as possible. Raises
         `EngineStopped` with the finished outcomes on Ctrl-C, at the end of the budget, or where an endpoint cannot
@@ -129,7 +129,7 @@ class Engine:
         try:
             with _fewer_collections():
                 event_loop.run(self._with_sender(work, report))
-        except KeyboardInterrupt:  # the second one: nobody waits for what is in flight
+        except KeyboardInterrupt:  # the second one: requests in flight are dropped
             raise StoppedByUser(_interrupted(report)) from None
         report.end()
 
@@ -150,7 +150,7 @@ class Engine:
             for provider in {id(one.provider): one.provider for one in self._endpoints.values()}.values():
                 await provider.close()
         if isinstance(sender.stopped, StoppedByUser):
-            raise StoppedByUser(_interrupted(report))  # told at the end, when what was in flight is counted
+            raise StoppedByUser(_interrupted(report))  # raised at the end, when answers in flight are counted
         if sender.stopped is not None:
             raise sender.stopped
 
@@ -163,7 +163,7 @@ def _fewer_collections() -> Iterator[None]:
     nothing.
     """
     before = gc.get_threshold()
-    if before[0]:  # 0 means that somebody has turned it off
+    if before[0]:  # 0 means that it is turned off
         gc.set_threshold(max(before[0], COLLECT_EVERY), *before[1:])
     try:
         yield
@@ -226,7 +226,7 @@ async def _worker(
             state = FlowState(name, make, choose)
             outcomes[index] = await _finish(state, sender)
             report.finished(len(outcomes), state.usd)
-        await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C and the others in
+        await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C and other flows run
 
 
 class _Growing:
@@ -249,7 +249,7 @@ class _Growing:
         self._errors: list[str] = []
 
     def grown(self) -> GrowthResult:
-        """As far as it came."""
+        """The growth so far."""
         return GrowthResult(
             tasks=self._tasks[: self._target],
             requests=self._admitted,
@@ -293,7 +293,7 @@ class _Growing:
                 self._running[other] = asyncio.create_task(_finish(self._begun[other], sender))
         if (running := self._running.pop(k, None)) is not None:
             await running
-        await asyncio.sleep(0)  # a replayed proposal never waits; let Ctrl-C in
+        await asyncio.sleep(0)  # a replayed proposal never waits; let Ctrl-C through
 
     def _admit(self, k: int, outcome: Outcome[list[Task]] | None) -> None:
         assert outcome is not None
@@ -313,7 +313,7 @@ class _Growing:
         self._report.tick()
 
     async def _drop(self) -> None:
-        """Let go of what was begun beyond the end; what is in flight is finished for the journal."""
+        """Drop proposals begun beyond the end; requests in flight are finished for the journal."""
         if self._running:
             await asyncio.wait(list(self._running.values()))
         for running in self._running.values():

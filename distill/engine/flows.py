@@ -29,11 +29,11 @@ class FlowState(Generic[T]):
     def __init__(self, name: str, make: Callable[[], Flow[T]], choose: Choose) -> None:
         self.name = name
         self.usd = 0.0
-        """What its answers cost, bought now or before."""
+        """Cost of its answers, bought now or before."""
         self._choose = choose
         self.requests: tuple[Request, ...] = ()
         self.outcome: Outcome[T] | None = None
-        self._alone = False
+        self._is_single = False
         self._failures: list[Failure] = []
         self._flow: Flow[T] | None = None
         self._step(lambda: next(self._begin(make)))
@@ -44,31 +44,31 @@ class FlowState(Generic[T]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Which models are asked."""
+        """The model that answers each of the requests."""
         return tuple([self._choose(self.name, request.role) for request in self.requests])
 
     def send(self, answers: tuple[Answer, ...]) -> None:
-        """Give the flow what it asked for, and let it go on to its next request or its end."""
+        """Send the answers into the flow, and run it to its next request or its end."""
         flow = self._flow
         assert flow is not None
         self._failures += [answer for answer in answers if isinstance(answer, Failure)]
-        self._step(lambda: flow.send(answers[0] if self._alone else answers))
+        self._step(lambda: flow.send(answers[0] if self._is_single else answers))
 
     def _step(self, advance: Callable[[], Any]) -> None:
         try:
             yielded = advance()
-            self._alone = isinstance(yielded, Request)
+            self._is_single = isinstance(yielded, Request)
             self.requests = (yielded,) if isinstance(yielded, Request) else _checked(yielded)
         except StopIteration as end:
             self.outcome = Outcome(self.name, end.value, tuple(self._failures))
-        except Exception as error:  # noqa: BLE001 - a part that raises costs its own row, and no answer
+        except Exception as error:  # noqa: BLE001 - a part that raises loses its own row, and no answer
             line = one_line(f"{type(error).__name__}: {error}")
             failure = Failure(key="", reason="error", detail=line, transient=False)
             self.outcome = Outcome(self.name, None, (*self._failures, failure), line)
             self.close()
 
     def close(self) -> None:
-        """End a flow that cannot go on; what it does on its way out is its own."""
+        """End a flow that cannot go on; exceptions that it raises then are ignored."""
         if self._flow is not None:
             with suppress(Exception):
                 self._flow.close()
@@ -84,4 +84,4 @@ class Runs(Protocol):
     """Interface of what runs flows to completion: an engine, or passes of batches."""
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """One outcome a flow, in their order."""
+        """One outcome per flow, in their order."""

@@ -18,11 +18,11 @@ from distill.types import Request
 REFUSALS = 4
 """Sends of one request without a connection, after which an endpoint that never answered counts as unreachable."""
 FAULT = "error"
-"""The reason of a provider's own fault: not asked again in this run, for it may have been paid."""
+"""The reason of a provider's own fault: not sent again in this run, as it may have been billed."""
 BYTES_A_TOKEN = 4
-"""Of English, about; for expected tokens only, never for money."""
+"""Approximate bytes of English text per token; for expected tokens only, never for money."""
 EXPECTED_TOKENS = 256
-"""Of an answer, before the first one and without a bound."""
+"""Expected tokens of an unbounded answer before the first one has come."""
 NOT_SENT = ProviderError("refused", "nothing was sent")
 
 
@@ -62,7 +62,7 @@ class OpenQuestion:
     limiter: Limiter
     most: Bill
     unsettled: list[Statement] = field(default_factory=list)
-    """How its failed sends ended; written with the next thing that is."""
+    """How its failed sends ended; written with the next change."""
     sends: int = 0
 
 
@@ -72,12 +72,12 @@ async def reply_of(provider: Provider, request: Request) -> Reply:
         return await provider.send(request)
     except (ProviderError, DistillError):
         raise
-    except Exception as error:  # a provider of others may raise anything; it was perhaps paid, so it goes on record
+    except Exception as error:  # a user's provider may raise anything; it may have been billed, so it goes on record
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
 
 
 def expected_tokens(most: Bill, tally: Tally, in_flight: int) -> float:
-    """Of a send, for the endpoint's tokens per minute: a quarter of the prompt's bytes, and what answers took."""
+    """Expected tokens of a send, for a limit of tokens per minute: those of the prompt and of a mean answer."""
     prompt = (most.prompt_tokens or 0) / BYTES_A_TOKEN
     answers = tally.asked - tally.failed - in_flight
     if answers > 0 and tally.completion_tokens:

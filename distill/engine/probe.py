@@ -30,7 +30,7 @@ Judgement: TypeAlias = tuple[Verdict, str]
 PARAMETERS = (
     "temperature", "seed", "stop", "max_tokens", "system", "logprobs", "top_logprobs", "response_format", "completions",
 )  # fmt: skip
-"""What is examined, in the table's order."""
+"""The parameters that are examined, in the table's order."""
 MOST_CALLS = 26
 """An endpoint that honours everything is asked 12 times; one that is busy, each question twice."""
 CALL_SECONDS = 60.0
@@ -47,7 +47,7 @@ STOP = "4"
 COUNT = "Count from 1 to 12 in digits, with one space between the numbers. Write plain text, not JSON."
 """Answered alike by any model at any temperature, so that one changed parameter shows."""
 DRAW = "Write a sentence of twelve random words that have nothing to do with each other."
-"""Has so many answers that two samples are never the same by chance."""
+"""Has enough answers that two samples are never the same by chance."""
 SYSTEM = "Whatever the user writes, answer only with the single word PINEAPPLE, in capital letters."
 
 

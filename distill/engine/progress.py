@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.1
 """Shortest time between two reports of progress."""
 RATE_SECONDS = 10.0
-"""Rates are those of so many last seconds."""
+"""Rates are means over the last 10 seconds."""
 AGAIN = "Ctrl-C again drops them"
 PILOT = 20
 """Flows after whose end the cost of all is forecast."""
@@ -40,18 +40,18 @@ class ProgressReport:
         self._usd = RunningMean()
 
     def finished(self, done: int, usd: float) -> None:
-        """A flow has ended, and its answers cost so much."""
+        """Count a finished flow, whose answers cost `usd`."""
         self.done = done
         self._usd.add(usd)
         self.tick()
 
     def tick(self) -> None:
-        """Say how things stand, if it was not said just now."""
+        """Update the display, unless that was done within the last tenth of a second."""
         if time.monotonic() - self._reported >= TICK_SECONDS:
             self.end()
 
     def end(self) -> None:
-        """Say how things stand."""
+        """Update the display."""
         self._reported = time.monotonic()
         self._samples.append((self._reported, self._answered(), self._tally.completion_tokens))
         while len(self._samples) > 2 and self._samples[1][0] < self._reported - RATE_SECONDS:

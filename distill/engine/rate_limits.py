@@ -17,9 +17,9 @@ from distill.engine.backpressure import BREAKER_FIRST_SECONDS, Breaker, Concurre
 from distill.engine.providers.rate_limit_headers import RateLimitReport, RemainingQuota
 
 BURST_SECONDS = 1.0
-"""Requests of so many seconds may leave at once: providers quantise a limit by the minute to seconds or less."""
+"""Seconds' worth of requests that may leave at once: providers quantise a limit per minute to seconds or less."""
 HOLD_SHARE = 0.25
-"""Retry-After holds the whole endpoint when so much of a window carries one; else its own request alone."""
+"""Share of a window's answers with Retry-After from which it holds all requests; below, only its own."""
 LEAST_WINDOW, MOST_WINDOW = 8, 1000
 """A window is as many answers as may be in flight, within these."""
 
@@ -40,7 +40,7 @@ class Rates:
 class Pace:
     """Evenly spaced units per minute with a burst of one second's worth: generic cell rate algorithm (ITU-T I.371).
 
-    `least` units always fit at once. No minute holds more than its limit, but for one send that alone is larger.
+    `least` units always fit at once. No minute holds more than its limit, but for a single send that is larger.
     """
 
     def __init__(self, per_minute: float, *, least: float = 1.0) -> None:
@@ -50,7 +50,7 @@ class Pace:
         self._at = -math.inf
 
     def wait_seconds(self, units: float, now: float) -> float:
-        """Until so many units may be spent; more than a burst waits for an unused one and goes into debt."""
+        """Seconds until `units` may be spent; more than a burst waits for an unused one and goes into debt."""
         over = self._level(now) + min(units, self._burst) - self._burst
         return max(0.0, over / self._per_second) if over > 1e-9 else 0.0
 
@@ -131,7 +131,7 @@ class Limiter:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.bound_by = ""
-        """What the last wait was for, in a few words."""
+        """The reason of the last wait, in a few words."""
 
     async def enter(self, tokens: float, *, again: bool = False) -> Ticket:
         """Wait for the right to send. Raises `LimiterClosed` when nothing more is sent."""
@@ -181,7 +181,7 @@ class Limiter:
             self._tokens_left.hear(report.tokens, ticket, now)
 
     def _hold(self, ticket: Ticket, retry_after: float | None, now: float) -> None:
-        """Hold everybody when a quarter of the last window was told to wait."""
+        """Hold all requests when a quarter of the last window's answers had a Retry-After."""
         window = max(LEAST_WINDOW, min(int(self.concurrency.limit), MOST_WINDOW))
         self._waits.append(retry_after is not None)
         while len(self._waits) > window:
@@ -189,12 +189,12 @@ class Limiter:
         if retry_after is None or sum(self._waits) < HOLD_SHARE * window:
             return
         if now >= self._hold_until and ticket.number <= self._sent_when_held + window and self._sent_when_held:
-            self.concurrency.shrink()  # held again right after a hold: it is not only the rate
+            self.concurrency.shrink()  # held again right after a hold: fewer at once are needed too
         self._hold_until = max(self._hold_until, now + retry_after)
         self._sent_when_held = self._number
 
     def close(self) -> None:
-        """Nothing more is sent: whoever waits is told."""
+        """Send nothing more: all waiting requests raise `LimiterClosed`."""
         self._closed = True
         for waiter in (*self._first, *self._again):
             if not waiter.future.done():
@@ -205,7 +205,7 @@ class Limiter:
             self._timer.cancel()
 
     def _pump(self) -> None:
-        """Let go whoever may go; look again when the first of the others may."""
+        """Release all requests that may leave, and schedule the next look."""
         while lane := self._lane():
             waiter = lane[0]
             if waiter.future.done():
@@ -231,7 +231,7 @@ class Limiter:
         self._timer = asyncio.get_running_loop().call_later(seconds + 1e-3, self._pump)
 
     def wait_seconds(self, tokens: float) -> float:
-        """0 to go, infinite to wait for somebody to come back, else how long at least; notes what it is for."""
+        """Seconds until a request may leave; infinite until another one returns. Notes the reason in `bound_by`."""
         if self.in_flight >= int(self.concurrency.limit):
             low = self.concurrency.limit < self.concurrency.most
             self.bound_by = "turned away" if low else "concurrency"

@@ -14,7 +14,7 @@ from distill.engine.backpressure import SendOutcome, Ticket, outcome_of
 from distill.engine.budget import Budget, with_credible_usage
 from distill.engine.flows import FlowState
 from distill.engine.journal.keys import Question
-from distill.engine.journal.records import Bill, Statement, answered, failed, intention, settled
+from distill.engine.journal.records import Bill, Change, answered, failed, intention, settled
 from distill.engine.journal.store import Journal
 from distill.engine.policy import (
     FAULT,
@@ -35,9 +35,9 @@ from distill.types import Answer, Completion, Failure, Request
 
 
 class RequestSender:
-    """One drive's way to the endpoints; belongs to one event loop.
+    """Sends the requests of one drive; belongs to one event loop.
 
-    `stop` ends it: what is in flight is finished and committed, nothing else is sent.
+    `stop` ends it: requests in flight are finished and committed, nothing else is sent.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RequestSender:
         self._on_change = on_change
         self._limiters: dict[str, Limiter] = {}
         self._open: dict[str, list[asyncio.Future[Answer]]] = {}
-        """By the key of each question in flight, who waits for the same answer."""
+        """By the key of each question in flight, the futures that wait for the same answer."""
         self._idle = asyncio.Event()
         self._failed: dict[str, Failure] = {}
         self._reached: set[str] = set()
@@ -71,7 +71,7 @@ class RequestSender:
         """Flows that ended at a question without an answer in the journal, where nothing may be sent."""
 
     def stop(self, error: DistillError | None) -> None:
-        """Send nothing more; `error` says why, if anything is wrong. The first call counts."""
+        """Send nothing more; `error` is the reason, if anything is wrong. The first call counts."""
         if not self._stopping.is_set():
             self.stopped = error
             self._stopping.set()
@@ -153,13 +153,13 @@ class RequestSender:
         self._on_change()
 
     async def drain(self) -> None:
-        """Wait for what is in flight, and for the last word about it to be on the disk."""
+        """Wait for requests in flight, and for the last write about them."""
         while self._open:
             self._idle.clear()
             await self._idle.wait()
         if self._last_write is not None:
             await asyncio.wait([self._last_write])
-            self._last_write.exception()  # who needed it has met it already
+            self._last_write.exception()  # whatever needed the write has met its error already
 
     def _endpoint(self, name: str) -> BoundEndpoint:
         if name not in self._endpoints:
@@ -206,7 +206,7 @@ class RequestSender:
             raise AssertionError("count ended")
         finally:
             if sending.unsettled:
-                self._write(sending.unsettled)
+                self._commit(sending, ())  # not waited for; `drain` does
 
     async def _send(self, sending: OpenQuestion, attempt: int) -> Completion:
         """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
@@ -266,8 +266,7 @@ class RequestSender:
                 model=sending.question.endpoint.model,
                 most=sending.most,
             )
-            sending.unsettled, earlier = [], sending.unsettled
-            send = await self._journal.commit((*earlier, *change))
+            send = await self._commit(sending, change)
         except BaseException:
             self._budget.settle_error(sending.most, NOT_SENT)
             self._settled.set()
@@ -320,8 +319,7 @@ class RequestSender:
             self._failed[failure.key] = failure
         question = sending.question
         change = failed(failure, question.request_json, question.endpoint, stage=self._policy.stage)
-        sending.unsettled, earlier = [], sending.unsettled
-        await self._journal.commit((*earlier, *change))
+        await self._commit(sending, change)
         return failure
 
     async def _keep(self, sending: OpenQuestion, send: int, reply: Reply) -> Completion:
@@ -345,20 +343,21 @@ class RequestSender:
             stage=self._policy.stage,
             raw_json=reply.raw_json,
         )
-        sending.unsettled, earlier = [], sending.unsettled
-        await self._journal.commit((*earlier, *change, settled(send, bill, "kept")))
+        await self._commit(sending, (*change, settled(send, bill, "kept")))
         self._reached.add(sending.name)
         if reply.usage is not None:
             self._tally.prompt_tokens += reply.usage.prompt_tokens
             self._tally.completion_tokens += reply.usage.completion_tokens
         return completion
 
-    def _write(self, statements: list[Statement]) -> None:
-        """Write without waiting; `drain` does."""
-        self._last_write = self._journal.commit(tuple(statements))
+    def _commit(self, sending: OpenQuestion, change: Change) -> asyncio.Future[int]:
+        """Write a change, and before it how earlier sends of the question ended."""
+        sending.unsettled, earlier = [], sending.unsettled
+        self._last_write = self._journal.commit((*earlier, *change))
+        return self._last_write
 
     def usd(self, answers: tuple[Answer, ...], names: tuple[str, ...]) -> float:
-        """What these answers cost by today's prices, whenever they were bought."""
+        """The cost of these answers by today's prices, whenever they were bought."""
         return sum(
             self._budget.bill(name, answer.usage).usd or 0.0
             for answer, name in zip(answers, names, strict=True)

@@ -56,7 +56,7 @@ def misses(
 
 
 def _misses(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
-    """What would be sent, by stage and flow."""
+    """The questions that would be sent, with stage and flow."""
     for stage in _stages(context, task):
         for part, flow, question in _misses_of(stage, context):
             name = flow.partition(":")[2] if stage == "curate" else flow  # a row's place is before its id
@@ -133,7 +133,7 @@ def _fields(request: str, endpoint: str) -> dict[str, Any]:
 
 
 def _distance(value: Any, other: Any) -> float:
-    """Of two values, in [0, 1]."""
+    """How much two values differ, in [0, 1]."""
     are_texts = isinstance(value, str) and isinstance(other, str)
     return Indel.normalized_distance(value, other) if are_texts else 1.0
 

@@ -19,12 +19,12 @@ from distill.types import Task
 ROLE = "teacher"
 OTHER_ROLES = ("user", "judge")
 RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
-"""Whom compare may ask at an endpoint of their own."""
+"""Models that compare may ask at endpoints of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeEndpoint:
-    """One teacher of the recipe, or whoever else it names, with its provider."""
+    """A teacher or another endpoint of the recipe, with its provider."""
 
     section: Teacher
     provider: Any
@@ -75,7 +75,7 @@ class Teachers:
         return {name: endpoint for name, endpoint in self.endpoints.items() if name not in absent}
 
     def pick(self, task: Task) -> RecipeEndpoint:
-        """Who answers a task: those that name its kind, else those that name none; of these by weight.
+        """The teacher of a task: one of those that name its kind, else of those that name none, drawn by weight.
 
         The choice is a hash of the seed and the task's id, so that it depends on no other task and on no load.
         """
@@ -85,13 +85,13 @@ class Teachers:
         return candidates[weighted([one.section.weight for one in candidates], f"{self.seed}:{task.id}")]
 
     def stop(self) -> None:
-        """Stop servers of ours; they start again at the next request."""
+        """Stop servers that distill started; they start again at the next request."""
         for one in (*self.hired, *self.others):
             if (stop := getattr(one.provider, "stop", None)) is not None:
                 stop()
 
     def facts(self) -> list[dict[str, Any]]:
-        """What run.json says of them."""
+        """Their entries in run.json."""
         return [
             {
                 "model": one.section.model,
@@ -107,7 +107,7 @@ class Teachers:
         ]
 
     def identity(self, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
-        """What of them, and of those who play `roles`, decides the answers: model, sampling, who is asked what."""
+        """The options of the teachers, and of the given roles, that decide the answers: model, sampling, assignment."""
         decisive: dict[str, Any] = {}
         for one in self.hired:
             key = ROLE if len(self.hired) == 1 else f"{ROLE}.{one.section.called}"
@@ -137,7 +137,7 @@ def weighted(weights: Sequence[float], of: str) -> int:
 
 
 def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | None:
-    """The recipe's teachers and who else it names; nothing is started or asked yet.
+    """The recipe's teachers and other endpoints; nothing is started or asked yet.
 
     `to_ask` reads their keys, and raises `RecipeError` for a variable that is not set.
     """
@@ -152,7 +152,7 @@ def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | Non
 
 
 def _others(loaded: Recipe, hired: Sequence[RecipeEndpoint], folder: Path, to_ask: bool) -> Iterator[RecipeEndpoint]:
-    """Who plays the roles beside the teacher's; a model that is served anyway is not served twice."""
+    """The endpoints of the other roles; a model that is served anyway is not served twice."""
     served: dict[tuple[str, str | None], Any] = {
         (one.section.model, one.section.serve): one.provider for one in hired if one.section.serve is not None
     }

@@ -52,8 +52,8 @@ class Batches:
     """A stage's batches at its providers. Belongs to one run of the stage; keeps `tally` and `budget` up to date.
 
     What earlier processes left open is taken over at once: its worst case moves from what `budget` counts as spent
-    (for the journal's accounts charge it in full) to what is set aside. A question that fails in a way that may pass
-    is sent `attempts` times before it counts as a failure.
+    (for the journal's accounts charge it in full) to what is set aside. A question that fails
+    transiently is sent `attempts` times before it counts as a failure.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Batches:
         return len(self._open)
 
     def note(self) -> str:
-        """How things stand at the providers, in a few words; nothing where none is open."""
+        """The state of open batches in a few words; empty where none is open."""
         return progress_of([*self._open.values()], [one for name, one in self._standings.items() if name in self._open])
 
     # --- taking over
@@ -310,7 +310,7 @@ class Batches:
                 yield self._result_change(batch.role, of, send, result)
 
     def _result_change(self, name: str, of: str, send: int, result: Result) -> Change:
-        """What a question's result changes."""
+        """The change of the journal that a question's result amounts to."""
         self.asked.add(of)
         if isinstance(result, ProviderError):
             return self._failure_change(of, send, result)

@@ -46,10 +46,10 @@ class StoppedPending(EngineStopped):
 class Passes:
     """Counterpart of `Engine` for a provider's batch interface.
 
-    `jobs` are by name, as an engine's providers are. `stage` is written beside every answer, and its batches are found
+    `jobs` are by name, as an engine's endpoints are. `stage` is written beside every answer, and its batches are found
     again by it. `budget` must count what the journal says is spent, open batches included (`spent_usd` does).
     `poll_seconds` lie between two looks at what is open; with `wait` off, a run ends after one. `attempts` bounds how
-    often a question is sent that fails in a way that may pass. `retry_failed` asks again what failed for good.
+    often a question that fails transiently is sent. `retry_failed` asks again what failed for good.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Passes:
         self._limits = {"requests_a_batch": requests_a_batch, "bytes_a_batch": bytes_a_batch}
 
     def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """Drive every flow to its end; one outcome a flow, in input order.
+        """Drive every flow to its end; one outcome per flow, in input order.
 
         Each flow is made once a pass, and must ask the same each time: a random number generator has to be made with
-        it. Raises a `EngineStopped` with the finished outcomes: `StoppedPending` where nobody waits, `StoppedByUser` on
+        it. Raises an `EngineStopped` with the finished outcomes: `StoppedPending` with `wait` off, `StoppedByUser` on
         Ctrl-C (what is open stays so, and is taken over by the next run), `StoppedByBudget` once nothing is open and
         the next question does not fit, `StoppedByEndpoint` where a provider cannot serve. Likelihoods are no batch.
         """
@@ -101,7 +101,7 @@ class Passes:
     def cancel(self) -> int:
         """Cancel whatever is open and take in what was finished, all of which is paid; how many batches it was.
 
-        Raises `StoppedPending` where nobody waits for providers that take their time.
+        Raises `StoppedPending` with `wait` off while providers still work on them.
         """
         course: _Course[Any] = self._course((), by_role)
         cancelled = 0
@@ -205,7 +205,7 @@ class _Course(Generic[T]):
     ) -> None:
         self.batches = batches
         self.misses: dict[str, PendingQuestion] = {}
-        """What the last replay could not answer, by key, in the order of the flows."""
+        """Questions without an answer in the last replay, by key, in the order of the flows."""
         self.replayed: set[str] = set()
         """Questions that were answered before this run."""
         self._flows = flows
@@ -227,12 +227,12 @@ class _Course(Generic[T]):
         return [self._outcomes[index] for index in sorted(self._outcomes)]
 
     def so_far(self) -> str:
-        """How many are finished, and what is open."""
+        """The number of finished flows, and the state of open batches."""
         done = f"{len(self._outcomes)} of {len(self._flows)} are finished and kept" if self._flows else ""
         return "; ".join(filter(None, [done, self.batches.note()]))
 
     def report(self, progress: Progress) -> None:
-        """Say how things stand."""
+        """Update the progress."""
         progress.update(len(self._outcomes), len(self._flows), self.batches.note())
 
     def replay(self) -> Iterator[None]:
@@ -264,7 +264,7 @@ class _Course(Generic[T]):
             steps.send(answers)
         if halted:
             raise StoppedShort(
-                f"{steps.name} asked something else when it was made again, so that its answers can serve nobody;"
+                f"{steps.name} asked something else when it was made again, so that its answers cannot be used;"
                 " a flow must ask the same each time, and make its random numbers itself"
             )
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 BASE = "http://endpoint.invalid"
-"""What the client believes the address to be; the provider knows the real one."""
+"""A placeholder for the client; the provider knows the real address."""
 CALL_SECONDS = 3600.0
 """The longest call: an upload of 200 MB."""
 

@@ -152,6 +152,6 @@ _ADVICE = {
 
 
 def unusable(path: Path, error: Exception) -> RunFolderError:
-    """What SQLite said, in one line, with what to do."""
+    """SQLite's error in one line, with advice."""
     advice = next((advice for part, advice in _ADVICE.items() if part in str(error)), "check the file and its folder")
     return RunFolderError(f"cannot use the journal {path}: {error}; {advice}")

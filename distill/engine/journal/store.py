@@ -1,7 +1,7 @@
 """The journal's store: SQLite with group commit, one row per answer under its key.
 
-Nothing here looks inside an answer. A write is handed to one thread that commits in groups, and whoever handed it in
-learns of it only after the commit; a kill at any moment loses what was in flight and nothing else.
+Nothing here looks inside an answer. One thread writes, and commits in groups; a write counts as done only after its
+commit. A kill at any moment loses the writes in flight and nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GROUP_SECONDS = 0.005
 
 
 _UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
-"""What SQLite or Python's module for it raises for a value that no column takes, such as an integer over 64 bits."""
+"""Errors of SQLite and its Python module for a value that no column takes, such as an integer over 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Journal:
             yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
 
     def costs(self) -> list[SendCost]:
-        """What all sends cost, by stage, role, model and outcome, over all invocations."""
+        """The cost of all sends by stage, role, model and outcome, over all invocations."""
         if self._is_old:
             return []
         rows = self._select(
@@ -124,7 +124,7 @@ class Journal:
         ]  # fmt: skip
 
     def sent(self) -> dict[str, StageSends]:
-        """What each stage has sent. Never less than before: an intent is never deleted."""
+        """The sends of each stage. Their number never shrinks: an intent is never deleted."""
         if self._is_old:
             return {}
         rows = self._select("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
@@ -187,7 +187,7 @@ class Journal:
         return done
 
     def commit(self, change: Change) -> asyncio.Future[int]:
-        """The same from an event loop, which is told once a group and not once a write."""
+        """The same from an event loop, which is woken once per group instead of once per write."""
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._put(_Write(change, done))
         return done
@@ -248,7 +248,7 @@ class Journal:
 
 
 def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path) -> None:
-    """Write a group in one transaction and tell each waiter; a change that no row can hold fails alone."""
+    """Write a group in one transaction and resolve its futures; a change that cannot be stored fails by itself."""
     try:
         try:
             results: list[int | RunFolderError] = _transaction(connection, group, _changed)
@@ -293,7 +293,7 @@ def _changed(connection: sqlite3.Connection, change: Change) -> int:
 
 
 def _changed_or_refused(connection: sqlite3.Connection, change: Change) -> int | RunFolderError:
-    """The same of a change that holds what no row can: its answers' texts alone, or else why nothing is written."""
+    """The same; of a change that cannot be stored only its answers' texts, else the reason why not even those."""
     refusal: Exception | None = None
     for attempt in (change, bare(change)):
         connection.execute("SAVEPOINT change")

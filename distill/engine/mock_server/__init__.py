@@ -4,7 +4,7 @@
         ... server.url, server.count, server.bodies
 
 `python -m distill.engine.mock_server --latency 0.05` runs one here: it prints its address first, and its counters
-as one line of JSON when it is told to end. `GET /stats` gives the counters while it runs.
+as one line of JSON at its end (SIGTERM or Ctrl-C). `GET /stats` gives the counters while it runs.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 from distill.engine.mock_server.faults import Fault, error_body, question, status
 
 UNSET_MAX_TOKENS = 16
-"""What a token limit reckons for an answer whose request gives no bound; the old default of /completions."""
+"""Tokens that an answer counts for where its request gives no bound; the old default of /completions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class RateLimits:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     per_seconds: float = 60.0
-    """What counts as a minute; shorter for tests."""
+    """The length of a minute; shorter for tests."""
     headers: bool = True
     """Whether every response says x-ratelimit-limit-, -remaining- and -reset-."""
     retry_after: bool = True
@@ -55,7 +55,7 @@ class _Window:
         return math.inf
 
     def take(self, amount: int, now: float) -> None:
-        """Count what is let through."""
+        """Count an admitted request."""
         self._tokens_used.append((now, amount))
         self.used += amount
 
@@ -113,7 +113,7 @@ class RateLimitGate:
         return status(429, headers, error_body(reply, window.name, "rate_limit_exceeded"))
 
     def headers(self) -> dict[str, str]:
-        """What every response says of the limits."""
+        """The rate-limit headers of every response."""
         if not self._limits.headers:
             return {}
         now = time.monotonic()

@@ -68,7 +68,7 @@ class MockServer:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def questions(self) -> list[str]:
-        """What was asked, in order of arrival."""
+        """The questions, in order of arrival."""
         return [question(body) for body in self.bodies]
 
     def times_answered(self, question: str) -> int:

@@ -134,4 +134,4 @@ _FORMS: Sequence[tuple[str, Says]] = (
     (r"(?m)^\d+\.\s*\Z", _continued),
     (r"numbered list", _listed),
 )
-"""By what a prompt of ours holds, the form of its answer; the first that fits."""
+"""Patterns of shipped prompts, each with the function that answers them; the first match counts."""

@@ -32,16 +32,16 @@ class Reply:
     loglikelihood: float | None = None
     """For `kind="likelihood"`: nats, end token excluded."""
     report: RateLimitReport | None = None
-    """What the endpoint said of its limits."""
+    """Rate limits as the endpoint reported them."""
 
 
 class ProviderError(Exception):
     """A send that brought no answer, and why.
 
     `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
-    endpoint can succeed, so that the run stops. `busy`: the endpoint turned the request away for load (HTTP 429, 503).
-    `report`: what it said of its limits. The reason `refused` means that no connection could be made at all. Known
-    secrets are struck out of `detail`.
+    endpoint can succeed, so that the run stops. `busy`: the endpoint rejected the request for load (HTTP 429, 503).
+    `report`: the rate limits that it reported. The reason `refused` means that no connection could be made at all.
+    Known secrets are struck out of `detail`.
     """
 
     def __init__(

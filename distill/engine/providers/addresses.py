@@ -66,6 +66,6 @@ def request_headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, 
 
 
 def secrets_in(base_url: str) -> list[str]:
-    """What an address holds of secrets: its password, and values of its query under names of secrets."""
+    """The secrets in an address: its password, and values of its query under names of secrets."""
     literal = [value for _, value in credentials.literals(base_url.strip(), None)]
     return [unquote(urlsplit(base_url.strip()).password or ""), *literal]

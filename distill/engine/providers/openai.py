@@ -44,7 +44,7 @@ LARGEST_BODY_BYTES = 32 * 2**20
 """A longer response is refused: no answer of a model is this long."""
 CONNECT_SECONDS = 15.0
 LARGEST_FILE_BYTES = 4 * 2**30
-"""Of a batch's output: twenty times the largest input."""
+"""The largest file of a batch's output: twenty times the largest input."""
 FILE_SECONDS = 3600.0
 """The longest download of such a file."""
 
@@ -87,7 +87,7 @@ class OpenAIProvider:
         identity = endpoint or Endpoint(model=model, url=self.shown_url, revision=revision)
         self.endpoint = _with_extra(identity, self._extra_body)
         self.headers = request_headers(api_key, headers or {})
-        """What every request carries; secret."""
+        """The headers of every request; secret."""
         self.account = text_sha256(canonical([self.shown_url, model, self.headers]))
         """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
         for secret in (api_key or "", *(headers or {}).values(), *secrets_in(base_url)):
@@ -230,7 +230,7 @@ class OpenAIProvider:
         )
 
     def refusal(self, status: int, headers: Mapping[str, str], body: str) -> ProviderError:
-        """What an HTTP status other than 200 means: ask again, never again, or stop.
+        """The error that an HTTP status other than 200 amounts to: transient, permanent or fatal.
 
         `headers` looks names up without regard to case.
         """
@@ -251,7 +251,7 @@ class OpenAIProvider:
         )
 
     def _advice(self, status: int, headers: Mapping[str, str], reply: str) -> str | None:
-        """What to do where no request can succeed; `None` where another might."""
+        """Advice where no request can succeed; `None` where another might."""
         if status in {401, 403}:
             return "check the key in the environment variable that api_key_env names"
         if status == 402 or "insufficient_quota" in reply or "billing_hard_limit" in reply:
@@ -265,7 +265,7 @@ class OpenAIProvider:
         return None
 
     def _broken(self, error: Exception) -> ProviderError:
-        """What an exception on the way means; all of them are transient except a certificate that is not trusted."""
+        """The error for an exception of the client; transient but for an untrusted certificate or a bad address."""
         import aiohttp
 
         reply = one_line(str(error) or type(error).__name__, 160)
@@ -316,7 +316,9 @@ def _checked_extra(extra_body: Mapping[str, Any]) -> dict[str, Any]:
     if extra_body.get("stream"):
         raise RecipeError("extra_body asks for a stream; take stream out, answers are read whole")
     if extra_body.get("n") not in (None, 1):
-        raise RecipeError("extra_body asks for several answers a request, of which one would be kept; take n out")
+        raise RecipeError(
+            "extra_body asks for several answers per request, of which only one would be kept; take n out"
+        )
     return dict(extra_body)
 
 

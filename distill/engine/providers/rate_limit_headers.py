@@ -87,7 +87,7 @@ def _date_seconds(reply: str) -> float | None:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What `retry-after-ms` or `Retry-After` asks for, as seconds or as an HTTP date (RFC 9110 §10.2.3).
+    """Seconds to wait by `retry-after-ms` or `Retry-After`, which may be an HTTP date (RFC 9110 §10.2.3).
 
     `None` without a readable one.
     """
