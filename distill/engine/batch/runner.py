@@ -6,7 +6,7 @@ Nothing is kept alive between passes, so that a process may end after each and a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from distill.core import event_loop
@@ -24,12 +24,12 @@ from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJo
 from distill.engine.batch.questions import PendingQuestion
 from distill.engine.batch.queue import Batches
 from distill.engine.budget import Budget
-from distill.engine.flows import Choose, FlowState, by_role
+from distill.engine.flows import Choose, Flows, FlowState, by_role
 from distill.engine.journal.keys import Question
 from distill.engine.journal.store import Journal
 from distill.engine.providers import ProviderError
 from distill.errors import EndpointError, RecipeError
-from distill.types import Answer, Failure, Flow, Request
+from distill.types import Answer, Failure, Request
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Passes:
         """Polls in vain, since the last one that was not."""
         self._limits = {"requests_a_batch": requests_a_batch, "bytes_a_batch": bytes_a_batch}
 
-    def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], *, choose: Choose = by_role) -> list[Outcome[T]]:
+    def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
         """Drive every flow to its end; one outcome per flow, in input order.
 
         Each flow is made once a pass, and must ask the same each time: a random number generator has to be made with
@@ -116,7 +116,7 @@ class Passes:
         self._drive(work(), course)
         return cancelled
 
-    def _course(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], choose: Choose) -> _Course[T]:
+    def _course(self, flows: Flows[T], choose: Choose) -> _Course[T]:
         batches = Batches(
             self._journal,
             self._jobs,
@@ -195,7 +195,7 @@ class _Course(Generic[T]):
 
     def __init__(
         self,
-        flows: Sequence[tuple[str, Callable[[], Flow[T]]]],
+        flows: Flows[T],
         choose: Choose,
         *,
         journal: Journal,
