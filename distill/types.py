@@ -50,7 +50,7 @@ class Sampling:
     frequency_penalty: float | None = None
     seed: int | None = None
     response_format: Mapping[str, Any] | None = field(default=None, hash=False)
-    """What shape the answer must have, such as `{"type": "json_object"}`."""
+    """The shape that the answer must have, such as `{"type": "json_object"}`."""
     logprobs: bool | None = None
     """Whether log-probabilities of the answer's tokens are wanted; they stay in the completion's `raw`."""
     top_logprobs: int | None = None
@@ -168,9 +168,9 @@ class Verdict:
     reason: str
     """A short code such as `too_short`; `ok` when there is nothing to say."""
     value: float | str | None = None
-    """What was measured."""
+    """The measured value."""
     threshold: float | str | None = None
-    """What it was compared with."""
+    """The limit that it was compared with."""
     neighbour: str | None = None
     """The id of the other row, where the verdict rests on one."""
     note: str | None = None
@@ -187,7 +187,7 @@ class RowFilter(Protocol):
     scope: Literal["row"]
 
     def measure(self, session: Session) -> Any:
-        """What the rule needs to know of the session; depends on no threshold."""
+        """The value that the rule decides by; depends on no threshold."""
 
     def decide(self, value: Any) -> Verdict:
         """Keep or drop, by the rule's options."""
@@ -198,7 +198,7 @@ class AskingFilter(Protocol):
 
     scope: Literal["row"]
     role: str
-    """Whom it asks: `judge`, or `base` (the student's model before training)."""
+    """The role that it asks: `judge`, or `base` (the student's model before training)."""
     every_row: bool
     """Whether it measures rows too that another rule has dropped; that may cost money."""
 

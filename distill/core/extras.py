@@ -1,6 +1,6 @@
 """The command that installs an optional dependency group, for the way this copy was installed.
 
-Never by the name alone: on a package index it is not ours, and pip would install what its holder put there.
+Never by the bare name: on a package index it belongs to someone else, and pip would install their package.
 Stdlib only.
 """
 
@@ -24,7 +24,7 @@ _REQUIREMENT = re.compile(r"""([^;]+?)\s*;.*\bextra\s*==\s*['"]([^'"]+)['"]""")
 
 def install(extra: Extra) -> str:
     """The command: of a checkout that is installed as editable by its path, else with the packages and their bounds."""
-    own = next((found for found in distributions(name="distill") if _is_own(found)), None)
+    own = next((copy for copy in distributions(name="distill") if _is_own(copy)), None)
     if own is not None and _editable(own) is not None:
         return f"pip install -e {quote(f'{PACKAGE.parent}[{extra}]')}"
     packages = _declared(extra) if own is None else _required(own.requires or (), extra)
@@ -32,15 +32,15 @@ def install(extra: Extra) -> str:
     return f"pip install {names or f'PACKAGE …, those of the extra `{extra}` in pyproject.toml'}"
 
 
-def _is_own(found: Distribution) -> bool:
+def _is_own(copy: Distribution) -> bool:
     """Whether metadata are of this copy, and not of another that is installed as well."""
-    return _editable(found) == PACKAGE.parent or Path(str(found.locate_file("distill"))).resolve() == PACKAGE
+    return _editable(copy) == PACKAGE.parent or Path(str(copy.locate_file("distill"))).resolve() == PACKAGE
 
 
-def _editable(found: Distribution) -> Path | None:
+def _editable(copy: Distribution) -> Path | None:
     """The folder of an editable installation (PEP 610)."""
     try:
-        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        origin = json.loads(copy.read_text("direct_url.json") or "{}")
         folder = origin["url"] if origin.get("dir_info", {}).get("editable") else ""
     except (ValueError, KeyError, AttributeError):
         return None  # written by no installer
@@ -49,8 +49,8 @@ def _editable(found: Distribution) -> Path | None:
 
 def _required(requirements: Iterable[str], extra: str) -> list[str]:
     """An extra's packages in the metadata of a wheel, such as `torch>=2.6; extra == 'train'`."""
-    found = (_REQUIREMENT.fullmatch(requirement) for requirement in requirements)
-    return [match[1] for match in found if match and match[2] == extra]
+    matches = (_REQUIREMENT.fullmatch(requirement) for requirement in requirements)
+    return [match[1] for match in matches if match and match[2] == extra]
 
 
 def _declared(extra: str) -> list[str]:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill.core import processes
-from distill.core.files import write_atomically
+from distill.core.files import field_names, write_atomically
 from distill.errors import DistillError
-from distill.types import Session, Task
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
+from distill.types import Session
 
 FIRST_META = {"distill": "rows differ in their meta"}
 """Extra key added to `meta` of the first row only.
@@ -27,29 +22,10 @@ fraction among whole numbers could not be read.
 """
 
 
-def to_json(value: Any) -> Any:
-    """The plain JSON value of core types nested in mappings and sequences."""
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    kind: type = type(value)
-    if names := _field_names(kind):
-        return {name: to_json(getattr(value, name)) for name in names}
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    return value
-
-
-@cache
-def _field_names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
-
-
 def _opened(value: Any) -> dict[str, Any]:
     """One core type as a dictionary of what it holds."""
     kind: type = type(value)
-    if not (names := _field_names(kind)):
+    if not (names := field_names(kind)):
         raise TypeError(f"{kind.__name__} is no JSON value")
     return {name: getattr(value, name) for name in names}
 
@@ -76,35 +52,18 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-@cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
+def read_sessions(path: Path) -> list[Session]:
+    """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
+    from pydantic import TypeAdapter, ValidationError
 
-    return TypeAdapter(kind)
-
-
-def _read(path: Path, kind: type) -> list[Any]:
-    from pydantic import ValidationError
-
-    rows = []
+    adapter, sessions = TypeAdapter(Session), list[Session]()
     for number, row in enumerate(read_jsonl(path), start=1):
         try:
-            rows.append(_adapter(kind).validate_python(row))
+            sessions.append(adapter.validate_python(row))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
-            raise DistillError(f"{path}: row {number} is no {kind.__name__}: {where}: {first['msg']}") from error
-    return rows
-
-
-def read_tasks(path: Path) -> list[Task]:
-    """The tasks of a tasks.jsonl, in order."""
-    return _read(path, Task)
-
-
-def read_sessions(path: Path) -> list[Session]:
-    """The sessions of a sessions.jsonl, kept.jsonl or test.jsonl, in order; other keys of a row are ignored."""
-    sessions: list[Session] = _read(path, Session)
+            raise DistillError(f"{path}: row {number} is no Session: {where}: {first['msg']}") from error
     if sessions:
         sessions[0] = replace(sessions[0], meta=own_meta(sessions[0].meta))
     return sessions
@@ -129,11 +88,6 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
     return count
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one indented JSON value beside `path` and rename."""
-    write_atomically(path, [json.dumps(to_json(value), ensure_ascii=False, indent=1) + "\n"])
-
-
 def append_row(path: Path, row: Any) -> None:
     """Append one row to a log-like JSONL file."""
     append_rows(path, [row])
@@ -151,9 +105,9 @@ QUARANTINED = "quarantined"
 
 def cut(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep the rows of steps up to `step`, in the file too; returns them. A killed process may have torn the last."""
-    kept = [row for row in whole_rows(path) if row["step"] <= step or row.get("event") == QUARANTINED]
-    rewrite(path, kept)
-    return kept
+    rows = [row for row in whole_rows(path) if row["step"] <= step or row.get("event") == QUARANTINED]
+    rewrite(path, rows)
+    return rows
 
 
 def rewrite(path: Path, rows: Sequence[Any]) -> None:

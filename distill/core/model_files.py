@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distill.core.files import read_json
-from distill.errors import ModelError
+from distill.errors import ModelError, shorten
 
 WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
 """How the names of files with weights end, and of those that say which weight lies in which file."""
@@ -25,7 +25,7 @@ CONFIGS = (
 """Files of settings that a loader acts upon."""
 
 VOCABULARIES = ("*tekken*.json", "tokenizer.model.*", "bpe.codes", "emoji.json", "byte_maps.json")
-"""What a tokenizer without a tokenizer.json is made from, beside the names that fingerprints have always covered."""
+"""Files that a tokenizer without a tokenizer.json is made from, beside those that fingerprints have always covered."""
 
 MOST_LAYERS = 1000
 """Far more than any model has; as many as a configuration says are built before the first weight is looked for."""
@@ -63,40 +63,40 @@ def further_files(folder: Path) -> list[Path]:
 
     Raises `ModelError` where one is named that is outside of the folder or no safetensors.
     """
-    found = set(folder.glob("additional_chat_templates/*.jinja"))
-    found |= {folder / name for name in _configurations(folder)}
-    found |= {folder / name for name in _weights(folder) if "/" in name}
+    files = set(folder.glob("additional_chat_templates/*.jinja"))
+    files |= {folder / name for name in _configurations(folder)}
+    files |= {folder / name for name in _weights(folder) if "/" in name}
     if not (folder / "tokenizer.json").is_file():
-        found |= {file for pattern in VOCABULARIES for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.is_file())
+        files |= {file for pattern in VOCABULARIES for file in folder.glob(pattern)}
+    return sorted(file for file in files if file.is_file())
 
 
 def _configurations(folder: Path) -> list[str]:
     """Names of configurations and tokenizers for certain versions of transformers."""
-    found = []
+    inner = []
     for source, key in (("config.json", "configuration_files"), ("tokenizer_config.json", "fast_tokenizer_files")):
-        names = _settings(folder / source).get(key)
-        found += [_inner(folder / source, name) for name in (names if isinstance(names, list) else [])]
-    return [name for name in found if name not in ("config.json", "tokenizer.json")]
+        values = _settings(folder / source).get(key)
+        inner += [_inner(folder / source, name) for name in (values if isinstance(values, list) else [])]
+    return [name for name in inner if name not in ("config.json", "tokenizer.json")]
 
 
 def _weights(folder: Path) -> set[str]:
     """Names of the files of weights, and of their index, that configurations and indexes name."""
-    found = set()
+    weights = set()
     indexes = set(folder.glob(f"*{INDEX}"))
     for name in ("config.json", *_configurations(folder)):
-        if (given := _settings(folder / name).get("transformers_weights")) is not None:
-            found.add(_weight_name(folder / name, given, WEIGHTS, INDEX))
-            indexes |= {folder / given} if given.endswith(INDEX) else set()
-    return found.union(*(shards(index) for index in indexes))
+        if (value := _settings(folder / name).get("transformers_weights")) is not None:
+            weights.add(_weight_name(folder / name, value, WEIGHTS, INDEX))
+            indexes |= {folder / value} if value.endswith(INDEX) else set()
+    return weights.union(*(shards(index) for index in indexes))
 
 
 def shards(index: Path) -> set[str]:
     """The names of the files that an index of weights names. Raises `ModelError` where one is no safetensors in it."""
-    named = _settings(index).get("weight_map", {})
-    if not isinstance(named, dict):
-        raise ModelError(f"{index} is damaged: its weight_map is {type(named).__name__}, no object; copy it again")
-    return {_weight_name(index, name, WEIGHTS) for name in named.values()}
+    weight_map = _settings(index).get("weight_map", {})
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"{index} is damaged: its weight_map is {type(weight_map).__name__}, no object; copy it again")
+    return {_weight_name(index, name, WEIGHTS) for name in weight_map.values()}
 
 
 def _weight_name(source: Path, name: object, *endings: str) -> str:
@@ -146,8 +146,8 @@ def _is_inside(folder: Path, file: Path) -> bool:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    return found if isinstance(found, dict) else {}
+    settings = read_json(path)
+    return settings if isinstance(settings, dict) else {}
 
 
 def _values(value: Any) -> Iterator[tuple[str, object]]:
@@ -164,5 +164,4 @@ def _values(value: Any) -> Iterator[tuple[str, object]]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return shorten(repr(value), 80)

@@ -1,9 +1,9 @@
 """Rank of this process under a launcher (`accelerate launch`, `torchrun`), and child processes.
 
 Python puts the current folder first on the path of `python -c`, of `python -m` and of spawned processes, so that a
-`yaml.py` in a folder that somebody shared would run there. Every child is started here, and told not to. What a user
+`yaml.py` in a shared folder would run there. Every child is started here, with that turned off. What a user
 puts on the path stays there: `PYTHONPATH=.` and an empty entry of PYTHONPATH, which means the same. The console script
-`distill` looks up nothing in the current folder; `python -m distill` does, before a line of ours has run.
+`distill` looks up nothing in the current folder; `python -m distill` does, before any of our code runs.
 
 Stdlib only.
 """
@@ -52,14 +52,14 @@ def share_cores(environment: MutableMapping[str, str] | None = None) -> None:
     turn. Two threads on two cores, 100 times two products of 4×576 and 576×1536: 36 per second by default, 32 so, 22
     when they sleep at once, on an idle machine; 0.2 to 4, 15 to 19 and 13 to 30 beside two or three busy processes.
     """
-    found = os.environ if environment is None else environment
-    if not any(name in found for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
-        found["GOMP_SPINCOUNT"] = "1000"
+    variables = os.environ if environment is None else environment
+    if not any(name in variables for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")):
+        variables["GOMP_SPINCOUNT"] = "1000"
 
 
 @contextmanager
 def current_folder_off_path() -> Iterator[None]:
-    """Have no Python that is started in the block import from the current folder, whoever starts it (torch, a pool)."""
+    """Have no Python started in the block, by torch or a pool too, import from the current folder."""
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"
     try:
@@ -107,17 +107,17 @@ def pool(count: int, begin: Callable[..., None], *arguments: object) -> Iterator
 
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""What torch reads its allocator's settings from; older versions only from the second."""
+"""Variables with the settings of torch's allocator; older versions read only the second."""
 OTHERS = ("PYTORCH_HIP_ALLOC_CONF",)
-"""Which ROCm builds read where those are not set."""
+"""Variables that ROCm builds read where those are not set."""
 
 
 def grow_in_place(environment: MutableMapping[str, str] | None = None) -> None:
-    """Ask for it in the environment, this process's own when left out, unless settings are there already.
+    """Have torch's allocator use segments that grow, unless the environment sets it otherwise.
 
     Packed passes are never of one size twice; blocks of fixed sizes that one has freed may not serve the next. torch
     reads the setting when it first uses a GPU, so it has to come before that. Without a GPU it has no effect.
     """
-    found = os.environ if environment is None else environment
-    if not any(name in found for name in (*NAMES, *OTHERS)):
-        found.update(dict.fromkeys(NAMES, "expandable_segments:True"))
+    variables = os.environ if environment is None else environment
+    if not any(name in variables for name in (*NAMES, *OTHERS)):
+        variables.update(dict.fromkeys(NAMES, "expandable_segments:True"))

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 STRUCK = "***"
-"""What stands in place of a secret."""
+"""The text in place of a secret."""
 SHORTEST = 8
 """Characters of the shortest secret that is struck: a shorter one (`EMPTY`, `none`) may be a word of an answer."""
 
@@ -80,7 +80,7 @@ def _basic(value: str) -> list[str]:
 
 
 def _pattern(secret: str) -> Any:
-    """Of RE2: linear in the text (about 700 MB/s), where `re` tries each spelling at each character."""
+    """A pattern of RE2: linear in the text (about 700 MB/s), where `re` tries each spelling at each character."""
     import re2
 
     options = re2.Options()
@@ -109,8 +109,8 @@ def _either_case(digits: str) -> str:
 @cache
 def _entities() -> dict[str, list[str]]:
     """HTML's names of each character, with their semicolons."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name, character in html.entities.html5.items():
         if name.endswith(";") and len(character) == 1:
-            found.setdefault(character, []).append(name)
-    return found
+            names.setdefault(character, []).append(name)
+    return names

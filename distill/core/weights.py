@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.embedded import EMBEDDED
-from distill.core.files import cache_dir, file_sha256, locked, read_json, write_json
+from distill.core.files import cache_dir, locked, read_json, write_json
+from distill.core.hashing import file_sha256, text_sha256
 from distill.core.model_files import further_files, require_sound
-from distill.errors import ModelError
+from distill.errors import ModelError, RunFolderError
 
 _RACY_NANOSECONDS = 2_000_000_000
 """A file younger than this may change again without its time stamp showing it, so its hash is not kept."""
@@ -45,7 +45,7 @@ CONFIG_FILES = (
 
 
 def fingerprint(model: str) -> str:
-    """What identifies a model's weights, configuration and tokenizer, in hex; `hub:<id>` for one that is on the Hub.
+    """Fingerprint of a model's weights, configuration and tokenizer, in hex; `hub:<id>` for one that is on the Hub.
 
     `model` is an embedded name, a folder, a .gguf file or a Hub id. Hashes are over contents, never over paths or
     times, and are kept in the cache by path, size, inode and times. Raises `ModelError` for a path that does not exist.
@@ -80,13 +80,13 @@ def student_fingerprint(student_folder: Path) -> str:
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
     info = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files, student_folder)]
-    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+    return text_sha256(json.dumps(info, sort_keys=True))
 
 
 def _adapter_settings(student_folder: Path) -> dict[str, Any]:
-    """What adapter_config.json says, without the base's path; PEFT writes its sets in any order."""
-    found = read_json(student_folder / "adapter_config.json")
-    settings = _without(found if isinstance(found, dict) else {}, "base_model_name_or_path")
+    """The settings in adapter_config.json, without the base's path; PEFT writes its sets in any order."""
+    document = read_json(student_folder / "adapter_config.json")
+    settings = _without(document if isinstance(document, dict) else {}, "base_model_name_or_path")
     return {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in settings.items()}
 
 
@@ -97,8 +97,8 @@ def _without(settings: dict[str, Any], key: str) -> dict[str, Any]:
 def read_base(student_folder: Path) -> dict[str, Any]:
     """The content of a student's base.json: model, fingerprint, layers, template, quantised. Raises `ModelError`."""
     value = read_json(student_folder / "base.json")
-    wanted = {"model", "fingerprint", "layers", "template", "quantised"}
-    if not isinstance(value, dict) or not wanted <= set(value):
+    keys = {"model", "fingerprint", "layers", "template", "quantised"}
+    if not isinstance(value, dict) or not keys <= set(value):
         raise ModelError(f"{student_folder}/base.json is missing or incomplete; train the student first")
     return value
 
@@ -113,7 +113,7 @@ def _folder_files(folder: Path) -> list[Path]:
 
 def _hash_files(files: list[Path], folder: Path) -> str:
     info = "".join(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
-    return hashlib.sha256(info.encode()).hexdigest()
+    return text_sha256(info)
 
 
 def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str:
@@ -123,25 +123,25 @@ def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str
     store = cache_dir() / "fingerprints.json"
     key = str(path.resolve())
     signature = [[file.name, *_state(file)] for file in files]
-    known = read_json(store)
-    entry = known.get(key) if isinstance(known, dict) else None
+    stored = read_json(store)
+    entry = stored.get(key) if isinstance(stored, dict) else None
     if isinstance(entry, dict) and entry.get("signature") == signature:
         return str(entry["sha256"])
     sha256 = hashed()
     if time.time_ns() - max(time_ns for file in files for time_ns in _state(file)[-2:]) > _RACY_NANOSECONDS:
-        with suppress(OSError, ModelError):
+        with suppress(OSError, RunFolderError):
             _remember(store, key, {"signature": signature, "sha256": sha256})
     return sha256
 
 
 def _state(file: Path) -> tuple[int, int, int, int]:
-    """Size, inode, and the times of the last change to the content and to the inode; nobody can set the latter."""
-    found = file.stat()
-    return found.st_size, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
+    """Size, inode, and the times of the last change to the content and to the inode; no program can set the latter."""
+    status = file.stat()
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _remember(store: Path, key: str, entry: dict[str, Any]) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     with locked(store.with_suffix(".lock")):
-        known = read_json(store)
-        write_json(store, {**(known if isinstance(known, dict) else {}), key: entry})
+        stored = read_json(store)
+        write_json(store, {**(stored if isinstance(stored, dict) else {}), key: entry})

@@ -18,7 +18,7 @@ class Outcome(Generic[T]):
 
     id: str
     value: T | None
-    """What it returned; `None` where it raised."""
+    """Its return value; `None` where it raised."""
     failures: tuple[Failure, ...] = ()
     """Every failure that was sent into it, and last, with the reason `error`, that it raised."""
     error: str | None = None
@@ -30,11 +30,11 @@ class GrowthResult:
     """Result of a growth."""
 
     tasks: list[Task]
-    """What was admitted, in order, never more than the target."""
+    """The admitted tasks, in order, never more than the target."""
     requests: int
     """Proposals admitted, with or without a task."""
     candidates: int
-    """Tasks that they proposed, duplicates included."""
+    """Proposed tasks, duplicates included."""
     failures: tuple[Failure, ...] = ()
     """Permanent failures that were sent into proposals."""
     errors: tuple[str, ...] = ()
@@ -57,18 +57,18 @@ class Tally:
     completion_tokens: int = 0
     """As reported, of answers asked now."""
     usd: float | None = None
-    """Spent now, where prices are given; what may have been billed without an answer counts in full."""
+    """Spent now, where prices are given; a send that may have been billed without an answer counts in full."""
     wasted_usd: float = 0.0
-    """Of it, what brought no answer."""
+    """The part of `usd` that brought no answer."""
 
 
 class EngineStopped(DistillError):
     """The engine stopped early; carries the finished outcomes, so that the stage can write them."""
 
     outcomes: Sequence[Outcome[Any]] = ()
-    """Of `Engine.run`: the finished flows, in input order."""
+    """The finished flows of `Engine.run`, in input order."""
     grown: GrowthResult | None = None
-    """Of `Engine.grow`: as far as it came."""
+    """The unfinished growth of `Engine.grow`."""
 
 
 class StoppedByUser(EngineStopped, Interrupted):
@@ -81,6 +81,10 @@ class StoppedByBudget(EngineStopped, BudgetStop):
 
 class StoppedByEndpoint(EngineStopped, EndpointError):
     """No request to an endpoint can succeed."""
+
+
+class StoppedAtMiss(EngineStopped):
+    """The journal lacks answers, and nothing may be sent."""
 
 
 class StoppedShort(EngineStopped, StageIncomplete):

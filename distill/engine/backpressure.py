@@ -10,15 +10,16 @@ from distill.engine.providers import ProviderError
 from distill.errors import EndpointError
 
 SHRINK_SHARE = 0.25
-"""The limit shrinks when so much of a round trip was turned away; below, it is noise that retries absorb."""
+"""Share of rejected requests in a round trip at which the limit shrinks; less is noise that retries absorb."""
 GROW_SHARE = 1 / 16
-"""The limit grows while no more of a round trip was turned away."""
+"""Largest share of rejected requests in a round trip at which the limit still grows."""
 GROWTH, FAST_GROWTH, MOST_SHRINK = 1.05, 1.5, 0.5
 """A round trip's growth, that below the level which held before, and the least that a limit keeps (cf. TCP Reno)."""
 BREAKER_WINDOW = 100
-"""The breaker opens when over half of so many last sends failed."""
+"""Number of last sends; the breaker opens when over half of them failed."""
 BREAKER_FIRST_SECONDS, BREAKER_LONGEST_SECONDS, BREAKER_TRIALS = 5.0, 120.0, 20
-"""Its pauses double; after so many trials in vain (over half an hour) the endpoint counts as down."""
+"""First and longest pause of the breaker, which doubles, and failed trials (over half an hour) until the endpoint
+counts as down."""
 
 
 @dataclass(slots=True)
@@ -28,7 +29,6 @@ class Ticket:
     number: int
     tokens: float
     """Expected of prompt and answer."""
-    sent: float
     is_trial: bool = False
 
 
@@ -37,7 +37,7 @@ class SendOutcome(Enum):
 
     ANSWER = "answer"
     BUSY = "busy"
-    """Turned away for load: HTTP 429 or 503."""
+    """Rejected for load: HTTP 429 or 503."""
     FAULT = "fault"
     """Another transient failure."""
     REFUSAL = "refusal"
@@ -45,7 +45,7 @@ class SendOutcome(Enum):
 
 
 def outcome_of(error: BaseException | None) -> SendOutcome:
-    """What an error, or none, says of the endpoint."""
+    """The outcome that an error, or none, stands for."""
     if error is None:
         return SendOutcome.ANSWER
     if not isinstance(error, ProviderError):
@@ -67,19 +67,19 @@ class Breaker:
         """When the next trial may leave; `None` while closed."""
         self.on_trial = False
 
-    def note(self, ticket: Ticket, came: SendOutcome, now: float) -> None:
+    def note(self, ticket: Ticket, outcome: SendOutcome, now: float) -> None:
         """Count a send. Raises `EndpointError` when the endpoint stays down."""
         if ticket.is_trial:
             self.on_trial = False
-            if came is SendOutcome.FAULT:
+            if outcome is SendOutcome.FAULT:
                 self._open(now)
             else:
                 self.until, self._trials = None, 0
                 self._faults.clear()
             return
-        if came is not SendOutcome.BUSY and self.until is None:
-            self._faults.append(came is SendOutcome.FAULT)
-            if came is SendOutcome.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
+        if outcome is not SendOutcome.BUSY and self.until is None:
+            self._faults.append(outcome is SendOutcome.FAULT)
+            if outcome is SendOutcome.FAULT and sum(self._faults) * 2 > BREAKER_WINDOW:
                 self._opened = now
                 self._open(now)
 

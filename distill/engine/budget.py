@@ -29,7 +29,7 @@ class TokenPrice:
     output: float
 
     def usd(self, usage: Usage) -> float:
-        """What so many tokens cost."""
+        """The cost of these tokens."""
         return (usage.prompt_tokens * self.input + usage.completion_tokens * self.output) / 1e6
 
 
@@ -96,7 +96,7 @@ class Budget:
         return most
 
     def bill(self, name: str, usage: Usage) -> Bill:
-        """What a usage costs."""
+        """The cost of a usage."""
         price = self._prices.get(name)
         return Bill(usage.prompt_tokens, usage.completion_tokens, None if price is None else price.usd(usage))
 
@@ -119,7 +119,7 @@ class Budget:
 
 
 def spent_usd(costs: Iterable[SendCost], prices: Mapping[str, TokenPrice], stage: str | None = None) -> float:
-    """What a journal's sends cost, of one stage or of all, over all invocations.
+    """The cost of a journal's sends, of one stage or of all, over all invocations.
 
     By the price at the time of buying; what was bought without a price counts by today's. Sends that may have been
     billed and reported nothing, and those in flight at a kill, count at most.
@@ -136,12 +136,12 @@ def cost_usd(cost: SendCost, prices: Mapping[str, TokenPrice]) -> float:
 def most_prompt_tokens(request: Request) -> int:
     """Upper bound of a request's prompt tokens: the bytes of all that is sent, 16 a message, and 128 a template."""
     texts = [message.content for message in request.messages] + [request.prompt or "", request.continuation or ""]
-    found = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
+    size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
     sampling = request.sampling
     for extra in (sampling.response_format, sampling.extra_body):
-        found += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools are read as a prompt
+        size += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools are read as a prompt
     template = TOKENS_A_TEMPLATE if request.messages else 0
-    return min(found + TOKENS_A_MESSAGE * (len(request.messages) + 1) + template, MOST_TOKENS)
+    return min(size + TOKENS_A_MESSAGE * (len(request.messages) + 1) + template, MOST_TOKENS)
 
 
 def most_completion_tokens(request: Request) -> int | None:
@@ -157,7 +157,7 @@ def most_completion_tokens(request: Request) -> int | None:
 
 
 def with_credible_usage(reply: Reply, most: Bill) -> Reply:
-    """The reply, without its usage where that says more than was asked for: no such count can be right.
+    """The reply, without its usage where that is more than the request allows: no such count can be right.
 
     The prompt is bounded by its bytes, the answer by max_tokens where that was sent. What then counts is the worst
     case, as where nothing is reported.

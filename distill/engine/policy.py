@@ -1,11 +1,12 @@
-"""Request policy: retries, concurrency, hedging, and the state of one request in flight."""
+"""Endpoints as the engine uses them, request policy, and the state of one request in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distill.engine import Tally
+from distill.engine.budget import TokenPrice
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement
 from distill.engine.providers import Provider, ProviderError, Reply
@@ -17,20 +18,25 @@ from distill.types import Request
 REFUSALS = 4
 """Sends of one request without a connection, after which an endpoint that never answered counts as unreachable."""
 FAULT = "error"
-"""The reason of a provider's own fault: not asked again in this run, for it may have been paid."""
+"""The reason of a provider's own fault: not sent again in this run, as it may have been billed."""
 BYTES_A_TOKEN = 4
-"""Of English, about; for expected tokens only, never for money."""
+"""Approximate bytes of English text per token; for expected tokens only, never for money."""
 EXPECTED_TOKENS = 256
-"""Of an answer, before the first one and without a bound."""
+"""Expected tokens of an unbounded answer before the first one has come."""
 NOT_SENT = ProviderError("refused", "nothing was sent")
-HEDGE_LOOK_SECONDS = 0.05
-"""Shortest time between two looks for room to hedge a straggler."""
-HEDGE_SAMPLES = 20
-"""Answers whose latency must be known before a straggler is hedged."""
 
 
 class SenderStopping(Exception):
     """Raised in tasks that wait for an answer when no more requests are sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundEndpoint:
+    """A provider with the limits and the price that a recipe gives it."""
+
+    provider: Provider
+    rates: Rates = field(default_factory=Rates)
+    price: TokenPrice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +44,12 @@ class RequestPolicy:
     """Settings of an engine's requests."""
 
     concurrency: int
-    patience: RetryPolicy
+    """Requests in flight to an endpoint whose rates do not say."""
+    retries: RetryPolicy
     retry_failed: bool
     stage: str
-    rates: Mapping[str, Rates]
-    """By the model's name in the engine."""
-    hedge: float | None
-    """A request is sent a second time when it takes so many times the 95th percentile; `None` never."""
+    on_miss: Callable[[str, Question], None] | None
+    """Called with a flow's name and its first question without an answer in the journal; nothing is sent then."""
 
 
 @dataclass(slots=True)
@@ -57,7 +62,7 @@ class OpenQuestion:
     limiter: Limiter
     most: Bill
     unsettled: list[Statement] = field(default_factory=list)
-    """How its failed sends ended; written with the next thing that is."""
+    """How its failed sends ended; written with the next change."""
     sends: int = 0
 
 
@@ -67,12 +72,12 @@ async def reply_of(provider: Provider, request: Request) -> Reply:
         return await provider.send(request)
     except (ProviderError, DistillError):
         raise
-    except Exception as error:  # a provider of others may raise anything; it was perhaps paid, so it goes on record
+    except Exception as error:  # a user's provider may raise anything; it may have been billed, so it goes on record
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
 
 
 def expected_tokens(most: Bill, tally: Tally, in_flight: int) -> float:
-    """Of a send, for the endpoint's tokens per minute: a quarter of the prompt's bytes, and what answers took."""
+    """Expected tokens of a send, for a limit of tokens per minute: those of the prompt and of a mean answer."""
     prompt = (most.prompt_tokens or 0) / BYTES_A_TOKEN
     answers = tally.asked - tally.failed - in_flight
     if answers > 0 and tally.completion_tokens:

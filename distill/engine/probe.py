@@ -2,64 +2,62 @@
 
 OpenAI-compatible servers ignore parameters in silence. `probe` asks (`doctor URL` and `check --probe` call it, a run
 never does), `save` and `load` keep the findings in the user's cache, `warnings` and `ignored` say what they mean for a
-recipe. What to ask and what it shows is a generator and pure functions; only `probe` touches the network.
+recipe.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, Literal, TypeAlias
 
-from distill.core import event_loop, jsonl
-from distill.core.files import cache_dir, read_json, writing
-from distill.engine.probe_verdicts import (
-    COUNT_TOKENS,
-    DRAWN_TOKENS,
-    REFUSALS,
-    SHORT_TOKENS,
-    STOPS,
-    Probe,
-    ProbeReply,
-    Verdict,
-    _differ,
-    _no_max_tokens,
-    judge_completions,
-    judge_logprobs,
-    judge_max_tokens,
-    judge_response_format,
-    judge_seed,
-    judge_stop,
-    judge_system,
-    judge_temperature,
-    same,
-)
+from distill.core import event_loop
+from distill.core.files import cache_dir, read_json, write_json, writing
+from distill.core.hashing import text_sha256
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.addresses import normalise_url
 from distill.engine.providers.openai import OpenAIProvider
-from distill.errors import EndpointError, RecipeError
+from distill.errors import EndpointError
 from distill.types import Message, Request, Sampling
 
-MOST_CALLS = 16
-"""Upper bound of one probe; an endpoint that honours everything is asked 12 times."""
+Verdict: TypeAlias = Literal["honoured", "ignored", "refused", "unclear"]
+Judgement: TypeAlias = tuple[Verdict, str]
+"""A verdict and its evidence in a few words."""
+
+PARAMETERS = (
+    "temperature", "seed", "stop", "max_tokens", "system", "logprobs", "top_logprobs", "response_format", "completions",
+)  # fmt: skip
+"""The parameters that are examined, in the table's order."""
+MOST_CALLS = 26
+"""An endpoint that honours everything is asked 12 times; one that is busy, each question twice."""
 CALL_SECONDS = 60.0
 """How long one call may take; a local server may load its model at the first."""
 WAIT_SECONDS = 20.0
-"""The longest that a rate limit is waited for, once a call."""
+"""The longest wait for a busy endpoint, once per call."""
+SHORT_TOKENS, COUNT_TOKENS, DRAWN_TOKENS = 3, 40, 32
+EARLY, LATE = 0.25, 0.5
+"""Shares of two answers' length at which they part: sampling parts them early, rounding on a busy GPU late."""
+REFUSALS = {f"http_{status}" for status in (400, 401, 403, 404, 405, 406, 410, 413, 415, 422, 501)}
+"""Errors that refuse the parameter by which a call differs from one that was answered."""
+STOP = "4"
 
 COUNT = "Count from 1 to 12 in digits, with one space between the numbers. Write plain text, not JSON."
 """Answered alike by any model at any temperature, so that one changed parameter shows."""
 DRAW = "Write a sentence of twelve random words that have nothing to do with each other."
-"""So many answers are possible that two samples are never the same by chance."""
-SYSTEM = (
-    "Whatever the user writes, answer only with the single word PINEAPPLE, in capital letters, without any other "
-    "word, number or sign before it or after it."
-)
+"""Has enough answers that two samples are never the same by chance."""
+SYSTEM = "Whatever the user writes, answer only with the single word PINEAPPLE, in capital letters."
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Probe result for one parameter."""
+
+    parameter: str
+    verdict: Verdict
+    evidence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +68,7 @@ class Findings:
     """Normalised: without userinfo and query."""
     model: str
     date: str
-    """When it was asked: ISO 8601, UTC."""
+    """ISO 8601, UTC."""
     probes: tuple[Probe, ...]
     calls: int
     prompt_tokens: int
@@ -78,216 +76,209 @@ class Findings:
     completion_tokens: int
 
     def verdict(self, parameter: str) -> Verdict:
-        """Of one parameter; `unclear` for one that was not looked at."""
-        return next((probe.verdict for probe in self.probes if probe.parameter == parameter), "unclear")
+        """Of one parameter; `unclear` for one that was not examined."""
+        return next((one.verdict for one in self.probes if one.parameter == parameter), "unclear")
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request of the probe."""
-
-    messages: tuple[Message, ...] = ()
-    prompt: str | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-
-
-Plan: TypeAlias = Generator[Call, ProbeReply, tuple[Probe, ...]]
-
-
-# Asking
-
-
-def probe(
-    base_url: str,
-    model: str,
-    *,
-    api_key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout_seconds: float = CALL_SECONDS,
-) -> Findings:
+def probe(base_url: str, model: str, **options: Any) -> Findings:
     """Ask the endpoint one question after the other, as a run would, and judge the answers.
 
-    At most `MOST_CALLS` calls of at most `COUNT_TOKENS` answer tokens, each bounded by `timeout_seconds`. Raises
+    `options` are those of `OpenAIProvider`. At most `MOST_CALLS` calls of at most `COUNT_TOKENS` answer tokens. Raises
     `EndpointError` where it cannot be asked at all, and `RecipeError` for an address or a key that cannot be sent.
     """
-    url = normalise_url(base_url)
-    if api_key and "@" in urlsplit(base_url).netloc:
-        raise RecipeError(f"{url} was given with a password and a key, and a call cannot carry both; take one out")
-    caller = _Caller(base_url, model, api_key=api_key, headers=headers or {}, timeout_seconds=timeout_seconds)
-    probes = event_loop.run(caller.drive(examination()))
+    examiner = _Examiner(base_url, model, {"timeout_seconds": CALL_SECONDS, **options})
+    judgements = event_loop.run(examiner.examine())
     return Findings(
-        url=url,
+        url=normalise_url(base_url),
         model=model,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        probes=probes,
-        calls=caller.calls,
-        prompt_tokens=caller.prompt_tokens,
-        completion_tokens=caller.completion_tokens,
+        probes=tuple(Probe(name, *judgements[name]) for name in PARAMETERS),
+        calls=examiner.calls,
+        prompt_tokens=examiner.prompt_tokens,
+        completion_tokens=examiner.completion_tokens,
     )
 
 
-class _Caller:
+class _Examiner:
     """Sends the probe's requests through the client used by runs, which redacts secrets."""
 
-    def __init__(self, base_url: str, model: str, **options: Any) -> None:
+    def __init__(self, base_url: str, model: str, options: Mapping[str, Any]) -> None:
         self._base_url, self._model, self._options = base_url, model, options
-        self._met, self._lost = False, 0
+        self._limit = "max_tokens"
+        self._was_answered, self._lost = False, 0
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 
-    async def drive(self, plan: Plan) -> tuple[Probe, ...]:
-        call = next(plan)
-        while True:
-            heard = await self._asked(call)
-            self.prompt_tokens += heard.prompt_tokens or 0
-            self.completion_tokens += heard.completion_tokens or 0
-            try:
-                call = plan.send(heard)
-            except StopIteration as done:
-                probes: tuple[Probe, ...] = done.value
-                return probes
+    async def examine(self) -> dict[str, Judgement]:
+        short = await self._chat(COUNT, SHORT_TOKENS)
+        if isinstance(short, ProviderError):
+            self._limit = "max_completion_tokens"
+            short = await self._chat(COUNT, SHORT_TOKENS)
+        plain = await self._chat(COUNT)
+        for reply in (short, plain):
+            if isinstance(reply, ProviderError):
+                raise EndpointError(f"the endpoint refuses a plain question: {reply.detail}; check the model's name")
+        newer: Judgement = ("refused", f"{self._limit} is taken instead")
+        raw = await self._ask({"prompt": "1 2 3 4 5"}, {"max_tokens": SHORT_TOKENS})
+        as_json = {"type": "json_object"}
+        return {
+            "max_tokens": _judged(_judge_max_tokens, plain, short) if self._limit == "max_tokens" else newer,
+            "stop": _judged(_judge_stop, plain, await self._chat(COUNT, stop=[STOP])),
+            "system": _judged(_judge_system, plain, await self._chat(COUNT, system=SYSTEM)),
+            "response_format": _judged(_judge_json, plain, await self._chat(COUNT, response_format=as_json)),
+            "completions": _unanswered(raw) or ("honoured", "a raw prompt is answered"),
+            **await self._logprobs(),
+            **await self._draw(),
+        }
 
-    async def _asked(self, call: Call) -> ProbeReply:
-        """Ask, and once more where the endpoint wants us to wait."""
-        try:
-            return await self._sent(call)
-        except ProviderError as error:
-            if error.fatal or error.reason not in {"http_429", "http_503"}:
-                return self._fault(error)
-            await asyncio.sleep(min(error.retry_after or 2.0, WAIT_SECONDS))
-        try:
-            return await self._sent(call)
-        except ProviderError as error:
-            return self._fault(error)
+    async def _logprobs(self) -> dict[str, Judgement]:
+        both = await self._chat(COUNT, SHORT_TOKENS, logprobs=True, top_logprobs=2)
+        alone = await self._chat(COUNT, SHORT_TOKENS, logprobs=True) if isinstance(both, ProviderError) else both
+        replies = {"logprobs": (0, alone), "top_logprobs": (2, both)}
+        return {name: _judged(_judge_logprobs, least, reply) for name, (least, reply) in replies.items()}
 
-    async def _sent(self, call: Call) -> ProbeReply:
-        if self.calls >= MOST_CALLS:
-            return ProbeReply(fault=f"not asked: {MOST_CALLS} calls are enough")
+    async def _draw(self) -> dict[str, Judgement]:
+        """Temperature and seed. Equal calls differ by one token in their limit, as the endpoint may have a cache."""
+        cold = [await self._chat(DRAW, DRAWN_TOKENS + more, temperature=0) for more in (0, 1)]
+        heat: dict[str, Any] = {} if isinstance(cold[0], ProviderError) else {"temperature": 1}
+        warm = await self._chat(DRAW, DRAWN_TOKENS, **heat)
+        seeded = [await self._chat(DRAW, DRAWN_TOKENS + more, **heat, seed=11) for more in (0, 1)]
+        temperature = _unanswered(*cold, warm) or _judge_temperature(*map(_drawn, (*cold, warm)))
+        seed = _unanswered(*seeded, warm) or _judge_seed(*map(_drawn, (*seeded, warm)))
+        return {"temperature": temperature, "seed": seed}
+
+    async def _chat(
+        self, question: str, tokens: int = COUNT_TOKENS, *, system: str = "", **parameters: Any
+    ) -> Reply | ProviderError:
+        messages = (Message("system", system), Message("user", question))
+        return await self._ask({"messages": messages[not system :]}, {self._limit: tokens, **parameters})
+
+    async def _ask(self, question: Mapping[str, Any], parameters: Mapping[str, Any]) -> Reply | ProviderError:
+        """The reply, or why there is none; raises `EndpointError` where nothing can be learnt from the endpoint."""
+        reply = await self._send(question, parameters)
+        if isinstance(reply, ProviderError) and reply.busy:
+            await asyncio.sleep(min(reply.retry_after or 2.0, WAIT_SECONDS))
+            reply = await self._send(question, parameters)
+        if isinstance(reply, ProviderError):
+            self._lost += reply.reason in {"timeout", "connection", "refused"}
+            if self._lost > 1 or not (self._was_answered or reply.reason in {"http_400", "http_422"}):
+                raise EndpointError(reply.detail) from reply
+            return reply
+        self._was_answered = True
+        if reply.usage is not None:
+            self.prompt_tokens += reply.usage.prompt_tokens
+            self.completion_tokens += reply.usage.completion_tokens
+        return reply
+
+    async def _send(self, question: Mapping[str, Any], parameters: Mapping[str, Any]) -> Reply | ProviderError:
         self.calls += 1
-        provider = OpenAIProvider(self._base_url, self._model, extra_body=call.parameters, **self._options)
+        provider = OpenAIProvider(self._base_url, self._model, extra_body=parameters, **self._options)
         try:
-            reply = await provider.send(Request(role="teacher", messages=call.messages, prompt=call.prompt))
+            return await provider.send(Request(role="teacher", **question))
+        except ProviderError as error:
+            return error
         finally:
             await provider.close()
-        self._met = True
-        return heard_of(reply)
-
-    def _fault(self, error: ProviderError) -> ProbeReply:
-        """A refusal or a lost answer as what was heard; raises where nothing more can be learnt."""
-        status = int(error.reason[5:]) if error.reason.startswith("http_") else None
-        self._met = self._met or status in {400, 422}
-        self._lost += error.reason in {"timeout", "connection", "refused"}
-        shown = normalise_url(self._base_url)
-        if not self._met or self._lost > 1:
-            raise EndpointError(error.detail if shown in error.detail else f"{shown}: {error.detail}") from error
-        reply = error.detail.removeprefix(f"{shown} answers ")
-        if error.fatal:
-            reply = reply.rpartition("; ")[0] or reply  # advice for an endpoint that takes nothing at all
-        return ProbeReply(fault=printable(reply, 110), refused=status in REFUSALS)
 
 
-def heard_of(reply: Reply) -> ProbeReply:
-    """What the verdicts rest on, of one response."""
-    choice = reply.raw["choices"][0]
-    message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
-    thought = message.get("reasoning_content") or message.get("reasoning") or ""
-    return ProbeReply(
-        text=reply.text,
-        thought=thought if isinstance(thought, str) else "",
-        finish=reply.finish,
-        prompt_tokens=reply.usage.prompt_tokens if reply.usage else None,
-        completion_tokens=reply.usage.completion_tokens if reply.usage else None,
-        logprobs=choice.get("logprobs"),
-    )
+# Verdicts
 
 
-def printable(text: str, limit: int) -> str:
-    """What a server said, on one line, without anything that a terminal would obey."""
-    return one_line("".join(c if c.isprintable() else " " for c in text), limit)
+def _unanswered(*replies: Reply | ProviderError) -> Judgement | None:
+    """The verdict where an answer is missing or empty."""
+    for reply in replies:
+        if isinstance(reply, ProviderError):
+            detail = reply.detail.partition(" answers ")[2] or reply.detail
+            if reply.fatal:
+                detail = detail.rpartition("; ")[0]  # advice for an endpoint that takes nothing at all
+            return "refused" if reply.reason in REFUSALS else "unclear", detail
+    return None if all(map(_drawn, replies)) else ("unclear", "an answer came back empty")
 
 
-# What to ask
+def _judged(judge: Callable[[Any, Any], Judgement], expected: Any, reply: Reply | ProviderError) -> Judgement:
+    return _unanswered(reply) or judge(expected, reply)
 
 
-def examination() -> Plan:
-    """The calls in order; each differs by one parameter from one that was answered before it."""
-    limit, short = yield from _shortest()
-    temperature: dict[str, Any] = {"temperature": 0}
-    plain = yield _chat(COUNT, {limit: COUNT_TOKENS, **temperature})
-    if cold_refused := plain if plain.refused else None:
-        temperature = {}
-        plain = yield _chat(COUNT, {limit: COUNT_TOKENS})
-    count = {limit: COUNT_TOKENS, **temperature}
-    found = [judge_max_tokens(short, plain) if limit == "max_tokens" else _no_max_tokens(limit)]
-    found.append(judge_stop(plain, (yield _chat(COUNT, {**count, "stop": list(STOPS)}))))
-    found.append(judge_system([short, plain], (yield _chat(COUNT, count, system=SYSTEM))))
-    found.append(judge_response_format(plain, (yield _chat(COUNT, {**count, "response_format": _JSON}))))
-    found += yield from _logprobs(limit)
-    found += yield from _drawing(limit, cold_refused)
-    # A raw prompt knows only the older name of the limit.
-    found.append(judge_completions((yield Call(prompt="1 2 3 4 5", parameters={"max_tokens": SHORT_TOKENS}))))
-    return tuple(sorted(found, key=lambda probe: PARAMETERS.index(probe.parameter)))
+def _drawn(reply: Any) -> str:
+    """Everything that was generated, a reasoning model's thoughts first."""
+    message = reply.raw["choices"][0].get("message") or {}
+    return f"{message.get('reasoning_content') or message.get('reasoning') or ''}{reply.text}".strip()
 
 
-PARAMETERS = (
-    "temperature", "seed", "stop", "max_tokens", "system", "logprobs", "top_logprobs", "response_format", "completions",
-)  # fmt: skip
-"""What is looked at, in the table's order."""
-_JSON = {"type": "json_object"}
+def _shared(one: str, other: str) -> float:
+    """The share of the shorter answer after which the two part; 1 where the longer one goes on behind it."""
+    pairs = list(zip(one, other, strict=False))
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs)) / len(pairs)
 
 
-def _chat(question: str, parameters: Mapping[str, Any], *, system: str | None = None) -> Call:
-    before = (Message("system", system),) if system else ()
-    return Call(messages=(*before, Message("user", question)), parameters=parameters)
+def _judge_temperature(cold: str, again: str, warm: str) -> Judgement:
+    """From two answers at temperature 0 and one at 1."""
+    if (shared := _shared(cold, again)) < 1:
+        return "ignored" if shared < EARLY else "unclear", "two answers at 0 differ, as those of some hosted models do"
+    if _shared(cold, warm) < 1:
+        return "honoured", "answers at 0 are the same, at 1 another"
+    return "ignored", "answers at 0 and at 1 are all the same"
 
 
-def _shortest() -> Generator[Call, ProbeReply, tuple[str, ProbeReply]]:
-    """The name of the limit that the endpoint takes, and an answer under a very low one."""
-    short = yield _chat(COUNT, {"max_tokens": SHORT_TOKENS})
-    if not short.refused:
-        return "max_tokens", short
-    other = yield _chat(COUNT, {"max_completion_tokens": SHORT_TOKENS})
-    if other.refused:
-        raise EndpointError(f"the endpoint refuses a plain question: {short.fault}; check the model's name")
-    return "max_completion_tokens", other
+def _judge_seed(first: str, again: str, unseeded: str) -> Judgement:
+    """From two answers with one seed and one without any."""
+    if (shared := _shared(first, again)) < 1:
+        return "unclear" if shared >= LATE else "ignored", "two answers to the same seed differ"
+    if _shared(first, unseeded) < 1:
+        return "honoured", "the same seed gives the same answer, no seed another"
+    return "unclear", "answers do not vary, so that a seed has nothing to decide"
 
 
-def _logprobs(limit: str) -> Generator[Call, ProbeReply, list[Probe]]:
-    both = yield _chat(COUNT, {limit: SHORT_TOKENS, "logprobs": True, "top_logprobs": 2})
-    if not both.refused:
-        return judge_logprobs(both)
-    alone = yield _chat(COUNT, {limit: SHORT_TOKENS, "logprobs": True})
-    return [judge_logprobs(alone)[0], Probe("top_logprobs", "refused", both.fault)]
+def _judge_max_tokens(plain: Reply, short: Reply) -> Judgement:
+    """From an answer with room and one under a limit of 3 tokens; a word is at least one token."""
+    tokens, words = (short.usage.completion_tokens if short.usage else 0), len(_drawn(short).split())
+    if max(tokens, words) > 2 * SHORT_TOKENS:
+        return "ignored", f"{max(tokens, words)} tokens came where {SHORT_TOKENS} were allowed"
+    is_cut = len(_drawn(plain)) > len(_drawn(short))
+    return "honoured" if is_cut else "unclear", f"{max(tokens, words)} tokens came of {SHORT_TOKENS} allowed"
 
 
-def _drawing(limit: str, cold_refused: ProbeReply | None) -> Generator[Call, ProbeReply, list[Probe]]:
-    """Samples at temperature 0, and at 1 with and without seeds. A limit one higher defeats caches of equal calls."""
-
-    def draw(more: int = 0, **parameters: Any) -> Call:
-        return _chat(DRAW, {limit: DRAWN_TOKENS + more, **parameters})
-
-    cold, heat = [cold_refused] if cold_refused else [], {} if cold_refused else {"temperature": 1}
-    if not cold_refused:
-        cold = [(yield draw(0, temperature=0)), (yield draw(1, temperature=0))]
-        if not same(*cold):
-            cold.append((yield draw(2, temperature=0)))
-    first = yield draw(0, **heat, seed=11)
-    if first.refused:
-        unseeded = yield draw(0, **heat)
-        warm = [unseeded] if unseeded.refused else [unseeded, (yield draw(1, **heat))]
-        seed = Probe("seed", "unclear" if unseeded.refused else "refused", first.fault)
-        return [judge_temperature(cold, warm), seed]
-    again = yield draw(1, **heat, seed=11)
-    other = yield draw(0, **heat, seed=12)
-    seeded = [first, again, other]
-    bare = None if _differ(seeded) else (yield draw(0, **heat))
-    return [judge_temperature(cold, [*seeded, bare] if bare else seeded), judge_seed(first, again, other, bare)]
+def _judge_stop(plain: Reply, reply: Reply) -> Judgement:
+    """From an answer that holds the stop string, and one that may not go on behind it."""
+    text, end = reply.text.strip(), f'"{STOP}"'
+    if text.partition(STOP)[2]:
+        return "ignored", f"the answer goes on behind {end}"
+    if STOP in plain.text and (text.endswith(STOP) or text == plain.text.partition(STOP)[0].strip()):
+        return "honoured", f"the answer ends at {end}"
+    return "unclear", "another answer came, which shows nothing"
 
 
-# Keeping
+def _judge_system(plain: Reply, reply: Reply) -> Judgement:
+    """From an answer with a system message: obeyed, or at least counted, as weak models do not obey."""
+    if "PINEAPPLE" in reply.text.upper():
+        return "honoured", "the model obeys it"
+    if plain.usage is None or reply.usage is None:
+        return "unclear", "the model does not obey it, and prompt tokens are not counted"
+    before, after = plain.usage.prompt_tokens, reply.usage.prompt_tokens
+    return "ignored" if before == after else "honoured", f"not obeyed; {after} prompt tokens with it, {before} without"
+
+
+def _judge_json(plain: Reply, reply: Reply) -> Judgement:
+    """From an answer to a question that asks for plain text, with JSON demanded by the parameter."""
+    if not reply.text.strip().startswith(("{", "[")):
+        return "unclear" if "```" in reply.text else "ignored", "the answer is no bare JSON"
+    is_usual = plain.text.strip().startswith(("{", "["))
+    return "unclear" if is_usual else "honoured", "JSON comes where plain text was asked for"
+
+
+def _judge_logprobs(alternatives: int, reply: Reply) -> Judgement:
+    """From an answer with log-probabilities: whether each token has one, and that many alternatives."""
+    tokens = (reply.raw["choices"][0].get("logprobs") or {}).get("content") or []
+    if not any(token.get("logprob") for token in tokens):
+        return "ignored", "none in the answer"
+    fewest = min(len(token.get("top_logprobs") or ()) for token in tokens)
+    return "honoured" if fewest >= alternatives else "ignored", f"{len(tokens)} tokens, {fewest} alternatives of each"
+
+
+# The cache
 
 
 def _file(url: str, model: str) -> Path:
-    digest = sha256(f"{normalise_url(url)}\n{model}".encode()).hexdigest()
+    digest = text_sha256(f"{normalise_url(url)}\n{model}")
     return cache_dir() / "endpoints" / f"{digest[:24]}.json"
 
 
@@ -295,33 +286,36 @@ def save(findings: Findings) -> Path:
     """Keep the findings in the user's cache, in place of older ones. Raises `DistillError` where that fails."""
     path = _file(findings.url, findings.model)
     with writing(path.parent):
-        jsonl.write_json(path, findings)
+        write_json(path, findings)
     return path
 
 
 def load(url: str, model: str) -> Findings | None:
-    """What was last found of a model behind an address; `None` where nothing, or nothing readable, is kept."""
+    """The last findings for a model behind an address; `None` where nothing, or nothing readable, is kept."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
         findings = TypeAdapter(Findings).validate_python(read_json(_file(url, model)))
         datetime.fromisoformat(findings.date).astimezone(UTC)
-    except (ValidationError, ValueError, OverflowError, RecursionError):
+    except (ValidationError, ValueError, OverflowError):
         return None
     return findings if (findings.url, findings.model) == (normalise_url(url), model) else None
 
 
-# Telling
+# Reports
+
+
+def printable(text: str, limit: int) -> str:
+    """A server's text on one line, without characters that a terminal would obey."""
+    return one_line("".join(c if c.isprintable() else " " for c in text), limit)
 
 
 def table(findings: Findings) -> list[str]:
-    """One line a parameter under a line that says what was asked, when, and what it took."""
+    """One line per parameter under a line that says what was asked, when, and what it took."""
     tokens = f"{findings.prompt_tokens:,} + {findings.completion_tokens:,} tokens"
     head = f'what "{printable(findings.model, 80)}" at {findings.url} honours'
-    lines = [f"{head} (probed {age(findings)}: {findings.calls} calls, {tokens})"]
-    for found in findings.probes:
-        lines.append(f"  {found.parameter:15}  {found.verdict:8}  {printable(found.evidence, 110)}")
-    return lines
+    rows = [f"  {one.parameter:15}  {one.verdict:8}  {printable(one.evidence, 110)}" for one in findings.probes]
+    return [f"{head} (probed {age(findings)}: {findings.calls} calls, {tokens})", *rows]
 
 
 def age(findings: Findings, *, now: datetime | None = None) -> str:
@@ -331,11 +325,6 @@ def age(findings: Findings, *, now: datetime | None = None) -> str:
         if (count := int(seconds // size)) > 0:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
-
-
-def ignored(findings: Findings) -> frozenset[str]:
-    """The parameters that the endpoint takes and does nothing with."""
-    return frozenset(found.parameter for found in findings.probes if found.verdict == "ignored")
 
 
 _CONSEQUENCES = {
@@ -350,10 +339,9 @@ def warnings(findings: Findings, sampling: Sampling, *, section: str = "teacher.
     """One line for each parameter that is set in a section of the recipe and that the endpoint ignores or refuses."""
     lines = []
     for name in (item.name for item in fields(sampling)):
-        value = getattr(sampling, name)
+        value, verdict = getattr(sampling, name), findings.verdict(name)
         if value is None or value is False or value == ():
             continue
-        verdict = findings.verdict(name)
         if verdict == "ignored":
             then = _CONSEQUENCES.get(name, "it has no effect")
             lines.append(f"{section}.{name} is set, but this endpoint ignores {name}: {then}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.1
 """Shortest time between two reports of progress."""
 RATE_SECONDS = 10.0
-"""Rates are those of so many last seconds."""
+"""Rates are means over the last 10 seconds."""
 AGAIN = "Ctrl-C again drops them"
 PILOT = 20
 """Flows after whose end the cost of all is forecast."""
@@ -29,41 +29,43 @@ class ProgressReport:
     def __init__(self, progress: Progress, total: int, tally: Tally) -> None:
         self.done = 0
         self.total = total
-        self.asker: RequestSender | None = None
+        self.sender: RequestSender | None = None
         self.is_interrupted = False
         self._progress = progress
         self._tally = tally
-        self._said = time.monotonic()
-        self._seen: deque[tuple[float, int, int]] = deque([(self._said, self._answered(), tally.completion_tokens)])
+        self._reported = time.monotonic()
+        self._samples: deque[tuple[float, int, int]] = deque(
+            [(self._reported, self._answered(), tally.completion_tokens)]
+        )
         self._usd = RunningMean()
 
     def finished(self, done: int, usd: float) -> None:
-        """A flow has ended, and its answers cost so much."""
+        """Count a finished flow, whose answers cost `usd`."""
         self.done = done
         self._usd.add(usd)
         self.tick()
 
     def tick(self) -> None:
-        """Say how things stand, if it was not said just now."""
-        if time.monotonic() - self._said >= TICK_SECONDS:
+        """Update the display, unless that was done within the last tenth of a second."""
+        if time.monotonic() - self._reported >= TICK_SECONDS:
             self.end()
 
     def end(self) -> None:
-        """Say how things stand."""
-        self._said = time.monotonic()
-        self._seen.append((self._said, self._answered(), self._tally.completion_tokens))
-        while len(self._seen) > 2 and self._seen[1][0] < self._said - RATE_SECONDS:
-            self._seen.popleft()
+        """Update the display."""
+        self._reported = time.monotonic()
+        self._samples.append((self._reported, self._answered(), self._tally.completion_tokens))
+        while len(self._samples) > 2 and self._samples[1][0] < self._reported - RATE_SECONDS:
+            self._samples.popleft()
         self._progress.update(self.done, self.total, self._note())
 
     def _answered(self) -> int:
-        in_flight = self.asker.in_flight if self.asker else 0
+        in_flight = self.sender.in_flight if self.sender else 0
         return max(0, self._tally.asked - in_flight)
 
     def _note(self) -> str:
         tally = self._tally
-        in_flight = self.asker.in_flight if self.asker else 0
-        (then, answers, tokens), (now, answers_now, tokens_now) = self._seen[0], self._seen[-1]
+        in_flight = self.sender.in_flight if self.sender else 0
+        (then, answers, tokens), (now, answers_now, tokens_now) = self._samples[0], self._samples[-1]
         seconds = max(now - then, 1e-3)
         rate, token_rate = (answers_now - answers) / seconds, (tokens_now - tokens) / seconds
         if in_flight and self.is_interrupted:
@@ -73,7 +75,7 @@ class ProgressReport:
         notes += [f"{rate:.0f} req/s" if rate >= 10 else f"{rate:.1f} req/s"] if rate >= 0.05 else []
         notes += [f"{token_rate:.0f} tok/s"] if token_rate >= 1 else []
         notes += [self._cost(tally.usd)] if tally.usd is not None else []
-        notes += [limits] if in_flight and self.asker and (limits := self.asker.describe_limits()) else []
+        notes += [limits] if in_flight and self.sender and (limits := self.sender.describe_limits()) else []
         return ", ".join(notes)
 
     def _cost(self, usd: float) -> str:

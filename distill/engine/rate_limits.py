@@ -17,9 +17,9 @@ from distill.engine.backpressure import BREAKER_FIRST_SECONDS, Breaker, Concurre
 from distill.engine.providers.rate_limit_headers import RateLimitReport, RemainingQuota
 
 BURST_SECONDS = 1.0
-"""Requests of so many seconds may leave at once: providers quantise a limit by the minute to seconds or less."""
+"""Seconds' worth of requests that may leave at once: providers quantise a limit per minute to seconds or less."""
 HOLD_SHARE = 0.25
-"""Retry-After holds the whole endpoint when so much of a window carries one; else its own request alone."""
+"""Share of a window's answers with Retry-After from which it holds all requests; below, only its own."""
 LEAST_WINDOW, MOST_WINDOW = 8, 1000
 """A window is as many answers as may be in flight, within these."""
 
@@ -40,7 +40,7 @@ class Rates:
 class Pace:
     """Evenly spaced units per minute with a burst of one second's worth: generic cell rate algorithm (ITU-T I.371).
 
-    `least` units always fit at once. No minute holds more than its limit, but for one send that alone is larger.
+    `least` units always fit at once. No minute holds more than its limit, but for a single send that is larger.
     """
 
     def __init__(self, per_minute: float, *, least: float = 1.0) -> None:
@@ -50,7 +50,7 @@ class Pace:
         self._at = -math.inf
 
     def wait_seconds(self, units: float, now: float) -> float:
-        """Until so many units may be spent; more than a burst waits for an unused one and goes into debt."""
+        """Seconds until `units` may be spent; more than a burst waits for an unused one and goes into debt."""
         over = self._level(now) + min(units, self._burst) - self._burst
         return max(0.0, over / self._per_second) if over > 1e-9 else 0.0
 
@@ -67,32 +67,32 @@ class Remainder:
     """Remaining quota by the endpoint's headers, minus what was sent since."""
 
     def __init__(self) -> None:
-        self._left: float | None = None
+        self._amount: float | None = None
         self._limit: float | None = None
         self._reset = 0.0
-        self._heard = -1
+        self._latest = -1
 
-    def hear(self, left: RemainingQuota, ticket: Ticket, now: float) -> None:
+    def hear(self, quota: RemainingQuota, ticket: Ticket, now: float) -> None:
         """Take the report of the latest send; an earlier one's, arriving late, is stale."""
-        if ticket.number < self._heard or left.reset_seconds is None:
+        if ticket.number < self._latest or quota.reset_seconds is None:
             return
-        self._heard = ticket.number
-        self._left, self._limit = left.amount, left.limit
-        self._reset = now + left.reset_seconds
+        self._latest = ticket.number
+        self._amount, self._limit = quota.amount, quota.limit
+        self._reset = now + quota.reset_seconds
 
     def wait_seconds(self, units: float, now: float) -> float:
         """Until the reset, where not enough is left."""
-        if self._left is None or self._left >= min(units, self._limit or units):
+        if self._amount is None or self._amount >= min(units, self._limit or units):
             return 0.0
         if now >= self._reset:
-            self._left = self._limit
+            self._amount = self._limit
             return 0.0
         return self._reset - now
 
     def spend(self, units: float) -> None:
         """Count what leaves now."""
-        if self._left is not None:
-            self._left -= units
+        if self._amount is not None:
+            self._amount -= units
 
 
 @dataclass(slots=True)
@@ -125,33 +125,24 @@ class Limiter:
         self._first: deque[_Waiter] = deque()
         self._again: deque[_Waiter] = deque()
         self._turn_of_again = True
-        self._held: deque[bool] = deque()
+        self._waits: deque[bool] = deque()
         self._hold_until = 0.0
         self._number = self._sent_when_held = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self.bound_by = ""
-        """What the last wait was for, in a few words."""
+        """The reason of the last wait, in a few words."""
 
     async def enter(self, tokens: float, *, again: bool = False) -> Ticket:
         """Wait for the right to send. Raises `LimiterClosed` when nothing more is sent."""
         if self._closed:
             raise LimiterClosed
-        if not self._first and not self._again and self._wait_seconds(tokens) == 0:
+        if not self._first and not self._again and self.wait_seconds(tokens) == 0:
             return self._ticket(tokens)
         waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens)
         (self._again if again else self._first).append(waiter)
         self._pump()
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled():
-                self.leave(waiter.future.result(), SendOutcome.REFUSAL)
-            raise
-
-    def free(self) -> bool:
-        """Whether a request could leave now that nobody waits for: room for a hedge."""
-        return not (self._first or self._again or self._closed) and self._wait_seconds(1) == 0
+        return await waiter.future
 
     def is_healthy(self) -> bool:
         """Whether the endpoint answers most of what it is asked, and is not overloaded."""
@@ -161,7 +152,7 @@ class Limiter:
     def leave(
         self,
         ticket: Ticket,
-        came: SendOutcome,
+        outcome: SendOutcome,
         *,
         used: float | None = None,
         report: RateLimitReport | None = None,
@@ -172,11 +163,11 @@ class Limiter:
         self.in_flight -= 1
         self._hear(ticket, report, used, now)
         in_use = self.in_flight + 1 + len(self._first) + len(self._again)
-        silent = came is SendOutcome.BUSY and retry_after is None and not _says_empty(report)
+        silent = outcome is SendOutcome.BUSY and retry_after is None and not _says_empty(report)
         self.concurrency.note(ticket, busy=silent, latest=self._number, in_use=in_use)
-        self._hold(ticket, retry_after if came is SendOutcome.BUSY else None, now)
+        self._hold(ticket, retry_after if outcome is SendOutcome.BUSY else None, now)
         try:
-            self.breaker.note(ticket, came, now)
+            self.breaker.note(ticket, outcome, now)
         finally:
             if self._first or self._again:
                 self._pump()
@@ -190,20 +181,20 @@ class Limiter:
             self._tokens_left.hear(report.tokens, ticket, now)
 
     def _hold(self, ticket: Ticket, retry_after: float | None, now: float) -> None:
-        """Hold everybody when a quarter of the last window was told to wait."""
+        """Hold all requests when a quarter of the last window's answers had a Retry-After."""
         window = max(LEAST_WINDOW, min(int(self.concurrency.limit), MOST_WINDOW))
-        self._held.append(retry_after is not None)
-        while len(self._held) > window:
-            self._held.popleft()
-        if retry_after is None or sum(self._held) < HOLD_SHARE * window:
+        self._waits.append(retry_after is not None)
+        while len(self._waits) > window:
+            self._waits.popleft()
+        if retry_after is None or sum(self._waits) < HOLD_SHARE * window:
             return
         if now >= self._hold_until and ticket.number <= self._sent_when_held + window and self._sent_when_held:
-            self.concurrency.shrink()  # held again right after a hold: it is not only the rate
+            self.concurrency.shrink()  # held again right after a hold: fewer at once are needed too
         self._hold_until = max(self._hold_until, now + retry_after)
         self._sent_when_held = self._number
 
     def close(self) -> None:
-        """Nothing more is sent: whoever waits is told."""
+        """Send nothing more: all waiting requests raise `LimiterClosed`."""
         self._closed = True
         for waiter in (*self._first, *self._again):
             if not waiter.future.done():
@@ -214,13 +205,13 @@ class Limiter:
             self._timer.cancel()
 
     def _pump(self) -> None:
-        """Let go whoever may go; look again when the first of the others may."""
+        """Release all requests that may leave, and schedule the next look."""
         while lane := self._lane():
             waiter = lane[0]
             if waiter.future.done():
                 lane.popleft()
                 continue
-            wait = self._wait_seconds(waiter.tokens)
+            wait = self.wait_seconds(waiter.tokens)
             if wait > 0:
                 if wait < math.inf:
                     self._look_again_in(wait)
@@ -239,8 +230,8 @@ class Limiter:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds + 1e-3, self._pump)
 
-    def _wait_seconds(self, tokens: float) -> float:
-        """0 to go, infinite to wait for somebody to come back, else how long at least; notes what it is for."""
+    def wait_seconds(self, tokens: float) -> float:
+        """Seconds until a request may leave; infinite until another one returns. Notes the reason in `bound_by`."""
         if self.in_flight >= int(self.concurrency.limit):
             low = self.concurrency.limit < self.concurrency.most
             self.bound_by = "turned away" if low else "concurrency"
@@ -277,7 +268,7 @@ class Limiter:
         trial = self.breaker.until is not None
         if trial:
             self.breaker.on_trial = True
-        return Ticket(self._number, tokens, now, trial)
+        return Ticket(self._number, tokens, trial)
 
     def describe(self) -> str:
         """The limit now and what sets it, such as `limit 24 of 32 (turned away)` or `waiting 4 s (Retry-After)`."""
@@ -294,5 +285,5 @@ class Limiter:
 
 def _says_empty(report: RateLimitReport | None) -> bool:
     """Whether the headers explain why a request was turned away."""
-    lefts = [] if report is None else [report.requests, report.tokens]
-    return any(left is not None and left.amount < 1 and left.reset_seconds is not None for left in lefts)
+    quotas = [] if report is None else [report.requests, report.tokens]
+    return any(quota is not None and quota.amount < 1 and quota.reset_seconds is not None for quota in quotas)

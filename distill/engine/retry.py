@@ -11,7 +11,7 @@ from distill.engine.providers import ProviderError
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 """The first wait between two sends of a request, and the longest; ten attempts bridge about two minutes."""
 HEALTHY_WAIT_SECONDS = 1.0
-"""The longest wait while the endpoint answers others: the fault is the request's bad luck, and no overload."""
+"""The longest wait while the endpoint answers others: the fault is not one of overload."""
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """An endpoint that asks for a longer wait than this stops the run instead."""
 
@@ -44,7 +44,7 @@ class RetryPolicy:
     def wait_seconds(self, attempt: int, error: ProviderError, *, is_healthy: bool = False) -> float:
         """How long to wait after the `attempt`-th send: never less than the endpoint asked for.
 
-        `is_healthy` says that the endpoint answers others; then nobody waits for long.
+        `is_healthy` says that the endpoint answers other requests; then the wait is short.
         """
         wait = float(self._wait(_state(attempt)))
         if is_healthy:

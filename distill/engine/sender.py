@@ -3,73 +3,75 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 from distill.engine import StoppedByBudget, StoppedByEndpoint, Tally
 from distill.engine.backpressure import SendOutcome, Ticket, outcome_of
 from distill.engine.budget import Budget, with_credible_usage
+from distill.engine.flows import FlowState
 from distill.engine.journal.keys import Question
-from distill.engine.journal.records import Bill, Statement, answered, failed, intention, settled
+from distill.engine.journal.records import Bill, Change, answered, failed, intention, settled
 from distill.engine.journal.store import Journal
 from distill.engine.policy import (
     FAULT,
-    HEDGE_LOOK_SECONDS,
-    HEDGE_SAMPLES,
     NOT_SENT,
     REFUSALS,
+    BoundEndpoint,
     OpenQuestion,
     RequestPolicy,
     SenderStopping,
     expected_tokens,
     reply_of,
 )
-from distill.engine.providers import Provider, ProviderError, Reply
-from distill.engine.rate_limits import Limiter, LimiterClosed, Rates
+from distill.engine.providers import ProviderError, Reply
+from distill.engine.rate_limits import Limiter, LimiterClosed
 from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS
 from distill.errors import DistillError, EndpointError, RecipeError
 from distill.types import Answer, Completion, Failure, Request
 
 
 class RequestSender:
-    """One drive's way to the endpoints; belongs to one event loop.
+    """Sends the requests of one drive; belongs to one event loop.
 
-    `stop` ends it: what is in flight is finished and committed, nothing else is sent.
+    `stop` ends it: requests in flight are finished and committed, nothing else is sent.
     """
 
     def __init__(
         self,
         journal: Journal,
-        providers: Mapping[str, Provider],
+        endpoints: Mapping[str, BoundEndpoint],
         *,
-        manners: RequestPolicy,
+        policy: RequestPolicy,
         budget: Budget,
         tally: Tally,
         on_change: Callable[[], None],
     ) -> None:
         self._journal = journal
-        self._providers = providers
-        self._manners = manners
+        self._endpoints = endpoints
+        self._policy = policy
         self._budget = budget
         self._tally = tally
         self._on_change = on_change
         self._limiters: dict[str, Limiter] = {}
-        self._asking: dict[str, list[asyncio.Future[Answer]]] = {}
+        self._open: dict[str, list[asyncio.Future[Answer]]] = {}
+        """By the key of each question in flight, the futures that wait for the same answer."""
         self._idle = asyncio.Event()
         self._failed: dict[str, Failure] = {}
         self._reached: set[str] = set()
-        self._latencies: deque[float] = deque(maxlen=200)
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()
         self._last_write: asyncio.Future[int] | None = None
         self.stopped: DistillError | None = None
         self.in_flight = 0
+        self.misses = 0
+        """Flows that ended at a question without an answer in the journal, where nothing may be sent."""
 
     def stop(self, error: DistillError | None) -> None:
-        """Send nothing more; `error` says why, if anything is wrong. The first call counts."""
+        """Send nothing more; `error` is the reason, if anything is wrong. The first call counts."""
         if not self._stopping.is_set():
             self.stopped = error
             self._stopping.set()
@@ -86,99 +88,104 @@ class RequestSender:
         """The limit of each endpoint and what sets it, in a few words."""
         return "; ".join(dict.fromkeys(limiter.describe() for limiter in self._limiters.values()))
 
-    def recall(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...] | None:
-        """The answers if the journal has all of them; sends nothing, and counts them as replayed."""
-        endpoints = [self._provider(name).endpoint for name in names]
-        found = [self._recalled(Question.of(*pair).key) for pair in zip(requests, endpoints, strict=True)]
-        answers = tuple(answer for answer in found if answer is not None)
-        if len(answers) < len(found):
-            return None
+    def recall(self, flow: FlowState[Any]) -> tuple[Answer, ...] | None:
+        """The answers to a flow's requests if the journal has all of them; counts them as replayed."""
+        answers: list[Answer] = []
+        for request, name in zip(flow.requests, flow.names, strict=True):
+            question = Question.of(request, self._endpoint(name).provider.endpoint)
+            if (answer := self._recalled(question.key)) is None:
+                self._miss(flow.name, question)
+                return None
+            answers.append(answer)
         self._tally.replayed += len(answers)
-        return answers
+        return tuple(answers)
+
+    def _miss(self, flow: str, question: Question) -> None:
+        if self._policy.on_miss is not None:
+            self.misses += 1
+            self._policy.on_miss(flow, question)
 
     def _recalled(self, key: str) -> Answer | None:
         if key in self._failed:
             return self._failed[key]
-        found = self._journal.get(key)
-        return None if isinstance(found, Failure) and self._manners.retry_failed else found
+        journalled = self._journal.get(key)
+        return None if isinstance(journalled, Failure) and self._policy.retry_failed else journalled
 
-    async def answers(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...]:
-        """One answer per request, all asked at once. Raises `SenderStopping` if one will not be asked."""
+    async def answers(self, flow: FlowState[Any]) -> tuple[Answer, ...]:
+        """One answer to each of a flow's requests, all sent at once. Raises `SenderStopping` if one is not sent."""
+        if self._policy.on_miss is not None:
+            if (journalled := self.recall(flow)) is None:
+                raise SenderStopping
+            return journalled
+        requests, names = flow.requests, flow.names
         if len(requests) == 1:
             return (await self.answer(requests[0], names[0]),)
-        asked = (self.answer(request, name) for request, name in zip(requests, names, strict=True))
-        return tuple(await asyncio.gather(*asked))
+        pairs = zip(requests, names, strict=True)
+        return tuple(await asyncio.gather(*(self.answer(request, name) for request, name in pairs)))
 
     async def answer(self, request: Request, name: str) -> Answer:
         """The journal's answer, or the endpoint's; the same question in flight is asked once."""
-        provider = self._provider(name)
-        question = Question.of(request, provider.endpoint)
-        if (waiting := self._asking.get(question.key)) is not None:
+        endpoint = self._endpoint(name)
+        question = Question.of(request, endpoint.provider.endpoint)
+        if (waiting := self._open.get(question.key)) is not None:
             waiting.append(asyncio.get_running_loop().create_future())
             return await waiting[-1]
-        if (found := self._recalled(question.key)) is not None:
+        if (journalled := self._recalled(question.key)) is not None:
             self._tally.replayed += 1
-            return found
+            return journalled
         self._check()
-        waiting = self._asking[question.key] = []
+        waiting = self._open[question.key] = []
         answer: Answer | None = None
         try:
-            return (answer := await self._ask(question, name, provider))
+            return (answer := await self._ask(question, name, endpoint))
         finally:
-            del self._asking[question.key]
-            self._tell(waiting, answer)
+            del self._open[question.key]
+            self._resolve(waiting, answer)
 
-    def _tell(self, waiting: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
+    def _resolve(self, waiting: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
         for future in waiting:
             if answer is None and not future.done():
                 future.set_exception(SenderStopping())
             elif answer is not None and not future.done():
                 future.set_result(answer)
-        if not self._asking:
+        if not self._open:
             self._idle.set()
         self._on_change()
 
     async def drain(self) -> None:
-        """Wait for what is in flight, and for the last word about it to be on the disk."""
-        while self._asking:
+        """Wait for requests in flight, and for the last write about them."""
+        while self._open:
             self._idle.clear()
             await self._idle.wait()
         if self._last_write is not None:
             await asyncio.wait([self._last_write])
-            self._last_write.exception()  # who needed it has met it already
+            self._last_write.exception()  # whatever needed the write has met its error already
 
-    def _provider(self, name: str) -> Provider:
-        if name not in self._providers:
-            known = ", ".join(sorted(self._providers))
-            self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})'))
+    def _endpoint(self, name: str) -> BoundEndpoint:
+        if name not in self._endpoints:
+            names = ", ".join(sorted(self._endpoints))
+            self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {names})'))
             raise SenderStopping
-        return self._providers[name]
+        return self._endpoints[name]
 
-    def _limiter(self, name: str, provider: Provider) -> Limiter:
+    def _limiter(self, endpoint: BoundEndpoint) -> Limiter:
         """The limiter of the endpoint and key, which several names may share."""
-        account = getattr(provider, "account", None) or str(id(provider))
+        account = getattr(endpoint.provider, "account", None) or str(id(endpoint.provider))
         if account not in self._limiters:
-            rates = self._manners.rates.get(name, Rates())
-            self._limiters[account] = Limiter(
-                Rates(
-                    concurrency=rates.concurrency or self._manners.concurrency,
-                    requests_per_minute=rates.requests_per_minute,
-                    tokens_per_minute=rates.tokens_per_minute,
-                )
-            )
+            concurrency = endpoint.rates.concurrency or self._policy.concurrency
+            self._limiters[account] = Limiter(replace(endpoint.rates, concurrency=concurrency))
         return self._limiters[account]
 
     def _check(self) -> None:
         if self._stopping.is_set():
             raise SenderStopping
 
-    async def _ask(self, question: Question, name: str, provider: Provider) -> Answer:
+    async def _ask(self, question: Question, name: str, endpoint: BoundEndpoint) -> Answer:
         """The answer, committed. A `DistillError` on the way stops everything."""
         try:
             most = self._budget.most(name, question.request)
-            return await self._until_answered(
-                OpenQuestion(question, name, provider, self._limiter(name, provider), most)
-            )
+            open_question = OpenQuestion(question, name, endpoint.provider, self._limiter(endpoint), most)
+            return await self._until_answered(open_question)
         except EndpointError as error:
             self.stop(error if isinstance(error, StoppedByEndpoint) else StoppedByEndpoint(str(error)))
             raise SenderStopping from error
@@ -186,85 +193,55 @@ class RequestSender:
             self.stop(error)
             raise SenderStopping from error
 
-    async def _until_answered(self, asked: OpenQuestion) -> Answer:
+    async def _until_answered(self, sending: OpenQuestion) -> Answer:
         try:
             for attempt in count(1):
                 try:
-                    return await self._attempt(asked, attempt)
+                    return await self._send(sending, attempt)
                 except ProviderError as error:
-                    if (failure := self._failure(asked, error, attempt)) is not None:
-                        return await self._fail(asked, failure)
-                    is_healthy = asked.limiter.is_healthy()
-                    await self._sleep(self._manners.patience.wait_seconds(attempt, error, is_healthy=is_healthy))
+                    if (failure := self._failure(sending, error, attempt)) is not None:
+                        return await self._fail(sending, failure)
+                    is_healthy = sending.limiter.is_healthy()
+                    await self._sleep(self._policy.retries.wait_seconds(attempt, error, is_healthy=is_healthy))
             raise AssertionError("count ended")
         finally:
-            if asked.unsettled:
-                self._write(asked.unsettled)
+            if sending.unsettled:
+                self._commit(sending, ())  # not waited for; `drain` does
 
-    async def _attempt(self, asked: OpenQuestion, attempt: int) -> Completion:
-        """One send, or two where the first is a straggler."""
-        if self._manners.hedge is None or len(self._latencies) < HEDGE_SAMPLES:
-            return await self._send(asked, attempt)
-        first = asyncio.create_task(self._send(asked, attempt))
-        slow = sorted(self._latencies)[int(len(self._latencies) * 0.95)]
-        while not first.done():
-            await asyncio.wait([first], timeout=max(HEDGE_LOOK_SECONDS, self._manners.hedge * slow))
-            if not first.done() and asked.limiter.free() and self._budget.reserve(asked.most):
-                return await self._hedged(asked, attempt, first)
-        return first.result()
-
-    async def _hedged(self, asked: OpenQuestion, attempt: int, first: asyncio.Task[Completion]) -> Completion:
-        """The first answer of two; the other send is given up, and charged at most."""
-        second = asyncio.create_task(self._send(asked, attempt, is_reserved=True))
-        await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
-        winner, other = (first, second) if first.done() else (second, first)
-        if winner.exception() is not None:
-            return await other
-        other.cancel()
-        await asyncio.wait([other])
-        return winner.result()
-
-    async def _send(self, asked: OpenQuestion, attempt: int, *, is_reserved: bool = False) -> Completion:
+    async def _send(self, sending: OpenQuestion, attempt: int) -> Completion:
         """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
+        expected = expected_tokens(sending.most, self._tally, self.in_flight)
         try:
-            expected = expected_tokens(asked.most, self._tally, self.in_flight)
-            ticket = await asked.limiter.enter(expected, again=attempt > 1)
-        except (LimiterClosed, asyncio.CancelledError) as error:
-            if is_reserved:
-                self._budget.settle_error(asked.most, NOT_SENT)
-            if isinstance(error, LimiterClosed):
-                raise SenderStopping from None
-            raise
+            ticket = await sending.limiter.enter(expected, again=attempt > 1)
+        except LimiterClosed:
+            raise SenderStopping from None
         reply: Reply | None = None
         failed_with: BaseException | None = None
         self.in_flight += 1
         try:
-            if not is_reserved:
-                await self._reserve(asked.most)
-            send = await self._intend(asked, attempt)
-            reply = with_credible_usage(await self._sent(asked, send), asked.most)
+            await self._reserve(sending.most)
+            send = await self._intend(sending, attempt)
+            reply = with_credible_usage(await self._sent(sending, send), sending.most)
         except BaseException as raised:
             failed_with = raised
             raise
         finally:
             self.in_flight -= 1
-            self._leave(asked, ticket, reply, failed_with)
-        return await self._keep(asked, send, reply)
+            self._leave(sending, ticket, reply, failed_with)
+        return await self._keep(sending, send, reply)
 
-    def _leave(self, asked: OpenQuestion, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
+    def _leave(self, sending: OpenQuestion, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
         usage = reply.usage if reply is not None else None
-        if reply is not None:
-            self._latencies.append(time.monotonic() - ticket.sent)
-        said = error if isinstance(error, ProviderError) else None
-        never_there = said is not None and said.reason == "refused" and asked.name not in self._reached
-        asked.limiter.leave(
+        refusal = error if isinstance(error, ProviderError) else None
+        response = refusal or reply
+        # `_failure` ends a run whose endpoint was never there; that is no outcome for the limiter to adapt to
+        never_there = refusal is not None and refusal.reason == "refused" and sending.name not in self._reached
+        sending.limiter.leave(
             ticket,
-            SendOutcome.REFUSAL
-            if never_there
-            else outcome_of(error),  # `_failure` ends a run whose endpoint is not there
+            SendOutcome.REFUSAL if never_there else outcome_of(error),
             used=None if usage is None else usage.prompt_tokens + usage.completion_tokens,
-            report=said.report if said is not None else reply.report if reply is not None else None,
-            retry_after=said.retry_after if said is not None else None,
+            report=response.report if response is not None else None,
+            retry_after=refusal.retry_after if refusal is not None else None,
         )
         self._on_change()
 
@@ -277,37 +254,36 @@ class RequestSender:
             await self._settled.wait()
             self._check()
 
-    async def _intend(self, asked: OpenQuestion, attempt: int) -> int:
+    async def _intend(self, sending: OpenQuestion, attempt: int) -> int:
         """Note the send in the journal, and how the one before ended; the send's number."""
         try:
             self._check()
             change = intention(
-                asked.question.key,
+                sending.question.key,
                 attempt,
-                stage=self._manners.stage,
-                role=asked.name,
-                model=asked.question.endpoint.model,
-                most=asked.most,
+                stage=self._policy.stage,
+                role=sending.name,
+                model=sending.question.endpoint.model,
+                most=sending.most,
             )
-            asked.unsettled, earlier = [], asked.unsettled
-            send = await self._journal.commit((*earlier, *change))
+            send = await self._commit(sending, change)
         except BaseException:
-            self._budget.settle_error(asked.most, NOT_SENT)
+            self._budget.settle_error(sending.most, NOT_SENT)
             self._settled.set()
             raise
-        asked.sends += 1
-        self._tally.asked += asked.sends == 1
-        self._tally.retried += asked.sends > 1
+        sending.sends += 1
+        self._tally.asked += sending.sends == 1
+        self._tally.retried += sending.sends > 1
         return send
 
-    async def _sent(self, asked: OpenQuestion, send: int) -> Reply:
+    async def _sent(self, sending: OpenQuestion, send: int) -> Reply:
         """The provider's reply; a failure is booked."""
         try:
-            return await reply_of(asked.provider, asked.question.request)
+            return await reply_of(sending.provider, sending.question.request)
         except BaseException as error:
-            bill = self._budget.settle_error(asked.most, error)
+            bill = self._budget.settle_error(sending.most, error)
             self._tally.wasted_usd += bill.usd or 0.0
-            asked.unsettled.append(settled(send, bill, "free" if bill is not asked.most else "charged"))
+            sending.unsettled.append(settled(send, bill, "free" if bill is not sending.most else "charged"))
             self._account()
             raise
 
@@ -315,12 +291,12 @@ class RequestSender:
         self._tally.usd = self._budget.usd
         self._settled.set()
 
-    def _failure(self, asked: OpenQuestion, error: ProviderError, attempt: int) -> Failure | None:
+    def _failure(self, sending: OpenQuestion, error: ProviderError, attempt: int) -> Failure | None:
         """The failure that an error amounts to, or `None` to ask again. Raises `StoppedByEndpoint` for the hopeless."""
-        is_over = self._manners.patience.is_over(attempt)
+        is_over = self._policy.retries.is_over(attempt)
         if error.reason != "refused":
-            self._reached.add(asked.name)
-        elif asked.name not in self._reached and (is_over or attempt >= REFUSALS):
+            self._reached.add(sending.name)
+        elif sending.name not in self._reached and (is_over or attempt >= REFUSALS):
             raise StoppedByEndpoint(error.detail)
         if error.fatal:
             raise StoppedByEndpoint(error.detail)
@@ -330,28 +306,27 @@ class RequestSender:
         if error.transient and error.reason != FAULT and not is_over:
             return None
         return Failure(
-            key=asked.question.key,
+            key=sending.question.key,
             reason=error.reason,
             detail=error.detail,
             transient=error.transient,
             attempts=attempt,
         )
 
-    async def _fail(self, asked: OpenQuestion, failure: Failure) -> Failure:
+    async def _fail(self, sending: OpenQuestion, failure: Failure) -> Failure:
         self._tally.failed += 1
         if not failure.transient:
             self._failed[failure.key] = failure
-        question = asked.question
-        change = failed(failure, question.request_json, question.endpoint, stage=self._manners.stage)
-        asked.unsettled, earlier = [], asked.unsettled
-        await self._journal.commit((*earlier, *change))
+        question = sending.question
+        change = failed(failure, question.request_json, question.endpoint, stage=self._policy.stage)
+        await self._commit(sending, change)
         return failure
 
-    async def _keep(self, asked: OpenQuestion, send: int, reply: Reply) -> Completion:
+    async def _keep(self, sending: OpenQuestion, send: int, reply: Reply) -> Completion:
         """Commit an answer and what it cost, then hand it on."""
-        bill = self._budget.settle(asked.name, asked.most, reply.usage)
+        bill = self._budget.settle(sending.name, sending.most, reply.usage)
         self._account()
-        question = asked.question
+        question = sending.question
         completion = Completion(
             key=question.key,
             text=reply.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair fits in no file
@@ -365,28 +340,29 @@ class RequestSender:
             question.request_json,
             question.request.kind,
             question.endpoint,
-            stage=self._manners.stage,
+            stage=self._policy.stage,
             raw_json=reply.raw_json,
         )
-        asked.unsettled, earlier = [], asked.unsettled
-        await self._journal.commit((*earlier, *change, settled(send, bill, "kept")))
-        self._reached.add(asked.name)
+        await self._commit(sending, (*change, settled(send, bill, "kept")))
+        self._reached.add(sending.name)
         if reply.usage is not None:
             self._tally.prompt_tokens += reply.usage.prompt_tokens
             self._tally.completion_tokens += reply.usage.completion_tokens
         return completion
 
-    def _write(self, statements: list[Statement]) -> None:
-        """Write without waiting; `drain` does."""
-        self._last_write = self._journal.commit(tuple(statements))
+    def _commit(self, sending: OpenQuestion, change: Change) -> asyncio.Future[int]:
+        """Write a change, and before it how earlier sends of the question ended."""
+        sending.unsettled, earlier = [], sending.unsettled
+        self._last_write = self._journal.commit((*earlier, *change))
+        return self._last_write
 
     def usd(self, answers: tuple[Answer, ...], names: tuple[str, ...]) -> float:
-        """What these answers cost by today's prices, whenever they were bought."""
-        total = 0.0
-        for answer, name in zip(answers, names, strict=True):
-            if isinstance(answer, Completion) and answer.usage is not None:
-                total += self._budget.bill(name, answer.usage).usd or 0.0
-        return total
+        """The cost of these answers by today's prices, whenever they were bought."""
+        return sum(
+            self._budget.bill(name, answer.usage).usd or 0.0
+            for answer, name in zip(answers, names, strict=True)
+            if isinstance(answer, Completion) and answer.usage is not None
+        )
 
     async def _sleep(self, seconds: float) -> None:
         """Wait without a slot; a stop ends the wait."""

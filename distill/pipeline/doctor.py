@@ -36,8 +36,7 @@ from distill.types import Session
 LISTING_SECONDS = 10.0
 """How long an endpoint may take to list its models."""
 NEEDED_GB = 4.0
-"""The quickstart was seen to take 3.2 to 3.5 GB."""
-"""Memory that the quickstart may take."""
+"""Memory that the quickstart may take; it was seen to take 3.2 to 3.5 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +114,12 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    found = versions()
-    lines = [Finding(True, f"{name} {version}") for name, version in found.items()]
-    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in found]
+    installed = versions()
+    lines = [Finding(True, f"{name} {version}") for name, version in installed.items()]
+    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in installed]
     if missing:
-        needed = f"for train, compare and local teachers: {install('train')}"
-        lines.append(Finding(False, f"{', '.join(missing)} {needed}"))
+        advice = f"for train, compare and local teachers: {install('train')}"
+        lines.append(Finding(False, f"{', '.join(missing)} {advice}"))
     return lines
 
 
@@ -192,8 +191,8 @@ def _no_listing(shown: str, status: int) -> Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """What to examine."""
+class _Target:
+    """A student to examine."""
 
     served: str
     """As `distill serve` takes it."""
@@ -212,13 +211,13 @@ def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | N
     require_training_packages("doctor")
     from distill.models.template_check import SAVED, SERVED, by_server, by_template, check, dialogues_of
 
-    asked = _targets(folder)
-    with _server(asked.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
+    target = _target(folder)
+    with _server(target.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
         checked = check(
-            dialogues_of(asked.sessions),
-            template=asked.template,
-            tokenizer=asked.tokenizer,
-            readings={SAVED: by_template(asked.tokenizer), SERVED: by_server(address, api_key=api_key)},
+            dialogues_of(target.sessions),
+            template=target.template,
+            tokenizer=target.tokenizer,
+            readings={SAVED: by_template(target.tokenizer), SERVED: by_server(address, api_key=api_key)},
         )
     for difference in checked.differences:
         console.result(f"{'note' if difference.spelled else 'MISS'} {difference.line()}")
@@ -227,7 +226,7 @@ def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | N
     return checked.alike
 
 
-def _targets(folder: Path) -> _Asked:
+def _target(folder: Path) -> _Target:
     from distill.models import loading
 
     receipt = read_json(folder / "export.json")
@@ -238,14 +237,14 @@ def _targets(folder: Path) -> _Asked:
                 f"{folder} holds an adapter, which is served only merged; type: distill export --to merged"
             )
         tokenizer = loading.load_tokenizer(loading.materialise(str(served), say=console.say))
-        return _Asked(str(served), str(receipt.get("template")), tokenizer, [])
+        return _Target(str(served), str(receipt.get("template")), tokenizer, [])
     student = student_folder.current(folder)
     if not student_folder.is_student(student):
         raise RunFolderError(f"{folder} is no run with a student and no export; type: distill train {folder}")
     test = folder / FILES["test"]
     template = str(read_base(student)["template"])
     sessions = read_sessions(test) if test.is_file() else []
-    return _Asked(str(folder), template, loading.load_tokenizer(student), sessions)
+    return _Target(str(folder), template, loading.load_tokenizer(student), sessions)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
     if ask is not None:
         if ask != "chat" and findings.verdict("completions") == "refused":
             found.append("expand asks raw prompts, but this endpoint has no /completions: expand will fail")
-        if "stop" in probe.ignored(findings):
+        if findings.verdict("stop") == "ignored":
             found.append("expand stops its answers, but this endpoint ignores stop: they are cut after the fact")
     return found
 

@@ -28,6 +28,7 @@ from tests.support.engine.batching import (
     passes,
     values,
 )
+from tests.support.engine.journal_rows import entries_of
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_an_answer_is_cut_at_our_stop_string_in_a_batch_too(journal: Journal, se
         return str(answer.text)
 
     [outcome] = passes(journal, server).run([("x", flow)])
-    [entry] = journal.entries()
+    [entry] = entries_of(journal)
     whole = entry.completion.raw["choices"][0]
     assert " and" in json.dumps(whole)
     assert outcome.value is not None

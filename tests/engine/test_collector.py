@@ -21,6 +21,7 @@ from distill.engine.budget import Budget, TokenPrice, most_prompt_tokens, spent_
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import HANG, MockServer, RateLimits, asking, faults, first, some, status
+from distill.engine.policy import BoundEndpoint
 from distill.engine.progress import PILOT, RunningMean
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.providers.openai import OpenAIProvider
@@ -28,6 +29,8 @@ from distill.engine.providers.scripted import Scripted
 from distill.engine.rate_limits import Rates
 from distill.errors import BudgetStop, EndpointError
 from distill.types import Completion, Endpoint, Flow, Request, Sampling, Usage
+from tests.support.engine.engines import bound
+from tests.support.engine.journal_rows import entries_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PRICE = {"teacher": TokenPrice(input=1.0, output=1000.0)}
@@ -48,9 +51,9 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         yield opened
 
 
-def engine(journal: Journal, provider: Provider, **options: Any) -> Engine:
+def engine(journal: Journal, provider: Provider, *, rates: Rates | None = None, **options: Any) -> Engine:
     waits = {"first_wait_seconds": 0.01, "longest_wait_seconds": 0.05}
-    return Engine(journal, {"teacher": provider}, **{**waits, **options})
+    return Engine(journal, {"teacher": BoundEndpoint(provider, rates or Rates())}, **{**waits, **options})
 
 
 def remote(server: MockServer, **options: Any) -> OpenAIProvider:
@@ -67,7 +70,7 @@ def texts(count: int) -> list[str]:
 @pytest.mark.slow
 def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> None:
     with MockServer() as server:
-        rates = {"teacher": Rates(requests_per_minute=1200)}
+        rates = Rates(requests_per_minute=1200)
         engine(journal, remote(server), rates=rates).run(flows(60))
     busiest = max(sum(start <= at < start + 1 for at in server.times) for start in server.times)
     assert busiest <= 20 + 20  # the burst of a second, and a second's worth
@@ -77,7 +80,7 @@ def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> N
 @pytest.mark.slow
 def test_the_recipes_tokens_a_minute_slow_the_pace(journal: Journal) -> None:
     with MockServer() as server:
-        rates = {"teacher": Rates(tokens_per_minute=6000)}  # an answer is 3 tokens and a question 1, 100 per second
+        rates = Rates(tokens_per_minute=6000)  # an answer is 3 tokens and a question 1, 100 per second
         started = time.monotonic()
         engine(journal, remote(server), rates=rates, concurrency=4).run(flows(100))
         assert 1.5 < time.monotonic() - started < 8
@@ -122,24 +125,12 @@ def test_two_hundred_told_to_wait_wait_once(journal: Journal) -> None:
 def test_names_of_one_endpoint_and_key_share_its_limit(tmp_path: Path, journal: Journal) -> None:
     with MockServer(latency_seconds=0.02) as server:
         same = {"a": remote(server), "b": remote(server)}
-        Engine(journal, same, concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
+        Engine(journal, bound(**same), concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
         assert server.most_in_flight == 4
     with MockServer(latency_seconds=0.02) as server, Journal.open(tmp_path / "other.sqlite") as other:
         keys = {"a": remote(server, api_key="first-key"), "b": remote(server, api_key="second-key")}
-        Engine(other, keys, concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
+        Engine(other, bound(**keys), concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
         assert server.most_in_flight == 8
-
-
-def test_a_straggler_is_hedged_and_the_first_answer_counts(journal: Journal) -> None:
-    with MockServer(latency_seconds=lambda number: 5.0 if number == 50 else 0.01) as server:
-        driven = engine(journal, remote(server), concurrency=4, hedge=3.0, budget=Budget(PRICE))
-        started = time.monotonic()
-        outcomes = driven.run(flows(80))
-        assert time.monotonic() - started < 3
-    assert [outcome.value for outcome in outcomes] == texts(80)
-    assert 81 <= server.count <= 100
-    wasted = [cost for cost in journal.costs() if cost.outcome == "retried"]
-    assert sum(cost.sends for cost in wasted) == server.count - 80
 
 
 # --- errors
@@ -230,7 +221,7 @@ def test_an_answer_is_cut_at_our_stop_string_where_the_server_ignores_it(journal
     with MockServer(answer=lambda body: "one\ntwo\nthree", finish="length") as server:
         outcomes = engine(journal, remote(server)).run(flows(1, stop=("\n",)))
     assert outcomes[0].value == "one"
-    [entry] = journal.entries()
+    [entry] = entries_of(journal)
     assert entry.completion.finish == "stop"
     assert entry.completion.raw["choices"][0]["text"] == "one\ntwo\nthree"
 
@@ -282,11 +273,13 @@ from pathlib import Path
 from distill.engine.budget import Budget, TokenPrice
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
+from distill.engine.policy import BoundEndpoint
 from distill.engine.providers.openai import OpenAIProvider
 from tests.engine.test_collector import flows
 with Journal.open(Path(sys.argv[2])) as journal:
     price = {"teacher": TokenPrice(input=1.0, output=1000.0)}
-    Engine(journal, {"teacher": OpenAIProvider(sys.argv[1], "m")}, concurrency=8, budget=Budget(price)).run(flows(400))
+    provider = BoundEndpoint(OpenAIProvider(sys.argv[1], "m"))
+    Engine(journal, {"teacher": provider}, concurrency=8, budget=Budget(price)).run(flows(400))
 """
 
 
@@ -349,7 +342,7 @@ def test_a_key_and_a_password_in_the_address_reach_neither_journal_nor_error(tmp
         with Journal.open(path) as journal:
             engine(journal, OpenAIProvider(address, "m", headers={"X-Key": key})).run(flows(5))
             asked = server.url.replace("/v1", "")
-            assert {entry.endpoint.url for entry in journal.entries()} == {f"{asked}/v1"}
+            assert {entry.endpoint.url for entry in entries_of(journal)} == {f"{asked}/v1"}
     for file in tmp_path.iterdir():
         data = file.read_bytes()
         assert not [word for word in (key, "hunter2", "abcdefghij") if word.encode() in data]
@@ -374,7 +367,7 @@ def test_reasoning_logprobs_and_refusals_are_kept_whole(journal: Journal) -> Non
     with MockServer(answer=lambda asked: body) as server:
         engine(journal, remote(server)).run(flows(1, logprobs=True, top_logprobs=2, reasoning_effort="low"))
         assert server.bodies[0]["reasoning_effort"] == "low"
-    [entry] = journal.entries()
+    [entry] = entries_of(journal)
     assert json.loads(json.dumps(entry.completion.raw)) == body
 
 

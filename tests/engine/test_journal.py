@@ -16,7 +16,17 @@ from distill.engine.journal.keys import key
 from distill.engine.journal.records import Bill, intention, settled
 from distill.engine.journal.store import Journal
 from distill.types import Completion, Failure, Usage
-from tests.support.engine.journal_rows import CHAT, HERE, RAW, answer, keep, numbered
+from tests.support.engine.journal_rows import (
+    CHAT,
+    HERE,
+    RAW,
+    answer,
+    entries_of,
+    keep,
+    numbered,
+    write_answer,
+    write_failure,
+)
 
 
 @pytest.fixture
@@ -31,7 +41,7 @@ def test_an_answer_comes_back_as_it_was(path: Path) -> None:
     raw = {"choices": [{"x": [1, 2.5, None, True]}], "odd": "\ud800 \U0001f600 ünï", "nested": {"a": {}}}
     whole = Completion(key=key(CHAT, HERE), text="ünï\n", finish="length", usage=None, raw=raw, loglikelihood=-1.25)
     with Journal.open(path) as journal:
-        journal.keep(whole, CHAT, HERE, stage="collect").result(5)
+        write_answer(journal, whole, CHAT, HERE, stage="collect").result(5)
         assert journal.get(whole.key) == whole
     with Journal.open(path) as journal:
         assert journal.get(whole.key) == whole
@@ -42,8 +52,8 @@ def test_what_was_asked_is_kept_beside_the_answer(path: Path) -> None:
     with Journal.open(path) as journal:
         keep(journal, RAW, stage="expand")
         keep(journal, CHAT, stage="collect")
-        entries = list(journal.entries())
-        assert [entry.stage for entry in journal.entries("collect")] == ["collect"]
+        entries = entries_of(journal)
+        assert [entry.stage for entry in entries if entry.stage == "collect"] == ["collect"]
     assert [(entry.request, entry.endpoint) for entry in entries] == [(RAW, HERE), (CHAT, HERE)]
     assert entries[0].created <= entries[1].created
 
@@ -60,7 +70,7 @@ def test_the_first_answer_under_a_key_stays(path: Path) -> None:
 def test_a_permanent_failure_is_found_until_an_answer_comes(path: Path) -> None:
     failure = Failure(key=key(RAW, HERE), reason="http_400", detail="too long", transient=False, attempts=1)
     with Journal.open(path) as journal:
-        journal.fail(failure, RAW, HERE).result(5)
+        write_failure(journal, failure, RAW).result(5)
         assert journal.get(failure.key) == failure
         keep(journal, RAW)
         assert isinstance(journal.get(failure.key), Completion)
@@ -70,7 +80,7 @@ def test_a_permanent_failure_is_found_until_an_answer_comes(path: Path) -> None:
 def test_a_transient_failure_is_counted_and_never_found(path: Path) -> None:
     failure = Failure(key=key(RAW, HERE), reason="timeout", detail="slow", transient=True, attempts=10)
     with Journal.open(path) as journal:
-        journal.fail(failure, RAW, HERE).result(5)
+        write_failure(journal, failure, RAW).result(5)
         assert journal.get(failure.key) is None
         assert journal.counts()["failures"] == 1
 
@@ -81,7 +91,7 @@ def test_tokens_are_summed_by_stage(path: Path) -> None:
         keep(journal, RAW, stage="expand")
         keep(journal, CHAT, stage="collect")
         unreported = Completion(key="k", text="", finish="stop")
-        journal.keep(unreported, numbered(1), HERE, stage="collect").result(5)
+        write_answer(journal, unreported, numbered(1), HERE, stage="collect").result(5)
         assert (journal.tokens(), journal.tokens("collect")) == (Usage(6, 4), Usage(3, 2))
 
 
@@ -103,7 +113,7 @@ def test_writes_that_come_together_share_commits(path: Path) -> None:
     with Journal.open(path) as journal:
         keep(journal, RAW)
         started = time.monotonic()
-        writes = [journal.intend(str(number), 1) for number in range(2000)]
+        writes = [journal.write(intention(str(number), 1)) for number in range(2000)]
         writes[-1].result(10)
         assert time.monotonic() - started < 2  # one by one: 2,000 times an fsync and 5 ms
         assert journal.counts()["intents"] == 2000
@@ -112,7 +122,7 @@ def test_writes_that_come_together_share_commits(path: Path) -> None:
 def test_closing_commits_what_was_handed_in(path: Path) -> None:
     with Journal.open(path) as journal:
         for number in range(100):
-            journal.intend(str(number), 1)
+            journal.write(intention(str(number), 1))
     with Journal.open(path, read_only=True) as journal:
         assert journal.counts()["intents"] == 100
 
@@ -120,7 +130,9 @@ def test_closing_commits_what_was_handed_in(path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
+from distill.core.hashing import canonical
 from distill.engine.journal.keys import key
+from distill.engine.journal.records import answered
 from distill.engine.journal.store import Journal
 from distill.types import Completion, Endpoint, Request
 here = Endpoint(model="m")
@@ -128,7 +140,7 @@ with Journal.open(Path(sys.argv[1])) as journal:
     for number in range(100000):
         request = Request(role="teacher", prompt=f"question {number}")
         completion = Completion(key=key(request, here), text="x" * 500, finish="stop")
-        journal.keep(completion, request, here).result()
+        journal.write(answered(completion, canonical(request), "answer", here)).result()
         sys.stdout.write(completion.key + "\\n")
         sys.stdout.flush()
 """
@@ -199,7 +211,7 @@ def test_what_sends_became_is_told_by_stage_role_model_and_outcome(path: Path) -
 def test_trimming_gives_pages_back_and_loses_nothing(path: Path) -> None:
     with Journal.open(path) as journal:
         for number in range(200):
-            journal.keep(answer(key(numbered(number), HERE), "x" * 2000), numbered(number), HERE)
+            write_answer(journal, answer(key(numbered(number), HERE), "x" * 2000), numbered(number), HERE)
         of = keep(journal, RAW)
         freed = journal.trim()
         assert freed > 10_000

@@ -21,6 +21,8 @@ from distill.engine.mock_server import Fault, MockServer, asking, question
 from distill.engine.providers.openai import OpenAIProvider
 from distill.errors import RunFolderError
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling, Usage
+from tests.support.engine.engines import bound
+from tests.support.engine.journal_rows import entries_of
 
 PRICE = TokenPrice(input=1.0, output=1000.0)
 MOST = 20
@@ -70,7 +72,7 @@ def drive(folder: Path, url: str, cap: float, texts: list[str]) -> None:
         spent = spent_usd(journal.costs(), {"teacher": PRICE})
         budget = Budget({"teacher": PRICE}, cap_usd=cap, spent_usd=spent)
         provider = OpenAIProvider(url, "m", endpoint=Endpoint(model="m"))
-        engine = Engine(journal, {"teacher": provider}, budget=budget, attempts=1, concurrency=4)
+        engine = Engine(journal, bound(teacher=provider), budget=budget, attempts=1, concurrency=4)
         try:
             engine.run([(text, lambda text=text: one(text)) for text in texts])
         except StoppedByBudget:
@@ -96,7 +98,7 @@ def test_the_journal_is_read_again_and_the_cap_holds(
         first = server.count
         drive(folder, server.url, cap, texts)
     with Journal.open(folder / "journal.sqlite", read_only=True) as journal:
-        entries = list(journal.entries())
+        entries = entries_of(journal)
         assert [entry.completion.text for entry in entries] == [
             f"answer to {entry.request.messages[0].content}" for entry in entries
         ]
@@ -121,7 +123,7 @@ def test_a_count_that_cannot_be_is_not_reported_and_the_most_is_charged(tmp_path
     with MockServer(fault=lambda number, sent: said) as server:
         drive(tmp_path, server.url, 1.0, ["q0"])
     with Journal.open(tmp_path / "journal.sqlite", read_only=True) as journal:
-        (entry,) = journal.entries()
+        (entry,) = entries_of(journal)
         assert (entry.completion.text, entry.completion.usage) == ("answer to q0", None)
         assert spent_usd(journal.costs(), {}) == Budget({"teacher": PRICE}).most("teacher", ask("q0")).usd
 
@@ -153,7 +155,7 @@ def test_a_row_that_cannot_be_stored_fails_alone_and_its_text_is_kept(tmp_path: 
 
     with Journal.open(tmp_path / "journal.sqlite") as journal:
         assert not any(isinstance(result, Exception) for result in asyncio.run(write(journal)))
-        kept = {entry.completion.text: entry.completion.usage for entry in journal.entries()}
+        kept = {entry.completion.text: entry.completion.usage for entry in entries_of(journal)}
         assert kept == {"a0": Usage(1, 1), "a1": None, "a2": Usage(1, 1)}
 
 
@@ -177,4 +179,4 @@ def test_one_bad_count_takes_no_neighbour_with_it(tmp_path: Path) -> None:
         drive(tmp_path, server.url, 100.0, texts)
         assert server.count == 33
     with Journal.open(tmp_path / "journal.sqlite", read_only=True) as journal:
-        assert {entry.completion.text for entry in journal.entries()} == {f"answer to {text}" for text in texts}
+        assert {entry.completion.text for entry in entries_of(journal)} == {f"answer to {text}" for text in texts}

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 REQUESTS_A_BATCH = 50_000
-"""What OpenAI takes in one batch (platform.openai.com/docs/api-reference/batch/create, `input_file_id`)."""
+"""OpenAI's limit of requests per batch (platform.openai.com/docs/api-reference/batch/create, `input_file_id`)."""
 BYTES_A_BATCH = 200_000_000
 """The same page: an input file can be up to 200 MB in size."""
 COMPLETION_WINDOW = "24h"
 """The only one there is (same page)."""
 OVER = frozenset({"completed", "failed", "expired", "cancelled"})
-"""What a batch ends as (platform.openai.com/docs/guides/batch, "Check the status of a batch")."""
+"""Final statuses of a batch (platform.openai.com/docs/guides/batch, "Check the status of a batch")."""
 ATTEMPTS = 5
 """Calls of one method, the first included, before an outage counts as one."""
 PAGE = 100
@@ -50,7 +50,7 @@ class BatchRefusal:
     code: str
     message: str
     line: int | None = None
-    """Of the input file, from 1; `None` where no line is at fault."""
+    """Line of the input file, from 1; `None` where no line is at fault."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class BatchJobs:
 
     async def upload(self, name: str, lines: Sequence[bytes]) -> str:
         """Upload an input file under our name; the provider's id for it."""
-        with self._telling("its files", "it may have no Batch API; collect with mode: live"):
+        with self._translating("its files", "it may have no Batch API; collect with mode: live"):
             file = (file_name(name), b"".join(lines), "application/jsonl")
             return (await self._here().files.create(file=file, purpose="batch")).id
 
@@ -139,36 +139,36 @@ class BatchJobs:
         batches = self._here().with_options(max_retries=0).batches
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with self._telling("its batches", "it may have no Batch API; collect with mode: live"):
+                with self._translating("its batches", "it may have no Batch API; collect with mode: live"):
                     fixed: Any = {"endpoint": path, "completion_window": COMPLETION_WINDOW}
                     return (await batches.create(input_file_id=file_id, metadata={"distill": name}, **fixed)).id
             except ProviderError as error:
                 if not error.transient or attempt == ATTEMPTS:
                     raise
                 await asyncio.sleep(max(self._first_wait_seconds * 2 ** (attempt - 1), error.retry_after or 0))
-            if (found := await self.find_batch(name)) is not None:
-                return found
+            if (batch_id := await self.find_batch(name)) is not None:
+                return batch_id
         raise AssertionError("the last attempt returns or raises")
 
     async def find_file(self, name: str) -> str | None:
-        """The id of an input file of ours that was uploaded, though we may never have heard of it."""
-        with self._telling("its files", "check base_url, which usually ends in /v1"):
+        """The id of an input file that was uploaded under this name, whether or not its upload was confirmed."""
+        with self._translating("its files", "check base_url, which usually ends in /v1"):
             async for file in self._here().files.list(purpose="batch"):
                 if file.filename == file_name(name):
                     return file.id
         return None
 
     async def find_batch(self, name: str) -> str | None:
-        """The id of a batch of ours that was begun, though we may never have heard of it."""
-        with self._telling("its batches", "check base_url, which usually ends in /v1"):
+        """The id of a batch that was begun under this name, whether or not that was confirmed."""
+        with self._translating("its batches", "check base_url, which usually ends in /v1"):
             async for batch in self._here().batches.list(limit=PAGE):
                 if (batch.metadata or {}).get("distill") == name:
                     return batch.id
         return None
 
     async def status(self, batch_id: str) -> BatchStatus:
-        """How far a batch is."""
-        with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
+        """The status of a batch."""
+        with self._translating(f"batch {batch_id}", "set the key of the account that submitted it"):
             batch = await self._here().batches.retrieve(batch_id)
         counts, errors = batch.request_counts, batch.errors.data if batch.errors else None
         return BatchStatus(
@@ -185,13 +185,15 @@ class BatchJobs:
 
     async def output(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The lines of an output or error file, as they come."""
-        with self._telling(f"file {file_id}", "set the key of the account that submitted it; a file may have expired"):
+        with self._translating(
+            f"file {file_id}", "set the key of the account that submitted it; a file may have expired"
+        ):
             async for line in self._provider.lines(f"/files/{quote(file_id, safe='')}/content"):
                 yield line
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for nothing more of a batch; it ends within minutes, and what was answered is kept and paid."""
-        with self._telling(f"batch {batch_id}", "set the key of the account that submitted it"):
+        with self._translating(f"batch {batch_id}", "set the key of the account that submitted it"):
             await self._here().batches.cancel(batch_id)
 
     async def close(self) -> None:
@@ -215,25 +217,25 @@ class BatchJobs:
         return self._client
 
     @contextmanager
-    def _telling(self, what: str, advice: str) -> Iterator[None]:
-        """Make the client's exceptions ours; `advice` is for what is not there."""
+    def _translating(self, what: str, advice: str) -> Iterator[None]:
+        """Translate the client's exceptions; `advice` is for HTTP 404."""
         import openai
 
         try:
             yield
         except openai.APIStatusError as error:
             refusal = self._provider.refusal(error.status_code, error.response.headers, error.response.text)
-            raise self._meant(refusal, what, advice) from error
+            raise self._translated(refusal, what, advice) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            raise self._meant(cause, what, advice) from error
+            raise self._translated(cause, what, advice) from error
         except ProviderError as error:
-            raise self._meant(error, what, advice) from error
+            raise self._translated(error, what, advice) from error
         except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
             raise ProviderError("malformed", f"{self.url} says of {what} nothing readable", transient=True) from error
 
-    def _meant(self, error: BaseException, what: str, advice: str) -> Exception:
-        """What an error on the way to a file or a batch is to the run."""
+    def _translated(self, error: BaseException, what: str, advice: str) -> Exception:
+        """The error that a failed call about a file or a batch amounts to."""
         detail = error.detail if isinstance(error, ProviderError) else type(error).__name__
         if not isinstance(error, ProviderError) or error.reason in _NO_RESPONSE:
             return ProviderError("connection", f"cannot reach {what} at {self.url}: {detail}", transient=True)
@@ -244,5 +246,5 @@ class BatchJobs:
 
 
 def file_name(name: str) -> str:
-    """What the input file of a batch is called at the provider."""
+    """The name of a batch's input file at the provider."""
     return f"distill-{name}.jsonl"

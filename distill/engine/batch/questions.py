@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from distill.core.console import duration
 from distill.engine.batch.client import BatchStatus
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import BatchRecord, Bill
@@ -26,7 +27,7 @@ class PendingQuestion:
     """A question that the journal cannot answer yet."""
 
     name: str
-    """Of the model, in the engine."""
+    """The model's name in the engine."""
     question: Question
 
 
@@ -50,18 +51,13 @@ def questions_of(journal: Journal, keys: Collection[str]) -> dict[str, Question]
     }
 
 
-def age_of(created: str) -> str:
-    """How long ago a time in ISO 8601 was: `12 min` or `3.5 h`."""
-    minutes = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds() / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
 def progress_of(batches: Sequence[BatchRecord], standings: Sequence[BatchStatus]) -> str:
-    """How open batches stand, in a few words; nothing where there is none. `standings` are those known of them."""
+    """The state of open batches in a few words; empty where there is none. `standings` are their known statuses."""
     if not batches:
         return ""
     done, failures = sum(one.completed for one in standings), sum(one.failed for one in standings)
     notes = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} open"]
     notes += [f"{done} of {sum(len(batch.sends) for batch in batches)} requests done"]
     notes += [f"{failures} failed"] if failures else []
-    return ", ".join([*notes, f"submitted {age_of(min(batch.created for batch in batches))} ago"])
+    oldest = datetime.fromisoformat(min(batch.created for batch in batches))
+    return ", ".join([*notes, f"submitted {duration((datetime.now(UTC) - oldest).total_seconds())} ago"])

@@ -52,8 +52,8 @@ class Batches:
     """A stage's batches at its providers. Belongs to one run of the stage; keeps `tally` and `budget` up to date.
 
     What earlier processes left open is taken over at once: its worst case moves from what `budget` counts as spent
-    (for the journal's accounts charge it in full) to what is set aside. A question that fails in a way that may pass
-    is sent `attempts` times before it counts as a failure.
+    (for the journal's accounts charge it in full) to what is set aside. A question that fails
+    transiently is sent `attempts` times before it counts as a failure.
     """
 
     def __init__(
@@ -86,10 +86,12 @@ class Batches:
         every = journal.batches(stage)
         self._times = Counter(of for batch in every for of in batch.sends)
         """How many batches ever held a question."""
-        left = [batch for batch in every if batch.state != "ingested"]
-        self._questions = questions_of(journal, {of for batch in left for of in batch.sends}) if left else {}
-        self._open = {batch.name: batch for batch in left if self._is_reachable(batch)}
-        self._most = self._taken_over(journal.unsettled(stage)) if left else {}
+        unfinished = [batch for batch in every if batch.state != "ingested"]
+        self._questions = (
+            questions_of(journal, {of for batch in unfinished for of in batch.sends}) if unfinished else {}
+        )
+        self._open = {batch.name: batch for batch in unfinished if self._is_reachable(batch)}
+        self._most = self._taken_over(journal.unsettled(stage)) if unfinished else {}
         """The worst case of each send that is not settled."""
         self.failed: dict[str, Failure] = {}
         """Questions that were given up by this process."""
@@ -104,7 +106,7 @@ class Batches:
         return len(self._open)
 
     def note(self) -> str:
-        """How things stand at the providers, in a few words; nothing where none is open."""
+        """The state of open batches in a few words; empty where none is open."""
         return progress_of([*self._open.values()], [one for name, one in self._standings.items() if name in self._open])
 
     # --- taking over
@@ -126,12 +128,12 @@ class Batches:
 
     def _taken_over(self, unsettled: Mapping[int, Bill]) -> dict[int, Bill]:
         sends = {send for batch in self._open.values() for send in batch.sends.values()}
-        found = {send: most for send, most in unsettled.items() if send in sends}
-        for most in found.values():
+        worst_cases = {send: most for send, most in unsettled.items() if send in sends}
+        for most in worst_cases.values():
             self._budget.earlier_usd -= most.usd or 0.0
             self._budget.reserved_usd += most.usd or 0.0
             self._budget.in_flight += 1
-        return found
+        return worst_cases
 
     # --- sending
 
@@ -143,8 +145,8 @@ class Batches:
         self.unaffordable = None
         if self._is_queue_full and self._open:
             return
-        held = {of for batch in self._open.values() for of in batch.sends}
-        with closing(self._chunks([miss for of, miss in misses.items() if of not in held])) as chunks:
+        open_keys = {of for batch in self._open.values() for of in batch.sends}
+        with closing(self._chunks([miss for of, miss in misses.items() if of not in open_keys])) as chunks:
             for lines in islice(chunks, 1 if self._is_queue_full else None):
                 await self._prepare(lines)
         await self.forward()
@@ -275,47 +277,47 @@ class Batches:
 
     async def _ingest(self, batch: BatchRecord, standing: BatchStatus) -> None:
         """Take in both files, then what neither has. Doing it twice does nothing twice."""
-        left = dict(batch.sends)
+        missing = dict(batch.sends)
         for file_id in (standing.output_file, standing.error_file):
             if file_id is not None:
-                await self._ingest_file(batch, file_id, left)
+                await self._ingest_file(batch, file_id, missing)
         never = ProviderError("unfinished", f"the batch was {standing.status} before it was answered", transient=True)
         change: Change = ()
-        for of, send in left.items():
-            change += self._came(batch.role, of, send, never)
-        done = f"{standing.status}: {len(batch.sends) - len(left)} of {len(batch.sends)} came back"
+        for of, send in missing.items():
+            change += self._result_change(batch.role, of, send, never)
+        done = f"{standing.status}: {len(batch.sends) - len(missing)} of {len(batch.sends)} came back"
         await self._close(batch, (*change, batched(replace(batch, state="ingested", detail=done))))
 
-    async def _ingest_file(self, batch: BatchRecord, file_id: str, left: dict[str, int]) -> None:
+    async def _ingest_file(self, batch: BatchRecord, file_id: str, missing: dict[str, int]) -> None:
         group: list[bytes] = []
         async with aclosing(self._jobs_here(batch).output(file_id)) as lines:
             async for line in lines:
                 group.append(line)
                 if len(group) == LINES_A_COMMIT:
-                    await self._commit(self._of_lines(batch, group, left))
+                    await self._commit(self._of_lines(batch, group, missing))
                     group = []
-        await self._commit(self._of_lines(batch, group, left))
+        await self._commit(self._of_lines(batch, group, missing))
 
     async def _commit(self, changes: Iterable[Change]) -> None:
         """Each by itself, so that one that cannot be stored takes no other with it."""
         await asyncio.gather(*(self._journal.commit(change) for change in changes if change))
 
-    def _of_lines(self, batch: BatchRecord, lines: Sequence[bytes], left: dict[str, int]) -> Iterator[Change]:
+    def _of_lines(self, batch: BatchRecord, lines: Sequence[bytes], missing: dict[str, int]) -> Iterator[Change]:
         jobs = self._jobs_here(batch)
         for line in lines:
             of, result = jobs.result(line) or ("", _UNASKED)
-            if (send := left.pop(of, None)) is not None:
-                yield self._came(batch.role, of, send, result)
+            if (send := missing.pop(of, None)) is not None:
+                yield self._result_change(batch.role, of, send, result)
 
-    def _came(self, name: str, of: str, send: int, result: Result) -> Change:
-        """What a question's result changes."""
+    def _result_change(self, name: str, of: str, send: int, result: Result) -> Change:
+        """The change of the journal that a question's result amounts to."""
         self.asked.add(of)
         if isinstance(result, ProviderError):
-            return self._failed(of, send, result)
+            return self._failure_change(of, send, result)
         most = self._most.pop(send, None)
-        return () if most is None else self._kept(name, of, send, most, result)
+        return () if most is None else self._answer_change(name, of, send, most, result)
 
-    def _kept(self, name: str, of: str, send: int, most: Bill, reply: Reply) -> Change:
+    def _answer_change(self, name: str, of: str, send: int, most: Bill, reply: Reply) -> Change:
         reply = with_credible_usage(reply, most)
         bill = self._budget.settle(name, most, reply.usage)
         self._tally.usd = self._budget.usd
@@ -336,7 +338,7 @@ class Batches:
         )
         return *written, settled(send, bill, "kept")
 
-    def _failed(self, of: str, send: int, error: ProviderError) -> Change:
+    def _failure_change(self, of: str, send: int, error: ProviderError) -> Change:
         """Errors inside a batch are free, but for an answer that was given and cannot be read."""
         change = self._free(send, error)
         if error.fatal:
@@ -389,11 +391,11 @@ class Batches:
         """Ask the providers for nothing more; how many batches were on their way."""
         for batch in [batch for batch in self._open.values() if batch.state != "submitted"]:
             jobs = self._jobs_of(batch)
-            found = await jobs.find_batch(batch.name) if jobs and batch.state == "uploaded" else None
-            if found is None:
+            batch_id = await jobs.find_batch(batch.name) if jobs and batch.state == "uploaded" else None
+            if batch_id is None:
                 await self._undo(batch, "cancelled before it was submitted")
             else:
-                await self._moved(batch, state="submitted", batch_id=found)
+                await self._moved(batch, state="submitted", batch_id=batch_id)
         for batch in self._open.values():
             if not (await self._jobs_here(batch).status(str(batch.batch_id))).is_over:
                 await self._jobs_here(batch).cancel(str(batch.batch_id))

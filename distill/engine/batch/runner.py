@@ -6,7 +6,7 @@ Nothing is kept alive between passes, so that a process may end after each and a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from distill.core import event_loop
@@ -24,12 +24,12 @@ from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJo
 from distill.engine.batch.questions import PendingQuestion
 from distill.engine.batch.queue import Batches
 from distill.engine.budget import Budget
-from distill.engine.flows import Choose, FlowState, by_role
+from distill.engine.flows import Choose, Flows, FlowState, by_role
 from distill.engine.journal.keys import Question
 from distill.engine.journal.store import Journal
 from distill.engine.providers import ProviderError
 from distill.errors import EndpointError, RecipeError
-from distill.types import Answer, Failure, Flow, Request
+from distill.types import Answer, Failure, Request
 
 T = TypeVar("T")
 
@@ -46,10 +46,10 @@ class StoppedPending(EngineStopped):
 class Passes:
     """Counterpart of `Engine` for a provider's batch interface.
 
-    `jobs` are by name, as an engine's providers are. `stage` is written beside every answer, and its batches are found
+    `jobs` are by name, as an engine's endpoints are. `stage` is written beside every answer, and its batches are found
     again by it. `budget` must count what the journal says is spent, open batches included (`spent_usd` does).
     `poll_seconds` lie between two looks at what is open; with `wait` off, a run ends after one. `attempts` bounds how
-    often a question is sent that fails in a way that may pass. `retry_failed` asks again what failed for good.
+    often a question that fails transiently is sent. `retry_failed` asks again what failed for good.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Passes:
         """Polls in vain, since the last one that was not."""
         self._limits = {"requests_a_batch": requests_a_batch, "bytes_a_batch": bytes_a_batch}
 
-    def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """Drive every flow to its end; one outcome a flow, in input order.
+    def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
+        """Drive every flow to its end; one outcome per flow, in input order.
 
         Each flow is made once a pass, and must ask the same each time: a random number generator has to be made with
-        it. Raises a `EngineStopped` with the finished outcomes: `StoppedPending` where nobody waits, `StoppedByUser` on
+        it. Raises an `EngineStopped` with the finished outcomes: `StoppedPending` with `wait` off, `StoppedByUser` on
         Ctrl-C (what is open stays so, and is taken over by the next run), `StoppedByBudget` once nothing is open and
         the next question does not fit, `StoppedByEndpoint` where a provider cannot serve. Likelihoods are no batch.
         """
@@ -101,7 +101,7 @@ class Passes:
     def cancel(self) -> int:
         """Cancel whatever is open and take in what was finished, all of which is paid; how many batches it was.
 
-        Raises `StoppedPending` where nobody waits for providers that take their time.
+        Raises `StoppedPending` with `wait` off while providers still work on them.
         """
         course: _Course[Any] = self._course((), by_role)
         cancelled = 0
@@ -116,7 +116,7 @@ class Passes:
         self._drive(work(), course)
         return cancelled
 
-    def _course(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], choose: Choose) -> _Course[T]:
+    def _course(self, flows: Flows[T], choose: Choose) -> _Course[T]:
         batches = Batches(
             self._journal,
             self._jobs,
@@ -195,7 +195,7 @@ class _Course(Generic[T]):
 
     def __init__(
         self,
-        flows: Sequence[tuple[str, Callable[[], Flow[T]]]],
+        flows: Flows[T],
         choose: Choose,
         *,
         journal: Journal,
@@ -205,7 +205,7 @@ class _Course(Generic[T]):
     ) -> None:
         self.batches = batches
         self.misses: dict[str, PendingQuestion] = {}
-        """What the last replay could not answer, by key, in the order of the flows."""
+        """Questions without an answer in the last replay, by key, in the order of the flows."""
         self.replayed: set[str] = set()
         """Questions that were answered before this run."""
         self._flows = flows
@@ -227,12 +227,12 @@ class _Course(Generic[T]):
         return [self._outcomes[index] for index in sorted(self._outcomes)]
 
     def so_far(self) -> str:
-        """How many are finished, and what is open."""
+        """The number of finished flows, and the state of open batches."""
         done = f"{len(self._outcomes)} of {len(self._flows)} are finished and kept" if self._flows else ""
         return "; ".join(filter(None, [done, self.batches.note()]))
 
     def report(self, progress: Progress) -> None:
-        """Say how things stand."""
+        """Update the progress."""
         progress.update(len(self._outcomes), len(self._flows), self.batches.note())
 
     def replay(self) -> Iterator[None]:
@@ -251,12 +251,12 @@ class _Course(Generic[T]):
     def _take(self, index: int, steps: FlowState[T]) -> None:
         halted = self._missed.pop(index, set())
         while steps.outcome is None:
-            asked = [self._miss(*pair) for pair in zip(steps.names, steps.asked, strict=True)]
-            halted -= {miss.question.key for miss in asked}
-            found = [self._recalled(miss.question.key) for miss in asked]
-            answers = tuple(answer for answer in found if answer is not None)
-            if len(answers) < len(asked):
-                missed = [miss for miss, answer in zip(asked, found, strict=True) if answer is None]
+            questions = [self._miss(*pair) for pair in zip(steps.names, steps.requests, strict=True)]
+            halted -= {miss.question.key for miss in questions}
+            answers_or_none = [self._recalled(miss.question.key) for miss in questions]
+            answers = tuple(answer for answer in answers_or_none if answer is not None)
+            if len(answers) < len(questions):
+                missed = [miss for miss, answer in zip(questions, answers_or_none, strict=True) if answer is None]
                 self._missed[index] = {miss.question.key for miss in missed}
                 self.misses |= {miss.question.key: miss for miss in missed}
                 break
@@ -264,18 +264,18 @@ class _Course(Generic[T]):
             steps.send(answers)
         if halted:
             raise StoppedShort(
-                f"{steps.name} asked something else when it was made again, so that its answers can serve nobody;"
+                f"{steps.name} asked something else when it was made again, so that its answers cannot be used;"
                 " a flow must ask the same each time, and make its random numbers itself"
             )
 
     def _miss(self, name: str, request: Request) -> PendingQuestion:
         if name not in self._jobs:
-            known = ", ".join(sorted(self._jobs))
-            raise RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})')
+            names = ", ".join(sorted(self._jobs))
+            raise RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {names})')
         return PendingQuestion(name, Question.of(request, self._jobs[name].endpoint))
 
     def _recalled(self, of: str) -> Answer | None:
         if of in self.batches.failed:
             return self.batches.failed[of]
-        found = self._journal.get(of)
-        return None if isinstance(found, Failure) and self._retry_failed else found
+        journalled = self._journal.get(of)
+        return None if isinstance(journalled, Failure) and self._retry_failed else journalled

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 BASE = "http://endpoint.invalid"
-"""What the client believes the address to be; the provider knows the real one."""
+"""A placeholder for the client; the provider knows the real address."""
 CALL_SECONDS = 3600.0
 """The longest call: an upload of 200 MB."""
 
@@ -31,8 +31,8 @@ class Transport(httpx2.AsyncBaseTransport):
             kind=request.headers.get("Content-Type", "application/json"),
             timeout_seconds=CALL_SECONDS,
         )
-        kept = {name: value for name, value in headers.items() if name.lower() in _KEPT}
-        return httpx2.Response(status, headers={"Content-Type": "application/json", **kept}, text=reply)
+        passed = {name: value for name, value in headers.items() if name.lower() in _KEPT}
+        return httpx2.Response(status, headers={"Content-Type": "application/json", **passed}, text=reply)
 
 
 _KEPT = ("retry-after", "retry-after-ms", "location")

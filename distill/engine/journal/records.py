@@ -29,7 +29,7 @@ _BATCH_OF_LAST = (
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 Change: TypeAlias = tuple[Statement, ...]
-"""What is written together, in one transaction."""
+"""Statements written together, in one transaction."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def answered(
 
 
 def bare(change: Change) -> Change:
-    """A change with its answers' texts alone, for rows of which the rest cannot be stored; such sends cost the most."""
+    """A change with only its answers' texts, where the rest cannot be stored; such sends cost their worst case."""
     return tuple(_bare(statement, values) for statement, values in change)
 
 

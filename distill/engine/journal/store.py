@@ -1,7 +1,7 @@
 """The journal's store: SQLite with group commit, one row per answer under its key.
 
-Nothing here looks inside an answer. A write is handed to one thread that commits in groups, and whoever handed it in
-learns of it only after the commit; a kill at any moment loses what was in flight and nothing else.
+Nothing here looks inside an answer. One thread writes, and commits in groups; a write counts as done only after its
+commit. A kill at any moment loses the writes in flight and nothing else.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from distill.core.hashing import canonical
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
@@ -30,14 +29,11 @@ from distill.engine.journal.records import (
     Change,
     SendCost,
     StageSends,
-    answered,
     bare,
-    failed,
-    intention,
 )
 from distill.engine.journal.schema import VERSION, bytes_of, open_to_read, open_to_write, unusable, version_of
 from distill.errors import RunFolderError
-from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
+from distill.types import Answer, Completion, Failure, Message, Request, Sampling, Usage
 
 NAME = "journal.sqlite"
 GROUP_SECONDS = 0.005
@@ -45,19 +41,7 @@ GROUP_SECONDS = 0.005
 
 
 _UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
-"""What SQLite or Python's module for it raises for a value that no column takes, such as an integer over 64 bits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """An answer together with its request, for accounting and reports."""
-
-    completion: Completion
-    request: Request
-    endpoint: Endpoint
-    stage: str
-    created: str
-    """UTC, ISO 8601."""
+"""Errors of SQLite and its Python module for a value that no column takes, such as an integer over 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,38 +85,19 @@ class Journal:
 
     def get(self, key: str) -> Answer | None:
         """The answer under this key, from here or a reused journal; else a permanent failure of our own; else None."""
+        statement = "SELECT key, text, finish, usage, raw, loglikelihood FROM answers WHERE key = ?"
         for journal in (self, *self._reuse):
-            if (completion := journal._completion(key)) is not None:
-                return completion
+            for row in journal._select(statement, key):
+                return _to_completion(row)
         return self._failure(key)
-
-    def _completion(self, key: str) -> Completion | None:
-        rows = self._select("SELECT key, text, finish, usage, raw, loglikelihood FROM answers WHERE key = ?", key)
-        return _to_completion(rows[0]) if rows else None
 
     def _failure(self, key: str) -> Failure | None:
         if not self._has_failures:
             return None
-        found = self._select("SELECT reason, detail, attempts FROM failures WHERE key = ? AND permanent", key)
-        for reason, detail, attempts in found:
+        rows = self._select("SELECT reason, detail, attempts FROM failures WHERE key = ? AND permanent", key)
+        for reason, detail, attempts in rows:
             return Failure(key=key, reason=reason, detail=detail, transient=False, attempts=attempts)
         return None
-
-    def entries(self, stage: str | None = None) -> Iterator[Entry]:
-        """Every answer bought here, of one stage or of all, in the order of buying; read as one goes."""
-        rows = self._rows(
-            "SELECT key, text, finish, usage, raw, loglikelihood, request, endpoint, stage, created FROM answers"
-            " WHERE ?1 IS NULL OR stage = ?1 ORDER BY rowid",
-            stage,
-        )
-        for *answer, request, endpoint, of, created in rows:
-            yield Entry(
-                completion=_to_completion(answer),
-                request=to_request(json.loads(request)),
-                endpoint=Endpoint(**json.loads(endpoint)),
-                stage=of,
-                created=created,
-            )
 
     def questions(self) -> Iterator[tuple[str, str, str]]:
         """Key, request and endpoint of all that was answered or failed, as canonical JSON."""
@@ -140,7 +105,7 @@ class Journal:
             yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
 
     def costs(self) -> list[SendCost]:
-        """What all sends cost, by stage, role, model and outcome, over all invocations."""
+        """The cost of all sends by stage, role, model and outcome, over all invocations."""
         if self._is_old:
             return []
         rows = self._select(
@@ -159,7 +124,7 @@ class Journal:
         ]  # fmt: skip
 
     def sent(self) -> dict[str, StageSends]:
-        """What each stage has sent. Never less than before: an intent is never deleted."""
+        """The sends of each stage. Their number never shrinks: an intent is never deleted."""
         if self._is_old:
             return {}
         rows = self._select("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
@@ -214,18 +179,6 @@ class Journal:
         except sqlite3.Error as error:
             raise unusable(self.path, error) from error
 
-    def intend(self, key: str, attempt: int, *, stage: str = "") -> Future[int]:
-        """Note that a request is about to be sent, to be awaited before sending it; the result is the send's number."""
-        return self.write(intention(key, attempt, stage=stage))
-
-    def keep(self, completion: Completion, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
-        """Write an answer; the first one under a key stays, and an earlier failure under it is forgotten."""
-        return self.write(answered(completion, canonical(request), request.kind, endpoint, stage=stage))
-
-    def fail(self, failure: Failure, request: Request, endpoint: Endpoint, *, stage: str = "") -> Future[int]:
-        """Write a failure; `get` finds a permanent one again, a transient one is only an account."""
-        return self.write(failed(failure, canonical(request), endpoint, stage=stage))
-
     def write(self, change: Change) -> Future[int]:
         """Hand in a change from any thread; done once it is on the disk, with the number of the last row inserted."""
         done: Future[int] = Future()
@@ -234,7 +187,7 @@ class Journal:
         return done
 
     def commit(self, change: Change) -> asyncio.Future[int]:
-        """The same from an event loop, which is told once a group and not once a write."""
+        """The same from an event loop, which is woken once per group instead of once per write."""
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._put(_Write(change, done))
         return done
@@ -267,12 +220,12 @@ class Journal:
     def _write_groups(self, connection: sqlite3.Connection) -> None:
         last, ending = -math.inf, False
         while not ending:
-            taken = [self._writes.get()]
+            writes = [self._writes.get()]
             time.sleep(max(0.0, last + GROUP_SECONDS - time.monotonic()))
             while not self._writes.empty():
-                taken.append(self._writes.get())
-            ending = None in taken
-            _commit(connection, [write for write in taken if write is not None], self.path)
+                writes.append(self._writes.get())
+            ending = None in writes
+            _commit(connection, [write for write in writes if write is not None], self.path)
             last = time.monotonic()
 
     def close(self) -> None:
@@ -295,7 +248,7 @@ class Journal:
 
 
 def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path) -> None:
-    """Write a group in one transaction and tell each waiter; a change that no row can hold fails alone."""
+    """Write a group in one transaction and resolve its futures; a change that cannot be stored fails by itself."""
     try:
         try:
             results: list[int | RunFolderError] = _transaction(connection, group, _changed)
@@ -340,7 +293,7 @@ def _changed(connection: sqlite3.Connection, change: Change) -> int:
 
 
 def _changed_or_refused(connection: sqlite3.Connection, change: Change) -> int | RunFolderError:
-    """The same of a change that holds what no row can: its answers' texts alone, or else why nothing is written."""
+    """The same; of a change that cannot be stored only its answers' texts, else the reason why not even those."""
     refusal: Exception | None = None
     for attempt in (change, bare(change)):
         connection.execute("SAVEPOINT change")
@@ -376,13 +329,13 @@ def _to_completion(row: Sequence[Any]) -> Completion:
     )
 
 
-def to_request(found: Mapping[str, Any]) -> Request:
+def to_request(document: Mapping[str, Any]) -> Request:
     """A request from its canonical JSON, read."""
-    sampling = found.get("sampling", {})
+    sampling = document.get("sampling", {})
     return Request(
         **{
-            **found,
-            "messages": tuple(Message(**message) for message in found.get("messages", ())),
+            **document,
+            "messages": tuple(Message(**message) for message in document.get("messages", ())),
             "sampling": Sampling(**{**sampling, "stop": tuple(sampling.get("stop", ()))}),
         }
     )

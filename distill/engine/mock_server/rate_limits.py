@@ -12,7 +12,7 @@ from typing import Any
 from distill.engine.mock_server.faults import Fault, error_body, question, status
 
 UNSET_MAX_TOKENS = 16
-"""What a token limit reckons for an answer whose request gives no bound; the old default of /completions."""
+"""Tokens that an answer counts for where its request gives no bound; the old default of /completions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class RateLimits:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     per_seconds: float = 60.0
-    """What counts as a minute; shorter for tests."""
+    """The length of a minute; shorter for tests."""
     headers: bool = True
     """Whether every response says x-ratelimit-limit-, -remaining- and -reset-."""
     retry_after: bool = True
@@ -40,7 +40,7 @@ class _Window:
         self.limit = limit
         self.used = 0
         self._seconds = seconds
-        self._taken: deque[tuple[float, int]] = deque()
+        self._tokens_used: deque[tuple[float, int]] = deque()
 
     def wait_seconds(self, amount: int, now: float) -> float:
         """How long until this much fits; infinite where it never will."""
@@ -48,30 +48,30 @@ class _Window:
         over = self.used + amount - self.limit
         if over <= 0:
             return 0.0
-        for at, taken in self._taken:
+        for at, taken in self._tokens_used:
             over -= taken
             if over <= 0:
                 return at + self._seconds - now
         return math.inf
 
     def take(self, amount: int, now: float) -> None:
-        """Count what is let through."""
-        self._taken.append((now, amount))
+        """Count an admitted request."""
+        self._tokens_used.append((now, amount))
         self.used += amount
 
     def headers(self, now: float) -> dict[str, str]:
         """The limit, what is left of it, and how long until all of it is."""
         self._forget(now)
-        reset = self._taken[-1][0] + self._seconds - now if self._taken else 0.0
-        values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": duration(reset)}
+        reset = self._tokens_used[-1][0] + self._seconds - now if self._tokens_used else 0.0
+        values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": header_duration(reset)}
         return {f"x-ratelimit-{value}-{self.name}": str(reply) for value, reply in values.items()}
 
     def _forget(self, now: float) -> None:
-        while self._taken and self._taken[0][0] + self._seconds <= now:
-            self.used -= self._taken.popleft()[1]
+        while self._tokens_used and self._tokens_used[0][0] + self._seconds <= now:
+            self.used -= self._tokens_used.popleft()[1]
 
 
-def duration(seconds: float) -> str:
+def header_duration(seconds: float) -> str:
     """As rate limit headers write it: `120ms`, `1s`, `6m0s`, `1h0m0s`; rounded up to a millisecond."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds < 1000:
@@ -88,8 +88,8 @@ class RateLimitGate:
 
     def __init__(self, limits: RateLimits) -> None:
         self._limits = limits
-        given = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
-        self._windows = [_Window(name, n, limits.per_seconds) for name, n in given.items() if n is not None]
+        most = {"requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute}
+        self._windows = [_Window(name, n, limits.per_seconds) for name, n in most.items() if n is not None]
 
     def refusal(self, body: Mapping[str, Any]) -> Fault | None:
         """The 429 for a request that does not fit; one that does is counted."""
@@ -106,14 +106,14 @@ class RateLimitGate:
         return None
 
     def _refuse(self, window: _Window, wait: float) -> Fault:
-        again = "It is larger than the limit." if wait == math.inf else f"Please try again in {duration(wait)}."
+        again = "It is larger than the limit." if wait == math.inf else f"Please try again in {header_duration(wait)}."
         reply = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
         info = self._limits.retry_after and wait < math.inf
         headers = {"Retry-After": str(math.ceil(wait))} if info else {}
         return status(429, headers, error_body(reply, window.name, "rate_limit_exceeded"))
 
     def headers(self) -> dict[str, str]:
-        """What every response says of the limits."""
+        """The rate-limit headers of every response."""
         if not self._limits.headers:
             return {}
         now = time.monotonic()

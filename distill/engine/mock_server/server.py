@@ -68,12 +68,12 @@ class MockServer:
         return f"http://127.0.0.1:{self._port}/v1"
 
     def questions(self) -> list[str]:
-        """What was asked, in order of arrival."""
+        """The questions, in order of arrival."""
         return [question(body) for body in self.bodies]
 
-    def times_answered(self, asked: str) -> int:
+    def times_answered(self, question: str) -> int:
         """How often this question was answered."""
-        return self._answers[hash(asked)]
+        return self._answers[hash(question)]
 
     def stats(self) -> dict[str, Any]:
         """The counters, as JSON; `distinct` questions were answered, one of them `most_answers` times."""

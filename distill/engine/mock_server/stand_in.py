@@ -37,12 +37,12 @@ Says: TypeAlias = Callable[[str, random.Random], str]
 
 def answer(body: Mapping[str, Any]) -> str:
     """The answer to a request in OpenAI's form; drawn from its question, its seed and its turn."""
-    asked = question(body)
-    chance = random.Random(f"{asked}:{body.get('seed')}:{len(body.get('messages', ()))}")
+    prompt = question(body)
+    chance = random.Random(f"{prompt}:{body.get('seed')}:{len(body.get('messages', ()))}")
     for mark, says in _FORMS:
-        if re.search(mark, asked, re.IGNORECASE | re.DOTALL):
-            return says(asked, chance)
-    return _continued(asked, chance) if "prompt" in body else _said(asked, chance)
+        if re.search(mark, prompt, re.IGNORECASE | re.DOTALL):
+            return says(prompt, chance)
+    return _continued(prompt, chance) if "prompt" in body else _sentences(prompt, chance)
 
 
 def task(chance: random.Random) -> str:
@@ -54,62 +54,64 @@ def task(chance: random.Random) -> str:
     )
 
 
-def _said(asked: str, chance: random.Random) -> str:
+def _sentences(prompt: str, chance: random.Random) -> str:
     return " ".join(
         f"The {chance.choice(QUALITIES)} {thing} are {chance.choice(QUALITIES)}, and {chance.choice(THINGS)} follow."
         for thing in chance.sample(THINGS, 3)
     )
 
 
-def _continued(asked: str, chance: random.Random) -> str:
+def _continued(prompt: str, chance: random.Random) -> str:
     """A list that goes on, as a raw completion does."""
-    numbers = [int(number) for number in re.findall(r"^(\d+)\.", asked, re.MULTILINE)] or [0]
+    numbers = [int(number) for number in re.findall(r"^(\d+)\.", prompt, re.MULTILINE)] or [0]
     return "\n".join(f"{'' if place == 0 else f'{numbers[-1] + place}. '}{task(chance)}" for place in range(6))
 
 
-def _listed(asked: str, chance: random.Random) -> str:
+def _listed(prompt: str, chance: random.Random) -> str:
     return "\n".join(f"{number}. {task(chance)}" for number in range(1, 9))
 
 
-def _topics(asked: str, chance: random.Random) -> str:
+def _topics(prompt: str, chance: random.Random) -> str:
     return "\n".join(f"{number}. {chance.choice(QUALITIES)} {chance.choice(THINGS)}" for number in range(1, 9))
 
 
-def _tasks(asked: str, chance: random.Random) -> str:
-    wanted = int(match[1]) if (match := re.search(r"Write (\d+)", asked)) else 3
-    return "\n".join(f"TASK {number}: {task(chance)}" for number in range(1, wanted + 1))
+def _tasks(prompt: str, chance: random.Random) -> str:
+    count = int(match[1]) if (match := re.search(r"Write (\d+)", prompt)) else 3
+    return "\n".join(f"TASK {number}: {task(chance)}" for number in range(1, count + 1))
 
 
-def _blocks(asked: str, chance: random.Random) -> str:
+def _blocks(prompt: str, chance: random.Random) -> str:
     """Alpaca's blocks, from where the prompt breaks off."""
-    first = int(re.findall(r"(\d+)\. Instruction:", asked)[-1])
+    first = int(re.findall(r"(\d+)\. Instruction:", prompt)[-1])
     pieces = []
     for number in range(first, first + 6):
-        given = "<noinput>" if chance.random() < 0.7 else _said(asked, chance)
+        context = "<noinput>" if chance.random() < 0.7 else _sentences(prompt, chance)
         lead = "" if number == first else f"{number}. Instruction: "
-        pieces.append(f"{lead}{task(chance)}\n{number}. Input:\n{given}\n{number}. Output:\n{_said(asked, chance)}")
+        pieces.append(
+            f"{lead}{task(chance)}\n{number}. Input:\n{context}\n{number}. Output:\n{_sentences(prompt, chance)}"
+        )
     return "\n###\n".join(pieces)
 
 
-def _transcript(asked: str, chance: random.Random) -> str:
-    rounds = int(match[1]) if (match := re.search(r"There are (\d+) messages", asked)) else 3
-    turns = [f"[Visitor] {task(chance)[:-1]}?\n[Helper] {_said(asked, chance)}" for _ in range(rounds)]
+def _transcript(prompt: str, chance: random.Random) -> str:
+    rounds = int(match[1]) if (match := re.search(r"There are (\d+) messages", prompt)) else 3
+    turns = [f"[Visitor] {task(chance)[:-1]}?\n[Helper] {_sentences(prompt, chance)}" for _ in range(rounds)]
     return "\n".join(turns)
 
 
-def _instance(asked: str, chance: random.Random) -> str:
-    return f"Example 1\n{_said(asked, chance)}\nOutput: {_said(asked, chance)}\n"
+def _instance(prompt: str, chance: random.Random) -> str:
+    return f"Example 1\n{_sentences(prompt, chance)}\nOutput: {_sentences(prompt, chance)}\n"
 
 
-def _labelled(asked: str, chance: random.Random) -> str:
-    return f"Class label: yes\n{_said(asked, chance)}\nClass label: no\n{_said(asked, chance)}\n"
+def _labelled(prompt: str, chance: random.Random) -> str:
+    return f"Class label: yes\n{_sentences(prompt, chance)}\nClass label: no\n{_sentences(prompt, chance)}\n"
 
 
 def _one_of(*choices: str) -> Says:
-    return lambda asked, chance: chance.choice(choices)
+    return lambda prompt, chance: chance.choice(choices)
 
 
-def _rewritten(asked: str, chance: random.Random) -> str:
+def _rewritten(prompt: str, chance: random.Random) -> str:
     return f"{task(chance)[:-1]}, and give two reasons with an example of each."
 
 
@@ -132,4 +134,4 @@ _FORMS: Sequence[tuple[str, Says]] = (
     (r"(?m)^\d+\.\s*\Z", _continued),
     (r"numbered list", _listed),
 )
-"""By what a prompt of ours holds, the form of its answer; the first that fits."""
+"""Patterns of shipped prompts, each with the function that answers them; the first match counts."""

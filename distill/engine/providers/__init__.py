@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from distill import errors
 from distill.core.redaction import strike
 from distill.engine.providers.rate_limit_headers import RateLimitReport
 from distill.types import Endpoint, Finish, Request, Usage
@@ -31,16 +32,16 @@ class Reply:
     loglikelihood: float | None = None
     """For `kind="likelihood"`: nats, end token excluded."""
     report: RateLimitReport | None = None
-    """What the endpoint said of its limits."""
+    """Rate limits as the endpoint reported them."""
 
 
 class ProviderError(Exception):
     """A send that brought no answer, and why.
 
     `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
-    endpoint can succeed, so that the run stops. `busy`: the endpoint turned the request away for load (HTTP 429, 503).
-    `report`: what it said of its limits. The reason `refused` means that no connection could be made at all. Known
-    secrets are struck out of `detail`.
+    endpoint can succeed, so that the run stops. `busy`: the endpoint rejected the request for load (HTTP 429, 503).
+    `report`: the rate limits that it reported. The reason `refused` means that no connection could be made at all.
+    Known secrets are struck out of `detail`.
     """
 
     def __init__(
@@ -83,5 +84,4 @@ class Provider(Protocol):
 
 def one_line(text: str, limit: int = DETAIL_CHARACTERS) -> str:
     """The text without known secrets on one line of at most `limit` characters, encodable as UTF-8."""
-    line = " ".join(strike(text).split()).encode("utf-8", "replace").decode("utf-8")
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return errors.one_line(strike(text).encode("utf-8", "replace").decode("utf-8"), limit)

@@ -23,8 +23,8 @@ def normalise_url(url: str) -> str:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        shown = one_line(url.rpartition("@")[2].partition("?")[0], 100)
-        raise RecipeError(f'base_url "{shown}" is no address; expected one such as http://127.0.0.1:8000/v1')
+        start = one_line(url.rpartition("@")[2].partition("?")[0], 100)
+        raise RecipeError(f'base_url "{start}" is no address; expected one such as http://127.0.0.1:8000/v1')
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", parts.path.rstrip("/"), "", ""))
 
@@ -41,8 +41,8 @@ def proxy_for(base_url: str) -> str | None:
     host = parts.hostname or ""
     if _is_loopback(host) or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
-    found = getproxies()
-    proxy = found.get(parts.scheme) or found.get("all")
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
 
 
@@ -55,17 +55,17 @@ def _is_loopback(host: str) -> bool:
 
 def request_headers(api_key: str | None, extra: Mapping[str, str]) -> dict[str, str]:
     """The headers of every request. Raises `RecipeError` for a value that no header can carry."""
-    found = {"Content-Type": "application/json", "Accept": "application/json"}
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if api_key:
-        found["Authorization"] = f"Bearer {api_key.strip()}"
-    found |= {name: value.strip() for name, value in extra.items()}
-    for name, value in found.items():
+        headers["Authorization"] = f"Bearer {api_key.strip()}"
+    headers |= {name: value.strip() for name, value in extra.items()}
+    for name, value in headers.items():
         if not (name.isascii() and value.isascii() and (name + value).replace(" ", "").isprintable()):
             raise RecipeError(f"the value for the HTTP header {name!a} has characters that no header can carry")
-    return found
+    return headers
 
 
 def secrets_in(base_url: str) -> list[str]:
-    """What an address holds of secrets: its password, and values of its query under names of secrets."""
+    """The secrets in an address: its password, and values of its query under names of secrets."""
     literal = [value for _, value in credentials.literals(base_url.strip(), None)]
     return [unquote(urlsplit(base_url.strip()).password or ""), *literal]

@@ -11,12 +11,11 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import fields, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from distill.core import credentials, event_loop
-from distill.core.hashing import canonical
+from distill.core.hashing import canonical, text_sha256
 from distill.core.redaction import learn, strike
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.addresses import join, normalise_url, proxy_for, request_headers, secrets_in
@@ -45,7 +44,7 @@ LARGEST_BODY_BYTES = 32 * 2**20
 """A longer response is refused: no answer of a model is this long."""
 CONNECT_SECONDS = 15.0
 LARGEST_FILE_BYTES = 4 * 2**30
-"""Of a batch's output: twenty times the largest input."""
+"""The largest file of a batch's output: twenty times the largest input."""
 FILE_SECONDS = 3600.0
 """The longest download of such a file."""
 
@@ -88,8 +87,8 @@ class OpenAIProvider:
         identity = endpoint or Endpoint(model=model, url=self.shown_url, revision=revision)
         self.endpoint = _with_extra(identity, self._extra_body)
         self.headers = request_headers(api_key, headers or {})
-        """What every request carries; secret."""
-        self.account = sha256(canonical([self.shown_url, model, self.headers]).encode()).hexdigest()
+        """The headers of every request; secret."""
+        self.account = text_sha256(canonical([self.shown_url, model, self.headers]))
         """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
         for secret in (api_key or "", *(headers or {}).values(), *secrets_in(base_url)):
             learn(secret)
@@ -132,7 +131,7 @@ class OpenAIProvider:
         largest = largest_body_bytes or self._largest_body_bytes
         try:
             async with self._here().request(method, self._address(path), allow_redirects=False, **options) as response:
-                return response.status, response.headers, await _read(response, largest)
+                return response.status, response.headers, await _body_text(response, largest)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._broken(error) from error
 
@@ -149,7 +148,7 @@ class OpenAIProvider:
         try:
             async with self._here().get(self._address(path), allow_redirects=False, timeout=timeout) as response:
                 if response.status != 200:
-                    reply = await _read(response, self._largest_body_bytes)
+                    reply = await _body_text(response, self._largest_body_bytes)
                     raise self.refusal(response.status, response.headers, reply)
                 async for chunk in response.content.iter_any():
                     total += len(chunk)
@@ -231,7 +230,7 @@ class OpenAIProvider:
         )
 
     def refusal(self, status: int, headers: Mapping[str, str], body: str) -> ProviderError:
-        """What an HTTP status other than 200 means: ask again, never again, or stop.
+        """The error that an HTTP status other than 200 amounts to: transient, permanent or fatal.
 
         `headers` looks names up without regard to case.
         """
@@ -252,7 +251,7 @@ class OpenAIProvider:
         )
 
     def _advice(self, status: int, headers: Mapping[str, str], reply: str) -> str | None:
-        """What to do where no request can succeed; `None` where another might."""
+        """Advice where no request can succeed; `None` where another might."""
         if status in {401, 403}:
             return "check the key in the environment variable that api_key_env names"
         if status == 402 or "insufficient_quota" in reply or "billing_hard_limit" in reply:
@@ -266,7 +265,7 @@ class OpenAIProvider:
         return None
 
     def _broken(self, error: Exception) -> ProviderError:
-        """What an exception on the way means; all of them are transient except a certificate that is not trusted."""
+        """The error for an exception of the client; transient but for an untrusted certificate or a bad address."""
         import aiohttp
 
         reply = one_line(str(error) or type(error).__name__, 160)
@@ -317,7 +316,9 @@ def _checked_extra(extra_body: Mapping[str, Any]) -> dict[str, Any]:
     if extra_body.get("stream"):
         raise RecipeError("extra_body asks for a stream; take stream out, answers are read whole")
     if extra_body.get("n") not in (None, 1):
-        raise RecipeError("extra_body asks for several answers a request, of which one would be kept; take n out")
+        raise RecipeError(
+            "extra_body asks for several answers per request, of which only one would be kept; take n out"
+        )
     return dict(extra_body)
 
 
@@ -326,10 +327,10 @@ def _with_extra(endpoint: Endpoint, extra_body: Mapping[str, Any]) -> Endpoint:
     if not extra_body:
         return endpoint
     both = canonical({"fingerprint": endpoint.fingerprint, "extra_body": extra_body})
-    return replace(endpoint, fingerprint=sha256(both.encode("ascii")).hexdigest())
+    return replace(endpoint, fingerprint=text_sha256(both))
 
 
-async def _read(response: aiohttp.ClientResponse, largest: int) -> str:
+async def _body_text(response: aiohttp.ClientResponse, largest: int) -> str:
     """The body as text, without known secrets."""
     data = bytearray()
     async for chunk in response.content.iter_any():

@@ -39,13 +39,13 @@ def report(headers: Mapping[str, str]) -> RateLimitReport | None:
 
     `headers` looks names up without regard to case.
     """
-    requests = _left(headers, "x-ratelimit-{}-requests")
-    requests = requests or _left(headers, "x-ratelimit-{}") or _left(headers, "ratelimit-{}")
-    tokens = _left(headers, "x-ratelimit-{}-tokens")
+    requests = _quota(headers, "x-ratelimit-{}-requests")
+    requests = requests or _quota(headers, "x-ratelimit-{}") or _quota(headers, "ratelimit-{}")
+    tokens = _quota(headers, "x-ratelimit-{}-tokens")
     return RateLimitReport(requests=requests, tokens=tokens) if requests or tokens else None
 
 
-def _left(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
+def _quota(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
     remaining = headers.get(pattern.format("remaining"))
     if remaining is None or (amount := _number(remaining)) is None:
         return None
@@ -87,12 +87,12 @@ def _date_seconds(reply: str) -> float | None:
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """What `retry-after-ms` or `Retry-After` asks for, as seconds or as an HTTP date (RFC 9110 §10.2.3).
+    """Seconds to wait by `retry-after-ms` or `Retry-After`, which may be an HTTP date (RFC 9110 §10.2.3).
 
     `None` without a readable one.
     """
-    named = {name.lower(): value.strip() for name, value in headers.items()}
-    if re.fullmatch(r"\d+(\.\d+)?", milliseconds := named.get("retry-after-ms", "")):
+    values = {name.lower(): value.strip() for name, value in headers.items()}
+    if re.fullmatch(r"\d+(\.\d+)?", milliseconds := values.get("retry-after-ms", "")):
         return float(milliseconds) / 1000
-    reply = named.get("retry-after", "")
+    reply = values.get("retry-after", "")
     return float(reply) if re.fullmatch(r"\d+(\.\d+)?", reply) else _date_seconds(reply)

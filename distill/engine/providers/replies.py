@@ -97,10 +97,10 @@ def _is_count(reply: Any, least: int) -> bool:
 def message_of(body: str) -> tuple[str, str]:
     """An error body's message and its code: OpenAI's shape, FastAPI's `detail`, or any text without its tags."""
     try:
-        found = json.loads("" if _is_deep(body) else body)
+        document = json.loads("" if _is_deep(body) else body)
     except ValueError:
         return shown(body), ""
-    error = found.get("error", found) if isinstance(found, dict) else found
+    error = document.get("error", document) if isinstance(document, dict) else document
     if not isinstance(error, dict):
         return str(error), ""
     message = error.get("message") or error.get("detail") or json.dumps(error)
