@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from distill.compare.lm_eval import TaskMeasure, said_by_student
-from distill.compare.stats import Difference, holm, paired_difference, sign_flip_p
+from distill.compare.stats import Difference, by_category, holm, paired_difference, sign_flip_p
 from distill.core.jsonl import read_jsonl
 from distill.errors import RunFolderError
 from distill.run import students
@@ -196,7 +196,7 @@ def _change(
     word = _direction(better, first, second, difference)
     return MeasureChange(
         measure, title, fmean(first), fmean(second), difference, sign_flip_p(second, first, seed=SEED), None, word,
-        _by_category(pairs, kinds),
+        by_category(kinds, lambda keys: _figures([pairs[key] for key in keys])),
     )  # fmt: skip
 
 
@@ -220,23 +220,12 @@ def _plain(change: MeasureChange) -> dict[str, Any]:
     return {name: getattr(change, name) for name in MeasureChange.__slots__}
 
 
-def _by_category(pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]) -> dict[str, Any]:
-    members: dict[str, list[tuple[float, float]]] = {}
-    for key, pair in pairs.items():
-        members.setdefault(kinds.get(key, "all"), []).append(pair)
-    if len(members) < 2:
-        return {}
-    info: dict[str, Any] = {}
-    for name, each in sorted(members.items()):
-        first, second = zip(*each, strict=True)
-        info[name] = {
-            "n": len(each),
-            "difference": paired_difference(second, first, seed=SEED),
-            "p": sign_flip_p(second, first, seed=SEED),
-        }
-    tested = [name for name, one in info.items() if one["p"] is not None]
-    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
-    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in info.items()}
+def _figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    first, second = zip(*pairs, strict=True)
+    return {
+        "difference": paired_difference(second, first, seed=SEED),
+        "p": sign_flip_p(second, first, seed=SEED),
+    }
 
 
 def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measure: str) -> list[dict[str, Any]]:

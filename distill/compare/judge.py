@@ -11,18 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from distill.compare.answers import Engines
-from distill.compare.metrics import Model, ModelAnswer
-from distill.compare.results import ComparisonResults, Prompt
+from distill.compare.metrics import ModelAnswer
+from distill.compare.results import JUDGED, ComparisonResults, Prompt
 from distill.core import console
 from distill.core.assets import fill, load
 from distill.engine.providers import Provider
 from distill.recipe import Judging
 from distill.text.judge_replies import GradeScale, graded
 from distill.text.tokens import harmless
-from distill.types import Completion, Failure, Flow, Message, Request, Sampling
+from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
 REPLY_TOKENS = 512
 """Bound of a judge's reply where the recipe's judge has none."""
@@ -31,7 +31,6 @@ VERDICTS = ("A", "B", "tie")
 
 Verdict: TypeAlias = str
 """The model that is better, `tie`, or `unparsed`."""
-Place = Literal["A", "B"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +49,33 @@ class JudgeQuestion:
 
 def judge(
     results: ComparisonResults, engine: Engines, provider: Provider, *, options: Judging, sampling: Sampling
-) -> dict[str, Any]:
-    """Ask the judge, write its verdicts into the prompts' lines (`judge`), and return what the audit starts from.
+) -> dict[int, dict[str, Any]]:
+    """By prompt, the judge's verdicts as `pairs` and its grades as `single`.
 
-    The result has `model` and `mode`. Requests that fail are verdicts that cannot be read. Raises what the engine does.
+    Requests that fail are verdicts that cannot be read. Raises what the engine does.
     """
-    drawing = _sampling(sampling, options)
+    sampling = _sampling(sampling, options)
     games = list(_games(results, options)) if options.mode != "single" else []
-    grades = list(_graded_answers(results)) if options.mode != "pairwise" else []
+    graded_answers = list(_graded_answers(results)) if options.mode != "pairwise" else []
     flows: list[tuple[str, Callable[[], Flow[Any]]]] = [
-        (_name(results, game), partial(_play, results, game, options, drawing)) for game in games
+        (_name(results, game), partial(_play, results, game, options, sampling)) for game in games
     ]
     flows += [
-        (f"{results.prompts[index].id}:{model}", partial(_grade, results, index, model, options, drawing))
-        for index, model in grades
+        (f"{results.prompts[index].id}:{model}", partial(_grade, results, index, model, options, sampling))
+        for index, model in graded_answers
     ]
     with console.progress("asking the judge", len(flows)) as bar:
         outcomes = engine({"judge": provider}, progress=bar, local=False).run(flows)
     unread = ("unparsed", "the judge did not answer")
     replies = [outcome.value or unread for outcome in outcomes]
+    entries: dict[int, dict[str, Any]] = {}
     if options.mode != "single":
-        _record_pairs(results, options, dict(zip(games, replies, strict=False)))
-    _record_grades(results, dict(zip(grades, replies[len(games) :], strict=True)))
-    return {"model": provider.endpoint.model, "mode": options.mode}
+        for index, pair, entry in _pair_entries(results, options, dict(zip(games, replies, strict=False))):
+            entries.setdefault(index, {}).setdefault("pairs", {})[pair] = entry
+    for (index, model), (score, reason) in zip(graded_answers, replies[len(games) :], strict=True):
+        entry = {"score": score if isinstance(score, float) else None, "reason": reason}
+        entries.setdefault(index, {}).setdefault("single", {})[model] = entry
+    return dict(sorted(entries.items()))
 
 
 def _sampling(given: Sampling, options: Judging) -> Sampling:
@@ -95,36 +98,32 @@ def _games(results: ComparisonResults, options: Judging) -> Iterator[JudgeQuesti
     """Both orders of each pair on each prompt that both answered in other words; some asked a second time."""
     for pair in options.pairs:
         one, other = _models(pair)
-        asked = [index for index in results.shared if _differ(results, index, one, other)]
-        for index in asked:
+        differing = [index for index in results.shared if _differ(results, index, (one, other))]
+        for index in differing:
             yield JudgeQuestion(index, pair, one, other)
             yield JudgeQuestion(index, pair, other, one)
-        for index in asked[:: max(1, len(asked) // options.retest)][: options.retest] if options.retest else ():
+        step = max(1, len(differing) // max(1, options.retest))
+        for index in differing[::step][: options.retest]:
             yield JudgeQuestion(index, pair, one, other, again=True)
 
 
 def _models(pair: str) -> tuple[Model, Model]:
-    names: dict[str, Model] = {"base": "base", "student": "student", "teacher": "teacher"}
-    one, _, other = pair.partition(":")
-    return names[one], names[other]
+    one, other = (next(model for model in JUDGED if model == name) for name in pair.split(":"))
+    return one, other
 
 
-def _both(results: ComparisonResults, index: int, one: Model, other: Model) -> tuple[ModelAnswer, ModelAnswer] | None:
-    answers = [results.answers.get(model, {}).get(index) for model in (one, other)]
-    return (answers[0], answers[1]) if answers[0] is not None and answers[1] is not None else None
+def _both(results: ComparisonResults, index: int, models: Sequence[Model]) -> list[ModelAnswer]:
+    """The answers of both models to a prompt; empty where one has none."""
+    answers = [results.answers[model][index] for model in models if index in results.answers.get(model, {})]
+    return answers if len(answers) == len(models) else []
 
 
-def _differ(results: ComparisonResults, index: int, one: Model, other: Model) -> bool:
-    both = _both(results, index, one, other)
-    return both is not None and _answer_texts(both[0]) != _answer_texts(both[1])
-
-
-def _answer_texts(answer: ModelAnswer) -> tuple[str, ...]:
-    return (*answer.earlier, answer.text)
+def _differ(results: ComparisonResults, index: int, models: Sequence[Model]) -> bool:
+    return len({answer.texts for answer in _both(results, index, models)}) > 1
 
 
 def _graded_answers(results: ComparisonResults) -> Iterator[tuple[int, Model]]:
-    for model in ("base", "student", "teacher"):
+    for model in JUDGED:
         for index in results.shared:
             if index in results.answers.get(model, {}):
                 yield index, model
@@ -197,8 +196,8 @@ def _dialogue(prompt: Prompt, answer: ModelAnswer) -> str:
 
 def _texts(prompt: Prompt, answers: Sequence[ModelAnswer]) -> list[str]:
     """What the judge was shown, whose words are no verdict of its own."""
-    asked = [message.content for message in prompt.messages]
-    return [*asked, *prompt.later, *(text for answer in answers for text in _answer_texts(answer))]
+    messages = [message.content for message in prompt.messages]
+    return [*messages, *prompt.later, *(text for answer in answers for text in answer.texts)]
 
 
 def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
@@ -258,19 +257,20 @@ def _of_prose(reason: str, texts: Sequence[str]) -> str:
 # What it comes to
 
 
-def _record_pairs(
+def _pair_entries(
     results: ComparisonResults, options: Judging, replies: Mapping[JudgeQuestion, tuple[Verdict, str]]
-) -> None:
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for pair in options.pairs:
         one, other = _models(pair)
         for index in results.shared:
-            both = _both(results, index, one, other)
-            if both is None:
-                continue
-            games = [JudgeQuestion(index, pair, one, other), JudgeQuestion(index, pair, other, one)]
-            again = replies.get(replace(games[0], again=True))
-            info = _pair_entry(pair, [(game, replies[game]) for game in games if game in replies], again)
-            _judged(results, index).setdefault("pairs", {})[pair] = info
+            if _both(results, index, (one, other)):
+                games = [JudgeQuestion(index, pair, one, other), JudgeQuestion(index, pair, other, one)]
+                again = replies.get(replace(games[0], again=True))
+                yield (
+                    index,
+                    pair,
+                    _pair_entry(pair, [(game, replies[game]) for game in games if game in replies], again),
+                )
 
 
 def _pair_entry(
@@ -293,14 +293,3 @@ def outcome_of(pair: str, verdicts: Sequence[Verdict]) -> str:
     if verdicts and set(verdicts) == {one}:
         return "win"
     return "loss" if verdicts and set(verdicts) == {other} else "tie"
-
-
-def _record_grades(results: ComparisonResults, replies: Mapping[tuple[int, Model], tuple[Any, str]]) -> None:
-    for (index, model), (score, reason) in replies.items():
-        read = score if isinstance(score, float) else None
-        _judged(results, index).setdefault("single", {})[model] = {"score": read, "reason": reason}
-
-
-def _judged(results: ComparisonResults, index: int) -> dict[str, Any]:
-    info: dict[str, Any] = results.more.setdefault(index, {}).setdefault("judge", {})
-    return info

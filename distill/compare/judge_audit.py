@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.compare.metrics import Model
-from distill.compare.results import ComparisonResults
+from distill.compare.results import JUDGED, ComparisonResults
 from distill.compare.stats import (
     MIN_PROMPTS,
     Interval,
+    by_category,
     clustered_interval,
-    holm,
     length_controlled,
     mean_interval,
     paired_difference,
     prompts_needed,
     sign_flip_p,
 )
+from distill.types import Model
 
 WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 MAX_UNPARSED = 0.2
@@ -35,30 +35,44 @@ ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "
 MAIN = "student:teacher"
 
 
-def conclude(results: ComparisonResults, info: Mapping[str, Any], seed: int, usd: float | None) -> dict[str, Any]:
-    """What scores.json says under `judge`: win rates, grades, audit, and a verdict or why it is withheld.
+def conclude(
+    results: ComparisonResults,
+    judged: Mapping[int, Mapping[str, Any]],
+    judge: Mapping[str, str],
+    names: Mapping[Model, str],
+    *,
+    seed: int,
+    usd: float | None,
+) -> dict[str, Any]:
+    """The `judge` entry of scores.json: win rates, grades, audit, and a verdict or why it is withheld.
 
-    `info` has the judge's model and mode. Also says of each prompt how the student fared (`outcome`) by the judge.
+    `judged` are the entries of `distill.compare.judge.judge`, `judge` its model and mode, `names` the models' own.
     """
-    judged = {index: more["judge"] for index, more in sorted(results.more.items()) if "judge" in more}
-    names = dict.fromkeys(pair for one in judged.values() for pair in one.get("pairs", {}))
-    pairs = {name: _pair(results, _games(judged, name), name, seed) for name in names}
-    audit = _audit(results, judged, info["model"], seed) if pairs else None
-    main = pairs.get(MAIN)
+    pair_names = dict.fromkeys(pair for one in judged.values() for pair in one.get("pairs", {}))
+    pairs = {name: _pair(results, _games(judged, name), name, seed) for name in pair_names}
+    audit = _audit(results, judged, _same_family(judge["model"], names), seed) if pairs else None
+    main, base = pairs.get(MAIN), pairs.get("base:teacher")
     withheld = _withheld(main, list(_games(judged, MAIN).values())) if main is not None else None
-    if main is not None:
-        _record_outcomes(results, _games(judged, MAIN))
-    base = pairs.get("base:teacher")
     return {
-        **info,
+        **judge,
         "pairs": pairs,
         "student_minus_base": _against_base(judged, seed),
         "single": _single(judged, seed),
         "audit": audit,
         "withheld": withheld,
-        "verdict": _verdict(main, base, info["model"], audit or {}) if main is not None and withheld is None else None,
+        "verdict": _verdict(main, base, judge["model"], audit or {}) if main is not None and withheld is None else None,
         "power": _power(_games(judged, MAIN), len(results.shared), usd) if main is not None else None,
     }
+
+
+def judged_outcomes(judged: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """By prompt, its `outcome` for the student; the margin is the share of games won less the share lost, 1 to −1."""
+    outcomes = {}
+    for index, pair in _games(judged, MAIN).items():
+        verdicts = [game["verdict"] for game in pair["games"]]
+        margin = (verdicts.count("student") - verdicts.count("teacher")) / max(1, len(verdicts))
+        outcomes[index] = {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin}
+    return outcomes
 
 
 def _games(judged: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapping[str, Any]]:
@@ -80,7 +94,10 @@ def _pair(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]], nam
         "losses": counts["loss"],
         "unparsed": counts["unparsed"],
         **_rates(list(worth.values()), seed),
-        "categories": _by_category(results, worth, seed),
+        "categories": by_category(
+            {index: results.prompts[index].category for index in worth},
+            lambda indices: _rates([worth[index] for index in indices], seed),
+        ),
         "length_controlled": controlled,
         "length_note": why,
     }
@@ -92,18 +109,6 @@ def _rates(worth: Sequence[float], seed: int) -> dict[str, Any]:
         "win_or_tie": mean_interval([float(one > 0) for one in worth], seed=seed),
         "p": sign_flip_p(worth, [0.5] * len(worth), seed=seed),
     }
-
-
-def _by_category(results: ComparisonResults, worth: Mapping[int, float], seed: int) -> dict[str, Any]:
-    members: dict[str, list[float]] = {}
-    for index, one in worth.items():
-        members.setdefault(results.prompts[index].category, []).append(one)
-    if len(members) < 2:
-        return {}
-    info = {name: {"n": len(each), **_rates(each, seed)} for name, each in sorted(members.items())}
-    tested = [name for name, one in info.items() if one["p"] is not None]
-    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
-    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in info.items()}
 
 
 def _length_controlled(
@@ -118,12 +123,8 @@ def _length_controlled(
 
 def _longer_by(results: ComparisonResults, index: int, one: str, other: str) -> float:
     """Characters by which the answer of the first model is longer."""
-    texts = {model: answers[index].text for model, answers in results.answers.items() if index in answers}
-    return float(len(_text(texts, one)) - len(_text(texts, other)))
-
-
-def _text(texts: Mapping[Model, str], name: str) -> str:
-    return next(text for model, text in texts.items() if model == name)
+    lengths = {str(model): len(by[index].text) for model, by in results.answers.items() if index in by}
+    return float(lengths[one] - lengths[other])
 
 
 def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
@@ -143,7 +144,7 @@ def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
 def _single(judged: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """The mean grade of each model; a grade that cannot be read is left out and counted."""
     info: dict[str, Any] = {}
-    for model in ("base", "student", "teacher"):
+    for model in JUDGED:
         grades = [one["single"][model]["score"] for one in judged.values() if model in one.get("single", {})]
         read = [grade for grade in grades if grade is not None]
         if grades:
@@ -165,7 +166,7 @@ class _JudgeReply:
 
 
 def _audit(
-    results: ComparisonResults, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int
+    results: ComparisonResults, judged: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
 ) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
     info = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
@@ -189,7 +190,7 @@ def _audit(
         "longer_wins": _share(decided, lambda game: _picks_longer(results, game)),
         "longer_would_say": _longer_would_say(results, judged, seed),
         "test_retest": _same_again(pairs),
-        "same_family": _same_family(results, judge),
+        "same_family": same_family,
     }
 
 
@@ -230,11 +231,11 @@ def family(model: str) -> str | None:
     return ALIKE.get(found, found) if found is not None else None
 
 
-def _same_family(results: ComparisonResults, judge: str) -> list[str]:
-    """Of the models that it judges, those that may be its kin: judges favour their own."""
+def _same_family(judge: str, names: Mapping[Model, str]) -> list[Model]:
+    """The judged models that may be of the judge's family: judges favour their own."""
     own = family(judge)
-    models: Mapping[Model, str] = results.names
-    return [model for model in ("student", "teacher") if own is not None and family(models.get(model, "")) == own]
+    judged: tuple[Model, ...] = ("student", "teacher")
+    return [model for model in judged if own is not None and family(names.get(model, "")) == own]
 
 
 def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
@@ -282,16 +283,6 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
         f"{main['ties']} tied, 95% CI {info.low:.0%} to {info.high:.0%}), as {judge} judges in both orders{against}"
         f"{doubt}"
     )
-
-
-def _record_outcomes(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]]) -> None:
-    """How each prompt came out; the margin is the share of games won less the share lost, 1 to −1."""
-    for index, pair in info.items():
-        games = [game["verdict"] for game in pair["games"]]
-        margin = (games.count("student") - games.count("teacher")) / max(1, len(games))
-        results.record(
-            index, "outcome", {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin}
-        )
 
 
 def _power(info: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:

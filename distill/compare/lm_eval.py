@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.compare.stats import holm, mean_interval, paired_difference, sign_flip_p
+from distill.compare.stats import mean_interval, paired_difference, sign_flip_p, with_holm
 from distill.core.console import say
 from distill.core.hashing import json_sha256
 from distill.core.jsonl import append_row, write_rows
@@ -209,7 +209,7 @@ def entries(
     }
     left_out = {row["task"]: row["left_out"] for name in names for row in rows["base"][name] if row["left_out"]}
     notes = [f"{task}: {', '.join(gone)} has no value for one document, so no pairs" for task, gone in left_out.items()]
-    return {"entries": _adjusted(info), "notes": notes}
+    return {"entries": with_holm(info), "notes": notes}
 
 
 def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -229,7 +229,7 @@ def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any
         "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MOST_TOLD],
         "note": None if len(pooled) == every else f"documents without a number of both: {every - len(pooled)}",
         **_figures(pooled, seed),
-        "categories": _adjusted(parts) if len(parts) > 1 else {},
+        "categories": with_holm(parts) if len(parts) > 1 else {},
     }
 
 
@@ -258,10 +258,3 @@ def _figures(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Any]:
         "student_minus_base": paired_difference(student, base, seed=seed),
         "p": sign_flip_p(student, base, seed=seed),
     }
-
-
-def _adjusted(info: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same with each p adjusted for looking at all of them (Holm, 1979)."""
-    tested = [name for name, entry in info.items() if entry["p"] is not None]
-    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
-    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in info.items()}

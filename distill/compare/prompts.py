@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from distill.compare.metrics import Model, ModelAnswer
+from distill.compare.metrics import ModelAnswer
 from distill.compare.metrics.instruction_checks import problem
-from distill.compare.results import EVERY, MODELS, NAMES, ComparisonResults, Prompt
+from distill.compare.results import EVERY, NAMES, ModelReplies, Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
 from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
 from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows, text_lines
 from distill.text.tokens import normalise
-from distill.types import Completion, Message, Session
+from distill.types import MODELS, Completion, Message, Model, Session
 
 CATEGORIES = ("category", "kind", "topic", "imported")
 """Entries of a session's meta that say what kind of prompt it is, the first that is there."""
@@ -189,62 +188,59 @@ def _id(row: Mapping[str, Any]) -> str | None:
 # Recorded answers
 
 
-def take_recorded(results: ComparisonResults, files: Mapping[Model, Path]) -> None:
-    """Put answers from files in the place of those that a model would be asked for.
+def recorded_answers(prompts: Sequence[Prompt], files: Mapping[Model, Path]) -> list[ModelReplies]:
+    """Answers from files, of the models that have one.
 
     A row has an answer as `text`, `output` (AlpacaEval's outputs), `answer`, `response`, `completion`, `turns`, or
     `choices` with `turns` (FastChat's), and belongs to the prompt of the same id, else of the same question but for
-    case and white space; of prompts that ask the same, each row takes the next. A prompt without an answer lacks that
-    model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two answers
-    to one.
+    case and white space; of prompts with the same question, each row takes the next. A prompt without an answer lacks
+    that model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two
+    answers to one.
     """
-    for model in MODELS:
-        if model in files:
-            _take(results, model, files[model])
+    return [_recorded(prompts, model, files[model]) for model in MODELS if model in files]
 
 
-def _take(results: ComparisonResults, model: Model, path: Path) -> None:
-    ids = {prompt.id: index for index, prompt in enumerate(results.prompts)}
-    texts: dict[str, list[int]] = {}
-    for place, prompt in enumerate(results.prompts):
-        texts.setdefault(normalise(prompt.messages[-1].content), []).append(place)
+def _recorded(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelReplies:
+    ids = {prompt.id: index for index, prompt in enumerate(prompts)}
+    same_text: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        same_text.setdefault(normalise(prompt.messages[-1].content), []).append(index)
     answers: dict[int, ModelAnswer] = {}
     for row in json_rows(path):
         if isinstance(row, RejectedRow):
             raise RecipeError(f"compare.answers.{model}: {path}, line {row.line}: {row.detail}")
-        index = ids.get(_id(row.value) or "")
-        if index is None:
-            index = _free(next((texts[key] for key in _questions(row.value) if key in texts), []), answers)
-        answer = _recorded(row.value)
-        if index is None or answer is None:
+        place = ids.get(_id(row.value) or "")
+        if place is None:
+            place = _next_free(next((same_text[key] for key in _questions(row.value) if key in same_text), []), answers)
+        answer = _answer(row.value)
+        if place is None or answer is None:
             continue
-        if index in answers:
+        if place in answers:
             raise RecipeError(
-                f"compare.answers.{model}: {path}, line {row.line}: "
-                f"a second answer to prompt {results.prompts[index].id}"
+                f"compare.answers.{model}: {path}, line {row.line}: a second answer to prompt {prompts[place].id}"
             )
-        answers[index] = answer
-    _require(answers, results, model, path)
-    results.answers[model] = answers
-
-
-def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
-    """The first of the prompts that ask the same which has no answer yet, else the first; `None` of none."""
-    return next((place for place in places if place not in answers), places[0] if places else None)
-
-
-def _require(answers: Mapping[int, ModelAnswer], results: ComparisonResults, model: Model, path: Path) -> None:
+        answers[place] = answer
     if not answers:
         raise RecipeError(
             f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
             "their very questions"
         )
-    if lacking := sum(index not in answers for index in results.shared):
-        results.missing[model] = lacking
-        results.notes.append(
-            f"{NAMES[model]} has no recorded answer to {lacking} of {len(results.shared)} prompts; "
-            "each number rests on the prompts that have what it needs"
-        )
+    return _noted(prompts, model, answers)
+
+
+def _next_free(places: Sequence[int], answers: Collection[int]) -> int | None:
+    """The first of the prompts with the same question that has no answer yet, else the first; `None` of none."""
+    return next((place for place in places if place not in answers), places[0] if places else None)
+
+
+def _noted(prompts: Sequence[Prompt], model: Model, answers: Mapping[int, ModelAnswer]) -> ModelReplies:
+    shared = shared_prompts(prompts)
+    missing = sum(index not in answers for index in shared)
+    note = (
+        f"{NAMES[model]} has no recorded answer to {missing} of {len(shared)} prompts; "
+        "each number rests on the prompts that have what it needs"
+    )
+    return ModelReplies(model=model, answers=answers, missing=missing, notes=(note,) if missing else ())
 
 
 def _questions(row: Mapping[str, Any]) -> Iterator[str]:
@@ -253,7 +249,7 @@ def _questions(row: Mapping[str, Any]) -> Iterator[str]:
             yield normalise(row[name])
 
 
-def _recorded(row: Mapping[str, Any]) -> ModelAnswer | None:
+def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
     """The answer of a row; nothing says how it ended, unless the row has a `finish`."""
     choices = row.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -273,5 +269,5 @@ def _recorded(row: Mapping[str, Any]) -> ModelAnswer | None:
 
 def same_questions(prompts: Sequence[Prompt]) -> int:
     """How many prompts ask what an earlier one has asked: they are no independent evidence."""
-    asked = [normalise("\n".join(chain((one.messages[-1].content,), one.later))) for one in prompts]
-    return len(asked) - len(set(asked))
+    questions = [normalise("\n".join((prompt.messages[-1].content, *prompt.later))) for prompt in prompts]
+    return len(questions) - len(set(questions))

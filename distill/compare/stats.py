@@ -9,16 +9,17 @@ here returns a NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy
 
 
+K = TypeVar("K")
 Floats: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float64]]"
 
 RESAMPLES = 10_000
@@ -240,6 +241,23 @@ def holm(ps: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def with_holm(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The entries, each with its `p` adjusted for looking at all of them, as `p_holm`."""
+    tested = [name for name, entry in entries.items() if entry["p"] is not None]
+    adjusted = dict(zip(tested, holm([entries[name]["p"] for name in tested]), strict=True))
+    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in entries.items()}
+
+
+def by_category(categories: Mapping[K, str], figures: Callable[[list[K]], dict[str, Any]]) -> dict[str, Any]:
+    """The `figures` of each category's prompts with their number `n` and `p_holm`; empty where there is but one."""
+    members: dict[str, list[K]] = {}
+    for key, category in categories.items():
+        members.setdefault(category, []).append(key)
+    if len(members) < 2:
+        return {}
+    return with_holm({name: {"n": len(keys), **figures(keys)} for name, keys in sorted(members.items())})
 
 
 def prompts_needed(differences: Sequence[float], difference: float, *, power: float = 0.8) -> int | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from distill.compare.answers import answered
-from distill.compare.metrics import Model
 from distill.compare.results import NAMES
 from distill.core import student_folder
 from distill.core.console import Silent
@@ -28,7 +27,7 @@ from distill.pipeline.requirements import require_training_packages
 from distill.run.endpoints import hire
 from distill.run.remarks import student_remark
 from distill.text.tokens import visible
-from distill.types import Message, Request, Sampling, Session
+from distill.types import Message, Model, Request, Sampling, Session
 
 HELP = (
     "/base on|off: ask the untrained base too · /system TEXT · /temp NUMBER · /clear: begin anew · /save FILE · /quit"

@@ -8,10 +8,11 @@ from itertools import groupby, zip_longest
 from typing import Any
 
 from distill.report import token_shading
-from distill.report.comparison import MODELS
+from distill.report.comparison import TITLES
 from distill.report.numbers import Row, finite, fixed, number, shown
 from distill.run import funnel
 from distill.text.tokens import visible
+from distill.types import MODELS
 
 MAX_TEXT = 4_000
 """Characters kept of one text; 500 prompts with four such answers are the most that 3 MB hold, and few are so long."""
@@ -114,7 +115,7 @@ def data(answers: Sequence[Row], scores: Row, run: str) -> dict[str, Any]:
     tokens, known = token_shading.chosen(rows, limit)
     return {
         "run": run,
-        "models": MODELS,
+        "models": TITLES,
         "lead": scores.get("lead"),
         "titles": titles,
         "substance": next((name for name in SUBSTANCE if name in titles), None),

@@ -9,9 +9,10 @@ from typing import Any
 
 from distill.report.numbers import AxisScale, Row, ShownInterval, finite, fixed, interval_of, number, percent, shown
 from distill.report.run_sections import counts
+from distill.types import MODELS
 
-MODELS = {"base": "Base", "student": "Student", "teacher": "Teacher", "teacher_again": "Teacher again"}
-"""The columns of the answers, in order; the base is the student before training."""
+TITLES: dict[str, str] = {model: model.replace("_", " ").capitalize() for model in MODELS}
+"""Column heads of the answers, in order; the base is the student before training."""
 EXTREMES = 3
 """Categories shown of the best, and of the worst."""
 CLEAR = 0.05
@@ -47,7 +48,7 @@ class MetricRow:
 def metric_of(name: str, entry: Row, whole: Row | None = None) -> MetricRow:
     """A measure as scores.json has it; `whole` is the measure's entry where this is a part of its prompts."""
     info = {**(whole or {}), **entry}
-    by = {model: value for model in MODELS if (value := interval_of((entry.get("by") or {}).get(model)))}
+    by = {model: value for model in TITLES if (value := interval_of((entry.get("by") or {}).get(model)))}
     greatest = max((abs(value.mean) for value in by.values()), default=0)
     return MetricRow(
         name=name,
@@ -162,7 +163,7 @@ def _measured(entry: Row) -> list[tuple[float, Category]]:
     for name, part in (entry.get("categories") or {}).items():
         difference = part.get("student_minus_base")
         if (value := interval_of(difference)) is not None:
-            by = {model: info for model in MODELS if (info := interval_of((part.get("by") or {}).get(model)))}
+            by = {model: info for model in TITLES if (info := interval_of((part.get("by") or {}).get(model)))}
             gain = _gain(entry.get("better"), by, difference)
             clear = (finite(part.get("p_holm")) or 1.0) < CLEAR
             found.append((gain, Category(name, part.get("n") or 0, value, clear, gain > 0)))
@@ -177,7 +178,7 @@ def judge(scores: Row) -> dict[str, Any] | None:
     info = scores.get("judge") or {}
     pairs = [_judged_pair(name, pair) for name, pair in (info.get("pairs") or {}).items()]
     single = (info.get("single") or {}).items()
-    grades = [(MODELS[model], interval_of(one.get("grade")), one.get("unparsed")) for model, one in single]
+    grades = [(TITLES[model], interval_of(one.get("grade")), one.get("unparsed")) for model, one in single]
     if not pairs and not grades:
         return None
     difference = interval_of(info.get("student_minus_base"))
@@ -223,7 +224,7 @@ def _fell(info: Row) -> str | None:
 
 def trust(scores: Row, stages: Row, metrics: Sequence[MetricRow]) -> list[tuple[str, str]]:
     """What a reader needs in order to believe the headline; only what the run's files say."""
-    shares = {title: finite((scores.get("cut_share") or {}).get(model)) for model, title in MODELS.items()}
+    shares = {title: finite((scores.get("cut_share") or {}).get(model)) for model, title in TITLES.items()}
     cut = ", ".join(f"{title.lower()} {percent(share)}" for title, share in shares.items() if share is not None)
     facts = {
         "Judge": _judge(scores.get("judge") or {}),
@@ -325,7 +326,7 @@ def facts(record: Row, base: Row, scores: Row, recipe: str) -> list[tuple[str, s
         "distill": record.get("version"),
         **{f"Teacher: {key.replace('_', ' ')}": value for key, value in (record.get("teacher") or {}).items()},
         **{f"Student: {key.replace('_', ' ')}": value for key, value in base.items()},
-        **{f"Compared as {title.lower()}": described(scores, model) for model, title in MODELS.items()},
+        **{f"Compared as {title.lower()}": described(scores, model) for model, title in TITLES.items()},
         "Seed": seed[1] if seed else None,
         "Recipe SHA-256": record.get("recipe_sha256"),
     }

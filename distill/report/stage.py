@@ -137,7 +137,7 @@ def render(page: Mapping[str, Any]) -> str:
     scripts = [_piece(name) for name in wanted]
     sources = " ".join(f"'{_hash(script)}'" for script in scripts)
     return environment.get_template("page.html.jinja").render(
-        page=page, models=comparison.MODELS, table_models=TABLE_MODELS,
+        page=page, models=comparison.TITLES, table_models=TABLE_MODELS,
         style=Markup(style), scripts=[Markup(script) for script in scripts], data=Markup(page["data"] or ""),
         policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src {sources}; base-uri 'none'; "
         "form-action 'none'",

@@ -9,12 +9,13 @@ from typing import Any
 
 from distill.report.numbers import Row, finite
 from distill.text.tokens import visible
+from distill.types import MODELS
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 """A digit each: of √nats in steps of 1/14, so that 1 nat is exact to 0.07 and 20 are the most; and of a width."""
 STEPS = 14
 MOST = len(ALPHABET) - 1
-MODELS = ("base", "student")
+SHADED: tuple[str, ...] = MODELS[:2]
 MAX_BYTES = 200_000
 """Of all that the page holds of it, three digits a token: 260 answers of 250 tokens. The texts make room for it."""
 
@@ -23,7 +24,7 @@ def bytes_of(answers: Sequence[Row]) -> int:
     """About how many bytes the page holds of it, for which its texts make room."""
     info = (row.get("surprise") for row in answers)
     widths = (each.get("widths") for each in info if isinstance(each, dict))
-    return min(MAX_BYTES, sum((1 + len(MODELS)) * len(each) for each in widths if isinstance(each, list)))
+    return min(MAX_BYTES, sum((1 + len(SHADED)) * len(each) for each in widths if isinstance(each, list)))
 
 
 def chosen(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
@@ -59,7 +60,7 @@ def packed(row: Row, limit: int) -> dict[str, str] | None:
         return None
     pieces = list(_pieces(text[:limit], widths))
     shown = "".join(pieces)
-    nats = {model: _nats((info.get("nats") or {}).get(model), len(widths)) for model in MODELS}
+    nats = {model: _nats((info.get("nats") or {}).get(model), len(widths)) for model in SHADED}
     if shown != visible(text[:limit]) or not any(nats.values()):
         return None
     levels = {model: "".join(map(_level, each[: len(pieces)])) for model, each in nats.items() if each}

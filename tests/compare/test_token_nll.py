@@ -7,15 +7,11 @@ import math
 
 import pytest
 
-from distill.compare.results import ComparisonResults, Prompt
-from distill.compare.token_nll import record_surprise, spans
+from distill.compare.token_nll import by_prompt, spans
 from distill.report.stage import report
 from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, chosen, packed
 from distill.text.tokens import visible
-from distill.types import Message
 from tests.support.run_folder import change, write_run
-
-QUESTION = Prompt("one", (Message("user", "Why?"),))
 
 
 def raw(widths: list[int], nats: list[float]) -> dict:
@@ -61,10 +57,8 @@ def test_tokens_that_do_not_spell_the_answer_say_nothing(told):
 
 
 def test_two_models_share_their_widths_or_one_is_left_out():
-    found = ComparisonResults([QUESTION])
-    record_surprise(found, "base", 0, ([2, 2], [1.004, 2.0]))
-    record_surprise(found, "student", 0, ([4], [3.0]))
-    assert found.more[0]["surprise"] == {"widths": [2, 2], "nats": {"base": [1.0, 2.0]}}
+    found = by_prompt({"base": {0: ([2, 2], [1.004, 2.0])}, "student": {0: ([4], [3.0])}})
+    assert found[0] == {"widths": [2, 2], "nats": {"base": [1.0, 2.0]}}
 
 
 # Packed for the page

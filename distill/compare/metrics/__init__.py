@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
-from distill.types import Finish, Flow, Message
+from distill.types import Finish, Flow, Message, Model
 
 METRICS = {
     "copied": "distill.compare.metrics.copied:Copied",
@@ -18,8 +18,6 @@ METRICS = {
     "style": "distill.compare.metrics.style:Style",
 }
 
-Model = Literal["base", "student", "teacher", "teacher_again"]
-"""The model that answered; `teacher_again` is the teacher's second answer to the same prompt, sampled again."""
 Better = Literal["lower", "higher", "near 1", "teacher"]
 """Which way is better; `teacher`: the nearer to the teacher's value, whichever way that is."""
 Scores: TypeAlias = Mapping[str, float]
@@ -35,6 +33,11 @@ class ModelAnswer:
     """As the model's own tokenizer counts them; `None` where that is not known."""
     earlier: tuple[str, ...] = ()
     """Its answers to the turns before, where the question has several."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that the model said, in order."""
+        return (*self.earlier, self.text)
 
 
 @dataclass(frozen=True, slots=True)

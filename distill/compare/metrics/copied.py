@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from distill import recipe
-from distill.compare.metrics import Measure, Model, Sample, Scores
+from distill.compare.metrics import Measure, Sample, Scores
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
+from distill.types import MODELS
 
 RUN = 8
 """Words of the shortest span that counts; shorter ones are everybody's phrases."""
+
+LEARNERS = MODELS[:2]
+"""The models that may recite; the teacher's answers are what was trained on."""
 
 Run: TypeAlias = tuple[str, ...]
 
@@ -47,7 +51,7 @@ class Copied:
         if not kept.is_file():
             self._trained = None
             return
-        wanted = {run for sample in samples if sample.model in MODELS for run in _runs(sample.answer.text)}
+        wanted = {run for sample in samples if sample.model in LEARNERS for run in _runs(sample.answer.text)}
         self._trained = frozenset(
             run
             for session in read_sessions(kept)
@@ -59,7 +63,7 @@ class Copied:
 
     def score(self, sample: Sample) -> Scores:
         """`copied_words`, 0 or at least 8; none without kept.jsonl, of the teacher, or of an empty answer."""
-        if self._trained is None or sample.model not in MODELS or not sample.answer.text.strip():
+        if self._trained is None or sample.model not in LEARNERS or not sample.answer.text.strip():
             return {}
         known = {run for message in sample.messages for run in _runs(message.content)}
         known.update(_runs(sample.reference.text) if sample.reference is not None else ())
@@ -68,10 +72,6 @@ class Copied:
             length = length + 1 if run in self._trained and run not in known else 0
             longest = max(longest, length)
         return {"copied_words": float(longest + RUN - 1 if longest else 0)}
-
-
-MODELS: tuple[Model, ...] = ("base", "student")
-"""Who may recite; the teacher's answers are what was trained on."""
 
 
 def _runs(text: str) -> Iterator[Run]:

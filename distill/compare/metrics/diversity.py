@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from distill import recipe
-from distill.compare.metrics import Measure, Model, Sample, Scores
+from distill.compare.metrics import Measure, Sample, Scores
 from distill.text.tokens import words
+from distill.types import Model
 
 N = 4
 """Words of a phrase."""

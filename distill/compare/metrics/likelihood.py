@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from distill import recipe
-from distill.compare.metrics import Measure, Model, ModelAnswer, Scores
-from distill.types import Completion, Failure, Flow, Message, Request
+from distill.compare.metrics import Measure, ModelAnswer, Scores
+from distill.types import Completion, Failure, Flow, Message, Model, Request
 
 
 class Likelihood:

@@ -7,7 +7,6 @@ from collections import Counter
 from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
-    MODELS,
     answer_text,
     folder,
     named,
@@ -16,6 +15,7 @@ from distill.formats.exporters.comparisons import (
     scores_of,
     write_json,
 )
+from distill.types import MODELS
 
 COMMAND = (
     "alpaca_eval --model_outputs student.json --reference_outputs teacher.json --annotators_config YOUR_JUDGE "
