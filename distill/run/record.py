@@ -24,6 +24,7 @@ from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
+from distill.run.reading import validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
 FORMAT = 2
@@ -59,6 +60,32 @@ class StageRecord:
     """SHA-256 by file, as of `outputs`."""
     outputs: dict[str, str] = field(default_factory=dict)
     detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The contents of run.json, or of a student's training.json."""
+
+    name: str = ""
+    version: str = ""
+    created: str = ""
+    recipe_sha256: str = ""
+    teacher: Mapping[str, Any] | None = None
+    teachers: Sequence[Mapping[str, Any]] = ()
+    """All teachers, where there are several."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    stages: Mapping[str, StageRecord] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """In training.json: the recipe that the student was trained by."""
+
+    @property
+    def all_teachers(self) -> Sequence[Mapping[str, Any]]:
+        """Every teacher and other endpoint of the recipe."""
+        return self.teachers or ([self.teacher] if self.teacher else [])
+
+    def counts(self, stage: str) -> dict[str, Any]:
+        """What a stage counted; empty where it has not run."""
+        return self.stages[stage].counts if stage in self.stages else {}
 
 
 class Run:
@@ -236,6 +263,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not record:
         raise RunFolderError(f"{folder} is no run folder: it has no run.json; start one with `distill run RECIPE`")
     return record
+
+
+def run_record(folder: Path) -> RunRecord:
+    """run.json of a folder, typed. Raises `RunFolderError` when the folder is no run, or the file is damaged."""
+    return validated(RunRecord, read_record(folder), folder / "run.json")
 
 
 def _known(record: Mapping[str, Any]) -> dict[str, StageSends]:

@@ -201,7 +201,7 @@ def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}")
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
     elif value is not None:
         yield name, value
 
