@@ -25,7 +25,8 @@ from distill.compare.summary import absence_note, entry_of, leading, outcomes_by
 from distill.compare.token_nll import by_prompt
 from distill.compare.training_overlap import coverage, leak_summary, leaks
 from distill.core import console, registry
-from distill.core.jsonl import write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import write_rows
 from distill.core.student_folder import current, is_student
 from distill.core.weights import read_base, student_fingerprint
 from distill.engine.engine import Engine

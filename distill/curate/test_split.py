@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 
+from distill.core.hashing import hash_share
 from distill.curate.filters import prompt_of
 from distill.curate.rows import MeasuredRow
 from distill.text.rouge_index import Neighbour, NoveltyIndex, comparable
@@ -45,7 +45,7 @@ def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) 
 
 
 def _falls_on_test_side(prompt: str, seed: int) -> bool:
-    return sha256(f"{seed}:{normalise(prompt)}".encode()).digest()[0] < 128
+    return hash_share(f"{seed}:{normalise(prompt)}") < 0.5
 
 
 class _Prompts:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from distill.core.extras import install
-from distill.core.jsonl import to_json
-from distill.errors import MissingPackage, RunFolderError
+from distill.core.files import replacing, to_json
+from distill.errors import MissingPackage
 from distill.types import Session
 
 
@@ -30,21 +28,6 @@ def write_parquet(path: Path, sessions: Iterable[Session]) -> int:
         {"id": one.id, "messages": to_json(one.messages), "meta": json.dumps(to_json(one.meta), ensure_ascii=False)}
         for one in sessions
     ]
-    descriptor, temporary = _beside(path)
-    os.close(descriptor)
-    try:
-        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), temporary)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as new:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), new)
     return len(rows)
-
-
-def _beside(path: Path) -> tuple[int, str]:
-    try:
-        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror}; give another --out") from error

@@ -6,12 +6,12 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from distill.core import console
 from distill.core.extras import install
+from distill.core.hashing import hash_share
 from distill.core.jsonl import write_rows
 from distill.core.model_files import require_sound
 from distill.errors import MissingPackage, RecipeError
@@ -189,19 +189,14 @@ def _sampled(found: Iterator[AnyRow], take: int | None, seed: int) -> Iterator[A
         yield from found
         return
     numbered = enumerate(found)
-    chosen = heapq.nsmallest(take, numbered, key=lambda item: (_share(f"{seed}:{item[1].id}"), item[0]))
+    chosen = heapq.nsmallest(take, numbered, key=lambda item: (hash_share(f"{seed}:{item[1].id}"), item[0]))
     for _, row in sorted(chosen, key=lambda item: item[0]):
         yield row
 
 
-def _share(text: str) -> float:
-    """A number in [0, 1) that is always the same for a text."""
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
 def _weighted(session: Session, weight: float, seed: int) -> Iterator[Session]:
     """The session as often as its weight says; the fraction is a chance, by a hash of seed and id."""
-    times = int(weight) + (_share(f"{seed}:weight:{session.id}") < weight % 1)
+    times = int(weight) + (hash_share(f"{seed}:weight:{session.id}") < weight % 1)
     for number in range(1, times + 1):
         yield session if number == 1 else replace(session, id=f"{session.id}*{number}")
 

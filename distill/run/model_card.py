@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from distill.core.embedded import EMBEDDED
-from distill.core.files import write_atomically
+from distill.core.files import flatten, write_atomically
 from distill.core.student_folder import NEXT, current
 from distill.run import students
 from distill.run.cards import rendered
@@ -91,7 +91,7 @@ def card(
         code=_code(form, receipt or {}, str((recipe.get("collect") or {}).get("system") or "")),
         scores=read_scores(run) if compared else None,
         models=MODELS,
-        training=[(key, value) for key, value in students._flat(recipe.get("train") or {}, "") if value is not None],
+        training=[(key, value) for key, value in flatten(recipe.get("train") or {}).items() if value is not None],
         dropped=dropped_by_rule(record, recipe),
         receipt=receipt,
         packages=[

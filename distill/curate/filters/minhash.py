@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from distill import recipe
+from distill.core.hashing import hash64
 from distill.curate.filters import Compared, compared_text
 from distill.text.rouge_index import comparable
 from distill.text.tokens import normalise
@@ -144,8 +144,7 @@ class _Known(dict[str, int]):
     """Token hashes, cached; the same in every process."""
 
     def __missing__(self, token: str) -> int:
-        digest = blake2b(token.encode(errors="replace"), digest_size=8).digest()
-        return self.setdefault(token, int.from_bytes(digest, "big"))
+        return self.setdefault(token, hash64(token))
 
 
 def _runs(tokens: Hashes, size: int) -> Hashes:

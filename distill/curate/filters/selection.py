@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from distill import recipe
+from distill.core.hashing import hash64
 from distill.curate.filters import Compared, answers_of, compared_text
 from distill.text.rouge_index import comparable
 from distill.types import Session, Verdict
@@ -108,7 +108,7 @@ def vectors(texts: Sequence[Sequence[str]]) -> Vectors:
 
     frequency = Counter(token for text in texts for token in set(text))
     number = {token: place for place, token in enumerate(sorted(frequency))}
-    hashes = np.array([_hash(token) for token in number], dtype=np.uint64)
+    hashes = np.array([hash64(token) for token in number], dtype=np.uint64)
     sign = np.where(hashes >> np.uint64(63), 1.0, -1.0)
     weight = sign * (1 + np.log((1 + len(texts)) / (1 + np.array([frequency[token] for token in number]))))
     place = (hashes % np.uint64(DIMENSIONS)).astype(np.int64)
@@ -126,10 +126,6 @@ def vectors(texts: Sequence[Sequence[str]]) -> Vectors:
         made[start : start + len(counted)] = flat.reshape(len(counted), DIMENSIONS)
     lengths = np.linalg.norm(made, axis=1, keepdims=True)
     return np.asarray(np.rint(made * (SCALE / np.maximum(lengths, np.float32(1e-12)))))
-
-
-def _hash(token: str) -> int:
-    return int.from_bytes(blake2b(token.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def farthest_first(

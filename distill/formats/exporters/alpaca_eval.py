@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+from distill.core.files import building, write_json
 from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
     answer_text,
-    folder,
     named,
     prompt_text,
     rows_of,
     scores_of,
-    write_json,
 )
 from distill.types import MODELS
 
@@ -43,7 +42,7 @@ class AlpacaEvalExporter:
                 chosen.append(row)
         if not chosen:
             raise RunFolderError(f"{job.run}: no prompt was answered by all models, so there is nothing to write")
-        with folder(job.out) as new:
+        with building(job.out) as new:
             for model in models:
                 name = named(scores, model)
                 outputs = [
@@ -57,4 +56,5 @@ class AlpacaEvalExporter:
                 ]
                 write_json(new / f"{model}.json", outputs)
             (new / "command.txt").write_text(COMMAND, encoding="utf-8")
+            new.rename(job.out)
         return ExportResult(len(chosen), refused)

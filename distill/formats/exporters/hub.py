@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
+from distill.core.files import building
 from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.parquet import write_parquet
@@ -20,18 +19,10 @@ class HubExporter:
 
     def export(self, job: ExportJob) -> ExportResult:
         """Write the folder. Raises `RunFolderError` where there is one that is not empty."""
-        if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
-            raise RunFolderError(f"{job.out} is there already; remove it, or give another --out")
         splits = _splits(job)
-        building = _beside(job.out)
-        try:
-            _fill(building, job.run, splits)
-            building.chmod(0o755)
-            building.rename(job.out)
-        except OSError as error:
-            raise RunFolderError(f"cannot write {job.out}: {error.strerror}; give another --out") from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
+        with building(job.out) as folder:
+            _fill(folder, job.run, splits)
+            folder.rename(job.out)
         return ExportResult(sum(map(len, splits.values())))
 
 
@@ -41,13 +32,6 @@ def _splits(job: ExportJob) -> dict[str, list[Session]]:
     if SPLITS[job.which] not in found:
         raise RunFolderError(f"{job.run} has no {job.which} rows to write")
     return found
-
-
-def _beside(out: Path) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise RunFolderError(f"cannot write {out}: {error.strerror}; give another --out") from error
 
 
 def _fill(folder: Path, run: Path, splits: dict[str, list[Session]]) -> None:

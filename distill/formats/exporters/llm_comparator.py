@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from distill.core.files import building, write_json
 from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
@@ -12,12 +13,10 @@ from distill.formats.exporters.comparisons import (
     Row,
     answer_text,
     both,
-    folder,
     named,
     prompt_text,
     rows_of,
     scores_of,
-    write_json,
 )
 
 POINTS = {"win": 1.0, "tie": 0.0, "loss": -1.0}
@@ -37,9 +36,10 @@ class LlmComparatorExporter:
         pairs = {pair: chosen for pair in PAIRS if (chosen := both(rows, pair))}
         if not pairs:
             raise RunFolderError(f"{job.run}: no prompt was answered by two models, so there is nothing to compare")
-        with folder(job.out) as new:
+        with building(job.out) as new:
             for pair, chosen in pairs.items():
                 write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(chosen, pair, scores, job.run.name))
+            new.rename(job.out)
         return ExportResult(max(map(len, pairs.values())))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.core.jsonl import to_json
+from distill.core.files import to_json
 from distill.formats.exporters import ExportJob, ExportResult, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session

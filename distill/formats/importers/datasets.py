@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.core.extras import install
 from distill.core.registry import suggest
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import MissingPackage, RecipeError, one_line
 from distill.formats.importers import Address, known_shapes
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
 from distill.formats.schemas import ParsedRow
@@ -36,7 +36,7 @@ def _table(address: Address) -> Any:
     try:
         found = load_from_disk(address.path)
     except (OSError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:120]
+        why = one_line(str(error), 120)
         raise RecipeError(f"{address.path}: no folder that `save_to_disk` wrote ({why})") from error
     if not isinstance(found, DatasetDict):
         if address.split is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.extras import install
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import MissingPackage, RecipeError, one_line
 from distill.formats.importers import HUB_ID, Address, known_shapes
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
 from distill.formats.schemas import ParsedRow
@@ -39,7 +39,7 @@ def _rows(address: Address) -> Rows:
         for number, value in enumerate(table, start=1):
             yield ForeignRow(number, value)
     except (OSError, ValueError, RuntimeError) as error:  # of datasets, huggingface_hub and HTTP, no network among them
-        why = " ".join(str(error).split())[:160]
+        why = one_line(str(error), 160)
         raise RecipeError(
             f"{address.path}: cannot be read from the Hub ({why}); check id, split and revision"
         ) from error

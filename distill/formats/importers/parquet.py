@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distill.core.extras import install
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import MissingPackage, RecipeError, one_line
 from distill.formats.importers import Address, known_shapes
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
 from distill.formats.schemas import ParsedRow
@@ -47,4 +47,4 @@ def _rows(files: list[Path]) -> Rows:
                         number += 1
                         yield ForeignRow(number, value)
         except (ArrowException, OSError) as error:
-            raise RecipeError(f"{file}: no readable Parquet file ({' '.join(str(error).split())[:120]})") from error
+            raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error
