@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-from distill.compare.stats import Difference, Gap, Interval
 from distill.core import console, event_loop, processes
 from distill.core.extras import install
-from distill.core.files import read_json
 from distill.core.jsonl import read_jsonl
 from distill.core.student_folder import STUDENT, current
 from distill.engine.journal.store import NAME, Journal
@@ -24,6 +22,7 @@ from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.stages import PIPELINE
 from distill.recipe import Recipe
 from distill.run.record import read_record
+from distill.run.scores import Comparison, require_scores
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -124,41 +123,6 @@ def _told() -> Iterator[None]:
 
 
 Rows = Literal["tasks", "refused", "sessions", "failures", "kept", "dropped", "test", "answers"]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One measure for all models: means with 95% intervals over prompts."""
-
-    title: str
-    unit: str
-    better: str
-    """`lower`, `higher`, `near 1`, or `teacher`: the nearer to the teacher's value."""
-    explanation: str
-    by: Mapping[str, Interval]
-    """Of `base`, `student`, `teacher` and `teacher_again`, those that have the measure."""
-    student_minus_base: Difference | None = None
-    p: float | None = None
-    """Of that difference, by flipping signs."""
-    gap_closed: Gap | None = None
-    """The student's share of the way from the base to `gap_target`."""
-    gap_target: str | None = None
-    note: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The contents of scores.json; fields not named here are in the file."""
-
-    headline: str
-    prompts: int
-    """On which all models were compared."""
-    metrics: Mapping[str, Measured]
-    lead: str | None = None
-    """The measure that the headline begins with."""
-    cut_share: Mapping[str, float] = field(default_factory=dict)
-    """By model, the share of answers that were cut off at the token limit."""
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,13 +246,8 @@ class RunFolder:
     @property
     def comparison(self) -> Comparison:
         """How the student compares with its base and its teacher."""
-        from pydantic import TypeAdapter, ValidationError
-
-        path = self._file("scores.json")
-        try:
-            return TypeAdapter(Comparison).validate_python(read_json(path))
-        except ValidationError as error:
-            raise RunFolderError(f"{path} is none of ours: {error.errors()[0]['msg']}; compare again") from error
+        self._file("scores.json")
+        return require_scores(self.folder)
 
     @property
     def report(self) -> Path:

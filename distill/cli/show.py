@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
@@ -10,67 +9,70 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.console import Paint
-from distill.core.files import read_json
 from distill.core.jsonl import read_jsonl
-from distill.errors import RunFolderError
 from distill.pipeline.staleness import outdated
 from distill.report.answer_rows import ranked, titles_of, why
 from distill.run.funnel import Funnel, read
 from distill.run.layout import STAGES
-from distill.run.record import read_record
+from distill.run.record import RunRecord, StageRecord, read_record, run_record
 from distill.run.remarks import comparison_remark, headline, is_compared, stale, student_remark
+from distill.run.scores import Measured, require_scores
 from distill.text.tokens import visible
 
 
 def status_lines(folder: Path) -> list[str]:
     """What `show` prints: one line per stage, then the funnel and the headline."""
-    record = read_record(folder)
-    stages = record.get("stages", {})
-    found = [f"{record['name']} in {folder}", *filter(None, [student_remark(folder)])]
-    moved = stale(folder, record)
-    found += [_stage_line(name, stages[name], moved.get(name)) for name in STAGES if name in stages]
-    found += outdated(folder, stages)
-    found += cost_lines(stages)
-    found += headline(folder)
-    return found + (benchmark_lines(folder) if is_compared(folder, record) else [])
+    document, record = read_record(folder), run_record(folder)
+    moved = stale(folder, document)
+    names = [name for name in STAGES if name in record.stages]
+    return [
+        f"{record.name} in {folder}",
+        *filter(None, [student_remark(folder)]),
+        *(_stage_line(name, record.stages[name], moved.get(name)) for name in names),
+        *outdated(folder, record),
+        *cost_lines(record),
+        *headline(folder),
+        *(benchmark_lines(folder) if is_compared(folder, document) else []),
+    ]
 
 
 def benchmark_lines(folder: Path) -> list[str]:
     """What base and student did of the lm-evaluation-harness, a measure a line."""
-    info = (read_json(folder / "scores.json") or {}).get("lm_eval") or {}
-    notes = [f"lm-eval  {visible(note)}" for note in info.get("notes") or []]
-    return [_benchmark_line(entry) for entry in (info.get("entries") or {}).values()] + notes
+    tasks = require_scores(folder).lm_eval
+    if tasks is None:
+        return []
+    notes = [f"lm-eval  {visible(note)}" for note in tasks.notes]
+    return [_benchmark_line(measure) for measure in tasks.entries.values()] + notes
 
 
-def _benchmark_line(entry: Mapping[str, Any]) -> str:
-    by, difference, p = entry["by"], entry["student_minus_base"], entry["p_holm"]
-    if difference is None:
-        return f"lm-eval  {entry['title']}: no document has a number of both"
+def _benchmark_line(measure: Measured) -> str:
+    by, difference, p = measure.by, measure.student_minus_base, measure.p_holm
+    if difference is None or difference.low is None or difference.high is None:
+        return f"lm-eval  {measure.title}: no document has a number of both"
     tested = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
     return (
-        f"lm-eval  {visible(entry['title'])}: student {by['student']['mean']:.3f}, base {by['base']['mean']:.3f}, "
-        f"difference {difference['mean']:+.3f} (95% CI {difference['low']:+.3f} to {difference['high']:+.3f}), {tested}"
+        f"lm-eval  {visible(measure.title)}: student {by['student'].mean:.3f}, base {by['base'].mean:.3f}, "
+        f"difference {difference.mean:+.3f} (95% CI {difference.low:+.3f} to {difference.high:+.3f}), {tested}"
     )
 
 
-def _stage_line(name: str, stage: dict[str, Any], moved: str | None) -> str:
+def _stage_line(name: str, stage: StageRecord, moved: str | None) -> str:
     """`moved`: of a stage that is done, what has changed since."""
-    requests, tokens, usd = stage["requests"], stage["tokens"], stage["usd"]
-    pieces = [f"{name:8} {'stale' if moved else stage['status']:8} {stage['seconds']:7.1f} s"]
-    pieces += [f"{key} {value:,}" for key, value in stage["counts"].items() if isinstance(value, int)]
-    if requests:
-        pieces.append(f"{requests.get('asked', 0)} asked, {requests.get('replayed', 0)} replayed")
-    if tokens:
-        pieces.append(f"{tokens.get('prompt', 0):,} + {tokens.get('completion', 0):,} tokens")
-    if usd is not None:
-        pieces.append(f"USD {usd:.4f}")
-    pieces += filter(None, [moved or stage["detail"]])
+    pieces = [f"{name:8} {'stale' if moved else stage.status:8} {stage.seconds:7.1f} s"]
+    pieces += [f"{key} {value:,}" for key, value in stage.counts.items() if isinstance(value, int)]
+    if stage.requests:
+        pieces.append(f"{stage.requests.get('asked', 0)} asked, {stage.requests.get('replayed', 0)} replayed")
+    if stage.tokens:
+        pieces.append(f"{stage.tokens.get('prompt', 0):,} + {stage.tokens.get('completion', 0):,} tokens")
+    if stage.usd is not None:
+        pieces.append(f"USD {stage.usd:.4f}")
+    pieces += filter(None, [moved or stage.detail])
     return "  ".join(pieces)
 
 
-def cost_lines(stages: Mapping[str, Any]) -> list[str]:
+def cost_lines(record: RunRecord) -> list[str]:
     """Where the sends and the money went: by stage, teacher and outcome."""
-    rows = [(name, cost) for name in STAGES if name in stages for cost in stages[name].get("costs") or ()]
+    rows = [(name, cost) for name in STAGES if name in record.stages for cost in record.stages[name].costs]
     if all(cost["outcome"] == "kept" and cost["usd"] is None for _, cost in rows):
         return []
     width = max((len(cost["teacher"]) for _, cost in rows), default=0)
@@ -136,11 +138,8 @@ def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
 
     `paint(text, what)` dresses what only the student (`added`) or only the teacher (`removed`) says, and headings.
     """
-    path, scores = run / "answers.jsonl", run / "scores.json"
-    if not path.is_file() or not scores.is_file():
-        raise RunFolderError(f"{run} was not compared yet; type: distill compare {run}")
-    titles = titles_of(json.loads(scores.read_text(encoding="utf-8")))
-    rows = ranked(list(read_jsonl(path)))
+    titles = titles_of(require_scores(run))
+    rows = ranked(list(read_jsonl(run / "answers.jsonl")))
     yield from filter(None, [comparison_remark(run)])
     for place, row in enumerate(rows[:count], start=1):
         yield paint(

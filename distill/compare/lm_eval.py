@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -62,19 +62,18 @@ class TaskMeasure:
     values: Mapping[tuple[int, str], float]
 
 
-def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, TaskMeasure]:
-    """What the student said to the tasks that scores.json tells of, by task and measure."""
+def student_measures(folder: Path, keys: Iterable[str]) -> dict[str, TaskMeasure]:
+    """The student's numbers by task and measure, of the rows in lm_eval/ with these keys."""
     known = _known(folder / FOLDER / "student.jsonl")
-    found: dict[str, TaskMeasure] = {}
-    for row in (known[key] for key in (scores.get("lm_eval") or {}).get("said") or () if key in known):
-        for measure in _measures([row]):
-            values = {
-                (one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]
-            }
-            found[f"{row['task']} {measure}"] = TaskMeasure(
-                _title(row["task"], measure), _better([row], measure), values
-            )
-    return found
+    return {
+        f"{row['task']} {measure}": TaskMeasure(
+            _title(row["task"], measure),
+            _better([row], measure),
+            {(one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]},
+        )
+        for row in (known[key] for key in keys if key in known)
+        for measure in _measures([row])
+    }
 
 
 class _Work:

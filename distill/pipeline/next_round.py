@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 
 from distill.compare.training_overlap import asked_of
-from distill.core.files import read_json, write_atomically
+from distill.core.files import write_atomically
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.errors import RecipeError, RunFolderError
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
+from distill.run.scores import require_scores
 from distill.text.rouge_index import NoveltyIndex, comparable
 from distill.text.tfidf import Weights, cosine
 from distill.types import Session
@@ -104,9 +105,9 @@ def _wanting(run: Path) -> tuple[list[Mapping[str, Any]], str]:
 
 def _is_behind(run: Path) -> bool:
     """Whether the measure that leads says that a part of the way to the teacher is left, beyond noise."""
-    scores = read_json(run / "scores.json") or {}
-    gap = ((scores.get("metrics") or {}).get(scores.get("lead") or "") or {}).get("gap_closed") or {}
-    return bool(gap.get("high", 1.0) < 1.0)
+    lead = require_scores(run).leading
+    gap = lead.gap_closed if lead is not None else None
+    return gap is not None and gap.high is not None and gap.high < 1.0
 
 
 def _untaught(row: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ from distill.run.context import ACCEPTABLE, Context, passes, stop_teacher
 from distill.run.endpoints import hire
 from distill.run.layout import STAGES, stages_of
 from distill.run.measuring import measured
-from distill.run.record import Run, journal_of, opened, read_record
+from distill.run.record import Run, journal_of, opened, run_record
 from distill.run.remarks import headline, student_remark
 from distill.train.trackers import require_trackers
 
@@ -79,7 +79,7 @@ def run_recipe(
             ran = _run_stages(context, run, names)
         finally:
             stop_teacher(context)
-    for line in outdated(folder, read_record(folder).get("stages", {})):
+    for line in outdated(folder, run_record(folder)):
         console.say(line)
     _farewell(folder, ran)
     return folder

@@ -19,7 +19,7 @@ from distill.run.context import Context
 from distill.run.decisive import completed
 from distill.run.endpoints import hire
 from distill.run.layout import stages_of
-from distill.run.record import Run, StageRecord
+from distill.run.record import Run, RunRecord, StageRecord
 
 
 def as_it_would_begin(context: Context, name: str) -> StageRecord:
@@ -30,13 +30,13 @@ def as_it_would_begin(context: Context, name: str) -> StageRecord:
     return StageRecord(revision=stage.revision, options=stage.options(context), inputs=inputs)
 
 
-def outdated(folder: Path, stages: Mapping[str, Any]) -> Iterator[str]:
+def outdated(folder: Path, record: RunRecord) -> Iterator[str]:
     """A line for each finished stage that an older revision of its code has made."""
     for name, stage in PIPELINE.items():
-        entry = stages.get(name, {})
-        if entry.get("status") == "done" and (made := entry.get("revision", 0)) < stage.revision:
+        entry = record.stages.get(name)
+        if entry is not None and entry.status == "done" and entry.revision < stage.revision:
             yield (
-                f"{name}: made by revision {made} of its code, now {stage.revision}; kept: "
+                f"{name}: made by revision {entry.revision} of its code, now {stage.revision}; kept: "
                 f"`distill run {folder} --redo {name}` makes it again"
             )
 

@@ -10,8 +10,9 @@ from typing import Any
 from distill.errors import shorten
 from distill.report import token_shading
 from distill.report.comparison import TITLES
-from distill.report.numbers import Row, finite, fixed, number, shown
+from distill.report.numbers import Row, fixed, number, shown
 from distill.run import funnel
+from distill.run.scores import Comparison, finite
 from distill.text.tokens import visible
 from distill.types import MODELS
 
@@ -110,14 +111,14 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
 # As data
 
 
-def data(answers: Sequence[Row], scores: Row, run: str) -> dict[str, Any]:
+def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]:
     """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
     limit, titles, rows = _limit(answers), titles_of(scores), ranked(answers)
     tokens, known = token_shading.chosen(rows, limit)
     return {
         "run": run,
         "models": TITLES,
-        "lead": scores.get("lead"),
+        "lead": scores.lead,
         "titles": titles,
         "substance": next((name for name in SUBSTANCE if name in titles), None),
         "surprise": {
@@ -130,9 +131,9 @@ def data(answers: Sequence[Row], scores: Row, run: str) -> dict[str, Any]:
     }
 
 
-def titles_of(scores: Row) -> dict[str, str]:
+def titles_of(scores: Comparison) -> dict[str, str]:
     """What each measure is called."""
-    return {name: str(entry.get("title") or name) for name, entry in (scores.get("metrics") or {}).items()}
+    return {name: measure.title or name for name, measure in scores.metrics.items()}
 
 
 def _limit(answers: Sequence[Row]) -> int:

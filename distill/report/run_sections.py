@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.report.numbers import AxisScale, Row, finite, number, ticks
+from distill.report.numbers import AxisScale, Row, number, ticks
 from distill.run.layout import STAGES
+from distill.run.record import RunRecord, StageRecord
+from distill.run.scores import finite
 
 MAX_POINTS = 400
 """Points drawn of a loss curve; of a longer one every k-th, and the last."""
 
 
-def counts(stages: Row, name: str) -> dict[str, Any]:
-    """What a stage counted."""
-    return dict((stages.get(name) or {}).get("counts") or {})
-
-
-def ordered(stages: Row) -> list[str]:
+def ordered(stages: Collection[str]) -> list[str]:
     """The stages in order, those of other names first; the report's own entry is of an earlier report."""
     return sorted(set(stages) - {"report"}, key=lambda name: (STAGES.index(name) if name in STAGES else -1, name))
 
 
-def headline(stages: Row) -> str:
+def headline(record: RunRecord) -> str:
     """What to say of a run that has no comparison."""
-    if "train" in stages:
+    if "train" in record.stages:
         return "The student has not been compared with its teacher yet."
-    if sessions := counts(stages, "collect").get("sessions"):
+    if sessions := record.counts("collect").get("sessions"):
         return f"{number(sessions)} answers collected; no student has been trained on them yet."
     return "Nothing has been collected yet."
 
 
-def warning(name: str, stage: Row) -> str:
+def warning(name: str, stage: StageRecord) -> str:
     """What to say of a stage that is not done."""
-    return ": ".join(filter(None, [f"{name} is {stage.get('status', 'unknown')}", stage.get("detail")]))
+    return ": ".join(filter(None, [f"{name} is {stage.status}", stage.detail]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +48,9 @@ class Bar:
     length: float = 0.0
 
 
-def funnel_bars(stages: Row) -> list[Bar]:
+def funnel_bars(record: RunRecord) -> list[Bar]:
     """Rows on their way from seeds to training."""
-    expand, collect, curate = (counts(stages, name) for name in ("expand", "collect", "curate"))
+    expand, collect, curate = (record.counts(name) for name in ("expand", "collect", "curate"))
     bars = [
         Bar("seed tasks", expand.get("seeds") or 0, "asked"),
         Bar("requests for new tasks", expand.get("requests") or 0, "asked"),
@@ -65,7 +62,7 @@ def funnel_bars(stages: Row) -> list[Bar]:
         *_lost("dropped", curate.get("by_rule")),
         Bar("held out for the comparison", curate.get("test") or 0, "test"),
         Bar("kept for training", curate.get("kept") or 0, "kept"),
-        Bar("trained on", counts(stages, "train").get("rows") or 0, "kept"),
+        Bar("trained on", record.counts("train").get("rows") or 0, "kept"),
     ]
     return [bar for bar in bars if bar.rows]
 
@@ -96,11 +93,11 @@ def placed(bars: Sequence[Bar]) -> Iterator[Bar]:
 _SUMMED = ("seconds", "asked", "replayed", "failed", "prompt", "completion", "usd")
 
 
-def stage_row(name: str, stage: Row) -> dict[str, Any]:
+def stage_row(name: str, stage: StageRecord) -> dict[str, Any]:
     """A stage's line of the table of time and tokens."""
-    figures = {**stage, **(stage.get("requests") or {}), **(stage.get("tokens") or {})}
-    numbers = {key: finite(figures.get(key)) for key in (*_SUMMED, "peak_memory_bytes")}
-    return {"name": name, "status": stage.get("status", "unknown"), **numbers}
+    figures = {"seconds": stage.seconds, "usd": stage.usd, **stage.requests, **stage.tokens}
+    numbers = {key: figures.get(key) for key in _SUMMED}
+    return {"name": name, "status": stage.status, **numbers, "peak_memory_bytes": stage.peak_memory_bytes}
 
 
 def total(table: Sequence[Row]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from distill.report import answer_rows, comparison, numbers, run_sections
 from distill.report.comparison import facts
 from distill.run import funnel, model_card, students
 from distill.run.context import Context
-from distill.run.record import StageRecord, read_record
+from distill.run.reading import json_object, validated
+from distill.run.record import RunRecord, StageRecord, read_record, run_record
 from distill.run.remarks import stale, student_remark
+from distill.run.scores import Comparison, read_scores
 from distill.text.tokens import visible
 
 REVISION = 1
@@ -60,57 +63,73 @@ def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
 
 def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
     """All that the template shows, worked out of the run's files."""
-    record = read_record(folder)
-    moved = stale(folder, record)
-    done = {
-        name: {**record["stages"][name], **({"status": "stale", "detail": moved[name]} if name in moved else {})}
-        for name in run_sections.ordered(record.get("stages") or {})
+    document, student = read_record(folder), current(folder)
+    record = run_record(folder)
+    moved = stale(folder, document)
+    stages = {
+        name: replace(record.stages[name], status="stale", detail=moved[name]) if name in moved else record.stages[name]
+        for name in run_sections.ordered(record.stages)
     }
-    made = students.training(folder, record) if is_student(current(folder)) else None
-    own = done if made is None else {**done, **made["stages"]}
-    origin = {**record, **(made or {})}
-    scores, answers = numbers.json_object(folder / "scores.json"), numbers.rows(folder / "answers.jsonl")
-    metrics = [comparison.metric_of(name, entry) for name, entry in (scores.get("metrics") or {}).items()]
-    table = [run_sections.stage_row(name, stage) for name, stage in done.items()]
-    dropped, dropped_total = answer_rows.spread(numbers.stream(folder / "dropped.jsonl"))
+    record = replace(record, stages=stages)
+    made = students.training(folder, document) if is_student(student) else None
+    origin = validated(RunRecord, {**document, **(made or {})}, folder / "run.json")
     recipe = numbers.plain_text(folder / "recipe.yaml")
     if made is not None and made["recipe"] != students.recipe(folder):
         recipe = yaml.safe_dump(made["recipe"], sort_keys=False, allow_unicode=True, width=120)
-    student = current(folder)
-    unfinished = [run_sections.warning(name, stage) for name, stage in done.items() if stage.get("status") != "done"]
-    fresh = done.get("compare", {}).get("status", "done") == "done"
-    called = title or f"{record.get('name', folder.name)} – distill report"
+    called = title or f"{record.name or folder.name} – distill report"
     return {
         "title": called,
-        "headline": (scores.get("headline") if fresh else None) or run_sections.headline(done),
-        "warnings": [*filter(None, [student_remark(folder)]), *unfinished],
+        "warnings": [
+            *filter(None, [student_remark(folder)]),
+            *(run_sections.warning(name, stage) for name, stage in stages.items() if stage.status != "done"),
+        ],
         "left_out": [f"{what} (no {file})" for file, what in SECTIONS.items() if not (folder / file).is_file()],
-        "gap": comparison.gap(metrics, scores.get("lead")),
-        "extremes": comparison.extremes(scores),
-        "trust": comparison.trust(scores, done, metrics) if scores else [],
+        **_compared(folder, record, called),
+        **_run(folder, record, replace(record, stages={**stages, **(origin.stages if made is not None else {})})),
+        "facts": facts(origin, json_object(student / "base.json"), read_scores(folder) or Comparison(), recipe),
+        "versions": origin.versions,
+        "recipe": recipe,
+    }
+
+
+def _compared(folder: Path, record: RunRecord, title: str) -> dict[str, Any]:
+    """The parts of the page about the comparison."""
+    scores, answers = read_scores(folder), numbers.rows(folder / "answers.jsonl")
+    is_fresh = "compare" not in record.stages or record.stages["compare"].status == "done"
+    known = scores or Comparison()
+    metrics = [comparison.metric_of(name, measure) for name, measure in known.metrics.items()]
+    titles = answer_rows.titles_of(known)
+    return {
+        "headline": (known.headline if is_fresh else "") or run_sections.headline(record),
+        "gap": comparison.gap(metrics, known.lead),
+        "extremes": comparison.extremes(known),
+        "trust": comparison.trust(known, record, metrics) if scores else [],
         "metrics": metrics,
-        "judge": comparison.judge(scores),
-        "benchmarks": comparison.benchmarks(scores.get("lm_eval") or {}),
-        "notes": scores.get("notes") or [],
-        "funnel": list(run_sections.placed(run_sections.funnel_bars(own))),
-        "rules": funnel.read(folder, run_sections.counts(done, "curate")),
+        "judge": comparison.judge(known.judge),
+        "benchmarks": comparison.benchmarks(known.lm_eval),
+        "notes": known.notes,
+        "worst": [answer_rows.card(row, titles) for row in answer_rows.ranked(answers)[: answer_rows.WORST]],
+        "data": answer_rows.in_script(answer_rows.data(answers, known, title)) if answers else None,
+        "prompts": len(answers),
+        "coverage": known.coverage,
+    }
+
+
+def _run(folder: Path, record: RunRecord, of_student: RunRecord) -> dict[str, Any]:
+    """The parts of the page about the run; `of_student` has the stages that made the student."""
+    student = current(folder)
+    table = [run_sections.stage_row(name, stage) for name, stage in record.stages.items()]
+    dropped, dropped_total = answer_rows.spread(numbers.stream(folder / "dropped.jsonl"))
+    return {
+        "funnel": list(run_sections.placed(run_sections.funnel_bars(of_student))),
+        "rules": funnel.read(folder, record.counts("curate")),
         "stages": [*table, run_sections.total(table)] if table else [],
         "curve": run_sections.curve(numbers.rows(student / "train_log.jsonl")),
         "samples": answer_rows.samples(numbers.rows(student / "samples.jsonl")),
-        "mask": answer_rows.mask(numbers.json_object(student / "masks.json")),
-        "worst": [
-            answer_rows.card(row, answer_rows.titles_of(scores))
-            for row in answer_rows.ranked(answers)[: answer_rows.WORST]
-        ],
-        "data": answer_rows.in_script(answer_rows.data(answers, scores, called)) if answers else None,
-        "prompts": len(answers),
-        "coverage": scores.get("coverage"),
+        "mask": answer_rows.mask(json_object(student / "masks.json")),
         "dropped": [answer_rows.dropped_row(row) for row in dropped],
         "dropped_total": dropped_total,
-        "facts": facts(origin, numbers.json_object(student / "base.json"), scores, recipe),
-        "versions": origin.get("versions") or {},
-        "files": [(name, *output) for name, stage in done.items() for output in (stage.get("outputs") or {}).items()],
-        "recipe": recipe,
+        "files": [(name, *output) for name, stage in record.stages.items() for output in stage.outputs.items()],
     }
 
 
@@ -164,8 +183,6 @@ def options(context: Context) -> dict[str, Any]:
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage report."""
-    pass
-
     if student_folder.is_student(student := student_folder.current(context.folder)):
         model_card.write(student / "README.md", context.folder)
     return report(context.folder, title=context.recipe.name)

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
-from distill.report.numbers import Row, finite
+from distill.report.numbers import Row
+from distill.run.scores import finite
 from distill.text.tokens import visible
 from distill.types import MODELS
 

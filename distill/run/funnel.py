@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.jsonl import read_jsonl
-from distill.run.record import read_record
+from distill.run.record import run_record
 from distill.types import Verdict
 
 EXAMPLES = 2
@@ -109,7 +109,7 @@ def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None
     them, as in a run of an earlier version, is empty.
     """
     if counts is None:
-        counts = (read_record(folder).get("stages", {}).get("curate") or {}).get("counts") or {}
+        counts = run_record(folder).counts("curate")
     if "rows" not in counts:
         return None
     first, against = _numbers(counts.get("by_rule")), _numbers(counts.get("against"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,19 @@ from typing import Any
 from distill.core.student_folder import STUDENT
 from distill.run import students
 from distill.run.record import _read_record
+from distill.run.scores import read_scores
 from distill.text.tokens import visible
 
 
 def headline(folder: Path) -> list[str]:
     """The comparison's one sentence, when there is one, and why a judge gives no verdict, where it gives none."""
-    path = folder / "scores.json"
-    if not path.is_file():
+    scores = read_scores(folder)
+    if scores is None:
         return []
     if (line := comparison_remark(folder)) is not None:
         return [line]
-    scores = json.loads(path.read_text(encoding="utf-8"))
-    withheld = (scores.get("judge") or {}).get("withheld")
-    return [str(scores["headline"]), *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]
+    withheld = scores.judge.withheld if scores.judge is not None else None
+    return [scores.headline, *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]
 
 
 def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
