@@ -19,8 +19,9 @@ from distill.errors import Interrupted, MissingPackage, RunFolderError, disk_fau
 from distill.pipeline import runner
 from distill.pipeline.parts import Overrides, Source, load_recipe
 from distill.pipeline.requirements import require_training_packages
-from distill.pipeline.stages import PIPELINE
 from distill.recipe import Recipe
+from distill.run.context import RunOptions
+from distill.run.layout import stage_that_writes
 from distill.run.record import read_record
 from distill.run.scores import Comparison, require_scores
 
@@ -73,12 +74,14 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
             stages=stages,
             run_dir=Path(run_dir) if run_dir is not None else None,
             overrides=options.get("overrides", ()),
-            retry_failed=options.get("retry_failed", False),
-            accept_partial=options.get("accept_partial", False),
-            allowed=options.get("allow_parts", ()),
-            wait=options.get("wait", True),
-            redo=["train"] if options.get("fresh") else options.get("redo", ()),
-            new_journal=options.get("new_journal", False),
+            options=RunOptions(
+                retry_failed=options.get("retry_failed", False),
+                accept_partial=options.get("accept_partial", False),
+                allowed=options.get("allow_parts", ()),
+                wait=options.get("wait", True),
+                redo=["train"] if options.get("fresh") else options.get("redo", ()),
+                new_journal=options.get("new_journal", False),
+            ),
         )
     return open_run(folder)
 
@@ -271,8 +274,7 @@ class RunFolder:
         first, _, rest = name.partition("/")
         path = current(self.folder) / rest if first == STUDENT else self.folder / name
         if not path.is_file():
-            stage = next(each for each, one in PIPELINE.items() if Path(name).parts[0] in one.outputs)
-            raise RunFolderError(f"{self.folder} has no {name}: run its stage `{stage}` first")
+            raise RunFolderError(f"{self.folder} has no {name}: run its stage `{stage_that_writes(first)}` first")
         return path
 
 

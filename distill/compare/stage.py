@@ -277,7 +277,7 @@ def compared(context: Context, engine: Engines, *, usd: Callable[[], float | Non
     section = context.recipe.compare
     assert section is not None
     metrics = [
-        registry.part(METRICS, one.metric, kind="metric", allowed=context.allowed)(one.options)
+        registry.part(METRICS, one.metric, kind="metric", allowed=context.options.allowed)(one.options)
         for one in section.metrics
     ]
     return compare(

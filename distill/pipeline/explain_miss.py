@@ -25,7 +25,7 @@ from distill.engine.providers import Provider
 from distill.errors import RunFolderError
 from distill.expand.stage import growth_of
 from distill.pipeline.parts import load_recipe
-from distill.run.context import Context
+from distill.run.context import Context, RunOptions
 from distill.run.endpoints import hire
 from distill.run.record import journal_of, opened, read_record
 from distill.types import Endpoint, Flow, Session, Verdict
@@ -54,7 +54,7 @@ def misses(
     with ExitStack() as journals:
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         journal = journals.enter_context(Journal.open(folder / NAME, read_only=True, reuse=reuse))
-        context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), allowed)
+        context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), RunOptions(allowed=allowed))
         found = list(islice(_misses(context, task), limit))
         info = [lines(nearest(question, journal.questions()), of) for of, question in found]
     return [line for of_one in info for line in of_one] or [

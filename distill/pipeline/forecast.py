@@ -18,7 +18,7 @@ from distill.engine.progress import PILOT
 from distill.expand.pool import ProposalCost
 from distill.expand.seeds import load_seeds
 from distill.formats.importers import load_tasks
-from distill.pipeline.requirements import _warnings, known_faults
+from distill.pipeline.requirements import known_faults, warnings
 from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
 from distill.run.layout import stages_of
 from distill.train.memory import SMOLLM2, Shape, estimate, shape_in
@@ -46,7 +46,7 @@ def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
     found = [f"{recipe.name}: valid; stages {', '.join(stages_of(recipe))}"]
     found += _spending(recipe)
     found += _training(recipe)
-    return found + _warnings(recipe) + (known_faults(recipe) if probed else [])
+    return found + warnings(recipe) + (known_faults(recipe) if probed else [])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from distill.curate.filters import FILTERS
 from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
+from distill.pipeline.requirements import require_roles
 from distill.recipe import BaseOptions, Recipe
 from distill.train.options import TrainOptions
 
@@ -82,23 +83,13 @@ def load_recipe(
         overrides=overrides,
         dropped=console.warn if is_run else None,
     )
-    _require_roles("recipe" if isinstance(found, Mapping) else found, loaded)
+    require_roles("recipe" if isinstance(found, Mapping) else found, loaded)
     return loaded
 
 
 def recorded(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
     """A recipe as a run has written it down, its files unseen. Raises `RecipeError`."""
     return recipe.recorded(document, parts(allowed=allowed))
-
-
-def _require_roles(file: str | Path, loaded: Recipe) -> None:
-    """Raise `RecipeError` where a curation rule of ours asks somebody whom the recipe does not have."""
-    there = {"judge": loaded.teacher is not None, "base": loaded.student is not None}
-    needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}
-    for rule in loaded.curate or ():
-        part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
-        if not there.get(role := getattr(part, "role", ""), True):
-            raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
 
 
 def _recipe_file(path: Path) -> Path:

@@ -5,19 +5,53 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
-from distill.core import credentials, processes
+from distill.core import credentials, processes, registry
 from distill.core.extras import install
+from distill.curate.filters import FILTERS
 from distill.curate.stage import roles_of_filters
 from distill.engine import probe
 from distill.engine.probe import Findings
 from distill.errors import MissingPackage, RecipeError
 from distill.recipe import Recipe, Teacher
 from distill.run.context import BASE
+from distill.train.trackers import require_trackers
 
 LM_EVAL = "lm_eval"
 """The package of EleutherAI's lm-evaluation-harness."""
 TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
+
+
+def require(loaded: Recipe, stages: Sequence[str], allowed: Collection[str]) -> None:
+    """What must be there before these stages run.
+
+    Raises `MissingPackage` for a package that is not installed, `RecipeError` for an unknown task of lm-eval, and where
+    a launcher has started several processes for more than training.
+    """
+    if loaded.train is not None and "train" in stages:
+        require_trackers(loaded.train.options.report_to)
+    if processes.count() > 1 and list(stages) != ["train"]:
+        raise RecipeError(
+            f"a launcher has started {processes.count()} processes of distill, and only training is shared by several; "
+            "type: accelerate launch -m distill train RUN, and the other commands without accelerate"
+        )
+    compares = "compare" in stages and compares_here(loaded)
+    asks_base = "curate" in stages and BASE in roles_of_filters(loaded, allowed)
+    if "train" in stages or compares or asks_base or serves_here(loaded):
+        require_training_packages("distill run")
+    if "compare" in stages:
+        require_benchmarks(loaded)
+
+
+def require_roles(file: str | Path, loaded: Recipe) -> None:
+    """Raise `RecipeError` where a shipped curation rule asks a model that the recipe does not have."""
+    has = {"judge": loaded.teacher is not None, "base": loaded.student is not None}
+    needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}
+    for rule in loaded.curate or ():
+        part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
+        if not has.get(role := getattr(part, "role", ""), True):
+            raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
 
 
 def require_training_packages(command: str) -> None:
@@ -40,7 +74,8 @@ def require_benchmarks(loaded: Recipe) -> None:
     Harness().require(loaded.compare.lm_eval.tasks)
 
 
-def _warnings(recipe: Recipe) -> list[str]:
+def warnings(recipe: Recipe) -> list[str]:
+    """A line for each variable and package that the run will need and that is not there."""
     found = [
         f"warning: {section}.{key}: the variable {credentials.shown(name)} is not set; the run will need it"
         for section, one in recipe.asked.items()
@@ -98,25 +133,6 @@ def _unheeded_system(findings: Findings) -> list[str]:
         "refused": "collect.system is set, but this endpoint refuses system messages: requests will fail",
     }
     return [info[verdict]] if (verdict := findings.verdict("system")) in info else []
-
-
-def _needs_torch(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:
-    """Whether one of the stages loads a model here."""
-    compares = "compare" in names and compares_here(loaded)
-    return "train" in names or compares or serves_here(loaded) or _asks_base(loaded, names, allowed)
-
-
-def _asks_base(loaded: Recipe, names: Collection[str], allowed: Collection[str]) -> bool:
-    return "curate" in names and BASE in roles_of_filters(loaded, allowed)
-
-
-def _require_one_process(names: Sequence[str]) -> None:
-    """Raise `RecipeError` where a launcher has started several processes for more than training."""
-    if processes.count() > 1 and list(names) != ["train"]:
-        raise RecipeError(
-            f"a launcher has started {processes.count()} processes of distill, and only training is shared by several; "
-            "type: accelerate launch -m distill train RUN, and the other commands without accelerate"
-        )
 
 
 def serves_here(loaded: Recipe) -> bool:

@@ -18,7 +18,8 @@ MAX_POINTS = 400
 
 def ordered(stages: Collection[str]) -> list[str]:
     """The stages in order, those of other names first; the report's own entry is of an earlier report."""
-    return sorted(set(stages) - {"report"}, key=lambda name: (STAGES.index(name) if name in STAGES else -1, name))
+    order = list(STAGES)
+    return sorted(set(stages) - {"report"}, key=lambda name: (order.index(name) if name in order else -1, name))
 
 
 def headline(record: RunRecord) -> str:

@@ -27,7 +27,28 @@ BASE = "base"
 ACCEPTABLE = "failures within collect.max_failed"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Options of one invocation that are not of the recipe."""
+
+    allowed: Collection[str] = ()
+    """Packages whose code the recipe may run."""
+    retry_failed: bool = False
+    """Send permanently failed requests again."""
+    accept_partial: bool = False
+    """Go on from a stage that is only partly done."""
+    wait: bool = True
+    """Wait for a provider's batches; else the run ends while they are open."""
+    redo: Collection[str] = ()
+    """Stages that run again although they are current."""
+    new_journal: bool = False
+    """Go on where the journal lacks sends that run.json counts; what they cost stays spent."""
+
+
+DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What the stages of one invocation share."""
 
@@ -36,13 +57,7 @@ class Context:
     journal: Journal
     teachers: Teachers | None
     """A local one starts its server at the first request."""
-    allowed: Collection[str] = ()
-    retry_failed: bool = False
-    accept_partial: bool = False
-    wait: bool = True
-    """Whether to wait for a provider's batches."""
-    redo: Collection[str] = ()
-    """Stages that run again although they are current."""
+    options: RunOptions = DEFAULTS
     lost: Mapping[str, StageSends] = field(default_factory=dict)
     """By stage, sends that are in no journal any more, and stay spent."""
 
@@ -97,7 +112,7 @@ def engine_for(
         attempts=collect.attempts,
         hedge=None if local else collect.hedge,
         rates=context.teachers.rates() if context.teachers is not None else None,
-        retry_failed=context.retry_failed,
+        retry_failed=context.options.retry_failed,
         progress=progress,
         stage=stage,
         budget=Budget({}) if local else _budget(context, stage),
@@ -135,9 +150,9 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
         jobs,
         stage=stage,
         budget=_budget(context, stage),
-        wait=context.wait,
+        wait=context.options.wait,
         progress=progress,
-        retry_failed=context.retry_failed,
+        retry_failed=context.options.retry_failed,
     )
 
 
