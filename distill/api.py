@@ -168,8 +168,8 @@ class RunFolder:
     @property
     def stages(self) -> Mapping[str, Mapping[str, Any]]:
         """What run.json says of each stage that has begun: `status`, `seconds`, `counts`, `tokens`, `usd` …"""
-        found: Mapping[str, Mapping[str, Any]] = read_record(self.folder).get("stages", {})
-        return found
+        stages: Mapping[str, Mapping[str, Any]] = read_record(self.folder).get("stages", {})
+        return stages
 
     @property
     def tasks(self) -> Dataset:

@@ -23,12 +23,12 @@ from distill.text.tokens import visible
 def status_lines(folder: Path) -> list[str]:
     """What `show` prints: one line per stage, then the funnel and the headline."""
     document, record = read_record(folder), run_record(folder)
-    moved = stale(folder, document)
+    changes = stale(folder, document)
     names = [name for name in STAGES if name in record.stages]
     return [
         f"{record.name} in {folder}",
         *filter(None, [student_remark(folder)]),
-        *(_stage_line(name, record.stages[name], moved.get(name)) for name in names),
+        *(_stage_line(name, record.stages[name], changes.get(name)) for name in names),
         *outdated(folder, record),
         *cost_lines(record),
         *headline(folder),
@@ -49,16 +49,16 @@ def _benchmark_line(measure: Measured) -> str:
     by, difference, p = measure.by, measure.student_minus_base, measure.p_holm
     if difference is None or difference.low is None or difference.high is None:
         return f"lm-eval  {measure.title}: no document has a number of both"
-    tested = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
+    test = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
     return (
         f"lm-eval  {visible(measure.title)}: student {by['student'].mean:.3f}, base {by['base'].mean:.3f}, "
-        f"difference {difference.mean:+.3f} (95% CI {difference.low:+.3f} to {difference.high:+.3f}), {tested}"
+        f"difference {difference.mean:+.3f} (95% CI {difference.low:+.3f} to {difference.high:+.3f}), {test}"
     )
 
 
-def _stage_line(name: str, stage: StageRecord, moved: str | None) -> str:
+def _stage_line(name: str, stage: StageRecord, change: str | None) -> str:
     """`moved`: of a stage that is done, what has changed since."""
-    pieces = [f"{name:8} {'stale' if moved else stage.status:8} {stage.seconds:7.1f} s"]
+    pieces = [f"{name:8} {'stale' if change else stage.status:8} {stage.seconds:7.1f} s"]
     pieces += [f"{key} {value:,}" for key, value in stage.counts.items() if isinstance(value, int)]
     if stage.requests:
         pieces.append(f"{stage.requests.get('asked', 0)} asked, {stage.requests.get('replayed', 0)} replayed")
@@ -66,7 +66,7 @@ def _stage_line(name: str, stage: StageRecord, moved: str | None) -> str:
         pieces.append(f"{stage.tokens.get('prompt', 0):,} + {stage.tokens.get('completion', 0):,} tokens")
     if stage.usd is not None:
         pieces.append(f"USD {stage.usd:.4f}")
-    pieces += filter(None, [moved or stage.detail])
+    pieces += filter(None, [change or stage.detail])
     return "  ".join(pieces)
 
 
@@ -92,15 +92,15 @@ def funnel_lines(folder: Path) -> list[str]:
     funnel = read(folder)
     if funnel is None:
         return ["curate has not run yet, so there is no funnel"]
-    found = [
+    texts = [
         f"curate: {funnel.rows:,} sessions, {funnel.kept:,} kept, {funnel.test:,} held out, {funnel.dropped:,} dropped"
     ]
-    found += _loss_lines(funnel)
-    found += _overlap_lines(funnel.overlaps)
-    for title, counted in (("labels", funnel.labels), ("mended", funnel.mended)):
-        if counted:
-            found.append(f"{title}: {', '.join(f'{name} {rows:,}' for name, rows in counted.items())}")
-    return [visible(line).replace("\n", " ") for line in found]
+    texts += _loss_lines(funnel)
+    texts += _overlap_lines(funnel.overlaps)
+    for title, counts in (("labels", funnel.labels), ("mended", funnel.mended)):
+        if counts:
+            texts.append(f"{title}: {', '.join(f'{name} {rows:,}' for name, rows in counts.items())}")
+    return [visible(line).replace("\n", " ") for line in texts]
 
 
 def _loss_lines(funnel: Funnel) -> Iterator[str]:
@@ -179,12 +179,12 @@ def differing(student: str, teacher: str, paint: Paint) -> tuple[str, str]:
     """Both texts with the words marked that the other one does not have in that place."""
     ours, theirs = _PIECES.findall(student), _PIECES.findall(teacher)
     matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
-    left, right = [], []
+    student_marked, teacher_marked = [], []
     for kind, start, end, other_start, other_end in matcher.get_opcodes():
         mine, other = "".join(ours[start:end]), "".join(theirs[other_start:other_end])
-        left.append(mine if kind == "equal" else _marked(mine, "added", paint))
-        right.append(other if kind == "equal" else _marked(other, "removed", paint))
-    return "".join(left), "".join(right)
+        student_marked.append(mine if kind == "equal" else _marked(mine, "added", paint))
+        teacher_marked.append(other if kind == "equal" else _marked(other, "removed", paint))
+    return "".join(student_marked), "".join(teacher_marked)
 
 
 def _marked(text: str, what: str, paint: Paint) -> str:

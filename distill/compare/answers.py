@@ -57,9 +57,9 @@ def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer
     return ModelAnswer(answer.text.strip(), answer.finish, tokens, tuple(earlier))
 
 
-def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
+def _probe(role: Model, references: Sequence[Asked]) -> Flow[float | None]:
     """The log-likelihood of the first answer that is not empty; the metric's own request, so sent once."""
-    for _, messages, reference in asked:
+    for _, messages, reference in references:
         if reference.text:
             answer = yield Request(role=role, messages=messages, kind="likelihood", continuation=reference.text)
             return None if isinstance(answer, Failure) else float(answer.loglikelihood)
@@ -74,14 +74,14 @@ def ask_endpoint(
     sampling: Sampling,
     *,
     replica: int | None = 0,
-    known: Mapping[int, ModelAnswer] | None = None,
+    first_answers: Mapping[int, ModelAnswer] | None = None,
 ) -> ModelReplies:
-    """Answers of a model at its endpoints to the prompts whose answers are not `known`.
+    """Answers of a model at its endpoints to the prompts without one in `first_answers`.
 
     A prompt goes to the teacher that gave its first answer, where that is among the providers, else to the first of
     them. `replica` numbers the samples of a prompt; `None` takes the prompt's own number of the second answer.
     """
-    indices = [index for index in range(len(prompts)) if index not in (known or {})]
+    indices = [index for index in range(len(prompts)) if index not in (first_answers or {})]
     first = next(iter(providers))
     names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
     role = "teacher" if model == "teacher_again" else model
@@ -94,7 +94,7 @@ def ask_endpoint(
         running = engine(providers, progress=bar, local=False)
         outcomes = running.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
     replies = _answers(model, indices, outcomes)
-    return replace(replies, answers=dict(sorted({**(known or {}), **(replies.answers or {})}.items())))
+    return replace(replies, answers=dict(sorted({**(first_answers or {}), **(replies.answers or {})}.items())))
 
 
 def ask_here(
@@ -172,21 +172,21 @@ def _ask_model(
 ) -> ModelReplies:
     """Answers (with a `sampling`), likelihoods of the `references`, and the probe of a model in this process."""
     answers = [_answer_flow(prompt, model, sampling) for prompt in prompts] if sampling is not None else []
-    shared = [index for index in shared_prompts(prompts) if index in references]
-    asked = [(index, prompts[index].with_turns(references[index]), references[index]) for index in shared]
+    indices = [index for index in shared_prompts(prompts) if index in references]
+    references_of = [(index, prompts[index].with_turns(references[index]), references[index]) for index in indices]
     scores: list[_NamedFlow] = [
         (prompts[index].id, partial(metric.score, messages, model, reference))
         for metric in metrics
         if metric.scope == "model" and model in metric.models
-        for index, messages, reference in asked
+        for index, messages, reference in references_of
     ]
     has_spans = model in MODELS[:2] and any(isinstance(metric, Likelihood) for metric in metrics)
     spans: list[_NamedFlow] = [
         (prompts[index].id, partial(surprise, model, messages, reference))
-        for index, messages, reference in asked
+        for index, messages, reference in references_of
         if has_spans
     ]
-    flows: list[_NamedFlow] = [*answers, *scores, *spans, ("probe", partial(_probe, model, asked))]
+    flows: list[_NamedFlow] = [*answers, *scores, *spans, ("probe", partial(_probe, model, references_of))]
     with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
         progress = _Live(bar)
         provider = load(watch=progress.watch)
@@ -196,12 +196,12 @@ def _ask_model(
             provider.release()
     rest = outcomes[len(answers) :]
     replies = _answers(model, range(len(prompts)), outcomes[: len(answers)]) if answers else ModelReplies(model=model)
-    values, note = _likelihoods(model, shared, rest[: len(scores)])
-    found = zip(shared, rest[len(scores) : -1], strict=False)
+    values, note = _likelihoods(model, indices, rest[: len(scores)])
+    spans_of = zip(indices, rest[len(scores) : -1], strict=False)
     return replace(
         replies,
         scores=values,
-        spans={index: outcome.value for index, outcome in found if outcome.value is not None},
+        spans={index: outcome.value for index, outcome in spans_of if outcome.value is not None},
         notes=(*replies.notes, *note),
         probe=rest[-1].value,
     )
@@ -214,14 +214,14 @@ def _answer_flow(prompt: Prompt, role: str, sampling: Sampling, replica: int = 0
 
 def _answers(model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]) -> ModelReplies:
     answers = {index: one.value for index, one in zip(indices, outcomes, strict=True) if one.value is not None}
-    lacking = [outcome for outcome in outcomes if outcome.value is None]
-    if not lacking:
+    without = [outcome for outcome in outcomes if outcome.value is None]
+    if not without:
         return ModelReplies(model=model, answers=answers)
     note = (
-        f"{NAMES[model]} has no answer to {len(lacking)} of {len(outcomes)} prompts ({_reasons(lacking)}); "
+        f"{NAMES[model]} has no answer to {len(without)} of {len(outcomes)} prompts ({_reasons(without)}); "
         "each number rests on the prompts that have what it needs"
     )
-    return ModelReplies(model=model, answers=answers, missing=len(lacking), notes=(note,))
+    return ModelReplies(model=model, answers=answers, missing=len(without), notes=(note,))
 
 
 def _likelihoods(
@@ -231,9 +231,9 @@ def _likelihoods(
     scores: dict[int, dict[str, float]] = {}
     for number, outcome in enumerate(outcomes):
         scores.setdefault(indices[number % len(indices)], {}).update(outcome.value or {})
-    lacking = [outcome for outcome in outcomes if outcome.failures]
-    note = f"{NAMES[model]} gave no likelihood for {len(lacking)} of {len(outcomes)} answers ({_reasons(lacking)})"
-    return scores, [note] if lacking else []
+    failures = [outcome for outcome in outcomes if outcome.failures]
+    note = f"{NAMES[model]} gave no likelihood for {len(failures)} of {len(outcomes)} answers ({_reasons(failures)})"
+    return scores, [note] if failures else []
 
 
 def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:

@@ -62,17 +62,17 @@ def read(folder: Path) -> ComparedRun:
     document, scores = read_record(folder), require_scores(folder)
     if "compare" in stale(folder, document):
         raise RunFolderError(f"{folder} was compared before its student was trained; type: distill compare {folder}")
-    made = validated(RunRecord, students.training(folder, document) or document, folder / "run.json")
+    training = validated(RunRecord, students.training(folder, document) or document, folder / "run.json")
     rows = {_key(row): row for row in read_jsonl(folder / "answers.jsonl")}
     tasks = scores.lm_eval
-    known = student_measures(folder, tasks.said) if tasks is not None else {}
-    return ComparedRun(folder, rows, scores, made.counts("train").get("trained_tokens"), known)
+    student_tasks = student_measures(folder, tasks.said) if tasks is not None else {}
+    return ComparedRun(folder, rows, scores, training.counts("train").get("trained_tokens"), student_tasks)
 
 
 def _key(row: Row) -> str:
     """What makes a prompt the same in two runs: what is asked, whatever its id."""
-    asked = [message["content"] for message in row.get("messages", ()) if message.get("role") == "user"]
-    return normalise("\n".join([*asked, *row.get("turns", ())]))
+    turns = [message["content"] for message in row.get("messages", ()) if message.get("role") == "user"]
+    return normalise("\n".join([*turns, *row.get("turns", ())]))
 
 
 # Two runs
@@ -245,16 +245,16 @@ def curve(runs: Sequence[ComparedRun]) -> dict[str, Any]:
         raise RunFolderError("the runs have no prompt in common; compare all on one file of prompts (compare.prompts)")
     if (silent := next((run for run in runs if run.trained_on is None), None)) is not None:
         raise RunFolderError(f"{silent.folder} does not say how much it was trained on; train it with this version")
-    ordered = sorted(runs, key=lambda run: run.trained_on or 0)
-    metrics = ordered[0].scores.metrics
-    measures = [name for name in metrics if all(name in run.scores.metrics for run in ordered)]
+    by_size = sorted(runs, key=lambda run: run.trained_on or 0)
+    metrics = by_size[0].scores.metrics
+    measures = [name for name in metrics if all(name in run.scores.metrics for run in by_size)]
     return {
         "prompts": len(common),
         "points": [
-            {"run": "untrained base", "trained_tokens": 0, **_means(ordered[0], common, measures, "base")},
+            {"run": "untrained base", "trained_tokens": 0, **_means(by_size[0], common, measures, "base")},
             *(
                 {"run": str(run.folder), "trained_tokens": run.trained_on, **_means(run, common, measures, "student")}
-                for run in ordered
+                for run in by_size
             ),
         ],
         "titles": {name: metrics[name].title or name for name in measures},
@@ -262,11 +262,11 @@ def curve(runs: Sequence[ComparedRun]) -> dict[str, Any]:
 
 
 def _means(run: ComparedRun, common: Sequence[str], measures: Sequence[str], model: str) -> dict[str, Any]:
-    found = {}
+    means = {}
     for name in measures:
         values = [value for key in common if (value := run.value(key, name, model)) is not None]
-        found[name] = fmean(values) if values else None
-    return found
+        means[name] = fmean(values) if values else None
+    return means
 
 
 # Saying

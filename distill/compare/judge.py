@@ -78,11 +78,11 @@ def judge(
     return dict(sorted(entries.items()))
 
 
-def _sampling(given: Sampling, options: Judging) -> Sampling:
+def _sampling(sampling: Sampling, options: Judging) -> Sampling:
     return replace(
-        given,
-        temperature=0.0 if given.temperature is None else given.temperature,
-        max_tokens=options.max_tokens or given.max_tokens or REPLY_TOKENS,
+        sampling,
+        temperature=0.0 if sampling.temperature is None else sampling.temperature,
+        max_tokens=options.max_tokens or sampling.max_tokens or REPLY_TOKENS,
     )
 
 
@@ -98,12 +98,12 @@ def _games(results: ComparisonResults, options: Judging) -> Iterator[JudgeQuesti
     """Both orders of each pair on each prompt that both answered in other words; some asked a second time."""
     for pair in options.pairs:
         one, other = _models(pair)
-        differing = [index for index in results.shared if _differ(results, index, (one, other))]
-        for index in differing:
+        indices = [index for index in results.shared if _differ(results, index, (one, other))]
+        for index in indices:
             yield JudgeQuestion(index, pair, one, other)
             yield JudgeQuestion(index, pair, other, one)
-        step = max(1, len(differing) // max(1, options.retest))
-        for index in differing[::step][: options.retest]:
+        step = max(1, len(indices) // max(1, options.retest))
+        for index in indices[::step][: options.retest]:
             yield JudgeQuestion(index, pair, one, other, again=True)
 
 
@@ -133,11 +133,11 @@ def _play(
     results: ComparisonResults, game: JudgeQuestion, options: Judging, sampling: Sampling
 ) -> Flow[tuple[Verdict, str] | None]:
     """Who is better, and why; `None` where the judge could not be asked."""
-    prompt, shown = results.prompts[game.prompt], (game.first, game.second)
-    answers = [results.answers[model][game.prompt] for model in shown]
+    prompt, models = results.prompts[game.prompt], (game.first, game.second)
+    answers = [results.answers[model][game.prompt] for model in models]
     tag = tag_of(prompt, answers)
-    named = [(place, answer) for place, answer in zip(("A", "B"), answers, strict=True)]
-    text = _question("pairwise", prompt, named, tag, options)
+    labelled = [(place, answer) for place, answer in zip(("A", "B"), answers, strict=True)]
+    text = _question("pairwise", prompt, labelled, tag, options)
     answer: Completion | Failure = yield _request(text, sampling, again=game.again)
     if isinstance(answer, Failure):
         return None
@@ -155,8 +155,8 @@ def _grade(
     )
     if isinstance(reply, Failure):
         return None
-    said = graded(reply.text, GradeScale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
-    return (None if said.problem else said.score), said.reason
+    grade = graded(reply.text, GradeScale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
+    return (None if grade.problem else grade.score), grade.reason
 
 
 def _request(text: str, sampling: Sampling, *, again: bool = False) -> Request:
@@ -189,8 +189,8 @@ def _dialogue(prompt: Prompt, answer: ModelAnswer) -> str:
     if not prompt.later:
         return answer.text
     turns = [("Person", message.content) for message in prompt.messages if message.role == "user"]
-    for reply, asked in zip(answer.earlier, prompt.later, strict=False):
-        turns += [("Assistant", reply), ("Person", asked)]
+    for reply, turn in zip(answer.earlier, prompt.later, strict=False):
+        turns += [("Assistant", reply), ("Person", turn)]
     return "\n\n".join(f"{who}: {text}" for who, text in [*turns, ("Assistant", answer.text)])
 
 
@@ -233,18 +233,18 @@ def read_verdict(reply: str, *, texts: Sequence[str] = (), tag: str = "") -> tup
     The last verdict counts; thoughts, quoted lines, and whatever also stands in the `texts` that were judged do not
     (see `distill.text.judge_replies`). Where no line is a verdict, the last sentence that is one counts.
     """
-    found = graded(_BOXED_C.sub("[[tie]]", reply), GradeScale(HIGHEST, VERDICTS), texts=texts, tag=tag)
-    if found.choice is not None:
-        return found.choice, found.reason
-    if found.problem == "echoed":
-        return "unparsed", found.reason
-    return _of_prose(found.reason, texts), found.reason
+    reading = graded(_BOXED_C.sub("[[tie]]", reply), GradeScale(HIGHEST, VERDICTS), texts=texts, tag=tag)
+    if reading.choice is not None:
+        return reading.choice, reading.reason
+    if reading.problem == "echoed":
+        return "unparsed", reading.reason
+    return _of_prose(reading.reason, texts), reading.reason
 
 
 def _of_prose(reason: str, texts: Sequence[str]) -> str:
-    shown = " ".join(" ".join(texts).casefold().split())
+    material = " ".join(" ".join(texts).casefold().split())
     for match in reversed(list(_PROSE.finditer(reason))):
-        if match[0].casefold() in shown or _NEGATED.search(reason[: match.start()]):
+        if match[0].casefold() in material or _NEGATED.search(reason[: match.start()]):
             continue
         place = match["better"] or match["chosen"] or match["named"]
         return place.upper() if place else "tie"

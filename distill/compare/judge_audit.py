@@ -227,15 +227,15 @@ def _longer_would_say(results: ComparisonResults, judged: Mapping[int, Any], see
 def family(model: str) -> str | None:
     """The house that a model comes from, by its name; None where the name says nothing."""
     name = model.lower()
-    found = next((one for one in FAMILIES if re.search(rf"(?<![a-z]){one}", name)), None)
-    return ALIKE.get(found, found) if found is not None else None
+    name_part = next((one for one in FAMILIES if re.search(rf"(?<![a-z]){one}", name)), None)
+    return ALIKE.get(name_part, name_part) if name_part is not None else None
 
 
 def _same_family(judge: str, names: Mapping[Model, str]) -> list[Model]:
     """The judged models that may be of the judge's family: judges favour their own."""
     own = family(judge)
-    judged: tuple[Model, ...] = ("student", "teacher")
-    return [model for model in judged if own is not None and family(names.get(model, "")) == own]
+    candidates: tuple[Model, ...] = ("student", "teacher")
+    return [model for model in candidates if own is not None and family(names.get(model, "")) == own]
 
 
 def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
@@ -287,15 +287,15 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
 
 def _power(info: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
     worth = [WORTH[one["outcome"]] for one in info.values() if one["outcome"] in WORTH]
-    needed = prompts_needed([one - 0.5 for one in worth], 0.05)
-    if needed is None:
+    prompts_for_power = prompts_needed([one - 0.5 for one in worth], 0.05)
+    if prompts_for_power is None:
         return None
     each = usd / prompts if usd and prompts else None
     return {
         "measure": "win_rate",
         "difference": 0.05,
-        "prompts": needed,
-        "usd": None if each is None else needed * each,
+        "prompts": prompts_for_power,
+        "usd": None if each is None else prompts_for_power * each,
         "explanation": "prompts that would show a difference of 5 points in the win rate four times of five, from the "
         f"spread over these {len(worth)}",
     }

@@ -45,9 +45,9 @@ def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness
 
     setting = Setting(limit=options.limit, shots=options.shots, chat=options.chat, batch=options.batch)
     package = version("lm_eval")
-    asked = [package, setting.limit, setting.shots, setting.chat]
+    settings = [package, setting.limit, setting.shots, setting.chat]
     work = _Work(folder, setting, harness)
-    rows = {model: {name: work.of(model, name, asked) for name in options.tasks} for model in SIDES}
+    rows = {model: {name: work.of(model, name, settings) for name in options.tasks} for model in SIDES}
     work.release()
     reply = [row["key"] for some in rows["student"].values() for row in some]
     return {"package": package, **options.model_dump(), "said": reply, **entries(options.tasks, rows, seed)}
@@ -64,14 +64,14 @@ class TaskMeasure:
 
 def student_measures(folder: Path, keys: Iterable[str]) -> dict[str, TaskMeasure]:
     """The student's numbers by task and measure, of the rows in lm_eval/ with these keys."""
-    known = _known(folder / FOLDER / "student.jsonl")
+    rows = _known(folder / FOLDER / "student.jsonl")
     return {
         f"{row['task']} {measure}": TaskMeasure(
             _title(row["task"], measure),
             _better([row], measure),
             {(one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]},
         )
-        for row in (known[key] for key in keys if key in known)
+        for row in (rows[key] for key in keys if key in rows)
         for measure in _measures([row])
     }
 
@@ -86,22 +86,22 @@ class _Work:
         self._harness = harness
         self._loaded: dict[str, tuple[Any, Any]] = {}
 
-    def of(self, model: str, name: str, asked: Sequence[Any]) -> list[dict[str, Any]]:
+    def of(self, model: str, name: str, settings: Sequence[Any]) -> list[dict[str, Any]]:
         """What a model said to the tasks of a name: from the folder where it is known, else by doing them."""
         path = self._kept / f"{model}.jsonl"
         weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
-        key = partial(_key, weights, *asked)
-        known = _mended(path)
-        if (whole := known.get(key("name", name))) is not None:
-            return [known[key("task", task)] for task in whole["tasks"]]
+        key = partial(_key, weights, *settings)
+        rows = _mended(path)
+        if (whole := rows.get(key("name", name))) is not None:
+            return [rows[key("task", task)] for task in whole["tasks"]]
         path.parent.mkdir(exist_ok=True)
         tasks = self._index().tasks(name)
         for each, task in tasks.items():
-            if (here := key("task", each)) not in known:
-                known[here] = {"key": here, **self._do(model, each, task)}
-                append_row(path, known[here])
+            if (here := key("task", each)) not in rows:
+                rows[here] = {"key": here, **self._do(model, each, task)}
+                append_row(path, rows[here])
         append_row(path, {"key": key("name", name), "name": name, "tasks": list(tasks)})
-        return [known[key("task", each)] for each in tasks]
+        return [rows[key("task", each)] for each in tasks]
 
     def _do(self, model: str, name: str, task: Any) -> dict[str, Any]:
         from distill.compare.lm_eval_tasks import run
@@ -155,10 +155,10 @@ def _known(path: Path) -> dict[str, dict[str, Any]]:
 
 def _mended(path: Path) -> dict[str, dict[str, Any]]:
     """The same, with that row taken out of the file, so that the next one does not continue it."""
-    known = _known(path)
+    rows = _known(path)
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        write_rows(path, known.values())
-    return known
+        write_rows(path, rows.values())
+    return rows
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -174,14 +174,14 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def documents(samples: Sequence[Mapping[str, Any]], means: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per document: its place and hash, and its finite number by each of the metrics and filter."""
-    found: dict[tuple[int, str], dict[str, float]] = {}
+    by_document: dict[tuple[int, str], dict[str, float]] = {}
     for sample in samples:
-        values = found.setdefault((sample["doc_id"], sample["doc_hash"]), {})
+        values = by_document.setdefault((sample["doc_id"], sample["doc_hash"]), {})
         for metric in sample["metrics"]:
             value = _number(sample.get(metric))
             if metric in means and value is not None:
                 values[f"{metric},{sample['filter']}"] = value
-    return [{"id": id_, "hash": hash_, "values": values} for (id_, hash_), values in found.items()]
+    return [{"id": id_, "hash": hash_, "values": values} for (id_, hash_), values in by_document.items()]
 
 
 def _number(value: Any) -> float | None:

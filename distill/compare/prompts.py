@@ -61,8 +61,8 @@ def _says(answer: Any, text: str) -> bool:
 
 
 def _category(meta: Mapping[str, Any]) -> str:
-    found = (meta.get(name) for name in CATEGORIES)
-    return next((value for value in found if isinstance(value, str) and value.strip()), EVERY)
+    values = (meta.get(name) for name in CATEGORIES)
+    return next((value for value in values if isinstance(value, str) and value.strip()), EVERY)
 
 
 # Files of prompts
@@ -80,11 +80,11 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
     prompts = list(rows)
     if not prompts:
         raise RecipeError(f"compare.prompts: {path} holds no prompts; expected one a line, or rows of JSON")
-    seen: set[str] = set()
+    ids: set[str] = set()
     for prompt in prompts:
-        if prompt.id in seen:
+        if prompt.id in ids:
             raise RecipeError(f'compare.prompts: {path}: the id "{prompt.id}" comes twice; ids must differ')
-        seen.add(prompt.id)
+        ids.add(prompt.id)
     return [_led(prompt, system) for prompt in prompts]
 
 
@@ -162,8 +162,10 @@ def _asked(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]
     if isinstance(row.get("messages"), list):
         return _of_messages(row["messages"])
     question = next((row[name] for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), "")
-    given = row.get("input")
-    text = f"{question}\n\n{given}" if question and isinstance(given, str) and given.strip() else question
+    input_text = row.get("input")
+    text = (
+        f"{question}\n\n{input_text}" if question and isinstance(input_text, str) and input_text.strip() else question
+    )
     return ((Message("user", text),) if text else ()), ()
 
 
@@ -176,13 +178,13 @@ def _of_messages(items: Sequence[Any]) -> tuple[tuple[Message, ...], tuple[str, 
     if len(turns) != len(items):
         return (), ()
     system = [Message("system", text) for role, text in turns[:1] if role == "system"]
-    asked = [text for role, text in turns if role == "user"]
-    return ((*system, Message("user", asked[0])) if asked else ()), tuple(asked[1:])
+    questions = [text for role, text in turns if role == "user"]
+    return ((*system, Message("user", questions[0])) if questions else ()), tuple(questions[1:])
 
 
 def _id(row: Mapping[str, Any]) -> str | None:
-    found = next((row[name] for name in IDS if isinstance(row.get(name), (str, int))), None)
-    return None if found is None or found == "" else str(found)
+    value = next((row[name] for name in IDS if isinstance(row.get(name), (str, int))), None)
+    return None if value is None or value == "" else str(value)
 
 
 # Recorded answers

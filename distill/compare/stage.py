@@ -105,7 +105,7 @@ def compare(
     scores = {
         "prompts": len(shared),
         "held_out": prompts is None,
-        "method": _method(sampling, seed, asked=not set(results.answers) <= set(sides.recorded)),
+        "method": _method(sampling, seed, any_generated=not set(results.answers) <= set(sides.recorded)),
         "models": described(current(folder), results, sides),
     }
     extras = _add_measures(scores, results, replies, judged, metrics, folder / "kept.jsonl", seed, usd(), sides)
@@ -114,8 +114,8 @@ def compare(
     if tasks is not None:
         scores["lm_eval"] = benchmarks(folder, tasks, seed=seed)
     write_json(folder / "scores.json", scores)
-    missing = sum(reply.missing for reply in replies)
-    return {"prompts": len(shared), "answers": sum(map(len, results.answers.values())), "missing": missing}
+    unanswered = sum(reply.missing for reply in replies)
+    return {"prompts": len(shared), "answers": sum(map(len, results.answers.values())), "missing": unanswered}
 
 
 def _ask(
@@ -131,12 +131,14 @@ def _ask(
     if not prompts:
         sides.release_teacher()
         return []
-    known = {index: prompt.reference for index, prompt in enumerate(prompts) if prompt.reference is not None}
-    replies = [ModelReplies(model="teacher", answers=known)] if known else []
+    first_answers = {index: prompt.reference for index, prompt in enumerate(prompts) if prompt.reference is not None}
+    replies = [ModelReplies(model="teacher", answers=first_answers)] if first_answers else []
     replies += recorded_answers(prompts, sides.recorded)
     if sides.teachers and "teacher" not in sides.recorded:
-        if len(known) < len(prompts):
-            replies.append(ask_endpoint(prompts, "teacher", engine, sides.teachers, sampling, known=known))
+        if len(first_answers) < len(prompts):
+            replies.append(
+                ask_endpoint(prompts, "teacher", engine, sides.teachers, sampling, first_answers=first_answers)
+            )
         if "teacher_again" not in sides.recorded:
             replies.append(ask_endpoint(prompts, "teacher_again", engine, sides.teachers, sampling, replica=None))
     sides.release_teacher()
@@ -184,14 +186,18 @@ def _add_measures(
     return {"leak": leaked, "judge": judged or {}, "outcome": outcomes, "coverage": nearness}
 
 
-def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
-    drawn = [
+def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
+    settings = [
         f"{name} {value:g}"
         for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p))
         if value is not None
     ]
-    drawn += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
-    how = f"all models drew with {', '.join(drawn) or 'default sampling'}" if asked else "all answers were recorded"
+    settings += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
+    how = (
+        f"all models drew with {', '.join(settings) or 'default sampling'}"
+        if any_generated
+        else "all answers were recorded"
+    )
     return (
         f"means over prompts; {LEVEL:.0%} expanded percentile intervals from {RESAMPLES:,} resamples of the prompts "
         f"(seed {seed}), differences paired by prompt; {how}"
@@ -200,7 +206,7 @@ def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
 
 def described(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
     """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
-    known = _trained(student)
+    trained_here = _trained(student)
     again = {
         "teacher": "first answers, which are compared with",
         "teacher_again": "second answer to each, sampled again",
@@ -218,7 +224,7 @@ def described(student: Path, results: ComparisonResults, sides: Sides) -> dict[M
         elif model in again:
             info[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
         else:
-            info[model] = known[model]
+            info[model] = trained_here[model]
     return info
 
 

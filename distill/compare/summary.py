@@ -74,16 +74,18 @@ def leading(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]
 
     A likeness with a share of the gap, else any likeness, else what has a direction.
     """
-    compared = [one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None]
-    likenesses = [one for one in compared if one.likeness]
+    candidates = [
+        one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None
+    ]
+    likenesses = [one for one in candidates if one.likeness]
     shares = [one for one in likenesses if entries[one.name]["gap_closed"] is not None]
-    return next(iter([*shares, *likenesses, *(one for one in compared if one.better != "near 1")]), None)
+    return next(iter([*shares, *likenesses, *(one for one in candidates if one.better != "near 1")]), None)
 
 
 def _share_cut(answers: Sequence[ModelAnswer]) -> float | None:
     """Of the answers of which it is known how they ended."""
-    known = [answer for answer in answers if answer.finish != "unknown"]
-    return sum(answer.finish == "length" for answer in known) / len(known) if known else None
+    ended = [answer for answer in answers if answer.finish != "unknown"]
+    return sum(answer.finish == "length" for answer in ended) / len(ended) if ended else None
 
 
 # A measure
@@ -185,13 +187,13 @@ def _power(
     difference, what = _five_points(lead, entries[lead.name], values)
     if difference is None:
         return None
-    needed = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
+    prompts = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
     each = usd / len(results.prompts) if usd and results.prompts else None
     return {
         "measure": lead.name,
         "difference": difference,
-        "prompts": needed,
-        "usd": None if needed is None or each is None else needed * each,
+        "prompts": prompts,
+        "usd": None if prompts is None or each is None else prompts * each,
         "explanation": f"prompts that would show {what} four times of five, from the spread of the paired differences "
         f"over these {len(student)}",
     }
@@ -318,5 +320,5 @@ def remarks(
 
 
 def _texts(results: ComparisonResults, model: Model) -> dict[int, str]:
-    shared = set(results.shared)
-    return {index: answer.text for index, answer in results.answers.get(model, {}).items() if index in shared}
+    indices = set(results.shared)
+    return {index: answer.text for index, answer in results.answers.get(model, {}).items() if index in indices}

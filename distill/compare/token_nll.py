@@ -53,10 +53,10 @@ def by_prompt(spans_of: Mapping[Model, Mapping[int, Spans]]) -> dict[int, dict[s
 
     A model that cuts an answer into other tokens than the first one does is left out of it.
     """
-    found: dict[int, dict[str, Any]] = {}
+    entries: dict[int, dict[str, Any]] = {}
     for model, spans_by_prompt in spans_of.items():
         for index, (widths, nats) in spans_by_prompt.items():
-            entry = found.setdefault(index, {"widths": widths, "nats": {}})
+            entry = entries.setdefault(index, {"widths": widths, "nats": {}})
             if entry["widths"] == widths:
                 entry["nats"][model] = [round(one, 2) for one in nats]
-    return found
+    return entries

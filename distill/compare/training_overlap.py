@@ -32,18 +32,18 @@ def coverage(
     Prompts are compared by their words (TF-IDF). Nothing and `None` without training rows or prompts.
     """
     rows = list(_sampled(kept)) if kept.is_file() else []
-    shared = shared_prompts(prompts)
-    if not rows or not shared:
+    indices = shared_prompts(prompts)
+    if not rows or not indices:
         return {}, None
-    questions = [prompts[index].question for index in shared]
-    texts, own = [*questions, *(text for _, text in rows)], [*[None] * len(shared), *(id for id, _ in rows)]
+    questions = [prompts[index].question for index in indices]
+    texts, own = [*questions, *(text for _, text in rows)], [*[None] * len(indices), *(id for id, _ in rows)]
     near, _ = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
-    reach = _reach([_similarity(one) for one in near[len(shared) :]])
-    found = {
+    reach = _reach([_similarity(one) for one in near[len(indices) :]])
+    entries = {
         index: _nearness(one, reach, is_lost=outcomes.get(index, {}).get("value") == "loss")
-        for index, one in zip(shared, near, strict=False)
+        for index, one in zip(indices, near, strict=False)
     }
-    return found, _summary(prompts, found, reach)
+    return entries, _summary(prompts, entries, reach)
 
 
 def asked_of(session: Session) -> str:

@@ -43,10 +43,10 @@ DEVICES: tuple[Literal["cpu", "cuda"], ...] = ("cuda", "cpu")
 
 def lines(recipe: Recipe, *, probed: bool = True) -> list[str]:
     """What `check` prints; `probed`: with what an earlier probe of the teacher's endpoint found."""
-    found = [f"{recipe.name}: valid; stages {', '.join(stages_of(recipe))}"]
-    found += _spending(recipe)
-    found += _training(recipe)
-    return found + warnings(recipe) + (known_faults(recipe) if probed else [])
+    texts = [f"{recipe.name}: valid; stages {', '.join(stages_of(recipe))}"]
+    texts += _spending(recipe)
+    texts += _training(recipe)
+    return texts + warnings(recipe) + (known_faults(recipe) if probed else [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,11 @@ class StageForecast:
 def _spending(recipe: Recipe) -> list[str]:
     """Requests, tokens, USD and time of every stage that asks a teacher."""
     plans = _plans(recipe)
-    found = [_planned_line(plan, recipe) for plan in plans]
+    texts = [_planned_line(plan, recipe) for plan in plans]
     if recipe.main_teacher is None:
-        return found
-    found += _caps(recipe)
-    return found + _times([plan for plan in plans if recipe.teachers[0] in _teachers_of(plan, recipe)], recipe)
+        return texts
+    texts += _caps(recipe)
+    return texts + _times([plan for plan in plans if recipe.teachers[0] in _teachers_of(plan, recipe)], recipe)
 
 
 def _plans(recipe: Recipe) -> list[StageForecast]:
@@ -87,8 +87,8 @@ def _plans(recipe: Recipe) -> list[StageForecast]:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
     graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
     plans += [_grading(options, recipe, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
-    if recipe.compare is not None and (asked := _comparing(recipe.compare, recipe.held_out)):
-        plans.append(StageForecast("compare", asked, asked * prompt, asked * most if most else None))
+    if recipe.compare is not None and (requests := _comparing(recipe.compare, recipe.held_out)):
+        plans.append(StageForecast("compare", requests, requests * prompt, requests * most if most else None))
     if recipe.compare is not None and recipe.compare.judge is not None:
         plans.append(_judging(recipe.compare.judge, recipe, prompt + 2 * (most or 0)))
     return plans
@@ -165,14 +165,14 @@ def _planned_line(plan: StageForecast, recipe: Recipe) -> str:
 
 def _usd(plan: StageForecast, recipe: Recipe) -> float:
     """USD by each teacher's price and share."""
-    asked = _teachers_of(plan, recipe)
-    weights = sum(teacher.weight for teacher in asked)
+    teachers = _teachers_of(plan, recipe)
+    weights = sum(teacher.weight for teacher in teachers)
     return sum(
         teacher.weight
         / weights
         * (plan.prompt_tokens * teacher.price.input + (plan.completion_tokens or 0) * teacher.price.output)
         / 1e6
-        for teacher in asked
+        for teacher in teachers
         if teacher.price is not None
     )
 

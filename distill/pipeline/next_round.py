@@ -68,9 +68,9 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     if loaded.main_teacher is None:
         raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
     rows, what = _wanting(run)
-    kept = run / "kept.jsonl"
-    chosen = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
-    seeds = list(_seeds(chosen, {session.id: session for session in read_sessions(kept)}, _held_out(run), each))
+    rows_file = run / "kept.jsonl"
+    selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
+    seeds = list(_seeds(selection, {session.id: session for session in read_sessions(rows_file)}, _held_out(run), each))
     seeds += _filling(loaded, FEWEST_SEEDS - len(seeds))
     if not seeds:
         raise RunFolderError(f"{run}: no training row lies near what is lost; write seeds by hand: seeds/general.jsonl")
@@ -82,7 +82,11 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     out.mkdir(parents=True, exist_ok=True)
     write_rows(file, seeds)
     write_atomically(recipe, [_head(run), _recipe(loaded, run.resolve(), name, file, tasks)])
-    return [*(_line(cluster, what) for cluster in chosen), f"{file}: {len(seeds)} seeds", f"next: distill run {recipe}"]
+    return [
+        *(_line(cluster, what) for cluster in selection),
+        f"{file}: {len(seeds)} seeds",
+        f"next: distill run {recipe}",
+    ]
 
 
 def _wanting(run: Path) -> tuple[list[Mapping[str, Any]], str]:
@@ -121,16 +125,16 @@ def _question(row: Mapping[str, Any]) -> str:
 def _clusters(rows: Sequence[Mapping[str, Any]]) -> list[Cluster]:
     """Each prompt joins the first cluster whose leader is like it, else leads one; the worst prompts lead."""
     weights = Weights.of(map(_question, rows))
-    found: list[Cluster] = []
+    clusters: list[Cluster] = []
     for row in rows:
         vector = weights.vector(_question(row))
-        cluster = next((one for one in found if cosine(one.leader, vector) >= ALIKE), None)
+        cluster = next((one for one in clusters if cosine(one.leader, vector) >= ALIKE), None)
         if cluster is None:
-            found.append(cluster := Cluster(vector))
+            clusters.append(cluster := Cluster(vector))
         cluster.rows.append(row)
-    for cluster in found:
+    for cluster in clusters:
         cluster.name = _named(cluster, weights)
-    return found
+    return clusters
 
 
 def _named(cluster: Cluster, weights: Weights) -> str:
@@ -151,20 +155,20 @@ def _seeds(
     clusters: Iterable[Cluster], sessions: Mapping[str, Session], held_out: NoveltyIndex, each: int
 ) -> Iterator[dict[str, Any]]:
     """The training rows nearest to each cluster's prompts, each once, in the format of seeds."""
-    used: set[str] = set()
+    used_ids: set[str] = set()
     for number, cluster in enumerate(clusters, start=1):
         near = sorted(
             (one for row in cluster.rows for one in row["coverage"]["nearest"]), key=lambda one: -one["similarity"]
         )
-        taken = 0
+        count = 0
         for id in dict.fromkeys(one["id"] for one in near):
             session = sessions.get(id)
-            if taken == each or id in used or session is None:
+            if count == each or id in used_ids or session is None:
                 continue
-            seed = _seed(session, f"next-{number}-{taken}")
+            seed = _seed(session, f"next-{number}-{count}")
             if seed is not None and held_out.near(comparable(asked_of(session))) is None:
-                used.add(id)
-                taken += 1
+                used_ids.add(id)
+                count += 1
                 yield {**seed, "name": cluster.name.replace(" ", "_")}
 
 
@@ -177,12 +181,12 @@ def _seed(session: Session, id: str) -> dict[str, Any] | None:
     return {"id": id, "name": id, "instruction": reply["user"], "instances": instances, "is_classification": False}
 
 
-def _filling(loaded: Recipe, lacking: int) -> list[dict[str, Any]]:
+def _filling(loaded: Recipe, count: int) -> list[dict[str, Any]]:
     """The first of the run's own seeds, where there are too few to show."""
-    if lacking <= 0 or loaded.expand is None:
+    if count <= 0 or loaded.expand is None:
         return []
     lines = Path(loaded.expand.seeds).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()][:lacking]
+    return [json.loads(line) for line in lines if line.strip()][:count]
 
 
 def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
@@ -194,7 +198,7 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
     document.pop("files", None)
     same = loaded.expand is not None and loaded.expand.strategy in SEEDED
     before = document.get("expand", {}) if same else {"strategy": "self_instruct"}
-    wanted = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
+    target = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
     file = document.get("compare", {}).get("prompts")
     held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]
@@ -203,7 +207,7 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
     document |= {
         "name": name,
         "reuse": [*document.get("reuse", []), str(run)],
-        "expand": {**before, "seeds": seeds.name, "tasks": wanted},
+        "expand": {**before, "seeds": seeds.name, "tasks": target},
         "collect": {**collect, "test": 0},
         "sources": [*document.get("sources", []), earlier],
         "curate": [*rules, _guard(document.get("curate", []), held_out)],

@@ -37,8 +37,8 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
                 return _Unchecked
             part = registry.part(names, name, kind=kind, allowed=allowed)
             if not hasattr(part, needs):
-                fitting = registry.suggest(name, names)
-                raise RecipeError(f'{kind} "{name}" has no `{needs}`, so it does not fit here{fitting}')
+                suggestion = registry.suggest(name, names)
+                raise RecipeError(f'{kind} "{name}" has no `{needs}`, so it does not fit here{suggestion}')
             options: type[BaseOptions] = part.Options
             return options
 
@@ -71,19 +71,19 @@ def load_recipe(
     `allowed` are packages whose code it may name; with `importing=False` that code is believed unseen. Keys of a run's
     own copy that are unknown now are left out with a line each. Raises `RecipeError` with a line for each fault.
     """
-    found: Path | Mapping[str, Any]
+    content: Path | Mapping[str, Any]
     is_run = isinstance(source, (str, PathLike)) and Path(source).is_dir()
     if isinstance(source, Recipe):
-        found = source.document()
+        content = source.document()
     else:
-        found = source if isinstance(source, Mapping) else _recipe_file(Path(source))
+        content = source if isinstance(source, Mapping) else _recipe_file(Path(source))
     loaded = recipe.load(
-        found,
+        content,
         parts(allowed=allowed, importing=importing),
         overrides=overrides,
         dropped=console.warn if is_run else None,
     )
-    require_roles("recipe" if isinstance(found, Mapping) else found, loaded)
+    require_roles("recipe" if isinstance(content, Mapping) else content, loaded)
     return loaded
 
 

@@ -56,11 +56,9 @@ def require_roles(file: str | Path, loaded: Recipe) -> None:
 
 def require_training_packages(command: str) -> None:
     """Raise `MissingPackage` where a package of the `train` extra is not installed; imports none of them."""
-    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise MissingPackage(
-            f"`{command}` needs {', '.join(missing)}, which is not installed; type: {install('train')}"
-        )
+    absent = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
+    if absent:
+        raise MissingPackage(f"`{command}` needs {', '.join(absent)}, which is not installed; type: {install('train')}")
 
 
 def require_benchmarks(loaded: Recipe) -> None:
@@ -76,15 +74,15 @@ def require_benchmarks(loaded: Recipe) -> None:
 
 def warnings(recipe: Recipe) -> list[str]:
     """A line for each variable and package that the run will need and that is not there."""
-    found = [
+    texts = [
         f"warning: {section}.{key}: the variable {credentials.shown(name)} is not set; the run will need it"
         for section, one in recipe.asked.items()
         for name, key in one.variables.items()
         if name not in os.environ
     ]
     if recipe.compare is not None and recipe.compare.lm_eval is not None and find_spec("lm_eval") is None:
-        found.append(f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}")
-    return found
+        texts.append(f"warning: compare.lm_eval needs the package lm_eval; type: {install('lm-eval')}")
+    return texts
 
 
 def literal_secrets(recipe: Recipe) -> list[str]:
@@ -99,32 +97,32 @@ def literal_secrets(recipe: Recipe) -> list[str]:
 
 def known_faults(recipe: Recipe) -> list[str]:
     """What the teachers' endpoints ignore by the findings in the cache; nothing is asked."""
-    found = [f"warning: {line}" for line in literal_secrets(recipe)]
+    texts = [f"warning: {line}" for line in literal_secrets(recipe)]
     for teacher in recipe.teachers:
         findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
         if findings is not None:
             info = unheeded(recipe, teacher, findings)
-            found += [f"warning: {line} (probed {probe.age(findings)})" for line in info]
-    return found
+            texts += [f"warning: {line} (probed {probe.age(findings)})" for line in info]
+    return texts
 
 
 def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
     """One line for each thing that a recipe asks of a teacher and that its endpoint ignores or refuses."""
-    found = probe.warnings(findings, teacher.sampling.sampling())
+    texts = probe.warnings(findings, teacher.sampling.sampling())
     if recipe.compare is not None and recipe.compare.sampling is not None:
-        found += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")
+        texts += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")
     if recipe.collect is not None and getattr(recipe.collect.options, "system", None):
-        found += _unheeded_system(findings)
+        texts += _unheeded_system(findings)
     asks_raw = recipe.collect is not None and getattr(recipe.collect.options, "ask", None) == "completion"
     if asks_raw and findings.verdict("completions") == "refused":
-        found.append("collect asks raw prompts, but this endpoint has no /completions: set collect.ask to chat")
+        texts.append("collect asks raw prompts, but this endpoint has no /completions: set collect.ask to chat")
     ask = getattr(recipe.expand.options, "ask", None) if recipe.expand is not None else None
     if ask is not None:
         if ask != "chat" and findings.verdict("completions") == "refused":
-            found.append("expand asks raw prompts, but this endpoint has no /completions: expand will fail")
+            texts.append("expand asks raw prompts, but this endpoint has no /completions: expand will fail")
         if "stop" in probe.ignored(findings):
-            found.append("expand stops its answers, but this endpoint ignores stop: they are cut after the fact")
-    return found
+            texts.append("expand stops its answers, but this endpoint ignores stop: they are cut after the fact")
+    return texts
 
 
 def _unheeded_system(findings: Findings) -> list[str]:

@@ -48,12 +48,12 @@ def adopt(run: Run, context: Context) -> None:
     """
     accounts = run.accounts_before()
     path = current(run.folder) / TRAINING
-    made = read_json(path) if accounts else None
-    for account in (*accounts, made):
+    training = read_json(path) if accounts else None
+    for account in (*accounts, training):
         if isinstance(account, dict) and isinstance(account.get("stages"), dict):
             _complete(context, account)
-    if isinstance(made, dict) and processes.is_first():
-        write_json(path, made)
+    if isinstance(training, dict) and processes.is_first():
+        write_json(path, training)
 
 
 def _complete(context: Context, account: dict[str, Any]) -> None:

@@ -56,9 +56,9 @@ def text_of(value: Any) -> dict[str, Any]:
 def conversation(row: Row) -> dict[str, Any]:
     """The turns, and the start of the last question on one line."""
     messages = row.get("messages") or []
-    asked = [turn.get("content") for turn in messages if turn.get("role") == "user"]
+    questions = [turn.get("content") for turn in messages if turn.get("role") == "user"]
     turns = [{"role": turn.get("role"), "text": text_of(turn.get("content"))} for turn in messages]
-    return {"turns": turns, "opening": " ".join(str(asked[-1]).split())[:200] if asked else ""}
+    return {"turns": turns, "opening": " ".join(str(questions[-1]).split())[:200] if questions else ""}
 
 
 def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
@@ -99,13 +99,13 @@ def _ending(answer: Row) -> dict[str, Any]:
 
 def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What the student said to some prompts at the first and at the last evaluation, beside the teacher's answer."""
-    found: dict[str, dict[str, Any]] = {}
+    by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
-        known = found.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
+        sample = by_id.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
         reply = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
-        known.setdefault("first", reply)
-        known["last"] = reply
-    return list(found.values())
+        sample.setdefault("first", reply)
+        sample["last"] = reply
+    return list(by_id.values())
 
 
 # As data
@@ -114,7 +114,7 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]:
     """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
     limit, titles, rows = _limit(answers), titles_of(scores), ranked(answers)
-    tokens, known = token_shading.chosen(rows, limit)
+    tokens, with_tokens = token_shading.chosen(rows, limit)
     return {
         "run": run,
         "models": TITLES,
@@ -125,7 +125,7 @@ def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]
             "alphabet": token_shading.ALPHABET,
             "steps": token_shading.STEPS,
             "shown": len(tokens),
-            "known": known,
+            "known": with_tokens,
         },
         "prompts": [_prompt(row, limit, titles) | _tokens(row, tokens) for row in rows],
     }
@@ -191,7 +191,7 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
         "leak": row.get("leak"),
         "coverage": _near(row.get("coverage") or {}),
     }
-    shown: dict[str, Any] = _visible(
+    entry: dict[str, Any] = _visible(
         {
             "id": str(row.get("id")),
             "category": str(row.get("category") or "all"),
@@ -217,7 +217,7 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
             **{name: value for name, value in info.items() if value},
         }
     )
-    return shown
+    return entry
 
 
 def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

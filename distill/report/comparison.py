@@ -113,18 +113,18 @@ def extremes(scores: Comparison) -> dict[str, Any] | None:
     """The best and the worst categories, by the judge where it gives a verdict, else by the measure that leads."""
     pair = scores.judge.pairs.get("student:teacher") if scores.judge and not scores.judge.withheld else None
     if pair is not None and pair.categories:
-        found, what = _judged(pair), "win rate against the teacher (50% is as good as the teacher)"
-        shown: Any = percent
+        categories, what = _judged(pair), "win rate against the teacher (50% is as good as the teacher)"
+        form: Any = percent
     else:
         lead = scores.leading or Measured()
-        found, what = _measured(lead), f"student less base in {lead.title}"
-        shown = _signed
-    if len(found) < 2:
+        categories, what = _measured(lead), f"student less base in {lead.title}"
+        form = _signed
+    if len(categories) < 2:
         return None
-    ranked = sorted(found, key=lambda pair: -pair[0])
-    half = min(EXTREMES, len(ranked) // 2)
-    best, worst = [one for _, one in ranked[:half]], [one for _, one in reversed(ranked[-half:])]
-    return {"what": what, "best": best, "worst": worst, "shown": shown}
+    best_first = sorted(categories, key=lambda pair: -pair[0])
+    half = min(EXTREMES, len(best_first) // 2)
+    best, worst = [one for _, one in best_first[:half]], [one for _, one in reversed(best_first[-half:])]
+    return {"what": what, "best": best, "worst": worst, "shown": form}
 
 
 def _signed(value: float | None) -> str | None:
@@ -244,8 +244,8 @@ def _prompts(scores: Comparison) -> str:
     prompts = number(scores.prompts) or "some"
     if scores.leaks is None:
         return f"{prompts}; it is not known whether they were trained on"
-    if leaked := scores.leaks.get("leaked"):
-        return f"{prompts}, of which {number(leaked)} stand in the training rows; see the metrics without them"
+    if leaks := scores.leaks.get("leaked"):
+        return f"{prompts}, of which {number(leaks)} stand in the training rows; see the metrics without them"
     return f"{prompts}, never trained on"
 
 
@@ -257,10 +257,10 @@ def _unjudged(scores: Comparison) -> str | None:
 
 
 def _power(power: Mapping[str, Any]) -> str | None:
-    needed, usd = number(finite(power.get("prompts"))), finite(power.get("usd"))
-    if needed is None:
+    prompts, usd = number(finite(power.get("prompts"))), finite(power.get("usd"))
+    if prompts is None:
         return None
-    return f"{needed} {power.get('explanation')}" + (f"; about USD {fixed(usd, 2)}" if usd is not None else "")
+    return f"{prompts} {power.get('explanation')}" + (f"; about USD {fixed(usd, 2)}" if usd is not None else "")
 
 
 def _split(record: RunRecord) -> str | None:
@@ -277,8 +277,8 @@ def _ceiling(scores: Comparison, metrics: Sequence[MetricRow]) -> str | None:
     """The teacher's own second answer: no student can be expected to be more like the first one."""
     again = [metric for metric in metrics if "teacher_again" in metric.measure.by]
     if not again:
-        known = any("student" in metric.measure.by for metric in metrics)
-        return "not known: the teacher's second answers are not there to compare with" if known else None
+        has_student = any("student" in metric.measure.by for metric in metrics)
+        return "not known: the teacher's second answers are not there to compare with" if has_student else None
     likeness = next((metric for metric in again if metric.name == "rouge_l"), again[0])
     mean = fixed(likeness.measure.by["teacher_again"].mean, likeness.decimals)
     return f"{scores.described('teacher_again') or 'the teacher asked a second time'}; {likeness.title} {mean}"

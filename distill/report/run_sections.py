@@ -70,8 +70,8 @@ def funnel_bars(record: RunRecord) -> list[Bar]:
 
 def _lost(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
     """The most frequent reason first."""
-    ranked = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
-    return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in ranked]
+    rows_by_reason = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
+    return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in rows_by_reason]
 
 
 def _reason(code: str) -> str:
@@ -83,11 +83,11 @@ def _reason(code: str) -> str:
 def placed(bars: Sequence[Bar]) -> Iterator[Bar]:
     """The bars with their places: what is taken out lies under the end of what it is taken from."""
     longest = max((bar.rows for bar in bars), default=0)
-    left = 0
+    remaining = 0
     for bar in bars:
-        taken = bar.kind in ("lost", "test")
-        left = max(0, left - bar.rows) if taken else bar.rows
-        start = left if taken else 0
+        is_loss = bar.kind in ("lost", "test")
+        remaining = max(0, remaining - bar.rows) if is_loss else bar.rows
+        start = remaining if is_loss else 0
         yield replace(bar, start=round(100 * start / longest, 2), length=round(100 * bar.rows / longest, 2))
 
 
@@ -103,9 +103,9 @@ def stage_row(name: str, stage: StageRecord) -> dict[str, Any]:
 
 def total(table: Sequence[Row]) -> dict[str, Any]:
     """Sums over the stages that have the figure; the peak is the highest of them."""
-    known = {key: [row[key] for row in table if row[key] is not None] for key in (*_SUMMED, "peak_memory_bytes")}
-    sums = {key: sum(known[key]) if known[key] else None for key in _SUMMED}
-    return {"name": "total", "status": "", **sums, "peak_memory_bytes": max(known["peak_memory_bytes"], default=None)}
+    figures = {key: [row[key] for row in table if row[key] is not None] for key in (*_SUMMED, "peak_memory_bytes")}
+    sums = {key: sum(figures[key]) if figures[key] else None for key in _SUMMED}
+    return {"name": "total", "status": "", **sums, "peak_memory_bytes": max(figures["peak_memory_bytes"], default=None)}
 
 
 _LOGGED = ("step", "steps", "loss", "eval_loss", "learning_rate", "tokens", "seconds")

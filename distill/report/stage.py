@@ -65,27 +65,29 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
     """All that the template shows, worked out of the run's files."""
     document, student = read_record(folder), current(folder)
     record = run_record(folder)
-    moved = stale(folder, document)
+    changes = stale(folder, document)
     stages = {
-        name: replace(record.stages[name], status="stale", detail=moved[name]) if name in moved else record.stages[name]
+        name: replace(record.stages[name], status="stale", detail=changes[name])
+        if name in changes
+        else record.stages[name]
         for name in run_sections.ordered(record.stages)
     }
     record = replace(record, stages=stages)
-    made = students.training(folder, document) if is_student(student) else None
-    origin = validated(RunRecord, {**document, **(made or {})}, folder / "run.json")
+    training = students.training(folder, document) if is_student(student) else None
+    origin = validated(RunRecord, {**document, **(training or {})}, folder / "run.json")
     recipe = numbers.plain_text(folder / "recipe.yaml")
-    if made is not None and made["recipe"] != students.recipe(folder):
-        recipe = yaml.safe_dump(made["recipe"], sort_keys=False, allow_unicode=True, width=120)
-    called = title or f"{record.name or folder.name} – distill report"
+    if training is not None and training["recipe"] != students.recipe(folder):
+        recipe = yaml.safe_dump(training["recipe"], sort_keys=False, allow_unicode=True, width=120)
+    page_title = title or f"{record.name or folder.name} – distill report"
     return {
-        "title": called,
+        "title": page_title,
         "warnings": [
             *filter(None, [student_remark(folder)]),
             *(run_sections.warning(name, stage) for name, stage in stages.items() if stage.status != "done"),
         ],
         "left_out": [f"{what} (no {file})" for file, what in SECTIONS.items() if not (folder / file).is_file()],
-        **_compared(folder, record, called),
-        **_run(folder, record, replace(record, stages={**stages, **(origin.stages if made is not None else {})})),
+        **_compared(folder, record, page_title),
+        **_run(folder, record, replace(record, stages={**stages, **(origin.stages if training is not None else {})})),
         "facts": facts(origin, json_object(student / "base.json"), read_scores(folder) or Comparison(), recipe),
         "versions": origin.versions,
         "recipe": recipe,
@@ -96,22 +98,22 @@ def _compared(folder: Path, record: RunRecord, title: str) -> dict[str, Any]:
     """The parts of the page about the comparison."""
     scores, answers = read_scores(folder), numbers.rows(folder / "answers.jsonl")
     is_fresh = "compare" not in record.stages or record.stages["compare"].status == "done"
-    known = scores or Comparison()
-    metrics = [comparison.metric_of(name, measure) for name, measure in known.metrics.items()]
-    titles = answer_rows.titles_of(known)
+    shown_scores = scores or Comparison()
+    metrics = [comparison.metric_of(name, measure) for name, measure in shown_scores.metrics.items()]
+    titles = answer_rows.titles_of(shown_scores)
     return {
-        "headline": (known.headline if is_fresh else "") or run_sections.headline(record),
-        "gap": comparison.gap(metrics, known.lead),
-        "extremes": comparison.extremes(known),
-        "trust": comparison.trust(known, record, metrics) if scores else [],
+        "headline": (shown_scores.headline if is_fresh else "") or run_sections.headline(record),
+        "gap": comparison.gap(metrics, shown_scores.lead),
+        "extremes": comparison.extremes(shown_scores),
+        "trust": comparison.trust(shown_scores, record, metrics) if scores else [],
         "metrics": metrics,
-        "judge": comparison.judge(known.judge),
-        "benchmarks": comparison.benchmarks(known.lm_eval),
-        "notes": known.notes,
+        "judge": comparison.judge(shown_scores.judge),
+        "benchmarks": comparison.benchmarks(shown_scores.lm_eval),
+        "notes": shown_scores.notes,
         "worst": [answer_rows.card(row, titles) for row in answer_rows.ranked(answers)[: answer_rows.WORST]],
-        "data": answer_rows.in_script(answer_rows.data(answers, known, title)) if answers else None,
+        "data": answer_rows.in_script(answer_rows.data(answers, shown_scores, title)) if answers else None,
         "prompts": len(answers),
-        "coverage": known.coverage,
+        "coverage": shown_scores.coverage,
     }
 
 
@@ -152,8 +154,8 @@ def render(page: Mapping[str, Any]) -> str:
     )
     environment.filters |= {name: getattr(numbers, name) for name in ("number", "duration", "fixed", "percent", "size")}
     style = _piece("page.css")
-    wanted = (*LIBRARIES, "page.js") if page["data"] is not None else ("page.js",)
-    scripts = [_piece(name) for name in wanted]
+    names = (*LIBRARIES, "page.js") if page["data"] is not None else ("page.js",)
+    scripts = [_piece(name) for name in names]
     sources = " ".join(f"'{_hash(script)}'" for script in scripts)
     return environment.get_template("page.html.jinja").render(
         page=page, models=comparison.TITLES, table_models=TABLE_MODELS,

@@ -34,20 +34,20 @@ def chosen(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]]
     `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.
     `limit`: characters shown of an answer.
     """
-    known = [(str(row.get("id")), info) for row in ranked if (info := packed(row, limit)) is not None]
-    found: dict[str, dict[str, str]] = {}
-    left = MAX_BYTES
-    for name, info in _ends_first(known):
-        left -= sum(map(len, info.values()))
-        if left < 0:
+    packed_rows = [(str(row.get("id")), info) for row in ranked if (info := packed(row, limit)) is not None]
+    selection: dict[str, dict[str, str]] = {}
+    room = MAX_BYTES
+    for name, info in _ends_first(packed_rows):
+        room -= sum(map(len, info.values()))
+        if room < 0:
             break
-        found[name] = info
-    return found, len(known)
+        selection[name] = info
+    return selection, len(packed_rows)
 
 
-def _ends_first(known: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
-    half = (len(known) + 1) // 2
-    turns = chain.from_iterable(zip_longest(known[:half], known[: half - 1 : -1]))
+def _ends_first(rows: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
+    half = (len(rows) + 1) // 2
+    turns = chain.from_iterable(zip_longest(rows[:half], rows[: half - 1 : -1]))
     return (one for one in turns if one is not None)
 
 
@@ -60,9 +60,9 @@ def packed(row: Row, limit: int) -> dict[str, str] | None:
     if not isinstance(widths, list) or not all(isinstance(width, int) and width > 0 for width in widths):
         return None
     pieces = list(_pieces(text[:limit], widths))
-    shown = "".join(pieces)
+    text_of_pieces = "".join(pieces)
     nats = {model: _nats((info.get("nats") or {}).get(model), len(widths)) for model in SHADED}
-    if shown != visible(text[:limit]) or not any(nats.values()):
+    if text_of_pieces != visible(text[:limit]) or not any(nats.values()):
         return None
     levels = {model: "".join(map(_level, each[: len(pieces)])) for model, each in nats.items() if each}
     return {"widths": "".join(_width(piece) for piece in pieces), **levels}

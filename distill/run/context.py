@@ -75,12 +75,12 @@ def identity(context: Context, roles: Collection[str] = OTHER_ROLES) -> dict[str
 
 def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:
     """The options with `user_sampling` and `judge_sampling`, left out there, from those sections of the recipe."""
-    given = {
+    samplings = {
         f"{role}_sampling": one.sampling
         for role, one in loaded.roles.items()
         if one.sampling != recipe.SamplingOptions() and getattr(options, f"{role}_sampling", one) is None
     }
-    return options.model_copy(update=given)
+    return options.model_copy(update=samplings)
 
 
 def judge_sampling(loaded: Recipe) -> Sampling:

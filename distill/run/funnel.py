@@ -30,24 +30,24 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
     """
     first: Counter[str] = Counter()
     against: Counter[str] = Counter()
-    measured: Counter[str] = Counter()
+    rows_by_rule: Counter[str] = Counter()
     overlaps: dict[str, Counter[str]] = {}
     examples: dict[str, list[str]] = {}
     for id, verdicts in rows:
-        measured.update({verdict.rule for verdict in verdicts})
+        rows_by_rule.update({verdict.rule for verdict in verdicts})
         codes = list(dict.fromkeys(_code(verdict) for verdict in verdicts if not verdict.keep))
         if not codes:
             continue
         first[codes[0]] += 1
         against.update(codes)
-        if len(named := examples.setdefault(codes[0], [])) < EXAMPLES:
-            named.append(id)
+        if len(ids := examples.setdefault(codes[0], [])) < EXAMPLES:
+            ids.append(id)
         for one, other in combinations(dict.fromkeys(code.rpartition("/")[0] for code in codes), 2):
             overlaps.setdefault(one, Counter())[other] += 1
     return {
         "by_rule": dict(first.most_common()),
         "against": dict(against.most_common()),
-        "measured": {rule: measured[rule] for rule in _rules(rows)},
+        "measured": {rule: rows_by_rule[rule] for rule in _rules(rows)},
         "overlaps": {one: dict(others) for one, others in overlaps.items()},
         "examples": examples,
     }
@@ -114,8 +114,8 @@ def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None
         return None
     first, against = _numbers(counts.get("by_rule")), _numbers(counts.get("against"))
     texts = _texts(folder / "dropped.jsonl", counts.get("examples") or {})
-    ranked = sorted(first | against, key=lambda code: (-first.get(code, 0), -against.get(code, 0), code))
-    losses = [_loss(code, first.get(code, 0), against.get(code, 0), texts.get(code, ())) for code in ranked]
+    codes = sorted(first | against, key=lambda code: (-first.get(code, 0), -against.get(code, 0), code))
+    losses = [_loss(code, first.get(code, 0), against.get(code, 0), texts.get(code, ())) for code in codes]
     return Funnel(
         rows=counts["rows"],
         kept=counts.get("kept", 0),
@@ -147,15 +147,15 @@ def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -
     return matrix
 
 
-def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[FunnelExample]]:
+def _texts(path: Path, ids_by_code: Mapping[str, Sequence[str]]) -> dict[str, list[FunnelExample]]:
     """The named rows of dropped.jsonl, in their order."""
-    found: dict[str, list[FunnelExample]] = {code: [] for code in named}
-    wanted = {str(id): code for code, ids in named.items() for id in ids}
-    for row in read_jsonl(path) if wanted and path.is_file() else ():
-        code = wanted.get(str(row.get("id")))
-        if code is not None and len(found[code]) < EXAMPLES:
-            found[code].append(_example(row, code))
-    return found
+    examples: dict[str, list[FunnelExample]] = {code: [] for code in ids_by_code}
+    codes = {str(id): code for code, ids in ids_by_code.items() for id in ids}
+    for row in read_jsonl(path) if codes and path.is_file() else ():
+        code = codes.get(str(row.get("id")))
+        if code is not None and len(examples[code]) < EXAMPLES:
+            examples[code].append(_example(row, code))
+    return examples
 
 
 def _example(row: Mapping[str, Any], code: str) -> FunnelExample:

@@ -108,31 +108,33 @@ class Run:
         own = {"stages": self._record["stages"], "recipe": students.recipe(self.folder)}
         return [own, *([self._record["student"]] if "student" in self._record else [])]
 
-    def changes(self, name: str, made: StageRecord) -> list[str] | None:
+    def changes(self, name: str, current_record: StageRecord) -> list[str] | None:
         """In what `made`, the stage as it would begin now, differs from when it was done; None where it never was.
 
         A stage whose inputs, options and outputs are the same is current, whatever the revision of its code. A student
         that is there counts by what made it, whatever trainings were begun since and not finished.
         """
         entries = [self.stage(name), self._own_training() if name == "train" else None]
-        done = [one for one in entries if one is not None and one["status"] == "done"]
-        found = [self._differences(one, made) for one in done]
-        current = next((one for one, differences in zip(done, found, strict=True) if not differences), None)
+        finished = [one for one in entries if one is not None and one["status"] == "done"]
+        differences = [self._differences(one, current_record) for one in finished]
+        current = next((one for one, differences in zip(finished, differences, strict=True) if not differences), None)
         if current is not None and current is not entries[0]:
             self._put(name, current)
-        return [] if current is not None else found[0] if found else None
+        return [] if current is not None else differences[0] if differences else None
 
-    def _differences(self, entry: Mapping[str, Any], made: StageRecord) -> list[str]:
+    def _differences(self, entry: Mapping[str, Any], new: StageRecord) -> list[str]:
         if "options" not in entry:
             return ["how it was made is not known"]
-        was, now = (decisive.completed(one["options"], one["revision"]) for one in (entry, asdict(made)))
-        inputs = entry["inputs"].keys() | made.inputs.keys()
-        moved = [name for name in sorted(inputs) if entry["inputs"].get(name) != made.inputs.get(name)]
-        touched = [output for output, info in entry["outputs"].items() if students.sha256(self.folder, output) != info]
+        was, now = (decisive.completed(one["options"], one["revision"]) for one in (entry, asdict(new)))
+        inputs = entry["inputs"].keys() | new.inputs.keys()
+        inputs_changed = [name for name in sorted(inputs) if entry["inputs"].get(name) != new.inputs.get(name)]
+        outputs_changed = [
+            output for output, info in entry["outputs"].items() if students.sha256(self.folder, output) != info
+        ]
         return [
             *decisive.differences(was, now),
-            *(f"another {input}" for input in moved),
-            *(f"{output} is not as it was left" for output in touched),
+            *(f"another {input}" for input in inputs_changed),
+            *(f"{output} is not as it was left" for output in outputs_changed),
         ]
 
     def _own_training(self) -> Mapping[str, Any] | None:
@@ -148,8 +150,8 @@ class Run:
         """Write the stage's entry, with the SHA-256 of its outputs that exist."""
         if not self._writes:
             return
-        found = {output: students.sha256(self.folder, output) for output in outputs}
-        record.outputs = {output: digest for output, digest in found.items() if digest is not None}
+        digests = {output: students.sha256(self.folder, output) for output in outputs}
+        record.outputs = {output: digest for output, digest in digests.items() if digest is not None}
         self._put(name, {item.name: getattr(record, item.name) for item in fields(record)})
 
     def _put(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -165,28 +167,28 @@ class Run:
         With `new_journal` what is missing is noted as lost, and stays spent. Raises `RunFolderError` without it: else
         all that is missing would be bought again, from a budget that begins anew.
         """
-        held, lost = journal.sent(), self.lost
-        missing = {
+        in_journal, lost = journal.sent(), self.lost
+        losses = {
             stage: StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
             for stage, sent in _known(self._record).items()
-            if sent.sends > (here := held.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
+            if sent.sends > (here := in_journal.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
         }
-        if missing and not new_journal:
-            raise RunFolderError(_loss(journal.path, missing, held))
-        if missing:
-            self._record["lost"] = {stage: asdict(sent) for stage, sent in {**lost, **missing}.items()}
-        self.note(held)
+        if losses and not new_journal:
+            raise RunFolderError(_loss(journal.path, losses, in_journal))
+        if losses:
+            self._record["lost"] = {stage: asdict(sent) for stage, sent in {**lost, **losses}.items()}
+        self.note(in_journal)
 
     @property
     def lost(self) -> dict[str, StageSends]:
         """By stage, the sends of journals that are gone."""
         return {stage: StageSends(**sent) for stage, sent in self._record.get("lost", {}).items()}
 
-    def note(self, held: Mapping[str, StageSends]) -> None:
+    def note(self, in_journal: Mapping[str, StageSends]) -> None:
         """Write what each stage has sent by the journal, and by those that are lost."""
         lost = self.lost
-        stages = dict.fromkeys((*held, *lost))
-        both = {stage: (held.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
+        stages = dict.fromkeys((*in_journal, *lost))
+        both = {stage: (in_journal.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
         sent = {
             stage: asdict(StageSends(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()
         }
@@ -219,20 +221,20 @@ class Run:
         }
         with self._writing:
             if any(self._record.get(key) != value for key, value in facts.items()):
-                kept: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
-                self._record = {**facts, "stages": {}, **kept}
+                entries: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
+                self._record = {**facts, "stages": {}, **entries}
                 write_json(self.folder / "run.json", self._record)
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide results, as installed; read without importing them."""
-    found = {}
+    by_package = {}
     for package in REPORTED_PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -279,11 +281,11 @@ def _known(record: Mapping[str, Any]) -> dict[str, StageSends]:
     }
 
 
-def _loss(path: Path, missing: Mapping[str, StageSends], held: Mapping[str, StageSends]) -> str:
-    sends, usd = sum(sent.sends for sent in missing.values()), sum(sent.usd for sent in missing.values())
-    found = sum(sent.sends for stage, sent in held.items() if stage in missing)
+def _loss(path: Path, losses: Mapping[str, StageSends], in_journal: Mapping[str, StageSends]) -> str:
+    sends, usd = sum(sent.sends for sent in losses.values()), sum(sent.usd for sent in losses.values())
+    present = sum(sent.sends for stage, sent in in_journal.items() if stage in losses)
     return (
-        f"{path} has {found:,} of the {found + sends:,} sends of {', '.join(missing)} that run.json counts; what is"
+        f"{path} has {present:,} of the {present + sends:,} sends of {', '.join(losses)} that run.json counts; what is"
         f" missing (USD {usd:.4f}) would be bought again: restore it from a copy, or accept the loss, which stays spent"
         f" of the budget; type: distill run {path.parent} --new-journal"
     )
@@ -294,20 +296,20 @@ def journal_of(run: Run, *, reuse: Sequence[Journal] = (), new_journal: bool = F
     """The run's journal to write in, once held against run.json, which then follows it. Raises `RunFolderError`."""
     with Journal.open(run.folder / NAME, reuse=reuse) as journal:
         run.hold_against(journal, new_journal=new_journal)
-        done = threading.Event()
-        notes = threading.Thread(target=_note_sends, args=(run, done), daemon=True)
+        ended = threading.Event()
+        notes = threading.Thread(target=_note_sends, args=(run, ended), daemon=True)
         notes.start()
         try:
             yield journal
         finally:
-            done.set()
+            ended.set()
             notes.join()
             _note(run, journal)
 
 
-def _note_sends(run: Run, done: threading.Event) -> None:
+def _note_sends(run: Run, ended: threading.Event) -> None:
     """Keep run.json close to the journal, so that a kill leaves it only seconds behind."""
-    while not done.wait(NOTE_SECONDS):
+    while not ended.wait(NOTE_SECONDS):
         with suppress(RunFolderError), Journal.open(run.folder / NAME, read_only=True) as journal:
             _note(run, journal)
 

@@ -27,20 +27,20 @@ def headline(folder: Path) -> list[str]:
 def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
     """Of the stages that are done, those whose inputs or recipe are others now, each with what has changed."""
     stages = record.get("stages", {})
-    known: dict[str, str | None] = {}
-    found = {}
+    digests: dict[str, str | None] = {}
+    reasons = {}
     for name, stage in stages.items():
         for item in stage.get("inputs") or {}:
-            known.setdefault(item, students.sha256(folder, item))
-        moved = [item for item, digest in (stage.get("inputs") or {}).items() if known[item] != digest]
-        if moved and stage.get("status") == "done":
-            found[name] = f"made from another {' and '.join(moved)} than there is now"
-    if "compare" in found and _is_finished(stages.get("report")):
-        found.setdefault("report", "shows a comparison that is stale")
+            digests.setdefault(item, students.sha256(folder, item))
+        changed_inputs = [item for item, digest in (stage.get("inputs") or {}).items() if digests[item] != digest]
+        if changed_inputs and stage.get("status") == "done":
+            reasons[name] = f"made from another {' and '.join(changed_inputs)} than there is now"
+    if "compare" in reasons and _is_finished(stages.get("report")):
+        reasons.setdefault("report", "shows a comparison that is stale")
     info = students.training(folder, record) if _is_finished(stages.get("train")) else None
     if info is not None and (changed := students.changes(folder, record, info)):
-        found["train"] = "; ".join(changed)
-    return found
+        reasons["train"] = "; ".join(changed)
+    return reasons
 
 
 def student_remark(folder: Path) -> str | None:

@@ -117,9 +117,9 @@ def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     training begins, and is set aside in run.json then.
     """
     last = record.get("stages", {}).get("train") or {}
-    known = [read_json(current(run) / TRAINING), record.get("student"), account(run, record, last)]
+    candidates = [read_json(current(run) / TRAINING), record.get("student"), account(run, record, last)]
     digest = sha256(run, STUDENT)
-    return next((one for one in known if digest is not None and _is_account(one) and _made(one) == digest), None)
+    return next((one for one in candidates if digest is not None and _is_account(one) and _made(one) == digest), None)
 
 
 def _made(info: Mapping[str, Any]) -> str | None:
@@ -139,19 +139,19 @@ def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     train = record.get("stages", {}).get("train") or {}
     if (current(run) / TRAINING).is_file():
         return None
-    known = record.get("student")
-    if train.get("status") != "done" or (_is_account(known) and known["stages"]["train"] == train):
-        return known
+    earlier = record.get("student")
+    if train.get("status") != "done" or (_is_account(earlier) and earlier["stages"]["train"] == train):
+        return earlier
     return account(run, record, train)
 
 
 def recipe(run: Path) -> dict[str, Any]:
     """The run's recipe as it is now, resolved; empty where it cannot be read."""
     try:
-        found = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        document = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
 # What has moved on since
@@ -159,22 +159,22 @@ def recipe(run: Path) -> dict[str, Any]:
 
 def chosen(loaded: Recipe) -> dict[str, Any]:
     """What of a recipe decides the student, by key, defaults left out."""
-    found = flat(loaded.student, "student") if loaded.student is not None else {}
+    values = flat(loaded.student, "student") if loaded.student is not None else {}
     if loaded.train is not None:
-        found |= flat(loaded.train.options, "train")
-    left = {key: value for key, value in found.items() if key.removeprefix("train.") not in WITHOUT_EFFECT}
-    return {"seed": loaded.seed, **left}
+        values |= flat(loaded.train.options, "train")
+    deciding = {key: value for key, value in values.items() if key.removeprefix("train.") not in WITHOUT_EFFECT}
+    return {"seed": loaded.seed, **deciding}
 
 
 def changes(run: Path, record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
     """In what the run's recipe and rows are others than those of the student, one short text each."""
     was, now = dict(_deciding(info["recipe"])), dict(_deciding(recipe(run)))
-    found = [
+    differences = [
         f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
         for name in sorted(was.keys() | now.keys())
         if was.get(name) != now.get(name) and not (name in was.keys() ^ now.keys() and _is_default(record, info, name))
     ]
-    return [*found, *(["other rows in kept.jsonl"] if has_other_rows(run, info) else [])]
+    return [*differences, *(["other rows in kept.jsonl"] if has_other_rows(run, info) else [])]
 
 
 def _is_default(record: Mapping[str, Any], info: Mapping[str, Any], name: str) -> bool:
@@ -207,7 +207,7 @@ def remark(run: Path, record: Mapping[str, Any]) -> str | None:
         return "how the student that is there was trained is not known: another training has begun since"
     own = info["stages"]["train"]
     unfinished = last.get("status") != "done" and last.get("started") != own.get("started")
-    moved = changes(run, record, info)
-    since = [f"the recipe has moved on ({'; '.join(moved)})"] if moved else []
+    differences = changes(run, record, info)
+    since = [f"the recipe has moved on ({'; '.join(differences)})"] if differences else []
     since += ["a later training is unfinished"] if unfinished else []
     return f"the student is that of {visible(str(own.get('started')))}; {', and '.join(since)}" if since else None

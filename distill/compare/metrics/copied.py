@@ -47,29 +47,29 @@ class Copied:
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Find which runs of the answers stand in kept.jsonl, which is read once as a stream."""
-        kept = folder / "kept.jsonl"
-        if not kept.is_file():
+        path = folder / "kept.jsonl"
+        if not path.is_file():
             self._trained = None
             return
-        wanted = {run for sample in samples if sample.model in LEARNERS for run in _runs(sample.answer.text)}
+        runs = {run for sample in samples if sample.model in LEARNERS for run in _runs(sample.answer.text)}
         self._trained = frozenset(
             run
-            for session in read_sessions(kept)
+            for session in read_sessions(path)
             for message in session.messages
             if message.role == "assistant"
             for run in _runs(message.content)
-            if run in wanted
+            if run in runs
         )
 
     def score(self, sample: Sample) -> Scores:
         """`copied_words`, 0 or at least 8; none without kept.jsonl, of the teacher, or of an empty answer."""
         if self._trained is None or sample.model not in LEARNERS or not sample.answer.text.strip():
             return {}
-        known = {run for message in sample.messages for run in _runs(message.content)}
-        known.update(_runs(sample.reference.text) if sample.reference is not None else ())
+        permitted = {run for message in sample.messages for run in _runs(message.content)}
+        permitted.update(_runs(sample.reference.text) if sample.reference is not None else ())
         longest = length = 0
         for run in _runs(sample.answer.text):
-            length = length + 1 if run in self._trained and run not in known else 0
+            length = length + 1 if run in self._trained and run not in permitted else 0
             longest = max(longest, length)
         return {"copied_words": float(longest + RUN - 1 if longest else 0)}
 

@@ -52,8 +52,8 @@ def _json(text: str) -> Any:
 
 
 def _has_keys(text: str, keys: set[str]) -> bool:
-    found = _json(text)
-    return isinstance(found, dict) and keys == set(found)
+    value = _json(text)
+    return isinstance(value, dict) and keys == set(value)
 
 
 def _lines(text: str) -> list[str]:
@@ -74,8 +74,8 @@ def _table(text: str, columns: int, rows: int) -> bool:
 
 def _sections(text: str, name: str, count: int) -> bool:
     """Whether lines that begin with the name and 1, 2, … stand in that order, each once."""
-    found = re.findall(rf"^[#*\s]*{re.escape(name)}\s+(\d+)\b", text, re.MULTILINE | re.IGNORECASE)
-    return [int(number) for number in found] == list(range(1, count + 1))
+    numbers = re.findall(rf"^[#*\s]*{re.escape(name)}\s+(\d+)\b", text, re.MULTILINE | re.IGNORECASE)
+    return [int(number) for number in numbers] == list(range(1, count + 1))
 
 
 def _spells(text: str, word: str) -> bool:
@@ -156,7 +156,7 @@ def follows_loosely(text: str, check: Check) -> bool:
 
 def _forms(text: str) -> Iterator[str]:
     lines = text.split("\n")
-    for kept in (lines, lines[1:], lines[:-1], lines[1:-1]):
-        whole = "\n".join(kept).strip()
+    for part in (lines, lines[1:], lines[:-1], lines[1:-1]):
+        whole = "\n".join(part).strip()
         yield whole
         yield whole.replace("*", "")

@@ -136,10 +136,10 @@ class Style:
         first = [features(sample.answer.text) for sample in samples if sample.model == "teacher"]
         for name, (_, least) in FEATURES.items():
             if len(again) >= MIN_PAIRS:
-                spread = fmean(abs(one[name] - other[name]) for one, other in again)
+                unit = fmean(abs(one[name] - other[name]) for one, other in again)
             else:
-                spread = pstdev([one[name] for one in first]) if first else 0.0
-            self._units[name] = max(least, spread)
+                unit = pstdev([one[name] for one in first]) if first else 0.0
+            self._units[name] = max(least, unit)
 
     def score(self, sample: Sample) -> Scores:
         """`style_distance` and `length_ratio` (0 or more), densities, `stopped` (0, 1), `repetition` (0–1).
@@ -148,21 +148,21 @@ class Style:
         was recorded without how it ended.
         """
         reply = words(sample.answer.text)
-        found = features(sample.answer.text)
+        values = features(sample.answer.text)
         info = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
-        scores = {name: found[feature] for name, feature in info} if reply else {}
+        scores = {name: values[feature] for name, feature in info} if reply else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
         if sample.reference is not None and (reference := words(sample.reference.text)):
             scores["length_ratio"] = len(reply) / len(reference)
             if sample.model != "teacher":
-                scores["style_distance"] = self._distance(found, features(sample.reference.text))
+                scores["style_distance"] = self._distance(values, features(sample.reference.text))
         if len(reply) >= N:
             scores["repetition"] = repetition(reply)
         return scores
 
-    def _distance(self, found: Mapping[str, float], reference: Mapping[str, float]) -> float:
-        return fmean(abs(found[name] - reference[name]) / unit for name, unit in self._units.items())
+    def _distance(self, values: Mapping[str, float], reference: Mapping[str, float]) -> float:
+        return fmean(abs(values[name] - reference[name]) / unit for name, unit in self._units.items())
 
 
 def features(text: str) -> dict[str, float]:
