@@ -68,7 +68,7 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
     """
     processes.share_cores()
     run_dir = options.get("run_dir")
-    with _told(), console.silenced() if options.get("quiet") else nullcontext():
+    with _as_distill_errors(), console.silenced() if options.get("quiet") else nullcontext():
         folder = runner.run_recipe(
             source,
             stages=stages,
@@ -112,7 +112,7 @@ def compare_models(source: Source, **options: Unpack[Options]) -> RunFolder:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _as_distill_errors() -> Iterator[None]:
     """Ctrl-C, and every fault that a user can meet, as a `DistillError`."""
     try:
         with event_loop.interruptible(), processes.current_folder_off_path():

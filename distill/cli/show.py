@@ -113,7 +113,7 @@ def _loss_lines(funnel: Funnel) -> Iterator[str]:
         yield f"  {code:{width}}  {loss.first:13,}  {loss.also:15,}"
         for example in loss.examples:
             why = f" ({example.why})" if example.why else ""
-            yield f"      {example.id}: {example.asked} → {example.said or '(nothing)'}{why}"
+            yield f"      {example.id}: {example.question} → {example.answer or '(nothing)'}{why}"
 
 
 def _overlap_lines(overlaps: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
@@ -151,31 +151,31 @@ def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
 
 def _pair(row: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     for turn in row.get("messages") or []:
-        yield f"{paint(str(turn.get('role')), 'who')}: {_shown(turn.get('content'))}"
+        yield f"{paint(str(turn.get('role')), 'who')}: {_short(turn.get('content'))}"
     for turn in row.get("turns") or []:
-        yield f"{paint('then', 'who')}: {_shown(turn)}"
+        yield f"{paint('then', 'who')}: {_short(turn)}"
     texts = {model: _answer_text(row, model) for model in ("base", "student", "teacher")}
     yield f"{paint('base', 'who')}: {texts['base']}"
-    student, teacher = differing(texts["student"], texts["teacher"], paint)
+    student, teacher = mark_differences(texts["student"], texts["teacher"], paint)
     yield f"{paint('student', 'who')}: {student}"
     yield f"{paint('teacher', 'who')}: {teacher}"
     for game in ((row.get("judge") or {}).get("pairs") or {}).get("student:teacher", {}).get("games", ()):
-        yield f"{paint('judge', 'who')} ({game['first']} first): {game['verdict']}. {_shown(game.get('reason'))}"
+        yield f"{paint('judge', 'who')} ({game['first']} first): {game['verdict']}. {_short(game.get('reason'))}"
     for near in (row.get("coverage") or {}).get("nearest", ())[:1]:
-        yield f"{paint('nearest in training', 'who')} ({near['similarity']:.2f}): {_shown(near.get('prompt'))}"
+        yield f"{paint('nearest in training', 'who')} ({near['similarity']:.2f}): {_short(near.get('prompt'))}"
 
 
 def _answer_text(row: Mapping[str, Any], model: str) -> str:
     answer = (row.get("answers") or {}).get(model)
-    return "(no answer)" if answer is None else _shown(answer.get("text")) or "(an empty answer)"
+    return "(no answer)" if answer is None else _short(answer.get("text")) or "(an empty answer)"
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     text = visible(value) if isinstance(value, str) else ""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
-def differing(student: str, teacher: str, paint: Paint) -> tuple[str, str]:
+def mark_differences(student: str, teacher: str, paint: Paint) -> tuple[str, str]:
     """Both texts with the words marked that the other one does not have in that place."""
     ours, theirs = _PIECES.findall(student), _PIECES.findall(teacher)
     matcher = SequenceMatcher(None, ours, theirs, autojunk=False)

@@ -40,7 +40,7 @@ class Engines(Protocol):
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
 
 
-def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
+def answer_to(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
     """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
     earlier: list[str] = []
     for turn in later:
@@ -209,7 +209,7 @@ def _ask_model(
 
 def _answer_flow(prompt: Prompt, role: str, sampling: Sampling, replica: int = 0) -> _NamedFlow:
     request = Request(role=role, messages=prompt.messages, sampling=sampling, replica=replica)
-    return prompt.id, partial(answered, request, prompt.later)
+    return prompt.id, partial(answer_to, request, prompt.later)
 
 
 def _answers(model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]) -> ModelReplies:

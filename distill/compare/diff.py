@@ -154,7 +154,7 @@ def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> lis
         if both:
             changes.append(_change(name, f"{task.title} ({len(both)} documents)", task.better, both, {}))
     adjusted = with_holm({str(place): {"p": change.p} for place, change in enumerate(changes)})
-    return [_judged(change, p["p_holm"]) for change, p in zip(changes, adjusted.values(), strict=True)]
+    return [_with_verdict(change, p["p_holm"]) for change, p in zip(changes, adjusted.values(), strict=True)]
 
 
 def _measures(one: ComparedRun, other: ComparedRun) -> Iterator[tuple[str, str, str]]:
@@ -195,7 +195,7 @@ def _direction(better: str, first: Sequence[float], second: Sequence[float], dif
     return "changed" if goodness is None else "better" if goodness > 0 else "worse"
 
 
-def _judged(change: MeasureChange, p_holm: float | None) -> MeasureChange:
+def _with_verdict(change: MeasureChange, p_holm: float | None) -> MeasureChange:
     clear = change.difference.excludes_zero and p_holm is not None and p_holm < 0.05
     return replace(change, p_holm=p_holm, verdict=change.verdict if clear else "no clear difference")
 

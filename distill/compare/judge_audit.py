@@ -37,7 +37,7 @@ MAIN = "student:teacher"
 
 def conclude(
     results: ComparisonResults,
-    judged: Mapping[int, Mapping[str, Any]],
+    entries: Mapping[int, Mapping[str, Any]],
     judge: Mapping[str, str],
     names: Mapping[Model, str],
     *,
@@ -46,37 +46,37 @@ def conclude(
 ) -> dict[str, Any]:
     """The `judge` entry of scores.json: win rates, grades, audit, and a verdict or why it is withheld.
 
-    `judged` are the entries of `distill.compare.judge.judge`, `judge` its model and mode, `names` the models' own.
+    `entries` are the entries of `distill.compare.judge.judge`, `judge` its model and mode, `names` the models' own.
     """
-    pair_names = dict.fromkeys(pair for one in judged.values() for pair in one.get("pairs", {}))
-    pairs = {name: _pair(results, _games(judged, name), name, seed) for name in pair_names}
-    audit = _audit(results, judged, _same_family(judge["model"], names), seed) if pairs else None
+    pair_names = dict.fromkeys(pair for one in entries.values() for pair in one.get("pairs", {}))
+    pairs = {name: _pair(results, _games(entries, name), name, seed) for name in pair_names}
+    audit = _audit(results, entries, _same_family(judge["model"], names), seed) if pairs else None
     main, base = pairs.get(MAIN), pairs.get("base:teacher")
-    withheld = _withheld(main, list(_games(judged, MAIN).values())) if main is not None else None
+    withheld = _withheld(main, list(_games(entries, MAIN).values())) if main is not None else None
     return {
         **judge,
         "pairs": pairs,
-        "student_minus_base": _against_base(judged, seed),
-        "single": _single(judged, seed),
+        "student_minus_base": _against_base(entries, seed),
+        "single": _single(entries, seed),
         "audit": audit,
         "withheld": withheld,
         "verdict": _verdict(main, base, judge["model"], audit or {}) if main is not None and withheld is None else None,
-        "power": _power(_games(judged, MAIN), len(results.shared), usd) if main is not None else None,
+        "power": _power(_games(entries, MAIN), len(results.shared), usd) if main is not None else None,
     }
 
 
-def judged_outcomes(judged: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+def judged_outcomes(entries: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
     """By prompt, its `outcome` for the student; the margin is the share of games won less the share lost, 1 to −1."""
     outcomes = {}
-    for index, pair in _games(judged, MAIN).items():
+    for index, pair in _games(entries, MAIN).items():
         verdicts = [game["verdict"] for game in pair["games"]]
         margin = (verdicts.count("student") - verdicts.count("teacher")) / max(1, len(verdicts))
         outcomes[index] = {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin}
     return outcomes
 
 
-def _games(judged: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapping[str, Any]]:
-    return {index: one["pairs"][pair] for index, one in judged.items() if pair in one.get("pairs", {})}
+def _games(entries: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapping[str, Any]]:
+    return {index: one["pairs"][pair] for index, one in entries.items() if pair in one.get("pairs", {})}
 
 
 # Win rates
@@ -127,9 +127,9 @@ def _longer_by(results: ComparisonResults, index: int, one: str, other: str) -> 
     return float(lengths[one] - lengths[other])
 
 
-def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
+def _against_base(entries: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
     """The difference of the two win rates against the teacher, paired by prompt."""
-    student, base = (_games(judged, f"{model}:teacher") for model in ("student", "base"))
+    student, base = (_games(entries, f"{model}:teacher") for model in ("student", "base"))
     common = [
         index for index in student
         if index in base and student[index]["outcome"] in WORTH and base[index]["outcome"] in WORTH
@@ -141,11 +141,11 @@ def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
     )
 
 
-def _single(judged: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """The mean grade of each model; a grade that cannot be read is left out and counted."""
     info: dict[str, Any] = {}
     for model in JUDGED:
-        grades = [one["single"][model]["score"] for one in judged.values() if model in one.get("single", {})]
+        grades = [one["single"][model]["score"] for one in entries.values() if model in one.get("single", {})]
         read = [grade for grade in grades if grade is not None]
         if grades:
             info[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
@@ -166,10 +166,10 @@ class _JudgeReply:
 
 
 def _audit(
-    results: ComparisonResults, judged: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
+    results: ComparisonResults, entries: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
 ) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
-    info = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
+    info = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
     pairs = [pair for _, _, pair in info]
     games = [
         _JudgeReply(
@@ -188,7 +188,7 @@ def _audit(
             [float(game.verdict == game.first) for game in decided], [game.prompt for game in decided], seed=seed
         ),
         "longer_wins": _share(decided, lambda game: _picks_longer(results, game)),
-        "longer_would_say": _longer_would_say(results, judged, seed),
+        "longer_would_say": _longer_would_say(results, entries, seed),
         "test_retest": _same_again(pairs),
         "same_family": same_family,
     }
@@ -218,9 +218,9 @@ def _picks_longer(results: ComparisonResults, game: _JudgeReply) -> bool:
     return _longer_by(results, game.prompt, game.verdict, other) > 0
 
 
-def _longer_would_say(results: ComparisonResults, judged: Mapping[int, Any], seed: int) -> Interval | None:
+def _longer_would_say(results: ComparisonResults, entries: Mapping[int, Any], seed: int) -> Interval | None:
     """The win rate of the student against the teacher for a judge that takes the longer answer."""
-    gains = [_longer_by(results, index, "student", "teacher") for index in _games(judged, MAIN)]
+    gains = [_longer_by(results, index, "student", "teacher") for index in _games(entries, MAIN)]
     return mean_interval([1.0 if gain > 0 else 0.0 if gain < 0 else 0.5 for gain in gains], seed=seed)
 
 
@@ -232,7 +232,7 @@ def family(model: str) -> str | None:
 
 
 def _same_family(judge: str, names: Mapping[Model, str]) -> list[Model]:
-    """The judged models that may be of the judge's family: judges favour their own."""
+    """The entries models that may be of the judge's family: judges favour their own."""
     own = family(judge)
     candidates: tuple[Model, ...] = ("student", "teacher")
     return [model for model in candidates if own is not None and family(names.get(model, "")) == own]

@@ -64,7 +64,7 @@ class TaskMeasure:
 
 def student_measures(folder: Path, keys: Iterable[str]) -> dict[str, TaskMeasure]:
     """The student's numbers by task and measure, of the rows in lm_eval/ with these keys."""
-    rows = _known(folder / FOLDER / "student.jsonl")
+    rows = _rows_by_key(folder / FOLDER / "student.jsonl")
     return {
         f"{row['task']} {measure}": TaskMeasure(
             _title(row["task"], measure),
@@ -81,17 +81,17 @@ class _Work:
 
     def __init__(self, folder: Path, setting: Setting, harness: Harness | None) -> None:
         self._student = current(folder)
-        self._kept = folder / FOLDER
+        self._folder = folder / FOLDER
         self._setting = setting
         self._harness = harness
         self._loaded: dict[str, tuple[Any, Any]] = {}
 
     def of(self, model: str, name: str, settings: Sequence[Any]) -> list[dict[str, Any]]:
         """What a model said to the tasks of a name: from the folder where it is known, else by doing them."""
-        path = self._kept / f"{model}.jsonl"
+        path = self._folder / f"{model}.jsonl"
         weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
         key = partial(_key, weights, *settings)
-        rows = _mended(path)
+        rows = _repaired_rows(path)
         if (whole := rows.get(key("name", name))) is not None:
             return [rows[key("task", task)] for task in whole["tasks"]]
         path.parent.mkdir(exist_ok=True)
@@ -147,15 +147,15 @@ def _key(*info: Any) -> str:
     return json_sha256(info)
 
 
-def _known(path: Path) -> dict[str, dict[str, Any]]:
+def _rows_by_key(path: Path) -> dict[str, dict[str, Any]]:
     """What is kept, by its key, without a row that a kill has cut off."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return {row["key"]: row for row in map(_row, lines) if row is not None}
 
 
-def _mended(path: Path) -> dict[str, dict[str, Any]]:
+def _repaired_rows(path: Path) -> dict[str, dict[str, Any]]:
     """The same, with that row taken out of the file, so that the next one does not continue it."""
-    rows = _known(path)
+    rows = _rows_by_key(path)
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
         write_rows(path, rows.values())
     return rows

@@ -44,7 +44,7 @@ def of_session(session: Session, journal: Journal) -> Prompt:
         )
     text = session.messages[first].content.strip()
     cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
-    bought = next((answer for key in session.meta.get("keys", ()) if _says(answer := journal.get(key), text)), None)
+    bought = next((answer for key in session.meta.get("keys", ()) if _has_text(answer := journal.get(key), text)), None)
     tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
     return Prompt(
         session.id,
@@ -56,7 +56,7 @@ def of_session(session: Session, journal: Journal) -> Prompt:
     )
 
 
-def _says(answer: Any, text: str) -> bool:
+def _has_text(answer: Any, text: str) -> bool:
     return isinstance(answer, Completion) and answer.text.strip() == text
 
 
@@ -85,7 +85,7 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
         if prompt.id in ids:
             raise RecipeError(f'compare.prompts: {path}: the id "{prompt.id}" comes twice; ids must differ')
         ids.add(prompt.id)
-    return [_led(prompt, system) for prompt in prompts]
+    return [_with_system(prompt, system) for prompt in prompts]
 
 
 def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
@@ -98,7 +98,7 @@ def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
     ]
 
 
-def _led(prompt: Prompt, system: str) -> Prompt:
+def _with_system(prompt: Prompt, system: str) -> Prompt:
     if not system or prompt.messages[0].role == "system":
         return prompt
     return replace(prompt, messages=(Message("system", system), *prompt.messages))
@@ -120,7 +120,7 @@ def _rows(path: Path) -> Iterator[Prompt]:
 
 
 def _prompt(row: ForeignRow, path: Path | str) -> Prompt:
-    messages, later = _asked(row.value)
+    messages, later = _question_turns(row.value)
     if not messages:
         raise RecipeError(
             f"compare.prompts: {path}, line {row.line}: no prompt; expected `turns`, `messages` or one of "
@@ -154,7 +154,7 @@ def _solution(value: Any) -> str | None:
     return "\n\n".join(texts) or None
 
 
-def _asked(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _question_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """The messages up to the first answer, and the user's turns behind it; empty where the row is no prompt."""
     turns = row.get("turns")
     if isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns):

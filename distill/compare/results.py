@@ -102,7 +102,7 @@ class ComparisonResults:
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
 
-def scored(
+def score_answers(
     prompts: Sequence[Prompt],
     replies: Iterable[ModelReplies],
     metrics: Sequence[TextMetric | ModelMetric],

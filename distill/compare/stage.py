@@ -19,7 +19,7 @@ from distill.compare.judge_audit import conclude, judged_outcomes
 from distill.compare.lm_eval import benchmarks
 from distill.compare.metrics import METRICS, ModelMetric, TextMetric
 from distill.compare.prompts import held_out, of_file, of_metrics, recorded_answers
-from distill.compare.results import ComparisonResults, ModelReplies, Prompt, row, scored
+from distill.compare.results import ComparisonResults, ModelReplies, Prompt, row, score_answers
 from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import absence_note, entry_of, leading, outcomes_by, remarks, summary, with_judge
 from distill.compare.token_nll import by_prompt
@@ -99,14 +99,14 @@ def compare(
     """
     shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
     replies = _ask([*shared, *of_metrics(metrics)], current(folder), engine, metrics, sampling, seed, sides)
-    results = scored([*shared, *of_metrics(metrics)], replies, metrics, folder)
+    results = score_answers([*shared, *of_metrics(metrics)], replies, metrics, folder)
     bench = sides.judge if shared else None
     judged = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
     scores = {
         "prompts": len(shared),
         "held_out": prompts is None,
         "method": _method(sampling, seed, any_generated=not set(results.answers) <= set(sides.recorded)),
-        "models": described(current(folder), results, sides),
+        "models": descriptions(current(folder), results, sides),
     }
     extras = _add_measures(scores, results, replies, judged, metrics, folder / "kept.jsonl", seed, usd(), sides)
     extras["surprise"] = by_prompt({reply.model: reply.spans for reply in replies if reply.spans})
@@ -177,7 +177,7 @@ def _add_measures(
     info = summary(results, entries, lead, notes=notes, usd=usd, own=scores["held_out"])
     outcomes = outcomes_by(results, lead) if lead is not None else {}
     if judged is not None and sides.judge is not None:
-        names = {model: described["model"] or "" for model, described in scores["models"].items()}
+        names = {model: info["model"] or "" for model, info in scores["models"].items()}
         judge_info = {"model": sides.judge.provider.endpoint.model, "mode": sides.judge.options.mode}
         info = with_judge(info, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
         outcomes |= judged_outcomes(judged)
@@ -204,9 +204,9 @@ def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
     )
 
 
-def described(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
+def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
     """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
-    trained_here = _trained(student)
+    trained_here = _descriptions_here(student)
     again = {
         "teacher": "first answers, which are compared with",
         "teacher_again": "second answer to each, sampled again",
@@ -228,7 +228,7 @@ def described(student: Path, results: ComparisonResults, sides: Sides) -> dict[M
     return info
 
 
-def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
+def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
     """Base and student as they were trained here, by what their folder says."""
     if not is_student(student):
         return {}
@@ -273,12 +273,12 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
         return tallies[-1]
 
     try:
-        return compared(context, engine, usd=lambda: spent(context, "compare"))
+        return compare_recipe(context, engine, usd=lambda: spent(context, "compare"))
     finally:
         account(context, "compare", record, tallies)
 
 
-def compared(context: Context, engine: Engines, *, usd: Callable[[], float | None]) -> Mapping[str, Any]:
+def compare_recipe(context: Context, engine: Engines, *, usd: Callable[[], float | None]) -> Mapping[str, Any]:
     """Compare as the recipe says. `usd` is called when nothing more is asked, and before anything is written."""
     section = context.recipe.compare
     assert section is not None

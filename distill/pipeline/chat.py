@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.compare.answers import answered
+from distill.compare.answers import answer_to
 from distill.compare.results import NAMES
 from distill.core import student_folder
 from distill.core.console import Silent
@@ -141,7 +141,7 @@ def _asked(
     """One answer of one side. Raises `DistillError` where there is none."""
     engine = Engine(journal, {side: providers[side]}, progress=Silent(), stage="chat")
     question = Request(role=side, messages=messages, sampling=sampling, replica=len(messages))
-    (outcome,) = engine.run([("chat", partial(answered, question))])
+    (outcome,) = engine.run([("chat", partial(answer_to, question))])
     if outcome.value is None:
         reason = outcome.failures[-1].detail if outcome.failures else "unknown"
         raise DistillError(reason)

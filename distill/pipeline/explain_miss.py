@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from distill.collect.stage import choice_of, model_of, tasks_of
 from distill.collect.stage import flows as collect_flows
-from distill.compare.stage import compared
+from distill.compare.stage import compare_recipe
 from distill.core import student_folder
 from distill.core.console import Progress
 from distill.core.files import LEFTOVER
@@ -175,7 +175,7 @@ def _of_compare(context: Context, task: str | None) -> list[tuple[str, Question]
         raise _Enough
 
     with suppress(_Enough):
-        compared(context, engine, usd=all_asked)
+        compare_recipe(context, engine, usd=all_asked)
     return found
 
 

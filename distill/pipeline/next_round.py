@@ -55,7 +55,7 @@ class Cluster:
     @property
     def need(self) -> float:
         """How much it asks for more rows."""
-        return sum(UNTAUGHT if _untaught(row) else 1.0 for row in self.rows)
+        return sum(UNTAUGHT if _is_untaught(row) else 1.0 for row in self.rows)
 
 
 def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
@@ -67,11 +67,11 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     loaded = load_recipe(run)
     if loaded.main_teacher is None:
         raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
-    rows, what = _wanting(run)
+    rows, what = _prompts_to_train(run)
     rows_file = run / "kept.jsonl"
     selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
     seeds = list(_seeds(selection, {session.id: session for session in read_sessions(rows_file)}, _held_out(run), each))
-    seeds += _filling(loaded, FEWEST_SEEDS - len(seeds))
+    seeds += _own_seeds(loaded, FEWEST_SEEDS - len(seeds))
     if not seeds:
         raise RunFolderError(f"{run}: no training row lies near what is lost; write seeds by hand: seeds/general.jsonl")
     name = f"{loaded.name[:59]}-next"
@@ -89,7 +89,7 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     ]
 
 
-def _wanting(run: Path) -> tuple[list[Mapping[str, Any]], str]:
+def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], str]:
     """The lines of answers.jsonl that ask for more, the worst first, and what to call them.
 
     Those that the student lost; where it is better than its base on all of them and still far from the teacher, the
@@ -114,7 +114,7 @@ def _is_behind(run: Path) -> bool:
     return gap is not None and gap.high is not None and gap.high < 1.0
 
 
-def _untaught(row: Mapping[str, Any]) -> bool:
+def _is_untaught(row: Mapping[str, Any]) -> bool:
     return bool(row["coverage"]["verdict"] == "not taught")
 
 
@@ -133,11 +133,11 @@ def _clusters(rows: Sequence[Mapping[str, Any]]) -> list[Cluster]:
             clusters.append(cluster := Cluster(vector))
         cluster.rows.append(row)
     for cluster in clusters:
-        cluster.name = _named(cluster, weights)
+        cluster.name = _cluster_name(cluster, weights)
     return clusters
 
 
-def _named(cluster: Cluster, weights: Weights) -> str:
+def _cluster_name(cluster: Cluster, weights: Weights) -> str:
     total: Counter[str] = Counter()
     for row in cluster.rows:
         total.update(weights.vector(_question(row)))
@@ -181,7 +181,7 @@ def _seed(session: Session, id: str) -> dict[str, Any] | None:
     return {"id": id, "name": id, "instruction": reply["user"], "instances": instances, "is_classification": False}
 
 
-def _filling(loaded: Recipe, count: int) -> list[dict[str, Any]]:
+def _own_seeds(loaded: Recipe, count: int) -> list[dict[str, Any]]:
     """The first of the run's own seeds, where there are too few to show."""
     if count <= 0 or loaded.expand is None:
         return []
@@ -210,7 +210,7 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
         "expand": {**before, "seeds": seeds.name, "tasks": target},
         "collect": {**collect, "test": 0},
         "sources": [*document.get("sources", []), earlier],
-        "curate": [*rules, _guard(document.get("curate", []), held_out)],
+        "curate": [*rules, _contamination_rule(document.get("curate", []), held_out)],
     }
     document.pop("test", None)
     if "compare" in document:
@@ -218,7 +218,7 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _guard(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
+def _contamination_rule(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
     """The rule that keeps held-out prompts out of training: the run's own with more files, else one of prompts."""
     own = next(
         (rule for rule in rules if rule["filter"] == "contamination"), {"filter": "contamination", "on": "prompt"}
@@ -236,5 +236,5 @@ def _head(run: Path) -> str:
 def _line(cluster: Cluster, what: str) -> str:
     if what != "lost":
         return f"{cluster.name}: {len(cluster.rows)} of those on which the student {what}"
-    untaught = sum(map(_untaught, cluster.rows))
+    untaught = sum(map(_is_untaught, cluster.rows))
     return f"{cluster.name}: {len(cluster.rows)} lost, {untaught} of them with nothing near in training"

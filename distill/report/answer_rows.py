@@ -10,7 +10,7 @@ from typing import Any
 from distill.errors import shorten
 from distill.report import token_shading
 from distill.report.comparison import TITLES
-from distill.report.numbers import Row, fixed, number, shown
+from distill.report.numbers import Row, as_text, fixed, number
 from distill.run import funnel
 from distill.run.scores import Comparison, finite
 from distill.text.tokens import visible
@@ -49,7 +49,7 @@ def _badness(row: Row) -> tuple[int, float, float]:
 
 def text_of(value: Any) -> dict[str, Any]:
     """A text as far as it is shown, and how many characters are not."""
-    text = value if isinstance(value, str) else shown(value) or ""
+    text = value if isinstance(value, str) else as_text(value) or ""
     return {"shown": text[:MAX_TEXT], "rest": max(0, len(text) - MAX_TEXT)}
 
 
@@ -114,7 +114,7 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]:
     """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
     limit, titles, rows = _limit(answers), titles_of(scores), ranked(answers)
-    tokens, with_tokens = token_shading.chosen(rows, limit)
+    tokens, with_tokens = token_shading.select(rows, limit)
     return {
         "run": run,
         "models": TITLES,
@@ -238,7 +238,7 @@ def _answer_data(answer: Row, limit: int) -> dict[str, Any]:
 
 
 def _cut(value: Any, limit: int) -> str:
-    text = value if isinstance(value, str) else shown(value) or ""
+    text = value if isinstance(value, str) else as_text(value) or ""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}\n\n[{number(len(text) - limit)} more characters are in answers.jsonl]"

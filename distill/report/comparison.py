@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.report.numbers import AxisScale, Row, fixed, number, percent, shown
+from distill.report.numbers import AxisScale, Row, as_text, fixed, number, percent
 from distill.run.record import RunRecord
 from distill.run.scores import Comparison, Estimate, JudgeAudit, JudgedPair, JudgeScores, Measured, TaskScores, finite
 from distill.types import MODELS
@@ -87,7 +87,7 @@ def gap(metrics: Sequence[MetricRow], lead: str | None) -> dict[str, Any] | None
         return None
     leading = [metric for metric in drawable if metric.name == lead] or drawable
     metric = next((metric for metric in leading if metric.measure.gap_closed), leading[0])
-    ends = [end for value in metric.measure.by.values() for end in value.known]
+    ends = [end for value in metric.measure.by.values() for end in value.ends]
     margin = (max(ends) - min(ends)) * 0.04
     flip = metric.measure.better == "lower"
     return {"metric": metric, "scale": AxisScale(min(ends) - margin, max(ends) + margin, flip=flip)}
@@ -113,11 +113,11 @@ def extremes(scores: Comparison) -> dict[str, Any] | None:
     """The best and the worst categories, by the judge where it gives a verdict, else by the measure that leads."""
     pair = scores.judge.pairs.get("student:teacher") if scores.judge and not scores.judge.withheld else None
     if pair is not None and pair.categories:
-        categories, what = _judged(pair), "win rate against the teacher (50% is as good as the teacher)"
+        categories, what = _by_judge(pair), "win rate against the teacher (50% is as good as the teacher)"
         form: Any = percent
     else:
         lead = scores.leading or Measured()
-        categories, what = _measured(lead), f"student less base in {lead.title}"
+        categories, what = _by_measure(lead), f"student less base in {lead.title}"
         form = _signed
     if len(categories) < 2:
         return None
@@ -131,7 +131,7 @@ def _signed(value: float | None) -> str | None:
     return fixed(value, 2, signed=True)
 
 
-def _judged(pair: JudgedPair) -> list[tuple[float, Category]]:
+def _by_judge(pair: JudgedPair) -> list[tuple[float, Category]]:
     return [
         (rate.mean, Category(name, part.n or 0, rate, _is_clear(part.p_holm), rate.mean >= 0.5))
         for name, part in pair.categories.items()
@@ -139,7 +139,7 @@ def _judged(pair: JudgedPair) -> list[tuple[float, Category]]:
     ]
 
 
-def _measured(measure: Measured) -> list[tuple[float, Category]]:
+def _by_measure(measure: Measured) -> list[tuple[float, Category]]:
     gains = {
         name: _gain(measure.better, part.by, part.student_minus_base)
         for name, part in measure.categories.items()
@@ -178,7 +178,7 @@ def benchmarks(tasks: TaskScores | None) -> dict[str, Any] | None:
     return {"tasks": tasks, "rows": [metric_of(name, measure) for name, measure in tasks.entries.items()]}
 
 
-def _fell(tasks: TaskScores | None) -> str | None:
+def _losses(tasks: TaskScores | None) -> str | None:
     """Which tasks the student does worse than its base: what training cost."""
     table = benchmarks(tasks)
     if table is None or not table["rows"]:
@@ -205,9 +205,9 @@ def trust(scores: Comparison, record: RunRecord, metrics: Sequence[MetricRow]) -
         "The judge against itself": _audit(scores.judge.audit if scores.judge else None),
         "No verdict": scores.judge.withheld if scores.judge else None,
         "Held-out prompts" if scores.held_out else "Prompts": _prompts(scores),
-        "Right or wrong": _unjudged(scores),
+        "Right or wrong": _correctness(scores),
         "Split": _split(record),
-        "Abilities (lm-eval)": _fell(scores.lm_eval),
+        "Abilities (lm-eval)": _losses(scores.lm_eval),
         "Answers cut": ", ".join(f"{title.lower()} {share}" for title, share in shares if share is not None),
         "Ceiling": _ceiling(scores, metrics),
         "To see 5 points": _power(scores.power or {}),
@@ -249,7 +249,7 @@ def _prompts(scores: Comparison) -> str:
     return f"{prompts}, never trained on"
 
 
-def _unjudged(scores: Comparison) -> str | None:
+def _correctness(scores: Comparison) -> str | None:
     """Said where nothing looks at more than how answers sound (Gudibande et al., 2023)."""
     if scores.judge or scores.lm_eval or scores.metrics.get("instructions", Measured()).by:
         return None
@@ -297,4 +297,4 @@ def facts(record: RunRecord, base: Row, scores: Comparison, recipe: str) -> list
         "Seed": seed[1] if seed else None,
         "Recipe SHA-256": record.recipe_sha256,
     }
-    return [(term, text) for term, value in facts.items() if (text := shown(value)) not in (None, "", "{}", "[]")]
+    return [(term, text) for term, value in facts.items() if (text := as_text(value)) not in (None, "", "{}", "[]")]

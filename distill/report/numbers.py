@@ -79,7 +79,7 @@ def ticks(low: float, high: float, *, least: float = 1e-6) -> list[float]:
     return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
 
 
-def shown(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """A value on one line, with three figures of a fraction."""
     if value is None or isinstance(value, str):
         return value

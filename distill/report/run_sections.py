@@ -16,7 +16,7 @@ MAX_POINTS = 400
 """Points drawn of a loss curve; of a longer one every k-th, and the last."""
 
 
-def ordered(stages: Collection[str]) -> list[str]:
+def in_order(stages: Collection[str]) -> list[str]:
     """The stages in order, those of other names first; the report's own entry is of an earlier report."""
     order = list(STAGES)
     return sorted(set(stages) - {"report"}, key=lambda name: (order.index(name) if name in order else -1, name))
@@ -80,7 +80,7 @@ def _reason(code: str) -> str:
     return f"{reason} ({rule})" if rule not in ("", reason) else reason
 
 
-def placed(bars: Sequence[Bar]) -> Iterator[Bar]:
+def with_places(bars: Sequence[Bar]) -> Iterator[Bar]:
     """The bars with their places: what is taken out lies under the end of what it is taken from."""
     longest = max((bar.rows for bar in bars), default=0)
     remaining = 0
@@ -126,7 +126,7 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
         "points": points[::every] + ([points[-1]] if (len(points) - 1) % every else []),
         "every": every,
         "evaluations": evaluations,
-        "watched": [_watched(row) for row in log if row.get("event") == "eval"],
+        "watched": [_evaluation(row) for row in log if row.get("event") == "eval"],
         "unfinite": sum(row["loss"] is not None for row in steps) - len(points),
         "x": AxisScale(x_ticks[0], x_ticks[-1]),
         "y": AxisScale(y_ticks[0], y_ticks[-1], flip=True),
@@ -135,6 +135,6 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
     }
 
 
-def _watched(row: Row) -> dict[str, Any]:
+def _evaluation(row: Row) -> dict[str, Any]:
     """What an evaluation while training saw."""
     return {key: finite(row.get(key)) for key in ("step", "eval_loss", "stop_rate", "length_ratio", "rows")}

@@ -70,7 +70,7 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
         name: replace(record.stages[name], status="stale", detail=changes[name])
         if name in changes
         else record.stages[name]
-        for name in run_sections.ordered(record.stages)
+        for name in run_sections.in_order(record.stages)
     }
     record = replace(record, stages=stages)
     training = students.training(folder, document) if is_student(student) else None
@@ -86,15 +86,17 @@ def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
             *(run_sections.warning(name, stage) for name, stage in stages.items() if stage.status != "done"),
         ],
         "left_out": [f"{what} (no {file})" for file, what in SECTIONS.items() if not (folder / file).is_file()],
-        **_compared(folder, record, page_title),
-        **_run(folder, record, replace(record, stages={**stages, **(origin.stages if training is not None else {})})),
+        **_comparison_parts(folder, record, page_title),
+        **_run_parts(
+            folder, record, replace(record, stages={**stages, **(origin.stages if training is not None else {})})
+        ),
         "facts": facts(origin, json_object(student / "base.json"), read_scores(folder) or Comparison(), recipe),
         "versions": origin.versions,
         "recipe": recipe,
     }
 
 
-def _compared(folder: Path, record: RunRecord, title: str) -> dict[str, Any]:
+def _comparison_parts(folder: Path, record: RunRecord, title: str) -> dict[str, Any]:
     """The parts of the page about the comparison."""
     scores, answers = read_scores(folder), numbers.rows(folder / "answers.jsonl")
     is_fresh = "compare" not in record.stages or record.stages["compare"].status == "done"
@@ -117,13 +119,13 @@ def _compared(folder: Path, record: RunRecord, title: str) -> dict[str, Any]:
     }
 
 
-def _run(folder: Path, record: RunRecord, of_student: RunRecord) -> dict[str, Any]:
+def _run_parts(folder: Path, record: RunRecord, of_student: RunRecord) -> dict[str, Any]:
     """The parts of the page about the run; `of_student` has the stages that made the student."""
     student = current(folder)
     table = [run_sections.stage_row(name, stage) for name, stage in record.stages.items()]
     dropped, dropped_total = answer_rows.spread(numbers.stream(folder / "dropped.jsonl"))
     return {
-        "funnel": list(run_sections.placed(run_sections.funnel_bars(of_student))),
+        "funnel": list(run_sections.with_places(run_sections.funnel_bars(of_student))),
         "rules": funnel.read(folder, record.counts("curate")),
         "stages": [*table, run_sections.total(table)] if table else [],
         "curve": run_sections.curve(numbers.rows(student / "train_log.jsonl")),

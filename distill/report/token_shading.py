@@ -28,7 +28,7 @@ def bytes_of(answers: Sequence[Row]) -> int:
     return min(MAX_BYTES, sum((1 + len(SHADED)) * len(each) for each in widths if isinstance(each, list)))
 
 
-def chosen(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
+def select(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
     """What the page shows of each prompt, by its id, and how many prompts have it.
 
     `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.

@@ -144,7 +144,7 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     from distill.engine.batch.client import BatchJobs
 
     assert context.teachers is not None
-    jobs = {name: BatchJobs(provider) for name, provider in _asked(context, stage).items()}
+    jobs = {name: BatchJobs(provider) for name, provider in _providers_of(context, stage).items()}
     return Passes(
         context.journal,
         jobs,
@@ -156,7 +156,7 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     )
 
 
-def _asked(context: Context, stage: str) -> dict[str, Any]:
+def _providers_of(context: Context, stage: str) -> dict[str, Any]:
     """Whom a stage asks through the recipe's teachers; a strategy that does not say asks every role."""
     assert context.teachers is not None
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
@@ -183,7 +183,9 @@ def asking(context: Context, stage: str, record: StageRecord, total: int | None)
     is_batch = stage == "collect" and collect is not None and collect.mode == "batch"
     _require_no_open_batch(context, stage, is_batch)
     with console.progress(stage, total) as bar:
-        engine = passes(context, stage, bar) if is_batch else engine_for(context, stage, bar, _asked(context, stage))
+        engine = (
+            passes(context, stage, bar) if is_batch else engine_for(context, stage, bar, _providers_of(context, stage))
+        )
         try:
             yield engine
         finally:

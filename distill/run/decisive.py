@@ -100,11 +100,11 @@ def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What is another in `new`, one short text each."""
     return [
-        f"{key} {_shown(old.get(key, ABSENT))} → {_shown(new.get(key, ABSENT))}"
+        f"{key} {_short(old.get(key, ABSENT))} → {_short(new.get(key, ABSENT))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, ABSENT) != new.get(key, ABSENT)
     ]
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     return shorten("(default)" if value is ABSENT else visible(str(value)), _MAX_SHOWN)

@@ -66,8 +66,8 @@ class FunnelExample:
     """A dropped row, shortened."""
 
     id: str
-    asked: str
-    said: str
+    question: str
+    answer: str
     why: str
     """What was measured, against what."""
 

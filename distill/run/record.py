@@ -170,7 +170,7 @@ class Run:
         in_journal, lost = journal.sent(), self.lost
         losses = {
             stage: StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
-            for stage, sent in _known(self._record).items()
+            for stage, sent in _sends_of(self._record).items()
             if sent.sends > (here := in_journal.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
         }
         if losses and not new_journal:
@@ -213,7 +213,7 @@ class Run:
             "version": distill.__version__,
             "recipe_sha256": json_sha256(self.recipe.document()),
             "created": self._record.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
-            "chosen": students.chosen(self.recipe),
+            "chosen": students.deciding_options(self.recipe),
             "teacher": dict(teachers[0]) if teachers else None,
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
@@ -270,7 +270,7 @@ def run_record(folder: Path) -> RunRecord:
     return validated(RunRecord, read_record(folder), folder / "run.json")
 
 
-def _known(record: Mapping[str, Any]) -> dict[str, StageSends]:
+def _sends_of(record: Mapping[str, Any]) -> dict[str, StageSends]:
     """By stage, what run.json says was sent; an earlier distill wrote it with the costs of each stage."""
     if "sent" in record:
         return {stage: StageSends(**sent) for stage, sent in record["sent"].items()}

@@ -51,7 +51,7 @@ class Estimate:
         return self.mean
 
     @property
-    def known(self) -> list[float]:
+    def ends(self) -> list[float]:
         """The mean and the ends that there are."""
         return [end for end in (self.mean, self.low, self.high) if end is not None]
 

@@ -157,7 +157,7 @@ def recipe(run: Path) -> dict[str, Any]:
 # What has moved on since
 
 
-def chosen(loaded: Recipe) -> dict[str, Any]:
+def deciding_options(loaded: Recipe) -> dict[str, Any]:
     """What of a recipe decides the student, by key, defaults left out."""
     values = flat(loaded.student, "student") if loaded.student is not None else {}
     if loaded.train is not None:

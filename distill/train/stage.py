@@ -31,7 +31,7 @@ def options(context: Context) -> dict[str, Any]:
     """What of the recipe decides the student, by key."""
     student = context.recipe.student
     assert student is not None
-    return {**students.chosen(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
+    return {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
 
 
 __all__ = ["REVISION", "LoraOptions", "TrainOptions", "masks", "options", "plan", "run", "train"]

@@ -9,7 +9,7 @@ import pytest
 
 from distill.compare.token_nll import by_prompt, spans
 from distill.report.stage import report
-from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, chosen, packed
+from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, packed, select
 from distill.text.tokens import visible
 from tests.support.run_folder import change, write_run
 
@@ -96,7 +96,7 @@ def test_figures_that_do_not_fit_the_answer_are_not_shown(damaged):
 
 def test_where_all_are_too_much_the_worst_and_the_best_are_shown():
     rows = [row("a" * 2_000, [1] * 2_000, [1.0] * 2_000, str(number)) for number in range(101)]
-    found, known = chosen(rows, 4_000)
+    found, known = select(rows, 4_000)
     assert (len(found), known) == (MAX_BYTES // 6_000, 101)
     assert sorted(map(int, found)) == [*range(17), *range(85, 101)]
 
