@@ -34,7 +34,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider
 from distill.models.in_process import base_fingerprint
 from distill.recipe import Benchmarks, Judging
-from distill.run.context import Context, account, engine_for, identity, judge_sampling, spent, stop_teacher
+from distill.run.context import Context, account, bound, engine_for, identity, judge_sampling, spent, stop_teacher
 from distill.run.decisive import flat, parts
 from distill.run.endpoints import OTHER_ROLES, RESPONDENTS
 from distill.run.record import StageRecord
@@ -269,36 +269,32 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     tallies: list[Engine] = []
 
     def engine(providers: Mapping[str, Provider], *, progress: console.Progress, local: bool) -> Engine:
-        tallies.append(engine_for(context, "compare", progress, providers, local=local))
+        endpoints, part = bound(context, providers), ", ".join(providers)
+        tallies.append(engine_for(context, "compare", progress, endpoints, local=local, part=part))
         return tallies[-1]
 
-    try:
-        return compare_recipe(context, engine, usd=lambda: spent(context, "compare"))
-    finally:
-        account(context, "compare", record, tallies)
-
-
-def compare_recipe(context: Context, engine: Engines, *, usd: Callable[[], float | None]) -> Mapping[str, Any]:
-    """Compare as the recipe says. `usd` is called when nothing more is asked, and before anything is written."""
     section = context.recipe.compare
     assert section is not None
     metrics = [
         registry.part(METRICS, one.metric, kind="metric", allowed=context.options.allowed)(one.options)
         for one in section.metrics
     ]
-    return compare(
-        context.folder,
-        engine=engine,
-        journal=context.journal,
-        metrics=metrics,
-        sampling=_sampling(context.recipe),
-        seed=context.recipe.seed,
-        sides=_sides(context, section),
-        prompts=Path(section.prompts) if section.prompts is not None else None,
-        system=section.system,
-        tasks=section.lm_eval,
-        usd=usd,
-    )
+    try:
+        return compare(
+            context.folder,
+            engine=engine,
+            journal=context.journal,
+            metrics=metrics,
+            sampling=_sampling(context.recipe),
+            seed=context.recipe.seed,
+            sides=_sides(context, section),
+            prompts=Path(section.prompts) if section.prompts is not None else None,
+            system=section.system,
+            tasks=section.lm_eval,
+            usd=lambda: spent(context, "compare"),
+        )
+    finally:
+        account(context, "compare", record, tallies)
 
 
 def _sampling(loaded: recipe.Recipe) -> Sampling:
@@ -315,7 +311,7 @@ def _sides(context: Context, section: recipe.Compare) -> Sides:
     served = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None
     bench = None
     if section.judge is not None and context.teachers is not None:
-        bench = Bench(context.teachers.providers["judge"], section.judge, judge_sampling(context.recipe))
+        bench = Bench(context.teachers.endpoints["judge"].provider, section.judge, judge_sampling(context.recipe))
     return Sides(
         teachers={one.name: one.provider for one in teachers},
         release_teacher=lambda: stop_teacher(context),

@@ -157,12 +157,18 @@ def field_names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
 
 
-def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """The values of nested mappings by dotted key, which begins with `name`; empty mappings are left out."""
-    if not isinstance(value, Mapping):
+def flatten(value: Any, name: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """The values of nested mappings by dotted key, which begins with `name`; empty mappings are left out.
+
+    `lists` opens lists too: `messages[0].content`.
+    """
+    if isinstance(value, Mapping):
+        items = [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
+    elif isinstance(value, list) and lists:
+        items = [(f"{name}[{place}]", inner) for place, inner in enumerate(value)]
+    else:
         return {name: value}
-    items = [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
-    return {path: leaf for key, inner in items for path, leaf in flatten(inner, key).items()}
+    return {path: leaf for key, inner in items for path, leaf in flatten(inner, key, lists=lists).items()}
 
 
 def read_json(path: Path) -> Any:

@@ -21,7 +21,7 @@ from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
 from distill.recipe import Recipe
 from distill.run import funnel
-from distill.run.context import ACCEPTABLE, BASE, Context, account, engine_for, judge_sampling, stop_teacher
+from distill.run.context import ACCEPTABLE, BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
 from distill.run.decisive import flat, parts
 from distill.run.record import StageRecord
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
@@ -270,7 +270,7 @@ def options(context: Context) -> dict[str, Any]:
     found = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
     roles = roles_of_filters(loaded, context.options.allowed)
     if "judge" in roles and context.teachers is not None:
-        found |= flat(context.teachers.providers["judge"].endpoint, "judge")
+        found |= flat(context.teachers.endpoints["judge"].provider.endpoint, "judge")
         found |= flat(judge_sampling(loaded), "judge.sampling")
     if BASE in roles and loaded.student is not None:
         found |= flat(loaded.student, "student", only=("template",))
@@ -325,7 +325,8 @@ def _ask_of_rows(
 ) -> Sequence[Outcome[Any]]:
     """Drive one rule's flows: the student's model in this process, anybody else as in collect."""
     with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
-        engines.append(engine_for(context, "curate", bar, {role: provider}, local=role == BASE))
+        endpoints = bound(context, {role: provider})
+        engines.append(engine_for(context, "curate", bar, endpoints, local=role == BASE, part=rule))
         return engines[-1].run(flows)
 
 
@@ -335,7 +336,7 @@ def asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
     if role != BASE:
         if context.teachers is None:
             raise RecipeError(f"curate: the filter {rule} asks a {role}, and the recipe has no `teacher` to play it")
-        yield context.teachers.providers[role]
+        yield context.teachers.endpoints[role].provider
         return
     from distill.models.in_process import local_model
 

@@ -83,5 +83,9 @@ class StoppedByEndpoint(EngineStopped, EndpointError):
     """No request to an endpoint can succeed."""
 
 
+class StoppedAtMiss(EngineStopped):
+    """The journal lacks answers, and nothing may be sent."""
+
+
 class StoppedShort(EngineStopped, StageIncomplete):
     """A growth cannot continue: a transient failure, or nothing new."""

@@ -28,7 +28,6 @@ class Ticket:
     number: int
     tokens: float
     """Expected of prompt and answer."""
-    sent: float
     is_trial: bool = False
 
 

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from distill.core import event_loop
 from distill.core.console import Progress, Silent
-from distill.engine import EngineStopped, GrowthResult, Outcome, StoppedByBudget, StoppedByUser, StoppedShort, Tally
+from distill.engine import (
+    EngineStopped,
+    GrowthResult,
+    Outcome,
+    StoppedAtMiss,
+    StoppedByBudget,
+    StoppedByUser,
+    StoppedShort,
+    Tally,
+)
 from distill.engine.budget import Budget
-from distill.engine.flows import Choose, FlowState, by_role
+from distill.engine.flows import Choose, Flows, FlowState, by_role
+from distill.engine.journal.keys import Question
 from distill.engine.journal.store import Journal
-from distill.engine.policy import RequestPolicy, SenderStopping
+from distill.engine.policy import BoundEndpoint, RequestPolicy, SenderStopping
 from distill.engine.progress import ProgressReport
-from distill.engine.providers import Provider
-from distill.engine.rate_limits import Rates
 from distill.engine.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, RetryPolicy
 from distill.engine.sender import RequestSender
 from distill.errors import DistillError
@@ -36,17 +44,17 @@ BARREN_WINDOWS, BARREN_MORE = 3, 24
 class Engine:
     """Asks for flows: journal first, then the provider of each request's role, every answer committed before use.
 
-    `providers` are by name: a request's role, unless `run` is told otherwise. `concurrency` bounds the requests in
-    flight to an endpoint, `rates` may set that and a pace for each name, `attempts` the sends of one request. `stage`
-    is written beside every answer. `retry_failed` asks again what failed for good in an earlier run. `budget` counts
-    USD and may cap them. `hedge` sends a request again that takes so many times the 95th percentile, and takes the
-    first answer.
+    `endpoints` are by name: a request's role, unless `run` gets another `choose`. `concurrency` bounds the requests in
+    flight to an endpoint whose own rates do not, `attempts` the sends of one request. `stage` is written beside every
+    answer. `retry_failed` asks again what failed for good in an earlier run. `budget` counts USD and may cap them. With
+    `on_miss` nothing is sent: it is called with the name of each flow that the journal cannot finish, and the flow's
+    first question without an answer.
     """
 
     def __init__(
         self,
         journal: Journal,
-        providers: Mapping[str, Provider],
+        endpoints: Mapping[str, BoundEndpoint],
         *,
         concurrency: int = 32,
         attempts: int = 10,
@@ -54,42 +62,42 @@ class Engine:
         progress: Progress | None = None,
         stage: str = "",
         budget: Budget | None = None,
-        rates: Mapping[str, Rates] | None = None,
-        hedge: float | None = None,
+        on_miss: Callable[[str, Question], None] | None = None,
         first_wait_seconds: float = FIRST_WAIT_SECONDS,
         longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
     ) -> None:
         self.tally = Tally()
         self._journal = journal
-        self._providers = dict(providers)
-        self._manners = RequestPolicy(
+        self._endpoints = dict(endpoints)
+        self._policy = RequestPolicy(
             concurrency=concurrency,
-            patience=RetryPolicy(
+            retries=RetryPolicy(
                 attempts=attempts, first_wait_seconds=first_wait_seconds, longest_wait_seconds=longest_wait_seconds
             ),
             retry_failed=retry_failed,
             stage=stage,
-            rates=rates or {},
-            hedge=hedge,
+            on_miss=on_miss,
         )
         self._progress = progress or Silent()
         self._budget = budget or Budget({})
-        self._budget.check(self._providers)
+        self._budget.check(self._endpoints)
 
-    def run(self, flows: Sequence[tuple[str, Callable[[], Flow[T]]]], *, choose: Choose = by_role) -> list[Outcome[T]]:
+    def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
         """Drive every flow to its end; one outcome a flow, in input order.
 
         `choose` says which model answers a flow's role. Flows are made in order, as late as possible. Raises
         `EngineStopped` with the finished outcomes on Ctrl-C, at the end of the budget, or where an endpoint cannot
-        serve; and any `DistillError` of a provider as it is.
+        serve; `StoppedAtMiss` where nothing may be sent; and any `DistillError` of a provider as it is.
         """
         outcomes: dict[int, Outcome[T]] = {}
         report = ProgressReport(self._progress, len(flows), self.tally)
 
-        async def work(asker: RequestSender) -> None:
+        async def work(sender: RequestSender) -> None:
             admission = iter(enumerate(flows))
             workers = min(len(flows), ALIVE_A_SLOT * self._slots())
-            await asyncio.gather(*(_worker(asker, admission, choose, outcomes, report) for _ in range(workers)))
+            await asyncio.gather(*(_worker(sender, admission, choose, outcomes, report) for _ in range(workers)))
+            if sender.misses:
+                raise StoppedAtMiss(f"the journal cannot finish {sender.misses} of {len(flows)} flows")
 
         try:
             self._drive(work, report)
@@ -105,48 +113,46 @@ class Engine:
         anything new; and what `run` raises. What was admitted so far is in the exception's `grown`.
         """
         report = ProgressReport(self._progress, target, self.tally)
-        state = _Growing(growth, target, report)
+        growing = _Growing(growth, target, report)
         try:
-            self._drive(state.work, report)
+            self._drive(growing.work, report)
         except EngineStopped as stop:
-            stop.grown = state.grown()
+            stop.grown = growing.grown()
             raise
-        return state.grown()
+        return growing.grown()
 
     def _slots(self) -> int:
         """Requests that may be in flight in all."""
-        return sum(
-            self._manners.rates.get(name, Rates()).concurrency or self._manners.concurrency for name in self._providers
-        )
+        return sum(one.rates.concurrency or self._policy.concurrency for one in self._endpoints.values())
 
     def _drive(self, work: Callable[[RequestSender], Awaitable[None]], report: ProgressReport) -> None:
         try:
             with _fewer_collections():
-                event_loop.run(self._with_asker(work, report))
+                event_loop.run(self._with_sender(work, report))
         except KeyboardInterrupt:  # the second one: nobody waits for what is in flight
             raise StoppedByUser(_interrupted(report)) from None
         report.end()
 
-    async def _with_asker(self, work: Callable[[RequestSender], Awaitable[None]], report: ProgressReport) -> None:
+    async def _with_sender(self, work: Callable[[RequestSender], Awaitable[None]], report: ProgressReport) -> None:
         """Run `work` in this loop until it ends and nothing is in flight; the first Ctrl-C stops it gently."""
-        asker = RequestSender(
+        sender = RequestSender(
             self._journal,
-            self._providers,
-            manners=self._manners,
+            self._endpoints,
+            policy=self._policy,
             budget=self._budget,
             tally=self.tally,
             on_change=report.tick,
         )
-        report.asker = asker
+        report.sender = sender
         try:
-            await _patiently(asyncio.ensure_future(_to_the_end(work, asker)), asker, report)
+            await _patiently(asyncio.ensure_future(_to_the_end(work, sender)), sender, report)
         finally:
-            for provider in {id(provider): provider for provider in self._providers.values()}.values():
+            for provider in {id(one.provider): one.provider for one in self._endpoints.values()}.values():
                 await provider.close()
-        if isinstance(asker.stopped, StoppedByUser):
+        if isinstance(sender.stopped, StoppedByUser):
             raise StoppedByUser(_interrupted(report))  # told at the end, when what was in flight is counted
-        if asker.stopped is not None:
-            raise asker.stopped
+        if sender.stopped is not None:
+            raise sender.stopped
 
 
 @contextmanager
@@ -165,21 +171,21 @@ def _fewer_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-async def _to_the_end(work: Callable[[RequestSender], Awaitable[None]], asker: RequestSender) -> None:
+async def _to_the_end(work: Callable[[RequestSender], Awaitable[None]], sender: RequestSender) -> None:
     try:
         with suppress(SenderStopping):
-            await work(asker)
+            await work(sender)
     finally:
-        asker.stop(None)
-        await asker.drain()
+        sender.stop(None)
+        await sender.drain()
 
 
-async def _patiently(work: asyncio.Future[None], asker: RequestSender, report: ProgressReport) -> None:
+async def _patiently(work: asyncio.Future[None], sender: RequestSender, report: ProgressReport) -> None:
     """Wait for the work. `loops.run` turns the first Ctrl-C into a cancellation and the second into an exception."""
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:
-        asker.stop(StoppedByUser())
+        sender.stop(StoppedByUser())
         report.is_interrupted = True
         report.end()
         if (this := asyncio.current_task()) is not None:
@@ -192,22 +198,21 @@ def _interrupted(report: ProgressReport) -> str:
     return f"interrupted: {report.done} of {report.total} are finished and kept; run the same command again to go on"
 
 
-async def _finish(steps: FlowState[T], asker: RequestSender) -> Outcome[T]:
+async def _finish(state: FlowState[T], sender: RequestSender) -> Outcome[T]:
     """Take a flow to its end. Raises `SenderStopping` when it cannot get there."""
     try:
-        while steps.outcome is None:
-            names = steps.names
-            answers = await asker.answers(steps.asked, names)
-            steps.usd += asker.usd(answers, names)
-            steps.send(answers)
+        while state.outcome is None:
+            answers = await sender.answers(state)
+            state.usd += sender.usd(answers, state.names)
+            state.send(answers)
     except BaseException:
-        steps.close()
+        state.close()
         raise
-    return steps.outcome
+    return state.outcome
 
 
 async def _worker(
-    asker: RequestSender,
+    sender: RequestSender,
     admission: Iterator[tuple[int, tuple[str, Callable[[], Flow[T]]]]],
     choose: Choose,
     outcomes: dict[int, Outcome[T]],
@@ -215,12 +220,12 @@ async def _worker(
 ) -> None:
     """Drive one flow after another; at the end of the budget only those that the journal can answer."""
     for index, (name, make) in admission:
-        if asker.is_stopping and not isinstance(asker.stopped, StoppedByBudget):
+        if sender.is_stopping and not isinstance(sender.stopped, StoppedByBudget):
             return
         with suppress(SenderStopping):
-            steps = FlowState(name, make, choose)
-            outcomes[index] = await _finish(steps, asker)
-            report.finished(len(outcomes), steps.usd)
+            state = FlowState(name, make, choose)
+            outcomes[index] = await _finish(state, sender)
+            report.finished(len(outcomes), state.usd)
         await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C and the others in
 
 
@@ -253,7 +258,7 @@ class _Growing:
             errors=tuple(self._errors),
         )
 
-    async def work(self, asker: RequestSender) -> None:
+    async def work(self, sender: RequestSender) -> None:
         """Propose and admit until the target is reached; what is begun beyond it is dropped."""
         try:
             while len(self._tasks) < self._target:
@@ -261,29 +266,31 @@ class _Growing:
                 while len(self._begun) < window:
                     self._begin()
                 k = min(self._begun)
-                await self._finish(k, asker)
+                await self._finish(k, sender)
                 self._admit(k, self._begun.pop(k).outcome)
                 if self._barren >= BARREN_WINDOWS * window + BARREN_MORE:
                     raise StoppedShort(self._nothing_new())
         except DistillError as error:
-            asker.stop(error)
+            sender.stop(error)
         finally:
-            asker.stop(None)
+            sender.stop(None)
             await self._drop()
 
     def _begin(self) -> None:
         k, self._next = self._next, self._next + 1
-        self._begun[k] = FlowState(str(k), lambda: self._growth.propose(k), by_role)
+        self._begun[k] = FlowState(f"proposal {k}", lambda: self._growth.propose(k), by_role)
 
-    async def _finish(self, k: int, asker: RequestSender) -> None:
+    async def _finish(self, k: int, sender: RequestSender) -> None:
         """Take proposal k to its end: from the journal where that has everything, else all begun ones at once."""
-        steps = self._begun[k]
+        state = self._begun[k]
         if k not in self._running:
-            while steps.outcome is None and (answers := asker.recall(steps.asked, steps.names)) is not None:
-                steps.send(answers)
-        if steps.outcome is None:
+            while state.outcome is None and (answers := sender.recall(state)) is not None:
+                state.send(answers)
+        if sender.misses:
+            raise StoppedAtMiss(self._so_far())
+        if state.outcome is None:
             for other in sorted(self._begun.keys() - self._running.keys()):
-                self._running[other] = asyncio.create_task(_finish(self._begun[other], asker))
+                self._running[other] = asyncio.create_task(_finish(self._begun[other], sender))
         if (running := self._running.pop(k, None)) is not None:
             await running
         await asyncio.sleep(0)  # a replayed proposal never waits; let Ctrl-C in
@@ -311,8 +318,8 @@ class _Growing:
             await asyncio.wait(list(self._running.values()))
         for running in self._running.values():
             running.cancelled() or running.exception()
-        for steps in self._begun.values():
-            steps.close()
+        for state in self._begun.values():
+            state.close()
 
     def _so_far(self) -> str:
         return f"{len(self._tasks)} of {self._target} tasks after {self._admitted} proposals"

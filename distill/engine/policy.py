@@ -1,11 +1,12 @@
-"""Request policy: retries, concurrency, hedging, and the state of one request in flight."""
+"""Endpoints as the engine uses them, request policy, and the state of one request in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from distill.engine import Tally
+from distill.engine.budget import TokenPrice
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement
 from distill.engine.providers import Provider, ProviderError, Reply
@@ -23,14 +24,19 @@ BYTES_A_TOKEN = 4
 EXPECTED_TOKENS = 256
 """Of an answer, before the first one and without a bound."""
 NOT_SENT = ProviderError("refused", "nothing was sent")
-HEDGE_LOOK_SECONDS = 0.05
-"""Shortest time between two looks for room to hedge a straggler."""
-HEDGE_SAMPLES = 20
-"""Answers whose latency must be known before a straggler is hedged."""
 
 
 class SenderStopping(Exception):
     """Raised in tasks that wait for an answer when no more requests are sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundEndpoint:
+    """A provider with the limits and the price that a recipe gives it."""
+
+    provider: Provider
+    rates: Rates = field(default_factory=Rates)
+    price: TokenPrice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +44,12 @@ class RequestPolicy:
     """Settings of an engine's requests."""
 
     concurrency: int
-    patience: RetryPolicy
+    """Requests in flight to an endpoint whose rates do not say."""
+    retries: RetryPolicy
     retry_failed: bool
     stage: str
-    rates: Mapping[str, Rates]
-    """By the model's name in the engine."""
-    hedge: float | None
-    """A request is sent a second time when it takes so many times the 95th percentile; `None` never."""
+    on_miss: Callable[[str, Question], None] | None
+    """Called with a flow's name and its first question without an answer in the journal; nothing is sent then."""
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ class ProgressReport:
     def __init__(self, progress: Progress, total: int, tally: Tally) -> None:
         self.done = 0
         self.total = total
-        self.asker: RequestSender | None = None
+        self.sender: RequestSender | None = None
         self.is_interrupted = False
         self._progress = progress
         self._tally = tally
@@ -57,12 +57,12 @@ class ProgressReport:
         self._progress.update(self.done, self.total, self._note())
 
     def _answered(self) -> int:
-        in_flight = self.asker.in_flight if self.asker else 0
+        in_flight = self.sender.in_flight if self.sender else 0
         return max(0, self._tally.asked - in_flight)
 
     def _note(self) -> str:
         tally = self._tally
-        in_flight = self.asker.in_flight if self.asker else 0
+        in_flight = self.sender.in_flight if self.sender else 0
         (then, answers, tokens), (now, answers_now, tokens_now) = self._seen[0], self._seen[-1]
         seconds = max(now - then, 1e-3)
         rate, token_rate = (answers_now - answers) / seconds, (tokens_now - tokens) / seconds
@@ -73,7 +73,7 @@ class ProgressReport:
         notes += [f"{rate:.0f} req/s" if rate >= 10 else f"{rate:.1f} req/s"] if rate >= 0.05 else []
         notes += [f"{token_rate:.0f} tok/s"] if token_rate >= 1 else []
         notes += [self._cost(tally.usd)] if tally.usd is not None else []
-        notes += [limits] if in_flight and self.asker and (limits := self.asker.describe_limits()) else []
+        notes += [limits] if in_flight and self.sender and (limits := self.sender.describe_limits()) else []
         return ", ".join(notes)
 
     def _cost(self, usd: float) -> str:

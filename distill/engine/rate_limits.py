@@ -137,21 +137,12 @@ class Limiter:
         """Wait for the right to send. Raises `LimiterClosed` when nothing more is sent."""
         if self._closed:
             raise LimiterClosed
-        if not self._first and not self._again and self._wait_seconds(tokens) == 0:
+        if not self._first and not self._again and self.wait_seconds(tokens) == 0:
             return self._ticket(tokens)
         waiter = _Waiter(asyncio.get_running_loop().create_future(), tokens)
         (self._again if again else self._first).append(waiter)
         self._pump()
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.done() and not waiter.future.cancelled():
-                self.leave(waiter.future.result(), SendOutcome.REFUSAL)
-            raise
-
-    def free(self) -> bool:
-        """Whether a request could leave now that nobody waits for: room for a hedge."""
-        return not (self._first or self._again or self._closed) and self._wait_seconds(1) == 0
+        return await waiter.future
 
     def is_healthy(self) -> bool:
         """Whether the endpoint answers most of what it is asked, and is not overloaded."""
@@ -220,7 +211,7 @@ class Limiter:
             if waiter.future.done():
                 lane.popleft()
                 continue
-            wait = self._wait_seconds(waiter.tokens)
+            wait = self.wait_seconds(waiter.tokens)
             if wait > 0:
                 if wait < math.inf:
                     self._look_again_in(wait)
@@ -239,7 +230,7 @@ class Limiter:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds + 1e-3, self._pump)
 
-    def _wait_seconds(self, tokens: float) -> float:
+    def wait_seconds(self, tokens: float) -> float:
         """0 to go, infinite to wait for somebody to come back, else how long at least; notes what it is for."""
         if self.in_flight >= int(self.concurrency.limit):
             low = self.concurrency.limit < self.concurrency.most
@@ -277,7 +268,7 @@ class Limiter:
         trial = self.breaker.until is not None
         if trial:
             self.breaker.on_trial = True
-        return Ticket(self._number, tokens, now, trial)
+        return Ticket(self._number, tokens, trial)
 
     def describe(self) -> str:
         """The limit now and what sets it, such as `limit 24 of 32 (turned away)` or `waiting 4 s (Retry-After)`."""

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 from distill.engine import StoppedByBudget, StoppedByEndpoint, Tally
 from distill.engine.backpressure import SendOutcome, Ticket, outcome_of
 from distill.engine.budget import Budget, with_credible_usage
+from distill.engine.flows import FlowState
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Statement, answered, failed, intention, settled
 from distill.engine.journal.store import Journal
 from distill.engine.policy import (
     FAULT,
-    HEDGE_LOOK_SECONDS,
-    HEDGE_SAMPLES,
     NOT_SENT,
     REFUSALS,
+    BoundEndpoint,
     OpenQuestion,
     RequestPolicy,
     SenderStopping,
     expected_tokens,
     reply_of,
 )
-from distill.engine.providers import Provider, ProviderError, Reply
-from distill.engine.rate_limits import Limiter, LimiterClosed, Rates
+from distill.engine.providers import ProviderError, Reply
+from distill.engine.rate_limits import Limiter, LimiterClosed
 from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS
 from distill.errors import DistillError, EndpointError, RecipeError
 from distill.types import Answer, Completion, Failure, Request
@@ -43,30 +43,32 @@ class RequestSender:
     def __init__(
         self,
         journal: Journal,
-        providers: Mapping[str, Provider],
+        endpoints: Mapping[str, BoundEndpoint],
         *,
-        manners: RequestPolicy,
+        policy: RequestPolicy,
         budget: Budget,
         tally: Tally,
         on_change: Callable[[], None],
     ) -> None:
         self._journal = journal
-        self._providers = providers
-        self._manners = manners
+        self._endpoints = endpoints
+        self._policy = policy
         self._budget = budget
         self._tally = tally
         self._on_change = on_change
         self._limiters: dict[str, Limiter] = {}
-        self._asking: dict[str, list[asyncio.Future[Answer]]] = {}
+        self._open: dict[str, list[asyncio.Future[Answer]]] = {}
+        """By the key of each question in flight, who waits for the same answer."""
         self._idle = asyncio.Event()
         self._failed: dict[str, Failure] = {}
         self._reached: set[str] = set()
-        self._latencies: deque[float] = deque(maxlen=200)
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()
         self._last_write: asyncio.Future[int] | None = None
         self.stopped: DistillError | None = None
         self.in_flight = 0
+        self.misses = 0
+        """Flows that ended at a question without an answer in the journal, where nothing may be sent."""
 
     def stop(self, error: DistillError | None) -> None:
         """Send nothing more; `error` says why, if anything is wrong. The first call counts."""
@@ -86,99 +88,104 @@ class RequestSender:
         """The limit of each endpoint and what sets it, in a few words."""
         return "; ".join(dict.fromkeys(limiter.describe() for limiter in self._limiters.values()))
 
-    def recall(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...] | None:
-        """The answers if the journal has all of them; sends nothing, and counts them as replayed."""
-        endpoints = [self._provider(name).endpoint for name in names]
-        found = [self._recalled(Question.of(*pair).key) for pair in zip(requests, endpoints, strict=True)]
-        answers = tuple(answer for answer in found if answer is not None)
-        if len(answers) < len(found):
-            return None
+    def recall(self, flow: FlowState[Any]) -> tuple[Answer, ...] | None:
+        """The answers to a flow's requests if the journal has all of them; counts them as replayed."""
+        answers: list[Answer] = []
+        for request, name in zip(flow.requests, flow.names, strict=True):
+            question = Question.of(request, self._endpoint(name).provider.endpoint)
+            if (answer := self._recalled(question.key)) is None:
+                self._miss(flow.name, question)
+                return None
+            answers.append(answer)
         self._tally.replayed += len(answers)
-        return answers
+        return tuple(answers)
+
+    def _miss(self, flow: str, question: Question) -> None:
+        if self._policy.on_miss is not None:
+            self.misses += 1
+            self._policy.on_miss(flow, question)
 
     def _recalled(self, key: str) -> Answer | None:
         if key in self._failed:
             return self._failed[key]
         found = self._journal.get(key)
-        return None if isinstance(found, Failure) and self._manners.retry_failed else found
+        return None if isinstance(found, Failure) and self._policy.retry_failed else found
 
-    async def answers(self, requests: tuple[Request, ...], names: tuple[str, ...]) -> tuple[Answer, ...]:
-        """One answer per request, all asked at once. Raises `SenderStopping` if one will not be asked."""
+    async def answers(self, flow: FlowState[Any]) -> tuple[Answer, ...]:
+        """One answer to each of a flow's requests, all sent at once. Raises `SenderStopping` if one is not sent."""
+        if self._policy.on_miss is not None:
+            if (journalled := self.recall(flow)) is None:
+                raise SenderStopping
+            return journalled
+        requests, names = flow.requests, flow.names
         if len(requests) == 1:
             return (await self.answer(requests[0], names[0]),)
-        asked = (self.answer(request, name) for request, name in zip(requests, names, strict=True))
-        return tuple(await asyncio.gather(*asked))
+        pairs = zip(requests, names, strict=True)
+        return tuple(await asyncio.gather(*(self.answer(request, name) for request, name in pairs)))
 
     async def answer(self, request: Request, name: str) -> Answer:
         """The journal's answer, or the endpoint's; the same question in flight is asked once."""
-        provider = self._provider(name)
-        question = Question.of(request, provider.endpoint)
-        if (waiting := self._asking.get(question.key)) is not None:
+        endpoint = self._endpoint(name)
+        question = Question.of(request, endpoint.provider.endpoint)
+        if (waiting := self._open.get(question.key)) is not None:
             waiting.append(asyncio.get_running_loop().create_future())
             return await waiting[-1]
-        if (found := self._recalled(question.key)) is not None:
+        if (journalled := self._recalled(question.key)) is not None:
             self._tally.replayed += 1
-            return found
+            return journalled
         self._check()
-        waiting = self._asking[question.key] = []
+        waiting = self._open[question.key] = []
         answer: Answer | None = None
         try:
-            return (answer := await self._ask(question, name, provider))
+            return (answer := await self._ask(question, name, endpoint))
         finally:
-            del self._asking[question.key]
-            self._tell(waiting, answer)
+            del self._open[question.key]
+            self._resolve(waiting, answer)
 
-    def _tell(self, waiting: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
+    def _resolve(self, waiting: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
         for future in waiting:
             if answer is None and not future.done():
                 future.set_exception(SenderStopping())
             elif answer is not None and not future.done():
                 future.set_result(answer)
-        if not self._asking:
+        if not self._open:
             self._idle.set()
         self._on_change()
 
     async def drain(self) -> None:
         """Wait for what is in flight, and for the last word about it to be on the disk."""
-        while self._asking:
+        while self._open:
             self._idle.clear()
             await self._idle.wait()
         if self._last_write is not None:
             await asyncio.wait([self._last_write])
             self._last_write.exception()  # who needed it has met it already
 
-    def _provider(self, name: str) -> Provider:
-        if name not in self._providers:
-            known = ", ".join(sorted(self._providers))
+    def _endpoint(self, name: str) -> BoundEndpoint:
+        if name not in self._endpoints:
+            known = ", ".join(sorted(self._endpoints))
             self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {known})'))
             raise SenderStopping
-        return self._providers[name]
+        return self._endpoints[name]
 
-    def _limiter(self, name: str, provider: Provider) -> Limiter:
+    def _limiter(self, endpoint: BoundEndpoint) -> Limiter:
         """The limiter of the endpoint and key, which several names may share."""
-        account = getattr(provider, "account", None) or str(id(provider))
+        account = getattr(endpoint.provider, "account", None) or str(id(endpoint.provider))
         if account not in self._limiters:
-            rates = self._manners.rates.get(name, Rates())
-            self._limiters[account] = Limiter(
-                Rates(
-                    concurrency=rates.concurrency or self._manners.concurrency,
-                    requests_per_minute=rates.requests_per_minute,
-                    tokens_per_minute=rates.tokens_per_minute,
-                )
-            )
+            concurrency = endpoint.rates.concurrency or self._policy.concurrency
+            self._limiters[account] = Limiter(replace(endpoint.rates, concurrency=concurrency))
         return self._limiters[account]
 
     def _check(self) -> None:
         if self._stopping.is_set():
             raise SenderStopping
 
-    async def _ask(self, question: Question, name: str, provider: Provider) -> Answer:
+    async def _ask(self, question: Question, name: str, endpoint: BoundEndpoint) -> Answer:
         """The answer, committed. A `DistillError` on the way stops everything."""
         try:
             most = self._budget.most(name, question.request)
-            return await self._until_answered(
-                OpenQuestion(question, name, provider, self._limiter(name, provider), most)
-            )
+            open_question = OpenQuestion(question, name, endpoint.provider, self._limiter(endpoint), most)
+            return await self._until_answered(open_question)
         except EndpointError as error:
             self.stop(error if isinstance(error, StoppedByEndpoint) else StoppedByEndpoint(str(error)))
             raise SenderStopping from error
@@ -190,57 +197,29 @@ class RequestSender:
         try:
             for attempt in count(1):
                 try:
-                    return await self._attempt(asked, attempt)
+                    return await self._send(asked, attempt)
                 except ProviderError as error:
                     if (failure := self._failure(asked, error, attempt)) is not None:
                         return await self._fail(asked, failure)
                     is_healthy = asked.limiter.is_healthy()
-                    await self._sleep(self._manners.patience.wait_seconds(attempt, error, is_healthy=is_healthy))
+                    await self._sleep(self._policy.retries.wait_seconds(attempt, error, is_healthy=is_healthy))
             raise AssertionError("count ended")
         finally:
             if asked.unsettled:
                 self._write(asked.unsettled)
 
-    async def _attempt(self, asked: OpenQuestion, attempt: int) -> Completion:
-        """One send, or two where the first is a straggler."""
-        if self._manners.hedge is None or len(self._latencies) < HEDGE_SAMPLES:
-            return await self._send(asked, attempt)
-        first = asyncio.create_task(self._send(asked, attempt))
-        slow = sorted(self._latencies)[int(len(self._latencies) * 0.95)]
-        while not first.done():
-            await asyncio.wait([first], timeout=max(HEDGE_LOOK_SECONDS, self._manners.hedge * slow))
-            if not first.done() and asked.limiter.free() and self._budget.reserve(asked.most):
-                return await self._hedged(asked, attempt, first)
-        return first.result()
-
-    async def _hedged(self, asked: OpenQuestion, attempt: int, first: asyncio.Task[Completion]) -> Completion:
-        """The first answer of two; the other send is given up, and charged at most."""
-        second = asyncio.create_task(self._send(asked, attempt, is_reserved=True))
-        await asyncio.wait([first, second], return_when=asyncio.FIRST_COMPLETED)
-        winner, other = (first, second) if first.done() else (second, first)
-        if winner.exception() is not None:
-            return await other
-        other.cancel()
-        await asyncio.wait([other])
-        return winner.result()
-
-    async def _send(self, asked: OpenQuestion, attempt: int, *, is_reserved: bool = False) -> Completion:
+    async def _send(self, asked: OpenQuestion, attempt: int) -> Completion:
         """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
+        expected = expected_tokens(asked.most, self._tally, self.in_flight)
         try:
-            expected = expected_tokens(asked.most, self._tally, self.in_flight)
             ticket = await asked.limiter.enter(expected, again=attempt > 1)
-        except (LimiterClosed, asyncio.CancelledError) as error:
-            if is_reserved:
-                self._budget.settle_error(asked.most, NOT_SENT)
-            if isinstance(error, LimiterClosed):
-                raise SenderStopping from None
-            raise
+        except LimiterClosed:
+            raise SenderStopping from None
         reply: Reply | None = None
         failed_with: BaseException | None = None
         self.in_flight += 1
         try:
-            if not is_reserved:
-                await self._reserve(asked.most)
+            await self._reserve(asked.most)
             send = await self._intend(asked, attempt)
             reply = with_credible_usage(await self._sent(asked, send), asked.most)
         except BaseException as raised:
@@ -253,18 +232,16 @@ class RequestSender:
 
     def _leave(self, asked: OpenQuestion, ticket: Ticket, reply: Reply | None, error: BaseException | None) -> None:
         usage = reply.usage if reply is not None else None
-        if reply is not None:
-            self._latencies.append(time.monotonic() - ticket.sent)
-        said = error if isinstance(error, ProviderError) else None
-        never_there = said is not None and said.reason == "refused" and asked.name not in self._reached
+        refusal = error if isinstance(error, ProviderError) else None
+        response = refusal or reply
+        # `_failure` ends a run whose endpoint was never there; that is no outcome for the limiter to adapt to
+        never_there = refusal is not None and refusal.reason == "refused" and asked.name not in self._reached
         asked.limiter.leave(
             ticket,
-            SendOutcome.REFUSAL
-            if never_there
-            else outcome_of(error),  # `_failure` ends a run whose endpoint is not there
+            SendOutcome.REFUSAL if never_there else outcome_of(error),
             used=None if usage is None else usage.prompt_tokens + usage.completion_tokens,
-            report=said.report if said is not None else reply.report if reply is not None else None,
-            retry_after=said.retry_after if said is not None else None,
+            report=response.report if response is not None else None,
+            retry_after=refusal.retry_after if refusal is not None else None,
         )
         self._on_change()
 
@@ -284,7 +261,7 @@ class RequestSender:
             change = intention(
                 asked.question.key,
                 attempt,
-                stage=self._manners.stage,
+                stage=self._policy.stage,
                 role=asked.name,
                 model=asked.question.endpoint.model,
                 most=asked.most,
@@ -317,7 +294,7 @@ class RequestSender:
 
     def _failure(self, asked: OpenQuestion, error: ProviderError, attempt: int) -> Failure | None:
         """The failure that an error amounts to, or `None` to ask again. Raises `StoppedByEndpoint` for the hopeless."""
-        is_over = self._manners.patience.is_over(attempt)
+        is_over = self._policy.retries.is_over(attempt)
         if error.reason != "refused":
             self._reached.add(asked.name)
         elif asked.name not in self._reached and (is_over or attempt >= REFUSALS):
@@ -342,7 +319,7 @@ class RequestSender:
         if not failure.transient:
             self._failed[failure.key] = failure
         question = asked.question
-        change = failed(failure, question.request_json, question.endpoint, stage=self._manners.stage)
+        change = failed(failure, question.request_json, question.endpoint, stage=self._policy.stage)
         asked.unsettled, earlier = [], asked.unsettled
         await self._journal.commit((*earlier, *change))
         return failure
@@ -365,7 +342,7 @@ class RequestSender:
             question.request_json,
             question.request.kind,
             question.endpoint,
-            stage=self._manners.stage,
+            stage=self._policy.stage,
             raw_json=reply.raw_json,
         )
         asked.unsettled, earlier = [], asked.unsettled
@@ -382,11 +359,11 @@ class RequestSender:
 
     def usd(self, answers: tuple[Answer, ...], names: tuple[str, ...]) -> float:
         """What these answers cost by today's prices, whenever they were bought."""
-        total = 0.0
-        for answer, name in zip(answers, names, strict=True):
-            if isinstance(answer, Completion) and answer.usage is not None:
-                total += self._budget.bill(name, answer.usage).usd or 0.0
-        return total
+        return sum(
+            self._budget.bill(name, answer.usage).usd or 0.0
+            for answer, name in zip(answers, names, strict=True)
+            if isinstance(answer, Completion) and answer.usage is not None
+        )
 
     async def _sleep(self, seconds: float) -> None:
         """Wait without a slot; a stop ends the wait."""

@@ -21,6 +21,7 @@ from distill.core.console import Silent
 from distill.core.jsonl import write_rows
 from distill.engine.engine import Engine
 from distill.engine.journal.store import NAME, Journal
+from distill.engine.policy import BoundEndpoint
 from distill.errors import DistillError
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
@@ -139,7 +140,7 @@ def _asked(
     journal: Journal, providers: Mapping[str, Any], side: Model, messages: tuple[Message, ...], sampling: Sampling
 ) -> str:
     """One answer of one side. Raises `DistillError` where there is none."""
-    engine = Engine(journal, {side: providers[side]}, progress=Silent(), stage="chat")
+    engine = Engine(journal, {side: BoundEndpoint(providers[side])}, progress=Silent(), stage="chat")
     question = Request(role=side, messages=messages, sampling=sampling, replica=len(messages))
     (outcome,) = engine.run([("chat", partial(answer_to, question))])
     if outcome.value is None:

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import json
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any
 
-from distill.collect.stage import choice_of, model_of, tasks_of
-from distill.collect.stage import flows as collect_flows
-from distill.compare.stage import compare_recipe
-from distill.core import student_folder
-from distill.core.console import Progress
-from distill.core.files import LEFTOVER
-from distill.curate.stage import asked_by_rule, curate, filter_of
-from distill.engine import Outcome
-from distill.engine.flows import Choose, Flows, Replay, by_role, first_miss_of_growth, first_misses
-from distill.engine.journal.keys import Question
-from distill.engine.journal.misses import lines, nearest
+from rapidfuzz.distance import Indel
+
+from distill.collect.stage import tasks_of
+from distill.core import console, student_folder
+from distill.core.files import LEFTOVER, flatten
+from distill.engine import EngineStopped
+from distill.engine.journal.keys import Question, endpoint_json
 from distill.engine.journal.store import NAME, Journal
-from distill.engine.providers import Provider
-from distill.errors import RunFolderError
-from distill.expand.stage import growth_of
+from distill.errors import RunFolderError, StageIncomplete
 from distill.pipeline.parts import load_recipe
+from distill.pipeline.stages import PIPELINE
 from distill.run.context import Context, RunOptions
 from distill.run.endpoints import hire
-from distill.run.record import journal_of, opened, read_record
-from distill.types import Endpoint, Flow, Session, Verdict
+from distill.run.layout import STAGES
+from distill.run.record import StageRecord, journal_of, opened, read_record
 
-T = TypeVar("T")
+LONGEST_SHOWN = 80
+"""Characters of each of two texts that differ."""
 
 
 def misses(
@@ -42,12 +40,10 @@ def misses(
     limit: int = 5,
     allowed: Collection[str] = (),
 ) -> list[str]:
-    """For the first so many questions of any stage that the journal cannot answer, why.
+    """For the first `limit` questions of any stage that the journal cannot answer, why.
 
-    Of curate and compare, where they have run before, only the first rule or model with such questions is looked at:
-    what comes later depends on its answers.
-
-    Raises `RunFolderError` where there is no journal.
+    Of expand, curate and compare only the first proposal, rule or model with such questions counts: what comes later
+    depends on its answers. Raises `RunFolderError` where there is no journal, or no such task.
     """
     loaded = load_recipe(path, overrides=overrides, allowed=allowed)
     folder = run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
@@ -55,128 +51,110 @@ def misses(
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         journal = journals.enter_context(Journal.open(folder / NAME, read_only=True, reuse=reuse))
         context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), RunOptions(allowed=allowed))
-        found = list(islice(_misses(context, task), limit))
-        info = [lines(nearest(question, journal.questions()), of) for of, question in found]
-    return [line for of_one in info for line in of_one] or [
-        "nothing would be asked again: the journal has every answer"
-    ]
+        first = islice(_misses(context, task), limit)
+        lines = [line for name, question in first for line in explanation(name, question, journal.questions())]
+    return lines or ["nothing would be asked again: the journal has every answer"]
 
 
 def _misses(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
-    """What would be asked, by stage and task."""
-    stages = read_record(context.folder).get("stages", {})
-    if context.teachers is not None:
-        if task is None:
-            yield from _of_expand(context)
-        yield from _of_collect(context, task)
-    if "curate" in stages and context.recipe.curate is not None:
-        yield from _of_curate(context, task)
-    if "compare" in stages and context.recipe.compare is not None:
-        yield from _of_compare(context, task)
+    """What would be sent, by stage and flow."""
+    for stage in _stages(context, task):
+        for part, flow, question in _misses_of(stage, context):
+            name = flow.partition(":")[2] if stage == "curate" else flow  # a row's place is before its id
+            if task in (None, name, name.partition(":")[0]):
+                yield f"{part} {name}", question
 
 
-def _of_expand(context: Context) -> Iterator[tuple[str, Question]]:
-    section = context.recipe.expand
-    if section is not None:
-        growth = growth_of(context)
-        miss = first_miss_of_growth(growth, section.tasks, context.journal, _endpoints(context))
-        if miss is not None:
-            yield f"expand {miss[0]}", miss[1]
+def _stages(context: Context, task: str | None) -> Iterator[str]:
+    """The stages that can ask: curate and compare where they have run before."""
+    recipe, begun = context.recipe, read_record(context.folder).get("stages", {})
+    if context.teachers is not None and recipe.expand is not None and task is None:
+        yield "expand"
+    collect = recipe.collect
+    if context.teachers is not None and collect and (collect.tasks or (context.folder / "tasks.jsonl").exists()):
+        if task is not None and task not in {one.id for one in tasks_of(context)}:
+            raise RunFolderError(f'no task "{task}" in {context.folder}; expected an id of tasks.jsonl')
+        yield "collect"
+    if recipe.curate is not None and "curate" in begun:
+        yield "curate"
+    if recipe.compare is not None and "compare" in begun:
+        yield "compare"
 
 
-def _of_collect(context: Context, task: str | None) -> Iterator[tuple[str, Question]]:
-    collect = context.recipe.collect
-    if collect is None or not (collect.tasks or (context.folder / "tasks.jsonl").exists()):
-        return
-    tasks = [one for one in tasks_of(context) if task in (None, one.id)]
-    if not tasks:
-        raise RunFolderError(f'no task "{task}" in {context.folder}; expected an id of tasks.jsonl')
-    choose = choice_of(context)
-    asked = collect_flows(tasks, choose, context.recipe.seed)
-    for name, question in first_misses(asked, context.journal, _endpoints(context), choose=model_of(tasks, choose)):
-        yield f"collect {name}", question
-
-
-def _endpoints(context: Context) -> dict[str, Endpoint]:
-    assert context.teachers is not None
-    return {name: provider.endpoint for name, provider in context.teachers.providers.items()}
-
-
-class _Enough(Exception):
-    """Ends a stage before it writes anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Engine:
-    """Answers from the journal, and ends the stage at the first question it lacks."""
-
-    context: Context
-    task: str | None
-    found: list[tuple[str, Question]]
-    part: str
-    """Of which stage, and whom it asks."""
-    providers: Mapping[str, Provider]
-
-    def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """As of an engine. Raises `_Enough`."""
-        replay = Replay(self.context.journal, {name: one.endpoint for name, one in self.providers.items()})
-        outcomes = replay.run(flows, choose=choose)
-        self.found.extend(
-            (f"{self.part} {name}", question)
-            for name, question in replay.misses
-            if self.task in (None, name, name.partition(":")[0])
+def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
+    """Run a stage on its inputs in a folder apart, with an engine that sends nothing."""
+    found: list[tuple[str, str, Question]] = []
+    with TemporaryDirectory() as folder, console.silenced():
+        for name in STAGES[stage].inputs:
+            path = student_folder.current(context.folder) if name == student_folder.STUDENT else context.folder / name
+            if path.exists():
+                (Path(folder) / name).symlink_to(path.absolute())
+        compare = context.recipe.compare
+        without: dict[str, Any] = {"sources": [], "compare": compare and compare.model_copy(update={"lm_eval": None})}
+        apart = replace(
+            context,
+            folder=Path(folder),
+            recipe=context.recipe.model_copy(update=without),
+            on_miss=lambda part, flow, question: found.append((part, flow, question)),
         )
-        if self.found:
-            raise _Enough
-        return outcomes
-
-
-class _Nobody:
-    """Whom the last rule asks: when it is its turn, all others have asked."""
-
-    scope: Literal["row"] = "row"
-    role = "nobody"
-    every_row = True
-
-    def measure(self, session: Session) -> Flow[None]:
-        """Of no session."""
-        raise _Enough
-
-    def decide(self, value: Any) -> Verdict:
-        """Of no value."""
-        raise _Enough
-
-
-def _of_curate(context: Context, task: str | None) -> list[tuple[str, Question]]:
-    """Curate up to the first rule with questions that the journal cannot answer."""
-    found: list[tuple[str, Question]] = []
-
-    def ask(flows: Flows[Any], *, rule: str, role: str) -> list[Outcome[Any]]:
-        if role == _Nobody.role:
-            raise _Enough
-        named = [(name.partition(":")[2], make) for name, make in flows]
-        with asked_by_rule(context, rule, role) as provider:
-            return _Engine(context, task, found, f"curate {rule}", {role: provider}).run(named)
-
-    rules = [(rule.filter, filter_of(context, rule)) for rule in context.recipe.curate or []]
-    with suppress(_Enough):
-        curate(context.folder, filters=[*rules, ("", _Nobody())], test=0, seed=context.recipe.seed, ask=ask)
+        with suppress(EngineStopped, StageIncomplete):
+            PIPELINE[stage].run(apart, StageRecord())
     return found
 
 
-def _of_compare(context: Context, task: str | None) -> list[tuple[str, Question]]:
-    """Compare up to the first model with questions that the journal cannot answer."""
-    found: list[tuple[str, Question]] = []
+def explanation(name: str, question: Question, journalled: Iterable[tuple[str, str, str]]) -> list[str]:
+    """In which fields a question differs from the nearest one in the journal.
 
-    def engine(providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> _Engine:
-        return _Engine(context, task, found, f"compare {', '.join(providers)}", providers)
+    That is the one that differs in the fewest fields, then in the fewest characters. `journalled` holds key, request
+    and endpoint, both as canonical JSON.
+    """
+    asked = _fields(question.request_json, endpoint_json(question.endpoint))
+    nearest: tuple[tuple[int, float], str, list[str]] | None = None
+    for key, request, endpoint in journalled:
+        other = _fields(request, endpoint)
+        names = sorted(name for name in asked.keys() | other.keys() if asked.get(name) != other.get(name))
+        if nearest is not None and len(names) > nearest[0][0]:
+            continue
+        pairs = [(asked.get(name), other.get(name)) for name in names]
+        rank = len(names), sum(_distance(one, another) for one, another in pairs)
+        if nearest is None or rank < nearest[0]:
+            shown = [f"  {field}: {_shown(*pair)}" for field, pair in zip(names, pairs, strict=True)]
+            nearest = rank, key, shown
+    if nearest is None:
+        return [f"{name}: the journal is empty, everything is asked for the first time"]
+    _, key, shown = nearest
+    if not shown:
+        return [f"{name}: the same question is journalled, but failed and may be asked again"]
+    fields = "one field" if len(shown) == 1 else f"{len(shown)} fields"
+    return [f"{name}: differs from the nearest journalled question ({key[:12]}) in {fields}", *shown]
 
-    def all_asked() -> float:
-        raise _Enough
 
-    with suppress(_Enough):
-        compare_recipe(context, engine, usd=all_asked)
-    return found
+def _fields(request: str, endpoint: str) -> dict[str, Any]:
+    return flatten({"request": json.loads(request), "endpoint": json.loads(endpoint)}, lists=True)
+
+
+def _distance(asked: Any, journalled: Any) -> float:
+    """Of two values, in [0, 1]."""
+    are_texts = isinstance(asked, str) and isinstance(journalled, str)
+    return Indel.normalized_distance(asked, journalled) if are_texts else 1.0
+
+
+def _shown(asked: Any, journalled: Any) -> str:
+    """Both values; of texts, from a little before their first difference on."""
+    if isinstance(asked, str) and isinstance(journalled, str):
+        pairs = list(zip(asked, journalled, strict=False))
+        same = next((place for place, (one, other) in enumerate(pairs) if one != other), len(pairs))
+        return f"{_cut(asked, max(0, same - 20))} was {_cut(journalled, max(0, same - 20))}"
+    return " was ".join("its default" if value is None else _json(value) for value in (asked, journalled))
+
+
+def _cut(text: str, start: int) -> str:
+    end = start + LONGEST_SHOWN
+    return f"{'…' if start else ''}{_json(text[start:end])}{'…' if end < len(text) else ''}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def clean(folder: Path) -> list[str]:

@@ -213,8 +213,6 @@ class Collect(PartSection):
     """Share of tasks that may fail before the stage counts as failed."""
     attempts: Annotated[int, Field(ge=1)] = 10
     """Sends of one request, the first included."""
-    hedge: Annotated[float, Field(ge=1)] | None = None
-    """Send a request a second time when it takes so many times the 95th percentile; the first answer counts."""
     mode: Literal["live", "batch"] = "live"
     """`batch`: through the provider's batch interface (/v1/batches), for half the price and within a day."""
     test: Annotated[int, Field(ge=0)] = 32

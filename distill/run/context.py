@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from distill.core import console
 from distill.engine.batch.runner import Passes
 from distill.engine.budget import Budget, TokenPrice, cost_usd, spent_usd
 from distill.engine.engine import Engine
+from distill.engine.journal.keys import Question
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import Journal
+from distill.engine.policy import BoundEndpoint
 from distill.engine.providers import Provider
 from distill.errors import RecipeError
 from distill.recipe import Recipe
@@ -60,6 +63,9 @@ class Context:
     options: RunOptions = DEFAULTS
     lost: Mapping[str, StageSends] = field(default_factory=dict)
     """By stage, sends that are in no journal any more, and stay spent."""
+    on_miss: Callable[[str, str, Question], None] | None = None
+    """Called with the part of a stage that asks, a flow's name, and its first question without an answer in the
+    journal; nothing is sent then."""
 
 
 def stop_teacher(context: Context) -> None:
@@ -99,28 +105,36 @@ def engine_for(
     context: Context,
     stage: str,
     progress: console.Progress,
-    providers: Mapping[str, Provider],
+    endpoints: Mapping[str, BoundEndpoint],
     *,
     local: bool = False,
+    part: str = "",
 ) -> Engine:
-    """`local`: the models are in this process; they cost nothing and answer in batches."""
+    """`local`: the models are in this process; they cost nothing and answer in batches. `part` of the stage asks."""
     collect = context.recipe.collect or recipe.Collect()
+    on_miss = None if context.on_miss is None else partial(context.on_miss, f"{stage} {part}".rstrip())
     return Engine(
         context.journal,
-        providers,
+        endpoints,
         concurrency=max(collect.concurrency, IN_PROCESS_BATCH) if local else collect.concurrency,
         attempts=collect.attempts,
-        hedge=None if local else collect.hedge,
-        rates=context.teachers.rates() if context.teachers is not None else None,
         retry_failed=context.options.retry_failed,
         progress=progress,
         stage=stage,
-        budget=Budget({}) if local else _budget(context, stage),
+        budget=Budget({}) if local or on_miss is not None else _budget(context, stage),
+        on_miss=on_miss,
     )
 
 
+def bound(context: Context, providers: Mapping[str, Provider]) -> dict[str, BoundEndpoint]:
+    """Providers with the limits and prices that the recipe gives those of their names."""
+    known = context.teachers.endpoints if context.teachers is not None else {}
+    return {name: replace(known.get(name) or BoundEndpoint(one), provider=one) for name, one in providers.items()}
+
+
 def _prices(context: Context) -> dict[str, TokenPrice]:
-    return context.teachers.prices() if context.teachers is not None else {}
+    endpoints = context.teachers.endpoints if context.teachers is not None else {}
+    return {name: one.price for name, one in endpoints.items() if one.price is not None}
 
 
 def _budget(context: Context, stage: str) -> Budget:
@@ -143,8 +157,8 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     """What collects through a provider's batches."""
     from distill.engine.batch.client import BatchJobs
 
-    assert context.teachers is not None
-    jobs = {name: BatchJobs(provider) for name, provider in _providers_of(context, stage).items()}
+    providers: dict[str, Any] = {name: one.provider for name, one in _endpoints(context, stage).items()}
+    jobs = {name: BatchJobs(provider) for name, provider in providers.items()}
     return Passes(
         context.journal,
         jobs,
@@ -156,18 +170,18 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     )
 
 
-def _providers_of(context: Context, stage: str) -> dict[str, Any]:
+def _endpoints(context: Context, stage: str) -> dict[str, BoundEndpoint]:
     """Whom a stage asks through the recipe's teachers; a strategy that does not say asks every role."""
     assert context.teachers is not None
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
     info = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
-    return context.teachers.asked(getattr(info, "roles", OTHER_ROLES) if section is not None else ())
+    return context.teachers.of_roles(getattr(info, "roles", OTHER_ROLES) if section is not None else ())
 
 
-def _require_no_open_batch(context: Context, stage: str, is_batch: bool) -> None:
+def _require_no_open_batch(context: Context, stage: str) -> None:
     """What is open at a provider would be bought a second time by asking live."""
     still = [batch.name for batch in context.journal.batches(stage) if batch.state != "ingested"]
-    if still and not is_batch:
+    if still:
         raise RecipeError(
             f"{stage}: {len(still)} batches are open at the provider, whose questions would be asked twice; set"
             f" collect.mode to batch until they are in, or type: distill collect {context.folder} --set"
@@ -180,12 +194,15 @@ def asking(context: Context, stage: str, record: StageRecord, total: int | None)
     """An engine for the teachers with a progress, whose tally ends up in the record however the stage ends."""
     assert context.teachers is not None
     collect = context.recipe.collect
-    is_batch = stage == "collect" and collect is not None and collect.mode == "batch"
-    _require_no_open_batch(context, stage, is_batch)
+    is_batch = stage == "collect" and collect is not None and collect.mode == "batch" and context.on_miss is None
+    if context.on_miss is None and not is_batch:
+        _require_no_open_batch(context, stage)
     with console.progress(stage, total) as bar:
-        engine = (
-            passes(context, stage, bar) if is_batch else engine_for(context, stage, bar, _providers_of(context, stage))
-        )
+        engine: Engine | Passes
+        if is_batch:
+            engine = passes(context, stage, bar)
+        else:
+            engine = engine_for(context, stage, bar, _endpoints(context, stage))
         try:
             yield engine
         finally:

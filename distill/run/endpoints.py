@@ -10,6 +10,7 @@ from typing import Any, Literal
 from distill.core import credentials
 from distill.core.hashing import hash_share
 from distill.engine.budget import TokenPrice
+from distill.engine.policy import BoundEndpoint
 from distill.engine.rate_limits import Rates
 from distill.recipe import Recipe, Teacher
 from distill.run.decisive import flat
@@ -22,67 +23,58 @@ RESPONDENTS: tuple[Literal["student", "base"], ...] = ("student", "base")
 
 
 @dataclass(frozen=True, slots=True)
-class BoundEndpoint:
-    """One teacher of the recipe with its provider."""
+class RecipeEndpoint:
+    """One teacher of the recipe, or whoever else it names, with its provider."""
 
     section: Teacher
     provider: Any
     name: str
-    """What the engine calls it: `teacher`, or `teacher:NAME` among several; else its role."""
+    """In the engine: `teacher`, or `teacher:NAME` among several; else its role."""
+
+    def bound(self) -> BoundEndpoint:
+        """The provider with the limits and the price of its section."""
+        section = self.section
+        rates = Rates(
+            concurrency=section.concurrency,
+            requests_per_minute=section.requests_per_minute,
+            tokens_per_minute=section.tokens_per_minute,
+        )
+        price = section.price
+        return BoundEndpoint(
+            self.provider, rates, None if price is None else TokenPrice(input=price.input, output=price.output)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Teachers:
     """All teachers of a recipe, the main one first, and its other endpoints."""
 
-    hired: tuple[BoundEndpoint, ...]
+    hired: tuple[RecipeEndpoint, ...]
     seed: int
-    others: tuple[BoundEndpoint, ...] = ()
+    others: tuple[RecipeEndpoint, ...] = ()
     """Those of `user` and `judge` that the recipe gives, of which the main teacher plays the rest; and respondents."""
 
     @property
-    def main(self) -> BoundEndpoint:
+    def main(self) -> RecipeEndpoint:
         """The one that expands."""
         return self.hired[0]
 
-    def __iter__(self) -> Iterator[BoundEndpoint]:
+    def __iter__(self) -> Iterator[RecipeEndpoint]:
         return iter(self.hired)
 
     @property
-    def providers(self) -> dict[str, Any]:
-        """By the engine's name, which is a role or a teacher's."""
-        return {name: one.provider for name, one in self._cast().items()}
-
-    def asked(self, roles: Collection[str]) -> dict[str, Any]:
-        """Of the providers, the teachers' and those of the given roles."""
-        absent = {*OTHER_ROLES, *RESPONDENTS}.difference(roles)
-        return {name: provider for name, provider in self.providers.items() if name not in absent}
-
-    def rates(self) -> dict[str, Rates]:
-        """The limits that the recipe sets, by the engine's name."""
-        return {
-            name: Rates(
-                concurrency=one.section.concurrency,
-                requests_per_minute=one.section.requests_per_minute,
-                tokens_per_minute=one.section.tokens_per_minute,
-            )
-            for name, one in self._cast().items()
-        }
-
-    def prices(self) -> dict[str, TokenPrice]:
-        """By the engine's name, for those that have one."""
-        return {
-            name: TokenPrice(input=one.section.price.input, output=one.section.price.output)
-            for name, one in self._cast().items()
-            if one.section.price is not None
-        }
-
-    def _cast(self) -> dict[str, BoundEndpoint]:
-        """Who answers to which name: the main teacher plays every role that nobody else has."""
+    def endpoints(self) -> dict[str, BoundEndpoint]:
+        """By name in the engine, a role's or a teacher's; the main teacher plays every role without another."""
         roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.hired else {}
-        return roles | {one.name: one for one in (*self.hired, *self.others)}
+        played = roles | {one.name: one for one in (*self.hired, *self.others)}
+        return {name: one.bound() for name, one in played.items()}
 
-    def pick(self, task: Task) -> BoundEndpoint:
+    def of_roles(self, roles: Collection[str]) -> dict[str, BoundEndpoint]:
+        """The endpoints of the teachers and of the given roles."""
+        absent = {*OTHER_ROLES, *RESPONDENTS}.difference(roles)
+        return {name: endpoint for name, endpoint in self.endpoints.items() if name not in absent}
+
+    def pick(self, task: Task) -> RecipeEndpoint:
         """Who answers a task: those that name its kind, else those that name none; of these by weight.
 
         The choice is a hash of the seed and the task's id, so that it depends on no other task and on no load.
@@ -129,7 +121,7 @@ class Teachers:
         return found
 
 
-def _decisive(one: BoundEndpoint, key: str) -> dict[str, Any]:
+def _decisive(one: RecipeEndpoint, key: str) -> dict[str, Any]:
     """Address or weights, and sampling."""
     return flat(one.provider.endpoint, key) | flat(one.section.sampling, f"{key}.sampling")
 
@@ -153,13 +145,13 @@ def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | Non
         return None
     several = len(loaded.teachers) > 1
     hired = tuple(
-        BoundEndpoint(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
+        RecipeEndpoint(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
         for section in loaded.teachers
     )
     return Teachers(hired, loaded.seed, tuple(_others(loaded, hired, folder, to_ask)))
 
 
-def _others(loaded: Recipe, hired: Sequence[BoundEndpoint], folder: Path, to_ask: bool) -> Iterator[BoundEndpoint]:
+def _others(loaded: Recipe, hired: Sequence[RecipeEndpoint], folder: Path, to_ask: bool) -> Iterator[RecipeEndpoint]:
     """Who plays the roles beside the teacher's; a model that is served anyway is not served twice."""
     served: dict[tuple[str, str | None], Any] = {
         (one.section.model, one.section.serve): one.provider for one in hired if one.section.serve is not None
@@ -169,7 +161,7 @@ def _others(loaded: Recipe, hired: Sequence[BoundEndpoint], folder: Path, to_ask
         provider = served[address] if address in served else _provider(section, folder, to_ask, role)
         if section.serve is not None:
             served[address] = provider
-        yield BoundEndpoint(section, provider, role)
+        yield RecipeEndpoint(section, provider, role)
 
 
 def _provider(section: Teacher, folder: Path, to_ask: bool, role: str = ROLE) -> Any:

@@ -48,7 +48,7 @@ class Findings:
 @contextmanager
 def fast_server(latency_seconds: float) -> Iterator[str]:
     """The address of a server that does nothing but answer."""
-    line = [sys.executable, "-m", "distill.engine.mock_server", "--fast", "--latency", str(latency_seconds)]
+    line = [sys.executable, "-m", "tests.benchmarks.fast_server", str(latency_seconds)]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         _put(process, SERVER)
         try:

@@ -22,6 +22,7 @@ from distill.engine.journal.store import Journal
 from distill.report.stage import report
 from distill.types import Message, Sampling, Session
 from tests.benchmarks.arena import Check, Findings, scratch
+from tests.support.engine.engines import bound
 
 PROMPTS, QUICK_PROMPTS, ROWS = 500, 60, 5_000
 MODELS = ("base", "student", "teacher", "teacher_again")
@@ -39,7 +40,7 @@ def run(*, quick: bool) -> Findings:
         with Journal.open(folder / "journal.sqlite") as journal:
             compare(
                 folder,
-                engine=lambda providers, *, progress, local: Engine(journal, providers, progress=progress),
+                engine=lambda providers, *, progress, local: Engine(journal, bound(**providers), progress=progress),
                 journal=journal,
                 metrics=(Overlap(), Style(), Diversity(), Copied(), Instructions(Instructions.Options(prompts=NONE))),
                 sampling=Sampling(),

@@ -22,6 +22,7 @@ from distill.engine.providers.scripted import Scripted
 from distill.errors import SeedsError, StageIncomplete
 from distill.formats.importers import load_tasks
 from distill.types import Request, Sampling, Task, Usage
+from tests.support.engine.engines import bound
 
 TASKS = [Task(f"task-{number:05}", f"Say the number {number}.") for number in range(20)]
 
@@ -53,7 +54,7 @@ def answer(folder: Path, journal: Journal, provider: Scripted, *, tasks=TASKS, m
         ),
         strategy_name="answer",
         seed=7,
-        engine=Engine(journal, {"teacher": provider}, attempts=1, **engine),
+        engine=Engine(journal, bound(teacher=provider), attempts=1, **engine),
         max_failed=max_failed,
     )
 

@@ -24,6 +24,7 @@ from distill.engine.providers import ProviderError
 from distill.engine.providers.scripted import Scripted
 from distill.errors import DistillError, EndpointError, RunFolderError
 from distill.types import Message, Sampling, Session
+from tests.support.engine.engines import bound
 from tests.support.tiny import save_tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21
@@ -92,7 +93,7 @@ class Bench:
 
             def engine(providers, *, progress, local):
                 made = Engine(
-                    journal, providers, progress=progress, stage="compare", first_wait_seconds=0.01, attempts=2
+                    journal, bound(**providers), progress=progress, stage="compare", first_wait_seconds=0.01, attempts=2
                 )
                 self.engines.append((made, list(providers), local))
                 return made

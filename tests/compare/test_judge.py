@@ -21,6 +21,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.providers.scripted import Scripted
 from distill.recipe import Judging
 from distill.types import Sampling
+from tests.support.engine.engines import bound
 
 PROMPTS = 24
 SHOWN = re.compile(r"<(A|B)-(\w{8})>\n(.*?)\n</\1-\2>", re.DOTALL)
@@ -77,7 +78,7 @@ def judged(folder: Path, script: Callable[[str], str], *, options: Judging | Non
         compare(
             folder,
             engine=lambda providers, *, progress, local: Engine(
-                journal, providers, progress=progress, stage="compare", first_wait_seconds=0.01, attempts=2
+                journal, bound(**providers), progress=progress, stage="compare", first_wait_seconds=0.01, attempts=2
             ),
             journal=journal,
             metrics=(Overlap(),),

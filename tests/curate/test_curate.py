@@ -26,6 +26,7 @@ from distill.expand.stage import expand
 from distill.expand.strategies.self_instruct import SelfInstruct
 from distill.types import Request
 from tests.support.curating import LENGTH, THINGS, VERBS, curated, ids, session, varied
+from tests.support.engine.engines import bound
 
 EMPTY = ("empty", Empty(Empty.Options()))
 
@@ -182,7 +183,7 @@ def teacher_text(request: Request) -> str:
 def test_seeds_become_sessions_to_train_on_with_one_journal(tmp_path):
     seeds = load_seeds(assets.find("prompts/seeds/general.jsonl"))
     with Journal.open(tmp_path / "journal.sqlite") as journal:
-        engine = Engine(journal, {"teacher": Scripted(teacher_text)}, concurrency=8)
+        engine = Engine(journal, bound(teacher=Scripted(teacher_text)), concurrency=8)
         growth = SelfInstruct(SelfInstruct.Options(), seeds=seeds, seed=7, target=80)
         grown = expand(tmp_path, growth=growth, target=80, engine=engine)
         status, collected = collect(

@@ -24,6 +24,7 @@ from distill.pipeline.runner import run_recipe
 from distill.text.judge_replies import Grade
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Message, Request, Sampling, Session, Verdict
+from tests.support.engine.engines import bound
 
 SESSION = Session("s0", (Message("user", "Name a river."), Message("assistant", "The Danube.")))
 TALK = Session(
@@ -317,7 +318,7 @@ def test_the_bases_own_numbers_are_those_of_the_plain_computation(tmp_path):
     with Journal.open(tmp_path / "journal.sqlite") as journal:
         making = [partial(rule.measure, of) for of in (TALK, long) for rule in rules]
         flows = [(str(number), make) for number, make in enumerate(making)]
-        values = [outcome.value for outcome in Engine(journal, {"base": provider}).run(flows)]
+        values = [outcome.value for outcome in Engine(journal, bound(base=provider)).run(flows)]
     provider.release()
     model, tokenizer = load_causal(folder, device="cpu"), load_tokenizer(folder)
 

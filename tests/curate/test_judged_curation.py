@@ -20,6 +20,7 @@ from distill.engine.providers.scripted import Scripted
 from distill.errors import StageIncomplete
 from distill.types import Request, Session, Verdict
 from tests.support.curating import curated, ids, session, varied
+from tests.support.engine.engines import bound
 
 # --- rules that ask a model
 
@@ -32,7 +33,7 @@ def judged(folder: Path, sessions: list[Session], *filters, script, **options):
 
         def ask(flows, *, rule, role):
             assert role == "judge"
-            return Engine(journal, {role: judge}, stage="curate", attempts=1, concurrency=4).run(flows)
+            return Engine(journal, bound(**{role: judge}), stage="curate", attempts=1, concurrency=4).run(flows)
 
         return curate(folder, filters=filters, test=0, seed=7, ask=ask, **options), judge.requests
 

@@ -21,6 +21,7 @@ from distill.engine.budget import Budget, TokenPrice, most_prompt_tokens, spent_
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import HANG, MockServer, RateLimits, asking, faults, first, some, status
+from distill.engine.policy import BoundEndpoint
 from distill.engine.progress import PILOT, RunningMean
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.providers.openai import OpenAIProvider
@@ -28,6 +29,7 @@ from distill.engine.providers.scripted import Scripted
 from distill.engine.rate_limits import Rates
 from distill.errors import BudgetStop, EndpointError
 from distill.types import Completion, Endpoint, Flow, Request, Sampling, Usage
+from tests.support.engine.engines import bound
 
 ROOT = Path(__file__).resolve().parents[2]
 PRICE = {"teacher": TokenPrice(input=1.0, output=1000.0)}
@@ -48,9 +50,9 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         yield opened
 
 
-def engine(journal: Journal, provider: Provider, **options: Any) -> Engine:
+def engine(journal: Journal, provider: Provider, *, rates: Rates | None = None, **options: Any) -> Engine:
     waits = {"first_wait_seconds": 0.01, "longest_wait_seconds": 0.05}
-    return Engine(journal, {"teacher": provider}, **{**waits, **options})
+    return Engine(journal, {"teacher": BoundEndpoint(provider, rates or Rates())}, **{**waits, **options})
 
 
 def remote(server: MockServer, **options: Any) -> OpenAIProvider:
@@ -67,7 +69,7 @@ def texts(count: int) -> list[str]:
 @pytest.mark.slow
 def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> None:
     with MockServer() as server:
-        rates = {"teacher": Rates(requests_per_minute=1200)}
+        rates = Rates(requests_per_minute=1200)
         engine(journal, remote(server), rates=rates).run(flows(60))
     busiest = max(sum(start <= at < start + 1 for at in server.times) for start in server.times)
     assert busiest <= 20 + 20  # the burst of a second, and a second's worth
@@ -77,7 +79,7 @@ def test_the_recipes_requests_a_minute_are_never_exceeded(journal: Journal) -> N
 @pytest.mark.slow
 def test_the_recipes_tokens_a_minute_slow_the_pace(journal: Journal) -> None:
     with MockServer() as server:
-        rates = {"teacher": Rates(tokens_per_minute=6000)}  # an answer is 3 tokens and a question 1, 100 per second
+        rates = Rates(tokens_per_minute=6000)  # an answer is 3 tokens and a question 1, 100 per second
         started = time.monotonic()
         engine(journal, remote(server), rates=rates, concurrency=4).run(flows(100))
         assert 1.5 < time.monotonic() - started < 8
@@ -122,24 +124,12 @@ def test_two_hundred_told_to_wait_wait_once(journal: Journal) -> None:
 def test_names_of_one_endpoint_and_key_share_its_limit(tmp_path: Path, journal: Journal) -> None:
     with MockServer(latency_seconds=0.02) as server:
         same = {"a": remote(server), "b": remote(server)}
-        Engine(journal, same, concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
+        Engine(journal, bound(**same), concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
         assert server.most_in_flight == 4
     with MockServer(latency_seconds=0.02) as server, Journal.open(tmp_path / "other.sqlite") as other:
         keys = {"a": remote(server, api_key="first-key"), "b": remote(server, api_key="second-key")}
-        Engine(other, keys, concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
+        Engine(other, bound(**keys), concurrency=4).run(flows(80), choose=lambda id, role: "ab"[int(id[1:]) % 2])
         assert server.most_in_flight == 8
-
-
-def test_a_straggler_is_hedged_and_the_first_answer_counts(journal: Journal) -> None:
-    with MockServer(latency_seconds=lambda number: 5.0 if number == 50 else 0.01) as server:
-        driven = engine(journal, remote(server), concurrency=4, hedge=3.0, budget=Budget(PRICE))
-        started = time.monotonic()
-        outcomes = driven.run(flows(80))
-        assert time.monotonic() - started < 3
-    assert [outcome.value for outcome in outcomes] == texts(80)
-    assert 81 <= server.count <= 100
-    wasted = [cost for cost in journal.costs() if cost.outcome == "retried"]
-    assert sum(cost.sends for cost in wasted) == server.count - 80
 
 
 # --- errors
@@ -282,11 +272,13 @@ from pathlib import Path
 from distill.engine.budget import Budget, TokenPrice
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
+from distill.engine.policy import BoundEndpoint
 from distill.engine.providers.openai import OpenAIProvider
 from tests.engine.test_collector import flows
 with Journal.open(Path(sys.argv[2])) as journal:
     price = {"teacher": TokenPrice(input=1.0, output=1000.0)}
-    Engine(journal, {"teacher": OpenAIProvider(sys.argv[1], "m")}, concurrency=8, budget=Budget(price)).run(flows(400))
+    provider = BoundEndpoint(OpenAIProvider(sys.argv[1], "m"))
+    Engine(journal, {"teacher": provider}, concurrency=8, budget=Budget(price)).run(flows(400))
 """
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.engine import Tally
+from distill.engine import StoppedAtMiss, Tally
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
     MockServer,
@@ -80,6 +80,18 @@ def test_running_again_replays_and_asks_nothing(journal: Journal) -> None:
     assert again.run(many(20)) == before
     assert len(provider.requests) == 20
     assert again.tally == Tally(asked=0, replayed=20)
+
+
+def test_an_engine_that_sends_nothing_reports_the_first_misses(journal: Journal) -> None:
+    engine(journal).run(flows("a", "c"))
+    before, misses = journal.counts(), []
+    offline = engine(journal, on_miss=lambda flow, question: misses.append((flow, question.request.prompt)))
+    with pytest.raises(StoppedAtMiss) as caught:
+        offline.run(flows("a", "b", "c", "d"))
+    assert [outcome.id for outcome in caught.value.outcomes] == ["a", "c"]
+    assert misses == [("b", "b"), ("d", "d")]
+    assert (offline.tally.asked, journal.counts()) == (0, before)
+    assert values(offline.run(flows("c"))) == ["answer to c"]
 
 
 def test_the_same_question_in_flight_is_asked_once(journal: Journal) -> None:

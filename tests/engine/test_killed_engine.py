@@ -29,6 +29,7 @@ from pathlib import Path
 from distill.engine import EngineStopped
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
+from distill.engine.policy import BoundEndpoint
 from distill.engine.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Request
 
@@ -42,7 +43,7 @@ provider = OpenAIProvider(url, "m", endpoint=Endpoint(model="m"))
 sys.stderr.write("ready\\n")
 sys.stderr.flush()
 with Journal.open(path) as journal:
-    engine = Engine(journal, {"teacher": provider}, concurrency=concurrency)
+    engine = Engine(journal, {"teacher": BoundEndpoint(provider)}, concurrency=concurrency)
     try:
         outcomes, code = engine.run(flows), 0
     except EngineStopped as stop:

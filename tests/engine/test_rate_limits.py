@@ -32,7 +32,7 @@ def limiter(clock: Callable[[], float] | None = None, **rates: float) -> Limiter
 
 
 def ticket(number: int, *, trial: bool = False) -> Ticket:
-    return Ticket(number, 1.0, 0.0, trial)
+    return Ticket(number, 1.0, trial)
 
 
 # --- the pace of the recipe
@@ -256,12 +256,12 @@ def test_retry_after_holds_everybody_only_when_a_quarter_of_a_window_carries_one
         tickets = [await gate.enter(1) for _ in range(40)]
         for out in tickets[:9]:
             gate.leave(out, SendOutcome.BUSY, retry_after=5.0)
-        assert gate.free()
+        assert gate.wait_seconds(1) == 0
         gate.leave(tickets[9], SendOutcome.BUSY, retry_after=5.0)
-        assert not gate.free()
+        assert gate.wait_seconds(1) > 0
         assert gate.describe() == "waiting 5 s (Retry-After)"
         clock.now += 5.1
-        assert gate.free()
+        assert gate.wait_seconds(1) == 0
         assert gate.concurrency.limit == 40
 
     asyncio.run(work())
@@ -273,10 +273,10 @@ def test_the_headers_remainder_holds_everybody_and_says_so() -> None:
         gate = limiter(clock, concurrency=40)
         out = await gate.enter(1)
         gate.leave(out, SendOutcome.ANSWER, report=RateLimitReport(requests=RemainingQuota(0, 12.0, 60)))
-        assert not gate.free()
+        assert gate.wait_seconds(1) > 0
         assert gate.describe() == "limited by requests left by the headers"
         clock.now += 12
-        assert gate.free()
+        assert gate.wait_seconds(1) == 0
 
     asyncio.run(work())
 

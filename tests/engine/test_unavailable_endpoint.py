@@ -26,7 +26,7 @@ from distill.errors import (
     RunFolderError,
 )
 from distill.types import Flow, Request
-from tests.support.engine.engines import ask, engine, many, remote, values
+from tests.support.engine.engines import ask, bound, engine, many, remote, values
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_server_that_is_not_there_stops_the_run_within_seconds(journal: Journa
     url = f"http://127.0.0.1:{free_port()}/v1"
     started = time.monotonic()
     with pytest.raises(EndpointError, match=f"cannot connect to {url}.*check base_url"):
-        Engine(journal, {"teacher": OpenAIProvider(url, "m")}).run(many(100))
+        Engine(journal, bound(teacher=OpenAIProvider(url, "m"))).run(many(100))
     assert 1 < time.monotonic() - started < 5
     assert journal.counts()["answers"] == 0
 
@@ -74,7 +74,7 @@ def test_a_server_that_is_a_moment_late_is_waited_for(journal: Journal) -> None:
     timer = threading.Timer(0.3, late.__enter__)
     timer.start()
     provider = OpenAIProvider(f"http://127.0.0.1:{port}/v1", "m")
-    assert values(Engine(journal, {"teacher": provider}).run(many(3))) == [f"answer to q{n}" for n in range(3)]
+    assert values(Engine(journal, bound(teacher=provider)).run(many(3))) == [f"answer to q{n}" for n in range(3)]
     timer.join()
     late.__exit__()
 

@@ -21,6 +21,7 @@ from distill.engine.mock_server import Fault, MockServer, asking, question
 from distill.engine.providers.openai import OpenAIProvider
 from distill.errors import RunFolderError
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling, Usage
+from tests.support.engine.engines import bound
 
 PRICE = TokenPrice(input=1.0, output=1000.0)
 MOST = 20
@@ -70,7 +71,7 @@ def drive(folder: Path, url: str, cap: float, texts: list[str]) -> None:
         spent = spent_usd(journal.costs(), {"teacher": PRICE})
         budget = Budget({"teacher": PRICE}, cap_usd=cap, spent_usd=spent)
         provider = OpenAIProvider(url, "m", endpoint=Endpoint(model="m"))
-        engine = Engine(journal, {"teacher": provider}, budget=budget, attempts=1, concurrency=4)
+        engine = Engine(journal, bound(teacher=provider), budget=budget, attempts=1, concurrency=4)
         try:
             engine.run([(text, lambda text=text: one(text)) for text in texts])
         except StoppedByBudget:

@@ -20,6 +20,7 @@ from distill.expand.seeds import load_seeds
 from distill.expand.stage import expand
 from distill.expand.strategies.self_instruct import SelfInstruct
 from distill.types import Request
+from tests.support.engine.engines import bound
 
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))
 VERBS = ("Explain", "Describe", "Compare", "Praise", "Recall", "Name", "Sketch", "Defend", "Rank", "Invent")
@@ -42,7 +43,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def grow(folder: Path, journal: Journal, provider: Scripted, *, target: int = 24, concurrency: int = 8, **options):
     growth = SelfInstruct(SelfInstruct.Options(window=3, **options), seeds=SEEDS, seed=7, target=target)
-    engine = Engine(journal, {"teacher": provider}, concurrency=concurrency, attempts=1, stage="expand")
+    engine = Engine(journal, bound(teacher=provider), concurrency=concurrency, attempts=1, stage="expand")
     return expand(folder, growth=growth, target=target, engine=engine)
 
 

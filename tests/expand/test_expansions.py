@@ -33,6 +33,7 @@ from distill.expand.strategies import STRATEGIES
 from distill.pipeline.forecast import lines as check_lines
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
+from tests.support.engine.engines import bound
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = load_seeds(assets.find("prompts/seeds/general.jsonl"))
@@ -108,7 +109,7 @@ def grow(folder: Path, name: str, url: str, *, target: int = 20, concurrency: in
     growth = part(name)(part(name).Options(**TEACHERS[name][1]), seeds=SEEDS, seed=7, target=target)
     provider = OpenAIProvider(url, "m")
     with Journal.open(folder / "journal.sqlite") as journal:
-        engine = Engine(journal, {"teacher": provider, "judge": provider}, concurrency=concurrency, attempts=1)
+        engine = Engine(journal, bound(teacher=provider, judge=provider), concurrency=concurrency, attempts=1)
         return dict(expand(folder, growth=growth, target=target, engine=engine))
 
 

@@ -73,6 +73,11 @@ def test_an_unknown_key_is_suggested_at_the_top(tmp_path):
         ("train.lora.alfa=2", 'unknown key "train.lora.alfa"; did you mean "alpha"?'),
         ("collect.sistem=x", 'unknown key "collect.sistem"; did you mean "system"?'),
         ("curate.near_duplicate.rouge=0.5", 'unknown key "curate.near_duplicate.rouge"; did you mean "rouge_l"?'),
+        (
+            "collect.hedge=2",
+            'unknown key "collect.hedge": it has gone: no request is sent a second time while the first is under way;'
+            " leave it out",
+        ),
         ("expand.strategy=self_instrukt", 'expand: unknown strategy "self_instrukt"; did you mean "self_instruct"?'),
         ("compare.metrics=[overlp]", 'compare.metrics.overlp: unknown metric "overlp"; did you mean "overlap"?'),
     ],

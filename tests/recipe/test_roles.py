@@ -33,6 +33,7 @@ from distill.recipe import Collect
 from distill.run.context import Context
 from distill.run.endpoints import hire
 from distill.types import Endpoint, Request, Sampling, Session, Task
+from tests.support.engine.engines import bound
 from tests.support.flowing import well_formed
 
 REMOTE = {"model": "big", "base_url": "http://127.0.0.1:1/v1", "terms": "ours", "sampling": {"max_tokens": 50}}
@@ -60,7 +61,7 @@ def collected(folder: Path, journal: Journal, providers: dict, strategy, tasks=T
         choose=lambda task: TeacherChoice("teacher", "big", strategy),
         strategy_name="some",
         seed=7,
-        engine=Engine(journal, providers, attempts=1),
+        engine=Engine(journal, bound(**providers), attempts=1),
         **{"max_failed": 1.0, **more},
     )
 
@@ -70,7 +71,7 @@ def collected(folder: Path, journal: Journal, providers: dict, strategy, tasks=T
 
 def test_the_teacher_plays_every_role_that_nobody_else_has(tmp_path):
     teachers = hire(recipe(tmp_path), tmp_path)
-    providers = teachers.providers
+    providers = {name: one.provider for name, one in teachers.endpoints.items()}
     assert set(providers) == {"teacher", "user", "judge"}
     assert providers["teacher"] is providers["user"] is providers["judge"]
     assert {key.partition(".")[0] for key in teachers.identity()} == {"teacher"}
@@ -83,10 +84,11 @@ def test_user_and_judge_may_be_models_of_their_own(tmp_path):
         user={**REMOTE, "model": "chatty", "concurrency": 3},
     )
     teachers = hire(loaded, tmp_path)
-    models = {name: provider.endpoint.model for name, provider in teachers.providers.items()}
+    endpoints = teachers.endpoints
+    models = {name: one.provider.endpoint.model for name, one in endpoints.items()}
     assert models == {"teacher": "big", "user": "chatty", "judge": "critic"}
-    assert (teachers.prices()["judge"].output, "user" in teachers.prices()) == (2, False)
-    assert (teachers.rates()["judge"].requests_per_minute, teachers.rates()["user"].concurrency) == (9, 3)
+    assert (endpoints["judge"].price.output, endpoints["user"].price) == (2, None)
+    assert (endpoints["judge"].rates.requests_per_minute, endpoints["user"].rates.concurrency) == (9, 3)
     assert [fact.get("role") for fact in teachers.facts()] == [None, "user", "judge"]
     assert {key.partition(".")[0] for key in teachers.identity()} == {"teacher", "user", "judge"}
 
@@ -94,7 +96,7 @@ def test_user_and_judge_may_be_models_of_their_own(tmp_path):
 def test_a_model_that_is_served_anyway_is_not_served_twice(tmp_path):
     local = {"model": "smollm2", "serve": "transformers", "terms": "ours"}
     loaded = recipe(tmp_path, judge=local, user=local)
-    providers = hire(loaded, tmp_path).providers
+    providers = {name: one.provider for name, one in hire(loaded, tmp_path).endpoints.items()}
     assert providers["user"] is providers["judge"] is not providers["teacher"]
     assert serves_here(loaded)
 
@@ -172,7 +174,7 @@ def test_a_role_is_called_by_its_name_whoever_the_teacher_is():
 )
 def test_a_strategy_is_given_the_roles_that_it_asks(tmp_path, section, names):
     loaded = recipe(tmp_path, collect={"tasks": "tasks.txt", "test": 0, **section})
-    assert set(hire(loaded, tmp_path).asked(loaded.collect.options.asks.roles)) == names
+    assert set(hire(loaded, tmp_path).of_roles(loaded.collect.options.asks.roles)) == names
 
 
 def said_by_all(body) -> str:

@@ -12,6 +12,7 @@ from distill.compare.stage import Sides, compare
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.types import Sampling
+from tests.support.engine.engines import bound
 
 WORDS = ("river", "mountain", "harbour", "engine", "garden", "window", "library", "market", "bridge", "candle")
 
@@ -54,7 +55,9 @@ def compared(folder: Path, *, prompts=None, metrics=METRICS, **sides):
     with Journal.open(folder / "journal.sqlite") as journal:
 
         def engine(providers, *, progress, local):
-            return Engine(journal, providers, progress=progress, stage="compare", first_wait_seconds=0.01, attempts=2)
+            return Engine(
+                journal, bound(**providers), progress=progress, stage="compare", first_wait_seconds=0.01, attempts=2
+            )
 
         compare(
             folder,

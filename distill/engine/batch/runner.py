@@ -251,7 +251,7 @@ class _Course(Generic[T]):
     def _take(self, index: int, steps: FlowState[T]) -> None:
         halted = self._missed.pop(index, set())
         while steps.outcome is None:
-            asked = [self._miss(*pair) for pair in zip(steps.names, steps.asked, strict=True)]
+            asked = [self._miss(*pair) for pair in zip(steps.names, steps.requests, strict=True)]
             halted -= {miss.question.key for miss in asked}
             found = [self._recalled(miss.question.key) for miss in asked]
             answers = tuple(answer for answer in found if answer is not None)

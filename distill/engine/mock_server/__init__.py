@@ -4,13 +4,11 @@
         ... server.url, server.count, server.bodies
 
 `python -m distill.engine.mock_server --latency 0.05` runs one here: it prints its address first, and its counters
-as one line of JSON when it is told to end. `GET /stats` gives the counters while it runs. With `--fast` it answers as
-quickly as one core can, always the same, to measure clients against.
+as one line of JSON when it is told to end. `GET /stats` gives the counters while it runs.
 """
 
 from __future__ import annotations
 
-from distill.engine.mock_server.fast import CANNED, FastServer
 from distill.engine.mock_server.faults import (
     BAD_REQUEST,
     EMPTY,
@@ -35,12 +33,11 @@ from distill.engine.mock_server.faults import (
     some,
     status,
 )
-from distill.engine.mock_server.rate_limits import RateLimits, duration
+from distill.engine.mock_server.rate_limits import RateLimits, header_duration
 from distill.engine.mock_server.server import MockServer
 
 __all__ = [
     "BAD_REQUEST",
-    "CANNED",
     "EMPTY",
     "FAULTS",
     "HANG",
@@ -51,17 +48,16 @@ __all__ = [
     "SLOW_DRIP",
     "TRUNCATED",
     "UNAUTHORISED",
-    "FastServer",
     "Fault",
     "MockServer",
     "RateLimits",
     "Script",
     "asking",
     "drip",
-    "duration",
     "echo",
     "faults",
     "first",
+    "header_duration",
     "never",
     "question",
     "some",

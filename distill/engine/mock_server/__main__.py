@@ -9,16 +9,16 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from distill.engine.mock_server import FastServer, MockServer, RateLimits, faults, never
+from distill.engine.mock_server import MockServer, RateLimits, faults, never
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM or Ctrl-C; the address goes to standard output first, the counters last."""
-    given = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    with _server(given) as server:
+    with _server(options) as server:
         sys.stdout.write(f"{server.url}\n")
         sys.stdout.flush()
         ended.wait()
@@ -35,19 +35,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="which requests fail")
     parser.add_argument("--rpm", type=int, metavar="N", help="requests per minute; 429 beyond")
     parser.add_argument("--tpm", type=int, metavar="N", help="tokens per minute; 429 beyond")
-    parser.add_argument("--fast", action="store_true", help="one answer for all, as fast as one core can, no faults")
     return parser
 
 
-def _server(given: argparse.Namespace) -> MockServer | FastServer:
-    if given.fast:
-        return FastServer(latency_seconds=given.latency, port=given.port)
+def _server(options: argparse.Namespace) -> MockServer:
     return MockServer(
-        latency_seconds=given.latency,
-        fault=faults(given.faults, seed=given.seed) if given.faults else never,
-        limits=RateLimits(requests_per_minute=given.rpm, tokens_per_minute=given.tpm),
+        latency_seconds=options.latency,
+        fault=faults(options.faults, seed=options.seed) if options.faults else never,
+        limits=RateLimits(requests_per_minute=options.rpm, tokens_per_minute=options.tpm),
         keep=False,
-        port=given.port,
+        port=options.port,
     )
 
 

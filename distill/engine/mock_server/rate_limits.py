@@ -63,7 +63,7 @@ class _Window:
         """The limit, what is left of it, and how long until all of it is."""
         self._forget(now)
         reset = self._taken[-1][0] + self._seconds - now if self._taken else 0.0
-        values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": duration(reset)}
+        values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": header_duration(reset)}
         return {f"x-ratelimit-{value}-{self.name}": str(reply) for value, reply in values.items()}
 
     def _forget(self, now: float) -> None:
@@ -71,7 +71,7 @@ class _Window:
             self.used -= self._taken.popleft()[1]
 
 
-def duration(seconds: float) -> str:
+def header_duration(seconds: float) -> str:
     """As rate limit headers write it: `120ms`, `1s`, `6m0s`, `1h0m0s`; rounded up to a millisecond."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds < 1000:
@@ -106,7 +106,7 @@ class RateLimitGate:
         return None
 
     def _refuse(self, window: _Window, wait: float) -> Fault:
-        again = "It is larger than the limit." if wait == math.inf else f"Please try again in {duration(wait)}."
+        again = "It is larger than the limit." if wait == math.inf else f"Please try again in {header_duration(wait)}."
         reply = f"Rate limit reached on {window.name} per min: Limit {window.limit}, Used {window.used}. {again}"
         info = self._limits.retry_after and wait < math.inf
         headers = {"Retry-After": str(math.ceil(wait))} if info else {}

@@ -14,6 +14,7 @@ from contest import Measured, parser, question, tell
 from distill import __version__
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
+from distill.engine.policy import BoundEndpoint
 from distill.engine.providers.openai import OpenAIProvider
 from distill.types import Completion, Endpoint, Flow, Message, Request, Sampling
 
@@ -66,7 +67,7 @@ def _measure(given: argparse.Namespace, path: Path) -> None:
     endpoint = Endpoint(model="m")  # without the port, which is another one after a restart
     provider = OpenAIProvider(given.url, "m", endpoint=endpoint, timeout_seconds=given.timeout)
     with Measured() as result, Journal.open(path) as journal:
-        engine = Engine(journal, {"teacher": provider}, concurrency=given.concurrency)
+        engine = Engine(journal, {"teacher": BoundEndpoint(provider)}, concurrency=given.concurrency)
         outcomes = engine.run(flows)
         result.requests = sum(outcome.value is True for outcome in outcomes)
     kept = {"asked": engine.tally.asked, "retried": engine.tally.retried, "replayed": engine.tally.replayed}

@@ -12,6 +12,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.mock_server import (
     MockServer,
 )
+from distill.engine.policy import BoundEndpoint
 from distill.engine.providers import Provider
 from distill.engine.providers.openai import OpenAIProvider
 from distill.engine.providers.scripted import Scripted
@@ -38,9 +39,14 @@ def many(count: int) -> list[tuple[str, Callable[[], Flow[str]]]]:
     return flows(*(f"q{number}" for number in range(count)))
 
 
+def bound(**providers: Provider) -> dict[str, BoundEndpoint]:
+    """Providers without limits or prices of their own."""
+    return {name: BoundEndpoint(provider) for name, provider in providers.items()}
+
+
 def engine(journal: Journal, provider: Provider = ECHO, **options: Any) -> Engine:
     return Engine(
-        journal, {"teacher": provider}, **{"first_wait_seconds": 0.01, "longest_wait_seconds": 0.05, **options}
+        journal, bound(teacher=provider), **{"first_wait_seconds": 0.01, "longest_wait_seconds": 0.05, **options}
     )
 
 

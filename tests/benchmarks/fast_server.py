@@ -1,10 +1,15 @@
-"""A minimal server that always gives the same answer, as fast as one core can; for benchmarks of clients."""
+"""A minimal server that always gives the same answer, as fast as one core can; for benchmarks of clients.
+
+`python -m tests.benchmarks.fast_server SECONDS` runs one with that latency: it prints its address first.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+import signal
+import sys
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
@@ -136,3 +141,16 @@ class _Exchange(asyncio.Protocol):
     def _reply(self) -> None:
         self._server.answered += 1
         self._transport.write(self._answer)
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    with FastServer(latency_seconds=float(sys.argv[1])) as server:
+        sys.stdout.write(f"{server.url}\n")
+        sys.stdout.flush()
+        signal.sigwait({signal.SIGTERM})
+
+
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    main()
