@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """What every function here takes by keyword."""
+    """Keyword options of every function here."""
 
     run_dir: str | PathLike[str] | None
     """The run folder; left out, that of a run which is given, else `runs/NAME` in the current folder."""
@@ -137,7 +137,7 @@ class JournalCounts:
     sends: int
     """Requests that were sent, retries included."""
     prompt_tokens: int
-    """Of the answers, as reported by whoever gave them."""
+    """Prompt tokens of the answers, as the endpoints report them."""
     completion_tokens: int
 
 
@@ -167,13 +167,13 @@ class RunFolder:
 
     @property
     def stages(self) -> Mapping[str, Mapping[str, Any]]:
-        """What run.json says of each stage that has begun: `status`, `seconds`, `counts`, `tokens`, `usd` …"""
+        """Entries of run.json by stage that has begun: `status`, `seconds`, `counts`, `tokens`, `usd` …"""
         stages: Mapping[str, Mapping[str, Any]] = read_record(self.folder).get("stages", {})
         return stages
 
     @property
     def tasks(self) -> Dataset:
-        """What expand has grown: `id`, `instruction`, `input`, `meta`."""
+        """The tasks that expand wrote: `id`, `instruction`, `input`, `meta`."""
         return self.rows("tasks")
 
     @property
@@ -198,7 +198,7 @@ class RunFolder:
 
     @property
     def answers(self) -> Dataset:
-        """A held-out prompt each: `messages`, and `answers` and `scores` by model."""
+        """One row per held-out prompt: `messages`, and `answers` and `scores` by model."""
         return self.rows("answers")
 
     @overload
@@ -259,7 +259,7 @@ class RunFolder:
 
     @property
     def journal(self) -> JournalCounts:
-        """What was bought, in all invocations. Raises `RunFolderError` where there is no journal."""
+        """Counts of the journal over all invocations. Raises `RunFolderError` without a journal."""
         with Journal.open(self.folder / NAME, read_only=True) as journal:
             counts, tokens = journal.counts(), journal.tokens()
         return JournalCounts(

@@ -21,7 +21,7 @@ from distill.text.tokens import visible
 
 
 def status_lines(folder: Path) -> list[str]:
-    """What `show` prints: one line per stage, then the funnel and the headline."""
+    """The lines that `show` prints: one per stage, then costs and the headline."""
     document, record = read_record(folder), run_record(folder)
     changes = stale(folder, document)
     names = [name for name in STAGES if name in record.stages]
@@ -37,7 +37,7 @@ def status_lines(folder: Path) -> list[str]:
 
 
 def benchmark_lines(folder: Path) -> list[str]:
-    """What base and student did of the lm-evaluation-harness, a measure a line."""
+    """Results of base and student on the lm-evaluation-harness, one line per measure."""
     tasks = require_scores(folder).lm_eval
     if tasks is None:
         return []
@@ -88,7 +88,7 @@ def cost_lines(record: RunRecord) -> list[str]:
 
 
 def funnel_lines(folder: Path) -> list[str]:
-    """What `show --funnel` prints. Texts of the rows are made harmless for a terminal."""
+    """The lines that `show --funnel` prints. Texts of the rows are made harmless for a terminal."""
     funnel = read(folder)
     if funnel is None:
         return ["curate has not run yet, so there is no funnel"]

@@ -58,7 +58,7 @@ class ComparedRun:
 
 
 def read(folder: Path) -> ComparedRun:
-    """What a run's comparison left. Raises `RunFolderError` where there is none."""
+    """A run's comparison. Raises `RunFolderError` where it was not compared, or with another student."""
     document, scores = read_record(folder), require_scores(folder)
     if "compare" in stale(folder, document):
         raise RunFolderError(f"{folder} was compared before its student was trained; type: distill compare {folder}")
@@ -70,7 +70,7 @@ def read(folder: Path) -> ComparedRun:
 
 
 def _key(row: Row) -> str:
-    """What makes a prompt the same in two runs: what is asked, whatever its id."""
+    """Key under which two runs have the same prompt: the user's turns, whatever the id."""
     turns = [message["content"] for message in row.get("messages", ()) if message.get("role") == "user"]
     return normalise("\n".join([*turns, *row.get("turns", ())]))
 
@@ -97,7 +97,7 @@ class MeasureChange:
 
 
 def diff(one: ComparedRun, other: ComparedRun) -> dict[str, Any]:
-    """What changed from the first run's student to the second's, over the prompts that both have.
+    """Changes from the first run's student to the second's, over the prompts that both have.
 
     Raises `RunFolderError` where they have no prompt, or no measure, in common.
     """
@@ -309,7 +309,7 @@ def _short(text: str) -> str:
 
 
 def curve_lines(info: Row) -> Iterator[str]:
-    """The curve as a table, a line each run."""
+    """The curve as a table, one line per run."""
     yield f"{info['prompts']} prompts that all runs have"
     names = list(info["titles"])
     yield "  ".join(["trained tokens".rjust(14), *(name.rjust(max(8, len(name))) for name in names), "run"])

@@ -1,7 +1,7 @@
 """LLM judge: pairwise in both orders, or single grades; answers are treated as data, not as instructions.
 
 A pair is won only if the judge names the same model in both orders, as in MT-Bench (Zheng et al., 2023, arXiv
-2306.05685, section 3.4); what it contradicts itself in is a tie, and what cannot be read is a class of its own.
+2306.05685, section 3.4); contradictory verdicts are a tie, and unreadable replies are counted apart.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
 REPLY_TOKENS = 512
-"""Bound of a judge's reply where the recipe's judge has none."""
+"""Token limit of a judge's reply where the recipe sets none."""
 HIGHEST = 10
 VERDICTS = ("A", "B", "tie")
 
@@ -44,7 +44,7 @@ class JudgeQuestion:
     first: Model
     second: Model
     again: bool = False
-    """Whether it was asked before, to see if the judge says the same."""
+    """Whether it repeats an earlier question, to test the judge's consistency."""
 
 
 def judge(
@@ -91,7 +91,7 @@ def _name(results: ComparisonResults, game: JudgeQuestion) -> str:
     return f"{results.prompts[game.prompt].id}:{game.first}:{game.second}{again}"
 
 
-# What is asked
+# Questions
 
 
 def _games(results: ComparisonResults, options: Judging) -> Iterator[JudgeQuestion]:
@@ -132,7 +132,7 @@ def _graded_answers(results: ComparisonResults) -> Iterator[tuple[int, Model]]:
 def _play(
     results: ComparisonResults, game: JudgeQuestion, options: Judging, sampling: Sampling
 ) -> Flow[tuple[Verdict, str] | None]:
-    """Who is better, and why; `None` where the judge could not be asked."""
+    """The better model, and the reason; `None` where the request failed."""
     prompt, models = results.prompts[game.prompt], (game.first, game.second)
     answers = [results.answers[model][game.prompt] for model in models]
     tag = tag_of(prompt, answers)
@@ -185,7 +185,7 @@ def _prompt_text(prompt: Prompt) -> str:
 
 
 def _dialogue(prompt: Prompt, answer: ModelAnswer) -> str:
-    """The answer; of a question of several turns, all that was said."""
+    """The answer; for a question of several turns, the whole dialogue."""
     if not prompt.later:
         return answer.text
     turns = [("Person", message.content) for message in prompt.messages if message.role == "user"]
@@ -195,7 +195,7 @@ def _dialogue(prompt: Prompt, answer: ModelAnswer) -> str:
 
 
 def _texts(prompt: Prompt, answers: Sequence[ModelAnswer]) -> list[str]:
-    """What the judge was shown, whose words are no verdict of its own."""
+    """All texts in a question to the judge; a verdict quoted from them does not count."""
     messages = [message.content for message in prompt.messages]
     return [*messages, *prompt.later, *(text for answer in answers for text in answer.texts)]
 
@@ -206,11 +206,11 @@ def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
     return unused_tag(text)
 
 
-# What is said
+# Replies
 
 _WHO = r"(?:answer|assistant|response|model|option)"
 _UNTURNED = rf"(?:(?!\b{_WHO}\b|n't\b|\b(?:not|no|never|nor|worse|less|neither)\b)[^.\n])"
-"""What may stand between who is meant and that it is better: nothing that turns it round, or names another."""
+"""Text allowed between a model's name and "better": no negation, and no other model."""
 _PROSE = re.compile(
     rf"(?:\b{_WHO}[ \t]+\(?(?P<better>(?-i:[AB]))\)?[ \t]+(?:is|was|does|serves|wins|answers)\b{_UNTURNED}{{0,40}}?"
     r"\b(?:better|best|stronger|superior|more (?:helpful|accurate|useful)|wins|the winner)\b"
@@ -221,7 +221,7 @@ _PROSE = re.compile(
     r"|\bboth (?:answers )?are equally (?:good|bad)\b|\bneither (?:answer )?(?:is|serves) better\b))",
     re.IGNORECASE,
 )
-"""Verdicts of judges that forget the last line."""
+"""Verdicts in prose, for judges that omit the line with the verdict."""
 _NEGATED = re.compile(r"(?:\b(?:cannot|not|never|whether|if|would be)|n't)\b[^.\n]{0,30}$", re.IGNORECASE)
 _BOXED_C = re.compile(r"\[\[\s*C\s*\]\]")
 """MT-Bench's own sign for a tie."""
@@ -251,7 +251,7 @@ def _of_prose(reason: str, texts: Sequence[str]) -> str:
     return "unparsed"
 
 
-# What it comes to
+# Entries of answers.jsonl
 
 
 def _pair_entries(

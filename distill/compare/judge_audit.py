@@ -23,15 +23,15 @@ from distill.types import Model
 
 WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 MAX_UNPARSED = 0.2
-"""The share of replies that cannot be read from which nothing is concluded."""
+"""Share of unreadable replies above which no verdict is given."""
 BY_LENGTH = 0.9
-"""The share of its decisions that take the longer answer from which a judge is said to judge length, perhaps."""
+"""Share of decisions for the longer answer from which on the verdict warns that the judge may judge length."""
 FAMILIES = (
     "gpt", "claude", "llama", "vicuna", "alpaca", "qwen", "mistral", "mixtral", "gemma", "gemini", "phi", "smollm",
     "deepseek", "command", "yi", "falcon", "olmo", "granite", "grok", "nemotron", "zephyr", "glm", "kimi",
 )  # fmt: skip
 ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "mistral", "gemma": "gemini"}
-"""Families that come from one house, or were trained from one base."""
+"""Families of one vendor, or trained from one base."""
 MAIN = "student:teacher"
 
 
@@ -152,7 +152,7 @@ def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, An
     return info
 
 
-# How far to believe them
+# Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ def _longer_would_say(results: ComparisonResults, entries: Mapping[int, Any], se
 
 
 def family(model: str) -> str | None:
-    """The house that a model comes from, by its name; None where the name says nothing."""
+    """The family of a model, by its name; None where the name matches none."""
     name = model.lower()
     name_part = next((one for one in FAMILIES if re.search(rf"(?<![a-z]){one}", name)), None)
     return ALIKE.get(name_part, name_part) if name_part is not None else None
@@ -239,10 +239,10 @@ def _same_family(judge: str, names: Mapping[Model, str]) -> list[Model]:
 
 
 def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why no verdict is given, where the noise of the judge on these very pairs is larger than what it found.
+    """Why no verdict is given: the judge's noise on these pairs is larger than its win rate's distance from one half.
 
     A prompt on which it contradicts itself counts as a tie; if all of those fell on one side, the win rate would move
-    by half their share. The same holds of the share on which it says something else when it is asked again.
+    by half their share. The same holds for the share on which a repeated question gets another verdict.
     """
     rate: Interval | None = main["win_rate"]
     unparsed = _unparsed(pairs)
@@ -268,7 +268,7 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
 
 
 def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
-    """How often the student does as well as the teacher in the judge's eyes, and how often the base does."""
+    """Share of prompts on which the student, and the base, win or tie against the teacher."""
     info: Interval = main["win_or_tie"]
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 FOLDER = "lm_eval"
 SIDES = ("base", "student")
 
-MOST_TOLD = 300
+MAX_EXPLANATION = 300
 """Characters of an explanation; a group may have a hundred tasks."""
 
 
 def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness | None = None) -> dict[str, Any]:
-    """What scores.json says of the tasks, after base and student have done those that are not known yet.
+    """The `lm_eval` entry of scores.json; base and student do the tasks without results first.
 
     The package is installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one that
     fails.
@@ -87,7 +87,7 @@ class _Work:
         self._loaded: dict[str, tuple[Any, Any]] = {}
 
     def of(self, model: str, name: str, settings: Sequence[Any]) -> list[dict[str, Any]]:
-        """What a model said to the tasks of a name: from the folder where it is known, else by doing them."""
+        """A model's rows for the tasks of a name: from the folder, else by running them."""
         path = self._folder / f"{model}.jsonl"
         weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
         key = partial(_key, weights, *settings)
@@ -148,7 +148,7 @@ def _key(*info: Any) -> str:
 
 
 def _rows_by_key(path: Path) -> dict[str, dict[str, Any]]:
-    """What is kept, by its key, without a row that a kill has cut off."""
+    """The rows of a file by key, without one that a kill has cut off."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return {row["key"]: row for row in map(_row, lines) if row is not None}
 
@@ -190,7 +190,7 @@ def _number(value: Any) -> float | None:
     return float(plain) if isinstance(plain, (bool, int, float)) and math.isfinite(plain) else None
 
 
-# What scores.json says
+# The entry of scores.json
 
 
 def entries(
@@ -225,7 +225,7 @@ def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any
         "title": _title(name, measure),
         "unit": "mean over documents",
         "better": _better(rows["base"], measure),
-        "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MOST_TOLD],
+        "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MAX_EXPLANATION],
         "note": None if len(pooled) == every else f"documents without a number of both: {every - len(pooled)}",
         **_figures(pooled, seed),
         "categories": with_holm(parts) if len(parts) > 1 else {},

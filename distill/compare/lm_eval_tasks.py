@@ -27,11 +27,11 @@ class Setting:
     """Settings of a task; `None` is the task's default."""
 
     limit: int | None = None
-    """The first so many documents of each task."""
+    """Number of documents of each task, from its first on."""
     shots: int | None = None
     """Examples before each question."""
     chat: bool = False
-    """Whether questions are asked in the model's chat template."""
+    """Whether questions are put in the model's chat template."""
     batch: int = 8
 
 
@@ -140,7 +140,7 @@ def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
 
 
 def _settle(task: Any, setting: Setting) -> None:
-    """Examples before each question: as many as are asked for, unless the task forbids them with a 0 of its own."""
+    """Set the number of examples before each question, unless the task forbids them with a 0 of its own."""
     own = task.get_config("num_fewshot")
     if own is None or (setting.shots is not None and own != 0):
         task.set_config(key="num_fewshot", value=setting.shots or 0)

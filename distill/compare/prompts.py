@@ -18,7 +18,7 @@ from distill.text.tokens import normalise
 from distill.types import MODELS, Completion, Message, Model, Session
 
 CATEGORIES = ("category", "kind", "topic", "imported")
-"""Entries of a session's meta that say what kind of prompt it is, the first that is there."""
+"""Entries of a session's meta that may give a prompt's category; the first present one counts."""
 IDS = ("id", "question_id", "prompt_id")
 QUESTIONS = ("instruction", "prompt", "question")
 ANSWERS = ("text", "output", "answer", "response", "completion")
@@ -89,7 +89,7 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
 
 
 def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
-    """The prompts that metrics ask for themselves, each for the metric whose it is."""
+    """The prompts that belong to one metric each."""
     return [
         replace(_prompt(ForeignRow(number, row), type(metric).__name__), asked_by=type(metric).__name__)
         for metric in metrics

@@ -1,8 +1,8 @@
 """Stage compare: base, student and teacher on the held-out prompts, with paired intervals.
 
-Everything is asked through the engine, so a run that was killed asks nothing twice. One model is in memory at a time:
-the teacher answers every prompt once more (the ceiling) and is stopped; base and student answer, and are asked how
-probable they find the teacher's answers; last, the teacher is asked that too, where its weights are at hand.
+All requests go through the engine, so a run that was killed sends nothing twice. One model is in memory at a time:
+the teacher answers every prompt once more (the ceiling) and is stopped; base and student answer, and compute the
+likelihood of the teacher's answers; last, the teacher computes it too, where its weights are at hand.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ class Sides:
     """Endpoints that answer in place of the trained student and its base."""
 
     teachers: Mapping[str, Provider] = field(default_factory=dict)
-    """By their names in the engine. Who answered a prompt answers a second time, else the first."""
+    """By name in the engine. The teacher that answered a prompt answers it again, else the first of them."""
     release_teacher: Callable[[], None] = lambda: None
-    """Is called when it is not needed any more."""
+    """Called when the teacher is no longer needed."""
     teacher_weights: str | None = None
-    """The teacher as a recipe names it, where it can be loaded here."""
+    """The teacher's name in the recipe, where its weights can be loaded here."""
     endpoints: Mapping[Model, Provider] = field(default_factory=dict)
     """Endpoints that answer as `base` or `student`."""
     recorded: Mapping[Model, Path] = field(default_factory=dict)
-    """Files of answers; these models are not asked for any."""
+    """Files of recorded answers; these models generate none."""
     judge: Bench | None = None
 
     @property
@@ -205,7 +205,7 @@ def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
 
 
 def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
-    """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
+    """Each model with answers: its name, its part in the comparison, and the fingerprint of its weights."""
     trained_here = _descriptions_here(student)
     again = {
         "teacher": "first answers, which are compared with",
@@ -251,7 +251,7 @@ def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides answers and scores, by key."""
+    """The options of the recipe that decide answers and scores, by key."""
     loaded, section = context.recipe, context.recipe.compare
     assert section is not None
     own = ("prompts", "system", "answers", "judge", "sampling", "lm_eval")
@@ -298,7 +298,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
 
 def _sampling(loaded: recipe.Recipe) -> Sampling:
-    """How all models draw: as the section says, else as the teacher does."""
+    """Sampling of all models: of the section, else of the teacher."""
     teacher = loaded.main_teacher
     own = loaded.compare.sampling if loaded.compare is not None else None
     return (own or (teacher.sampling if teacher is not None else recipe.SamplingOptions())).sampling()

@@ -278,7 +278,7 @@ def prompts_needed(differences: Sequence[float], difference: float, *, power: fl
 
 
 def _ratios(means: Floats) -> Floats:
-    """Of rows of (base, student, target)."""
+    """Shares of the gap, for rows of (base, student, target)."""
     above, below = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]
     ratios: Floats = above[below != 0] / below[below != 0]
     return ratios

@@ -25,7 +25,7 @@ from distill.compare.stats import (
 from distill.types import MODELS, Model
 
 POINTS = 0.05
-"""The difference whose price is told: five points of a share, or five hundredths of the gap."""
+"""The difference that the power estimate is for: five points of a share, or five hundredths of the gap."""
 
 Values = Mapping[Model, Mapping[int, float]]
 """A measure's numbers by model and prompt."""
@@ -83,7 +83,7 @@ def leading(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]
 
 
 def _share_cut(answers: Sequence[ModelAnswer]) -> float | None:
-    """Of the answers of which it is known how they ended."""
+    """Share of cut answers among those with a known end; `None` where there are none."""
     ended = [answer for answer in answers if answer.finish != "unknown"]
     return sum(answer.finish == "length" for answer in ended) / len(ended) if ended else None
 
@@ -152,7 +152,7 @@ def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model
 
 
 def _target(values: Values) -> Model:
-    """The end of the way: the teacher, or its second answer where its first is what is compared with."""
+    """The end of the gap: the teacher, or its second answer where the measure compares with its first."""
     return "teacher" if "teacher" in values else "teacher_again"
 
 
@@ -265,7 +265,7 @@ def _likeness(entry: Mapping[str, Any] | None) -> str:
 
 
 def _manner(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether it stops, and whether it goes round in circles."""
+    """The student's stop rate and repetition."""
     reply = []
     for name, words, written in (("stopped", "it stops by itself in", _percent), ("repetition", "repetition", _number)):
         by = metrics[name]["by"] if name in metrics else {}
@@ -297,7 +297,7 @@ def absence_note(measures: Sequence[Measure], absent: Mapping[str, str]) -> Iter
 def remarks(
     results: ComparisonResults, measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    """A line for each thing that weakens the numbers."""
+    """Notes on what weakens the numbers, one line each."""
     prompts = len(results.shared)
     if repeats := same_questions([results.prompts[index] for index in results.shared]):
         yield (

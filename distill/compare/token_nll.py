@@ -11,7 +11,7 @@ from distill.types import Completion, Failure, Flow, Message, Model, Request
 
 
 def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Spans | None]:
-    """The answer's tokens as a model finds them; the likelihood metric's own question, so asked once.
+    """Per-token NLL of the answer under a model; the likelihood metric's own request, so sent once.
 
     `None` for an empty answer, a failed request, and tokens that do not spell the answer.
     """
@@ -24,7 +24,7 @@ def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer
 
 
 def spans(raw: Mapping[str, Any], text: str) -> Spans | None:
-    """What a likelihood's raw reply says of each token; tokens that share a character are taken together."""
+    """Spans from a likelihood's raw reply; tokens that share a character are merged."""
     widths, nats = raw.get("widths"), raw.get("logprobs")
     if not isinstance(widths, list) or not isinstance(nats, list) or len(widths) != len(nats) or not widths:
         return None

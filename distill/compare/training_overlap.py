@@ -47,7 +47,7 @@ def coverage(
 
 
 def asked_of(session: Session) -> str:
-    """What the user says in a session."""
+    """Everything the user says in a session."""
     return "\n".join(message.content for message in session.messages if message.role == "user")
 
 

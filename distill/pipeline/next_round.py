@@ -1,6 +1,6 @@
 """The `next` command: seeds and a recipe for another round, from prompts that the student loses.
 
-A student that beats its base everywhere is asked for more where it gained least.
+For a student that beats its base everywhere, the prompts on which it gained least.
 
 Nothing that is held out goes into a seed: the seeds are training rows, and seeds of the run, that lie nearest to the
 lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
@@ -36,11 +36,11 @@ ALIKE = 0.15
 NEAR = 0.7
 """ROUGE-L over which a row is too near to a held-out prompt to be a seed (Self-Instruct's bound of novelty)."""
 FEWEST_SEEDS = 8
-"""As many as Self-Instruct shows at once."""
+"""The number that Self-Instruct shows at once."""
 UNTAUGHT = 1.5
-"""How much more a lost prompt counts to which nothing near was taught."""
+"""Weight of a lost prompt without training rows nearby."""
 WORDS = 4
-"""Words by which a cluster is called."""
+"""Words in a cluster's name."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Cluster:
 
     @property
     def need(self) -> float:
-        """How much it asks for more rows."""
+        """Weight of the cluster: its prompts, those without training nearby counted more."""
         return sum(UNTAUGHT if _is_untaught(row) else 1.0 for row in self.rows)
 
 

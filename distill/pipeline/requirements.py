@@ -24,7 +24,7 @@ TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "da
 
 
 def require(loaded: Recipe, stages: Sequence[str], allowed: Collection[str]) -> None:
-    """What must be there before these stages run.
+    """Check for everything that must be there before these stages run.
 
     Raises `MissingPackage` for a package that is not installed, `RecipeError` for an unknown task of lm-eval, and where
     a launcher has started several processes for more than training.
@@ -96,7 +96,7 @@ def literal_secrets(recipe: Recipe) -> list[str]:
 
 
 def known_faults(recipe: Recipe) -> list[str]:
-    """What the teachers' endpoints ignore by the findings in the cache; nothing is asked."""
+    """Options that the teachers' endpoints ignore, by the findings in the cache; sends nothing."""
     texts = [f"warning: {line}" for line in literal_secrets(recipe)]
     for teacher in recipe.teachers:
         findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
@@ -107,7 +107,7 @@ def known_faults(recipe: Recipe) -> list[str]:
 
 
 def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
-    """One line for each thing that a recipe asks of a teacher and that its endpoint ignores or refuses."""
+    """One line for each option of a recipe that a teacher's endpoint ignores or refuses."""
     texts = probe.warnings(findings, teacher.sampling.sampling())
     if recipe.compare is not None and recipe.compare.sampling is not None:
         texts += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")

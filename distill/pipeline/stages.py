@@ -25,7 +25,7 @@ class Stage(Protocol):
         """Write the stage's outputs; returns counts."""
 
     def options(self, context: Context) -> dict[str, Any]:
-        """What of the recipe decides the stage's outputs, by key, defaults left out."""
+        """Options of the recipe that decide the stage's outputs, by key, defaults left out."""
 
 
 PIPELINE: Mapping[str, Stage] = {

@@ -1,4 +1,4 @@
-"""Which stages are current: what run.json lacks in folders made before, and what an older revision's are said to be."""
+"""Which stages are current: completes run.json of older folders, and reports results of older revisions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from distill.run.record import Run, RunRecord, StageRecord
 
 
 def as_it_would_begin(context: Context, name: str) -> StageRecord:
-    """A stage's record with all that decides its outputs now."""
+    """A stage's record with everything that decides its outputs now."""
     stage = PIPELINE[name]
     digests = {item: students.sha256(context.folder, item) for item in STAGES[name].inputs}
     inputs = {item: digest for item, digest in digests.items() if digest is not None}

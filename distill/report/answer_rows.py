@@ -44,7 +44,7 @@ def _badness(row: Row) -> tuple[int, float, float]:
     return ORDER.get(str(outcome.get("value")), 1), 0.0 if margin is None else margin, 1.0 if rouge is None else rouge
 
 
-# In plain view
+# Inline
 
 
 def text_of(value: Any) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
 
 
 def why(row: Row, titles: Mapping[str, str]) -> str:
-    """One line on how the prompt came out."""
+    """The outcome of a prompt, in one line."""
     outcome, coverage = row.get("outcome") or {}, row.get("coverage") or {}
     words = {"win": "better than", "loss": "worse than", "tie": "no better than", "unparsed": "not decided against"}
     pieces = []
@@ -98,7 +98,7 @@ def _ending(answer: Row) -> dict[str, Any]:
 
 
 def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What the student said to some prompts at the first and at the last evaluation, beside the teacher's answer."""
+    """The student's answers at the first and the last evaluation during training, beside the teacher's."""
     by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
         sample = by_id.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
@@ -132,7 +132,7 @@ def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]
 
 
 def titles_of(scores: Comparison) -> dict[str, str]:
-    """What each measure is called."""
+    """Title of each measure."""
     return {name: measure.title or name for name, measure in scores.metrics.items()}
 
 
@@ -151,7 +151,7 @@ def _sum(lengths: Sequence[int], limit: int) -> int:
 
 
 def _of_reasons(limit: int) -> int:
-    """Characters of a judge's reason, where texts have so many: there are up to nine of them to a prompt."""
+    """Characters of a judge's reason for a limit of texts; a prompt has up to nine reasons."""
     return limit // 10
 
 
@@ -165,7 +165,7 @@ def _reasons(judge: Any) -> Iterator[str]:
 
 
 def _shorter(judge: Any, limit: int) -> Any:
-    """The same with each reason cut."""
+    """The judge's entry with every reason shortened."""
     if isinstance(judge, Mapping):
         return {
             name: shorten(value, limit) if name == "reason" and isinstance(value, str) else _shorter(value, limit)
@@ -226,7 +226,7 @@ def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]
 
 
 def _near(coverage: Row) -> dict[str, Any]:
-    """What was taught near a prompt, each on a line."""
+    """A prompt's coverage, with the nearest training prompts shortened."""
     near = [{**one, "prompt": str(one.get("prompt"))[:MAX_NEAR]} for one in coverage.get("nearest") or []]
     return {**coverage, "nearest": near} if coverage else {}
 
@@ -287,7 +287,7 @@ def _failing(row: Row) -> list[Row]:
 
 
 def dropped_row(row: Row) -> dict[str, Any]:
-    """The conversation, and what every rule had against it."""
+    """The conversation, and the verdicts against it."""
     keys = ("rule", "reason", "value", "threshold", "neighbour")
     return {
         **conversation(row),
@@ -296,7 +296,7 @@ def dropped_row(row: Row) -> dict[str, Any]:
 
 
 def _figure(value: Any) -> str | None:
-    """What stands in a verdict, where nothing may be an empty text and a number per text."""
+    """A verdict's value; None for an empty one."""
     return None if value in (None, "") else funnel.short(value)
 
 

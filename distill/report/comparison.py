@@ -33,12 +33,12 @@ class MetricRow:
 
     @property
     def title(self) -> str:
-        """What the measure is called."""
+        """Title of the measure."""
         return self.measure.title or self.name
 
     @property
     def p(self) -> float | None:
-        """Of the difference, by sign flips; in a category, adjusted for looking at all of them."""
+        """Sign-flip p of the difference; in a category, adjusted for looking at all of them."""
         return self.measure.p if self.measure.p_holm is None else self.measure.p_holm
 
     @property
@@ -160,7 +160,7 @@ def _is_clear(p_holm: float | None) -> bool:
 
 
 def judge(judge: JudgeScores | None) -> dict[str, Any] | None:
-    """What the judge said of each pair, raw and at equal length, and its grades; None where there was none."""
+    """The judge's verdicts per pair, raw and at equal length, and its grades; None without a judge."""
     if judge is None or not (judge.pairs or judge.single):
         return None
     pairs = {" against ".join(name.split(":")): pair for name, pair in judge.pairs.items()}
@@ -179,7 +179,7 @@ def benchmarks(tasks: TaskScores | None) -> dict[str, Any] | None:
 
 
 def _losses(tasks: TaskScores | None) -> str | None:
-    """Which tasks the student does worse than its base: what training cost."""
+    """Tasks on which the student does worse than its base."""
     table = benchmarks(tasks)
     if table is None or not table["rows"]:
         return None
@@ -198,7 +198,7 @@ def _losses(tasks: TaskScores | None) -> str | None:
 
 
 def trust(scores: Comparison, record: RunRecord, metrics: Sequence[MetricRow]) -> list[tuple[str, str]]:
-    """What a reader needs in order to believe the headline; only what the run's files say."""
+    """Facts that support or weaken the headline, from the run's files alone."""
     shares = [(title, percent(scores.cut_share.get(model))) for model, title in TITLES.items()]
     facts = {
         "Judge": _judge(scores.judge),
@@ -225,7 +225,7 @@ def _judge(judge: JudgeScores | None) -> str | None:
 
 
 def _audit(audit: JudgeAudit | None) -> str | None:
-    """Consistency, bias and what a judge of length would say."""
+    """Consistency and biases of the judge, in one line."""
     if audit is None:
         return None
     first, longer = audit.first_place, audit.longer_would_say
@@ -250,7 +250,7 @@ def _prompts(scores: Comparison) -> str:
 
 
 def _correctness(scores: Comparison) -> str | None:
-    """Said where nothing looks at more than how answers sound (Gudibande et al., 2023)."""
+    """A warning where no measure judges correctness (Gudibande et al., 2023)."""
     if scores.judge or scores.lm_eval or scores.metrics.get("instructions", Measured()).by:
         return None
     return "not measured: no judge, no checked instructions; these numbers say how like the teacher the answers sound"
@@ -285,7 +285,7 @@ def _ceiling(scores: Comparison, metrics: Sequence[MetricRow]) -> str | None:
 
 
 def facts(record: RunRecord, base: Row, scores: Comparison, recipe: str) -> list[tuple[str, str]]:
-    """What a reader needs in order to name, cite and repeat the run."""
+    """Facts to name, cite and repeat the run."""
     seed = re.search(r"^seed:\s*(\S+)", recipe, re.MULTILINE)
     facts = {
         "Run": record.name,

@@ -22,7 +22,7 @@ def number(value: float | None) -> str | None:
 
 
 def fixed(value: float | None, decimals: int, signed: bool = False) -> str | None:
-    """A value with so many decimals and a true minus sign."""
+    """A value with a number of decimals and a true minus sign."""
     return None if value is None else f"{value:{'+' if signed else ''}z,.{decimals}f}".replace("-", "−")
 
 

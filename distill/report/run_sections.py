@@ -23,7 +23,7 @@ def in_order(stages: Collection[str]) -> list[str]:
 
 
 def headline(record: RunRecord) -> str:
-    """What to say of a run that has no comparison."""
+    """The headline of a run without a comparison."""
     if "train" in record.stages:
         return "The student has not been compared with its teacher yet."
     if sessions := record.counts("collect").get("sessions"):
@@ -32,7 +32,7 @@ def headline(record: RunRecord) -> str:
 
 
 def warning(name: str, stage: StageRecord) -> str:
-    """What to say of a stage that is not done."""
+    """The notice on a stage that is not done."""
     return ": ".join(filter(None, [f"{name} is {stage.status}", stage.detail]))
 
 
@@ -136,5 +136,5 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def _evaluation(row: Row) -> dict[str, Any]:
-    """What an evaluation while training saw."""
+    """Figures of an evaluation during training."""
     return {key: finite(row.get(key)) for key in ("step", "eval_loss", "stop_rate", "length_ratio", "rows")}

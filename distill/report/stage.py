@@ -38,13 +38,13 @@ SECTIONS = {
     "student/train_log.jsonl": "loss curve",
     "dropped.jsonl": "dropped rows",
 }
-"""What the page lacks without each file."""
+"""Section of the page that needs each file."""
 LIBRARIES = ("vendor/diff.min.js", "vendor/markdown-it.min.js")
 """Kept libraries that the viewer uses, with their licences beside them in page/vendor."""
 PAGE = Path(__file__).parent / "page"
 """Template, style and script of the page."""
 UNSHOWN = ("fingerprint", "revision", "options")
-"""What run.json says of a stage and the page does not show; `fingerprint` is in records of older versions."""
+"""Keys of a stage in run.json that the page does not show; `fingerprint` is in records of older versions."""
 TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
 
 
@@ -62,7 +62,7 @@ def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
 
 
 def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
-    """All that the template shows, worked out of the run's files."""
+    """The values of the template, from the run's files."""
     document, student = read_record(folder), current(folder)
     record = run_record(folder)
     changes = stale(folder, document)
@@ -176,7 +176,7 @@ def _plain(value: Any) -> Any:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """A hash of what each other stage says of itself: the report shows it."""
+    """A hash of each other stage's entry in run.json, which the report shows."""
     stages = read_record(context.folder).get("stages", {})
     return {
         f"{name} sha256": json_sha256({key: value for key, value in entry.items() if key not in UNSHOWN})

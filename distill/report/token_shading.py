@@ -18,18 +18,18 @@ STEPS = 14
 MOST = len(ALPHABET) - 1
 SHADED: tuple[str, ...] = MODELS[:2]
 MAX_BYTES = 200_000
-"""Of all that the page holds of it, three digits a token: 260 answers of 250 tokens. The texts make room for it."""
+"""Limit of all tokens' bytes in the page, at three digits per token: 260 answers of 250 tokens."""
 
 
 def bytes_of(answers: Sequence[Row]) -> int:
-    """About how many bytes the page holds of it, for which its texts make room."""
+    """Approximate bytes of all tokens in the page."""
     info = (row.get("surprise") for row in answers)
     widths = (each.get("widths") for each in info if isinstance(each, dict))
     return min(MAX_BYTES, sum((1 + len(SHADED)) * len(each) for each in widths if isinstance(each, list)))
 
 
 def select(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
-    """What the page shows of each prompt, by its id, and how many prompts have it.
+    """Packed tokens by prompt id as far as they fit into the page, and the number of prompts that have any.
 
     `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.
     `limit`: characters shown of an answer.

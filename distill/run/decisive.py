@@ -31,7 +31,7 @@ def flat(
     """A section's values by dotted key, without those at their default.
 
     `section` is a pydantic model or a dataclass; of `only` these fields, all when empty. A path that `files` has (a
-    resolved recipe's `files`) stands as the SHA-256 of what is there; secrets are struck out.
+    resolved recipe's `files`) is given as the SHA-256 of its content; secrets are struck out.
     """
     values: dict[str, Any] = {}
     for key, value, default in _fields(section):
@@ -98,7 +98,7 @@ def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What is another in `new`, one short text each."""
+    """The changed keys with old and new value, one short text each."""
     return [
         f"{key} {_short(old.get(key, ABSENT))} → {_short(new.get(key, ABSENT))}"
         for key in sorted(old.keys() | new.keys())

@@ -26,7 +26,7 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
     `by_rule` and `against` count rows by `rule/reason`: those of which it was the first verdict against, and all that
     it was against. `measured` counts by rule the rows that it saw; `overlaps`, for two rules, the rows that both would
     drop (in the order of the rules; pairs without any are left out). `examples` are ids by `rule/reason`, of the first
-    verdict against. A rule sees a row that another has dropped unless it works on sets, or was told to spare such rows.
+    verdict against. A rule sees a row that another has dropped unless it works on sets, or skips dropped rows.
     """
     first: Counter[str] = Counter()
     against: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class FunnelExample:
     question: str
     answer: str
     why: str
-    """What was measured, against what."""
+    """Value and threshold of the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ class Loss:
     rule: str
     reason: str
     first: int
-    """Rows of which it was the first to say no."""
+    """Rows that it was the first to drop."""
     also: int
-    """Rows that it would have dropped, had no other rule before."""
+    """Rows that it would have dropped too."""
     examples: Sequence[FunnelExample] = field(default_factory=tuple)
 
 
@@ -181,7 +181,7 @@ def _why(verdict: Mapping[str, Any]) -> str:
 
 
 def short(value: Any) -> str:
-    """A verdict's value as a reader wants it: three figures of a fraction, text as it is."""
+    """A verdict's value for a reader: three figures of a fraction, text as it is."""
     try:
         number = float(value)
     except (TypeError, ValueError):

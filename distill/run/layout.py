@@ -10,7 +10,7 @@ from distill.recipe import Recipe
 
 @dataclass(frozen=True, slots=True)
 class StageFiles:
-    """What a stage reads and writes; `student` stands for the folder of the student that is there."""
+    """Files that a stage reads and writes; `student` is the folder of the current student."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

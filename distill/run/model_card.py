@@ -69,8 +69,8 @@ def card(
 ) -> str:
     """The whole card. `form` is what lies beside it: `student` (the run's own folder) or the name of an export.
 
-    It describes the student by what made it, whatever was begun in the run since: the one that is there, or, with
-    `made` as `students.account` has it, the one that is about to replace it. Raises `RunFolderError` for no run.
+    It describes the current student by the training that made it, whatever has begun since; with `made`, as
+    `students.account` returns it, the student that is about to replace it. Raises `RunFolderError` for no run.
     """
     whole = read_record(run)
     base = json_object((current(run) if made is None else run / NEXT) / "base.json")

@@ -26,9 +26,9 @@ from distill.run.reading import validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
 FORMAT = 2
-"""Of run.json; 1, without a number, had one hash over inputs, options and sources in place of `options`."""
+"""Version of run.json; the first, without a number, had one hash over inputs, options and sources."""
 NOTE_SECONDS = 5.0
-"""Between two looks at how much was sent."""
+"""Between two updates of the number of sends."""
 MIN_FREE_BYTES = 50_000_000
 """A run does not start with less free disk space than this."""
 
@@ -42,7 +42,7 @@ class StageRecord:
     started: str = ""
     seconds: float = 0.0
     revision: int = 0
-    """Of the stage's code; 0 in records made before there were revisions."""
+    """Revision of the stage's code; 0 in records made before there were revisions."""
     counts: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class StageRecord:
     peak_memory_bytes: int | None = None
     """Largest sum of resident memory of this process and its children, sampled twice a second."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What of the recipe decided the outputs, by key, defaults left out; see `decisive`."""
+    """Options of the recipe that decided the outputs, by key, defaults left out; see `decisive`."""
     inputs: dict[str, str] = field(default_factory=dict)
     """SHA-256 by file, as of `outputs`."""
     outputs: dict[str, str] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class RunRecord:
         return self.teachers or ([self.teacher] if self.teacher else [])
 
     def counts(self, stage: str) -> dict[str, Any]:
-        """What a stage counted; empty where it has not run."""
+        """Counts of a stage; empty where it has not run."""
         return self.stages[stage].counts if stage in self.stages else {}
 
 
@@ -97,12 +97,12 @@ class Run:
         self._writing = threading.Lock()
 
     def stage(self, name: str) -> Mapping[str, Any] | None:
-        """What run.json says of a stage; None when it never ran."""
+        """A stage's entry in run.json; None when it never ran."""
         stage: Mapping[str, Any] | None = self._record.get("stages", {}).get(name)
         return stage
 
     def accounts_before(self) -> list[dict[str, Any]]:
-        """Of a folder made before run.json kept options: its stages and recipe, and those of a student set aside."""
+        """Stages and recipe of a folder made before run.json had options, and those of a student set aside."""
         if "stages" not in self._record or "format" in self._record:
             return []
         own = {"stages": self._record["stages"], "recipe": students.recipe(self.folder)}
@@ -142,7 +142,7 @@ class Run:
         return info["stages"]["train"] if info is not None else None
 
     def begin(self, name: str, record: StageRecord) -> None:
-        """Note that a stage starts."""
+        """Record that a stage starts."""
         record.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.save(name, record)
 

@@ -1,4 +1,4 @@
-"""What a run folder says of itself in a line: which stages are stale, which student is there, the headline."""
+"""One-line remarks on a run folder: stale stages, the current student, the headline."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def headline(folder: Path) -> list[str]:
 
 
 def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """Of the stages that are done, those whose inputs or recipe are others now, each with what has changed."""
+    """The finished stages whose inputs or recipe have changed since, each with the change."""
     stages = record.get("stages", {})
     digests: dict[str, str | None] = {}
     reasons = {}
@@ -44,20 +44,20 @@ def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def student_remark(folder: Path) -> str | None:
-    """One line that says which student is there, where the run has moved on from it; see `students.remark`."""
+    """One line on the current student, where run or recipe have changed since; see `students.remark`."""
     record = _read_record(folder)
     return students.remark(folder, record) if record else None
 
 
 def comparison_remark(folder: Path) -> str | None:
-    """One line where scores.json and answers.jsonl are not of the student that is there."""
+    """One line where scores.json and answers.jsonl are of another student than the current one."""
     if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
         return None
     return f"the last finished comparison is not of the student that is there; type: distill compare {folder}"
 
 
 def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether scores.json is of the student that is there."""
+    """Whether scores.json is of the current student."""
     compare = record.get("stages", {}).get("compare") or {}
     of = (compare.get("inputs") or {}).get(STUDENT)
     there = (folder / "scores.json").is_file()

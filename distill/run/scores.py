@@ -43,7 +43,7 @@ class Estimate:
     n: int | None = None
     """Prompts."""
     excludes_zero: bool = False
-    """Of a difference: whether the interval lies on one side of zero."""
+    """For a difference: whether the interval lies on one side of zero."""
 
     @property
     def share(self) -> float:
@@ -69,10 +69,10 @@ class Measured:
     """`lower`, `higher`, `near 1`, or `teacher`: the nearer to the teacher's value."""
     explanation: str = ""
     by: Annotated[Mapping[str, Estimate], BeforeValidator(_means)] = field(default_factory=dict)
-    """Of `base`, `student`, `teacher` and `teacher_again`, those that have the measure."""
+    """By model (`base`, `student`, `teacher`, `teacher_again`), where it has the measure."""
     student_minus_base: Interval = None
     p: Number = None
-    """Of that difference, by flipping signs."""
+    """Sign-flip p of that difference."""
     p_holm: Number = None
     """The same, adjusted for looking at all categories or tasks."""
     gap_closed: Interval = None
@@ -185,7 +185,7 @@ class Comparison:
         return self.metrics.get(self.lead or "")
 
     def described(self, model: str) -> str | None:
-        """What a model is, else its name."""
+        """A model's description, else its name."""
         info = self.models.get(model, {})
         return info.get("description") or info.get("model")
 

@@ -34,7 +34,7 @@ LOGS = (
     "train_log.jsonl", "example_losses.jsonl", "samples.jsonl", "quarantined.jsonl", "masks.json",
     "tensorboard", "wandb",
 )  # fmt: skip
-"""What a training has written besides its checkpoints before it is finished."""
+"""Files besides checkpoints that a training writes before it is finished."""
 WITHOUT_EFFECT = frozenset({"save_steps", "show_masks", "report_to"})
 """Keys of `train` that decide nothing of the student."""
 _LEFT_OUT = "(left out)"
@@ -97,11 +97,11 @@ def _take_over(student: Path, new: Path) -> None:
                 (student / name).rename(new / name)
 
 
-# What made them
+# Accounts of training
 
 
 def account(run: Path, record: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
-    """What training.json says: run.json's facts and stages up to `train`, which is given, and the resolved recipe."""
+    """The contents of training.json: run.json's facts, its stages up to `train`, and the resolved recipe."""
     facts = {key: value for key, value in record.items() if key not in ("stages", "student")}
     before = {name: entry for name, entry in record.get("stages", {}).items() if name in _BEFORE}
     return {**facts, "stages": {**before, "train": dict(train)}, "recipe": recipe(run)}
@@ -111,7 +111,7 @@ _BEFORE = ("expand", "collect", "curate")
 
 
 def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What made the student that is there, as `account` has it; None where nothing says so of these very files.
+    """The account of the current student's training; None where no account matches its files.
 
     The student of an older version has no training.json: what run.json and recipe.yaml say is its own until another
     training begins, and is set aside in run.json then.
@@ -135,7 +135,7 @@ def _is_account(info: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What made a student of an older version, to be kept in run.json before another training or recipe replaces it."""
+    """The account of a student of an older version, to be kept in run.json before another training replaces it."""
     train = record.get("stages", {}).get("train") or {}
     if (current(run) / TRAINING).is_file():
         return None
@@ -154,11 +154,11 @@ def recipe(run: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-# What has moved on since
+# Changes since
 
 
 def deciding_options(loaded: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the student, by key, defaults left out."""
+    """Options of a recipe that decide the student, by key, defaults left out."""
     values = flat(loaded.student, "student") if loaded.student is not None else {}
     if loaded.train is not None:
         values |= flat(loaded.train.options, "train")
@@ -167,7 +167,7 @@ def deciding_options(loaded: Recipe) -> dict[str, Any]:
 
 
 def changes(run: Path, record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
-    """In what the run's recipe and rows are others than those of the student, one short text each."""
+    """Differences of the run's recipe and rows from those of the student, one short text each."""
     was, now = dict(_deciding(info["recipe"])), dict(_deciding(recipe(run)))
     differences = [
         f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
@@ -190,7 +190,7 @@ def has_other_rows(run: Path, info: Mapping[str, Any]) -> bool:
 
 
 def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What of a recipe decides the student, by its keys."""
+    """Keys of a recipe's document that decide the student, with their values."""
     for section in ("student", "train", "seed"):
         for name, value in flatten(document.get(section), section).items():
             if value is not None and name.removeprefix("train.") not in WITHOUT_EFFECT:
@@ -198,7 +198,7 @@ def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def remark(run: Path, record: Mapping[str, Any]) -> str | None:
-    """One line that says which student is there, where the run has moved on from it; None where it has not."""
+    """One line on the current student, where run or recipe have changed since; None where they have not."""
     if not is_student(current(run)):
         return None
     last = record.get("stages", {}).get("train") or {}

@@ -51,9 +51,9 @@ class Sample:
     reference: ModelAnswer | None
     """The teacher's first answer, where there is one; for the model `teacher` it is `answer` itself."""
     category: str = "all"
-    """What kind of prompt it is."""
+    """Category of the prompt."""
     prompt: int = 0
-    """Which prompt it is, of those that are compared."""
+    """Index of the prompt."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """Instructions of the prompt that a program can check; see `distill.compare.metrics.instruction_checks`."""
 
@@ -93,7 +93,7 @@ class ModelMetric(Protocol):
     scope: Literal["model"]
     measures: tuple[Measure, ...]
     models: tuple[Model, ...]
-    """The models that are asked."""
+    """The models that it scores."""
 
     def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """As for texts; yields its requests, and leaves a number out when one fails."""

@@ -14,7 +14,7 @@ from distill.text.rouge_index import comparable
 from distill.types import MODELS
 
 RUN = 8
-"""Words of the shortest span that counts; shorter ones are everybody's phrases."""
+"""Words of the shortest span that counts; shorter ones are common phrases."""
 
 LEARNERS = MODELS[:2]
 """The models that may recite; the teacher's answers are what was trained on."""

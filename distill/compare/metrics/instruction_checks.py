@@ -65,7 +65,7 @@ def _letters(text: str) -> list[str]:
 
 
 def _table(text: str, columns: int, rows: int) -> bool:
-    """Whether there is one Markdown table of so many columns and rows, head and rule not counted."""
+    """Whether the text has one Markdown table with these numbers of columns and rows, without head and rule."""
     cells = [[cell.strip() for cell in row.split("|")] for row in _ROW.findall(text)]
     if len(cells) < 2 or not all(re.fullmatch(r":?-+:?", cell) for cell in cells[1]):
         return False
@@ -85,7 +85,7 @@ def _spells(text: str, word: str) -> bool:
 
 
 def _parts(text: str, mark: str, count: int) -> bool:
-    """Whether lines that hold the mark alone part the text into so many pieces, none empty."""
+    """Whether lines with only the mark split the text into `count` pieces, none empty."""
     pieces = re.split(rf"^[ \t]*{re.escape(mark)}[ \t]*$", text, flags=re.MULTILINE)
     return len(pieces) == count and all(piece.strip() for piece in pieces)
 
@@ -122,7 +122,7 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "parts": lambda text, check: _parts(text, check["mark"], check["count"]),
     "lines": lambda text, check: len(_lines(text)) == check["count"],
 }
-"""What each kind looks for; an empty answer follows nothing."""
+"""The check of each kind; an empty answer follows none."""
 
 
 def _fences(text: str) -> list[tuple[str, str]]:
@@ -130,7 +130,7 @@ def _fences(text: str) -> list[tuple[str, str]]:
 
 
 def problem(check: Any) -> str | None:
-    """What is wrong with a check that a file gives, in words for its author; `None` where it can be decided."""
+    """The fault of a check from a file, for its author; `None` where it can be decided."""
     kind = check.get("kind") if isinstance(check, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         return f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}"
