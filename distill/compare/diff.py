@@ -272,20 +272,20 @@ def _means(run: ComparedRun, common: Sequence[str], measures: Sequence[str], mod
 # Saying
 
 
-def lines(info: Row) -> Iterator[str]:
+def lines(result: Row) -> Iterator[str]:
     """The difference of two runs as a reader wants it."""
     yield (
-        f"{info['first']} → {info['second']}: {info['prompts']} common prompts of {info['prompts_first']} and "
-        f"{info['prompts_second']}"
+        f"{result['first']} → {result['second']}: {result['prompts']} common prompts of {result['prompts_first']} and "
+        f"{result['prompts_second']}"
     )
-    yield from (f"warning: {warning}" for warning in info["warnings"])
-    for change in info["changes"]:
+    yield from (f"warning: {warning}" for warning in result["warnings"])
+    for change in result["changes"]:
         yield _change_line(change)
-        for name, one in change["categories"].items() if change["measure"] == info["lead"] else ():
+        for name, one in change["categories"].items() if change["measure"] == result["lead"] else ():
             yield f"    {name} ({one['n']}): {_numbers(one['difference'], one['p_holm'])}"
-    if info["largest"]:
-        yield f"largest changes in {info['lead']}:"
-    for row in info["largest"]:
+    if result["largest"]:
+        yield f"largest changes in {result['lead']}:"
+    for row in result["largest"]:
         yield f"  {row['id']}: {row['first']['value']:.2f} → {row['second']['value']:.2f}  {_short(row['prompt'])}"
         yield f"    was: {_short(row['first']['text'])}"
         yield f"    is:  {_short(row['second']['text'])}"
@@ -299,20 +299,20 @@ def _change_line(change: Row) -> str:
 
 
 def _numbers(difference: Any, p_holm: float | None) -> str:
-    info = asdict(difference) if isinstance(difference, Difference) else difference
+    interval = asdict(difference) if isinstance(difference, Difference) else difference
     p = "" if p_holm is None else f", p {p_holm:.3f} adjusted" if p_holm >= 0.001 else ", p < 0.001 adjusted"
-    return f"{info['mean']:+.3f} (95% CI {info['low']:+.3f} to {info['high']:+.3f}{p})"
+    return f"{interval['mean']:+.3f} (95% CI {interval['low']:+.3f} to {interval['high']:+.3f}{p})"
 
 
 def _short(text: str) -> str:
     return one_line(visible(text), SHOWN)
 
 
-def curve_lines(info: Row) -> Iterator[str]:
+def curve_lines(table: Row) -> Iterator[str]:
     """The curve as a table, one line per run."""
-    yield f"{info['prompts']} prompts that all runs have"
-    names = list(info["titles"])
+    yield f"{table['prompts']} prompts that all runs have"
+    names = list(table["titles"])
     yield "  ".join(["trained tokens".rjust(14), *(name.rjust(max(8, len(name))) for name in names), "run"])
-    for point in info["points"]:
+    for point in table["points"]:
         cells = [("–" if point[name] is None else f"{point[name]:.3f}").rjust(max(8, len(name))) for name in names]
         yield "  ".join([f"{point['trained_tokens']:,}".rjust(14), *cells, point["run"]])

@@ -274,12 +274,12 @@ def _pair_entry(
     pair: str, games: Sequence[tuple[JudgeQuestion, tuple[Verdict, str]]], again: tuple[Verdict, str] | None
 ) -> dict[str, Any]:
     """The games of a pair and their outcome for the first of the two; identical answers are a tie without a game."""
-    info: list[dict[str, Any]] = [
+    replies: list[dict[str, Any]] = [
         {"first": game.first, "verdict": verdict, "reason": reason} for game, (verdict, reason) in games
     ]
     if again is not None:
-        info[0]["again"] = again[0]
-    return {"games": info, "outcome": outcome_of(pair, [verdict for _, (verdict, _) in games])}
+        replies[0]["again"] = again[0]
+    return {"games": replies, "outcome": outcome_of(pair, [verdict for _, (verdict, _) in games])}
 
 
 def outcome_of(pair: str, verdicts: Sequence[Verdict]) -> str:

@@ -82,10 +82,10 @@ def _games(entries: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Map
 # Win rates
 
 
-def _pair(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
+def _pair(results: ComparisonResults, games: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
     """Counts, and the win rate of the first of the pair: ties count half, what cannot be read is left out."""
-    worth = {index: WORTH[one["outcome"]] for index, one in info.items() if one["outcome"] in WORTH}
-    counts = {kind: sum(one["outcome"] == kind for one in info.values()) for kind in (*WORTH, "unparsed")}
+    worth = {index: WORTH[one["outcome"]] for index, one in games.items() if one["outcome"] in WORTH}
+    counts = {kind: sum(one["outcome"] == kind for one in games.values()) for kind in (*WORTH, "unparsed")}
     controlled, why = _length_controlled(results, worth, name, seed)
     return {
         "n": len(worth),
@@ -143,13 +143,13 @@ def _against_base(entries: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
 
 def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """The mean grade of each model; a grade that cannot be read is left out and counted."""
-    info: dict[str, Any] = {}
+    grades_by_model: dict[str, Any] = {}
     for model in JUDGED:
         grades = [one["single"][model]["score"] for one in entries.values() if model in one.get("single", {})]
         read = [grade for grade in grades if grade is not None]
         if grades:
-            info[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
-    return info
+            grades_by_model[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
+    return grades_by_model
 
 
 # Audit
@@ -169,13 +169,13 @@ def _audit(
     results: ComparisonResults, entries: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
 ) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
-    info = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
-    pairs = [pair for _, _, pair in info]
+    all_pairs = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
+    pairs = [pair for _, _, pair in all_pairs]
     games = [
         _JudgeReply(
             index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"]
         )
-        for index, name, pair in info
+        for index, name, pair in all_pairs
         for game in pair["games"]
         if game["verdict"] != "unparsed"
     ]
@@ -269,7 +269,7 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
 
 def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
     """Share of prompts on which the student, and the base, win or tie against the teacher."""
-    info: Interval = main["win_or_tie"]
+    rate: Interval = main["win_or_tie"]
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""
     length = audit.get("longer_wins") or 0.0
@@ -279,14 +279,14 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
         else ""
     )
     return (
-        f"The student wins or ties on {info.mean:.0%} of {info.n} prompts against the teacher ({main['wins']} won, "
-        f"{main['ties']} tied, 95% CI {info.low:.0%} to {info.high:.0%}), as {judge} judges in both orders{against}"
+        f"The student wins or ties on {rate.mean:.0%} of {rate.n} prompts against the teacher ({main['wins']} won, "
+        f"{main['ties']} tied, 95% CI {rate.low:.0%} to {rate.high:.0%}), as {judge} judges in both orders{against}"
         f"{doubt}"
     )
 
 
-def _power(info: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
-    worth = [WORTH[one["outcome"]] for one in info.values() if one["outcome"] in WORTH]
+def _power(games: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
+    worth = [WORTH[one["outcome"]] for one in games.values() if one["outcome"] in WORTH]
     prompts_for_power = prompts_needed([one - 0.5 for one in worth], 0.05)
     if prompts_for_power is None:
         return None

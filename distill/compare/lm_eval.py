@@ -49,8 +49,8 @@ def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness
     work = _Work(folder, setting, harness)
     rows = {model: {name: work.of(model, name, settings) for name in options.tasks} for model in SIDES}
     work.release()
-    reply = [row["key"] for some in rows["student"].values() for row in some]
-    return {"package": package, **options.model_dump(), "said": reply, **entries(options.tasks, rows, seed)}
+    student_keys = [row["key"] for some in rows["student"].values() for row in some]
+    return {"package": package, **options.model_dump(), "said": student_keys, **entries(options.tasks, rows, seed)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +143,8 @@ class _Work:
             free_memory()
 
 
-def _key(*info: Any) -> str:
-    return json_sha256(info)
+def _key(*parts: Any) -> str:
+    return json_sha256(parts)
 
 
 def _rows_by_key(path: Path) -> dict[str, dict[str, Any]]:
@@ -201,14 +201,14 @@ def entries(
     `rows`: by model and name, a row for each task that the name stands for. Several tasks are pooled, each document
     counting once, and stand in `categories` one by one.
     """
-    info = {
+    measures = {
         f"{name} {measure}": _entry(name, measure, {model: rows[model][name] for model in SIDES}, seed)
         for name in names
         for measure in _measures(rows["base"][name])
     }
     left_out = {row["task"]: row["left_out"] for name in names for row in rows["base"][name] if row["left_out"]}
     notes = [f"{task}: {', '.join(gone)} has no value for one document, so no pairs" for task, gone in left_out.items()]
-    return {"entries": with_holm(info), "notes": notes}
+    return {"entries": with_holm(measures), "notes": notes}
 
 
 def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distill.compare.metrics import ModelAnswer
 from distill.compare.metrics.instruction_checks import problem
@@ -17,6 +17,7 @@ from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows, text_l
 from distill.text.tokens import normalise
 from distill.types import MODELS, Completion, Message, Model, Session
 
+T = TypeVar("T")
 CATEGORIES = ("category", "kind", "topic", "imported")
 """Entries of a session's meta that may give a prompt's category; the first present one counts."""
 IDS = ("id", "question_id", "prompt_id")
@@ -76,8 +77,12 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
     an id, a `category` and a `reference` solution. `system` goes before those that have no system message. Raises
     `RecipeError` for a file without prompts, a row that is none, or an id that comes twice.
     """
-    rows = _rows(path) if path.suffix.lower() in {".json", ".jsonl", ".ndjson"} else _lines(path)
-    prompts = list(rows)
+    where = f"compare.prompts: {path}"
+    if path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
+        prompts = [_prompt(row, path) for row in _accepted(json_rows(path), where)]
+    else:
+        lines = _accepted(text_lines(path), where)
+        prompts = [Prompt(f"prompt-{number}", (Message("user", text),)) for number, text in lines]
     if not prompts:
         raise RecipeError(f"compare.prompts: {path} holds no prompts; expected one a line, or rows of JSON")
     ids: set[str] = set()
@@ -104,19 +109,12 @@ def _with_system(prompt: Prompt, system: str) -> Prompt:
     return replace(prompt, messages=(Message("system", system), *prompt.messages))
 
 
-def _lines(path: Path) -> Iterator[Prompt]:
-    for row in text_lines(path):
+def _accepted(rows: Iterable[T | RejectedRow], where: str) -> Iterator[T]:
+    """The rows. Raises `RecipeError` for the first that cannot be read."""
+    for row in rows:
         if isinstance(row, RejectedRow):
-            raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
-        number, text = row
-        yield Prompt(f"prompt-{number}", (Message("user", text),))
-
-
-def _rows(path: Path) -> Iterator[Prompt]:
-    for row in json_rows(path):
-        if isinstance(row, RejectedRow):
-            raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
-        yield _prompt(row, path)
+            raise RecipeError(f"{where}, line {row.line}: {row.detail}")
+        yield row
 
 
 def _prompt(row: ForeignRow, path: Path | str) -> Prompt:
@@ -208,9 +206,7 @@ def _recorded(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelRepli
     for index, prompt in enumerate(prompts):
         same_text.setdefault(normalise(prompt.messages[-1].content), []).append(index)
     answers: dict[int, ModelAnswer] = {}
-    for row in json_rows(path):
-        if isinstance(row, RejectedRow):
-            raise RecipeError(f"compare.answers.{model}: {path}, line {row.line}: {row.detail}")
+    for row in _accepted(json_rows(path), f"compare.answers.{model}: {path}"):
         place = ids.get(_id(row.value) or "")
         if place is None:
             place = _next_free(next((same_text[key] for key in _questions(row.value) if key in same_text), []), answers)

@@ -98,8 +98,9 @@ def compare(
     file of prompts or answers that does not fit.
     """
     shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    replies = _ask([*shared, *of_metrics(metrics)], current(folder), engine, metrics, sampling, seed, sides)
-    results = score_answers([*shared, *of_metrics(metrics)], replies, metrics, folder)
+    questions = [*shared, *of_metrics(metrics)]
+    replies = _ask(questions, current(folder), engine, metrics, sampling, seed, sides)
+    results = score_answers(questions, replies, metrics, folder)
     bench = sides.judge if shared else None
     judged = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
     scores = {
@@ -174,15 +175,15 @@ def _add_measures(
     lead = leading(measures, entries)
     notes = [*(note for reply in replies for note in reply.notes), *absence_note(measures, absent)]
     notes += remarks(results, [one for one in measures if one.name not in absent], entries)
-    info = summary(results, entries, lead, notes=notes, usd=usd, own=scores["held_out"])
+    part = summary(results, entries, lead, notes=notes, usd=usd, own=scores["held_out"])
     outcomes = outcomes_by(results, lead) if lead is not None else {}
     if judged is not None and sides.judge is not None:
-        names = {model: info["model"] or "" for model, info in scores["models"].items()}
+        names = {model: part["model"] or "" for model, part in scores["models"].items()}
         judge_info = {"model": sides.judge.provider.endpoint.model, "mode": sides.judge.options.mode}
-        info = with_judge(info, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
+        part = with_judge(part, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
         outcomes |= judged_outcomes(judged)
     nearness, by_category = coverage(results.prompts, outcomes, kept)
-    scores |= {**info, "coverage": by_category, "leaks": leak_summary(results.prompts, leaked)}
+    scores |= {**part, "coverage": by_category, "leaks": leak_summary(results.prompts, leaked)}
     return {"leak": leaked, "judge": judged or {}, "outcome": outcomes, "coverage": nearness}
 
 
@@ -213,29 +214,29 @@ def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dic
     }
     teacher = ", ".join(Path(one.endpoint.model).name for one in sides.teachers.values())
     weights = Path(sides.teacher_weights).name if sides.teacher_weights else "teacher"
-    info: dict[Model, dict[str, str | None]] = {}
+    by_model: dict[Model, dict[str, str | None]] = {}
     for model in MODELS:
         if not results.answers.get(model):
             continue
         if model in sides.recorded:
-            info[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
+            by_model[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
         elif model in sides.endpoints:
-            info[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
+            by_model[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
         elif model in again:
-            info[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
+            by_model[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
         else:
-            info[model] = trained_here[model]
-    return info
+            by_model[model] = trained_here[model]
+    return by_model
 
 
 def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
     """Base and student as they were trained here, by what their folder says."""
     if not is_student(student):
         return {}
-    info = read_base(student)
-    model = Path(info["model"]).name
-    weights = ", 4-bit" if info["quantised"] else ""
-    layers = f"{len(info['layers'])} layers of " if info["layers"] else ""
+    base = read_base(student)
+    model = Path(base["model"]).name
+    weights = ", 4-bit" if base["quantised"] else ""
+    layers = f"{len(base['layers'])} layers of " if base["layers"] else ""
     return {
         "base": {
             "model": model,

@@ -266,14 +266,14 @@ def _likeness(entry: Mapping[str, Any] | None) -> str:
 
 def _manner(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """The student's stop rate and repetition."""
-    reply = []
-    for name, words, written in (("stopped", "it stops by itself in", _percent), ("repetition", "repetition", _number)):
+    pieces = []
+    for name, phrase, form in (("stopped", "it stops by itself in", _percent), ("repetition", "repetition", _number)):
         by = metrics[name]["by"] if name in metrics else {}
         if "student" in by:
             of = " of answers" if name == "stopped" else ""
-            teacher = f" (teacher {written(by['teacher'].mean)})" if "teacher" in by else ""
-            reply.append(f"{words} {written(by['student'].mean)}{of}{teacher}")
-    return ", ".join(reply)
+            teacher = f" (teacher {form(by['teacher'].mean)})" if "teacher" in by else ""
+            pieces.append(f"{phrase} {form(by['student'].mean)}{of}{teacher}")
+    return ", ".join(pieces)
 
 
 def _number(value: float, *, sign: str = "") -> str:

@@ -180,16 +180,18 @@ def _usd(plan: StageForecast, recipe: Recipe) -> float:
 def _caps(recipe: Recipe) -> list[str]:
     collect = recipe.collect.budget_usd if recipe.collect is not None else None
     caps = {"budget_usd": recipe.budget_usd, "collect.budget_usd": collect}
-    reply = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
+    lines_on_caps = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
     unpriced = [one.called for one in (*recipe.teachers, *recipe.roles.values()) if one.price is None]
     unbound = [teacher.called for teacher in recipe.teachers if most_tokens(teacher) is None]
-    if reply and unpriced:
-        reply.append(f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse")
-    if reply and unbound:
-        reply.append(
+    if lines_on_caps and unpriced:
+        lines_on_caps.append(
+            f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse"
+        )
+    if lines_on_caps and unbound:
+        lines_on_caps.append(
             f"warning: a budget needs sampling.max_tokens, and {', '.join(unbound)} has none: the run will refuse"
         )
-    return reply
+    return lines_on_caps
 
 
 def most_tokens(teacher: Teacher) -> int | None:

@@ -174,11 +174,11 @@ def _seeds(
 
 def _seed(session: Session, id: str) -> dict[str, Any] | None:
     """A session's first question and answer as a seed."""
-    reply = {message.role: message.content for message in reversed(session.messages)}
-    if not reply.get("user", "").strip() or not reply.get("assistant", "").strip():
+    turns = {message.role: message.content for message in reversed(session.messages)}
+    if not turns.get("user", "").strip() or not turns.get("assistant", "").strip():
         return None
-    instances = [{"input": "", "output": reply["assistant"]}]
-    return {"id": id, "name": id, "instruction": reply["user"], "instances": instances, "is_classification": False}
+    instances = [{"input": "", "output": turns["assistant"]}]
+    return {"id": id, "name": id, "instruction": turns["user"], "instances": instances, "is_classification": False}
 
 
 def _own_seeds(loaded: Recipe, count: int) -> list[dict[str, Any]]:

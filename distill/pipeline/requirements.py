@@ -101,8 +101,8 @@ def known_faults(recipe: Recipe) -> list[str]:
     for teacher in recipe.teachers:
         findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
         if findings is not None:
-            info = unheeded(recipe, teacher, findings)
-            texts += [f"warning: {line} (probed {probe.age(findings)})" for line in info]
+            lines = unheeded(recipe, teacher, findings)
+            texts += [f"warning: {line} (probed {probe.age(findings)})" for line in lines]
     return texts
 
 
@@ -126,11 +126,11 @@ def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
 
 
 def _unheeded_system(findings: Findings) -> list[str]:
-    info = {
+    lines = {
         "ignored": "collect.system is set, but this endpoint ignores system messages: answers are given without it",
         "refused": "collect.system is set, but this endpoint refuses system messages: requests will fail",
     }
-    return [info[verdict]] if (verdict := findings.verdict("system")) in info else []
+    return [lines[verdict]] if (verdict := findings.verdict("system")) in lines else []
 
 
 def serves_here(loaded: Recipe) -> bool:

@@ -64,8 +64,10 @@ def conversation(row: Row) -> dict[str, Any]:
 def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
     """One held-out prompt with the answers to it."""
     answers, scores = row.get("answers") or {}, row.get("scores") or {}
-    info = [_answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"]
-    return {"id": str(row.get("id")), **conversation(row), "answers": info, "why": why(row, titles)}
+    columns = [
+        _answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"
+    ]
+    return {"id": str(row.get("id")), **conversation(row), "answers": columns, "why": why(row, titles)}
 
 
 def why(row: Row, titles: Mapping[str, str]) -> str:
@@ -102,9 +104,9 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
     by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
         sample = by_id.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
-        reply = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
-        sample.setdefault("first", reply)
-        sample["last"] = reply
+        answer = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
+        sample.setdefault("first", answer)
+        sample["last"] = answer
     return list(by_id.values())
 
 
@@ -175,16 +177,16 @@ def _shorter(judge: Any, limit: int) -> Any:
 
 
 def _texts(row: Row) -> list[str]:
-    reply = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
+    by_model = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
     texts = [turn.get("content") for turn in row.get("messages") or []]
     texts += row.get("turns") or []
-    texts += [text for answer in reply for text in (answer.get("text"), *answer.get("earlier", ()))]
+    texts += [text for answer in by_model for text in (answer.get("text"), *answer.get("earlier", ()))]
     return [text for text in texts if isinstance(text, str)]
 
 
 def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
     """One prompt under short keys; what there is not is left out."""
-    info = {
+    optional = {
         "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
         "judge": _shorter(row.get("judge"), _of_reasons(limit)),
@@ -214,15 +216,15 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
                 if model in MODELS
             },
             "why": why(row, titles),
-            **{name: value for name, value in info.items() if value},
+            **{name: value for name, value in optional.items() if value},
         }
     )
     return entry
 
 
 def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    info = tokens.get(str(row.get("id")))
-    return {"surprise": info} if info else {}
+    packed = tokens.get(str(row.get("id")))
+    return {"surprise": packed} if packed else {}
 
 
 def _near(coverage: Row) -> dict[str, Any]:
@@ -233,8 +235,8 @@ def _near(coverage: Row) -> dict[str, Any]:
 
 def _answer_data(answer: Row, limit: int) -> dict[str, Any]:
     earlier = [_cut(text, limit) for text in answer.get("earlier") or []]
-    info = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
-    return {**info, **({"earlier": earlier} if earlier else {})}
+    entry = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
+    return {**entry, **({"earlier": earlier} if earlier else {})}
 
 
 def _cut(value: Any, limit: int) -> str:

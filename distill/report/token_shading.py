@@ -23,8 +23,8 @@ MAX_BYTES = 200_000
 
 def bytes_of(answers: Sequence[Row]) -> int:
     """Approximate bytes of all tokens in the page."""
-    info = (row.get("surprise") for row in answers)
-    widths = (each.get("widths") for each in info if isinstance(each, dict))
+    surprises = (row.get("surprise") for row in answers)
+    widths = (each.get("widths") for each in surprises if isinstance(each, dict))
     return min(MAX_BYTES, sum((1 + len(SHADED)) * len(each) for each in widths if isinstance(each, list)))
 
 
@@ -53,15 +53,15 @@ def _ends_first(rows: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[st
 
 def packed(row: Row, limit: int) -> dict[str, str] | None:
     """`widths` in UTF-16 units of the text as it is shown, and each model's nats; None where they do not fit it."""
-    info, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
-    if not isinstance(info, dict) or not isinstance(text, str):
+    surprise, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
+    if not isinstance(surprise, dict) or not isinstance(text, str):
         return None
-    widths = info.get("widths")
+    widths = surprise.get("widths")
     if not isinstance(widths, list) or not all(isinstance(width, int) and width > 0 for width in widths):
         return None
     pieces = list(_pieces(text[:limit], widths))
     text_of_pieces = "".join(pieces)
-    nats = {model: _nats((info.get("nats") or {}).get(model), len(widths)) for model in SHADED}
+    nats = {model: _nats((surprise.get("nats") or {}).get(model), len(widths)) for model in SHADED}
     if text_of_pieces != visible(text[:limit]) or not any(nats.values()):
         return None
     levels = {model: "".join(map(_level, each[: len(pieces)])) for model, each in nats.items() if each}

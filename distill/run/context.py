@@ -174,8 +174,8 @@ def _endpoints(context: Context, stage: str) -> dict[str, BoundEndpoint]:
     """Endpoints that a stage sends requests to; every role for a strategy that names none."""
     assert context.teachers is not None
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
-    info = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
-    return context.teachers.of_roles(getattr(info, "roles", OTHER_ROLES) if section is not None else ())
+    cost = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
+    return context.teachers.of_roles(getattr(cost, "roles", OTHER_ROLES) if section is not None else ())
 
 
 def _require_no_open_batch(context: Context, stage: str) -> None:

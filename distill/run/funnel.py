@@ -175,8 +175,8 @@ def _opening(text: str) -> str:
 
 def _why(verdict: Mapping[str, Any]) -> str:
     """Such as `measured 0.814, limit 0.7, beside t0031`."""
-    reply = (("measured", "value"), ("limit", "threshold"), ("beside", "neighbour"))
-    pieces = [f"{word} {short(verdict[key])}" for word, key in reply if verdict.get(key) not in (None, "")]
+    fields = (("measured", "value"), ("limit", "threshold"), ("beside", "neighbour"))
+    pieces = [f"{word} {short(verdict[key])}" for word, key in fields if verdict.get(key) not in (None, "")]
     return ", ".join(pieces + ([_opening(str(verdict["note"]))] if verdict.get("note") else []))
 
 

@@ -138,8 +138,8 @@ class Run:
         ]
 
     def _own_training(self) -> Mapping[str, Any] | None:
-        info = students.training(self.folder, self._record)
-        return info["stages"]["train"] if info is not None else None
+        training = students.training(self.folder, self._record)
+        return training["stages"]["train"] if training is not None else None
 
     def begin(self, name: str, record: StageRecord) -> None:
         """Record that a stage starts."""

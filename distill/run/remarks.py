@@ -37,8 +37,8 @@ def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
             reasons[name] = f"made from another {' and '.join(changed_inputs)} than there is now"
     if "compare" in reasons and _is_finished(stages.get("report")):
         reasons.setdefault("report", "shows a comparison that is stale")
-    info = students.training(folder, record) if _is_finished(stages.get("train")) else None
-    if info is not None and (changed := students.changes(folder, record, info)):
+    training = students.training(folder, record) if _is_finished(stages.get("train")) else None
+    if training is not None and (changed := students.changes(folder, record, training)):
         reasons["train"] = "; ".join(changed)
     return reasons
 

@@ -186,8 +186,8 @@ class Comparison:
 
     def described(self, model: str) -> str | None:
         """A model's description, else its name."""
-        info = self.models.get(model, {})
-        return info.get("description") or info.get("model")
+        entry = self.models.get(model, {})
+        return entry.get("description") or entry.get("model")
 
 
 def read_scores(folder: Path) -> Comparison | None:

@@ -64,9 +64,9 @@ def sha256_of_next(run: Path) -> str:
     return _student_sha256(run / NEXT)
 
 
-def finish(run: Path, info: Mapping[str, Any]) -> None:
+def finish(run: Path, account: Mapping[str, Any]) -> None:
     """Mark the student in `student.next` as finished with what made it, and put it in the place of the one before."""
-    write_json(run / NEXT / TRAINING, info)
+    write_json(run / NEXT / TRAINING, account)
     settle(run)
 
 
@@ -122,16 +122,16 @@ def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     return next((one for one in candidates if digest is not None and _is_account(one) and _made(one) == digest), None)
 
 
-def _made(info: Mapping[str, Any]) -> str | None:
+def _made(account: Mapping[str, Any]) -> str | None:
     """The SHA-256 of the student that a training has ended with."""
-    train = info["stages"]["train"]
+    train = account["stages"]["train"]
     digest: str | None = (train.get("outputs") or {}).get(STUDENT)
     return digest if train.get("status") == "done" else None
 
 
-def _is_account(info: Any) -> TypeGuard[dict[str, Any]]:
-    stages = info.get("stages") if isinstance(info, dict) else None
-    return isinstance(stages, dict) and isinstance(stages.get("train"), dict) and isinstance(info.get("recipe"), dict)
+def _is_account(value: Any) -> TypeGuard[dict[str, Any]]:
+    stages = value.get("stages") if isinstance(value, dict) else None
+    return isinstance(stages, dict) and isinstance(stages.get("train"), dict) and isinstance(value.get("recipe"), dict)
 
 
 def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -166,26 +166,27 @@ def deciding_options(loaded: Recipe) -> dict[str, Any]:
     return {"seed": loaded.seed, **deciding}
 
 
-def changes(run: Path, record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
+def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) -> list[str]:
     """Differences of the run's recipe and rows from those of the student, one short text each."""
-    was, now = dict(_deciding(info["recipe"])), dict(_deciding(recipe(run)))
+    was, now = dict(_deciding(account["recipe"])), dict(_deciding(recipe(run)))
     differences = [
         f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
         for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name) and not (name in was.keys() ^ now.keys() and _is_default(record, info, name))
+        if was.get(name) != now.get(name)
+        and not (name in was.keys() ^ now.keys() and _is_default(record, account, name))
     ]
-    return [*differences, *(["other rows in kept.jsonl"] if has_other_rows(run, info) else [])]
+    return [*differences, *(["other rows in kept.jsonl"] if has_other_rows(run, account) else [])]
 
 
-def _is_default(record: Mapping[str, Any], info: Mapping[str, Any], name: str) -> bool:
+def _is_default(record: Mapping[str, Any], account: Mapping[str, Any], name: str) -> bool:
     """Whether a key that one version of the recipe lacks is at its default in the other, and so has not changed."""
-    was, now = info["stages"]["train"].get("options"), record.get("chosen")
+    was, now = account["stages"]["train"].get("options"), record.get("chosen")
     return was is not None and now is not None and name not in was and name not in now
 
 
-def has_other_rows(run: Path, info: Mapping[str, Any]) -> bool:
+def has_other_rows(run: Path, account: Mapping[str, Any]) -> bool:
     """Whether kept.jsonl is not what the student was trained on."""
-    rows = info["stages"]["train"].get("inputs", {}).get("kept.jsonl")
+    rows = account["stages"]["train"].get("inputs", {}).get("kept.jsonl")
     return rows is not None and sha256(run, "kept.jsonl") != rows
 
 
@@ -202,12 +203,12 @@ def remark(run: Path, record: Mapping[str, Any]) -> str | None:
     if not is_student(current(run)):
         return None
     last = record.get("stages", {}).get("train") or {}
-    info = training(run, record)
-    if info is None:
+    own_account = training(run, record)
+    if own_account is None:
         return "how the student that is there was trained is not known: another training has begun since"
-    own = info["stages"]["train"]
+    own = own_account["stages"]["train"]
     unfinished = last.get("status") != "done" and last.get("started") != own.get("started")
-    differences = changes(run, record, info)
+    differences = changes(run, record, own_account)
     since = [f"the recipe has moved on ({'; '.join(differences)})"] if differences else []
     since += ["a later training is unfinished"] if unfinished else []
     return f"the student is that of {visible(str(own.get('started')))}; {', and '.join(since)}" if since else None

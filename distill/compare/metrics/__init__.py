@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
+from distill.recipe import BaseOptions
 from distill.types import Finish, Flow, Message, Model
 
 METRICS = {
@@ -70,6 +71,10 @@ class Measure:
     """One sentence or two for the reader of the report: how it is computed and what it leaves out."""
     likeness: bool = False
     """Whether it says how like the teacher's the answers are; such a measure leads, before those of manners."""
+
+
+class NoOptions(BaseOptions):
+    """Options of a metric without any."""
 
 
 class TextMetric(Protocol):

@@ -7,8 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from distill import recipe
-from distill.compare.metrics import Measure, Sample, Scores
+from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
 from distill.types import MODELS
@@ -25,9 +24,7 @@ Run: TypeAlias = tuple[str, ...]
 class Copied:
     """The longest run of words that stands in training answers, and neither in the prompt nor in the teacher's."""
 
-    class Options(recipe.BaseOptions):
-        """None."""
-
+    Options = NoOptions
     scope: Literal["text"] = "text"
     measures = (
         Measure(
@@ -41,8 +38,8 @@ class Copied:
         ),
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+    def __init__(self, options: NoOptions | None = None) -> None:
+        self.options = options or NoOptions()
         self._trained: frozenset[Run] | None = None
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Literal
 
-from distill import recipe
-from distill.compare.metrics import Measure, Sample, Scores
+from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.text.tokens import words
 
 N = 4
@@ -60,9 +59,7 @@ teacher never does has no spread to measure with. Densities are by 100 words."""
 class Style:
     """Length, formatting, phrases, stopping and repetition of an answer."""
 
-    class Options(recipe.BaseOptions):
-        """None."""
-
+    Options = NoOptions
     scope: Literal["text"] = "text"
     measures = (
         Measure(
@@ -122,8 +119,8 @@ class Style:
         ),
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+    def __init__(self, options: NoOptions | None = None) -> None:
+        self.options = options or NoOptions()
         self._units = {name: unit for name, (_, unit) in FEATURES.items()}
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
@@ -147,18 +144,18 @@ class Style:
         Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
         was recorded without how it ended.
         """
-        reply = words(sample.answer.text)
+        answer_words = words(sample.answer.text)
         values = features(sample.answer.text)
-        info = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
-        scores = {name: values[feature] for name, feature in info} if reply else {}
+        reported = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
+        scores = {name: values[feature] for name, feature in reported} if answer_words else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
         if sample.reference is not None and (reference := words(sample.reference.text)):
-            scores["length_ratio"] = len(reply) / len(reference)
+            scores["length_ratio"] = len(answer_words) / len(reference)
             if sample.model != "teacher":
                 scores["style_distance"] = self._distance(values, features(sample.reference.text))
-        if len(reply) >= N:
-            scores["repetition"] = repetition(reply)
+        if len(answer_words) >= N:
+            scores["repetition"] = repetition(answer_words)
         return scores
 
     def _distance(self, values: Mapping[str, float], reference: Mapping[str, float]) -> float:
