@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.api import Comparison as Comparison
     from distill.api import JournalCounts as JournalCounts
-    from distill.api import Measured as Measured
     from distill.api import RunFolder as RunFolder
     from distill.api import collect_sessions as collect_sessions
     from distill.api import compare_models as compare_models
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from distill.recipe import Asks as Asks
     from distill.recipe import BaseOptions as BaseOptions
     from distill.recipe import Recipe as Recipe
+    from distill.run.scores import Comparison as Comparison
+    from distill.run.scores import Measured as Measured
     from distill.types import AskingFilter as AskingFilter
     from distill.types import Completion as Completion
     from distill.types import Endpoint as Endpoint
@@ -66,7 +66,7 @@ _PUBLIC = {
     "AskingFilter": "distill.types",
     "AskingOptions": "distill.curate.filters",
     "Asks": "distill.recipe",
-    "Comparison": "distill.api",
+    "Comparison": "distill.run.scores",
     "Completion": "distill.types",
     "DistillError": "distill.errors",
     "Endpoint": "distill.types",
@@ -80,7 +80,7 @@ _PUBLIC = {
     "Journal": "distill.engine.journal.store",
     "JournalCounts": "distill.api",
     "Measure": "distill.compare.metrics",
-    "Measured": "distill.api",
+    "Measured": "distill.run.scores",
     "Message": "distill.types",
     "ModelMetric": "distill.compare.metrics",
     "BaseOptions": "distill.recipe",

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-from distill.compare.stats import Difference, Gap, Interval
 from distill.core import console, event_loop, processes
 from distill.core.extras import install
-from distill.core.files import read_json
 from distill.core.jsonl import read_jsonl
 from distill.core.student_folder import STUDENT, current
 from distill.engine.journal.store import NAME, Journal
@@ -21,16 +19,18 @@ from distill.errors import Interrupted, MissingPackage, RunFolderError, disk_fau
 from distill.pipeline import runner
 from distill.pipeline.parts import Overrides, Source, load_recipe
 from distill.pipeline.requirements import require_training_packages
-from distill.pipeline.stages import PIPELINE
 from distill.recipe import Recipe
+from distill.run.context import RunOptions
+from distill.run.layout import stage_that_writes
 from distill.run.record import read_record
+from distill.run.scores import Comparison, require_scores
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
 class Options(TypedDict, total=False):
-    """What every function here takes by keyword."""
+    """Keyword options of every function here."""
 
     run_dir: str | PathLike[str] | None
     """The run folder; left out, that of a run which is given, else `runs/NAME` in the current folder."""
@@ -68,18 +68,20 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
     """
     processes.share_cores()
     run_dir = options.get("run_dir")
-    with _told(), console.silenced() if options.get("quiet") else nullcontext():
+    with _as_distill_errors(), console.silenced() if options.get("quiet") else nullcontext():
         folder = runner.run_recipe(
             source,
             stages=stages,
             run_dir=Path(run_dir) if run_dir is not None else None,
             overrides=options.get("overrides", ()),
-            retry_failed=options.get("retry_failed", False),
-            accept_partial=options.get("accept_partial", False),
-            allowed=options.get("allow_parts", ()),
-            wait=options.get("wait", True),
-            redo=["train"] if options.get("fresh") else options.get("redo", ()),
-            new_journal=options.get("new_journal", False),
+            options=RunOptions(
+                retry_failed=options.get("retry_failed", False),
+                accept_partial=options.get("accept_partial", False),
+                allowed=options.get("allow_parts", ()),
+                wait=options.get("wait", True),
+                redo=["train"] if options.get("fresh") else options.get("redo", ()),
+                new_journal=options.get("new_journal", False),
+            ),
         )
     return open_run(folder)
 
@@ -110,7 +112,7 @@ def compare_models(source: Source, **options: Unpack[Options]) -> RunFolder:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _as_distill_errors() -> Iterator[None]:
     """Ctrl-C, and every fault that a user can meet, as a `DistillError`."""
     try:
         with event_loop.interruptible(), processes.current_folder_off_path():
@@ -127,41 +129,6 @@ Rows = Literal["tasks", "refused", "sessions", "failures", "kept", "dropped", "t
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One measure for all models: means with 95% intervals over prompts."""
-
-    title: str
-    unit: str
-    better: str
-    """`lower`, `higher`, `near 1`, or `teacher`: the nearer to the teacher's value."""
-    explanation: str
-    by: Mapping[str, Interval]
-    """Of `base`, `student`, `teacher` and `teacher_again`, those that have the measure."""
-    student_minus_base: Difference | None = None
-    p: float | None = None
-    """Of that difference, by flipping signs."""
-    gap_closed: Gap | None = None
-    """The student's share of the way from the base to `gap_target`."""
-    gap_target: str | None = None
-    note: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The contents of scores.json; fields not named here are in the file."""
-
-    headline: str
-    prompts: int
-    """On which all models were compared."""
-    metrics: Mapping[str, Measured]
-    lead: str | None = None
-    """The measure that the headline begins with."""
-    cut_share: Mapping[str, float] = field(default_factory=dict)
-    """By model, the share of answers that were cut off at the token limit."""
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class JournalCounts:
     """Counts of the journal's rows."""
 
@@ -170,7 +137,7 @@ class JournalCounts:
     sends: int
     """Requests that were sent, retries included."""
     prompt_tokens: int
-    """Of the answers, as reported by whoever gave them."""
+    """Prompt tokens of the answers, as the endpoints report them."""
     completion_tokens: int
 
 
@@ -200,13 +167,13 @@ class RunFolder:
 
     @property
     def stages(self) -> Mapping[str, Mapping[str, Any]]:
-        """What run.json says of each stage that has begun: `status`, `seconds`, `counts`, `tokens`, `usd` …"""
-        found: Mapping[str, Mapping[str, Any]] = read_record(self.folder).get("stages", {})
-        return found
+        """Entries of run.json by stage that has begun: `status`, `seconds`, `counts`, `tokens`, `usd` …"""
+        stages: Mapping[str, Mapping[str, Any]] = read_record(self.folder).get("stages", {})
+        return stages
 
     @property
     def tasks(self) -> Dataset:
-        """What expand has grown: `id`, `instruction`, `input`, `meta`."""
+        """The tasks that expand wrote: `id`, `instruction`, `input`, `meta`."""
         return self.rows("tasks")
 
     @property
@@ -231,7 +198,7 @@ class RunFolder:
 
     @property
     def answers(self) -> Dataset:
-        """A held-out prompt each: `messages`, and `answers` and `scores` by model."""
+        """One row per held-out prompt: `messages`, and `answers` and `scores` by model."""
         return self.rows("answers")
 
     @overload
@@ -282,13 +249,8 @@ class RunFolder:
     @property
     def comparison(self) -> Comparison:
         """How the student compares with its base and its teacher."""
-        from pydantic import TypeAdapter, ValidationError
-
-        path = self._file("scores.json")
-        try:
-            return TypeAdapter(Comparison).validate_python(read_json(path))
-        except ValidationError as error:
-            raise RunFolderError(f"{path} is none of ours: {error.errors()[0]['msg']}; compare again") from error
+        self._file("scores.json")
+        return require_scores(self.folder)
 
     @property
     def report(self) -> Path:
@@ -297,7 +259,7 @@ class RunFolder:
 
     @property
     def journal(self) -> JournalCounts:
-        """What was bought, in all invocations. Raises `RunFolderError` where there is no journal."""
+        """Counts of the journal over all invocations. Raises `RunFolderError` without a journal."""
         with Journal.open(self.folder / NAME, read_only=True) as journal:
             counts, tokens = journal.counts(), journal.tokens()
         return JournalCounts(
@@ -312,8 +274,7 @@ class RunFolder:
         first, _, rest = name.partition("/")
         path = current(self.folder) / rest if first == STUDENT else self.folder / name
         if not path.is_file():
-            stage = next(each for each, one in PIPELINE.items() if Path(name).parts[0] in one.outputs)
-            raise RunFolderError(f"{self.folder} has no {name}: run its stage `{stage}` first")
+            raise RunFolderError(f"{self.folder} has no {name}: run its stage `{stage_that_writes(first)}` first")
         return path
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 
 def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
@@ -24,6 +24,9 @@ def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
 Finish = Literal["stop", "length", "filtered", "tool", "unknown"]
 RequestKind = Literal["answer", "likelihood"]
+Model = Literal["base", "student", "teacher", "teacher_again"]
+"""A compared model; `teacher_again` is the teacher's second answer to the same prompt, sampled again."""
+MODELS: tuple[Model, ...] = get_args(Model)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +28,23 @@ def _listed(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",")] if names else []
 
 
+def _run(
+    recipe: Path,
+    stages: Sequence[str] | None,
+    run_dir: Path | None,
+    overrides: Sequence[str] | None,
+    redo: Sequence[str],
+    allowed: Sequence[str] | None,
+    **options: bool,
+) -> None:
+    """Run stages of a recipe; `options` are those of `RunOptions`."""
+    from distill.pipeline.runner import run_recipe
+    from distill.run.context import RunOptions
+
+    run_options = RunOptions(redo=redo, allowed=allowed or (), **options)
+    run_recipe(recipe, run_dir=run_dir, overrides=overrides or (), stages=stages, options=run_options)
+
+
 @app.command()
 def run(
     recipe: RecipePath,
@@ -46,18 +65,16 @@ def run(
 
     Example: distill run quickstart --set train.epochs=3
     """
-    from distill.pipeline import runner
-
-    runner.run_recipe(
+    _run(
         recipe,
-        run_dir=run_dir,
-        overrides=set_ or (),
-        stages=_listed(stages) or None,
-        redo=_listed(redo),
+        _listed(stages) or None,
+        run_dir,
+        set_,
+        _listed(redo),
+        allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
         new_journal=new_journal,
-        allowed=allow_parts or (),
         wait=not no_wait,
     )
 
@@ -75,18 +92,16 @@ def _verb(name: str, help_text: str) -> None:
         new_journal: NewJournal = False,
         allow_parts: AllowParts = None,
     ) -> None:
-        from distill.pipeline import runner
-
-        runner.run_recipe(
+        _run(
             recipe_or_run,
-            run_dir=run_dir,
-            overrides=set_ or (),
-            stages=[name],
-            redo=_listed(redo),
+            [name],
+            run_dir,
+            set_,
+            _listed(redo),
+            allow_parts,
             retry_failed=retry_failed,
             accept_partial=accept_partial,
             new_journal=new_journal,
-            allowed=allow_parts or (),
         )
 
     app.command(name=name, help=f"{help_text}\n\nExample: distill {name} runs/quickstart")(command)
@@ -114,23 +129,23 @@ def collect(
 
     Example: distill collect runs/quickstart
     """
-    from distill.pipeline import runner
-
     if cancel_batches:
-        runner.cancel_batches(
-            recipe_or_run, run_dir=run_dir, overrides=set_ or (), wait=not no_wait, new_journal=new_journal
-        )
+        from distill.pipeline import runner
+        from distill.run.context import RunOptions
+
+        options = RunOptions(wait=not no_wait, new_journal=new_journal)
+        runner.cancel_batches(recipe_or_run, run_dir=run_dir, overrides=set_ or (), options=options)
         return
-    runner.run_recipe(
+    _run(
         recipe_or_run,
-        run_dir=run_dir,
-        overrides=set_ or (),
-        stages=["collect"],
-        redo=_listed(redo),
+        ["collect"],
+        run_dir,
+        set_,
+        _listed(redo),
+        allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
         new_journal=new_journal,
-        allowed=allow_parts or (),
         wait=not no_wait,
     )
 
@@ -167,18 +182,26 @@ def train(
 
     Example: distill train runs/quickstart --plan
     """
-    from distill.pipeline import runner, training_plan
+    from distill.pipeline import training_plan
 
-    given: dict[str, Any] = {"run_dir": run_dir, "overrides": set_ or (), "allowed": allow_parts or ()}
+    address: dict[str, Any] = {"run_dir": run_dir, "overrides": set_ or (), "allowed": allow_parts or ()}
     if plan:
-        for line in training_plan.plan(recipe_or_run, **given):
+        for line in training_plan.plan(recipe_or_run, **address):
             console.result(line)
     if show_masks is not None:
-        training_plan.show_masks(recipe_or_run, show_masks, **given)
+        training_plan.show_masks(recipe_or_run, show_masks, **address)
     if not plan and show_masks is None:
-        given |= {"accept_partial": accept_partial, "new_journal": new_journal}
-        given["redo"] = ["train"] if fresh else _listed(redo)
-        runner.run_recipe(recipe_or_run, stages=["train"], **given)
+        again = ["train"] if fresh else _listed(redo)
+        _run(
+            recipe_or_run,
+            ["train"],
+            run_dir,
+            set_,
+            again,
+            allow_parts,
+            accept_partial=accept_partial,
+            new_journal=new_journal,
+        )
 
 
 _verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
@@ -10,67 +9,70 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.console import Paint
-from distill.core.files import read_json
 from distill.core.jsonl import read_jsonl
-from distill.errors import RunFolderError
 from distill.pipeline.staleness import outdated
 from distill.report.answer_rows import ranked, titles_of, why
 from distill.run.funnel import Funnel, read
 from distill.run.layout import STAGES
-from distill.run.record import read_record
+from distill.run.record import RunRecord, StageRecord, read_record, run_record
 from distill.run.remarks import comparison_remark, headline, is_compared, stale, student_remark
+from distill.run.scores import Measured, require_scores
 from distill.text.tokens import visible
 
 
 def status_lines(folder: Path) -> list[str]:
-    """What `show` prints: one line per stage, then the funnel and the headline."""
-    record = read_record(folder)
-    stages = record.get("stages", {})
-    found = [f"{record['name']} in {folder}", *filter(None, [student_remark(folder)])]
-    moved = stale(folder, record)
-    found += [_stage_line(name, stages[name], moved.get(name)) for name in STAGES if name in stages]
-    found += outdated(folder, stages)
-    found += cost_lines(stages)
-    found += headline(folder)
-    return found + (benchmark_lines(folder) if is_compared(folder, record) else [])
+    """The lines that `show` prints: one per stage, then costs and the headline."""
+    document, record = read_record(folder), run_record(folder)
+    changes = stale(folder, document)
+    names = [name for name in STAGES if name in record.stages]
+    return [
+        f"{record.name} in {folder}",
+        *filter(None, [student_remark(folder)]),
+        *(_stage_line(name, record.stages[name], changes.get(name)) for name in names),
+        *outdated(folder, record),
+        *cost_lines(record),
+        *headline(folder),
+        *(benchmark_lines(folder) if is_compared(folder, document) else []),
+    ]
 
 
 def benchmark_lines(folder: Path) -> list[str]:
-    """What base and student did of the lm-evaluation-harness, a measure a line."""
-    info = (read_json(folder / "scores.json") or {}).get("lm_eval") or {}
-    notes = [f"lm-eval  {visible(note)}" for note in info.get("notes") or []]
-    return [_benchmark_line(entry) for entry in (info.get("entries") or {}).values()] + notes
+    """Results of base and student on the lm-evaluation-harness, one line per measure."""
+    tasks = require_scores(folder).lm_eval
+    if tasks is None:
+        return []
+    notes = [f"lm-eval  {visible(note)}" for note in tasks.notes]
+    return [_benchmark_line(measure) for measure in tasks.entries.values()] + notes
 
 
-def _benchmark_line(entry: Mapping[str, Any]) -> str:
-    by, difference, p = entry["by"], entry["student_minus_base"], entry["p_holm"]
-    if difference is None:
-        return f"lm-eval  {entry['title']}: no document has a number of both"
-    tested = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
+def _benchmark_line(measure: Measured) -> str:
+    by, difference, p = measure.by, measure.student_minus_base, measure.p_holm
+    if difference is None or difference.low is None or difference.high is None:
+        return f"lm-eval  {measure.title}: no document has a number of both"
+    test = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
     return (
-        f"lm-eval  {visible(entry['title'])}: student {by['student']['mean']:.3f}, base {by['base']['mean']:.3f}, "
-        f"difference {difference['mean']:+.3f} (95% CI {difference['low']:+.3f} to {difference['high']:+.3f}), {tested}"
+        f"lm-eval  {visible(measure.title)}: student {by['student'].mean:.3f}, base {by['base'].mean:.3f}, "
+        f"difference {difference.mean:+.3f} (95% CI {difference.low:+.3f} to {difference.high:+.3f}), {test}"
     )
 
 
-def _stage_line(name: str, stage: dict[str, Any], moved: str | None) -> str:
+def _stage_line(name: str, stage: StageRecord, change: str | None) -> str:
     """`moved`: of a stage that is done, what has changed since."""
-    requests, tokens, usd = stage["requests"], stage["tokens"], stage["usd"]
-    pieces = [f"{name:8} {'stale' if moved else stage['status']:8} {stage['seconds']:7.1f} s"]
-    pieces += [f"{key} {value:,}" for key, value in stage["counts"].items() if isinstance(value, int)]
-    if requests:
-        pieces.append(f"{requests.get('asked', 0)} asked, {requests.get('replayed', 0)} replayed")
-    if tokens:
-        pieces.append(f"{tokens.get('prompt', 0):,} + {tokens.get('completion', 0):,} tokens")
-    if usd is not None:
-        pieces.append(f"USD {usd:.4f}")
-    pieces += filter(None, [moved or stage["detail"]])
+    pieces = [f"{name:8} {'stale' if change else stage.status:8} {stage.seconds:7.1f} s"]
+    pieces += [f"{key} {value:,}" for key, value in stage.counts.items() if isinstance(value, int)]
+    if stage.requests:
+        pieces.append(f"{stage.requests.get('asked', 0)} asked, {stage.requests.get('replayed', 0)} replayed")
+    if stage.tokens:
+        pieces.append(f"{stage.tokens.get('prompt', 0):,} + {stage.tokens.get('completion', 0):,} tokens")
+    if stage.usd is not None:
+        pieces.append(f"USD {stage.usd:.4f}")
+    pieces += filter(None, [change or stage.detail])
     return "  ".join(pieces)
 
 
-def cost_lines(stages: Mapping[str, Any]) -> list[str]:
+def cost_lines(record: RunRecord) -> list[str]:
     """Where the sends and the money went: by stage, teacher and outcome."""
-    rows = [(name, cost) for name in STAGES if name in stages for cost in stages[name].get("costs") or ()]
+    rows = [(name, cost) for name in STAGES if name in record.stages for cost in record.stages[name].costs]
     if all(cost["outcome"] == "kept" and cost["usd"] is None for _, cost in rows):
         return []
     width = max((len(cost["teacher"]) for _, cost in rows), default=0)
@@ -86,19 +88,19 @@ def cost_lines(stages: Mapping[str, Any]) -> list[str]:
 
 
 def funnel_lines(folder: Path) -> list[str]:
-    """What `show --funnel` prints. Texts of the rows are made harmless for a terminal."""
+    """The lines that `show --funnel` prints. Texts of the rows are made harmless for a terminal."""
     funnel = read(folder)
     if funnel is None:
         return ["curate has not run yet, so there is no funnel"]
-    found = [
+    texts = [
         f"curate: {funnel.rows:,} sessions, {funnel.kept:,} kept, {funnel.test:,} held out, {funnel.dropped:,} dropped"
     ]
-    found += _loss_lines(funnel)
-    found += _overlap_lines(funnel.overlaps)
-    for title, counted in (("labels", funnel.labels), ("mended", funnel.mended)):
-        if counted:
-            found.append(f"{title}: {', '.join(f'{name} {rows:,}' for name, rows in counted.items())}")
-    return [visible(line).replace("\n", " ") for line in found]
+    texts += _loss_lines(funnel)
+    texts += _overlap_lines(funnel.overlaps)
+    for title, counts in (("labels", funnel.labels), ("mended", funnel.mended)):
+        if counts:
+            texts.append(f"{title}: {', '.join(f'{name} {rows:,}' for name, rows in counts.items())}")
+    return [visible(line).replace("\n", " ") for line in texts]
 
 
 def _loss_lines(funnel: Funnel) -> Iterator[str]:
@@ -111,7 +113,7 @@ def _loss_lines(funnel: Funnel) -> Iterator[str]:
         yield f"  {code:{width}}  {loss.first:13,}  {loss.also:15,}"
         for example in loss.examples:
             why = f" ({example.why})" if example.why else ""
-            yield f"      {example.id}: {example.asked} → {example.said or '(nothing)'}{why}"
+            yield f"      {example.id}: {example.question} → {example.answer or '(nothing)'}{why}"
 
 
 def _overlap_lines(overlaps: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
@@ -136,11 +138,8 @@ def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
 
     `paint(text, what)` dresses what only the student (`added`) or only the teacher (`removed`) says, and headings.
     """
-    path, scores = run / "answers.jsonl", run / "scores.json"
-    if not path.is_file() or not scores.is_file():
-        raise RunFolderError(f"{run} was not compared yet; type: distill compare {run}")
-    titles = titles_of(json.loads(scores.read_text(encoding="utf-8")))
-    rows = ranked(list(read_jsonl(path)))
+    titles = titles_of(require_scores(run))
+    rows = ranked(list(read_jsonl(run / "answers.jsonl")))
     yield from filter(None, [comparison_remark(run)])
     for place, row in enumerate(rows[:count], start=1):
         yield paint(
@@ -152,40 +151,40 @@ def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
 
 def _pair(row: Mapping[str, Any], paint: Paint) -> Iterator[str]:
     for turn in row.get("messages") or []:
-        yield f"{paint(str(turn.get('role')), 'who')}: {_shown(turn.get('content'))}"
+        yield f"{paint(str(turn.get('role')), 'who')}: {_short(turn.get('content'))}"
     for turn in row.get("turns") or []:
-        yield f"{paint('then', 'who')}: {_shown(turn)}"
+        yield f"{paint('then', 'who')}: {_short(turn)}"
     texts = {model: _answer_text(row, model) for model in ("base", "student", "teacher")}
     yield f"{paint('base', 'who')}: {texts['base']}"
-    student, teacher = differing(texts["student"], texts["teacher"], paint)
+    student, teacher = mark_differences(texts["student"], texts["teacher"], paint)
     yield f"{paint('student', 'who')}: {student}"
     yield f"{paint('teacher', 'who')}: {teacher}"
     for game in ((row.get("judge") or {}).get("pairs") or {}).get("student:teacher", {}).get("games", ()):
-        yield f"{paint('judge', 'who')} ({game['first']} first): {game['verdict']}. {_shown(game.get('reason'))}"
+        yield f"{paint('judge', 'who')} ({game['first']} first): {game['verdict']}. {_short(game.get('reason'))}"
     for near in (row.get("coverage") or {}).get("nearest", ())[:1]:
-        yield f"{paint('nearest in training', 'who')} ({near['similarity']:.2f}): {_shown(near.get('prompt'))}"
+        yield f"{paint('nearest in training', 'who')} ({near['similarity']:.2f}): {_short(near.get('prompt'))}"
 
 
 def _answer_text(row: Mapping[str, Any], model: str) -> str:
     answer = (row.get("answers") or {}).get(model)
-    return "(no answer)" if answer is None else _shown(answer.get("text")) or "(an empty answer)"
+    return "(no answer)" if answer is None else _short(answer.get("text")) or "(an empty answer)"
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     text = visible(value) if isinstance(value, str) else ""
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"
 
 
-def differing(student: str, teacher: str, paint: Paint) -> tuple[str, str]:
+def mark_differences(student: str, teacher: str, paint: Paint) -> tuple[str, str]:
     """Both texts with the words marked that the other one does not have in that place."""
     ours, theirs = _PIECES.findall(student), _PIECES.findall(teacher)
     matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
-    left, right = [], []
+    student_marked, teacher_marked = [], []
     for kind, start, end, other_start, other_end in matcher.get_opcodes():
         mine, other = "".join(ours[start:end]), "".join(theirs[other_start:other_end])
-        left.append(mine if kind == "equal" else _marked(mine, "added", paint))
-        right.append(other if kind == "equal" else _marked(other, "removed", paint))
-    return "".join(left), "".join(right)
+        student_marked.append(mine if kind == "equal" else _marked(mine, "added", paint))
+        teacher_marked.append(other if kind == "equal" else _marked(other, "removed", paint))
+    return "".join(student_marked), "".join(teacher_marked)
 
 
 def _marked(text: str, what: str, paint: Paint) -> str:

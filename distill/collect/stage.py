@@ -25,7 +25,7 @@ from distill.run.decisive import flat, of_part
 from distill.run.record import StageRecord
 from distill.types import Failure, Flow, Session, Task
 
-__all__ = ["Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model_of"]
+__all__ = ["REVISION", "Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model_of", "options", "run"]
 
 ROLE = "teacher"
 NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
@@ -227,7 +227,7 @@ def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     section, teachers = context.recipe.collect, context.teachers
     assert section is not None
     assert teachers is not None
-    part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
+    part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
     options = _with_samplings(section.options, context.recipe)
     chosen = {
         one.name: TeacherChoice(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
@@ -270,7 +270,9 @@ def _ingest(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
     from distill.formats.sources import write
 
     sources = [_source_of(source, loaded) for source in loaded.sources]
-    found, counts = sources_module.ingest(context.folder, sources=sources, seed=loaded.seed, allowed=context.allowed)
+    found, counts = sources_module.ingest(
+        context.folder, sources=sources, seed=loaded.seed, allowed=context.options.allowed
+    )
     if loaded.collect is None:
         write(context.folder, found)
     return found, {**counts, "sessions": len(found)}

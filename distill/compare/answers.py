@@ -9,23 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from distill.compare.metrics import Model, ModelAnswer, ModelMetric, Scores, TextMetric
+from distill.compare.metrics import ModelAnswer, ModelMetric, Scores, TextMetric
 from distill.compare.metrics.likelihood import Likelihood
-from distill.compare.results import MODELS, NAMES, ComparisonResults, Prompt
-from distill.compare.token_nll import record_surprise, surprise
+from distill.compare.results import NAMES, ModelReplies, Prompt, shared_prompts
+from distill.compare.token_nll import surprise
 from distill.core import console
 from distill.core.console import Progress
 from distill.engine import Outcome
 from distill.engine.flows import Runs
 from distill.engine.providers import Provider
 from distill.errors import DistillError
-from distill.types import Completion, Failure, Flow, Message, Request, Sampling
+from distill.types import MODELS, Completion, Failure, Flow, Message, Model, Request, Sampling
 
 if TYPE_CHECKING:
     from distill.models.in_process import InProcess
 
 
 NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has no value here"
+NO_STUDENT = "neither base nor student is a model at hand here"
+
+Asked: TypeAlias = tuple[int, tuple[Message, ...], ModelAnswer]
+"""A prompt's index, the conversation before the teacher's answer, and that answer."""
+_NamedFlow: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
 
 
 class Engines(Protocol):
@@ -35,15 +40,15 @@ class Engines(Protocol):
         """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
 
 
-def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
+def answer_to(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
     """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
     earlier: list[str] = []
-    for then in later:
+    for turn in later:
         reply: Completion | Failure = yield question
         if isinstance(reply, Failure):
             return None
         earlier.append(reply.text.strip())
-        more = (Message("assistant", earlier[-1]), Message("user", then))
+        more = (Message("assistant", earlier[-1]), Message("user", turn))
         question = replace(question, messages=(*question.messages, *more))
     answer: Completion | Failure = yield question
     if isinstance(answer, Failure):
@@ -52,203 +57,183 @@ def answered(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer
     return ModelAnswer(answer.text.strip(), answer.finish, tokens, tuple(earlier))
 
 
-def _probe(role: Model, asked: Sequence[Asked]) -> Flow[float | None]:
-    """How probable the model finds the first answer that is not empty; the metric's own question, so asked once."""
-    for _, messages, reference in asked:
+def _probe(role: Model, references: Sequence[Asked]) -> Flow[float | None]:
+    """The log-likelihood of the first answer that is not empty; the metric's own request, so sent once."""
+    for _, messages, reference in references:
         if reference.text:
             answer = yield Request(role=role, messages=messages, kind="likelihood", continuation=reference.text)
             return None if isinstance(answer, Failure) else float(answer.loglikelihood)
     return None
 
 
-Asked: TypeAlias = tuple[int, tuple[Message, ...], ModelAnswer]
-"""A prompt's index, the conversation before the teacher's answer, and that answer."""
-
-
-def _with_reference(results: ComparisonResults) -> list[Asked]:
-    """The prompts that the teacher has answered, of those that all metrics look at."""
-    known = ((index, results.reference(index)) for index in results.shared)
-    return [(index, results.prompts[index].with_turns(one), one) for index, one in known if one is not None]
-
-
-def ask_teacher(
-    results: ComparisonResults, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling
-) -> None:
-    """Have the teacher answer the prompts that came without its answer: the first of several teachers."""
-    lacking = [index for index in range(len(results.prompts)) if results.reference(index) is None]
-    if lacking:
-        _ask_remote(results, engine, "teacher", teachers, sampling, lacking, replica=0)
-
-
-def ask_teacher_again(
-    results: ComparisonResults, engine: Engines, teachers: Mapping[str, Provider], sampling: Sampling
-) -> None:
-    """Ask the teacher that answered each prompt for a second sample; store it in `results`."""
-    _ask_remote(results, engine, "teacher_again", teachers, sampling, range(len(results.prompts)))
-
-
 def ask_endpoint(
-    results: ComparisonResults, engine: Engines, model: Model, provider: Provider, sampling: Sampling
-) -> None:
-    """Have an endpoint answer in the place of the base or the student."""
-    _ask_remote(results, engine, model, {model: provider}, sampling, range(len(results.prompts)), replica=0)
-
-
-def _ask_remote(
-    results: ComparisonResults,
-    engine: Engines,
+    prompts: Sequence[Prompt],
     model: Model,
+    engine: Engines,
     providers: Mapping[str, Provider],
     sampling: Sampling,
-    places: Sequence[int],
     *,
-    replica: int | None = None,
-) -> None:
-    """Ask these prompts of whoever of the providers gave their first answer, else of the first of them."""
+    replica: int | None = 0,
+    first_answers: Mapping[int, ModelAnswer] | None = None,
+) -> ModelReplies:
+    """Answers of a model at its endpoints to the prompts without one in `first_answers`.
+
+    A prompt goes to the teacher that gave its first answer, where that is among the providers, else to the first of
+    them. `replica` numbers the samples of a prompt; `None` takes the prompt's own number of the second answer.
+    """
+    indices = [index for index in range(len(prompts)) if index not in (first_answers or {})]
     first = next(iter(providers))
-    prompts = [results.prompts[place] for place in places]
     names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
-    role = "teacher" if model in ("teacher", "teacher_again") else model
+    role = "teacher" if model == "teacher_again" else model
     flows = [
-        _named(prompt, answered, _question(role, prompt, sampling, prompt.again if replica is None else replica),
-               prompt.later)
-        for prompt in prompts
-    ]  # fmt: skip
-    whom = "the teacher again" if model == "teacher_again" else NAMES[model]
-    with console.progress(f"asking {whom}", len(flows)) as bar:
-        asking = engine(providers, progress=bar, local=False)
-        outcomes = asking.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
-    _take_answers(results, model, places, outcomes)
+        _answer_flow(prompts[index], role, sampling, prompts[index].again if replica is None else replica)
+        for index in indices
+    ]
+    title = "the teacher again" if model == "teacher_again" else NAMES[model]
+    with console.progress(f"asking {title}", len(flows)) as bar:
+        running = engine(providers, progress=bar, local=False)
+        outcomes = running.run(flows, choose=lambda id, role: names[id] if names[id] in providers else first)
+    replies = _answers(model, indices, outcomes)
+    return replace(replies, answers=dict(sorted({**(first_answers or {}), **(replies.answers or {})}.items())))
 
 
 def ask_here(
-    results: ComparisonResults,
+    prompts: Sequence[Prompt],
+    references: Mapping[int, ModelAnswer],
     engine: Engines,
     student: Path,
     metrics: Sequence[TextMetric | ModelMetric],
     sampling: Sampling,
-    answering: Collection[Model] = ("base", "student"),
-) -> None:
-    """Have base and student answer, be asked for likelihoods, and be shown to be two models.
+    answering: Collection[Model] = MODELS[:2],
+) -> list[ModelReplies]:
+    """Answers and likelihoods of base and student; only likelihoods of a model that is not in `answering`.
 
-    Those not in `answering` are asked for likelihoods only: their answers are known.
+    Raises `DistillError` where both give the teacher's answer the same probability.
     """
     from distill.models.in_process import trained_student, untrained_base
 
     loads: dict[Model, Callable[..., InProcess]] = {"base": untrained_base, "student": trained_student}
-    seen = [
+    replies = [
         _ask_model(
-            results, role, partial(load, student),
-            engine=engine, metrics=metrics, sampling=sampling if role in answering else None,
+            prompts,
+            references,
+            model,
+            partial(load, student),
+            engine,
+            metrics,
+            sampling if model in answering else None,
         )
-        for role, load in loads.items()
-    ]  # fmt: skip
-    if seen[0] is not None and seen[0] == seen[1]:
+        for model, load in loads.items()
+    ]
+    if replies[0].probe is not None and replies[0].probe == replies[1].probe:
         raise DistillError(
             "base and student give the teacher's answer the very same probability, so they are one model: "
             "the adapter changes nothing; check train.learning_rate and train again"
         )
+    return replies
 
 
 def ask_teacher_weights(
-    results: ComparisonResults, engine: Engines, metrics: Sequence[TextMetric | ModelMetric], weights: str | None
-) -> None:
-    """Ask the teacher what needs its weights, where they are at hand; else note that these numbers are absent."""
+    prompts: Sequence[Prompt],
+    references: Mapping[int, ModelAnswer],
+    engine: Engines,
+    metrics: Sequence[TextMetric | ModelMetric],
+    weights: str,
+) -> list[ModelReplies]:
+    """Likelihoods of the teacher, for the metrics that need its weights; nothing where none does."""
+    from distill.models.in_process import local_model
+
     wanting = [metric for metric in metrics if metric.scope == "model" and "teacher" in metric.models]
-    if wanting and weights is not None:
-        from distill.models.in_process import local_model
-
-        load = partial(local_model, weights, name="teacher")
-        _ask_model(results, "teacher", load, engine=engine, metrics=wanting, sampling=None)
-    elif wanting:
-        note_absent(results, wanting, NO_WEIGHTS)
+    load = partial(local_model, weights, name="teacher")
+    return [_ask_model(prompts, references, "teacher", load, engine, wanting, None)] if wanting else []
 
 
-def note_absent(results: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], why: str) -> None:
-    """Say of the measures that need a model's weights why they have no value."""
-    measures = [measure for metric in metrics if metric.scope == "model" for measure in metric.measures]
-    if measures:
-        results.metric_notes |= {measure.name: f"absent: {why}" for measure in measures}
-        results.notes.append(f"{', '.join(measure.title for measure in measures)}: {why}")
+def absent_measures(
+    metrics: Sequence[TextMetric | ModelMetric], models_here: Collection[Model], teacher_weights: str | None
+) -> dict[str, str]:
+    """By name of a measure that has no value for want of a model's weights, the reason."""
+    why = NO_WEIGHTS if models_here else NO_STUDENT
+    return {
+        measure.name: why
+        for metric in metrics
+        if metric.scope == "model" and (not models_here or ("teacher" in metric.models and teacher_weights is None))
+        for measure in metric.measures
+    }
 
 
 def _ask_model(
-    results: ComparisonResults,
-    role: Model,
+    prompts: Sequence[Prompt],
+    references: Mapping[int, ModelAnswer],
+    model: Model,
     load: Callable[..., InProcess],
-    *,
     engine: Engines,
     metrics: Sequence[TextMetric | ModelMetric],
     sampling: Sampling | None,
-) -> float | None:
-    """Ask a model of this process all that is wanted of it, answers only with a `sampling`; returns its probe."""
-    prompts = results.prompts if sampling is not None else []
-    answers = [_named(prompt, answered, _question(role, prompt, sampling), prompt.later) for prompt in prompts]
-    asked = _with_reference(results)
-    scores = [
-        _named(results.prompts[index], metric.score, messages, role, reference)
+) -> ModelReplies:
+    """Answers (with a `sampling`), likelihoods of the `references`, and the probe of a model in this process."""
+    answers = [_answer_flow(prompt, model, sampling) for prompt in prompts] if sampling is not None else []
+    indices = [index for index in shared_prompts(prompts) if index in references]
+    references_of = [(index, prompts[index].with_turns(references[index]), references[index]) for index in indices]
+    scores: list[_NamedFlow] = [
+        (prompts[index].id, partial(metric.score, messages, model, reference))
         for metric in metrics
-        if metric.scope == "model" and role in metric.models
-        for index, messages, reference in asked
+        if metric.scope == "model" and model in metric.models
+        for index, messages, reference in references_of
     ]
-    tokens = [
-        _named(results.prompts[index], surprise, role, messages, reference)
-        for index, messages, reference in asked
-        if any(isinstance(metric, Likelihood) and role in MODELS[:2] for metric in metrics)
+    has_spans = model in MODELS[:2] and any(isinstance(metric, Likelihood) for metric in metrics)
+    spans: list[_NamedFlow] = [
+        (prompts[index].id, partial(surprise, model, messages, reference))
+        for index, messages, reference in references_of
+        if has_spans
     ]
-    flows: list[_Named] = [*answers, *scores, *tokens, ("probe", partial(_probe, role, asked))]
-    with console.progress(f"asking {NAMES[role]}", len(flows)) as bar:
+    flows: list[_NamedFlow] = [*answers, *scores, *spans, ("probe", partial(_probe, model, references_of))]
+    with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
         progress = _Live(bar)
         provider = load(watch=progress.watch)
         try:
-            outcomes = engine({role: provider}, progress=progress, local=True).run(flows)
+            outcomes = engine({model: provider}, progress=progress, local=True).run(flows)
         finally:
             provider.release()
-    if sampling is not None:
-        _take_answers(results, role, range(len(prompts)), outcomes[: len(answers)])
-    places, known = [index for index, _, _ in asked], len(answers) + len(scores)
-    _take_scores(results, role, places, outcomes[len(answers) : known])
-    for index, outcome in zip(places, outcomes[known:-1], strict=False):
-        record_surprise(results, role, index, outcome.value)
-    probe: float | None = outcomes[-1].value
-    return probe
+    rest = outcomes[len(answers) :]
+    replies = _answers(model, range(len(prompts)), outcomes[: len(answers)]) if answers else ModelReplies(model=model)
+    values, note = _likelihoods(model, indices, rest[: len(scores)])
+    spans_of = zip(indices, rest[len(scores) : -1], strict=False)
+    return replace(
+        replies,
+        scores=values,
+        spans={index: outcome.value for index, outcome in spans_of if outcome.value is not None},
+        notes=(*replies.notes, *note),
+        probe=rest[-1].value,
+    )
 
 
-def _question(role: str, prompt: Prompt, sampling: Sampling | None, replica: int = 0) -> Request:
-    return Request(role=role, messages=prompt.messages, sampling=sampling or Sampling(), replica=replica)
+def _answer_flow(prompt: Prompt, role: str, sampling: Sampling, replica: int = 0) -> _NamedFlow:
+    request = Request(role=role, messages=prompt.messages, sampling=sampling, replica=replica)
+    return prompt.id, partial(answer_to, request, prompt.later)
 
 
-_Named: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
+def _answers(model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]) -> ModelReplies:
+    answers = {index: one.value for index, one in zip(indices, outcomes, strict=True) if one.value is not None}
+    without = [outcome for outcome in outcomes if outcome.value is None]
+    if not without:
+        return ModelReplies(model=model, answers=answers)
+    note = (
+        f"{NAMES[model]} has no answer to {len(without)} of {len(outcomes)} prompts ({_reasons(without)}); "
+        "each number rests on the prompts that have what it needs"
+    )
+    return ModelReplies(model=model, answers=answers, missing=len(without), notes=(note,))
 
 
-def _named(prompt: Prompt, make: Callable[..., Flow[Any]], *arguments: Any) -> _Named:
-    return prompt.id, partial(make, *arguments)
-
-
-def _take_answers(
-    results: ComparisonResults, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]
-) -> None:
-    known = {place: one.value for place, one in zip(places, outcomes, strict=True) if one.value is not None}
-    results.answers[model] = dict(sorted((results.answers.get(model, {}) | known).items()))
-    lacking = [outcome for outcome in outcomes if outcome.value is None]
-    if lacking:
-        results.missing[model] = len(lacking)
-        results.notes.append(
-            f"{NAMES[model]} has no answer to {len(lacking)} of {len(outcomes)} prompts ({_reasons(lacking)}); "
-            "each number rests on the prompts that have what it needs"
-        )
-
-
-def _take_scores(
-    results: ComparisonResults, model: Model, places: Sequence[int], outcomes: Sequence[Outcome[Scores]]
-) -> None:
+def _likelihoods(
+    model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[Scores]]
+) -> tuple[dict[int, dict[str, float]], list[str]]:
+    """The scores by prompt, and a note on the requests that failed."""
+    scores: dict[int, dict[str, float]] = {}
     for number, outcome in enumerate(outcomes):
-        results.add(model, places[number % len(places)], outcome.value or {})
-    lacking = [outcome for outcome in outcomes if outcome.failures]
-    if lacking:
-        results.notes.append(
-            f"{NAMES[model]} gave no likelihood for {len(lacking)} of {len(outcomes)} answers ({_reasons(lacking)})"
-        )
+        scores.setdefault(indices[number % len(indices)], {}).update(outcome.value or {})
+    failures = [outcome for outcome in outcomes if outcome.failures]
+    note = f"{NAMES[model]} gave no likelihood for {len(failures)} of {len(outcomes)} answers ({_reasons(failures)})"
+    return scores, [note] if failures else []
 
 
 def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
@@ -261,11 +246,11 @@ class _Live:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._kept, self._running = 0.0, 0
+        self._finished, self._running = 0.0, 0
         self._total: float | None = None
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        self._kept, self._total = done, total
+        self._finished, self._total = done, total
         self._show(note)
 
     def watch(self, running: int, note: str) -> None:
@@ -273,4 +258,4 @@ class _Live:
         self._show(note)
 
     def _show(self, note: str) -> None:
-        self._progress.update(self._kept + self._running, self._total, note)
+        self._progress.update(self._finished + self._running, self._total, note)

@@ -7,71 +7,85 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.compare.metrics import Model
-from distill.compare.results import ComparisonResults
+from distill.compare.results import JUDGED, ComparisonResults
 from distill.compare.stats import (
     MIN_PROMPTS,
     Interval,
+    by_category,
     clustered_interval,
-    holm,
     length_controlled,
     mean_interval,
     paired_difference,
     prompts_needed,
     sign_flip_p,
 )
+from distill.types import Model
 
 WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 MAX_UNPARSED = 0.2
-"""The share of replies that cannot be read from which nothing is concluded."""
+"""Share of unreadable replies above which no verdict is given."""
 BY_LENGTH = 0.9
-"""The share of its decisions that take the longer answer from which a judge is said to judge length, perhaps."""
+"""Share of decisions for the longer answer from which on the verdict warns that the judge may judge length."""
 FAMILIES = (
     "gpt", "claude", "llama", "vicuna", "alpaca", "qwen", "mistral", "mixtral", "gemma", "gemini", "phi", "smollm",
     "deepseek", "command", "yi", "falcon", "olmo", "granite", "grok", "nemotron", "zephyr", "glm", "kimi",
 )  # fmt: skip
 ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "mistral", "gemma": "gemini"}
-"""Families that come from one house, or were trained from one base."""
+"""Families of one vendor, or trained from one base."""
 MAIN = "student:teacher"
 
 
-def conclude(results: ComparisonResults, info: Mapping[str, Any], seed: int, usd: float | None) -> dict[str, Any]:
-    """What scores.json says under `judge`: win rates, grades, audit, and a verdict or why it is withheld.
+def conclude(
+    results: ComparisonResults,
+    entries: Mapping[int, Mapping[str, Any]],
+    judge: Mapping[str, str],
+    names: Mapping[Model, str],
+    *,
+    seed: int,
+    usd: float | None,
+) -> dict[str, Any]:
+    """The `judge` entry of scores.json: win rates, grades, audit, and a verdict or why it is withheld.
 
-    `info` has the judge's model and mode. Also says of each prompt how the student fared (`outcome`) by the judge.
+    `entries` are the entries of `distill.compare.judge.judge`, `judge` its model and mode, `names` the models' own.
     """
-    judged = {index: more["judge"] for index, more in sorted(results.more.items()) if "judge" in more}
-    names = dict.fromkeys(pair for one in judged.values() for pair in one.get("pairs", {}))
-    pairs = {name: _pair(results, _games(judged, name), name, seed) for name in names}
-    audit = _audit(results, judged, info["model"], seed) if pairs else None
-    main = pairs.get(MAIN)
-    withheld = _withheld(main, list(_games(judged, MAIN).values())) if main is not None else None
-    if main is not None:
-        _record_outcomes(results, _games(judged, MAIN))
-    base = pairs.get("base:teacher")
+    pair_names = dict.fromkeys(pair for one in entries.values() for pair in one.get("pairs", {}))
+    pairs = {name: _pair(results, _games(entries, name), name, seed) for name in pair_names}
+    audit = _audit(results, entries, _same_family(judge["model"], names), seed) if pairs else None
+    main, base = pairs.get(MAIN), pairs.get("base:teacher")
+    withheld = _withheld(main, list(_games(entries, MAIN).values())) if main is not None else None
     return {
-        **info,
+        **judge,
         "pairs": pairs,
-        "student_minus_base": _against_base(judged, seed),
-        "single": _single(judged, seed),
+        "student_minus_base": _against_base(entries, seed),
+        "single": _single(entries, seed),
         "audit": audit,
         "withheld": withheld,
-        "verdict": _verdict(main, base, info["model"], audit or {}) if main is not None and withheld is None else None,
-        "power": _power(_games(judged, MAIN), len(results.shared), usd) if main is not None else None,
+        "verdict": _verdict(main, base, judge["model"], audit or {}) if main is not None and withheld is None else None,
+        "power": _power(_games(entries, MAIN), len(results.shared), usd) if main is not None else None,
     }
 
 
-def _games(judged: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapping[str, Any]]:
-    return {index: one["pairs"][pair] for index, one in judged.items() if pair in one.get("pairs", {})}
+def judged_outcomes(entries: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
+    """By prompt, its `outcome` for the student; the margin is the share of games won less the share lost, 1 to −1."""
+    outcomes = {}
+    for index, pair in _games(entries, MAIN).items():
+        verdicts = [game["verdict"] for game in pair["games"]]
+        margin = (verdicts.count("student") - verdicts.count("teacher")) / max(1, len(verdicts))
+        outcomes[index] = {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin}
+    return outcomes
+
+
+def _games(entries: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Mapping[str, Any]]:
+    return {index: one["pairs"][pair] for index, one in entries.items() if pair in one.get("pairs", {})}
 
 
 # Win rates
 
 
-def _pair(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
+def _pair(results: ComparisonResults, games: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
     """Counts, and the win rate of the first of the pair: ties count half, what cannot be read is left out."""
-    worth = {index: WORTH[one["outcome"]] for index, one in info.items() if one["outcome"] in WORTH}
-    counts = {kind: sum(one["outcome"] == kind for one in info.values()) for kind in (*WORTH, "unparsed")}
+    worth = {index: WORTH[one["outcome"]] for index, one in games.items() if one["outcome"] in WORTH}
+    counts = {kind: sum(one["outcome"] == kind for one in games.values()) for kind in (*WORTH, "unparsed")}
     controlled, why = _length_controlled(results, worth, name, seed)
     return {
         "n": len(worth),
@@ -80,7 +94,10 @@ def _pair(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]], nam
         "losses": counts["loss"],
         "unparsed": counts["unparsed"],
         **_rates(list(worth.values()), seed),
-        "categories": _by_category(results, worth, seed),
+        "categories": by_category(
+            {index: results.prompts[index].category for index in worth},
+            lambda indices: _rates([worth[index] for index in indices], seed),
+        ),
         "length_controlled": controlled,
         "length_note": why,
     }
@@ -92,18 +109,6 @@ def _rates(worth: Sequence[float], seed: int) -> dict[str, Any]:
         "win_or_tie": mean_interval([float(one > 0) for one in worth], seed=seed),
         "p": sign_flip_p(worth, [0.5] * len(worth), seed=seed),
     }
-
-
-def _by_category(results: ComparisonResults, worth: Mapping[int, float], seed: int) -> dict[str, Any]:
-    members: dict[str, list[float]] = {}
-    for index, one in worth.items():
-        members.setdefault(results.prompts[index].category, []).append(one)
-    if len(members) < 2:
-        return {}
-    info = {name: {"n": len(each), **_rates(each, seed)} for name, each in sorted(members.items())}
-    tested = [name for name, one in info.items() if one["p"] is not None]
-    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
-    return {name: {**one, "p_holm": adjusted.get(name)} for name, one in info.items()}
 
 
 def _length_controlled(
@@ -118,17 +123,13 @@ def _length_controlled(
 
 def _longer_by(results: ComparisonResults, index: int, one: str, other: str) -> float:
     """Characters by which the answer of the first model is longer."""
-    texts = {model: answers[index].text for model, answers in results.answers.items() if index in answers}
-    return float(len(_text(texts, one)) - len(_text(texts, other)))
+    lengths = {str(model): len(by[index].text) for model, by in results.answers.items() if index in by}
+    return float(lengths[one] - lengths[other])
 
 
-def _text(texts: Mapping[Model, str], name: str) -> str:
-    return next(text for model, text in texts.items() if model == name)
-
-
-def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
+def _against_base(entries: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
     """The difference of the two win rates against the teacher, paired by prompt."""
-    student, base = (_games(judged, f"{model}:teacher") for model in ("student", "base"))
+    student, base = (_games(entries, f"{model}:teacher") for model in ("student", "base"))
     common = [
         index for index in student
         if index in base and student[index]["outcome"] in WORTH and base[index]["outcome"] in WORTH
@@ -140,18 +141,18 @@ def _against_base(judged: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
     )
 
 
-def _single(judged: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
     """The mean grade of each model; a grade that cannot be read is left out and counted."""
-    info: dict[str, Any] = {}
-    for model in ("base", "student", "teacher"):
-        grades = [one["single"][model]["score"] for one in judged.values() if model in one.get("single", {})]
+    grades_by_model: dict[str, Any] = {}
+    for model in JUDGED:
+        grades = [one["single"][model]["score"] for one in entries.values() if model in one.get("single", {})]
         read = [grade for grade in grades if grade is not None]
         if grades:
-            info[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
-    return info
+            grades_by_model[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
+    return grades_by_model
 
 
-# How far to believe them
+# Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +166,16 @@ class _JudgeReply:
 
 
 def _audit(
-    results: ComparisonResults, judged: Mapping[int, Mapping[str, Any]], judge: str, seed: int
+    results: ComparisonResults, entries: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
 ) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
-    info = [(index, name, pair) for index, one in judged.items() for name, pair in one.get("pairs", {}).items()]
-    pairs = [pair for _, _, pair in info]
+    all_pairs = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
+    pairs = [pair for _, _, pair in all_pairs]
     games = [
         _JudgeReply(
             index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"]
         )
-        for index, name, pair in info
+        for index, name, pair in all_pairs
         for game in pair["games"]
         if game["verdict"] != "unparsed"
     ]
@@ -187,9 +188,9 @@ def _audit(
             [float(game.verdict == game.first) for game in decided], [game.prompt for game in decided], seed=seed
         ),
         "longer_wins": _share(decided, lambda game: _picks_longer(results, game)),
-        "longer_would_say": _longer_would_say(results, judged, seed),
+        "longer_would_say": _longer_would_say(results, entries, seed),
         "test_retest": _same_again(pairs),
-        "same_family": _same_family(results, judge),
+        "same_family": same_family,
     }
 
 
@@ -217,31 +218,31 @@ def _picks_longer(results: ComparisonResults, game: _JudgeReply) -> bool:
     return _longer_by(results, game.prompt, game.verdict, other) > 0
 
 
-def _longer_would_say(results: ComparisonResults, judged: Mapping[int, Any], seed: int) -> Interval | None:
+def _longer_would_say(results: ComparisonResults, entries: Mapping[int, Any], seed: int) -> Interval | None:
     """The win rate of the student against the teacher for a judge that takes the longer answer."""
-    gains = [_longer_by(results, index, "student", "teacher") for index in _games(judged, MAIN)]
+    gains = [_longer_by(results, index, "student", "teacher") for index in _games(entries, MAIN)]
     return mean_interval([1.0 if gain > 0 else 0.0 if gain < 0 else 0.5 for gain in gains], seed=seed)
 
 
 def family(model: str) -> str | None:
-    """The house that a model comes from, by its name; None where the name says nothing."""
+    """The family of a model, by its name; None where the name matches none."""
     name = model.lower()
-    found = next((one for one in FAMILIES if re.search(rf"(?<![a-z]){one}", name)), None)
-    return ALIKE.get(found, found) if found is not None else None
+    name_part = next((one for one in FAMILIES if re.search(rf"(?<![a-z]){one}", name)), None)
+    return ALIKE.get(name_part, name_part) if name_part is not None else None
 
 
-def _same_family(results: ComparisonResults, judge: str) -> list[str]:
-    """Of the models that it judges, those that may be its kin: judges favour their own."""
+def _same_family(judge: str, names: Mapping[Model, str]) -> list[Model]:
+    """The entries models that may be of the judge's family: judges favour their own."""
     own = family(judge)
-    models: Mapping[Model, str] = results.names
-    return [model for model in ("student", "teacher") if own is not None and family(models.get(model, "")) == own]
+    candidates: tuple[Model, ...] = ("student", "teacher")
+    return [model for model in candidates if own is not None and family(names.get(model, "")) == own]
 
 
 def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why no verdict is given, where the noise of the judge on these very pairs is larger than what it found.
+    """Why no verdict is given: the judge's noise on these pairs is larger than its win rate's distance from one half.
 
     A prompt on which it contradicts itself counts as a tie; if all of those fell on one side, the win rate would move
-    by half their share. The same holds of the share on which it says something else when it is asked again.
+    by half their share. The same holds for the share on which a repeated question gets another verdict.
     """
     rate: Interval | None = main["win_rate"]
     unparsed = _unparsed(pairs)
@@ -267,8 +268,8 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
 
 
 def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
-    """How often the student does as well as the teacher in the judge's eyes, and how often the base does."""
-    info: Interval = main["win_or_tie"]
+    """Share of prompts on which the student, and the base, win or tie against the teacher."""
+    rate: Interval = main["win_or_tie"]
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""
     length = audit.get("longer_wins") or 0.0
@@ -278,33 +279,23 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
         else ""
     )
     return (
-        f"The student wins or ties on {info.mean:.0%} of {info.n} prompts against the teacher ({main['wins']} won, "
-        f"{main['ties']} tied, 95% CI {info.low:.0%} to {info.high:.0%}), as {judge} judges in both orders{against}"
+        f"The student wins or ties on {rate.mean:.0%} of {rate.n} prompts against the teacher ({main['wins']} won, "
+        f"{main['ties']} tied, 95% CI {rate.low:.0%} to {rate.high:.0%}), as {judge} judges in both orders{against}"
         f"{doubt}"
     )
 
 
-def _record_outcomes(results: ComparisonResults, info: Mapping[int, Mapping[str, Any]]) -> None:
-    """How each prompt came out; the margin is the share of games won less the share lost, 1 to −1."""
-    for index, pair in info.items():
-        games = [game["verdict"] for game in pair["games"]]
-        margin = (games.count("student") - games.count("teacher")) / max(1, len(games))
-        results.record(
-            index, "outcome", {"by": "judge", "against": "teacher", "value": pair["outcome"], "margin": margin}
-        )
-
-
-def _power(info: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
-    worth = [WORTH[one["outcome"]] for one in info.values() if one["outcome"] in WORTH]
-    needed = prompts_needed([one - 0.5 for one in worth], 0.05)
-    if needed is None:
+def _power(games: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
+    worth = [WORTH[one["outcome"]] for one in games.values() if one["outcome"] in WORTH]
+    prompts_for_power = prompts_needed([one - 0.5 for one in worth], 0.05)
+    if prompts_for_power is None:
         return None
     each = usd / prompts if usd and prompts else None
     return {
         "measure": "win_rate",
         "difference": 0.05,
-        "prompts": needed,
-        "usd": None if each is None else needed * each,
+        "prompts": prompts_for_power,
+        "usd": None if each is None else prompts_for_power * each,
         "explanation": "prompts that would show a difference of 5 points in the win rate four times of five, from the "
         f"spread over these {len(worth)}",
     }

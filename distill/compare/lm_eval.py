@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.compare.stats import holm, mean_interval, paired_difference, sign_flip_p
+from distill.compare.stats import mean_interval, paired_difference, sign_flip_p, with_holm
 from distill.core.console import say
 from distill.core.hashing import json_sha256
 from distill.core.jsonl import append_row, write_rows
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 FOLDER = "lm_eval"
 SIDES = ("base", "student")
 
-MOST_TOLD = 300
+MAX_EXPLANATION = 300
 """Characters of an explanation; a group may have a hundred tasks."""
 
 
 def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness | None = None) -> dict[str, Any]:
-    """What scores.json says of the tasks, after base and student have done those that are not known yet.
+    """The `lm_eval` entry of scores.json; base and student do the tasks without results first.
 
     The package is installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one that
     fails.
@@ -45,12 +45,12 @@ def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness
 
     setting = Setting(limit=options.limit, shots=options.shots, chat=options.chat, batch=options.batch)
     package = version("lm_eval")
-    asked = [package, setting.limit, setting.shots, setting.chat]
+    settings = [package, setting.limit, setting.shots, setting.chat]
     work = _Work(folder, setting, harness)
-    rows = {model: {name: work.of(model, name, asked) for name in options.tasks} for model in SIDES}
+    rows = {model: {name: work.of(model, name, settings) for name in options.tasks} for model in SIDES}
     work.release()
-    reply = [row["key"] for some in rows["student"].values() for row in some]
-    return {"package": package, **options.model_dump(), "said": reply, **entries(options.tasks, rows, seed)}
+    student_keys = [row["key"] for some in rows["student"].values() for row in some]
+    return {"package": package, **options.model_dump(), "said": student_keys, **entries(options.tasks, rows, seed)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,19 +62,18 @@ class TaskMeasure:
     values: Mapping[tuple[int, str], float]
 
 
-def said_by_student(folder: Path, scores: Mapping[str, Any]) -> dict[str, TaskMeasure]:
-    """What the student said to the tasks that scores.json tells of, by task and measure."""
-    known = _known(folder / FOLDER / "student.jsonl")
-    found: dict[str, TaskMeasure] = {}
-    for row in (known[key] for key in (scores.get("lm_eval") or {}).get("said") or () if key in known):
-        for measure in _measures([row]):
-            values = {
-                (one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]
-            }
-            found[f"{row['task']} {measure}"] = TaskMeasure(
-                _title(row["task"], measure), _better([row], measure), values
-            )
-    return found
+def student_measures(folder: Path, keys: Iterable[str]) -> dict[str, TaskMeasure]:
+    """The student's numbers by task and measure, of the rows in lm_eval/ with these keys."""
+    rows = _rows_by_key(folder / FOLDER / "student.jsonl")
+    return {
+        f"{row['task']} {measure}": TaskMeasure(
+            _title(row["task"], measure),
+            _better([row], measure),
+            {(one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]},
+        )
+        for row in (rows[key] for key in keys if key in rows)
+        for measure in _measures([row])
+    }
 
 
 class _Work:
@@ -82,27 +81,27 @@ class _Work:
 
     def __init__(self, folder: Path, setting: Setting, harness: Harness | None) -> None:
         self._student = current(folder)
-        self._kept = folder / FOLDER
+        self._folder = folder / FOLDER
         self._setting = setting
         self._harness = harness
         self._loaded: dict[str, tuple[Any, Any]] = {}
 
-    def of(self, model: str, name: str, asked: Sequence[Any]) -> list[dict[str, Any]]:
-        """What a model said to the tasks of a name: from the folder where it is known, else by doing them."""
-        path = self._kept / f"{model}.jsonl"
+    def of(self, model: str, name: str, settings: Sequence[Any]) -> list[dict[str, Any]]:
+        """A model's rows for the tasks of a name: from the folder, else by running them."""
+        path = self._folder / f"{model}.jsonl"
         weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
-        key = partial(_key, weights, *asked)
-        known = _mended(path)
-        if (whole := known.get(key("name", name))) is not None:
-            return [known[key("task", task)] for task in whole["tasks"]]
+        key = partial(_key, weights, *settings)
+        rows = _repaired_rows(path)
+        if (whole := rows.get(key("name", name))) is not None:
+            return [rows[key("task", task)] for task in whole["tasks"]]
         path.parent.mkdir(exist_ok=True)
         tasks = self._index().tasks(name)
         for each, task in tasks.items():
-            if (here := key("task", each)) not in known:
-                known[here] = {"key": here, **self._do(model, each, task)}
-                append_row(path, known[here])
+            if (here := key("task", each)) not in rows:
+                rows[here] = {"key": here, **self._do(model, each, task)}
+                append_row(path, rows[here])
         append_row(path, {"key": key("name", name), "name": name, "tasks": list(tasks)})
-        return [known[key("task", each)] for each in tasks]
+        return [rows[key("task", each)] for each in tasks]
 
     def _do(self, model: str, name: str, task: Any) -> dict[str, Any]:
         from distill.compare.lm_eval_tasks import run
@@ -144,22 +143,22 @@ class _Work:
             free_memory()
 
 
-def _key(*info: Any) -> str:
-    return json_sha256(info)
+def _key(*parts: Any) -> str:
+    return json_sha256(parts)
 
 
-def _known(path: Path) -> dict[str, dict[str, Any]]:
-    """What is kept, by its key, without a row that a kill has cut off."""
+def _rows_by_key(path: Path) -> dict[str, dict[str, Any]]:
+    """The rows of a file by key, without one that a kill has cut off."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return {row["key"]: row for row in map(_row, lines) if row is not None}
 
 
-def _mended(path: Path) -> dict[str, dict[str, Any]]:
+def _repaired_rows(path: Path) -> dict[str, dict[str, Any]]:
     """The same, with that row taken out of the file, so that the next one does not continue it."""
-    known = _known(path)
+    rows = _rows_by_key(path)
     if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        write_rows(path, known.values())
-    return known
+        write_rows(path, rows.values())
+    return rows
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -175,14 +174,14 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def documents(samples: Sequence[Mapping[str, Any]], means: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per document: its place and hash, and its finite number by each of the metrics and filter."""
-    found: dict[tuple[int, str], dict[str, float]] = {}
+    by_document: dict[tuple[int, str], dict[str, float]] = {}
     for sample in samples:
-        values = found.setdefault((sample["doc_id"], sample["doc_hash"]), {})
+        values = by_document.setdefault((sample["doc_id"], sample["doc_hash"]), {})
         for metric in sample["metrics"]:
             value = _number(sample.get(metric))
             if metric in means and value is not None:
                 values[f"{metric},{sample['filter']}"] = value
-    return [{"id": id_, "hash": hash_, "values": values} for (id_, hash_), values in found.items()]
+    return [{"id": id_, "hash": hash_, "values": values} for (id_, hash_), values in by_document.items()]
 
 
 def _number(value: Any) -> float | None:
@@ -191,7 +190,7 @@ def _number(value: Any) -> float | None:
     return float(plain) if isinstance(plain, (bool, int, float)) and math.isfinite(plain) else None
 
 
-# What scores.json says
+# The entry of scores.json
 
 
 def entries(
@@ -202,14 +201,14 @@ def entries(
     `rows`: by model and name, a row for each task that the name stands for. Several tasks are pooled, each document
     counting once, and stand in `categories` one by one.
     """
-    info = {
+    measures = {
         f"{name} {measure}": _entry(name, measure, {model: rows[model][name] for model in SIDES}, seed)
         for name in names
         for measure in _measures(rows["base"][name])
     }
     left_out = {row["task"]: row["left_out"] for name in names for row in rows["base"][name] if row["left_out"]}
     notes = [f"{task}: {', '.join(gone)} has no value for one document, so no pairs" for task, gone in left_out.items()]
-    return {"entries": _adjusted(info), "notes": notes}
+    return {"entries": with_holm(measures), "notes": notes}
 
 
 def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -226,10 +225,10 @@ def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any
         "title": _title(name, measure),
         "unit": "mean over documents",
         "better": _better(rows["base"], measure),
-        "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MOST_TOLD],
+        "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MAX_EXPLANATION],
         "note": None if len(pooled) == every else f"documents without a number of both: {every - len(pooled)}",
         **_figures(pooled, seed),
-        "categories": _adjusted(parts) if len(parts) > 1 else {},
+        "categories": with_holm(parts) if len(parts) > 1 else {},
     }
 
 
@@ -258,10 +257,3 @@ def _figures(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Any]:
         "student_minus_base": paired_difference(student, base, seed=seed),
         "p": sign_flip_p(student, base, seed=seed),
     }
-
-
-def _adjusted(info: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same with each p adjusted for looking at all of them (Holm, 1979)."""
-    tested = [name for name, entry in info.items() if entry["p"] is not None]
-    adjusted = dict(zip(tested, holm([info[name]["p"] for name in tested]), strict=True))
-    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in info.items()}

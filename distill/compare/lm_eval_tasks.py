@@ -27,11 +27,11 @@ class Setting:
     """Settings of a task; `None` is the task's default."""
 
     limit: int | None = None
-    """The first so many documents of each task."""
+    """Number of documents of each task, from its first on."""
     shots: int | None = None
     """Examples before each question."""
     chat: bool = False
-    """Whether questions are asked in the model's chat template."""
+    """Whether questions are put in the model's chat template."""
     batch: int = 8
 
 
@@ -81,7 +81,7 @@ class Harness:
         self.require([name])
         with _quiet_harness():
             try:
-                found: dict[str, Any] = self._manager.load([name])["tasks"]
+                tasks: dict[str, Any] = self._manager.load([name])["tasks"]
             except ModuleNotFoundError as error:
                 raise MissingPackage(
                     f"compare.lm_eval: {name} needs more than lm_eval: {first_line(error)}; install it, or what "
@@ -89,15 +89,15 @@ class Harness:
                 ) from error
             except Exception as error:  # every data set fails in its own way
                 raise DistillError(f"compare.lm_eval: {name} cannot be loaded: {first_line(error)}") from error
-        for each, task in found.items():
+        for each, task in tasks.items():
             _require_harmless(each, getattr(task, "UNSAFE_CODE", None))
-            lacking = [metric for metric, by in getattr(task, "_metric_fn_list", {}).items() if by is None]
-            if lacking:
+            remote = [metric for metric, by in getattr(task, "_metric_fn_list", {}).items() if by is None]
+            if remote:
                 raise RecipeError(
-                    f"compare.lm_eval: {each} measures by {lacking[0]}, whose code is on the Hub and is not fetched; "
+                    f"compare.lm_eval: {each} measures by {remote[0]}, whose code is on the Hub and is not fetched; "
                     "take it out"
                 )
-        return found
+        return tasks
 
 
 def _require_harmless(name: str, runs_code: Any) -> None:
@@ -121,7 +121,7 @@ def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
 
         try:
             lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=setting.batch)
-            found = evaluate(
+            results = evaluate(
                 lm=lm, task_dict={"tasks": {name: task}}, limit=setting.limit, bootstrap_iters=0,
                 apply_chat_template=setting.chat, fewshot_as_multiturn=setting.chat,
             )  # fmt: skip
@@ -129,18 +129,18 @@ def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
             raise DistillError(f"compare.lm_eval: {name} cannot be run: {first_line(error)}") from error
     means = {metric for metric, by in task.aggregation().items() if getattr(by, "__name__", "") == "mean"}
     higher = task.higher_is_better()
-    samples = found["samples"][name]
-    measured = sorted({metric for sample in samples for metric in sample["metrics"]})
+    samples = results["samples"][name]
+    metrics = sorted({metric for sample in samples for metric in sample["metrics"]})
     return TaskRun(
         str(task.VERSION),
-        {metric: higher.get(metric) for metric in measured if metric in means},
-        tuple(metric for metric in measured if metric not in means),
+        {metric: higher.get(metric) for metric in metrics if metric in means},
+        tuple(metric for metric in metrics if metric not in means),
         samples,
     )
 
 
 def _settle(task: Any, setting: Setting) -> None:
-    """Examples before each question: as many as are asked for, unless the task forbids them with a 0 of its own."""
+    """Set the number of examples before each question, unless the task forbids them with a 0 of its own."""
     own = task.get_config("num_fewshot")
     if own is None or (setting.shots is not None and own != 0):
         task.set_config(key="num_fewshot", value=setting.shots or 0)

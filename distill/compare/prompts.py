@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from distill.compare.metrics import Model, ModelAnswer
+from distill.compare.metrics import ModelAnswer
 from distill.compare.metrics.instruction_checks import problem
-from distill.compare.results import EVERY, MODELS, NAMES, ComparisonResults, Prompt
+from distill.compare.results import EVERY, NAMES, ModelReplies, Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
 from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
 from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows, text_lines
 from distill.text.tokens import normalise
-from distill.types import Completion, Message, Session
+from distill.types import MODELS, Completion, Message, Model, Session
 
+T = TypeVar("T")
 CATEGORIES = ("category", "kind", "topic", "imported")
-"""Entries of a session's meta that say what kind of prompt it is, the first that is there."""
+"""Entries of a session's meta that may give a prompt's category; the first present one counts."""
 IDS = ("id", "question_id", "prompt_id")
 QUESTIONS = ("instruction", "prompt", "question")
 ANSWERS = ("text", "output", "answer", "response", "completion")
@@ -45,7 +45,7 @@ def of_session(session: Session, journal: Journal) -> Prompt:
         )
     text = session.messages[first].content.strip()
     cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
-    bought = next((answer for key in session.meta.get("keys", ()) if _says(answer := journal.get(key), text)), None)
+    bought = next((answer for key in session.meta.get("keys", ()) if _has_text(answer := journal.get(key), text)), None)
     tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
     return Prompt(
         session.id,
@@ -57,13 +57,13 @@ def of_session(session: Session, journal: Journal) -> Prompt:
     )
 
 
-def _says(answer: Any, text: str) -> bool:
+def _has_text(answer: Any, text: str) -> bool:
     return isinstance(answer, Completion) and answer.text.strip() == text
 
 
 def _category(meta: Mapping[str, Any]) -> str:
-    found = (meta.get(name) for name in CATEGORIES)
-    return next((value for value in found if isinstance(value, str) and value.strip()), EVERY)
+    values = (meta.get(name) for name in CATEGORIES)
+    return next((value for value in values if isinstance(value, str) and value.strip()), EVERY)
 
 
 # Files of prompts
@@ -77,20 +77,24 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
     an id, a `category` and a `reference` solution. `system` goes before those that have no system message. Raises
     `RecipeError` for a file without prompts, a row that is none, or an id that comes twice.
     """
-    rows = _rows(path) if path.suffix.lower() in {".json", ".jsonl", ".ndjson"} else _lines(path)
-    prompts = list(rows)
+    where = f"compare.prompts: {path}"
+    if path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
+        prompts = [_prompt(row, path) for row in _accepted(json_rows(path), where)]
+    else:
+        lines = _accepted(text_lines(path), where)
+        prompts = [Prompt(f"prompt-{number}", (Message("user", text),)) for number, text in lines]
     if not prompts:
         raise RecipeError(f"compare.prompts: {path} holds no prompts; expected one a line, or rows of JSON")
-    seen: set[str] = set()
+    ids: set[str] = set()
     for prompt in prompts:
-        if prompt.id in seen:
+        if prompt.id in ids:
             raise RecipeError(f'compare.prompts: {path}: the id "{prompt.id}" comes twice; ids must differ')
-        seen.add(prompt.id)
-    return [_led(prompt, system) for prompt in prompts]
+        ids.add(prompt.id)
+    return [_with_system(prompt, system) for prompt in prompts]
 
 
 def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
-    """The prompts that metrics ask for themselves, each for the metric whose it is."""
+    """The prompts that belong to one metric each."""
     return [
         replace(_prompt(ForeignRow(number, row), type(metric).__name__), asked_by=type(metric).__name__)
         for metric in metrics
@@ -99,29 +103,22 @@ def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
     ]
 
 
-def _led(prompt: Prompt, system: str) -> Prompt:
+def _with_system(prompt: Prompt, system: str) -> Prompt:
     if not system or prompt.messages[0].role == "system":
         return prompt
     return replace(prompt, messages=(Message("system", system), *prompt.messages))
 
 
-def _lines(path: Path) -> Iterator[Prompt]:
-    for row in text_lines(path):
+def _accepted(rows: Iterable[T | RejectedRow], where: str) -> Iterator[T]:
+    """The rows. Raises `RecipeError` for the first that cannot be read."""
+    for row in rows:
         if isinstance(row, RejectedRow):
-            raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
-        number, text = row
-        yield Prompt(f"prompt-{number}", (Message("user", text),))
-
-
-def _rows(path: Path) -> Iterator[Prompt]:
-    for row in json_rows(path):
-        if isinstance(row, RejectedRow):
-            raise RecipeError(f"compare.prompts: {path}, line {row.line}: {row.detail}")
-        yield _prompt(row, path)
+            raise RecipeError(f"{where}, line {row.line}: {row.detail}")
+        yield row
 
 
 def _prompt(row: ForeignRow, path: Path | str) -> Prompt:
-    messages, later = _asked(row.value)
+    messages, later = _question_turns(row.value)
     if not messages:
         raise RecipeError(
             f"compare.prompts: {path}, line {row.line}: no prompt; expected `turns`, `messages` or one of "
@@ -155,7 +152,7 @@ def _solution(value: Any) -> str | None:
     return "\n\n".join(texts) or None
 
 
-def _asked(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _question_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """The messages up to the first answer, and the user's turns behind it; empty where the row is no prompt."""
     turns = row.get("turns")
     if isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns):
@@ -163,8 +160,10 @@ def _asked(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]
     if isinstance(row.get("messages"), list):
         return _of_messages(row["messages"])
     question = next((row[name] for name in QUESTIONS if isinstance(row.get(name), str) and row[name].strip()), "")
-    given = row.get("input")
-    text = f"{question}\n\n{given}" if question and isinstance(given, str) and given.strip() else question
+    input_text = row.get("input")
+    text = (
+        f"{question}\n\n{input_text}" if question and isinstance(input_text, str) and input_text.strip() else question
+    )
     return ((Message("user", text),) if text else ()), ()
 
 
@@ -177,74 +176,69 @@ def _of_messages(items: Sequence[Any]) -> tuple[tuple[Message, ...], tuple[str, 
     if len(turns) != len(items):
         return (), ()
     system = [Message("system", text) for role, text in turns[:1] if role == "system"]
-    asked = [text for role, text in turns if role == "user"]
-    return ((*system, Message("user", asked[0])) if asked else ()), tuple(asked[1:])
+    questions = [text for role, text in turns if role == "user"]
+    return ((*system, Message("user", questions[0])) if questions else ()), tuple(questions[1:])
 
 
 def _id(row: Mapping[str, Any]) -> str | None:
-    found = next((row[name] for name in IDS if isinstance(row.get(name), (str, int))), None)
-    return None if found is None or found == "" else str(found)
+    value = next((row[name] for name in IDS if isinstance(row.get(name), (str, int))), None)
+    return None if value is None or value == "" else str(value)
 
 
 # Recorded answers
 
 
-def take_recorded(results: ComparisonResults, files: Mapping[Model, Path]) -> None:
-    """Put answers from files in the place of those that a model would be asked for.
+def recorded_answers(prompts: Sequence[Prompt], files: Mapping[Model, Path]) -> list[ModelReplies]:
+    """Answers from files, of the models that have one.
 
     A row has an answer as `text`, `output` (AlpacaEval's outputs), `answer`, `response`, `completion`, `turns`, or
     `choices` with `turns` (FastChat's), and belongs to the prompt of the same id, else of the same question but for
-    case and white space; of prompts that ask the same, each row takes the next. A prompt without an answer lacks that
-    model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two answers
-    to one.
+    case and white space; of prompts with the same question, each row takes the next. A prompt without an answer lacks
+    that model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two
+    answers to one.
     """
-    for model in MODELS:
-        if model in files:
-            _take(results, model, files[model])
+    return [_recorded(prompts, model, files[model]) for model in MODELS if model in files]
 
 
-def _take(results: ComparisonResults, model: Model, path: Path) -> None:
-    ids = {prompt.id: index for index, prompt in enumerate(results.prompts)}
-    texts: dict[str, list[int]] = {}
-    for place, prompt in enumerate(results.prompts):
-        texts.setdefault(normalise(prompt.messages[-1].content), []).append(place)
+def _recorded(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelReplies:
+    ids = {prompt.id: index for index, prompt in enumerate(prompts)}
+    same_text: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        same_text.setdefault(normalise(prompt.messages[-1].content), []).append(index)
     answers: dict[int, ModelAnswer] = {}
-    for row in json_rows(path):
-        if isinstance(row, RejectedRow):
-            raise RecipeError(f"compare.answers.{model}: {path}, line {row.line}: {row.detail}")
-        index = ids.get(_id(row.value) or "")
-        if index is None:
-            index = _free(next((texts[key] for key in _questions(row.value) if key in texts), []), answers)
-        answer = _recorded(row.value)
-        if index is None or answer is None:
+    for row in _accepted(json_rows(path), f"compare.answers.{model}: {path}"):
+        place = ids.get(_id(row.value) or "")
+        if place is None:
+            place = _next_free(next((same_text[key] for key in _questions(row.value) if key in same_text), []), answers)
+        answer = _answer(row.value)
+        if place is None or answer is None:
             continue
-        if index in answers:
+        if place in answers:
             raise RecipeError(
-                f"compare.answers.{model}: {path}, line {row.line}: "
-                f"a second answer to prompt {results.prompts[index].id}"
+                f"compare.answers.{model}: {path}, line {row.line}: a second answer to prompt {prompts[place].id}"
             )
-        answers[index] = answer
-    _require(answers, results, model, path)
-    results.answers[model] = answers
-
-
-def _free(places: Sequence[int], answers: Collection[int]) -> int | None:
-    """The first of the prompts that ask the same which has no answer yet, else the first; `None` of none."""
-    return next((place for place in places if place not in answers), places[0] if places else None)
-
-
-def _require(answers: Mapping[int, ModelAnswer], results: ComparisonResults, model: Model, path: Path) -> None:
+        answers[place] = answer
     if not answers:
         raise RecipeError(
             f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
             "their very questions"
         )
-    if lacking := sum(index not in answers for index in results.shared):
-        results.missing[model] = lacking
-        results.notes.append(
-            f"{NAMES[model]} has no recorded answer to {lacking} of {len(results.shared)} prompts; "
-            "each number rests on the prompts that have what it needs"
-        )
+    return _noted(prompts, model, answers)
+
+
+def _next_free(places: Sequence[int], answers: Collection[int]) -> int | None:
+    """The first of the prompts with the same question that has no answer yet, else the first; `None` of none."""
+    return next((place for place in places if place not in answers), places[0] if places else None)
+
+
+def _noted(prompts: Sequence[Prompt], model: Model, answers: Mapping[int, ModelAnswer]) -> ModelReplies:
+    shared = shared_prompts(prompts)
+    missing = sum(index not in answers for index in shared)
+    note = (
+        f"{NAMES[model]} has no recorded answer to {missing} of {len(shared)} prompts; "
+        "each number rests on the prompts that have what it needs"
+    )
+    return ModelReplies(model=model, answers=answers, missing=missing, notes=(note,) if missing else ())
 
 
 def _questions(row: Mapping[str, Any]) -> Iterator[str]:
@@ -253,7 +247,7 @@ def _questions(row: Mapping[str, Any]) -> Iterator[str]:
             yield normalise(row[name])
 
 
-def _recorded(row: Mapping[str, Any]) -> ModelAnswer | None:
+def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
     """The answer of a row; nothing says how it ended, unless the row has a `finish`."""
     choices = row.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -273,5 +267,5 @@ def _recorded(row: Mapping[str, Any]) -> ModelAnswer | None:
 
 def same_questions(prompts: Sequence[Prompt]) -> int:
     """How many prompts ask what an earlier one has asked: they are no independent evidence."""
-    asked = [normalise("\n".join(chain((one.messages[-1].content,), one.later))) for one in prompts]
-    return len(asked) - len(set(asked))
+    questions = [normalise("\n".join((prompt.messages[-1].content, *prompt.later))) for prompt in prompts]
+    return len(questions) - len(set(questions))

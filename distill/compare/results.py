@@ -1,19 +1,29 @@
-"""Prompts, answers and scores of a comparison in progress."""
+"""Prompts of a comparison, and every model's answers and scores."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from distill.compare.metrics import Measure, Model, ModelAnswer, ModelMetric, Sample, Scores, TextMetric
-from distill.types import Message
+from distill.compare.metrics import Measure, ModelAnswer, ModelMetric, Sample, Scores, TextMetric
+from distill.types import MODELS, Message, Model
 
 EVERY = "all"
 """Category of prompts that declare none."""
+NAMES: dict[Model, str] = {
+    "base": "the base",
+    "student": "the student",
+    "teacher": "the teacher",
+    "teacher_again": "the teacher asked again",
+}
+JUDGED: tuple[Model, ...] = ("base", "student", "teacher")
+"""Models whose answers a judge reads."""
+
+Spans: TypeAlias = tuple[list[int], list[float]]
+"""Widths of tokens in characters, all 1 or more, which add up to the answer; and the nats of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,122 +34,134 @@ class Prompt:
     messages: tuple[Message, ...]
     reference: ModelAnswer | None = None
     teacher: str | None = None
-    """Who gave it."""
+    """Name of the teacher that gave the reference."""
     again: int = 1
-    """The replica that is asked as its second answer; another than the first was, of which best_of draws several."""
+    """Replica of the teacher's second answer; differs from the first answer's, of which best_of draws several."""
     category: str = EVERY
     later: tuple[str, ...] = ()
-    """What the user says after each answer, in a question of several turns."""
+    """The user's turns after each answer, in a question of several turns."""
     solution: str | None = None
-    """A right answer that the prompt's author gives, for a judge."""
+    """A correct answer by the prompt's author, for a judge."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """Instructions in it that a program can check."""
     asked_by: str | None = None
-    """The metric that asks it for itself; `None` of the prompts that all are compared on."""
+    """The metric that this prompt belongs to; `None` for prompts that all models are compared on."""
+
+    @property
+    def question(self) -> str:
+        """Everything the user says."""
+        return "\n".join([*(message.content for message in self.messages if message.role == "user"), *self.later])
 
     def with_turns(self, answer: ModelAnswer) -> tuple[Message, ...]:
-        """The conversation that `answer` ends: the prompt, and the turns that a model has answered before."""
+        """The conversation before the last answer: the prompt, and the turns that the model has answered before."""
         messages = list(self.messages)
-        for reply, asked in zip(answer.earlier, self.later, strict=False):
-            messages += [Message("assistant", reply), Message("user", asked)]
+        for reply, turn in zip(answer.earlier, self.later, strict=False):
+            messages += [Message("assistant", reply), Message("user", turn)]
         return tuple(messages)
 
 
-@dataclass(slots=True)
+def shared_prompts(prompts: Sequence[Prompt]) -> list[int]:
+    """Indices of the prompts that all metrics score: all but those that belong to one metric."""
+    return [index for index, prompt in enumerate(prompts) if prompt.asked_by is None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReplies:
+    """One model's replies, by prompt index."""
+
+    model: Model
+    answers: Mapping[int, ModelAnswer] | None = None
+    """`None` where only likelihoods were requested."""
+    scores: Mapping[int, Scores] = field(default_factory=dict)
+    """From likelihoods."""
+    spans: Mapping[int, Spans] = field(default_factory=dict)
+    """Per-token NLL of the teacher's answer."""
+    missing: int = 0
+    """Prompts without an answer."""
+    notes: tuple[str, ...] = ()
+    probe: float | None = None
+    """Log-likelihood of the teacher's first answer that is not empty, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
 class ComparisonResults:
-    """Answers and scores so far, by model and prompt index."""
+    """Answers and scores by model and prompt index."""
 
-    prompts: list[Prompt]
-    answers: dict[Model, dict[int, ModelAnswer]] = field(default_factory=dict)
-    scores: dict[Model, dict[int, dict[str, float]]] = field(default_factory=dict)
-    missing: Counter[Model] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
-    metric_notes: dict[str, str] = field(default_factory=dict)
-    """By name of the measure."""
-    names: dict[Model, str] = field(default_factory=dict)
-    """What each model is called."""
-    more: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """What else is known of a prompt, as it stands in its line of answers.jsonl: `leak`, `outcome` …"""
-
-    def __post_init__(self) -> None:
-        """Take the teacher's answers that came with the prompts."""
-        known = {index: prompt.reference for index, prompt in enumerate(self.prompts) if prompt.reference is not None}
-        if known:
-            self.answers["teacher"] = known
+    prompts: Sequence[Prompt]
+    answers: Mapping[Model, Mapping[int, ModelAnswer]]
+    scores: Mapping[Model, Mapping[int, Scores]] = field(default_factory=dict)
 
     @property
     def shared(self) -> list[int]:
-        """The prompts that all metrics look at: all but those that a metric asks for itself."""
-        return [index for index, prompt in enumerate(self.prompts) if prompt.asked_by is None]
-
-    def reference(self, index: int) -> ModelAnswer | None:
-        """The teacher's first answer to a prompt."""
-        return self.answers.get("teacher", {}).get(index)
-
-    def add(self, model: Model, index: int, scores: Scores) -> None:
-        """Take a model's scores on a prompt; a number that is not finite is no score."""
-        known = self.scores.setdefault(model, {}).setdefault(index, {})
-        known.update({name: value for name, value in scores.items() if math.isfinite(value)})
-
-    def record(self, index: int, name: str, value: Any) -> None:
-        """Write something of a prompt into its line of answers.jsonl."""
-        self.more.setdefault(index, {})[name] = value
+        """Indices of the prompts that all metrics score."""
+        return shared_prompts(self.prompts)
 
     def values(self, measure: Measure, model: Model) -> dict[int, float]:
-        """By prompt, for those that have one."""
+        """A model's numbers by prompt, for the prompts that have one."""
         rows = self.scores.get(model, {})
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
 
-def score_texts(results: ComparisonResults, metrics: Sequence[TextMetric | ModelMetric], folder: Path) -> None:
-    """Score every answer by the metrics that read texts alone."""
-    every = [
-        (model, index, _sample(results, model, index))
-        for model, answers in results.answers.items()
-        for index in answers
-    ]
+def score_answers(
+    prompts: Sequence[Prompt],
+    replies: Iterable[ModelReplies],
+    metrics: Sequence[TextMetric | ModelMetric],
+    folder: Path,
+) -> ComparisonResults:
+    """All answers with their scores from likelihoods and by the metrics that read texts alone."""
+    answers: dict[Model, Mapping[int, ModelAnswer]] = {}
+    scores: dict[Model, dict[int, dict[str, float]]] = {}
+    for reply in replies:
+        if reply.answers is not None:
+            answers[reply.model] = reply.answers
+        for index, values in reply.scores.items():
+            _add(scores, reply.model, index, values)
+    samples = [_sample(prompts, answers, model, index) for model, by_prompt in answers.items() for index in by_prompt]
     for metric in metrics:
         if metric.scope == "text":
-            named = (None, type(metric).__name__)
-            samples = [one for one in every if results.prompts[one[1]].asked_by in named]
+            own = [one for one in samples if prompts[one.prompt].asked_by in (None, type(metric).__name__)]
             if (prepare := getattr(metric, "prepare", None)) is not None:
-                prepare(folder, [sample for _, _, sample in samples])
-            for model, index, sample in samples:
-                results.add(model, index, metric.score(sample))
+                prepare(folder, own)
+            for sample in own:
+                _add(scores, sample.model, sample.prompt, metric.score(sample))
+    return ComparisonResults(prompts, answers, scores)
 
 
-def _sample(results: ComparisonResults, model: Model, index: int) -> Sample:
-    prompt, answer = results.prompts[index], results.answers[model][index]
-    reference = results.reference(index)
+def _add(scores: dict[Model, dict[int, dict[str, float]]], model: Model, index: int, values: Scores) -> None:
+    """Add a model's scores on a prompt; a number that is not finite is no score."""
+    row = scores.setdefault(model, {}).setdefault(index, {})
+    row.update({name: value for name, value in values.items() if math.isfinite(value)})
+
+
+def _sample(
+    prompts: Sequence[Prompt], answers: Mapping[Model, Mapping[int, ModelAnswer]], model: Model, index: int
+) -> Sample:
+    prompt, answer = prompts[index], answers[model][index]
+    reference = answers.get("teacher", {}).get(index)
     return Sample(prompt.with_turns(answer), model, answer, reference, prompt.category, index, prompt.checks)
 
 
-def line(results: ComparisonResults, index: int) -> dict[str, Any]:
-    """The prompt's line of answers.jsonl; what there is not is left out."""
+EXTRAS = ("surprise", "leak", "judge", "outcome", "coverage")
+"""Optional entries of a prompt's line of answers.jsonl, in order."""
+
+
+def row(results: ComparisonResults, index: int, extras: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
+    """A prompt's line of answers.jsonl; `extras` has the values of `EXTRAS` by prompt."""
     prompt = results.prompts[index]
-    info = {"turns": prompt.later, "reference": prompt.solution}
+    optional = {"turns": prompt.later, "reference": prompt.solution}
     return {
         "id": prompt.id,
         "messages": prompt.messages,
         "category": prompt.category,
-        **{name: value for name, value in info.items() if value},
+        **{name: value for name, value in optional.items() if value},
         "answers": {
             model: _answer(results.answers[model][index]) for model in MODELS if index in results.answers.get(model, {})
         },
         "scores": {model: results.scores[model][index] for model in MODELS if results.scores.get(model, {}).get(index)},
-        **results.more.get(index, {}),
+        **{name: extras[name][index] for name in EXTRAS if index in extras[name]},
     }
 
 
 def _answer(answer: ModelAnswer) -> dict[str, Any]:
     earlier = {"earlier": answer.earlier} if answer.earlier else {}
     return {"text": answer.text, "finish": answer.finish, "tokens": answer.tokens, **earlier}
-
-
-MODELS: tuple[Model, ...] = ("base", "student", "teacher", "teacher_again")
-NAMES: dict[Model, str] = {
-    "base": "the base",
-    "student": "the student",
-    "teacher": "the teacher",
-    "teacher_again": "the teacher asked again",
-}

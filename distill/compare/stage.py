@@ -1,8 +1,8 @@
 """Stage compare: base, student and teacher on the held-out prompts, with paired intervals.
 
-Everything is asked through the engine, so a run that was killed asks nothing twice. One model is in memory at a time:
-the teacher answers every prompt once more (the ceiling) and is stopped; base and student answer, and are asked how
-probable they find the teacher's answers; last, the teacher is asked that too, where its weights are at hand.
+All requests go through the engine, so a run that was killed sends nothing twice. One model is in memory at a time:
+the teacher answers every prompt once more (the ceiling) and is stopped; base and student answer, and compute the
+likelihood of the teacher's answers; last, the teacher computes it too, where its weights are at hand.
 """
 
 from __future__ import annotations
@@ -13,24 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from distill import recipe
-from distill.compare.answers import (
-    Engines,
-    ask_endpoint,
-    ask_here,
-    ask_teacher,
-    ask_teacher_again,
-    ask_teacher_weights,
-    note_absent,
-)
+from distill.compare.answers import Engines, absent_measures, ask_endpoint, ask_here, ask_teacher_weights
 from distill.compare.judge import judge
-from distill.compare.judge_audit import conclude
+from distill.compare.judge_audit import conclude, judged_outcomes
 from distill.compare.lm_eval import benchmarks
-from distill.compare.metrics import METRICS, Model, ModelMetric, TextMetric
-from distill.compare.prompts import held_out, of_file, of_metrics, take_recorded
-from distill.compare.results import MODELS, ComparisonResults, line, score_texts
+from distill.compare.metrics import METRICS, ModelMetric, TextMetric
+from distill.compare.prompts import held_out, of_file, of_metrics, recorded_answers
+from distill.compare.results import ComparisonResults, ModelReplies, Prompt, row, score_answers
 from distill.compare.stats import LEVEL, RESAMPLES
-from distill.compare.summary import remarks, summary, with_judge
-from distill.compare.training_overlap import leaks, record_coverage, record_leaks
+from distill.compare.summary import absence_note, entry_of, leading, outcomes_by, remarks, summary, with_judge
+from distill.compare.token_nll import by_prompt
+from distill.compare.training_overlap import coverage, leak_summary, leaks
 from distill.core import console, registry
 from distill.core.files import write_json
 from distill.core.jsonl import write_rows
@@ -45,7 +38,7 @@ from distill.run.context import Context, account, bound, engine_for, identity, j
 from distill.run.decisive import flat, parts
 from distill.run.endpoints import OTHER_ROLES, RESPONDENTS
 from distill.run.record import StageRecord
-from distill.types import Sampling
+from distill.types import MODELS, Model, Sampling
 
 REVISION = 1
 """To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
@@ -56,16 +49,21 @@ class Sides:
     """Endpoints that answer in place of the trained student and its base."""
 
     teachers: Mapping[str, Provider] = field(default_factory=dict)
-    """By their names in the engine. Who answered a prompt answers a second time, else the first."""
+    """By name in the engine. The teacher that answered a prompt answers it again, else the first of them."""
     release_teacher: Callable[[], None] = lambda: None
-    """Is called when it is not needed any more."""
+    """Called when the teacher is no longer needed."""
     teacher_weights: str | None = None
-    """The teacher as a recipe names it, where it can be loaded here."""
+    """The teacher's name in the recipe, where its weights can be loaded here."""
     endpoints: Mapping[Model, Provider] = field(default_factory=dict)
     """Endpoints that answer as `base` or `student`."""
     recorded: Mapping[Model, Path] = field(default_factory=dict)
-    """Files of answers; these models are not asked for any."""
+    """Files of recorded answers; these models generate none."""
     judge: Bench | None = None
+
+    @property
+    def models_here(self) -> list[Model]:
+        """Those of base and student that answer in this process."""
+        return [model for model in MODELS[:2] if model not in {*self.endpoints, *self.recorded}]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,123 +92,151 @@ def compare(
     """Write answers.jsonl and scores.json of the held-out rows, or of a file of `prompts`; returns counts.
 
     All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. `system` goes
-    before the prompts of a file. `tasks` are of the lm-evaluation-harness: base and student do them last. `usd` tells
+    before the prompts of a file. `tasks` are of the lm-evaluation-harness: base and student do them last. `usd` returns
     what was spent so far. Reads the journal for what is known of the teacher's first answers, and kept.jsonl for what
     the student was trained on. Raises `DistillError` when base and student are the same model, `RecipeError` for a
     file of prompts or answers that does not fit.
     """
     shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    results = ComparisonResults([*shared, *of_metrics(metrics)])
-    if results.prompts:
-        take_recorded(results, sides.recorded)
-        _ask(results, current(folder), engine, metrics, sampling, seed, sides)
-        record_leaks(results, folder / "kept.jsonl")
-        results.notes += remarks(results)
-    else:
-        sides.release_teacher()
-    score_texts(results, metrics, folder)
-    models = described(current(folder), results, sides)
-    results.names = {model: info["model"] or "" for model, info in models.items()}
-    judged = _judge(results, engine, sides.judge) if results.shared and sides.judge is not None else None
-    spent = usd()
-    info = summary(results, metrics, seed, spent, own=prompts is None)
-    if judged is not None:
-        info |= with_judge(info, conclude(results, judged, seed, spent))
-    info["coverage"] = record_coverage(results, folder / "kept.jsonl")
-    write_rows(folder / "answers.jsonl", (line(results, index) for index in range(len(results.prompts))))
+    questions = [*shared, *of_metrics(metrics)]
+    replies = _ask(questions, current(folder), engine, metrics, sampling, seed, sides)
+    results = score_answers(questions, replies, metrics, folder)
+    bench = sides.judge if shared else None
+    judged = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
     scores = {
-        "prompts": len(results.shared),
+        "prompts": len(shared),
         "held_out": prompts is None,
-        "method": _method(sampling, seed, asked=not set(results.answers) <= set(sides.recorded)),
-        "models": models,
-        **info,
-        "leaks": leaks(results),
+        "method": _method(sampling, seed, any_generated=not set(results.answers) <= set(sides.recorded)),
+        "models": descriptions(current(folder), results, sides),
     }
+    extras = _add_measures(scores, results, replies, judged, metrics, folder / "kept.jsonl", seed, usd(), sides)
+    extras["surprise"] = by_prompt({reply.model: reply.spans for reply in replies if reply.spans})
+    write_rows(folder / "answers.jsonl", (row(results, index, extras) for index in range(len(results.prompts))))
     if tasks is not None:
         scores["lm_eval"] = benchmarks(folder, tasks, seed=seed)
     write_json(folder / "scores.json", scores)
-    missing = sum(results.missing.values())
-    return {"prompts": len(results.shared), "answers": sum(map(len, results.answers.values())), "missing": missing}
+    unanswered = sum(reply.missing for reply in replies)
+    return {"prompts": len(shared), "answers": sum(map(len, results.answers.values())), "missing": unanswered}
 
 
 def _ask(
-    results: ComparisonResults,
+    prompts: Sequence[Prompt],
     student: Path,
     engine: Engines,
     metrics: Sequence[TextMetric | ModelMetric],
     sampling: Sampling,
     seed: int,
     sides: Sides,
-) -> None:
-    """Ask everybody whose answers are not recorded, and every model that is at hand what the metrics want to know."""
+) -> list[ModelReplies]:
+    """Recorded answers, and the replies of the models without any; of each model at hand here likelihoods too."""
+    if not prompts:
+        sides.release_teacher()
+        return []
+    first_answers = {index: prompt.reference for index, prompt in enumerate(prompts) if prompt.reference is not None}
+    replies = [ModelReplies(model="teacher", answers=first_answers)] if first_answers else []
+    replies += recorded_answers(prompts, sides.recorded)
     if sides.teachers and "teacher" not in sides.recorded:
-        ask_teacher(results, engine, sides.teachers, sampling)
+        if len(first_answers) < len(prompts):
+            replies.append(
+                ask_endpoint(prompts, "teacher", engine, sides.teachers, sampling, first_answers=first_answers)
+            )
         if "teacher_again" not in sides.recorded:
-            ask_teacher_again(results, engine, sides.teachers, sampling)
+            replies.append(ask_endpoint(prompts, "teacher_again", engine, sides.teachers, sampling, replica=None))
     sides.release_teacher()
     for model, provider in sides.endpoints.items():
-        ask_endpoint(results, engine, model, provider, sampling)
-    elsewhere = {*sides.endpoints, *sides.recorded}
-    here = [model for model in MODELS[:2] if model not in elsewhere]
-    if here:
-        ask_here(results, engine, student, metrics, replace(sampling, seed=seed), here)
-    else:
-        note_absent(results, metrics, "neither base nor student is a model at hand here")
-        return
-    ask_teacher_weights(results, engine, metrics, sides.teacher_weights)
+        replies.append(ask_endpoint(prompts, model, engine, {model: provider}, sampling))
+    if not sides.models_here:
+        return replies
+    references = next((reply.answers for reply in reversed(replies) if reply.model == "teacher"), None) or {}
+    seeded = replace(sampling, seed=seed)
+    replies += ask_here(prompts, references, engine, student, metrics, seeded, sides.models_here)
+    if sides.teacher_weights is not None:
+        replies += ask_teacher_weights(prompts, references, engine, metrics, sides.teacher_weights)
+    return replies
 
 
-def _judge(results: ComparisonResults, engine: Engines, bench: Bench) -> dict[str, Any]:
-    """Have the judge look at what everybody answered, and let go of a model that was served for it."""
-    return judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling)
+def _add_measures(
+    scores: dict[str, Any],
+    results: ComparisonResults,
+    replies: Sequence[ModelReplies],
+    judged: Mapping[int, Mapping[str, Any]] | None,
+    metrics: Sequence[TextMetric | ModelMetric],
+    kept: Path,
+    seed: int,
+    usd: float | None,
+    sides: Sides,
+) -> dict[str, Mapping[int, Any]]:
+    """Add measures, judge, coverage and leaks to `scores`; returns the same of each prompt, by name and prompt."""
+    absent = absent_measures(metrics, sides.models_here, sides.teacher_weights) if results.prompts else {}
+    leaked = leaks(results.prompts, kept)
+    measures = [measure for metric in metrics for measure in metric.measures] if results.prompts else []
+    whole = {index for index, leak in leaked.items() if leak["leaked"]}
+    entries = {one.name: entry_of(results, one, seed, absent=absent.get(one.name), leaked=whole) for one in measures}
+    lead = leading(measures, entries)
+    notes = [*(note for reply in replies for note in reply.notes), *absence_note(measures, absent)]
+    notes += remarks(results, [one for one in measures if one.name not in absent], entries)
+    part = summary(results, entries, lead, notes=notes, usd=usd, own=scores["held_out"])
+    outcomes = outcomes_by(results, lead) if lead is not None else {}
+    if judged is not None and sides.judge is not None:
+        names = {model: part["model"] or "" for model, part in scores["models"].items()}
+        judge_info = {"model": sides.judge.provider.endpoint.model, "mode": sides.judge.options.mode}
+        part = with_judge(part, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
+        outcomes |= judged_outcomes(judged)
+    nearness, by_category = coverage(results.prompts, outcomes, kept)
+    scores |= {**part, "coverage": by_category, "leaks": leak_summary(results.prompts, leaked)}
+    return {"leak": leaked, "judge": judged or {}, "outcome": outcomes, "coverage": nearness}
 
 
-def _method(sampling: Sampling, seed: int, *, asked: bool) -> str:
-    drawn = [
+def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
+    settings = [
         f"{name} {value:g}"
         for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p))
         if value is not None
     ]
-    drawn += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
-    how = f"all models drew with {', '.join(drawn) or 'default sampling'}" if asked else "all answers were recorded"
+    settings += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
+    how = (
+        f"all models drew with {', '.join(settings) or 'default sampling'}"
+        if any_generated
+        else "all answers were recorded"
+    )
     return (
         f"means over prompts; {LEVEL:.0%} expanded percentile intervals from {RESAMPLES:,} resamples of the prompts "
         f"(seed {seed}), differences paired by prompt; {how}"
     )
 
 
-def described(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
-    """What each model is, of those that have answers: its name, what it is here, and the fingerprint of its weights."""
-    known = _trained(student)
+def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
+    """Each model with answers: its name, its part in the comparison, and the fingerprint of its weights."""
+    trained_here = _descriptions_here(student)
     again = {
         "teacher": "first answers, which are compared with",
         "teacher_again": "second answer to each, sampled again",
     }
     teacher = ", ".join(Path(one.endpoint.model).name for one in sides.teachers.values())
     weights = Path(sides.teacher_weights).name if sides.teacher_weights else "teacher"
-    info: dict[Model, dict[str, str | None]] = {}
+    by_model: dict[Model, dict[str, str | None]] = {}
     for model in MODELS:
         if not results.answers.get(model):
             continue
         if model in sides.recorded:
-            info[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
+            by_model[model] = {"model": sides.recorded[model].name, "description": "recorded answers"}
         elif model in sides.endpoints:
-            info[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
+            by_model[model] = {"model": sides.endpoints[model].endpoint.model, "description": "asked at its endpoint"}
         elif model in again:
-            info[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
+            by_model[model] = {"model": teacher or weights, "description": f"the teacher's {again[model]}"}
         else:
-            info[model] = known[model]
-    return info
+            by_model[model] = trained_here[model]
+    return by_model
 
 
-def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
+def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
     """Base and student as they were trained here, by what their folder says."""
     if not is_student(student):
         return {}
-    info = read_base(student)
-    model = Path(info["model"]).name
-    weights = ", 4-bit" if info["quantised"] else ""
-    layers = f"{len(info['layers'])} layers of " if info["layers"] else ""
+    base = read_base(student)
+    model = Path(base["model"]).name
+    weights = ", 4-bit" if base["quantised"] else ""
+    layers = f"{len(base['layers'])} layers of " if base["layers"] else ""
     return {
         "base": {
             "model": model,
@@ -226,7 +252,7 @@ def _trained(student: Path) -> dict[Model, dict[str, str | None]]:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides answers and scores, by key."""
+    """The options of the recipe that decide answers and scores, by key."""
     loaded, section = context.recipe, context.recipe.compare
     assert section is not None
     own = ("prompts", "system", "answers", "judge", "sampling", "lm_eval")
@@ -248,66 +274,50 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
         tallies.append(engine_for(context, "compare", progress, endpoints, local=local, part=part))
         return tallies[-1]
 
+    section = context.recipe.compare
+    assert section is not None
+    metrics = [
+        registry.part(METRICS, one.metric, kind="metric", allowed=context.options.allowed)(one.options)
+        for one in section.metrics
+    ]
     try:
-        return compared(context, engine, usd=lambda: spent(context, "compare"))
+        return compare(
+            context.folder,
+            engine=engine,
+            journal=context.journal,
+            metrics=metrics,
+            sampling=_sampling(context.recipe),
+            seed=context.recipe.seed,
+            sides=_sides(context, section),
+            prompts=Path(section.prompts) if section.prompts is not None else None,
+            system=section.system,
+            tasks=section.lm_eval,
+            usd=lambda: spent(context, "compare"),
+        )
     finally:
         account(context, "compare", record, tallies)
 
 
-def compared(context: Context, engine: Engines, *, usd: Callable[[], float | None]) -> Mapping[str, Any]:
-    """Compare as the recipe says. `usd` is called when nothing more is asked, and before anything is written."""
-    pass
-
-    section = context.recipe.compare
-    assert section is not None
-    metrics = [
-        registry.part(METRICS, one.metric, kind="metric", allowed=context.allowed)(one.options)
-        for one in section.metrics
-    ]
-    return compare(
-        context.folder,
-        engine=engine,
-        journal=context.journal,
-        metrics=metrics,
-        sampling=_sampling(context.recipe),
-        seed=context.recipe.seed,
-        sides=_sides(context, section),
-        prompts=Path(section.prompts) if section.prompts is not None else None,
-        system=section.system,
-        tasks=section.lm_eval,
-        usd=usd,
-    )
-
-
 def _sampling(loaded: recipe.Recipe) -> Sampling:
-    """How all models draw: as the section says, else as the teacher does."""
+    """Sampling of all models: of the section, else of the teacher."""
     teacher = loaded.main_teacher
     own = loaded.compare.sampling if loaded.compare is not None else None
-    chosen = own or (teacher.sampling if teacher is not None else recipe.SamplingOptions())
-    return chosen.sampling()
+    return (own or (teacher.sampling if teacher is not None else recipe.SamplingOptions())).sampling()
 
 
-def _sides(context: Context, section: recipe.Compare) -> Any:
-    """Who answers beside what was trained here."""
-    pass
-
-    hired = tuple(context.teachers.hired) if context.teachers is not None else ()
+def _sides(context: Context, section: recipe.Compare) -> Sides:
+    """Everything that answers beside what was trained here."""
+    teachers = tuple(context.teachers.hired) if context.teachers is not None else ()
     others = context.teachers.others if context.teachers is not None else ()
-    served = hired[0].section if len(hired) == 1 and hired[0].section.serve is not None else None
+    served = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None
+    bench = None
+    if section.judge is not None and context.teachers is not None:
+        bench = Bench(context.teachers.endpoints["judge"].provider, section.judge, judge_sampling(context.recipe))
     return Sides(
-        teachers={one.name: one.provider for one in hired},
+        teachers={one.name: one.provider for one in teachers},
         release_teacher=lambda: stop_teacher(context),
         teacher_weights=served.model if served is not None else None,
         endpoints={name: one.provider for one in others for name in RESPONDENTS if one.name == name},
         recorded={model: Path(path) for model, path in section.answers.items()},
-        judge=_bench(context, section),
+        judge=bench,
     )
-
-
-def _bench(context: Context, section: recipe.Compare) -> Any:
-    """The judge, where the section has one."""
-    pass
-
-    if section.judge is None or context.teachers is None:
-        return None
-    return Bench(context.teachers.endpoints["judge"].provider, section.judge, judge_sampling(context.recipe))

@@ -9,16 +9,17 @@ here returns a NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy
 
 
+K = TypeVar("K")
 Floats: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float64]]"
 
 RESAMPLES = 10_000
@@ -111,11 +112,11 @@ def paired_difference(
 
     Raises `ValueError` when the two are not equally long.
     """
-    found = mean_interval([a - b for a, b in zip(values, others, strict=True)], seed=seed, resamples=resamples)
-    if found is None:
+    interval = mean_interval([a - b for a, b in zip(values, others, strict=True)], seed=seed, resamples=resamples)
+    if interval is None:
         return None
-    excludes = found.n >= MIN_PROMPTS and (found.low > 0 or found.high < 0)
-    return Difference(found.mean, found.low, found.high, found.n, excludes)
+    excludes = interval.n >= MIN_PROMPTS and (interval.low > 0 or interval.high < 0)
+    return Difference(interval.mean, interval.low, interval.high, interval.n, excludes)
 
 
 def gap_closed(
@@ -162,11 +163,11 @@ def sign_flip_p(values: Sequence[float], others: Sequence[float], *, seed: int =
     differences = differences[differences != 0]
     if not len(differences):
         return 1.0
-    found = abs(float(differences.sum()))
+    observed = abs(float(differences.sum()))
     slack = 1e-9 * float(numpy.abs(differences).sum())
     reached = tried = 0
     for signs in _signs(len(differences), seed):
-        reached += int((numpy.abs(signs @ differences) >= found - slack).sum())
+        reached += int((numpy.abs(signs @ differences) >= observed - slack).sum())
         tried += len(signs)
     is_exact = len(differences) <= _EXACT_UP_TO
     return reached / tried if is_exact else (reached + 1) / (tried + 1)
@@ -182,8 +183,8 @@ def _signs(count: int, seed: int) -> Iterator[Floats]:
         return
     generator = numpy.random.default_rng(seed)
     for rows in _parts(FLIPS, count):
-        drawn = numpy.frombuffer(generator.bytes(rows * ((count + 7) // 8)), numpy.uint8).reshape(rows, -1)
-        yield 1 - 2 * numpy.unpackbits(drawn, axis=1)[:, :count].astype(numpy.float64)
+        bits = numpy.frombuffer(generator.bytes(rows * ((count + 7) // 8)), numpy.uint8).reshape(rows, -1)
+        yield 1 - 2 * numpy.unpackbits(bits, axis=1)[:, :count].astype(numpy.float64)
 
 
 def length_controlled(
@@ -235,11 +236,28 @@ def _at_equal_length(outcomes: Floats, scaled: Floats, weights: Floats) -> Float
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's (1979) adjusted p of each, for looking at several at once; at most 1, in the order given."""
     order = sorted(range(len(ps)), key=lambda index: ps[index])
-    adjusted, highest = [0.0] * len(ps), 0.0
+    results, highest = [0.0] * len(ps), 0.0
     for rank, index in enumerate(order):
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
-        adjusted[index] = highest
-    return adjusted
+        results[index] = highest
+    return results
+
+
+def with_holm(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The entries, each with its `p` adjusted for looking at all of them, as `p_holm`."""
+    names = [name for name, entry in entries.items() if entry["p"] is not None]
+    p_by_name = dict(zip(names, holm([entries[name]["p"] for name in names]), strict=True))
+    return {name: {**entry, "p_holm": p_by_name.get(name)} for name, entry in entries.items()}
+
+
+def by_category(categories: Mapping[K, str], figures: Callable[[list[K]], dict[str, Any]]) -> dict[str, Any]:
+    """The `figures` of each category's prompts with their number `n` and `p_holm`; empty where there is but one."""
+    members: dict[str, list[K]] = {}
+    for key, category in categories.items():
+        members.setdefault(category, []).append(key)
+    if len(members) < 2:
+        return {}
+    return with_holm({name: {"n": len(keys), **figures(keys)} for name, keys in sorted(members.items())})
 
 
 def prompts_needed(differences: Sequence[float], difference: float, *, power: float = 0.8) -> int | None:
@@ -254,13 +272,13 @@ def prompts_needed(differences: Sequence[float], difference: float, *, power: fl
         return None
     if min(differences) == max(differences):
         return None
-    spread = float(numpy.std(_columns(differences), ddof=1))
+    deviation = float(numpy.std(_columns(differences), ddof=1))
     z = _NORMAL.inv_cdf(0.5 + LEVEL / 2) + _NORMAL.inv_cdf(power)
-    return max(MIN_PROMPTS, math.ceil((z * spread / difference) ** 2))
+    return max(MIN_PROMPTS, math.ceil((z * deviation / difference) ** 2))
 
 
 def _ratios(means: Floats) -> Floats:
-    """Of rows of (base, student, target)."""
+    """Shares of the gap, for rows of (base, student, target)."""
     above, below = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]
     ratios: Floats = above[below != 0] / below[below != 0]
     return ratios
@@ -300,8 +318,8 @@ def _draws(prompts: int, seed: int, resamples: int) -> Any:
     generator = numpy.random.default_rng(seed)
     parts = []
     for rows in _parts(resamples, prompts):
-        drawn = generator.integers(prompts, size=(rows, prompts)) + numpy.arange(rows)[:, None] * prompts
-        counts = numpy.bincount(drawn.ravel(), minlength=rows * prompts).reshape(rows, prompts)
+        choices = generator.integers(prompts, size=(rows, prompts)) + numpy.arange(rows)[:, None] * prompts
+        counts = numpy.bincount(choices.ravel(), minlength=rows * prompts).reshape(rows, prompts)
         parts.append(counts.astype(numpy.uint8))
     return numpy.concatenate(parts)
 

@@ -7,24 +7,25 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from distill.compare.metrics import Measure, Model, ModelAnswer, ModelMetric, TextMetric
+from distill.compare.metrics import Measure, ModelAnswer
 from distill.compare.prompts import same_questions
-from distill.compare.results import MODELS, NAMES, ComparisonResults
+from distill.compare.results import JUDGED, NAMES, ComparisonResults
 from distill.compare.stats import (
     Difference,
     Gap,
     Interval,
     Misleading,
+    by_category,
     gap_closed,
-    holm,
     mean_interval,
     paired_difference,
     prompts_needed,
     sign_flip_p,
 )
+from distill.types import MODELS, Model
 
 POINTS = 0.05
-"""The difference whose price is told: five points of a share, or five hundredths of the gap."""
+"""The difference that the power estimate is for: five points of a share, or five hundredths of the gap."""
 
 Values = Mapping[Model, Mapping[int, float]]
 """A measure's numbers by model and prompt."""
@@ -32,80 +33,84 @@ Values = Mapping[Model, Mapping[int, float]]
 
 def summary(
     results: ComparisonResults,
-    metrics: Sequence[TextMetric | ModelMetric],
-    seed: int,
-    usd: float | None = None,
+    entries: Mapping[str, Mapping[str, Any]],
+    lead: Measure | None,
     *,
-    own: bool = True,
+    notes: Sequence[str],
+    usd: float | None,
+    own: bool,
 ) -> dict[str, Any]:
-    """What scores.json says beside the counts: entries of the measures, categories, power, notes, the headline.
+    """The part of scores.json about the measures: `entries`, categories, power, notes, the headline.
 
-    `usd` is what the comparison cost, for the price of a larger one; `own`: the prompts are the run's held-out rows,
-    and no file's. Tells in `results` how each prompt came out by the
-    measure that leads.
+    `lead` is the measure that the headline begins with; `usd` what the comparison cost, for the price of a larger one;
+    `own`: the prompts are the run's held-out rows, and no file's.
     """
-    measures = [measure for metric in metrics for measure in metric.measures]
-    entries = {measure.name: _entry(results, measure, seed) for measure in measures if results.prompts}
-    if not results.prompts:
-        results.notes.append("there are no held-out prompts; set collect.test to 32 or more")
-    results.notes += unmeasured([one for one in measures if one.name not in results.metric_notes], entries)
-    lead = _lead(measures, entries)
-    if lead is not None:
-        _record_outcomes(results, lead)
     cut = {model: _share_cut(list(answers.values())) for model in MODELS if (answers := results.answers.get(model))}
+    name = lead.name if lead is not None else None
     return {
         "metrics": entries,
-        "lead": lead.name if lead is not None else None,
+        "lead": name,
         "categories": dict(Counter(results.prompts[index].category for index in results.shared).most_common()),
         "cut_share": {model: share for model, share in cut.items() if share is not None},
         "power": _power(results, lead, entries, usd) if lead is not None else None,
-        "notes": results.notes,
-        "headline": headline(len(results.shared), entries, lead.name if lead is not None else None, own=own),
+        "notes": notes,
+        "headline": headline(len(results.shared), entries, name, own=own),
     }
 
 
-def with_judge(info: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str, Any]:
-    """What changes in the summary where a judge has spoken: the headline starts with its verdict, if it has one."""
-    added = {"judge": judged, "power": judged["power"] or info["power"]}
-    if judged["verdict"] is None:
-        return added
-    return {**added, "headline": f"{judged['verdict']}. {info['headline']}"}
+def with_judge(summary: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary with a judge's entry: the headline begins with its verdict, if it has one."""
+    verdict = f"{judged['verdict']}. " if judged["verdict"] is not None else ""
+    return {
+        **summary,
+        "headline": f"{verdict}{summary['headline']}",
+        "judge": judged,
+        "power": judged["power"] or summary["power"],
+    }
 
 
-def _lead(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Measure | None:
-    """What the headline starts with: a likeness with a share of the gap, any likeness, else what has a direction."""
-    info = [one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None]
-    shares = [one for one in info if one.likeness and entries[one.name]["gap_closed"] is not None]
-    directed = [one for one in info if one.better != "near 1"]
-    return next((one for some in (shares, [one for one in info if one.likeness], directed) for one in some), None)
+def leading(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Measure | None:
+    """The measure that the headline begins with.
+
+    A likeness with a share of the gap, else any likeness, else what has a direction.
+    """
+    candidates = [
+        one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None
+    ]
+    likenesses = [one for one in candidates if one.likeness]
+    shares = [one for one in likenesses if entries[one.name]["gap_closed"] is not None]
+    return next(iter([*shares, *likenesses, *(one for one in candidates if one.better != "near 1")]), None)
 
 
 def _share_cut(answers: Sequence[ModelAnswer]) -> float | None:
-    """Of the answers of which it is known how they ended."""
-    known = [answer for answer in answers if answer.finish != "unknown"]
-    return sum(answer.finish == "length" for answer in known) / len(known) if known else None
+    """Share of cut answers among those with a known end; `None` where there are none."""
+    ended = [answer for answer in answers if answer.finish != "unknown"]
+    return sum(answer.finish == "length" for answer in ended) / len(ended) if ended else None
 
 
 # A measure
 
 
-def _entry(results: ComparisonResults, measure: Measure, seed: int) -> dict[str, Any]:
-    """A measure's entry in scores.json."""
+def entry_of(
+    results: ComparisonResults, measure: Measure, seed: int, *, absent: str | None, leaked: Collection[int]
+) -> dict[str, Any]:
+    """A measure's entry in scores.json. `absent`: why it has no value; `leaked`: indices of leaked prompts."""
     values = {model: values for model in MODELS if (values := results.values(measure, model))}
     figures = _figures(measure, values, seed)
-    notes = [text for text in (results.metric_notes.get(measure.name), figures.pop("note")) if text]
     entry = {
         "title": measure.title,
         "unit": measure.unit,
         "better": measure.better,
         "explanation": measure.explanation,
-        "note": "; ".join(notes) or None,
+        "note": "; ".join(filter(None, [absent and f"absent: {absent}", figures.pop("note")])) or None,
         **figures,
-        "categories": _by_category(results, measure, values, seed),
+        "categories": by_category(
+            {index: results.prompts[index].category for index in results.shared},
+            lambda indices: _figures(measure, _within(values, set(indices)), seed),
+        ),
     }
-    leaked = {index for index, info in results.more.items() if info.get("leak", {}).get("leaked")}
     if leaked:
-        clean = set(range(len(results.prompts))) - leaked
+        clean = set(range(len(results.prompts))).difference(leaked)
         entry["clean"] = _figures(measure, _within(values, clean), seed)
         entry["leaked"] = _figures(measure, _within(values, leaked), seed)
     return entry
@@ -125,26 +130,10 @@ def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     }
 
 
-def _by_category(results: ComparisonResults, measure: Measure, values: Values, seed: int) -> dict[str, Any]:
-    """The same by category, where there are several; `p_holm` is adjusted for looking at all of them (Holm, 1979)."""
-    members: dict[str, set[int]] = {}
-    for index in results.shared:
-        members.setdefault(results.prompts[index].category, set()).add(index)
-    if len(members) < 2:
-        return {}
-    entries = {
-        name: {"n": len(indices), **_figures(measure, _within(values, indices), seed)}
-        for name, indices in sorted(members.items())
-    }
-    tested = [name for name, entry in entries.items() if entry["p"] is not None]
-    adjusted = dict(zip(tested, holm([entries[name]["p"] for name in tested]), strict=True))
-    return {name: {**entry, "p_holm": adjusted.get(name)} for name, entry in entries.items()}
-
-
 def _within(values: Values, indices: Collection[int]) -> dict[Model, dict[int, float]]:
     """The numbers of these prompts; a model without any is left out."""
-    chosen = {model: {at: one for at, one in each.items() if at in indices} for model, each in values.items()}
-    return {model: each for model, each in chosen.items() if each}
+    parts = {model: {at: one for at, one in each.items() if at in indices} for model, each in values.items()}
+    return {model: part for model, part in parts.items() if part}
 
 
 def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model | None, str | None]:
@@ -163,7 +152,7 @@ def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model
 
 
 def _target(values: Values) -> Model:
-    """The end of the way: the teacher, or its second answer where its first is what is compared with."""
+    """The end of the gap: the teacher, or its second answer where the measure compares with its first."""
     return "teacher" if "teacher" in values else "teacher_again"
 
 
@@ -177,14 +166,16 @@ def _paired(values: Values, *models: Model) -> list[list[float]]:
 # A prompt, and how many more
 
 
-def _record_outcomes(results: ComparisonResults, lead: Measure) -> None:
-    """Say of each prompt whether the student does better there than the base, by the measure that leads."""
+def outcomes_by(results: ComparisonResults, lead: Measure) -> dict[int, dict[str, Any]]:
+    """By prompt, its `outcome`: whether the student does better there than the base, by the measure that leads."""
     sign = -1.0 if lead.better == "lower" else 1.0
     student, base = results.values(lead, "student"), results.values(lead, "base")
+    outcomes = {}
     for index in student.keys() & base.keys():
         margin = sign * (student[index] - base[index])
         value = "win" if margin > 0 else "loss" if margin < 0 else "tie"
-        results.record(index, "outcome", {"by": lead.name, "against": "base", "value": value, "margin": margin})
+        outcomes[index] = {"by": lead.name, "against": "base", "value": value, "margin": margin}
+    return outcomes
 
 
 def _power(
@@ -196,13 +187,13 @@ def _power(
     difference, what = _five_points(lead, entries[lead.name], values)
     if difference is None:
         return None
-    needed = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
+    prompts = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
     each = usd / len(results.prompts) if usd and results.prompts else None
     return {
         "measure": lead.name,
         "difference": difference,
-        "prompts": needed,
-        "usd": None if needed is None or each is None else needed * each,
+        "prompts": prompts,
+        "usd": None if prompts is None or each is None else prompts * each,
         "explanation": f"prompts that would show {what} four times of five, from the spread of the paired differences "
         f"over these {len(student)}",
     }
@@ -274,15 +265,15 @@ def _likeness(entry: Mapping[str, Any] | None) -> str:
 
 
 def _manner(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether it stops, and whether it goes round in circles."""
-    reply = []
-    for name, words, written in (("stopped", "it stops by itself in", _percent), ("repetition", "repetition", _number)):
+    """The student's stop rate and repetition."""
+    pieces = []
+    for name, phrase, form in (("stopped", "it stops by itself in", _percent), ("repetition", "repetition", _number)):
         by = metrics[name]["by"] if name in metrics else {}
         if "student" in by:
             of = " of answers" if name == "stopped" else ""
-            teacher = f" (teacher {written(by['teacher'].mean)})" if "teacher" in by else ""
-            reply.append(f"{words} {written(by['student'].mean)}{of}{teacher}")
-    return ", ".join(reply)
+            teacher = f" (teacher {form(by['teacher'].mean)})" if "teacher" in by else ""
+            pieces.append(f"{phrase} {form(by['student'].mean)}{of}{teacher}")
+    return ", ".join(pieces)
 
 
 def _number(value: float, *, sign: str = "") -> str:
@@ -294,35 +285,40 @@ def _percent(share: float) -> str:
 
 
 ALIKE = 0.2
-"""The share of prompts from which it is told that two models gave the same text."""
-COMPARED: tuple[Model, ...] = ("base", "student", "teacher")
+"""The share of equal answers of two models from which on a note says so."""
 
 
-def remarks(results: ComparisonResults) -> Iterator[str]:
-    """A line for each thing that weakens the numbers."""
+def absence_note(measures: Sequence[Measure], absent: Mapping[str, str]) -> Iterator[str]:
+    """One line on the `absent` measures, which share a reason."""
+    if titles := [one.title for one in measures if one.name in absent]:
+        yield f"{', '.join(titles)}: {next(iter(absent.values()))}"
+
+
+def remarks(
+    results: ComparisonResults, measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
+    """Notes on what weakens the numbers, one line each."""
     prompts = len(results.shared)
     if repeats := same_questions([results.prompts[index] for index in results.shared]):
         yield (
             f"{repeats} of {prompts} prompts ask what another one asks; they are no independent evidence, so the "
             "intervals are too narrow"
         )
-    texts = {model: _texts(results, model) for model in COMPARED}
+    texts = {model: _texts(results, model) for model in JUDGED}
     for model, each in texts.items():
         if empty := sum(not text for text in each.values()):
             yield f"{NAMES[model]} gave an empty answer to {empty} of {len(each)} prompts"
-    for one, other in combinations(COMPARED, 2):
+    for one, other in combinations(JUDGED, 2):
         both = texts[one].keys() & texts[other].keys()
         same = sum(texts[one][index] == texts[other][index] != "" for index in both)
         if both and same >= ALIKE * len(both):
             yield f"{NAMES[one]} and {NAMES[other]} gave the same answer to {same} of {len(both)} prompts"
+    if not results.prompts:
+        yield "there are no held-out prompts; set collect.test to 32 or more"
+    if titles := [one.title for one in measures if not entries[one.name]["by"]]:
+        yield f"no answer has a value by: {', '.join(titles)}; what they look at is not known of these answers"
 
 
 def _texts(results: ComparisonResults, model: Model) -> dict[int, str]:
-    shared = set(results.shared)
-    return {index: answer.text for index, answer in results.answers.get(model, {}).items() if index in shared}
-
-
-def unmeasured(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """A line on the measures that no answer has a value for."""
-    if titles := [one.title for one in measures if one.name in entries and not entries[one.name]["by"]]:
-        yield f"no answer has a value by: {', '.join(titles)}; what they look at is not known of these answers"
+    indices = set(results.shared)
+    return {index: answer.text for index, answer in results.answers.get(model, {}).items() if index in indices}

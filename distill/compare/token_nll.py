@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-from distill.compare.metrics import Model, ModelAnswer
-from distill.compare.results import ComparisonResults
-from distill.types import Completion, Failure, Flow, Message, Request
-
-Spans: TypeAlias = tuple[list[int], list[float]]
-"""Widths in characters, all 1 or more, which add up to the answer; and the nats of each."""
+from distill.compare.metrics import ModelAnswer
+from distill.compare.results import Spans
+from distill.types import Completion, Failure, Flow, Message, Model, Request
 
 
 def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Spans | None]:
-    """The answer's tokens as a model finds them; the likelihood metric's own question, so asked once.
+    """Per-token NLL of the answer under a model; the likelihood metric's own request, so sent once.
 
     `None` for an empty answer, a failed request, and tokens that do not spell the answer.
     """
@@ -27,7 +24,7 @@ def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer
 
 
 def spans(raw: Mapping[str, Any], text: str) -> Spans | None:
-    """What a likelihood's raw reply says of each token; tokens that share a character are taken together."""
+    """Spans from a likelihood's raw reply; tokens that share a character are merged."""
     widths, nats = raw.get("widths"), raw.get("logprobs")
     if not isinstance(widths, list) or not isinstance(nats, list) or len(widths) != len(nats) or not widths:
         return None
@@ -51,12 +48,15 @@ def _joined(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
     return joined
 
 
-def record_surprise(results: ComparisonResults, model: Model, index: int, info: Spans | None) -> None:
-    """Write it into the prompt's line: `surprise: {widths, nats: {base, student}}`, nats to two decimals."""
-    if info is None:
-        return
-    widths, nats = info
-    known = results.more.get(index, {}).get("surprise") or {"widths": widths, "nats": {}}
-    if known["widths"] == widths:
-        known["nats"][model] = [round(one, 2) for one in nats]
-        results.record(index, "surprise", known)
+def by_prompt(spans_of: Mapping[Model, Mapping[int, Spans]]) -> dict[int, dict[str, Any]]:
+    """By prompt, its `surprise` in answers.jsonl: `{widths, nats: {base, student}}`, nats to two decimals.
+
+    A model that cuts an answer into other tokens than the first one does is left out of it.
+    """
+    entries: dict[int, dict[str, Any]] = {}
+    for model, spans_by_prompt in spans_of.items():
+        for index, (widths, nats) in spans_by_prompt.items():
+            entry = entries.setdefault(index, {"widths": widths, "nats": {}})
+            if entry["widths"] == widths:
+                entry["nats"][model] = [round(one, 2) for one in nats]
+    return entries

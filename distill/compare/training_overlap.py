@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from distill.compare.results import ComparisonResults
+from distill.compare.results import Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
 from distill.text.tfidf import NearRow, nearest
@@ -24,30 +24,30 @@ SHOWN = 500
 """Characters of a training prompt that are kept."""
 
 
-def record_coverage(results: ComparisonResults, kept: Path) -> dict[str, Any] | None:
-    """Say of each prompt which training rows are nearest and why it was lost, if it was: `coverage` in its line.
+def coverage(
+    prompts: Sequence[Prompt], outcomes: Mapping[int, Mapping[str, Any]], kept: Path
+) -> tuple[dict[int, dict[str, Any]], dict[str, Any] | None]:
+    """By prompt, the training rows nearest to it and why it was lost, if it was; and the summary by category.
 
-    Prompts are compared by their words (TF-IDF). Returns what scores.json says of it, by category; `None` without rows.
+    Prompts are compared by their words (TF-IDF). Nothing and `None` without training rows or prompts.
     """
     rows = list(_sampled(kept)) if kept.is_file() else []
-    if not rows or not results.shared:
-        return None
-    asked = [_prompt_text(results, index) for index in results.shared]
-    texts, own = [*asked, *(text for _, text in rows)], [*[None] * len(asked), *(id for id, _ in rows)]
+    indices = shared_prompts(prompts)
+    if not rows or not indices:
+        return {}, None
+    questions = [prompts[index].question for index in indices]
+    texts, own = [*questions, *(text for _, text in rows)], [*[None] * len(indices), *(id for id, _ in rows)]
     near, _ = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
-    reach = _reach([_similarity(one) for one in near[len(asked) :]])
-    for index, one in zip(results.shared, near, strict=False):
-        results.record(index, "coverage", _overlap_of(results, index, one, reach))
-    return _summary(results, reach)
-
-
-def _prompt_text(results: ComparisonResults, index: int) -> str:
-    prompt = results.prompts[index]
-    return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
+    reach = _reach([_similarity(one) for one in near[len(indices) :]])
+    entries = {
+        index: _nearness(one, reach, is_lost=outcomes.get(index, {}).get("value") == "loss")
+        for index, one in zip(indices, near, strict=False)
+    }
+    return entries, _summary(prompts, entries, reach)
 
 
 def asked_of(session: Session) -> str:
-    """What the user says in a session."""
+    """Everything the user says in a session."""
     return "\n".join(message.content for message in session.messages if message.role == "user")
 
 
@@ -71,36 +71,35 @@ def _reach(similarities: list[float]) -> float:
     return sorted(similarities)[int(TOO_FAR * len(similarities))] if similarities else 0.0
 
 
-def _overlap_of(results: ComparisonResults, index: int, near: list[NearRow], reach: float) -> dict[str, Any]:
-    lost = results.more.get(index, {}).get("outcome", {}).get("value") == "loss"
+def _nearness(near: list[NearRow], reach: float, *, is_lost: bool) -> dict[str, Any]:
     far = _similarity(near) < reach or not near
     return {
         "nearest": [{"id": one.id, "similarity": round(one.similarity, 4), "prompt": one.text[:SHOWN]} for one in near],
         "similarity": round(_similarity(near), 4),
-        "verdict": ("not taught" if far else "taught and failed") if lost else "fine",
+        "verdict": ("not taught" if far else "taught and failed") if is_lost else "fine",
     }
 
 
-def _summary(results: ComparisonResults, reach: float) -> dict[str, Any]:
+def _summary(prompts: Sequence[Prompt], entries: Mapping[int, dict[str, Any]], reach: float) -> dict[str, Any]:
     members: dict[str, list[dict[str, Any]]] = {}
-    for index in results.shared:
-        members.setdefault(results.prompts[index].category, []).append(results.more[index]["coverage"])
+    for index, entry in entries.items():
+        members.setdefault(prompts[index].category, []).append(entry)
     return {
         "reach": round(reach, 4),
-        "categories": {name: _counts(info) for name, info in sorted(members.items())},
+        "categories": {name: _counts(some) for name, some in sorted(members.items())},
         "explanation": "likeness of words between a prompt and the nearest training prompt (TF-IDF cosine); below "
         f"{reach:.2f}, which nine of ten training rows have with their own nearest one, a lost prompt was not taught",
     }
 
 
-def _counts(info: list[dict[str, Any]]) -> dict[str, Any]:
-    verdicts = [one["verdict"] for one in info]
+def _counts(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    verdicts = [one["verdict"] for one in entries]
     return {
-        "prompts": len(info),
-        "losses": len(info) - verdicts.count("fine"),
+        "prompts": len(entries),
+        "losses": len(entries) - verdicts.count("fine"),
         "not_taught": verdicts.count("not taught"),
         "taught_and_failed": verdicts.count("taught and failed"),
-        "mean_similarity": round(fmean(one["similarity"] for one in info), 4),
+        "mean_similarity": round(fmean(one["similarity"] for one in entries), 4),
     }
 
 
@@ -112,30 +111,27 @@ LEAKED = 0.5
 Runs: TypeAlias = frozenset[tuple[str, ...]]
 
 
-def record_leaks(results: ComparisonResults, kept: Path) -> None:
-    """Say of each prompt how much of it stands in the training row that holds most: `leak` in its line.
+def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
+    """By prompt, the largest share of it that stands in one training row: `overlap`, `leaked` and the `row`.
 
     Words are compared without case and punctuation, in any script; a prompt of fewer than 8 words is one run, and must
-    be a whole turn. It sees copies, not paraphrases. Without kept.jsonl nothing is said.
+    be a whole turn. It sees copies, not paraphrases. Empty without kept.jsonl.
     """
     if not kept.is_file():
-        return
-    asked = [_runs(comparable(_question_of(results, index))) for index in range(len(results.prompts))]
+        return {}
+    runs_of = [_runs(comparable(prompt.question)) for prompt in prompts]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for index, runs in enumerate(asked):
+    for index, runs in enumerate(runs_of):
         for run in runs:
             holders[run].append(index)
-    most = [(0.0, "")] * len(asked)
+    most = [(0.0, "")] * len(runs_of)
     for session in read_sessions(kept):
         for index, count in _shared(session.messages, holders).items():
-            most[index] = max(most[index], (count / len(asked[index]), session.id), key=lambda item: item[0])
-    for index, (share, row) in enumerate(most):
-        results.record(index, "leak", {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None})
-
-
-def _question_of(results: ComparisonResults, index: int) -> str:
-    prompt = results.prompts[index]
-    return "\n".join([*(message.content for message in prompt.messages if message.role == "user"), *prompt.later])
+            most[index] = max(most[index], (count / len(runs_of[index]), session.id), key=lambda item: item[0])
+    return {
+        index: {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None}
+        for index, (share, row) in enumerate(most)
+    }
 
 
 def _runs(tokens: list[str]) -> Runs:
@@ -154,15 +150,14 @@ def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[in
     return counts
 
 
-def leaks(results: ComparisonResults) -> dict[str, Any] | None:
-    """How many of the prompts that all metrics look at are leaked; `None` where nothing is known of training rows."""
-    shared = [results.more[index] for index in results.shared if index in results.more]
-    info = [more["leak"] for more in shared if "leak" in more]
-    if not info:
+def leak_summary(prompts: Sequence[Prompt], leaked: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How many of the prompts that all metrics score are leaked; `None` without training rows."""
+    entries = [leaked[index] for index in shared_prompts(prompts) if index in leaked]
+    if not entries:
         return None
     return {
-        "leaked": sum(one["leaked"] for one in info),
-        "prompts": len(info),
+        "leaked": sum(one["leaked"] for one in entries),
+        "prompts": len(entries),
         "threshold": LEAKED,
         "explanation": f"prompts of whose {RUN}-word runs at least {LEAKED:.0%} stand in one row that the student was "
         "trained on; each measure is given without them too",

@@ -268,7 +268,7 @@ def options(context: Context) -> dict[str, Any]:
     loaded = context.recipe
     rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
     found = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
-    roles = roles_of_filters(loaded, context.allowed)
+    roles = roles_of_filters(loaded, context.options.allowed)
     if "judge" in roles and context.teachers is not None:
         found |= flat(context.teachers.endpoints["judge"].provider.endpoint, "judge")
         found |= flat(judge_sampling(loaded), "judge.sampling")
@@ -303,7 +303,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
 def filter_of(context: Context, rule: recipe.Rule) -> Any:
     """The filter of one rule, with the judge's sampling where it asks a judge."""
-    part = registry.part(FILTERS, rule.filter, kind="filter", allowed=context.allowed)
+    part = registry.part(FILTERS, rule.filter, kind="filter", allowed=context.options.allowed)
     if getattr(part, "role", None) == "judge":
         return part(rule.options, sampling=judge_sampling(context.recipe))
     return part(rule.options)

@@ -76,7 +76,7 @@ def growth_of(context: Context) -> Growth:
 
     section = context.recipe.expand
     assert section is not None
-    strategy = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
+    strategy = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
     options = _with_samplings(section.options, context.recipe)
     growth: Growth = strategy(
         options, seeds=load_seeds(Path(section.seeds)), seed=context.recipe.seed, target=section.tasks

@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.compare.answers import answered
-from distill.compare.metrics import Model
+from distill.compare.answers import answer_to
 from distill.compare.results import NAMES
 from distill.core import student_folder
 from distill.core.console import Silent
@@ -29,7 +28,7 @@ from distill.pipeline.requirements import require_training_packages
 from distill.run.endpoints import hire
 from distill.run.remarks import student_remark
 from distill.text.tokens import visible
-from distill.types import Message, Request, Sampling, Session
+from distill.types import Message, Model, Request, Sampling, Session
 
 HELP = (
     "/base on|off: ask the untrained base too · /system TEXT · /temp NUMBER · /clear: begin anew · /save FILE · /quit"
@@ -143,7 +142,7 @@ def _asked(
     """One answer of one side. Raises `DistillError` where there is none."""
     engine = Engine(journal, {side: BoundEndpoint(providers[side])}, progress=Silent(), stage="chat")
     question = Request(role=side, messages=messages, sampling=sampling, replica=len(messages))
-    (outcome,) = engine.run([("chat", partial(answered, question))])
+    (outcome,) = engine.run([("chat", partial(answer_to, question))])
     if outcome.value is None:
         reason = outcome.failures[-1].detail if outcome.failures else "unknown"
         raise DistillError(reason)

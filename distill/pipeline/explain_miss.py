@@ -22,8 +22,9 @@ from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, StageIncomplete
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.stages import PIPELINE
-from distill.run.context import Context
+from distill.run.context import Context, RunOptions
 from distill.run.endpoints import hire
+from distill.run.layout import STAGES
 from distill.run.record import StageRecord, journal_of, opened, read_record
 
 LONGEST_SHOWN = 80
@@ -49,7 +50,7 @@ def misses(
     with ExitStack() as journals:
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
         journal = journals.enter_context(Journal.open(folder / NAME, read_only=True, reuse=reuse))
-        context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), allowed)
+        context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), RunOptions(allowed=allowed))
         first = islice(_misses(context, task), limit)
         lines = [line for name, question in first for line in explanation(name, question, journal.questions())]
     return lines or ["nothing would be asked again: the journal has every answer"]
@@ -84,7 +85,7 @@ def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
     """Run a stage on its inputs in a folder apart, with an engine that sends nothing."""
     misses: list[tuple[str, str, Question]] = []
     with TemporaryDirectory() as folder, console.silenced():
-        for name in PIPELINE[stage].inputs:
+        for name in STAGES[stage].inputs:
             path = student_folder.current(context.folder) if name == student_folder.STUDENT else context.folder / name
             if path.exists():
                 (Path(folder) / name).symlink_to(path.absolute())
@@ -97,7 +98,7 @@ def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
             on_miss=lambda part, flow, question: misses.append((part, flow, question)),
         )
         with suppress(EngineStopped, StageIncomplete):
-            PIPELINE[stage].work(apart, StageRecord())
+            PIPELINE[stage].run(apart, StageRecord())
     return misses
 
 

@@ -1,6 +1,6 @@
 """The `next` command: seeds and a recipe for another round, from prompts that the student loses.
 
-A student that beats its base everywhere is asked for more where it gained least.
+For a student that beats its base everywhere, the prompts on which it gained least.
 
 Nothing that is held out goes into a seed: the seeds are training rows, and seeds of the run, that lie nearest to the
 lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 
 from distill.compare.training_overlap import asked_of
-from distill.core.files import read_json, write_atomically
+from distill.core.files import write_atomically
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.errors import RecipeError, RunFolderError
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
+from distill.run.scores import require_scores
 from distill.text.rouge_index import NoveltyIndex, comparable
 from distill.text.tfidf import Weights, cosine
 from distill.types import Session
@@ -35,11 +36,11 @@ ALIKE = 0.15
 NEAR = 0.7
 """ROUGE-L over which a row is too near to a held-out prompt to be a seed (Self-Instruct's bound of novelty)."""
 FEWEST_SEEDS = 8
-"""As many as Self-Instruct shows at once."""
+"""The number that Self-Instruct shows at once."""
 UNTAUGHT = 1.5
-"""How much more a lost prompt counts to which nothing near was taught."""
+"""Weight of a lost prompt without training rows nearby."""
 WORDS = 4
-"""Words by which a cluster is called."""
+"""Words in a cluster's name."""
 
 
 @dataclass(slots=True)
@@ -53,8 +54,8 @@ class Cluster:
 
     @property
     def need(self) -> float:
-        """How much it asks for more rows."""
-        return sum(UNTAUGHT if _untaught(row) else 1.0 for row in self.rows)
+        """Weight of the cluster: its prompts, those without training nearby counted more."""
+        return sum(UNTAUGHT if _is_untaught(row) else 1.0 for row in self.rows)
 
 
 def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
@@ -66,11 +67,11 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     loaded = load_recipe(run)
     if loaded.main_teacher is None:
         raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
-    rows, what = _wanting(run)
-    kept = run / "kept.jsonl"
-    chosen = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
-    seeds = list(_seeds(chosen, {session.id: session for session in read_sessions(kept)}, _held_out(run), each))
-    seeds += _filling(loaded, FEWEST_SEEDS - len(seeds))
+    rows, what = _prompts_to_train(run)
+    rows_file = run / "kept.jsonl"
+    selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
+    seeds = list(_seeds(selection, {session.id: session for session in read_sessions(rows_file)}, _held_out(run), each))
+    seeds += _own_seeds(loaded, FEWEST_SEEDS - len(seeds))
     if not seeds:
         raise RunFolderError(f"{run}: no training row lies near what is lost; write seeds by hand: seeds/general.jsonl")
     name = f"{loaded.name[:59]}-next"
@@ -81,10 +82,14 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     out.mkdir(parents=True, exist_ok=True)
     write_rows(file, seeds)
     write_atomically(recipe, [_head(run), _recipe(loaded, run.resolve(), name, file, tasks)])
-    return [*(_line(cluster, what) for cluster in chosen), f"{file}: {len(seeds)} seeds", f"next: distill run {recipe}"]
+    return [
+        *(_line(cluster, what) for cluster in selection),
+        f"{file}: {len(seeds)} seeds",
+        f"next: distill run {recipe}",
+    ]
 
 
-def _wanting(run: Path) -> tuple[list[Mapping[str, Any]], str]:
+def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], str]:
     """The lines of answers.jsonl that ask for more, the worst first, and what to call them.
 
     Those that the student lost; where it is better than its base on all of them and still far from the teacher, the
@@ -104,12 +109,12 @@ def _wanting(run: Path) -> tuple[list[Mapping[str, Any]], str]:
 
 def _is_behind(run: Path) -> bool:
     """Whether the measure that leads says that a part of the way to the teacher is left, beyond noise."""
-    scores = read_json(run / "scores.json") or {}
-    gap = ((scores.get("metrics") or {}).get(scores.get("lead") or "") or {}).get("gap_closed") or {}
-    return bool(gap.get("high", 1.0) < 1.0)
+    lead = require_scores(run).leading
+    gap = lead.gap_closed if lead is not None else None
+    return gap is not None and gap.high is not None and gap.high < 1.0
 
 
-def _untaught(row: Mapping[str, Any]) -> bool:
+def _is_untaught(row: Mapping[str, Any]) -> bool:
     return bool(row["coverage"]["verdict"] == "not taught")
 
 
@@ -120,19 +125,19 @@ def _question(row: Mapping[str, Any]) -> str:
 def _clusters(rows: Sequence[Mapping[str, Any]]) -> list[Cluster]:
     """Each prompt joins the first cluster whose leader is like it, else leads one; the worst prompts lead."""
     weights = Weights.of(map(_question, rows))
-    found: list[Cluster] = []
+    clusters: list[Cluster] = []
     for row in rows:
         vector = weights.vector(_question(row))
-        cluster = next((one for one in found if cosine(one.leader, vector) >= ALIKE), None)
+        cluster = next((one for one in clusters if cosine(one.leader, vector) >= ALIKE), None)
         if cluster is None:
-            found.append(cluster := Cluster(vector))
+            clusters.append(cluster := Cluster(vector))
         cluster.rows.append(row)
-    for cluster in found:
-        cluster.name = _named(cluster, weights)
-    return found
+    for cluster in clusters:
+        cluster.name = _cluster_name(cluster, weights)
+    return clusters
 
 
-def _named(cluster: Cluster, weights: Weights) -> str:
+def _cluster_name(cluster: Cluster, weights: Weights) -> str:
     total: Counter[str] = Counter()
     for row in cluster.rows:
         total.update(weights.vector(_question(row)))
@@ -150,38 +155,38 @@ def _seeds(
     clusters: Iterable[Cluster], sessions: Mapping[str, Session], held_out: NoveltyIndex, each: int
 ) -> Iterator[dict[str, Any]]:
     """The training rows nearest to each cluster's prompts, each once, in the format of seeds."""
-    used: set[str] = set()
+    used_ids: set[str] = set()
     for number, cluster in enumerate(clusters, start=1):
         near = sorted(
             (one for row in cluster.rows for one in row["coverage"]["nearest"]), key=lambda one: -one["similarity"]
         )
-        taken = 0
+        count = 0
         for id in dict.fromkeys(one["id"] for one in near):
             session = sessions.get(id)
-            if taken == each or id in used or session is None:
+            if count == each or id in used_ids or session is None:
                 continue
-            seed = _seed(session, f"next-{number}-{taken}")
+            seed = _seed(session, f"next-{number}-{count}")
             if seed is not None and held_out.near(comparable(asked_of(session))) is None:
-                used.add(id)
-                taken += 1
+                used_ids.add(id)
+                count += 1
                 yield {**seed, "name": cluster.name.replace(" ", "_")}
 
 
 def _seed(session: Session, id: str) -> dict[str, Any] | None:
     """A session's first question and answer as a seed."""
-    reply = {message.role: message.content for message in reversed(session.messages)}
-    if not reply.get("user", "").strip() or not reply.get("assistant", "").strip():
+    turns = {message.role: message.content for message in reversed(session.messages)}
+    if not turns.get("user", "").strip() or not turns.get("assistant", "").strip():
         return None
-    instances = [{"input": "", "output": reply["assistant"]}]
-    return {"id": id, "name": id, "instruction": reply["user"], "instances": instances, "is_classification": False}
+    instances = [{"input": "", "output": turns["assistant"]}]
+    return {"id": id, "name": id, "instruction": turns["user"], "instances": instances, "is_classification": False}
 
 
-def _filling(loaded: Recipe, lacking: int) -> list[dict[str, Any]]:
+def _own_seeds(loaded: Recipe, count: int) -> list[dict[str, Any]]:
     """The first of the run's own seeds, where there are too few to show."""
-    if lacking <= 0 or loaded.expand is None:
+    if count <= 0 or loaded.expand is None:
         return []
     lines = Path(loaded.expand.seeds).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()][:lacking]
+    return [json.loads(line) for line in lines if line.strip()][:count]
 
 
 def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
@@ -193,7 +198,7 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
     document.pop("files", None)
     same = loaded.expand is not None and loaded.expand.strategy in SEEDED
     before = document.get("expand", {}) if same else {"strategy": "self_instruct"}
-    wanted = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
+    target = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
     file = document.get("compare", {}).get("prompts")
     held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]
@@ -202,10 +207,10 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
     document |= {
         "name": name,
         "reuse": [*document.get("reuse", []), str(run)],
-        "expand": {**before, "seeds": seeds.name, "tasks": wanted},
+        "expand": {**before, "seeds": seeds.name, "tasks": target},
         "collect": {**collect, "test": 0},
         "sources": [*document.get("sources", []), earlier],
-        "curate": [*rules, _guard(document.get("curate", []), held_out)],
+        "curate": [*rules, _contamination_rule(document.get("curate", []), held_out)],
     }
     document.pop("test", None)
     if "compare" in document:
@@ -213,7 +218,7 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
     return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _guard(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
+def _contamination_rule(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
     """The rule that keeps held-out prompts out of training: the run's own with more files, else one of prompts."""
     own = next(
         (rule for rule in rules if rule["filter"] == "contamination"), {"filter": "contamination", "on": "prompt"}
@@ -231,5 +236,5 @@ def _head(run: Path) -> str:
 def _line(cluster: Cluster, what: str) -> str:
     if what != "lost":
         return f"{cluster.name}: {len(cluster.rows)} of those on which the student {what}"
-    untaught = sum(map(_untaught, cluster.rows))
+    untaught = sum(map(_is_untaught, cluster.rows))
     return f"{cluster.name}: {len(cluster.rows)} lost, {untaught} of them with nothing near in training"

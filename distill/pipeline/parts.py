@@ -17,6 +17,7 @@ from distill.curate.filters import FILTERS
 from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
+from distill.pipeline.requirements import require_roles
 from distill.recipe import BaseOptions, Recipe
 from distill.train.options import TrainOptions
 
@@ -36,8 +37,8 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
                 return _Unchecked
             part = registry.part(names, name, kind=kind, allowed=allowed)
             if not hasattr(part, needs):
-                fitting = registry.suggest(name, names)
-                raise RecipeError(f'{kind} "{name}" has no `{needs}`, so it does not fit here{fitting}')
+                suggestion = registry.suggest(name, names)
+                raise RecipeError(f'{kind} "{name}" has no `{needs}`, so it does not fit here{suggestion}')
             options: type[BaseOptions] = part.Options
             return options
 
@@ -70,35 +71,25 @@ def load_recipe(
     `allowed` are packages whose code it may name; with `importing=False` that code is believed unseen. Keys of a run's
     own copy that are unknown now are left out with a line each. Raises `RecipeError` with a line for each fault.
     """
-    found: Path | Mapping[str, Any]
+    content: Path | Mapping[str, Any]
     is_run = isinstance(source, (str, PathLike)) and Path(source).is_dir()
     if isinstance(source, Recipe):
-        found = source.document()
+        content = source.document()
     else:
-        found = source if isinstance(source, Mapping) else _recipe_file(Path(source))
+        content = source if isinstance(source, Mapping) else _recipe_file(Path(source))
     loaded = recipe.load(
-        found,
+        content,
         parts(allowed=allowed, importing=importing),
         overrides=overrides,
         dropped=console.warn if is_run else None,
     )
-    _require_roles("recipe" if isinstance(found, Mapping) else found, loaded)
+    require_roles("recipe" if isinstance(content, Mapping) else content, loaded)
     return loaded
 
 
 def recorded(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
     """A recipe as a run has written it down, its files unseen. Raises `RecipeError`."""
     return recipe.recorded(document, parts(allowed=allowed))
-
-
-def _require_roles(file: str | Path, loaded: Recipe) -> None:
-    """Raise `RecipeError` where a curation rule of ours asks somebody whom the recipe does not have."""
-    there = {"judge": loaded.teacher is not None, "base": loaded.student is not None}
-    needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}
-    for rule in loaded.curate or ():
-        part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
-        if not there.get(role := getattr(part, "role", ""), True):
-            raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
 
 
 def _recipe_file(path: Path) -> Path:

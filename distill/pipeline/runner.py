@@ -15,26 +15,19 @@ from distill.engine.batch.runner import StoppedPending
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
 from distill.pipeline.parts import Overrides, Source, load_recipe
-from distill.pipeline.requirements import (
-    _needs_torch,
-    _require_one_process,
-    known_faults,
-    require_benchmarks,
-    require_training_packages,
-)
+from distill.pipeline.requirements import known_faults, require
 from distill.pipeline.stages import PIPELINE
 from distill.pipeline.staleness import adopt, as_it_would_begin, outdated
 from distill.recipe import Recipe
-from distill.run.context import ACCEPTABLE, Context, passes, stop_teacher
+from distill.run.context import ACCEPTABLE, DEFAULTS, Context, RunOptions, passes, stop_teacher
 from distill.run.endpoints import hire
 from distill.run.layout import STAGES, stages_of
 from distill.run.measuring import measured
-from distill.run.record import Run, journal_of, opened, read_record
+from distill.run.record import Run, journal_of, opened, run_record
 from distill.run.remarks import headline, student_remark
-from distill.train.trackers import require_trackers
 
 MOST_CHANGES = 4
-"""So many changes are named that make a stage run again."""
+"""Changes named when a stage runs again."""
 
 
 def run_recipe(
@@ -43,67 +36,49 @@ def run_recipe(
     run_dir: Path | None = None,
     overrides: Overrides = (),
     stages: Sequence[str] | None = None,
-    retry_failed: bool = False,
-    accept_partial: bool = False,
-    allowed: Collection[str] = (),
-    wait: bool = True,
-    redo: Collection[str] = (),
-    new_journal: bool = False,
+    options: RunOptions = DEFAULTS,
 ) -> Path:
     """Run a recipe's stages that are not current; returns the run folder.
 
-    `wait` is for a provider's batches: without it the run ends while they are open. `redo` names
-    stages to do again although they are current; train then starts over, and collect is answered from the journal.
-    `new_journal` goes on where sends that run.json knows of are missing in
-    the journal. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted`
-    with everything finished kept.
+    Stages of `options.redo` run again although they are current: train then starts over, and collect is answered from
+    the journal. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted` with everything finished kept.
     """
-    loaded, folder = _addressed(source, run_dir, overrides, allowed)
-    names = _chosen(loaded, stages)
-    _require_chosen(redo, names)
-    if loaded.train is not None and "train" in names:
-        require_trackers(loaded.train.options.report_to)
-    _require_one_process(names)
-    if _needs_torch(loaded, names, allowed):
-        require_training_packages("distill run")
-    if "compare" in names:
-        require_benchmarks(loaded)
+    loaded, folder = _addressed(source, run_dir, overrides, options.allowed)
+    names = _selected(loaded, stages)
+    for name in options.redo:
+        _require_known(name)
+        if name not in names:
+            raise RecipeError(f"redo: {name} is not among the stages of this command, which are: {', '.join(names)}")
+    require(loaded, names, options.allowed)
     teachers = hire(loaded, folder)
     for line in known_faults(loaded):
         console.warn(line.removeprefix("warning: "))
-    with opened(folder, loaded) as run, _journal(run, loaded, new_journal) as journal:
-        context = Context(
-            folder, loaded, journal, teachers, allowed, retry_failed, accept_partial, wait, redo, run.lost
-        )
+    with opened(folder, loaded) as run, _journal(run, loaded, options.new_journal) as journal:
+        context = Context(folder, loaded, journal, teachers, options, run.lost)
         try:
-            ran = _run_stages(context, run, names)
+            finished = _run_stages(context, run, names)
         finally:
             stop_teacher(context)
-    for line in outdated(folder, read_record(folder).get("stages", {})):
+    for line in outdated(folder, run_record(folder)):
         console.say(line)
-    _farewell(folder, ran)
+    _farewell(folder, finished)
     return folder
 
 
 def cancel_batches(
-    path: Path,
-    *,
-    run_dir: Path | None = None,
-    overrides: Iterable[str] = (),
-    wait: bool = True,
-    new_journal: bool = False,
+    path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), options: RunOptions = DEFAULTS
 ) -> None:
     """Cancel what the run has open at a provider's batch interface; what was finished is kept, for it is paid.
 
-    Raises `StoppedPending` where a provider takes its time and nobody waits.
+    Raises `StoppedPending` where a provider takes its time and `options.wait` is False.
     """
     loaded, folder = _addressed(path, run_dir, overrides, ())
     with (
         opened(folder, loaded) as run,
-        _journal(run, loaded, new_journal) as journal,
+        _journal(run, loaded, options.new_journal) as journal,
         console.progress("cancel") as bar,
     ):
-        context = Context(folder, loaded, journal, hire(loaded, folder), wait=wait, lost=run.lost)
+        context = Context(folder, loaded, journal, hire(loaded, folder), options, run.lost)
         console.say(f"{folder}: {passes(context, 'collect', bar).cancel()} batches cancelled")
 
 
@@ -129,7 +104,7 @@ def _journal(run: Run, loaded: Recipe, new_journal: bool) -> Iterator[Journal]:
             yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
 
 
-def _chosen(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
+def _selected(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
     available = stages_of(loaded)
     for name in stages or ():
         _require_known(name)
@@ -143,30 +118,22 @@ def _require_known(name: str) -> None:
         raise RecipeError(f'unknown stage "{name}"{registry.suggest(name, STAGES)}')
 
 
-def _require_chosen(redo: Collection[str], names: Collection[str]) -> None:
-    for name in redo:
-        _require_known(name)
-        if name not in names:
-            raise RecipeError(f"redo: {name} is not among the stages of this command, which are: {', '.join(names)}")
-
-
 def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
     adopt(run, context)
     run.describe(context.teachers.facts() if context.teachers is not None else [])
-    if "train" not in names and {"compare", "report"} & set(names):
-        _report_student(context.folder)
-    ran = []
+    if (
+        "train" not in names
+        and {"compare", "report"} & set(names)
+        and (line := student_remark(context.folder)) is not None
+    ):
+        console.warn(line)
+    finished = []
     for name in names:
         _require_earlier(context, run, name)
         if _run_stage(context, run, name):
-            ran.append(name)
-    return ran
-
-
-def _report_student(folder: Path) -> None:
-    if (line := student_remark(folder)) is not None:
-        console.warn(line)
+            finished.append(name)
+    return finished
 
 
 def _require_earlier(context: Context, run: Run, name: str) -> None:
@@ -183,26 +150,26 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
             continue  # one that is there stays in use until another is finished
         if entry is None or entry["status"] in ("running", "failed"):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
-        if entry["status"] == "partial" and not (context.accept_partial or entry["detail"] == ACCEPTABLE):
+        if entry["status"] == "partial" and not (context.options.accept_partial or entry["detail"] == ACCEPTABLE):
             raise StageIncomplete(
                 f"`{earlier}` is only partly done; run it again, or add --accept-partial to go on with what there is"
             )
 
 
 def _run_stage(context: Context, run: Run, name: str) -> bool:
-    stage, record = PIPELINE[name], as_it_would_begin(context, name)
+    record, options = as_it_would_begin(context, name), context.options
     changes = run.changes(name, record)
-    if changes == [] and name not in context.redo and not (context.retry_failed and stage.teacher):
+    if changes == [] and name not in options.redo and not (options.retry_failed and STAGES[name].asks_teacher):
         return False
     console.say(f"{name} runs again: {_few(changes)}" if changes else f"{name}: started")
     run.begin(name, record)
     try:
         with measured(record):
-            record.counts = dict(stage.work(context, record))
+            record.counts = dict(PIPELINE[name].run(context, record))
         record.status = "partial" if record.detail == ACCEPTABLE else "done"
     except (BudgetStop, Interrupted, StoppedPending) as stop:
         record.status, record.detail = "partial", strike(str(stop))
-        if not (context.accept_partial and isinstance(stop, BudgetStop)):
+        if not (context.options.accept_partial and isinstance(stop, BudgetStop)):
             raise
         console.warn(f"{stop}; going on with what there is")
     except KeyboardInterrupt:
@@ -212,7 +179,7 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
         record.status, record.detail = "failed", strike(str(error)) or type(error).__name__
         raise
     finally:
-        run.save(name, record, stage.outputs)
+        run.save(name, record, STAGES[name].outputs)
     console.say(f"{name}: {record.status} in {record.seconds:.1f} s{_brief(record.counts)}")
     return True
 
@@ -227,8 +194,8 @@ def _brief(counts: Mapping[str, Any]) -> str:
     return f" ({', '.join(pieces)})" if pieces else ""
 
 
-def _farewell(folder: Path, ran: Sequence[str]) -> None:
-    if not ran:
+def _farewell(folder: Path, finished: Sequence[str]) -> None:
+    if not finished:
         console.say(f"{folder}: nothing to do, every stage is current")
     for line in headline(folder):
         console.result(line)

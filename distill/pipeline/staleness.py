@@ -1,4 +1,4 @@
-"""Which stages are current: what run.json lacks in folders made before, and what an older revision's are said to be."""
+"""Which stages are current: completes run.json of older folders, and reports results of older revisions."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from distill.run import students
 from distill.run.context import Context
 from distill.run.decisive import completed
 from distill.run.endpoints import hire
-from distill.run.layout import stages_of
-from distill.run.record import Run, StageRecord
+from distill.run.layout import STAGES, stages_of
+from distill.run.record import Run, RunRecord, StageRecord
 
 
 def as_it_would_begin(context: Context, name: str) -> StageRecord:
-    """A stage's record with all that decides its outputs now."""
+    """A stage's record with everything that decides its outputs now."""
     stage = PIPELINE[name]
-    found = {item: students.sha256(context.folder, item) for item in stage.inputs}
-    inputs = {item: digest for item, digest in found.items() if digest is not None}
-    return StageRecord(revision=stage.revision, options=stage.options(context), inputs=inputs)
+    digests = {item: students.sha256(context.folder, item) for item in STAGES[name].inputs}
+    inputs = {item: digest for item, digest in digests.items() if digest is not None}
+    return StageRecord(revision=stage.REVISION, options=stage.options(context), inputs=inputs)
 
 
-def outdated(folder: Path, stages: Mapping[str, Any]) -> Iterator[str]:
+def outdated(folder: Path, record: RunRecord) -> Iterator[str]:
     """A line for each finished stage that an older revision of its code has made."""
     for name, stage in PIPELINE.items():
-        entry = stages.get(name, {})
-        if entry.get("status") == "done" and (made := entry.get("revision", 0)) < stage.revision:
+        entry = record.stages.get(name)
+        if entry is not None and entry.status == "done" and entry.revision < stage.REVISION:
             yield (
-                f"{name}: made by revision {made} of its code, now {stage.revision}; kept: "
+                f"{name}: made by revision {entry.revision} of its code, now {stage.REVISION}; kept: "
                 f"`distill run {folder} --redo {name}` makes it again"
             )
 
@@ -48,18 +48,18 @@ def adopt(run: Run, context: Context) -> None:
     """
     accounts = run.accounts_before()
     path = current(run.folder) / TRAINING
-    made = read_json(path) if accounts else None
-    for account in (*accounts, made):
+    training = read_json(path) if accounts else None
+    for account in (*accounts, training):
         if isinstance(account, dict) and isinstance(account.get("stages"), dict):
             _complete(context, account)
-    if isinstance(made, dict) and processes.is_first():
-        write_json(path, made)
+    if isinstance(training, dict) and processes.is_first():
+        write_json(path, training)
 
 
 def _complete(context: Context, account: dict[str, Any]) -> None:
     """Give the finished stages of an account the options of its recipe; those whose parts are gone run again."""
     with suppress(DistillError):
-        loaded = recorded(account["recipe"], allowed=context.allowed)
+        loaded = recorded(account["recipe"], allowed=context.options.allowed)
         before = replace(context, recipe=loaded, teachers=hire(loaded, context.folder, to_ask=False))
         for name, entry in account["stages"].items():
             if entry.get("status") == "done" and name in stages_of(loaded):

@@ -9,10 +9,12 @@ from typing import Any
 
 from distill.errors import shorten
 from distill.report import token_shading
-from distill.report.comparison import MODELS
-from distill.report.numbers import Row, finite, fixed, number, shown
+from distill.report.comparison import TITLES
+from distill.report.numbers import Row, as_text, fixed, number
 from distill.run import funnel
+from distill.run.scores import Comparison, finite
 from distill.text.tokens import visible
+from distill.types import MODELS
 
 MAX_TEXT = 4_000
 """Characters kept of one text; 500 prompts with four such answers are the most that 3 MB hold, and few are so long."""
@@ -42,32 +44,34 @@ def _badness(row: Row) -> tuple[int, float, float]:
     return ORDER.get(str(outcome.get("value")), 1), 0.0 if margin is None else margin, 1.0 if rouge is None else rouge
 
 
-# In plain view
+# Inline
 
 
 def text_of(value: Any) -> dict[str, Any]:
     """A text as far as it is shown, and how many characters are not."""
-    text = value if isinstance(value, str) else shown(value) or ""
+    text = value if isinstance(value, str) else as_text(value) or ""
     return {"shown": text[:MAX_TEXT], "rest": max(0, len(text) - MAX_TEXT)}
 
 
 def conversation(row: Row) -> dict[str, Any]:
     """The turns, and the start of the last question on one line."""
     messages = row.get("messages") or []
-    asked = [turn.get("content") for turn in messages if turn.get("role") == "user"]
+    questions = [turn.get("content") for turn in messages if turn.get("role") == "user"]
     turns = [{"role": turn.get("role"), "text": text_of(turn.get("content"))} for turn in messages]
-    return {"turns": turns, "opening": " ".join(str(asked[-1]).split())[:200] if asked else ""}
+    return {"turns": turns, "opening": " ".join(str(questions[-1]).split())[:200] if questions else ""}
 
 
 def card(row: Row, titles: Mapping[str, str]) -> dict[str, Any]:
     """One held-out prompt with the answers to it."""
     answers, scores = row.get("answers") or {}, row.get("scores") or {}
-    info = [_answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"]
-    return {"id": str(row.get("id")), **conversation(row), "answers": info, "why": why(row, titles)}
+    columns = [
+        _answer(model, answers.get(model), scores.get(model) or {}) for model in MODELS if model != "teacher_again"
+    ]
+    return {"id": str(row.get("id")), **conversation(row), "answers": columns, "why": why(row, titles)}
 
 
 def why(row: Row, titles: Mapping[str, str]) -> str:
-    """One line on how the prompt came out."""
+    """The outcome of a prompt, in one line."""
     outcome, coverage = row.get("outcome") or {}, row.get("coverage") or {}
     words = {"win": "better than", "loss": "worse than", "tie": "no better than", "unparsed": "not decided against"}
     pieces = []
@@ -96,42 +100,42 @@ def _ending(answer: Row) -> dict[str, Any]:
 
 
 def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What the student said to some prompts at the first and at the last evaluation, beside the teacher's answer."""
-    found: dict[str, dict[str, Any]] = {}
+    """The student's answers at the first and the last evaluation during training, beside the teacher's."""
+    by_id: dict[str, dict[str, Any]] = {}
     for row in rows:
-        known = found.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
-        reply = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
-        known.setdefault("first", reply)
-        known["last"] = reply
-    return list(found.values())
+        sample = by_id.setdefault(str(row.get("id")), {**conversation(row), "teacher": text_of(row.get("teacher"))})
+        answer = {"step": row.get("step"), "finish": row.get("finish"), "text": text_of(row.get("student"))}
+        sample.setdefault("first", answer)
+        sample["last"] = answer
+    return list(by_id.values())
 
 
 # As data
 
 
-def data(answers: Sequence[Row], scores: Row, run: str) -> dict[str, Any]:
+def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]:
     """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
     limit, titles, rows = _limit(answers), titles_of(scores), ranked(answers)
-    tokens, known = token_shading.chosen(rows, limit)
+    tokens, with_tokens = token_shading.select(rows, limit)
     return {
         "run": run,
-        "models": MODELS,
-        "lead": scores.get("lead"),
+        "models": TITLES,
+        "lead": scores.lead,
         "titles": titles,
         "substance": next((name for name in SUBSTANCE if name in titles), None),
         "surprise": {
             "alphabet": token_shading.ALPHABET,
             "steps": token_shading.STEPS,
             "shown": len(tokens),
-            "known": known,
+            "known": with_tokens,
         },
         "prompts": [_prompt(row, limit, titles) | _tokens(row, tokens) for row in rows],
     }
 
 
-def titles_of(scores: Row) -> dict[str, str]:
-    """What each measure is called."""
-    return {name: str(entry.get("title") or name) for name, entry in (scores.get("metrics") or {}).items()}
+def titles_of(scores: Comparison) -> dict[str, str]:
+    """Title of each measure."""
+    return {name: measure.title or name for name, measure in scores.metrics.items()}
 
 
 def _limit(answers: Sequence[Row]) -> int:
@@ -149,7 +153,7 @@ def _sum(lengths: Sequence[int], limit: int) -> int:
 
 
 def _of_reasons(limit: int) -> int:
-    """Characters of a judge's reason, where texts have so many: there are up to nine of them to a prompt."""
+    """Characters of a judge's reason for a limit of texts; a prompt has up to nine reasons."""
     return limit // 10
 
 
@@ -163,7 +167,7 @@ def _reasons(judge: Any) -> Iterator[str]:
 
 
 def _shorter(judge: Any, limit: int) -> Any:
-    """The same with each reason cut."""
+    """The judge's entry with every reason shortened."""
     if isinstance(judge, Mapping):
         return {
             name: shorten(value, limit) if name == "reason" and isinstance(value, str) else _shorter(value, limit)
@@ -173,23 +177,23 @@ def _shorter(judge: Any, limit: int) -> Any:
 
 
 def _texts(row: Row) -> list[str]:
-    reply = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
+    by_model = [answer for answer in (row.get("answers") or {}).values() if isinstance(answer, dict)]
     texts = [turn.get("content") for turn in row.get("messages") or []]
     texts += row.get("turns") or []
-    texts += [text for answer in reply for text in (answer.get("text"), *answer.get("earlier", ()))]
+    texts += [text for answer in by_model for text in (answer.get("text"), *answer.get("earlier", ()))]
     return [text for text in texts if isinstance(text, str)]
 
 
 def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
     """One prompt under short keys; what there is not is left out."""
-    info = {
+    optional = {
         "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
         "judge": _shorter(row.get("judge"), _of_reasons(limit)),
         "leak": row.get("leak"),
         "coverage": _near(row.get("coverage") or {}),
     }
-    shown: dict[str, Any] = _visible(
+    entry: dict[str, Any] = _visible(
         {
             "id": str(row.get("id")),
             "category": str(row.get("category") or "all"),
@@ -212,31 +216,31 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
                 if model in MODELS
             },
             "why": why(row, titles),
-            **{name: value for name, value in info.items() if value},
+            **{name: value for name, value in optional.items() if value},
         }
     )
-    return shown
+    return entry
 
 
 def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    info = tokens.get(str(row.get("id")))
-    return {"surprise": info} if info else {}
+    packed = tokens.get(str(row.get("id")))
+    return {"surprise": packed} if packed else {}
 
 
 def _near(coverage: Row) -> dict[str, Any]:
-    """What was taught near a prompt, each on a line."""
+    """A prompt's coverage, with the nearest training prompts shortened."""
     near = [{**one, "prompt": str(one.get("prompt"))[:MAX_NEAR]} for one in coverage.get("nearest") or []]
     return {**coverage, "nearest": near} if coverage else {}
 
 
 def _answer_data(answer: Row, limit: int) -> dict[str, Any]:
     earlier = [_cut(text, limit) for text in answer.get("earlier") or []]
-    info = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
-    return {**info, **({"earlier": earlier} if earlier else {})}
+    entry = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
+    return {**entry, **({"earlier": earlier} if earlier else {})}
 
 
 def _cut(value: Any, limit: int) -> str:
-    text = value if isinstance(value, str) else shown(value) or ""
+    text = value if isinstance(value, str) else as_text(value) or ""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}\n\n[{number(len(text) - limit)} more characters are in answers.jsonl]"
@@ -285,7 +289,7 @@ def _failing(row: Row) -> list[Row]:
 
 
 def dropped_row(row: Row) -> dict[str, Any]:
-    """The conversation, and what every rule had against it."""
+    """The conversation, and the verdicts against it."""
     keys = ("rule", "reason", "value", "threshold", "neighbour")
     return {
         **conversation(row),
@@ -294,7 +298,7 @@ def dropped_row(row: Row) -> dict[str, Any]:
 
 
 def _figure(value: Any) -> str | None:
-    """What stands in a verdict, where nothing may be an empty text and a number per text."""
+    """A verdict's value; None for an empty one."""
     return None if value in (None, "") else funnel.short(value)
 
 

@@ -7,107 +7,90 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.report.numbers import AxisScale, Row, ShownInterval, finite, fixed, interval_of, number, percent, shown
-from distill.report.run_sections import counts
+from distill.report.numbers import AxisScale, Row, as_text, fixed, number, percent
+from distill.run.record import RunRecord
+from distill.run.scores import Comparison, Estimate, JudgeAudit, JudgedPair, JudgeScores, Measured, TaskScores, finite
+from distill.types import MODELS
 
-MODELS = {"base": "Base", "student": "Student", "teacher": "Teacher", "teacher_again": "Teacher again"}
-"""The columns of the answers, in order; the base is the student before training."""
+TITLES: dict[str, str] = {model: model.replace("_", " ").capitalize() for model in MODELS}
+"""Column heads of the answers, in order; the base is the student before training."""
 EXTREMES = 3
 """Categories shown of the best, and of the worst."""
 CLEAR = 0.05
 """The adjusted p below which a category is coloured."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class MetricRow:
     """One row of the metrics table, or of a category's below it."""
 
     name: str
-    title: str
-    unit: str
-    better: str
-    """`lower`, `higher`, `near 1` or `teacher` (the nearer to the teacher's); empty where it is not known."""
-    explanation: str
-    note: str | None
-    by: dict[str, ShownInterval]
-    difference: ShownInterval | None
-    """Student minus base."""
+    measure: Measured
     judgement: str | None
     """`better` or `worse` where the difference is more than noise, `unclear` where not, None without one."""
-    p: float | None
-    """Of the difference, by sign flips; in a category, adjusted for looking at all of them."""
-    gap: ShownInterval | None
-    """Share of the way from base to teacher; 1 is all of it."""
-    decimals: int
-    """Three figures of the greatest mean, and no more than three decimals."""
-    parts: tuple[tuple[str, int | None, MetricRow], ...] = ()
+    parts: Sequence[tuple[str, int | None, MetricRow]] = ()
     """Categories, and prompts without those that were leaked: their names, numbers of prompts, and the same measure."""
 
+    @property
+    def title(self) -> str:
+        """Title of the measure."""
+        return self.measure.title or self.name
 
-def metric_of(name: str, entry: Row, whole: Row | None = None) -> MetricRow:
-    """A measure as scores.json has it; `whole` is the measure's entry where this is a part of its prompts."""
-    info = {**(whole or {}), **entry}
-    by = {model: value for model in MODELS if (value := interval_of((entry.get("by") or {}).get(model)))}
-    greatest = max((abs(value.mean) for value in by.values()), default=0)
-    return MetricRow(
-        name=name,
-        title=info.get("title") or name,
-        unit=info.get("unit") or "",
-        better=info.get("better") or "",
-        explanation=info.get("explanation") or "",
-        note=entry.get("note"),
-        by=by,
-        difference=interval_of(entry.get("student_minus_base")),
-        judgement=_judgement(info.get("better"), by, entry),
-        p=finite(entry.get("p_holm", entry.get("p"))),
-        gap=interval_of(entry.get("gap_closed"), "share"),
-        decimals=0 if greatest >= 1000 else 1 if greatest >= 100 else 2 if greatest >= 1 else 3,
-        parts=() if whole is not None else tuple(_parts(name, entry)),
-    )
+    @property
+    def p(self) -> float | None:
+        """Sign-flip p of the difference; in a category, adjusted for looking at all of them."""
+        return self.measure.p if self.measure.p_holm is None else self.measure.p_holm
+
+    @property
+    def decimals(self) -> int:
+        """Three figures of the greatest mean, and no more than three decimals."""
+        greatest = max((abs(value.mean) for value in self.measure.by.values()), default=0)
+        return 0 if greatest >= 1000 else 1 if greatest >= 100 else 2 if greatest >= 1 else 3
 
 
-def _parts(name: str, entry: Row) -> list[tuple[str, int | None, MetricRow]]:
-    parts = [
-        (category, part.get("n"), metric_of(name, part, entry))
-        for category, part in (entry.get("categories") or {}).items()
-        if part.get("by")
-    ]
-    for key, title in (("clean", "without leaked prompts"), ("leaked", "leaked prompts alone")):
-        if (part := entry.get(key)) and part.get("by"):
-            parts.append((title, None, metric_of(name, part, entry)))
-    return parts
+def metric_of(name: str, measure: Measured, better: str | None = None) -> MetricRow:
+    """A measure's row; with `better`, the direction of the whole measure, that of a part of its prompts."""
+    parts = [] if better is not None else _parts(name, measure)
+    return MetricRow(name, measure, _judgement(measure.better if better is None else better, measure), parts)
 
 
-def _judgement(better: str | None, by: Mapping[str, ShownInterval], entry: Row) -> str | None:
+def _parts(name: str, measure: Measured) -> list[tuple[str, int | None, MetricRow]]:
+    parts = [(category, part.n, part) for category, part in measure.categories.items()]
+    leaks = (("without leaked prompts", measure.clean), ("leaked prompts alone", measure.leaked))
+    parts += [(title, None, part) for title, part in leaks if part is not None]
+    return [(title, n, metric_of(name, part, measure.better)) for title, n, part in parts if part.by]
+
+
+def _judgement(better: str, measure: Measured) -> str | None:
     """By the interval; of several that are looked at together by the adjusted p as well."""
-    difference = entry.get("student_minus_base")
-    if not difference or interval_of(difference) is None:
+    difference = measure.student_minus_base
+    if difference is None:
         return None
-    gain = _gain(better, by, difference)
-    adjusted = finite(entry.get("p_holm"))
-    if gain == 0 or not difference.get("excludes_zero") or (adjusted or 0.0) >= CLEAR:
+    gain = _gain(better, measure.by, difference)
+    if gain == 0 or not difference.excludes_zero or (measure.p_holm or 0.0) >= CLEAR:
         return "unclear"
     return "better" if gain > 0 else "worse"
 
 
-def _gain(better: str | None, by: Mapping[str, ShownInterval], difference: Row) -> float:
+def _gain(better: str, by: Mapping[str, Estimate], difference: Estimate) -> float:
     """By how much the student is better than the base; 0 where no direction is."""
     aims = {"near 1": 1.0, **({"teacher": by["teacher"].mean} if "teacher" in by else {})}
     if better in aims and {"base", "student"} <= by.keys():
         return abs(by["base"].mean - aims[better]) - abs(by["student"].mean - aims[better])
-    return float({"higher": difference["mean"], "lower": -difference["mean"]}.get(better or "", 0))
+    return {"higher": difference.mean, "lower": -difference.mean}.get(better, 0.0)
 
 
 def gap(metrics: Sequence[MetricRow], lead: str | None) -> dict[str, Any] | None:
     """The drawing under the headline: the measure that leads, else the first whose share of the gap is known."""
-    drawable = [metric for metric in metrics if {"base", "student"} <= metric.by.keys()]
+    drawable = [metric for metric in metrics if {"base", "student"} <= metric.measure.by.keys()]
     if not drawable:
         return None
-    leading = [metric for metric in drawable if metric.name == lead]
-    metric = next((metric for metric in leading or drawable if metric.gap), (leading or drawable)[0])
-    ends = [end for value in metric.by.values() for end in value.known]
+    leading = [metric for metric in drawable if metric.name == lead] or drawable
+    metric = next((metric for metric in leading if metric.measure.gap_closed), leading[0])
+    ends = [end for value in metric.measure.by.values() for end in value.ends]
     margin = (max(ends) - min(ends)) * 0.04
-    return {"metric": metric, "scale": AxisScale(min(ends) - margin, max(ends) + margin, flip=metric.better == "lower")}
+    flip = metric.measure.better == "lower"
+    return {"metric": metric, "scale": AxisScale(min(ends) - margin, max(ends) + margin, flip=flip)}
 
 
 # Categories
@@ -119,178 +102,169 @@ class Category:
 
     name: str
     n: int
-    value: ShownInterval
+    value: Estimate
     clear: bool
     """Whether it is more than noise, after looking at all categories."""
     good: bool
     """Whether it is on the good side."""
 
 
-def extremes(scores: Row) -> dict[str, Any] | None:
-    """The best and the worst categories, by the judge where one spoke, else by the measure that leads."""
-    pair = ((scores.get("judge") or {}).get("pairs") or {}).get("student:teacher") or {}
-    if pair.get("categories") and not (scores.get("judge") or {}).get("withheld"):
-        found, what = _judged(pair["categories"]), "win rate against the teacher (50% is as good as the teacher)"
-        shown: Any = percent
+def extremes(scores: Comparison) -> dict[str, Any] | None:
+    """The best and the worst categories, by the judge where it gives a verdict, else by the measure that leads."""
+    pair = scores.judge.pairs.get("student:teacher") if scores.judge and not scores.judge.withheld else None
+    if pair is not None and pair.categories:
+        categories, what = _by_judge(pair), "win rate against the teacher (50% is as good as the teacher)"
+        form: Any = percent
     else:
-        entry = (scores.get("metrics") or {}).get(scores.get("lead") or "") or {}
-        found, what = _measured(entry), f"student less base in {entry.get('title')}"
-        shown = _signed
-    if len(found) < 2:
+        lead = scores.leading or Measured()
+        categories, what = _by_measure(lead), f"student less base in {lead.title}"
+        form = _signed
+    if len(categories) < 2:
         return None
-    ranked = sorted(found, key=lambda pair: -pair[0])
-    half = min(EXTREMES, len(ranked) // 2)
-    best, worst = [one for _, one in ranked[:half]], [one for _, one in reversed(ranked[-half:])]
-    return {"what": what, "best": best, "worst": worst, "shown": shown}
+    best_first = sorted(categories, key=lambda pair: -pair[0])
+    half = min(EXTREMES, len(best_first) // 2)
+    best, worst = [one for _, one in best_first[:half]], [one for _, one in reversed(best_first[-half:])]
+    return {"what": what, "best": best, "worst": worst, "shown": form}
 
 
 def _signed(value: float | None) -> str | None:
     return fixed(value, 2, signed=True)
 
 
-def _judged(info: Row) -> list[tuple[float, Category]]:
-    found = []
-    for name, entry in info.items():
-        if (value := interval_of(entry.get("win_rate"))) is not None:
-            clear = (finite(entry.get("p_holm")) or 1.0) < CLEAR
-            found.append((value.mean, Category(name, entry.get("n") or 0, value, clear, value.mean >= 0.5)))
-    return found
+def _by_judge(pair: JudgedPair) -> list[tuple[float, Category]]:
+    return [
+        (rate.mean, Category(name, part.n or 0, rate, _is_clear(part.p_holm), rate.mean >= 0.5))
+        for name, part in pair.categories.items()
+        if (rate := part.win_rate) is not None
+    ]
 
 
-def _measured(entry: Row) -> list[tuple[float, Category]]:
-    found = []
-    for name, part in (entry.get("categories") or {}).items():
-        difference = part.get("student_minus_base")
-        if (value := interval_of(difference)) is not None:
-            by = {model: info for model in MODELS if (info := interval_of((part.get("by") or {}).get(model)))}
-            gain = _gain(entry.get("better"), by, difference)
-            clear = (finite(part.get("p_holm")) or 1.0) < CLEAR
-            found.append((gain, Category(name, part.get("n") or 0, value, clear, gain > 0)))
-    return found
+def _by_measure(measure: Measured) -> list[tuple[float, Category]]:
+    gains = {
+        name: _gain(measure.better, part.by, part.student_minus_base)
+        for name, part in measure.categories.items()
+        if part.student_minus_base is not None
+    }
+    return [
+        (gain, Category(name, part.n or 0, part.student_minus_base, _is_clear(part.p_holm), gain > 0))
+        for name, gain in gains.items()
+        if (part := measure.categories[name]).student_minus_base is not None
+    ]
+
+
+def _is_clear(p_holm: float | None) -> bool:
+    return p_holm is not None and p_holm < CLEAR
 
 
 # The judge
 
 
-def judge(scores: Row) -> dict[str, Any] | None:
-    """What the judge said of each pair, raw and at equal length, and its grades; None where there was none."""
-    info = scores.get("judge") or {}
-    pairs = [_judged_pair(name, pair) for name, pair in (info.get("pairs") or {}).items()]
-    single = (info.get("single") or {}).items()
-    grades = [(MODELS[model], interval_of(one.get("grade")), one.get("unparsed")) for model, one in single]
-    if not pairs and not grades:
+def judge(judge: JudgeScores | None) -> dict[str, Any] | None:
+    """The judge's verdicts per pair, raw and at equal length, and its grades; None without a judge."""
+    if judge is None or not (judge.pairs or judge.single):
         return None
-    difference = interval_of(info.get("student_minus_base"))
-    return {"pairs": pairs, "grades": grades, "withheld": info.get("withheld"), "difference": difference}
-
-
-def _judged_pair(name: str, pair: Row) -> dict[str, Any]:
-    one, _, other = name.partition(":")
-    return {
-        "title": f"{one} against {other}",
-        **{key: finite(pair.get(key)) for key in ("wins", "ties", "losses", "unparsed", "p")},
-        "rate": interval_of(pair.get("win_rate")),
-        "equal": interval_of(pair.get("length_controlled")),
-        "why": pair.get("length_note"),
-    }
+    pairs = {" against ".join(name.split(":")): pair for name, pair in judge.pairs.items()}
+    grades = [(TITLES[model], one.grade, one.unparsed) for model, one in judge.single.items()]
+    return {"pairs": pairs, "grades": grades, "withheld": judge.withheld, "difference": judge.student_minus_base}
 
 
 # Tasks of the lm-evaluation-harness
 
 
-def benchmarks(info: Row) -> dict[str, Any] | None:
+def benchmarks(tasks: TaskScores | None) -> dict[str, Any] | None:
     """The table of tasks that base and student did."""
-    rows = [metric_of(name, entry) for name, entry in (info.get("entries") or {}).items()]
-    keys = ("package", "limit", "chat")
-    notes = info.get("notes") or []
-    return {**{key: info.get(key) for key in keys}, "rows": rows, "notes": notes} if rows or notes else None
-
-
-def _fell(info: Row) -> str | None:
-    """Which tasks the student does worse than its base: what training cost."""
-    found = benchmarks(info)
-    if found is None or not found["rows"]:
+    if tasks is None or not (tasks.entries or tasks.notes):
         return None
-    clear = [row for row in found["rows"] if row.judgement in ("better", "worse")]
-    fell = [f"{row.title} {fixed(row.difference.mean, 2, signed=True)}" for row in clear if row.judgement == "worse"]
-    rose = sum(row.judgement == "better" for row in clear)
-    lost = f"worse than the base in {', '.join(fell)}" if fell else "no clear loss"
-    return f"{lost}; {rose} of {len(found['rows'])} measures clearly better"
+    return {"tasks": tasks, "rows": [metric_of(name, measure) for name, measure in tasks.entries.items()]}
+
+
+def _losses(tasks: TaskScores | None) -> str | None:
+    """Tasks on which the student does worse than its base."""
+    table = benchmarks(tasks)
+    if table is None or not table["rows"]:
+        return None
+    rows: list[MetricRow] = table["rows"]
+    worse = [
+        f"{row.title} {_signed(row.measure.student_minus_base.mean)}"
+        for row in rows
+        if row.judgement == "worse" and row.measure.student_minus_base is not None
+    ]
+    rose = sum(row.judgement == "better" for row in rows)
+    lost = f"worse than the base in {', '.join(worse)}" if worse else "no clear loss"
+    return f"{lost}; {rose} of {len(rows)} measures clearly better"
 
 
 # Trust
 
 
-def trust(scores: Row, stages: Row, metrics: Sequence[MetricRow]) -> list[tuple[str, str]]:
-    """What a reader needs in order to believe the headline; only what the run's files say."""
-    shares = {title: finite((scores.get("cut_share") or {}).get(model)) for model, title in MODELS.items()}
-    cut = ", ".join(f"{title.lower()} {percent(share)}" for title, share in shares.items() if share is not None)
+def trust(scores: Comparison, record: RunRecord, metrics: Sequence[MetricRow]) -> list[tuple[str, str]]:
+    """Facts that support or weaken the headline, from the run's files alone."""
+    shares = [(title, percent(scores.cut_share.get(model))) for model, title in TITLES.items()]
     facts = {
-        "Judge": _judge(scores.get("judge") or {}),
-        "The judge against itself": _audit((scores.get("judge") or {}).get("audit") or {}),
-        "No verdict": (scores.get("judge") or {}).get("withheld"),
-        "Held-out prompts" if scores.get("held_out", True) else "Prompts": _prompts(scores),
-        "Right or wrong": _unjudged(scores),
-        "Split": _split(stages),
-        "Abilities (lm-eval)": _fell(scores.get("lm_eval") or {}),
-        "Answers cut": cut,
+        "Judge": _judge(scores.judge),
+        "The judge against itself": _audit(scores.judge.audit if scores.judge else None),
+        "No verdict": scores.judge.withheld if scores.judge else None,
+        "Held-out prompts" if scores.held_out else "Prompts": _prompts(scores),
+        "Right or wrong": _correctness(scores),
+        "Split": _split(record),
+        "Abilities (lm-eval)": _losses(scores.lm_eval),
+        "Answers cut": ", ".join(f"{title.lower()} {share}" for title, share in shares if share is not None),
         "Ceiling": _ceiling(scores, metrics),
-        "To see 5 points": _power(scores.get("power") or {}),
-        "Intervals": scores.get("method"),
+        "To see 5 points": _power(scores.power or {}),
+        "Intervals": scores.method,
     }
     return [(term, fact) for term, fact in facts.items() if fact]
 
 
-def _judge(judge: Row) -> str | None:
-    if not judge:
+def _judge(judge: JudgeScores | None) -> str | None:
+    if judge is None:
         return None
-    kin = (judge.get("audit") or {}).get("same_family") or []
+    kin = judge.audit.same_family if judge.audit is not None else ()
     warning = f"; of one family with the {' and the '.join(kin)}, and judges favour their own" if kin else ""
-    return f"{judge.get('model')}, {judge.get('mode')}{warning}"
+    return f"{judge.model}, {judge.mode}{warning}"
 
 
-def _audit(audit: Row) -> str | None:
-    """Consistency, bias and what a judge of length would say."""
-    first = interval_of(audit.get("first_place"))
-    longer = interval_of(audit.get("longer_would_say"))
+def _audit(audit: JudgeAudit | None) -> str | None:
+    """Consistency and biases of the judge, in one line."""
+    if audit is None:
+        return None
+    first, longer = audit.first_place, audit.longer_would_say
     facts = (
-        ("the same in both orders", percent(finite(audit.get("order_consistency")))),
-        ("the same when asked again", percent(finite(audit.get("test_retest")))),
-        ("takes the first shown", percent(first.mean) if first else None),
-        ("takes the longer", percent(finite(audit.get("longer_wins")))),
-        ("a judge of length alone would give the student", percent(longer.mean) if longer else None),
-        ("unreadable", percent(finite(audit.get("unparsed")))),
+        ("the same in both orders", audit.order_consistency),
+        ("the same when asked again", audit.test_retest),
+        ("takes the first shown", first.mean if first else None),
+        ("takes the longer", audit.longer_wins),
+        ("a judge of length alone would give the student", longer.mean if longer else None),
+        ("unreadable", audit.unparsed),
     )
-    return ", ".join(f"{title} {value}" for title, value in facts if value is not None) or None
+    return ", ".join(f"{title} {percent(share)}" for title, share in facts if share is not None) or None
 
 
-def _prompts(scores: Row) -> str:
-    leaks = scores.get("leaks") or {}
-    prompts = number(finite(scores.get("prompts"))) or "some"
-    if leaked := leaks.get("leaked"):
-        return f"{prompts}, of which {number(leaked)} stand in the training rows; see the metrics without them"
-    known = leaks or "leaks" not in scores
-    return f"{prompts}, never trained on" if known else f"{prompts}; it is not known whether they were trained on"
+def _prompts(scores: Comparison) -> str:
+    prompts = number(scores.prompts) or "some"
+    if scores.leaks is None:
+        return f"{prompts}; it is not known whether they were trained on"
+    if leaks := scores.leaks.get("leaked"):
+        return f"{prompts}, of which {number(leaks)} stand in the training rows; see the metrics without them"
+    return f"{prompts}, never trained on"
 
 
-def _unjudged(scores: Row) -> str | None:
-    """Said where nothing looks at more than how answers sound (Gudibande et al., 2023)."""
-    checked = ((scores.get("metrics") or {}).get("instructions") or {}).get("by")
-    if scores.get("judge") or checked or scores.get("lm_eval"):
+def _correctness(scores: Comparison) -> str | None:
+    """A warning where no measure judges correctness (Gudibande et al., 2023)."""
+    if scores.judge or scores.lm_eval or scores.metrics.get("instructions", Measured()).by:
         return None
     return "not measured: no judge, no checked instructions; these numbers say how like the teacher the answers sound"
 
 
-def _power(power: Row) -> str | None:
-    needed = number(finite(power.get("prompts")))
-    usd = finite(power.get("usd"))
-    if needed is None:
+def _power(power: Mapping[str, Any]) -> str | None:
+    prompts, usd = number(finite(power.get("prompts"))), finite(power.get("usd"))
+    if prompts is None:
         return None
-    return f"{needed} {power.get('explanation')}" + (f"; about USD {fixed(usd, 2)}" if usd is not None else "")
+    return f"{prompts} {power.get('explanation')}" + (f"; about USD {fixed(usd, 2)}" if usd is not None else "")
 
 
-def _split(stages: Row) -> str | None:
-    by_rule = counts(stages, "curate").get("by_rule")
+def _split(record: RunRecord) -> str | None:
+    by_rule = record.counts("curate").get("by_rule")
     if by_rule is None:
         return None
     near = sum(rows for reason, rows in by_rule.items() if reason.rpartition("/")[2] == "held_out")
@@ -299,34 +273,28 @@ def _split(stages: Row) -> str | None:
     return f"{number(near)} near-duplicates of held-out prompts removed from the training rows"
 
 
-def _ceiling(scores: Row, metrics: Sequence[MetricRow]) -> str | None:
+def _ceiling(scores: Comparison, metrics: Sequence[MetricRow]) -> str | None:
     """The teacher's own second answer: no student can be expected to be more like the first one."""
-    again = [metric for metric in metrics if "teacher_again" in metric.by]
+    again = [metric for metric in metrics if "teacher_again" in metric.measure.by]
     if not again:
-        known = any("student" in metric.by for metric in metrics)
-        return "not known: the teacher's second answers are not there to compare with" if known else None
+        has_student = any("student" in metric.measure.by for metric in metrics)
+        return "not known: the teacher's second answers are not there to compare with" if has_student else None
     likeness = next((metric for metric in again if metric.name == "rouge_l"), again[0])
-    info = described(scores, "teacher_again") or "the teacher asked a second time"
-    return f"{info}; {likeness.title} {fixed(likeness.by['teacher_again'].mean, likeness.decimals)}"
+    mean = fixed(likeness.measure.by["teacher_again"].mean, likeness.decimals)
+    return f"{scores.described('teacher_again') or 'the teacher asked a second time'}; {likeness.title} {mean}"
 
 
-def described(scores: Row, model: str) -> str | None:
-    """What scores.json says that a model is."""
-    entry = (scores.get("models") or {}).get(model) or {}
-    return entry.get("description") or entry.get("model")
-
-
-def facts(record: Row, base: Row, scores: Row, recipe: str) -> list[tuple[str, str]]:
-    """What a reader needs in order to name, cite and repeat the run."""
+def facts(record: RunRecord, base: Row, scores: Comparison, recipe: str) -> list[tuple[str, str]]:
+    """Facts to name, cite and repeat the run."""
     seed = re.search(r"^seed:\s*(\S+)", recipe, re.MULTILINE)
     facts = {
-        "Run": record.get("name"),
-        "Started": record.get("created"),
-        "distill": record.get("version"),
-        **{f"Teacher: {key.replace('_', ' ')}": value for key, value in (record.get("teacher") or {}).items()},
+        "Run": record.name,
+        "Started": record.created,
+        "distill": record.version,
+        **{f"Teacher: {key.replace('_', ' ')}": value for key, value in (record.teacher or {}).items()},
         **{f"Student: {key.replace('_', ' ')}": value for key, value in base.items()},
-        **{f"Compared as {title.lower()}": described(scores, model) for model, title in MODELS.items()},
+        **{f"Compared as {title.lower()}": scores.described(model) for model, title in TITLES.items()},
         "Seed": seed[1] if seed else None,
-        "Recipe SHA-256": record.get("recipe_sha256"),
+        "Recipe SHA-256": record.recipe_sha256,
     }
-    return [(term, text) for term, value in facts.items() if (text := shown(value)) not in (None, "", "{}", "[]")]
+    return [(term, text) for term, value in facts.items() if (text := as_text(value)) not in (None, "", "{}", "[]")]

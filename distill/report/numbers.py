@@ -11,7 +11,6 @@ from typing import Any, TypeAlias
 
 from distill.core import console
 from distill.core.jsonl import read_jsonl
-from distill.errors import RunFolderError
 
 Row: TypeAlias = Mapping[str, Any]
 """A JSON object as another stage left it."""
@@ -23,7 +22,7 @@ def number(value: float | None) -> str | None:
 
 
 def fixed(value: float | None, decimals: int, signed: bool = False) -> str | None:
-    """A value with so many decimals and a true minus sign."""
+    """A value with a number of decimals and a true minus sign."""
     return None if value is None else f"{value:{'+' if signed else ''}z,.{decimals}f}".replace("-", "−")
 
 
@@ -52,41 +51,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return list(stream(path))
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; empty where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} is not JSON ({error}); delete it and run its stage again") from error
-    if not isinstance(value, dict):
-        raise RunFolderError(f"{path}: found {type(value).__name__}, expected a JSON object; run its stage again")
-    return value
-
-
 def plain_text(path: Path) -> str:
     """A file as text, whatever it holds; empty where there is none."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def finite(value: Any) -> float | None:
-    """A number that can be drawn; JSON's NaN and Infinity are none."""
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-@dataclass(frozen=True, slots=True)
-class ShownInterval:
-    """A mean with the ends of its interval, where there is one."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-    @property
-    def known(self) -> list[float]:
-        """The mean and the ends that there are."""
-        return [end for end in (self.mean, self.low, self.high) if end is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +70,6 @@ class AxisScale:
         return round(100 * (1 - share if self.flip else share), 2)
 
 
-def interval_of(entry: Row | None, key: str = "mean") -> ShownInterval | None:
-    """An interval as scores.json has it; None where its mean is no number that can be drawn."""
-    mean = finite((entry or {}).get(key))
-    return (
-        ShownInterval(mean, finite(entry.get("low")), finite(entry.get("high"))) if entry and mean is not None else None
-    )
-
-
 def ticks(low: float, high: float, *, least: float = 1e-6) -> list[float]:
     """Round values, `least` or more apart (1, 2 or 5 times a power of ten), that enclose low and high; about five."""
     rough = max((high - low) / 5, least)
@@ -120,7 +79,7 @@ def ticks(low: float, high: float, *, least: float = 1e-6) -> list[float]:
     return [round(index * step, 10) for index in range(first, max(last, first + 1) + 1)]
 
 
-def shown(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """A value on one line, with three figures of a fraction."""
     if value is None or isinstance(value, str):
         return value

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.report.numbers import AxisScale, Row, finite, number, ticks
+from distill.report.numbers import AxisScale, Row, number, ticks
 from distill.run.layout import STAGES
+from distill.run.record import RunRecord, StageRecord
+from distill.run.scores import finite
 
 MAX_POINTS = 400
 """Points drawn of a loss curve; of a longer one every k-th, and the last."""
 
 
-def counts(stages: Row, name: str) -> dict[str, Any]:
-    """What a stage counted."""
-    return dict((stages.get(name) or {}).get("counts") or {})
-
-
-def ordered(stages: Row) -> list[str]:
+def in_order(stages: Collection[str]) -> list[str]:
     """The stages in order, those of other names first; the report's own entry is of an earlier report."""
-    return sorted(set(stages) - {"report"}, key=lambda name: (STAGES.index(name) if name in STAGES else -1, name))
+    order = list(STAGES)
+    return sorted(set(stages) - {"report"}, key=lambda name: (order.index(name) if name in order else -1, name))
 
 
-def headline(stages: Row) -> str:
-    """What to say of a run that has no comparison."""
-    if "train" in stages:
+def headline(record: RunRecord) -> str:
+    """The headline of a run without a comparison."""
+    if "train" in record.stages:
         return "The student has not been compared with its teacher yet."
-    if sessions := counts(stages, "collect").get("sessions"):
+    if sessions := record.counts("collect").get("sessions"):
         return f"{number(sessions)} answers collected; no student has been trained on them yet."
     return "Nothing has been collected yet."
 
 
-def warning(name: str, stage: Row) -> str:
-    """What to say of a stage that is not done."""
-    return ": ".join(filter(None, [f"{name} is {stage.get('status', 'unknown')}", stage.get("detail")]))
+def warning(name: str, stage: StageRecord) -> str:
+    """The notice on a stage that is not done."""
+    return ": ".join(filter(None, [f"{name} is {stage.status}", stage.detail]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +49,9 @@ class Bar:
     length: float = 0.0
 
 
-def funnel_bars(stages: Row) -> list[Bar]:
+def funnel_bars(record: RunRecord) -> list[Bar]:
     """Rows on their way from seeds to training."""
-    expand, collect, curate = (counts(stages, name) for name in ("expand", "collect", "curate"))
+    expand, collect, curate = (record.counts(name) for name in ("expand", "collect", "curate"))
     bars = [
         Bar("seed tasks", expand.get("seeds") or 0, "asked"),
         Bar("requests for new tasks", expand.get("requests") or 0, "asked"),
@@ -65,15 +63,15 @@ def funnel_bars(stages: Row) -> list[Bar]:
         *_lost("dropped", curate.get("by_rule")),
         Bar("held out for the comparison", curate.get("test") or 0, "test"),
         Bar("kept for training", curate.get("kept") or 0, "kept"),
-        Bar("trained on", counts(stages, "train").get("rows") or 0, "kept"),
+        Bar("trained on", record.counts("train").get("rows") or 0, "kept"),
     ]
     return [bar for bar in bars if bar.rows]
 
 
 def _lost(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
     """The most frequent reason first."""
-    ranked = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
-    return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in ranked]
+    rows_by_reason = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
+    return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in rows_by_reason]
 
 
 def _reason(code: str) -> str:
@@ -82,32 +80,32 @@ def _reason(code: str) -> str:
     return f"{reason} ({rule})" if rule not in ("", reason) else reason
 
 
-def placed(bars: Sequence[Bar]) -> Iterator[Bar]:
+def with_places(bars: Sequence[Bar]) -> Iterator[Bar]:
     """The bars with their places: what is taken out lies under the end of what it is taken from."""
     longest = max((bar.rows for bar in bars), default=0)
-    left = 0
+    remaining = 0
     for bar in bars:
-        taken = bar.kind in ("lost", "test")
-        left = max(0, left - bar.rows) if taken else bar.rows
-        start = left if taken else 0
+        is_loss = bar.kind in ("lost", "test")
+        remaining = max(0, remaining - bar.rows) if is_loss else bar.rows
+        start = remaining if is_loss else 0
         yield replace(bar, start=round(100 * start / longest, 2), length=round(100 * bar.rows / longest, 2))
 
 
 _SUMMED = ("seconds", "asked", "replayed", "failed", "prompt", "completion", "usd")
 
 
-def stage_row(name: str, stage: Row) -> dict[str, Any]:
+def stage_row(name: str, stage: StageRecord) -> dict[str, Any]:
     """A stage's line of the table of time and tokens."""
-    figures = {**stage, **(stage.get("requests") or {}), **(stage.get("tokens") or {})}
-    numbers = {key: finite(figures.get(key)) for key in (*_SUMMED, "peak_memory_bytes")}
-    return {"name": name, "status": stage.get("status", "unknown"), **numbers}
+    figures = {"seconds": stage.seconds, "usd": stage.usd, **stage.requests, **stage.tokens}
+    numbers = {key: figures.get(key) for key in _SUMMED}
+    return {"name": name, "status": stage.status, **numbers, "peak_memory_bytes": stage.peak_memory_bytes}
 
 
 def total(table: Sequence[Row]) -> dict[str, Any]:
     """Sums over the stages that have the figure; the peak is the highest of them."""
-    known = {key: [row[key] for row in table if row[key] is not None] for key in (*_SUMMED, "peak_memory_bytes")}
-    sums = {key: sum(known[key]) if known[key] else None for key in _SUMMED}
-    return {"name": "total", "status": "", **sums, "peak_memory_bytes": max(known["peak_memory_bytes"], default=None)}
+    figures = {key: [row[key] for row in table if row[key] is not None] for key in (*_SUMMED, "peak_memory_bytes")}
+    sums = {key: sum(figures[key]) if figures[key] else None for key in _SUMMED}
+    return {"name": "total", "status": "", **sums, "peak_memory_bytes": max(figures["peak_memory_bytes"], default=None)}
 
 
 _LOGGED = ("step", "steps", "loss", "eval_loss", "learning_rate", "tokens", "seconds")
@@ -128,7 +126,7 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
         "points": points[::every] + ([points[-1]] if (len(points) - 1) % every else []),
         "every": every,
         "evaluations": evaluations,
-        "watched": [_watched(row) for row in log if row.get("event") == "eval"],
+        "watched": [_evaluation(row) for row in log if row.get("event") == "eval"],
         "unfinite": sum(row["loss"] is not None for row in steps) - len(points),
         "x": AxisScale(x_ticks[0], x_ticks[-1]),
         "y": AxisScale(y_ticks[0], y_ticks[-1], flip=True),
@@ -137,6 +135,6 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
     }
 
 
-def _watched(row: Row) -> dict[str, Any]:
-    """What an evaluation while training saw."""
+def _evaluation(row: Row) -> dict[str, Any]:
+    """Figures of an evaluation during training."""
     return {key: finite(row.get(key)) for key in ("step", "eval_loss", "stop_rate", "length_ratio", "rows")}

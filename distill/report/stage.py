@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from distill.report import answer_rows, comparison, numbers, run_sections
 from distill.report.comparison import facts
 from distill.run import funnel, model_card, students
 from distill.run.context import Context
-from distill.run.record import StageRecord, read_record
+from distill.run.reading import json_object, validated
+from distill.run.record import RunRecord, StageRecord, read_record, run_record
 from distill.run.remarks import stale, student_remark
+from distill.run.scores import Comparison, read_scores
 from distill.text.tokens import visible
 
 REVISION = 1
@@ -35,13 +38,13 @@ SECTIONS = {
     "student/train_log.jsonl": "loss curve",
     "dropped.jsonl": "dropped rows",
 }
-"""What the page lacks without each file."""
+"""Section of the page that needs each file."""
 LIBRARIES = ("vendor/diff.min.js", "vendor/markdown-it.min.js")
 """Kept libraries that the viewer uses, with their licences beside them in page/vendor."""
 PAGE = Path(__file__).parent / "page"
 """Template, style and script of the page."""
 UNSHOWN = ("fingerprint", "revision", "options")
-"""What run.json says of a stage and the page does not show; `fingerprint` is in records of older versions."""
+"""Keys of a stage in run.json that the page does not show; `fingerprint` is in records of older versions."""
 TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
 
 
@@ -59,58 +62,78 @@ def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
 
 
 def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
-    """All that the template shows, worked out of the run's files."""
-    record = read_record(folder)
-    moved = stale(folder, record)
-    done = {
-        name: {**record["stages"][name], **({"status": "stale", "detail": moved[name]} if name in moved else {})}
-        for name in run_sections.ordered(record.get("stages") or {})
+    """The values of the template, from the run's files."""
+    document, student = read_record(folder), current(folder)
+    record = run_record(folder)
+    changes = stale(folder, document)
+    stages = {
+        name: replace(record.stages[name], status="stale", detail=changes[name])
+        if name in changes
+        else record.stages[name]
+        for name in run_sections.in_order(record.stages)
     }
-    made = students.training(folder, record) if is_student(current(folder)) else None
-    own = done if made is None else {**done, **made["stages"]}
-    origin = {**record, **(made or {})}
-    scores, answers = numbers.json_object(folder / "scores.json"), numbers.rows(folder / "answers.jsonl")
-    metrics = [comparison.metric_of(name, entry) for name, entry in (scores.get("metrics") or {}).items()]
-    table = [run_sections.stage_row(name, stage) for name, stage in done.items()]
-    dropped, dropped_total = answer_rows.spread(numbers.stream(folder / "dropped.jsonl"))
+    record = replace(record, stages=stages)
+    training = students.training(folder, document) if is_student(student) else None
+    origin = validated(RunRecord, {**document, **(training or {})}, folder / "run.json")
     recipe = numbers.plain_text(folder / "recipe.yaml")
-    if made is not None and made["recipe"] != students.recipe(folder):
-        recipe = yaml.safe_dump(made["recipe"], sort_keys=False, allow_unicode=True, width=120)
-    student = current(folder)
-    unfinished = [run_sections.warning(name, stage) for name, stage in done.items() if stage.get("status") != "done"]
-    fresh = done.get("compare", {}).get("status", "done") == "done"
-    called = title or f"{record.get('name', folder.name)} – distill report"
+    if training is not None and training["recipe"] != students.recipe(folder):
+        recipe = yaml.safe_dump(training["recipe"], sort_keys=False, allow_unicode=True, width=120)
+    page_title = title or f"{record.name or folder.name} – distill report"
     return {
-        "title": called,
-        "headline": (scores.get("headline") if fresh else None) or run_sections.headline(done),
-        "warnings": [*filter(None, [student_remark(folder)]), *unfinished],
+        "title": page_title,
+        "warnings": [
+            *filter(None, [student_remark(folder)]),
+            *(run_sections.warning(name, stage) for name, stage in stages.items() if stage.status != "done"),
+        ],
         "left_out": [f"{what} (no {file})" for file, what in SECTIONS.items() if not (folder / file).is_file()],
-        "gap": comparison.gap(metrics, scores.get("lead")),
-        "extremes": comparison.extremes(scores),
-        "trust": comparison.trust(scores, done, metrics) if scores else [],
+        **_comparison_parts(folder, record, page_title),
+        **_run_parts(
+            folder, record, replace(record, stages={**stages, **(origin.stages if training is not None else {})})
+        ),
+        "facts": facts(origin, json_object(student / "base.json"), read_scores(folder) or Comparison(), recipe),
+        "versions": origin.versions,
+        "recipe": recipe,
+    }
+
+
+def _comparison_parts(folder: Path, record: RunRecord, title: str) -> dict[str, Any]:
+    """The parts of the page about the comparison."""
+    scores, answers = read_scores(folder), numbers.rows(folder / "answers.jsonl")
+    is_fresh = "compare" not in record.stages or record.stages["compare"].status == "done"
+    shown_scores = scores or Comparison()
+    metrics = [comparison.metric_of(name, measure) for name, measure in shown_scores.metrics.items()]
+    titles = answer_rows.titles_of(shown_scores)
+    return {
+        "headline": (shown_scores.headline if is_fresh else "") or run_sections.headline(record),
+        "gap": comparison.gap(metrics, shown_scores.lead),
+        "extremes": comparison.extremes(shown_scores),
+        "trust": comparison.trust(shown_scores, record, metrics) if scores else [],
         "metrics": metrics,
-        "judge": comparison.judge(scores),
-        "benchmarks": comparison.benchmarks(scores.get("lm_eval") or {}),
-        "notes": scores.get("notes") or [],
-        "funnel": list(run_sections.placed(run_sections.funnel_bars(own))),
-        "rules": funnel.read(folder, run_sections.counts(done, "curate")),
+        "judge": comparison.judge(shown_scores.judge),
+        "benchmarks": comparison.benchmarks(shown_scores.lm_eval),
+        "notes": shown_scores.notes,
+        "worst": [answer_rows.card(row, titles) for row in answer_rows.ranked(answers)[: answer_rows.WORST]],
+        "data": answer_rows.in_script(answer_rows.data(answers, shown_scores, title)) if answers else None,
+        "prompts": len(answers),
+        "coverage": shown_scores.coverage,
+    }
+
+
+def _run_parts(folder: Path, record: RunRecord, of_student: RunRecord) -> dict[str, Any]:
+    """The parts of the page about the run; `of_student` has the stages that made the student."""
+    student = current(folder)
+    table = [run_sections.stage_row(name, stage) for name, stage in record.stages.items()]
+    dropped, dropped_total = answer_rows.spread(numbers.stream(folder / "dropped.jsonl"))
+    return {
+        "funnel": list(run_sections.with_places(run_sections.funnel_bars(of_student))),
+        "rules": funnel.read(folder, record.counts("curate")),
         "stages": [*table, run_sections.total(table)] if table else [],
         "curve": run_sections.curve(numbers.rows(student / "train_log.jsonl")),
         "samples": answer_rows.samples(numbers.rows(student / "samples.jsonl")),
-        "mask": answer_rows.mask(numbers.json_object(student / "masks.json")),
-        "worst": [
-            answer_rows.card(row, answer_rows.titles_of(scores))
-            for row in answer_rows.ranked(answers)[: answer_rows.WORST]
-        ],
-        "data": answer_rows.in_script(answer_rows.data(answers, scores, called)) if answers else None,
-        "prompts": len(answers),
-        "coverage": scores.get("coverage"),
+        "mask": answer_rows.mask(json_object(student / "masks.json")),
         "dropped": [answer_rows.dropped_row(row) for row in dropped],
         "dropped_total": dropped_total,
-        "facts": facts(origin, numbers.json_object(student / "base.json"), scores, recipe),
-        "versions": origin.get("versions") or {},
-        "files": [(name, *output) for name, stage in done.items() for output in (stage.get("outputs") or {}).items()],
-        "recipe": recipe,
+        "files": [(name, *output) for name, stage in record.stages.items() for output in stage.outputs.items()],
     }
 
 
@@ -133,11 +156,11 @@ def render(page: Mapping[str, Any]) -> str:
     )
     environment.filters |= {name: getattr(numbers, name) for name in ("number", "duration", "fixed", "percent", "size")}
     style = _piece("page.css")
-    wanted = (*LIBRARIES, "page.js") if page["data"] is not None else ("page.js",)
-    scripts = [_piece(name) for name in wanted]
+    names = (*LIBRARIES, "page.js") if page["data"] is not None else ("page.js",)
+    scripts = [_piece(name) for name in names]
     sources = " ".join(f"'{_hash(script)}'" for script in scripts)
     return environment.get_template("page.html.jinja").render(
-        page=page, models=comparison.MODELS, table_models=TABLE_MODELS,
+        page=page, models=comparison.TITLES, table_models=TABLE_MODELS,
         style=Markup(style), scripts=[Markup(script) for script in scripts], data=Markup(page["data"] or ""),
         policy=f"default-src 'none'; style-src '{_hash(style)}'; script-src {sources}; base-uri 'none'; "
         "form-action 'none'",
@@ -153,7 +176,7 @@ def _plain(value: Any) -> Any:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """A hash of what each other stage says of itself: the report shows it."""
+    """A hash of each other stage's entry in run.json, which the report shows."""
     stages = read_record(context.folder).get("stages", {})
     return {
         f"{name} sha256": json_sha256({key: value for key, value in entry.items() if key not in UNSHOWN})
@@ -164,8 +187,6 @@ def options(context: Context) -> dict[str, Any]:
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage report."""
-    pass
-
     if student_folder.is_student(student := student_folder.current(context.folder)):
         model_card.write(student / "README.md", context.folder)
     return report(context.folder, title=context.recipe.name)

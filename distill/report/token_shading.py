@@ -7,60 +7,62 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
-from distill.report.numbers import Row, finite
+from distill.report.numbers import Row
+from distill.run.scores import finite
 from distill.text.tokens import visible
+from distill.types import MODELS
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 """A digit each: of √nats in steps of 1/14, so that 1 nat is exact to 0.07 and 20 are the most; and of a width."""
 STEPS = 14
 MOST = len(ALPHABET) - 1
-MODELS = ("base", "student")
+SHADED: tuple[str, ...] = MODELS[:2]
 MAX_BYTES = 200_000
-"""Of all that the page holds of it, three digits a token: 260 answers of 250 tokens. The texts make room for it."""
+"""Limit of all tokens' bytes in the page, at three digits per token: 260 answers of 250 tokens."""
 
 
 def bytes_of(answers: Sequence[Row]) -> int:
-    """About how many bytes the page holds of it, for which its texts make room."""
-    info = (row.get("surprise") for row in answers)
-    widths = (each.get("widths") for each in info if isinstance(each, dict))
-    return min(MAX_BYTES, sum((1 + len(MODELS)) * len(each) for each in widths if isinstance(each, list)))
+    """Approximate bytes of all tokens in the page."""
+    surprises = (row.get("surprise") for row in answers)
+    widths = (each.get("widths") for each in surprises if isinstance(each, dict))
+    return min(MAX_BYTES, sum((1 + len(SHADED)) * len(each) for each in widths if isinstance(each, list)))
 
 
-def chosen(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
-    """What the page shows of each prompt, by its id, and how many prompts have it.
+def select(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
+    """Packed tokens by prompt id as far as they fit into the page, and the number of prompts that have any.
 
     `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.
     `limit`: characters shown of an answer.
     """
-    known = [(str(row.get("id")), info) for row in ranked if (info := packed(row, limit)) is not None]
-    found: dict[str, dict[str, str]] = {}
-    left = MAX_BYTES
-    for name, info in _ends_first(known):
-        left -= sum(map(len, info.values()))
-        if left < 0:
+    packed_rows = [(str(row.get("id")), info) for row in ranked if (info := packed(row, limit)) is not None]
+    selection: dict[str, dict[str, str]] = {}
+    room = MAX_BYTES
+    for name, info in _ends_first(packed_rows):
+        room -= sum(map(len, info.values()))
+        if room < 0:
             break
-        found[name] = info
-    return found, len(known)
+        selection[name] = info
+    return selection, len(packed_rows)
 
 
-def _ends_first(known: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
-    half = (len(known) + 1) // 2
-    turns = chain.from_iterable(zip_longest(known[:half], known[: half - 1 : -1]))
+def _ends_first(rows: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
+    half = (len(rows) + 1) // 2
+    turns = chain.from_iterable(zip_longest(rows[:half], rows[: half - 1 : -1]))
     return (one for one in turns if one is not None)
 
 
 def packed(row: Row, limit: int) -> dict[str, str] | None:
     """`widths` in UTF-16 units of the text as it is shown, and each model's nats; None where they do not fit it."""
-    info, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
-    if not isinstance(info, dict) or not isinstance(text, str):
+    surprise, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
+    if not isinstance(surprise, dict) or not isinstance(text, str):
         return None
-    widths = info.get("widths")
+    widths = surprise.get("widths")
     if not isinstance(widths, list) or not all(isinstance(width, int) and width > 0 for width in widths):
         return None
     pieces = list(_pieces(text[:limit], widths))
-    shown = "".join(pieces)
-    nats = {model: _nats((info.get("nats") or {}).get(model), len(widths)) for model in MODELS}
-    if shown != visible(text[:limit]) or not any(nats.values()):
+    text_of_pieces = "".join(pieces)
+    nats = {model: _nats((surprise.get("nats") or {}).get(model), len(widths)) for model in SHADED}
+    if text_of_pieces != visible(text[:limit]) or not any(nats.values()):
         return None
     levels = {model: "".join(map(_level, each[: len(pieces)])) for model, each in nats.items() if each}
     return {"widths": "".join(_width(piece) for piece in pieces), **levels}

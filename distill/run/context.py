@@ -1,4 +1,4 @@
-"""What the stages of one invocation share: recipe, run, engines and console."""
+"""Shared by the stages of one invocation: recipe, run folder, journal and engines."""
 
 from __future__ import annotations
 
@@ -30,48 +30,63 @@ BASE = "base"
 ACCEPTABLE = "failures within collect.max_failed"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Options of one invocation that are not of the recipe."""
+
+    allowed: Collection[str] = ()
+    """Packages whose code the recipe may run."""
+    retry_failed: bool = False
+    """Send permanently failed requests again."""
+    accept_partial: bool = False
+    """Go on from a stage that is only partly done."""
+    wait: bool = True
+    """Wait for a provider's batches; else the run ends while they are open."""
+    redo: Collection[str] = ()
+    """Stages that run again although they are current."""
+    new_journal: bool = False
+    """Go on where the journal lacks sends that run.json counts; what they cost stays spent."""
+
+
+DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
-    """What the stages of one invocation share."""
+    """Recipe, folder, journal and endpoints of one invocation."""
 
     folder: Path
     recipe: Recipe
     journal: Journal
     teachers: Teachers | None
     """A local one starts its server at the first request."""
-    allowed: Collection[str] = ()
-    retry_failed: bool = False
-    accept_partial: bool = False
-    wait: bool = True
-    """Whether to wait for a provider's batches."""
-    redo: Collection[str] = ()
-    """Stages that run again although they are current."""
+    options: RunOptions = DEFAULTS
     lost: Mapping[str, StageSends] = field(default_factory=dict)
-    """By stage, sends that are in no journal any more, and stay spent."""
+    """By stage, sends that the journal has lost; their cost stays spent."""
     on_miss: Callable[[str, str, Question], None] | None = None
     """Called with the part of a stage that asks, a flow's name, and its first question without an answer in the
     journal; nothing is sent then."""
 
 
 def stop_teacher(context: Context) -> None:
-    """Stop servers of ours; they start again at the next request."""
+    """Stop local servers; they start again at the next request."""
     if context.teachers is not None:
         context.teachers.stop()
 
 
 def identity(context: Context, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
-    """What of the teachers, and of those who play `roles`, decides the answers, by key."""
+    """Options of the teachers and of the endpoints for `roles` that decide the answers, by key."""
     return context.teachers.identity(roles) if context.teachers is not None else {}
 
 
 def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:
     """The options with `user_sampling` and `judge_sampling`, left out there, from those sections of the recipe."""
-    given = {
+    samplings = {
         f"{role}_sampling": one.sampling
         for role, one in loaded.roles.items()
         if one.sampling != recipe.SamplingOptions() and getattr(options, f"{role}_sampling", one) is None
     }
-    return options.model_copy(update=given)
+    return options.model_copy(update=samplings)
 
 
 def judge_sampling(loaded: Recipe) -> Sampling:
@@ -103,7 +118,7 @@ def engine_for(
         endpoints,
         concurrency=max(collect.concurrency, IN_PROCESS_BATCH) if local else collect.concurrency,
         attempts=collect.attempts,
-        retry_failed=context.retry_failed,
+        retry_failed=context.options.retry_failed,
         progress=progress,
         stage=stage,
         budget=Budget({}) if local or on_miss is not None else _budget(context, stage),
@@ -133,13 +148,13 @@ def _budget(context: Context, stage: str) -> Budget:
 
 
 def spent(context: Context, stage: str | None) -> float:
-    """USD that all sends cost so far, of one stage or of all, lost ones included; 0 where nobody has a price."""
+    """USD spent so far by one stage, or by all, lost sends included; 0 without prices."""
     lost = sum(sent.usd for of, sent in context.lost.items() if stage in (None, of))
     return lost + spent_usd(context.journal.costs(), _prices(context), stage)
 
 
 def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
-    """What collects through a provider's batches."""
+    """The runner that collects through a provider's batches."""
     from distill.engine.batch.client import BatchJobs
 
     providers: dict[str, Any] = {name: one.provider for name, one in _endpoints(context, stage).items()}
@@ -149,22 +164,22 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
         jobs,
         stage=stage,
         budget=_budget(context, stage),
-        wait=context.wait,
+        wait=context.options.wait,
         progress=progress,
-        retry_failed=context.retry_failed,
+        retry_failed=context.options.retry_failed,
     )
 
 
 def _endpoints(context: Context, stage: str) -> dict[str, BoundEndpoint]:
-    """Whom a stage asks through the recipe's teachers; a strategy that does not say asks every role."""
+    """Endpoints that a stage sends requests to; every role for a strategy that names none."""
     assert context.teachers is not None
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
-    info = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
-    return context.teachers.of_roles(getattr(info, "roles", OTHER_ROLES) if section is not None else ())
+    cost = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
+    return context.teachers.of_roles(getattr(cost, "roles", OTHER_ROLES) if section is not None else ())
 
 
 def _require_no_open_batch(context: Context, stage: str) -> None:
-    """What is open at a provider would be bought a second time by asking live."""
+    """Raise `RecipeError` for open batches, whose requests would be bought a second time."""
     still = [batch.name for batch in context.journal.batches(stage) if batch.state != "ingested"]
     if still:
         raise RecipeError(
@@ -195,7 +210,7 @@ def asking(context: Context, stage: str, record: StageRecord, total: int | None)
 
 
 def account(context: Context, stage: str, record: StageRecord, engines: Sequence[Engine | Passes]) -> None:
-    """Sum up what the engines of a stage asked."""
+    """Record the requests, tokens and costs of a stage's engines."""
     tallies = [engine.tally for engine in engines]
     record.requests = {
         name: sum(getattr(tally, name) for tally in tallies) for name in ("asked", "replayed", "failed", "retried")

@@ -31,17 +31,17 @@ def flat(
     """A section's values by dotted key, without those at their default.
 
     `section` is a pydantic model or a dataclass; of `only` these fields, all when empty. A path that `files` has (a
-    resolved recipe's `files`) stands as the SHA-256 of what is there; secrets are struck out.
+    resolved recipe's `files`) is given as the SHA-256 of its content; secrets are struck out.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value, default in _fields(section):
         if (only and key not in only) or value == default:
             continue
         if isinstance(value, BaseModel):
-            found |= flat(value, f"{name}.{key}", files=files) or {f"{name}.{key}": {}}
+            values |= flat(value, f"{name}.{key}", files=files) or {f"{name}.{key}": {}}
         else:
-            found[f"{name}.{key}"] = _plain(without_literals(value, key), files or {})
-    return found
+            values[f"{name}.{key}"] = _plain(without_literals(value, key), files or {})
+    return values
 
 
 def _fields(section: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -77,13 +77,13 @@ def parts(
 
     A part that is named twice has its place in the list behind its name.
     """
-    listed = list(names)
-    called = [name for name, _ in listed]
-    found: dict[str, Any] = {key: called}
-    for place, (name, options) in enumerate(listed):
-        own = f"{key}.{name}" if called.count(name) == 1 else f"{key}.{name}.{place}"
-        found |= flat(options, own, files=files) | of_part(own, name)
-    return found
+    pairs = list(names)
+    names_in_order = [name for name, _ in pairs]
+    values: dict[str, Any] = {key: names_in_order}
+    for place, (name, options) in enumerate(pairs):
+        own = f"{key}.{name}" if names_in_order.count(name) == 1 else f"{key}.{name}.{place}"
+        values |= flat(options, own, files=files) | of_part(own, name)
+    return values
 
 
 def of_part(key: str, name: str) -> dict[str, str]:
@@ -98,13 +98,13 @@ def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What is another in `new`, one short text each."""
+    """The changed keys with old and new value, one short text each."""
     return [
-        f"{key} {_shown(old.get(key, ABSENT))} → {_shown(new.get(key, ABSENT))}"
+        f"{key} {_short(old.get(key, ABSENT))} → {_short(new.get(key, ABSENT))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, ABSENT) != new.get(key, ABSENT)
     ]
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     return shorten("(default)" if value is ABSENT else visible(str(value)), _MAX_SHOWN)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.jsonl import read_jsonl
-from distill.run.record import read_record
+from distill.run.record import run_record
 from distill.types import Verdict
 
 EXAMPLES = 2
@@ -26,28 +26,28 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
     `by_rule` and `against` count rows by `rule/reason`: those of which it was the first verdict against, and all that
     it was against. `measured` counts by rule the rows that it saw; `overlaps`, for two rules, the rows that both would
     drop (in the order of the rules; pairs without any are left out). `examples` are ids by `rule/reason`, of the first
-    verdict against. A rule sees a row that another has dropped unless it works on sets, or was told to spare such rows.
+    verdict against. A rule sees a row that another has dropped unless it works on sets, or skips dropped rows.
     """
     first: Counter[str] = Counter()
     against: Counter[str] = Counter()
-    measured: Counter[str] = Counter()
+    rows_by_rule: Counter[str] = Counter()
     overlaps: dict[str, Counter[str]] = {}
     examples: dict[str, list[str]] = {}
     for id, verdicts in rows:
-        measured.update({verdict.rule for verdict in verdicts})
+        rows_by_rule.update({verdict.rule for verdict in verdicts})
         codes = list(dict.fromkeys(_code(verdict) for verdict in verdicts if not verdict.keep))
         if not codes:
             continue
         first[codes[0]] += 1
         against.update(codes)
-        if len(named := examples.setdefault(codes[0], [])) < EXAMPLES:
-            named.append(id)
+        if len(ids := examples.setdefault(codes[0], [])) < EXAMPLES:
+            ids.append(id)
         for one, other in combinations(dict.fromkeys(code.rpartition("/")[0] for code in codes), 2):
             overlaps.setdefault(one, Counter())[other] += 1
     return {
         "by_rule": dict(first.most_common()),
         "against": dict(against.most_common()),
-        "measured": {rule: measured[rule] for rule in _rules(rows)},
+        "measured": {rule: rows_by_rule[rule] for rule in _rules(rows)},
         "overlaps": {one: dict(others) for one, others in overlaps.items()},
         "examples": examples,
     }
@@ -66,10 +66,10 @@ class FunnelExample:
     """A dropped row, shortened."""
 
     id: str
-    asked: str
-    said: str
+    question: str
+    answer: str
     why: str
-    """What was measured, against what."""
+    """Value and threshold of the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,9 @@ class Loss:
     rule: str
     reason: str
     first: int
-    """Rows of which it was the first to say no."""
+    """Rows that it was the first to drop."""
     also: int
-    """Rows that it would have dropped, had no other rule before."""
+    """Rows that it would have dropped too."""
     examples: Sequence[FunnelExample] = field(default_factory=tuple)
 
 
@@ -109,13 +109,13 @@ def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None
     them, as in a run of an earlier version, is empty.
     """
     if counts is None:
-        counts = (read_record(folder).get("stages", {}).get("curate") or {}).get("counts") or {}
+        counts = run_record(folder).counts("curate")
     if "rows" not in counts:
         return None
     first, against = _numbers(counts.get("by_rule")), _numbers(counts.get("against"))
     texts = _texts(folder / "dropped.jsonl", counts.get("examples") or {})
-    ranked = sorted(first | against, key=lambda code: (-first.get(code, 0), -against.get(code, 0), code))
-    losses = [_loss(code, first.get(code, 0), against.get(code, 0), texts.get(code, ())) for code in ranked]
+    codes = sorted(first | against, key=lambda code: (-first.get(code, 0), -against.get(code, 0), code))
+    losses = [_loss(code, first.get(code, 0), against.get(code, 0), texts.get(code, ())) for code in codes]
     return Funnel(
         rows=counts["rows"],
         kept=counts.get("kept", 0),
@@ -147,15 +147,15 @@ def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -
     return matrix
 
 
-def _texts(path: Path, named: Mapping[str, Sequence[str]]) -> dict[str, list[FunnelExample]]:
+def _texts(path: Path, ids_by_code: Mapping[str, Sequence[str]]) -> dict[str, list[FunnelExample]]:
     """The named rows of dropped.jsonl, in their order."""
-    found: dict[str, list[FunnelExample]] = {code: [] for code in named}
-    wanted = {str(id): code for code, ids in named.items() for id in ids}
-    for row in read_jsonl(path) if wanted and path.is_file() else ():
-        code = wanted.get(str(row.get("id")))
-        if code is not None and len(found[code]) < EXAMPLES:
-            found[code].append(_example(row, code))
-    return found
+    examples: dict[str, list[FunnelExample]] = {code: [] for code in ids_by_code}
+    codes = {str(id): code for code, ids in ids_by_code.items() for id in ids}
+    for row in read_jsonl(path) if codes and path.is_file() else ():
+        code = codes.get(str(row.get("id")))
+        if code is not None and len(examples[code]) < EXAMPLES:
+            examples[code].append(_example(row, code))
+    return examples
 
 
 def _example(row: Mapping[str, Any], code: str) -> FunnelExample:
@@ -175,13 +175,13 @@ def _opening(text: str) -> str:
 
 def _why(verdict: Mapping[str, Any]) -> str:
     """Such as `measured 0.814, limit 0.7, beside t0031`."""
-    reply = (("measured", "value"), ("limit", "threshold"), ("beside", "neighbour"))
-    pieces = [f"{word} {short(verdict[key])}" for word, key in reply if verdict.get(key) not in (None, "")]
+    fields = (("measured", "value"), ("limit", "threshold"), ("beside", "neighbour"))
+    pieces = [f"{word} {short(verdict[key])}" for word, key in fields if verdict.get(key) not in (None, "")]
     return ", ".join(pieces + ([_opening(str(verdict["note"]))] if verdict.get("note") else []))
 
 
 def short(value: Any) -> str:
-    """A verdict's value as a reader wants it: three figures of a fraction, text as it is."""
+    """A verdict's value for a reader: three figures of a fraction, text as it is."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -14,18 +14,18 @@ from distill.run.record import StageRecord
 def measured(record: StageRecord) -> Iterator[None]:
     """Fill in the seconds and the peak memory of the block."""
     started = time.monotonic()
-    done = threading.Event()
-    watcher = threading.Thread(target=_watch_memory, args=(record, done), daemon=True)
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch_memory, args=(record, ended), daemon=True)
     watcher.start()
     try:
         yield
     finally:
-        done.set()
+        ended.set()
         watcher.join()
         record.seconds = round(time.monotonic() - started, 2)
 
 
-def _watch_memory(record: StageRecord, done: threading.Event) -> None:
+def _watch_memory(record: StageRecord, ended: threading.Event) -> None:
     import psutil
 
     me = psutil.Process()
@@ -37,5 +37,5 @@ def _watch_memory(record: StageRecord, done: threading.Event) -> None:
             except psutil.Error:
                 continue
         record.peak_memory_bytes = max(record.peak_memory_bytes or 0, total)
-        if done.wait(0.5):
+        if ended.wait(0.5):
             return

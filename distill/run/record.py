@@ -22,12 +22,13 @@ from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
+from distill.run.reading import validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
 FORMAT = 2
-"""Of run.json; 1, without a number, had one hash over inputs, options and sources in place of `options`."""
+"""Version of run.json; the first, without a number, had one hash over inputs, options and sources."""
 NOTE_SECONDS = 5.0
-"""Between two looks at how much was sent."""
+"""Between two updates of the number of sends."""
 MIN_FREE_BYTES = 50_000_000
 """A run does not start with less free disk space than this."""
 
@@ -41,7 +42,7 @@ class StageRecord:
     started: str = ""
     seconds: float = 0.0
     revision: int = 0
-    """Of the stage's code; 0 in records made before there were revisions."""
+    """Revision of the stage's code; 0 in records made before there were revisions."""
     counts: dict[str, Any] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
@@ -52,11 +53,37 @@ class StageRecord:
     peak_memory_bytes: int | None = None
     """Largest sum of resident memory of this process and its children, sampled twice a second."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What of the recipe decided the outputs, by key, defaults left out; see `decisive`."""
+    """Options of the recipe that decided the outputs, by key, defaults left out; see `decisive`."""
     inputs: dict[str, str] = field(default_factory=dict)
     """SHA-256 by file, as of `outputs`."""
     outputs: dict[str, str] = field(default_factory=dict)
     detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """The contents of run.json, or of a student's training.json."""
+
+    name: str = ""
+    version: str = ""
+    created: str = ""
+    recipe_sha256: str = ""
+    teacher: Mapping[str, Any] | None = None
+    teachers: Sequence[Mapping[str, Any]] = ()
+    """All teachers, where there are several."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    stages: Mapping[str, StageRecord] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """In training.json: the recipe that the student was trained by."""
+
+    @property
+    def all_teachers(self) -> Sequence[Mapping[str, Any]]:
+        """Every teacher and other endpoint of the recipe."""
+        return self.teachers or ([self.teacher] if self.teacher else [])
+
+    def counts(self, stage: str) -> dict[str, Any]:
+        """Counts of a stage; empty where it has not run."""
+        return self.stages[stage].counts if stage in self.stages else {}
 
 
 class Run:
@@ -70,50 +97,52 @@ class Run:
         self._writing = threading.Lock()
 
     def stage(self, name: str) -> Mapping[str, Any] | None:
-        """What run.json says of a stage; None when it never ran."""
+        """A stage's entry in run.json; None when it never ran."""
         stage: Mapping[str, Any] | None = self._record.get("stages", {}).get(name)
         return stage
 
     def accounts_before(self) -> list[dict[str, Any]]:
-        """Of a folder made before run.json kept options: its stages and recipe, and those of a student set aside."""
+        """Stages and recipe of a folder made before run.json had options, and those of a student set aside."""
         if "stages" not in self._record or "format" in self._record:
             return []
         own = {"stages": self._record["stages"], "recipe": students.recipe(self.folder)}
         return [own, *([self._record["student"]] if "student" in self._record else [])]
 
-    def changes(self, name: str, made: StageRecord) -> list[str] | None:
+    def changes(self, name: str, current_record: StageRecord) -> list[str] | None:
         """In what `made`, the stage as it would begin now, differs from when it was done; None where it never was.
 
         A stage whose inputs, options and outputs are the same is current, whatever the revision of its code. A student
         that is there counts by what made it, whatever trainings were begun since and not finished.
         """
         entries = [self.stage(name), self._own_training() if name == "train" else None]
-        done = [one for one in entries if one is not None and one["status"] == "done"]
-        found = [self._differences(one, made) for one in done]
-        current = next((one for one, differences in zip(done, found, strict=True) if not differences), None)
+        finished = [one for one in entries if one is not None and one["status"] == "done"]
+        differences = [self._differences(one, current_record) for one in finished]
+        current = next((one for one, differences in zip(finished, differences, strict=True) if not differences), None)
         if current is not None and current is not entries[0]:
             self._put(name, current)
-        return [] if current is not None else found[0] if found else None
+        return [] if current is not None else differences[0] if differences else None
 
-    def _differences(self, entry: Mapping[str, Any], made: StageRecord) -> list[str]:
+    def _differences(self, entry: Mapping[str, Any], new: StageRecord) -> list[str]:
         if "options" not in entry:
             return ["how it was made is not known"]
-        was, now = (decisive.completed(one["options"], one["revision"]) for one in (entry, asdict(made)))
-        inputs = entry["inputs"].keys() | made.inputs.keys()
-        moved = [name for name in sorted(inputs) if entry["inputs"].get(name) != made.inputs.get(name)]
-        touched = [output for output, info in entry["outputs"].items() if students.sha256(self.folder, output) != info]
+        was, now = (decisive.completed(one["options"], one["revision"]) for one in (entry, asdict(new)))
+        inputs = entry["inputs"].keys() | new.inputs.keys()
+        inputs_changed = [name for name in sorted(inputs) if entry["inputs"].get(name) != new.inputs.get(name)]
+        outputs_changed = [
+            output for output, info in entry["outputs"].items() if students.sha256(self.folder, output) != info
+        ]
         return [
             *decisive.differences(was, now),
-            *(f"another {input}" for input in moved),
-            *(f"{output} is not as it was left" for output in touched),
+            *(f"another {input}" for input in inputs_changed),
+            *(f"{output} is not as it was left" for output in outputs_changed),
         ]
 
     def _own_training(self) -> Mapping[str, Any] | None:
-        info = students.training(self.folder, self._record)
-        return info["stages"]["train"] if info is not None else None
+        training = students.training(self.folder, self._record)
+        return training["stages"]["train"] if training is not None else None
 
     def begin(self, name: str, record: StageRecord) -> None:
-        """Note that a stage starts."""
+        """Record that a stage starts."""
         record.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.save(name, record)
 
@@ -121,8 +150,8 @@ class Run:
         """Write the stage's entry, with the SHA-256 of its outputs that exist."""
         if not self._writes:
             return
-        found = {output: students.sha256(self.folder, output) for output in outputs}
-        record.outputs = {output: digest for output, digest in found.items() if digest is not None}
+        digests = {output: students.sha256(self.folder, output) for output in outputs}
+        record.outputs = {output: digest for output, digest in digests.items() if digest is not None}
         self._put(name, {item.name: getattr(record, item.name) for item in fields(record)})
 
     def _put(self, name: str, entry: Mapping[str, Any]) -> None:
@@ -138,28 +167,28 @@ class Run:
         With `new_journal` what is missing is noted as lost, and stays spent. Raises `RunFolderError` without it: else
         all that is missing would be bought again, from a budget that begins anew.
         """
-        held, lost = journal.sent(), self.lost
-        missing = {
+        in_journal, lost = journal.sent(), self.lost
+        losses = {
             stage: StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
-            for stage, sent in _known(self._record).items()
-            if sent.sends > (here := held.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
+            for stage, sent in _sends_of(self._record).items()
+            if sent.sends > (here := in_journal.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
         }
-        if missing and not new_journal:
-            raise RunFolderError(_loss(journal.path, missing, held))
-        if missing:
-            self._record["lost"] = {stage: asdict(sent) for stage, sent in {**lost, **missing}.items()}
-        self.note(held)
+        if losses and not new_journal:
+            raise RunFolderError(_loss(journal.path, losses, in_journal))
+        if losses:
+            self._record["lost"] = {stage: asdict(sent) for stage, sent in {**lost, **losses}.items()}
+        self.note(in_journal)
 
     @property
     def lost(self) -> dict[str, StageSends]:
         """By stage, the sends of journals that are gone."""
         return {stage: StageSends(**sent) for stage, sent in self._record.get("lost", {}).items()}
 
-    def note(self, held: Mapping[str, StageSends]) -> None:
+    def note(self, in_journal: Mapping[str, StageSends]) -> None:
         """Write what each stage has sent by the journal, and by those that are lost."""
         lost = self.lost
-        stages = dict.fromkeys((*held, *lost))
-        both = {stage: (held.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
+        stages = dict.fromkeys((*in_journal, *lost))
+        both = {stage: (in_journal.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
         sent = {
             stage: asdict(StageSends(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()
         }
@@ -184,7 +213,7 @@ class Run:
             "version": distill.__version__,
             "recipe_sha256": json_sha256(self.recipe.document()),
             "created": self._record.get("created") or datetime.now(UTC).isoformat(timespec="seconds"),
-            "chosen": students.chosen(self.recipe),
+            "chosen": students.deciding_options(self.recipe),
             "teacher": dict(teachers[0]) if teachers else None,
             **({"teachers": [dict(teacher) for teacher in teachers]} if len(teachers) > 1 else {}),
             "versions": versions(),
@@ -192,20 +221,20 @@ class Run:
         }
         with self._writing:
             if any(self._record.get(key) != value for key, value in facts.items()):
-                kept: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
-                self._record = {**facts, "stages": {}, **kept}
+                entries: dict[str, Any] = {k: self._record[k] for k in ("stages", "sent", "lost") if k in self._record}
+                self._record = {**facts, "stages": {}, **entries}
                 write_json(self.folder / "run.json", self._record)
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide results, as installed; read without importing them."""
-    found = {}
+    by_package = {}
     for package in REPORTED_PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
@@ -236,7 +265,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _known(record: Mapping[str, Any]) -> dict[str, StageSends]:
+def run_record(folder: Path) -> RunRecord:
+    """run.json of a folder, typed. Raises `RunFolderError` when the folder is no run, or the file is damaged."""
+    return validated(RunRecord, read_record(folder), folder / "run.json")
+
+
+def _sends_of(record: Mapping[str, Any]) -> dict[str, StageSends]:
     """By stage, what run.json says was sent; an earlier distill wrote it with the costs of each stage."""
     if "sent" in record:
         return {stage: StageSends(**sent) for stage, sent in record["sent"].items()}
@@ -247,11 +281,11 @@ def _known(record: Mapping[str, Any]) -> dict[str, StageSends]:
     }
 
 
-def _loss(path: Path, missing: Mapping[str, StageSends], held: Mapping[str, StageSends]) -> str:
-    sends, usd = sum(sent.sends for sent in missing.values()), sum(sent.usd for sent in missing.values())
-    found = sum(sent.sends for stage, sent in held.items() if stage in missing)
+def _loss(path: Path, losses: Mapping[str, StageSends], in_journal: Mapping[str, StageSends]) -> str:
+    sends, usd = sum(sent.sends for sent in losses.values()), sum(sent.usd for sent in losses.values())
+    present = sum(sent.sends for stage, sent in in_journal.items() if stage in losses)
     return (
-        f"{path} has {found:,} of the {found + sends:,} sends of {', '.join(missing)} that run.json counts; what is"
+        f"{path} has {present:,} of the {present + sends:,} sends of {', '.join(losses)} that run.json counts; what is"
         f" missing (USD {usd:.4f}) would be bought again: restore it from a copy, or accept the loss, which stays spent"
         f" of the budget; type: distill run {path.parent} --new-journal"
     )
@@ -262,20 +296,20 @@ def journal_of(run: Run, *, reuse: Sequence[Journal] = (), new_journal: bool = F
     """The run's journal to write in, once held against run.json, which then follows it. Raises `RunFolderError`."""
     with Journal.open(run.folder / NAME, reuse=reuse) as journal:
         run.hold_against(journal, new_journal=new_journal)
-        done = threading.Event()
-        notes = threading.Thread(target=_note_sends, args=(run, done), daemon=True)
+        ended = threading.Event()
+        notes = threading.Thread(target=_note_sends, args=(run, ended), daemon=True)
         notes.start()
         try:
             yield journal
         finally:
-            done.set()
+            ended.set()
             notes.join()
             _note(run, journal)
 
 
-def _note_sends(run: Run, done: threading.Event) -> None:
+def _note_sends(run: Run, ended: threading.Event) -> None:
     """Keep run.json close to the journal, so that a kill leaves it only seconds behind."""
-    while not done.wait(NOTE_SECONDS):
+    while not ended.wait(NOTE_SECONDS):
         with suppress(RunFolderError), Journal.open(run.folder / NAME, read_only=True) as journal:
             _note(run, journal)
 

@@ -1,8 +1,7 @@
-"""What a run folder says of itself in a line: which stages are stale, which student is there, the headline."""
+"""One-line remarks on a run folder: stale stages, the current student, the headline."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,55 +9,55 @@ from typing import Any
 from distill.core.student_folder import STUDENT
 from distill.run import students
 from distill.run.record import _read_record
+from distill.run.scores import read_scores
 from distill.text.tokens import visible
 
 
 def headline(folder: Path) -> list[str]:
     """The comparison's one sentence, when there is one, and why a judge gives no verdict, where it gives none."""
-    path = folder / "scores.json"
-    if not path.is_file():
+    scores = read_scores(folder)
+    if scores is None:
         return []
     if (line := comparison_remark(folder)) is not None:
         return [line]
-    scores = json.loads(path.read_text(encoding="utf-8"))
-    withheld = (scores.get("judge") or {}).get("withheld")
-    return [str(scores["headline"]), *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]
+    withheld = scores.judge.withheld if scores.judge is not None else None
+    return [scores.headline, *([f"the judge gives no verdict: {visible(withheld)}"] if withheld else [])]
 
 
 def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """Of the stages that are done, those whose inputs or recipe are others now, each with what has changed."""
+    """The finished stages whose inputs or recipe have changed since, each with the change."""
     stages = record.get("stages", {})
-    known: dict[str, str | None] = {}
-    found = {}
+    digests: dict[str, str | None] = {}
+    reasons = {}
     for name, stage in stages.items():
         for item in stage.get("inputs") or {}:
-            known.setdefault(item, students.sha256(folder, item))
-        moved = [item for item, digest in (stage.get("inputs") or {}).items() if known[item] != digest]
-        if moved and stage.get("status") == "done":
-            found[name] = f"made from another {' and '.join(moved)} than there is now"
-    if "compare" in found and _is_finished(stages.get("report")):
-        found.setdefault("report", "shows a comparison that is stale")
-    info = students.training(folder, record) if _is_finished(stages.get("train")) else None
-    if info is not None and (changed := students.changes(folder, record, info)):
-        found["train"] = "; ".join(changed)
-    return found
+            digests.setdefault(item, students.sha256(folder, item))
+        changed_inputs = [item for item, digest in (stage.get("inputs") or {}).items() if digests[item] != digest]
+        if changed_inputs and stage.get("status") == "done":
+            reasons[name] = f"made from another {' and '.join(changed_inputs)} than there is now"
+    if "compare" in reasons and _is_finished(stages.get("report")):
+        reasons.setdefault("report", "shows a comparison that is stale")
+    training = students.training(folder, record) if _is_finished(stages.get("train")) else None
+    if training is not None and (changed := students.changes(folder, record, training)):
+        reasons["train"] = "; ".join(changed)
+    return reasons
 
 
 def student_remark(folder: Path) -> str | None:
-    """One line that says which student is there, where the run has moved on from it; see `students.remark`."""
+    """One line on the current student, where run or recipe have changed since; see `students.remark`."""
     record = _read_record(folder)
     return students.remark(folder, record) if record else None
 
 
 def comparison_remark(folder: Path) -> str | None:
-    """One line where scores.json and answers.jsonl are not of the student that is there."""
+    """One line where scores.json and answers.jsonl are of another student than the current one."""
     if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
         return None
     return f"the last finished comparison is not of the student that is there; type: distill compare {folder}"
 
 
 def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether scores.json is of the student that is there."""
+    """Whether scores.json is of the current student."""
     compare = record.get("stages", {}).get("compare") or {}
     of = (compare.get("inputs") or {}).get(STUDENT)
     there = (folder / "scores.json").is_file()

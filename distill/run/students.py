@@ -34,7 +34,7 @@ LOGS = (
     "train_log.jsonl", "example_losses.jsonl", "samples.jsonl", "quarantined.jsonl", "masks.json",
     "tensorboard", "wandb",
 )  # fmt: skip
-"""What a training has written besides its checkpoints before it is finished."""
+"""Files besides checkpoints that a training writes before it is finished."""
 WITHOUT_EFFECT = frozenset({"save_steps", "show_masks", "report_to"})
 """Keys of `train` that decide nothing of the student."""
 _LEFT_OUT = "(left out)"
@@ -64,9 +64,9 @@ def sha256_of_next(run: Path) -> str:
     return _student_sha256(run / NEXT)
 
 
-def finish(run: Path, info: Mapping[str, Any]) -> None:
+def finish(run: Path, account: Mapping[str, Any]) -> None:
     """Mark the student in `student.next` as finished with what made it, and put it in the place of the one before."""
-    write_json(run / NEXT / TRAINING, info)
+    write_json(run / NEXT / TRAINING, account)
     settle(run)
 
 
@@ -97,11 +97,11 @@ def _take_over(student: Path, new: Path) -> None:
                 (student / name).rename(new / name)
 
 
-# What made them
+# Accounts of training
 
 
 def account(run: Path, record: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
-    """What training.json says: run.json's facts and stages up to `train`, which is given, and the resolved recipe."""
+    """The contents of training.json: run.json's facts, its stages up to `train`, and the resolved recipe."""
     facts = {key: value for key, value in record.items() if key not in ("stages", "student")}
     before = {name: entry for name, entry in record.get("stages", {}).items() if name in _BEFORE}
     return {**facts, "stages": {**before, "train": dict(train)}, "recipe": recipe(run)}
@@ -111,86 +111,87 @@ _BEFORE = ("expand", "collect", "curate")
 
 
 def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What made the student that is there, as `account` has it; None where nothing says so of these very files.
+    """The account of the current student's training; None where no account matches its files.
 
     The student of an older version has no training.json: what run.json and recipe.yaml say is its own until another
     training begins, and is set aside in run.json then.
     """
     last = record.get("stages", {}).get("train") or {}
-    known = [read_json(current(run) / TRAINING), record.get("student"), account(run, record, last)]
+    candidates = [read_json(current(run) / TRAINING), record.get("student"), account(run, record, last)]
     digest = sha256(run, STUDENT)
-    return next((one for one in known if digest is not None and _is_account(one) and _made(one) == digest), None)
+    return next((one for one in candidates if digest is not None and _is_account(one) and _made(one) == digest), None)
 
 
-def _made(info: Mapping[str, Any]) -> str | None:
+def _made(account: Mapping[str, Any]) -> str | None:
     """The SHA-256 of the student that a training has ended with."""
-    train = info["stages"]["train"]
+    train = account["stages"]["train"]
     digest: str | None = (train.get("outputs") or {}).get(STUDENT)
     return digest if train.get("status") == "done" else None
 
 
-def _is_account(info: Any) -> TypeGuard[dict[str, Any]]:
-    stages = info.get("stages") if isinstance(info, dict) else None
-    return isinstance(stages, dict) and isinstance(stages.get("train"), dict) and isinstance(info.get("recipe"), dict)
+def _is_account(value: Any) -> TypeGuard[dict[str, Any]]:
+    stages = value.get("stages") if isinstance(value, dict) else None
+    return isinstance(stages, dict) and isinstance(stages.get("train"), dict) and isinstance(value.get("recipe"), dict)
 
 
 def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What made a student of an older version, to be kept in run.json before another training or recipe replaces it."""
+    """The account of a student of an older version, to be kept in run.json before another training replaces it."""
     train = record.get("stages", {}).get("train") or {}
     if (current(run) / TRAINING).is_file():
         return None
-    known = record.get("student")
-    if train.get("status") != "done" or (_is_account(known) and known["stages"]["train"] == train):
-        return known
+    earlier = record.get("student")
+    if train.get("status") != "done" or (_is_account(earlier) and earlier["stages"]["train"] == train):
+        return earlier
     return account(run, record, train)
 
 
 def recipe(run: Path) -> dict[str, Any]:
     """The run's recipe as it is now, resolved; empty where it cannot be read."""
     try:
-        found = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        document = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}
 
 
-# What has moved on since
+# Changes since
 
 
-def chosen(loaded: Recipe) -> dict[str, Any]:
-    """What of a recipe decides the student, by key, defaults left out."""
-    found = flat(loaded.student, "student") if loaded.student is not None else {}
+def deciding_options(loaded: Recipe) -> dict[str, Any]:
+    """Options of a recipe that decide the student, by key, defaults left out."""
+    values = flat(loaded.student, "student") if loaded.student is not None else {}
     if loaded.train is not None:
-        found |= flat(loaded.train.options, "train")
-    left = {key: value for key, value in found.items() if key.removeprefix("train.") not in WITHOUT_EFFECT}
-    return {"seed": loaded.seed, **left}
+        values |= flat(loaded.train.options, "train")
+    deciding = {key: value for key, value in values.items() if key.removeprefix("train.") not in WITHOUT_EFFECT}
+    return {"seed": loaded.seed, **deciding}
 
 
-def changes(run: Path, record: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
-    """In what the run's recipe and rows are others than those of the student, one short text each."""
-    was, now = dict(_deciding(info["recipe"])), dict(_deciding(recipe(run)))
-    found = [
+def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) -> list[str]:
+    """Differences of the run's recipe and rows from those of the student, one short text each."""
+    was, now = dict(_deciding(account["recipe"])), dict(_deciding(recipe(run)))
+    differences = [
         f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
         for name in sorted(was.keys() | now.keys())
-        if was.get(name) != now.get(name) and not (name in was.keys() ^ now.keys() and _is_default(record, info, name))
+        if was.get(name) != now.get(name)
+        and not (name in was.keys() ^ now.keys() and _is_default(record, account, name))
     ]
-    return [*found, *(["other rows in kept.jsonl"] if has_other_rows(run, info) else [])]
+    return [*differences, *(["other rows in kept.jsonl"] if has_other_rows(run, account) else [])]
 
 
-def _is_default(record: Mapping[str, Any], info: Mapping[str, Any], name: str) -> bool:
+def _is_default(record: Mapping[str, Any], account: Mapping[str, Any], name: str) -> bool:
     """Whether a key that one version of the recipe lacks is at its default in the other, and so has not changed."""
-    was, now = info["stages"]["train"].get("options"), record.get("chosen")
+    was, now = account["stages"]["train"].get("options"), record.get("chosen")
     return was is not None and now is not None and name not in was and name not in now
 
 
-def has_other_rows(run: Path, info: Mapping[str, Any]) -> bool:
+def has_other_rows(run: Path, account: Mapping[str, Any]) -> bool:
     """Whether kept.jsonl is not what the student was trained on."""
-    rows = info["stages"]["train"].get("inputs", {}).get("kept.jsonl")
+    rows = account["stages"]["train"].get("inputs", {}).get("kept.jsonl")
     return rows is not None and sha256(run, "kept.jsonl") != rows
 
 
 def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What of a recipe decides the student, by its keys."""
+    """Keys of a recipe's document that decide the student, with their values."""
     for section in ("student", "train", "seed"):
         for name, value in flatten(document.get(section), section).items():
             if value is not None and name.removeprefix("train.") not in WITHOUT_EFFECT:
@@ -198,16 +199,16 @@ def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def remark(run: Path, record: Mapping[str, Any]) -> str | None:
-    """One line that says which student is there, where the run has moved on from it; None where it has not."""
+    """One line on the current student, where run or recipe have changed since; None where they have not."""
     if not is_student(current(run)):
         return None
     last = record.get("stages", {}).get("train") or {}
-    info = training(run, record)
-    if info is None:
+    own_account = training(run, record)
+    if own_account is None:
         return "how the student that is there was trained is not known: another training has begun since"
-    own = info["stages"]["train"]
+    own = own_account["stages"]["train"]
     unfinished = last.get("status") != "done" and last.get("started") != own.get("started")
-    moved = changes(run, record, info)
-    since = [f"the recipe has moved on ({'; '.join(moved)})"] if moved else []
+    differences = changes(run, record, own_account)
+    since = [f"the recipe has moved on ({'; '.join(differences)})"] if differences else []
     since += ["a later training is unfinished"] if unfinished else []
     return f"the student is that of {visible(str(own.get('started')))}; {', and '.join(since)}" if since else None

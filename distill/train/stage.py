@@ -31,10 +31,10 @@ def options(context: Context) -> dict[str, Any]:
     """What of the recipe decides the student, by key."""
     student = context.recipe.student
     assert student is not None
-    return {**students.chosen(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
+    return {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
 
 
-__all__ = ["LoraOptions", "TrainOptions", "masks", "plan", "train"]
+__all__ = ["REVISION", "LoraOptions", "TrainOptions", "masks", "options", "plan", "run", "train"]
 
 
 def train(
@@ -125,7 +125,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage train; the student before stays in its place until this one is finished."""
     settings = settings_of(context.recipe)
     stop_teacher(context)
-    counts = train(context.folder, **settings, fresh="train" in context.redo)
+    counts = train(context.folder, **settings, fresh="train" in context.options.redo)
     if processes.is_first():
         _put_in_place(context.folder, record, counts)
     return counts

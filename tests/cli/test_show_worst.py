@@ -16,11 +16,11 @@ def marked(text: str, what: str) -> str:
 
 
 def test_words_that_only_one_has_are_marked_in_both():
-    assert show.differing("The sea is wide and blue.", "The sea is old and blue.", marked) == (
+    assert show.mark_differences("The sea is wide and blue.", "The sea is old and blue.", marked) == (
         "The sea is <wide> and blue.", "The sea is (old) and blue."
     )  # fmt: skip
-    assert show.differing("", "All of it.", marked) == ("", "(All of it.)")
-    assert show.differing("Same\n\nwords.", "Same\n\nwords.", marked) == ("Same\n\nwords.", "Same\n\nwords.")
+    assert show.mark_differences("", "All of it.", marked) == ("", "(All of it.)")
+    assert show.mark_differences("Same\n\nwords.", "Same\n\nwords.", marked) == ("Same\n\nwords.", "Same\n\nwords.")
 
 
 def test_the_worst_come_first_and_no_more_than_asked(tmp_path: Path):

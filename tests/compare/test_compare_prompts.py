@@ -6,8 +6,7 @@ import pytest
 
 from distill.compare.metrics import ModelAnswer
 from distill.compare.metrics.instructions import Instructions
-from distill.compare.prompts import of_file, same_questions, take_recorded
-from distill.compare.results import ComparisonResults
+from distill.compare.prompts import of_file, recorded_answers, same_questions
 from distill.core.jsonl import write_rows
 from distill.errors import RecipeError
 from tests.support.comparing import METRICS, TEXTS, answers, compared, questions, recorded, write
@@ -77,18 +76,16 @@ def test_a_file_that_holds_no_prompts_is_refused_in_one_line(tmp_path, rows, mes
 
 
 def test_answers_that_belong_to_no_prompt_are_refused(tmp_path):
-    found = ComparisonResults(of_file(write(tmp_path, "q.jsonl", questions())))
+    prompts = of_file(write(tmp_path, "q.jsonl", questions()))
     with pytest.raises(RecipeError, match=r"compare\.answers\.student: no answer in .* belongs to a prompt"):
-        take_recorded(found, {"student": write(tmp_path, "s.jsonl", [{"id": "other", "text": "Hi."}])})
+        recorded_answers(prompts, {"student": write(tmp_path, "s.jsonl", [{"id": "other", "text": "Hi."}])})
 
 
 def test_prompts_that_ask_the_same_take_recorded_answers_in_turn(tmp_path):
-    found = ComparisonResults(
-        of_file(write(tmp_path, "q.jsonl", [{"prompt": "Name a tree."}, {"prompt": "Name a tree."}]))
-    )
+    prompts = of_file(write(tmp_path, "q.jsonl", [{"prompt": "Name a tree."}, {"prompt": "Name a tree."}]))
     rows = [{"instruction": "Name a tree.", "output": said} for said in ("Oak.", "Elm.")]
-    take_recorded(found, {"student": write(tmp_path, "s.jsonl", rows)})
-    assert [one.text for one in found.answers["student"].values()] == ["Oak.", "Elm."]
+    (replies,) = recorded_answers(prompts, {"student": write(tmp_path, "s.jsonl", rows)})
+    assert [one.text for one in replies.answers.values()] == ["Oak.", "Elm."]
 
 
 def test_a_prompt_whose_check_cannot_be_decided_is_refused_before_anybody_is_asked(tmp_path):
@@ -107,9 +104,9 @@ def test_prompts_that_a_metric_asks_for_itself_are_not_counted_as_missing(tmp_pa
 
 
 def test_two_answers_to_one_prompt_are_refused(tmp_path):
-    found = ComparisonResults(of_file(write(tmp_path, "q.jsonl", questions())))
+    prompts = of_file(write(tmp_path, "q.jsonl", questions()))
     with pytest.raises(RecipeError, match="line 2: a second answer to prompt 0"):
-        take_recorded(found, {"student": write(tmp_path, "s.jsonl", [answers("x")[0], answers("y")[0]])})
+        recorded_answers(prompts, {"student": write(tmp_path, "s.jsonl", [answers("x")[0], answers("y")[0]])})
 
 
 @pytest.mark.parametrize(
@@ -122,9 +119,9 @@ def test_two_answers_to_one_prompt_are_refused(tmp_path):
     ],
 )
 def test_an_answer_is_found_in_every_published_form(tmp_path, row):
-    found = ComparisonResults(of_file(write(tmp_path, "q.jsonl", [{"id": "p", "prompt": "Name a tree."}])))
-    take_recorded(found, {"student": write(tmp_path, "s.jsonl", [row])})
-    assert found.answers["student"] == {0: ModelAnswer("Said.", "unknown")}
+    prompts = of_file(write(tmp_path, "q.jsonl", [{"id": "p", "prompt": "Name a tree."}]))
+    (replies,) = recorded_answers(prompts, {"student": write(tmp_path, "s.jsonl", [row])})
+    assert replies.answers == {0: ModelAnswer("Said.", "unknown")}
 
 
 def test_plain_lines_alpaca_rows_and_messages_are_prompts(tmp_path):

@@ -7,15 +7,11 @@ import math
 
 import pytest
 
-from distill.compare.results import ComparisonResults, Prompt
-from distill.compare.token_nll import record_surprise, spans
+from distill.compare.token_nll import by_prompt, spans
 from distill.report.stage import report
-from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, chosen, packed
+from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, packed, select
 from distill.text.tokens import visible
-from distill.types import Message
 from tests.support.run_folder import change, write_run
-
-QUESTION = Prompt("one", (Message("user", "Why?"),))
 
 
 def raw(widths: list[int], nats: list[float]) -> dict:
@@ -61,10 +57,8 @@ def test_tokens_that_do_not_spell_the_answer_say_nothing(told):
 
 
 def test_two_models_share_their_widths_or_one_is_left_out():
-    found = ComparisonResults([QUESTION])
-    record_surprise(found, "base", 0, ([2, 2], [1.004, 2.0]))
-    record_surprise(found, "student", 0, ([4], [3.0]))
-    assert found.more[0]["surprise"] == {"widths": [2, 2], "nats": {"base": [1.0, 2.0]}}
+    found = by_prompt({"base": {0: ([2, 2], [1.004, 2.0])}, "student": {0: ([4], [3.0])}})
+    assert found[0] == {"widths": [2, 2], "nats": {"base": [1.0, 2.0]}}
 
 
 # Packed for the page
@@ -102,7 +96,7 @@ def test_figures_that_do_not_fit_the_answer_are_not_shown(damaged):
 
 def test_where_all_are_too_much_the_worst_and_the_best_are_shown():
     rows = [row("a" * 2_000, [1] * 2_000, [1.0] * 2_000, str(number)) for number in range(101)]
-    found, known = chosen(rows, 4_000)
+    found, known = select(rows, 4_000)
     assert (len(found), known) == (MAX_BYTES // 6_000, 101)
     assert sorted(map(int, found)) == [*range(17), *range(85, 101)]
 

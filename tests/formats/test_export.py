@@ -20,7 +20,8 @@ from distill.formats.export import export
 from distill.formats.exporters import EXPORTERS
 from distill.formats.importers import Address
 from distill.formats.sources import Source, SourceCounts, sessions
-from distill.run.dataset_card import card, plain
+from distill.run.cards import plain
+from distill.run.dataset_card import card
 from distill.types import Message, Session
 from tests.support.cli import distill
 from tests.support.run_folder import HOSTILE, poison, write_run

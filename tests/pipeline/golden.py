@@ -123,7 +123,7 @@ def difference(old: Any, new: Any, at: str = "") -> str | None:
 
 def written(found: Mapping[str, Any]) -> dict[str, Any]:
     """What golden.json holds: the figures of each stage with its revision."""
-    return {name: {"revision": PIPELINE[name].revision, "figures": found[name]} for name in PIPELINE}
+    return {name: {"revision": PIPELINE[name].REVISION, "figures": found[name]} for name in PIPELINE}
 
 
 def verdict(golden: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

@@ -19,12 +19,12 @@ from typing import Any, get_origin
 import pytest
 
 import distill
-from distill.compare.stats import Interval
 from distill.core.jsonl import read_jsonl
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.errors import Interrupted, RecipeError, RunFolderError, StageIncomplete
 from distill.pipeline import smoke
+from distill.run.scores import Estimate
 
 pytest.importorskip("datasets")
 HEAVY = (
@@ -287,7 +287,7 @@ def test_a_whole_run_inside_a_running_loop_is_read_back(server, tmp_path):
     assert run.train_log["step"] == [1, 2]
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert (run.comparison.headline, run.comparison.prompts) == (scores["headline"], 2)
-    assert run.comparison.metrics["rouge_l"].by["student"] == Interval(**scores["metrics"]["rouge_l"]["by"]["student"])
+    assert run.comparison.metrics["rouge_l"].by["student"] == Estimate(**scores["metrics"]["rouge_l"]["by"]["student"])
     assert [row["id"] for row in run.answers] == run.test["id"][:]
     assert run.report.read_text(encoding="utf-8").startswith("<!")
     model, tokenizer = run.load_student()

@@ -10,6 +10,7 @@ import pytest
 from distill.errors import RunFolderError
 from distill.report.answer_rows import data, in_script
 from distill.report.stage import report, shape
+from distill.run.scores import Comparison
 from tests.support.parsed_page import Parsed, first_answer, page, viewed
 from tests.support.run_folder import change, write_run
 
@@ -205,8 +206,8 @@ def test_a_judges_reasons_to_500_prompts_fit_into_three_megabytes_too() -> None:
         }
         for number in range(500)
     ]
-    assert len(in_script(data(rows, {}, "run")).encode()) < 2_700_000
-    few = data(rows[:3], {}, "run")["prompts"][0]["judge"]["pairs"]["student:teacher"]["games"]
+    assert len(in_script(data(rows, Comparison(), "run")).encode()) < 2_700_000
+    few = data(rows[:3], Comparison(), "run")["prompts"][0]["judge"]["pairs"]["student:teacher"]["games"]
     assert few[0]["reason"] == "why " * 100, "of few prompts nothing is cut"
 
 

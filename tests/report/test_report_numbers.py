@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from distill.report.comparison import metric_of
 from distill.report.numbers import duration, fixed, percent, ticks
 from distill.report.stage import report
+from distill.run.reading import validated
+from distill.run.scores import Measured
 from tests.support.parsed_page import page
 from tests.support.run_folder import change, write_run
 
@@ -56,7 +58,7 @@ def test_a_kind_of_prompt_is_coloured_only_where_its_adjusted_p_is_small(p_holm:
         "student_minus_base": difference,
         "p_holm": p_holm,
     }
-    assert metric_of("nll_per_byte", entry, {"better": "lower"}).judgement == expected
+    assert metric_of("nll_per_byte", validated(Measured, entry, "scores.json"), "lower").judgement == expected
 
 
 def test_a_difference_whose_interval_holds_zero_is_not_coloured(tmp_path: Path) -> None:

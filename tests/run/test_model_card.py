@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from distill.core.hashing import tree_sha256
 from distill.run import model_card, students
+from distill.run.cards import fenced
 from distill.run.record import read_record
 from tests.support.run_folder import HOSTILE, change, poison, write_run
 
@@ -173,7 +174,7 @@ def test_a_card_shows_what_others_wrote_and_does_nothing_with_it(run, payload):
 
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("`\n\r"), max_size=60))
 def test_no_text_ends_the_block_of_code_that_it_stands_in(text):
-    block = model_card._fenced(text, "yaml")
+    block = fenced(text, "yaml")
     fence = block.splitlines()[0].removesuffix("yaml")
     assert [line for line in block.splitlines() if line.startswith(fence)] == [f"{fence}yaml", fence]
 

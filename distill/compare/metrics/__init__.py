@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
-from distill.types import Finish, Flow, Message
+from distill.recipe import BaseOptions
+from distill.types import Finish, Flow, Message, Model
 
 METRICS = {
     "copied": "distill.compare.metrics.copied:Copied",
@@ -18,8 +19,6 @@ METRICS = {
     "style": "distill.compare.metrics.style:Style",
 }
 
-Model = Literal["base", "student", "teacher", "teacher_again"]
-"""The model that answered; `teacher_again` is the teacher's second answer to the same prompt, sampled again."""
 Better = Literal["lower", "higher", "near 1", "teacher"]
 """Which way is better; `teacher`: the nearer to the teacher's value, whichever way that is."""
 Scores: TypeAlias = Mapping[str, float]
@@ -36,6 +35,11 @@ class ModelAnswer:
     earlier: tuple[str, ...] = ()
     """Its answers to the turns before, where the question has several."""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that the model said, in order."""
+        return (*self.earlier, self.text)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -48,9 +52,9 @@ class Sample:
     reference: ModelAnswer | None
     """The teacher's first answer, where there is one; for the model `teacher` it is `answer` itself."""
     category: str = "all"
-    """What kind of prompt it is."""
+    """Category of the prompt."""
     prompt: int = 0
-    """Which prompt it is, of those that are compared."""
+    """Index of the prompt."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """Instructions of the prompt that a program can check; see `distill.compare.metrics.instruction_checks`."""
 
@@ -67,6 +71,10 @@ class Measure:
     """One sentence or two for the reader of the report: how it is computed and what it leaves out."""
     likeness: bool = False
     """Whether it says how like the teacher's the answers are; such a measure leads, before those of manners."""
+
+
+class NoOptions(BaseOptions):
+    """Options of a metric without any."""
 
 
 class TextMetric(Protocol):
@@ -90,7 +98,7 @@ class ModelMetric(Protocol):
     scope: Literal["model"]
     measures: tuple[Measure, ...]
     models: tuple[Model, ...]
-    """The models that are asked."""
+    """The models that it scores."""
 
     def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """As for texts; yields its requests, and leaves a number out when one fails."""

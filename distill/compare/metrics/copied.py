@@ -7,13 +7,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from distill import recipe
-from distill.compare.metrics import Measure, Model, Sample, Scores
+from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
+from distill.types import MODELS
 
 RUN = 8
-"""Words of the shortest span that counts; shorter ones are everybody's phrases."""
+"""Words of the shortest span that counts; shorter ones are common phrases."""
+
+LEARNERS = MODELS[:2]
+"""The models that may recite; the teacher's answers are what was trained on."""
 
 Run: TypeAlias = tuple[str, ...]
 
@@ -21,9 +24,7 @@ Run: TypeAlias = tuple[str, ...]
 class Copied:
     """The longest run of words that stands in training answers, and neither in the prompt nor in the teacher's."""
 
-    class Options(recipe.BaseOptions):
-        """None."""
-
+    Options = NoOptions
     scope: Literal["text"] = "text"
     measures = (
         Measure(
@@ -37,41 +38,37 @@ class Copied:
         ),
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+    def __init__(self, options: NoOptions | None = None) -> None:
+        self.options = options or NoOptions()
         self._trained: frozenset[Run] | None = None
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
         """Find which runs of the answers stand in kept.jsonl, which is read once as a stream."""
-        kept = folder / "kept.jsonl"
-        if not kept.is_file():
+        path = folder / "kept.jsonl"
+        if not path.is_file():
             self._trained = None
             return
-        wanted = {run for sample in samples if sample.model in MODELS for run in _runs(sample.answer.text)}
+        runs = {run for sample in samples if sample.model in LEARNERS for run in _runs(sample.answer.text)}
         self._trained = frozenset(
             run
-            for session in read_sessions(kept)
+            for session in read_sessions(path)
             for message in session.messages
             if message.role == "assistant"
             for run in _runs(message.content)
-            if run in wanted
+            if run in runs
         )
 
     def score(self, sample: Sample) -> Scores:
         """`copied_words`, 0 or at least 8; none without kept.jsonl, of the teacher, or of an empty answer."""
-        if self._trained is None or sample.model not in MODELS or not sample.answer.text.strip():
+        if self._trained is None or sample.model not in LEARNERS or not sample.answer.text.strip():
             return {}
-        known = {run for message in sample.messages for run in _runs(message.content)}
-        known.update(_runs(sample.reference.text) if sample.reference is not None else ())
+        permitted = {run for message in sample.messages for run in _runs(message.content)}
+        permitted.update(_runs(sample.reference.text) if sample.reference is not None else ())
         longest = length = 0
         for run in _runs(sample.answer.text):
-            length = length + 1 if run in self._trained and run not in known else 0
+            length = length + 1 if run in self._trained and run not in permitted else 0
             longest = max(longest, length)
         return {"copied_words": float(longest + RUN - 1 if longest else 0)}
-
-
-MODELS: tuple[Model, ...] = ("base", "student")
-"""Who may recite; the teacher's answers are what was trained on."""
 
 
 def _runs(text: str) -> Iterator[Run]:

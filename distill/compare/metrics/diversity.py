@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from distill import recipe
-from distill.compare.metrics import Measure, Model, Sample, Scores
+from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.text.tokens import words
+from distill.types import Model
 
 N = 4
 """Words of a phrase."""
@@ -21,9 +21,7 @@ Phrases: TypeAlias = frozenset[tuple[str, ...]]
 class Diversity:
     """Share of phrases repeated in a model's answers to other prompts."""
 
-    class Options(recipe.BaseOptions):
-        """None."""
-
+    Options = NoOptions
     scope: Literal["text"] = "text"
     measures = (
         Measure(
@@ -44,8 +42,8 @@ class Diversity:
         ),
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+    def __init__(self, options: NoOptions | None = None) -> None:
+        self.options = options or NoOptions()
         self._holders: dict[Model, Counter[tuple[str, ...]]] = {}
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
@@ -56,8 +54,8 @@ class Diversity:
 
     def score(self, sample: Sample) -> Scores:
         """`stock_phrases` and `distinct_words`, 0 to 1; none of an empty answer."""
-        reply = [word.casefold() for word in words(sample.answer.text)]
-        scores = {"distinct_words": len(set(reply)) / len(reply)} if reply else {}
+        answer_words = [word.casefold() for word in words(sample.answer.text)]
+        scores = {"distinct_words": len(set(answer_words)) / len(answer_words)} if answer_words else {}
         phrases, holders = _phrases(sample), self._holders.get(sample.model, Counter())
         if phrases:
             scores["stock_phrases"] = sum(holders[phrase] > 1 for phrase in phrases) / len(phrases)
@@ -65,5 +63,5 @@ class Diversity:
 
 
 def _phrases(sample: Sample) -> Phrases:
-    reply = [word.casefold() for word in words(sample.answer.text)]
-    return frozenset(zip(*(islice(reply, start, None) for start in range(N)), strict=False))
+    answer_words = [word.casefold() for word in words(sample.answer.text)]
+    return frozenset(zip(*(islice(answer_words, start, None) for start in range(N)), strict=False))

@@ -52,8 +52,8 @@ def _json(text: str) -> Any:
 
 
 def _has_keys(text: str, keys: set[str]) -> bool:
-    found = _json(text)
-    return isinstance(found, dict) and keys == set(found)
+    value = _json(text)
+    return isinstance(value, dict) and keys == set(value)
 
 
 def _lines(text: str) -> list[str]:
@@ -65,7 +65,7 @@ def _letters(text: str) -> list[str]:
 
 
 def _table(text: str, columns: int, rows: int) -> bool:
-    """Whether there is one Markdown table of so many columns and rows, head and rule not counted."""
+    """Whether the text has one Markdown table with these numbers of columns and rows, without head and rule."""
     cells = [[cell.strip() for cell in row.split("|")] for row in _ROW.findall(text)]
     if len(cells) < 2 or not all(re.fullmatch(r":?-+:?", cell) for cell in cells[1]):
         return False
@@ -74,8 +74,8 @@ def _table(text: str, columns: int, rows: int) -> bool:
 
 def _sections(text: str, name: str, count: int) -> bool:
     """Whether lines that begin with the name and 1, 2, … stand in that order, each once."""
-    found = re.findall(rf"^[#*\s]*{re.escape(name)}\s+(\d+)\b", text, re.MULTILINE | re.IGNORECASE)
-    return [int(number) for number in found] == list(range(1, count + 1))
+    numbers = re.findall(rf"^[#*\s]*{re.escape(name)}\s+(\d+)\b", text, re.MULTILINE | re.IGNORECASE)
+    return [int(number) for number in numbers] == list(range(1, count + 1))
 
 
 def _spells(text: str, word: str) -> bool:
@@ -85,7 +85,7 @@ def _spells(text: str, word: str) -> bool:
 
 
 def _parts(text: str, mark: str, count: int) -> bool:
-    """Whether lines that hold the mark alone part the text into so many pieces, none empty."""
+    """Whether lines with only the mark split the text into `count` pieces, none empty."""
     pieces = re.split(rf"^[ \t]*{re.escape(mark)}[ \t]*$", text, flags=re.MULTILINE)
     return len(pieces) == count and all(piece.strip() for piece in pieces)
 
@@ -122,7 +122,7 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "parts": lambda text, check: _parts(text, check["mark"], check["count"]),
     "lines": lambda text, check: len(_lines(text)) == check["count"],
 }
-"""What each kind looks for; an empty answer follows nothing."""
+"""The check of each kind; an empty answer follows none."""
 
 
 def _fences(text: str) -> list[tuple[str, str]]:
@@ -130,7 +130,7 @@ def _fences(text: str) -> list[tuple[str, str]]:
 
 
 def problem(check: Any) -> str | None:
-    """What is wrong with a check that a file gives, in words for its author; `None` where it can be decided."""
+    """The fault of a check from a file, for its author; `None` where it can be decided."""
     kind = check.get("kind") if isinstance(check, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         return f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}"
@@ -156,7 +156,7 @@ def follows_loosely(text: str, check: Check) -> bool:
 
 def _forms(text: str) -> Iterator[str]:
     lines = text.split("\n")
-    for kept in (lines, lines[1:], lines[:-1], lines[1:-1]):
-        whole = "\n".join(kept).strip()
+    for part in (lines, lines[1:], lines[:-1], lines[1:-1]):
+        whole = "\n".join(part).strip()
         yield whole
         yield whole.replace("*", "")

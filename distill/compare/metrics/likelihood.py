@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from distill import recipe
-from distill.compare.metrics import Measure, Model, ModelAnswer, Scores
-from distill.types import Completion, Failure, Flow, Message, Request
+from distill.compare.metrics import Measure, ModelAnswer, NoOptions, Scores
+from distill.types import Completion, Failure, Flow, Message, Model, Request
 
 
 class Likelihood:
     """Negative log-likelihood per byte of the teacher's answer under a model."""
 
-    class Options(recipe.BaseOptions):
-        """None."""
-
+    Options = NoOptions
     scope: Literal["model"] = "model"
     models: tuple[Model, ...] = ("base", "student", "teacher")
     measures = (
@@ -40,8 +37,8 @@ class Likelihood:
         ),
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+    def __init__(self, options: NoOptions | None = None) -> None:
+        self.options = options or NoOptions()
 
     def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
         """`nll_per_byte`, 0 or more, in nats; `token_agreement`, 0 to 1.

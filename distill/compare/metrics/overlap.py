@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from distill import recipe
-from distill.compare.metrics import Measure, Sample, Scores
+from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.text.rouge_index import comparable
 from distill.text.tokens import rouge_l, rouge_tokens
 
@@ -13,9 +12,7 @@ from distill.text.tokens import rouge_l, rouge_tokens
 class Overlap:
     """ROUGE-L of an answer to the teacher's first answer."""
 
-    class Options(recipe.BaseOptions):
-        """None."""
-
+    Options = NoOptions
     scope: Literal["text"] = "text"
     measures = (
         Measure(
@@ -30,8 +27,8 @@ class Overlap:
         ),
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+    def __init__(self, options: NoOptions | None = None) -> None:
+        self.options = options or NoOptions()
 
     def score(self, sample: Sample) -> Scores:
         """`rouge_l`, 0 to 1; 0 for an empty answer. Excluded: the teacher itself, and empty answers of the teacher."""
@@ -41,5 +38,5 @@ class Overlap:
         if not reference:
             return {}
         is_latin = reference == rouge_tokens(sample.reference.text)
-        reply = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
-        return {"rouge_l": rouge_l(reply, reference)}
+        answer = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
+        return {"rouge_l": rouge_l(answer, reference)}

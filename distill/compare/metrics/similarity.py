@@ -61,5 +61,6 @@ class Similarity:
 
 
 def _pair(sample: Sample) -> tuple[str, str] | None:
-    reply, reference = sample.answer.text.strip(), sample.reference.text.strip() if sample.reference is not None else ""
-    return None if sample.model == "teacher" or not reply or not reference else (reply, reference)
+    answer = sample.answer.text.strip()
+    reference = sample.reference.text.strip() if sample.reference is not None else ""
+    return None if sample.model == "teacher" or not answer or not reference else (answer, reference)

@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Literal
 
-from distill import recipe
-from distill.compare.metrics import Measure, Sample, Scores
+from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.text.tokens import words
 
 N = 4
@@ -60,9 +59,7 @@ teacher never does has no spread to measure with. Densities are by 100 words."""
 class Style:
     """Length, formatting, phrases, stopping and repetition of an answer."""
 
-    class Options(recipe.BaseOptions):
-        """None."""
-
+    Options = NoOptions
     scope: Literal["text"] = "text"
     measures = (
         Measure(
@@ -122,8 +119,8 @@ class Style:
         ),
     )
 
-    def __init__(self, options: Options | None = None) -> None:
-        self.options = options or self.Options()
+    def __init__(self, options: NoOptions | None = None) -> None:
+        self.options = options or NoOptions()
         self._units = {name: unit for name, (_, unit) in FEATURES.items()}
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
@@ -136,10 +133,10 @@ class Style:
         first = [features(sample.answer.text) for sample in samples if sample.model == "teacher"]
         for name, (_, least) in FEATURES.items():
             if len(again) >= MIN_PAIRS:
-                spread = fmean(abs(one[name] - other[name]) for one, other in again)
+                unit = fmean(abs(one[name] - other[name]) for one, other in again)
             else:
-                spread = pstdev([one[name] for one in first]) if first else 0.0
-            self._units[name] = max(least, spread)
+                unit = pstdev([one[name] for one in first]) if first else 0.0
+            self._units[name] = max(least, unit)
 
     def score(self, sample: Sample) -> Scores:
         """`style_distance` and `length_ratio` (0 or more), densities, `stopped` (0, 1), `repetition` (0–1).
@@ -147,22 +144,22 @@ class Style:
         Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
         was recorded without how it ended.
         """
-        reply = words(sample.answer.text)
-        found = features(sample.answer.text)
-        info = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
-        scores = {name: found[feature] for name, feature in info} if reply else {}
+        answer_words = words(sample.answer.text)
+        values = features(sample.answer.text)
+        reported = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
+        scores = {name: values[feature] for name, feature in reported} if answer_words else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
         if sample.reference is not None and (reference := words(sample.reference.text)):
-            scores["length_ratio"] = len(reply) / len(reference)
+            scores["length_ratio"] = len(answer_words) / len(reference)
             if sample.model != "teacher":
-                scores["style_distance"] = self._distance(found, features(sample.reference.text))
-        if len(reply) >= N:
-            scores["repetition"] = repetition(reply)
+                scores["style_distance"] = self._distance(values, features(sample.reference.text))
+        if len(answer_words) >= N:
+            scores["repetition"] = repetition(answer_words)
         return scores
 
-    def _distance(self, found: Mapping[str, float], reference: Mapping[str, float]) -> float:
-        return fmean(abs(found[name] - reference[name]) / unit for name, unit in self._units.items())
+    def _distance(self, values: Mapping[str, float], reference: Mapping[str, float]) -> float:
+        return fmean(abs(values[name] - reference[name]) / unit for name, unit in self._units.items())
 
 
 def features(text: str) -> dict[str, float]:

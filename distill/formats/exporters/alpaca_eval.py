@@ -8,13 +8,13 @@ from distill.core.files import building, write_json
 from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
-    MODELS,
     answer_text,
     named,
     prompt_text,
     rows_of,
     scores_of,
 )
+from distill.types import MODELS
 
 COMMAND = (
     "alpaca_eval --model_outputs student.json --reference_outputs teacher.json --annotators_config YOUR_JUDGE "

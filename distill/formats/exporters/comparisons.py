@@ -12,7 +12,6 @@ from distill.errors import RunFolderError
 
 Row: TypeAlias = Mapping[str, Any]
 PAIRS = (("student", "teacher"), ("base", "teacher"), ("student", "base"))
-MODELS = ("base", "student", "teacher", "teacher_again")
 
 
 def rows_of(run: Path) -> list[Row]:

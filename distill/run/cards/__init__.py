@@ -1,0 +1,67 @@
+"""Renders the cards' Markdown templates: every value is shown as text, never as markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+MAX_TEXT = 300
+"""Characters shown of a foreign text."""
+_MARKUP = re.compile(r"([\\`*_\[\]<>|#!~&$])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
+
+
+def rendered(template: str, head: Mapping[str, Any], **values: Any) -> str:
+    """A README.md: the YAML `head`, and a template of this folder with its `values`."""
+    front = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)
+    text = _environment().get_template(template).render(**values).strip()
+    return f"---\n{front}---\n\n{text}\n"
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else Markup(plain(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "basename": lambda path: Path(str(path)).name,
+        "decimal": lambda value: f"{value:.3f}" if isinstance(value, (int, float)) else "—",
+        "fenced": fenced,
+        "number": lambda value: f"{value:,}" if isinstance(value, (int, float)) else "—",
+        "plain": lambda value, longest: Markup(plain(value, longest=longest)),
+        "share": lambda value, decimals=0: f"{value:.{decimals}%}" if isinstance(value, (int, float)) else "—",
+    }
+    return environment
+
+
+def plain(value: Any, *, longest: int = MAX_TEXT) -> str:
+    """A foreign text as Markdown on one line: shown, and never interpreted."""
+    text = " ".join(_CONTROL.sub(" ", str(value)).split())
+    text = text if len(text) <= longest else text[: longest - 1] + "…"
+    return _MARKUP.sub(r"\\\1", text).replace("://", ":\u200b//").replace("@", "@\u200b")
+
+
+def fenced(text: str, language: str) -> Markup:
+    """A block of code whose fence is longer than any in it."""
+    from markupsafe import Markup
+
+    lines = [_CONTROL.sub(" ", line) for line in text.splitlines()]
+    longest = max((len(run) for line in lines for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Markup("\n".join([f"{fence}{language}", *lines, fence]))

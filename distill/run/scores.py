@@ -1,0 +1,204 @@
+"""Typed reader of scores.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import BeforeValidator
+
+from distill.errors import RunFolderError
+from distill.run.reading import json_object, validated
+
+
+def finite(value: Any) -> float | None:
+    """A number that can be shown; JSON's NaN and Infinity are none."""
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _means(by_model: Any) -> Any:
+    """The models that have a mean."""
+    return {model: one for model, one in (by_model or {}).items() if finite((one or {}).get("mean")) is not None}
+
+
+def _estimate(value: Any) -> Any:
+    """An interval as compare writes it; the share of a gap counts as its mean."""
+    mean = finite((value or {}).get("mean", (value or {}).get("share")))
+    return {**value, "mean": mean} if mean is not None else None
+
+
+Number: TypeAlias = Annotated[float | None, BeforeValidator(finite)]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean, or a share of a gap, and its 95% interval over prompts."""
+
+    mean: float
+    low: Number = None
+    high: Number = None
+    n: int | None = None
+    """Prompts."""
+    excludes_zero: bool = False
+    """For a difference: whether the interval lies on one side of zero."""
+
+    @property
+    def share(self) -> float:
+        """The share of a gap: 0 none, 1 all, below 0 the wrong way."""
+        return self.mean
+
+    @property
+    def ends(self) -> list[float]:
+        """The mean and the ends that there are."""
+        return [end for end in (self.mean, self.low, self.high) if end is not None]
+
+
+Interval: TypeAlias = Annotated[Estimate | None, BeforeValidator(_estimate)]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measure of all models, over all prompts or a part of them."""
+
+    title: str = ""
+    unit: str = ""
+    better: str = ""
+    """`lower`, `higher`, `near 1`, or `teacher`: the nearer to the teacher's value."""
+    explanation: str = ""
+    by: Annotated[Mapping[str, Estimate], BeforeValidator(_means)] = field(default_factory=dict)
+    """By model (`base`, `student`, `teacher`, `teacher_again`), where it has the measure."""
+    student_minus_base: Interval = None
+    p: Number = None
+    """Sign-flip p of that difference."""
+    p_holm: Number = None
+    """The same, adjusted for looking at all categories or tasks."""
+    gap_closed: Interval = None
+    """The student's share of the way from the base to `gap_target`."""
+    gap_target: str | None = None
+    note: str | None = None
+    n: int | None = None
+    """Prompts of a category."""
+    categories: Mapping[str, Measured] = field(default_factory=dict)
+    clean: Measured | None = None
+    """Without the prompts that were leaked."""
+    leaked: Measured | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """The judge's verdicts on a pair of models, for the first of them."""
+
+    n: int | None = None
+    wins: Number = None
+    ties: Number = None
+    losses: Number = None
+    unparsed: Number = None
+    win_rate: Interval = None
+    p: Number = None
+    p_holm: Number = None
+    categories: Mapping[str, JudgedPair] = field(default_factory=dict)
+    length_controlled: Interval = None
+    """The win rate at equal length."""
+    length_note: str | None = None
+    """Why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """The judge's grades of one model, 0 to 10."""
+
+    grade: Interval = None
+    unparsed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeAudit:
+    """Consistency and biases of the judge, as shares."""
+
+    order_consistency: Number = None
+    test_retest: Number = None
+    first_place: Interval = None
+    longer_wins: Number = None
+    longer_would_say: Interval = None
+    unparsed: Number = None
+    same_family: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeScores:
+    """The entry `judge`."""
+
+    model: str = ""
+    mode: str = ""
+    pairs: Mapping[str, JudgedPair] = field(default_factory=dict)
+    student_minus_base: Interval = None
+    single: Mapping[str, Grade] = field(default_factory=dict)
+    audit: JudgeAudit | None = None
+    withheld: str | None = None
+    """Why no verdict is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScores:
+    """The entry `lm_eval`: tasks of the lm-evaluation-harness."""
+
+    package: str | None = None
+    limit: int | None = None
+    shots: int | None = None
+    chat: bool | None = None
+    said: tuple[str, ...] = ()
+    """Keys of the student's rows in the folder lm_eval/."""
+    entries: Mapping[str, Measured] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The contents of scores.json; fields not named here are in the file."""
+
+    headline: str = ""
+    prompts: int | None = None
+    """On which all models were compared."""
+    held_out: bool = True
+    """Whether they are the run's held-out rows, and no file's."""
+    method: str | None = None
+    models: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    metrics: Mapping[str, Measured] = field(default_factory=dict)
+    lead: str | None = None
+    """The measure that the headline begins with."""
+    cut_share: Mapping[str, Number] = field(default_factory=dict)
+    """By model, the share of answers that were cut off at the token limit."""
+    power: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    judge: JudgeScores | None = None
+    coverage: Mapping[str, Any] | None = None
+    leaks: Mapping[str, Any] | None = field(default_factory=dict)
+    """`None` where it is not known whether prompts were trained on."""
+    lm_eval: TaskScores | None = None
+
+    @property
+    def leading(self) -> Measured | None:
+        """The measure that the headline begins with."""
+        return self.metrics.get(self.lead or "")
+
+    def described(self, model: str) -> str | None:
+        """A model's description, else its name."""
+        entry = self.models.get(model, {})
+        return entry.get("description") or entry.get("model")
+
+
+def read_scores(folder: Path) -> Comparison | None:
+    """A run's comparison; `None` where it was not compared. Raises `RunFolderError` for a damaged file."""
+    path = folder / "scores.json"
+    return validated(Comparison, json_object(path), path) if path.is_file() else None
+
+
+def require_scores(folder: Path) -> Comparison:
+    """A run's comparison. Raises `RunFolderError` where it was not compared or the file is damaged."""
+    scores = read_scores(folder)
+    if scores is None or not (folder / "answers.jsonl").is_file():
+        raise RunFolderError(f"{folder} was not compared yet; type: distill compare {folder}")
+    return scores
