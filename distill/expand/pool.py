@@ -156,12 +156,9 @@ def marked(text: str) -> list[tuple[int, str]]:
 def _bare_item(item: str) -> str:
     """Without rulers, quotation marks around the whole, a second mark, and a bullet that is the only one."""
     item = _MARK_AGAIN.sub("", strip_quotes(without_rulers(item)))
-    return _LONE_BULLET.sub("", strip_quotes(_without_half_stars(item.strip())))
-
-
-def _without_half_stars(item: str) -> str:
-    """Without the end of a bold face whose beginning was in the mark."""
-    return item.removesuffix("**").rstrip() if item.count("**") % 2 else item
+    if item.count("**") % 2:  # the end of a bold face whose beginning was in the mark
+        item = item.strip().removesuffix("**").rstrip()
+    return _LONE_BULLET.sub("", strip_quotes(item))
 
 
 # --- rules of form
@@ -235,8 +232,8 @@ def form_rules(seeds: Iterable[Seed]) -> frozenset[str]:
 # --- the pool
 
 
-class Pool:
-    """The tasks admitted so far, and why others were not.
+class PoolGrowth:
+    """Base of the strategies: the tasks admitted so far, and why others were refused. A strategy adds `propose`.
 
     A candidate is refused for the `fault` in its meta, by the rules of form that are named, by a forbidden word, by a
     rule of ours, or because it is too like a known text or a task before it; `rejected` counts each reason, `refused`
@@ -245,8 +242,9 @@ class Pool:
     """
 
     def __init__(
-        self, options: PoolOptions, *, rules: Collection[str] = (), known: Iterable[tuple[str, str]] = ()
+        self, options: PoolOptions, *, seeds: Sequence[Seed] = (), rules: Collection[str] = ("too_short",)
     ) -> None:
+        self.seeds = len(seeds)
         self.tasks: list[Task] = []
         self.candidates = 0
         self.rejected: Counter[str] = Counter()
@@ -258,23 +256,23 @@ class Pool:
         self._openings: Counter[str] = Counter()
         self._forbidden = _any_of(options.forbidden) if options.forbidden else None
         self._index = NoveltyIndex(options.rouge_l)
-        for id, text in known:
-            self._index.add(id, comparable(text))
+        for seed in seeds:
+            self._index.add(seed.id, comparable(seed.instruction))
 
     @property
     def window(self) -> int:
         """Requests that may be outstanding now; it follows from how many are admitted, never from the machine."""
         return self._options.window or min(MOST_OUTSTANDING, FEWEST_OUTSTANDING + self._requests // FEWEST_OUTSTANDING)
 
-    def admit(self, tasks: Sequence[Task]) -> list[Task]:
-        """Take what came of one request; those that no rule refuses, numbered."""
+    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
+        """Admit the candidates of request `k` that no rule refuses, and number them; refused ones are counted."""
         self._requests += 1
         self.candidates += len(tasks)
         return [admitted for task in tasks if (admitted := self._take(task)) is not None]
 
     def _take(self, task: Task) -> Task | None:
         tokens = comparable(task.instruction)
-        reason, nearest = self._fault(task), None
+        reason, nearest = self._refusal(task), None
         if reason is None:
             nearest = self._index.nearest(tokens)
             reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
@@ -289,7 +287,7 @@ class Pool:
         self.tasks.append(admitted)
         return admitted
 
-    def _fault(self, task: Task) -> str | None:
+    def _refusal(self, task: Task) -> str | None:
         """Why its answer or its form rules a task out, or that it begins like too many."""
         if (info := task.meta.get("fault")) is not None:
             return str(info)

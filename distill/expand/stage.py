@@ -10,6 +10,7 @@ from distill.core import registry
 from distill.core.jsonl import write_rows
 from distill.engine import EngineStopped, GrowthResult
 from distill.engine.engine import Engine
+from distill.expand.seeds import load_seeds
 from distill.expand.strategies import STRATEGIES
 from distill.run.context import Context, _with_samplings, asking, identity
 from distill.run.decisive import flat, of_part
@@ -72,8 +73,6 @@ def options(context: Context) -> dict[str, Any]:
 
 def growth_of(context: Context) -> Growth:
     """The expansion that the recipe describes, at its beginning."""
-    from distill.expand.seeds import load_seeds
-
     section = context.recipe.expand
     assert section is not None
     strategy = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
@@ -86,8 +85,6 @@ def growth_of(context: Context) -> Growth:
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage expand: seeds become tasks."""
-    pass
-
     section = context.recipe.expand
     assert section is not None
     growth = growth_of(context)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from distill.curate.filters import AskingOptions
-from distill.curate.filters.likelihoods import ROLE, alone, prompted, require_order, spoken, total_of, within
-from distill.types import Completion, Failure, Flow, Session, Verdict
+from distill.curate.filters.likelihoods import Bounds, LikelihoodFilter, alone, prompted, spoken, total_of
+from distill.types import Completion, Failure, Flow, Session
 
 
-class Ifd:
+class Ifd(LikelihoodFilter):
     """Instruction-following difficulty: loss of the answer after its instruction / loss of the answer alone.
 
     Li et al., 2023 ("From Quantity to Quality", arXiv 2308.12032, section 2.2). Near 0 the instruction gives the
@@ -21,7 +20,7 @@ class Ifd:
     without an answer and one beyond the model's context are kept and labelled.
     """
 
-    class Options(AskingOptions):
+    class Options(Bounds):
         """Options of `filter: ifd`."""
 
         min: Annotated[float, Field(ge=0)] | None = None
@@ -29,17 +28,8 @@ class Ifd:
         max: Annotated[float, Field(ge=0)] | None = 1.0
         """Greatest difficulty; `null` keeps what the instruction misleads about."""
 
-        @model_validator(mode="after")
-        def _ordered(self) -> Ifd.Options:
-            require_order(self.min, self.max)
-            return self
-
-    scope: Literal["row"] = "row"
-    role = ROLE
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.every_row = options.every_row
+    rule = "ifd"
+    above = "misled"
 
     def measure(self, session: Session) -> Flow[float | str | None]:
         """The quotient; or a word on why there is none; `None` where the model failed."""
@@ -52,7 +42,3 @@ class Ifd:
         if not isinstance(after, float) or not isinstance(by_itself, float):
             return after if not isinstance(after, float) else by_itself
         return after / by_itself if by_itself < 0 else "no_answer"
-
-    def decide(self, value: float | str) -> Verdict:
-        """Keep what is within both bounds."""
-        return within("ifd", value, self.options.min, self.options.max, above="misled")

@@ -1,9 +1,13 @@
-"""Helpers for filters that request likelihoods under the student's base model."""
+"""Base of the filters that request likelihoods from the student's base model, and their requests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
+from pydantic import model_validator
+
+from distill.curate.filters import AskingOptions
 from distill.types import Completion, Failure, Message, Request, Session, Verdict
 
 ROLE = "base"
@@ -46,21 +50,38 @@ def total_of(answers: Sequence[Completion | Failure]) -> float | str | None:
     return total
 
 
-def require_order(least: float | None, most: float | None) -> None:
-    """Raises `ValueError` where nothing can be within both bounds; `None` is no bound."""
-    if least is not None and most is not None and least > most:
-        raise ValueError(f"min {least:g} is above max {most:g}; no answer could be kept")
+class Bounds(AskingOptions):
+    """Options of a filter that keeps values within two bounds; a bound that is `None` does not apply."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Bounds:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}; no answer could be kept")
+        return self
 
 
-def within(rule: str, value: float | str, least: float | None, most: float | None, *, above: str) -> Verdict:
-    """Keep what is within both bounds: `too_easy` is below, and `above` the reason for what is above.
+class LikelihoodFilter:
+    """Base of the filters; each adds `Options`, `measure`, and the names of the rule and of what is above its bound."""
 
-    What has no value comes with a word on why, and is kept with that as its reason.
-    """
-    if isinstance(value, str):
-        return Verdict(rule=rule, keep=True, reason=value)
-    if least is not None and value < least:
-        return Verdict(rule=rule, keep=False, reason="too_easy", value=value, threshold=least)
-    if most is not None and value > most:
-        return Verdict(rule=rule, keep=False, reason=above, value=value, threshold=most)
-    return Verdict(rule=rule, keep=True, reason="ok", value=value)
+    rule: str
+    above: str
+    scope: Literal["row"] = "row"
+    role = ROLE
+
+    def __init__(self, options: Bounds) -> None:
+        self.options = options
+        self.every_row = options.every_row
+
+    def decide(self, value: float | str) -> Verdict:
+        """Keep what is within both bounds, and what has no value, with the reason for that."""
+        least, most = self.options.min, self.options.max
+        if isinstance(value, str):
+            return Verdict(rule=self.rule, keep=True, reason=value)
+        if least is not None and value < least:
+            return Verdict(rule=self.rule, keep=False, reason="too_easy", value=value, threshold=least)
+        if most is not None and value > most:
+            return Verdict(rule=self.rule, keep=False, reason=self.above, value=value, threshold=most)
+        return Verdict(rule=self.rule, keep=True, reason="ok", value=value)

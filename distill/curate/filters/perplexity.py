@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from distill.curate.filters import AskingOptions
-from distill.curate.filters.likelihoods import ROLE, prompted, require_order, spoken, total_of, within
-from distill.types import Completion, Failure, Flow, Session, Verdict
+from distill.curate.filters.likelihoods import Bounds, LikelihoodFilter, prompted, spoken, total_of
+from distill.types import Completion, Failure, Flow, Session
 
 
-class Perplexity:
+class Perplexity(LikelihoodFilter):
     """Perplexity of a session's answers after their prompts, by the byte: exp(negative log-likelihood / bytes).
 
     By the byte, so that the bounds hold for models with other tokenizers; 1 is certain, 256 is noise, and the embedded
@@ -21,7 +20,7 @@ class Perplexity:
     model's context are kept and labelled.
     """
 
-    class Options(AskingOptions):
+    class Options(Bounds):
         """Options of `filter: perplexity`; a bound left out does not apply."""
 
         min: Annotated[float, Field(ge=1)] | None = None
@@ -29,17 +28,8 @@ class Perplexity:
         max: Annotated[float, Field(ge=1)] | None = None
         """Greatest perplexity a byte: above it are noise, garbled text and languages that the model cannot read."""
 
-        @model_validator(mode="after")
-        def _ordered(self) -> Perplexity.Options:
-            require_order(self.min, self.max)
-            return self
-
-    scope: Literal["row"] = "row"
-    role = ROLE
-
-    def __init__(self, options: Options) -> None:
-        self.options = options
-        self.every_row = options.every_row
+    rule = "perplexity"
+    above = "too_strange"
 
     def measure(self, session: Session) -> Flow[float | str | None]:
         """The perplexity; or a word on why there is none; `None` where the model failed."""
@@ -51,7 +41,3 @@ class Perplexity:
             size = sum(len(session.messages[turn].content.strip().encode()) for turn in turns)
             return math.exp(-total / size)
         return total
-
-    def decide(self, value: float | str) -> Verdict:
-        """Keep what is within both bounds."""
-        return within("perplexity", value, self.options.min, self.options.max, above="too_strange")

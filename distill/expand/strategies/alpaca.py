@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.text.wrappers import is_no_input, without_rulers
 from distill.types import Completion, Failure, Flow, Request, Task
@@ -45,7 +45,7 @@ class BatchSampling(ExpansionSampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = 3072
 
 
-class Alpaca:
+class Alpaca(PoolGrowth):
     """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks a request, each with its input and output.
 
     Each request shows 3 seeds as blocks of Instruction, Input (`<noinput>` where there is none) and Output, and lets
@@ -95,19 +95,11 @@ class Alpaca:
             return ProposalCost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
+        super().__init__(options, seeds=seeds, rules=pool.form_rules(seeds))
         self.options = options
-        self.seeds = len(seeds)
         self._seed = seed
         self._complete = [each for each in seeds if each.instances] or list(seeds)
-        self._pool = Pool(options, rules=pool.form_rules(seeds), known=[(each.id, each.instruction) for each in seeds])
         self._template = assets.load(PROMPTS[options.ask])
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for the rest of a batch; returns its blocks, those that cannot be read with a fault."""
@@ -120,10 +112,6 @@ class Alpaca:
         if answer.finish == "length" and tasks:
             tasks[-1] = pool.with_fault(tasks[-1], "cut_off")
         return tasks or pool.candidates(k, [], meta, is_cut=False)
-
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those that pass every rule; only their instructions are compared."""
-        return self._pool.admit(tasks)
 
     def _request(self, shown: Sequence[Seed], k: int) -> Request:
         text = assets.fill(

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, lines_of
 from distill.types import Completion, Failure, Flow, Task
 
@@ -28,7 +28,7 @@ class AttributesSampling(ExpansionSampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = 1024
 
 
-class Attributes:
+class Attributes(PoolGrowth):
     """A sampler over lists as a `Growth`: each request draws one value of every attribute and asks for tasks that fit.
 
     The values stand in meta under `attributes`, and one called `kind` also as the task's kind, by which several
@@ -72,20 +72,13 @@ class Attributes:
             return ProposalCost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        super().__init__(options)
         self.options = options
         self._seed = seed
         from_files = {name: lines_of(path) for name, path in options.attribute_files.items()}
         self._values: dict[str, Sequence[str]] = {**options.attributes, **from_files}
-        self._pool = Pool(options, rules=("too_short",))
         self._frame = assets.load("strategies/attributes.txt")
         self._wish = assets.load("strategies/attributes_wish.txt")
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for tasks that fit the values drawn for k; returns its items as they stand, or nothing on a failure."""
@@ -98,10 +91,6 @@ class Attributes:
         meta |= {"attributes": drawn, **({"kind": drawn["kind"]} if "kind" in drawn else {})}
         items = [item for _, item in pool.marked(pool.reply_text(answer))]
         return pool.candidates(k, items, meta, is_cut=answer.finish == "length")
-
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those that pass every rule."""
-        return self._pool.admit(tasks)
 
     def _asked(self, drawn: Mapping[str, str]) -> str:
         count = str(self.options.new_tasks)

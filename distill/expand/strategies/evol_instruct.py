@@ -13,7 +13,7 @@ from pydantic import Field
 from distill import recipe
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, seed_text
 from distill.text.echoes import instructions, is_told
 from distill.text.thinking import split_thoughts
@@ -69,7 +69,7 @@ class TrialSampling(ExpansionSampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = 512
 
 
-class EvolInstruct:
+class EvolInstruct(PoolGrowth):
     """Evol-Instruct as a `Growth`: seeds evolve side by side, `window` of them, each through every round.
 
     Request k evolves one instruction by an operation drawn for it. Two more requests examine what came: is it equal to
@@ -126,20 +126,16 @@ class EvolInstruct:
             return ProposalCost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered, roles)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
+        self._roots = [Task(each.id, seed_text(each)) for each in seeds]
+        super().__init__(options, seeds=[replace(each, instruction=seed_text(each)) for each in seeds])
         self.options = options
-        self.window = options.window
-        self.seeds = len(seeds)
         self._seed = seed
         chosen = options.judge_sampling
         self._judging = JUDGING if chosen is None else _greedy(chosen.sampling())
-        self._roots = [Task(each.id, seed_text(each)) for each in seeds]
         self._orders: dict[int, list[Task]] = {}
         self._alive: dict[int, Task] = {}
-        self._pool = Pool(options, rules=("too_short",), known=[(root.id, root.instruction) for root in self._roots])
         self._templates = {name: assets.load(f"strategies/evol_{name}.txt") for name in options.operations}
         self._judge = assets.load("strategies/evol_judge.txt")
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Evolve one instruction and examine the result; returns it as one task, with a fault if it is eliminated."""
@@ -160,7 +156,7 @@ class EvolInstruct:
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
         """Take it if it passes every rule: it is then what evolves in the next round, in place of its parent."""
-        admitted = self._pool.admit(tasks)
+        admitted = super().admit(k, tasks)
         place, round = self._turn(k)
         if round + 1 == self.options.rounds:
             self._alive.pop(place, None)

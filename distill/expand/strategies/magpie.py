@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Sampling, Task
 
@@ -56,7 +56,7 @@ class FreeSampling(ExpansionSampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = 512
 
 
-class Magpie:
+class Magpie(PoolGrowth):
     """Magpie's first half as a `Growth`: an instruction a request, written by the teacher in the user's place.
 
     The prompt is the teacher's chat template up to the user's first word, so it needs an endpoint with completions and
@@ -101,17 +101,10 @@ class Magpie:
             return ProposalCost(0.5, 10, 40)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        super().__init__(options)
         self.options = options
         self._seed = seed
         self._systems = (options.system,) if isinstance(options.system, str) else options.system
-        self._pool = Pool(options, rules=("too_short",))
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for what a user would write; it comes as one task, with a fault where it is cut or ends with a colon."""
@@ -126,10 +119,6 @@ class Magpie:
         if answer.finish == "length":
             return [pool.with_fault(task, "cut_off")]
         return [pool.with_fault(task, "colon_last") if task.instruction.endswith(":") else task]
-
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take it if it passes every rule."""
-        return self._pool.admit(tasks)
 
     def _prompt(self, system: str) -> str:
         if self.options.template == "own":

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -31,7 +31,7 @@ SHOWN_GROWN = 2
 """Of these at most so many are the teacher's own."""
 
 
-class SelfInstruct:
+class SelfInstruct(PoolGrowth):
     """Self-Instruct's bootstrap loop as a `Growth`: the same tasks at any concurrency, and after any interruption.
 
     Each request shows 8 instructions, of which up to 2 are the teacher's own (8 + 0 while there are none), shuffled and
@@ -79,24 +79,11 @@ class SelfInstruct:
             return ProposalCost(2.5 * self.new_tasks / 6, 220, 18 * self.new_tasks)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
+        super().__init__(options, seeds=seeds, rules=pool.form_rules(seeds))
         self.options = options
-        self.seeds = len(seeds)
         self._seed = seed
         self._shown_seeds = _shown_seeds(seeds, classification=options.classification)
-        self._pool = Pool(options, rules=pool.form_rules(seeds), known=[(each.id, each.instruction) for each in seeds])
         self._template = assets.load((CLASSIFICATION_PROMPTS if options.classification else PROMPTS)[options.ask])
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
-
-    @property
-    def candidates(self) -> int:
-        """Items offered so far."""
-        return self._pool.candidates
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for a continuation of the list; returns its items as they stand, unfiltered, or nothing on a failure.
@@ -113,13 +100,9 @@ class SelfInstruct:
             k, pool.numbered(pool.reply_text(answer)), {**meta, **kind}, is_cut=answer.finish == "length"
         )
 
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those that pass every rule; each that does not is counted in `rejected` by its reason."""
-        return self._pool.admit(tasks)
-
     def _in_context(self, rng: Random) -> list[tuple[str, str]]:
         """Ids and texts of the instructions to show, shuffled."""
-        grown = rng.sample(self._pool.tasks, min(SHOWN_GROWN, len(self._pool.tasks)))
+        grown = rng.sample(self.tasks, min(SHOWN_GROWN, len(self.tasks)))
         seeds = rng.sample(self._shown_seeds, min(SHOWN - len(grown), len(self._shown_seeds)))
         chosen = [(task.id, task.instruction) for task in grown] + [(seed.id, seed.instruction) for seed in seeds]
         shown = [(id, " ".join(text.split()).rstrip(":")) for id, text in chosen]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, lines_of
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -48,7 +48,7 @@ class TopicsSampling(ExpansionSampling):
     max_tokens: Annotated[int, Field(ge=1)] | None = 2048
 
 
-class Topics:
+class Topics(PoolGrowth):
     """Topics first, then tasks of one kind a request, each about one of the topics, as a `Growth`.
 
     `topic_requests` lists of 20 topics are asked for once and shared by all requests. Request k takes the next kind in
@@ -89,19 +89,12 @@ class Topics:
             return ProposalCost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        super().__init__(options)
         self.options = options
         self._seed = seed
         self._topics = [*options.topics, *(lines_of(options.topics_file) if options.topics_file else ())]
-        self._pool = Pool(options, rules=("too_short",))
         self._list = assets.load("strategies/topics_list.txt")
         self._templates = {kind: assets.load(f"strategies/topics_{kind}.txt") for kind in options.kinds}
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for topics (the same lists at every k, so they are bought once), then for tasks about some of them."""
@@ -114,10 +107,6 @@ class Topics:
         if isinstance(answer, Failure):
             return []
         return _read(answer, drawn, pool.origin("topics", k, answer, []) | {"kind": kind}, k)
-
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those that pass every rule."""
-        return self._pool.admit(tasks)
 
     def _listed(self) -> Flow[list[str]]:
         """All topics of all lists, each once, in order; remembered, since every request would get the same."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +18,11 @@ from distill.run.layout import FILES
 from distill.types import Session
 
 EXPORTERS = {
-    "alpaca": "distill.formats.exporters.alpaca:AlpacaExporter",
+    "alpaca": "distill.formats.exporters.json_files:alpaca",
     "hub": "distill.formats.exporters.hub:HubExporter",
-    "openai": "distill.formats.exporters.openai:OpenAIExporter",
+    "openai": "distill.formats.exporters.json_files:openai",
     "parquet": "distill.formats.exporters.parquet:ParquetExporter",
-    "sharegpt": "distill.formats.exporters.sharegpt:ShareGPTExporter",
+    "sharegpt": "distill.formats.exporters.json_files:sharegpt",
 }
 COMPARISONS = {
     "alpaca_eval": "distill.formats.exporters.alpaca_eval:AlpacaEvalExporter",
@@ -70,6 +72,21 @@ class Exporter(Protocol):
 
     def export(self, job: ExportJob) -> ExportResult:
         """Write it whole or not at all. Raises `RunFolderError`."""
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, which takes its place at the end of the block. Raises `RunFolderError`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out} is there already; remove it, or give another --out")
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
+            folder = Path(parent) / out.name
+            folder.mkdir()
+            yield folder
+            folder.rename(out)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
 
 
 Reshape = Callable[[Session], dict[str, Any] | str]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import ExportJob, ExportResult
+from distill.formats.exporters import ExportJob, ExportResult, new_folder
 from distill.formats.exporters.comparisons import (
     MODELS,
     answer_text,
-    folder,
     named,
     prompt_text,
     rows_of,
@@ -43,7 +42,7 @@ class AlpacaEvalExporter:
                 chosen.append(row)
         if not chosen:
             raise RunFolderError(f"{job.run}: no prompt was answered by all models, so there is nothing to write")
-        with folder(job.out) as new:
+        with new_folder(job.out) as new:
             for model in models:
                 name = named(scores, model)
                 outputs = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,28 +50,6 @@ def named(scores: Row, model: str) -> str:
     return f"{model} ({own})" if own else model
 
 
-@contextmanager
-def folder(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, which takes its place when it is whole. Raises `RunFolderError`."""
-    if out.exists():
-        raise RunFolderError(f"{out} is there already; give another --out, or remove it")
-    new = out.with_name(f".{out.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        yield new
-        new.rename(out)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
 def write_json(path: Path, value: Any) -> None:
     """As others read it: UTF-8, and no number that JSON does not have."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def both(rows: Iterable[Row], pair: Sequence[str]) -> list[Row]:
-    """The prompts that both models of a pair answered."""
-    return [row for row in rows if all(model in row["answers"] for model in pair)]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from pathlib import Path
-
 from distill.errors import RunFolderError
-from distill.formats.exporters import ExportJob, ExportResult
+from distill.formats.exporters import ExportJob, ExportResult, new_folder
 from distill.formats.parquet import write_parquet
 from distill.run.dataset_card import card
 from distill.types import Session
@@ -20,19 +16,15 @@ class HubExporter:
 
     def export(self, job: ExportJob) -> ExportResult:
         """Write the folder. Raises `RunFolderError` where there is one that is not empty."""
-        if job.out.exists() and (not job.out.is_dir() or any(job.out.iterdir())):
-            raise RunFolderError(f"{job.out} is there already; remove it, or give another --out")
         splits = _splits(job)
-        building = _beside(job.out)
-        try:
-            _fill(building, job.run, splits)
-            building.chmod(0o755)
-            building.rename(job.out)
-        except OSError as error:
-            raise RunFolderError(f"cannot write {job.out}: {error.strerror}; give another --out") from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-        return ExportResult(sum(map(len, splits.values())))
+        files = {split: f"data/{split}-00000-of-00001.parquet" for split in splits}
+        rows = {split: len(sessions) for split, sessions in splits.items()}
+        with new_folder(job.out) as folder:
+            (folder / "data").mkdir()
+            for split, sessions in splits.items():
+                write_parquet(folder / files[split], sessions)
+            (folder / "README.md").write_text(card(job.run, files, rows), encoding="utf-8")
+        return ExportResult(sum(rows.values()))
 
 
 def _splits(job: ExportJob) -> dict[str, list[Session]]:
@@ -41,19 +33,3 @@ def _splits(job: ExportJob) -> dict[str, list[Session]]:
     if SPLITS[job.which] not in found:
         raise RunFolderError(f"{job.run} has no {job.which} rows to write")
     return found
-
-
-def _beside(out: Path) -> Path:
-    try:
-        return Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise RunFolderError(f"cannot write {out}: {error.strerror}; give another --out") from error
-
-
-def _fill(folder: Path, run: Path, splits: dict[str, list[Session]]) -> None:
-    (folder / "data").mkdir()
-    files = {split: f"data/{split}-00000-of-00001.parquet" for split in splits}
-    for split, sessions in splits.items():
-        write_parquet(folder / files[split], sessions)
-    rows = {split: len(sessions) for split, sessions in splits.items()}
-    (folder / "README.md").write_text(card(run, files, rows), encoding="utf-8")

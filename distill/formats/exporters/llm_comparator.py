@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from distill.errors import RunFolderError
-from distill.formats.exporters import ExportJob, ExportResult
+from distill.formats.exporters import ExportJob, ExportResult, new_folder
 from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
     answer_text,
-    both,
-    folder,
     named,
     prompt_text,
     rows_of,
@@ -34,12 +32,13 @@ class LlmComparatorExporter:
     def export(self, job: ExportJob) -> ExportResult:
         """Write each pair that has an answer to compare."""
         scores, rows = scores_of(job.run), rows_of(job.run)
-        pairs = {pair: chosen for pair in PAIRS if (chosen := both(rows, pair))}
+        answered = {pair: [row for row in rows if row["answers"].keys() >= set(pair)] for pair in PAIRS}
+        pairs = {pair: answers for pair, answers in answered.items() if answers}
         if not pairs:
             raise RunFolderError(f"{job.run}: no prompt was answered by two models, so there is nothing to compare")
-        with folder(job.out) as new:
-            for pair, chosen in pairs.items():
-                write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(chosen, pair, scores, job.run.name))
+        with new_folder(job.out) as new:
+            for pair, answers in pairs.items():
+                write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(answers, pair, scores, job.run.name))
         return ExportResult(max(map(len, pairs.values())))
 
 

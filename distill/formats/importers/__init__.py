@@ -18,18 +18,18 @@ from distill.formats.schemas import ParsedRow
 from distill.types import Session, Task
 
 IMPORTERS = {
-    "alpaca": "distill.formats.importers.json_files:AlpacaImporter",
+    "alpaca": "distill.formats.importers.json_files:alpaca",
     "datasets": "distill.formats.importers.datasets:DatasetsImporter",
-    "distill": "distill.formats.importers.json_files:DistillImporter",
+    "distill": "distill.formats.importers.json_files:distill",
     "hub": "distill.formats.importers.hub:HubImporter",
     "lines": "distill.formats.importers.lines:LinesImporter",
-    "oasst": "distill.formats.importers.oasst:OasstImporter",
-    "openai": "distill.formats.importers.json_files:OpenAIImporter",
+    "oasst": "distill.formats.importers.json_files:OasstImporter",
+    "openai": "distill.formats.importers.json_files:openai",
     "parquet": "distill.formats.importers.parquet:ParquetImporter",
-    "prompt_response": "distill.formats.importers.json_files:PromptResponseImporter",
-    "questions": "distill.formats.importers.json_files:QuestionsImporter",
-    "self_instruct": "distill.formats.importers.json_files:SelfInstructImporter",
-    "sharegpt": "distill.formats.importers.json_files:ShareGPTImporter",
+    "prompt_response": "distill.formats.importers.json_files:prompt_response",
+    "questions": "distill.formats.importers.json_files:questions",
+    "self_instruct": "distill.formats.importers.json_files:self_instruct",
+    "sharegpt": "distill.formats.importers.json_files:sharegpt",
 }
 PEEKED = 20
 """So many rows are looked at to tell a file's format."""
