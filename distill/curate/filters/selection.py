@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,22 +11,15 @@ from pydantic import Field, model_validator
 from distill import recipe
 from distill.curate.filters import Compared, answers_of, compared_text
 from distill.text.rouge_index import comparable
+from distill.text.tfidf import SCALE, hashed_vectors
 from distill.types import Session, Verdict
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     import numpy as np
     from numpy.typing import NDArray
 
-    Vectors: TypeAlias = NDArray[np.float32]
+    from distill.text.tfidf import Vectors
 
-
-DIMENSIONS = 256
-"""Length of a vector: 100 MB for 100,000 rows; a cosine is off by about 1/16 (Weinberger et al. 2009)."""
-SCALE = 4_000
-"""Length of a vector of whole numbers: products of two stay below 2^24, so that float32 adds them up exactly whatever
-the order of the rows, or of the terms; rounding leaves a cosine off by 0.001 at most."""
 AT_ONCE = 2_000
 
 
@@ -74,7 +65,7 @@ class Selection:
         if len(inside) <= self.options.count:
             return verdicts
         texts = [compared_text(sessions[place], self.options.on) for place in inside]
-        found, cosines, owners = farthest_first(vectors([*map(comparable, texts)]), texts, self.options.count)
+        found, cosines, owners = farthest_first(hashed_vectors([*map(comparable, texts)]), texts, self.options.count)
         chosen = set(found)
         for order, place in enumerate(inside):
             keep = order in chosen
@@ -97,39 +88,6 @@ class Selection:
             if outside:
                 return Verdict(rule="selection", keep=False, reason=reason, value=chars, threshold=bound)
         return Verdict(rule="selection", keep=True, reason="ok", value=chars)
-
-
-def vectors(texts: Sequence[Sequence[str]]) -> Vectors:
-    """TF-IDF of each text's tokens, signs and places by hash, in whole numbers: (texts, DIMENSIONS).
-
-    Each is about `SCALE` long (0 without tokens).
-    """
-    import numpy as np
-
-    frequency = Counter(token for text in texts for token in set(text))
-    number = {token: place for place, token in enumerate(sorted(frequency))}
-    hashes = np.array([_hash(token) for token in number], dtype=np.uint64)
-    sign = np.where(hashes >> np.uint64(63), 1.0, -1.0)
-    weight = sign * (1 + np.log((1 + len(texts)) / (1 + np.array([frequency[token] for token in number]))))
-    place = (hashes % np.uint64(DIMENSIONS)).astype(np.int64)
-    made = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)
-    for start in range(0, len(texts), AT_ONCE):
-        counted = [sorted(Counter(map(number.__getitem__, text)).items()) for text in texts[start : start + AT_ONCE]]
-        rows = np.repeat(np.arange(len(counted)), [len(row) for row in counted])
-        tokens = np.array([token for row in counted for token, _ in row], dtype=np.int64)
-        times = np.array([count for row in counted for _, count in row], dtype=np.float64)
-        flat = np.bincount(
-            rows * DIMENSIONS + place[tokens],
-            weights=weight[tokens] * (1 + np.log(times)),
-            minlength=len(counted) * DIMENSIONS,
-        )
-        made[start : start + len(counted)] = flat.reshape(len(counted), DIMENSIONS)
-    lengths = np.linalg.norm(made, axis=1, keepdims=True)
-    return np.asarray(np.rint(made * (SCALE / np.maximum(lengths, np.float32(1e-12)))))
-
-
-def _hash(token: str) -> int:
-    return int.from_bytes(blake2b(token.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def farthest_first(
