@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeAlias
 
-from distill import recipe
 from distill.collect.strategies import STRATEGIES
 from distill.core import console, registry, weights
 from distill.core.files import file_sha256
@@ -17,8 +16,8 @@ from distill.core.jsonl import write_rows
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
-from distill.formats.importers import load_tasks
-from distill.formats.sources import Source
+from distill.formats.importers import Address, load_tasks
+from distill.formats.sources import Dataset, ingest, splitter
 from distill.recipe import Recipe
 from distill.run.context import ACCEPTABLE, Context, _with_samplings, asking, identity
 from distill.run.decisive import flat, of_part
@@ -84,10 +83,16 @@ def collect(
     sessions, failed = _write(folder, outcomes, marks, before)
     _accept(failed, len(tasks), max_failed)
     transient = any(failure.transient for row in failed for failure in row["failures"])
-    counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": _truncated(sessions)}
+    truncated = sum(1 for session in sessions if session.meta.get("truncated"))
+    counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": truncated}
     if unjudged := sum(1 for session in sessions if UNJUDGED in session.meta.get("labels", ())):
         counts[UNJUDGED] = unjudged
-        _say_unjudged(unjudged, len(sessions))
+        if unjudged > MANY_UNJUDGED * len(sessions):
+            console.warn(
+                f"collect: of {unjudged} of {len(sessions)} sessions no verdict of the judge can be read, and the first"
+                " whole answer was taken; take a stronger `judge`, a greater judge_sampling.max_tokens, or another"
+                " `pick`"
+            )
     return "partial" if transient else "done", counts
 
 
@@ -153,19 +158,6 @@ def _failures(outcome: Outcome[TaskResult]) -> list[Failure]:
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
 
 
-def _say_unjudged(unjudged: int, sessions: int) -> None:
-    """Warn where a judge is paid and decides nothing."""
-    if unjudged > MANY_UNJUDGED * sessions:
-        console.warn(
-            f"collect: of {unjudged} of {sessions} sessions no verdict of the judge can be read, and the first whole"
-            " answer was taken; take a stronger `judge`, a greater judge_sampling.max_tokens, or another `pick`"
-        )
-
-
-def _truncated(sessions: Iterable[Session]) -> int:
-    return sum(1 for session in sessions if session.meta.get("truncated"))
-
-
 def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) -> None:
     """Raise `StageIncomplete` when more failed than may fail."""
     if len(failed) <= max_failed * tasks:
@@ -213,8 +205,6 @@ def _tokenizer_sha256(model: str) -> str:
 
 def tasks_of(context: Context) -> list[Task]:
     """The tasks that collect has answered."""
-    from distill.formats.importers import load_tasks
-
     section = context.recipe.collect
     assert section is not None
     return load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
@@ -222,32 +212,31 @@ def tasks_of(context: Context) -> list[Task]:
 
 def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     """Which teacher answers a task, and by which strategy."""
-    pass
-
     section, teachers = context.recipe.collect, context.teachers
     assert section is not None
     assert teachers is not None
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)
     options = _with_samplings(section.options, context.recipe)
-    chosen = {
+    choices = {
         one.name: TeacherChoice(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
         for one in teachers
     }
-    return lambda task: chosen[teachers.pick(task).name]
+    return lambda task: choices[teachers.pick(task).name]
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage collect: tasks and sources become sessions."""
-    pass
-
-    imported, came = _ingest(context)
+    imported, counts = _imported(context)
     section = context.recipe.collect
     if section is None:
-        return came
+        write_rows(context.folder / "sessions.jsonl", imported)
+        write_rows(context.folder / "failures.jsonl", [])
+        return counts
     tasks = tasks_of(context)
-    _require_apart(imported, tasks)
+    if shared := {session.id for session in imported} & {task.id for task in tasks}:
+        raise RecipeError(f"sources: the id {min(shared)} is also that of a task; give the source another `name`")
     with asking(context, "collect", record, len(tasks)) as engine:
-        status, counts = collect(
+        status, collected = collect(
             context.folder,
             tasks=tasks,
             choose=choice_of(context),
@@ -258,44 +247,26 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
             before=imported,
         )
     record.detail = ACCEPTABLE if status == "partial" else None
-    return {**came, **counts, "sessions": len(imported) + counts["sessions"]}
+    return {**counts, **collected, "sessions": len(imported) + collected["sessions"]}
 
 
-def _ingest(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
-    """The sessions of the recipe's sources, and counts; where nothing is collected, they are sessions.jsonl."""
+def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
+    """The sessions of the recipe's sources, and counts."""
     loaded = context.recipe
     if not loaded.sources:
         return [], {}
-    from distill.formats import sources as sources_module
-    from distill.formats.sources import write
-
-    sources = [_source_of(source, loaded) for source in loaded.sources]
-    found, counts = sources_module.ingest(context.folder, sources=sources, seed=loaded.seed, allowed=context.allowed)
-    if loaded.collect is None:
-        write(context.folder, found)
-    return found, {**counts, "sessions": len(found)}
-
-
-def _source_of(section: recipe.Source, loaded: Recipe) -> Source:
-    from distill.formats import sources as sources_module
-    from distill.formats.importers import Address
-
-    splitter = None
-    if section.max_tokens is not None:
-        named = section.tokenizer or (loaded.student.model if loaded.student is not None else "")
-        splitter = sources_module.splitter(named, section.max_tokens)
-    return sources_module.Source(
-        format=section.importer,
-        address=Address(section.path or section.hub or "", section.split, section.revision),
-        licence=section.licence,
-        name=section.called,
-        take=section.take,
-        weight=section.weight,
-        splitter=splitter,
-    )
-
-
-def _require_apart(imported: Sequence[Session], tasks: Sequence[Task]) -> None:
-    names = {session.id for session in imported}
-    if both := next((task.id for task in tasks if task.id in names), None):
-        raise RecipeError(f"sources: the id {both} is also that of a task; give the source another `name`")
+    default = loaded.student.model if loaded.student is not None else ""
+    datasets = [
+        Dataset(
+            format=source.importer,
+            address=Address(source.path or source.hub or "", source.split, source.revision),
+            licence=source.licence,
+            name=source.called,
+            take=source.take,
+            weight=source.weight,
+            splitter=splitter(source.tokenizer or default, source.max_tokens) if source.max_tokens else None,
+        )
+        for source in loaded.sources
+    ]
+    sessions, counts = ingest(context.folder, sources=datasets, seed=loaded.seed, allowed=context.allowed)
+    return sessions, {**counts, "sessions": len(sessions)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -12,34 +13,27 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.importers import Address
-from distill.formats.sources import Source, SourceCounts, Wanted, _nothing, sessions, splitter, tasks
+from distill.formats.sources import Dataset, SourceCounts, Wanted, nothing_read, sessions, splitter, tasks
 from distill.types import Session, Task
 
 
 def import_file(
-    source: Source, out: Path, *, wanted: Wanted = "sessions", seed: int = 7, allowed: Collection[str] = ()
+    dataset: Dataset, out: Path, *, wanted: Wanted = "sessions", seed: int = 7, allowed: Collection[str] = ()
 ) -> tuple[int, SourceCounts]:
-    """Write a source's sessions, or tasks, to `out` and its rejected rows beside it; returns how many, and the tally.
+    """Write a dataset's sessions, or tasks, to `out` and its rejected rows beside it; returns their number and counts.
 
     Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
     nothing can be written.
     """
-    _require_writable(out, source.address)
-    tally = SourceCounts()
-
-    def rows() -> Iterator[Session | Task]:
-        found: Iterator[Session] | Iterator[Task]
-        found = tasks(source, tally, seed, allowed) if wanted == "tasks" else sessions(source, tally, seed, allowed)
-        is_empty = True
-        for row in found:
-            is_empty = False
-            yield row
-        if is_empty:
-            raise RecipeError(_nothing(source, tally, wanted))
-
-    count = write_rows(out, rows())
-    write_rows(rejected_path(out), tally.rejected)
-    return count, tally
+    _require_writable(out, dataset.address)
+    counts = SourceCounts()
+    rows: Iterator[Session | Task]
+    rows = tasks(dataset, counts, seed, allowed) if wanted == "tasks" else sessions(dataset, counts, seed, allowed)
+    if (first := next(rows, None)) is None:
+        raise RecipeError(nothing_read(dataset, counts, wanted))
+    count = write_rows(out, chain([first], rows))
+    write_rows(rejected_path(out), counts.rejected)
+    return count, counts
 
 
 def import_command(
@@ -67,7 +61,7 @@ def import_command(
     if format is None:
         format, why = importers.guess(path)
         console.say(f"{path}: read as {format} ({why}); --from says otherwise")
-    source = Source(
+    dataset = Dataset(
         format=format,
         address=Address(path, split, revision),
         licence=licence,
@@ -75,7 +69,7 @@ def import_command(
         splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
     )
     as_tasks: Wanted = "tasks" if wanted == "tasks" else "sessions"
-    count, tally = import_file(source, out, wanted=as_tasks, seed=seed, allowed=allowed)
+    count, tally = import_file(dataset, out, wanted=as_tasks, seed=seed, allowed=allowed)
     return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_result_lines(tally, out)]
 
 

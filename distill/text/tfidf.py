@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, TypeAlias
 
 from distill.text.rouge_index import comparable
+from distill.text.tokens import token_hash
 
 if TYPE_CHECKING:
     from typing import Any
@@ -82,7 +82,7 @@ def hashed_vectors(texts: Sequence[Sequence[str]]) -> Vectors:
     import numpy
 
     weights = Weights(len(texts), Counter(token for text in texts for token in set(text)))
-    hashes = {token: _hash(token) for token in weights.holders}
+    hashes = {token: token_hash(token) for token in weights.holders}
     signed = {token: weights.weight(token) * (1 if hash >> 63 else -1) for token, hash in hashes.items()}
     vectors = numpy.zeros((len(texts), DIMENSIONS), dtype=numpy.float32)
     for row, text in enumerate(texts):
@@ -92,10 +92,6 @@ def hashed_vectors(texts: Sequence[Sequence[str]]) -> Vectors:
         vectors[row] = numpy.bincount(places, weights=values, minlength=DIMENSIONS)
     norms = numpy.linalg.norm(vectors, axis=1, keepdims=True)
     return numpy.asarray(numpy.rint(vectors * (SCALE / numpy.maximum(norms, numpy.float32(1e-12)))))
-
-
-def _hash(token: str) -> int:
-    return int.from_bytes(blake2b(token.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:

@@ -18,7 +18,7 @@ from distill.errors import RecipeError, RunFolderError
 from distill.formats import sources as sources_module
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import Address, load_tasks
-from distill.formats.sources import TURN_TOKENS, Source, SourceCounts, Splitter, sessions, split, splitter
+from distill.formats.sources import TURN_TOKENS, Dataset, SourceCounts, Splitter, sessions, split, splitter
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
 from distill.types import Message, Session
@@ -37,11 +37,11 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def source(path: Path, format: str = "alpaca", **options: Any) -> Source:
-    return Source(format=format, address=Address(str(path)), **options)
+def source(path: Path, format: str = "alpaca", **options: Any) -> Dataset:
+    return Dataset(format=format, address=Address(str(path)), **options)
 
 
-def ids(found: Source, seed: int = 7) -> list[str]:
+def ids(found: Dataset, seed: int = 7) -> list[str]:
     return [one.id for one in sessions(found, SourceCounts(), seed)]
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -11,7 +11,7 @@ from pydantic import Field
 from distill import recipe
 from distill.curate.filters import Compared, compared_text
 from distill.text.rouge_index import comparable
-from distill.text.tokens import normalise
+from distill.text.tokens import normalise, token_hash
 from distill.types import Session, Verdict
 
 if TYPE_CHECKING:
@@ -65,52 +65,36 @@ class MinHash:
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
         """A verdict's value is the Jaccard index with the most similar row that stays, among the candidates."""
         shingles = [one for some in self._shingles(sessions) for one in some]
-        index = _Index(shingles, _shared_bands(shingles, bands_and_rows(self.options.jaccard)))
-        return [self._decide(place, sessions, index) for place in range(len(sessions))]
+        bands = _shared_bands(shingles, bands_and_rows(self.options.jaccard))
+        kept: dict[int, list[int]] = {}
+        verdicts = []
+        for place in range(len(sessions)):
+            own_bands = bands.get(place, ())
+            candidates = sorted({other for band in own_bands for other in kept.get(band, ())})
+            jaccard, near = _nearest(shingles, place, candidates)
+            keep = jaccard < self.options.jaccard
+            for band in own_bands if keep else ():
+                kept.setdefault(band, []).append(place)
+            verdicts.append(self._verdict(jaccard, None if keep else sessions[near].id))
+        return verdicts
 
-    def _decide(self, place: int, sessions: Sequence[Session], index: _Index) -> Verdict:
-        jaccard, near = index.nearest(place)
-        keep = jaccard < self.options.jaccard
-        if keep:
-            index.keep(place)
+    def _verdict(self, jaccard: float, neighbour: str | None) -> Verdict:
         return Verdict(
             rule="minhash",
-            keep=keep,
-            reason="ok" if keep else "near_duplicate",
+            keep=neighbour is None,
+            reason="ok" if neighbour is None else "near_duplicate",
             value=round(jaccard, 4),
             threshold=self.options.jaccard,
-            neighbour=None if keep else sessions[near].id,
+            neighbour=neighbour,
         )
 
     def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
         size = self.options.size or (3 if words else 24)
-        known = _Known()
+        known = cache(token_hash)
         for start in range(0, len(sessions), AT_ONCE):
             texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
             yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, known)
-
-
-class _Index:
-    """Kept rows, indexed by signature band."""
-
-    def __init__(self, shingles: Sequence[Hashes], bands: Mapping[int, Sequence[int]]) -> None:
-        self._shingles = shingles
-        self._bands = bands
-        self._kept: dict[int, list[int]] = {}
-
-    def keep(self, place: int) -> None:
-        for band in self._bands.get(place, ()):
-            self._kept.setdefault(band, []).append(place)
-
-    def nearest(self, place: int) -> tuple[float, int]:
-        """Jaccard index and place of the most similar kept row that shares a band, the earliest of equals."""
-        found = sorted({other for band in self._bands.get(place, ()) for other in self._kept.get(band, ())})
-        if not found:
-            return 0.0, -1
-        jaccard = _jaccard(self._shingles[place], [self._shingles[other] for other in found])
-        best = int(jaccard.argmax())
-        return float(jaccard[best]), found[best]
 
 
 def bands_and_rows(jaccard: float) -> tuple[int, int]:
@@ -123,12 +107,12 @@ def bands_and_rows(jaccard: float) -> tuple[int, int]:
     return HASHES // rows, rows
 
 
-def _hashed(texts: Sequence[Sequence[str]], size: int, known: _Known) -> list[Hashes]:
+def _hashed(texts: Sequence[Sequence[str]], size: int, known: Callable[[str], int]) -> list[Hashes]:
     """The distinct shingles of each text as sorted 64-bit hashes; a text shorter than a shingle is one of its own."""
     import numpy as np
 
     lengths = np.array([len(text) for text in texts])
-    tokens = np.fromiter((known[token] for text in texts for token in text), np.uint64, int(lengths.sum()))
+    tokens = np.fromiter((known(token) for text in texts for token in text), np.uint64, int(lengths.sum()))
     ends = np.cumsum(lengths)
     hashed = []
     runs = _runs(tokens, size)
@@ -138,14 +122,6 @@ def _hashed(texts: Sequence[Sequence[str]], size: int, known: _Known) -> list[Ha
         else:
             hashed.append(np.unique(runs[end - length : max(end - size + 1, end - length)]))
     return hashed
-
-
-class _Known(dict[str, int]):
-    """Token hashes, cached; the same in every process."""
-
-    def __missing__(self, token: str) -> int:
-        digest = blake2b(token.encode(errors="replace"), digest_size=8).digest()
-        return self.setdefault(token, int.from_bytes(digest, "big"))
 
 
 def _runs(tokens: Hashes, size: int) -> Hashes:
@@ -209,11 +185,18 @@ def _runs_of_columns(rows: Any) -> Hashes:
     return found
 
 
-def _jaccard(one: Hashes, others: Sequence[Hashes]) -> NDArray[np.float64]:
-    """The Jaccard index of a set with each of several; hashes of 64 bits stand for shingles."""
+def _nearest(shingles: Sequence[Hashes], place: int, others: Sequence[int]) -> tuple[float, int]:
+    """Greatest Jaccard index of a row's shingles with those of others, and that row, the first of equals.
+
+    Hashes of 64 bits stand for shingles. Without others: 0 and no row.
+    """
     import numpy as np
 
-    lengths = np.array([len(other) for other in others])
-    hits = np.isin(np.concatenate(others), one, kind="sort")
+    if not others:
+        return 0.0, -1
+    lengths = np.array([len(shingles[other]) for other in others])
+    hits = np.isin(np.concatenate([shingles[other] for other in others]), shingles[place], kind="sort")
     common = np.add.reduceat(hits, np.cumsum([0, *lengths[:-1]]), dtype=np.int64)
-    return np.asarray(common / (lengths + len(one) - common))
+    jaccard = common / (lengths + len(shingles[place]) - common)
+    best = int(jaccard.argmax())
+    return float(jaccard[best]), others[best]
