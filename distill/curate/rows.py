@@ -31,8 +31,9 @@ AHEAD = 3
 
 Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any]
 """A session as plain values, which cross to another process in a fifth of the time."""
+VERDICT_FIELDS = ("keep", "reason", "value", "threshold", "neighbour", "note")
 PackedVerdicts: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
-"""Of a row: every verdict's fields behind `rule`; the rules that changed it; what they made of it."""
+"""A row's verdicts as values of these fields, the rules that changed it, and the session that they made of it."""
 
 
 @dataclass(slots=True)
@@ -146,7 +147,7 @@ def _answered(
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
-                waiting.append((chunk, pool.submit(_said_of, [_packed(row.session) for row in chunk])))
+                waiting.append((chunk, pool.submit(_verdicts_of, [_packed(row.session) for row in chunk])))
             if len(waiting) >= AHEAD * count:
                 yield waiting[0][0], waiting.popleft()[1].result()
         while waiting:
@@ -174,12 +175,8 @@ def _unpacked(packed: Packed) -> Session:
 
 def _unpack_into(row: MeasuredRow, reply: PackedVerdicts, rules: Rules) -> None:
     verdicts, row.mended, mended = reply
-    for (name, _), (keep, reason, value, threshold, neighbour, note) in zip(rules, verdicts, strict=True):
-        row.add(
-            Verdict(
-                rule=name, keep=keep, reason=reason, value=value, threshold=threshold, neighbour=neighbour, note=note
-            )
-        )
+    for (name, _), values in zip(rules, verdicts, strict=True):
+        row.add(Verdict(rule=name, **dict(zip(VERDICT_FIELDS, values, strict=True))))
     if mended is not None:
         row.session = _unpacked(mended)
 
@@ -206,12 +203,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _said_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
+def _verdicts_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
     rows = [MeasuredRow(_unpacked(one)) for one in packed]
     _judge(rows, _RULES)
-    return [_packed_verdicts(row) for row in rows]
-
-
-def _packed_verdicts(row: MeasuredRow) -> PackedVerdicts:
-    verdicts = [(one.keep, one.reason, one.value, one.threshold, one.neighbour, one.note) for one in row.verdicts]
-    return verdicts, row.mended, _packed(row.session) if row.mended else None
+    return [
+        (
+            [tuple(getattr(verdict, field) for field in VERDICT_FIELDS) for verdict in row.verdicts],
+            row.mended,
+            _packed(row.session) if row.mended else None,
+        )
+        for row in rows
+    ]

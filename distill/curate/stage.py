@@ -36,20 +36,19 @@ UNPARSED, MANY_UNPARSED = "unparsed", 0.2
 """The reason of a verdict on a reply that cannot be read, and the share of such replies that is worth a warning."""
 
 
+Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[Any]]]]
+"""One flow per row; its id is the row's place, a colon and the session's id."""
+
+
 class Asking(Protocol):
     """Runs the flows of one filter; the caller chooses the engine and accounts for its requests."""
 
-    def __call__(
-        self, flows: Sequence[tuple[str, Callable[[], Flow[Any]]]], *, rule: str, role: str
-    ) -> Sequence[Outcome[Any]]:
-        """One outcome a flow, in their order; a flow's id is its place, a colon and its session's id.
-
-        Raises what `Engine.run` raises.
-        """
+    def __call__(self, flows: Flows, *, rule: str, role: str) -> Sequence[Outcome[Any]]:
+        """One outcome per flow, in their order. Raises what `Engine.run` raises."""
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Measurements:
     """Results of the filters that ask a model."""
 
     flows: int = 0
@@ -86,7 +85,8 @@ def curate(
     failed, and what `ask` raises; `tell` gets the counts before that.
     """
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
-    sift(rows, _silent(filters), processes=processes)
+    local = [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
+    sift(rows, local, processes=processes)
     asked = _apply_asking_rules(rows, filters, ask)
     chosen = held_out(_candidates(rows), test=test, seed=seed, near=near)
     tested = [row for row in rows if row.session.id in chosen]
@@ -112,63 +112,49 @@ def _asks(rule: RowFilter | AskingFilter) -> TypeGuard[AskingFilter]:
     return hasattr(rule, "role")
 
 
-def _silent(filters: Rules) -> list[tuple[str, RowFilter]]:
-    """The rules on a row that ask nobody."""
-    return [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
-
-
-def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking | None) -> _Asked:
-    """Once the engine has stopped nothing more is asked; what is left unmeasured then is kept."""
-    asked = _Asked()
+def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking | None) -> _Measurements:
+    """Once the engine has stopped nothing more is asked; rows without a measurement are kept."""
+    asked = _Measurements()
     for name, rule in filters:
-        if rule.scope == "row" and _asks(rule):
-            wanted = [row for row in rows if row.is_kept or rule.every_row]
-            asked.flows += len(wanted)
-            for row, outcome in zip(wanted, _outcomes(wanted, name, rule, ask, asked), strict=True):
-                if outcome is None or outcome.value is None:
-                    row.add(_not_measured(name, outcome))
-                    asked.failed.append((name, outcome.failures if outcome is not None else ()))
-                else:
-                    row.take(name, rule, outcome.value)
-            _say_unparsed(name, wanted)
+        if rule.scope != "row" or not _asks(rule):
+            continue
+        subjects = [row for row in rows if row.is_kept or rule.every_row]
+        asked.flows += len(subjects)
+        for row, outcome in zip(subjects, _outcomes(subjects, name, rule, ask, asked), strict=True):
+            if outcome is not None and outcome.value is not None:
+                row.take(name, rule, outcome.value)
+                continue
+            failures = outcome.failures if outcome is not None else ()
+            asked.failed.append((name, failures))
+            note = f"{failures[-1].reason}: {failures[-1].detail}" if failures else None
+            row.add(Verdict(rule=name, keep=True, reason=NOT_MEASURED, note=note))
+        unparsed = sum(1 for row in subjects if row.verdicts[-1].reason == UNPARSED)
+        if unparsed > MANY_UNPARSED * len(subjects):
+            console.warn(
+                f"{name}: {unparsed} of {len(subjects)} replies cannot be read; see the notes in kept.jsonl, and take a"
+                " stronger model or a greater max_tokens"
+            )
     return asked
 
 
-def _say_unparsed(name: str, rows: Sequence[MeasuredRow]) -> None:
-    """Warn where a rule can make nothing of a good part of the replies; they keep their rows."""
-    unparsed = sum(1 for row in rows if row.verdicts[-1].reason == UNPARSED)
-    if unparsed > MANY_UNPARSED * len(rows):
-        console.warn(
-            f"{name}: {unparsed} of {len(rows)} replies cannot be read; see the notes in kept.jsonl, and take a"
-            " stronger model or a greater max_tokens"
-        )
-
-
 def _outcomes(
-    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, asked: _Asked
+    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, asked: _Measurements
 ) -> Sequence[Outcome[Any] | None]:
     """How the rule's flow for each row ended; `None` where the engine stopped before."""
     if ask is None:
-        raise TypeError(f"the filter {name} asks the {rule.role}, and curate was given nobody to ask")
+        raise TypeError(f"the filter {name} asks the {rule.role}, and curate was called without `ask`")
     if asked.stopped is not None:
         return [None] * len(rows)
-    ids = [f"{place}:{row.session.id}" for place, row in enumerate(rows)]
+    flows = [(f"{place}:{row.session.id}", partial(rule.measure, row.session)) for place, row in enumerate(rows)]
     try:
-        flows = [(id, partial(rule.measure, row.session)) for id, row in zip(ids, rows, strict=True)]
         return ask(flows, rule=name, role=rule.role)
     except EngineStopped as stop:
         asked.stopped = stop
         finished = {outcome.id: outcome for outcome in stop.outcomes}
-        return [finished.get(id) for id in ids]
+        return [finished.get(id) for id, _ in flows]
 
 
-def _not_measured(name: str, outcome: Outcome[Any] | None) -> Verdict:
-    last = outcome.failures[-1] if outcome is not None and outcome.failures else None
-    note = f"{last.reason}: {last.detail}" if last is not None else None
-    return Verdict(rule=name, keep=True, reason=NOT_MEASURED, note=note)
-
-
-def _accept(asked: _Asked, max_failed: float) -> None:
+def _accept(asked: _Measurements, max_failed: float) -> None:
     """Raise what stopped the engine, or `StageIncomplete` when more failed than may fail."""
     if asked.stopped is not None:
         raise asked.stopped
@@ -220,18 +206,10 @@ def _write(
 def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
     """The sessions as they go on, with every verdict, those against them first."""
     for place, row in enumerate(rows):
-        meta = {**row.session.meta, "labels": _labels(row)}
-        if place == 0:
-            meta |= FIRST_META
-        verdicts = row.verdicts if row.is_kept else sorted(row.verdicts, key=lambda one: one.keep)
-        reply = [_text(one) for one in verdicts]
-        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": reply}
-
-
-def _labels(row: MeasuredRow) -> list[str]:
-    """Those that the session came with, and then those of the rules."""
-    found = row.labels
-    return [*(label for label in row.session.meta.get("labels", []) if label not in found), *found]
+        earlier = [label for label in row.session.meta.get("labels", []) if label not in row.labels]
+        meta = {**row.session.meta, "labels": [*earlier, *row.labels], **(FIRST_META if place == 0 else {})}
+        verdicts = [_text(one) for one in sorted(row.verdicts, key=lambda one: one.keep and not row.is_kept)]
+        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": verdicts}
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:
@@ -280,17 +258,21 @@ def options(context: Context) -> dict[str, Any]:
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage curate: every rule's verdict on every session."""
-    pass
-
     section = context.recipe.collect or recipe.Collect(test=0)
     engines: list[Engine] = []
+
+    def ask(flows: Flows, *, rule: str, role: str) -> Sequence[Outcome[Any]]:
+        with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
+            engines.append(engine_for(context, "curate", bar, {role: provider}, local=role == BASE))
+            return engines[-1].run(flows)
+
     try:
         counts = curate(
             context.folder,
             filters=[(rule.filter, filter_of(context, rule)) for rule in context.recipe.curate or []],
             test=context.recipe.held_out,
             seed=context.recipe.seed,
-            ask=partial(_ask_of_rows, context, engines),
+            ask=ask,
             max_failed=section.max_failed,
             tell=record.counts.update,
         )
@@ -313,20 +295,6 @@ def roles_of_filters(loaded: Recipe, allowed: Collection[str] = ()) -> set[str]:
     """Whom the curation rules ask: `judge`, `base`."""
     parts = [registry.part(FILTERS, rule.filter, kind="filter", allowed=allowed) for rule in loaded.curate or ()]
     return {part.role for part in parts if hasattr(part, "role")}
-
-
-def _ask_of_rows(
-    context: Context,
-    engines: list[Engine],
-    flows: Sequence[tuple[str, Callable[[], Flow[Any]]]],
-    *,
-    rule: str,
-    role: str,
-) -> Sequence[Outcome[Any]]:
-    """Drive one rule's flows: the student's model in this process, anybody else as in collect."""
-    with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
-        engines.append(engine_for(context, "curate", bar, {role: provider}, local=role == BASE))
-        return engines[-1].run(flows)
 
 
 @contextmanager
