@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 # isort: off
-from distill.cli import runs, planning, folders, models, data  # noqa: F401 - commands register in the order of --help
+from distill.cli import runs, planning, folders, chat, models, data  # noqa: F401 - commands register in the order of --help
 
 # isort: on
 from distill.cli.app import app

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from distill.collect.sessions import ROLE, lead, session
 from distill.text.echoes import is_echo, is_repeated, is_told
 from distill.text.thinking import split_answer
 from distill.text.wrappers import strip_quotes
-from distill.types import Answer, Completion, Failure, Flow, Message, Request
+from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 FAREWELL_WORDS = 14
 """A longer turn that thanks has something else to say too."""
@@ -70,12 +71,13 @@ Read: TypeAlias = Callable[[Completion, Sequence[Message]], Turn]
 
 
 def converse(
-    *, rounds: int, ask_user: Ask, read_user: Read, ask_teacher: Ask, opening: str = ""
+    *, rounds: int, ask_user: Ask, read_user: Read, system: str, sampling: Sampling, opening: str = ""
 ) -> Flow[Dialogue | Failure]:
     """Up to `rounds` exchanges, each a turn of the user and the teacher's answer; at least one, or a failure.
 
-    With an `opening` the first turn of the user is not asked. A transient failure ends it as a failure, so that it
-    is asked again and the rest is replayed; one that will not pass, or an unusable turn, ends it before that exchange.
+    The teacher answers under `system`. With an `opening` the first turn of the user is not asked. A transient failure
+    ends it as a failure, so that it is asked again and the rest is replayed; a permanent failure or an unusable turn
+    ends it before that exchange.
     """
     reply = Dialogue()
     for number in range(rounds):
@@ -90,7 +92,7 @@ def converse(
             reply.ended = turn.ended
             break
         asked = [*reply.messages, Message("user", turn.text)]
-        answer: Answer = yield ask_teacher(asked)
+        answer: Answer = yield Request(role=ROLE, messages=(*lead(system), *asked), sampling=sampling)
         if isinstance(answer, Failure):
             return _given_up(reply, answer)
         read = split_answer(answer, "strip")
@@ -105,6 +107,20 @@ def converse(
             reply.truncated, reply.ended = True, "cut_answer"
             break
     return reply if reply.messages else _nothing(reply)
+
+
+def dialogue_session(task: Task, reply: Dialogue, *, system: str, strategy: str, **more: Any) -> Session:
+    """The session of a dialogue under `system`; `more` is for its meta."""
+    return session(
+        task,
+        [*lead(system), *reply.messages],
+        strategy=strategy,
+        keys=reply.keys,
+        truncated=reply.truncated,
+        **more,
+        ended=reply.ended,
+        leaks=reply.leaks,
+    )
 
 
 def _given_up(reply: Dialogue, failure: Failure) -> Dialogue | Failure:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any, Literal, TypeAlias
 
+from distill import recipe
 from distill.core import assets
 from distill.text.thinking import Handling, split_answer
 from distill.types import Completion, Failure, Message, Session, Task
@@ -15,6 +16,19 @@ InputForm: TypeAlias = Literal["below", "labelled", "before", "varied"]
 """How a task's input is put. `below`: after the instruction and a blank line. `labelled`: the same under a heading
 "Input:". `before`: in front of the instruction. `varied`: one of seven forms with an input or six without, drawn for
 each task, as Self-Instruct writes its training rows."""
+
+
+class TurnOptions(recipe.BaseOptions):
+    """Options of strategies whose sessions have one turn."""
+
+    system: str = ""
+    """System message of every request, and of every session: the student learns under it. Empty: none."""
+    input: InputForm = "below"
+    """How a task's input is put: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
+    for each task, with or without an input."""
+    thoughts: Handling = "separate"
+    """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
+
 
 _FORMS = {
     "below": "$instruction\n\n$input",

@@ -1,7 +1,7 @@
 """Streams rows of foreign JSON Lines or JSON array files, each with its line number.
 
-A row that cannot be read is told with its line and the rest goes on; only an array that breaks off ends the reading,
-as nothing says where its next element would start.
+A row that cannot be read is rejected with its line number, and reading goes on; only a broken array ends it, since
+nothing says where the next element would start.
 """
 
 from __future__ import annotations
@@ -54,22 +54,25 @@ def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
         if _first_char(file) == b"[":
             yield from _array_rows(file, path)
         else:
-            for line, raw in enumerate(file, start=1):
-                if (row := _line_row(raw, line)) is not None:
-                    yield row
+            for found in _text_lines(file):
+                yield found if isinstance(found, RejectedRow) else _line_row(*found)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
     with _opened(path) as file:
-        for line, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                yield RejectedRow(line, "not_utf8", str(error))
-                continue
-            if text:
-                yield line, text
+        yield from _text_lines(file)
+
+
+def _text_lines(file: BinaryIO) -> Iterator[tuple[int, str] | RejectedRow]:
+    for line, raw in enumerate(file, start=1):
+        try:
+            text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            yield RejectedRow(line, "not_utf8", str(error))
+            continue
+        if text:
+            yield line, text
 
 
 def starts_with(path: Path, magic: bytes) -> bool:
@@ -94,13 +97,7 @@ def _first_char(file: BinaryIO) -> bytes:
     return found
 
 
-def _line_row(raw: bytes, line: int) -> ForeignRow | RejectedRow | None:
-    try:
-        text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        return RejectedRow(line, "not_utf8", str(error))
-    if not text:
-        return None
+def _line_row(line: int, text: str) -> ForeignRow | RejectedRow:
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:

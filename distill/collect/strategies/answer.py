@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from random import Random
 
-from distill import recipe
-from distill.collect.sessions import ROLE, InputForm, one_turn, opening
+from distill.collect.sessions import ROLE, TurnOptions, one_turn, opening
 from distill.recipe import Asks
-from distill.text.thinking import Handling
 from distill.types import Completion, Failure, Flow, Request, Sampling, Session, Task
 
 
 class Answer:
     """One request per task to the teacher, with an optional system message."""
 
-    class Options(recipe.BaseOptions):
+    class Options(TurnOptions):
         """Options of `collect: {strategy: answer}`."""
-
-        system: str = ""
-        """System message of every request, and of every session: the student learns under it. Empty: none."""
-        input: InputForm = "below"
-        """How a task's input is put: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
-        for each task, with or without an input."""
-        thoughts: Handling = "separate"
-        """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
 
         @property
         def asks(self) -> Asks:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distill import recipe
-from distill.collect.sessions import ROLE, InputForm, opening, session
+from distill.collect.sessions import ROLE, TurnOptions, opening, session
 from distill.core import assets
 from distill.errors import RecipeError
 from distill.recipe import Asks
@@ -71,7 +71,7 @@ class BestOf:
     `meta.others` with their scores.
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(TurnOptions):
         """Options of `collect: {strategy: best_of}`."""
 
         samples: Annotated[int, Field(ge=2, le=64)] = 4
@@ -91,12 +91,6 @@ class BestOf:
         unsolved: Literal["fail", "keep"] = "fail"
         """What becomes of a task of which no answer passes the check: a failure (set `collect.max_failed` to what you
         expect), or a session with the label `check_failed`."""
-        system: str = ""
-        """System message of every request and session; see the strategy `answer`."""
-        input: InputForm = "below"
-        """How a task's input is put; see the strategy `answer`."""
-        thoughts: Handling = "separate"
-        """What becomes of a reasoning teacher's thoughts; see the strategy `answer`. They are never judged."""
 
         @property
         def asks(self) -> Asks:

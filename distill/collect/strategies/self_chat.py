@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill import recipe
-from distill.collect.dialogue import Dialogue, Turn, converse, user_turn, without_leak
-from distill.collect.sessions import ROLE, lead, put, session
+from distill.collect.dialogue import Dialogue, Turn, converse, dialogue_session, user_turn, without_leak
+from distill.collect.sessions import ROLE, put
 from distill.core import assets
 from distill.recipe import Asks
 from distill.text.echoes import instructions, is_repeated
@@ -81,15 +81,8 @@ class SelfChat:
         reply = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
         if isinstance(reply, Failure):
             return reply
-        return session(
-            task,
-            [*lead(self.options.system), *reply.messages],
-            strategy="self_chat",
-            keys=reply.keys,
-            truncated=reply.truncated,
-            dialogue=self.options.dialogue,
-            ended=reply.ended,
-            leaks=reply.leaks,
+        return dialogue_session(
+            task, reply, system=self.options.system, strategy="self_chat", dialogue=self.options.dialogue
         )
 
     def _in_one(self, topic: str) -> Flow[Dialogue | Failure]:
@@ -119,13 +112,12 @@ class SelfChat:
         def read_visitor(answer: Completion, before: Sequence[Message]) -> Turn:
             return user_turn(answer, before, markers=(VISITOR, HELPER), told=self._told)
 
-        def ask_helper(before: Sequence[Message]) -> Request:
-            return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
-
-        return (
-            yield from converse(
-                rounds=self.options.exchanges, ask_user=ask_visitor, read_user=read_visitor, ask_teacher=ask_helper
-            )
+        return converse(
+            rounds=self.options.exchanges,
+            ask_user=ask_visitor,
+            read_user=read_visitor,
+            system=self.options.system,
+            sampling=self.sampling,
         )
 
     def _request(self, text: str, mark: str, sampling: Sampling, *, keeps_mark: bool = False) -> Request:

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distill import recipe
-from distill.collect.dialogue import Turn, converse, user_turn
-from distill.collect.sessions import ROLE, lead, put, session, text_of
+from distill.collect.dialogue import Turn, converse, dialogue_session, user_turn
+from distill.collect.sessions import put, text_of
 from distill.core import assets
 from distill.recipe import Asks
 from distill.text.echoes import instructions
@@ -77,29 +77,22 @@ class UserSimulator:
             messages = (Message("system", part), self._begin, *exchanged(before))
             return Request(role=USER, messages=messages, sampling=self._playing)
 
-        def ask_teacher(before: Sequence[Message]) -> Request:
-            return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
+        def read_user(answer: Completion, before: Sequence[Message]) -> Turn:
+            return user_turn(answer, before, closing=CLOSING, told=self._told)
 
-        opening = topic if self.options.opening == "task" else ""
         reply = yield from converse(
-            rounds=rounds, ask_user=ask_user, read_user=self._read, ask_teacher=ask_teacher, opening=opening
+            rounds=rounds,
+            ask_user=ask_user,
+            read_user=read_user,
+            system=self.options.system,
+            sampling=self.sampling,
+            opening=topic if self.options.opening == "task" else "",
         )
         if isinstance(reply, Failure):
             return reply
-        return session(
-            task,
-            [*lead(self.options.system), *reply.messages],
-            strategy="user_simulator",
-            keys=reply.keys,
-            truncated=reply.truncated,
-            persona=persona,
-            rounds=rounds,
-            ended=reply.ended,
-            leaks=reply.leaks,
+        return dialogue_session(
+            task, reply, system=self.options.system, strategy="user_simulator", persona=persona, rounds=rounds
         )
-
-    def _read(self, answer: Completion, before: Sequence[Message]) -> Turn:
-        return user_turn(answer, before, closing=CLOSING, told=self._told)
 
 
 def exchanged(messages: Sequence[Message]) -> list[Message]:

@@ -19,9 +19,9 @@ from distill.types import Session
 
 EXPORTERS = {
     "alpaca": "distill.formats.exporters.json_files:alpaca",
-    "hub": "distill.formats.exporters.hub:HubExporter",
+    "hub": "distill.formats.exporters.tables:HubExporter",
     "openai": "distill.formats.exporters.json_files:openai",
-    "parquet": "distill.formats.exporters.parquet:ParquetExporter",
+    "parquet": "distill.formats.exporters.tables:ParquetExporter",
     "sharegpt": "distill.formats.exporters.json_files:sharegpt",
 }
 COMPARISONS = {
@@ -79,12 +79,18 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out`, which takes its place at the end of the block. Raises `RunFolderError`."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} is there already; remove it, or give another --out")
+    with replacing(out) as folder:
+        folder.mkdir()
+        yield folder
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A path beside `out`; what is written there takes the place of `out` at the end. Raises `RunFolderError`."""
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as parent:
-            folder = Path(parent) / out.name
-            folder.mkdir()
-            yield folder
-            folder.rename(out)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+            yield Path(folder) / out.name
+            (Path(folder) / out.name).replace(out)
     except OSError as error:
         raise RunFolderError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
 

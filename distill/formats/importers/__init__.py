@@ -19,13 +19,13 @@ from distill.types import Session, Task
 
 IMPORTERS = {
     "alpaca": "distill.formats.importers.json_files:alpaca",
-    "datasets": "distill.formats.importers.datasets:DatasetsImporter",
+    "datasets": "distill.formats.importers.tables:DatasetsImporter",
     "distill": "distill.formats.importers.json_files:distill",
-    "hub": "distill.formats.importers.hub:HubImporter",
-    "lines": "distill.formats.importers.lines:LinesImporter",
+    "hub": "distill.formats.importers.tables:HubImporter",
+    "lines": "distill.formats.importers.json_files:LinesImporter",
     "oasst": "distill.formats.importers.json_files:OasstImporter",
     "openai": "distill.formats.importers.json_files:openai",
-    "parquet": "distill.formats.importers.parquet:ParquetImporter",
+    "parquet": "distill.formats.importers.tables:ParquetImporter",
     "prompt_response": "distill.formats.importers.json_files:prompt_response",
     "questions": "distill.formats.importers.json_files:questions",
     "self_instruct": "distill.formats.importers.json_files:self_instruct",

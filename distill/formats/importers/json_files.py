@@ -1,4 +1,4 @@
-"""Importers of JSON and JSON Lines files: Alpaca, OpenAI, ShareGPT and other schemas."""
+"""Imports text, JSON and JSON Lines files: a prompt per line, Alpaca, OpenAI, ShareGPT and other schemas."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 from distill.formats import schemas
 from distill.formats.importers import Address
-from distill.formats.json_rows import RejectedRow, json_rows
+from distill.formats.json_rows import RejectedRow, json_rows, text_lines
 from distill.formats.oasst_trees import threads
+from distill.types import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,22 @@ class OasstImporter:
     def read(self, address: Address) -> Iterator[schemas.ParsedRow | RejectedRow]:
         """The conversation of every tree."""
         return threads(json_rows(Path(address.path)))
+
+
+class LinesImporter:
+    """A text file with one prompt per line: tasks, not sessions."""
+
+    takes: frozenset[str] = frozenset()
+
+    def read(self, address: Address) -> Iterator[schemas.ParsedRow | RejectedRow]:
+        """Every line that is not blank."""
+        for found in text_lines(Path(address.path)):
+            if isinstance(found, RejectedRow):
+                yield found
+                continue
+            line, text = found
+            messages = (Message("user", text),)
+            yield schemas.ParsedRow(line=line, messages=messages, instruction=text, meta={"source": address.name})
 
 
 alpaca = partial(JsonImporter, schemas.alpaca)
