@@ -106,7 +106,10 @@ def converse(
         if answer.finish == "length":
             reply.truncated, reply.ended = True, "cut_answer"
             break
-    return reply if reply.messages else _nothing(reply)
+    if reply.messages:
+        return reply
+    detail = f"no exchange took place; the conversation ended with: {reply.ended}"
+    return Failure(key="", reason="no_exchange", detail=detail, transient=False)
 
 
 def dialogue_session(task: Task, reply: Dialogue, *, system: str, strategy: str, **more: Any) -> Session:
@@ -128,12 +131,6 @@ def _given_up(reply: Dialogue, failure: Failure) -> Dialogue | Failure:
         return failure
     reply.ended = f"failed_{failure.reason}"
     return reply
-
-
-def _nothing(reply: Dialogue) -> Failure:
-    return Failure(
-        key="", reason="no_exchange", detail=f"no exchange came about; it ended with: {reply.ended}", transient=False
-    )
 
 
 def user_turn(

@@ -194,13 +194,11 @@ def _source_options(loaded: Recipe) -> dict[str, Any]:
         key = f"sources.{source.called}"
         found |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
         if source.max_tokens is not None:
-            found[f"{key}.tokenizer sha256"] = _tokenizer_sha256(source.tokenizer or model)
+            tokenizer = source.tokenizer or model
+            path = Path(tokenizer) / "tokenizer.json"
+            digest = file_sha256(path) if path.is_file() else weights.fingerprint(tokenizer)
+            found[f"{key}.tokenizer sha256"] = digest
     return found
-
-
-def _tokenizer_sha256(model: str) -> str:
-    path = Path(model) / "tokenizer.json"
-    return file_sha256(path) if path.is_file() else weights.fingerprint(model)
 
 
 def tasks_of(context: Context) -> list[Task]:

@@ -38,14 +38,10 @@ def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) 
         if len(chosen) == test:
             break
         prompt = prompt_of(session)
-        if _falls_on_test_side(prompt, seed) and index.near(prompt) is None:
+        if sha256(f"{seed}:{normalise(prompt)}".encode()).digest()[0] < 128 and index.near(prompt) is None:
             index.add(session.id, prompt)
             chosen.add(session.id)
     return chosen
-
-
-def _falls_on_test_side(prompt: str, seed: int) -> bool:
-    return sha256(f"{seed}:{normalise(prompt)}".encode()).digest()[0] < 128
 
 
 class _Prompts:

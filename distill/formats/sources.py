@@ -98,7 +98,11 @@ def ingest(
         imported[source.name] = [
             copy
             for one in sessions(source, counts, seed, allowed)
-            for copy in _weighted(_named(one, source.name), source.weight, seed)
+            for copy in _weighted(
+                replace(one, id=f"{source.name}/{one.id}", meta={**one.meta, "imported": source.name}),
+                source.weight,
+                seed,
+            )
         ]
         if not imported[source.name]:
             raise RecipeError(f"sources: {nothing_read(source, counts, 'sessions')}")
@@ -113,10 +117,6 @@ def ingest(
         "import_reasons": dict(Counter(row["reason"] for row in rejected).most_common()),
         "import_repairs": dict(repairs.most_common()),
     }
-
-
-def _named(session: Session, name: str) -> Session:
-    return replace(session, id=f"{name}/{session.id}", meta={**session.meta, "imported": name})
 
 
 def sessions(dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Session]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,7 +11,6 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from distill.core import credentials
-from distill.core.embedded import EMBEDDED
 from distill.core.redaction import STRUCK
 from distill.types import Sampling
 
@@ -31,13 +29,6 @@ class BaseOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
     path_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, paths in a list or by name, or an embedded model's name: `load` resolves and hashes."""
-
-    def paths(self) -> list[str]:
-        """What those fields hold, embedded models left out."""
-        held = [getattr(self, name) for name in self.path_fields]
-        lists = [list(one.values()) if isinstance(one, Mapping) else one for one in held]
-        named = [value for one in lists for value in (one if isinstance(one, (list, tuple)) else [one])]
-        return [value for value in named if value and value not in EMBEDDED]
 
 
 class Price(BaseOptions):
@@ -189,6 +180,7 @@ class PartSection(BaseModel):
     """A section that names a part and carries that part's options beside its own keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    path_fields: ClassVar[tuple[str, ...]] = ()
     options: Annotated[Any, Field(exclude=True)] = None
     """The part's validated options; filled by `load`."""
 
@@ -196,6 +188,7 @@ class PartSection(BaseModel):
 class Expand(PartSection):
     """Grow tasks from seeds."""
 
+    path_fields = ("seeds",)
     strategy: str = "self_instruct"
     seeds: str = "seeds/general.jsonl"
     tasks: Annotated[int, Field(ge=1)]
@@ -204,6 +197,7 @@ class Expand(PartSection):
 class Collect(PartSection):
     """Have the teacher answer the tasks."""
 
+    path_fields = ("tasks",)
     strategy: str = "answer"
     tasks: str | None = None
     """A file of tasks (our JSONL, or text with a prompt a line) in place of `expand`."""
@@ -365,6 +359,7 @@ class Benchmarks(BaseOptions):
 class Compare(BaseOptions):
     """Ask student, base and teacher the same prompts."""
 
+    path_fields = ("prompts", "answers")
     metrics: Annotated[list[Metric], Field(default_factory=_usual_metrics)]
     """Names, or mappings such as `{metric: similarity, model: FOLDER}`."""
     prompts: str | None = None

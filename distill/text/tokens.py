@@ -11,11 +11,6 @@ _ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in ra
 """What becomes of each ASCII character of a text: one table in place of a search, in a fifth of the time."""
 
 
-def words(text: str) -> list[str]:
-    """Pieces between white space."""
-    return text.split()
-
-
 def rouge_tokens(text: str) -> list[str]:
     """Tokens as rouge_score makes them without stemming: runs of [a-z0-9] of the lower-cased text."""
     if text.isascii():
@@ -40,18 +35,11 @@ def rouge_l(prediction: Sequence[str], target: Sequence[str]) -> float:
     """
     from rapidfuzz.distance import LCSseq
 
-    if not prediction or not target:
+    common = LCSseq.similarity(prediction, target)
+    if not common:
         return 0.0
-    return f_measure(LCSseq.similarity(prediction, target), len(prediction), len(target))
-
-
-def f_measure(common: int, predicted: int, targeted: int) -> float:
-    """F of precision `common / predicted` and recall `common / targeted`, in rouge_score's order of operations."""
-    precision = common / predicted
-    recall = common / targeted
-    if precision + recall > 0:
-        return 2 * precision * recall / (precision + recall)
-    return 0.0
+    precision, recall = common / len(prediction), common / len(target)
+    return 2 * precision * recall / (precision + recall)
 
 
 _HIDDEN = re.compile(

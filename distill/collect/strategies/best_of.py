@@ -128,7 +128,9 @@ class BestOf:
         judged = yield from self._judged(candidates, asked[-1].content, task)
         if isinstance(judged, Failure):
             return judged
-        best = _best(judged.candidates)
+        best = max(  # a whole answer before a cut one, a scored one before one without, then by score
+            judged.candidates, key=lambda each: (not each.truncated, each.score is not None, each.score or 0.0)
+        )
         if self.options.pick == "check" and not best.score and self.options.unsolved == "fail":
             detail = f"none of {len(candidates)} answers passes the check ({self.options.check})"
             return Failure(key=best.key, reason="check_failed", detail=detail, transient=False)
@@ -210,7 +212,7 @@ class BestOf:
 
     def _asked(self, template: str, **texts: str) -> Request:
         """A question about texts that are material and end nothing in it, whatever they hold."""
-        text = assets.fill(template, **{name: _material(each) for name, each in texts.items()})
+        text = assets.fill(template, **{name: _CLOSING.sub(r"\1> >>", harmless(each)) for name, each in texts.items()})
         return Request(role=JUDGE, messages=(Message("user", text),), sampling=self._judging)
 
 
@@ -241,11 +243,6 @@ def _scored(candidates: Sequence[Candidate], scores: Sequence[float | None]) -> 
     return tuple(replace(each, score=score) for each, score in zip(candidates, scores, strict=True))
 
 
-def _best(candidates: Sequence[Candidate]) -> Candidate:
-    """A whole answer before a cut one, a scored one before one without, then by score; of equals the first drawn."""
-    return max(candidates, key=lambda each: (not each.truncated, each.score is not None, each.score or 0.0))
-
-
 def _shares(candidates: Sequence[Candidate]) -> list[float]:
     """By candidate, the share of votes that its final answer has; cut ones vote only where all are cut."""
     votes = [vote(each.plain) for each in candidates]
@@ -273,10 +270,6 @@ def _verdict(reply: Answer, read: Callable[..., float | None], *texts: str) -> f
         return None
     said = split_thoughts(reply)
     return None if said.is_open else read(said.answer, *texts)
-
-
-def _material(text: str) -> str:
-    return _CLOSING.sub(r"\1> >>", harmless(text))
 
 
 def score_of(reply: str, *texts: str) -> float | None:

@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 
 from distill import recipe
 from distill.compare.metrics import Measure, Model, Sample, Scores
-from distill.text.tokens import words
 
 N = 4
 """Words of a phrase."""
@@ -56,7 +55,7 @@ class Diversity:
 
     def score(self, sample: Sample) -> Scores:
         """`stock_phrases` and `distinct_words`, 0 to 1; none of an empty answer."""
-        reply = [word.casefold() for word in words(sample.answer.text)]
+        reply = [word.casefold() for word in sample.answer.text.split()]
         scores = {"distinct_words": len(set(reply)) / len(reply)} if reply else {}
         phrases, holders = _phrases(sample), self._holders.get(sample.model, Counter())
         if phrases:
@@ -65,5 +64,5 @@ class Diversity:
 
 
 def _phrases(sample: Sample) -> Phrases:
-    reply = [word.casefold() for word in words(sample.answer.text)]
+    reply = [word.casefold() for word in sample.answer.text.split()]
     return frozenset(zip(*(islice(reply, start, None) for start in range(N)), strict=False))

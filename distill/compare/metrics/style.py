@@ -14,7 +14,6 @@ from typing import Literal
 
 from distill import recipe
 from distill.compare.metrics import Measure, Sample, Scores
-from distill.text.tokens import words
 
 N = 4
 """Words in a row that count as repeated when they come again (Welleck et al., 2020, use 4 too)."""
@@ -147,13 +146,13 @@ class Style:
         Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
         was recorded without how it ended.
         """
-        reply = words(sample.answer.text)
+        reply = sample.answer.text.split()
         found = features(sample.answer.text)
         info = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
         scores = {name: found[feature] for name, feature in info} if reply else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
-        if sample.reference is not None and (reference := words(sample.reference.text)):
+        if sample.reference is not None and (reference := sample.reference.text.split()):
             scores["length_ratio"] = len(reply) / len(reference)
             if sample.model != "teacher":
                 scores["style_distance"] = self._distance(found, features(sample.reference.text))
@@ -167,7 +166,7 @@ class Style:
 
 def features(text: str) -> dict[str, float]:
     """The manner of a text, by the names of `FEATURES`; an empty one has all at 0."""
-    count = len(words(text))
+    count = len(text.split())
     return {name: measure(text, count) if count else 0.0 for name, (measure, _) in FEATURES.items()}
 
 

@@ -54,7 +54,9 @@ class Format:
 
     def measure(self, session: Session) -> dict[str, str]:
         """Each problem found, with a piece of text that shows it."""
-        found = {"roles": _wrong_order(session.messages), "end": _wrong_end(session.messages)}
+        has_end = bool(session.messages) and session.messages[-1].role == "assistant"
+        wrong_end = "" if has_end else "the last turn is not the assistant's"
+        found = {"roles": _wrong_order(session.messages), "end": wrong_end}
         for message in session.messages:
             for problem, shown in _in_text(message).items():
                 found[problem] = found.get(problem) or shown
@@ -72,10 +74,6 @@ def _wrong_order(messages: Sequence[Message]) -> str:
     turns = roles[1:] if roles[:1] == ["system"] else roles
     expected = [("user", "assistant")[place % 2] for place in range(len(turns))]
     return "" if turns and turns == expected else " ".join(roles[:12]) or "no messages"
-
-
-def _wrong_end(messages: Sequence[Message]) -> str:
-    return "" if messages and messages[-1].role == "assistant" else "the last turn is not the assistant's"
 
 
 def _in_text(message: Message) -> dict[str, str]:

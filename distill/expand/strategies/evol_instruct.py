@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
@@ -21,15 +21,12 @@ from distill.text.wrappers import bare, refuses
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
 Operation: TypeAlias = Literal["constraints", "deepening", "concretizing", "reasoning", "complicate_input", "breadth"]
-OPERATIONS: tuple[Operation, ...] = (
-    *("constraints", "deepening", "concretizing", "reasoning", "complicate_input"),
-    "breadth",
-)
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """Five in depth and one in breadth (WizardLM, section 3.2)."""
 FORMATS = ("a CSV table", "XML", "JSON", "a SQL table with its rows", "Python code", "an HTML page", "a log file")
 """What `complicate_input` may add; one is drawn for each request."""
 Criterion: TypeAlias = Literal["equal", "sorry", "no_words", "marker_words"]
-CRITERIA: tuple[Criterion, ...] = ("equal", "sorry", "no_words", "marker_words")
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 SORRY_WORDS = 80
 """An answer with "sorry" in it and fewer words than that shows a task that the teacher cannot do."""
 MARKER_WORDS = (
@@ -209,7 +206,8 @@ class EvolInstruct(PoolGrowth):
             reason = _unanswered(answer)
             if reason == "unanswered" or reason in chosen:
                 return pool.with_fault(task, str(reason))
-            return _with_output(task, answer)
+            if isinstance(answer, Completion) and answer.finish != "length":
+                return replace(task, meta={**task.meta, "output": split_thoughts(answer).answer})
         return task
 
 
@@ -225,12 +223,6 @@ def _unanswered(answer: Completion | Failure) -> str | None:
         return "unanswered"
     reply = split_thoughts(answer)
     return None if reply.is_open else answer_fault(reply.answer)
-
-
-def _with_output(task: Task, answer: Completion | Failure | None) -> Task:
-    if not isinstance(answer, Completion) or answer.finish == "length":
-        return task
-    return Task(task.id, task.instruction, task.input, {**task.meta, "output": split_thoughts(answer).answer})
 
 
 def has_marker_words(text: str) -> bool:

@@ -7,7 +7,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
@@ -31,10 +31,7 @@ Kind: TypeAlias = Literal[
     "opinion",
     "editing",
 ]
-KINDS: tuple[Kind, ...] = (
-    *("general", "contextual", "counterfactual", "coding", "reasoning", "trivia", "roleplay", "writing", "plan"),
-    *("explanation", "opinion", "editing"),
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+(\S[^\n]*)$", re.MULTILINE)
 _NUMBER_AGAIN = re.compile(r"\A\d+[.)][ \t]*")
 TOPIC_WORDS = 8
