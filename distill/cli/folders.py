@@ -59,12 +59,12 @@ def diff(
 
     if len(runs) < 2:
         raise RecipeError("diff: one run is given; name two, or more for a curve over data size")
-    found = [held.read(folder) for folder in runs]
-    info = held.diff(*found) if len(found) == 2 else held.curve(found)
+    compared = [held.read(folder) for folder in runs]
+    result = held.diff(*compared) if len(compared) == 2 else held.curve(compared)
     if as_json:
-        console.result(json.dumps(to_json(info), ensure_ascii=False, indent=1))
+        console.result(json.dumps(to_json(result), ensure_ascii=False, indent=1))
         return
-    for line in held.lines(info) if len(found) == 2 else held.curve_lines(info):
+    for line in held.lines(result) if len(compared) == 2 else held.curve_lines(result):
         console.result(line)
 
 

@@ -22,7 +22,7 @@ from distill.cli.app import (
 from distill.core import console
 
 
-def _listed(names: str | None) -> list[str]:
+def _names(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",")] if names else []
 
 
@@ -52,8 +52,8 @@ def run(
         recipe,
         run_dir=run_dir,
         overrides=set_ or (),
-        stages=_listed(stages) or None,
-        redo=_listed(redo),
+        stages=_names(stages) or None,
+        redo=_names(redo),
         retry_failed=retry_failed,
         accept_partial=accept_partial,
         new_journal=new_journal,
@@ -82,7 +82,7 @@ def _verb(name: str, help_text: str) -> None:
             run_dir=run_dir,
             overrides=set_ or (),
             stages=[name],
-            redo=_listed(redo),
+            redo=_names(redo),
             retry_failed=retry_failed,
             accept_partial=accept_partial,
             new_journal=new_journal,
@@ -126,7 +126,7 @@ def collect(
         run_dir=run_dir,
         overrides=set_ or (),
         stages=["collect"],
-        redo=_listed(redo),
+        redo=_names(redo),
         retry_failed=retry_failed,
         accept_partial=accept_partial,
         new_journal=new_journal,
@@ -169,16 +169,16 @@ def train(
     """
     from distill.pipeline import runner, training_plan
 
-    given: dict[str, Any] = {"run_dir": run_dir, "overrides": set_ or (), "allowed": allow_parts or ()}
+    options: dict[str, Any] = {"run_dir": run_dir, "overrides": set_ or (), "allowed": allow_parts or ()}
     if plan:
-        for line in training_plan.plan(recipe_or_run, **given):
+        for line in training_plan.plan(recipe_or_run, **options):
             console.result(line)
     if show_masks is not None:
-        training_plan.show_masks(recipe_or_run, show_masks, **given)
+        training_plan.show_masks(recipe_or_run, show_masks, **options)
     if not plan and show_masks is None:
-        given |= {"accept_partial": accept_partial, "new_journal": new_journal}
-        given["redo"] = ["train"] if fresh else _listed(redo)
-        runner.run_recipe(recipe_or_run, stages=["train"], **given)
+        options |= {"accept_partial": accept_partial, "new_journal": new_journal}
+        options["redo"] = ["train"] if fresh else _names(redo)
+        runner.run_recipe(recipe_or_run, stages=["train"], **options)
 
 
 _verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")

@@ -83,25 +83,25 @@ def converse(
     for number in range(rounds):
         turn, key = Turn(opening), ""
         if number or not opening:
-            heard: Answer = yield ask_user(reply.messages)
-            if isinstance(heard, Failure):
-                return _given_up(reply, heard)
-            turn, key = read_user(heard, reply.messages), heard.key
+            user_answer: Answer = yield ask_user(reply.messages)
+            if isinstance(user_answer, Failure):
+                return _given_up(reply, user_answer)
+            turn, key = read_user(user_answer, reply.messages), user_answer.key
         reply.leaks += [turn.leak] if turn.leak else []
         if turn.ended is not None:
             reply.ended = turn.ended
             break
-        asked = [*reply.messages, Message("user", turn.text)]
-        answer: Answer = yield Request(role=ROLE, messages=(*lead(system), *asked), sampling=sampling)
+        messages = [*reply.messages, Message("user", turn.text)]
+        answer: Answer = yield Request(role=ROLE, messages=(*lead(system), *messages), sampling=sampling)
         if isinstance(answer, Failure):
             return _given_up(reply, answer)
-        read = split_answer(answer, "strip")
-        if isinstance(read, Failure):
-            return _given_up(reply, read)
-        if not read.answer:
+        split = split_answer(answer, "strip")
+        if isinstance(split, Failure):
+            return _given_up(reply, split)
+        if not split.answer:
             reply.ended = "empty_answer"
             break
-        reply.messages[:] = [*asked, Message("assistant", read.answer)]
+        reply.messages[:] = [*messages, Message("assistant", split.answer)]
         reply.keys += [key, answer.key] if key else [answer.key]
         if answer.finish == "length":
             reply.truncated, reply.ended = True, "cut_answer"
@@ -139,26 +139,26 @@ def user_turn(
     *,
     markers: Sequence[str] = (),
     closing: str = "",
-    told: Sequence[str] = (),
+    prompt_lines: Sequence[str] = (),
 ) -> Turn:
     """Read a simulated user's turn; a turn that is no user's ends the conversation before it.
 
-    `markers` are those of the transcript that it continues, cut like any speaker's label; `closing` is what the user
-    was told to write when there is nothing left to ask, and `told` are the lines of its other instructions. The reasons
-    of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it says an instruction
-    of ours), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
+    `markers` are those of the transcript that it continues, cut like any speaker's label; `closing` is the text that
+    the user writes when nothing is left to ask, and `prompt_lines` are the lines of its other instructions. The reasons
+    of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it repeats a line of
+    the prompt), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
     """
-    read = split_answer(answer, "strip")
-    if isinstance(read, Failure):
-        return Turn("", read.reason)
-    text, leak = without_leak(strip_quotes(read.answer), markers)
+    split = split_answer(answer, "strip")
+    if isinstance(split, Failure):
+        return Turn("", split.reason)
+    text, leak = without_leak(strip_quotes(split.answer), markers)
     earlier = [message.content for message in before if message.role == "user"]
     answers = [message.content for message in before if message.role == "assistant"]
     ends = {
         "closed": closing and closing.casefold() in text.casefold(),
         "role_leak": (leak and not text) or _LIKE_ASSISTANT.search(text),
         "empty_user": not text,
-        "prompt_leak": is_told(text, told),
+        "prompt_leak": is_told(text, prompt_lines),
         "cut_user": answer.finish == "length" and leak is None,
         "thanks": is_farewell(text),
         "repeated": is_repeated(text, earlier),
@@ -175,10 +175,10 @@ def without_leak(text: str, markers: Sequence[str] = ()) -> tuple[str, str | Non
     for pattern in starts:
         if (label := pattern.match(text)) is not None:
             text = text[label.end() :].strip()
-    found = [match.start() for pattern in starts if (match := pattern.search(text)) is not None]
-    if not found:
+    positions = [match.start() for pattern in starts if (match := pattern.search(text)) is not None]
+    if not positions:
         return text, None
-    return text[: min(found)].strip(), "cut"
+    return text[: min(positions)].strip(), "cut"
 
 
 def is_farewell(text: str) -> bool:

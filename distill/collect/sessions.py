@@ -43,8 +43,8 @@ def put(task: Task, form: InputForm = "below", *, rng: Random) -> str:
     """The task as a user would write it; `rng` is drawn from for `varied` only."""
     if form == "varied":
         template = rng.choice(assets.load(VARIED[bool(task.input)]).split("\n---\n"))
-        given = {"input": task.input} if task.input else {}
-        return assets.fill(template, instruction=task.instruction, **given)
+        slots = {"input": task.input} if task.input else {}
+        return assets.fill(template, instruction=task.instruction, **slots)
     if not task.input:
         return task.instruction
     return assets.fill(_FORMS[form], instruction=task.instruction, input=task.input)
@@ -62,7 +62,7 @@ def opening(task: Task, *, system: str = "", form: InputForm = "below", rng: Ran
 
 def one_turn(
     task: Task,
-    asked: Iterable[Message],
+    prompt: Iterable[Message],
     answer: Completion | Failure,
     *,
     strategy: str,
@@ -79,7 +79,7 @@ def one_turn(
     reply = split_answer(answer, handling)
     if isinstance(reply, Failure):
         return reply
-    messages = (*asked, Message("assistant", reply.answer))
+    messages = (*prompt, Message("assistant", reply.answer))
     keys, is_cut = ([answer.key] if answer.key else []), answer.finish == "length"
     return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=reply.thoughts)
 

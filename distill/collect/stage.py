@@ -73,8 +73,8 @@ def collect(
     more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is finished is written
     first, in either case.
     """
-    chosen = {task.id: choose(task) for task in tasks}
-    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in chosen.items()}
+    choices = {task.id: choose(task) for task in tasks}
+    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in choices.items()}
     try:
         outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
     except EngineStopped as stop:
@@ -120,15 +120,15 @@ def _write(
     before: Sequence[Session],
 ) -> tuple[list[Session], list[dict[str, Any]]]:
     """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
-    came = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
+    results = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
     sessions = [
-        replace(session, id=_called(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
-        for outcome, of_task in came
+        replace(session, id=_session_id(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
+        for outcome, of_task in results
         for number, session in enumerate(of_task, start=1)
     ]
     failed = [
         {"id": outcome.id, "stage": "collect", "failures": _failures(outcome)}
-        for outcome, of_task in came
+        for outcome, of_task in results
         if not of_task
     ]
     write_rows(folder / "sessions.jsonl", [*before, *sessions])
@@ -142,7 +142,7 @@ def _sessions(value: TaskResult | None) -> tuple[Session, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def _called(task: str, number: int, tasks: Collection[str]) -> str:
+def _session_id(task: str, number: int, tasks: Collection[str]) -> str:
     """The id of a task's n-th session; never that of another task."""
     if number == 1:
         return task
@@ -174,11 +174,11 @@ def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) 
 def options(context: Context) -> dict[str, Any]:
     """What of the recipe decides the sessions, by key."""
     loaded = context.recipe
-    found = {"seed": loaded.seed, **_source_options(loaded)}
+    values = {"seed": loaded.seed, **_source_options(loaded)}
     if (section := loaded.collect) is None:
-        return found
+        return values
     return {
-        **found,
+        **values,
         **flat(section, "collect", only=("strategy", "tasks"), files=loaded.files),
         **flat(section.options, "collect", files=loaded.files),
         **of_part("collect.strategy", section.strategy),
@@ -189,16 +189,16 @@ def options(context: Context) -> dict[str, Any]:
 def _source_options(loaded: Recipe) -> dict[str, Any]:
     """The sources with what is in their files, and in their tokenizer's model."""
     model = loaded.student.model if loaded.student is not None else ""
-    found: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
+    values: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
     for source in loaded.sources:
         key = f"sources.{source.called}"
-        found |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
+        values |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
         if source.max_tokens is not None:
             tokenizer = source.tokenizer or model
             path = Path(tokenizer) / "tokenizer.json"
             digest = file_sha256(path) if path.is_file() else weights.fingerprint(tokenizer)
-            found[f"{key}.tokenizer sha256"] = digest
-    return found
+            values[f"{key}.tokenizer sha256"] = digest
+    return values
 
 
 def tasks_of(context: Context) -> list[Task]:

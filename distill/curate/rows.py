@@ -80,9 +80,9 @@ def sift(rows: Sequence[MeasuredRow], rules: Rules, *, processes: int | None = N
     processes = _useful(rows) if processes is None else processes
     with console.progress("curate: rules on each row", len(rows)) as bar:
         if processes > 1 and _may_leave(rules):
-            _elsewhere(rows, rules, processes, bar)
+            _in_processes(rows, rules, processes, bar)
         else:
-            _here(rows, rules, bar, done=0)
+            _in_this_process(rows, rules, bar, done=0)
 
 
 def _useful(rows: Sequence[MeasuredRow]) -> int:
@@ -99,7 +99,7 @@ def _may_leave(rules: Rules) -> bool:
     return True
 
 
-def _here(rows: Sequence[MeasuredRow], rules: Rules, bar: console.Progress, *, done: int) -> None:
+def _in_this_process(rows: Sequence[MeasuredRow], rules: Rules, bar: console.Progress, *, done: int) -> None:
     for chunk in _chunks(rows[done:]):
         _judge(chunk, rules)
         done += len(chunk)
@@ -126,32 +126,32 @@ def _chunks(rows: Sequence[MeasuredRow]) -> Iterator[Sequence[MeasuredRow]]:
 # --- with other processes
 
 
-def _elsewhere(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: console.Progress) -> None:
+def _in_processes(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: console.Progress) -> None:
     """Chunks go out and come back in the rows' order; what a process that died leaves undone is done here."""
     done = 0
     try:
-        for chunk, reply in _answered(rows, rules, processes):
+        for chunk, reply in _results(rows, rules, processes):
             for row, one in zip(chunk, reply, strict=True):
                 _unpack_into(row, one, rules)
             done += len(chunk)
             bar.update(done)
     except BrokenProcessPool:
         console.warn("curate: a process that measured rows has died, perhaps for want of memory; going on without it")
-        _here(rows, rules, bar, done=done)
+        _in_this_process(rows, rules, bar, done=done)
 
 
-def _answered(
+def _results(
     rows: Sequence[MeasuredRow], rules: Rules, count: int
 ) -> Iterator[tuple[Sequence[MeasuredRow], list[PackedVerdicts]]]:
-    waiting: deque[tuple[Sequence[MeasuredRow], Future[list[PackedVerdicts]]]] = deque()
+    futures: deque[tuple[Sequence[MeasuredRow], Future[list[PackedVerdicts]]]] = deque()
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
-                waiting.append((chunk, pool.submit(_verdicts_of, [_packed(row.session) for row in chunk])))
-            if len(waiting) >= AHEAD * count:
-                yield waiting[0][0], waiting.popleft()[1].result()
-        while waiting:
-            yield waiting[0][0], waiting.popleft()[1].result()
+                futures.append((chunk, pool.submit(_verdicts_of, [_packed(row.session) for row in chunk])))
+            if len(futures) >= AHEAD * count:
+                yield futures[0][0], futures.popleft()[1].result()
+        while futures:
+            yield futures[0][0], futures.popleft()[1].result()
 
 
 @contextmanager
@@ -173,8 +173,8 @@ def _unpacked(packed: Packed) -> Session:
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
 
-def _unpack_into(row: MeasuredRow, reply: PackedVerdicts, rules: Rules) -> None:
-    verdicts, row.mended, mended = reply
+def _unpack_into(row: MeasuredRow, packed: PackedVerdicts, rules: Rules) -> None:
+    verdicts, row.mended, mended = packed
     for (name, _), values in zip(rules, verdicts, strict=True):
         row.add(Verdict(rule=name, **dict(zip(VERDICT_FIELDS, values, strict=True))))
     if mended is not None:

@@ -87,23 +87,23 @@ def curate(
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
     local = [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
     sift(rows, local, processes=processes)
-    asked = _apply_asking_rules(rows, filters, ask)
-    chosen = held_out(_candidates(rows), test=test, seed=seed, near=near)
-    tested = [row for row in rows if row.session.id in chosen]
-    training = [row for row in rows if row.session.id not in chosen]
+    measurements = _apply_asking_rules(rows, filters, ask)
+    test_ids = held_out(_candidates(rows), test=test, seed=seed, near=near)
+    test_rows = [row for row in rows if row.session.id in test_ids]
+    training = [row for row in rows if row.session.id not in test_ids]
     _apply_set_rules(training, filters)
-    _drop_near(training, tested, near)
-    counts = _write(folder, rows, training, tested)
-    if asked.flows:
-        counts["failed"] = len(asked.failed)
-        counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in asked.failed)
-    if len(tested) < test:
-        counts["test_missing"] = test - len(tested)
+    _drop_near(training, test_rows, near)
+    counts = _write(folder, rows, training, test_rows)
+    if measurements.flows:
+        counts["failed"] = len(measurements.failed)
+        counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in measurements.failed)
+    if len(test_rows) < test:
+        counts["test_missing"] = test - len(test_rows)
     if tell is not None:
         tell(counts)
-    _accept(asked, max_failed)
-    if len(tested) < test:
-        console.warn(f"{len(tested)} of {test} prompts could be held out; bring in more, or lower `test`")
+    _accept(measurements, max_failed)
+    if len(test_rows) < test:
+        console.warn(f"{len(test_rows)} of {test} prompts could be held out; bring in more, or lower `test`")
     _require_some(counts)
     return counts
 
@@ -114,18 +114,18 @@ def _asks(rule: RowFilter | AskingFilter) -> TypeGuard[AskingFilter]:
 
 def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking | None) -> _Measurements:
     """Once the engine has stopped nothing more is asked; rows without a measurement are kept."""
-    asked = _Measurements()
+    measurements = _Measurements()
     for name, rule in filters:
         if rule.scope != "row" or not _asks(rule):
             continue
         subjects = [row for row in rows if row.is_kept or rule.every_row]
-        asked.flows += len(subjects)
-        for row, outcome in zip(subjects, _outcomes(subjects, name, rule, ask, asked), strict=True):
+        measurements.flows += len(subjects)
+        for row, outcome in zip(subjects, _outcomes(subjects, name, rule, ask, measurements), strict=True):
             if outcome is not None and outcome.value is not None:
                 row.take(name, rule, outcome.value)
                 continue
             failures = outcome.failures if outcome is not None else ()
-            asked.failed.append((name, failures))
+            measurements.failed.append((name, failures))
             note = f"{failures[-1].reason}: {failures[-1].detail}" if failures else None
             row.add(Verdict(rule=name, keep=True, reason=NOT_MEASURED, note=note))
         unparsed = sum(1 for row in subjects if row.verdicts[-1].reason == UNPARSED)
@@ -134,39 +134,39 @@ def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking
                 f"{name}: {unparsed} of {len(subjects)} replies cannot be read; see the notes in kept.jsonl, and take a"
                 " stronger model or a greater max_tokens"
             )
-    return asked
+    return measurements
 
 
 def _outcomes(
-    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, asked: _Measurements
+    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, measurements: _Measurements
 ) -> Sequence[Outcome[Any] | None]:
     """How the rule's flow for each row ended; `None` where the engine stopped before."""
     if ask is None:
         raise TypeError(f"the filter {name} asks the {rule.role}, and curate was called without `ask`")
-    if asked.stopped is not None:
+    if measurements.stopped is not None:
         return [None] * len(rows)
     flows = [(f"{place}:{row.session.id}", partial(rule.measure, row.session)) for place, row in enumerate(rows)]
     try:
         return ask(flows, rule=name, role=rule.role)
     except EngineStopped as stop:
-        asked.stopped = stop
+        measurements.stopped = stop
         finished = {outcome.id: outcome for outcome in stop.outcomes}
         return [finished.get(id) for id, _ in flows]
 
 
-def _accept(asked: _Measurements, max_failed: float) -> None:
+def _accept(measurements: _Measurements, max_failed: float) -> None:
     """Raise what stopped the engine, or `StageIncomplete` when more failed than may fail."""
-    if asked.stopped is not None:
-        raise asked.stopped
-    if len(asked.failed) <= max_failed * asked.flows:
+    if measurements.stopped is not None:
+        raise measurements.stopped
+    if len(measurements.failed) <= max_failed * measurements.flows:
         return
-    name, failures = asked.failed[-1]
+    name, failures = measurements.failed[-1]
     why = f" (such as {failures[-1].reason}: {failures[-1].detail})" if failures else ""
-    again = any(failure.transient for _, each in asked.failed for failure in each)
+    again = any(failure.transient for _, each in measurements.failed for failure in each)
     advice = "run again to ask once more" if again else "mend that; --retry-failed asks them once more"
     raise StageIncomplete(
-        f"{name}: {len(asked.failed)} of {asked.flows} rows could not be measured{why}, more than collect.max_failed"
-        f" ({max_failed:.0%}) allows; {advice}"
+        f"{name}: {len(measurements.failed)} of {measurements.flows} rows could not be measured{why}, more than"
+        f" collect.max_failed ({max_failed:.0%}) allows; {advice}"
     )
 
 
@@ -183,20 +183,20 @@ def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules) -> None:
 
 
 def _write(
-    folder: Path, rows: Sequence[MeasuredRow], training: Sequence[MeasuredRow], tested: Sequence[MeasuredRow]
+    folder: Path, rows: Sequence[MeasuredRow], training: Sequence[MeasuredRow], test_rows: Sequence[MeasuredRow]
 ) -> dict[str, Any]:
     kept = [row for row in training if row.is_kept]
     dropped = [row for row in rows if not row.is_kept]
-    for name, part in (("kept", kept), ("test", tested), ("dropped", dropped)):
+    for name, part in (("kept", kept), ("test", test_rows), ("dropped", dropped)):
         write_rows(folder / f"{name}.jsonl", _lines(part))
-    labels = Counter(label for row in (*kept, *tested) for label in row.labels)
-    mended = Counter(rule for row in (*kept, *tested) for rule in row.mended)
+    labels = Counter(label for row in (*kept, *test_rows) for label in row.labels)
+    mended = Counter(rule for row in (*kept, *test_rows) for rule in row.mended)
     return {
         "rows": len(rows),
         "kept": len(kept),
         "dropped": len(dropped),
-        "test": len(tested),
-        "labelled": sum(1 for row in (*kept, *tested) if row.labels),
+        "test": len(test_rows),
+        "labelled": sum(1 for row in (*kept, *test_rows) if row.labels),
         **funnel.tally([(row.session.id, row.verdicts) for row in rows]),
         "labels": dict(labels.most_common()),
         "mended": dict(mended.most_common()),
@@ -245,15 +245,15 @@ def options(context: Context) -> dict[str, Any]:
     """What of the recipe decides the verdicts, by key, with whom the rules ask."""
     loaded = context.recipe
     rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
-    found = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
+    values = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
     roles = roles_of_filters(loaded, context.allowed)
     if "judge" in roles and context.teachers is not None:
-        found |= flat(context.teachers.providers["judge"].endpoint, "judge")
-        found |= flat(judge_sampling(loaded), "judge.sampling")
+        values |= flat(context.teachers.providers["judge"].endpoint, "judge")
+        values |= flat(judge_sampling(loaded), "judge.sampling")
     if BASE in roles and loaded.student is not None:
-        found |= flat(loaded.student, "student", only=("template",))
-        found["student.model sha256"] = weights.fingerprint(loaded.student.model)
-    return found
+        values |= flat(loaded.student, "student", only=("template",))
+        values["student.model sha256"] = weights.fingerprint(loaded.student.model)
+    return values
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:

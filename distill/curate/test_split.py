@@ -20,8 +20,8 @@ def _candidates(rows: Sequence[MeasuredRow]) -> list[Session]:
 
     So compare holds the student against the teacher that it asks again, and not against whoever wrote the source.
     """
-    asked = [row for row in rows if IMPORTED not in row.session.meta]
-    return [row.session for row in asked or rows if row.is_kept]
+    collected = [row for row in rows if IMPORTED not in row.session.meta]
+    return [row.session for row in collected or rows if row.is_kept]
 
 
 def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) -> set[str]:
@@ -32,16 +32,16 @@ def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) 
     at most: fewer than `test` rows then. A prompt near one already held out is left to the training side, where it is
     dropped.
     """
-    chosen: set[str] = set()
+    ids: set[str] = set()
     index = _Prompts(near)
     for session in sessions:
-        if len(chosen) == test:
+        if len(ids) == test:
             break
         prompt = prompt_of(session)
         if sha256(f"{seed}:{normalise(prompt)}".encode()).digest()[0] < 128 and index.near(prompt) is None:
             index.add(session.id, prompt)
-            chosen.add(session.id)
-    return chosen
+            ids.add(session.id)
+    return ids
 
 
 class _Prompts:
@@ -63,19 +63,19 @@ class _Prompts:
         return self._index.near(comparable(prompt))
 
 
-def _drop_near(training: Iterable[MeasuredRow], tested: Iterable[MeasuredRow], near: float) -> None:
+def _drop_near(training: Iterable[MeasuredRow], test_rows: Iterable[MeasuredRow], near: float) -> None:
     """Drop rows that would teach what is tested."""
     index = _Prompts(near)
-    for row in tested:
+    for row in test_rows:
         index.add(row.session.id, prompt_of(row.session))
     for row in training:
-        if row.is_kept and (found := index.near(prompt_of(row.session))) is not None:
+        if row.is_kept and (neighbour := index.near(prompt_of(row.session))) is not None:
             verdict = Verdict(
                 rule="test_split",
                 keep=False,
                 reason="held_out",
-                value=found.rouge_l,
+                value=neighbour.rouge_l,
                 threshold=near,
-                neighbour=found.id,
+                neighbour=neighbour.id,
             )
             row.add(verdict)

@@ -120,7 +120,7 @@ def with_fault(task: Task, reason: str) -> Task:
 _NUMBERED = re.compile(r"(?:^|\n)\s*(?:\d+\s?\.(?:\s+|$))+")
 
 
-def numbered(text: str) -> list[str]:
+def numbered_items(text: str) -> list[str]:
     """The items of a continued list, split at numbers that begin a line.
 
     An item ends at a blank line, has its white space collapsed and its first letter raised.
@@ -140,7 +140,7 @@ _MARK_AGAIN = re.compile(r"\A\W*(?:\d+[ \t]?[.)][ \t]*)?(?:TASK|TSK)[ \t]*(?:#?\
 _LONE_BULLET = re.compile(r"\A[-*\u2022][ \t]+(?=[^\n]+\Z)")
 
 
-def marked(text: str) -> list[tuple[int, str]]:
+def marked_items(text: str) -> list[tuple[int, str]]:
     """The items behind marks such as `TASK 3:`, with their numbers; white space within them stays.
 
     What stands before the first mark is no item. Where no line begins with a mark, plain numbers (`3.`) count, and an
@@ -149,8 +149,8 @@ def marked(text: str) -> list[tuple[int, str]]:
     whole = _MARK.search(text) is not None
     pieces = (_MARK if whole else _NUMBER).split(text)[1:]
     items = zip(map(int, pieces[::2]), pieces[1::2], strict=True)
-    ended = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
-    return [(number, bare) for number, item in ended if (bare := _bare_item(item))]
+    texts = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
+    return [(number, bare) for number, item in texts if (bare := _bare_item(item))]
 
 
 def _bare_item(item: str) -> str:
@@ -200,8 +200,8 @@ def is_statement(instruction: str) -> bool:
 
 def form_fault(instruction: str, rules: Collection[str] | None = None) -> str | None:
     """Why the form of an instruction rules it out, or `None`: Self-Instruct's rules, in its order, or some of them."""
-    named = FORM_RULES if rules is None else {name: FORM_RULES[name] for name in FORM_RULES if name in rules}
-    return next((reason for reason, applies in named.items() if applies(instruction)), None)
+    applicable = FORM_RULES if rules is None else {name: FORM_RULES[name] for name in FORM_RULES if name in rules}
+    return next((reason for reason, applies in applicable.items() if applies(instruction)), None)
 
 
 def _opening(instruction: str) -> str:

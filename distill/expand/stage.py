@@ -27,13 +27,13 @@ def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapp
     Raises what `Engine.grow` raises, after writing the tasks admitted so far: they are the beginning of the same list.
     """
     try:
-        grown = engine.grow(growth, target)
+        result = engine.grow(growth, target)
     except EngineStopped as stop:
         if stop.grown is not None:
             _write(folder, stop.grown.tasks, growth)
         raise
-    _write(folder, grown.tasks, growth)
-    return _counts(growth, grown)
+    _write(folder, result.tasks, growth)
+    return _counts(growth, result)
 
 
 def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
@@ -42,18 +42,18 @@ def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
     write_rows(folder / "tasks.jsonl", tasks)
 
 
-def _counts(growth: Growth, grown: GrowthResult) -> dict[str, Any]:
+def _counts(growth: Growth, result: GrowthResult) -> dict[str, Any]:
     """Candidates are the tasks and those rejected by reason, `beyond_target` what the last request had too many."""
     rejected = dict(sorted(getattr(growth, "rejected", {}).items(), key=lambda item: (-item[1], item[0])))
-    surplus = grown.candidates - sum(rejected.values()) - len(grown.tasks)
+    surplus = result.candidates - sum(rejected.values()) - len(result.tasks)
     if hasattr(growth, "rejected") and surplus > 0:
         rejected["beyond_target"] = surplus
     return {
         "seeds": getattr(growth, "seeds", 0),
-        "requests": grown.requests,
-        "failed": len(grown.failures) + len(grown.errors),
-        "candidates": grown.candidates,
-        "tasks": len(grown.tasks),
+        "requests": result.requests,
+        "failed": len(result.failures) + len(result.errors),
+        "candidates": result.candidates,
+        "tasks": len(result.tasks),
         "rejected": rejected,
     }
 

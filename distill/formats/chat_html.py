@@ -31,19 +31,19 @@ def cleaned(text: str, *, answer: bool) -> tuple[str, list[str]]:
     `ValueError` for HTML that cannot be parsed.
     """
     repairs = []
-    found = _VARIANT.sub("", text)
-    if _is_page(found, answer):
-        found = _markdown(found)
+    page = _VARIANT.sub("", text)
+    if _is_page(page, answer):
+        page = _markdown(page)
         repairs.append("html_to_markdown")
-    elif answer and _BLOCK in found:
-        found = _with_blocks(found)
+    elif answer and _BLOCK in page:
+        page = _with_blocks(page)
         repairs.append("html_to_markdown")
-    if "Copy" in found:
-        found = _COPY_COUNT.sub("", _COPY_CODE.sub(r"```\1\n", _EMPTY_BLOCK.sub("", found)))
-    found = found.strip()
-    if not repairs and found != text.strip():
+    if "Copy" in page:
+        page = _COPY_COUNT.sub("", _COPY_CODE.sub(r"```\1\n", _EMPTY_BLOCK.sub("", page)))
+    page = page.strip()
+    if not repairs and page != text.strip():
         repairs.append("page_words_removed")
-    return found, repairs
+    return page, repairs
 
 
 def _is_page(text: str, answer: bool) -> bool:
@@ -96,5 +96,5 @@ def _only_code(block: Any) -> None:
 
 def _language(block: Any) -> str:
     """The language that a code block's class names; empty where there is none."""
-    found = (_LANGUAGE.search(name) for name in block.get("class") or [])
-    return next((match[1] for match in found if match), "")
+    matches = (_LANGUAGE.search(name) for name in block.get("class") or [])
+    return next((match[1] for match in matches if match), "")

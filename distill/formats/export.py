@@ -65,11 +65,11 @@ def export(
 
 def _rows(to: str, job: ExportJob) -> list[str]:
     exporter: Exporter = registry.part({**EXPORTERS, **COMPARISONS}, to, kind="format")()
-    done = exporter.export(job)
-    lines = [f"{job.out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
-    if done.refused:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in done.refused.items())
-        lines.append(f"{sum(done.refused.values()):,} rows left out, which {to} cannot hold: {reasons}")
+    result = exporter.export(job)
+    lines = [f"{job.out}: {result.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
+    if result.refused:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in result.refused.items())
+        lines.append(f"{sum(result.refused.values()):,} rows left out, which {to} cannot hold: {reasons}")
     return lines
 
 
@@ -100,7 +100,7 @@ def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
         models = {"base": f"pretrained={base}", "student": f"pretrained={base},peft={out}"}
     else:
         models = {}
-    return [f"lm-eval, {model}: {_harness_command(given, info)}" for model, given in models.items()]
+    return [f"lm-eval, {model}: {_harness_command(arguments, info)}" for model, arguments in models.items()]
 
 
 def _harness_command(model: str, info: Mapping[str, Any]) -> str:

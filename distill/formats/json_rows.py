@@ -54,8 +54,8 @@ def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
         if _first_char(file) == b"[":
             yield from _array_rows(file, path)
         else:
-            for found in _text_lines(file):
-                yield found if isinstance(found, RejectedRow) else _line_row(*found)
+            for row in _text_lines(file):
+                yield row if isinstance(row, RejectedRow) else _line_row(*row)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
@@ -90,11 +90,11 @@ def _opened(path: Path) -> BinaryIO:
 
 def _first_char(file: BinaryIO) -> bytes:
     """The first byte that is no white space and no byte order mark; the file is at its start again."""
-    found = b""
-    while not found and (piece := file.read(4096)):
-        found = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    char = b""
+    while not char and (piece := file.read(4096)):
+        char = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     file.seek(0)
-    return found
+    return char
 
 
 def _line_row(line: int, text: str) -> ForeignRow | RejectedRow:
@@ -143,9 +143,9 @@ class _Window:
         self._decoder = json.JSONDecoder(parse_constant=lambda _: None)
 
     def skip_to(self, char: str) -> None:
-        while (found := self._buffer.find(char)) < 0:
+        while (place := self._buffer.find(char)) < 0:
             self._read()
-        self._move(found + 1)
+        self._move(place + 1)
 
     def element(self) -> tuple[str, Any, int] | None:
         """The next element with its text and its line; `None` at the array's end."""
@@ -182,12 +182,12 @@ class _Window:
 
     def _read(self, error: BaseException | None = None) -> None:
         """Look further; what is behind is let go."""
-        kept = self._buffer[self._at :]
-        piece = self._piece(max(CHUNK_CHARS, len(kept))) if len(kept) < MAX_ROW_CHARS else ""
+        rest = self._buffer[self._at :]
+        piece = self._piece(max(CHUNK_CHARS, len(rest))) if len(rest) < MAX_ROW_CHARS else ""
         if not piece:
             why = f"not JSON ({getattr(error, 'msg', error)})" if error is not None else "the array has no end"
             raise RecipeError(f"{self._path}:{self._line}: {why}; is the file cut off?")
-        self._buffer, self._at = kept + piece, 0
+        self._buffer, self._at = rest + piece, 0
 
     def _piece(self, size: int) -> str:
         try:

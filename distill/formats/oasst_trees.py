@@ -67,16 +67,16 @@ def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, A
         return RejectedRow(line, fault.reason, str(fault))
     meta = {"language": root["lang"]} if isinstance(root.get("lang"), str) else {}
     id = next((value for name in ("message_tree_id", "message_id") if isinstance(value := tree.get(name), str)), None)
-    found = ParsedRow(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
-    return replace(found, repairs=tuple(dict.fromkeys(repairs)))
+    row = ParsedRow(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
+    return replace(row, repairs=tuple(dict.fromkeys(repairs)))
 
 
 def _path(root: Mapping[str, Any], below: Any) -> list[Message]:
     """From the root down, the best-ranked reply each time; deleted ones do not count, ties go to the first."""
     path = []
     level = [root]
-    while standing := [message for message in level if not message.get("deleted")]:
-        best = min(standing, key=_rank)
+    while messages := [message for message in level if not message.get("deleted")]:
+        best = min(messages, key=_rank)
         role, text = ROLES.get(str(best.get("role"))), best.get("text")
         if role is None or not isinstance(text, str):
             raise MalformedRow("bad_turn", "a message without a role or a text")

@@ -230,13 +230,13 @@ def splitter(tokenizer: str, max_tokens: int) -> Splitter:
         raise MissingPackage(f"splitting needs tokenizers; type: {install('train')}") from error
     path = _tokenizer_file(tokenizer)
     try:
-        loaded = Tokenizer.from_file(str(path))
+        encoder = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise RecipeError(
             f"{path}: no tokenizer ({str(error)[:100]}); expected a Hugging Face tokenizer.json"
         ) from error
-    loaded.no_truncation()
-    return Splitter(count=lambda text: len(loaded.encode(text, add_special_tokens=False).ids), max_tokens=max_tokens)
+    encoder.no_truncation()
+    return Splitter(count=lambda text: len(encoder.encode(text, add_special_tokens=False).ids), max_tokens=max_tokens)
 
 
 def _tokenizer_file(tokenizer: str) -> Path:

@@ -86,15 +86,15 @@ _UNKNOWN = re.compile(r'unknown key "([^"]+)"')
 
 def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
     """Take the keys that nothing knows out of the document; returns them."""
-    found: list[str] = []
+    dropped: list[str] = []
     while True:
         _, faults = _validated(document, parts)
-        unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in found]
+        unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in dropped]
         if not unknown:
-            return found
+            return dropped
         for key in unknown:
             _drop(document, key.split("."))
-        found += unknown
+        dropped += unknown
 
 
 def _drop(node: Any, keys: list[str]) -> None:
@@ -156,11 +156,11 @@ PATH_KEYS = (
 
 def parsed(text: str) -> tuple[str, Any]:
     """The key of an `a.b=c`, and its value, which is YAML. Raises `RecipeError`."""
-    key, equals, written = text.partition("=")
+    key, equals, yaml_text = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
     try:
-        return key, yaml.safe_load(written)
+        return key, yaml.safe_load(yaml_text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {key}: the value is no YAML: {why_no_yaml(error)}") from None
 
@@ -197,24 +197,24 @@ def _from_here(value: Any) -> Any:
 
 
 def _assign(node: Any, keys: list[str], value: Any) -> None:
-    reply = ".".join(keys)
+    dotted = ".".join(keys)
     for index, key in enumerate(keys[:-1]):
         if isinstance(node, dict):
             if node.get(key) is None:
                 node[key] = {}
             node = node[key]
         elif isinstance(node, list):
-            node = _rule_named(node, key, reply)
+            node = _rule_named(node, key, dotted)
         else:
-            raise RecipeError(f"--set {reply}: {'.'.join(keys[:index])} is a value, not a section")
+            raise RecipeError(f"--set {dotted}: {'.'.join(keys[:index])} is a value, not a section")
     if not isinstance(node, dict):
-        raise RecipeError(f"--set {reply}: {'.'.join(keys[:-1])} is no section")
+        raise RecipeError(f"--set {dotted}: {'.'.join(keys[:-1])} is no section")
     node[keys[-1]] = value
 
 
-def _rule_named(items: list[Any], name: str, reply: str) -> Any:
+def _rule_named(items: list[Any], name: str, dotted: str) -> Any:
     """The rule of a filter, or the teacher of a name, in a list of them."""
     names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
     if name not in names:
-        raise RecipeError(f'--set {reply}: no "{name}" in the recipe\'s list{suggest(name, names)}')
+        raise RecipeError(f'--set {dotted}: no "{name}" in the recipe\'s list{suggest(name, names)}')
     return items[names.index(name)]

@@ -20,31 +20,31 @@ Addressed = TypeVar("Addressed", Teacher, Student)
 
 def resolved(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     """The recipe with absolute paths and the SHA-256 of each file it names; and the faults found."""
-    found = _Paths(folder)
+    paths = _Paths(folder)
     changed: dict[str, Any] = {
-        name: found.section(name, section)
+        name: paths.section(name, section)
         for name in ("expand", "collect", "compare")
         if (section := getattr(recipe, name)) is not None
     }
     if recipe.curate is not None:
-        changed["curate"] = [found.part(f"curate.{rule.filter}", rule) for rule in recipe.curate]
+        changed["curate"] = [paths.part(f"curate.{rule.filter}", rule) for rule in recipe.curate]
     if recipe.compare is not None:
-        metrics = [found.part(f"compare.metrics.{one.metric}", one) for one in recipe.compare.metrics]
-        sides = {side: found.model(f"compare.{side}", one) for side, one in recipe.respondents.items()}
+        metrics = [paths.part(f"compare.metrics.{one.metric}", one) for one in recipe.compare.metrics]
+        sides = {side: paths.model(f"compare.{side}", one) for side, one in recipe.respondents.items()}
         changed["compare"] = changed["compare"].model_copy(update={"metrics": metrics, **sides})
-    changed["sources"] = [found.source(source) for source in recipe.sources]
-    teachers = [found.model("teacher", teacher) for teacher in recipe.teachers]
+    changed["sources"] = [paths.source(source) for source in recipe.sources]
+    teachers = [paths.model("teacher", teacher) for teacher in recipe.teachers]
     changed["teacher"] = teachers if isinstance(recipe.teacher, list) else next(iter(teachers), None)
-    changed |= {role: found.model(role, one) for role, one in recipe.roles.items()}
+    changed |= {role: paths.model(role, one) for role, one in recipe.roles.items()}
     if recipe.student is not None:
-        changed["student"] = found.model("student", recipe.student)
-    changed["reuse"] = [found.run_folder(value) for value in recipe.reuse]
-    found.faults += [
+        changed["student"] = paths.model("student", recipe.student)
+    changed["reuse"] = [paths.run_folder(value) for value in recipe.reuse]
+    paths.faults += [
         f"files: {path} has changed since this recipe was resolved; restore it, or start from the original recipe"
         for path, digest in recipe.files.items()
-        if found.files.get(path, digest) != digest
+        if paths.files.get(path, digest) != digest
     ]
-    return recipe.model_copy(update={**changed, "files": found.files}), found.faults
+    return recipe.model_copy(update={**changed, "files": paths.files}), paths.faults
 
 
 @dataclass(slots=True)

@@ -115,10 +115,10 @@ class Teacher(BaseOptions):
     @property
     def variables(self) -> dict[str, str]:
         """The environment variables that it names, each with the key that does."""
-        named = {} if self.api_key_env is None else {self.api_key_env: "api_key_env"}
-        named |= {variable: f"headers_env.{header}" for header, variable in self.headers_env.items()}
+        names = {} if self.api_key_env is None else {self.api_key_env: "api_key_env"}
+        names |= {variable: f"headers_env.{header}" for header, variable in self.headers_env.items()}
         others = credentials.variables(self.base_url, self.sampling.extra_body)
-        return named | {variable: "base_url or extra_body" for variable in others if variable not in named}
+        return names | {variable: "base_url or extra_body" for variable in others if variable not in names}
 
     @property
     def literals(self) -> list[tuple[str, str]]:

@@ -37,11 +37,11 @@ def final_answer(text: str) -> str:
     """
     text = text[-LONGEST_LOOKED_AT:]
     if (boxed := _boxed(text)) is not None:
-        return _bare(boxed)
+        return _plain(boxed)
     if announced := _ANNOUNCED.findall(text):
-        return _bare(announced[-1])
+        return _plain(announced[-1])
     lines = [line for line in text.splitlines() if line.strip()]
-    return _bare(lines[-1]) if lines else ""
+    return _plain(lines[-1]) if lines else ""
 
 
 def _boxed(text: str) -> str | None:
@@ -57,28 +57,28 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _bare(text: str) -> str:
+def _plain(text: str) -> str:
     plain = _TEXT.sub(r"\1", _FRACTION.sub(r"\1/\2", text))
     return " ".join(plain.split()).strip(_EDGES).rstrip("." + _EDGES)
 
 
 def number(text: str) -> Fraction | None:
     """The last number of a text: `1,234.5`, `-3/4`, `7`. `None` where there is none; a fraction over 0 is none."""
-    found = _NUMBER.findall(text[-LONGEST_LOOKED_AT:])
-    if not found:
+    numbers = _NUMBER.findall(text[-LONGEST_LOOKED_AT:])
+    if not numbers:
         return None
-    written = found[-1].replace(",", "").replace("\u2212", "-").replace(" ", "")
+    digits = numbers[-1].replace(",", "").replace("\u2212", "-").replace(" ", "")
     try:
-        return Fraction(written)
+        return Fraction(digits)
     except ZeroDivisionError:
         return None
 
 
 def same_number(text: str, reference: str) -> bool:
     """Whether the final answer's number is the reference's, exactly; 0.5 is 1/2."""
-    wanted = number(reference)
-    found = number(_without_aside(final_answer(text)))
-    return wanted is not None and (found if found is not None else number(text)) == wanted
+    expected = number(reference)
+    value = number(_without_aside(final_answer(text)))
+    return expected is not None and (value if value is not None else number(text)) == expected
 
 
 def _without_aside(final: str) -> str:
@@ -91,7 +91,7 @@ def vote(text: str) -> str:
 
     Of an equation the last side counts.
     """
-    final = _bare(_without_aside(final_answer(text)).rpartition("=")[2])
+    final = _plain(_without_aside(final_answer(text)).rpartition("=")[2])
     value = number(final)
     is_number = value is not None and len(final.split()) <= UNIT_WORDS and len(_NUMBER.findall(final)) == 1
     return str(value) if is_number else final.casefold()

@@ -29,9 +29,9 @@ def is_echo(text: str, answers: Sequence[str]) -> bool:
 
 def is_repeated(text: str, before: Sequence[str]) -> bool:
     """Whether the user has said nearly the same already."""
-    tokens, folded = rouge_tokens(text), normalise(text)
+    tokens, normal = rouge_tokens(text), normalise(text)
     return any(
-        folded == normalise(earlier) or rouge_l(tokens, rouge_tokens(earlier)) > SAME_QUESTION for earlier in before
+        normal == normalise(earlier) or rouge_l(tokens, rouge_tokens(earlier)) > SAME_QUESTION for earlier in before
     )
 
 

@@ -105,11 +105,11 @@ def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str
     repeat it.
     """
     text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer, tag).strip()
-    stated, session = list(_stated(text, scale)), _folded("\n".join(texts))
-    for piece, found in stated:
+    grades, session = list(_statements(text, scale)), _folded("\n".join(texts))
+    for piece, grade in grades:
         if _folded(piece) not in session:
-            return replace(found, reason=_one_line(found.reason))
-    return Grade(problem="echoed" if stated else "unparsed", reason=_one_line(text))
+            return replace(grade, reason=_one_line(grade.reason))
+    return Grade(problem="echoed" if grades else "unparsed", reason=_one_line(text))
 
 
 def _without_echo(text: str, tag: str) -> str:
@@ -121,30 +121,30 @@ def _folded(text: str) -> str:
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
 
 
-def _stated(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
+def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """Every grade of a reply with the words that state it, the most certain first."""
     if (whole := _of_object(text, scale)) is not None:
         yield text, whole
     lines = list(_plain_lines(text))
     for place in range(len(lines) - 1, -1, -1):
-        if (found := _of_line(lines[place], scale)) is not None:
+        if (grade := _of_line(lines[place], scale)) is not None:
             before = " ".join(lines[:place])
-            yield lines[place], replace(found, reason=before or " ".join([found.reason, *lines[place + 1 :]]))
+            yield lines[place], replace(grade, reason=before or " ".join([grade.reason, *lines[place + 1 :]]))
     yield from _at_end(text, lines, scale)
 
 
 def _at_end(text: str, lines: Sequence[str], scale: GradeScale) -> Iterator[tuple[str, Grade]]:
     """The same of what ends it: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
     before, inside = _last_fence(text)
-    if (found := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
-        yield inside, replace(found, reason=found.reason or before)
-    if (last := _OBJECT_LAST.search(text)) is not None and (found := _of_object(last[0], scale)) is not None:
-        yield last[0], replace(found, reason=found.reason or text[: last.start()])
-    bare = _BARE.fullmatch(lines[-1]) if lines else None
-    if bare is not None and (found := scale.read(bare["boxed"] or bare["share"])) is not None:
-        yield lines[-1], replace(found, reason=" ".join(lines[:-1]))
-    if (result := _RESULT.search(text)) is not None and (found := scale.read(result["said"])) is not None:
-        yield result[0], replace(found, reason=text[: result.start()])
+    if (grade := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
+        yield inside, replace(grade, reason=grade.reason or before)
+    if (last := _OBJECT_LAST.search(text)) is not None and (grade := _of_object(last[0], scale)) is not None:
+        yield last[0], replace(grade, reason=grade.reason or text[: last.start()])
+    last_line = _BARE.fullmatch(lines[-1]) if lines else None
+    if last_line is not None and (grade := scale.read(last_line["boxed"] or last_line["share"])) is not None:
+        yield lines[-1], replace(grade, reason=" ".join(lines[:-1]))
+    if (result := _RESULT.search(text)) is not None and (grade := scale.read(result["said"])) is not None:
+        yield result[0], replace(grade, reason=text[: result.start()])
 
 
 def _of_line(line: str, scale: GradeScale) -> Grade | None:
@@ -160,10 +160,10 @@ def _of_object(text: str, scale: GradeScale) -> Grade | None:
         return None
     if not isinstance(value, dict):
         return None
-    given = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
-    found = scale.read(str(next((given[key] for key in _GRADES if key in given), "")))
-    reasons = next((given[key] for key in _REASONS if key in given), "")
-    return None if found is None else replace(found, reason=str(reasons) or found.reason)
+    fields = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
+    grade = scale.read(str(next((fields[key] for key in _GRADES if key in fields), "")))
+    reasons = next((fields[key] for key in _REASONS if key in fields), "")
+    return None if grade is None else replace(grade, reason=str(reasons) or grade.reason)
 
 
 def _plain_lines(text: str) -> Iterator[str]:

@@ -118,14 +118,14 @@ def nearest(
             if word not in columns:
                 columns[word] = numpy.zeros(len(texts))
             columns[word][index] = value
-    own = {(row, index) for index, row in enumerate(own_ids) if row is not None}
+    own_places = {(row, index) for index, row in enumerate(own_ids) if row is not None}
     best: list[list[tuple[float, int, str, str]]] = [[] for _ in texts]
     for place, (id, text) in enumerate(rows()):
-        if (found := _dots(weights.vector(text), columns, len(texts))) is None:
+        if (cosines := _dots(weights.vector(text), columns, len(texts))) is None:
             continue
-        for index in numpy.flatnonzero(found).tolist():
-            if (id, index) not in own:
-                heappush(best[index], (float(found[index]), -place, id, text))
+        for index in numpy.flatnonzero(cosines).tolist():
+            if (id, index) not in own_places:
+                heappush(best[index], (float(cosines[index]), -place, id, text))
                 if len(best[index]) > count:
                     heappop(best[index])
     return [

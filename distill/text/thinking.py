@@ -42,10 +42,10 @@ def split_thoughts(answer: Completion) -> SplitAnswer:
 def in_text(text: str) -> SplitAnswer:
     """Thoughts and answer of a text."""
     pieces: list[str] = []
-    first, alone = _OPENS.search(text), _CLOSES_ALONE.search(text)
-    if alone is not None and (first is None or alone.start() < first.start()):
-        pieces.append(text[: alone.start()])
-        text = text[alone.end() :]
+    first, closing = _OPENS.search(text), _CLOSES_ALONE.search(text)
+    if closing is not None and (first is None or closing.start() < first.start()):
+        pieces.append(text[: closing.start()])
+        text = text[closing.end() :]
     answer: list[str] = []
     while (opens := _OPENS.search(text)) is not None:
         answer.append(text[: opens.start()])
@@ -64,13 +64,13 @@ def _beside(raw: Mapping[str, Any]) -> str:
     message = first.get("message") if isinstance(first, Mapping) else None
     if not isinstance(message, Mapping):
         return ""
-    found = (message.get(name) for name in FIELDS)
-    return next((text.strip() for text in found if isinstance(text, str) and text.strip()), "")
+    texts = (message.get(name) for name in FIELDS)
+    return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def _joined(pieces: list[str]) -> str:
-    stripped = (piece.strip() for piece in pieces)
-    return "\n\n".join(piece for piece in stripped if piece)
+    texts = (piece.strip() for piece in pieces)
+    return "\n\n".join(piece for piece in texts if piece)
 
 
 Handling: TypeAlias = Literal["separate", "strip", "keep"]

@@ -45,9 +45,9 @@ def strip_wrappers(text: str) -> str:
     Line ends become line feeds. A fence that holds only part of the text stays.
     """
     text = "\n".join(text.split("\r\n")).strip()
-    fenced = _FENCED.match(_BEFORE_FENCE.sub("", text))
-    if fenced is not None and fenced["mark"] not in fenced["inside"]:
-        text = fenced["inside"].strip()
+    fence = _FENCED.match(_BEFORE_FENCE.sub("", text))
+    if fence is not None and fence["mark"] not in fence["inside"]:
+        text = fence["inside"].strip()
     rest, gap, last = text.rpartition("\n\n")
     return without_rulers(rest) if gap and _REMARK.fullmatch(last) else text
 

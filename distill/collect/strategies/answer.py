@@ -29,6 +29,6 @@ class Answer:
 
         `rng` draws the form of a task that is put in `varied` forms.
         """
-        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
-        answer: Completion | Failure = yield Request(role=ROLE, messages=asked, sampling=self.sampling)
-        return one_turn(task, asked, answer, strategy="answer", handling=self.options.thoughts)
+        prompt = opening(task, system=self.options.system, form=self.options.input, rng=rng)
+        answer: Completion | Failure = yield Request(role=ROLE, messages=prompt, sampling=self.sampling)
+        return one_turn(task, prompt, answer, strategy="answer", handling=self.options.thoughts)

@@ -104,23 +104,23 @@ class Explanations:
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
         """The session of a task, or the failure that stands for it. `rng` draws the system message, then the form."""
         collection = text_of(task.meta, "collection", "kind")
-        name = self._drawn(collection, rng)
-        asked = opening(task, system=messages()[name], form=self.options.input, rng=rng)
-        answer: Completion | Failure = yield Request(role=ROLE, messages=asked, sampling=self.sampling)
-        drawn = {"explanation": name, "collection": collection, "stage": self._stage(task.meta)}
-        return one_turn(task, asked, answer, strategy="explanations", handling=self.options.thoughts, **drawn)
+        name = self._message_name(collection, rng)
+        prompt = opening(task, system=messages()[name], form=self.options.input, rng=rng)
+        answer: Completion | Failure = yield Request(role=ROLE, messages=prompt, sampling=self.sampling)
+        meta = {"explanation": name, "collection": collection, "stage": self._stage(task.meta)}
+        return one_turn(task, prompt, answer, strategy="explanations", handling=self.options.thoughts, **meta)
 
-    def _drawn(self, collection: str, rng: Random) -> str:
-        folded = collection.casefold()
-        known = folded if folded in self._weights else ALIASES.get(folded, DEFAULT)
-        weights = self._weights[known]
+    def _message_name(self, collection: str, rng: Random) -> str:
+        name = collection.casefold()
+        group = name if name in self._weights else ALIASES.get(name, DEFAULT)
+        weights = self._weights[group]
         return rng.choices(list(weights), weights=list(weights.values()))[0]
 
     def _stage(self, meta: Mapping[str, Any]) -> Any:
         if not self.options.stages:
             return meta.get("stage")
-        named = (self.options.stages.get(str(meta.get(name))) for name in ("collection", "kind"))
-        return next((stage for stage in named if stage is not None), 1)
+        stages = (self.options.stages.get(str(meta.get(name))) for name in ("collection", "kind"))
+        return next((stage for stage in stages if stage is not None), 1)
 
 
 @cache

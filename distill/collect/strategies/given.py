@@ -36,5 +36,5 @@ class Given:
         key = task.meta.get("key")
         is_cut = bool(task.meta.get("truncated"))
         answer = Completion(key=key if isinstance(key, str) else "", text=output, finish="length" if is_cut else "stop")
-        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
-        return one_turn(task, asked, answer, strategy="given", handling=self.options.thoughts)
+        prompt = opening(task, system=self.options.system, form=self.options.input, rng=rng)
+        return one_turn(task, prompt, answer, strategy="given", handling=self.options.thoughts)

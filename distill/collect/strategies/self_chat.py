@@ -66,11 +66,11 @@ class SelfChat:
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
         self.sampling = sampling or Sampling()
-        chosen = options.user_sampling.sampling() if options.user_sampling is not None else self.sampling
-        self._visiting = replace(chosen, stop=(*chosen.stop, HELPER))
+        sampling_of_user = options.user_sampling.sampling() if options.user_sampling is not None else self.sampling
+        self._visiting = replace(sampling_of_user, stop=(*sampling_of_user.stop, HELPER))
         self._transcript = assets.load("strategies/self_chat_transcript.txt")
         self._next = assets.load("strategies/self_chat_user.txt")
-        self._told = instructions(self._next)
+        self._prompt_lines = instructions(self._next)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
         """The dialogue about a task, or the failure that stands for it.
@@ -90,11 +90,11 @@ class SelfChat:
         answer: Completion | Failure = yield self._request(text, VISITOR, self.sampling)
         if isinstance(answer, Failure):
             return answer
-        read = split_answer(answer, "strip")
-        if isinstance(read, Failure):
-            return read
-        begun = VISITOR if self.options.ask == "completion" else ""
-        reply = parsed(begun + read.answer, is_cut=answer.finish == "length")
+        split = split_answer(answer, "strip")
+        if isinstance(split, Failure):
+            return split
+        opening = VISITOR if self.options.ask == "completion" else ""
+        reply = parse_transcript(opening + split.answer, is_cut=answer.finish == "length")
         reply.keys.append(answer.key)
         if not reply.messages:
             return Failure(
@@ -105,12 +105,12 @@ class SelfChat:
     def _in_rounds(self, topic: str) -> Flow[Dialogue | Failure]:
         def ask_visitor(before: Sequence[Message]) -> Request:
             marks = {"user": VISITOR, "assistant": HELPER}
-            shown = "\n".join(f"{marks[message.role]} {message.content}" for message in before)
-            text = assets.fill(self._next, topic=topic, transcript=shown or "(It has not begun yet.)")
+            transcript = "\n".join(f"{marks[message.role]} {message.content}" for message in before)
+            text = assets.fill(self._next, topic=topic, transcript=transcript or "(It has not begun yet.)")
             return self._request(text, VISITOR, self._visiting, keeps_mark=True)
 
         def read_visitor(answer: Completion, before: Sequence[Message]) -> Turn:
-            return user_turn(answer, before, markers=(VISITOR, HELPER), told=self._told)
+            return user_turn(answer, before, markers=(VISITOR, HELPER), prompt_lines=self._prompt_lines)
 
         return converse(
             rounds=self.options.exchanges,
@@ -124,8 +124,8 @@ class SelfChat:
         """Raw text always ends in the mark of whose turn it is; a chat message does where it `keeps_mark`."""
         if self.options.ask == "completion":
             return Request(role=ROLE, prompt=f"{text}\n{mark}", sampling=sampling)
-        asked = f"{text}\n{mark}" if keeps_mark else text
-        return Request(role=ROLE, messages=(Message("user", asked),), sampling=sampling)
+        message = f"{text}\n{mark}" if keeps_mark else text
+        return Request(role=ROLE, messages=(Message("user", message),), sampling=sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class _Piece:
     text: str
 
 
-def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
+def parse_transcript(text: str, *, is_cut: bool = False) -> Dialogue:
     """The exchanges of a transcript, as far as it keeps its form; `ended` says why they end.
 
     What stands before the visitor's first mark is dropped, and so is what follows the last whole exchange; of a cut
@@ -154,24 +154,24 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
         if (reason := _fault(pair, is_cut=is_cut and is_last)) is not None:
             reply.ended = reason
             break
-        (asked, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
-        if is_repeated(asked, [message.content for message in reply.messages[::2]]):
+        (question, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
+        if is_repeated(question, [message.content for message in reply.messages[::2]]):
             reply.ended = "repeated"
             break
-        if is_repeated(answer, [asked]):
+        if is_repeated(answer, [question]):
             reply.ended = "echo"
             break
         if in_question or in_answer:
             reply.leaks, reply.ended = ["cut"], "role_leak"
-        if asked and answer and not in_question:
-            reply.messages += [Message("user", asked), Message("assistant", answer)]
+        if question and answer and not in_question:
+            reply.messages += [Message("user", question), Message("assistant", answer)]
         if reply.leaks:
             break
     return reply if pieces else replace(reply, ended="no_marks")
 
 
 def _pieces(text: str) -> list[_Piece]:
-    marks = next((found for mark in _MARKS if (found := list(mark.finditer(text)))), [])
+    marks = next((matches for mark in _MARKS if (matches := list(mark.finditer(text)))), [])
     ends = [*(mark.start() for mark in marks), len(text)][1:]
     return [
         _Piece(mark[1].lower(), without_rulers(text[mark.end() : end])) for mark, end in zip(marks, ends, strict=True)

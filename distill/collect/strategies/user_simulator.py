@@ -64,13 +64,13 @@ class UserSimulator:
         self._personas = options.personas or assets.load("strategies/personas.txt").splitlines()
         self._part = assets.load("strategies/user_simulator.txt")
         self._begin = Message("user", assets.load("strategies/user_simulator_begin.txt"))
-        self._told = instructions(self._part, self._begin.content)
+        self._prompt_lines = instructions(self._part, self._begin.content)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
         """The conversation about a task, or the failure that stands for it. `rng` draws rounds, then the persona."""
         rounds = rng.randint(self.options.min_rounds, self.options.max_rounds)
-        drawn = rng.choice(self._personas)
-        persona, topic = text_of(task.meta, "persona") or drawn, put(task, rng=rng)
+        shipped_persona = rng.choice(self._personas)
+        persona, topic = text_of(task.meta, "persona") or shipped_persona, put(task, rng=rng)
         part = assets.fill(self._part, persona=persona, topic=topic, closing=CLOSING)
 
         def ask_user(before: Sequence[Message]) -> Request:
@@ -78,7 +78,7 @@ class UserSimulator:
             return Request(role=USER, messages=messages, sampling=self._playing)
 
         def read_user(answer: Completion, before: Sequence[Message]) -> Turn:
-            return user_turn(answer, before, closing=CLOSING, told=self._told)
+            return user_turn(answer, before, closing=CLOSING, prompt_lines=self._prompt_lines)
 
         reply = yield from converse(
             rounds=rounds,

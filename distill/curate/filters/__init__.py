@@ -76,17 +76,17 @@ def prose_of(text: str) -> tuple[str, str | None]:
     """
     if "`" not in text and "~~~" not in text:
         return text, None
-    kept: list[str] = []
-    opened: str | None = None
+    lines: list[str] = []
+    fence_line: str | None = None
     for line in text.splitlines():
         fence = _FENCE.match(line)
-        if opened is None and fence:
-            opened = line.strip()
-        elif opened is None:
-            kept.append(_CODE.sub(" ", line))
-        elif fence and not fence["info"].strip() and fence["marks"].startswith(_marks(opened)):
-            opened = None
-    return "\n".join(kept), opened
+        if fence_line is None and fence:
+            fence_line = line.strip()
+        elif fence_line is None:
+            lines.append(_CODE.sub(" ", line))
+        elif fence and not fence["info"].strip() and fence["marks"].startswith(_marks(fence_line)):
+            fence_line = None
+    return "\n".join(lines), fence_line
 
 
 _FENCE = re.compile(r"\s*(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)$")

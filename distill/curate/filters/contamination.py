@@ -67,7 +67,7 @@ class Contamination:
     def measure(self, session: Session) -> Hit | None:
         """The first run that is shared, with the row that it is from; reads the files when first asked."""
         if self._runs is None:
-            self._runs = self._read()
+            self._runs = self._read_runs()
         for text in texts_of(session, self.options.on):
             if (hit := self._hit(comparable(text), self._runs)) is not None:
                 return hit
@@ -101,7 +101,7 @@ class Contamination:
                         return " ".join(run), row
         return None
 
-    def _read(self) -> dict[int, str]:
+    def _read_runs(self) -> dict[int, str]:
         """Runs by their hash (64 bits: at a million runs and a billion look-ups, one false hit in 20,000 times)."""
         rows: dict[int, str] = {}
         count: Counter[int] = Counter()
@@ -135,8 +135,8 @@ def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            found = json.loads(text)
-            yield from (_texts(row, keys) for row in (found if isinstance(found, list) else [found]))
+            value = json.loads(text)
+            yield from (_texts(row, keys) for row in (value if isinstance(value, list) else [value]))
         elif path.suffix == ".jsonl":
             yield from (_texts(json.loads(line), keys) if line.strip() else [] for line in text.split("\n"))
         else:

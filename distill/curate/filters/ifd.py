@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill.curate.filters.likelihoods import Bounds, LikelihoodFilter, alone, prompted, spoken, total_of
+from distill.curate.filters.likelihoods import Bounds, LikelihoodFilter, spoken, total_of, with_prompt, without_prompt
 from distill.types import Completion, Failure, Flow, Session
 
 
@@ -36,8 +36,8 @@ class Ifd(LikelihoodFilter):
         turns = spoken(session)
         if not turns:
             return "no_answer"
-        asked = tuple(make(session, turn) for make in (prompted, alone) for turn in turns)
-        answers: tuple[Completion | Failure, ...] = yield asked
+        requests = tuple(make(session, turn) for make in (with_prompt, without_prompt) for turn in turns)
+        answers: tuple[Completion | Failure, ...] = yield requests
         after, by_itself = total_of(answers[: len(turns)]), total_of(answers[len(turns) :])
         if not isinstance(after, float) or not isinstance(by_itself, float):
             return after if not isinstance(after, float) else by_itself

@@ -66,12 +66,12 @@ class Judge:
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
         self.every_row = options.every_row
-        given = sampling or DEFAULT_SAMPLING
+        default = sampling or DEFAULT_SAMPLING
         self._scale = GradeScale(options.highest, options.choices)
         self._sampling = replace(
-            given,
-            temperature=DEFAULT_SAMPLING.temperature if given.temperature is None else given.temperature,
-            max_tokens=options.max_tokens or given.max_tokens or DEFAULT_SAMPLING.max_tokens,
+            default,
+            temperature=DEFAULT_SAMPLING.temperature if default.temperature is None else default.temperature,
+            max_tokens=options.max_tokens or default.max_tokens or DEFAULT_SAMPLING.max_tokens,
         )
 
     @classmethod
@@ -89,29 +89,29 @@ class Judge:
         if isinstance(answer, Failure):
             return None
         texts = [message.content for message in session.messages]
-        found = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
-        return replace(found, problem="cut") if found.problem and answer.finish == "length" else found
+        grade = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
+        return replace(grade, problem="cut") if grade.problem and answer.finish == "length" else grade
 
     def decide(self, value: Grade) -> Verdict:
         """By `min_score` or `accept`; a verdict's note holds the judge's reasons."""
-        chosen, reply = self.options, value.choice if value.choice is not None else value.score
+        options, choice = self.options, value.choice if value.choice is not None else value.score
         if value.problem == "no_answer":
             return Verdict(rule="judge", keep=True, reason="no_answer")
         if value.problem:
             note = value.reason or None
             return Verdict(
-                rule="judge", keep=not chosen.drop_unparsed, reason="unparsed", value=value.problem, note=note
+                rule="judge", keep=not options.drop_unparsed, reason="unparsed", value=value.problem, note=note
             )
         if value.choice is not None:
-            keep, limit = value.choice in chosen.accept, ", ".join(chosen.accept)
+            keep, limit = value.choice in options.accept, ", ".join(options.accept)
             return Verdict(
-                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=reply, threshold=limit,
+                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=choice, threshold=limit,
                 note=value.reason or None,
             )  # fmt: skip
-        keep = chosen.min_score is None or (value.score or 0.0) >= chosen.min_score
+        keep = options.min_score is None or (value.score or 0.0) >= options.min_score
         reason = "ok" if keep else "low_score"
         return Verdict(
-            rule="judge", keep=keep, reason=reason, value=reply, threshold=chosen.min_score, note=value.reason or None
+            rule="judge", keep=keep, reason=reason, value=choice, threshold=options.min_score, note=value.reason or None
         )
 
 

@@ -93,21 +93,21 @@ class Language:
 
     def decide(self, value: Sequence[Side]) -> Verdict:
         """Drop what is surely in another language; a verdict names the first such, else the first language."""
-        named = [self._named(side) for side in value]
-        against = [(reason, language) for reason, language in named if reason != "ok"]
-        reason, language = (against or named)[0]
-        wanted = " ".join(self.options.keep)
-        return Verdict(rule="language", keep=not against, reason=reason, value=language, threshold=wanted)
+        results = [self._result(side) for side in value]
+        faults = [(reason, language) for reason, language in results if reason != "ok"]
+        reason, language = (faults or results)[0]
+        languages = " ".join(self.options.keep)
+        return Verdict(rule="language", keep=not faults, reason=reason, value=language, threshold=languages)
 
-    def _named(self, side: Side) -> tuple[str, str]:
+    def _result(self, side: Side) -> tuple[str, str]:
         """The reason and the likeliest language of one side."""
         if side.letters < self.options.min_letters or next(iter(side.languages)) == _NO_LANGUAGE:
             return ("ok" if self.options.unknown == "keep" else "unknown_language"), "unknown"
-        is_wanted = self._wanted(side.languages) >= self.options.min_probability
-        opens = self._wanted(side.opening) >= max(LEAST_OPENING, self.options.min_probability)
+        is_wanted = self._probability(side.languages) >= self.options.min_probability
+        opens = self._probability(side.opening) >= max(LEAST_OPENING, self.options.min_probability)
         return ("ok" if is_wanted or opens else "other_language"), next(iter(side.languages))
 
-    def _wanted(self, languages: Mapping[str, float]) -> float:
+    def _probability(self, languages: Mapping[str, float]) -> float:
         return sum(languages.get(code, 0.0) for code in self.options.keep)
 
 
@@ -119,12 +119,12 @@ def _letters(texts: Sequence[str]) -> str:
 
 def _languages(text: str) -> tuple[int, dict[str, float]]:
     letters = len("".join(filter(str.isalpha, text)).encode(errors="replace"))
-    found: Counter[str] = Counter()
+    probabilities: Counter[str] = Counter()
     for code, probability in _identifier().rank(text) if letters else ():
         if probability < LEAST_PROBABILITY:
             break
-        found[_SAME.get(code, code)] += probability
-    return letters, {code: round(probability, 4) for code, probability in found.most_common()}
+        probabilities[_SAME.get(code, code)] += probability
+    return letters, {code: round(probability, 4) for code, probability in probabilities.most_common()}
 
 
 @cache

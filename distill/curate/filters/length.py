@@ -68,11 +68,11 @@ class Length:
     def measure(self, session: Session) -> dict[str, int]:
         """Words, characters and, where there is a tokenizer, tokens of the answer. Raises `ModelError`."""
         answer = "\n".join(answers_of(session))
-        found = {"words": word_count(answer), "chars": len(answer)}
+        counts = {"words": word_count(answer), "chars": len(answer)}
         if self.options.tokenizer is not None:
             self._count = self._count or _counter(self.options.tokenizer)
-            found["tokens"] = self._count(answer)
-        return found
+            counts["tokens"] = self._count(answer)
+        return counts
 
     def decide(self, value: dict[str, int]) -> Verdict:
         """Keep an answer within every bound; a verdict names the first that it is outside of, or its words."""

@@ -24,12 +24,12 @@ def spoken(session: Session) -> list[int]:
     ]
 
 
-def prompted(session: Session, turn: int) -> Request:
+def with_prompt(session: Session, turn: int) -> Request:
     """How probable the turn is after all that was said before it."""
     return _likelihood_request(session.messages[:turn], session.messages[turn].content)
 
 
-def alone(session: Session, turn: int) -> Request:
+def without_prompt(session: Session, turn: int) -> Request:
     """How probable the turn is after no instruction at all."""
     return _likelihood_request(NO_PROMPT, session.messages[turn].content)
 

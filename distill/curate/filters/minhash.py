@@ -91,10 +91,10 @@ class MinHash:
     def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
         size = self.options.size or (3 if words else 24)
-        known = cache(token_hash)
+        hash_of = cache(token_hash)
         for start in range(0, len(sessions), AT_ONCE):
             texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
-            yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, known)
+            yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
 
 
 def bands_and_rows(jaccard: float) -> tuple[int, int]:
@@ -102,17 +102,17 @@ def bands_and_rows(jaccard: float) -> tuple[int, int]:
 
     A pair with Jaccard index s shares none of b bands of r rows with probability (1 - s^r)^b.
     """
-    fitting = [rows for rows in range(1, 17) if (1 - jaccard**rows) ** (HASHES // rows) <= MOST_MISSED]
-    rows = max(fitting, default=1)
+    candidates = [rows for rows in range(1, 17) if (1 - jaccard**rows) ** (HASHES // rows) <= MOST_MISSED]
+    rows = max(candidates, default=1)
     return HASHES // rows, rows
 
 
-def _hashed(texts: Sequence[Sequence[str]], size: int, known: Callable[[str], int]) -> list[Hashes]:
+def _hashed(texts: Sequence[Sequence[str]], size: int, hash_of: Callable[[str], int]) -> list[Hashes]:
     """The distinct shingles of each text as sorted 64-bit hashes; a text shorter than a shingle is one of its own."""
     import numpy as np
 
     lengths = np.array([len(text) for text in texts])
-    tokens = np.fromiter((known(token) for text in texts for token in text), np.uint64, int(lengths.sum()))
+    tokens = np.fromiter((hash_of(token) for text in texts for token in text), np.uint64, int(lengths.sum()))
     ends = np.cumsum(lengths)
     hashed = []
     runs = _runs(tokens, size)
@@ -129,12 +129,12 @@ def _runs(tokens: Hashes, size: int) -> Hashes:
     import numpy as np
 
     count = max(0, len(tokens) - size + 1)
-    found = np.full(count, size, dtype=np.uint64)
+    hashes = np.full(count, size, dtype=np.uint64)
     for place in range(size):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + tokens[place : place + count]
-        found ^= found >> np.uint64(29)
-    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    return found ^ (found >> np.uint64(31))
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + tokens[place : place + count]
+        hashes ^= hashes >> np.uint64(29)
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return hashes ^ (hashes >> np.uint64(31))
 
 
 def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[int, list[int]]:
@@ -143,14 +143,14 @@ def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[in
 
     bands, rows = shape
     signatures = _signatures(shingles, bands * rows)
-    filled = np.flatnonzero([len(one) > 0 for one in shingles])
+    nonempty = np.flatnonzero([len(one) > 0 for one in shingles])
     shared: dict[int, list[int]] = {}
     bucket = 0
     for band in range(bands):
-        keys = _runs_of_columns(signatures[band * rows : (band + 1) * rows, filled])
+        keys = _runs_of_columns(signatures[band * rows : (band + 1) * rows, nonempty])
         _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
         for member in np.flatnonzero(counts[group] > 1).tolist():
-            shared.setdefault(int(filled[member]), []).append(bucket + int(group[member]))
+            shared.setdefault(int(nonempty[member]), []).append(bucket + int(group[member]))
         bucket += len(counts)
     return shared
 
@@ -178,11 +178,11 @@ def _runs_of_columns(rows: Any) -> Hashes:
     """One hash of each column."""
     import numpy as np
 
-    found = np.zeros(rows.shape[1], dtype=np.uint64)
+    hashes = np.zeros(rows.shape[1], dtype=np.uint64)
     for row in rows:
-        found = (found ^ row) * np.uint64(0x9E3779B97F4A7C15)
-        found ^= found >> np.uint64(32)
-    return found
+        hashes = (hashes ^ row) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(32)
+    return hashes
 
 
 def _nearest(shingles: Sequence[Hashes], place: int, others: Sequence[int]) -> tuple[float, int]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill.curate.filters.likelihoods import Bounds, LikelihoodFilter, prompted, spoken, total_of
+from distill.curate.filters.likelihoods import Bounds, LikelihoodFilter, spoken, total_of, with_prompt
 from distill.types import Completion, Failure, Flow, Session
 
 
@@ -36,7 +36,7 @@ class Perplexity(LikelihoodFilter):
         turns = spoken(session)
         if not turns:
             return "no_answer"
-        answers: tuple[Completion | Failure, ...] = yield tuple(prompted(session, turn) for turn in turns)
+        answers: tuple[Completion | Failure, ...] = yield tuple(with_prompt(session, turn) for turn in turns)
         if isinstance(total := total_of(answers), float):
             size = sum(len(session.messages[turn].content.strip().encode()) for turn in turns)
             return math.exp(-total / size)

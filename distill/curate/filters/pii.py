@@ -84,8 +84,8 @@ class PersonalData:
     def decide(self, value: Mapping[str, int]) -> Verdict:
         """Label or drop what has any; the value names the kinds."""
         keep = not value or self.options.action != "drop"
-        found = " ".join(f"{kind}:{count}" for kind, count in sorted(value.items()))
-        return Verdict(rule="pii", keep=keep, reason="pii" if value else "ok", value=found or None, threshold=0)
+        counts = " ".join(f"{kind}:{count}" for kind, count in sorted(value.items()))
+        return Verdict(rule="pii", keep=keep, reason="pii" if value else "ok", value=counts or None, threshold=0)
 
     def mend(self, session: Session, value: Mapping[str, int]) -> Session:
         """The session with all of it masked, if that is the action; else the session itself."""
@@ -102,15 +102,15 @@ class PersonalData:
 
     def _spans(self, text: str) -> list[tuple[int, int, str]]:
         """Start, end and kind of each, in order; of two that overlap, the one that begins first, then the longer."""
-        found = []
+        spans = []
         digits = sum(map(text.count, "0123456789"))
         for finder in self._finders:
             if finder.may_be_in(text, digits):
                 for match in finder.pattern.finditer(text):
                     if length := finder.length(match.group()):
-                        found.append((match.start(), match.start() + length, finder.kind))
+                        spans.append((match.start(), match.start() + length, finder.kind))
         kept: list[tuple[int, int, str]] = []
-        for start, end, kind in sorted(found, key=lambda span: (span[0], -span[1])):
+        for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):
             if not kept or start >= kept[-1][1]:
                 kept.append((start, end, kind))
         return kept

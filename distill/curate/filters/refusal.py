@@ -90,5 +90,5 @@ class Refusal:
 def refusing_phrase(answer: str) -> str | None:
     """The phrase by which an answer declines, in lower case with straight apostrophes, or `None`."""
     text = " ".join(answer.lower().replace("\u2019", "'").split()).lstrip("\"'*_ ")
-    found = _START.match(text) or (_INSIDE.search(text) if any(hint in text for hint in _HINTS) else None)
-    return found.group() if found else None
+    match = _START.match(text) or (_INSIDE.search(text) if any(hint in text for hint in _HINTS) else None)
+    return match.group() if match else None

@@ -67,61 +67,61 @@ class Repetition:
 
     def measure(self, session: Session) -> list[dict[str, float]]:
         """For each answer its `words`, every share by name, such as `top_2_gram`, and the times of a `loop`."""
-        chosen = self.options
-        return [_shares(text, [*chosen.top_n_grams], [*chosen.duplicate_n_grams]) for text in answers_of(session)]
+        options = self.options
+        return [_shares(text, [*options.top_n_grams], [*options.duplicate_n_grams]) for text in answers_of(session)]
 
     def decide(self, value: Sequence[Mapping[str, float]]) -> Verdict:
         """A verdict names the greatest share above its threshold, else the greatest at all."""
-        judged = [answer for answer in value if answer["words"] >= self.options.min_words]
-        times = int(max((answer["loop"] for answer in judged), default=1))
+        answers = [answer for answer in value if answer["words"] >= self.options.min_words]
+        times = int(max((answer["loop"] for answer in answers), default=1))
         if times >= self.options.loop:
             return Verdict(rule="repetition", keep=False, reason="loop", value=times, threshold=self.options.loop)
-        shares = [(max((answer[name] for answer in judged), default=0.0), most, name) for name, most in self._bounds()]
-        found = max((share for share in shares if share[0] > share[1]), default=None)
-        if found is None:
+        shares = [(max((answer[name] for answer in answers), default=0.0), most, name) for name, most in self._bounds()]
+        worst = max((share for share in shares if share[0] > share[1]), default=None)
+        if worst is None:
             return Verdict(rule="repetition", keep=True, reason="ok", value=max(shares)[0])
-        share, threshold, name = found
+        share, threshold, name = worst
         keep = share <= self.options.drop_above
         threshold = threshold if keep else max(threshold, self.options.drop_above)
         return Verdict(rule="repetition", keep=keep, reason=name, value=share, threshold=threshold)
 
     def _bounds(self) -> list[tuple[str, float]]:
-        chosen = self.options
+        options = self.options
         plain = ("duplicate_paragraphs", "duplicate_paragraph_chars", "duplicate_lines", "duplicate_line_chars")
         return [
-            *((name, getattr(chosen, name)) for name in plain),
-            *((f"top_{n}_gram", share) for n, share in chosen.top_n_grams.items()),
-            *((f"duplicate_{n}_grams", share) for n, share in chosen.duplicate_n_grams.items()),
+            *((name, getattr(options, name)) for name in plain),
+            *((f"top_{n}_gram", share) for n, share in options.top_n_grams.items()),
+            *((f"duplicate_{n}_grams", share) for n, share in options.duplicate_n_grams.items()),
         ]
 
 
-def _shares(text: str, top: Sequence[int], repeated: Sequence[int]) -> dict[str, float]:
+def _shares(text: str, top: Sequence[int], duplicates: Sequence[int]) -> dict[str, float]:
     tokens = comparable(text)
     chars = max(1, sum(map(len, tokens)))
-    found: dict[str, float] = {"words": len(tokens)}
-    found["duplicate_lines"], found["duplicate_line_chars"] = _repeats(text.splitlines())
-    found["duplicate_paragraphs"], found["duplicate_paragraph_chars"] = _repeats(_PARAGRAPHS.split(text))
-    said_twice = may_loop = True
-    for n in sorted({*top, *repeated}):
-        grams = list(_n_grams(tokens, n)) if said_twice else []
-        said_twice = len(set(grams)) < len(grams)  # where no n-gram is, no longer one is
-        may_loop = said_twice if n <= LOOP_WORDS // 2 else may_loop
+    shares: dict[str, float] = {"words": len(tokens)}
+    shares["duplicate_lines"], shares["duplicate_line_chars"] = _repeats(text.splitlines())
+    shares["duplicate_paragraphs"], shares["duplicate_paragraph_chars"] = _repeats(_PARAGRAPHS.split(text))
+    has_repeats = may_loop = True
+    for n in sorted({*top, *duplicates}):
+        grams = list(_n_grams(tokens, n)) if has_repeats else []
+        has_repeats = len(set(grams)) < len(grams)  # where no n-gram is, no longer one is
+        may_loop = has_repeats if n <= LOOP_WORDS // 2 else may_loop
         if n in top:
-            found[f"top_{n}_gram"] = round(_top(tokens, grams) / chars, 4) if said_twice else 0.0
-        if n in repeated:
-            found[f"duplicate_{n}_grams"] = round(_covered(grams, n) / chars, 4) if said_twice else 0.0
-    found["loop"] = _times_in_a_row(tokens) if may_loop else 1
-    return found
+            shares[f"top_{n}_gram"] = round(_top(tokens, grams) / chars, 4) if has_repeats else 0.0
+        if n in duplicates:
+            shares[f"duplicate_{n}_grams"] = round(_repeated_chars(grams, n) / chars, 4) if has_repeats else 0.0
+    shares["loop"] = _times_in_a_row(tokens) if may_loop else 1
+    return shares
 
 
 def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
     """Shares of pieces, and of their characters, that were there before."""
-    stripped = [piece for line in pieces if any(map(str.isalnum, piece := line.strip()))]
-    fresh = set(stripped)
-    if len(fresh) == len(stripped):
+    lines = [piece for line in pieces if any(map(str.isalnum, piece := line.strip()))]
+    distinct = set(lines)
+    if len(distinct) == len(lines):
         return 0.0, 0.0
-    chars = sum(map(len, stripped))
-    return round(1 - len(fresh) / len(stripped), 4), round((chars - sum(map(len, fresh))) / chars, 4)
+    chars = sum(map(len, lines))
+    return round(1 - len(distinct) / len(lines), 4), round((chars - sum(map(len, distinct))) / chars, 4)
 
 
 def _top(tokens: Sequence[str], grams: Sequence[tuple[str, ...]]) -> int:
@@ -145,7 +145,7 @@ def _without_overlap(tokens: Sequence[str], gram: Sequence[str]) -> int:
     return times * sum(map(len, gram)) if times > 1 else 0
 
 
-def _covered(grams: Sequence[tuple[str, ...]], n: int) -> int:
+def _repeated_chars(grams: Sequence[tuple[str, ...]], n: int) -> int:
     """Characters in n-grams from their second time on; none counts twice."""
     seen: set[tuple[str, ...]] = set()
     covered = place = 0

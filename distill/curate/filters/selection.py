@@ -65,15 +65,15 @@ class Selection:
         if len(inside) <= self.options.count:
             return verdicts
         texts = [compared_text(sessions[place], self.options.on) for place in inside]
-        found, cosines, owners = farthest_first(hashed_vectors([*map(comparable, texts)]), texts, self.options.count)
-        chosen = set(found)
+        places, cosines, owners = farthest_first(hashed_vectors([*map(comparable, texts)]), texts, self.options.count)
+        selection = set(places)
         for order, place in enumerate(inside):
-            keep = order in chosen
+            keep = order in selection
             verdicts[place] = Verdict(
                 rule="selection",
                 keep=keep,
                 reason="ok" if keep else "not_selected",
-                value=round(float(cosines[order]), 4) if len(chosen) > 1 or not keep else None,
+                value=round(float(cosines[order]), 4) if len(selection) > 1 or not keep else None,
                 threshold=self.options.count,
                 neighbour=None if keep else sessions[inside[owners[order]]].id,
             )
@@ -98,18 +98,20 @@ def farthest_first(
     A row's cosine with the nearest chosen one can only grow, so that what was true of fewer chosen rows is a bound: a
     row is looked at again only when its bound is the least of all (lazily, as Minoux 1978 does for greedy maxima).
     """
-    chosen = [_middle(rows, texts)]
-    info = rows @ rows[chosen[0]]
-    bounds = [(product, texts[place], place, 1) for place, product in enumerate(info.tolist()) if place != chosen[0]]
+    selection = [_middle(rows, texts)]
+    products = rows @ rows[selection[0]]
+    bounds = [
+        (product, texts[place], place, 1) for place, product in enumerate(products.tolist()) if place != selection[0]
+    ]
     heapify(bounds)
-    while len(chosen) < count:
-        product, text, place, seen = heappop(bounds)
-        if seen == len(chosen):
-            chosen.append(place)
+    while len(selection) < count:
+        product, text, place, compared = heappop(bounds)
+        if compared == len(selection):
+            selection.append(place)
         else:
-            fresh = float((rows[chosen[seen:]] @ rows[place]).max())
-            heappush(bounds, (max(product, fresh), text, place, len(chosen)))
-    return chosen, *_nearest(rows, chosen)
+            product_now = float((rows[selection[compared:]] @ rows[place]).max())
+            heappush(bounds, (max(product, product_now), text, place, len(selection)))
+    return selection, *_nearest(rows, selection)
 
 
 def _middle(rows: Vectors, texts: Sequence[str]) -> int:
@@ -126,14 +128,14 @@ def _nearest(rows: Vectors, places: Sequence[int]) -> tuple[NDArray[np.float64],
     """Cosine and place of the nearest chosen row, for each row; a chosen one is not its own."""
     import numpy as np
 
-    chosen = np.array(places)
+    selection = np.array(places)
     cosines, owners = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)
     order = np.full(len(rows), -1)
-    order[chosen] = np.arange(len(chosen))
+    order[selection] = np.arange(len(selection))
     for start in range(0, len(rows), AT_ONCE):
-        some = rows[start : start + AT_ONCE] @ rows[chosen].T
-        own = order[start : start + AT_ONCE]
-        some[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
-        owners[start : start + AT_ONCE] = chosen[some.argmax(axis=1)]
+        some = rows[start : start + AT_ONCE] @ rows[selection].T
+        ranks = order[start : start + AT_ONCE]
+        some[np.flatnonzero(ranks >= 0), ranks[ranks >= 0]] = -np.inf
+        owners[start : start + AT_ONCE] = selection[some.argmax(axis=1)]
         cosines[start : start + AT_ONCE] = np.minimum(some.max(axis=1) / SCALE**2, 1)
     return cosines, owners

@@ -103,33 +103,33 @@ class Alpaca(PoolGrowth):
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for the rest of a batch; returns its blocks, those that cannot be read with a fault."""
-        shown = Random(f"{self._seed}:{k}").sample(self._complete, min(self.options.shown, len(self._complete)))
-        answer: Completion | Failure = yield self._request(shown, k)
+        examples = Random(f"{self._seed}:{k}").sample(self._complete, min(self.options.shown, len(self._complete)))
+        answer: Completion | Failure = yield self._request(examples, k)
         if isinstance(answer, Failure):
             return []
-        meta = pool.origin("alpaca", k, answer, [each.id for each in shown])
+        meta = pool.origin("alpaca", k, answer, [each.id for each in examples])
         tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(pool.reply_text(answer)))]
         if answer.finish == "length" and tasks:
             tasks[-1] = pool.with_fault(tasks[-1], "cut_off")
         return tasks or pool.candidates(k, [], meta, is_cut=False)
 
-    def _request(self, shown: Sequence[Seed], k: int) -> Request:
+    def _request(self, seeds: Sequence[Seed], k: int) -> Request:
         text = assets.fill(
             self._template,
             count=str(self.options.batch),
-            examples="\n".join(_shown_block(number, seed) for number, seed in enumerate(shown, start=1)),
-            next=str(len(shown) + 1),
+            examples="\n".join(_example_block(number, seed) for number, seed in enumerate(seeds, start=1)),
+            next=str(len(seeds) + 1),
         )
-        chosen = self.options.sampling.sampling()
+        sampling = self.options.sampling.sampling()
         behind = f"\n{self.options.batch + 1}. Instruction:"
-        return pool.request(text, k, replace(chosen, stop=(*chosen.stop, behind)), ask=self.options.ask)
+        return pool.request(text, k, replace(sampling, stop=(*sampling.stop, behind)), ask=self.options.ask)
 
 
-def _shown_block(number: int, seed: Seed) -> str:
-    given, output = (seed.instances[0].input, seed.instances[0].output) if seed.instances else ("", "")
+def _example_block(number: int, seed: Seed) -> str:
+    input_text, output = (seed.instances[0].input, seed.instances[0].output) if seed.instances else ("", "")
     instruction = " ".join(seed.instruction.split()).rstrip(":")
     return (
-        f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n{given.strip() or NO_INPUT}\n"
+        f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n{input_text.strip() or NO_INPUT}\n"
         f"{number}. Output:\n{output.strip()}"
     )
 
@@ -147,16 +147,16 @@ def read_block(block: str) -> tuple[str, str, str] | None:
     pieces = next((pieces for pieces in splits if pieces[1::2] == ["Input", "Output"]), None)
     if pieces is None:
         return None
-    instruction, given, output = (piece.strip() for piece in pieces[::2])
-    return " ".join(instruction.split()), "" if is_no_input(given) else given, output
+    instruction, input_text, output = (piece.strip() for piece in pieces[::2])
+    return " ".join(instruction.split()), "" if is_no_input(input_text) else input_text, output
 
 
 def _task(id: str, block: str, meta: dict[str, object]) -> Task:
     fields = read_block(block)
     if fields is None:
         return Task(id, block, meta={**meta, "fault": "malformed"})
-    instruction, given, output = fields
-    task = Task(id, instruction, given, {**meta, "output": output})
+    instruction, input_text, output = fields
+    task = Task(id, instruction, input_text, {**meta, "output": output})
     if not output:
         return pool.with_fault(task, "empty_output")
-    return pool.with_fault(task, "output_is_input") if output == given else task
+    return pool.with_fault(task, "output_is_input") if output == input_text else task

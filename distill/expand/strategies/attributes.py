@@ -83,21 +83,23 @@ class Attributes(PoolGrowth):
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for tasks that fit the values drawn for k; returns its items as they stand, or nothing on a failure."""
         rng = Random(f"{self._seed}:{k}")
-        drawn = {name: rng.choice(values) for name, values in self._values.items()}
-        answer: Completion | Failure = yield pool.request(self._asked(drawn), k, self.options.sampling.sampling())
+        combination = {name: rng.choice(values) for name, values in self._values.items()}
+        answer: Completion | Failure = yield pool.request(
+            self._prompt(combination), k, self.options.sampling.sampling()
+        )
         if isinstance(answer, Failure):
             return []
-        meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in drawn.items()])
-        meta |= {"attributes": drawn, **({"kind": drawn["kind"]} if "kind" in drawn else {})}
-        items = [item for _, item in pool.marked(pool.reply_text(answer))]
+        meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in combination.items()])
+        meta |= {"attributes": combination, **({"kind": combination["kind"]} if "kind" in combination else {})}
+        items = [item for _, item in pool.marked_items(pool.reply_text(answer))]
         return pool.candidates(k, items, meta, is_cut=answer.finish == "length")
 
-    def _asked(self, drawn: Mapping[str, str]) -> str:
+    def _prompt(self, combination: Mapping[str, str]) -> str:
         count = str(self.options.new_tasks)
         if self.options.template:
-            wish = slotted(self.options.template, {**drawn, COUNT: count})
+            wish = slotted(self.options.template, {**combination, COUNT: count})
         else:
-            lines = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in drawn.items())
+            lines = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in combination.items())
             wish = assets.fill(self._wish, attributes=lines)
         return assets.fill(self._frame, wish=wish, count=count)
 

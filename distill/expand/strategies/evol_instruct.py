@@ -117,18 +117,18 @@ class EvolInstruct(PoolGrowth):
         @property
         def cost(self) -> ProposalCost:
             """Reckoned: three of four evolutions are taken; the answer by which they are judged is the most of it."""
-            judged, answered = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
-            prompt = 180 + 220 * judged + 80 * answered
-            roles = (JUDGE,) if judged else ()
-            return ProposalCost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered, roles)
+            compares, answers = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
+            prompt = 180 + 220 * compares + 80 * answers
+            roles = (JUDGE,) if compares else ()
+            return ProposalCost(0.75, prompt, 100 + 8 * compares + 300 * answers, 1 + compares + answers, roles)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self._roots = [Task(each.id, seed_text(each)) for each in seeds]
         super().__init__(options, seeds=[replace(each, instruction=seed_text(each)) for each in seeds])
         self.options = options
         self._seed = seed
-        chosen = options.judge_sampling
-        self._judging = JUDGING if chosen is None else _greedy(chosen.sampling())
+        judge_sampling = options.judge_sampling
+        self._judging = JUDGING if judge_sampling is None else _greedy(judge_sampling.sampling())
         self._orders: dict[int, list[Task]] = {}
         self._alive: dict[int, Task] = {}
         self._templates = {name: assets.load(f"strategies/evol_{name}.txt") for name in options.operations}
@@ -141,13 +141,13 @@ class EvolInstruct(PoolGrowth):
         rng = Random(f"{self._seed}:{k}")
         operation = rng.choice(self.options.operations)
         sampling = self.options.sampling.sampling()
-        evolved: Completion | Failure = yield pool.request(self._asked(parent, operation, rng), k, sampling)
-        if isinstance(evolved, Failure):
+        reply: Completion | Failure = yield pool.request(self._prompt(parent, operation, rng), k, sampling)
+        if isinstance(reply, Failure):
             return []
-        meta = pool.origin("evol_instruct", k, evolved, [*parent.meta.get("lineage", ()), parent.id])
+        meta = pool.origin("evol_instruct", k, reply, [*parent.meta.get("lineage", ()), parent.id])
         meta |= {"parent": parent.id, "operation": operation, "round": round + 1}
-        task = Task(f"{k}.0", bare(split_thoughts(evolved).answer), meta=meta)
-        if (reason := self._fault(task.instruction, operation, is_cut=evolved.finish == "length")) is not None:
+        task = Task(f"{k}.0", bare(split_thoughts(reply).answer), meta=meta)
+        if (reason := self._fault(task.instruction, operation, is_cut=reply.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
         return [(yield from self._examined(task, parent, k))]
 
@@ -171,11 +171,11 @@ class EvolInstruct(PoolGrowth):
         """The seed of a place: all in a drawn order, then all again in another."""
         turn, index = divmod(place, len(self._roots))
         if turn not in self._orders:
-            drawn = Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
-            self._orders = {turn: drawn, **{near: self._orders[near] for near in self._orders if abs(near - turn) == 1}}
+            order = Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
+            self._orders = {turn: order, **{near: self._orders[near] for near in self._orders if abs(near - turn) == 1}}
         return self._orders[turn][index]
 
-    def _asked(self, parent: Task, operation: Operation, rng: Random) -> str:
+    def _prompt(self, parent: Task, operation: Operation, rng: Random) -> str:
         format = {"format": rng.choice(FORMATS)} if operation == "complicate_input" else {}
         return assets.fill(self._templates[operation], instruction=parent.instruction, **format)
 
@@ -183,8 +183,8 @@ class EvolInstruct(PoolGrowth):
         """What rules an evolution out before it is examined."""
         if is_cut:
             return "cut_off"
-        info = instructions(self._templates[operation])
-        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, info)):
+        template_lines = instructions(self._templates[operation])
+        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, template_lines)):
             return "marker_words"
         if refuses(text):
             return "refusal"
@@ -192,19 +192,19 @@ class EvolInstruct(PoolGrowth):
 
     def _examined(self, task: Task, parent: Task, k: int) -> Flow[Task]:
         """Compare it with its parent, and have it answered if something was gained."""
-        chosen = set(self.options.eliminate)
-        if "equal" in chosen:
+        criteria = set(self.options.eliminate)
+        if "equal" in criteria:
             question = assets.fill(self._judge, first=parent.instruction, second=task.instruction)
             reply: Completion | Failure = yield Request(
                 role=JUDGE, messages=(Message("user", question),), sampling=self._judging, replica=k
             )
-            said = "" if isinstance(reply, Failure) else split_thoughts(reply).answer
-            if (reason := verdict(said)) is not None:
+            text = "" if isinstance(reply, Failure) else split_thoughts(reply).answer
+            if (reason := verdict(text)) is not None:
                 return pool.with_fault(task, reason)
-        if chosen & {"sorry", "no_words"}:
+        if criteria & {"sorry", "no_words"}:
             answer: Completion | Failure = yield pool.request(task.instruction, k, self.options.answer.sampling())
             reason = _unanswered(answer)
-            if reason == "unanswered" or reason in chosen:
+            if reason == "unanswered" or reason in criteria:
                 return pool.with_fault(task, str(reason))
             if isinstance(answer, Completion) and answer.finish != "length":
                 return replace(task, meta={**task.meta, "output": split_thoughts(answer).answer})
@@ -236,17 +236,17 @@ def verdict(text: str) -> str | None:
 
     The last line that is only a verdict counts; where none is, what the whole reply says.
     """
-    alone = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
-    reply = alone[-1][1] if alone else text
-    found = {not match["not"] for match in _EQUAL.finditer(reply)}
-    if len(found) != 1:
+    verdict_lines = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
+    reply = verdict_lines[-1][1] if verdict_lines else text
+    opinions = {not match["not"] for match in _EQUAL.finditer(reply)}
+    if len(opinions) != 1:
         return "unjudged"
-    return "equal" if found.pop() else None
+    return "equal" if opinions.pop() else None
 
 
 def answer_fault(text: str) -> str | None:
     """`sorry` or `no_words`, where the answer shows that the task is no good (WizardLM, section 3.2)."""
-    found = [word.lower() for word in _WORD.findall(text)]
-    if "sorry" in found and len(text.split()) < SORRY_WORDS:
+    words = [word.lower() for word in _WORD.findall(text)]
+    if "sorry" in words and len(text.split()) < SORRY_WORDS:
         return "sorry"
-    return "no_words" if all(word in STOP_WORDS for word in found) else None
+    return "no_words" if all(word in STOP_WORDS for word in words) else None

@@ -128,8 +128,8 @@ class Magpie(PoolGrowth):
         return before if before and self.options.template in _USER_IN_SYSTEM else before + turns.user
 
     def _sampling(self, rng: Random) -> Sampling:
-        chosen = self.options.sampling.sampling()
+        sampling = self.options.sampling.sampling()
         ends = TEMPLATES[self.options.template].stop if self.options.template != "own" else ()
-        stop = (*chosen.stop, *(["\n"] if self.options.one_line else []), *ends)
-        seed = rng.getrandbits(31) if self.options.send_seed and chosen.seed is None else chosen.seed
-        return replace(chosen, stop=stop, seed=seed)
+        stop = (*sampling.stop, *(["\n"] if self.options.one_line else []), *ends)
+        seed = rng.getrandbits(31) if self.options.send_seed and sampling.seed is None else sampling.seed
+        return replace(sampling, stop=stop, seed=seed)

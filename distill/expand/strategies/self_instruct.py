@@ -90,31 +90,33 @@ class SelfInstruct(PoolGrowth):
 
         The ids of proposals (`k.item`) are provisional; `admit` numbers what it takes.
         """
-        shown = self._in_context(Random(f"{self._seed}:{k}"))
-        answer: Completion | Failure = yield self._request([text for _, text in shown], k)
+        examples = self._in_context(Random(f"{self._seed}:{k}"))
+        answer: Completion | Failure = yield self._request([text for _, text in examples], k)
         if isinstance(answer, Failure):
             return []
-        meta = pool.origin("self_instruct", k, answer, [id for id, _ in shown])
+        meta = pool.origin("self_instruct", k, answer, [id for id, _ in examples])
         kind = {"kind": "classification"} if self.options.classification else {}
         return pool.candidates(
-            k, pool.numbered(pool.reply_text(answer)), {**meta, **kind}, is_cut=answer.finish == "length"
+            k, pool.numbered_items(pool.reply_text(answer)), {**meta, **kind}, is_cut=answer.finish == "length"
         )
 
     def _in_context(self, rng: Random) -> list[tuple[str, str]]:
         """Ids and texts of the instructions to show, shuffled."""
-        grown = rng.sample(self.tasks, min(SHOWN_GROWN, len(self.tasks)))
-        seeds = rng.sample(self._shown_seeds, min(SHOWN - len(grown), len(self._shown_seeds)))
-        chosen = [(task.id, task.instruction) for task in grown] + [(seed.id, seed.instruction) for seed in seeds]
-        shown = [(id, " ".join(text.split()).rstrip(":")) for id, text in chosen]
-        rng.shuffle(shown)
-        return shown
+        own_tasks = rng.sample(self.tasks, min(SHOWN_GROWN, len(self.tasks)))
+        seeds = rng.sample(self._shown_seeds, min(SHOWN - len(own_tasks), len(self._shown_seeds)))
+        instructions = [(task.id, task.instruction) for task in own_tasks] + [
+            (seed.id, seed.instruction) for seed in seeds
+        ]
+        examples = [(id, " ".join(text.split()).rstrip(":")) for id, text in instructions]
+        rng.shuffle(examples)
+        return examples
 
-    def _request(self, shown: Sequence[str], k: int) -> Request:
-        examples = "\n".join(f"{number}. {text}" for number, text in enumerate(shown, start=1))
-        text = assets.fill(self._template, examples=examples, next=str(len(shown) + 1))
-        chosen = self.options.sampling.sampling()
-        behind = f"\n{len(shown) + self.options.new_tasks + 1}."
-        return pool.request(text, k, replace(chosen, stop=(*chosen.stop, behind)), ask=self.options.ask)
+    def _request(self, instructions: Sequence[str], k: int) -> Request:
+        examples = "\n".join(f"{number}. {text}" for number, text in enumerate(instructions, start=1))
+        text = assets.fill(self._template, examples=examples, next=str(len(instructions) + 1))
+        sampling = self.options.sampling.sampling()
+        behind = f"\n{len(instructions) + self.options.new_tasks + 1}."
+        return pool.request(text, k, replace(sampling, stop=(*sampling.stop, behind)), ask=self.options.ask)
 
 
 def _shown_seeds(seeds: Sequence[Seed], *, classification: bool) -> list[Seed]:

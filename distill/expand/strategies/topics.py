@@ -95,25 +95,25 @@ class Topics(PoolGrowth):
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Ask for topics (the same lists at every k, so they are bought once), then for tasks about some of them."""
-        topics = self._topics or (yield from self._listed())
+        topics = self._topics or (yield from self._ask_topics())
         if not topics:
             return []
         rng, kind = Random(f"{self._seed}:{k}"), self.options.kinds[k % len(self.options.kinds)]
-        drawn = rng.sample(topics, min(self.options.new_tasks, len(topics)))
-        answer: Completion | Failure = yield self._request(kind, drawn, k)
+        sample = rng.sample(topics, min(self.options.new_tasks, len(topics)))
+        answer: Completion | Failure = yield self._request(kind, sample, k)
         if isinstance(answer, Failure):
             return []
-        return _read(answer, drawn, pool.origin("topics", k, answer, []) | {"kind": kind}, k)
+        return _tasks_of(answer, sample, pool.origin("topics", k, answer, []) | {"kind": kind}, k)
 
-    def _listed(self) -> Flow[list[str]]:
+    def _ask_topics(self) -> Flow[list[str]]:
         """All topics of all lists, each once, in order; remembered, since every request would get the same."""
         sampling, count = self.options.sampling.sampling(), self.options.topics_each
-        asked = []
+        requests = []
         for number in range(self.options.topic_requests):
             letters = Random(f"{self._seed}:topics:{number}").sample(string.ascii_uppercase, 3)
             text = assets.fill(self._list, count=str(count), letters=f"{letters[0]}, {letters[1]} and {letters[2]}")
-            asked.append(pool.request(text, number, sampling))
-        answers: tuple[Completion | Failure, ...] = yield tuple(asked)
+            requests.append(pool.request(text, number, sampling))
+        answers: tuple[Completion | Failure, ...] = yield tuple(requests)
         reply = [pool.reply_text(answer) for answer in answers if isinstance(answer, Completion)]
         self._topics = list(dict.fromkeys(topic for text in reply for topic in listed_topics(text)))
         return self._topics
@@ -126,7 +126,7 @@ class Topics(PoolGrowth):
 
 def listed_topics(text: str) -> list[str]:
     """The topics of a list, numbered or of bullets, in lower case, without explanations behind a colon or dash."""
-    items = [item.split("\n")[0] for _, item in pool.marked(text)] or _BULLET.findall(text)
+    items = [item.split("\n")[0] for _, item in pool.marked_items(text)] or _BULLET.findall(text)
     names = (
         _NUMBER_AGAIN.sub("", item).split(":")[0].split(" - ")[0].split(" \u2013 ")[0].strip(" .*_\"'").lower()
         for item in items
@@ -134,16 +134,16 @@ def listed_topics(text: str) -> list[str]:
     return [name for name in names if name and len(name.split()) <= TOPIC_WORDS]
 
 
-def _read(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
+def _tasks_of(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
     """Each item with the topic of its number; a number beyond them has none."""
-    items = pool.marked(pool.reply_text(answer))
+    items = pool.marked_items(pool.reply_text(answer))
     tasks = pool.candidates(k, [item for _, item in items], meta, is_cut=answer.finish == "length")
     if not items:
         return tasks
-    named = dict(enumerate(topics, start=1))
+    topic_by_number = dict(enumerate(topics, start=1))
     return [
-        replace(task, meta={**task.meta, "topic": named[number], "lineage": [named[number]]})
-        if number in named
+        replace(task, meta={**task.meta, "topic": topic_by_number[number], "lineage": [topic_by_number[number]]})
+        if number in topic_by_number
         else task
         for task, (number, _) in zip(tasks, items, strict=True)
     ]

@@ -44,7 +44,7 @@ def answer_text(row: Row, model: str) -> str | None:
     return None if answer is None else "\n\n".join([*answer.get("earlier", ()), answer["text"]])
 
 
-def named(scores: Row, model: str) -> str:
+def display_name(scores: Row, model: str) -> str:
     """What a model is called: what it is here, and its own name."""
     own = (scores.get("models") or {}).get(model, {}).get("model")
     return f"{model} ({own})" if own else model

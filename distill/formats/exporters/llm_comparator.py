@@ -11,7 +11,7 @@ from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
     answer_text,
-    named,
+    display_name,
     prompt_text,
     rows_of,
     scores_of,
@@ -48,7 +48,7 @@ def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Row, run: st
     numbers = [{"name": title, "type": "per_model_number"} for title in measures.values()]
     return {
         "metadata": {"source_path": run, "custom_fields_schema": [{"name": third, "type": "text"}, *numbers]},
-        "models": [{"name": named(scores, model)} for model in pair],
+        "models": [{"name": display_name(scores, model)} for model in pair],
         "examples": [_example(row, pair, third, measures) for row in rows],
     }
 
@@ -64,23 +64,23 @@ def _measures(rows: Sequence[Row], pair: tuple[str, str], scores: Row) -> dict[s
 
 
 def _example(row: Row, pair: tuple[str, str], third: str, measures: Mapping[str, str]) -> dict[str, Any]:
-    judged = (row.get("judge") or {}).get("pairs", {}).get(":".join(pair))
+    judgement = (row.get("judge") or {}).get("pairs", {}).get(":".join(pair))
     numbers = {title: [row["scores"][model][name] for model in pair] for name, title in measures.items()}
     return {
         "input_text": prompt_text(row),
         "tags": [row.get("category", "all")],
         "output_text_a": answer_text(row, pair[0]),
         "output_text_b": answer_text(row, pair[1]),
-        "score": POINTS.get(judged["outcome"], 0.0) if judged else 0.0,
-        "individual_rater_scores": list(_ratings(judged, pair)) if judged else [],
+        "score": POINTS.get(judgement["outcome"], 0.0) if judgement else 0.0,
+        "individual_rater_scores": list(_ratings(judgement, pair)) if judgement else [],
         "custom_fields": {third: answer_text(row, third) or "", **numbers},
     }
 
 
-def _ratings(judged: Mapping[str, Any], pair: tuple[str, str]) -> Iterator[dict[str, Any]]:
+def _ratings(judgement: Mapping[str, Any], pair: tuple[str, str]) -> Iterator[dict[str, Any]]:
     """Each game as a rater's score, which the format wants turned back where the order was turned."""
     points = {pair[0]: 1.0, pair[1]: -1.0, "tie": 0.0}
-    for game in judged["games"]:
+    for game in judgement["games"]:
         if game["verdict"] in points:
             yield {
                 "score": points[game["verdict"]],

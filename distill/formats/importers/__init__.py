@@ -136,12 +136,12 @@ class Names:
         """The id."""
         return self.unique(parsed.id if parsed.id is not None else f"line-{parsed.line:05}")
 
-    def unique(self, wanted: str) -> str:
+    def unique(self, id: str) -> str:
         """The wanted id, where nothing has it yet."""
-        name = wanted
+        name = id
         while name in self._seen:
-            self._seen[wanted] += 1
-            name = f"{wanted}~{self._seen[wanted]}"
+            self._seen[id] += 1
+            name = f"{id}~{self._seen[id]}"
         self._seen[name] = 1
         return name
 
@@ -173,20 +173,20 @@ def load_tasks(path: Path) -> list[Task]:
     """
     try:
         name, _ = guess(str(path)) if path.exists() else ("lines", "")
-        found = list(read(name, Address(str(path))))
+        rows = list(read(name, Address(str(path))))
     except RecipeError as error:
         raise SeedsError(f"cannot read the tasks: {error}") from error
-    tasks = _own_tasks(found, path) if name in ("distill", "lines") else _foreign_tasks(found, path, name)
+    tasks = _own_tasks(rows, path) if name in ("distill", "lines") else _foreign_tasks(rows, path, name)
     if not tasks:
         raise SeedsError(f"{path} has no task; expected a prompt a line, or JSON lines with the key `instruction`")
     return tasks
 
 
-def _own_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path) -> list[Task]:
+def _own_tasks(rows: Sequence[ParsedRow | RejectedRow], path: Path) -> list[Task]:
     """Those of a file in our own format, as they stand."""
     first: dict[str, int] = {}
     tasks = []
-    for row in found:
+    for row in rows:
         if isinstance(row, RejectedRow):
             raise SeedsError(f"{path}:{row.line}: {row.detail}")
         id = row.id if row.id is not None else f"line-{row.line:05}"
@@ -197,23 +197,23 @@ def _own_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path) -> list[Tas
     return tasks
 
 
-def _foreign_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path, name: str) -> list[Task]:
+def _foreign_tasks(rows: Sequence[ParsedRow | RejectedRow], path: Path, name: str) -> list[Task]:
     names, provenance = Names(), {"source": path.name, "importer": name}
-    came = [row if isinstance(row, RejectedRow) else task(row, names, provenance) for row in found]
-    rejected = [row for row in came if isinstance(row, RejectedRow)]
+    results = [row if isinstance(row, RejectedRow) else task(row, names, provenance) for row in rows]
+    rejected = [row for row in results if isinstance(row, RejectedRow)]
     if rejected:
         first = rejected[0]
         console.warn(
-            f"{path}: {len(rejected)} of {len(found)} rows are no task; the first, in line {first.line}: {first.detail}"
+            f"{path}: {len(rejected)} of {len(rows)} rows are no task; the first, in line {first.line}: {first.detail}"
         )
-    return [row for row in came if isinstance(row, Task)]
+    return [row for row in results if isinstance(row, Task)]
 
 
 def _meta(parsed: ParsedRow, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Where it is from; what the row itself says of that goes first."""
-    found: dict[str, Any] = {**provenance, "line": parsed.line}
+    meta: dict[str, Any] = {**provenance, "line": parsed.line}
     if parsed.id is not None:
-        found["original_id"] = parsed.id
+        meta["original_id"] = parsed.id
     if parsed.repairs:
-        found["repairs"] = list(parsed.repairs)
-    return {**found, **parsed.meta}
+        meta["repairs"] = list(parsed.repairs)
+    return {**meta, **parsed.meta}

@@ -43,11 +43,11 @@ class LinesImporter:
 
     def read(self, address: Address) -> Iterator[schemas.ParsedRow | RejectedRow]:
         """Every line that is not blank."""
-        for found in text_lines(Path(address.path)):
-            if isinstance(found, RejectedRow):
-                yield found
+        for row in text_lines(Path(address.path)):
+            if isinstance(row, RejectedRow):
+                yield row
                 continue
-            line, text = found
+            line, text = row
             messages = (Message("user", text),)
             yield schemas.ParsedRow(line=line, messages=messages, instruction=text, meta={"source": address.name})
 
