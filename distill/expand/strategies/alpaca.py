@@ -73,9 +73,6 @@ class Alpaca(PoolGrowth):
         shown: Annotated[int, Field(ge=1, le=20)] = SHOWN
         """Seeds in context."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
-        """Rules of ours beside the original's: `needs_input` for an instruction about a text that is neither in it nor
-        in its input, `statement` for one that asks nothing, `common_opening` for one that begins like an eighth of
-        those before."""
         ask: Ask = "completion"
         """`completion`: let the teacher continue the list as raw text. `chatml`: the same inside an answer that it has
         begun, for teachers whose chat template is ChatML. `chat`: as a plain message, for other endpoints.

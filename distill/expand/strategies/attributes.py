@@ -51,8 +51,6 @@ class Attributes(PoolGrowth):
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 3
         """Tasks wanted of one request; fewer make more combinations."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
-        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
-        nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @model_validator(mode="after")
         def _slots_fit(self) -> Attributes.Options:

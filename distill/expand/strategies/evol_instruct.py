@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from random import Random
 from typing import Annotated, Literal, TypeAlias, get_args
 
@@ -109,8 +110,6 @@ class EvolInstruct(PoolGrowth):
         """Criteria of the elimination. Without `equal` nothing is compared, without `sorry` and `no_words` nothing is
         answered: one request per task each."""
         reject: tuple[OwnRule, ...] = ("statement",)
-        """Rules of ours: `statement` for an evolution that asks nothing, `needs_input` for one about a text that is not
-        in it, `common_opening` for one that begins like an eighth of those before."""
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.95
         """Greatest similarity of a new task to any before, its parent included."""
 
@@ -129,7 +128,7 @@ class EvolInstruct(PoolGrowth):
         self._seed = seed
         judge_sampling = options.judge_sampling
         self._judging = JUDGING if judge_sampling is None else _greedy(judge_sampling.sampling())
-        self._orders: dict[int, list[Task]] = {}
+        self._order = lru_cache(maxsize=4)(self._drawn_order)
         self._alive: dict[int, Task] = {}
         self._templates = {name: assets.load(f"strategies/evol_{name}.txt") for name in options.operations}
         self._judge = assets.load("strategies/evol_judge.txt")
@@ -170,10 +169,10 @@ class EvolInstruct(PoolGrowth):
     def _root(self, place: int) -> Task:
         """The seed of a place: all in a drawn order, then all again in another."""
         turn, index = divmod(place, len(self._roots))
-        if turn not in self._orders:
-            order = Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
-            self._orders = {turn: order, **{near: self._orders[near] for near in self._orders if abs(near - turn) == 1}}
-        return self._orders[turn][index]
+        return self._order(turn)[index]
+
+    def _drawn_order(self, turn: int) -> list[Task]:
+        return Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
 
     def _prompt(self, parent: Task, operation: Operation, rng: Random) -> str:
         format = {"format": rng.choice(FORMATS)} if operation == "complicate_input" else {}

@@ -84,8 +84,6 @@ class Magpie(PoolGrowth):
         send_seed: bool = True
         """Send a random seed with each request; turn off for endpoints that refuse it."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
-        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
-        nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @model_validator(mode="after")
         def _own_text_fits(self) -> Magpie.Options:

@@ -77,8 +77,6 @@ class Topics(PoolGrowth):
         topics_each: Annotated[int, Field(ge=1, le=100)] = 20
         """Topics of one list."""
         reject: tuple[OwnRule, ...] = ("needs_input",)
-        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
-        nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @property
         def cost(self) -> ProposalCost:
