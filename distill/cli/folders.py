@@ -93,7 +93,7 @@ def explain_miss(
     run_dir: RunDir = None,
     set_: Set = None,
     task: Annotated[str | None, typer.Option("--task", metavar="ID", help="only this task")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="explain so many")] = 5,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="how many to explain")] = 5,
     allow_parts: AllowParts = None,
 ) -> None:
     """Say why a run would ask again.
@@ -112,10 +112,10 @@ def explain_miss(
 
 @app.command()
 def clean(run_folder: RunFolder) -> None:
-    """Make a run's folder smaller: what it needs stays.
+    """Make a run's folder smaller without losing anything it needs.
 
-    Removes the student before the present one (student.previous, which a retraining leaves), and what killed processes
-    left behind; trims the journal. Answers, rows, the student and a training that is unfinished are never touched.
+    Removes the student before the present one (student.previous, which a retraining leaves), and temporary files of
+    killed processes; trims the journal. Answers, rows, the student and a training that is unfinished are never touched.
 
     Example: distill clean runs/quickstart
     """

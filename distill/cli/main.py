@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _as_interrupt(*_: Any) -> None:
-    """SIGTERM stops a run as Ctrl-C does: what is finished is kept, servers of ours are stopped."""
+    """SIGTERM stops a run as Ctrl-C does: finished work is kept, local servers are stopped."""
     signal.raise_signal(signal.SIGINT)
 
 

@@ -25,9 +25,9 @@ def check(
 ) -> None:
     """Validate a recipe offline, and forecast what it will take.
 
-    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and nobody is asked. With --probe,
-    also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe it ignores; the
-    findings are kept, and later checks and runs read them.
+    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
+    --probe, also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe it
+    ignores; the findings are kept, and later checks and runs read them.
 
     Example: distill check recipes/quickstart.yaml --probe
     """

@@ -14,7 +14,7 @@ from distill.text.wrappers import strip_quotes
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 FAREWELL_WORDS = 14
-"""A longer turn that thanks has something else to say too."""
+"""Most words of a farewell; a longer turn says more than thanks."""
 
 _SIDE = "user|human|person|customer|client|visitor|guest|assistant|ai|ai assistant|chatbot|bot|helper|system"
 _LABEL = re.compile(
@@ -43,11 +43,11 @@ class Turn:
     """A simulated user's turn."""
 
     text: str
-    """To go on with; nothing when the conversation ends here."""
+    """Empty when the conversation ends here."""
     ended: str | None = None
     """Why it ends before this turn."""
     leak: str | None = None
-    """`cut`: the turn went on as somebody else, and that was cut off; `answered`: it spoke as the assistant."""
+    """`cut`: another speaker began within the turn and was cut off; `answered`: it spoke as the assistant."""
 
 
 @dataclass(slots=True)
@@ -57,16 +57,16 @@ class Dialogue:
     messages: list[Message] = field(default_factory=list)
     """Alternating, the user first, the assistant last."""
     keys: list[str] = field(default_factory=list)
-    """Of every answer that is in it, in order."""
+    """Keys of all answers in the conversation, in order."""
     ended: str = "rounds"
-    """Why it ends: `rounds` when all were had, else what the user or the teacher did."""
+    """Why it ends: `rounds` after the last one, else what the user or the teacher did."""
     truncated: bool = False
     """Whether the last answer is cut; no other is."""
     leaks: list[str] = field(default_factory=list)
 
 
 Ask: TypeAlias = Callable[[Sequence[Message]], Request]
-"""The next request, of the conversation so far."""
+"""Makes the next request from the conversation so far."""
 Read: TypeAlias = Callable[[Completion, Sequence[Message]], Turn]
 
 

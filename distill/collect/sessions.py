@@ -13,7 +13,7 @@ from distill.types import Completion, Failure, Message, Session, Task
 
 ROLE = "teacher"
 InputForm: TypeAlias = Literal["below", "labelled", "before", "varied"]
-"""How a task's input is put. `below`: after the instruction and a blank line. `labelled`: the same under a heading
+"""Where a task's input stands. `below`: after the instruction and a blank line. `labelled`: the same under a heading
 "Input:". `before`: in front of the instruction. `varied`: one of seven forms with an input or six without, drawn for
 each task, as Self-Instruct writes its training rows."""
 
@@ -24,7 +24,7 @@ class TurnOptions(recipe.BaseOptions):
     system: str = ""
     """System message of every request, and of every session: the student learns under it. Empty: none."""
     input: InputForm = "below"
-    """How a task's input is put: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
+    """Where a task's input stands: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
     for each task, with or without an input."""
     thoughts: Handling = "separate"
     """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
@@ -36,7 +36,7 @@ _FORMS = {
     "before": "$input\n\n$instruction",
 }
 VARIED = {True: "strategies/forms_with_input.txt", False: "strategies/forms_no_input.txt"}
-"""By whether the task has an input; forms are parted by lines of three dashes."""
+"""By whether the task has an input; lines of three dashes separate the forms."""
 
 
 def put(task: Task, form: InputForm = "below", *, rng: Random) -> str:
@@ -56,7 +56,7 @@ def lead(system: str) -> tuple[Message, ...]:
 
 
 def opening(task: Task, *, system: str = "", form: InputForm = "below", rng: Random) -> tuple[Message, ...]:
-    """What a session of one turn opens with: the system message, where there is one, and the task."""
+    """The messages before the answer in a session of one turn: the system message, if any, and the task."""
     return (*lead(system), Message("user", put(task, form, rng=rng)))
 
 
@@ -69,10 +69,10 @@ def one_turn(
     handling: Handling,
     **more: Any,
 ) -> Session | Failure:
-    """The session of one answer to what was asked, or the failure that stands for it.
+    """The session of one answer to a prompt, or the failure in its place.
 
     An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
-    kept and marked `truncated`. `more` is for `session`.
+    kept and marked `truncated`. `more` goes to `session`.
     """
     if isinstance(answer, Failure):
         return answer
@@ -94,7 +94,7 @@ def session(
     labels: Iterable[str] = (),
     **more: Any,
 ) -> Session:
-    """The session of a task; of `more`, what is neither `None` nor empty is kept in its meta."""
+    """The session of a task; entries of `more` that are neither `None` nor empty go into its meta."""
     meta: dict[str, Any] = {"task": task.id, "strategy": strategy, "keys": list(keys)}
     if "lineage" in task.meta:
         meta["lineage"] = task.meta["lineage"]

@@ -1,4 +1,4 @@
-"""Stage collect: has every task answered; writes sessions.jsonl in task order, and failures.jsonl."""
+"""Stage collect: asks a teacher to answer every task; writes sessions.jsonl in task order, and failures.jsonl."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from distill.types import Failure, Flow, Session, Task
 __all__ = ["Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model_of"]
 
 ROLE = "teacher"
-NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
+NO_SESSION = Failure(key="", reason="no_session", detail="the strategy returned no session", transient=False)
 UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
 """Label of sessions without a judge decision, and the share above which we warn."""
 TaskResult: TypeAlias = Session | tuple[Session, ...] | Failure
 """Result of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
 
 REVISION = 1
-"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
+"""Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 
 
 class Strategy(Protocol):
     """A part that turns a task into one or more sessions by sending requests."""
 
     def flow(self, task: Task, rng: Random) -> Flow[TaskResult]:
-        """The session or sessions, or the failure that stands for them."""
+        """The session or sessions, or the failure in their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,12 @@ def collect(
     max_failed: float,
     before: Sequence[Session] = (),
 ) -> tuple[str, Mapping[str, Any]]:
-    """Ask for every task; returns the stage's status, `done` or `partial`, and its counts.
+    """Answer every task; returns the stage's status, `done` or `partial`, and its counts.
 
-    `partial` says that asking again may bring more. `choose` names each task's teacher. The sessions of `before`,
-    which others answered, go in front of sessions.jsonl. Raises `StageIncomplete` when
-    more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is finished is written
-    first, in either case.
+    `partial` means that another run may answer more. `choose` names each task's teacher. The sessions of `before`,
+    which the recipe's sources hold, come first in sessions.jsonl. Raises `StageIncomplete` when
+    more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; finished sessions are written
+    first in either case.
     """
     choices = {task.id: choose(task) for task in tasks}
     marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in choices.items()}
@@ -99,7 +99,7 @@ def collect(
 def flows(
     tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice], seed: int
 ) -> list[tuple[str, Callable[[], Flow[TaskResult]]]]:
-    """What makes the flow of each task. A flow made again asks the same."""
+    """The id and flow factory of each task; a flow made twice sends the same requests."""
 
     def make(task: Task) -> Flow[TaskResult]:
         return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
@@ -119,7 +119,7 @@ def _write(
     marks: Mapping[str, Mapping[str, str]],
     before: Sequence[Session],
 ) -> tuple[list[Session], list[dict[str, Any]]]:
-    """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
+    """Write the results in task order; returns the sessions and the rows of failures.jsonl."""
     results = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
     sessions = [
         replace(session, id=_session_id(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
@@ -153,7 +153,7 @@ def _session_id(task: str, number: int, tasks: Collection[str]) -> str:
 
 
 def _failures(outcome: Outcome[TaskResult]) -> list[Failure]:
-    """Those that were sent into the flow, and the one it returned where that is another."""
+    """Failures sent into the flow, and the one it returned if that is another."""
     returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
 
@@ -172,7 +172,7 @@ def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) 
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides the sessions, by key."""
+    """The recipe's values that determine the sessions, by key."""
     loaded = context.recipe
     values = {"seed": loaded.seed, **_source_options(loaded)}
     if (section := loaded.collect) is None:
@@ -187,7 +187,7 @@ def options(context: Context) -> dict[str, Any]:
 
 
 def _source_options(loaded: Recipe) -> dict[str, Any]:
-    """The sources with what is in their files, and in their tokenizer's model."""
+    """The sources, with the hashes of their files and tokenizers."""
     model = loaded.student.model if loaded.student is not None else ""
     values: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
     for source in loaded.sources:

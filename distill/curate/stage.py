@@ -27,7 +27,7 @@ from distill.run.record import StageRecord
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
 
 REVISION = 1
-"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
+"""Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"
 """The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""

@@ -18,7 +18,7 @@ from distill.run.record import StageRecord
 from distill.types import Growth, Task
 
 REVISION = 1
-"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
+"""Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 
 
 def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapping[str, Any]:

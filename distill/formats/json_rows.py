@@ -127,14 +127,14 @@ def _without_surrogates(value: Any) -> Any:
 def _array_rows(file: BinaryIO, path: Path) -> Rows:
     """The elements of an array, read in pieces, so that no more than one element and one piece is held."""
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as decoded:
-        window = _Window(decoded, path)
-        window.skip_to("[")
-        while (element := window.element()) is not None:
+        reader = _ArrayReader(decoded, path)
+        reader.skip_to("[")
+        while (element := reader.element()) is not None:
             text, value, line = element
             yield _row(value, text, line)
 
 
-class _Window:
+class _ArrayReader:
     """The part of a long text being parsed."""
 
     def __init__(self, text: io.TextIOWrapper, path: Path) -> None:

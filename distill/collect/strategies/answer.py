@@ -25,7 +25,7 @@ class Answer:
         self.sampling = sampling or Sampling()
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session of a task, or the failure that stands for it; see `one_turn`.
+        """The session of a task, or the failure in its place; see `one_turn`.
 
         `rng` draws the form of a task that is put in `varied` forms.
         """

@@ -25,12 +25,12 @@ from distill.types import Answer, Completion, Failure, Flow, Message, Request, S
 
 JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=256)
-"""How a judge is asked where neither the strategy nor the section `judge` says."""
+"""The judge's sampling where neither the strategy nor the section `judge` sets it."""
 _OF_TEN, _WHICH = GradeScale(10), GradeScale(10, ("A", "B", "tie", "reply A", "reply B"))
 _ALONE = re.compile(r"[*_\s]*(\d{1,2}(?:\.\d+)?)[*_\s.]*")
 _LETTER = re.compile(r"[*_\s\"'(\[]*(a|b|tie)[*_\s\"')\].]*", re.IGNORECASE)
 _CLOSING = re.compile(r"(ASKED|REPLIED|REPLY [AB])>>>")
-"""What ends a text in the judge's prompts."""
+"""Delimiter after a text in the judge's prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,16 @@ class Candidate:
     replica: int
     key: str
     text: str
-    """As a session would have it."""
+    """The answer as it would stand in a session."""
     plain: str
-    """Without thoughts; what is judged."""
+    """Without thoughts, for the judge."""
     thoughts: str
     truncated: bool
     score: float | None = None
-    """By the way of picking; `None` where nothing could be read."""
+    """Depends on `pick`; `None` where no verdict could be read."""
 
     def summary(self) -> dict[str, Any]:
-        """What a session says of a candidate that was not picked."""
+        """The entry of a losing candidate in the session's meta."""
         row = {"replica": self.replica, "key": self.key, "text": self.text, "score": self.score}
         return {**row, "truncated": self.truncated, **({"thoughts": self.thoughts} if self.thoughts else {})}
 
@@ -61,7 +61,7 @@ class JudgedCandidates:
     candidates: tuple[Candidate, ...]
     keys: tuple[str, ...] = ()
     unparsed: int = 0
-    """Replies of the judge that name no verdict, and requests to it that failed for good."""
+    """Judge replies without a verdict, and judge requests that failed permanently."""
 
 
 class BestOf:
@@ -89,12 +89,12 @@ class BestOf:
         """How an answer is held against `meta.answer`: `numeric` and `exact` compare final answers, `contains` looks
         for the text, `regex` for the pattern (RE2's syntax), anywhere in the answer. Nothing is executed."""
         unsolved: Literal["fail", "keep"] = "fail"
-        """What becomes of a task of which no answer passes the check: a failure (set `collect.max_failed` to what you
+        """What to do with a task when no answer passes the check: a failure (set `collect.max_failed` to what you
         expect), or a session with the label `check_failed`."""
 
         @property
         def asks(self) -> Asks:
-            """The samples, and what the judge is asked of them."""
+            """The samples, and the judge's requests about them."""
             if self.pick != "judge":
                 return Asks(self.samples)
             pairs = self.samples * (self.samples - 1)
@@ -110,10 +110,10 @@ class BestOf:
         self._judging = JUDGING if judge_sampling is None else judge_sampling.sampling()
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session of the best answer, or the failure that stands for all. `rng` draws the form of the task.
+        """The session of the best answer, or a failure. `rng` draws the form of the task.
 
-        A transient failure, of a sample or of the judge, is the task's: what is bought is replayed when it is asked
-        again. Samples that fail for good are left out.
+        A transient failure of a sample or of the judge fails the task; a later run replays the answers it has and
+        asks for the rest. Samples that fail permanently are left out.
         """
         if self.options.pick == "check" and (fault := self._reference_fault(task)) is not None:
             return fault
@@ -175,7 +175,7 @@ class BestOf:
         return JudgedCandidates(_with_scores(candidates, [float(len(each.plain.split())) for each in candidates]))
 
     def _reference_fault(self, task: Task) -> Failure | None:
-        """Why a task cannot be checked; found before anything is bought."""
+        """Why a task cannot be checked; known before any request is sent."""
         reference = task.meta.get("answer")
         detail = None
         if not isinstance(reference, (str, int, float)) or isinstance(reference, bool) or not str(reference).strip():
@@ -215,13 +215,13 @@ class BestOf:
         return JudgedCandidates(_with_scores(candidates, points), _keys(replies), verdicts.count(None))
 
     def _question(self, template: str, **texts: str) -> Request:
-        """A question about texts that are material and end nothing in it, whatever they hold."""
+        """A question about texts, in which delimiters and control tokens are made harmless."""
         text = assets.fill(template, **{name: _CLOSING.sub(r"\1> >>", harmless(each)) for name, each in texts.items()})
         return Request(role=JUDGE, messages=(Message("user", text),), sampling=self._judging)
 
 
 def _candidates(answers: Sequence[Answer], handling: Handling) -> tuple[Candidate, ...] | Failure:
-    """What can be picked from, in order; a transient failure of one, or of all, in its place."""
+    """The candidates, in order; or a transient failure of any, or the first failure where all failed."""
     if (lost := _first_transient(answers)) is not None:
         return lost
     candidates, failures = [], []
@@ -250,7 +250,7 @@ def _with_scores(candidates: Sequence[Candidate], scores: Sequence[float | None]
 
 
 def _shares(candidates: Sequence[Candidate]) -> list[float]:
-    """By candidate, the share of votes that its final answer has; cut ones vote only where all are cut."""
+    """Share of the votes for each candidate's final answer; cut answers vote only where all are cut."""
     votes = [vote(each.plain) for each in candidates]
     voting = [one for one, each in zip(votes, candidates, strict=True) if one and not each.truncated] or votes
     counts = Counter(one for one in voting if one)
@@ -258,7 +258,7 @@ def _shares(candidates: Sequence[Candidate]) -> list[float]:
 
 
 def _points(verdicts: Mapping[tuple[int, int], float | None], count: int) -> list[float | None]:
-    """By candidate, the mean of its points over the pairs with a verdict in both orders."""
+    """Mean points of each candidate over the pairs with a verdict in both orders."""
     points: list[list[float]] = [[] for _ in range(count)]
     for (first, second), verdict in verdicts.items():
         other = verdicts[second, first]
@@ -271,7 +271,7 @@ def _points(verdicts: Mapping[tuple[int, int], float | None], count: int) -> lis
 
 
 def _verdict(reply: Answer, parse: Callable[..., float | None], *texts: str) -> float | None:
-    """What a judge's reply says, its thoughts aside; `None` for one that failed, or is cut inside its thoughts."""
+    """The verdict in a judge's reply, without its thoughts; `None` for a failure or a reply cut inside its thoughts."""
     if isinstance(reply, Failure) or reply.finish == "filtered":
         return None
     split = split_thoughts(reply)

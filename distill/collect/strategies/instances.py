@@ -25,13 +25,13 @@ IS_LABEL, LABEL_FIRST, INPUT_FIRST, IN_CHAT = (
 MOST_INSTANCES = 5
 """Kept of one instruction (Self-Instruct's code)."""
 MAX_TOKENS = {True: 300, False: 350}
-"""Of a request for instances, by whether the task is answered by labels (Self-Instruct's code)."""
+"""Bound of a request for instances, by whether the task is answered with labels (Self-Instruct's code)."""
 STOP = ("\nExample 6", "\nTask:")
 
 Ask: TypeAlias = Literal["completion", "chat"]
 
 _LEAD = r"^[ \t*#>-]*(?:\d+[.)][ \t*]*)?"
-"""What may stand in front of a field: bullets, bold face, a number."""
+"""Prefixes of a field: bullets, bold face, a number."""
 _LABEL = re.compile(rf"{_LEAD}Class label:[ \t*]*", re.IGNORECASE | re.MULTILINE)
 _EXAMPLE = re.compile(
     r"^[ \t*#>-]*(?:Example(?:\s?\d+[.:]?|[.:]?(?=[ \t*]*$))[ \t*]*|\d+[.)][ \t*]*(?=Input\s*\d*\s*:))", re.MULTILINE
@@ -63,9 +63,9 @@ class InstanceSampling(recipe.SamplingOptions):
 class Instances:
     """Up to five sessions of an instruction, each with its own input and output, from two requests.
 
-    The first asks whether the instruction is answered by labels; `meta.is_classification` of the task answers that for
-    free. Then either the labels come first and an input for each, so that no label is left out, or inputs come first
-    and their outputs. A task that brings an input is given that as its first, and more are asked for.
+    The first asks whether the instruction is answered with labels, unless `meta.is_classification` of the task says so.
+    Then either the labels come first and an input for each, so that no label is left out, or inputs come first and
+    their outputs. A task with an input of its own has that as its first instance, and more are requested.
 
     Where this differs from the original, and why:
     - a request that fails is a failure; the original stores it as an empty answer, and takes that for "no";
@@ -82,11 +82,11 @@ class Instances:
         """`completion`: let the teacher continue a list of worked tasks as raw text. `chat`: the same in a message,
         for endpoints without completions."""
         sampling: InstanceSampling = InstanceSampling()
-        """How instances are drawn."""
+        """Sampling of instances."""
         system: str = ""
         """System message of every session; nothing is asked under it. Empty: none."""
         input: InputForm = "below"
-        """How an instance's input is put; `varied` draws one of Self-Instruct's forms for each. See `answer`."""
+        """Where an instance's input stands; `varied` draws one of Self-Instruct's forms for each. See `answer`."""
         plain_inputs: Annotated[float, Field(ge=0, le=1)] = 0.5
         """Share of inputs that lose the name of their only field ("Text: …") and their blank lines (Self-Instruct's
         code), so that the student meets inputs as people write them."""
@@ -100,7 +100,7 @@ class Instances:
         self.options = options
 
     def flow(self, task: Task, rng: Random) -> Flow[tuple[Session, ...] | Failure]:
-        """The sessions of a task, or the failure that stands for them; `no_instance` where none passes the rules.
+        """The sessions of a task, or a failure: `no_instance` where no instance passes the rules.
 
         `rng` draws five of more instances, then plain inputs and forms.
         """
@@ -130,7 +130,7 @@ class Instances:
         )
 
     def _ask_whether_label(self, task: Task, keys: list[str]) -> Flow[bool | str | Failure]:
-        """Whether a task is answered by labels; `unparsed` where the teacher says neither, and then it is not."""
+        """Whether a task is answered with labels; `unparsed`, which counts as no, where the reply says neither."""
         answer: Completion | Failure = yield self._to_request(
             assets.fill(assets.load(IS_LABEL), instruction=_line(task.instruction)),
             Sampling(temperature=0.0, max_tokens=3, stop=("\n", "Task")),
@@ -200,7 +200,7 @@ def by_inputs(text: str) -> list[GeneratedInstance]:
 
 
 def _example(text: str) -> GeneratedInstance:
-    """One example; without an output where it names none."""
+    """One example; its output is empty where it names none."""
     parts = _OUTPUT.split(text)
     parts = parts if len(parts) > 1 else _OUTPUT_INLINE.split(text)
     input_text = _input_text(parts[0])
@@ -209,15 +209,15 @@ def _example(text: str) -> GeneratedInstance:
 
 
 def _input_text(text: str) -> str:
-    """An input without its name; none where it says that there is none."""
+    """An input without its field name; empty where it says that there is none."""
     input_text = _INPUT.sub("", text.strip(), count=1).strip()
     return "" if is_no_input(input_text) else input_text
 
 
 def valid(instances: Sequence[GeneratedInstance]) -> tuple[list[GeneratedInstance], Counter[str]]:
-    """The instances that Self-Instruct's rules leave, and how many each rule took.
+    """The instances that pass Self-Instruct's rules, and the number rejected by each rule.
 
-    Where one input has two outputs, all go: the task is not understood.
+    Where one input has two outputs, all are rejected: the task was not understood.
     """
     rejected: Counter[str] = Counter()
     usable: list[GeneratedInstance] = []

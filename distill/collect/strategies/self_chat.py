@@ -26,7 +26,7 @@ _MARKS = (
     re.compile(r"(?<!['\"`(])[*_]{0,2}\[(Visitor|Helper)\][*_]{0,2}(?:[ \t]*[:\uff1a][*_]{0,2})?", re.IGNORECASE),
     re.compile(r"^[ \t>*_#]*(Visitor|Helper)[*_]*[ \t]*[:\uff1a][*_]*", re.IGNORECASE | re.MULTILINE),
 )
-"""As asked for, and, where there is none, a speaker's name with a colon in front of a line."""
+"""The mark of the prompt; without one, a speaker's name with a colon at the start of a line."""
 
 
 class SelfChat:
@@ -47,13 +47,13 @@ class SelfChat:
         """`transcript`: one request writes the whole dialogue. `rounds`: for each exchange one request continues a
         transcript by the visitor's turn, and one answers it in a plain chat."""
         exchanges: Annotated[int, Field(ge=1, le=20)] = 4
-        """Exchanges asked for; in `rounds` no more are made. In `transcript`, `max_tokens` must have room for all."""
+        """Number of exchanges; an upper bound in `rounds`. In `transcript`, `max_tokens` must have room for all."""
         system: str = ""
         """System message of every session, and in `rounds` of every answer. Empty: none."""
         ask: Literal["chat", "completion"] = "chat"
-        """How transcripts are asked for: as a chat message, or as raw text to continue, for models without a chat."""
+        """How transcripts are requested: as a chat message, or as raw text to continue, for models without a chat."""
         user_sampling: recipe.SamplingOptions | None = None
-        """How the visitor's turns are drawn in `rounds`; as the teacher's answers when left out."""
+        """Sampling of the visitor's turns in `rounds`; that of the teacher's answers when left out."""
 
         @property
         def asks(self) -> Asks:
@@ -73,7 +73,7 @@ class SelfChat:
         self._prompt_lines = instructions(self._next)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The dialogue about a task, or the failure that stands for it.
+        """The dialogue about a task, or the failure in its place.
 
         `meta.ended` says why it ends, `meta.leaks` where a turn was cut. `rng` is not used.
         """
@@ -121,7 +121,7 @@ class SelfChat:
         )
 
     def _request(self, text: str, mark: str, sampling: Sampling, *, keeps_mark: bool = False) -> Request:
-        """Raw text always ends in the mark of whose turn it is; a chat message does where it `keeps_mark`."""
+        """Raw text always ends in the mark of the next speaker; a chat message does where it `keeps_mark`."""
         if self.options.ask == "completion":
             return Request(role=ROLE, prompt=f"{text}\n{mark}", sampling=sampling)
         message = f"{text}\n{mark}" if keeps_mark else text
@@ -139,10 +139,10 @@ class _Piece:
 def parse_transcript(text: str, *, is_cut: bool = False) -> Dialogue:
     """The exchanges of a transcript, as far as it keeps its form; `ended` says why they end.
 
-    What stands before the visitor's first mark is dropped, and so is what follows the last whole exchange; of a cut
-    transcript (`is_cut`) the last exchange is not whole. An exchange is one turn of each, neither empty. A turn in
-    which another speaker begins is cut there and is the last; a question that was there before, or an answer that only
-    says its question again, ends them before that exchange.
+    Text before the visitor's first mark and after the last whole exchange is dropped; the last exchange of a cut
+    transcript (`is_cut`) is not whole. An exchange is one non-empty turn of each speaker. A turn in which another
+    speaker begins is cut there and is the last; a repeated question, or an answer that only repeats its question, ends
+    the exchanges before it.
     """
     pieces = _pieces(strip_wrappers(text))
     first = next((index for index, piece in enumerate(pieces) if piece.speaker == "visitor"), len(pieces))
@@ -179,7 +179,7 @@ def _pieces(text: str) -> list[_Piece]:
 
 
 def _fault(pair: Sequence[_Piece], *, is_cut: bool) -> str | None:
-    """Why two pieces in a row are no exchange."""
+    """Why two consecutive pieces are no exchange."""
     if is_cut:
         return "cut_answer"
     if len(pair) < 2:

@@ -18,7 +18,7 @@ from distill.types import Completion, Failure, Flow, Message, Request, Sampling,
 
 USER = "user"
 CLOSING = "[nothing more]"
-"""What the simulated user writes when it has nothing left to ask."""
+"""The simulated user writes this when it has nothing left to ask."""
 
 
 class UserSimulator:
@@ -34,16 +34,16 @@ class UserSimulator:
         """Options of `collect: {strategy: user_simulator}`."""
 
         min_rounds: Annotated[int, Field(ge=1, le=50)] = 3
-        """Fewest exchanges that are drawn for a task (UltraChat: 3 to 7 about the world, 2 to 4 for writing)."""
+        """Least number of exchanges drawn for a task (UltraChat: 3 to 7 about the world, 2 to 4 for writing)."""
         max_rounds: Annotated[int, Field(ge=1, le=50)] = 7
         opening: Literal["task", "simulated"] = "task"
-        """The first turn: the task as it stands, or the simulated user's, for tasks that are topics."""
+        """The first turn: the task itself, or one written by the simulated user, for tasks that are topics."""
         personas: tuple[str, ...] = ()
         """Who the user is, one drawn for each task; a task's `meta.persona` goes before. Empty: ten shipped ones."""
         system: str = ""
         """System message of the teacher and of every session. Empty: none."""
         user_sampling: recipe.SamplingOptions | None = None
-        """How the user's turns are drawn; as the section `user` says, else as the teacher's answers."""
+        """Sampling of the user's turns; that of the section `user`, else that of the teacher's answers."""
 
         @model_validator(mode="after")
         def _range(self) -> UserSimulator.Options:
@@ -67,7 +67,7 @@ class UserSimulator:
         self._prompt_lines = instructions(self._part, self._begin.content)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The conversation about a task, or the failure that stands for it. `rng` draws rounds, then the persona."""
+        """The conversation about a task, or the failure in its place. `rng` draws rounds, then the persona."""
         rounds = rng.randint(self.options.min_rounds, self.options.max_rounds)
         shipped_persona = rng.choice(self._personas)
         persona, topic = text_of(task.meta, "persona") or shipped_persona, put(task, rng=rng)
@@ -96,6 +96,6 @@ class UserSimulator:
 
 
 def exchanged(messages: Sequence[Message]) -> list[Message]:
-    """The conversation as the other side sees it."""
+    """The conversation with the sides exchanged."""
     sides = {"user": "assistant", "assistant": "user"}
     return [Message(sides[message.role], message.content) for message in messages]
