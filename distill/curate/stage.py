@@ -30,10 +30,10 @@ REVISION = 1
 """Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"
-"""The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""
+"""Reason of a verdict that keeps a row because the rule's model gave no answer."""
 
 UNPARSED, MANY_UNPARSED = "unparsed", 0.2
-"""The reason of a verdict on a reply that cannot be read, and the share of such replies that is worth a warning."""
+"""Reason of a verdict on an unreadable reply, and the share of such replies above which we warn."""
 
 
 Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[Any]]]]
@@ -71,18 +71,18 @@ def curate(
 ) -> Mapping[str, Any]:
     """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
 
-    Rules on a row measure every row, dropped or not, in their order; a rule that mends hands on the mended session.
-    `processes` share that work (`sieve.sift` chooses when left out), with the same outcome. Those that ask a model come
-    after those that ask nobody: through `ask`, and of rows still kept alone unless told `every_row`. Of what all these
-    keep, `test` rows are held out (`held_out`). Rules on the set then run in their order over the rows still kept for
-    training; last, rows whose prompt is near (ROUGE-L above `near`) that of a held-out row are dropped, with the reason
-    `held_out`. Every row is written with every verdict on it, those against it first.
+    Row rules measure every row, dropped or not, in order; a rule that mends passes on the mended session. `processes`
+    share that work (see `rows.sift`). Rules that ask a model come after the others: they send requests through `ask`,
+    by default only about rows still kept (`every_row`). Of the rows then kept, `test` are held out (`held_out`). Set
+    rules run in order over the rows still kept for training; last, rows whose prompt is near (ROUGE-L above `near`)
+    that of a held-out row are dropped, with the reason `held_out`. Every row is written with all its verdicts, those
+    against it first.
 
-    Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled` and `labels` of what is not
-    dropped, as `mended` by rule; where a model was asked, `failed`: rows that a rule could not measure, which are kept
-    and labelled `not_measured`, and `retryable`: those of them for which asking again may help. Raises, with everything
-    written, `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of what was asked
-    failed, and what `ask` raises; `tell` gets the counts before that.
+    Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled`, `labels` and `mended` (by
+    rule) of the rows not dropped; where a model was asked, `failed`: rows that a rule could not measure, which are kept
+    and labelled `not_measured`, and `retryable`: those with a transient failure. With everything written, raises
+    `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of the measurements failed,
+    and what `ask` raises; `tell` gets the counts before that.
     """
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
     local = [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
@@ -103,7 +103,7 @@ def curate(
         tell(counts)
     _accept(measurements, max_failed)
     if len(test_rows) < test:
-        console.warn(f"{len(test_rows)} of {test} prompts could be held out; bring in more, or lower `test`")
+        console.warn(f"{len(test_rows)} of {test} prompts could be held out; add sessions, or lower `test`")
     _require_some(counts)
     return counts
 
@@ -155,7 +155,7 @@ def _outcomes(
 
 
 def _accept(measurements: _Measurements, max_failed: float) -> None:
-    """Raise what stopped the engine, or `StageIncomplete` when more failed than may fail."""
+    """Raise the exception that stopped the engine, or `StageIncomplete` when too many measurements failed."""
     if measurements.stopped is not None:
         raise measurements.stopped
     if len(measurements.failed) <= max_failed * measurements.flows:
@@ -204,7 +204,7 @@ def _write(
 
 
 def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
-    """The sessions as they go on, with every verdict, those against them first."""
+    """The rows of a file: each session with all its verdicts, those against it first."""
     for place, row in enumerate(rows):
         earlier = [label for label in row.session.meta.get("labels", []) if label not in row.labels]
         meta = {**row.session.meta, "labels": [*earlier, *row.labels], **(FIRST_META if place == 0 else {})}
@@ -213,7 +213,7 @@ def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:
-    """A verdict of texts alone, empty where there is nothing to say.
+    """A verdict whose values are all texts, empty where there is none.
 
     Arrow takes a column's type from a file's first 10 MB: a null there, or a whole number, and a later text or fraction
     could not be read by `datasets`.
@@ -242,7 +242,7 @@ def _require_some(counts: Mapping[str, Any]) -> None:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides the verdicts, by key, with whom the rules ask."""
+    """The recipe's values that determine the verdicts, by key, and the models that the rules ask."""
     loaded = context.recipe
     rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
     values = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
@@ -292,14 +292,14 @@ def filter_of(context: Context, rule: recipe.Rule) -> Any:
 
 
 def roles_of_filters(loaded: Recipe, allowed: Collection[str] = ()) -> set[str]:
-    """Whom the curation rules ask: `judge`, `base`."""
+    """Roles that the curation rules ask: `judge`, `base`."""
     parts = [registry.part(FILTERS, rule.filter, kind="filter", allowed=allowed) for rule in loaded.curate or ()]
     return {part.role for part in parts if hasattr(part, "role")}
 
 
 @contextmanager
 def asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
-    """Who answers a rule; weights in this process are let go at the end. Raises `RecipeError` where there is nobody."""
+    """The provider that answers a rule; weights in this process are released at the end. Raises `RecipeError`."""
     if role != BASE:
         if context.teachers is None:
             raise RecipeError(f"curate: the filter {rule} asks a {role}, and the recipe has no `teacher` to play it")

@@ -28,10 +28,10 @@ class Contamination:
     """Runs of 13 words, as GPT-3 was cleaned (Brown et al. 2020, arXiv 2005.14165, appendix C); datatrove takes 12.
 
     A benchmark row of 8 to 12 words is one run; a shorter one must be the whole of a turn. Words are compared without
-    case and punctuation, in any script. Runs that stand in more than `common` rows are the benchmark's own form of
-    asking, and ignored, as GPT-3 ignores runs found more than ten times. It sees copies, not paraphrases: with a word
-    changed in every ten MT-Bench's questions pass, with one in every fourteen they do not. Code of a usual form may be
-    that of a reference answer; `keys: [turns]` leaves MT-Bench's out.
+    case and punctuation, in any script. Runs in more than `common` rows are the benchmark's own phrasing and are
+    ignored, as GPT-3 ignores runs found more than ten times. It finds copies, not paraphrases: MT-Bench's questions
+    pass with a word changed in every ten, and do not with one in every fourteen. Code of a usual form may be that of a
+    reference answer; `keys: [turns]` leaves MT-Bench's out.
     """
 
     class Options(recipe.BaseOptions):
@@ -41,7 +41,7 @@ class Contamination:
         files: Annotated[list[str], Field(min_length=1)]
         """Benchmarks: JSONL (every text in a row, however deep), a JSON list, or text with an item a line."""
         keys: tuple[str, ...] = ()
-        """Of a JSONL row, take only what lies under these keys; all when empty."""
+        """Keys of a JSONL row whose texts are read; all when empty."""
         words: Annotated[int, Field(ge=LEAST, le=50)] = 13
         """Length of a run (GPT-3: 13)."""
         common: Annotated[int, Field(ge=1)] = 10
@@ -61,11 +61,11 @@ class Contamination:
         self._whole: dict[tuple[str, ...], str] = {}
 
     def __reduce__(self) -> tuple[type[Contamination], tuple[Contamination.Options]]:
-        """Another process gets the options alone: hashes of texts differ between processes."""
+        """Pickles the options only: hashes of texts differ between processes."""
         return type(self), (self.options,)
 
     def measure(self, session: Session) -> Hit | None:
-        """The first run that is shared, with the row that it is from; reads the files when first asked."""
+        """The first shared run, with the row it is from; reads the files at the first call."""
         if self._runs is None:
             self._runs = self._read_runs()
         for text in texts_of(session, self.options.on):
@@ -131,7 +131,7 @@ def _runs(tokens: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
 
 
 def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:
-    """The texts of each row. Raises `RecipeError` for what is no UTF-8 or no JSON."""
+    """The texts of each row. Raises `RecipeError` for a file that is no UTF-8 or no JSON."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":

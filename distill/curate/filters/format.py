@@ -34,18 +34,18 @@ _SPEAKER = re.compile(r"^(?:human|user|assistant|ai|chatgpt|gpt-?4?|bot) ?: ", r
 class Format:
     """Turns that alternate from user to assistant, and texts that end where their turn ends.
 
-    Marks inside code are left alone, because an answer may explain them. Lists of marks are ours, after the formats
-    that they come from. `roles`: turns do not alternate, or the first is not the user's; `end`: the last turn is not
+    Marks inside code are ignored, because an answer may explain them. The lists of marks are our own, after the formats
+    themselves. `roles`: turns do not alternate, or the first is not the user's; `end`: the last turn is not
     the assistant's; `marker`: a mark of a training format, such as `### Instruction:` or `<|im_start|>`; `leftover`: a
     template's empty field, such as `{instruction}` or `<noinput>`; `speaker`: an answer with a line `Human: …`;
-    `fence`: an answer with a code fence that nothing closes.
+    `fence`: an answer with an unclosed code fence.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: format`."""
 
         drop: tuple[Problem, ...] = ("roles", "end", "marker")
-        """What is dropped; the rest is labelled, because dialogues and templates may be what was asked for."""
+        """Problems that drop a session; the others label it, because a task may ask for dialogues and templates."""
 
     scope: Literal["row"] = "row"
 
@@ -53,7 +53,7 @@ class Format:
         self.options = options
 
     def measure(self, session: Session) -> dict[str, str]:
-        """Each problem found, with a piece of text that shows it."""
+        """Each problem, with a piece of text that shows it."""
         has_end = bool(session.messages) and session.messages[-1].role == "assistant"
         wrong_end = "" if has_end else "the last turn is not the assistant's"
         problems = {"roles": _wrong_order(session.messages), "end": wrong_end}
@@ -63,7 +63,7 @@ class Format:
         return {problem: example for problem, example in problems.items() if example}
 
     def decide(self, value: Mapping[str, str]) -> Verdict:
-        """A verdict names the first problem that is dropped, else the first at all."""
+        """A verdict names the first problem that drops the session, else the first problem."""
         cause: str | None = next((problem for problem in value if problem in self.options.drop), None)
         reason: str = cause or next(iter(value), "ok")
         return Verdict(rule="format", keep=cause is None, reason=reason, value=value.get(reason))

@@ -15,7 +15,7 @@ from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
 DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
-"""Where the recipe's judge has none of its own: the likeliest grade, and room for reasons."""
+"""Default of the recipe's judge: the likeliest grade, and room for reasons."""
 
 
 class Judge:
@@ -23,8 +23,8 @@ class Judge:
 
     Alpagasus (Chen et al., 2023, section 2) keeps what its judge grades 4.5 of 5 or better, 9k of Alpaca's 52k:
     `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` it only measures; grade and reason are in each
-    row's verdict. A reply without a grade, or with one that only repeats the session's own words, is a class of its
-    own, `unparsed`, and keeps the row unless asked otherwise. SmolLM2-135M-Instruct grades nothing: of 48 replies none
+    row's verdict. A reply without a grade, or with one that only repeats the session's own words, is
+    `unparsed` and keeps the row, unless `drop_unparsed` is set. SmolLM2-135M-Instruct cannot grade: none of 48 replies
     held a grade, by number or by choice.
     """
 
@@ -32,19 +32,19 @@ class Judge:
         """Options of `filter: judge`."""
 
         criteria: tuple[str, ...] = ()
-        """What to grade by, a line each; our own five in prompts/judges/quality.txt when left out."""
+        """Criteria, one per line; the five in prompts/judges/quality.txt when left out."""
         highest: Annotated[int, Field(ge=1, le=1000)] = 10
         """The best grade; the worst is 0."""
         min_score: float | None = None
-        """Lowest grade that is kept."""
+        """Lowest grade to keep."""
         choices: tuple[Annotated[str, Field(pattern=r"^\w[\w -]{0,39}$")], ...] = ()
         """Named grades in place of a number, such as `[bad, good]`."""
         accept: tuple[str, ...] = ()
-        """Those of the choices that are kept."""
+        """The choices that keep a session."""
         drop_unparsed: bool = False
-        """Drop what the judge gave no readable grade."""
+        """Drop sessions without a readable grade."""
         max_tokens: Annotated[int, Field(ge=16)] | None = None
-        """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
+        """Bound of the judge's reply; that of the recipe's judge, or 512, when left out."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Judge.Options:
@@ -76,7 +76,7 @@ class Judge:
 
     @classmethod
     def most_tokens(cls, options: Options) -> int:
-        """Tokens of one reply at most, for a forecast."""
+        """Most tokens of one reply, for a forecast."""
         return options.max_tokens or DEFAULT_SAMPLING.max_tokens or 0
 
     def measure(self, session: Session) -> Flow[Grade | None]:

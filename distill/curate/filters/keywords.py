@@ -14,7 +14,7 @@ from distill.curate.filters import Compared, texts_of
 from distill.types import Session, Verdict
 
 MAX_BACKTRACKS = 10_000
-"""Ways in which the bounded repeats of a pattern may match at one place, at most."""
+"""Most ways in which the bounded repeats of a pattern may match at one place."""
 
 Short = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -24,8 +24,8 @@ _REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
 class Keyword:
     """Plain words of any language, or regular expressions of the recipe's author.
 
-    Self-Instruct and Alpaca drop tasks by such a list (image, graph, file, plot …: what a text model cannot do). No
-    pattern may take longer than the square of a text's length: those that could are refused when the recipe is read.
+    Self-Instruct and Alpaca drop tasks by such a list (image, graph, file, plot …: what a text model cannot do).
+    Patterns that could take longer than the square of a text's length are refused when the recipe is read.
     """
 
     class Options(recipe.BaseOptions):
@@ -59,7 +59,7 @@ class Keyword:
         self._patterns = [re.compile(pattern, case) for pattern in (*_word_pattern(options.words), *options.patterns)]
 
     def measure(self, session: Session) -> str | None:
-        """What was found first, as it stands in the text; `None` where nothing is."""
+        """The first match, as written in the text; `None` where there is none."""
         for text in texts_of(session, self.options.on):
             for pattern in self._patterns:
                 if match := pattern.search(text):

@@ -17,7 +17,7 @@ NO_PROMPT = (Message("user", ""),)
 
 
 def spoken(session: Session) -> list[int]:
-    """The turns in which the teacher said something."""
+    """Positions of the non-empty answers."""
     return [
         place
         for place, message in enumerate(session.messages)
@@ -88,27 +88,27 @@ class LikelihoodFilter:
 
 
 class Perplexity(LikelihoodFilter):
-    """Perplexity of a session's answers after their prompts, by the byte: exp(negative log-likelihood / bytes).
+    """Perplexity of a session's answers after their prompts, per byte: exp(negative log-likelihood / bytes).
 
-    By the byte, so that the bounds hold for models with other tokenizers; 1 is certain, 256 is noise, and the embedded
-    model finds nine in ten of Alpaca's answers between 1.2 and 2.1 (median 1.4). The student's model is asked as it
-    comes, unpruned, in the student's template, without the end token. A session without an answer and one beyond the
-    model's context are kept and labelled.
+    Per byte, so that the bounds hold for any tokenizer; 1 is certain, 256 is noise, and the embedded model finds nine
+    in ten of Alpaca's answers between 1.2 and 2.1 (median 1.4). It is computed with the student's model before pruning,
+    in the student's template, without the end token. A session without an answer and one beyond the model's context are
+    kept and labelled.
     """
 
     class Options(Bounds):
         """Options of `filter: perplexity`; a bound left out does not apply."""
 
         min: Annotated[float, Field(ge=1)] | None = None
-        """Least perplexity a byte: below it there is nothing to learn, or a text goes round in circles."""
+        """Least perplexity per byte: below it there is nothing to learn, or a text repeats itself."""
         max: Annotated[float, Field(ge=1)] | None = None
-        """Greatest perplexity a byte: above it are noise, garbled text and languages that the model cannot read."""
+        """Greatest perplexity per byte: above it are noise, garbled text and languages unknown to the model."""
 
     rule = "perplexity"
     above = "too_strange"
 
     def measure(self, session: Session) -> Flow[float | str | None]:
-        """The perplexity; or a word on why there is none; `None` where the model failed."""
+        """The perplexity, or the reason why there is none; `None` where the model failed."""
         turns = spoken(session)
         if not turns:
             return "no_answer"
@@ -135,13 +135,13 @@ class Ifd(LikelihoodFilter):
         min: Annotated[float, Field(ge=0)] | None = None
         """Least difficulty: below it there is little to learn from the row."""
         max: Annotated[float, Field(ge=0)] | None = 1.0
-        """Greatest difficulty; `null` keeps what the instruction misleads about."""
+        """Greatest difficulty; `null` keeps answers that the instruction makes less likely."""
 
     rule = "ifd"
     above = "misled"
 
     def measure(self, session: Session) -> Flow[float | str | None]:
-        """The quotient; or a word on why there is none; `None` where the model failed."""
+        """The quotient, or the reason why there is none; `None` where the model failed."""
         turns = spoken(session)
         if not turns:
             return "no_answer"

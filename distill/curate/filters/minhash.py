@@ -28,7 +28,7 @@ HASHES = 128
 MOST_MISSED = 0.01
 """Share of pairs exactly at the threshold that may be missed; those above it are missed less often."""
 AT_ONCE = 2_000
-"""Texts whose shingles are hashed together: they stay in a core's cache."""
+"""Texts hashed together, so that their shingles stay in the core's cache."""
 
 
 class MinHash:
@@ -36,12 +36,12 @@ class MinHash:
 
     Rows that share a band are candidates, and are compared by the true Jaccard index of their shingles: no row is
     dropped by an estimate. Clusters are greedy and in task order: each row is compared with those kept before it, the
-    first of its kind stays, and a dropped row drops no other. So rows added behind change no verdict, rows of other
-    kinds may stand in any order between, and of rows that are all near each other exactly the first is kept. Connected
-    components (datatrove, text-dedup) would drop rows that are like no kept one, and let a late row drop an early one.
+    first of its kind stays, and a dropped row drops no other. So appended rows change no verdict, rows of other kinds
+    may stand anywhere between, and of rows that are all near each other exactly the first is kept. Connected components
+    (datatrove, text-dedup) would drop rows that resemble no kept one, and let a late row drop an early one.
 
     Time grows with the candidates: near-linear for texts that differ, quadratic in rows of one template that stay just
-    below the threshold (1 µs a pair; put `near_duplicate` before, which thins those out).
+    below the threshold (1 µs per pair; put `near_duplicate` first, which thins them out).
     """
 
     class Options(recipe.BaseOptions):
@@ -52,7 +52,7 @@ class MinHash:
         shingle: Literal["words", "chars"] = "words"
         """Runs of words, without case and punctuation; or of characters, case folded."""
         size: Annotated[int, Field(ge=1, le=50)] | None = None
-        """Length of a run: 3 words (ours: prompts have about ten words; datatrove takes 5 for pages), or 24 characters
+        """Length of a run: 3 words (prompts have about ten words; datatrove takes 5 for pages), or 24 characters
         (NeMo Curator)."""
         on: Compared = "prompt"
         """`prompt` (the first user message), `answer`, or `both` as one text."""
@@ -156,7 +156,7 @@ def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[in
 
 
 def _signatures(shingles: Sequence[Hashes], hashes: int) -> NDArray[np.uint32]:
-    """The minimum of each of so many permutations of 32-bit values (odd factor, addend), a column per text."""
+    """The minimum of each permutation of 32-bit values (odd factor, addend): (hashes, texts)."""
     import numpy as np
 
     random = np.random.Generator(np.random.PCG64(1997))

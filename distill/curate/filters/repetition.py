@@ -21,44 +21,45 @@ Share = Annotated[float, Field(ge=0, le=1)]
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 _DUPLICATE = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 LOOP_PERIOD, LOOP_WORDS = 40, 20
-"""Most words that are said over and over, and fewest of all of them together."""
+"""Most words of a loop's period, and fewest words of the whole loop."""
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 class Repetition:
-    """Shares of an answer that are said more than once, each in [0, 1]; of several answers, the worst.
+    """Shares of an answer that are repeats, each in [0, 1]; of several answers, the worst.
 
     All thresholds are those of Gopher (Rae et al. 2021, arXiv 2112.11446, Table A1), which datatrove's
     GopherRepetitionFilter has as defaults too. Counted as datatrove counts: a line or n-gram is a repeat from its
     second time on, and repeats do not overlap; but an n-gram said once is no repeat here, and what has neither letter
-    nor digit (a bracket alone on a line, a rule) is not looked at. What is said over and over without a word between is
-    a loop however small its share: a long answer may get into one at its end.
+    nor digit (a bracket alone on a line, a rule) is not looked at. Words repeated without others between are a loop,
+    however small their share: a long answer may end in one.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: repetition`; the greatest share that is kept."""
 
         duplicate_lines: Share = 0.30
-        """Of lines (Gopher, Table A1)."""
+        """Share of lines (Gopher, Table A1)."""
         duplicate_line_chars: Share = 0.20
-        """Of characters, in repeated lines (Gopher, Table A1)."""
+        """Share of characters in repeated lines (Gopher, Table A1)."""
         duplicate_paragraphs: Share = 0.30
-        """Of paragraphs (Gopher, Table A1)."""
+        """Share of paragraphs (Gopher, Table A1)."""
         duplicate_paragraph_chars: Share = 0.20
-        """Of characters, in repeated paragraphs (Gopher, Table A1)."""
+        """Share of characters in repeated paragraphs (Gopher, Table A1)."""
         top_n_grams: dict[Annotated[int, Field(ge=1, le=20)], Share] = Field(default_factory=_TOP.copy)
-        """Of characters, in the n-gram that covers most (Gopher, Table A1)."""
+        """Share of characters in the n-gram that covers most (Gopher, Table A1)."""
         duplicate_n_grams: dict[Annotated[int, Field(ge=1, le=50)], Share] = Field(default_factory=_DUPLICATE.copy)
-        """Of characters, in repeated n-grams (Gopher, Table A1)."""
+        """Share of characters in repeated n-grams (Gopher, Table A1)."""
         min_words: Annotated[int, Field(ge=0)] = 50
         """Shorter answers are not judged: 50 words is the least that Gopher keeps (its section A.1.1)."""
         drop_above: Share = 0.4
-        """What is above its threshold is labelled, and dropped if above this too; 0 drops all of it. Ours: Gopher's
-        thresholds find 19 of 999 Alpaca answers, all sound (sums, choruses, definitions), with shares up to 0.33, while
-        the loops of an untrained 13B model begin at 0.41."""
+        """A share above its threshold labels the session, and drops it if above this, too; 0 drops all. Measured:
+        Gopher's thresholds find 19 of 999 Alpaca answers, all sound (sums, choruses, definitions), with shares up to
+        0.33, while the loops of an untrained 13B model begin at 0.41."""
         loop: Annotated[int, Field(ge=2)] = 5
-        """From so many times on in a row, up to 40 words are a loop if they are 20 words together, and dropped (ours:
-        4 times and 13 words are the most in 1,913 answers of Alpaca's, Self-Instruct's, ShareGPT's and Vicuna's)."""
+        """Repetitions in a row from which up to 40 words are a loop, if it has 20 words, and drop the session
+        (measured: 4 times and 13 words are the most in 1,913 answers of Alpaca's, Self-Instruct's, ShareGPT's and
+        Vicuna's)."""
 
     scope: Literal["row"] = "row"
 

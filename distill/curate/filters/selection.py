@@ -29,8 +29,8 @@ class Selection:
     Farthest point first (Gonzalez 1985), which is at most twice as far from every row as the best set: it begins with
     the row nearest to the mean and adds the row least similar to all chosen so far, by the cosine of TF-IDF vectors
     that are hashed to 256 dimensions. The same rows give the same set in any order: sums are exact, and ties go to the
-    text that comes first in the alphabet. 1,000 of 100,000 take some 10 s. Odd rows are far from all others and so are
-    chosen early: put the rules on quality before this one.
+    text that comes first in the alphabet. 1,000 of 100,000 take some 10 s. Outliers are far from all other rows and so
+    are chosen early: put the quality rules before this one.
     """
 
     class Options(recipe.BaseOptions):
@@ -39,7 +39,7 @@ class Selection:
         count: Annotated[int, Field(ge=1)] = 1_000
         """Rows to keep (LIMA: 1,000)."""
         on: Compared = "prompt"
-        """What must differ: `prompt` (the first user message), `answer`, or `both`."""
+        """The text that must differ: `prompt` (the first user message), `answer`, or `both`."""
         min_chars: Annotated[int, Field(ge=0)] | None = None
         """Rows with a shorter answer are dropped before (LIMA: 1,200 for Stack Exchange)."""
         max_chars: Annotated[int, Field(ge=0)] | None = None

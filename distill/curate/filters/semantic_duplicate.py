@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 BLOCK = 256
-"""Rows compared with all kept ones together: 100 MB of cosines at 100,000 rows."""
+"""Rows compared with all kept rows at once: 100 MB of cosines at 100,000 rows."""
 
 
 class SemanticDuplicate:
     """Keeps the first of semantically similar sessions: greedy in task order, as `near_duplicate` is.
 
     Texts become means of a model's last hidden states (or its first token, where the model's folder says so), of
-    length 1. The model is read from a local folder of safetensors; nothing is fetched and no foreign code runs.
+    length 1. The model is read from a local folder of safetensors; nothing is downloaded and no foreign code runs.
     """
 
     class Options(recipe.BaseOptions):
@@ -37,7 +37,7 @@ class SemanticDuplicate:
         cosine: Annotated[float, Field(gt=0, le=1)] = 0.9
         """Least cosine of duplicates (semhash's default; Magpie takes 0.975: L2 distance 0.05, squared)."""
         max_tokens: Annotated[int, Field(ge=1)] = 256
-        """So much of a text is read (all-MiniLM-L6-v2's own limit)."""
+        """Tokens read of each text (all-MiniLM-L6-v2's own limit)."""
         on: Compared = "prompt"
         """`prompt` (the first user message), `answer`, or `both` as one text."""
 
