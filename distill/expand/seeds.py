@@ -23,11 +23,11 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One hand-written task, in Self-Instruct's format; keys beyond these are ignored, only `instruction` is needed."""
+    """One hand-written task in Self-Instruct's format; other keys are ignored, and only `instruction` is required."""
 
     instruction: str
     id: str = ""
-    """`seed-` and the number of the line, where the file says none."""
+    """`seed-` and the line number, where the file gives none."""
     name: str = ""
     instances: tuple[Instance, ...] = ()
     is_classification: bool = False
@@ -70,7 +70,7 @@ _EXPECTED = (
 
 
 def seed_text(seed: Seed) -> str:
-    """Its instruction, with the input of its first instance behind it where it has one."""
+    """Its instruction, followed by the input of its first instance, if any."""
     input_text = seed.instances[0].input.strip() if seed.instances else ""
     return f"{seed.instruction}\n\n{input_text}" if input_text else seed.instruction
 

@@ -22,9 +22,9 @@ REVISION = 1
 
 
 def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapping[str, Any]:
-    """Grow `target` tasks and write them, and what was refused; returns the stage's counts.
+    """Grow `target` tasks, write them and the refused candidates; returns the stage's counts.
 
-    Raises what `Engine.grow` raises, after writing the tasks admitted so far: they are the beginning of the same list.
+    Raises what `Engine.grow` raises, after writing the tasks admitted so far, which begin the same list.
     """
     try:
         result = engine.grow(growth, target)
@@ -37,13 +37,13 @@ def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapp
 
 
 def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
-    """Write what was admitted, and what was not: in the same form, with the reason in `meta.refused`."""
+    """Write the admitted tasks, and the refused ones with the reason in `meta.refused`."""
     write_rows(folder / "refused.jsonl", getattr(growth, "refused", ()))
     write_rows(folder / "tasks.jsonl", tasks)
 
 
 def _counts(growth: Growth, result: GrowthResult) -> dict[str, Any]:
-    """Candidates are the tasks and those rejected by reason, `beyond_target` what the last request had too many."""
+    """`candidates` are the tasks and those rejected; `beyond_target` is the surplus of the last request."""
     rejected = dict(sorted(getattr(growth, "rejected", {}).items(), key=lambda item: (-item[1], item[0])))
     surplus = result.candidates - sum(rejected.values()) - len(result.tasks)
     if hasattr(growth, "rejected") and surplus > 0:
@@ -59,7 +59,7 @@ def _counts(growth: Growth, result: GrowthResult) -> dict[str, Any]:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides the tasks, by key."""
+    """The recipe's values that determine the tasks, by key."""
     section = context.recipe.expand
     assert section is not None
     return {
@@ -72,7 +72,7 @@ def options(context: Context) -> dict[str, Any]:
 
 
 def growth_of(context: Context) -> Growth:
-    """The expansion that the recipe describes, at its beginning."""
+    """The recipe's strategy, before its first request."""
     section = context.recipe.expand
     assert section is not None
     strategy = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.allowed)

@@ -23,7 +23,7 @@ PROMPTS: dict[Ask, str] = {
     "chat": "strategies/alpaca.txt",
 }
 SHOWN = 3
-"""Seeds in context, never the teacher's own tasks."""
+"""Seeds in context; never the teacher's own tasks."""
 NO_INPUT = "<noinput>"
 
 _COLON = r"[^\w\n:\uff1a]*[:\uff1a][*_]*[^\S\n]*"
@@ -32,13 +32,13 @@ _BEGIN = tuple(re.compile(rf"^[^\w\n]*{number}Instruction{_COLON}", re.MULTILINE
 _FIELDS = tuple(
     re.compile(rf"^[^\w\n]*{number}(Instruction|Input|Output){_COLON}", re.MULTILINE) for number in (_NUMBER, "")
 )
-"""Marks of a block's fields: numbered, as asked for, and plain, where it has none that are numbered."""
+"""Marks of a block's fields: numbered, as in the prompt, else plain."""
 _HEADING = re.compile(r"\n[^\w\n]*(?:(?:task|block|example)[ \t]*|(?<=#)[ \t]*)\d+[^\w\n]*\Z", re.IGNORECASE)
 """A block's title ("### Task 5"), which stands at the end of the block before."""
 
 
 class BatchSampling(ExpansionSampling):
-    """How batches are drawn: Alpaca's own settings."""
+    """Sampling of batches: Alpaca's own settings."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
@@ -46,30 +46,30 @@ class BatchSampling(ExpansionSampling):
 
 
 class Alpaca(PoolGrowth):
-    """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks a request, each with its input and output.
+    """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks per request, each with its input and output.
 
     Each request shows 3 seeds as blocks of Instruction, Input (`<noinput>` where there is none) and Output, and lets
-    the teacher go on at 4. Tasks carry their input, and what the same answer gave as output in `meta["output"]`. There
-    is one instance a task and no step for classification: Alpaca's simplifications of Self-Instruct.
+    the teacher continue at 4. Tasks carry their input, and the output from the same answer in `meta["output"]`. There
+    is one instance per task and no classification step: Alpaca's simplifications of Self-Instruct.
 
     Where this differs from the original, and why:
     - a batch ends where a line begins with `21. Instruction:`; the bare stop string "20." also cuts "in 2020.";
-    - blocks are told apart by their numbered Instruction line, so a heading (`###`) in an output does no harm; a block
+    - blocks are split at their numbered Instruction line, so a heading (`###`) in an output does no harm; a block
       needs an Input and an Output, once each and in this order, or it is `malformed`;
-    - outputs that are empty or repeat the input are refused: users found thousands in the original's data;
-    - the first letter of an instruction is not changed, and our own rules of form are added (option `reject`);
-    - a prompt that is too long for the endpoint is a failure; the original asks again for a fifth less until it fits
-      (`sampling.max_tokens` bounds what is asked for);
-    - no logit bias against an early end, which few endpoints take: `sampling.extra_body` can set it.
+    - empty outputs and outputs that repeat the input are refused: the original's data hold thousands;
+    - the first letter of an instruction is not changed, and rules of form are added (option `reject`);
+    - a prompt that is too long for the endpoint is a failure; the original retries with a fifth less until it fits
+      (`sampling.max_tokens` bounds the reply);
+    - no logit bias against an early end, which few endpoints support: `sampling.extra_body` can set it.
     """
 
     class Options(PoolOptions):
         """Options of `expand: {strategy: alpaca}`."""
 
         sampling: BatchSampling = BatchSampling()
-        """How batches are drawn."""
+        """Sampling of batches."""
         batch: Annotated[int, Field(ge=2, le=100)] = 20
-        """Tasks of one list, those shown included: 20 bring at most 17."""
+        """Tasks in one list, including those shown: 20 yield at most 17."""
         shown: Annotated[int, Field(ge=1, le=20)] = SHOWN
         """Seeds in context."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
@@ -87,7 +87,7 @@ class Alpaca(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Reckoned: half of a batch is taken, at 80 tokens a block."""
+            """Estimate: half of a batch is admitted, at 80 tokens per block."""
             new = self.batch - self.shown
             return ProposalCost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
 
@@ -99,7 +99,7 @@ class Alpaca(PoolGrowth):
         self._template = assets.load(PROMPTS[options.ask])
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for the rest of a batch; returns its blocks, those that cannot be read with a fault."""
+        """Request the rest of a batch; returns its blocks, unreadable ones with a fault."""
         examples = Random(f"{self._seed}:{k}").sample(self._complete, min(self.options.shown, len(self._complete)))
         answer: Completion | Failure = yield self._request(examples, k)
         if isinstance(answer, Failure):
@@ -132,7 +132,7 @@ def _example_block(number: int, seed: Seed) -> str:
 
 
 def blocks(text: str) -> list[str]:
-    """The blocks of a continued list, each from behind its `Instruction:` to the next; the first needs no number."""
+    """The blocks of a continued list, each from its `Instruction:` to the next; the first needs no number."""
     splits = (begin.split(text) for begin in _BEGIN)
     pieces = next((pieces for pieces in splits if len(pieces) > 1), [text])
     return [block for piece in pieces if (block := without_rulers(_HEADING.sub("", without_rulers(piece))))]

@@ -22,17 +22,17 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class AttributesSampling(ExpansionSampling):
-    """How tasks are drawn."""
+    """Sampling of tasks."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = 1024
 
 
 class Attributes(PoolGrowth):
-    """A sampler over lists as a `Growth`: each request draws one value of every attribute and asks for tasks that fit.
+    """A sampler over lists as a `Growth`: each request draws a value of every attribute and asks for matching tasks.
 
-    The values stand in meta under `attributes`, and one called `kind` also as the task's kind, by which several
-    teachers can share the work. A task is new where its ROUGE-L with every task before is at most 0.7.
+    The values stand in `meta.attributes`; one called `kind` is also the task's kind, by which several teachers can
+    share the work. A task is new if its ROUGE-L with every earlier task is at most 0.7.
     """
 
     class Options(PoolOptions):
@@ -44,12 +44,12 @@ class Attributes(PoolGrowth):
         attribute_files: dict[Name, str] = Field(default_factory=dict)
         """Names and text files with a value on each line, such as `{persona: personas.txt}`."""
         template: str = ""
-        """Your own text in place of ours, with a `{name}` for every attribute, and `{count}` where you want it. How to
-        write the tasks down is said behind it."""
+        """Your own prompt, with a `{name}` for every attribute, and optionally `{count}`. The format of the reply is
+        described after it."""
         sampling: AttributesSampling = AttributesSampling()
-        """How tasks are drawn."""
+        """Sampling of tasks."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 3
-        """Tasks wanted of one request; fewer make more combinations."""
+        """Tasks per request; fewer make more combinations."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
 
         @model_validator(mode="after")
@@ -79,7 +79,7 @@ class Attributes(PoolGrowth):
         self._wish = assets.load("strategies/attributes_wish.txt")
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for tasks that fit the values drawn for k; returns its items as they stand, or nothing on a failure."""
+        """Request tasks for the values drawn for k; returns the unfiltered items, or nothing on a failure."""
         rng = Random(f"{self._seed}:{k}")
         combination = {name: rng.choice(values) for name, values in self._values.items()}
         answer: Completion | Failure = yield pool.request(

@@ -29,12 +29,12 @@ FORMATS = ("a CSV table", "XML", "JSON", "a SQL table with its rows", "Python co
 Criterion: TypeAlias = Literal["equal", "sorry", "no_words", "marker_words"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 SORRY_WORDS = 80
-"""An answer with "sorry" in it and fewer words than that shows a task that the teacher cannot do."""
+"""An answer with "sorry" in it and fewer words shows a task that the teacher cannot do."""
 MARKER_WORDS = (
     *("original instruction", "rewritten instruction", "revised instruction"),
     *("given prompt", "rewritten prompt", "created prompt"),
 )
-"""Of our prompts, and of WizardLM's, which models have learnt by heart."""
+"""Words of our prompts, and of WizardLM's, which models have memorised."""
 _STOP_WORDS = """
 a about am an and any are as at be been but by can could did do does for from had has have he her here him his how i if
 in into is it its just me more my no not of on or our she so some such than that the their them then there these they
@@ -50,11 +50,11 @@ _VERDICT_LINE = re.compile(
 )
 JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=8)
-"""How the judge is asked where nothing else is said: for one word or two."""
+"""Default sampling of the judge, whose reply is a word or two."""
 
 
 class EvolvingSampling(ExpansionSampling):
-    """How evolutions are drawn: WizardLM's own temperature."""
+    """Sampling of evolutions: WizardLM's own temperature."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.95
@@ -62,7 +62,7 @@ class EvolvingSampling(ExpansionSampling):
 
 
 class TrialSampling(ExpansionSampling):
-    """How the answer is drawn by which an evolution is judged."""
+    """Sampling of the answer by which an evolution is examined."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = 512
 
@@ -70,16 +70,16 @@ class TrialSampling(ExpansionSampling):
 class EvolInstruct(PoolGrowth):
     """Evol-Instruct as a `Growth`: seeds evolve side by side, `window` of them, each through every round.
 
-    Request k evolves one instruction by an operation drawn for it. Two more requests examine what came: is it equal to
-    its parent, and, where it is not, how does the teacher answer it. An evolution is eliminated, and its parent stays
-    for the next round, where it adds nothing (`equal`), where the answer is short and sorry (`sorry`) or has only stop
-    words and punctuation (`no_words`), and where it copies words or sentences of the prompt (`marker_words`). All
-    others are tasks, with the answer in `meta["output"]`. After the last round the next seeds begin, and after the last
-    seed the first ones again.
+    Request k evolves one instruction by an operation drawn for it. Two more requests examine the result: is it equal to
+    its parent, and, if not, how does the teacher answer it. An evolution is eliminated, and its parent stays for the
+    next round, where it adds nothing (`equal`), where the answer is short and sorry (`sorry`) or has only stop words
+    and punctuation (`no_words`), and where it copies words or sentences of the prompt (`marker_words`). All others are
+    tasks, with the answer in `meta["output"]`. After the last round the next seeds follow, and after the last seed the
+    first ones again.
 
     Where this differs from the original, and why:
     - the paper takes all seeds through a round before the next; here as many as the window, so that a run of any size
-      has tasks of every round, and a larger one extends it. Seeds are taken in an order drawn anew for each pass;
+      has tasks of every round, and a larger one extends it. Seeds are taken in a new random order for each pass;
     - the released code has neither the elimination nor `complicate_input`; the latter draws a format in place of the
       paper's worked examples;
     - a yes or no that cannot be read eliminates (`unjudged`), as does an answer that never came (`unanswered`), and a
@@ -94,28 +94,28 @@ class EvolInstruct(PoolGrowth):
         """Options of `expand: {strategy: evol_instruct}`."""
 
         sampling: EvolvingSampling = EvolvingSampling()
-        """How evolutions are drawn."""
+        """Sampling of evolutions."""
         answer: TrialSampling = TrialSampling()
-        """How the answers are drawn by which evolutions are examined."""
+        """Sampling of the answers by which evolutions are examined."""
         judge_sampling: recipe.SamplingOptions | None = None
-        """How the judge is asked; as the section `judge` says, else greedily with at most 8 tokens. A judge that thinks
-        first needs room for it."""
+        """Sampling of the judge; that of the section `judge`, else greedy with at most 8 tokens. A reasoning judge
+        needs room for its thoughts."""
         window: Annotated[int, Field(ge=1)] = 16
-        """Instructions that evolve side by side, and so the requests that may be outstanding. Part of the result."""
+        """Instructions that evolve side by side, and so the most requests in flight. It determines the result."""
         rounds: Annotated[int, Field(ge=1, le=100)] = 4
-        """Evolutions of one seed, each of the one before."""
+        """Successive evolutions of one seed."""
         operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = OPERATIONS
-        """Of which one is drawn for each request."""
+        """Operations from which one is drawn for each request."""
         eliminate: tuple[Criterion, ...] = CRITERIA
-        """Criteria of the elimination. Without `equal` nothing is compared, without `sorry` and `no_words` nothing is
-        answered: one request per task each."""
+        """Criteria of the elimination. Without `equal` the comparison, and without `sorry` and `no_words` the answer is
+        omitted: one request per task each."""
         reject: tuple[OwnRule, ...] = ("statement",)
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.95
         """Greatest similarity of a new task to any before, its parent included."""
 
         @property
         def cost(self) -> ProposalCost:
-            """Reckoned: three of four evolutions are taken; the answer by which they are judged is the most of it."""
+            """Estimate: three of four evolutions are admitted; the trial answers cost most."""
             compares, answers = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
             prompt = 180 + 220 * compares + 80 * answers
             roles = (JUDGE,) if compares else ()
@@ -151,7 +151,7 @@ class EvolInstruct(PoolGrowth):
         return [(yield from self._examined(task, parent, k))]
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take it if it passes every rule: it is then what evolves in the next round, in place of its parent."""
+        """Admit it if it passes every rule: it then replaces its parent in the next round."""
         admitted = super().admit(k, tasks)
         place, round = self._turn(k)
         if round + 1 == self.options.rounds:
@@ -179,7 +179,7 @@ class EvolInstruct(PoolGrowth):
         return assets.fill(self._templates[operation], instruction=parent.instruction, **format)
 
     def _fault(self, text: str, operation: Operation, *, is_cut: bool) -> str | None:
-        """What rules an evolution out before it is examined."""
+        """Why an evolution is eliminated before it is examined."""
         if is_cut:
             return "cut_off"
         template_lines = instructions(self._templates[operation])
@@ -190,7 +190,7 @@ class EvolInstruct(PoolGrowth):
         return None if text else "empty"
 
     def _examined(self, task: Task, parent: Task, k: int) -> Flow[Task]:
-        """Compare it with its parent, and have it answered if something was gained."""
+        """Compare it with its parent, and have it answered if it differs."""
         criteria = set(self.options.eliminate)
         if "equal" in criteria:
             question = assets.fill(self._judge, first=parent.instruction, second=task.instruction)
@@ -211,13 +211,13 @@ class EvolInstruct(PoolGrowth):
 
 
 def _greedy(sampling: Sampling) -> Sampling:
-    """With our temperature and bound where it has none."""
+    """With the temperature and bound of `JUDGING` where it has none."""
     temperature = JUDGING.temperature if sampling.temperature is None else sampling.temperature
     return replace(sampling, temperature=temperature, max_tokens=sampling.max_tokens or JUDGING.max_tokens)
 
 
 def _unanswered(answer: Completion | Failure) -> str | None:
-    """Why an answer rules its task out; one that is cut inside its thoughts shows nothing."""
+    """Why an answer eliminates its task; `None` for an answer cut inside its thoughts."""
     if isinstance(answer, Failure):
         return "unanswered"
     reply = split_thoughts(answer)
@@ -225,7 +225,7 @@ def _unanswered(answer: Completion | Failure) -> str | None:
 
 
 def has_marker_words(text: str) -> bool:
-    """Whether it copies the frame of the prompt."""
+    """Whether it copies words of the prompt."""
     lower = " ".join(text.lower().replace("#", " ").split())
     return any(words in lower for words in MARKER_WORDS)
 

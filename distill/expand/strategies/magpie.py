@@ -20,9 +20,9 @@ class Turns:
     """How a chat template begins a user's turn, and what marks its end."""
 
     user: str
-    """Ends where the user's first word stands. Without the token that begins a text: endpoints put it themselves."""
+    """Ends before the user's first word. Without the begin-of-text token, which endpoints add themselves."""
     system: str
-    """Stands before it where there is a system message, at `{system}`."""
+    """Precedes it where there is a system message, at `{system}`."""
     stop: tuple[str, ...]
     """At most three: with the line break they are the four that most endpoints take."""
 
@@ -49,7 +49,7 @@ _USER_IN_SYSTEM = {"gemma", "mistral"}
 
 
 class FreeSampling(ExpansionSampling):
-    """How instructions are drawn: Magpie's own settings, at a shorter length."""
+    """Sampling of instructions: Magpie's own settings, at a shorter length."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
@@ -57,14 +57,14 @@ class FreeSampling(ExpansionSampling):
 
 
 class Magpie(PoolGrowth):
-    """Magpie's first half as a `Growth`: an instruction a request, written by the teacher in the user's place.
+    """Magpie's first half as a `Growth`: one instruction per request, written by the teacher in the user's place.
 
     The prompt is the teacher's chat template up to the user's first word, so it needs an endpoint with completions and
-    an aligned model. An instruction ends at a line break or at the template's own tokens; it is refused where it ends
-    with a colon, is cut, or is like one before. The second half, the answer, is `collect`.
+    an aligned model. An instruction ends at a line break or at the template's own tokens; it is refused if it ends
+    with a colon, is cut, or resembles an earlier one. The second half, the answer, is `collect`.
 
-    Where this differs from the original: one instruction a request in place of n = 200, with a random seed of its own,
-    since else all requests are the same and caches answer them alike; and likeness is ROUGE-L, not embeddings.
+    Where this differs from the original: one instruction per request in place of n = 200, with a random seed of its
+    own, since equal requests would get the same cached answer; and similarity is ROUGE-L, not of embeddings.
     """
 
     class Options(PoolOptions):
@@ -72,13 +72,13 @@ class Magpie(PoolGrowth):
 
         ask: ClassVar[Ask] = "completion"
         sampling: FreeSampling = FreeSampling()
-        """How instructions are drawn."""
+        """Sampling of instructions."""
         template: Literal["chatml", "gemma", "llama3", "mistral", "own", "phi3", "vicuna"] = "chatml"
-        """The teacher's chat template; `own`: it is in `before_user`."""
+        """The teacher's chat template; `own`: the text of `before_user`."""
         before_user: str = ""
         """For `template: own`: all text up to the user's first word. Put its end tokens into `sampling.stop`."""
         system: str | tuple[str, ...] = ()
-        """System message that stands before, to steer what is asked; of several, one is drawn for each request."""
+        """System message that steers the subject; of several, one is drawn for each request."""
         one_line: bool = True
         """End an instruction at its first line break, as the original does; otherwise only at the template's tokens."""
         send_seed: bool = True
@@ -95,7 +95,7 @@ class Magpie(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Measured for the embedded teacher: half are taken, at 25 tokens; some others need 40."""
+            """Measured with the embedded teacher: half are admitted, at 25 tokens; other teachers need 40."""
             return ProposalCost(0.5, 10, 40)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
@@ -105,7 +105,7 @@ class Magpie(PoolGrowth):
         self._systems = (options.system,) if isinstance(options.system, str) else options.system
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for what a user would write; it comes as one task, with a fault where it is cut or ends with a colon."""
+        """Request a user's message; returns it as one task, with a fault where it is cut or ends with a colon."""
         rng = Random(f"{self._seed}:{k}")
         system = rng.choice(self._systems) if self._systems else ""
         sampling = self._sampling(rng)

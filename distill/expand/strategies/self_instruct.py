@@ -28,27 +28,27 @@ CLASSIFICATION_PROMPTS: dict[Ask, str] = {
 SHOWN = 8
 """Instructions in context (Self-Instruct, section 2.2)."""
 SHOWN_GROWN = 2
-"""Of these at most so many are the teacher's own."""
+"""Most of them that are the teacher's own."""
 
 
 class SelfInstruct(PoolGrowth):
     """Self-Instruct's bootstrap loop as a `Growth`: the same tasks at any concurrency, and after any interruption.
 
     Each request shows 8 instructions, of which up to 2 are the teacher's own (8 + 0 while there are none), shuffled and
-    numbered, and lets the teacher go on at 9. What it writes is split at the numbers, filtered by form, and admitted
-    when its ROUGE-L with every seed and every task before is at most 0.7, in order of request and item.
+    numbered, and lets the teacher continue at 9. Its text is split at the numbers, filtered by form, and admitted if
+    its ROUGE-L with every seed and every earlier task is at most 0.7, in order of request and item.
 
     Where this differs from the original, and why:
     - requests are drawn at top_p 0.9 without a penalty, for six tasks; the original's 0.5 with a presence penalty of 2
       is for a model that only continues text (both: `sampling`, `new_tasks`);
     - of an answer cut at `max_tokens` only the last item is dropped, as it alone may be cut; the original drops all;
     - numbers end an answer only at the start of a line: its bare stop string "16." cuts "in 2016." too;
-    - the first letter is made upper case; `str.capitalize` would also lower-case every name behind it;
-    - tasks have no input, so seeds with an empty input are shown where there are enough, and rules of form are added,
-      each of which can be switched off (option `reject`);
+    - the first letter is made upper case; `str.capitalize` would also lower-case every name after it;
+    - tasks have no input, so seeds with an empty input are preferred, and rules of form are added, each of which can be
+      switched off (option `reject`);
     - Alpaca's five words are added to the forbidden ones;
-    - seeds of another script than Latin may be given: a task need not begin with an ASCII character then, and letters
-      are counted as words where a script writes no spaces;
+    - seeds may be in another script than Latin: then a task need not begin with an ASCII character, and letters count
+    as words where a script writes no spaces;
     - the nearest text is recorded with its score, in place of the ten nearest and the mean over all.
 
     `rejected` (by reason) and `candidates` count what `admit` has seen.
@@ -58,16 +58,16 @@ class SelfInstruct(PoolGrowth):
         """Options of `expand: {strategy: self_instruct}`."""
 
         sampling: ExpansionSampling = ExpansionSampling()
-        """How expansion requests are drawn."""
+        """Sampling of expansion requests."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 6
-        """Tasks wanted of one request; the list is stopped behind them."""
+        """Tasks per request; the list is stopped after them."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement", "common_opening")
-        """Rules of ours beside the original's: `needs_input` for an instruction about a text that is not in it
+        """Rules beside the original's: `needs_input` for an instruction about a text that is not in it
         ("Summarise this paragraph."), `statement` for one that asks nothing ("The sky is blue."), `common_opening` for
         one whose first three words open an eighth of the tasks before it (at least 8). Without the third,
         SmolLM2-135M-Instruct began 31 of 112 tasks with "What is the", with it 13, for 43 requests in place of 28."""
         classification: bool = False
-        """Show only seeds that are classification, and ask for more of that kind; tasks get `kind: classification`."""
+        """Show only classification seeds, and ask for more of that kind; tasks get `kind: classification`."""
         ask: Ask = "completion"
         """`completion`: let the teacher continue the list as raw text. `chatml`: the same inside an answer that it has
         begun, for teachers whose chat template is ChatML and whose endpoint has completions; SmolLM2-135M-Instruct
@@ -75,7 +75,7 @@ class SelfInstruct(PoolGrowth):
 
         @property
         def cost(self) -> ProposalCost:
-            """Measured for the embedded teacher and the shipped seeds; a stronger teacher brings more."""
+            """Measured with the embedded teacher and the shipped seeds; a stronger teacher yields more."""
             return ProposalCost(2.5 * self.new_tasks / 6, 220, 18 * self.new_tasks)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
@@ -86,9 +86,9 @@ class SelfInstruct(PoolGrowth):
         self._template = assets.load((CLASSIFICATION_PROMPTS if options.classification else PROMPTS)[options.ask])
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for a continuation of the list; returns its items as they stand, unfiltered, or nothing on a failure.
+        """Request a continuation of the list; returns its unfiltered items, or nothing on a failure.
 
-        The ids of proposals (`k.item`) are provisional; `admit` numbers what it takes.
+        Their ids (`k.item`) are provisional; `admit` numbers the tasks it admits.
         """
         examples = self._in_context(Random(f"{self._seed}:{k}"))
         answer: Completion | Failure = yield self._request([text for _, text in examples], k)
@@ -120,7 +120,7 @@ class SelfInstruct(PoolGrowth):
 
 
 def _shown_seeds(seeds: Sequence[Seed], *, classification: bool) -> list[Seed]:
-    """Seeds of the kind, of these the ones that need no input, where they fill a request; else all of them."""
+    """Seeds of the kind; of these, those without input, if they fill a request."""
     of_kind = [seed for seed in seeds if seed.is_classification] if classification else []
     of_kind = of_kind or list(seeds)
     complete = [seed for seed in of_kind if any(not instance.input.strip() for instance in seed.instances)]

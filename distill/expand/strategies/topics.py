@@ -39,22 +39,22 @@ TOPIC_WORDS = 8
 
 
 class TopicsSampling(ExpansionSampling):
-    """How topics and tasks are drawn."""
+    """Sampling of topics and tasks."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = 2048
 
 
 class Topics(PoolGrowth):
-    """Topics first, then tasks of one kind a request, each about one of the topics, as a `Growth`.
+    """Topics first, then tasks of one kind per request, each about one of the topics, as a `Growth`.
 
-    `topic_requests` lists of 20 topics are asked for once and shared by all requests. Request k takes the next kind in
+    `topic_requests` lists of 20 topics are requested once and shared by all requests. Request k takes the next kind in
     turn, draws a topic for each of its tasks, and asks for `TASK 1:` to `TASK n:`. Tasks say their `kind` and topic in
     meta, and are new where their ROUGE-L with every task before is at most 0.7.
 
     Where this differs from airoboros, and why:
-    - each list of topics asks for three letters of its own, because "random" topics of equal requests repeat;
-    - likeness is ROUGE-L in place of embeddings, whose model would be one more thing to fetch;
+    - each list of topics asks for three initial letters, because "random" topics of equal requests repeat;
+    - similarity is ROUGE-L in place of embeddings, which would need another model;
     - twelve kinds in place of its 28, with equal shares; no reading-level hint and no judge: `curate` has filters.
     """
 
@@ -62,20 +62,20 @@ class Topics(PoolGrowth):
         """Options of `expand: {strategy: topics}`."""
 
         sampling: TopicsSampling = TopicsSampling()
-        """How topics and tasks are drawn."""
+        """Sampling of topics and tasks."""
         kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = KINDS
-        """Kinds of tasks, taken in turn."""
+        """Kinds of tasks, used in turn."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 10
-        """Tasks wanted of one request, each about a topic of its own."""
+        """Tasks per request, each about a different topic."""
         path_fields: ClassVar[tuple[str, ...]] = ("topics_file",)
         topics: tuple[str, ...] = ()
-        """Topics of your own. Left out, and without a file: the teacher is asked for them."""
+        """Your own topics. Without them and without a file, the teacher proposes topics."""
         topics_file: str | None = None
         """A text file with more topics, one on each line."""
         topic_requests: Annotated[int, Field(ge=1, le=1000)] = 20
-        """Lists of topics that the teacher is asked for."""
+        """Number of lists of topics requested from the teacher."""
         topics_each: Annotated[int, Field(ge=1, le=100)] = 20
-        """Topics of one list."""
+        """Topics per list."""
         reject: tuple[OwnRule, ...] = ("needs_input",)
 
         @property
@@ -92,7 +92,7 @@ class Topics(PoolGrowth):
         self._templates = {kind: assets.load(f"strategies/topics_{kind}.txt") for kind in options.kinds}
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for topics (the same lists at every k, so they are bought once), then for tasks about some of them."""
+        """Request topics (the same lists at every k, so they are paid once), then tasks about some of them."""
         topics = self._topics or (yield from self._ask_topics())
         if not topics:
             return []
@@ -104,7 +104,7 @@ class Topics(PoolGrowth):
         return _tasks_of(answer, sample, pool.origin("topics", k, answer, []) | {"kind": kind}, k)
 
     def _ask_topics(self) -> Flow[list[str]]:
-        """All topics of all lists, each once, in order; remembered, since every request would get the same."""
+        """The distinct topics of all lists, in order; remembered, since every request would get the same."""
         sampling, count = self.options.sampling.sampling(), self.options.topics_each
         requests = []
         for number in range(self.options.topic_requests):
