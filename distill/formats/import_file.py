@@ -51,11 +51,11 @@ def import_command(
     licence: str | None,
     allowed: Collection[str] = (),
 ) -> list[str]:
-    """What the `import` command does: the format is guessed where none is given; returns what became of the rows."""
+    """Import a file, guessing its format where none is given; returns the lines to report."""
     if wanted not in get_args(Wanted):
         raise RecipeError(f'--as: unknown rows "{wanted}"{suggest(wanted, get_args(Wanted))}')
     if (tokenizer is None) != (max_tokens is None):
-        raise RecipeError("--tokenizer and --max-tokens belong together: the one counts what the other bounds")
+        raise RecipeError("--tokenizer and --max-tokens belong together: one counts the tokens that the other limits")
     if not Path(path).exists() and format not in (None, "hub"):
         raise RecipeError(f"no file {path}; check the path")
     if format is None:
@@ -86,7 +86,7 @@ def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
 
 
 def rejected_path(out: Path) -> Path:
-    """Where the rejected rows of an import go: `chats.rejected.jsonl` beside `chats.jsonl`."""
+    """The file of rejected rows: `chats.rejected.jsonl` beside `chats.jsonl`."""
     return out.with_name(f"{out.stem if out.suffix == '.jsonl' else out.name}.rejected.jsonl")
 
 
@@ -96,4 +96,4 @@ def _require_writable(out: Path, address: Address) -> None:
     if out.is_dir():
         raise RunFolderError(f"cannot write {out}: it is a folder; give a file, such as {out / 'sessions.jsonl'}")
     if out.exists() and Path(address.path).exists() and out.samefile(address.path):
-        raise RunFolderError(f"{out} is what is read; give another --out")
+        raise RunFolderError(f"{out} is the file to read; give another --out")

@@ -18,7 +18,7 @@ from distill.errors import RecipeError
 
 CHUNK_CHARS = 1 << 20
 MAX_ROW_CHARS = 1 << 28
-"""An array's element that is longer is taken for one that never ends."""
+"""A longer element of an array is assumed to be unterminated."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -28,10 +28,10 @@ class ForeignRow:
     """One object of a file."""
 
     line: int
-    """Its line, or its number in a table, from 1."""
+    """Its line number, or its number in a table, from 1."""
     value: Mapping[str, Any]
     repairs: tuple[str, ...] = ()
-    """What had to be mended to read it."""
+    """Repairs needed to read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class RejectedRow:
     reason: str
     """A short code: `not_json`, `no_answer`, `tool_turn` …"""
     detail: str
-    """What was found, in one line."""
+    """One line for the reader."""
 
 
 Rows: TypeAlias = Iterator[ForeignRow | RejectedRow]
@@ -114,7 +114,7 @@ def _row(value: Any, text: str, line: int) -> ForeignRow | RejectedRow:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """The value with every half of a character, which UTF-8 cannot write, replaced by U+FFFD."""
+    """The value with every lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -125,7 +125,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _array_rows(file: BinaryIO, path: Path) -> Rows:
-    """The elements of an array, read in pieces, so that no more than one element and one piece is held."""
+    """The elements of an array, read in pieces; memory holds one element and one piece."""
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as decoded:
         reader = _ArrayReader(decoded, path)
         reader.skip_to("[")
@@ -181,7 +181,7 @@ class _ArrayReader:
         self._at = to
 
     def _read(self, error: BaseException | None = None) -> None:
-        """Look further; what is behind is let go."""
+        """Read another piece, and drop the text before the current position."""
         rest = self._buffer[self._at :]
         piece = self._piece(max(CHUNK_CHARS, len(rest))) if len(rest) < MAX_ROW_CHARS else ""
         if not piece:

@@ -1,7 +1,7 @@
 """Parses Open Assistant's exported conversation trees into the path of best-ranked replies.
 
-Guanaco (Dettmers et al., 2023) trained on the top-ranked reply at each level of OASST1. Both exports are read: a tree a
-row (`prompt` with nested `replies`), and a message a row (`parent_id`), as on the Hub.
+Guanaco (Dettmers et al., 2023) trained on the top-ranked reply at each level of OASST1. Both exports are read: one tree
+per row (`prompt` with nested `replies`), and one message per row (`parent_id`), as on the Hub.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from distill.formats.schemas import ROLES, MalformedRow, ParsedRow, regular
 from distill.types import Message
 
 READY = ("ready_for_export", "prompt_lottery_waiting", None)
-"""States of a tree that its makers did not give up."""
+"""States of a tree that was not abandoned."""
 UNRANKED = 1 << 30
 
 
 def threads(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
-    """The best path of every tree. Trees a row are read as a stream, messages a row are gathered first."""
+    """The best path of every tree. One tree per row is read as a stream; single messages are collected first."""
     flat: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for row in rows:
         if isinstance(row, RejectedRow):

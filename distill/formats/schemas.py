@@ -1,7 +1,7 @@
 """Row schemas of foreign datasets, and their parsers.
 
-A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. What is merely unwanted
-(words, languages, lengths, duplicates) is for curate to say.
+A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. Filtering by words,
+language, length or duplicates is left to curate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-"""What others call a role, and what we call it."""
+"""Our role by its name in other formats."""
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation")
 PROMPT_KEYS, ANSWER_KEYS, SYSTEM_KEYS = (
     ("prompt", "question", "query"),
@@ -29,7 +29,7 @@ PROMPT_KEYS, ANSWER_KEYS, SYSTEM_KEYS = (
     ("system_prompt", "system"),
 )
 SERVICE_ERROR = "Too many requests in 1 hour"
-"""ChatGPT's page said this in place of an answer."""
+"""Shown by ChatGPT's page in place of an answer."""
 TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instruction": "Name three rivers."}'
 
 
@@ -44,15 +44,15 @@ class ParsedRow:
     """The first user turn, without its input."""
     input: str = ""
     id: str | None = None
-    """As the row has it."""
+    """The row's own id."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
     again: bool = False
-    """Another answer to the task of the row before, and no task of its own."""
+    """Another answer to the previous row's task."""
 
     @property
     def is_answered(self) -> bool:
-        """Whether there is something to learn from."""
+        """Whether the conversation ends with an answer."""
         return bool(self.messages) and self.messages[-1].role == "assistant"
 
 
@@ -68,7 +68,7 @@ Shape: TypeAlias = Callable[[ForeignRow], Iterator[ParsedRow | RejectedRow]]
 
 
 def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | RejectedRow]:
-    """What every row says by a shape; without one, each row's own keys tell which it has."""
+    """The contents of every row by a shape; without one, each row's keys determine it."""
     for row in rows:
         if isinstance(row, RejectedRow):
             yield row
@@ -81,7 +81,7 @@ def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | Reject
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:
-    """The shape that a row's keys tell of; `None` for one that is not known."""
+    """The name of the shape that a row's keys indicate; `None` for an unknown one."""
     tests = (
         ("self_instruct", "instruction" in row and "instances" in row),
         ("distill", "messages" in row and _is_meta(row.get("meta"))),
@@ -158,7 +158,7 @@ def openai(row: ForeignRow) -> Iterator[ParsedRow]:
 def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
     """ShareGPT's `conversations` of `from` and `value`, cleaned of the page they come from.
 
-    A row that says `"cleaned": true` is taken as it stands.
+    A row with `"cleaned": true` is not cleaned.
     """
     turns = _turns(row.value.get("conversations", row.value.get("conversation")))
     if row.value.get("cleaned") is True:
@@ -179,7 +179,7 @@ def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
 
 
 def own(row: ForeignRow) -> Iterator[ParsedRow]:
-    """Our own rows, taken as they stand: sessions (`messages`, `meta`) or tasks (`instruction`, `input`, `meta`)."""
+    """Our own rows, unchanged: sessions (`messages`, `meta`) or tasks (`instruction`, `input`, `meta`)."""
     meta = row.value.get("meta") or {}
     if isinstance(meta, str) and _is_meta(meta):
         meta = _decoded_meta(meta)
@@ -199,7 +199,7 @@ def own(row: ForeignRow) -> Iterator[ParsedRow]:
 
 
 def _is_meta(value: Any) -> bool:
-    """Whether it can be the meta of a row of ours: an object, or, in a table, its JSON text."""
+    """Whether it can be the meta of our own rows: an object or, in a table, its JSON text."""
     return isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))
 
 
@@ -234,7 +234,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def irregularity(messages: Sequence[Message]) -> str | None:
-    """Why a conversation is none that every format can hold; `None` for one that is.
+    """Why not every format can hold a conversation; `None` if all can.
 
     It may start with a system turn, then questions and answers take turns, and an answer ends it; no turn is blank.
     """
@@ -250,7 +250,7 @@ def irregularity(messages: Sequence[Message]) -> str | None:
     return None
 
 
-# What rows have in common
+# Parts of rows
 
 
 def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
@@ -270,7 +270,7 @@ def _text(row: ForeignRow, key: str, *, required: bool = True) -> str:
 
 
 def _id(value: Any) -> str | None:
-    """An id as the row has it, where it can serve as one."""
+    """The row's own id, if it is usable."""
     is_id = isinstance(value, (str, int)) and not isinstance(value, bool)
     return str(value) if is_id and str(value).strip() else None
 
@@ -306,7 +306,7 @@ def _single(
 
 
 def _turns(items: Any) -> list[Message]:
-    """The turns of a list as they stand, under our names of roles."""
+    """The turns of a list, unchanged but for the names of roles."""
     if not isinstance(items, list):
         raise MalformedRow("no_turns", f"found {type(items).__name__}, expected a list of turns")
     return [_turn(item, number) for number, item in enumerate(items, start=1)]
@@ -357,7 +357,7 @@ def _conversation(row: ForeignRow, turns: Sequence[Message]) -> ParsedRow:
 def regular(turns: Sequence[Message]) -> tuple[list[Message], list[str]]:
     """The sound part of a conversation, and what was repaired: (system), then question, answer, question, answer …
 
-    A conversation that nobody answers comes back as its first question. Raises `MalformedRow`.
+    An unanswered conversation is reduced to its first question. Raises `MalformedRow`.
     """
     system, rest, repairs = _system(turns)
     while rest and rest[0].role == "assistant":

@@ -22,7 +22,7 @@ from distill.formats.schemas import ParsedRow
 from distill.types import Session, Task, pairs, spans
 
 TURN_TOKENS = 6
-"""What a template adds to a turn, about; FastChat's figure (`split_long_conversation.py`)."""
+"""Approximate tokens that a template adds per turn (FastChat, `split_long_conversation.py`)."""
 REPORT_ROWS = 500
 Wanted = Literal["sessions", "tasks"]
 CountTokens: TypeAlias = Callable[[str], int]
@@ -49,7 +49,7 @@ class Dataset:
     take: int | None = None
     """Size of the sample; all rows when left out."""
     weight: float = 1.0
-    """How often each session counts: 0.5 takes about half of them, 2 takes each twice."""
+    """Copies of each session: 0.5 takes about half of them, 2 takes each twice."""
     splitter: Splitter | None = None
 
 
@@ -60,14 +60,14 @@ class SourceCounts:
     rows: int = 0
     rejected: list[RejectedRow] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
-    """Of rows that were read, sampled or not."""
+    """Repairs of all rows read, sampled or not."""
     split: int = 0
     """Conversations that were split."""
     over_long: int = 0
-    """Sessions that are too long and could not be split: a single question with its answer."""
+    """Sessions too long that cannot be split: a single question with its answer."""
 
     def reasons(self) -> dict[str, int]:
-        """Rejected rows by reason, the commonest first."""
+        """Number of rejected rows by reason, the most frequent first."""
         return dict(Counter(row.reason for row in self.rejected).most_common())
 
 
@@ -165,8 +165,8 @@ def _rows(
 def _sampled(rows: Iterator[AnyRow], take: int | None, seed: int) -> Iterator[AnyRow]:
     """`take` rows, those whose hash of seed and id is smallest, in the order of the file; all of them for `None`.
 
-    The choice depends on nothing else: a larger sample holds the smaller one, and more rows shift none of the others
-    but those they displace. No more than `take` rows are held.
+    The choice depends on nothing else: a larger sample contains the smaller one, and added rows only displace others.
+    Memory holds at most `take` rows.
     """
     if take is None:
         return rows
@@ -175,12 +175,12 @@ def _sampled(rows: Iterator[AnyRow], take: int | None, seed: int) -> Iterator[An
 
 
 def _share(text: str) -> float:
-    """A number in [0, 1) that is always the same for a text."""
+    """A stable hash of a text, in [0, 1)."""
     return int.from_bytes(sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _weighted(session: Session, weight: float, seed: int) -> Iterator[Session]:
-    """The session as often as its weight says; the fraction is a chance, by a hash of seed and id."""
+    """Copies of a session by its weight; the fraction is a probability, decided by a hash of seed and id."""
     times = int(weight) + (_share(f"{seed}:weight:{session.id}") < weight % 1)
     for number in range(1, times + 1):
         yield session if number == 1 else replace(session, id=f"{session.id}*{number}")
@@ -193,8 +193,8 @@ def split(session: Session, splitter: Splitter) -> list[Session]:
     """The session in parts of at most `max_tokens` tokens, cut before questions; each has the system turn in front.
 
     Packs whole pairs as FastChat's `split_long_conversation.py` does, with its 6 tokens per turn for the template, but
-    loses nothing: there, a last pair that does not fit is dropped, and so is a pair that is too long alone. Here such
-    a pair stays whole, with its tokens in `meta.over_long`.
+    loses nothing: FastChat drops a last pair that does not fit, and a pair that is too long by itself. Here such a pair
+    stays whole, with its tokens in `meta.over_long`.
     """
     system = [message for message in session.messages[:1] if message.role == "system"]
     turns = list(pairs(session.messages[len(system) :]))

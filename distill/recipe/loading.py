@@ -30,10 +30,10 @@ def load(
 ) -> Recipe:
     """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
 
-    `source` is a file, or what such a file holds. `overrides` are `a.b=c` texts, whose value is YAML, or values by
-    their dotted keys; a path in them is relative to the current folder. Other paths are relative to the recipe's
+    `source` is a file, or what such a file holds. `overrides` are texts `a.b=c` whose value is YAML, or values by
+    dotted key; a path in them is relative to the current folder. Other paths are relative to the recipe's
     folder (the current one where there is no file), then to the shipped prompts/. `dropped` is for a run's own copy:
-    keys of the file that are unknown now are left out, and told one by one.
+    unknown keys of the file are dropped and reported one by one.
     """
     path, document = (source, _read_yaml(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
     if isinstance(overrides, str):
@@ -55,7 +55,7 @@ def load(
 
 
 def recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
-    """A recipe that a run has resolved, with the files' hashes as they were then; keys unknown now are left out.
+    """A recipe as resolved by a run, with the files' hashes of that time; unknown keys are dropped.
 
     Raises `RecipeError` as `load` does.
     """
@@ -68,7 +68,7 @@ def recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
 
 
 def _unstruck(value: Any, *, within: bool = False) -> Any:
-    """Something else where a secret was struck out, which a recipe to run must not have."""
+    """The value with another word in place of struck-out secrets, which a recipe may not contain."""
     if isinstance(value, dict):
         return {k: _unstruck(one, within=within or k in ("base_url", "extra_body")) for k, one in value.items()}
     if isinstance(value, list):
@@ -85,7 +85,7 @@ _UNKNOWN = re.compile(r'unknown key "([^"]+)"')
 
 
 def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
-    """Take the keys that nothing knows out of the document; returns them."""
+    """Remove unknown keys from the document; returns them."""
     dropped: list[str] = []
     while True:
         _, faults = _validated(document, parts)
@@ -98,7 +98,7 @@ def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
 
 
 def _drop(node: Any, keys: list[str]) -> None:
-    """Take a key out; on the way to it a number or a name stands for items of a list that are there or hold it."""
+    """Remove a key; on its path, a number or a name selects items of a list by position or by one of their values."""
     first, *rest = keys
     if isinstance(node, list):
         items = node[int(first) :][:1] if first.isdecimal() else [one for one in node if first in _values(one)]
@@ -115,7 +115,7 @@ def _values(item: Any) -> Collection[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What a file would hold: new dictionaries and lists, and the texts of paths."""
+    """A copy with plain dictionaries, lists and texts in place of paths."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -155,7 +155,7 @@ PATH_KEYS = (
 
 
 def parsed(text: str) -> tuple[str, Any]:
-    """The key of an `a.b=c`, and its value, which is YAML. Raises `RecipeError`."""
+    """The key of an `a.b=c` and its YAML value. Raises `RecipeError`."""
     key, equals, yaml_text = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
@@ -166,14 +166,14 @@ def parsed(text: str) -> tuple[str, Any]:
 
 
 def why_no_yaml(error: Exception) -> str:
-    """What the parser says and where, without the text that it was given, which may hold a secret."""
+    """The parser's message and its place, without the parsed text, which may hold a secret."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = f", in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     return f"{problem or 'it cannot be decoded'}{where}"
 
 
 def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> None:
-    """Change one value of the document, by its dotted key. Raises `RecipeError` for what names nothing."""
+    """Change one value of the document by its dotted key. Raises `RecipeError` for an unusable key."""
     if key in PATH_KEYS or _is_rule_path(key, parts):
         value = [_from_here(each) for each in value] if isinstance(value, list) else _from_here(value)
     _assign(document, key.split("."), value)
@@ -190,7 +190,7 @@ def _is_rule_path(key: str, parts: Parts) -> bool:
 
 
 def _from_here(value: Any) -> Any:
-    """An absolute path, for what exists in the current folder."""
+    """An absolute path, if the value exists in the current folder."""
     if isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
         return str(Path(value).resolve())
     return value

@@ -51,7 +51,7 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
 
 
 _HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
-"""Keys whose values are not shown: people put the secret itself there."""
+"""Keys whose values are never shown, because users put secrets there."""
 
 
 def _shown(value: Any) -> str:

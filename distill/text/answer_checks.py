@@ -22,17 +22,17 @@ _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
 _EDGES = " \t\n*_`$,;:!?'\"\u2018\u2019\u201c\u201d()[]"
 _POWER = re.compile(r"(?<=[a-z])\^\{?-?\d\}?")
-"""Of a unit: "cm^2"."""
+"""The power of a unit: "cm^2"."""
 _ASIDE = re.compile(r"(?<=\S)[ \t]*\([^()\n]*\)?[ \t]*$")
 """A remark behind a final answer: "7 (because 3 + 4 = 7)"."""
 UNIT_WORDS = 4
-"""A number with so many words at most is one with its unit, not a sentence."""
+"""Most words of a number with its unit; a longer text is a sentence."""
 LONGEST_LOOKED_AT = 20_000
-"""Characters from the end of an answer; a final answer stands there."""
+"""Characters examined, from the end of an answer."""
 
 
 def final_answer(text: str) -> str:
-    r"""What a worked solution ends in, bare: the last `\boxed{…}`, else the last announcement ("#### 7", "The answer
+    r"""The final answer of a worked solution: the last `\boxed{…}`, else the last announcement ("#### 7", "The answer
     is 7"), else the last line that is not blank. Empty for a blank text.
     """
     text = text[-LONGEST_LOOKED_AT:]
@@ -82,14 +82,14 @@ def same_number(text: str, reference: str) -> bool:
 
 
 def _without_aside(final: str) -> str:
-    """The final answer itself, its unit's power and a remark in brackets left out."""
+    """The final answer without its unit's power and a remark in brackets."""
     return _ASIDE.sub("", _POWER.sub("", final))
 
 
 def vote(text: str) -> str:
-    """What a final answer counts as among others: a short one with one number by its value, else its folded text.
+    """The key by which final answers are counted: the value of a short one with one number, else its folded text.
 
-    Of an equation the last side counts.
+    Of an equation, the last side counts.
     """
     final = _plain(_without_aside(final_answer(text)).rpartition("=")[2])
     value = number(final)
@@ -102,11 +102,11 @@ Checking: TypeAlias = Literal["numeric", "exact", "contains", "regex"]
 LONGEST_PATTERN = 200
 """Characters of a regular expression that a task may bring."""
 MOST_BYTES = 1 << 18
-"""Of a compiled pattern; with them, one that makes RE2 work hardest takes a fifth of a second on 10,000 characters."""
+"""Size of a compiled pattern; the worst one then takes a fifth of a second on 10,000 characters."""
 
 
 def pattern_fault(pattern: str) -> str | None:
-    """Why a pattern is not taken."""
+    """Why a pattern is refused."""
     if len(pattern) > LONGEST_PATTERN:
         return f"meta.answer is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
     try:
@@ -126,12 +126,12 @@ def _options() -> Any:
 
 
 def _compiled(pattern: str) -> Any:
-    """RE2 takes time in proportion to the text, whatever the pattern. Raises `re2.error`."""
+    """RE2's time is linear in the text for any pattern. Raises `re2.error`."""
     return re2.compile(_utf8(pattern), _options())
 
 
 def _utf8(text: str) -> bytes:
-    """Bytes, for RE2 knows no lone surrogates."""
+    """Bytes, because RE2 rejects lone surrogates."""
     return text.encode(errors="replace")
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from distill.text.thinking import in_text
 
 MAX_LINE = 400
-"""Characters of a line that can be a grade."""
+"""Longest line that can be a grade."""
 MAX_NOTE = 400
 """Characters kept of the judge's reasons; the journal has all."""
 
@@ -40,9 +40,9 @@ class GradeScale:
     choices: tuple[str, ...] = ()
 
     def read(self, reply: str) -> Grade | None:
-        """The grade that a text is, whatever remark follows it, which becomes its reason; `None` where it is none.
+        """The grade in a text, with a remark after it as its reason; `None` where the text is no grade.
 
-        A number outside of the scale, a range, and a number of another scale ("4/5" of 10) are none.
+        A number outside the scale, a range, and a number of another scale ("4/5" of 10) are no grades.
         """
         return self._choice(reply.strip()) if self.choices else self._score(reply.strip())
 
@@ -63,12 +63,12 @@ class GradeScale:
 
 
 def _names(text: str, choice: str) -> bool:
-    """Whether a remark names a choice; one of a single letter only as it is written, for "a" is a word."""
+    """Whether a remark names a choice; a single letter must match in case, because "a" is a word."""
     return re.search(rf"\b{re.escape(choice)}\b", text, 0 if len(choice) == 1 else re.IGNORECASE) is not None
 
 
 _REMARK_AFTER = r"(?:[ \t]*[,;.\u2013\u2014-][ \t]+|[ \t)]*\(|[ \t]+(?=(?:because|since|as)\b))"
-"""What parts a grade from a remark: "8. Right but dull", "8 (dull)", "8 because"; not the bare hyphen of a range."""
+"""Separators of grade and remark: "8. Right but dull", "8 (dull)", "8 because"; not the bare hyphen of a range."""
 _REMARK = re.compile(rf"(?:{_REMARK_AFTER}(?P<remark>.*))?", re.IGNORECASE)
 _NUMBER = re.compile(
     r"^(?P<score>\d{1,9}(?:[.,]\d{1,9})?)(?:[\s*(]*(?:/|out of|of)[\s*]*(?P<of>\d{1,9}))?(?:[ \t]*points?)?"
@@ -117,12 +117,12 @@ def _without_echo(text: str, tag: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Without what dresses a line up, so that a repeated one is found whatever the judge made bold."""
+    """The text without markup, so that a quoted line is found however the judge formats it."""
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
 
 
 def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
-    """Every grade of a reply with the words that state it, the most certain first."""
+    """Every grade in a reply with the text that states it, the most certain first."""
     if (whole := _of_object(text, scale)) is not None:
         yield text, whole
     lines = list(_plain_lines(text))
@@ -134,7 +134,7 @@ def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
 
 
 def _at_end(text: str, lines: Sequence[str], scale: GradeScale) -> Iterator[tuple[str, Grade]]:
-    """The same of what ends it: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
+    """Grades at the end of a reply: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
     before, inside = _last_fence(text)
     if (grade := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
         yield inside, replace(grade, reason=grade.reason or before)
@@ -153,7 +153,7 @@ def _of_line(line: str, scale: GradeScale) -> Grade | None:
 
 
 def _of_object(text: str, scale: GradeScale) -> Grade | None:
-    """The grade of a JSON object, as a judge with `response_format` gives it."""
+    """The grade in a JSON object, as judges with `response_format` write it."""
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
@@ -167,7 +167,7 @@ def _of_object(text: str, scale: GradeScale) -> Grade | None:
 
 
 def _plain_lines(text: str) -> Iterator[str]:
-    """Lines outside of fences and block quotes."""
+    """Lines outside fences and block quotes."""
     is_fenced = False
     for line in text.splitlines():
         if _FENCE.match(line):
@@ -177,7 +177,7 @@ def _plain_lines(text: str) -> Iterator[str]:
 
 
 def _last_fence(text: str) -> tuple[str, str]:
-    """What stands before and in a fence that ends the text, closed or not; nothing where none does."""
+    """The text before and inside a fence that ends the text, closed or not; empty where there is none."""
     lines = text.splitlines()
     marks = [place for place, line in enumerate(lines) if _FENCE.match(line)]
     is_open = len(marks) % 2 == 1

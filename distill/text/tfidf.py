@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 COMMON = 0.2
-"""A word in more than this share of the rows, and in more than `COMMON_ROWS` of them, says nothing and is left out."""
+"""A word in more than this share of the rows, and in more than `COMMON_ROWS` of them, is left out."""
 COMMON_ROWS = 20
 DIMENSIONS = 256
 """Length of a hashed vector: 100 MB for 100,000 rows; a cosine is off by about 1/16 (Weinberger et al. 2009)."""
@@ -30,7 +30,7 @@ SCALE = 4_000
 """Norm of a hashed vector, whose values are whole numbers: products of two stay below 2^24, so that float32 adds them
 up exactly in any order of the rows or terms; rounding leaves a cosine off by 0.001 at most."""
 Rows: TypeAlias = Callable[[], Iterable[tuple[str, str]]]
-"""Gives ids and texts anew each time it is called; they are read twice and never held."""
+"""Yields ids and texts at each call; they are read twice and never stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Weights:
         return weights
 
     def vector(self, text: str) -> dict[str, float]:
-        """A text as a vector of length 1: (1 + log count) · weight of each word; empty where no word says anything."""
+        """A text as a vector of length 1: (1 + log count) · weight of each word; empty where all words are common."""
         counts = Counter(word for word in comparable(text) if not self._is_common(word))
         raw = {word: (1 + math.log(count)) * self.weight(word) for word, count in counts.items()}
         length = math.sqrt(sum(value * value for value in raw.values()))
@@ -95,7 +95,7 @@ def hashed_vectors(texts: Sequence[Sequence[str]]) -> Vectors:
 
 
 def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Of two vectors of length 1, or less where words were left out."""
+    """The cosine of two vectors of length 1, or less where words were left out."""
     if len(other) < len(one):
         one, other = other, one
     return sum(value * other[word] for word, value in one.items() if word in other)
@@ -134,7 +134,7 @@ def nearest(
 
 
 def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -> Row | None:
-    """The cosine of a row with each of the texts; None where they share no word."""
+    """The cosine of a row with each text: (texts,); `None` where they share no word."""
     import numpy
 
     shared = [word for word in vector if word in columns]

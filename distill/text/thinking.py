@@ -32,7 +32,7 @@ def split_thoughts(answer: Completion) -> SplitAnswer:
 
     Thoughts are what the endpoint reports beside the text, and blocks in the text: a tag opens one where a line begins.
     A closing tag without an opening one, at an end of its line, closes thoughts that began with the text, because some
-    chat templates open the block inside the prompt; such thoughts that are cut cannot be told from an answer.
+    chat templates open the block inside the prompt; if cut, such thoughts look like an answer.
     """
     beside = _beside(answer.raw)
     reply = in_text(answer.text)
@@ -58,7 +58,7 @@ def in_text(text: str) -> SplitAnswer:
 
 
 def _beside(raw: Mapping[str, Any]) -> str:
-    """Thoughts that the endpoint reports beside the text; it is a stranger's JSON, so nothing of its shape is sure."""
+    """Thoughts that the endpoint reports beside the text; its JSON is foreign, so no shape is guaranteed."""
     choices = raw.get("choices")
     first = choices[0] if isinstance(choices, (list, tuple)) and choices else None
     message = first.get("message") if isinstance(first, Mapping) else None
@@ -79,9 +79,9 @@ still has them. `keep`: the student learns them, written `<think>`, a line each 
 
 
 def split_answer(answer: Completion, handling: Handling = "separate") -> SplitAnswer | Failure:
-    """What a session may use of an answer, the text as `handling` wants it; or the failure that stands for it.
+    """The answer and thoughts that a session may use, by `handling`; or a failure.
 
-    A failure stands for an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
+    A failure replaces an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
     (`open_thoughts`), and thoughts without an answer (`only_thoughts`); none of them is transient.
     """
     if answer.finish == "filtered":

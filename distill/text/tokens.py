@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
 _ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
-"""What becomes of each ASCII character of a text: one table in place of a search, in a fifth of the time."""
+"""Translation of ASCII characters; five times as fast as a regular expression."""
 
 
 def rouge_tokens(text: str) -> list[str]:

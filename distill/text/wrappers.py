@@ -40,7 +40,7 @@ _NO_INPUT = re.compile(
 
 
 def strip_wrappers(text: str) -> str:
-    """A list or transcript without a fence around the whole, and without a last paragraph that speaks of the whole.
+    """A list or transcript without a fence around it, and without a closing remark about the whole.
 
     Line ends become line feeds. A fence that holds only part of the text stays.
     """
@@ -53,7 +53,7 @@ def strip_wrappers(text: str) -> str:
 
 
 def without_rulers(text: str) -> str:
-    """Without the lines at its end that only separate, such as `---` or `###`, and white space around it."""
+    """The stripped text without separators at its end, such as `---` or `###`."""
     lines = text.strip().split("\n")
     while lines and (not lines[-1].strip() or _RULER.fullmatch(lines[-1].strip())):
         lines.pop()
@@ -74,7 +74,7 @@ def strip_quotes(text: str) -> str:
 
 
 def refuses(text: str) -> bool:
-    """Whether it begins as a refusal, and so is nothing that a user would ask."""
+    """Whether it begins as a refusal, which no user would write."""
     return _REFUSES.match(text) is not None
 
 

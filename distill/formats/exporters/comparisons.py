@@ -24,7 +24,7 @@ def rows_of(run: Path) -> list[Row]:
 
 
 def scores_of(run: Path) -> Row:
-    """What scores.json says. Raises `RunFolderError` where it is missing or damaged."""
+    """The contents of scores.json. Raises `RunFolderError` where it is missing or damaged."""
     path = run / "scores.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -33,23 +33,23 @@ def scores_of(run: Path) -> Row:
 
 
 def prompt_text(row: Row) -> str:
-    """All that a prompt asks, the system message first, its turns below each other."""
+    """The whole prompt: the system message first, then its turns."""
     texts = [message["content"] for message in row["messages"]]
     return "\n\n".join([*texts, *row.get("turns", ())])
 
 
 def answer_text(row: Row, model: str) -> str | None:
-    """A model's answer; of several turns, all of them below each other."""
+    """A model's answer; of several turns, all of them."""
     answer = row["answers"].get(model)
     return None if answer is None else "\n\n".join([*answer.get("earlier", ()), answer["text"]])
 
 
 def display_name(scores: Row, model: str) -> str:
-    """What a model is called: what it is here, and its own name."""
+    """A model's role and its own name."""
     own = (scores.get("models") or {}).get(model, {}).get("model")
     return f"{model} ({own})" if own else model
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As others read it: UTF-8, and no number that JSON does not have."""
+    """Write strict JSON in UTF-8, without NaN."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -54,7 +54,7 @@ def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Row, run: st
 
 
 def _measures(rows: Sequence[Row], pair: tuple[str, str], scores: Row) -> dict[str, str]:
-    """Name and title of what both models have a number for on every prompt."""
+    """Name and title of the measures that both models have on every prompt."""
     titles = {name: str(entry.get("title", name)) for name, entry in (scores.get("metrics") or {}).items()}
     return {
         name: title
@@ -78,7 +78,7 @@ def _example(row: Row, pair: tuple[str, str], third: str, measures: Mapping[str,
 
 
 def _ratings(judgement: Mapping[str, Any], pair: tuple[str, str]) -> Iterator[dict[str, Any]]:
-    """Each game as a rater's score, which the format wants turned back where the order was turned."""
+    """Each game as a rater's score, which the format wants reversed where the order was reversed."""
     points = {pair[0]: 1.0, pair[1]: -1.0, "tie": 0.0}
     for game in judgement["games"]:
         if game["verdict"] in points:
