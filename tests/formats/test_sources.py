@@ -81,7 +81,7 @@ def test_nothing_is_written_where_nothing_can_be_read(tmp_path, text):
 
 def test_an_import_never_overwrites_what_it_reads(tmp_path):
     path = written(tmp_path / "data.jsonl", alpaca(3))
-    with pytest.raises(RunFolderError, match="is what is read"):
+    with pytest.raises(RunFolderError, match="is the file to read"):
         import_file(source(path), tmp_path / ".." / tmp_path.name / "data.jsonl")
 
 
