@@ -45,7 +45,7 @@ def import_(
     from distill.formats import import_file
 
     for line in import_file.import_command(
-        file, out, format=from_, wanted=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
+        file, out, format=from_, kind=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
         split=split, revision=revision, licence=licence, allowed=allow_parts or (),
     ):  # fmt: skip
         console.result(line)

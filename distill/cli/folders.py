@@ -29,15 +29,12 @@ def show(
 
     Example: distill show runs/quickstart --worst 10
     """
+    from distill.cli import show as views
+
     if worst is not None:
-        from distill.cli import show as pairs
-
-        console.page(pairs.worst_lines(run_folder, worst, console.painted))
+        console.page(views.worst_lines(run_folder, worst, console.painted))
         return
-    from distill.cli import show as lost
-    from distill.cli.show import status_lines
-
-    for line in lost.funnel_lines(run_folder) if funnel else status_lines(run_folder):
+    for line in views.funnel_lines(run_folder) if funnel else views.status_lines(run_folder):
         console.result(line)
 
 
@@ -112,7 +109,7 @@ def explain_miss(
 
 @app.command()
 def clean(run_folder: RunFolder) -> None:
-    """Make a run's folder smaller without losing anything it needs.
+    """Make a run's folder smaller, keeping what it needs.
 
     Removes the student before the present one (student.previous, which a retraining leaves), and temporary files of
     killed processes; trims the journal. Answers, rows, the student and a training that is unfinished are never touched.

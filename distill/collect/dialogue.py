@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from distill.collect.sessions import ROLE, lead, session
-from distill.text.echoes import is_echo, is_repeated, is_told
+from distill.text.echoes import is_echo, is_repeated, repeats_prompt
 from distill.text.thinking import split_answer
 from distill.text.wrappers import strip_quotes
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
@@ -158,7 +158,7 @@ def user_turn(
         "closed": closing and closing.casefold() in text.casefold(),
         "role_leak": (leak and not text) or _LIKE_ASSISTANT.search(text),
         "empty_user": not text,
-        "prompt_leak": is_told(text, prompt_lines),
+        "prompt_leak": repeats_prompt(text, prompt_lines),
         "cut_user": answer.finish == "length" and leak is None,
         "thanks": is_farewell(text),
         "repeated": is_repeated(text, earlier),

@@ -15,7 +15,7 @@ from distill.core import console, registry, weights
 from distill.core.jsonl import FIRST_META, read_sessions, write_rows
 from distill.curate.filters import FILTERS
 from distill.curate.rows import MeasuredRow, sift
-from distill.curate.test_split import _candidates, _drop_near, held_out
+from distill.curate.test_split import candidates, drop_near, held_out
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
@@ -71,28 +71,24 @@ def curate(
 ) -> Mapping[str, Any]:
     """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
 
-    Row rules measure every row, dropped or not, in order; a rule that mends passes on the mended session. `processes`
-    share that work (see `rows.sift`). Rules that ask a model come after the others: they send requests through `ask`,
-    by default only about rows still kept (`every_row`). Of the rows then kept, `test` are held out (`held_out`). Set
-    rules run in order over the rows still kept for training; last, rows whose prompt is near (ROUGE-L above `near`)
-    that of a held-out row are dropped, with the reason `held_out`. Every row is written with all its verdicts, those
-    against it first.
+    Row rules measure every row in order, dropped or not, in `processes` (see `rows.sift`). Rules that ask a model come
+    after them, through `ask`, and by default only about rows still kept. Then `test` rows are held out (`held_out`),
+    set rules run in order over the other kept rows, and rows whose prompt is near (ROUGE-L above `near`) that of a
+    held-out row are dropped. Every row is written with all its verdicts, those against it first.
 
-    Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled`, `labels` and `mended` (by
-    rule) of the rows not dropped; where a model was asked, `failed`: rows that a rule could not measure, which are kept
-    and labelled `not_measured`, and `retryable`: those with a transient failure. With everything written, raises
-    `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of the measurements failed,
-    and what `ask` raises; `tell` gets the counts before that.
+    `tell` gets the counts as soon as all is written: those of `_write`, `test_missing`, and where a model was asked
+    `failed` (rows kept without a measurement) and `retryable` (those with a transient failure). Then raises what `ask`
+    raised, or `StageIncomplete` when no row is left to train on or more than the share `max_failed` of the
+    measurements failed.
     """
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
-    local = [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
-    sift(rows, local, processes=processes)
+    sift(rows, [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)], processes=processes)
     measurements = _apply_asking_rules(rows, filters, ask)
-    test_ids = held_out(_candidates(rows), test=test, seed=seed, near=near)
+    test_ids = held_out(candidates(rows), test=test, seed=seed, near=near)
     test_rows = [row for row in rows if row.session.id in test_ids]
     training = [row for row in rows if row.session.id not in test_ids]
     _apply_set_rules(training, filters)
-    _drop_near(training, test_rows, near)
+    drop_near(training, test_rows, near)
     counts = _write(folder, rows, training, test_rows)
     if measurements.flows:
         counts["failed"] = len(measurements.failed)
@@ -101,10 +97,8 @@ def curate(
         counts["test_missing"] = test - len(test_rows)
     if tell is not None:
         tell(counts)
-    _accept(measurements, max_failed)
-    if len(test_rows) < test:
-        console.warn(f"{len(test_rows)} of {test} prompts could be held out; add sessions, or lower `test`")
-    _require_some(counts)
+    _require_few_failures(measurements, max_failed)
+    _require_rows(counts)
     return counts
 
 
@@ -154,7 +148,7 @@ def _outcomes(
         return [finished.get(id) for id, _ in flows]
 
 
-def _accept(measurements: _Measurements, max_failed: float) -> None:
+def _require_few_failures(measurements: _Measurements, max_failed: float) -> None:
     """Raise the exception that stopped the engine, or `StageIncomplete` when too many measurements failed."""
     if measurements.stopped is not None:
         raise measurements.stopped
@@ -185,6 +179,7 @@ def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules) -> None:
 def _write(
     folder: Path, rows: Sequence[MeasuredRow], training: Sequence[MeasuredRow], test_rows: Sequence[MeasuredRow]
 ) -> dict[str, Any]:
+    """Write the rows; returns counts of rows, of verdicts by rule (`funnel.tally`), of labels and of mended rows."""
     kept = [row for row in training if row.is_kept]
     dropped = [row for row in rows if not row.is_kept]
     for name, part in (("kept", kept), ("test", test_rows), ("dropped", dropped)):
@@ -229,7 +224,11 @@ def _text(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _require_some(counts: Mapping[str, Any]) -> None:
+def _require_rows(counts: Mapping[str, Any]) -> None:
+    """Warn where test rows are missing; raise `StageIncomplete` where there is no training row."""
+    if missing := counts.get("test_missing"):
+        test = counts["test"]
+        console.warn(f"{test} of {test + missing} prompts could be held out; add sessions, or lower `test`")
     if counts["kept"]:
         return
     if not counts["rows"]:

@@ -15,7 +15,7 @@ IMPORTED = "imported"
 """Key in the meta of a session from a recipe's sources: the name of the source."""
 
 
-def _candidates(rows: Sequence[MeasuredRow]) -> list[Session]:
+def candidates(rows: Sequence[MeasuredRow]) -> list[Session]:
     """The sessions that may be held out: those of this run's teacher, or imported ones where there are none.
 
     So compare measures the student against the teacher that it asks again, not against the author of a source.
@@ -63,7 +63,7 @@ class _Prompts:
         return self._index.near(comparable(prompt))
 
 
-def _drop_near(training: Iterable[MeasuredRow], test_rows: Iterable[MeasuredRow], near: float) -> None:
+def drop_near(training: Iterable[MeasuredRow], test_rows: Iterable[MeasuredRow], near: float) -> None:
     """Drop training rows near a held-out prompt."""
     index = _Prompts(near)
     for row in test_rows:

@@ -13,12 +13,12 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.importers import Address
-from distill.formats.sources import Dataset, SourceCounts, Wanted, nothing_read, sessions, splitter, tasks
+from distill.formats.sources import Dataset, RowKind, SourceCounts, nothing_read, sessions, splitter, tasks
 from distill.types import Session, Task
 
 
 def import_file(
-    dataset: Dataset, out: Path, *, wanted: Wanted = "sessions", seed: int = 7, allowed: Collection[str] = ()
+    dataset: Dataset, out: Path, *, kind: RowKind = "sessions", seed: int = 7, allowed: Collection[str] = ()
 ) -> tuple[int, SourceCounts]:
     """Write a dataset's sessions, or tasks, to `out` and its rejected rows beside it; returns their number and counts.
 
@@ -28,9 +28,9 @@ def import_file(
     _require_writable(out, dataset.address)
     counts = SourceCounts()
     rows: Iterator[Session | Task]
-    rows = tasks(dataset, counts, seed, allowed) if wanted == "tasks" else sessions(dataset, counts, seed, allowed)
+    rows = tasks(dataset, counts, seed, allowed) if kind == "tasks" else sessions(dataset, counts, seed, allowed)
     if (first := next(rows, None)) is None:
-        raise RecipeError(nothing_read(dataset, counts, wanted))
+        raise RecipeError(nothing_read(dataset, counts, kind))
     count = write_rows(out, chain([first], rows))
     write_rows(rejected_path(out), counts.rejected)
     return count, counts
@@ -41,7 +41,7 @@ def import_command(
     out: Path,
     *,
     format: str | None,
-    wanted: str,
+    kind: str,
     take: int | None,
     seed: int,
     tokenizer: str | None,
@@ -52,8 +52,8 @@ def import_command(
     allowed: Collection[str] = (),
 ) -> list[str]:
     """Import a file, guessing its format where none is given; returns the lines to report."""
-    if wanted not in get_args(Wanted):
-        raise RecipeError(f'--as: unknown rows "{wanted}"{suggest(wanted, get_args(Wanted))}')
+    if kind not in get_args(RowKind):
+        raise RecipeError(f'--as: unknown rows "{kind}"{suggest(kind, get_args(RowKind))}')
     if (tokenizer is None) != (max_tokens is None):
         raise RecipeError("--tokenizer and --max-tokens belong together: one counts the tokens that the other limits")
     if not Path(path).exists() and format not in (None, "hub"):
@@ -68,9 +68,9 @@ def import_command(
         take=take,
         splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
     )
-    as_tasks: Wanted = "tasks" if wanted == "tasks" else "sessions"
-    count, tally = import_file(dataset, out, wanted=as_tasks, seed=seed, allowed=allowed)
-    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_result_lines(tally, out)]
+    as_tasks: RowKind = "tasks" if kind == "tasks" else "sessions"
+    count, tally = import_file(dataset, out, kind=as_tasks, seed=seed, allowed=allowed)
+    return [f"{out}: {count:,} {kind} of {tally.rows:,} rows", *_result_lines(tally, out)]
 
 
 def _result_lines(tally: SourceCounts, out: Path) -> list[str]:

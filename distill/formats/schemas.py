@@ -262,8 +262,8 @@ def _text(row: ForeignRow, key: str, *, required: bool = True) -> str:
     if value is None and not required:
         return ""
     if not isinstance(value, str):
-        found = "nothing" if value is None else type(value).__name__
-        raise MalformedRow("not_text", f"`{key}`: found {found}, expected a text")
+        kind = "nothing" if value is None else type(value).__name__
+        raise MalformedRow("not_text", f"`{key}`: found {kind}, expected a text")
     if required and not value.strip():
         raise MalformedRow("no_text", f"`{key}` is empty")
     return value
@@ -277,7 +277,7 @@ def _id(value: Any) -> str | None:
 
 def _row_id(row: ForeignRow) -> str | None:
     names = ("id", "conversation_id", "prompt_id", "message_tree_id")
-    return next((found for name in names if (found := _id(row.value.get(name))) is not None), None)
+    return next((id for name in names if (id := _id(row.value.get(name))) is not None), None)
 
 
 def _single(

@@ -24,7 +24,7 @@ from distill.types import Session, Task, pairs, spans
 TURN_TOKENS = 6
 """Approximate tokens that a template adds per turn (FastChat, `split_long_conversation.py`)."""
 REPORT_ROWS = 500
-Wanted = Literal["sessions", "tasks"]
+RowKind = Literal["sessions", "tasks"]
 CountTokens: TypeAlias = Callable[[str], int]
 AnyRow = TypeVar("AnyRow", Session, Task)
 
@@ -71,10 +71,10 @@ class SourceCounts:
         return dict(Counter(row.reason for row in self.rejected).most_common())
 
 
-def nothing_read(dataset: Dataset, counts: SourceCounts, wanted: Wanted) -> str:
+def nothing_read(dataset: Dataset, counts: SourceCounts, kind: RowKind) -> str:
     """Why a dataset has no row that can be used."""
     if not counts.rejected:
-        return f"{dataset.address.path}: nothing in it; expected {wanted} in the format {dataset.format}"
+        return f"{dataset.address.path}: nothing in it; expected {kind} in the format {dataset.format}"
     first = counts.rejected[0]
     return (
         f"{dataset.address.path}: none of {counts.rows} rows is read as {dataset.format}; the first, in line"

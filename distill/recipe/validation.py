@@ -121,6 +121,6 @@ def _part_fault(
     item: Mapping[str, Any], model: type[BaseOptions], section: type[BaseModel], prefix: tuple[str, ...]
 ) -> str:
     if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
-        known = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]
-        return f'unknown key "{".".join([*prefix, str(item["loc"][0])])}"{suggest(str(item["loc"][0]), known)}'
+        keys = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]
+        return f'unknown key "{".".join([*prefix, str(item["loc"][0])])}"{suggest(str(item["loc"][0]), keys)}'
     return _fault(item, model, prefix)

@@ -14,7 +14,7 @@ SAME_QUESTION = 0.9
 ECHO_SHARE, ECHO_TOKENS = 0.8, 6
 """Share of a turn's tokens found in one answer in the same order, and least tokens, for an echo. SmolLM2-135M-Instruct,
 playing both sides, did so in 3 of 8 conversations that came to a second turn."""
-TOLD_TOKENS = 8
+PROMPT_TOKENS = 8
 """A shorter sentence may resemble an instruction by chance."""
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
@@ -35,13 +35,13 @@ def is_repeated(text: str, before: Sequence[str]) -> bool:
     )
 
 
-def is_told(text: str, info: Sequence[str]) -> bool:
+def repeats_prompt(text: str, prompt_lines: Sequence[str]) -> bool:
     """Whether a text, or a longer sentence of it, repeats lines of its writer's prompt (see `instructions`).
 
     SmolLM2-135M-Instruct did so in 2 of 23 turns of a user, and in 11 of 115 evolutions.
     """
-    sentences = [each for each in _SENTENCE.split(text) if len(rouge_tokens(each)) >= TOLD_TOKENS]
-    return any(is_echo(each, info) for each in (text, *sentences))
+    sentences = [each for each in _SENTENCE.split(text) if len(rouge_tokens(each)) >= PROMPT_TOKENS]
+    return any(is_echo(each, prompt_lines) for each in (text, *sentences))
 
 
 def instructions(*templates: str) -> list[str]:

@@ -212,9 +212,6 @@ class Overlaps:
         self._places: dict[Token, array[int]] = {}
         self._columns: dict[Token, NDArray[np.uint8]] = {}
 
-    def __len__(self) -> int:
-        return self._count
-
     @property
     def lengths(self) -> Lengths:
         """Tokens of each text."""
@@ -225,7 +222,7 @@ class Overlaps:
         if self._count == len(self._lengths):
             self._double()
         place = self._count
-        for token in _told_apart(text):
+        for token in _distinct_tokens(text):
             if (column := self._columns.get(token)) is not None:
                 column[place] = 1
             elif (places := self._places.get(token)) is not None:
@@ -240,7 +237,7 @@ class Overlaps:
         import numpy as np
 
         counts: Counts = np.zeros(self._count, np.min_scalar_type(len(text)))
-        for token in _told_apart(text):
+        for token in _distinct_tokens(text):
             if (places := self._places.get(token)) is not None:
                 counts[np.frombuffer(places, np.int64)] += 1
             elif (column := self._columns.get(token)) is not None:
@@ -265,14 +262,14 @@ class Overlaps:
         return texts * COMMON > self._count
 
 
-def _told_apart(text: str) -> list[Token]:
+def _distinct_tokens(text: str) -> list[Token]:
     """The tokens of a text, repetitions numbered."""
     if len(set(text)) == len(text):
         return list(text)
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     tokens: list[Token] = []
     for character in text:
-        before = seen.get(character, 0)
-        tokens.append((character, before) if before else character)
-        seen[character] = before + 1
+        count = counts.get(character, 0)
+        tokens.append((character, count) if count else character)
+        counts[character] = count + 1
     return tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import islice
 
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
 _ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
@@ -26,6 +27,11 @@ def token_hash(token: str) -> int:
 def normalise(text: str) -> str:
     """The text for exact comparison: case folded, white space collapsed."""
     return " ".join(text.casefold().split())
+
+
+def n_grams(tokens: Sequence[str], n: int) -> zip[tuple[str, ...]]:
+    """All runs of n consecutive tokens, in order."""
+    return zip(*(islice(tokens, start, None) for start in range(n)), strict=False)
 
 
 def rouge_l(prediction: Sequence[str], target: Sequence[str]) -> float:

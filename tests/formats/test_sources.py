@@ -244,7 +244,7 @@ def test_a_bad_import_is_one_line_and_writes_nothing(tmp_path, monkeypatch, argu
 def run_import(arguments: list[str]) -> None:
     options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     import_command(
-        arguments[0], Path("out.jsonl"), format=options.get("--from"), wanted=options.get("--as", "sessions"),
+        arguments[0], Path("out.jsonl"), format=options.get("--from"), kind=options.get("--as", "sessions"),
         take=None, seed=7, tokenizer=None, max_tokens=100 if "--max-tokens" in options else None,
         split=options.get("--split"), revision=None, licence=None,
     )  # fmt: skip

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -15,6 +14,7 @@ from distill import recipe
 from distill.curate.filters import Compared, texts_of
 from distill.errors import RecipeError
 from distill.text.rouge_index import comparable
+from distill.text.tokens import n_grams
 from distill.types import Session, Verdict
 
 LEAST = 8
@@ -90,7 +90,7 @@ class Contamination:
         if len(tokens) < LEAST:
             whole = self._whole.get(tuple(tokens))
             return None if whole is None else (" ".join(tokens), whole)
-        starts = [hash(start) for start in _runs(tokens, LEAST)]
+        starts = [hash(start) for start in n_grams(tokens, LEAST)]
         if self._starts.isdisjoint(starts):
             return None
         for place, start in enumerate(starts):
@@ -111,8 +111,8 @@ class Contamination:
                 self._whole.setdefault(tuple(tokens), row)
             elif len(tokens) >= LEAST:
                 lengths.add(length := min(len(tokens), self.options.words))
-                hashes = {hash(run) for run in _runs(tokens, length)}
-                self._starts.update(map(hash, _runs(tokens, LEAST)))
+                hashes = {hash(run) for run in n_grams(tokens, length)}
+                self._starts.update(map(hash, n_grams(tokens, LEAST)))
                 count.update(hashes)
                 for each in hashes:
                     rows.setdefault(each, row)
@@ -124,10 +124,6 @@ class Contamination:
             for number, texts in enumerate(_rows(Path(name), self.options.keys), start=1):
                 for text in texts:
                     yield f"{Path(name).name}:{number}", comparable(text)
-
-
-def _runs(tokens: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(islice(tokens, start, None) for start in range(length)), strict=False)
 
 
 def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:

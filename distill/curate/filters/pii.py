@@ -109,11 +109,11 @@ class PersonalData:
                 for match in finder.pattern.finditer(text):
                     if length := finder.length(match.group()):
                         spans.append((match.start(), match.start() + length, finder.kind))
-        kept: list[tuple[int, int, str]] = []
+        disjoint: list[tuple[int, int, str]] = []
         for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):
-            if not kept or start >= kept[-1][1]:
-                kept.append((start, end, kind))
-        return kept
+            if not disjoint or start >= disjoint[-1][1]:
+                disjoint.append((start, end, kind))
+        return disjoint
 
 
 def _email(text: str) -> int:

@@ -14,6 +14,7 @@ from pydantic import Field
 from distill import recipe
 from distill.curate.filters import answers_of
 from distill.text.rouge_index import comparable
+from distill.text.tokens import n_grams
 from distill.types import Session, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -104,7 +105,7 @@ def _shares(text: str, top: Sequence[int], duplicates: Sequence[int]) -> dict[st
     shares["duplicate_paragraphs"], shares["duplicate_paragraph_chars"] = _repeats(_PARAGRAPHS.split(text))
     has_repeats = may_loop = True
     for n in sorted({*top, *duplicates}):
-        grams = list(_n_grams(tokens, n)) if has_repeats else []
+        grams = list(n_grams(tokens, n)) if has_repeats else []
         has_repeats = len(set(grams)) < len(grams)  # where no n-gram is, no longer one is
         may_loop = has_repeats if n <= LOOP_WORDS // 2 else may_loop
         if n in top:
@@ -148,13 +149,13 @@ def _without_overlap(tokens: Sequence[str], gram: Sequence[str]) -> int:
 
 def _repeated_chars(grams: Sequence[tuple[str, ...]], n: int) -> int:
     """Characters in n-grams from their second time on; none counts twice."""
-    seen: set[tuple[str, ...]] = set()
+    earlier: set[tuple[str, ...]] = set()
     covered = place = 0
     while place < len(grams):
-        if grams[place] in seen:
+        if grams[place] in earlier:
             covered, place = covered + sum(map(len, grams[place])), place + n
         else:
-            seen.add(grams[place])
+            earlier.add(grams[place])
             place += 1
     return covered
 
@@ -168,7 +169,3 @@ def _times_in_a_row(tokens: Sequence[str]) -> int:
         if longest + period >= LOOP_WORDS:
             most = max(most, (longest + period) // period)
     return most
-
-
-def _n_grams(tokens: Sequence[str], n: int) -> zip[tuple[str, ...]]:
-    return zip(*(islice(tokens, start, None) for start in range(n)), strict=False)

@@ -16,7 +16,7 @@ from distill.core import assets
 from distill.expand import pool
 from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, seed_text
-from distill.text.echoes import instructions, is_told
+from distill.text.echoes import instructions, repeats_prompt
 from distill.text.thinking import split_thoughts
 from distill.text.wrappers import bare, refuses
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
@@ -183,7 +183,9 @@ class EvolInstruct(PoolGrowth):
         if is_cut:
             return "cut_off"
         template_lines = instructions(self._templates[operation])
-        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, template_lines)):
+        if "marker_words" in self.options.eliminate and (
+            has_marker_words(text) or repeats_prompt(text, template_lines)
+        ):
             return "marker_words"
         if refuses(text):
             return "refusal"

@@ -46,8 +46,8 @@ def answer_text(row: Row, model: str) -> str | None:
 
 def display_name(scores: Row, model: str) -> str:
     """A model's role and its own name."""
-    own = (scores.get("models") or {}).get(model, {}).get("model")
-    return f"{model} ({own})" if own else model
+    model_name = (scores.get("models") or {}).get(model, {}).get("model")
+    return f"{model} ({model_name})" if model_name else model
 
 
 def write_json(path: Path, value: Any) -> None:
