@@ -20,6 +20,16 @@ from __future__ import annotations
 import errno
 
 
+def shorten(text: str, limit: int) -> str:
+    """The text, cut to `limit` characters with a mark where it is longer."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """The text on one line of at most `limit` characters."""
+    return shorten(" ".join(text.split()), limit)
+
+
 class DistillError(Exception):
     """An error to be shown as its one line, without a traceback."""
 

@@ -51,7 +51,7 @@ def diff(
     Example: distill diff runs/quickstart runs/quickstart-next
     """
     from distill.compare import diff as held
-    from distill.core.jsonl import to_json
+    from distill.core.files import to_json
     from distill.errors import RecipeError
 
     if len(runs) < 2:

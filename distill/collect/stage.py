@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from distill.collect.strategies import STRATEGIES
 from distill.core import console, registry, weights
-from distill.core.files import file_sha256
+from distill.core.hashing import file_sha256
 from distill.core.jsonl import write_rows
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine

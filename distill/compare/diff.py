@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from distill.compare.lm_eval import TaskMeasure, said_by_student
 from distill.compare.stats import Difference, holm, paired_difference, sign_flip_p
 from distill.core.jsonl import read_jsonl
-from distill.errors import RunFolderError
+from distill.errors import RunFolderError, one_line
 from distill.run import students
 from distill.run.record import read_record
 from distill.run.remarks import stale
@@ -339,8 +339,7 @@ def _numbers(difference: Any, p_holm: float | None) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(visible(text).split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return one_line(visible(text), SHOWN)
 
 
 def curve_lines(info: Row) -> Iterator[str]:

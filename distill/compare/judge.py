@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from typing import Any, Literal, TypeAlias
 
 from distill.compare.answers import Engines
@@ -18,6 +17,7 @@ from distill.compare.metrics import Model, ModelAnswer
 from distill.compare.results import ComparisonResults, Prompt
 from distill.core import console
 from distill.core.assets import fill, load
+from distill.core.hashing import unused_tag
 from distill.engine.providers import Provider
 from distill.recipe import Judging
 from distill.text.judge_replies import GradeScale, graded
@@ -204,10 +204,7 @@ def _texts(prompt: Prompt, answers: Sequence[ModelAnswer]) -> list[str]:
 def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
     """A mark that none of the texts holds, the same in either order: eight hexadecimal digits of their SHA-256."""
     text = "\n".join([*sorted(_texts(prompt, answers)), prompt.solution or ""])
-    tag = ""
-    while not tag or tag in text:
-        tag = sha256(f"{tag}{text}".encode("utf-8", "replace")).hexdigest()[:8]
-    return tag
+    return unused_tag(text)
 
 
 # What is said

@@ -32,7 +32,8 @@ from distill.compare.stats import LEVEL, RESAMPLES
 from distill.compare.summary import remarks, summary, with_judge
 from distill.compare.training_overlap import leaks, record_coverage, record_leaks
 from distill.core import console, registry
-from distill.core.jsonl import write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import write_rows
 from distill.core.student_folder import current, is_student
 from distill.core.weights import read_base, student_fingerprint
 from distill.engine.engine import Engine

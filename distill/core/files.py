@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable, Iterator
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
-from distill.core.console import Say, _silent
+from distill.core.console import Say, silent
 from distill.errors import ModelError, RunFolderError
 
 
@@ -23,22 +25,6 @@ def cache_dir() -> Path:
         return Path(own).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "distill"
-
-
-# Files
-
-
-def file_sha256(path: Path) -> str:
-    """The file's SHA-256 in hex. Raises `OSError`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one. Raises `OSError`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    beside.replace(path)
 
 
 @contextmanager
@@ -57,19 +43,126 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, *, say: Say | None = None) -> Iterator[None]:
-    """Hold an exclusive lock on a file, waiting for another process that has it; it ends with the process."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            (say or _silent)(f"waiting for another process that works in {path.parent}")
-            fcntl.flock(file, fcntl.LOCK_EX)
+def locked(path: Path, *, say: Say = silent) -> Iterator[None]:
+    """Hold an exclusive lock on a file, waiting for a process that holds it; the system frees it when a process ends.
+
+    Raises `OSError` where the file cannot be opened.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        say(f"waiting for another process that works in {path.parent}")
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f} MB"
+# Writing
+
+
+LEFTOVER = re.compile(r"^\..+\.[a-z0-9_]{8}$")
+"""The name of a file that `replacing` leaves behind when the process is killed."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path`, to be written in the block, which then takes its place: no reader sees half of it.
+
+    Flushed to the disk before it is renamed, and removed where the block fails. Raises `RunFolderError` when it cannot
+    be written.
+    """
+    new = path.with_name(f".{path.name}.{token_hex(4)}")
+    try:
+        yield new
+        with new.open("rb") as written:
+            os.fsync(written.fileno())
+        new.replace(path)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror}; free some space or mend the permissions and run again"
+        ) from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, pieces: Iterable[str]) -> None:
+    """Write text beside `path`, flush it to the disk, and rename. Raises `RunFolderError` when it cannot be written."""
+    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one indented JSON value of core types, atomically. Raises `RunFolderError` when it cannot be written."""
+    write_atomically(path, [json.dumps(to_json(value), ensure_ascii=False, indent=1) + "\n"])
+
+
+def require_free(out: Path) -> None:
+    """Raise `RunFolderError` where `out` is there already, unless it is an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(f"{out} is there already; remove it, or give another --out")
+
+
+@contextmanager
+def building(out: Path, *, faults: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
+    """A folder beside `out`, to be filled and renamed in the block, and removed at its end unless it was renamed.
+
+    Folders that killed processes have left there are removed. Raises `RunFolderError` where `out` is not free, and in
+    place of `OSError` and of `faults`, which libraries raise where they cannot write.
+    """
+    import psutil
+
+    require_free(out)
+    kinds: tuple[type[Exception], ...] = (OSError, *faults)
+    parent = out.absolute().parent
+    for rest in parent.glob(f".{out.name}.*.partial"):
+        owner = rest.suffixes[-2].removeprefix(".") if len(rest.suffixes) > 1 else ""
+        if not (owner.isdigit() and psutil.pid_exists(int(owner))):
+            shutil.rmtree(rest, ignore_errors=True)
+    folder = parent / f".{out.name}.{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunFolderError(f"cannot write {out}: {reason}; free some space, or give another --out") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# JSON values
+
+
+def to_json(value: Any) -> Any:
+    """The plain JSON value of core types nested in mappings and sequences."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    kind: type = type(value)
+    if names := field_names(kind):
+        return {name: to_json(getattr(value, name)) for name in names}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    return value
+
+
+@cache
+def field_names(kind: type) -> tuple[str, ...]:
+    """The names of a dataclass's fields; empty for another type."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """The values of nested mappings by dotted key, which begins with `name`; empty mappings are left out."""
+    if not isinstance(value, Mapping):
+        return {name: value}
+    items = [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
+    return {path: leaf for key, inner in items for path, leaf in flatten(inner, key).items()}
 
 
 def read_json(path: Path) -> Any:
@@ -78,23 +171,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-
-
-def write_atomically(path: Path, pieces: Iterable[str]) -> None:
-    """Write text beside `path`, flush it to the disk, and rename. Raises `RunFolderError` when it cannot be written."""
-    temporary: str | None = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.writelines(pieces)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write {path}: {error.strerror}; free some space or mend the permissions and run again"
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""SHA-256 of files, values and source code; decides whether a stage must run again."""
+"""Hashes of files, values and texts, and canonical JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,36 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distill.core.files import file_sha256
-from distill.core.jsonl import to_json
+from distill.core.files import to_json
+
+
+def text_sha256(text: str) -> str:
+    """The text's SHA-256 in hex; half a surrogate pair counts as a question mark."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def hash64(text: str) -> int:
+    """A number below 2**64, the same for a text on every machine (BLAKE2b)."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def hash_share(text: str) -> float:
+    """A number in [0, 1), the same for a text on every machine (SHA-256)."""
+    return int(text_sha256(text)[:16], 16) / 2**64
+
+
+def unused_tag(text: str) -> str:
+    """Eight hexadecimal digits that the text does not hold, the same for the same text."""
+    tag = ""
+    while not tag or tag in text:
+        tag = text_sha256(f"{tag}{text}")[:8]
+    return tag
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 in hex. Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_sha256(path: Path, *, without: Collection[str] = ()) -> str:
@@ -40,7 +68,7 @@ def _left_out(relative: Path, without: Collection[str]) -> bool:
 def json_sha256(value: Any) -> str:
     """The SHA-256 of a value's canonical JSON."""
     text = json.dumps(to_json(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_sha256(text)
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -61,11 +89,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        found = {}
-        for name, default in _defaults(type(value)):
-            if (item := getattr(value, name)) != default:
-                found[name] = _plain(item)
-        return found
+        items = ((name, getattr(value, name), default) for name, default in _defaults(type(value)))
+        return {name: _plain(item) for name, item, default in items if item != default}
     raise TypeError(f"a {type(value).__name__} has no canonical JSON")
 
 

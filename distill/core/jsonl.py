@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.core import processes
-from distill.core.files import write_atomically
+from distill.core.files import field_names, write_atomically
 from distill.errors import DistillError
 from distill.types import Session, Task
 
@@ -27,29 +27,10 @@ fraction among whole numbers could not be read.
 """
 
 
-def to_json(value: Any) -> Any:
-    """The plain JSON value of core types nested in mappings and sequences."""
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    kind: type = type(value)
-    if names := _field_names(kind):
-        return {name: to_json(getattr(value, name)) for name in names}
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
-    return value
-
-
-@cache
-def _field_names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
-
-
 def _opened(value: Any) -> dict[str, Any]:
     """One core type as a dictionary of what it holds."""
     kind: type = type(value)
-    if not (names := _field_names(kind)):
+    if not (names := field_names(kind)):
         raise TypeError(f"{kind.__name__} is no JSON value")
     return {name: getattr(value, name) for name in names}
 
@@ -127,11 +108,6 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
 
     write_atomically(path, lines())
     return count
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write one indented JSON value beside `path` and rename."""
-    write_atomically(path, [json.dumps(to_json(value), ensure_ascii=False, indent=1) + "\n"])
 
 
 def append_row(path: Path, row: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from distill.core.files import read_json
-from distill.errors import ModelError
+from distill.errors import ModelError, shorten
 
 WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
 """How the names of files with weights end, and of those that say which weight lies in which file."""
@@ -164,5 +164,4 @@ def _values(value: Any) -> Iterator[tuple[str, object]]:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return shorten(repr(value), 80)

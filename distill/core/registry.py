@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 from collections.abc import Collection, Mapping
@@ -11,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from distill.core.files import file_sha256
+from distill.core.hashing import file_sha256, text_sha256
 from distill.errors import RecipeError
 
 
@@ -55,5 +54,5 @@ def source_sha256(module: str) -> str:
     """The SHA-256 of a module's source, found without running it; of its name where there is no source."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        return hashlib.sha256(module.encode()).hexdigest()
+        return text_sha256(module)
     return file_sha256(Path(spec.origin))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.embedded import EMBEDDED
-from distill.core.files import cache_dir, file_sha256, locked, read_json, write_json
+from distill.core.files import cache_dir, locked, read_json, write_json
+from distill.core.hashing import file_sha256, text_sha256
 from distill.core.model_files import further_files, require_sound
-from distill.errors import ModelError
+from distill.errors import ModelError, RunFolderError
 
 _RACY_NANOSECONDS = 2_000_000_000
 """A file younger than this may change again without its time stamp showing it, so its hash is not kept."""
@@ -80,7 +80,7 @@ def student_fingerprint(student_folder: Path) -> str:
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
     info = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files, student_folder)]
-    return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()
+    return text_sha256(json.dumps(info, sort_keys=True))
 
 
 def _adapter_settings(student_folder: Path) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _folder_files(folder: Path) -> list[Path]:
 
 def _hash_files(files: list[Path], folder: Path) -> str:
     info = "".join(f"{file_sha256(file)}  {file.relative_to(folder).as_posix()}\n" for file in files)
-    return hashlib.sha256(info.encode()).hexdigest()
+    return text_sha256(info)
 
 
 def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str:
@@ -129,7 +129,7 @@ def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str
         return str(entry["sha256"])
     sha256 = hashed()
     if time.time_ns() - max(time_ns for file in files for time_ns in _state(file)[-2:]) > _RACY_NANOSECONDS:
-        with suppress(OSError, ModelError):
+        with suppress(OSError, RunFolderError):
             _remember(store, key, {"signature": signature, "sha256": sha256})
     return sha256
 

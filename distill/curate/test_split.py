@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 
+from distill.core.hashing import hash_share
 from distill.curate.filters import prompt_of
 from distill.curate.rows import MeasuredRow
 from distill.text.rouge_index import Neighbour, NoveltyIndex, comparable
@@ -38,7 +38,7 @@ def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) 
         if len(ids) == test:
             break
         prompt = prompt_of(session)
-        if sha256(f"{seed}:{normalise(prompt)}".encode()).digest()[0] < 128 and index.near(prompt) is None:
+        if hash_share(f"{seed}:{normalise(prompt)}") < 0.5 and index.near(prompt) is None:
             index.add(session.id, prompt)
             ids.add(session.id)
     return ids

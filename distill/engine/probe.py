@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from distill.core import event_loop, jsonl
-from distill.core.files import cache_dir, read_json, writing
+from distill.core import event_loop
+from distill.core.files import cache_dir, read_json, write_json, writing
+from distill.core.hashing import text_sha256
 from distill.engine.probe_verdicts import (
     COUNT_TOKENS,
     DRAWN_TOKENS,
@@ -287,7 +287,7 @@ def _drawing(limit: str, cold_refused: ProbeReply | None) -> Generator[Call, Pro
 
 
 def _file(url: str, model: str) -> Path:
-    digest = sha256(f"{normalise_url(url)}\n{model}".encode()).hexdigest()
+    digest = text_sha256(f"{normalise_url(url)}\n{model}")
     return cache_dir() / "endpoints" / f"{digest[:24]}.json"
 
 
@@ -295,7 +295,7 @@ def save(findings: Findings) -> Path:
     """Keep the findings in the user's cache, in place of older ones. Raises `DistillError` where that fails."""
     path = _file(findings.url, findings.model)
     with writing(path.parent):
-        jsonl.write_json(path, findings)
+        write_json(path, findings)
     return path
 
 

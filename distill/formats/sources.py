@@ -6,13 +6,14 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from distill.core import console
 from distill.core.extras import install
-from distill.core.jsonl import to_json, write_rows
+from distill.core.files import to_json
+from distill.core.hashing import hash_share
+from distill.core.jsonl import write_rows
 from distill.core.model_files import require_sound
 from distill.errors import MissingPackage, RecipeError
 from distill.formats import importers
@@ -170,18 +171,13 @@ def _sampled(rows: Iterator[AnyRow], take: int | None, seed: int) -> Iterator[An
     """
     if take is None:
         return rows
-    sample = heapq.nsmallest(take, enumerate(rows), key=lambda item: (_share(f"{seed}:{item[1].id}"), item[0]))
+    sample = heapq.nsmallest(take, enumerate(rows), key=lambda item: (hash_share(f"{seed}:{item[1].id}"), item[0]))
     return (row for _, row in sorted(sample, key=lambda item: item[0]))
-
-
-def _share(text: str) -> float:
-    """A stable hash of a text, in [0, 1)."""
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _weighted(session: Session, weight: float, seed: int) -> Iterator[Session]:
     """Copies of a session by its weight; the fraction is a probability, decided by a hash of seed and id."""
-    times = int(weight) + (_share(f"{seed}:weight:{session.id}") < weight % 1)
+    times = int(weight) + (hash_share(f"{seed}:weight:{session.id}") < weight % 1)
     for number in range(1, times + 1):
         yield session if number == 1 else replace(session, id=f"{session.id}*{number}")
 

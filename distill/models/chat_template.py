@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, Protocol, get_args
 
-from distill.errors import DistillError, RecipeError
+from distill.errors import DistillError, RecipeError, one_line
 from distill.types import Message
 
 Template = Literal["alpaca", "vicuna", "chatml", "own"]
@@ -191,7 +191,7 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(str(error))
 
 
 def _unused(text: str) -> str:

@@ -19,14 +19,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal
 
 from distill.core import console, processes, student_folder
 from distill.core.embedded import EMBEDDED
-from distill.core.hashing import canonical
+from distill.core.hashing import canonical, text_sha256
 from distill.core.weights import fingerprint, looks_like_path, student_fingerprint
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.openai import OpenAIProvider
@@ -74,7 +73,7 @@ def identity(model: str, server: Server) -> Endpoint:
     info = student_fingerprint(student) if student_folder.is_student(student) else fingerprint(model)
     precision = "bfloat16" if any(Path("/dev").glob("nvidia[0-9]*")) else "float32"
     both = canonical({"model": info, "server": server, "precision": precision})
-    return Endpoint(model=served_name(model), fingerprint=sha256(both.encode("ascii")).hexdigest())
+    return Endpoint(model=served_name(model), fingerprint=text_sha256(both))
 
 
 class LocalServer:
@@ -394,5 +393,5 @@ class LocalTeacher:
 def _seeded(request: Request) -> Request:
     if request.sampling.seed is not None:
         return request
-    digest = sha256(canonical(request).encode("ascii")).digest()
-    return replace(request, sampling=replace(request.sampling, seed=int.from_bytes(digest[:4], "big")))
+    digest = text_sha256(canonical(request))
+    return replace(request, sampling=replace(request.sampling, seed=int(digest[:8], 16)))

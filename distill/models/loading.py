@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 
 from distill.core import model_files
-from distill.core.console import Say
+from distill.core.console import Say, silent
 from distill.core.embedded import EMBEDDED, fetch
-from distill.core.files import cache_dir, file_sha256, locked, read_json, write_json, writing
+from distill.core.files import cache_dir, locked, read_json, write_json, writing
+from distill.core.hashing import file_sha256
 from distill.core.weights import CONFIG_FILES, WEIGHT_FILES, fingerprint, looks_like_path, read_base
 from distill.errors import MissingPackage, ModelError
 from distill.models import pretrained
@@ -39,24 +40,23 @@ _MANIFEST = "manifest.json"
 # From a name to a folder
 
 
-def materialise(model: str, *, say: Say | None = None) -> Path:
+def materialise(model: str, *, say: Say = silent) -> Path:
     """A folder with safetensors and tokenizer for an embedded name, a .gguf file, a folder or a Hub id.
 
     The first two are converted once into the cache; a damaged conversion is found and built again. A folder's own code
     is never run and pickles are never read. Raises `ModelError`.
     """
-    tell = say or _silent
     if model in EMBEDDED:
-        return _converted(EMBEDDED[model].name, EMBEDDED[model].sha256, lambda: fetch(model, say=say), tell)
+        return _converted(EMBEDDED[model].name, EMBEDDED[model].sha256, lambda: fetch(model, say=say), say)
     path = Path(model).expanduser()
     if model and path.is_dir():
         return _checked_folder(path)
     if path.is_file() and path.suffix == ".gguf":
-        return _converted(re.sub(r"[^\w.-]", "_", path.stem), fingerprint(model), lambda: path, tell)
+        return _converted(re.sub(r"[^\w.-]", "_", path.stem), fingerprint(model), lambda: path, say)
     if looks_like_path(model):
         fingerprint(model)  # raises, saying what is expected
         raise ModelError(f"{model} is neither a folder nor a .gguf file")
-    return _from_hub(model, tell)
+    return _from_hub(model, say)
 
 
 def _checked_folder(folder: Path) -> Path:
@@ -299,7 +299,3 @@ def adapted(model: Any, adapter: Path, *, merge: bool) -> Any:
     """A model with the adapter in a folder: merged into its weights, or beside them."""
     both = pretrained.load_adapter(model, adapter)
     return both.merge_and_unload(safe_merge=True) if merge else both
-
-
-def _silent(line: str) -> None:
-    """Say nothing."""

@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from distill.core.jsonl import write_json
+from distill.core.files import write_json
 from distill.models.chat_template import IGNORED, Example
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -7,7 +7,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from re import compile as pattern
 from typing import Any, Literal, TypeVar
 
 from distill.collect.stage import choice_of, model_of, tasks_of
@@ -15,6 +14,7 @@ from distill.collect.stage import flows as collect_flows
 from distill.compare.stage import compared
 from distill.core import student_folder
 from distill.core.console import Progress
+from distill.core.files import LEFTOVER
 from distill.curate.stage import asked_by_rule, curate, filter_of
 from distill.engine import Outcome
 from distill.engine.flows import Choose, Flows, Replay, by_role, first_miss_of_growth, first_misses
@@ -31,9 +31,6 @@ from distill.run.record import journal_of, opened, read_record
 from distill.types import Endpoint, Flow, Session, Verdict
 
 T = TypeVar("T")
-
-LEFTOVER = pattern(r"^\..+\.[a-z0-9_]{8}$")
-"""The name of what an atomic write leaves behind when it is killed."""
 
 
 def misses(

@@ -22,6 +22,7 @@ from distill.core import console
 from distill.core.files import cache_dir
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer, task
+from distill.errors import shorten
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.runner import run_recipe
@@ -98,8 +99,7 @@ def lines(smoked: SmokeResult) -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
-    text = "unset" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return shorten("unset" if value is None else str(value), 60)
 
 
 # What is changed

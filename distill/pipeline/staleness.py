@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core import processes
-from distill.core.files import read_json
-from distill.core.jsonl import write_json
+from distill.core.files import read_json, write_json
 from distill.core.student_folder import TRAINING, current
 from distill.errors import DistillError
 from distill.pipeline.parts import recorded

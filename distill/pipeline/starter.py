@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.core import assets
 from distill.core.registry import suggest
-from distill.errors import RecipeError, RunFolderError
+from distill.errors import RecipeError, RunFolderError, shorten
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
 
@@ -97,7 +97,4 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return "not there"
-    text = str(values[key])
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return shorten(str(values[key]), 60) if key in values else "not there"

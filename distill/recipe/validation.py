@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from distill.core.registry import suggest
-from distill.errors import RecipeError
+from distill.errors import RecipeError, shorten
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import BaseOptions, PartSection
 
@@ -55,8 +55,7 @@ _HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return shorten(repr(value), 60)
 
 
 def _known_keys(model: type[BaseModel], location: Iterable[Any]) -> list[str]:

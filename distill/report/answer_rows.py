@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, zip_longest
 from typing import Any
 
+from distill.errors import shorten
 from distill.report import token_shading
 from distill.report.comparison import MODELS
 from distill.report.numbers import Row, finite, fixed, number, shown
@@ -165,10 +166,9 @@ def _shorter(judge: Any, limit: int) -> Any:
     """The same with each reason cut."""
     if isinstance(judge, Mapping):
         return {
-            name: f"{value[: limit - 1]}…" if name == "reason" and isinstance(value, str) and len(value) > limit
-            else _shorter(value, limit)
+            name: shorten(value, limit) if name == "reason" and isinstance(value, str) else _shorter(value, limit)
             for name, value in judge.items()
-        }  # fmt: skip
+        }
     return [_shorter(each, limit) for each in judge] if isinstance(judge, list) else judge
 
 

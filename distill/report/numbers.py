@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from distill.core import console
 from distill.core.jsonl import read_jsonl
 from distill.errors import RunFolderError
 
@@ -32,13 +33,8 @@ def percent(share: float | None) -> str | None:
 
 
 def duration(seconds: float | None) -> str | None:
-    """Seconds as a reader says them: 4.2 s, 3 min 20 s, 1 h 05 min."""
-    if seconds is None or seconds < 59.5:
-        return None if seconds is None else f"{seconds:.{int(seconds < 9.95)}f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Seconds as in `core.console`; None stays None."""
+    return None if seconds is None else console.duration(seconds)
 
 
 def size(count: float | None) -> str | None:

@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from distill.core.credentials import without_literals
-from distill.core.jsonl import to_json
+from distill.core.files import to_json
 from distill.core.registry import source_sha256
+from distill.errors import shorten
 from distill.text.tokens import visible
 
 OLD_DEFAULTS: Mapping[str, tuple[int, Any, Any]] = {}
@@ -106,5 +107,4 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    text = "(default)" if value is ABSENT else visible(str(value))
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN // 2]}…"
+    return shorten("(default)" if value is ABSENT else visible(str(value)), _MAX_SHOWN)

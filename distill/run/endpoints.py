@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.core import credentials
+from distill.core.hashing import hash_share
 from distill.engine.budget import TokenPrice
 from distill.engine.rate_limits import Rates
 from distill.recipe import Recipe, Teacher
@@ -136,7 +136,7 @@ def _decisive(one: BoundEndpoint, key: str) -> dict[str, Any]:
 
 def weighted(weights: Sequence[float], of: str) -> int:
     """An index drawn by weight, from a hash: the same for the same text, on every machine."""
-    share = int.from_bytes(sha256(of.encode()).digest()[:8], "big") / 2**64 * sum(weights)
+    share = hash_share(of) * sum(weights)
     for index, weight in enumerate(weights):
         share -= weight
         if share < 0:

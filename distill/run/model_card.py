@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from distill.core.embedded import EMBEDDED
-from distill.core.files import read_json, write_atomically
+from distill.core.files import flatten, read_json, write_atomically
 from distill.core.student_folder import NEXT, current
 from distill.run import students
 from distill.run.dataset_card import (
@@ -239,7 +239,7 @@ def _percent(value: Any) -> str:
 
 def _training(recipe: Mapping[str, Any], base: Mapping[str, Any], counts: Mapping[str, Any]) -> str:
     section = recipe.get("train")
-    options = _flat(section) if isinstance(section, dict) else {}
+    options = flatten(section) if isinstance(section, dict) else {}
     lines = [f"- {plain(key)}: {plain(value)}" for key, value in options.items() if value is not None]
     done = {
         "conversations": number(counts.get("rows")),
@@ -253,13 +253,6 @@ def _training(recipe: Mapping[str, Any], base: Mapping[str, Any], counts: Mappin
     measured = table(("training", ""), done.items())
     base_is = "in 4 bits (NF4, double quantisation)" if base.get("quantised") else "not quantised"
     return "\n".join(["## Training", "", f"The base was {base_is}.", "", measured, "", *lines])
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in section.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def _data(record: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,9 +15,8 @@ from typing import Any
 
 import distill
 from distill.core import console, processes
-from distill.core.files import write_atomically
+from distill.core.files import write_atomically, write_json
 from distill.core.hashing import json_sha256
-from distill.core.jsonl import write_json
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
@@ -295,8 +293,7 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
     it belongs to a recipe of another name or cannot be written, `RunLocked` when another process writes in it.
     """
     _make_folder(folder)
-    lock = _locked(folder) if processes.is_first() else os.open(os.devnull, os.O_RDONLY)
-    try:
+    with _locked(folder) if processes.is_first() else nullcontext():
         run = Run(folder, recipe)
         owner = run._record.get("name")
         if owner not in (None, recipe.name):
@@ -307,8 +304,6 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
             students.settle(folder)
         with console.observed(_log(folder / "run.log")):
             yield run
-    finally:
-        os.close(lock)
 
 
 def _make_folder(folder: Path) -> None:
@@ -327,19 +322,17 @@ def _make_folder(folder: Path) -> None:
         )
 
 
-def _locked(folder: Path) -> int:
+def _locked(folder: Path) -> AbstractContextManager[Any]:
+    from filelock import FileLock, Timeout
+
     try:
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise RunFolderError(f"cannot write in {folder}: {error.strerror}; give another --run-dir") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
+        return FileLock(folder / ".lock").acquire(blocking=False)
+    except Timeout as error:
         raise RunLocked(
             f"{folder} is in use by another distill process; wait for it, or give another --run-dir"
         ) from error
-    return lock
+    except OSError as error:
+        raise RunFolderError(f"cannot write in {folder}: {error.strerror}; give another --run-dir") from error
 
 
 def _log(path: Path) -> Any:

@@ -13,9 +13,8 @@ from typing import Any, TypeGuard
 
 import yaml
 
-from distill.core.files import read_json
+from distill.core.files import flatten, read_json, write_json
 from distill.core.hashing import tree_sha256
-from distill.core.jsonl import write_json
 from distill.core.student_folder import (
     CHECKPOINTS,
     NEXT,
@@ -193,17 +192,9 @@ def has_other_rows(run: Path, info: Mapping[str, Any]) -> bool:
 def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What of a recipe decides the student, by its keys."""
     for section in ("student", "train", "seed"):
-        for name, value in _flat(document.get(section), section):
-            if name.removeprefix("train.") not in WITHOUT_EFFECT:
+        for name, value in flatten(document.get(section), section).items():
+            if value is not None and name.removeprefix("train.") not in WITHOUT_EFFECT:
                 yield name, value
-
-
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}")
-    elif value is not None:
-        yield name, value
 
 
 def remark(run: Path, record: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from distill.errors import one_line
 from distill.text.thinking import in_text
 
 MAX_LINE = 400
@@ -108,8 +109,8 @@ def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str
     grades, session = list(_statements(text, scale)), _folded("\n".join(texts))
     for piece, grade in grades:
         if _folded(piece) not in session:
-            return replace(grade, reason=_one_line(grade.reason))
-    return Grade(problem="echoed" if grades else "unparsed", reason=_one_line(text))
+            return replace(grade, reason=one_line(grade.reason, MAX_NOTE))
+    return Grade(problem="echoed" if grades else "unparsed", reason=one_line(text, MAX_NOTE))
 
 
 def _without_echo(text: str, tag: str) -> str:
@@ -185,8 +186,3 @@ def _last_fence(text: str) -> tuple[str, str]:
         return "", ""
     start, end = (marks[-1], len(lines)) if is_open else (marks[-2], marks[-1])
     return "\n".join(lines[:start]), "\n".join(lines[start + 1 : end])
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_NOTE else f"{line[: MAX_NOTE - 1]}…"

@@ -10,7 +10,6 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, TypeAlias
 
 from distill.text.rouge_index import comparable
-from distill.text.tokens import token_hash
 
 if TYPE_CHECKING:
     from typing import Any
@@ -74,15 +73,15 @@ class Weights:
         return self.holders[word] > max(COMMON_ROWS, COMMON * self.rows)
 
 
-def hashed_vectors(texts: Sequence[Sequence[str]]) -> Vectors:
-    """TF-IDF of each text's tokens, signs and places by hash, in whole numbers: (texts, DIMENSIONS).
+def hashed_vectors(texts: Sequence[Sequence[str]], hash64: Callable[[str], int]) -> Vectors:
+    """TF-IDF of each text's tokens, signs and places by a hash of 64 bits, in whole numbers: (texts, DIMENSIONS).
 
     The norm of each is about `SCALE` (0 without tokens).
     """
     import numpy
 
     weights = Weights(len(texts), Counter(token for text in texts for token in set(text)))
-    hashes = {token: token_hash(token) for token in weights.holders}
+    hashes = {token: hash64(token) for token in weights.holders}
     signed = {token: weights.weight(token) * (1 if hash >> 63 else -1) for token, hash in hashes.items()}
     vectors = numpy.zeros((len(texts), DIMENSIONS), dtype=numpy.float32)
     for row, text in enumerate(texts):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from hashlib import blake2b
 from itertools import islice
 
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
@@ -17,11 +16,6 @@ def rouge_tokens(text: str) -> list[str]:
     if text.isascii():
         return text.translate(_ASCII).split()
     return _NOT_ROUGE.sub(" ", text.lower()).split()
-
-
-def token_hash(token: str) -> int:
-    """64 bits that are the same in every process."""
-    return int.from_bytes(blake2b(token.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def normalise(text: str) -> str:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from distill.core import processes
-from distill.core.files import file_sha256, read_json, write_json
-from distill.core.hashing import json_sha256
-from distill.errors import ModelError, RunFolderError
+from distill.core.files import flatten, read_json, write_json
+from distill.core.hashing import file_sha256, json_sha256
+from distill.errors import ModelError, RunFolderError, shorten
 from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
 from distill.run.decisive import OLD_DEFAULTS
@@ -226,7 +226,7 @@ def identity_of(found: Examples, info: Mapping[str, Any], options: TrainOptions,
         for id_, example in zip(found.ids, found.examples, strict=True)
     ]
     given = {name: value for name, value in options.deciding().items() if name not in _without_effect(options)}
-    settings = _flat(given, "train")
+    settings = flatten(given, "train")
     student = {f"student.{key}": info[key] for key in ("model", "fingerprint", "layers", "template")}
     machine = {"device": device.default_device().type, **{package: version(package) for package in PACKAGES}}
     return Identity(rows, {**student, **settings, "seed": seed}, machine)
@@ -238,16 +238,10 @@ def _without_effect(options: TrainOptions) -> set[str]:
     return {"eval_rows"} | (set() if chooses else {"eval_steps", "eval_tokens"})
 
 
-def _flat(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {key: item for part, inner in value.items() for key, item in _flat(inner, f"{name}.{part}").items()}
-
-
 def _defaults() -> dict[str, Any]:
     """What keys that the version before did not have were in effect then."""
     old = {key: old for key, (_, old, _) in OLD_DEFAULTS.items()}
-    return _flat(TrainOptions().model_dump(mode="json"), "train") | old
+    return flatten(TrainOptions().model_dump(mode="json"), "train") | old
 
 
 def changes(old: Identity, new: Identity) -> list[str]:
@@ -291,5 +285,4 @@ def _names(ids: Sequence[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = visible(str(value))
-    return text if len(text) <= 60 else f"{text[:12]}…"
+    return shorten(visible(str(value)), 60)

@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from distill import types as types_module
 from distill.core import console
 from distill.core.console import Progress, Silent
+from distill.core.hashing import text_sha256
 from distill.errors import DistillError
 from distill.models import chat_template
 from distill.text.rouge_index import NoveltyIndex, comparable
@@ -284,8 +284,8 @@ def _index(ids: Sequence[str], tokens: dict[str, list[str]]) -> NoveltyIndex:
     return index
 
 
-def _digest(session: Session, seed: int) -> bytes:
-    return sha256(f"watch:{seed}:{normalise(_question(session))}".encode()).digest()
+def _digest(session: Session, seed: int) -> str:
+    return text_sha256(f"watch:{seed}:{normalise(_question(session))}")
 
 
 def _question(session: Session) -> str:

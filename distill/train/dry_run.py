@@ -7,7 +7,6 @@ input; what was measured is written as JSON to the file that it names.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.core import processes
+from distill.core.console import silent
+from distill.core.files import write_json
 from distill.errors import DistillError, ModelError
 from distill.models.chat_template import Example
 from distill.train.options import TrainOptions
@@ -101,9 +102,7 @@ def main() -> None:
         info: dict[str, Any] = asdict(_measure(job))
     except DistillError as error:
         info = {"error": str(error)}
-    beside = Path(job["out"] + ".new")
-    beside.write_text(json.dumps(info), encoding="utf-8")
-    os.replace(beside, job["out"])
+    write_json(Path(job["out"]), info)
 
 
 def _measure(job: dict[str, Any]) -> StepMeasurement:
@@ -128,7 +127,7 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
             options=TrainOptions.model_validate(job["options"]),
             seed=job["seed"],
             output=Path(job["out"]).parent / "none",
-            say=_nothing,
+            say=silent,
             callbacks=[watch],
         )
         trainer.plan = PackingPlan((tuple(range(len(examples))),) * STEPS, epochs=1)
@@ -263,10 +262,6 @@ class _Gpu:
         import torch
 
         return int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())
-
-
-def _nothing(line: str) -> None:
-    """Say nothing."""
 
 
 if __name__ == "__main__":

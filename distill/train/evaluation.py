@@ -25,6 +25,7 @@ import torch
 from transformers import TrainerCallback
 
 from distill.core import processes
+from distill.core.files import replacing
 from distill.core.jsonl import append, cut
 from distill.engine.providers import Reply
 from distill.models import chat_template
@@ -261,10 +262,8 @@ class BestCheckpoint:
             return
         if not processes.is_first():
             return
-        path = self._path(rows[-1]["step"])
-        beside = path.with_suffix(".part")
-        save_file({name: weight.detach().cpu().contiguous() for name, weight in _learnt(model)}, beside)
-        beside.replace(path)
+        with replacing(self._path(rows[-1]["step"])) as path:
+            save_file({name: weight.detach().cpu().contiguous() for name, weight in _learnt(model)}, path)
 
     def forget_worse(self, events: Sequence[dict[str, Any]]) -> None:
         """Delete what no run that goes on from here can end with."""

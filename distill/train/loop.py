@@ -12,7 +12,7 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from distill.core import processes
-from distill.core.console import Progress, Silent
+from distill.core.console import Progress, Silent, silent
 from distill.core.files import read_json
 from distill.core.jsonl import append, whole_rows
 from distill.core.weights import fingerprint
@@ -97,12 +97,12 @@ def train(
     when data, options or base have changed since the last checkpoint (it says what) or the disk is full, `ModelError`
     when the base cannot be read or too many steps are bad, `DistillError` when nothing is left to train on.
     """
-    tell = say or _nothing
+    tell = say or silent
     require_trackers(options.report_to)
     base = loading.materialise(model, say=tell)
     tokenizer = loading.load_tokenizer(base)
     found = checked_examples(sessions, template, tokenizer, options, tell)
-    _show(found, template, tokenizer, options, student_folder, show or _nothing)
+    _show(found, template, tokenizer, options, student_folder, show or silent)
     taught, held = split_held_out(found, sessions, options.eval_rows, seed)
     kept = _kept_layers(base, layers, prune_by, taught, tell)
     info: dict[str, Any] = {"model": model, "fingerprint": fingerprint(model), "layers": kept, "template": template}
@@ -182,10 +182,6 @@ def _result(found: Examples, job: TrainingJob, done: TrainingOutcome) -> TrainRe
         final_loss=sum(row["loss"] for row in tail) / len(tail),
         tokens_per_second=speed(steps),
     )
-
-
-def _nothing(info: object) -> None:
-    """Say nothing."""
 
 
 QUARANTINE = "quarantined.jsonl"

@@ -15,7 +15,8 @@ from distill.compare.metrics.overlap import Overlap
 from distill.compare.metrics.style import Style
 from distill.compare.stage import Sides, compare
 from distill.core import assets
-from distill.core.jsonl import read_jsonl, write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import read_jsonl, write_rows
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.report.stage import report

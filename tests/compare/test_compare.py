@@ -16,7 +16,8 @@ from distill.compare.stage import Sides, compare
 from distill.compare.stats import Difference, Gap, Interval
 from distill.compare.summary import headline
 from distill.core import weights
-from distill.core.jsonl import write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import write_rows
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.providers import ProviderError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from distill.compare import diff as held
-from distill.core.jsonl import write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import write_rows
 from distill.errors import RunFolderError
 
 WORDS = ("river", "mountain", "harbour", "engine", "garden", "window", "library", "market", "bridge", "candle")

@@ -12,7 +12,8 @@ import pytest
 from distill.cli.show import benchmark_lines
 from distill.compare.lm_eval import documents, entries
 from distill.core.extras import install
-from distill.core.jsonl import read_jsonl, write_json
+from distill.core.files import write_json
+from distill.core.jsonl import read_jsonl
 from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.formats.export import harness_commands
 from distill.pipeline import parts

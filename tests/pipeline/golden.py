@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from distill.api import run_recipe
+from distill.core.files import to_json
 from distill.core.hashing import json_sha256
-from distill.core.jsonl import read_jsonl, read_sessions, to_json
+from distill.core.jsonl import read_jsonl, read_sessions
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.pipeline.stages import PIPELINE

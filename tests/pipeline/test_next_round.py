@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.core.jsonl import write_json, write_rows
+from distill.core.files import write_json
+from distill.core.jsonl import write_rows
 from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
 from distill.expand.seeds import load_seeds

@@ -125,7 +125,7 @@ def test_a_fully_trained_student_replaces_an_adapter_and_needs_its_base_no_longe
 def test_a_base_that_is_stored_quantised_is_refused(tiny, tmp_path):
     import shutil
 
-    from distill.core.jsonl import write_json
+    from distill.core.files import write_json
 
     model = shutil.copytree(tiny, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from hashlib import sha256
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from distill.core.assets import fill, load
+from distill.core.hashing import unused_tag
 from distill.curate.filters import AskingOptions, answers_of
 from distill.text.judge_replies import Grade, GradeScale, graded
 from distill.text.tokens import harmless
@@ -137,7 +137,4 @@ def _form(options: Judge.Options) -> str:
 def tag_of(session: Session) -> str:
     """A mark that the session's own texts do not hold: eight hexadecimal digits of their SHA-256."""
     text = "\n".join(message.content for message in session.messages)
-    tag = ""
-    while not tag or tag in text:
-        tag = sha256(f"{tag}{text}".encode("utf-8", "replace")).hexdigest()[:8]
-    return tag
+    return unused_tag(text)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from distill import recipe
+from distill.core.hashing import hash64
 from distill.curate.filters import Compared, compared_text
 from distill.text.rouge_index import comparable
-from distill.text.tokens import normalise, token_hash
+from distill.text.tokens import normalise
 from distill.types import Session, Verdict
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class MinHash:
     def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
         size = self.options.size or (3 if words else 24)
-        hash_of = cache(token_hash)
+        hash_of = cache(hash64)
         for start in range(0, len(sessions), AT_ONCE):
             texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
             yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, hash_of)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from distill import recipe
+from distill.core.hashing import hash64
 from distill.curate.filters import Compared, answers_of, compared_text
 from distill.text.rouge_index import comparable
 from distill.text.tfidf import SCALE, hashed_vectors
@@ -65,7 +66,9 @@ class Selection:
         if len(inside) <= self.options.count:
             return verdicts
         texts = [compared_text(sessions[place], self.options.on) for place in inside]
-        places, cosines, owners = farthest_first(hashed_vectors([*map(comparable, texts)]), texts, self.options.count)
+        places, cosines, owners = farthest_first(
+            hashed_vectors([*map(comparable, texts)], hash64), texts, self.options.count
+        )
         selection = set(places)
         for order, place in enumerate(inside):
             keep = order in selection

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 
-from distill.core.hashing import canonical
+from distill.core.hashing import canonical, text_sha256
 from distill.types import Endpoint, Request
 
 
@@ -25,7 +24,7 @@ class Question:
         """Hash the canonical JSON of both."""
         request_json = canonical(request)
         both = f'{{"endpoint":{endpoint_json(endpoint)},"request":{request_json}}}'
-        return cls(request, endpoint, request_json, sha256(both.encode("ascii")).hexdigest())
+        return cls(request, endpoint, request_json, text_sha256(both))
 
 
 def key(request: Request, endpoint: Endpoint) -> str:

@@ -11,7 +11,6 @@ VERSION = 2
 """`PRAGMA user_version` of the files that this module writes; an older file is migrated, a newer one refused."""
 BUSY_SECONDS = 10.0
 """How long to wait for another process's lock before giving up."""
-MOUNTS = Path("/proc/mounts")
 NETWORK_FILE_SYSTEMS = (
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "afs",
     "lustre", "beegfs", "gpfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
@@ -122,23 +121,18 @@ def version_of(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
-def file_system(path: Path, mounts: Path | None = None) -> str | None:
+def file_system(path: Path) -> str | None:
     """The kind of file system that a path is on, such as `ext4`; `None` where the system does not say."""
+    import psutil
+
     try:
-        lines = [line.split() for line in (mounts or MOUNTS).read_text(encoding="utf-8", errors="replace").splitlines()]
+        mounts = psutil.disk_partitions(all=True)
     except OSError:
         return None
-    real = Path(path).absolute().resolve()
-    found = [(Path(_unescaped(line[1])), line[2]) for line in lines if len(line) > 2]
-    above = [
-        (len(point.parts), number, kind) for number, (point, kind) in enumerate(found) if real.is_relative_to(point)
-    ]
-    return max(above)[2] if above else None
-
-
-def _unescaped(point: str) -> str:
-    """A mount point as fstab(5) writes it: blanks are octal."""
-    return point.replace("\\040", " ").replace("\\011", "\t")
+    real = path.resolve()
+    above = [mount for mount in mounts if real.is_relative_to(mount.mountpoint)]
+    # Of several mounts at one point the last counts, which `max` would not choose.
+    return max(reversed(above), key=lambda mount: len(Path(mount.mountpoint).parts)).fstype if above else None
 
 
 def bytes_of(path: Path) -> int:

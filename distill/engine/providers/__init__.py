@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from distill import errors
 from distill.core.redaction import strike
 from distill.engine.providers.rate_limit_headers import RateLimitReport
 from distill.types import Endpoint, Finish, Request, Usage
@@ -83,5 +84,4 @@ class Provider(Protocol):
 
 def one_line(text: str, limit: int = DETAIL_CHARACTERS) -> str:
     """The text without known secrets on one line of at most `limit` characters, encodable as UTF-8."""
-    line = " ".join(strike(text).split()).encode("utf-8", "replace").decode("utf-8")
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return errors.one_line(strike(text).encode("utf-8", "replace").decode("utf-8"), limit)

@@ -11,12 +11,11 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import fields, replace
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from distill.core import credentials, event_loop
-from distill.core.hashing import canonical
+from distill.core.hashing import canonical, text_sha256
 from distill.core.redaction import learn, strike
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.addresses import join, normalise_url, proxy_for, request_headers, secrets_in
@@ -89,7 +88,7 @@ class OpenAIProvider:
         self.endpoint = _with_extra(identity, self._extra_body)
         self.headers = request_headers(api_key, headers or {})
         """What every request carries; secret."""
-        self.account = sha256(canonical([self.shown_url, model, self.headers]).encode()).hexdigest()
+        self.account = text_sha256(canonical([self.shown_url, model, self.headers]))
         """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
         for secret in (api_key or "", *(headers or {}).values(), *secrets_in(base_url)):
             learn(secret)
@@ -326,7 +325,7 @@ def _with_extra(endpoint: Endpoint, extra_body: Mapping[str, Any]) -> Endpoint:
     if not extra_body:
         return endpoint
     both = canonical({"fingerprint": endpoint.fingerprint, "extra_body": extra_body})
-    return replace(endpoint, fingerprint=sha256(both.encode("ascii")).hexdigest())
+    return replace(endpoint, fingerprint=text_sha256(both))
 
 
 async def _read(response: aiohttp.ClientResponse, largest: int) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,27 +70,6 @@ class Exporter(Protocol):
 
     def export(self, job: ExportJob) -> ExportResult:
         """Write it whole or not at all. Raises `RunFolderError`."""
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, which is renamed to `out` at the end of the block. Raises `RunFolderError`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out} is there already; remove it, or give another --out")
-    with replacing(out) as folder:
-        folder.mkdir()
-        yield folder
-
-
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """A path beside `out`, which replaces `out` at the end of the block. Raises `RunFolderError`."""
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-            yield Path(folder) / out.name
-            (Path(folder) / out.name).replace(out)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {out}: {error.strerror or error}; give another --out") from error
 
 
 Reshape = Callable[[Session], dict[str, Any] | str]

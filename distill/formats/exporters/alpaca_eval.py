@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from distill.core.files import building, write_json
 from distill.errors import RunFolderError
-from distill.formats.exporters import ExportJob, ExportResult, new_folder
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
     MODELS,
     answer_text,
@@ -13,7 +14,6 @@ from distill.formats.exporters.comparisons import (
     prompt_text,
     rows_of,
     scores_of,
-    write_json,
 )
 
 COMMAND = (
@@ -42,7 +42,7 @@ class AlpacaEvalExporter:
                 prompts.append(row)
         if not prompts:
             raise RunFolderError(f"{job.run}: no prompt was answered by all models, so there is nothing to write")
-        with new_folder(job.out) as new:
+        with building(job.out) as new:
             for model in models:
                 name = display_name(scores, model)
                 outputs = [
@@ -56,4 +56,5 @@ class AlpacaEvalExporter:
                 ]
                 write_json(new / f"{model}.json", outputs)
             (new / "command.txt").write_text(COMMAND, encoding="utf-8")
+            new.rename(job.out)
         return ExportResult(len(prompts), refused)

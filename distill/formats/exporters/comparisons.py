@@ -48,8 +48,3 @@ def display_name(scores: Row, model: str) -> str:
     """A model's role and its own name."""
     model_name = (scores.get("models") or {}).get(model, {}).get("model")
     return f"{model} ({model_name})" if model_name else model
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON in UTF-8, without NaN."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")

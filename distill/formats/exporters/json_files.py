@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from distill.core.jsonl import to_json
+from distill.core.files import to_json
 from distill.formats.exporters import ExportJob, ExportResult, Reshape, write_json_rows
 from distill.formats.schemas import irregularity
 from distill.types import Session

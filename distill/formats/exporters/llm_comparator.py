@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from distill.core.files import building, write_json
 from distill.errors import RunFolderError
-from distill.formats.exporters import ExportJob, ExportResult, new_folder
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
@@ -15,7 +16,6 @@ from distill.formats.exporters.comparisons import (
     prompt_text,
     rows_of,
     scores_of,
-    write_json,
 )
 
 POINTS = {"win": 1.0, "tie": 0.0, "loss": -1.0}
@@ -36,9 +36,10 @@ class LlmComparatorExporter:
         pairs = {pair: answers for pair, answers in answered.items() if answers}
         if not pairs:
             raise RunFolderError(f"{job.run}: no prompt was answered by two models, so there is nothing to compare")
-        with new_folder(job.out) as new:
+        with building(job.out) as new:
             for pair, answers in pairs.items():
                 write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(answers, pair, scores, job.run.name))
+            new.rename(job.out)
         return ExportResult(max(map(len, pairs.values())))
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from distill.core.extras import install
-from distill.core.jsonl import to_json
+from distill.core.files import building, replacing, to_json
 from distill.errors import MissingPackage, RunFolderError
-from distill.formats.exporters import ExportJob, ExportResult, new_folder, replacing
+from distill.formats.exporters import ExportJob, ExportResult
 from distill.run.dataset_card import card
 from distill.types import Session
 
@@ -38,11 +38,12 @@ class HubExporter:
             raise RunFolderError(f"{job.run} has no {job.which} rows to write")
         files = {split: f"data/{split}-00000-of-00001.parquet" for split in splits}
         counts = {split: len(sessions) for split, sessions in splits.items()}
-        with new_folder(job.out) as folder:
+        with building(job.out) as folder:
             (folder / "data").mkdir()
             for split, sessions in splits.items():
                 write_parquet(folder / files[split], sessions)
             (folder / "README.md").write_text(card(job.run, files, counts), encoding="utf-8")
+            folder.rename(job.out)
         return ExportResult(sum(counts.values()))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.core.extras import install
 from distill.core.registry import suggest
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import MissingPackage, RecipeError, one_line
 from distill.formats.importers import HUB_ID, Address, known_shapes
 from distill.formats.json_rows import ForeignRow, RejectedRow
 from distill.formats.schemas import ParsedRow
@@ -66,7 +66,7 @@ def _saved(address: Address) -> Iterator[Any]:
     try:
         saved = load_from_disk(address.path)
     except (OSError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:120]
+        why = one_line(str(error), 120)
         raise RecipeError(f"{address.path}: no folder that `save_to_disk` wrote ({why})") from error
     if not isinstance(saved, DatasetDict):
         if address.split is not None:
@@ -89,7 +89,7 @@ def _streamed(address: Address) -> Iterator[Any]:
             address.path, split=address.split or "train", revision=address.revision, streaming=True
         )
     except (OSError, ValueError, RuntimeError) as error:  # of datasets, huggingface_hub and HTTP, no network among them
-        why = " ".join(str(error).split())[:160]
+        why = one_line(str(error), 160)
         raise RecipeError(
             f"{address.path}: cannot be read from the Hub ({why}); check id, split and revision"
         ) from error
@@ -106,4 +106,4 @@ def _parquet(file: Path) -> Iterator[Any]:
             for batch in table.iter_batches(BATCH_ROWS):
                 yield from batch.to_pylist()
     except (ArrowException, OSError) as error:
-        raise RecipeError(f"{file}: no readable Parquet file ({' '.join(str(error).split())[:120]})") from error
+        raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error

@@ -5,22 +5,20 @@ An export whose receipt is over a limit, or that is interrupted, never stands wh
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
 from safetensors import SafetensorError
 
 from distill.core import student_folder
 from distill.core.console import Progress, Say, Silent
-from distill.core.files import file_sha256
-from distill.core.jsonl import read_sessions, write_json
+from distill.core.files import building, require_free, write_json
+from distill.core.hashing import file_sha256
+from distill.core.jsonl import read_sessions
 from distill.core.weights import student_fingerprint
 from distill.errors import ModelError, RecipeError, RunFolderError
 from distill.formats.exporters.student import adapter, merged, ollama
@@ -160,7 +158,7 @@ def export_student(
     _require_free(run, out)
     student = read_student(student_folder.current(run), name=_name(run), system=_system(run))
     form.require(student)
-    with _building(out) as folder:
+    with building(out, faults=(SafetensorError,)) as folder:
         made = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
         passed = made.comparison.within(limits)
         receipt = _receipt(student, folder, to=to, dtype=dtype, made=made, limits=limits, passed=passed)
@@ -267,30 +265,11 @@ def _system(run: Path) -> str | None:
 def _require_free(run: Path, out: Path) -> None:
     if out.suffix == ".gguf":
         raise RecipeError(f"--out is the folder to make, with the file {GGUF} in it; try {out.with_suffix('')}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunFolderError(f"{out} is there already; remove it, or give another --out")
+    require_free(out)
     if student_folder.current(run).resolve() in (out.resolve(), *out.resolve().parents):
         raise RunFolderError(
             f"{out} lies in the student's own folder, which it would change; try {run / 'exports' / out.name}"
         )
-
-
-@contextmanager
-def _building(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is removed at the end of the block unless it has been moved; old ones are swept."""
-    for left in out.absolute().parent.glob(f".{out.name}.*.partial"):
-        owner = left.suffixes[-2].removeprefix(".") if len(left.suffixes) > 1 else ""
-        if not (owner.isdigit() and psutil.pid_exists(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = out.absolute().parent / f".{out.name}.{os.getpid()}.partial"
-    try:
-        folder.mkdir()
-        yield folder
-    except (OSError, SafetensorError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise RunFolderError(f"cannot write {out}: {why}; free some space, or give another --out") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _failed(out: Path) -> Path:
