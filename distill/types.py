@@ -5,7 +5,7 @@ All are frozen and slotted. At the file edge they become JSON through `distill.c
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
@@ -20,6 +20,17 @@ def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
         pair.append(message)
     if pair:
         yield pair
+
+
+def spans(count: int, fits: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """Splits `count` items into spans (start, stop), each the longest that fits, and of one item at least."""
+    start = 0
+    while start < count:
+        stop = start + 1
+        while stop < count and fits(start, stop + 1):
+            stop += 1
+        yield start, stop
+        start = stop
 
 
 Finish = Literal["stop", "length", "filtered", "tool", "unknown"]

@@ -35,17 +35,17 @@ def import_(
     licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="noted in every row")] = None,
     allow_parts: AllowParts = None,
 ) -> None:
-    """Read data that others made, as sessions or as tasks.
+    """Import a foreign dataset as sessions or tasks.
 
-    Writes them, and what was rejected and why. What is malformed is repaired or rejected, nothing else; `curate` has
-    the rules for words and duplicates.
+    Writes them, and the rejected rows with reasons. Only malformed rows are repaired or rejected; filtering by words
+    and removing duplicates is left to `curate`.
 
     Example: distill import sharegpt.json --from sharegpt --out sessions.jsonl
     """
     from distill.formats import import_file
 
     for line in import_file.import_command(
-        file, out, format=from_, wanted=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
+        file, out, format=from_, kind=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
         split=split, revision=revision, licence=licence, allowed=allow_parts or (),
     ):  # fmt: skip
         console.result(line)

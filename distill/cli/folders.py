@@ -29,15 +29,12 @@ def show(
 
     Example: distill show runs/quickstart --worst 10
     """
+    from distill.cli import show as views
+
     if worst is not None:
-        from distill.cli import show as pairs
-
-        console.page(pairs.worst_lines(run_folder, worst, console.painted))
+        console.page(views.worst_lines(run_folder, worst, console.painted))
         return
-    from distill.cli import show as lost
-    from distill.cli.show import status_lines
-
-    for line in lost.funnel_lines(run_folder) if funnel else status_lines(run_folder):
+    for line in views.funnel_lines(run_folder) if funnel else views.status_lines(run_folder):
         console.result(line)
 
 
@@ -59,12 +56,12 @@ def diff(
 
     if len(runs) < 2:
         raise RecipeError("diff: one run is given; name two, or more for a curve over data size")
-    found = [held.read(folder) for folder in runs]
-    info = held.diff(*found) if len(found) == 2 else held.curve(found)
+    compared = [held.read(folder) for folder in runs]
+    result = held.diff(*compared) if len(compared) == 2 else held.curve(compared)
     if as_json:
-        console.result(json.dumps(to_json(info), ensure_ascii=False, indent=1))
+        console.result(json.dumps(to_json(result), ensure_ascii=False, indent=1))
         return
-    for line in held.lines(info) if len(found) == 2 else held.curve_lines(info):
+    for line in held.lines(result) if len(compared) == 2 else held.curve_lines(result):
         console.result(line)
 
 
@@ -93,7 +90,7 @@ def explain_miss(
     run_dir: RunDir = None,
     set_: Set = None,
     task: Annotated[str | None, typer.Option("--task", metavar="ID", help="only this task")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="explain so many")] = 5,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="how many to explain")] = 5,
     allow_parts: AllowParts = None,
 ) -> None:
     """Say why a run would ask again.
@@ -112,10 +109,10 @@ def explain_miss(
 
 @app.command()
 def clean(run_folder: RunFolder) -> None:
-    """Make a run's folder smaller: what it needs stays.
+    """Make a run's folder smaller, keeping what it needs.
 
-    Removes the student before the present one (student.previous, which a retraining leaves), and what killed processes
-    left behind; trims the journal. Answers, rows, the student and a training that is unfinished are never touched.
+    Removes the student before the present one (student.previous, which a retraining leaves), and temporary files of
+    killed processes; trims the journal. Answers, rows, the student and a training that is unfinished are never touched.
 
     Example: distill clean runs/quickstart
     """

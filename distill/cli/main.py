@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 # isort: off
-from distill.cli import runs, planning, folders, models, data  # noqa: F401 - commands register in the order of --help
+from distill.cli import runs, planning, folders, chat, models, data  # noqa: F401 - commands register in the order of --help
 
 # isort: on
 from distill.cli.app import app
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _as_interrupt(*_: Any) -> None:
-    """SIGTERM stops a run as Ctrl-C does: what is finished is kept, servers of ours are stopped."""
+    """SIGTERM stops a run as Ctrl-C does: finished work is kept, local servers are stopped."""
     signal.raise_signal(signal.SIGINT)
 
 

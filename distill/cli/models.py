@@ -1,4 +1,4 @@
-"""Commands that serve a model or chat with it."""
+"""The command that serves a model."""
 
 from __future__ import annotations
 
@@ -7,22 +7,8 @@ from typing import Annotated
 
 import typer
 
-from distill.cli.app import RunFolder, app
+from distill.cli.app import app
 from distill.core import console
-
-
-@app.command()
-def chat(run_folder: RunFolder) -> None:
-    """Talk with a run's student and its teacher at once.
-
-    Lines come from the terminal, or from a pipe. Nothing is written but what /save writes.
-
-    Example: distill chat runs/quickstart
-    """
-    from distill.pipeline import chat as chat_module
-
-    for line in chat_module.talk(run_folder, console.asked("you: ")):
-        console.result(line)
 
 
 @app.command()

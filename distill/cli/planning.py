@@ -25,9 +25,9 @@ def check(
 ) -> None:
     """Validate a recipe offline, and forecast what it will take.
 
-    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and nobody is asked. With --probe,
-    also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe it ignores; the
-    findings are kept, and later checks and runs read them.
+    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
+    --probe, also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe it
+    ignores; the findings are kept, and later checks and runs read them.
 
     Example: distill check recipes/quickstart.yaml --probe
     """
@@ -116,15 +116,13 @@ def doctor(
 
     Example: distill doctor runs/quickstart
     """
-    from distill.pipeline import doctor as examine
+    from distill.pipeline import doctor as examination
 
     if url is not None and Path(url).is_dir():
-        from distill.pipeline.doctor import examine_student
-
-        if not examine_student(Path(url), at=at, api_key_env=api_key_env):
-            raise typer.Exit(1)
-        return
-    if at is not None:
+        is_sound = examination.examine_student(Path(url), at=at, api_key_env=api_key_env)
+    elif at is not None:
         raise RecipeError("--at is about a run: give its folder as well")
-    if not examine.examine(url, model=model, api_key_env=api_key_env):
+    else:
+        is_sound = examination.examine(url, model=model, api_key_env=api_key_env)
+    if not is_sound:
         raise typer.Exit(1)

@@ -24,7 +24,7 @@ from distill.cli.app import (
 from distill.core import console
 
 
-def _listed(names: str | None) -> list[str]:
+def _names(names: str | None) -> list[str]:
     return [name.strip() for name in names.split(",")] if names else []
 
 
@@ -67,10 +67,10 @@ def run(
     """
     _run(
         recipe,
-        _listed(stages) or None,
+        _names(stages) or None,
         run_dir,
         set_,
-        _listed(redo),
+        _names(redo),
         allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
@@ -97,7 +97,7 @@ def _verb(name: str, help_text: str) -> None:
             [name],
             run_dir,
             set_,
-            _listed(redo),
+            _names(redo),
             allow_parts,
             retry_failed=retry_failed,
             accept_partial=accept_partial,
@@ -141,7 +141,7 @@ def collect(
         ["collect"],
         run_dir,
         set_,
-        _listed(redo),
+        _names(redo),
         allow_parts,
         retry_failed=retry_failed,
         accept_partial=accept_partial,
@@ -191,7 +191,7 @@ def train(
     if show_masks is not None:
         training_plan.show_masks(recipe_or_run, show_masks, **address)
     if not plan and show_masks is None:
-        again = ["train"] if fresh else _listed(redo)
+        again = ["train"] if fresh else _names(redo)
         _run(
             recipe_or_run,
             ["train"],

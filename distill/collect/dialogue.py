@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from distill.text.echoes import is_echo, is_repeated, is_told
+from distill.collect.sessions import ROLE, lead, session
+from distill.text.echoes import is_echo, is_repeated, repeats_prompt
 from distill.text.thinking import split_answer
 from distill.text.wrappers import strip_quotes
-from distill.types import Answer, Completion, Failure, Flow, Message, Request
+from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 FAREWELL_WORDS = 14
-"""A longer turn that thanks has something else to say too."""
+"""Most words of a farewell; a longer turn says more than thanks."""
 
 _SIDE = "user|human|person|customer|client|visitor|guest|assistant|ai|ai assistant|chatbot|bot|helper|system"
 _LABEL = re.compile(
@@ -42,11 +43,11 @@ class Turn:
     """A simulated user's turn."""
 
     text: str
-    """To go on with; nothing when the conversation ends here."""
+    """Empty when the conversation ends here."""
     ended: str | None = None
     """Why it ends before this turn."""
     leak: str | None = None
-    """`cut`: the turn went on as somebody else, and that was cut off; `answered`: it spoke as the assistant."""
+    """`cut`: another speaker began within the turn and was cut off; `answered`: it spoke as the assistant."""
 
 
 @dataclass(slots=True)
@@ -56,55 +57,73 @@ class Dialogue:
     messages: list[Message] = field(default_factory=list)
     """Alternating, the user first, the assistant last."""
     keys: list[str] = field(default_factory=list)
-    """Of every answer that is in it, in order."""
+    """Keys of all answers in the conversation, in order."""
     ended: str = "rounds"
-    """Why it ends: `rounds` when all were had, else what the user or the teacher did."""
+    """Why it ends: `rounds` after the last one, else what the user or the teacher did."""
     truncated: bool = False
     """Whether the last answer is cut; no other is."""
     leaks: list[str] = field(default_factory=list)
 
 
 Ask: TypeAlias = Callable[[Sequence[Message]], Request]
-"""The next request, of the conversation so far."""
+"""Makes the next request from the conversation so far."""
 Read: TypeAlias = Callable[[Completion, Sequence[Message]], Turn]
 
 
 def converse(
-    *, rounds: int, ask_user: Ask, read_user: Read, ask_teacher: Ask, opening: str = ""
+    *, rounds: int, ask_user: Ask, read_user: Read, system: str, sampling: Sampling, opening: str = ""
 ) -> Flow[Dialogue | Failure]:
     """Up to `rounds` exchanges, each a turn of the user and the teacher's answer; at least one, or a failure.
 
-    With an `opening` the first turn of the user is not asked. A transient failure ends it as a failure, so that it
-    is asked again and the rest is replayed; one that will not pass, or an unusable turn, ends it before that exchange.
+    The teacher answers under `system`. With an `opening` the first turn of the user is not asked. A transient failure
+    ends it as a failure, so that it is asked again and the rest is replayed; a permanent failure or an unusable turn
+    ends it before that exchange.
     """
     reply = Dialogue()
     for number in range(rounds):
         turn, key = Turn(opening), ""
         if number or not opening:
-            heard: Answer = yield ask_user(reply.messages)
-            if isinstance(heard, Failure):
-                return _given_up(reply, heard)
-            turn, key = read_user(heard, reply.messages), heard.key
+            user_answer: Answer = yield ask_user(reply.messages)
+            if isinstance(user_answer, Failure):
+                return _given_up(reply, user_answer)
+            turn, key = read_user(user_answer, reply.messages), user_answer.key
         reply.leaks += [turn.leak] if turn.leak else []
         if turn.ended is not None:
             reply.ended = turn.ended
             break
-        asked = [*reply.messages, Message("user", turn.text)]
-        answer: Answer = yield ask_teacher(asked)
+        messages = [*reply.messages, Message("user", turn.text)]
+        answer: Answer = yield Request(role=ROLE, messages=(*lead(system), *messages), sampling=sampling)
         if isinstance(answer, Failure):
             return _given_up(reply, answer)
-        read = split_answer(answer, "strip")
-        if isinstance(read, Failure):
-            return _given_up(reply, read)
-        if not read.answer:
+        split = split_answer(answer, "strip")
+        if isinstance(split, Failure):
+            return _given_up(reply, split)
+        if not split.answer:
             reply.ended = "empty_answer"
             break
-        reply.messages[:] = [*asked, Message("assistant", read.answer)]
+        reply.messages[:] = [*messages, Message("assistant", split.answer)]
         reply.keys += [key, answer.key] if key else [answer.key]
         if answer.finish == "length":
             reply.truncated, reply.ended = True, "cut_answer"
             break
-    return reply if reply.messages else _nothing(reply)
+    if reply.messages:
+        return reply
+    detail = f"no exchange took place; the conversation ended with: {reply.ended}"
+    return Failure(key="", reason="no_exchange", detail=detail, transient=False)
+
+
+def dialogue_session(task: Task, reply: Dialogue, *, system: str, strategy: str, **more: Any) -> Session:
+    """The session of a dialogue under `system`; `more` is for its meta."""
+    return session(
+        task,
+        [*lead(system), *reply.messages],
+        strategy=strategy,
+        keys=reply.keys,
+        truncated=reply.truncated,
+        **more,
+        ended=reply.ended,
+        leaks=reply.leaks,
+    )
 
 
 def _given_up(reply: Dialogue, failure: Failure) -> Dialogue | Failure:
@@ -114,38 +133,32 @@ def _given_up(reply: Dialogue, failure: Failure) -> Dialogue | Failure:
     return reply
 
 
-def _nothing(reply: Dialogue) -> Failure:
-    return Failure(
-        key="", reason="no_exchange", detail=f"no exchange came about; it ended with: {reply.ended}", transient=False
-    )
-
-
 def user_turn(
     answer: Completion,
     before: Sequence[Message],
     *,
     markers: Sequence[str] = (),
     closing: str = "",
-    told: Sequence[str] = (),
+    prompt_lines: Sequence[str] = (),
 ) -> Turn:
     """Read a simulated user's turn; a turn that is no user's ends the conversation before it.
 
-    `markers` are those of the transcript that it continues, cut like any speaker's label; `closing` is what the user
-    was told to write when there is nothing left to ask, and `told` are the lines of its other instructions. The reasons
-    of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it says an instruction
-    of ours), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
+    `markers` are those of the transcript that it continues, cut like any speaker's label; `closing` is the text that
+    the user writes when nothing is left to ask, and `prompt_lines` are the lines of its other instructions. The reasons
+    of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it repeats a line of
+    the prompt), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
     """
-    read = split_answer(answer, "strip")
-    if isinstance(read, Failure):
-        return Turn("", read.reason)
-    text, leak = without_leak(strip_quotes(read.answer), markers)
+    split = split_answer(answer, "strip")
+    if isinstance(split, Failure):
+        return Turn("", split.reason)
+    text, leak = without_leak(strip_quotes(split.answer), markers)
     earlier = [message.content for message in before if message.role == "user"]
     answers = [message.content for message in before if message.role == "assistant"]
     ends = {
         "closed": closing and closing.casefold() in text.casefold(),
         "role_leak": (leak and not text) or _LIKE_ASSISTANT.search(text),
         "empty_user": not text,
-        "prompt_leak": is_told(text, told),
+        "prompt_leak": repeats_prompt(text, prompt_lines),
         "cut_user": answer.finish == "length" and leak is None,
         "thanks": is_farewell(text),
         "repeated": is_repeated(text, earlier),
@@ -162,10 +175,10 @@ def without_leak(text: str, markers: Sequence[str] = ()) -> tuple[str, str | Non
     for pattern in starts:
         if (label := pattern.match(text)) is not None:
             text = text[label.end() :].strip()
-    found = [match.start() for pattern in starts if (match := pattern.search(text)) is not None]
-    if not found:
+    positions = [match.start() for pattern in starts if (match := pattern.search(text)) is not None]
+    if not positions:
         return text, None
-    return text[: min(found)].strip(), "cut"
+    return text[: min(positions)].strip(), "cut"
 
 
 def is_farewell(text: str) -> bool:

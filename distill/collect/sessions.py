@@ -6,15 +6,29 @@ from collections.abc import Iterable, Mapping
 from random import Random
 from typing import Any, Literal, TypeAlias
 
+from distill import recipe
 from distill.core import assets
 from distill.text.thinking import Handling, split_answer
 from distill.types import Completion, Failure, Message, Session, Task
 
 ROLE = "teacher"
 InputForm: TypeAlias = Literal["below", "labelled", "before", "varied"]
-"""How a task's input is put. `below`: after the instruction and a blank line. `labelled`: the same under a heading
+"""Where a task's input stands. `below`: after the instruction and a blank line. `labelled`: the same under a heading
 "Input:". `before`: in front of the instruction. `varied`: one of seven forms with an input or six without, drawn for
 each task, as Self-Instruct writes its training rows."""
+
+
+class TurnOptions(recipe.BaseOptions):
+    """Options of strategies whose sessions have one turn."""
+
+    system: str = ""
+    """System message of every request, and of every session: the student learns under it. Empty: none."""
+    input: InputForm = "below"
+    """Where a task's input stands: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
+    for each task, with or without an input."""
+    thoughts: Handling = "separate"
+    """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
+
 
 _FORMS = {
     "below": "$instruction\n\n$input",
@@ -22,15 +36,15 @@ _FORMS = {
     "before": "$input\n\n$instruction",
 }
 VARIED = {True: "strategies/forms_with_input.txt", False: "strategies/forms_no_input.txt"}
-"""By whether the task has an input; forms are parted by lines of three dashes."""
+"""By whether the task has an input; lines of three dashes separate the forms."""
 
 
 def put(task: Task, form: InputForm = "below", *, rng: Random) -> str:
     """The task as a user would write it; `rng` is drawn from for `varied` only."""
     if form == "varied":
         template = rng.choice(assets.load(VARIED[bool(task.input)]).split("\n---\n"))
-        given = {"input": task.input} if task.input else {}
-        return assets.fill(template, instruction=task.instruction, **given)
+        slots = {"input": task.input} if task.input else {}
+        return assets.fill(template, instruction=task.instruction, **slots)
     if not task.input:
         return task.instruction
     return assets.fill(_FORMS[form], instruction=task.instruction, input=task.input)
@@ -42,30 +56,30 @@ def lead(system: str) -> tuple[Message, ...]:
 
 
 def opening(task: Task, *, system: str = "", form: InputForm = "below", rng: Random) -> tuple[Message, ...]:
-    """What a session of one turn opens with: the system message, where there is one, and the task."""
+    """The messages before the answer in a session of one turn: the system message, if any, and the task."""
     return (*lead(system), Message("user", put(task, form, rng=rng)))
 
 
 def one_turn(
     task: Task,
-    asked: Iterable[Message],
+    prompt: Iterable[Message],
     answer: Completion | Failure,
     *,
     strategy: str,
     handling: Handling,
     **more: Any,
 ) -> Session | Failure:
-    """The session of one answer to what was asked, or the failure that stands for it.
+    """The session of one answer to a prompt, or the failure in its place.
 
     An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
-    kept and marked `truncated`. `more` is for `session`.
+    kept and marked `truncated`. `more` goes to `session`.
     """
     if isinstance(answer, Failure):
         return answer
     reply = split_answer(answer, handling)
     if isinstance(reply, Failure):
         return reply
-    messages = (*asked, Message("assistant", reply.answer))
+    messages = (*prompt, Message("assistant", reply.answer))
     keys, is_cut = ([answer.key] if answer.key else []), answer.finish == "length"
     return session(task, messages, strategy=strategy, keys=keys, truncated=is_cut, **more, thoughts=reply.thoughts)
 
@@ -80,7 +94,7 @@ def session(
     labels: Iterable[str] = (),
     **more: Any,
 ) -> Session:
-    """The session of a task; of `more`, what is neither `None` nor empty is kept in its meta."""
+    """The session of a task; entries of `more` that are neither `None` nor empty go into its meta."""
     meta: dict[str, Any] = {"task": task.id, "strategy": strategy, "keys": list(keys)}
     if "lineage" in task.meta:
         meta["lineage"] = task.meta["lineage"]

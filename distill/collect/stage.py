@@ -1,15 +1,14 @@
-"""Stage collect: has every task answered; writes sessions.jsonl in task order, and failures.jsonl."""
+"""Stage collect: asks a teacher to answer every task; writes sessions.jsonl in task order, and failures.jsonl."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeAlias
 
-from distill import recipe
 from distill.collect.strategies import STRATEGIES
 from distill.core import console, registry, weights
 from distill.core.hashing import file_sha256
@@ -17,8 +16,8 @@ from distill.core.jsonl import write_rows
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
-from distill.formats.importers import load_tasks
-from distill.formats.sources import Source
+from distill.formats.importers import Address, load_tasks
+from distill.formats.sources import Dataset, ingest, splitter
 from distill.recipe import Recipe
 from distill.run.context import ACCEPTABLE, Context, _with_samplings, asking, identity
 from distill.run.decisive import flat, of_part
@@ -28,21 +27,21 @@ from distill.types import Failure, Flow, Session, Task
 __all__ = ["REVISION", "Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model_of", "options", "run"]
 
 ROLE = "teacher"
-NO_SESSION = Failure(key="", reason="no_session", detail="nothing usable came of the task", transient=False)
+NO_SESSION = Failure(key="", reason="no_session", detail="the strategy returned no session", transient=False)
 UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
 """Label of sessions without a judge decision, and the share above which we warn."""
 TaskResult: TypeAlias = Session | tuple[Session, ...] | Failure
 """Result of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
 
 REVISION = 1
-"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
+"""Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 
 
 class Strategy(Protocol):
     """A part that turns a task into one or more sessions by sending requests."""
 
     def flow(self, task: Task, rng: Random) -> Flow[TaskResult]:
-        """The session or sessions, or the failure that stands for them."""
+        """The session or sessions, or the failure in their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +66,15 @@ def collect(
     max_failed: float,
     before: Sequence[Session] = (),
 ) -> tuple[str, Mapping[str, Any]]:
-    """Ask for every task; returns the stage's status, `done` or `partial`, and its counts.
+    """Answer every task; returns the stage's status, `done` or `partial`, and its counts.
 
-    `partial` says that asking again may bring more. `choose` names each task's teacher. The sessions of `before`,
-    which others answered, go in front of sessions.jsonl. Raises `StageIncomplete` when
-    more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; what is finished is written
-    first, in either case.
+    `partial` means that another run may answer more. `choose` names each task's teacher. The sessions of `before`,
+    which the recipe's sources hold, come first in sessions.jsonl. Raises `StageIncomplete` when
+    more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; finished sessions are written
+    first in either case.
     """
-    chosen = {task.id: choose(task) for task in tasks}
-    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in chosen.items()}
+    choices = {task.id: choose(task) for task in tasks}
+    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in choices.items()}
     try:
         outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
     except EngineStopped as stop:
@@ -84,17 +83,23 @@ def collect(
     sessions, failed = _write(folder, outcomes, marks, before)
     _accept(failed, len(tasks), max_failed)
     transient = any(failure.transient for row in failed for failure in row["failures"])
-    counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": _truncated(sessions)}
+    truncated = sum(1 for session in sessions if session.meta.get("truncated"))
+    counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": truncated}
     if unjudged := sum(1 for session in sessions if UNJUDGED in session.meta.get("labels", ())):
         counts[UNJUDGED] = unjudged
-        _say_unjudged(unjudged, len(sessions))
+        if unjudged > MANY_UNJUDGED * len(sessions):
+            console.warn(
+                f"collect: of {unjudged} of {len(sessions)} sessions no verdict of the judge can be read, and the first"
+                " whole answer was taken; take a stronger `judge`, a greater judge_sampling.max_tokens, or another"
+                " `pick`"
+            )
     return "partial" if transient else "done", counts
 
 
 def flows(
     tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice], seed: int
 ) -> list[tuple[str, Callable[[], Flow[TaskResult]]]]:
-    """What makes the flow of each task. A flow made again asks the same."""
+    """The id and flow factory of each task; a flow made twice sends the same requests."""
 
     def make(task: Task) -> Flow[TaskResult]:
         return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
@@ -114,16 +119,16 @@ def _write(
     marks: Mapping[str, Mapping[str, str]],
     before: Sequence[Session],
 ) -> tuple[list[Session], list[dict[str, Any]]]:
-    """Write what came of the tasks, in their order; returns the sessions and the rows of failures.jsonl."""
-    came = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
+    """Write the results in task order; returns the sessions and the rows of failures.jsonl."""
+    results = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
     sessions = [
-        replace(session, id=_called(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
-        for outcome, of_task in came
+        replace(session, id=_session_id(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
+        for outcome, of_task in results
         for number, session in enumerate(of_task, start=1)
     ]
     failed = [
         {"id": outcome.id, "stage": "collect", "failures": _failures(outcome)}
-        for outcome, of_task in came
+        for outcome, of_task in results
         if not of_task
     ]
     write_rows(folder / "sessions.jsonl", [*before, *sessions])
@@ -137,7 +142,7 @@ def _sessions(value: TaskResult | None) -> tuple[Session, ...]:
     return value if isinstance(value, tuple) else ()
 
 
-def _called(task: str, number: int, tasks: Collection[str]) -> str:
+def _session_id(task: str, number: int, tasks: Collection[str]) -> str:
     """The id of a task's n-th session; never that of another task."""
     if number == 1:
         return task
@@ -148,22 +153,9 @@ def _called(task: str, number: int, tasks: Collection[str]) -> str:
 
 
 def _failures(outcome: Outcome[TaskResult]) -> list[Failure]:
-    """Those that were sent into the flow, and the one it returned where that is another."""
+    """Failures sent into the flow, and the one it returned if that is another."""
     returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
-
-
-def _say_unjudged(unjudged: int, sessions: int) -> None:
-    """Warn where a judge is paid and decides nothing."""
-    if unjudged > MANY_UNJUDGED * sessions:
-        console.warn(
-            f"collect: of {unjudged} of {sessions} sessions no verdict of the judge can be read, and the first whole"
-            " answer was taken; take a stronger `judge`, a greater judge_sampling.max_tokens, or another `pick`"
-        )
-
-
-def _truncated(sessions: Iterable[Session]) -> int:
-    return sum(1 for session in sessions if session.meta.get("truncated"))
 
 
 def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) -> None:
@@ -180,13 +172,13 @@ def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) 
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides the sessions, by key."""
+    """The recipe's values that determine the sessions, by key."""
     loaded = context.recipe
-    found = {"seed": loaded.seed, **_source_options(loaded)}
+    values = {"seed": loaded.seed, **_source_options(loaded)}
     if (section := loaded.collect) is None:
-        return found
+        return values
     return {
-        **found,
+        **values,
         **flat(section, "collect", only=("strategy", "tasks"), files=loaded.files),
         **flat(section.options, "collect", files=loaded.files),
         **of_part("collect.strategy", section.strategy),
@@ -195,26 +187,22 @@ def options(context: Context) -> dict[str, Any]:
 
 
 def _source_options(loaded: Recipe) -> dict[str, Any]:
-    """The sources with what is in their files, and in their tokenizer's model."""
+    """The sources, with the hashes of their files and tokenizers."""
     model = loaded.student.model if loaded.student is not None else ""
-    found: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
+    values: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
     for source in loaded.sources:
         key = f"sources.{source.called}"
-        found |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
+        values |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
         if source.max_tokens is not None:
-            found[f"{key}.tokenizer sha256"] = _tokenizer_sha256(source.tokenizer or model)
-    return found
-
-
-def _tokenizer_sha256(model: str) -> str:
-    path = Path(model) / "tokenizer.json"
-    return file_sha256(path) if path.is_file() else weights.fingerprint(model)
+            tokenizer = source.tokenizer or model
+            path = Path(tokenizer) / "tokenizer.json"
+            digest = file_sha256(path) if path.is_file() else weights.fingerprint(tokenizer)
+            values[f"{key}.tokenizer sha256"] = digest
+    return values
 
 
 def tasks_of(context: Context) -> list[Task]:
     """The tasks that collect has answered."""
-    from distill.formats.importers import load_tasks
-
     section = context.recipe.collect
     assert section is not None
     return load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
@@ -222,32 +210,31 @@ def tasks_of(context: Context) -> list[Task]:
 
 def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     """Which teacher answers a task, and by which strategy."""
-    pass
-
     section, teachers = context.recipe.collect, context.teachers
     assert section is not None
     assert teachers is not None
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
     options = _with_samplings(section.options, context.recipe)
-    chosen = {
+    choices = {
         one.name: TeacherChoice(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
         for one in teachers
     }
-    return lambda task: chosen[teachers.pick(task).name]
+    return lambda task: choices[teachers.pick(task).name]
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage collect: tasks and sources become sessions."""
-    pass
-
-    imported, came = _ingest(context)
+    imported, counts = _imported(context)
     section = context.recipe.collect
     if section is None:
-        return came
+        write_rows(context.folder / "sessions.jsonl", imported)
+        write_rows(context.folder / "failures.jsonl", [])
+        return counts
     tasks = tasks_of(context)
-    _require_apart(imported, tasks)
+    if shared := {session.id for session in imported} & {task.id for task in tasks}:
+        raise RecipeError(f"sources: the id {min(shared)} is also that of a task; give the source another `name`")
     with asking(context, "collect", record, len(tasks)) as engine:
-        status, counts = collect(
+        status, collected = collect(
             context.folder,
             tasks=tasks,
             choose=choice_of(context),
@@ -258,46 +245,26 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
             before=imported,
         )
     record.detail = ACCEPTABLE if status == "partial" else None
-    return {**came, **counts, "sessions": len(imported) + counts["sessions"]}
+    return {**counts, **collected, "sessions": len(imported) + collected["sessions"]}
 
 
-def _ingest(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
-    """The sessions of the recipe's sources, and counts; where nothing is collected, they are sessions.jsonl."""
+def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
+    """The sessions of the recipe's sources, and counts."""
     loaded = context.recipe
     if not loaded.sources:
         return [], {}
-    from distill.formats import sources as sources_module
-    from distill.formats.sources import write
-
-    sources = [_source_of(source, loaded) for source in loaded.sources]
-    found, counts = sources_module.ingest(
-        context.folder, sources=sources, seed=loaded.seed, allowed=context.options.allowed
-    )
-    if loaded.collect is None:
-        write(context.folder, found)
-    return found, {**counts, "sessions": len(found)}
-
-
-def _source_of(section: recipe.Source, loaded: Recipe) -> Source:
-    from distill.formats import sources as sources_module
-    from distill.formats.importers import Address
-
-    splitter = None
-    if section.max_tokens is not None:
-        named = section.tokenizer or (loaded.student.model if loaded.student is not None else "")
-        splitter = sources_module.splitter(named, section.max_tokens)
-    return sources_module.Source(
-        format=section.importer,
-        address=Address(section.path or section.hub or "", section.split, section.revision),
-        licence=section.licence,
-        name=section.called,
-        take=section.take,
-        weight=section.weight,
-        splitter=splitter,
-    )
-
-
-def _require_apart(imported: Sequence[Session], tasks: Sequence[Task]) -> None:
-    names = {session.id for session in imported}
-    if both := next((task.id for task in tasks if task.id in names), None):
-        raise RecipeError(f"sources: the id {both} is also that of a task; give the source another `name`")
+    default = loaded.student.model if loaded.student is not None else ""
+    datasets = [
+        Dataset(
+            format=source.importer,
+            address=Address(source.path or source.hub or "", source.split, source.revision),
+            licence=source.licence,
+            name=source.called,
+            take=source.take,
+            weight=source.weight,
+            splitter=splitter(source.tokenizer or default, source.max_tokens) if source.max_tokens else None,
+        )
+        for source in loaded.sources
+    ]
+    sessions, counts = ingest(context.folder, sources=datasets, seed=loaded.seed, allowed=context.options.allowed)
+    return sessions, {**counts, "sessions": len(sessions)}

@@ -21,18 +21,19 @@ from distill.types import AskingFilter, Message, RowFilter, Session, Verdict
 Rules: TypeAlias = Sequence[tuple[str, RowFilter]]
 
 MANY_CHARACTERS = 10_000_000
-"""From here on other processes are worth their start: two of them save 1.5 s of such a text's 3 to 10."""
+"""Text size from which other processes are worth their start: two save 1.5 s of 3 to 10."""
 MOST_PROCESSES = 4
-"""With more, what one process does alone is nearly all that is left; each takes some 100 MB."""
+"""With more, the serial part dominates; each takes some 100 MB."""
 CHUNK_CHARACTERS, CHUNK_ROWS = 400_000, 500
-"""What a process is given at once, at most, but for a single longer row."""
+"""Most characters and rows sent to a process at once, except for a single longer row."""
 AHEAD = 3
-"""Chunks on their way for each process: what is copied at a time stays below 10 MB."""
+"""Chunks in flight per process: less than 10 MB is copied at a time."""
 
 Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any]
-"""A session as plain values, which cross to another process in a fifth of the time."""
+"""A session as plain values, which are pickled in a fifth of the time."""
+VERDICT_FIELDS = ("keep", "reason", "value", "threshold", "neighbour", "note")
 PackedVerdicts: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
-"""Of a row: every verdict's fields behind `rule`; the rules that changed it; what they made of it."""
+"""A row's verdicts as values of these fields, the rules that changed it, and the session that they made of it."""
 
 
 @dataclass(slots=True)
@@ -48,16 +49,16 @@ class MeasuredRow:
 
     @property
     def labels(self) -> list[str]:
-        """Reasons of the verdicts that keep it and yet have something to say."""
+        """Reasons other than `ok` of the verdicts that keep the row."""
         return list(dict.fromkeys(one.reason for one in self.verdicts if one.keep and one.reason != "ok"))
 
     def add(self, verdict: Verdict) -> None:
-        """Write down one verdict."""
+        """Record one verdict."""
         self.verdicts.append(verdict)
         self.is_kept = self.is_kept and verdict.keep
 
     def take(self, name: str, rule: RowFilter | AskingFilter, value: Any) -> None:
-        """Write down what the rule decides of the value, and go on as the session that the rule makes of it."""
+        """Record the rule's verdict on the value, and replace the session by the rule's mended one."""
         verdict = rule.decide(value)
         self.add(verdict if verdict.rule == name else replace(verdict, rule=name))
         mend = getattr(rule, "mend", None)
@@ -68,20 +69,20 @@ class MeasuredRow:
 
 
 def sift(rows: Sequence[MeasuredRow], rules: Rules, *, processes: int | None = None) -> None:
-    """Have every rule, in its order, measure and judge every row, dropped or not; the rows are changed in place.
+    """Apply every rule, in order, to every row, dropped or not; changes the rows in place.
 
-    `processes` is how many share the work; when left out, one for little text, else one for each core up to
-    `MOST_PROCESSES`. What the rows say afterwards does not depend on it. A rule that cannot be handed to another
-    process (one that cannot be pickled) keeps all rules in this one. Raises what the rules raise.
+    `processes` share the work; when left out, one for little text, else one per core up to `MOST_PROCESSES`. The
+    verdicts do not depend on it. A rule that cannot be pickled keeps all rules in this process. Raises what the rules
+    raise.
     """
     if not rules or not rows:
         return
     processes = _useful(rows) if processes is None else processes
     with console.progress("curate: rules on each row", len(rows)) as bar:
         if processes > 1 and _may_leave(rules):
-            _elsewhere(rows, rules, processes, bar)
+            _in_processes(rows, rules, processes, bar)
         else:
-            _here(rows, rules, bar, done=0)
+            _in_this_process(rows, rules, bar, done=0)
 
 
 def _useful(rows: Sequence[MeasuredRow]) -> int:
@@ -98,7 +99,7 @@ def _may_leave(rules: Rules) -> bool:
     return True
 
 
-def _here(rows: Sequence[MeasuredRow], rules: Rules, bar: console.Progress, *, done: int) -> None:
+def _in_this_process(rows: Sequence[MeasuredRow], rules: Rules, bar: console.Progress, *, done: int) -> None:
     for chunk in _chunks(rows[done:]):
         _judge(chunk, rules)
         done += len(chunk)
@@ -106,7 +107,7 @@ def _here(rows: Sequence[MeasuredRow], rules: Rules, bar: console.Progress, *, d
 
 
 def _judge(rows: Sequence[MeasuredRow], rules: Rules) -> None:
-    """Rule by rule, which keeps what a rule looks things up in within a core's cache."""
+    """Rule by rule, so that each rule's tables stay in the core's cache."""
     for name, rule in rules:
         for row in rows:
             row.take(name, rule, rule.measure(row.session))
@@ -122,35 +123,35 @@ def _chunks(rows: Sequence[MeasuredRow]) -> Iterator[Sequence[MeasuredRow]]:
     yield rows[start:]
 
 
-# --- with other processes
+# --- with worker processes
 
 
-def _elsewhere(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: console.Progress) -> None:
-    """Chunks go out and come back in the rows' order; what a process that died leaves undone is done here."""
+def _in_processes(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: console.Progress) -> None:
+    """Chunks are sent and received in the rows' order; if a process dies, the rest is done in this one."""
     done = 0
     try:
-        for chunk, reply in _answered(rows, rules, processes):
+        for chunk, reply in _results(rows, rules, processes):
             for row, one in zip(chunk, reply, strict=True):
                 _unpack_into(row, one, rules)
             done += len(chunk)
             bar.update(done)
     except BrokenProcessPool:
-        console.warn("curate: a process that measured rows has died, perhaps for want of memory; going on without it")
-        _here(rows, rules, bar, done=done)
+        console.warn("curate: a process that measured rows has died, perhaps out of memory; going on without it")
+        _in_this_process(rows, rules, bar, done=done)
 
 
-def _answered(
+def _results(
     rows: Sequence[MeasuredRow], rules: Rules, count: int
 ) -> Iterator[tuple[Sequence[MeasuredRow], list[PackedVerdicts]]]:
-    waiting: deque[tuple[Sequence[MeasuredRow], Future[list[PackedVerdicts]]]] = deque()
+    futures: deque[tuple[Sequence[MeasuredRow], Future[list[PackedVerdicts]]]] = deque()
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
-                waiting.append((chunk, pool.submit(_said_of, [_packed(row.session) for row in chunk])))
-            if len(waiting) >= AHEAD * count:
-                yield waiting[0][0], waiting.popleft()[1].result()
-        while waiting:
-            yield waiting[0][0], waiting.popleft()[1].result()
+                futures.append((chunk, pool.submit(_verdicts_of, [_packed(row.session) for row in chunk])))
+            if len(futures) >= AHEAD * count:
+                yield futures[0][0], futures.popleft()[1].result()
+        while futures:
+            yield futures[0][0], futures.popleft()[1].result()
 
 
 @contextmanager
@@ -172,26 +173,22 @@ def _unpacked(packed: Packed) -> Session:
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
 
-def _unpack_into(row: MeasuredRow, reply: PackedVerdicts, rules: Rules) -> None:
-    verdicts, row.mended, mended = reply
-    for (name, _), (keep, reason, value, threshold, neighbour, note) in zip(rules, verdicts, strict=True):
-        row.add(
-            Verdict(
-                rule=name, keep=keep, reason=reason, value=value, threshold=threshold, neighbour=neighbour, note=note
-            )
-        )
+def _unpack_into(row: MeasuredRow, packed: PackedVerdicts, rules: Rules) -> None:
+    verdicts, row.mended, mended = packed
+    for (name, _), values in zip(rules, verdicts, strict=True):
+        row.add(Verdict(rule=name, **dict(zip(VERDICT_FIELDS, values, strict=True))))
     if mended is not None:
         row.session = _unpacked(mended)
 
 
-# --- in the other processes
+# --- in the worker processes
 
 _RULES: list[tuple[str, RowFilter]] = []
-"""Empty but in a process that measures for another."""
+"""Set in worker processes only."""
 
 
 def _begin(rules: Rules) -> None:
-    """Take the rules, and end with the process that started this one, however that ends."""
+    """Set the rules, and make this process end with its parent, however that ends."""
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # numpy, loaded by the rules: the other cores have processes of their own
@@ -206,12 +203,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _said_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
+def _verdicts_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
     rows = [MeasuredRow(_unpacked(one)) for one in packed]
     _judge(rows, _RULES)
-    return [_packed_verdicts(row) for row in rows]
-
-
-def _packed_verdicts(row: MeasuredRow) -> PackedVerdicts:
-    verdicts = [(one.keep, one.reason, one.value, one.threshold, one.neighbour, one.note) for one in row.verdicts]
-    return verdicts, row.mended, _packed(row.session) if row.mended else None
+    return [
+        (
+            [tuple(getattr(verdict, field) for field in VERDICT_FIELDS) for verdict in row.verdicts],
+            row.mended,
+            _packed(row.session) if row.mended else None,
+        )
+        for row in rows
+    ]

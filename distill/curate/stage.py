@@ -15,7 +15,7 @@ from distill.core import console, registry, weights
 from distill.core.jsonl import FIRST_META, read_sessions, write_rows
 from distill.curate.filters import FILTERS
 from distill.curate.rows import MeasuredRow, sift
-from distill.curate.test_split import _candidates, _drop_near, held_out
+from distill.curate.test_split import candidates, drop_near, held_out
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
@@ -27,29 +27,28 @@ from distill.run.record import StageRecord
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
 
 REVISION = 1
-"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
+"""Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"
-"""The reason of a verdict that keeps a row because the model which the rule asks gave no answer."""
+"""Reason of a verdict that keeps a row because the rule's model gave no answer."""
 
 UNPARSED, MANY_UNPARSED = "unparsed", 0.2
-"""The reason of a verdict on a reply that cannot be read, and the share of such replies that is worth a warning."""
+"""Reason of a verdict on an unreadable reply, and the share of such replies above which we warn."""
+
+
+Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[Any]]]]
+"""One flow per row; its id is the row's place, a colon and the session's id."""
 
 
 class Asking(Protocol):
     """Runs the flows of one filter; the caller chooses the engine and accounts for its requests."""
 
-    def __call__(
-        self, flows: Sequence[tuple[str, Callable[[], Flow[Any]]]], *, rule: str, role: str
-    ) -> Sequence[Outcome[Any]]:
-        """One outcome a flow, in their order; a flow's id is its place, a colon and its session's id.
-
-        Raises what `Engine.run` raises.
-        """
+    def __call__(self, flows: Flows, *, rule: str, role: str) -> Sequence[Outcome[Any]]:
+        """One outcome per flow, in their order. Raises what `Engine.run` raises."""
 
 
 @dataclass(slots=True)
-class _Asked:
+class _Measurements:
     """Results of the filters that ask a model."""
 
     flows: int = 0
@@ -72,39 +71,34 @@ def curate(
 ) -> Mapping[str, Any]:
     """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
 
-    Rules on a row measure every row, dropped or not, in their order; a rule that mends hands on the mended session.
-    `processes` share that work (`sieve.sift` chooses when left out), with the same outcome. Those that ask a model come
-    after those that ask nobody: through `ask`, and of rows still kept alone unless told `every_row`. Of what all these
-    keep, `test` rows are held out (`held_out`). Rules on the set then run in their order over the rows still kept for
-    training; last, rows whose prompt is near (ROUGE-L above `near`) that of a held-out row are dropped, with the reason
-    `held_out`. Every row is written with every verdict on it, those against it first.
+    Row rules measure every row in order, dropped or not, in `processes` (see `rows.sift`). Rules that ask a model come
+    after them, through `ask`, and by default only about rows still kept. Then `test` rows are held out (`held_out`),
+    set rules run in order over the other kept rows, and rows whose prompt is near (ROUGE-L above `near`) that of a
+    held-out row are dropped. Every row is written with all its verdicts, those against it first.
 
-    Counts beside those of `funnel.tally`: `rows`, `kept`, `dropped`, `test`; `labelled` and `labels` of what is not
-    dropped, as `mended` by rule; where a model was asked, `failed`: rows that a rule could not measure, which are kept
-    and labelled `not_measured`, and `retryable`: those of them for which asking again may help. Raises, with everything
-    written, `StageIncomplete` when nothing is left to train on or more than the share `max_failed` of what was asked
-    failed, and what `ask` raises; `tell` gets the counts before that.
+    `tell` gets the counts as soon as all is written: those of `_write`, `test_missing`, and where a model was asked
+    `failed` (rows kept without a measurement) and `retryable` (those with a transient failure). Then raises what `ask`
+    raised, or `StageIncomplete` when no row is left to train on or more than the share `max_failed` of the
+    measurements failed.
     """
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
-    sift(rows, _silent(filters), processes=processes)
-    asked = _apply_asking_rules(rows, filters, ask)
-    chosen = held_out(_candidates(rows), test=test, seed=seed, near=near)
-    tested = [row for row in rows if row.session.id in chosen]
-    training = [row for row in rows if row.session.id not in chosen]
+    sift(rows, [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)], processes=processes)
+    measurements = _apply_asking_rules(rows, filters, ask)
+    test_ids = held_out(candidates(rows), test=test, seed=seed, near=near)
+    test_rows = [row for row in rows if row.session.id in test_ids]
+    training = [row for row in rows if row.session.id not in test_ids]
     _apply_set_rules(training, filters)
-    _drop_near(training, tested, near)
-    counts = _write(folder, rows, training, tested)
-    if asked.flows:
-        counts["failed"] = len(asked.failed)
-        counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in asked.failed)
-    if len(tested) < test:
-        counts["test_missing"] = test - len(tested)
+    drop_near(training, test_rows, near)
+    counts = _write(folder, rows, training, test_rows)
+    if measurements.flows:
+        counts["failed"] = len(measurements.failed)
+        counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in measurements.failed)
+    if len(test_rows) < test:
+        counts["test_missing"] = test - len(test_rows)
     if tell is not None:
         tell(counts)
-    _accept(asked, max_failed)
-    if len(tested) < test:
-        console.warn(f"{len(tested)} of {test} prompts could be held out; bring in more, or lower `test`")
-    _require_some(counts)
+    _require_few_failures(measurements, max_failed)
+    _require_rows(counts)
     return counts
 
 
@@ -112,75 +106,61 @@ def _asks(rule: RowFilter | AskingFilter) -> TypeGuard[AskingFilter]:
     return hasattr(rule, "role")
 
 
-def _silent(filters: Rules) -> list[tuple[str, RowFilter]]:
-    """The rules on a row that ask nobody."""
-    return [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)]
-
-
-def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking | None) -> _Asked:
-    """Once the engine has stopped nothing more is asked; what is left unmeasured then is kept."""
-    asked = _Asked()
+def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking | None) -> _Measurements:
+    """Once the engine has stopped nothing more is asked; rows without a measurement are kept."""
+    measurements = _Measurements()
     for name, rule in filters:
-        if rule.scope == "row" and _asks(rule):
-            wanted = [row for row in rows if row.is_kept or rule.every_row]
-            asked.flows += len(wanted)
-            for row, outcome in zip(wanted, _outcomes(wanted, name, rule, ask, asked), strict=True):
-                if outcome is None or outcome.value is None:
-                    row.add(_not_measured(name, outcome))
-                    asked.failed.append((name, outcome.failures if outcome is not None else ()))
-                else:
-                    row.take(name, rule, outcome.value)
-            _say_unparsed(name, wanted)
-    return asked
-
-
-def _say_unparsed(name: str, rows: Sequence[MeasuredRow]) -> None:
-    """Warn where a rule can make nothing of a good part of the replies; they keep their rows."""
-    unparsed = sum(1 for row in rows if row.verdicts[-1].reason == UNPARSED)
-    if unparsed > MANY_UNPARSED * len(rows):
-        console.warn(
-            f"{name}: {unparsed} of {len(rows)} replies cannot be read; see the notes in kept.jsonl, and take a"
-            " stronger model or a greater max_tokens"
-        )
+        if rule.scope != "row" or not _asks(rule):
+            continue
+        subjects = [row for row in rows if row.is_kept or rule.every_row]
+        measurements.flows += len(subjects)
+        for row, outcome in zip(subjects, _outcomes(subjects, name, rule, ask, measurements), strict=True):
+            if outcome is not None and outcome.value is not None:
+                row.take(name, rule, outcome.value)
+                continue
+            failures = outcome.failures if outcome is not None else ()
+            measurements.failed.append((name, failures))
+            note = f"{failures[-1].reason}: {failures[-1].detail}" if failures else None
+            row.add(Verdict(rule=name, keep=True, reason=NOT_MEASURED, note=note))
+        unparsed = sum(1 for row in subjects if row.verdicts[-1].reason == UNPARSED)
+        if unparsed > MANY_UNPARSED * len(subjects):
+            console.warn(
+                f"{name}: {unparsed} of {len(subjects)} replies cannot be read; see the notes in kept.jsonl, and take a"
+                " stronger model or a greater max_tokens"
+            )
+    return measurements
 
 
 def _outcomes(
-    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, asked: _Asked
+    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, measurements: _Measurements
 ) -> Sequence[Outcome[Any] | None]:
     """How the rule's flow for each row ended; `None` where the engine stopped before."""
     if ask is None:
-        raise TypeError(f"the filter {name} asks the {rule.role}, and curate was given nobody to ask")
-    if asked.stopped is not None:
+        raise TypeError(f"the filter {name} asks the {rule.role}, and curate was called without `ask`")
+    if measurements.stopped is not None:
         return [None] * len(rows)
-    ids = [f"{place}:{row.session.id}" for place, row in enumerate(rows)]
+    flows = [(f"{place}:{row.session.id}", partial(rule.measure, row.session)) for place, row in enumerate(rows)]
     try:
-        flows = [(id, partial(rule.measure, row.session)) for id, row in zip(ids, rows, strict=True)]
         return ask(flows, rule=name, role=rule.role)
     except EngineStopped as stop:
-        asked.stopped = stop
+        measurements.stopped = stop
         finished = {outcome.id: outcome for outcome in stop.outcomes}
-        return [finished.get(id) for id in ids]
+        return [finished.get(id) for id, _ in flows]
 
 
-def _not_measured(name: str, outcome: Outcome[Any] | None) -> Verdict:
-    last = outcome.failures[-1] if outcome is not None and outcome.failures else None
-    note = f"{last.reason}: {last.detail}" if last is not None else None
-    return Verdict(rule=name, keep=True, reason=NOT_MEASURED, note=note)
-
-
-def _accept(asked: _Asked, max_failed: float) -> None:
-    """Raise what stopped the engine, or `StageIncomplete` when more failed than may fail."""
-    if asked.stopped is not None:
-        raise asked.stopped
-    if len(asked.failed) <= max_failed * asked.flows:
+def _require_few_failures(measurements: _Measurements, max_failed: float) -> None:
+    """Raise the exception that stopped the engine, or `StageIncomplete` when too many measurements failed."""
+    if measurements.stopped is not None:
+        raise measurements.stopped
+    if len(measurements.failed) <= max_failed * measurements.flows:
         return
-    name, failures = asked.failed[-1]
+    name, failures = measurements.failed[-1]
     why = f" (such as {failures[-1].reason}: {failures[-1].detail})" if failures else ""
-    again = any(failure.transient for _, each in asked.failed for failure in each)
+    again = any(failure.transient for _, each in measurements.failed for failure in each)
     advice = "run again to ask once more" if again else "mend that; --retry-failed asks them once more"
     raise StageIncomplete(
-        f"{name}: {len(asked.failed)} of {asked.flows} rows could not be measured{why}, more than collect.max_failed"
-        f" ({max_failed:.0%}) allows; {advice}"
+        f"{name}: {len(measurements.failed)} of {measurements.flows} rows could not be measured{why}, more than"
+        f" collect.max_failed ({max_failed:.0%}) allows; {advice}"
     )
 
 
@@ -197,20 +177,21 @@ def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules) -> None:
 
 
 def _write(
-    folder: Path, rows: Sequence[MeasuredRow], training: Sequence[MeasuredRow], tested: Sequence[MeasuredRow]
+    folder: Path, rows: Sequence[MeasuredRow], training: Sequence[MeasuredRow], test_rows: Sequence[MeasuredRow]
 ) -> dict[str, Any]:
+    """Write the rows; returns counts of rows, of verdicts by rule (`funnel.tally`), of labels and of mended rows."""
     kept = [row for row in training if row.is_kept]
     dropped = [row for row in rows if not row.is_kept]
-    for name, part in (("kept", kept), ("test", tested), ("dropped", dropped)):
+    for name, part in (("kept", kept), ("test", test_rows), ("dropped", dropped)):
         write_rows(folder / f"{name}.jsonl", _lines(part))
-    labels = Counter(label for row in (*kept, *tested) for label in row.labels)
-    mended = Counter(rule for row in (*kept, *tested) for rule in row.mended)
+    labels = Counter(label for row in (*kept, *test_rows) for label in row.labels)
+    mended = Counter(rule for row in (*kept, *test_rows) for rule in row.mended)
     return {
         "rows": len(rows),
         "kept": len(kept),
         "dropped": len(dropped),
-        "test": len(tested),
-        "labelled": sum(1 for row in (*kept, *tested) if row.labels),
+        "test": len(test_rows),
+        "labelled": sum(1 for row in (*kept, *test_rows) if row.labels),
         **funnel.tally([(row.session.id, row.verdicts) for row in rows]),
         "labels": dict(labels.most_common()),
         "mended": dict(mended.most_common()),
@@ -218,24 +199,16 @@ def _write(
 
 
 def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
-    """The sessions as they go on, with every verdict, those against them first."""
+    """The rows of a file: each session with all its verdicts, those against it first."""
     for place, row in enumerate(rows):
-        meta = {**row.session.meta, "labels": _labels(row)}
-        if place == 0:
-            meta |= FIRST_META
-        verdicts = row.verdicts if row.is_kept else sorted(row.verdicts, key=lambda one: one.keep)
-        reply = [_text(one) for one in verdicts]
-        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": reply}
-
-
-def _labels(row: MeasuredRow) -> list[str]:
-    """Those that the session came with, and then those of the rules."""
-    found = row.labels
-    return [*(label for label in row.session.meta.get("labels", []) if label not in found), *found]
+        earlier = [label for label in row.session.meta.get("labels", []) if label not in row.labels]
+        meta = {**row.session.meta, "labels": [*earlier, *row.labels], **(FIRST_META if place == 0 else {})}
+        verdicts = [_text(one) for one in sorted(row.verdicts, key=lambda one: one.keep and not row.is_kept)]
+        yield {"id": row.session.id, "messages": row.session.messages, "meta": meta, "verdicts": verdicts}
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:
-    """A verdict of texts alone, empty where there is nothing to say.
+    """A verdict whose values are all texts, empty where there is none.
 
     Arrow takes a column's type from a file's first 10 MB: a null there, or a whole number, and a later text or fraction
     could not be read by `datasets`.
@@ -251,7 +224,11 @@ def _text(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _require_some(counts: Mapping[str, Any]) -> None:
+def _require_rows(counts: Mapping[str, Any]) -> None:
+    """Warn where test rows are missing; raise `StageIncomplete` where there is no training row."""
+    if missing := counts.get("test_missing"):
+        test = counts["test"]
+        console.warn(f"{test} of {test + missing} prompts could be held out; add sessions, or lower `test`")
     if counts["kept"]:
         return
     if not counts["rows"]:
@@ -264,33 +241,39 @@ def _require_some(counts: Mapping[str, Any]) -> None:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides the verdicts, by key, with whom the rules ask."""
+    """The recipe's values that determine the verdicts, by key, and the models that the rules ask."""
     loaded = context.recipe
     rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
-    found = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
+    values = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
     roles = roles_of_filters(loaded, context.options.allowed)
     if "judge" in roles and context.teachers is not None:
-        found |= flat(context.teachers.endpoints["judge"].provider.endpoint, "judge")
-        found |= flat(judge_sampling(loaded), "judge.sampling")
+        values |= flat(context.teachers.endpoints["judge"].provider.endpoint, "judge")
+        values |= flat(judge_sampling(loaded), "judge.sampling")
     if BASE in roles and loaded.student is not None:
-        found |= flat(loaded.student, "student", only=("template",))
-        found["student.model sha256"] = weights.fingerprint(loaded.student.model)
-    return found
+        values |= flat(loaded.student, "student", only=("template",))
+        values["student.model sha256"] = weights.fingerprint(loaded.student.model)
+    return values
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage curate: every rule's verdict on every session."""
-    pass
-
     section = context.recipe.collect or recipe.Collect(test=0)
     engines: list[Engine] = []
+
+    def ask(flows: Flows, *, rule: str, role: str) -> Sequence[Outcome[Any]]:
+        with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
+            engines.append(
+                engine_for(context, "curate", bar, bound(context, {role: provider}), local=role == BASE, part=rule)
+            )
+            return engines[-1].run(flows)
+
     try:
         counts = curate(
             context.folder,
             filters=[(rule.filter, filter_of(context, rule)) for rule in context.recipe.curate or []],
             test=context.recipe.held_out,
             seed=context.recipe.seed,
-            ask=partial(_ask_of_rows, context, engines),
+            ask=ask,
             max_failed=section.max_failed,
             tell=record.counts.update,
         )
@@ -310,29 +293,14 @@ def filter_of(context: Context, rule: recipe.Rule) -> Any:
 
 
 def roles_of_filters(loaded: Recipe, allowed: Collection[str] = ()) -> set[str]:
-    """Whom the curation rules ask: `judge`, `base`."""
+    """Roles that the curation rules ask: `judge`, `base`."""
     parts = [registry.part(FILTERS, rule.filter, kind="filter", allowed=allowed) for rule in loaded.curate or ()]
     return {part.role for part in parts if hasattr(part, "role")}
 
 
-def _ask_of_rows(
-    context: Context,
-    engines: list[Engine],
-    flows: Sequence[tuple[str, Callable[[], Flow[Any]]]],
-    *,
-    rule: str,
-    role: str,
-) -> Sequence[Outcome[Any]]:
-    """Drive one rule's flows: the student's model in this process, anybody else as in collect."""
-    with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
-        endpoints = bound(context, {role: provider})
-        engines.append(engine_for(context, "curate", bar, endpoints, local=role == BASE, part=rule))
-        return engines[-1].run(flows)
-
-
 @contextmanager
 def asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
-    """Who answers a rule; weights in this process are let go at the end. Raises `RecipeError` where there is nobody."""
+    """The provider that answers a rule; weights in this process are released at the end. Raises `RecipeError`."""
     if role != BASE:
         if context.teachers is None:
             raise RecipeError(f"curate: the filter {rule} asks a {role}, and the recipe has no `teacher` to play it")

@@ -12,44 +12,40 @@ from distill.text.tokens import normalise
 from distill.types import Session, Verdict
 
 IMPORTED = "imported"
-"""In the meta of a session of a recipe's sources: which source."""
+"""Key in the meta of a session from a recipe's sources: the name of the source."""
 
 
-def _candidates(rows: Sequence[MeasuredRow]) -> list[Session]:
-    """The sessions that may be held out: those that this run's teacher answered; imported ones where there are none.
+def candidates(rows: Sequence[MeasuredRow]) -> list[Session]:
+    """The sessions that may be held out: those of this run's teacher, or imported ones where there are none.
 
-    So compare holds the student against the teacher that it asks again, and not against whoever wrote the source.
+    So compare measures the student against the teacher that it asks again, not against the author of a source.
     """
-    asked = [row for row in rows if IMPORTED not in row.session.meta]
-    return [row.session for row in asked or rows if row.is_kept]
+    collected = [row for row in rows if IMPORTED not in row.session.meta]
+    return [row.session for row in collected or rows if row.is_kept]
 
 
 def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) -> set[str]:
     """Ids of the sessions to hold out: the first `test` in task order whose prompt falls on the test side.
 
-    A prompt falls there when SHA-256 of seed and normalised prompt begins with a 0 bit, whatever else is in the set.
-    So more tasks behind the same ones move no row from one side to the other, and of a small set about half is held out
-    at most: fewer than `test` rows then. A prompt near one already held out is left to the training side, where it is
+    A prompt falls there when the SHA-256 of seed and normalised prompt begins with a 0 bit, whatever else is in the
+    set. So appended tasks move no row from one side to the other, and at most about half of a small set is held out,
+    which may be fewer than `test` rows. A prompt near one already held out is left to the training side, where it is
     dropped.
     """
-    chosen: set[str] = set()
+    ids: set[str] = set()
     index = _Prompts(near)
     for session in sessions:
-        if len(chosen) == test:
+        if len(ids) == test:
             break
         prompt = prompt_of(session)
-        if _falls_on_test_side(prompt, seed) and index.near(prompt) is None:
+        if hash_share(f"{seed}:{normalise(prompt)}") < 0.5 and index.near(prompt) is None:
             index.add(session.id, prompt)
-            chosen.add(session.id)
-    return chosen
-
-
-def _falls_on_test_side(prompt: str, seed: int) -> bool:
-    return hash_share(f"{seed}:{normalise(prompt)}") < 0.5
+            ids.add(session.id)
+    return ids
 
 
 class _Prompts:
-    """Prompts held out: the same but for case and white space counts as near, whatever its tokens."""
+    """Prompts held out; a prompt that differs in case and white space only is near, whatever its tokens."""
 
     def __init__(self, near: float) -> None:
         self._index = NoveltyIndex(near)
@@ -67,19 +63,19 @@ class _Prompts:
         return self._index.near(comparable(prompt))
 
 
-def _drop_near(training: Iterable[MeasuredRow], tested: Iterable[MeasuredRow], near: float) -> None:
-    """Drop rows that would teach what is tested."""
+def drop_near(training: Iterable[MeasuredRow], test_rows: Iterable[MeasuredRow], near: float) -> None:
+    """Drop training rows near a held-out prompt."""
     index = _Prompts(near)
-    for row in tested:
+    for row in test_rows:
         index.add(row.session.id, prompt_of(row.session))
     for row in training:
-        if row.is_kept and (found := index.near(prompt_of(row.session))) is not None:
+        if row.is_kept and (neighbour := index.near(prompt_of(row.session))) is not None:
             verdict = Verdict(
                 rule="test_split",
                 keep=False,
                 reason="held_out",
-                value=found.rouge_l,
+                value=neighbour.rouge_l,
                 threshold=near,
-                neighbour=found.id,
+                neighbour=neighbour.id,
             )
             row.add(verdict)

@@ -1,4 +1,4 @@
-"""The task pool shared by expansion strategies: parses lists, checks form, and rejects near-duplicates."""
+"""Base of the expansion strategies: parses lists, checks the form of tasks, and rejects near-duplicates."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FORBIDDEN_WORDS = (
     *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot"),
     *("go to", "video", "audio", "music", "flowchart", "diagram"),
 )
-"""What a model that only writes cannot do: Self-Instruct's list, then Alpaca's five."""
+"""Words of tasks that a text model cannot do: Self-Instruct's list, then Alpaca's five."""
 OwnRule: TypeAlias = Literal["needs_input", "statement", "common_opening"]
 OPENING_WORDS = 3
-"""By how many of its first words an opening is told."""
+"""Number of first words that make an opening."""
 OPENINGS_FREE, OPENINGS_SHARE = 8, 8
-"""An opening is common when it begins so many tasks, and one in so many of all."""
+"""An opening is common from 8 tasks on, and from one in 8 of all tasks."""
 
 Ask: TypeAlias = Literal["completion", "chatml", "chat"]
 
@@ -44,60 +44,61 @@ Ask: TypeAlias = Literal["completion", "chatml", "chat"]
 
 @dataclass(frozen=True, slots=True)
 class ProposalCost:
-    """What one proposal takes and brings, about; `check` forecasts with it."""
+    """Approximate cost and yield of one proposal, for the forecast of `check`."""
 
     tasks: float
-    """Admitted ones."""
+    """Tasks admitted per proposal."""
     prompt_tokens: int
-    """Of all its requests together."""
+    """Sum over the requests of a proposal."""
     completion_tokens: int
     requests: int = 1
     roles: tuple[str, ...] = ()
-    """Whom it asks beside the teacher: `judge`."""
+    """Roles asked beside the teacher, such as `judge`."""
 
 
 class PoolOptions(recipe.BaseOptions):
     """Options of every expansion."""
 
     window: Annotated[int, Field(ge=1)] | None = None
-    """Requests that may be outstanding: request k sees what came of request k - window. Left out: 4, and one more for
-    each 4 requests admitted, to 128, so that a small run wastes little and a large one is wide. Part of the result."""
+    """Most requests in flight: request k sees the tasks of the requests up to k - window. When left out: 4, and one
+    more for every 4 requests admitted, up to 128, so that a small run wastes little and a large one runs wide. It
+    determines the result."""
     rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.7
     """Greatest similarity of a new task to any before (Self-Instruct, section 2.2)."""
     reject: tuple[OwnRule, ...] = ()
-    """Rules of ours beside the original's: `needs_input` for an instruction about a text that is not in it ("Summarise
+    """Rules beside the original's: `needs_input` for an instruction about a text that is not in it ("Summarise
     this paragraph."), `statement` for one that asks nothing ("The sky is blue."), `common_opening` for one whose first
     three words open an eighth of the tasks before it (at least 8). Of 999 Alpaca tasks the first rejects 203 of 412
     that come with an input and 8 of 587 that do not, the second 2."""
     forbidden: tuple[str, ...] = ()
-    """Words or phrases that no task may have, beside those that the strategy forbids; case is ignored."""
+    """Words or phrases that no task may contain, beside those that the strategy forbids; case is ignored."""
 
 
 class ExpansionSampling(recipe.SamplingOptions):
-    """How expansion requests are drawn; the teacher's own sampling is for its answers."""
+    """Sampling of expansion requests; the teacher's own sampling applies to its answers."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.9
     max_tokens: Annotated[int, Field(ge=1)] | None = 200
 
 
-# --- asking and reading
+# --- requests and replies
 
 
 def request(text: str, k: int, sampling: Sampling, *, ask: Ask = "chat") -> Request:
-    """One question to the teacher: as a plain message, or as raw text to be continued."""
+    """A request to the teacher: as a chat message, or as raw text to continue."""
     if ask == "chat":
         return Request(role=ROLE, messages=(Message("user", text),), sampling=sampling, replica=k)
     return Request(role=ROLE, prompt=text, sampling=sampling, replica=k)
 
 
 def origin(strategy: str, k: int, answer: Completion, lineage: Sequence[str]) -> dict[str, Any]:
-    """The meta of every task: where it comes from."""
+    """The provenance in the meta of every task."""
     return {"strategy": strategy, "request": k, "replica": k, "lineage": list(lineage), "key": answer.key}
 
 
 def reply_text(answer: Completion) -> str:
-    """What an answer says: without a reasoning teacher's thoughts, and without what frames a list."""
+    """The text of an answer, without a reasoning teacher's thoughts and without wrappers around a list."""
     return strip_wrappers(split_thoughts(answer).answer)
 
 
@@ -113,17 +114,17 @@ def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut:
 
 
 def with_fault(task: Task, reason: str) -> Task:
-    """The same candidate, to be refused for this reason."""
+    """The same candidate, marked to be refused for this reason."""
     return replace(task, meta={**task.meta, "fault": reason})
 
 
 _NUMBERED = re.compile(r"(?:^|\n)\s*(?:\d+\s?\.(?:\s+|$))+")
 
 
-def numbered(text: str) -> list[str]:
+def numbered_items(text: str) -> list[str]:
     """The items of a continued list, split at numbers that begin a line.
 
-    An item ends at a blank line, has its white space collapsed and its first letter raised.
+    An item ends at a blank line; its white space is collapsed and its first letter made upper case.
     """
     lines = [line.strip() for line in text.split("\n")]
     thin = "\n".join([line for line, before in zip(lines, ["", *lines], strict=False) if line or before])
@@ -140,28 +141,25 @@ _MARK_AGAIN = re.compile(r"\A\W*(?:\d+[ \t]?[.)][ \t]*)?(?:TASK|TSK)[ \t]*(?:#?\
 _LONE_BULLET = re.compile(r"\A[-*\u2022][ \t]+(?=[^\n]+\Z)")
 
 
-def marked(text: str) -> list[tuple[int, str]]:
+def marked_items(text: str) -> list[tuple[int, str]]:
     """The items behind marks such as `TASK 3:`, with their numbers; white space within them stays.
 
-    What stands before the first mark is no item. Where no line begins with a mark, plain numbers (`3.`) count, and an
-    item ends at a blank line.
+    Text before the first mark is no item. Where no line begins with a mark, plain numbers (`3.`) count, and an item
+    ends at a blank line.
     """
     whole = _MARK.search(text) is not None
     pieces = (_MARK if whole else _NUMBER).split(text)[1:]
     items = zip(map(int, pieces[::2]), pieces[1::2], strict=True)
-    ended = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
-    return [(number, bare) for number, item in ended if (bare := _bare_item(item))]
+    texts = ((number, item.strip() if whole else item.strip().split("\n\n")[0]) for number, item in items)
+    return [(number, bare) for number, item in texts if (bare := _bare_item(item))]
 
 
 def _bare_item(item: str) -> str:
     """Without rulers, quotation marks around the whole, a second mark, and a bullet that is the only one."""
     item = _MARK_AGAIN.sub("", strip_quotes(without_rulers(item)))
-    return _LONE_BULLET.sub("", strip_quotes(_without_half_stars(item.strip())))
-
-
-def _without_half_stars(item: str) -> str:
-    """Without the end of a bold face whose beginning was in the mark."""
-    return item.removesuffix("**").rstrip() if item.count("**") % 2 else item
+    if item.count("**") % 2:  # the end of a bold face whose beginning was in the mark
+        item = item.strip().removesuffix("**").rstrip()
+    return _LONE_BULLET.sub("", strip_quotes(item))
 
 
 # --- rules of form
@@ -190,21 +188,21 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 def needs_input(instruction: str) -> bool:
-    """Whether it speaks of a text that stands neither behind a colon, nor in quotation marks, nor in further lines."""
+    """Whether it refers to a text that it does not contain: behind a colon, in quotation marks, or in further lines."""
     brings = "\n" in instruction.strip() or _BRINGS_TEXT.search(instruction) is not None
     return not brings and _NEEDS_INPUT.search(instruction) is not None
 
 
 def is_statement(instruction: str) -> bool:
-    """Whether every sentence tells something: none asks, and each begins with its subject or a clause before it."""
+    """Whether no sentence asks anything: each begins with its subject, or with a clause before it."""
     sentences = _SENTENCES.split(instruction)
     return "?" not in instruction and all(_TELLS.match(each) or _CLAUSE_FIRST.match(each) for each in sentences)
 
 
 def form_fault(instruction: str, rules: Collection[str] | None = None) -> str | None:
     """Why the form of an instruction rules it out, or `None`: Self-Instruct's rules, in its order, or some of them."""
-    named = FORM_RULES if rules is None else {name: FORM_RULES[name] for name in FORM_RULES if name in rules}
-    return next((reason for reason, applies in named.items() if applies(instruction)), None)
+    applicable = FORM_RULES if rules is None else {name: FORM_RULES[name] for name in FORM_RULES if name in rules}
+    return next((reason for reason, applies in applicable.items() if applies(instruction)), None)
 
 
 def _opening(instruction: str) -> str:
@@ -223,11 +221,11 @@ FORM_RULES: Mapping[str, Callable[[str], object]] = {
     "punctuation_first": lambda text: text[0] in string.punctuation,
     "not_ascii_first": lambda text: not text[0].isascii(),
 }
-"""Reasons, and what they apply to."""
+"""Tests by reason."""
 
 
 def form_rules(seeds: Iterable[Seed]) -> frozenset[str]:
-    """Self-Instruct's rules of form; without that on the first character where seeds of another script break it."""
+    """Self-Instruct's rules of form; without `not_ascii_first` where a seed begins with another script."""
     is_ascii = all(seed.instruction.strip()[0].isascii() for seed in seeds)
     return frozenset(FORM_RULES) - (frozenset() if is_ascii else {"not_ascii_first"})
 
@@ -235,46 +233,46 @@ def form_rules(seeds: Iterable[Seed]) -> frozenset[str]:
 # --- the pool
 
 
-class Pool:
-    """The tasks admitted so far, and why others were not.
+class PoolGrowth:
+    """Base of the strategies: the tasks admitted so far, and why others were refused. A strategy adds `propose`.
 
-    A candidate is refused for the `fault` in its meta, by the rules of form that are named, by a forbidden word, by a
-    rule of ours, or because it is too like a known text or a task before it; `rejected` counts each reason, `refused`
-    holds each with its own, and `candidates` counts what was offered. What is admitted goes in order, so the order of
-    `admit` decides.
+    A candidate is refused for the `fault` in its meta, by one of the `rules` of form, by a forbidden word, by a rule of
+    `reject`, or because it is too similar to a seed or an earlier task. `rejected` counts the refused candidates by
+    reason, `refused` holds them, and `candidates` counts all. The result depends on the order of `admit`.
     """
 
     def __init__(
-        self, options: PoolOptions, *, rules: Collection[str] = (), known: Iterable[tuple[str, str]] = ()
+        self, options: PoolOptions, *, seeds: Sequence[Seed] = (), rules: Collection[str] = ("too_short",)
     ) -> None:
+        self.seeds = len(seeds)
         self.tasks: list[Task] = []
         self.candidates = 0
         self.rejected: Counter[str] = Counter()
         self.refused: list[Task] = []
-        """By their provisional ids (`k.item`); `meta.refused` says why, `meta.nearest` what one is too similar to."""
+        """With provisional ids (`k.item`), the reason in `meta.refused`, and the nearest text in `meta.nearest`."""
         self._options = options
         self._rules = frozenset(rules)
         self._requests = 0
         self._openings: Counter[str] = Counter()
         self._forbidden = _any_of(options.forbidden) if options.forbidden else None
         self._index = NoveltyIndex(options.rouge_l)
-        for id, text in known:
-            self._index.add(id, comparable(text))
+        for seed in seeds:
+            self._index.add(seed.id, comparable(seed.instruction))
 
     @property
     def window(self) -> int:
-        """Requests that may be outstanding now; it follows from how many are admitted, never from the machine."""
+        """Most requests in flight now; depends on the number of requests admitted, never on the machine."""
         return self._options.window or min(MOST_OUTSTANDING, FEWEST_OUTSTANDING + self._requests // FEWEST_OUTSTANDING)
 
-    def admit(self, tasks: Sequence[Task]) -> list[Task]:
-        """Take what came of one request; those that no rule refuses, numbered."""
+    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
+        """Admit the candidates of request `k` that no rule refuses, and number them; refused ones are counted."""
         self._requests += 1
         self.candidates += len(tasks)
         return [admitted for task in tasks if (admitted := self._take(task)) is not None]
 
     def _take(self, task: Task) -> Task | None:
         tokens = comparable(task.instruction)
-        reason, nearest = self._fault(task), None
+        reason, nearest = self._refusal(task), None
         if reason is None:
             nearest = self._index.nearest(tokens)
             reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
@@ -289,8 +287,8 @@ class Pool:
         self.tasks.append(admitted)
         return admitted
 
-    def _fault(self, task: Task) -> str | None:
-        """Why its answer or its form rules a task out, or that it begins like too many."""
+    def _refusal(self, task: Task) -> str | None:
+        """Why a task is refused, apart from its similarity to others."""
         if (info := task.meta.get("fault")) is not None:
             return str(info)
         if not task.instruction.strip():

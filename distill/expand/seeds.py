@@ -23,11 +23,11 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """One hand-written task, in Self-Instruct's format; keys beyond these are ignored, only `instruction` is needed."""
+    """One hand-written task in Self-Instruct's format; other keys are ignored, and only `instruction` is required."""
 
     instruction: str
     id: str = ""
-    """`seed-` and the number of the line, where the file says none."""
+    """`seed-` and the line number, where the file gives none."""
     name: str = ""
     instances: tuple[Instance, ...] = ()
     is_classification: bool = False
@@ -70,17 +70,17 @@ _EXPECTED = (
 
 
 def seed_text(seed: Seed) -> str:
-    """Its instruction, with the input of its first instance behind it where it has one."""
-    given = seed.instances[0].input.strip() if seed.instances else ""
-    return f"{seed.instruction}\n\n{given}" if given else seed.instruction
+    """Its instruction, followed by the input of its first instance, if any."""
+    input_text = seed.instances[0].input.strip() if seed.instances else ""
+    return f"{seed.instruction}\n\n{input_text}" if input_text else seed.instruction
 
 
 def lines_of(path: str) -> list[str]:
     """The lines of a text file that are not empty. Raises `SeedsError` where there are none."""
     try:
-        found = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise SeedsError(f"cannot read {path}: {error}; expected a UTF-8 file with a value on each line") from error
-    if not any(found):
+    if not any(lines):
         raise SeedsError(f"{path} is empty; expected a value on each line")
-    return [line for line in found if line]
+    return [line for line in lines if line]

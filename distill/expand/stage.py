@@ -10,6 +10,7 @@ from distill.core import registry
 from distill.core.jsonl import write_rows
 from distill.engine import EngineStopped, GrowthResult
 from distill.engine.engine import Engine
+from distill.expand.seeds import load_seeds
 from distill.expand.strategies import STRATEGIES
 from distill.run.context import Context, _with_samplings, asking, identity
 from distill.run.decisive import flat, of_part
@@ -17,48 +18,48 @@ from distill.run.record import StageRecord
 from distill.types import Growth, Task
 
 REVISION = 1
-"""To be raised with any change of what the stage writes for the same inputs and options, shipped prompts included."""
+"""Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 
 
 def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapping[str, Any]:
-    """Grow `target` tasks and write them, and what was refused; returns the stage's counts.
+    """Grow `target` tasks, write them and the refused candidates; returns the stage's counts.
 
-    Raises what `Engine.grow` raises, after writing the tasks admitted so far: they are the beginning of the same list.
+    Raises what `Engine.grow` raises, after writing the tasks admitted so far, which begin the same list.
     """
     try:
-        grown = engine.grow(growth, target)
+        result = engine.grow(growth, target)
     except EngineStopped as stop:
         if stop.grown is not None:
             _write(folder, stop.grown.tasks, growth)
         raise
-    _write(folder, grown.tasks, growth)
-    return _counts(growth, grown)
+    _write(folder, result.tasks, growth)
+    return _counts(growth, result)
 
 
 def _write(folder: Path, tasks: Sequence[Task], growth: Growth) -> None:
-    """Write what was admitted, and what was not: in the same form, with the reason in `meta.refused`."""
+    """Write the admitted tasks, and the refused ones with the reason in `meta.refused`."""
     write_rows(folder / "refused.jsonl", getattr(growth, "refused", ()))
     write_rows(folder / "tasks.jsonl", tasks)
 
 
-def _counts(growth: Growth, grown: GrowthResult) -> dict[str, Any]:
-    """Candidates are the tasks and those rejected by reason, `beyond_target` what the last request had too many."""
+def _counts(growth: Growth, result: GrowthResult) -> dict[str, Any]:
+    """`candidates` are the tasks and those rejected; `beyond_target` is the surplus of the last request."""
     rejected = dict(sorted(getattr(growth, "rejected", {}).items(), key=lambda item: (-item[1], item[0])))
-    surplus = grown.candidates - sum(rejected.values()) - len(grown.tasks)
+    surplus = result.candidates - sum(rejected.values()) - len(result.tasks)
     if hasattr(growth, "rejected") and surplus > 0:
         rejected["beyond_target"] = surplus
     return {
         "seeds": getattr(growth, "seeds", 0),
-        "requests": grown.requests,
-        "failed": len(grown.failures) + len(grown.errors),
-        "candidates": grown.candidates,
-        "tasks": len(grown.tasks),
+        "requests": result.requests,
+        "failed": len(result.failures) + len(result.errors),
+        "candidates": result.candidates,
+        "tasks": len(result.tasks),
         "rejected": rejected,
     }
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides the tasks, by key."""
+    """The recipe's values that determine the tasks, by key."""
     section = context.recipe.expand
     assert section is not None
     return {
@@ -71,9 +72,7 @@ def options(context: Context) -> dict[str, Any]:
 
 
 def growth_of(context: Context) -> Growth:
-    """The expansion that the recipe describes, at its beginning."""
-    from distill.expand.seeds import load_seeds
-
+    """The recipe's strategy, before its first request."""
     section = context.recipe.expand
     assert section is not None
     strategy = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
@@ -86,8 +85,6 @@ def growth_of(context: Context) -> Growth:
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """The stage expand: seeds become tasks."""
-    pass
-
     section = context.recipe.expand
     assert section is not None
     growth = growth_of(context)

@@ -10,12 +10,12 @@ import re
 from typing import Any
 
 _PAGE = re.compile(r"""class=["'][^"'>]{0,200}\b(markdown|whitespace-pre-wrap)\b""")
-"""How ChatGPT's page marked a turn."""
+"""Marks of a turn on ChatGPT's page."""
 _FRAGMENT = re.compile(r"\s*<(p|div|ol|ul|pre|h[1-6]|table|blockquote)\b[^>]*>", re.I)
 _VARIANT = re.compile(r"\A\d{1,3} / \d{1,3}(?=<|\n|\Z|[A-Z])")
 """The page's count of regenerated answers, such as `2 / 3`; FastChat cuts `1 / 2 cup of milk` too."""
 _BLOCK = '<pre><div class="bg-black'
-"""How its code blocks start, where a browser's extension has made markdown of all else."""
+"""Start of its code blocks, where a browser extension has converted all else to markdown."""
 _EMPTY_BLOCK = re.compile(r"```\s*[\w+#.-]{0,30}?(?:Copy code)+\s*```")
 _COPY_CODE = re.compile(r"```\s*([\w+#.-]{0,30}?)(?:Copy code)+[ \t]*\n?")
 _COPY_COUNT = re.compile(r"Copy\d{1,9} chars / \d{1,9} words")
@@ -25,25 +25,25 @@ MAX_HTML_CHARS = 2_000_000
 
 
 def cleaned(text: str, *, answer: bool) -> tuple[str, list[str]]:
-    """The text of a scraped turn without white space around it, and what was repaired.
+    """The stripped text of a scraped turn, and the names of the repairs.
 
-    `answer`: said by the model; what a person typed is converted only where it bears the page's own marks. Raises
+    `answer`: written by the model; a person's text is converted only where it bears the page's own marks. Raises
     `ValueError` for HTML that cannot be parsed.
     """
     repairs = []
-    found = _VARIANT.sub("", text)
-    if _is_page(found, answer):
-        found = _markdown(found)
+    page = _VARIANT.sub("", text)
+    if _is_page(page, answer):
+        page = _markdown(page)
         repairs.append("html_to_markdown")
-    elif answer and _BLOCK in found:
-        found = _with_blocks(found)
+    elif answer and _BLOCK in page:
+        page = _with_blocks(page)
         repairs.append("html_to_markdown")
-    if "Copy" in found:
-        found = _COPY_COUNT.sub("", _COPY_CODE.sub(r"```\1\n", _EMPTY_BLOCK.sub("", found)))
-    found = found.strip()
-    if not repairs and found != text.strip():
+    if "Copy" in page:
+        page = _COPY_COUNT.sub("", _COPY_CODE.sub(r"```\1\n", _EMPTY_BLOCK.sub("", page)))
+    page = page.strip()
+    if not repairs and page != text.strip():
         repairs.append("page_words_removed")
-    return found, repairs
+    return page, repairs
 
 
 def _is_page(text: str, answer: bool) -> bool:
@@ -53,7 +53,7 @@ def _is_page(text: str, answer: bool) -> bool:
 
 
 def _with_blocks(text: str) -> str:
-    """The text with the page's code blocks as markdown, and nothing else changed."""
+    """The text with only the page's code blocks converted to markdown."""
     pieces, at = [], 0
     while (start := text.find(_BLOCK, at)) >= 0 and (end := text.find("</pre>", start)) >= 0:
         pieces += [text[at:start].rstrip(), f"\n\n{_markdown(text[start : end + 6]).strip()}\n\n"]
@@ -87,7 +87,7 @@ def _markdown(html: str) -> str:
 
 
 def _only_code(block: Any) -> None:
-    """Leave of a code block its code: the page put a title bar in front of it, with the language in it."""
+    """Keep only the code of a code block: the page put a title bar with the language before it."""
     code = block.find("code")
     if code is not None:
         block["class"] = code.get("class") or []
@@ -96,5 +96,5 @@ def _only_code(block: Any) -> None:
 
 def _language(block: Any) -> str:
     """The language that a code block's class names; empty where there is none."""
-    found = (_LANGUAGE.search(name) for name in block.get("class") or [])
-    return next((match[1] for match in found if match), "")
+    matches = (_LANGUAGE.search(name) for name in block.get("class") or [])
+    return next((match[1] for match in matches if match), "")

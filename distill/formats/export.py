@@ -16,12 +16,12 @@ from distill.run.record import read_record
 from distill.run.remarks import comparison_remark, student_remark
 
 MODELS: Mapping[str, str] = {
-    "adapter": "a PEFT adapter, with its base where nobody else has that",
+    "adapter": "a PEFT adapter, with its base where that is not published",
     "merged": "whole weights, as plain transformers loads them",
     "gguf": "one file for llama.cpp",
     "ollama": "that file and a Modelfile",
 }
-"""Forms of a run's student. They stand with what needs torch, so that the shelf of rows knows none."""
+"""Forms of a run's student; their exporters need torch."""
 
 
 def export(
@@ -34,12 +34,12 @@ def export(
     max_kl: float | None = None,
     system: bool = True,
 ) -> list[str]:
-    """Write a run's rows, its comparison or its student, and say what was written, a line each.
+    """Write a run's rows, its comparison or its student; returns the lines to report.
 
-    `which` is for rows (`kept` where it is left out), as is `system`: whether they keep their system turn. `dtype` and
-    `max_kl` are for students. Raises `RecipeError` for an unknown format or rows, `RunFolderError` for no run and where
-    nothing can be written, `ModelError` for a student that has no such form or whose export is over a limit,
-    `MissingPackage` without the training packages.
+    `which` is for rows (default `kept`), as is `system`: whether they keep their system turn. `dtype` and `max_kl` are
+    for students. Raises `RecipeError` for an unknown format or rows, `RunFolderError` where there is no run or nothing
+    can be written, `ModelError` for a student without that form or an export over a limit, `MissingPackage` without the
+    training packages.
     """
     rows = {**EXPORTERS, **COMPARISONS}
     if to not in MODELS and to not in rows:
@@ -65,11 +65,11 @@ def export(
 
 def _rows(to: str, job: ExportJob) -> list[str]:
     exporter: Exporter = registry.part({**EXPORTERS, **COMPARISONS}, to, kind="format")()
-    done = exporter.export(job)
-    lines = [f"{job.out}: {done.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
-    if done.refused:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in done.refused.items())
-        lines.append(f"{sum(done.refused.values()):,} rows left out, which {to} cannot hold: {reasons}")
+    result = exporter.export(job)
+    lines = [f"{job.out}: {result.written:,} {'prompts' if to in COMPARISONS else 'rows'} as {to}"]
+    if result.refused:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in result.refused.items())
+        lines.append(f"{sum(result.refused.values()):,} rows left out, which {to} cannot hold: {reasons}")
     return lines
 
 
@@ -86,10 +86,10 @@ def _student(run: Path, *, to: str, out: Path, dtype: str | None, max_kl: float 
 
 
 def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
-    """How the lm-evaluation-harness is asked about an export, and about its base where that lies beside it.
+    """Commands of the lm-evaluation-harness for an export, and for its base if that lies beside it.
 
-    The tasks are those of the run's comparison, else TASK. An adapter on quantised weights that lie elsewhere has no
-    command, since the harness would put it on other weights than those it was trained on.
+    The tasks are those of the run's comparison, else TASK. There is none for an adapter on quantised weights that lie
+    elsewhere, since the harness would apply it to other weights than those it was trained on.
     """
     info = (files.read_json(run / "scores.json") or {}).get("lm_eval") or {}
     receipt = files.read_json(out / "export.json") or {}
@@ -100,7 +100,7 @@ def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
         models = {"base": f"pretrained={base}", "student": f"pretrained={base},peft={out}"}
     else:
         models = {}
-    return [f"lm-eval, {model}: {_harness_command(given, info)}" for model, given in models.items()]
+    return [f"lm-eval, {model}: {_harness_command(arguments, info)}" for model, arguments in models.items()]
 
 
 def _harness_command(model: str, info: Mapping[str, Any]) -> str:

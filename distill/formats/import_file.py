@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -12,34 +13,27 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.importers import Address
-from distill.formats.sources import Source, SourceCounts, Wanted, _nothing, sessions, splitter, tasks
+from distill.formats.sources import Dataset, RowKind, SourceCounts, nothing_read, sessions, splitter, tasks
 from distill.types import Session, Task
 
 
 def import_file(
-    source: Source, out: Path, *, wanted: Wanted = "sessions", seed: int = 7, allowed: Collection[str] = ()
+    dataset: Dataset, out: Path, *, kind: RowKind = "sessions", seed: int = 7, allowed: Collection[str] = ()
 ) -> tuple[int, SourceCounts]:
-    """Write a source's sessions, or tasks, to `out` and its rejected rows beside it; returns how many, and the tally.
+    """Write a dataset's sessions, or tasks, to `out` and its rejected rows beside it; returns their number and counts.
 
     Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
     nothing can be written.
     """
-    _require_writable(out, source.address)
-    tally = SourceCounts()
-
-    def rows() -> Iterator[Session | Task]:
-        found: Iterator[Session] | Iterator[Task]
-        found = tasks(source, tally, seed, allowed) if wanted == "tasks" else sessions(source, tally, seed, allowed)
-        is_empty = True
-        for row in found:
-            is_empty = False
-            yield row
-        if is_empty:
-            raise RecipeError(_nothing(source, tally, wanted))
-
-    count = write_rows(out, rows())
-    write_rows(rejected_path(out), tally.rejected)
-    return count, tally
+    _require_writable(out, dataset.address)
+    counts = SourceCounts()
+    rows: Iterator[Session | Task]
+    rows = tasks(dataset, counts, seed, allowed) if kind == "tasks" else sessions(dataset, counts, seed, allowed)
+    if (first := next(rows, None)) is None:
+        raise RecipeError(nothing_read(dataset, counts, kind))
+    count = write_rows(out, chain([first], rows))
+    write_rows(rejected_path(out), counts.rejected)
+    return count, counts
 
 
 def import_command(
@@ -47,7 +41,7 @@ def import_command(
     out: Path,
     *,
     format: str | None,
-    wanted: str,
+    kind: str,
     take: int | None,
     seed: int,
     tokenizer: str | None,
@@ -57,26 +51,26 @@ def import_command(
     licence: str | None,
     allowed: Collection[str] = (),
 ) -> list[str]:
-    """What the `import` command does: the format is guessed where none is given; returns what became of the rows."""
-    if wanted not in get_args(Wanted):
-        raise RecipeError(f'--as: unknown rows "{wanted}"{suggest(wanted, get_args(Wanted))}')
+    """Import a file, guessing its format where none is given; returns the lines to report."""
+    if kind not in get_args(RowKind):
+        raise RecipeError(f'--as: unknown rows "{kind}"{suggest(kind, get_args(RowKind))}')
     if (tokenizer is None) != (max_tokens is None):
-        raise RecipeError("--tokenizer and --max-tokens belong together: the one counts what the other bounds")
+        raise RecipeError("--tokenizer and --max-tokens belong together: one counts the tokens that the other limits")
     if not Path(path).exists() and format not in (None, "hub"):
         raise RecipeError(f"no file {path}; check the path")
     if format is None:
         format, why = importers.guess(path)
         console.say(f"{path}: read as {format} ({why}); --from says otherwise")
-    source = Source(
+    dataset = Dataset(
         format=format,
         address=Address(path, split, revision),
         licence=licence,
         take=take,
         splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
     )
-    as_tasks: Wanted = "tasks" if wanted == "tasks" else "sessions"
-    count, tally = import_file(source, out, wanted=as_tasks, seed=seed, allowed=allowed)
-    return [f"{out}: {count:,} {wanted} of {tally.rows:,} rows", *_result_lines(tally, out)]
+    as_tasks: RowKind = "tasks" if kind == "tasks" else "sessions"
+    count, tally = import_file(dataset, out, kind=as_tasks, seed=seed, allowed=allowed)
+    return [f"{out}: {count:,} {kind} of {tally.rows:,} rows", *_result_lines(tally, out)]
 
 
 def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
@@ -92,7 +86,7 @@ def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
 
 
 def rejected_path(out: Path) -> Path:
-    """Where the rejected rows of an import go: `chats.rejected.jsonl` beside `chats.jsonl`."""
+    """The file of rejected rows: `chats.rejected.jsonl` beside `chats.jsonl`."""
     return out.with_name(f"{out.stem if out.suffix == '.jsonl' else out.name}.rejected.jsonl")
 
 
@@ -102,4 +96,4 @@ def _require_writable(out: Path, address: Address) -> None:
     if out.is_dir():
         raise RunFolderError(f"cannot write {out}: it is a folder; give a file, such as {out / 'sessions.jsonl'}")
     if out.exists() and Path(address.path).exists() and out.samefile(address.path):
-        raise RunFolderError(f"{out} is what is read; give another --out")
+        raise RunFolderError(f"{out} is the file to read; give another --out")

@@ -1,7 +1,7 @@
 """Streams rows of foreign JSON Lines or JSON array files, each with its line number.
 
-A row that cannot be read is told with its line and the rest goes on; only an array that breaks off ends the reading,
-as nothing says where its next element would start.
+A row that cannot be read is rejected with its line number, and reading goes on; only a broken array ends it, since
+nothing says where the next element would start.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distill.errors import RecipeError
 
 CHUNK_CHARS = 1 << 20
 MAX_ROW_CHARS = 1 << 28
-"""An array's element that is longer is taken for one that never ends."""
+"""A longer element of an array is assumed to be unterminated."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _BETWEEN = re.compile(r"[\s,]*")
 
@@ -28,10 +28,10 @@ class ForeignRow:
     """One object of a file."""
 
     line: int
-    """Its line, or its number in a table, from 1."""
+    """Its line number, or its number in a table, from 1."""
     value: Mapping[str, Any]
     repairs: tuple[str, ...] = ()
-    """What had to be mended to read it."""
+    """Repairs needed to read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class RejectedRow:
     reason: str
     """A short code: `not_json`, `no_answer`, `tool_turn` …"""
     detail: str
-    """What was found, in one line."""
+    """One line for the reader."""
 
 
 Rows: TypeAlias = Iterator[ForeignRow | RejectedRow]
@@ -54,22 +54,25 @@ def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
         if _first_char(file) == b"[":
             yield from _array_rows(file, path)
         else:
-            for line, raw in enumerate(file, start=1):
-                if (row := _line_row(raw, line)) is not None:
-                    yield row
+            for row in _text_lines(file):
+                yield row if isinstance(row, RejectedRow) else _line_row(*row)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
     with _opened(path) as file:
-        for line, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                yield RejectedRow(line, "not_utf8", str(error))
-                continue
-            if text:
-                yield line, text
+        yield from _text_lines(file)
+
+
+def _text_lines(file: BinaryIO) -> Iterator[tuple[int, str] | RejectedRow]:
+    for line, raw in enumerate(file, start=1):
+        try:
+            text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            yield RejectedRow(line, "not_utf8", str(error))
+            continue
+        if text:
+            yield line, text
 
 
 def starts_with(path: Path, magic: bytes) -> bool:
@@ -87,20 +90,14 @@ def _opened(path: Path) -> BinaryIO:
 
 def _first_char(file: BinaryIO) -> bytes:
     """The first byte that is no white space and no byte order mark; the file is at its start again."""
-    found = b""
-    while not found and (piece := file.read(4096)):
-        found = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    char = b""
+    while not char and (piece := file.read(4096)):
+        char = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     file.seek(0)
-    return found
+    return char
 
 
-def _line_row(raw: bytes, line: int) -> ForeignRow | RejectedRow | None:
-    try:
-        text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        return RejectedRow(line, "not_utf8", str(error))
-    if not text:
-        return None
+def _line_row(line: int, text: str) -> ForeignRow | RejectedRow:
     try:
         value = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
@@ -117,7 +114,7 @@ def _row(value: Any, text: str, line: int) -> ForeignRow | RejectedRow:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """The value with every half of a character, which UTF-8 cannot write, replaced by U+FFFD."""
+    """The value with every lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -128,16 +125,16 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _array_rows(file: BinaryIO, path: Path) -> Rows:
-    """The elements of an array, read in pieces, so that no more than one element and one piece is held."""
+    """The elements of an array, read in pieces; memory holds one element and one piece."""
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as decoded:
-        window = _Window(decoded, path)
-        window.skip_to("[")
-        while (element := window.element()) is not None:
+        reader = _ArrayReader(decoded, path)
+        reader.skip_to("[")
+        while (element := reader.element()) is not None:
             text, value, line = element
             yield _row(value, text, line)
 
 
-class _Window:
+class _ArrayReader:
     """The part of a long text being parsed."""
 
     def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
@@ -146,9 +143,9 @@ class _Window:
         self._decoder = json.JSONDecoder(parse_constant=lambda _: None)
 
     def skip_to(self, char: str) -> None:
-        while (found := self._buffer.find(char)) < 0:
+        while (place := self._buffer.find(char)) < 0:
             self._read()
-        self._move(found + 1)
+        self._move(place + 1)
 
     def element(self) -> tuple[str, Any, int] | None:
         """The next element with its text and its line; `None` at the array's end."""
@@ -184,13 +181,13 @@ class _Window:
         self._at = to
 
     def _read(self, error: BaseException | None = None) -> None:
-        """Look further; what is behind is let go."""
-        kept = self._buffer[self._at :]
-        piece = self._piece(max(CHUNK_CHARS, len(kept))) if len(kept) < MAX_ROW_CHARS else ""
+        """Read another piece, and drop the text before the current position."""
+        rest = self._buffer[self._at :]
+        piece = self._piece(max(CHUNK_CHARS, len(rest))) if len(rest) < MAX_ROW_CHARS else ""
         if not piece:
             why = f"not JSON ({getattr(error, 'msg', error)})" if error is not None else "the array has no end"
             raise RecipeError(f"{self._path}:{self._line}: {why}; is the file cut off?")
-        self._buffer, self._at = kept + piece, 0
+        self._buffer, self._at = rest + piece, 0
 
     def _piece(self, size: int) -> str:
         try:

@@ -1,7 +1,7 @@
 """Parses Open Assistant's exported conversation trees into the path of best-ranked replies.
 
-Guanaco (Dettmers et al., 2023) trained on the top-ranked reply at each level of OASST1. Both exports are read: a tree a
-row (`prompt` with nested `replies`), and a message a row (`parent_id`), as on the Hub.
+Guanaco (Dettmers et al., 2023) trained on the top-ranked reply at each level of OASST1. Both exports are read: one tree
+per row (`prompt` with nested `replies`), and one message per row (`parent_id`), as on the Hub.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from distill.formats.schemas import ROLES, MalformedRow, ParsedRow, regular
 from distill.types import Message
 
 READY = ("ready_for_export", "prompt_lottery_waiting", None)
-"""States of a tree that its makers did not give up."""
+"""States of a tree that was not abandoned."""
 UNRANKED = 1 << 30
 
 
 def threads(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
-    """The best path of every tree. Trees a row are read as a stream, messages a row are gathered first."""
+    """The best path of every tree. One tree per row is read as a stream; single messages are collected first."""
     flat: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for row in rows:
         if isinstance(row, RejectedRow):
@@ -67,16 +67,16 @@ def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, A
         return RejectedRow(line, fault.reason, str(fault))
     meta = {"language": root["lang"]} if isinstance(root.get("lang"), str) else {}
     id = next((value for name in ("message_tree_id", "message_id") if isinstance(value := tree.get(name), str)), None)
-    found = ParsedRow(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
-    return replace(found, repairs=tuple(dict.fromkeys(repairs)))
+    row = ParsedRow(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
+    return replace(row, repairs=tuple(dict.fromkeys(repairs)))
 
 
 def _path(root: Mapping[str, Any], below: Any) -> list[Message]:
     """From the root down, the best-ranked reply each time; deleted ones do not count, ties go to the first."""
     path = []
     level = [root]
-    while standing := [message for message in level if not message.get("deleted")]:
-        best = min(standing, key=_rank)
+    while messages := [message for message in level if not message.get("deleted")]:
+        best = min(messages, key=_rank)
         role, text = ROLES.get(str(best.get("role"))), best.get("text")
         if role is None or not isinstance(text, str):
             raise MalformedRow("bad_turn", "a message without a role or a text")

@@ -1,7 +1,7 @@
 """Row schemas of foreign datasets, and their parsers.
 
-A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. What is merely unwanted
-(words, languages, lengths, duplicates) is for curate to say.
+A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. Filtering by words,
+language, length or duplicates is left to curate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROLES = {
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model", "bot"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-"""What others call a role, and what we call it."""
+"""Our role by its name in other formats."""
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation")
 PROMPT_KEYS, ANSWER_KEYS, SYSTEM_KEYS = (
     ("prompt", "question", "query"),
@@ -29,7 +29,7 @@ PROMPT_KEYS, ANSWER_KEYS, SYSTEM_KEYS = (
     ("system_prompt", "system"),
 )
 SERVICE_ERROR = "Too many requests in 1 hour"
-"""ChatGPT's page said this in place of an answer."""
+"""Shown by ChatGPT's page in place of an answer."""
 TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instruction": "Name three rivers."}'
 
 
@@ -44,15 +44,15 @@ class ParsedRow:
     """The first user turn, without its input."""
     input: str = ""
     id: str | None = None
-    """As the row has it."""
+    """The row's own id."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     repairs: tuple[str, ...] = ()
     again: bool = False
-    """Another answer to the task of the row before, and no task of its own."""
+    """Another answer to the previous row's task."""
 
     @property
     def is_answered(self) -> bool:
-        """Whether there is something to learn from."""
+        """Whether the conversation ends with an answer."""
         return bool(self.messages) and self.messages[-1].role == "assistant"
 
 
@@ -68,7 +68,7 @@ Shape: TypeAlias = Callable[[ForeignRow], Iterator[ParsedRow | RejectedRow]]
 
 
 def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | RejectedRow]:
-    """What every row says by a shape; without one, each row's own keys tell which it has."""
+    """The contents of every row by a shape; without one, each row's keys determine it."""
     for row in rows:
         if isinstance(row, RejectedRow):
             yield row
@@ -81,7 +81,7 @@ def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | Reject
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:
-    """The shape that a row's keys tell of; `None` for one that is not known."""
+    """The name of the shape that a row's keys indicate; `None` for an unknown one."""
     tests = (
         ("self_instruct", "instruction" in row and "instances" in row),
         ("distill", "messages" in row and _is_meta(row.get("meta"))),
@@ -106,9 +106,9 @@ def _shape_for(row: ForeignRow) -> Shape:
 
 def alpaca(row: ForeignRow) -> Iterator[ParsedRow]:
     """Stanford Alpaca: `instruction`, `input` and `output`, one turn; without an output it is a task."""
-    instruction, given = _text(row, "instruction"), _text(row, "input", needed=False)
-    answer = _text(row, "output", needed=False)
-    yield _single(row, instruction, given, answer)
+    instruction, input = _text(row, "instruction"), _text(row, "input", required=False)
+    answer = _text(row, "output", required=False)
+    yield _single(row, instruction, input, answer)
 
 
 def self_instruct(row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
@@ -120,12 +120,12 @@ def self_instruct(row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
     for number, instance in enumerate(instances, start=1):
         try:
             inner = ForeignRow(row.line, instance if isinstance(instance, dict) else {})
-            given, answer = (_text(inner, key, needed=False) for key in ("input", "output"))
+            input, answer = (_text(inner, key, required=False) for key in ("input", "output"))
         except MalformedRow as fault:
             yield RejectedRow(row.line, fault.reason, f"instance {number}: {fault}")
             continue
-        found = _single(row, instruction, given, answer)
-        yield replace(found, meta=meta, again=number > 1)
+        parsed = _single(row, instruction, input, answer)
+        yield replace(parsed, meta=meta, again=number > 1)
 
 
 def prompt_response(row: ForeignRow) -> Iterator[ParsedRow]:
@@ -135,8 +135,8 @@ def prompt_response(row: ForeignRow) -> Iterator[ParsedRow]:
     if isinstance(prompt, list) and isinstance(answer, list):
         yield _conversation(row, _turns([*prompt, *answer]))
         return
-    question, reply = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", needed=False)
-    system = next((text for key in SYSTEM_KEYS if (text := _text(row, key, needed=False))), "")
+    question, reply = _text(row, names[0] or "prompt"), _text(row, names[1] or "response", required=False)
+    system = next((text for key in SYSTEM_KEYS if (text := _text(row, key, required=False))), "")
     yield _single(row, question, "", reply, system=system)
 
 
@@ -146,8 +146,8 @@ def questions(row: ForeignRow) -> Iterator[ParsedRow]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise MalformedRow("no_turns", "`turns` is no list of texts")
     meta = {name: row.value[name] for name in ("category", "reference") if name in row.value}
-    found = _single(row, turns[0], "", "", id=row.value.get("question_id"))
-    yield replace(found, meta={**meta, **({"turns": turns} if len(turns) > 1 else {})})
+    parsed = _single(row, turns[0], "", "", id=row.value.get("question_id"))
+    yield replace(parsed, meta={**meta, **({"turns": turns} if len(turns) > 1 else {})})
 
 
 def openai(row: ForeignRow) -> Iterator[ParsedRow]:
@@ -158,7 +158,7 @@ def openai(row: ForeignRow) -> Iterator[ParsedRow]:
 def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
     """ShareGPT's `conversations` of `from` and `value`, cleaned of the page they come from.
 
-    A row that says `"cleaned": true` is taken as it stands.
+    A row with `"cleaned": true` is not cleaned.
     """
     turns = _turns(row.value.get("conversations", row.value.get("conversation")))
     if row.value.get("cleaned") is True:
@@ -168,42 +168,42 @@ def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
     messages = []
     for message in turns:
         try:
-            text, mended = cleaned(message.content, answer=message.role == "assistant")
+            text, changes = cleaned(message.content, answer=message.role == "assistant")
         except ValueError as error:
             raise MalformedRow("bad_html", str(error)) from error
-        repairs += mended
+        repairs += changes
         is_error = message.role == "assistant" and text.startswith(SERVICE_ERROR)
         messages.append(Message(message.role, "" if is_error or not text[:1].isprintable() else text))
-    found = _conversation(row, messages)
-    yield replace(found, repairs=(*dict.fromkeys(repairs), *found.repairs))
+    parsed = _conversation(row, messages)
+    yield replace(parsed, repairs=(*dict.fromkeys(repairs), *parsed.repairs))
 
 
 def own(row: ForeignRow) -> Iterator[ParsedRow]:
-    """Our own rows, taken as they stand: sessions (`messages`, `meta`) or tasks (`instruction`, `input`, `meta`)."""
+    """Our own rows, unchanged: sessions (`messages`, `meta`) or tasks (`instruction`, `input`, `meta`)."""
     meta = row.value.get("meta") or {}
     if isinstance(meta, str) and _is_meta(meta):
-        meta = _loaded(meta)
+        meta = _decoded_meta(meta)
     if not isinstance(meta, dict):
         raise MalformedRow("bad_meta", f"`meta`: found {type(meta).__name__}, expected an object")
     if "messages" not in row.value:
-        found = _single(row, _task_text(row), _text(row, "input", needed=False), "", joined=False)
-        yield replace(found, meta=meta)
+        parsed = _single(row, _task_text(row), _text(row, "input", required=False), "", drop_blank_input=False)
+        yield replace(parsed, meta=meta)
         return
     messages = _turns(row.value["messages"])
     if not messages:
         raise MalformedRow("no_turns", "`messages` is empty")
-    asked = next((message.content for message in messages if message.role == "user"), "")
+    question = next((message.content for message in messages if message.role == "user"), "")
     yield ParsedRow(
-        line=row.line, messages=tuple(messages), instruction=asked, id=_id(row.value.get("id")), meta=own_meta(meta)
+        line=row.line, messages=tuple(messages), instruction=question, id=_id(row.value.get("id")), meta=own_meta(meta)
     )
 
 
 def _is_meta(value: Any) -> bool:
-    """Whether it can be the meta of a row of ours: an object, or, in a table, its JSON text."""
+    """Whether it can be the meta of our own rows: an object or, in a table, its JSON text."""
     return isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))
 
 
-def _loaded(meta: str) -> Any:
+def _decoded_meta(meta: str) -> Any:
     try:
         return json.loads(meta)
     except (ValueError, RecursionError) as error:
@@ -234,7 +234,7 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def irregularity(messages: Sequence[Message]) -> str | None:
-    """Why a conversation is none that every format can hold; `None` for one that is.
+    """Why not every format can hold a conversation; `None` if all can.
 
     It may start with a system turn, then questions and answers take turns, and an answer ends it; no turn is blank.
     """
@@ -250,56 +250,63 @@ def irregularity(messages: Sequence[Message]) -> str | None:
     return None
 
 
-# What rows have in common
+# Parts of rows
 
 
 def _first(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     return next((key for key in keys if row.get(key) is not None), None)
 
 
-def _text(row: ForeignRow, key: str, *, needed: bool = True) -> str:
+def _text(row: ForeignRow, key: str, *, required: bool = True) -> str:
     value = row.value.get(key)
-    if value is None and not needed:
+    if value is None and not required:
         return ""
     if not isinstance(value, str):
-        found = "nothing" if value is None else type(value).__name__
-        raise MalformedRow("not_text", f"`{key}`: found {found}, expected a text")
-    if needed and not value.strip():
+        kind = "nothing" if value is None else type(value).__name__
+        raise MalformedRow("not_text", f"`{key}`: found {kind}, expected a text")
+    if required and not value.strip():
         raise MalformedRow("no_text", f"`{key}` is empty")
     return value
 
 
 def _id(value: Any) -> str | None:
-    """An id as the row has it, where it can serve as one."""
+    """The row's own id, if it is usable."""
     is_id = isinstance(value, (str, int)) and not isinstance(value, bool)
     return str(value) if is_id and str(value).strip() else None
 
 
 def _row_id(row: ForeignRow) -> str | None:
     names = ("id", "conversation_id", "prompt_id", "message_tree_id")
-    return next((found for name in names if (found := _id(row.value.get(name))) is not None), None)
+    return next((id for name in names if (id := _id(row.value.get(name))) is not None), None)
 
 
 def _single(
-    row: ForeignRow, instruction: str, given: str, answer: str, *, system: str = "", id: Any = None, joined: bool = True
+    row: ForeignRow,
+    instruction: str,
+    input: str,
+    answer: str,
+    *,
+    system: str = "",
+    id: Any = None,
+    drop_blank_input: bool = True,
 ) -> ParsedRow:
     """One question, and its answer where there is one."""
-    asked = f"{instruction}\n\n{given}" if given.strip() else instruction
+    question = f"{instruction}\n\n{input}" if input.strip() else instruction
     messages = [Message("system", system)] if system.strip() else []
-    messages.append(Message("user", asked))
+    messages.append(Message("user", question))
     if answer.strip():
         messages.append(Message("assistant", answer))
     return ParsedRow(
         line=row.line,
         messages=tuple(messages),
         instruction=instruction,
-        input=given if given.strip() or not joined else "",
+        input=input if input.strip() or not drop_blank_input else "",
         id=_id(id) if id is not None else _row_id(row),
     )
 
 
 def _turns(items: Any) -> list[Message]:
-    """The turns of a list as they stand, under our names of roles."""
+    """The turns of a list, unchanged but for the names of roles."""
     if not isinstance(items, list):
         raise MalformedRow("no_turns", f"found {type(items).__name__}, expected a list of turns")
     return [_turn(item, number) for number, item in enumerate(items, start=1)]
@@ -337,11 +344,11 @@ def _part_text(part: Any) -> str | None:
 
 def _conversation(row: ForeignRow, turns: Sequence[Message]) -> ParsedRow:
     messages, repairs = regular(turns)
-    asked = next(message.content for message in messages if message.role == "user")
+    question = next(message.content for message in messages if message.role == "user")
     return ParsedRow(
         line=row.line,
         messages=tuple(messages),
-        instruction=asked,
+        instruction=question,
         id=_row_id(row),
         repairs=tuple(dict.fromkeys(repairs)),
     )
@@ -350,34 +357,34 @@ def _conversation(row: ForeignRow, turns: Sequence[Message]) -> ParsedRow:
 def regular(turns: Sequence[Message]) -> tuple[list[Message], list[str]]:
     """The sound part of a conversation, and what was repaired: (system), then question, answer, question, answer …
 
-    A conversation that nobody answers comes back as its first question. Raises `MalformedRow`.
+    An unanswered conversation is reduced to its first question. Raises `MalformedRow`.
     """
     system, rest, repairs = _system(turns)
     while rest and rest[0].role == "assistant":
         rest, repairs = rest[1:], [*repairs, "leading_answer_dropped"]
-    taken: list[Message] = []
+    sound: list[Message] = []
     for message in rest:
         if not message.content.strip():
             repairs.append("cut_at_empty_turn")
             break
-        if taken and taken[-1].role == message.role:
-            if taken[-1].content == message.content:
+        if sound and sound[-1].role == message.role:
+            if sound[-1].content == message.content:
                 repairs.append("repeated_turn_dropped")
                 continue
             if message.role == "assistant":
                 repairs.append("cut_at_second_answer")
-                taken = taken[:-2]
+                sound = sound[:-2]
                 break
             repairs.append("questions_joined")
-            taken[-1] = Message("user", f"{taken[-1].content}\n\n{message.content}")
+            sound[-1] = Message("user", f"{sound[-1].content}\n\n{message.content}")
             continue
-        taken.append(message)
-    if not taken:
+        sound.append(message)
+    if not sound:
         raise MalformedRow("no_turns", f"no sound turn in {len(turns)}" + (f" ({repairs[-1]})" if repairs else ""))
-    if len(taken) > 1 and taken[-1].role == "user":
-        taken.pop()
+    if len(sound) > 1 and sound[-1].role == "user":
+        sound.pop()
         repairs.append("trailing_question_dropped")
-    return [*system, *taken], repairs
+    return [*system, *sound], repairs
 
 
 def _system(turns: Sequence[Message]) -> tuple[list[Message], list[Message], list[str]]:

@@ -1,24 +1,22 @@
-"""The `chat` command: a conversation with a run's student and its teacher side by side.
+"""A conversation with a run's student and its teacher side by side; `distill.cli.chat` is its terminal.
 
-What is said stays in memory; `/save FILE` writes it as a session. A server of ours for the teacher is started at the
-first line and stopped at the end.
+What is said stays in memory. A local server for the teacher starts at the first line and stops at the end.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from distill.collect.sessions import lead
 from distill.compare.answers import answer_to
-from distill.compare.results import NAMES
 from distill.core import student_folder
 from distill.core.console import Silent
-from distill.core.jsonl import write_rows
 from distill.engine.engine import Engine
 from distill.engine.journal.store import NAME, Journal
 from distill.engine.policy import BoundEndpoint
@@ -26,88 +24,44 @@ from distill.errors import DistillError
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.run.endpoints import hire
-from distill.run.remarks import student_remark
-from distill.text.tokens import visible
 from distill.types import Message, Model, Request, Sampling, Session
-
-HELP = (
-    "/base on|off: ask the untrained base too · /system TEXT · /temp NUMBER · /clear: begin anew · /save FILE · /quit"
-)
 
 
 @dataclass(slots=True)
-class Talk:
-    """Both sides' conversations and endpoints."""
+class Conversation:
+    """The turns of each side, and the endpoint that answers for it."""
 
     ask: Callable[[Model, tuple[Message, ...], Sampling], str]
     sides: list[Model]
     sampling: Sampling
     system: str = ""
-    said: dict[Model, list[Message]] = field(default_factory=dict)
+    turns: dict[Model, list[Message]] = field(default_factory=dict)
 
-    def reply(self, line: str) -> Iterator[str]:
-        """What to show for a line of the person: a command's effect, or everybody's answer."""
-        if line.startswith("/"):
-            yield from self._obey(line)
-            return
+    def answers(self, line: str) -> Iterator[tuple[Model, str]]:
+        """The answer of every side to a line; a side without one says why, and forgets the line."""
         for side in self.sides:
-            turns = self.said.setdefault(side, [])
+            turns = self.turns.setdefault(side, [])
             turns.append(Message("user", line))
-            lead = [Message("system", self.system)] if self.system else []
             try:
-                text = self.ask(side, (*lead, *turns), self.sampling)
+                text = self.ask(side, (*lead(self.system), *turns), self.sampling)
             except DistillError as error:
                 turns.pop()
-                yield f"{NAMES[side]}: (no answer: {error})"
-                continue
-            turns.append(Message("assistant", text))
-            yield f"{NAMES[side]}: {visible(text)}"
+                yield side, f"(no answer: {error})"
+            else:
+                turns.append(Message("assistant", text))
+                yield side, text
 
-    def _obey(self, line: str) -> Iterator[str]:
-        command, _, rest = line.partition(" ")
-        rest = rest.strip()
-        if command == "/base" and rest in ("on", "off"):
-            self.sides = [side for side in self.sides if side != "base"] + (["base"] if rest == "on" else [])
-            yield f"the base is {rest}"
-        elif command == "/system":
-            self.system = rest
-            self.said.clear()
-            yield "begun anew under that system message" if rest else "begun anew without a system message"
-        elif command == "/temp" and _is_number(rest):
-            self.sampling = replace(self.sampling, temperature=float(rest))
-            yield f"temperature {float(rest):g}"
-        elif command == "/clear":
-            self.said.clear()
-            yield "begun anew"
-        elif command == "/save" and rest:
-            yield self._save(Path(rest).expanduser())
-        else:
-            yield HELP
-
-    def _save(self, path: Path) -> str:
-        """A session a side, as `kept.jsonl` has them."""
-        lead = [Message("system", self.system)] if self.system else []
-        sessions = [
-            Session(f"chat-{side}", (*lead, *turns), {"answered_by": side}) for side, turns in self.said.items()
+    def sessions(self) -> list[Session]:
+        """One session per side, in the form of kept.jsonl."""
+        return [
+            Session(f"chat-{side}", (*lead(self.system), *turns), {"answered_by": side})
+            for side, turns in self.turns.items()
         ]
-        if not sessions:
-            return "nothing was said yet"
-        try:
-            write_rows(path, sessions)
-        except (OSError, DistillError) as error:
-            return f"cannot write {path}: {error}"
-        return f"{path}: {len(sessions)} conversations"
 
 
-def _is_number(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 5
-    except ValueError:
-        return False
-
-
-def talk(run: Path, lines: Iterable[str]) -> Iterator[str]:
-    """What to show, line for line of the person; ends with their last or at /quit. Raises `DistillError`."""
+@contextmanager
+def opened(run: Path) -> Iterator[Conversation]:
+    """A conversation with a run's student and its teacher; models are released at the end. Raises `DistillError`."""
     require_training_packages("distill chat")
     from distill.models.in_process import trained_student, untrained_base
 
@@ -126,14 +80,7 @@ def talk(run: Path, lines: Iterable[str]) -> Iterator[str]:
         journal = ending.enter_context(Journal.open(folder / NAME))
         if teachers is not None:
             ending.callback(teachers.stop)
-        conversation = Talk(partial(_asked, journal, providers), sides, sampling)
-        yield from filter(None, [student_remark(run)])
-        yield HELP
-        for line in lines:
-            if line.strip() == "/quit":
-                return
-            if line.strip():
-                yield from conversation.reply(line.strip())
+        yield Conversation(partial(_asked, journal, providers), sides, sampling)
 
 
 def _asked(

@@ -15,7 +15,7 @@ from distill.recipe import Recipe
 
 STARTER = "quickstart"
 NOT_COMPARED = ("name", "files", "reuse")
-"""Keys that say where a run is, and not what it does."""
+"""Keys that say where a run is, not what it does."""
 
 
 def shipped() -> list[str]:
@@ -26,7 +26,7 @@ def shipped() -> list[str]:
 def init(folder: Path, *, like: str | None = None, name: str | None = None) -> list[str]:
     """Copy a shipped recipe, its comments with it, into a folder; returns what to do next.
 
-    Seeds and prompts that it names are shipped too, and are copied beside it so that they can be changed. Raises
+    The shipped seeds and prompts that it names are copied beside it, so that they can be changed. Raises
     `RecipeError` for an unknown name, `RunFolderError` where a file is there already.
     """
     chosen = like or STARTER
@@ -63,7 +63,7 @@ def _copied(loaded: Recipe, folder: Path) -> Iterator[Path]:
 
 
 def departures(path: Path, like: str) -> list[str]:
-    """Where a recipe departs from a shipped one, a line each key: models and paths among them, names left out."""
+    """Differences of a recipe from a shipped one, one line per key, including models and paths but not names."""
     if like not in shipped():
         raise RecipeError(f'--like: no shipped recipe "{like}"{suggest(like, shipped())}')
     ours = _flat(load_recipe(path, importing=False).document())
@@ -78,7 +78,7 @@ def departures(path: Path, like: str) -> list[str]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Every value by its dotted key; items of a list go by the name they have (`curate.length`), else by place."""
+    """Every value by its dotted key; items of a list by their name (`curate.length`), else by position."""
     if isinstance(value, Mapping) and value:
         found: dict[str, Any] = {}
         for key, each in value.items():

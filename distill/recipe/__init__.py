@@ -1,7 +1,7 @@
 """The recipe: one YAML file that describes one run, validated whole before anything happens.
 
 Sections that belong to interchangeable parts (a strategy, a filter, a metric, a training method) are validated by the
-part's own options; the doors hand them in as `Parts`, so that this module knows no part.
+part's own options; callers pass them in as `Parts`, so that this package knows no part.
 """
 
 from __future__ import annotations

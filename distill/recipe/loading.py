@@ -30,10 +30,10 @@ def load(
 ) -> Recipe:
     """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
 
-    `source` is a file, or what such a file holds. `overrides` are `a.b=c` texts, whose value is YAML, or values by
-    their dotted keys; a path in them is relative to the current folder. Other paths are relative to the recipe's
+    `source` is a file, or what such a file holds. `overrides` are texts `a.b=c` whose value is YAML, or values by
+    dotted key; a path in them is relative to the current folder. Other paths are relative to the recipe's
     folder (the current one where there is no file), then to the shipped prompts/. `dropped` is for a run's own copy:
-    keys of the file that are unknown now are left out, and told one by one.
+    unknown keys of the file are dropped and reported one by one.
     """
     path, document = (source, _read_yaml(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
     if isinstance(overrides, str):
@@ -55,7 +55,7 @@ def load(
 
 
 def recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
-    """A recipe that a run has resolved, with the files' hashes as they were then; keys unknown now are left out.
+    """A recipe as resolved by a run, with the files' hashes of that time; unknown keys are dropped.
 
     Raises `RecipeError` as `load` does.
     """
@@ -68,7 +68,7 @@ def recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
 
 
 def _unstruck(value: Any, *, within: bool = False) -> Any:
-    """Something else where a secret was struck out, which a recipe to run must not have."""
+    """The value with another word in place of struck-out secrets, which a recipe may not contain."""
     if isinstance(value, dict):
         return {k: _unstruck(one, within=within or k in ("base_url", "extra_body")) for k, one in value.items()}
     if isinstance(value, list):
@@ -85,20 +85,20 @@ _UNKNOWN = re.compile(r'unknown key "([^"]+)"')
 
 
 def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
-    """Take the keys that nothing knows out of the document; returns them."""
-    found: list[str] = []
+    """Remove unknown keys from the document; returns them."""
+    dropped: list[str] = []
     while True:
         _, faults = _validated(document, parts)
-        unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in found]
+        unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in dropped]
         if not unknown:
-            return found
+            return dropped
         for key in unknown:
             _drop(document, key.split("."))
-        found += unknown
+        dropped += unknown
 
 
 def _drop(node: Any, keys: list[str]) -> None:
-    """Take a key out; on the way to it a number or a name stands for items of a list that are there or hold it."""
+    """Remove a key; on its path, a number or a name selects items of a list by position or by one of their values."""
     first, *rest = keys
     if isinstance(node, list):
         items = node[int(first) :][:1] if first.isdecimal() else [one for one in node if first in _values(one)]
@@ -115,7 +115,7 @@ def _values(item: Any) -> Collection[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What a file would hold: new dictionaries and lists, and the texts of paths."""
+    """A copy with plain dictionaries, lists and texts in place of paths."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -155,25 +155,25 @@ PATH_KEYS = (
 
 
 def parsed(text: str) -> tuple[str, Any]:
-    """The key of an `a.b=c`, and its value, which is YAML. Raises `RecipeError`."""
-    key, equals, written = text.partition("=")
+    """The key of an `a.b=c` and its YAML value. Raises `RecipeError`."""
+    key, equals, yaml_text = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
     try:
-        return key, yaml.safe_load(written)
+        return key, yaml.safe_load(yaml_text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {key}: the value is no YAML: {why_no_yaml(error)}") from None
 
 
 def why_no_yaml(error: Exception) -> str:
-    """What the parser says and where, without the text that it was given, which may hold a secret."""
+    """The parser's message and its place, without the parsed text, which may hold a secret."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = f", in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     return f"{problem or 'it cannot be decoded'}{where}"
 
 
 def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> None:
-    """Change one value of the document, by its dotted key. Raises `RecipeError` for what names nothing."""
+    """Change one value of the document by its dotted key. Raises `RecipeError` for an unusable key."""
     if key in PATH_KEYS or _is_rule_path(key, parts):
         value = [_from_here(each) for each in value] if isinstance(value, list) else _from_here(value)
     _assign(document, key.split("."), value)
@@ -190,31 +190,31 @@ def _is_rule_path(key: str, parts: Parts) -> bool:
 
 
 def _from_here(value: Any) -> Any:
-    """An absolute path, for what exists in the current folder."""
+    """An absolute path, if the value exists in the current folder."""
     if isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
         return str(Path(value).resolve())
     return value
 
 
 def _assign(node: Any, keys: list[str], value: Any) -> None:
-    reply = ".".join(keys)
+    dotted = ".".join(keys)
     for index, key in enumerate(keys[:-1]):
         if isinstance(node, dict):
             if node.get(key) is None:
                 node[key] = {}
             node = node[key]
         elif isinstance(node, list):
-            node = _rule_named(node, key, reply)
+            node = _rule_named(node, key, dotted)
         else:
-            raise RecipeError(f"--set {reply}: {'.'.join(keys[:index])} is a value, not a section")
+            raise RecipeError(f"--set {dotted}: {'.'.join(keys[:index])} is a value, not a section")
     if not isinstance(node, dict):
-        raise RecipeError(f"--set {reply}: {'.'.join(keys[:-1])} is no section")
+        raise RecipeError(f"--set {dotted}: {'.'.join(keys[:-1])} is no section")
     node[keys[-1]] = value
 
 
-def _rule_named(items: list[Any], name: str, reply: str) -> Any:
+def _rule_named(items: list[Any], name: str, dotted: str) -> Any:
     """The rule of a filter, or the teacher of a name, in a list of them."""
     names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
     if name not in names:
-        raise RecipeError(f'--set {reply}: no "{name}" in the recipe\'s list{suggest(name, names)}')
+        raise RecipeError(f'--set {dotted}: no "{name}" in the recipe\'s list{suggest(name, names)}')
     return items[names.index(name)]

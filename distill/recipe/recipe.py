@@ -31,15 +31,15 @@ class Recipe(BaseModel):
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     teacher: OneOrMore | None = None
     user: Teacher | None = None
-    """Who plays the user in strategies that simulate one; the teacher when left out."""
+    """The model that plays the user in strategies that simulate one; the teacher when left out."""
     judge: Teacher | None = None
-    """Who rates answers for strategies that ask so; the (first) teacher when left out."""
+    """The model that rates answers; the (first) teacher when left out."""
     reuse: list[str] = []
-    """Other runs, whose bought answers serve this one too."""
+    """Other runs whose answers are reused."""
     expand: Expand | None = None
     collect: Collect | None = None
     sources: list[Source] = []
-    """Data of others, whose sessions stand before collect's in sessions.jsonl."""
+    """Foreign data, whose sessions precede collect's in sessions.jsonl."""
     test: Annotated[int, Field(ge=0)] | None = None
     """Prompts held out where there are sources and no `collect`: 32 with `compare`, else none. See collect.test."""
     curate: list[Rule] | None = None
@@ -51,7 +51,7 @@ class Recipe(BaseModel):
 
     @property
     def teachers(self) -> tuple[Teacher, ...]:
-        """All teachers, the main one first: the one that expands."""
+        """All teachers; the first one also expands."""
         if self.teacher is None:
             return ()
         return tuple(self.teacher) if isinstance(self.teacher, list) else (self.teacher,)
@@ -66,7 +66,7 @@ class Recipe(BaseModel):
 
     @property
     def roles(self) -> dict[str, Teacher]:
-        """The other models that a strategy may ask, by role: those of `user` and `judge` that are given."""
+        """The other models that a strategy may ask, by role: those of the sections `user` and `judge`."""
         return {name: one for name, one in (("user", self.user), ("judge", self.judge)) if one is not None}
 
     @property
@@ -77,7 +77,7 @@ class Recipe(BaseModel):
 
     @property
     def asked(self) -> dict[str, Teacher]:
-        """Whoever this recipe asks, by the key of its section; of several teachers each by its name."""
+        """All models that this recipe asks, by the key of their section; several teachers by name."""
         several = len(self.teachers) > 1
         teachers = {f"teacher.{one.called}" if several else "teacher": one for one in self.teachers}
         return teachers | self.roles | {f"compare.{side}": one for side, one in self.respondents.items()}
@@ -103,7 +103,7 @@ class Recipe(BaseModel):
     def _batch_fits(self) -> None:
         if self.expand is not None:
             raise ValueError(
-                "collect.mode: batch: a batch takes up to a day, and expand asks what it learns from the answer before;"
+                "collect.mode: batch: a batch takes up to a day, and each request of expand depends on earlier answers;"
                 " expand in another run, and give its tasks.jsonl as collect.tasks"
             )
         if any(one.base_url is None for one in (*self.teachers, *self.roles.values())):
@@ -147,7 +147,7 @@ class Recipe(BaseModel):
                 section = "`teacher`" if side == "teacher" else f"`student` and `train`, or compare.{side}"
                 raise ValueError(f"`compare` has no {side}: add {section}, or compare.answers.{side}: FILE")
         if compare.judge is not None and self.judge is None and self.teacher is None:
-            raise ValueError("compare.judge: nobody is there to judge; add a `judge` section")
+            raise ValueError("compare.judge: there is no model to judge; add a `judge` section")
         elsewhere = {*compare.answers} & {"base", "student"} or compare.student or compare.base
         if compare.lm_eval is not None and (self.train is None or elsewhere):
             raise ValueError("compare.lm_eval: is for a student that is trained here, and for its base; take it out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,7 +11,6 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from distill.core import credentials
-from distill.core.embedded import EMBEDDED
 from distill.core.redaction import STRUCK
 from distill.types import Sampling
 
@@ -31,13 +29,6 @@ class BaseOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
     path_fields: ClassVar[tuple[str, ...]] = ()
     """Fields that hold a path, paths in a list or by name, or an embedded model's name: `load` resolves and hashes."""
-
-    def paths(self) -> list[str]:
-        """What those fields hold, embedded models left out."""
-        held = [getattr(self, name) for name in self.path_fields]
-        lists = [list(one.values()) if isinstance(one, Mapping) else one for one in held]
-        named = [value for one in lists for value in (one if isinstance(one, (list, tuple)) else [one])]
-        return [value for value in named if value and value not in EMBEDDED]
 
 
 class Price(BaseOptions):
@@ -80,20 +71,20 @@ class SamplingOptions(BaseOptions):
 
 
 VariableName = Annotated[str, BeforeValidator(credentials.check_name)]
-"""Of an environment variable."""
+"""Name of an environment variable."""
 
 
 class Teacher(BaseOptions):
     """The model to imitate: one that we serve ourselves, or an endpoint. A list of them shares the tasks."""
 
     name: Annotated[str, Field(pattern=r"^[^\s:]{1,100}$")] | None = None
-    """What tells it from other teachers; its model's name when left out. It stands in each session's meta."""
+    """Distinguishes it from other teachers, and stands in each session's meta; the model's name when left out."""
     model: str
     """`smollm2` (embedded), a local folder, a `.gguf`, a Hub id, or the remote model's name."""
     serve: Literal["transformers", "vllm"] | None = None
     """Serve it on loopback while a stage needs it."""
     base_url: str | None = None
-    """Talk to this OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; `$NAME` in its path or query is the
+    """Use this OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; `$NAME` in its path or query is the
     value of an environment variable."""
     api_key_env: VariableName | None = None
     """Name of the environment variable that holds the key; the key itself is written nowhere."""
@@ -102,18 +93,18 @@ class Teacher(BaseOptions):
     revision: str | None = None
     price: Price | None = None
     terms: Annotated[str, Field(min_length=1)]
-    """What the teacher's licence or terms say of training on its answers."""
+    """What the teacher's licence or terms say about training on its answers."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
     """Longest wait for one answer."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Requests in flight to this endpoint; collect.concurrency when left out."""
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
-    """Of prompts and answers together. What the endpoint's headers say is obeyed besides."""
+    """Prompts and answers together. Limits in the endpoint's headers are obeyed, too."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Its share of the tasks, among several teachers."""
     kinds: list[str] = []
-    """The kinds of tasks (`meta.kind`) that it answers, among several teachers; empty: those that nobody else names."""
+    """The kinds of tasks (`meta.kind`) that it answers, among several teachers; empty: those that no other names."""
     sampling: SamplingOptions = SamplingOptions()
 
     @property
@@ -124,10 +115,10 @@ class Teacher(BaseOptions):
     @property
     def variables(self) -> dict[str, str]:
         """The environment variables that it names, each with the key that does."""
-        named = {} if self.api_key_env is None else {self.api_key_env: "api_key_env"}
-        named |= {variable: f"headers_env.{header}" for header, variable in self.headers_env.items()}
+        names = {} if self.api_key_env is None else {self.api_key_env: "api_key_env"}
+        names |= {variable: f"headers_env.{header}" for header, variable in self.headers_env.items()}
         others = credentials.variables(self.base_url, self.sampling.extra_body)
-        return named | {variable: "base_url or extra_body" for variable in others if variable not in named}
+        return names | {variable: "base_url or extra_body" for variable in others if variable not in names}
 
     @property
     def literals(self) -> list[tuple[str, str]]:
@@ -149,7 +140,7 @@ class Teacher(BaseOptions):
 
 
 def _check_address(base_url: str) -> None:
-    """Raise for what is no address, and for secrets where no variable can stand for them."""
+    """Raise `ValueError` for no address, and for secrets where no variable can replace them."""
     if not re.match(r"https?://[^/]+", base_url):
         raise ValueError("base_url is no http(s) address, such as http://127.0.0.1:8000/v1")
     host = urlsplit(base_url).netloc
@@ -169,7 +160,7 @@ def _how_many(value: Any) -> str:
 OneOrMore = Annotated[
     Annotated[Teacher, Tag("one")] | Annotated[list[Teacher], Tag("several")], Discriminator(_how_many)
 ]
-"""A teacher, or a list of them; told apart by the value, so that a fault is told once."""
+"""A teacher or a list of them; discriminated by the value, so that a fault is reported once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,17 +169,18 @@ class Asks:
 
     requests: int = 1
     prompt_tokens: int = 0
-    """Of all requests together, beyond the task itself in each, about."""
+    """Approximate sum over all requests, without the task itself."""
     answers_read: int = 0
-    """Whole answers that stand in the prompts of later requests."""
+    """Number of whole answers in the prompts of later requests."""
     roles: tuple[str, ...] = ()
-    """Whom it asks beside the teacher: `user`, `judge`."""
+    """Roles asked beside the teacher: `user`, `judge`."""
 
 
 class PartSection(BaseModel):
     """A section that names a part and carries that part's options beside its own keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    path_fields: ClassVar[tuple[str, ...]] = ()
     options: Annotated[Any, Field(exclude=True)] = None
     """The part's validated options; filled by `load`."""
 
@@ -196,17 +188,19 @@ class PartSection(BaseModel):
 class Expand(PartSection):
     """Grow tasks from seeds."""
 
+    path_fields = ("seeds",)
     strategy: str = "self_instruct"
     seeds: str = "seeds/general.jsonl"
     tasks: Annotated[int, Field(ge=1)]
 
 
 class Collect(PartSection):
-    """Have the teacher answer the tasks."""
+    """Ask the teacher to answer the tasks."""
 
+    path_fields = ("tasks",)
     strategy: str = "answer"
     tasks: str | None = None
-    """A file of tasks (our JSONL, or text with a prompt a line) in place of `expand`."""
+    """A file of tasks (our JSONL, or text with a prompt per line) in place of `expand`."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -220,30 +214,30 @@ class Collect(PartSection):
 
 
 class Source(BaseOptions):
-    """Answered sessions that others made; they join collect's, or take their place."""
+    """Foreign answered sessions, in addition to collect's or in their place."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     name: Annotated[str, Field(pattern=r"^[^\s/]{1,100}$")] | None = None
-    """Stands before the ids of its sessions; from the file's name when left out."""
+    """Prefix of its sessions' ids; the file's name when left out."""
     format: Annotated[str | None, Field(alias="from")] = None
-    """Which format it has, such as `sharegpt`; needed with `path`."""
+    """Its format, such as `sharegpt`; required with `path`."""
     path: str | None = None
-    """A file, or a folder, as the format has it …"""
+    """A file or folder of that format …"""
     hub: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")] | None = None
     """… or a dataset of the Hub: owner/name."""
     split: str | None = None
     revision: str | None = None
-    """Of a Hub dataset: a branch, a tag, or, so that it is always the same, a commit."""
+    """Branch or tag of a Hub dataset; or a commit, which never changes."""
     licence: str | None = None
-    """What its licence says of training on it; stands in each session's meta."""
+    """What its licence says about training on it; stands in each session's meta."""
     take: Annotated[int, Field(ge=1)] | None = None
-    """A sample of so many rows, by a hash of seed and id."""
+    """Size of a sample, drawn by a hash of seed and id."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
-    """How often each of its sessions counts: 0.5 takes about half of them, 2 takes each twice."""
+    """Copies of each session: 0.5 takes about half of them, 2 takes each twice."""
     max_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Split longer conversations before a question; a single pair that is longer stays whole and is marked."""
+    """Split longer conversations before a question; a single longer pair stays whole and is marked."""
     tokenizer: str | None = None
-    """Counts the tokens: `smollm2`, or a model's folder; that of student.model when left out."""
+    """Tokenizer for `max_tokens`: `smollm2` or a model's folder; that of student.model when left out."""
 
     @property
     def called(self) -> str:
@@ -273,17 +267,17 @@ class Rule(PartSection):
 
 
 class Prune(BaseOptions):
-    """Make the student from its model by leaving layers out."""
+    """Make the student from its model by removing layers."""
 
     layers: Annotated[int, Field(ge=1)]
-    """How many are kept."""
+    """Number of layers to keep."""
     by: Literal["uniform", "block"] = "uniform"
     """`uniform` keeps layers evenly spaced over the depth; `block` leaves out consecutive ones, those that change the
     states least, measured on kept sessions."""
 
 
 class Student(BaseOptions):
-    """The model that learns."""
+    """The model to train."""
 
     model: str
     prune: Prune | None = None
@@ -310,7 +304,7 @@ def _usual_metrics() -> list[Metric]:
 
 
 class Respondent(Teacher):
-    """An endpoint that answers in a comparison; nothing is trained on what it says."""
+    """An endpoint that answers in a comparison; its answers are not trained on."""
 
     terms: str = "not trained on"
 
@@ -325,26 +319,26 @@ class Judging(BaseOptions):
         "base:teacher",
     ]
     retest: Annotated[int, Field(ge=0)] = 20
-    """So many prompts of each pair are asked a second time, to see whether the judge says the same."""
+    """Number of prompts per pair that are judged twice, to measure the judge's consistency."""
     criteria: tuple[str, ...] = ()
-    """What to judge by, a line each, the most important first; our own five in prompts/judges when left out."""
+    """Criteria, the most important first; the five in prompts/judges when left out."""
     max_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
+    """Bound of the judge's reply; that of the recipe's judge, or 512, when left out."""
 
 
 class Benchmarks(BaseOptions):
-    """Tasks of the lm-evaluation-harness that base and student do; a list of their names alone will do."""
+    """Tasks of the lm-evaluation-harness for base and student; a plain list of names is accepted."""
 
     tasks: Annotated[list[str], Field(min_length=1)]
     """Names of tasks, groups or tags of the package; no paths, no files."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """The first so many documents of each task; all when left out."""
+    """Number of documents per task, from the first on; all when left out."""
     shots: Annotated[int, Field(ge=0)] | None = None
     """Examples before each question; the task's own number when left out."""
     chat: bool = False
-    """Ask in the student's chat template, as tasks that are answered in free text want it."""
+    """Use the student's chat template, as suits tasks that are answered in free text."""
     batch: Annotated[int, Field(ge=1)] = 8
-    """Questions that a model reads at once."""
+    """Batch size."""
 
     @model_validator(mode="before")
     @classmethod
@@ -363,21 +357,23 @@ class Benchmarks(BaseOptions):
 class Compare(BaseOptions):
     """Ask student, base and teacher the same prompts."""
 
+    path_fields = ("prompts", "answers")
     metrics: Annotated[list[Metric], Field(default_factory=_usual_metrics)]
     """Names, or mappings such as `{metric: similarity, model: FOLDER}`."""
     prompts: str | None = None
-    """A file of prompts in place of held-out rows: questions with `turns`, tasks, messages, or text with one a line."""
+    """A file of prompts in place of held-out rows: questions with `turns`, tasks, messages, or text with one per
+    line."""
     system: str = ""
     """System message of the prompts of that file that have none."""
     answers: dict[Literal["base", "student", "teacher", "teacher_again"], str] = {}
-    """Files of recorded answers, such as `{teacher: FILE}`; these models are not asked for any."""
+    """Files of recorded answers, such as `{teacher: FILE}`; these models are not asked."""
     student: Respondent | None = None
     """An endpoint that answers as the student, in place of the one that the recipe trains."""
     base: Respondent | None = None
     """An endpoint that answers as the untrained base."""
     judge: Judging | None = None
-    """Have the recipe's `judge` (else the teacher) say whose answers are better; `{}` for the usual way."""
+    """Let the recipe's `judge` (else the teacher) compare answers; `{}` for the defaults."""
     sampling: SamplingOptions | None = None
     """The teacher's own sampling when left out."""
     lm_eval: Benchmarks | None = None
-    """Have base and student do tasks of the lm-evaluation-harness too: `[arc_easy]`, or with options."""
+    """Also evaluate base and student on tasks of the lm-evaluation-harness: `[arc_easy]`, or with options."""

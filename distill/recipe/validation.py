@@ -63,7 +63,7 @@ def _unknown(key: str, known: Collection[str]) -> str:
 
 
 _HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
-"""Keys whose values are not shown: people put the secret itself there."""
+"""Keys whose values are never shown, because users put secrets there."""
 
 
 def _shown(value: Any) -> str:
@@ -132,6 +132,6 @@ def _part_fault(
     item: Mapping[str, Any], model: type[BaseOptions], section: type[BaseModel], prefix: tuple[str, ...]
 ) -> str:
     if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
-        known = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]
-        return _unknown(".".join([*prefix, str(item["loc"][0])]), known)
+        keys = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]
+        return _unknown(".".join([*prefix, str(item["loc"][0])]), keys)
     return _fault(item, model, prefix)

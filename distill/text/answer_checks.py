@@ -22,26 +22,26 @@ _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")
 _EDGES = " \t\n*_`$,;:!?'\"\u2018\u2019\u201c\u201d()[]"
 _POWER = re.compile(r"(?<=[a-z])\^\{?-?\d\}?")
-"""Of a unit: "cm^2"."""
+"""The power of a unit: "cm^2"."""
 _ASIDE = re.compile(r"(?<=\S)[ \t]*\([^()\n]*\)?[ \t]*$")
 """A remark behind a final answer: "7 (because 3 + 4 = 7)"."""
 UNIT_WORDS = 4
-"""A number with so many words at most is one with its unit, not a sentence."""
+"""Most words of a number with its unit; a longer text is a sentence."""
 LONGEST_LOOKED_AT = 20_000
-"""Characters from the end of an answer; a final answer stands there."""
+"""Characters examined, from the end of an answer."""
 
 
 def final_answer(text: str) -> str:
-    r"""What a worked solution ends in, bare: the last `\boxed{…}`, else the last announcement ("#### 7", "The answer
+    r"""The final answer of a worked solution: the last `\boxed{…}`, else the last announcement ("#### 7", "The answer
     is 7"), else the last line that is not blank. Empty for a blank text.
     """
     text = text[-LONGEST_LOOKED_AT:]
     if (boxed := _boxed(text)) is not None:
-        return _bare(boxed)
+        return _plain(boxed)
     if announced := _ANNOUNCED.findall(text):
-        return _bare(announced[-1])
+        return _plain(announced[-1])
     lines = [line for line in text.splitlines() if line.strip()]
-    return _bare(lines[-1]) if lines else ""
+    return _plain(lines[-1]) if lines else ""
 
 
 def _boxed(text: str) -> str | None:
@@ -57,41 +57,41 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _bare(text: str) -> str:
+def _plain(text: str) -> str:
     plain = _TEXT.sub(r"\1", _FRACTION.sub(r"\1/\2", text))
     return " ".join(plain.split()).strip(_EDGES).rstrip("." + _EDGES)
 
 
 def number(text: str) -> Fraction | None:
     """The last number of a text: `1,234.5`, `-3/4`, `7`. `None` where there is none; a fraction over 0 is none."""
-    found = _NUMBER.findall(text[-LONGEST_LOOKED_AT:])
-    if not found:
+    numbers = _NUMBER.findall(text[-LONGEST_LOOKED_AT:])
+    if not numbers:
         return None
-    written = found[-1].replace(",", "").replace("\u2212", "-").replace(" ", "")
+    digits = numbers[-1].replace(",", "").replace("\u2212", "-").replace(" ", "")
     try:
-        return Fraction(written)
+        return Fraction(digits)
     except ZeroDivisionError:
         return None
 
 
 def same_number(text: str, reference: str) -> bool:
     """Whether the final answer's number is the reference's, exactly; 0.5 is 1/2."""
-    wanted = number(reference)
-    found = number(_without_aside(final_answer(text)))
-    return wanted is not None and (found if found is not None else number(text)) == wanted
+    expected = number(reference)
+    value = number(_without_aside(final_answer(text)))
+    return expected is not None and (value if value is not None else number(text)) == expected
 
 
 def _without_aside(final: str) -> str:
-    """The final answer itself, its unit's power and a remark in brackets left out."""
+    """The final answer without its unit's power and a remark in brackets."""
     return _ASIDE.sub("", _POWER.sub("", final))
 
 
 def vote(text: str) -> str:
-    """What a final answer counts as among others: a short one with one number by its value, else its folded text.
+    """The key by which final answers are counted: the value of a short one with one number, else its folded text.
 
-    Of an equation the last side counts.
+    Of an equation, the last side counts.
     """
-    final = _bare(_without_aside(final_answer(text)).rpartition("=")[2])
+    final = _plain(_without_aside(final_answer(text)).rpartition("=")[2])
     value = number(final)
     is_number = value is not None and len(final.split()) <= UNIT_WORDS and len(_NUMBER.findall(final)) == 1
     return str(value) if is_number else final.casefold()
@@ -102,23 +102,11 @@ Checking: TypeAlias = Literal["numeric", "exact", "contains", "regex"]
 LONGEST_PATTERN = 200
 """Characters of a regular expression that a task may bring."""
 MOST_BYTES = 1 << 18
-"""Of a compiled pattern; with them, one that makes RE2 work hardest takes a fifth of a second on 10,000 characters."""
-
-
-def _exactly(text: str, reference: str) -> bool:
-    return normalise(final_answer(text)) == normalise(final_answer(reference))
-
-
-def _contains(text: str, reference: str) -> bool:
-    return normalise(reference) in normalise(text)
-
-
-def _matches(text: str, reference: str) -> bool:
-    return _compiled(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None
+"""Size of a compiled pattern; the worst one then takes a fifth of a second on 10,000 characters."""
 
 
 def pattern_fault(pattern: str) -> str | None:
-    """Why a pattern is not taken."""
+    """Why a pattern is refused."""
     if len(pattern) > LONGEST_PATTERN:
         return f"meta.answer is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
     try:
@@ -138,18 +126,18 @@ def _options() -> Any:
 
 
 def _compiled(pattern: str) -> Any:
-    """RE2 takes time in proportion to the text, whatever the pattern. Raises `re2.error`."""
+    """RE2's time is linear in the text for any pattern. Raises `re2.error`."""
     return re2.compile(_utf8(pattern), _options())
 
 
 def _utf8(text: str) -> bytes:
-    """Bytes, for RE2 knows no lone surrogates."""
+    """Bytes, because RE2 rejects lone surrogates."""
     return text.encode(errors="replace")
 
 
 CHECKS: Mapping[Checking, Callable[[str, str], bool]] = {
     "numeric": same_number,
-    "exact": _exactly,
-    "contains": _contains,
-    "regex": _matches,
+    "exact": lambda text, reference: normalise(final_answer(text)) == normalise(final_answer(reference)),
+    "contains": lambda text, reference: normalise(reference) in normalise(text),
+    "regex": lambda text, reference: _compiled(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None,
 }

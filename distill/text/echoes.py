@@ -12,15 +12,15 @@ from distill.text.tokens import normalise, rouge_l, rouge_tokens
 SAME_QUESTION = 0.9
 """ROUGE-L of two turns of the user above which the second repeats the first."""
 ECHO_SHARE, ECHO_TOKENS = 0.8, 6
-"""Of a turn's tokens, how many stand in one of the answers in this order, and how many it must have to be an echo.
-SmolLM2-135M-Instruct, playing both sides, did so in 3 of 8 conversations that came to a second turn."""
-TOLD_TOKENS = 8
-"""A shorter sentence may be like one of the instructions by chance."""
+"""Share of a turn's tokens found in one answer in the same order, and least tokens, for an echo. SmolLM2-135M-Instruct,
+playing both sides, did so in 3 of 8 conversations that came to a second turn."""
+PROMPT_TOKENS = 8
+"""A shorter sentence may resemble an instruction by chance."""
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
 
 def is_echo(text: str, answers: Sequence[str]) -> bool:
-    """Whether a turn only says an answer again; one that quotes it and asks does not."""
+    """Whether a turn only repeats an answer; a turn that quotes it and asks a question does not."""
     tokens = rouge_tokens(text)
     shares = (LCSseq.similarity(tokens, rouge_tokens(answer)) / len(tokens) for answer in answers if tokens)
     quotes = "?" not in text and len(tokens) >= ECHO_TOKENS and any(share > ECHO_SHARE for share in shares)
@@ -28,20 +28,20 @@ def is_echo(text: str, answers: Sequence[str]) -> bool:
 
 
 def is_repeated(text: str, before: Sequence[str]) -> bool:
-    """Whether the user has said nearly the same already."""
-    tokens, folded = rouge_tokens(text), normalise(text)
+    """Whether an earlier text is nearly the same."""
+    tokens, normal = rouge_tokens(text), normalise(text)
     return any(
-        folded == normalise(earlier) or rouge_l(tokens, rouge_tokens(earlier)) > SAME_QUESTION for earlier in before
+        normal == normalise(earlier) or rouge_l(tokens, rouge_tokens(earlier)) > SAME_QUESTION for earlier in before
     )
 
 
-def is_told(text: str, info: Sequence[str]) -> bool:
-    """Whether a text, or a sentence of it of some length, says what its writer was told (see `instructions`).
+def repeats_prompt(text: str, prompt_lines: Sequence[str]) -> bool:
+    """Whether a text, or a longer sentence of it, repeats lines of its writer's prompt (see `instructions`).
 
     SmolLM2-135M-Instruct did so in 2 of 23 turns of a user, and in 11 of 115 evolutions.
     """
-    sentences = [each for each in _SENTENCE.split(text) if len(rouge_tokens(each)) >= TOLD_TOKENS]
-    return any(is_echo(each, info) for each in (text, *sentences))
+    sentences = [each for each in _SENTENCE.split(text) if len(rouge_tokens(each)) >= PROMPT_TOKENS]
+    return any(is_echo(each, prompt_lines) for each in (text, *sentences))
 
 
 def instructions(*templates: str) -> list[str]:

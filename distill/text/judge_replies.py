@@ -12,7 +12,7 @@ from distill.errors import one_line
 from distill.text.thinking import in_text
 
 MAX_LINE = 400
-"""Characters of a line that can be a grade."""
+"""Longest line that can be a grade."""
 MAX_NOTE = 400
 """Characters kept of the judge's reasons; the journal has all."""
 
@@ -41,9 +41,9 @@ class GradeScale:
     choices: tuple[str, ...] = ()
 
     def read(self, reply: str) -> Grade | None:
-        """The grade that a text is, whatever remark follows it, which becomes its reason; `None` where it is none.
+        """The grade in a text, with a remark after it as its reason; `None` where the text is no grade.
 
-        A number outside of the scale, a range, and a number of another scale ("4/5" of 10) are none.
+        A number outside the scale, a range, and a number of another scale ("4/5" of 10) are no grades.
         """
         return self._choice(reply.strip()) if self.choices else self._score(reply.strip())
 
@@ -64,12 +64,12 @@ class GradeScale:
 
 
 def _names(text: str, choice: str) -> bool:
-    """Whether a remark names a choice; one of a single letter only as it is written, for "a" is a word."""
+    """Whether a remark names a choice; a single letter must match in case, because "a" is a word."""
     return re.search(rf"\b{re.escape(choice)}\b", text, 0 if len(choice) == 1 else re.IGNORECASE) is not None
 
 
 _REMARK_AFTER = r"(?:[ \t]*[,;.\u2013\u2014-][ \t]+|[ \t)]*\(|[ \t]+(?=(?:because|since|as)\b))"
-"""What parts a grade from a remark: "8. Right but dull", "8 (dull)", "8 because"; not the bare hyphen of a range."""
+"""Separators of grade and remark: "8. Right but dull", "8 (dull)", "8 because"; not the bare hyphen of a range."""
 _REMARK = re.compile(rf"(?:{_REMARK_AFTER}(?P<remark>.*))?", re.IGNORECASE)
 _NUMBER = re.compile(
     r"^(?P<score>\d{1,9}(?:[.,]\d{1,9})?)(?:[\s*(]*(?:/|out of|of)[\s*]*(?P<of>\d{1,9}))?(?:[ \t]*points?)?"
@@ -106,11 +106,11 @@ def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str
     repeat it.
     """
     text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer, tag).strip()
-    stated, session = list(_stated(text, scale)), _folded("\n".join(texts))
-    for piece, found in stated:
+    grades, session = list(_statements(text, scale)), _folded("\n".join(texts))
+    for piece, grade in grades:
         if _folded(piece) not in session:
-            return replace(found, reason=one_line(found.reason, MAX_NOTE))
-    return Grade(problem="echoed" if stated else "unparsed", reason=one_line(text, MAX_NOTE))
+            return replace(grade, reason=one_line(grade.reason, MAX_NOTE))
+    return Grade(problem="echoed" if grades else "unparsed", reason=one_line(text, MAX_NOTE))
 
 
 def _without_echo(text: str, tag: str) -> str:
@@ -118,34 +118,34 @@ def _without_echo(text: str, tag: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Without what dresses a line up, so that a repeated one is found whatever the judge made bold."""
+    """The text without markup, so that a quoted line is found however the judge formats it."""
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
 
 
-def _stated(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
-    """Every grade of a reply with the words that state it, the most certain first."""
+def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
+    """Every grade in a reply with the text that states it, the most certain first."""
     if (whole := _of_object(text, scale)) is not None:
         yield text, whole
     lines = list(_plain_lines(text))
     for place in range(len(lines) - 1, -1, -1):
-        if (found := _of_line(lines[place], scale)) is not None:
+        if (grade := _of_line(lines[place], scale)) is not None:
             before = " ".join(lines[:place])
-            yield lines[place], replace(found, reason=before or " ".join([found.reason, *lines[place + 1 :]]))
+            yield lines[place], replace(grade, reason=before or " ".join([grade.reason, *lines[place + 1 :]]))
     yield from _at_end(text, lines, scale)
 
 
 def _at_end(text: str, lines: Sequence[str], scale: GradeScale) -> Iterator[tuple[str, Grade]]:
-    """The same of what ends it: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
+    """Grades at the end of a reply: a fence, an object, "[[8]]", "8/10" or "[RESULT] 8"."""
     before, inside = _last_fence(text)
-    if (found := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
-        yield inside, replace(found, reason=found.reason or before)
-    if (last := _OBJECT_LAST.search(text)) is not None and (found := _of_object(last[0], scale)) is not None:
-        yield last[0], replace(found, reason=found.reason or text[: last.start()])
-    bare = _BARE.fullmatch(lines[-1]) if lines else None
-    if bare is not None and (found := scale.read(bare["boxed"] or bare["share"])) is not None:
-        yield lines[-1], replace(found, reason=" ".join(lines[:-1]))
-    if (result := _RESULT.search(text)) is not None and (found := scale.read(result["said"])) is not None:
-        yield result[0], replace(found, reason=text[: result.start()])
+    if (grade := _of_object(inside, scale) or _of_line(inside, scale)) is not None:
+        yield inside, replace(grade, reason=grade.reason or before)
+    if (last := _OBJECT_LAST.search(text)) is not None and (grade := _of_object(last[0], scale)) is not None:
+        yield last[0], replace(grade, reason=grade.reason or text[: last.start()])
+    last_line = _BARE.fullmatch(lines[-1]) if lines else None
+    if last_line is not None and (grade := scale.read(last_line["boxed"] or last_line["share"])) is not None:
+        yield lines[-1], replace(grade, reason=" ".join(lines[:-1]))
+    if (result := _RESULT.search(text)) is not None and (grade := scale.read(result["said"])) is not None:
+        yield result[0], replace(grade, reason=text[: result.start()])
 
 
 def _of_line(line: str, scale: GradeScale) -> Grade | None:
@@ -154,21 +154,21 @@ def _of_line(line: str, scale: GradeScale) -> Grade | None:
 
 
 def _of_object(text: str, scale: GradeScale) -> Grade | None:
-    """The grade of a JSON object, as a judge with `response_format` gives it."""
+    """The grade in a JSON object, as judges with `response_format` write it."""
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(value, dict):
         return None
-    given = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
-    found = scale.read(str(next((given[key] for key in _GRADES if key in given), "")))
-    reasons = next((given[key] for key in _REASONS if key in given), "")
-    return None if found is None else replace(found, reason=str(reasons) or found.reason)
+    fields = {re.sub(r"[\s-]+", "_", key.casefold()): reply for key, reply in value.items()}
+    grade = scale.read(str(next((fields[key] for key in _GRADES if key in fields), "")))
+    reasons = next((fields[key] for key in _REASONS if key in fields), "")
+    return None if grade is None else replace(grade, reason=str(reasons) or grade.reason)
 
 
 def _plain_lines(text: str) -> Iterator[str]:
-    """Lines outside of fences and block quotes."""
+    """Lines outside fences and block quotes."""
     is_fenced = False
     for line in text.splitlines():
         if _FENCE.match(line):
@@ -178,7 +178,7 @@ def _plain_lines(text: str) -> Iterator[str]:
 
 
 def _last_fence(text: str) -> tuple[str, str]:
-    """What stands before and in a fence that ends the text, closed or not; nothing where none does."""
+    """The text before and inside a fence that ends the text, closed or not; empty where there is none."""
     lines = text.splitlines()
     marks = [place for place, line in enumerate(lines) if _FENCE.match(line)]
     is_open = len(marks) % 2 == 1

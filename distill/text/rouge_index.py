@@ -33,10 +33,10 @@ _IS_SPACELESS = re.compile(f"[{_SPACELESS}]")
 _ALNUM = re.compile(r"[^\W_]")
 _CODE_POINTS = 0x110000
 _SLACK = 1e-6
-"""What bounds are short of, so that their rounding leaves no text out."""
+"""Subtracted from bounds, so that rounding excludes no text."""
 _UNKNOWN = "\0"
 AT_FIRST = 32
-"""Texts that are compared before all that can still be more similar."""
+"""Texts compared in the first round."""
 
 
 class Neighbour(NamedTuple):
@@ -61,7 +61,7 @@ def comparable(text: str) -> list[str]:
 
 
 def word_count(text: str) -> int:
-    """How many words a text has between white space; of a script that writes none between them, how many letters."""
+    """The number of words between white space; of letters, in a script without spaces between words."""
     return len(_any_script().findall(text) if _IS_SPACELESS.search(text) else text.split())
 
 
@@ -100,7 +100,7 @@ class NoveltyIndex:
         return len(self._ids)
 
     def add(self, id: str, tokens: Sequence[str]) -> None:
-        """Put a text, as `comparable` tokens, behind those of before."""
+        """Append a text, as `comparable` tokens."""
         text = "".join([self._character(token) for token in tokens])
         self._ids.append(id)
         self._texts.append(text)
@@ -141,7 +141,7 @@ class NoveltyIndex:
         return self._most_similar(query, places) if len(places) else None
 
     def _sharing(self, shared: Counts, length: int, fewest: int) -> tuple[Places, NDArray[np.float64]]:
-        """Places of the texts that share so many tokens, and what their F can be at most."""
+        """Places of the texts that share at least `fewest` tokens, and upper bounds of their F."""
         import numpy as np
 
         places = np.flatnonzero(shared >= fewest)
@@ -188,7 +188,7 @@ def _greatest(places: Places, bounds: NDArray[np.float64]) -> Places:
 
 FIRST_CAPACITY = 256
 COMMON = 64
-"""A token that more than one in so many texts have is kept as a column."""
+"""A token in more than one of 64 texts is stored as a column."""
 
 Token: TypeAlias = str | tuple[str, int]
 """A character, or its k-th repetition within a text."""
@@ -199,8 +199,9 @@ class Overlaps:
 
     A token's second occurrence in a text counts as another token than its first, so that the count is that of the two
     multisets. The places of the texts that have a token are kept as a list; those of common tokens as a column with a
-    byte for each text, which is added as a whole, some 30 texts in a nanosecond. Which tokens are common is counted
-    anew each time that the texts have doubled. A look at n texts of m tokens takes about m + n/1,000 microseconds.
+    byte for each text, which is added as a whole, some 30 texts in a nanosecond. Which tokens are common is
+    recomputed whenever the number of texts has doubled. A query of m tokens over n texts takes about m + n/1,000
+    microseconds.
     """
 
     def __init__(self) -> None:
@@ -211,20 +212,17 @@ class Overlaps:
         self._places: dict[Token, array[int]] = {}
         self._columns: dict[Token, NDArray[np.uint8]] = {}
 
-    def __len__(self) -> int:
-        return self._count
-
     @property
     def lengths(self) -> Lengths:
         """Tokens of each text."""
         return self._lengths[: self._count]
 
     def add(self, text: str) -> None:
-        """Put a text behind those of before."""
+        """Append a text."""
         if self._count == len(self._lengths):
             self._double()
         place = self._count
-        for token in _told_apart(text):
+        for token in _distinct_tokens(text):
             if (column := self._columns.get(token)) is not None:
                 column[place] = 1
             elif (places := self._places.get(token)) is not None:
@@ -235,11 +233,11 @@ class Overlaps:
         self._count += 1
 
     def shared(self, text: str) -> Counts:
-        """By place, how many of its tokens each text shares; `len(text)` at most."""
+        """Number of tokens that each indexed text shares with `text`: (texts,), at most `len(text)`."""
         import numpy as np
 
         counts: Counts = np.zeros(self._count, np.min_scalar_type(len(text)))
-        for token in _told_apart(text):
+        for token in _distinct_tokens(text):
             if (places := self._places.get(token)) is not None:
                 counts[np.frombuffer(places, np.int64)] += 1
             elif (column := self._columns.get(token)) is not None:
@@ -247,7 +245,7 @@ class Overlaps:
         return counts
 
     def _double(self) -> None:
-        """Make room for as many again, and keep each token as befits the number of texts that have it."""
+        """Double the capacity, and store each token as a list or a column by the number of its texts."""
         import numpy as np
 
         self._lengths = np.concatenate([self._lengths, np.zeros_like(self._lengths)])
@@ -264,14 +262,14 @@ class Overlaps:
         return texts * COMMON > self._count
 
 
-def _told_apart(text: str) -> list[Token]:
+def _distinct_tokens(text: str) -> list[Token]:
     """The tokens of a text, repetitions numbered."""
     if len(set(text)) == len(text):
         return list(text)
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     tokens: list[Token] = []
     for character in text:
-        before = seen.get(character, 0)
-        tokens.append((character, before) if before else character)
-        seen[character] = before + 1
+        count = counts.get(character, 0)
+        tokens.append((character, count) if count else character)
+        counts[character] = count + 1
     return tokens

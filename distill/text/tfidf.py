@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heappush, heappushpop
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, TypeAlias
 
 from distill.text.rouge_index import comparable
@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     import numpy
 
     Row: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float64]]"
+    Vectors: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float32]]"
 
 
 COMMON = 0.2
-"""A word in more than this share of the rows, and in more than `COMMON_ROWS` of them, says nothing and is left out."""
+"""A word in more than this share of the rows, and in more than `COMMON_ROWS` of them, is left out."""
 COMMON_ROWS = 20
+DIMENSIONS = 256
+"""Length of a hashed vector: 100 MB for 100,000 rows; a cosine is off by about 1/16 (Weinberger et al. 2009)."""
+SCALE = 4_000
+"""Norm of a hashed vector, whose values are whole numbers: products of two stay below 2^24, so that float32 adds them
+up exactly in any order of the rows or terms; rounding leaves a cosine off by 0.001 at most."""
 Rows: TypeAlias = Callable[[], Iterable[tuple[str, str]]]
-"""Gives ids and texts anew each time it is called; they are read twice and never held."""
+"""Yields ids and texts at each call; they are read twice and never stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +59,42 @@ class Weights:
         return weights
 
     def vector(self, text: str) -> dict[str, float]:
-        """A text as a vector of length 1: (1 + log count) · weight of each word; empty where no word says anything."""
+        """A text as a vector of length 1: (1 + log count) · weight of each word; empty where all words are common."""
         counts = Counter(word for word in comparable(text) if not self._is_common(word))
-        raw = {word: (1 + math.log(count)) * self._weight(word) for word, count in counts.items()}
+        raw = {word: (1 + math.log(count)) * self.weight(word) for word, count in counts.items()}
         length = math.sqrt(sum(value * value for value in raw.values()))
         return {word: value / length for word, value in raw.items()} if length else {}
 
-    def _weight(self, word: str) -> float:
+    def weight(self, word: str) -> float:
+        """The inverse document frequency of a word."""
         return math.log((self.rows + 1) / (self.holders[word] + 1)) + 1
 
     def _is_common(self, word: str) -> bool:
         return self.holders[word] > max(COMMON_ROWS, COMMON * self.rows)
 
 
+def hashed_vectors(texts: Sequence[Sequence[str]], hash64: Callable[[str], int]) -> Vectors:
+    """TF-IDF of each text's tokens, signs and places by a hash of 64 bits, in whole numbers: (texts, DIMENSIONS).
+
+    The norm of each is about `SCALE` (0 without tokens).
+    """
+    import numpy
+
+    weights = Weights(len(texts), Counter(token for text in texts for token in set(text)))
+    hashes = {token: hash64(token) for token in weights.holders}
+    signed = {token: weights.weight(token) * (1 if hash >> 63 else -1) for token, hash in hashes.items()}
+    vectors = numpy.zeros((len(texts), DIMENSIONS), dtype=numpy.float32)
+    for row, text in enumerate(texts):
+        counts = sorted(Counter(text).items())
+        places = numpy.array([hashes[token] % DIMENSIONS for token, _ in counts], dtype=numpy.int64)
+        values = [signed[token] * (1 + math.log(count)) for token, count in counts]
+        vectors[row] = numpy.bincount(places, weights=values, minlength=DIMENSIONS)
+    norms = numpy.linalg.norm(vectors, axis=1, keepdims=True)
+    return numpy.asarray(numpy.rint(vectors * (SCALE / numpy.maximum(norms, numpy.float32(1e-12)))))
+
+
 def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Of two vectors of length 1, or less where words were left out."""
+    """The cosine of two vectors of length 1, or less where words were left out."""
     if len(other) < len(one):
         one, other = other, one
     return sum(value * other[word] for word, value in one.items() if word in other)
@@ -90,21 +117,23 @@ def nearest(
             if word not in columns:
                 columns[word] = numpy.zeros(len(texts))
             columns[word][index] = value
-    own = {(row, index) for index, row in enumerate(own_ids) if row is not None}
+    own_places = {(row, index) for index, row in enumerate(own_ids) if row is not None}
     best: list[list[tuple[float, int, str, str]]] = [[] for _ in texts]
     for place, (id, text) in enumerate(rows()):
-        if (found := _dots(weights.vector(text), columns, len(texts))) is None:
+        if (cosines := _dots(weights.vector(text), columns, len(texts))) is None:
             continue
-        for index in numpy.flatnonzero(found).tolist():
-            if (id, index) not in own:
-                _offer(best[index], (float(found[index]), -place, id, text), count)
+        for index in numpy.flatnonzero(cosines).tolist():
+            if (id, index) not in own_places:
+                heappush(best[index], (float(cosines[index]), -place, id, text))
+                if len(best[index]) > count:
+                    heappop(best[index])
     return [
         [NearRow(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best
     ], (weights)
 
 
 def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -> Row | None:
-    """The cosine of a row with each of the texts; None where they share no word."""
+    """The cosine of a row with each text: (texts,); `None` where they share no word."""
     import numpy
 
     shared = [word for word in vector if word in columns]
@@ -114,10 +143,3 @@ def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -
     for word in shared:
         total += vector[word] * columns[word]
     return total
-
-
-def _offer(best: list[tuple[float, int, str, str]], item: tuple[float, int, str, str], count: int) -> None:
-    if len(best) < count:
-        heappush(best, item)
-    else:
-        heappushpop(best, item)

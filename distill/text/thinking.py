@@ -32,7 +32,7 @@ def split_thoughts(answer: Completion) -> SplitAnswer:
 
     Thoughts are what the endpoint reports beside the text, and blocks in the text: a tag opens one where a line begins.
     A closing tag without an opening one, at an end of its line, closes thoughts that began with the text, because some
-    chat templates open the block inside the prompt; such thoughts that are cut cannot be told from an answer.
+    chat templates open the block inside the prompt; if cut, such thoughts look like an answer.
     """
     beside = _beside(answer.raw)
     reply = in_text(answer.text)
@@ -42,10 +42,10 @@ def split_thoughts(answer: Completion) -> SplitAnswer:
 def in_text(text: str) -> SplitAnswer:
     """Thoughts and answer of a text."""
     pieces: list[str] = []
-    first, alone = _OPENS.search(text), _CLOSES_ALONE.search(text)
-    if alone is not None and (first is None or alone.start() < first.start()):
-        pieces.append(text[: alone.start()])
-        text = text[alone.end() :]
+    first, closing = _OPENS.search(text), _CLOSES_ALONE.search(text)
+    if closing is not None and (first is None or closing.start() < first.start()):
+        pieces.append(text[: closing.start()])
+        text = text[closing.end() :]
     answer: list[str] = []
     while (opens := _OPENS.search(text)) is not None:
         answer.append(text[: opens.start()])
@@ -58,19 +58,19 @@ def in_text(text: str) -> SplitAnswer:
 
 
 def _beside(raw: Mapping[str, Any]) -> str:
-    """Thoughts that the endpoint reports beside the text; it is a stranger's JSON, so nothing of its shape is sure."""
+    """Thoughts that the endpoint reports beside the text; its JSON is foreign, so no shape is guaranteed."""
     choices = raw.get("choices")
     first = choices[0] if isinstance(choices, (list, tuple)) and choices else None
     message = first.get("message") if isinstance(first, Mapping) else None
     if not isinstance(message, Mapping):
         return ""
-    found = (message.get(name) for name in FIELDS)
-    return next((text.strip() for text in found if isinstance(text, str) and text.strip()), "")
+    texts = (message.get(name) for name in FIELDS)
+    return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
 
 
 def _joined(pieces: list[str]) -> str:
-    stripped = (piece.strip() for piece in pieces)
-    return "\n\n".join(piece for piece in stripped if piece)
+    texts = (piece.strip() for piece in pieces)
+    return "\n\n".join(piece for piece in texts if piece)
 
 
 Handling: TypeAlias = Literal["separate", "strip", "keep"]
@@ -79,9 +79,9 @@ still has them. `keep`: the student learns them, written `<think>`, a line each 
 
 
 def split_answer(answer: Completion, handling: Handling = "separate") -> SplitAnswer | Failure:
-    """What a session may use of an answer, the text as `handling` wants it; or the failure that stands for it.
+    """The answer and thoughts that a session may use, by `handling`; or a failure.
 
-    A failure stands for an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
+    A failure replaces an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
     (`open_thoughts`), and thoughts without an answer (`only_thoughts`); none of them is transient.
     """
     if answer.finish == "filtered":

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
 _ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
-"""What becomes of each ASCII character of a text: one table in place of a search, in a fifth of the time."""
-
-
-def words(text: str) -> list[str]:
-    """Pieces between white space."""
-    return text.split()
+"""Translation of ASCII characters; five times as fast as a regular expression."""
 
 
 def rouge_tokens(text: str) -> list[str]:
@@ -27,6 +23,11 @@ def normalise(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def n_grams(tokens: Sequence[str], n: int) -> zip[tuple[str, ...]]:
+    """All runs of n consecutive tokens, in order."""
+    return zip(*(islice(tokens, start, None) for start in range(n)), strict=False)
+
+
 def rouge_l(prediction: Sequence[str], target: Sequence[str]) -> float:
     """ROUGE-L F-measure (Lin, 2004) of two token lists, in [0, 1].
 
@@ -34,18 +35,11 @@ def rouge_l(prediction: Sequence[str], target: Sequence[str]) -> float:
     """
     from rapidfuzz.distance import LCSseq
 
-    if not prediction or not target:
+    common = LCSseq.similarity(prediction, target)
+    if not common:
         return 0.0
-    return f_measure(LCSseq.similarity(prediction, target), len(prediction), len(target))
-
-
-def f_measure(common: int, predicted: int, targeted: int) -> float:
-    """F of precision `common / predicted` and recall `common / targeted`, in rouge_score's order of operations."""
-    precision = common / predicted
-    recall = common / targeted
-    if precision + recall > 0:
-        return 2 * precision * recall / (precision + recall)
-    return 0.0
+    precision, recall = common / len(prediction), common / len(target)
+    return 2 * precision * recall / (precision + recall)
 
 
 _HIDDEN = re.compile(

@@ -40,20 +40,20 @@ _NO_INPUT = re.compile(
 
 
 def strip_wrappers(text: str) -> str:
-    """A list or transcript without a fence around the whole, and without a last paragraph that speaks of the whole.
+    """A list or transcript without a fence around it, and without a closing remark about the whole.
 
     Line ends become line feeds. A fence that holds only part of the text stays.
     """
     text = "\n".join(text.split("\r\n")).strip()
-    fenced = _FENCED.match(_BEFORE_FENCE.sub("", text))
-    if fenced is not None and fenced["mark"] not in fenced["inside"]:
-        text = fenced["inside"].strip()
+    fence = _FENCED.match(_BEFORE_FENCE.sub("", text))
+    if fence is not None and fence["mark"] not in fence["inside"]:
+        text = fence["inside"].strip()
     rest, gap, last = text.rpartition("\n\n")
     return without_rulers(rest) if gap and _REMARK.fullmatch(last) else text
 
 
 def without_rulers(text: str) -> str:
-    """Without the lines at its end that only separate, such as `---` or `###`, and white space around it."""
+    """The stripped text without separators at its end, such as `---` or `###`."""
     lines = text.strip().split("\n")
     while lines and (not lines[-1].strip() or _RULER.fullmatch(lines[-1].strip())):
         lines.pop()
@@ -74,7 +74,7 @@ def strip_quotes(text: str) -> str:
 
 
 def refuses(text: str) -> bool:
-    """Whether it begins as a refusal, and so is nothing that a user would ask."""
+    """Whether it begins as a refusal, which no user would write."""
     return _REFUSES.match(text) is not None
 
 

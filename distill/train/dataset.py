@@ -153,22 +153,19 @@ class _Maker:
         """As many whole pairs as fit, from the first on; where only the last answer is trained, the last ones alone."""
         system = [message for message in session.messages[:1] if message.role == "system"]
         pairs = list(types_module.pairs(session.messages[len(system) :]))
-        number, end = 1, len(pairs)
+        end = len(pairs)
         if self._options.train_on == "last":
             start = end - 1
             while start > 0 and self._fits(self._row(_part(session, system, pairs[start - 1 :], 1, last=True))):
                 start -= 1
             yield _part(session, system, pairs[start:], 1, last=True)
             return
-        start = 0
-        while start < end:
-            stop = start + 1
-            while stop < end and self._fits(
-                self._row(_part(session, system, pairs[start : stop + 1], number, last=stop + 1 == end))
-            ):
-                stop += 1
+
+        def fits(start: int, stop: int) -> bool:
+            return self._fits(self._row(_part(session, system, pairs[start:stop], 1, last=stop == end)))
+
+        for number, (start, stop) in enumerate(types_module.spans(end, fits), start=1):
             yield _part(session, system, pairs[start:stop], number, last=stop == end)
-            start, number = stop, number + 1
 
 
 def _part(

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from distill.cli.chat import HELP, replies, talk
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 from distill.errors import DistillError
 from distill.pipeline import smoke
-from distill.pipeline.chat import HELP, Talk, talk
+from distill.pipeline.chat import Conversation
 from distill.pipeline.parts import load_recipe
 from distill.types import Sampling
 
@@ -21,24 +22,24 @@ def echoing(side, messages, sampling):
     return f"{side} at {sampling.temperature} heard {said}"
 
 
-def begin() -> Talk:
-    return Talk(echoing, ["student", "teacher"], Sampling(temperature=0.7))
+def begin() -> Conversation:
+    return Conversation(echoing, ["student", "teacher"], Sampling(temperature=0.7))
 
 
 def test_each_side_hears_its_own_answers_only():
     conversation = begin()
-    list(conversation.reply("Hi."))
-    student, teacher = conversation.reply("And?")
+    list(replies(conversation, "Hi."))
+    student, teacher = replies(conversation, "And?")
     assert student == "the student: student at 0.7 heard Hi. | student at 0.7 heard Hi. | And?"
     assert teacher.startswith("the teacher: teacher at 0.7 heard Hi. | teacher at 0.7")
 
 
 def test_commands_change_how_everybody_is_asked():
     conversation = begin()
-    said = [line for command in ("/base on", "/temp 0", "/system Be brief.") for line in conversation.reply(command)]
+    said = [line for command in ("/base on", "/temp 0", "/system Be brief.") for line in replies(conversation, command)]
     assert said == ["the base is on", "temperature 0", "begun anew under that system message"]
-    assert list(conversation.reply("Hi."))[2] == "the base: base at 0.0 heard Be brief. | Hi."
-    assert list(conversation.reply("/temp hot")) == [HELP]
+    assert list(replies(conversation, "Hi."))[2] == "the base: base at 0.0 heard Be brief. | Hi."
+    assert list(replies(conversation, "/temp hot")) == [HELP]
 
 
 def test_a_side_that_fails_says_why_and_the_others_go_on():
@@ -47,23 +48,23 @@ def test_a_side_that_fails_says_why_and_the_others_go_on():
             raise DistillError("no room")
         return "fine"
 
-    conversation = Talk(failing, ["student", "teacher"], Sampling())
-    assert list(conversation.reply("Hi.")) == ["the student: (no answer: no room)", "the teacher: fine"]
-    assert conversation.said["student"] == []
+    conversation = Conversation(failing, ["student", "teacher"], Sampling())
+    assert list(replies(conversation, "Hi.")) == ["the student: (no answer: no room)", "the teacher: fine"]
+    assert conversation.turns["student"] == []
 
 
 def test_what_was_said_is_saved_as_sessions_when_asked(tmp_path: Path):
     conversation = begin()
-    assert list(conversation.reply(f"/save {tmp_path}/x.jsonl")) == ["nothing was said yet"]
-    list(conversation.reply("Hi."))
-    assert list(conversation.reply(f"/save {tmp_path}/x.jsonl")) == [f"{tmp_path}/x.jsonl: 2 conversations"]
+    assert list(replies(conversation, f"/save {tmp_path}/x.jsonl")) == ["nothing was said yet"]
+    list(replies(conversation, "Hi."))
+    assert list(replies(conversation, f"/save {tmp_path}/x.jsonl")) == [f"{tmp_path}/x.jsonl: 2 conversations"]
     rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]
     assert [row["meta"]["answered_by"] for row in rows] == ["student", "teacher"]
 
 
 def test_hidden_characters_of_an_answer_do_nothing():
-    conversation = Talk(lambda *_: "a\x1b[2Jb", ["student"], Sampling())
-    assert list(conversation.reply("Hi.")) == ["the student: a⟦U+001B⟧[2Jb"]
+    conversation = Conversation(lambda *_: "a\x1b[2Jb", ["student"], Sampling())
+    assert list(replies(conversation, "Hi.")) == ["the student: a⟦U+001B⟧[2Jb"]
 
 
 @pytest.mark.model

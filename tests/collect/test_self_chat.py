@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.collect.strategies.self_chat import SelfChat, parsed
+from distill.collect.strategies.self_chat import SelfChat, parse_transcript
 from distill.types import Failure, Message, Request, Sampling, Task
 from tests.support.flowing import cut, lost, play, well_formed
 
@@ -61,24 +61,24 @@ def test_one_request_writes_the_whole_dialogue():
     ],
 )
 def test_a_transcript_counts_as_far_as_it_keeps_its_form(text, turns, ended):
-    said = parsed(text)
+    said = parse_transcript(text)
     assert (len(said.messages), said.ended) == (turns, ended)
 
 
 def test_the_last_exchange_of_a_cut_transcript_is_dropped():
-    said = parsed(TALK, is_cut=True)
+    said = parse_transcript(TALK, is_cut=True)
     assert (texts(said), said.ended) == (["Why does it wilt?", "Too little water."], "cut_answer")
     session, _ = play(chat(), TASK, lambda request: cut(TALK))
     assert (len(session.messages), session.meta["truncated"]) == (2, False)
 
 
 def test_a_turn_that_goes_on_as_another_speaker_is_cut_and_the_last():
-    said = parsed("[Visitor] Why?\n[Helper] Because.\nUser: And you?\n[Visitor] More?\n[Helper] No.")
+    said = parse_transcript("[Visitor] Why?\n[Helper] Because.\nUser: And you?\n[Visitor] More?\n[Helper] No.")
     assert (texts(said), said.ended, said.leaks) == (["Why?", "Because."], "role_leak", ["cut"])
 
 
 def test_a_question_that_goes_on_as_another_speaker_is_dropped():
-    said = parsed(TALK + "\n[Visitor] Why?\nAssistant: Because.\n[Helper] Hm.")
+    said = parse_transcript(TALK + "\n[Visitor] Why?\nAssistant: Because.\n[Helper] Hm.")
     assert (len(said.messages), said.ended) == (4, "role_leak")
 
 
@@ -96,7 +96,7 @@ def test_raw_text_is_continued_behind_the_first_mark():
 
 @given(st.lists(st.sampled_from(["[Visitor] ", "[Helper] ", "a", "\n", "User: ", "<|im_end|>", " "]), max_size=30))
 def test_whatever_is_written_the_dialogue_alternates(pieces):
-    said = parsed("".join(pieces))
+    said = parse_transcript("".join(pieces))
     roles = [message.role for message in said.messages]
     assert roles == ["user", "assistant"] * (len(roles) // 2)
     assert all(message.content and "[Helper]" not in message.content for message in said.messages)

@@ -134,7 +134,7 @@ def test_speaking_as_the_assistant_is_told_in_meta():
     ],
 )
 def test_what_a_user_may_well_say_goes_on(text):
-    turn = user_turn(Completion(key="k", text=text, finish="stop"), [], told=TOLD)
+    turn = user_turn(Completion(key="k", text=text, finish="stop"), [], prompt_lines=TOLD)
     assert (turn.text, turn.ended, turn.leak) == (text, None, None)
 
 

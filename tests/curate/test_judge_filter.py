@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distill.core.jsonl import read_jsonl
-from distill.curate.filters.ifd import Ifd
 from distill.curate.filters.judge import DEFAULT_SAMPLING, Judge, question, tag_of
-from distill.curate.filters.perplexity import Perplexity
+from distill.curate.filters.likelihoods import Ifd, Perplexity
 from distill.engine.engine import Engine
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import MockServer

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from distill.core.hashing import hash64
 from distill.curate.filters.quota import Quota
-from distill.curate.filters.selection import Selection, farthest_first, vectors
+from distill.curate.filters.selection import Selection, farthest_first
+from distill.text.tfidf import hashed_vectors
 from tests.support.set_filters import SEEDS, WORDS, kept, session, sessions, text
 
 # --- quota
@@ -89,7 +91,7 @@ def test_the_same_rows_in_another_order_give_the_same_set(seed, count):
 def test_the_lazy_choice_is_the_plain_one():
     rng = random.Random(3)
     texts = [text(rng, 10) for _ in range(200)]
-    rows = vectors([each.split() for each in texts])
+    rows = hashed_vectors([each.split() for each in texts], hash64)
     chosen, _, _ = farthest_first(rows, texts, 40)
     plain = chosen[:1]
     while len(plain) < 40:
@@ -105,7 +107,7 @@ def test_the_set_of_thousands_is_the_same_in_another_order():
     texts = list(dict.fromkeys(" ".join(rng.choices(words[:120], k=rng.randint(1, 12))) for _ in range(4000)))
     found = []
     for _ in range(2):
-        chosen, cosines, _ = farthest_first(vectors([each.split() for each in texts]), texts, 300)
+        chosen, cosines, _ = farthest_first(hashed_vectors([each.split() for each in texts], hash64), texts, 300)
         found.append(([texts[place] for place in chosen], dict(zip(texts, cosines.tolist(), strict=True))))
         rng.shuffle(texts)
     assert found[0] == found[1]

@@ -114,5 +114,5 @@ def test_a_recipe_finds_the_files_beside_it_and_notices_that_one_has_changed(tmp
 
 
 def test_a_recipe_whose_file_is_missing_is_told(tmp_path):
-    with pytest.raises(RecipeError, match=r"expand\.attribute_files: no file personas\.txt"):
+    with pytest.raises(RecipeError, match=r"expand\.attribute_files\.persona: no file personas\.txt"):
         load_recipe(recipe_with(tmp_path, attribute_files={"persona": "personas.txt"}))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from distill.core import assets
 from distill.expand.pool import FORBIDDEN_WORDS, form_fault
-from distill.expand.pool import numbered as parsed
+from distill.expand.pool import numbered_items as parsed
 from distill.expand.seeds import load_seeds
 from distill.expand.strategies.self_instruct import SelfInstruct
 from distill.text.tokens import rouge_l, rouge_tokens

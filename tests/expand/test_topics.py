@@ -7,7 +7,7 @@ import time
 import pytest
 
 from distill.core import assets
-from distill.expand.pool import is_statement, marked, needs_input, numbered
+from distill.expand.pool import is_statement, marked_items, needs_input, numbered_items
 from distill.expand.strategies.alpaca import blocks
 from distill.expand.strategies.topics import KINDS, Topics, listed_topics
 from distill.types import Completion, Failure, Task
@@ -110,19 +110,22 @@ def test_of_a_cut_answer_only_the_last_task_is_refused():
 
 def test_items_keep_their_lines_and_numbered_lists_within_them():
     item = "Read this.\n\n1. Tides rise.\n2. Tides fall.\n\nWhy?"
-    assert marked(f"Gladly:\n\n**TASK 1:** {item}\n\n---\n\nTASK 2: Name a bird.") == [(1, item), (2, "Name a bird.")]
+    assert marked_items(f"Gladly:\n\n**TASK 1:** {item}\n\n---\n\nTASK 2: Name a bird.") == [
+        (1, item),
+        (2, "Name a bird."),
+    ]
 
 
 def test_without_marks_numbers_count_and_an_item_ends_at_a_blank_line():
     text = "1. Name a bird.\n2) Name a fish.\n\nI hope this helps!"
-    assert marked(text) == [
+    assert marked_items(text) == [
         (1, "Name a bird."),
         (2, "Name a fish."),
     ]
 
 
 def test_a_mark_without_its_number_is_no_part_of_an_item():
-    assert marked("1. TASK: Name a bird.") == [(1, "Name a bird.")]
+    assert marked_items("1. TASK: Name a bird.") == [(1, "Name a bird.")]
 
 
 @pytest.mark.parametrize(
@@ -138,19 +141,19 @@ def test_a_mark_without_its_number_is_no_part_of_an_item():
     ],
 )
 def test_only_what_belongs_to_its_mark_is_taken_from_an_item(text, item):
-    assert marked(text) == [(1, item)]
+    assert marked_items(text) == [(1, item)]
 
 
 @pytest.mark.parametrize("text", ["", "I cannot.", "TASK 1:\nTASK 2: "])
 def test_what_has_no_item_brings_none(text):
-    assert marked(text) == []
+    assert marked_items(text) == []
 
 
 @pytest.mark.parametrize("space", [" ", "\n", " \n", "#", "1. ", "\u201c", '"', "If "])
 def test_a_flood_of_anything_is_read_in_no_time(space):
     text = f"TASK 1: Name a bird.{space * 50_000}TASK 2: Name a fish."
     started = time.process_time()
-    for read in (marked, numbered, blocks, needs_input, is_statement):
+    for read in (marked_items, numbered_items, blocks, needs_input, is_statement):
         read(text)
         read(space * 100_000)
         read(f"The following {space * 100_000}")

@@ -19,7 +19,7 @@ from distill.formats import importers
 from distill.formats.export import export
 from distill.formats.exporters import EXPORTERS
 from distill.formats.importers import Address
-from distill.formats.sources import Source, SourceCounts, sessions
+from distill.formats.sources import Dataset, SourceCounts, sessions
 from distill.run.cards import plain
 from distill.run.dataset_card import card
 from distill.types import Message, Session
@@ -58,7 +58,7 @@ def write_kept(folder: Path, kept: Sequence[Session], test: Sequence[Session] = 
 
 
 def back(path: Path, format: str, split: str | None = None) -> list[Session]:
-    return list(sessions(Source(format=format, address=Address(str(path), split)), SourceCounts(), 7))
+    return list(sessions(Dataset(format=format, address=Address(str(path), split)), SourceCounts(), 7))
 
 
 def fits_alpaca(session: Session) -> bool:

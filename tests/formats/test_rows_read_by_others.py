@@ -13,7 +13,7 @@ from distill.curate.filters.length import Length
 from distill.curate.filters.refusal import Refusal
 from distill.curate.stage import curate
 from distill.formats.importers import Address
-from distill.formats.sources import Source, SourceCounts, sessions
+from distill.formats.sources import Dataset, SourceCounts, sessions
 from distill.types import Message, Session
 
 datasets = pytest.importorskip("datasets")
@@ -67,7 +67,7 @@ def test_the_first_row_alone_says_that_rows_differ_and_is_read_back_without(fold
     assert marks == [True, *[False] * 41]
     assert [each.meta for each in read_sessions(folder / "kept.jsonl")][:2] == [EARLY, EARLY]
     address = Address(str(folder / "kept.jsonl"))
-    imported = sessions(Source(format="distill", address=address), SourceCounts(), 7)
+    imported = sessions(Dataset(format="distill", address=address), SourceCounts(), 7)
     assert not any(set(FIRST_META) & set(each.meta) for each in imported)
 
 

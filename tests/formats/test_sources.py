@@ -18,7 +18,7 @@ from distill.errors import RecipeError, RunFolderError
 from distill.formats import sources as sources_module
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import Address, load_tasks
-from distill.formats.sources import TURN_TOKENS, Source, SourceCounts, Splitter, sessions, split, splitter
+from distill.formats.sources import TURN_TOKENS, Dataset, SourceCounts, Splitter, sessions, split, splitter
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.runner import run_recipe
 from distill.types import Message, Session
@@ -37,11 +37,11 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def source(path: Path, format: str = "alpaca", **options: Any) -> Source:
-    return Source(format=format, address=Address(str(path)), **options)
+def source(path: Path, format: str = "alpaca", **options: Any) -> Dataset:
+    return Dataset(format=format, address=Address(str(path)), **options)
 
 
-def ids(found: Source, seed: int = 7) -> list[str]:
+def ids(found: Dataset, seed: int = 7) -> list[str]:
     return [one.id for one in sessions(found, SourceCounts(), seed)]
 
 
@@ -81,7 +81,7 @@ def test_nothing_is_written_where_nothing_can_be_read(tmp_path, text):
 
 def test_an_import_never_overwrites_what_it_reads(tmp_path):
     path = written(tmp_path / "data.jsonl", alpaca(3))
-    with pytest.raises(RunFolderError, match="is what is read"):
+    with pytest.raises(RunFolderError, match="is the file to read"):
         import_file(source(path), tmp_path / ".." / tmp_path.name / "data.jsonl")
 
 
@@ -244,7 +244,7 @@ def test_a_bad_import_is_one_line_and_writes_nothing(tmp_path, monkeypatch, argu
 def run_import(arguments: list[str]) -> None:
     options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     import_command(
-        arguments[0], Path("out.jsonl"), format=options.get("--from"), wanted=options.get("--as", "sessions"),
+        arguments[0], Path("out.jsonl"), format=options.get("--from"), kind=options.get("--as", "sessions"),
         take=None, seed=7, tokenizer=None, max_tokens=100 if "--max-tokens" in options else None,
         split=options.get("--split"), revision=None, licence=None,
     )  # fmt: skip

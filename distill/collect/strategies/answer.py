@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from random import Random
 
-from distill import recipe
-from distill.collect.sessions import ROLE, InputForm, one_turn, opening
+from distill.collect.sessions import ROLE, TurnOptions, one_turn, opening
 from distill.recipe import Asks
-from distill.text.thinking import Handling
 from distill.types import Completion, Failure, Flow, Request, Sampling, Session, Task
 
 
 class Answer:
     """One request per task to the teacher, with an optional system message."""
 
-    class Options(recipe.BaseOptions):
+    class Options(TurnOptions):
         """Options of `collect: {strategy: answer}`."""
-
-        system: str = ""
-        """System message of every request, and of every session: the student learns under it. Empty: none."""
-        input: InputForm = "below"
-        """How a task's input is put: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
-        for each task, with or without an input."""
-        thoughts: Handling = "separate"
-        """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
 
         @property
         def asks(self) -> Asks:
@@ -35,10 +25,10 @@ class Answer:
         self.sampling = sampling or Sampling()
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session of a task, or the failure that stands for it; see `one_turn`.
+        """The session of a task, or the failure in its place; see `one_turn`.
 
         `rng` draws the form of a task that is put in `varied` forms.
         """
-        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
-        answer: Completion | Failure = yield Request(role=ROLE, messages=asked, sampling=self.sampling)
-        return one_turn(task, asked, answer, strategy="answer", handling=self.options.thoughts)
+        prompt = opening(task, system=self.options.system, form=self.options.input, rng=rng)
+        answer: Completion | Failure = yield Request(role=ROLE, messages=prompt, sampling=self.sampling)
+        return one_turn(task, prompt, answer, strategy="answer", handling=self.options.thoughts)

@@ -19,7 +19,7 @@ from distill.text.thinking import Handling
 from distill.types import Completion, Failure, Flow, Request, Sampling, Session, Task
 
 DEFAULT = "default"
-"""The weights of tasks whose collection has none of its own."""
+"""Key of the weights for tasks of other collections, or of none."""
 Weights = dict[str, dict[str, Annotated[float, Field(ge=0)]]]
 
 WEIGHTS: Weights = {
@@ -77,9 +77,9 @@ class Explanations:
         """By collection or kind, the stage of training that a session is meant for; 1 for those not named. Empty: a
         session has the `meta.stage` of its task, if any."""
         input: InputForm = "below"
-        """How a task's input is put; see the strategy `answer`."""
+        """Where a task's input stands; see the strategy `answer`."""
         thoughts: Handling = "separate"
-        """What becomes of a reasoning teacher's thoughts; see the strategy `answer`."""
+        """How to treat a reasoning teacher's thoughts; see the strategy `answer`."""
 
         @field_validator("weights")
         @classmethod
@@ -102,29 +102,29 @@ class Explanations:
         self._weights = {**WEIGHTS, **{name.casefold(): of for name, of in options.weights.items()}}
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session of a task, or the failure that stands for it. `rng` draws the system message, then the form."""
+        """The session of a task, or the failure in its place. `rng` draws the system message, then the form."""
         collection = text_of(task.meta, "collection", "kind")
-        name = self._drawn(collection, rng)
-        asked = opening(task, system=messages()[name], form=self.options.input, rng=rng)
-        answer: Completion | Failure = yield Request(role=ROLE, messages=asked, sampling=self.sampling)
-        drawn = {"explanation": name, "collection": collection, "stage": self._stage(task.meta)}
-        return one_turn(task, asked, answer, strategy="explanations", handling=self.options.thoughts, **drawn)
+        name = self._message_name(collection, rng)
+        prompt = opening(task, system=messages()[name], form=self.options.input, rng=rng)
+        answer: Completion | Failure = yield Request(role=ROLE, messages=prompt, sampling=self.sampling)
+        meta = {"explanation": name, "collection": collection, "stage": self._stage(task.meta)}
+        return one_turn(task, prompt, answer, strategy="explanations", handling=self.options.thoughts, **meta)
 
-    def _drawn(self, collection: str, rng: Random) -> str:
-        folded = collection.casefold()
-        known = folded if folded in self._weights else ALIASES.get(folded, DEFAULT)
-        weights = self._weights[known]
+    def _message_name(self, collection: str, rng: Random) -> str:
+        name = collection.casefold()
+        group = name if name in self._weights else ALIASES.get(name, DEFAULT)
+        weights = self._weights[group]
         return rng.choices(list(weights), weights=list(weights.values()))[0]
 
     def _stage(self, meta: Mapping[str, Any]) -> Any:
         if not self.options.stages:
             return meta.get("stage")
-        named = (self.options.stages.get(str(meta.get(name))) for name in ("collection", "kind"))
-        return next((stage for stage in named if stage is not None), 1)
+        stages = (self.options.stages.get(str(meta.get(name))) for name in ("collection", "kind"))
+        return next((stage for stage in stages if stage is not None), 1)
 
 
 @cache
 def messages() -> dict[str, str]:
-    """The system messages by name, the empty one among them."""
+    """The system messages by name, including the empty one."""
     lines = assets.find("prompts/strategies/explanations.jsonl").read_text(encoding="utf-8").splitlines()
     return {row["name"]: row["text"] for row in map(json.loads, lines)}

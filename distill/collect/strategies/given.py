@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
-from distill import recipe
-from distill.collect.sessions import InputForm, one_turn, opening
+from distill.collect.sessions import TurnOptions, one_turn, opening
 from distill.recipe import Asks
-from distill.text.thinking import Handling
 from distill.types import Completion, Failure, Flow, Sampling, Session, Task
 
 
@@ -17,15 +15,8 @@ class Given:
     The answer is the teacher's of the expansion, so `meta.key` of the task, where it has one, is the session's key.
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(TurnOptions):
         """Options of `collect: {strategy: given}`."""
-
-        system: str = ""
-        """System message of every session. Empty: none."""
-        input: InputForm = "below"
-        """How a task's input is put; see the strategy `answer`."""
-        thoughts: Handling = "separate"
-        """What becomes of thoughts in the output; see the strategy `answer`."""
 
         @property
         def asks(self) -> Asks:
@@ -45,5 +36,5 @@ class Given:
         key = task.meta.get("key")
         is_cut = bool(task.meta.get("truncated"))
         answer = Completion(key=key if isinstance(key, str) else "", text=output, finish="length" if is_cut else "stop")
-        asked = opening(task, system=self.options.system, form=self.options.input, rng=rng)
-        return one_turn(task, asked, answer, strategy="given", handling=self.options.thoughts)
+        prompt = opening(task, system=self.options.system, form=self.options.input, rng=rng)
+        return one_turn(task, prompt, answer, strategy="given", handling=self.options.thoughts)

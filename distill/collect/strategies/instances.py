@@ -25,13 +25,13 @@ IS_LABEL, LABEL_FIRST, INPUT_FIRST, IN_CHAT = (
 MOST_INSTANCES = 5
 """Kept of one instruction (Self-Instruct's code)."""
 MAX_TOKENS = {True: 300, False: 350}
-"""Of a request for instances, by whether the task is answered by labels (Self-Instruct's code)."""
+"""Bound of a request for instances, by whether the task is answered with labels (Self-Instruct's code)."""
 STOP = ("\nExample 6", "\nTask:")
 
 Ask: TypeAlias = Literal["completion", "chat"]
 
 _LEAD = r"^[ \t*#>-]*(?:\d+[.)][ \t*]*)?"
-"""What may stand in front of a field: bullets, bold face, a number."""
+"""Prefixes of a field: bullets, bold face, a number."""
 _LABEL = re.compile(rf"{_LEAD}Class label:[ \t*]*", re.IGNORECASE | re.MULTILINE)
 _EXAMPLE = re.compile(
     r"^[ \t*#>-]*(?:Example(?:\s?\d+[.:]?|[.:]?(?=[ \t*]*$))[ \t*]*|\d+[.)][ \t*]*(?=Input\s*\d*\s*:))", re.MULTILINE
@@ -63,9 +63,9 @@ class InstanceSampling(recipe.SamplingOptions):
 class Instances:
     """Up to five sessions of an instruction, each with its own input and output, from two requests.
 
-    The first asks whether the instruction is answered by labels; `meta.is_classification` of the task answers that for
-    free. Then either the labels come first and an input for each, so that no label is left out, or inputs come first
-    and their outputs. A task that brings an input is given that as its first, and more are asked for.
+    The first asks whether the instruction is answered with labels, unless `meta.is_classification` of the task says so.
+    Then either the labels come first and an input for each, so that no label is left out, or inputs come first and
+    their outputs. A task with an input of its own has that as its first instance, and more are requested.
 
     Where this differs from the original, and why:
     - a request that fails is a failure; the original stores it as an empty answer, and takes that for "no";
@@ -82,11 +82,11 @@ class Instances:
         """`completion`: let the teacher continue a list of worked tasks as raw text. `chat`: the same in a message,
         for endpoints without completions."""
         sampling: InstanceSampling = InstanceSampling()
-        """How instances are drawn."""
+        """Sampling of instances."""
         system: str = ""
         """System message of every session; nothing is asked under it. Empty: none."""
         input: InputForm = "below"
-        """How an instance's input is put; `varied` draws one of Self-Instruct's forms for each. See `answer`."""
+        """Where an instance's input stands; `varied` draws one of Self-Instruct's forms for each. See `answer`."""
         plain_inputs: Annotated[float, Field(ge=0, le=1)] = 0.5
         """Share of inputs that lose the name of their only field ("Text: …") and their blank lines (Self-Instruct's
         code), so that the student meets inputs as people write them."""
@@ -100,38 +100,38 @@ class Instances:
         self.options = options
 
     def flow(self, task: Task, rng: Random) -> Flow[tuple[Session, ...] | Failure]:
-        """The sessions of a task, or the failure that stands for them; `no_instance` where none passes the rules.
+        """The sessions of a task, or a failure: `no_instance` where no instance passes the rules.
 
         `rng` draws five of more instances, then plain inputs and forms.
         """
         keys: list[str] = []
         test: bool | str | Failure | None = False if task.input else task.meta.get("is_classification")
         if not isinstance(test, bool):
-            test = yield from self._tested(task, keys)
+            test = yield from self._ask_whether_label(task, keys)
         if isinstance(test, Failure):
             return test
         by_label = test is True
         answer: Completion | Failure = yield self._request(task, by_label)
         if isinstance(answer, Failure):
             return answer
-        read = split_answer(answer, "strip")
-        if isinstance(read, Failure):
-            return read
-        text = f"Example 1\n{task.input}\nOutput: {read.answer}" if task.input else read.answer
-        found = by_labels(text) if by_label else by_inputs(text)
-        kept, rejected = valid(found[:-1] if answer.finish == "length" else found)
-        if not kept:
-            detail = f"{len(found)} instances, none usable: {dict(rejected)} (finish: {answer.finish})"
+        split = split_answer(answer, "strip")
+        if isinstance(split, Failure):
+            return split
+        text = f"Example 1\n{task.input}\nOutput: {split.answer}" if task.input else split.answer
+        instances = by_labels(text) if by_label else by_inputs(text)
+        usable, rejected = valid(instances[:-1] if answer.finish == "length" else instances)
+        if not usable:
+            detail = f"{len(instances)} instances, none usable: {dict(rejected)} (finish: {answer.finish})"
             return Failure(key=answer.key, reason="no_instance", detail=detail, transient=False)
-        chosen = sorted(rng.sample(range(len(kept)), min(MOST_INSTANCES, len(kept))))
+        places = sorted(rng.sample(range(len(usable)), min(MOST_INSTANCES, len(usable))))
         return tuple(
-            self._session(task, kept[index], rng, keys=[*keys, answer.key], test=test, rejected=rejected)
-            for index in chosen
+            self._session(task, usable[index], rng, keys=[*keys, answer.key], test=test, rejected=rejected)
+            for index in places
         )
 
-    def _tested(self, task: Task, keys: list[str]) -> Flow[bool | str | Failure]:
-        """Whether a task is answered by labels; `unparsed` where the teacher says neither, and then it is not."""
-        answer: Completion | Failure = yield self._asked(
+    def _ask_whether_label(self, task: Task, keys: list[str]) -> Flow[bool | str | Failure]:
+        """Whether a task is answered with labels; `unparsed`, which counts as no, where the reply says neither."""
+        answer: Completion | Failure = yield self._to_request(
             assets.fill(assets.load(IS_LABEL), instruction=_line(task.instruction)),
             Sampling(temperature=0.0, max_tokens=3, stop=("\n", "Task")),
         )
@@ -143,16 +143,16 @@ class Instances:
 
     def _request(self, task: Task, by_label: bool) -> Request:
         text = assets.fill(assets.load(LABEL_FIRST if by_label else INPUT_FIRST), instruction=_line(task.instruction))
-        begun = f"Example 1\n{task.input}\nOutput:" if task.input else "Class label:" if by_label else ""
-        chosen = self.options.sampling.sampling()
+        opening = f"Example 1\n{task.input}\nOutput:" if task.input else "Class label:" if by_label else ""
+        sampling = self.options.sampling.sampling()
         sampling = replace(
-            chosen,
-            max_tokens=chosen.max_tokens or MAX_TOKENS[by_label],
-            stop=tuple(dict.fromkeys((*chosen.stop, *STOP))),
+            sampling,
+            max_tokens=sampling.max_tokens or MAX_TOKENS[by_label],
+            stop=tuple(dict.fromkeys((*sampling.stop, *STOP))),
         )
-        return self._asked(f"{text}\n{begun}", sampling)
+        return self._to_request(f"{text}\n{opening}", sampling)
 
-    def _asked(self, text: str, sampling: Sampling) -> Request:
+    def _to_request(self, text: str, sampling: Sampling) -> Request:
         if self.options.ask == "completion":
             return Request(role=ROLE, prompt=text, sampling=sampling)
         message = assets.fill(assets.load(IN_CHAT), text=text)
@@ -168,11 +168,11 @@ class Instances:
         test: bool | str,
         rejected: Counter[str],
     ) -> Session:
-        given = plain(instance.input) if rng.random() < self.options.plain_inputs else instance.input
-        asked = put(replace(task, input=given), self.options.input, rng=rng)
+        input_text = plain(instance.input) if rng.random() < self.options.plain_inputs else instance.input
+        question = put(replace(task, input=input_text), self.options.input, rng=rng)
         return session(
             task,
-            (*lead(self.options.system), Message("user", asked), Message("assistant", instance.output)),
+            (*lead(self.options.system), Message("user", question), Message("assistant", instance.output)),
             strategy="instances",
             keys=keys,
             is_classification=test,
@@ -188,8 +188,8 @@ def by_labels(text: str) -> list[GeneratedInstance]:
     """The instances of a continuation in which each label is followed by its input; the first may be bare."""
     body = _NEXT_TASK.split(strip_wrappers(text))[0].strip()
     pieces = (piece.strip() for piece in _LABEL.split(body))
-    split = (piece.partition("\n") for piece in pieces if piece)
-    return [GeneratedInstance(_given(given), label.strip(" \t*_`")) for label, _, given in split]
+    fields = (piece.partition("\n") for piece in pieces if piece)
+    return [GeneratedInstance(_input_text(input_text), label.strip(" \t*_`")) for label, _, input_text in fields]
 
 
 def by_inputs(text: str) -> list[GeneratedInstance]:
@@ -200,38 +200,38 @@ def by_inputs(text: str) -> list[GeneratedInstance]:
 
 
 def _example(text: str) -> GeneratedInstance:
-    """One example; without an output where it names none."""
+    """One example; its output is empty where it names none."""
     parts = _OUTPUT.split(text)
     parts = parts if len(parts) > 1 else _OUTPUT_INLINE.split(text)
-    given = _given(parts[0])
+    input_text = _input_text(parts[0])
     output = _INPUT.split(parts[1])[0].strip() if len(parts) > 1 else ""
-    return GeneratedInstance(given, output)
+    return GeneratedInstance(input_text, output)
 
 
-def _given(text: str) -> str:
-    """An input without its name; none where it says that there is none."""
-    given = _INPUT.sub("", text.strip(), count=1).strip()
-    return "" if is_no_input(given) else given
+def _input_text(text: str) -> str:
+    """An input without its field name; empty where it says that there is none."""
+    input_text = _INPUT.sub("", text.strip(), count=1).strip()
+    return "" if is_no_input(input_text) else input_text
 
 
-def valid(found: Sequence[GeneratedInstance]) -> tuple[list[GeneratedInstance], Counter[str]]:
-    """The instances that Self-Instruct's rules leave, and how many each rule took.
+def valid(instances: Sequence[GeneratedInstance]) -> tuple[list[GeneratedInstance], Counter[str]]:
+    """The instances that pass Self-Instruct's rules, and the number rejected by each rule.
 
-    Where one input has two outputs, all go: the task is not understood.
+    Where one input has two outputs, all are rejected: the task was not understood.
     """
     rejected: Counter[str] = Counter()
-    kept: list[GeneratedInstance] = []
-    for each in found:
+    usable: list[GeneratedInstance] = []
+    for each in instances:
         reason = _fault(each)
         if reason is None:
-            kept.append(each)
+            usable.append(each)
         else:
             rejected[reason] += 1
     outputs: dict[str, str] = {}
-    if any(each.input and outputs.setdefault(each.input, each.output) != each.output for each in kept):
-        return [], rejected + Counter({"contradiction": len(kept)})
-    once = list(dict.fromkeys(kept))
-    return once, rejected + Counter({"duplicate": len(kept) - len(once)})
+    if any(each.input and outputs.setdefault(each.input, each.output) != each.output for each in usable):
+        return [], rejected + Counter({"contradiction": len(usable)})
+    once = list(dict.fromkeys(usable))
+    return once, rejected + Counter({"duplicate": len(usable) - len(once)})
 
 
 def _fault(instance: GeneratedInstance) -> str | None:
@@ -242,7 +242,7 @@ def _fault(instance: GeneratedInstance) -> str | None:
     return "ends_with_colon" if instance.input.endswith(":") or instance.output.endswith(":") else None
 
 
-def plain(given: str) -> str:
+def plain(text: str) -> str:
     """An input without the name of its field, where it has one only, and without blank lines."""
-    named = _FIELD.sub("", given) if len(_FIELD.findall(given)) == 1 and _FIELD.match(given) else given
-    return re.sub(r"\n{2,}", "\n", named.strip())
+    bare = _FIELD.sub("", text) if len(_FIELD.findall(text)) == 1 and _FIELD.match(text) else text
+    return re.sub(r"\n{2,}", "\n", bare.strip())

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill import recipe
-from distill.collect.dialogue import Dialogue, Turn, converse, user_turn, without_leak
-from distill.collect.sessions import ROLE, lead, put, session
+from distill.collect.dialogue import Dialogue, Turn, converse, dialogue_session, user_turn, without_leak
+from distill.collect.sessions import ROLE, put
 from distill.core import assets
 from distill.recipe import Asks
 from distill.text.echoes import instructions, is_repeated
@@ -26,7 +26,7 @@ _MARKS = (
     re.compile(r"(?<!['\"`(])[*_]{0,2}\[(Visitor|Helper)\][*_]{0,2}(?:[ \t]*[:\uff1a][*_]{0,2})?", re.IGNORECASE),
     re.compile(r"^[ \t>*_#]*(Visitor|Helper)[*_]*[ \t]*[:\uff1a][*_]*", re.IGNORECASE | re.MULTILINE),
 )
-"""As asked for, and, where there is none, a speaker's name with a colon in front of a line."""
+"""The mark of the prompt; without one, a speaker's name with a colon at the start of a line."""
 
 
 class SelfChat:
@@ -47,13 +47,13 @@ class SelfChat:
         """`transcript`: one request writes the whole dialogue. `rounds`: for each exchange one request continues a
         transcript by the visitor's turn, and one answers it in a plain chat."""
         exchanges: Annotated[int, Field(ge=1, le=20)] = 4
-        """Exchanges asked for; in `rounds` no more are made. In `transcript`, `max_tokens` must have room for all."""
+        """Number of exchanges; an upper bound in `rounds`. In `transcript`, `max_tokens` must have room for all."""
         system: str = ""
         """System message of every session, and in `rounds` of every answer. Empty: none."""
         ask: Literal["chat", "completion"] = "chat"
-        """How transcripts are asked for: as a chat message, or as raw text to continue, for models without a chat."""
+        """How transcripts are requested: as a chat message, or as raw text to continue, for models without a chat."""
         user_sampling: recipe.SamplingOptions | None = None
-        """How the visitor's turns are drawn in `rounds`; as the teacher's answers when left out."""
+        """Sampling of the visitor's turns in `rounds`; that of the teacher's answers when left out."""
 
         @property
         def asks(self) -> Asks:
@@ -66,14 +66,14 @@ class SelfChat:
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
         self.sampling = sampling or Sampling()
-        chosen = options.user_sampling.sampling() if options.user_sampling is not None else self.sampling
-        self._visiting = replace(chosen, stop=(*chosen.stop, HELPER))
+        sampling_of_user = options.user_sampling.sampling() if options.user_sampling is not None else self.sampling
+        self._visiting = replace(sampling_of_user, stop=(*sampling_of_user.stop, HELPER))
         self._transcript = assets.load("strategies/self_chat_transcript.txt")
         self._next = assets.load("strategies/self_chat_user.txt")
-        self._told = instructions(self._next)
+        self._prompt_lines = instructions(self._next)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The dialogue about a task, or the failure that stands for it.
+        """The dialogue about a task, or the failure in its place.
 
         `meta.ended` says why it ends, `meta.leaks` where a turn was cut. `rng` is not used.
         """
@@ -81,15 +81,8 @@ class SelfChat:
         reply = yield from (self._in_one(topic) if self.options.dialogue == "transcript" else self._in_rounds(topic))
         if isinstance(reply, Failure):
             return reply
-        return session(
-            task,
-            [*lead(self.options.system), *reply.messages],
-            strategy="self_chat",
-            keys=reply.keys,
-            truncated=reply.truncated,
-            dialogue=self.options.dialogue,
-            ended=reply.ended,
-            leaks=reply.leaks,
+        return dialogue_session(
+            task, reply, system=self.options.system, strategy="self_chat", dialogue=self.options.dialogue
         )
 
     def _in_one(self, topic: str) -> Flow[Dialogue | Failure]:
@@ -97,11 +90,11 @@ class SelfChat:
         answer: Completion | Failure = yield self._request(text, VISITOR, self.sampling)
         if isinstance(answer, Failure):
             return answer
-        read = split_answer(answer, "strip")
-        if isinstance(read, Failure):
-            return read
-        begun = VISITOR if self.options.ask == "completion" else ""
-        reply = parsed(begun + read.answer, is_cut=answer.finish == "length")
+        split = split_answer(answer, "strip")
+        if isinstance(split, Failure):
+            return split
+        opening = VISITOR if self.options.ask == "completion" else ""
+        reply = parse_transcript(opening + split.answer, is_cut=answer.finish == "length")
         reply.keys.append(answer.key)
         if not reply.messages:
             return Failure(
@@ -112,28 +105,27 @@ class SelfChat:
     def _in_rounds(self, topic: str) -> Flow[Dialogue | Failure]:
         def ask_visitor(before: Sequence[Message]) -> Request:
             marks = {"user": VISITOR, "assistant": HELPER}
-            shown = "\n".join(f"{marks[message.role]} {message.content}" for message in before)
-            text = assets.fill(self._next, topic=topic, transcript=shown or "(It has not begun yet.)")
+            transcript = "\n".join(f"{marks[message.role]} {message.content}" for message in before)
+            text = assets.fill(self._next, topic=topic, transcript=transcript or "(It has not begun yet.)")
             return self._request(text, VISITOR, self._visiting, keeps_mark=True)
 
         def read_visitor(answer: Completion, before: Sequence[Message]) -> Turn:
-            return user_turn(answer, before, markers=(VISITOR, HELPER), told=self._told)
+            return user_turn(answer, before, markers=(VISITOR, HELPER), prompt_lines=self._prompt_lines)
 
-        def ask_helper(before: Sequence[Message]) -> Request:
-            return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
-
-        return (
-            yield from converse(
-                rounds=self.options.exchanges, ask_user=ask_visitor, read_user=read_visitor, ask_teacher=ask_helper
-            )
+        return converse(
+            rounds=self.options.exchanges,
+            ask_user=ask_visitor,
+            read_user=read_visitor,
+            system=self.options.system,
+            sampling=self.sampling,
         )
 
     def _request(self, text: str, mark: str, sampling: Sampling, *, keeps_mark: bool = False) -> Request:
-        """Raw text always ends in the mark of whose turn it is; a chat message does where it `keeps_mark`."""
+        """Raw text always ends in the mark of the next speaker; a chat message does where it `keeps_mark`."""
         if self.options.ask == "completion":
             return Request(role=ROLE, prompt=f"{text}\n{mark}", sampling=sampling)
-        asked = f"{text}\n{mark}" if keeps_mark else text
-        return Request(role=ROLE, messages=(Message("user", asked),), sampling=sampling)
+        message = f"{text}\n{mark}" if keeps_mark else text
+        return Request(role=ROLE, messages=(Message("user", message),), sampling=sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +136,13 @@ class _Piece:
     text: str
 
 
-def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
+def parse_transcript(text: str, *, is_cut: bool = False) -> Dialogue:
     """The exchanges of a transcript, as far as it keeps its form; `ended` says why they end.
 
-    What stands before the visitor's first mark is dropped, and so is what follows the last whole exchange; of a cut
-    transcript (`is_cut`) the last exchange is not whole. An exchange is one turn of each, neither empty. A turn in
-    which another speaker begins is cut there and is the last; a question that was there before, or an answer that only
-    says its question again, ends them before that exchange.
+    Text before the visitor's first mark and after the last whole exchange is dropped; the last exchange of a cut
+    transcript (`is_cut`) is not whole. An exchange is one non-empty turn of each speaker. A turn in which another
+    speaker begins is cut there and is the last; a repeated question, or an answer that only repeats its question, ends
+    the exchanges before it.
     """
     pieces = _pieces(strip_wrappers(text))
     first = next((index for index, piece in enumerate(pieces) if piece.speaker == "visitor"), len(pieces))
@@ -162,24 +154,24 @@ def parsed(text: str, *, is_cut: bool = False) -> Dialogue:
         if (reason := _fault(pair, is_cut=is_cut and is_last)) is not None:
             reply.ended = reason
             break
-        (asked, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
-        if is_repeated(asked, [message.content for message in reply.messages[::2]]):
+        (question, in_question), (answer, in_answer) = (without_leak(piece.text) for piece in pair)
+        if is_repeated(question, [message.content for message in reply.messages[::2]]):
             reply.ended = "repeated"
             break
-        if is_repeated(answer, [asked]):
+        if is_repeated(answer, [question]):
             reply.ended = "echo"
             break
         if in_question or in_answer:
             reply.leaks, reply.ended = ["cut"], "role_leak"
-        if asked and answer and not in_question:
-            reply.messages += [Message("user", asked), Message("assistant", answer)]
+        if question and answer and not in_question:
+            reply.messages += [Message("user", question), Message("assistant", answer)]
         if reply.leaks:
             break
     return reply if pieces else replace(reply, ended="no_marks")
 
 
 def _pieces(text: str) -> list[_Piece]:
-    marks = next((found for mark in _MARKS if (found := list(mark.finditer(text)))), [])
+    marks = next((matches for mark in _MARKS if (matches := list(mark.finditer(text)))), [])
     ends = [*(mark.start() for mark in marks), len(text)][1:]
     return [
         _Piece(mark[1].lower(), without_rulers(text[mark.end() : end])) for mark, end in zip(marks, ends, strict=True)
@@ -187,7 +179,7 @@ def _pieces(text: str) -> list[_Piece]:
 
 
 def _fault(pair: Sequence[_Piece], *, is_cut: bool) -> str | None:
-    """Why two pieces in a row are no exchange."""
+    """Why two consecutive pieces are no exchange."""
     if is_cut:
         return "cut_answer"
     if len(pair) < 2:

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distill import recipe
-from distill.collect.dialogue import Turn, converse, user_turn
-from distill.collect.sessions import ROLE, lead, put, session, text_of
+from distill.collect.dialogue import Turn, converse, dialogue_session, user_turn
+from distill.collect.sessions import put, text_of
 from distill.core import assets
 from distill.recipe import Asks
 from distill.text.echoes import instructions
@@ -18,7 +18,7 @@ from distill.types import Completion, Failure, Flow, Message, Request, Sampling,
 
 USER = "user"
 CLOSING = "[nothing more]"
-"""What the simulated user writes when it has nothing left to ask."""
+"""The simulated user writes this when it has nothing left to ask."""
 
 
 class UserSimulator:
@@ -34,16 +34,16 @@ class UserSimulator:
         """Options of `collect: {strategy: user_simulator}`."""
 
         min_rounds: Annotated[int, Field(ge=1, le=50)] = 3
-        """Fewest exchanges that are drawn for a task (UltraChat: 3 to 7 about the world, 2 to 4 for writing)."""
+        """Least number of exchanges drawn for a task (UltraChat: 3 to 7 about the world, 2 to 4 for writing)."""
         max_rounds: Annotated[int, Field(ge=1, le=50)] = 7
         opening: Literal["task", "simulated"] = "task"
-        """The first turn: the task as it stands, or the simulated user's, for tasks that are topics."""
+        """The first turn: the task itself, or one written by the simulated user, for tasks that are topics."""
         personas: tuple[str, ...] = ()
         """Who the user is, one drawn for each task; a task's `meta.persona` goes before. Empty: ten shipped ones."""
         system: str = ""
         """System message of the teacher and of every session. Empty: none."""
         user_sampling: recipe.SamplingOptions | None = None
-        """How the user's turns are drawn; as the section `user` says, else as the teacher's answers."""
+        """Sampling of the user's turns; that of the section `user`, else that of the teacher's answers."""
 
         @model_validator(mode="after")
         def _range(self) -> UserSimulator.Options:
@@ -64,45 +64,38 @@ class UserSimulator:
         self._personas = options.personas or assets.load("strategies/personas.txt").splitlines()
         self._part = assets.load("strategies/user_simulator.txt")
         self._begin = Message("user", assets.load("strategies/user_simulator_begin.txt"))
-        self._told = instructions(self._part, self._begin.content)
+        self._prompt_lines = instructions(self._part, self._begin.content)
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The conversation about a task, or the failure that stands for it. `rng` draws rounds, then the persona."""
+        """The conversation about a task, or the failure in its place. `rng` draws rounds, then the persona."""
         rounds = rng.randint(self.options.min_rounds, self.options.max_rounds)
-        drawn = rng.choice(self._personas)
-        persona, topic = text_of(task.meta, "persona") or drawn, put(task, rng=rng)
+        shipped_persona = rng.choice(self._personas)
+        persona, topic = text_of(task.meta, "persona") or shipped_persona, put(task, rng=rng)
         part = assets.fill(self._part, persona=persona, topic=topic, closing=CLOSING)
 
         def ask_user(before: Sequence[Message]) -> Request:
             messages = (Message("system", part), self._begin, *exchanged(before))
             return Request(role=USER, messages=messages, sampling=self._playing)
 
-        def ask_teacher(before: Sequence[Message]) -> Request:
-            return Request(role=ROLE, messages=(*lead(self.options.system), *before), sampling=self.sampling)
+        def read_user(answer: Completion, before: Sequence[Message]) -> Turn:
+            return user_turn(answer, before, closing=CLOSING, prompt_lines=self._prompt_lines)
 
-        opening = topic if self.options.opening == "task" else ""
         reply = yield from converse(
-            rounds=rounds, ask_user=ask_user, read_user=self._read, ask_teacher=ask_teacher, opening=opening
+            rounds=rounds,
+            ask_user=ask_user,
+            read_user=read_user,
+            system=self.options.system,
+            sampling=self.sampling,
+            opening=topic if self.options.opening == "task" else "",
         )
         if isinstance(reply, Failure):
             return reply
-        return session(
-            task,
-            [*lead(self.options.system), *reply.messages],
-            strategy="user_simulator",
-            keys=reply.keys,
-            truncated=reply.truncated,
-            persona=persona,
-            rounds=rounds,
-            ended=reply.ended,
-            leaks=reply.leaks,
+        return dialogue_session(
+            task, reply, system=self.options.system, strategy="user_simulator", persona=persona, rounds=rounds
         )
-
-    def _read(self, answer: Completion, before: Sequence[Message]) -> Turn:
-        return user_turn(answer, before, closing=CLOSING, told=self._told)
 
 
 def exchanged(messages: Sequence[Message]) -> list[Message]:
-    """The conversation as the other side sees it."""
+    """The conversation with the sides exchanged."""
     sides = {"user": "assistant", "assistant": "user"}
     return [Message(sides[message.role], message.content) for message in messages]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
-from distill.text.tokens import words
 from distill.types import Model
 
 N = 4
@@ -54,7 +53,7 @@ class Diversity:
 
     def score(self, sample: Sample) -> Scores:
         """`stock_phrases` and `distinct_words`, 0 to 1; none of an empty answer."""
-        answer_words = [word.casefold() for word in words(sample.answer.text)]
+        answer_words = [word.casefold() for word in sample.answer.text.split()]
         scores = {"distinct_words": len(set(answer_words)) / len(answer_words)} if answer_words else {}
         phrases, holders = _phrases(sample), self._holders.get(sample.model, Counter())
         if phrases:
@@ -63,5 +62,5 @@ class Diversity:
 
 
 def _phrases(sample: Sample) -> Phrases:
-    answer_words = [word.casefold() for word in words(sample.answer.text)]
+    answer_words = [word.casefold() for word in sample.answer.text.split()]
     return frozenset(zip(*(islice(answer_words, start, None) for start in range(N)), strict=False))

@@ -13,7 +13,6 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
-from distill.text.tokens import words
 
 N = 4
 """Words in a row that count as repeated when they come again (Welleck et al., 2020, use 4 too)."""
@@ -144,13 +143,13 @@ class Style:
         Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
         was recorded without how it ended.
         """
-        answer_words = words(sample.answer.text)
+        answer_words = sample.answer.text.split()
         values = features(sample.answer.text)
         reported = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
         scores = {name: values[feature] for name, feature in reported} if answer_words else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
-        if sample.reference is not None and (reference := words(sample.reference.text)):
+        if sample.reference is not None and (reference := sample.reference.text.split()):
             scores["length_ratio"] = len(answer_words) / len(reference)
             if sample.model != "teacher":
                 scores["style_distance"] = self._distance(values, features(sample.reference.text))
@@ -164,7 +163,7 @@ class Style:
 
 def features(text: str) -> dict[str, float]:
     """The manner of a text, by the names of `FEATURES`; an empty one has all at 0."""
-    count = len(words(text))
+    count = len(text.split())
     return {name: measure(text, count) if count else 0.0 for name, (measure, _) in FEATURES.items()}
 
 

@@ -13,14 +13,14 @@ FILTERS = {
     "empty": "distill.curate.filters.empty:Empty",
     "exact_duplicate": "distill.curate.filters.exact_duplicate:ExactDuplicate",
     "format": "distill.curate.filters.format:Format",
-    "ifd": "distill.curate.filters.ifd:Ifd",
+    "ifd": "distill.curate.filters.likelihoods:Ifd",
     "judge": "distill.curate.filters.judge:Judge",
     "keyword": "distill.curate.filters.keywords:Keyword",
     "language": "distill.curate.filters.language:Language",
     "length": "distill.curate.filters.length:Length",
     "minhash": "distill.curate.filters.minhash:MinHash",
     "near_duplicate": "distill.curate.filters.near_duplicate:NearDuplicate",
-    "perplexity": "distill.curate.filters.perplexity:Perplexity",
+    "perplexity": "distill.curate.filters.likelihoods:Perplexity",
     "pii": "distill.curate.filters.pii:PersonalData",
     "quota": "distill.curate.filters.quota:Quota",
     "refusal": "distill.curate.filters.refusal:Refusal",
@@ -35,11 +35,11 @@ class AskingOptions(recipe.BaseOptions):
     """Options shared by filters that ask a model."""
 
     every_row: bool = False
-    """Ask about rows too that another rule has dropped; else nothing is paid for them."""
+    """Ask about rows that another rule has dropped, too; by default nothing is paid for them."""
 
 
 Compared = Literal["prompt", "answer", "both"]
-"""What duplicates are compared by: the first user message, the answer, or the two as one text.
+"""The text by which duplicates are compared: the first user message, the answer, or both as one text.
 
 By `answer`, every `Yes` is a duplicate of the first: `both` is for tasks whose answers are labels.
 """
@@ -51,18 +51,18 @@ def prompt_of(session: Session) -> str:
 
 
 def answers_of(session: Session) -> list[str]:
-    """Everything that the teacher said, a text per turn."""
+    """The assistant's messages, in order."""
     return [message.content for message in session.messages if message.role == "assistant"]
 
 
 def texts_of(session: Session, on: Compared) -> list[str]:
-    """Every user turn (`prompt`), every answer, or both, in order; system messages are ours and left out."""
+    """Every user turn (`prompt`), every answer, or both, in order; system messages are left out."""
     roles = {"prompt": ("user",), "answer": ("assistant",), "both": ("user", "assistant")}[on]
     return [message.content for message in session.messages if message.role in roles]
 
 
 def compared_text(session: Session, on: Compared) -> str:
-    """The text of a session by which it is compared with others."""
+    """The text by which a session is compared with others."""
     answer = "\n".join(answers_of(session))
     if on == "both":
         return f"{prompt_of(session)}\n{answer}"
@@ -70,23 +70,23 @@ def compared_text(session: Session, on: Compared) -> str:
 
 
 def prose_of(text: str) -> tuple[str, str | None]:
-    """The text without code, and the line of a code fence that nothing closes.
+    """The text without code, and the line of an unclosed code fence.
 
     Fences as in CommonMark 0.31, section 4.5, at any indentation, because lists indent them; and `code` within a line.
     """
     if "`" not in text and "~~~" not in text:
         return text, None
-    kept: list[str] = []
-    opened: str | None = None
+    lines: list[str] = []
+    fence_line: str | None = None
     for line in text.splitlines():
         fence = _FENCE.match(line)
-        if opened is None and fence:
-            opened = line.strip()
-        elif opened is None:
-            kept.append(_CODE.sub(" ", line))
-        elif fence and not fence["info"].strip() and fence["marks"].startswith(_marks(opened)):
-            opened = None
-    return "\n".join(kept), opened
+        if fence_line is None and fence:
+            fence_line = line.strip()
+        elif fence_line is None:
+            lines.append(_CODE.sub(" ", line))
+        elif fence and not fence["info"].strip() and fence["marks"].startswith(_marks(fence_line)):
+            fence_line = None
+    return "\n".join(lines), fence_line
 
 
 _FENCE = re.compile(r"\s*(?P<marks>`{3,}|~{3,})(?P<info>[^`]*)$")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
@@ -15,6 +14,7 @@ from distill import recipe
 from distill.curate.filters import Compared, texts_of
 from distill.errors import RecipeError
 from distill.text.rouge_index import comparable
+from distill.text.tokens import n_grams
 from distill.types import Session, Verdict
 
 LEAST = 8
@@ -28,10 +28,10 @@ class Contamination:
     """Runs of 13 words, as GPT-3 was cleaned (Brown et al. 2020, arXiv 2005.14165, appendix C); datatrove takes 12.
 
     A benchmark row of 8 to 12 words is one run; a shorter one must be the whole of a turn. Words are compared without
-    case and punctuation, in any script. Runs that stand in more than `common` rows are the benchmark's own form of
-    asking, and ignored, as GPT-3 ignores runs found more than ten times. It sees copies, not paraphrases: with a word
-    changed in every ten MT-Bench's questions pass, with one in every fourteen they do not. Code of a usual form may be
-    that of a reference answer; `keys: [turns]` leaves MT-Bench's out.
+    case and punctuation, in any script. Runs in more than `common` rows are the benchmark's own phrasing and are
+    ignored, as GPT-3 ignores runs found more than ten times. It finds copies, not paraphrases: MT-Bench's questions
+    pass with a word changed in every ten, and do not with one in every fourteen. Code of a usual form may be that of a
+    reference answer; `keys: [turns]` leaves MT-Bench's out.
     """
 
     class Options(recipe.BaseOptions):
@@ -41,7 +41,7 @@ class Contamination:
         files: Annotated[list[str], Field(min_length=1)]
         """Benchmarks: JSONL (every text in a row, however deep), a JSON list, or text with an item a line."""
         keys: tuple[str, ...] = ()
-        """Of a JSONL row, take only what lies under these keys; all when empty."""
+        """Keys of a JSONL row whose texts are read; all when empty."""
         words: Annotated[int, Field(ge=LEAST, le=50)] = 13
         """Length of a run (GPT-3: 13)."""
         common: Annotated[int, Field(ge=1)] = 10
@@ -61,13 +61,13 @@ class Contamination:
         self._whole: dict[tuple[str, ...], str] = {}
 
     def __reduce__(self) -> tuple[type[Contamination], tuple[Contamination.Options]]:
-        """Another process gets the options alone: hashes of texts differ between processes."""
+        """Pickles the options only: hashes of texts differ between processes."""
         return type(self), (self.options,)
 
     def measure(self, session: Session) -> Hit | None:
-        """The first run that is shared, with the row that it is from; reads the files when first asked."""
+        """The first shared run, with the row it is from; reads the files at the first call."""
         if self._runs is None:
-            self._runs = self._read()
+            self._runs = self._read_runs()
         for text in texts_of(session, self.options.on):
             if (hit := self._hit(comparable(text), self._runs)) is not None:
                 return hit
@@ -90,7 +90,7 @@ class Contamination:
         if len(tokens) < LEAST:
             whole = self._whole.get(tuple(tokens))
             return None if whole is None else (" ".join(tokens), whole)
-        starts = [hash(start) for start in _runs(tokens, LEAST)]
+        starts = [hash(start) for start in n_grams(tokens, LEAST)]
         if self._starts.isdisjoint(starts):
             return None
         for place, start in enumerate(starts):
@@ -101,7 +101,7 @@ class Contamination:
                         return " ".join(run), row
         return None
 
-    def _read(self) -> dict[int, str]:
+    def _read_runs(self) -> dict[int, str]:
         """Runs by their hash (64 bits: at a million runs and a billion look-ups, one false hit in 20,000 times)."""
         rows: dict[int, str] = {}
         count: Counter[int] = Counter()
@@ -111,8 +111,8 @@ class Contamination:
                 self._whole.setdefault(tuple(tokens), row)
             elif len(tokens) >= LEAST:
                 lengths.add(length := min(len(tokens), self.options.words))
-                hashes = {hash(run) for run in _runs(tokens, length)}
-                self._starts.update(map(hash, _runs(tokens, LEAST)))
+                hashes = {hash(run) for run in n_grams(tokens, length)}
+                self._starts.update(map(hash, n_grams(tokens, LEAST)))
                 count.update(hashes)
                 for each in hashes:
                     rows.setdefault(each, row)
@@ -126,17 +126,13 @@ class Contamination:
                     yield f"{Path(name).name}:{number}", comparable(text)
 
 
-def _runs(tokens: Sequence[str], length: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(islice(tokens, start, None) for start in range(length)), strict=False)
-
-
 def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:
-    """The texts of each row. Raises `RecipeError` for what is no UTF-8 or no JSON."""
+    """The texts of each row. Raises `RecipeError` for a file that is no UTF-8 or no JSON."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            found = json.loads(text)
-            yield from (_texts(row, keys) for row in (found if isinstance(found, list) else [found]))
+            value = json.loads(text)
+            yield from (_texts(row, keys) for row in (value if isinstance(value, list) else [value]))
         elif path.suffix == ".jsonl":
             yield from (_texts(json.loads(line), keys) if line.strip() else [] for line in text.split("\n"))
         else:

@@ -34,18 +34,18 @@ _SPEAKER = re.compile(r"^(?:human|user|assistant|ai|chatgpt|gpt-?4?|bot) ?: ", r
 class Format:
     """Turns that alternate from user to assistant, and texts that end where their turn ends.
 
-    Marks inside code are left alone, because an answer may explain them. Lists of marks are ours, after the formats
-    that they come from. `roles`: turns do not alternate, or the first is not the user's; `end`: the last turn is not
+    Marks inside code are ignored, because an answer may explain them. The lists of marks are our own, after the formats
+    themselves. `roles`: turns do not alternate, or the first is not the user's; `end`: the last turn is not
     the assistant's; `marker`: a mark of a training format, such as `### Instruction:` or `<|im_start|>`; `leftover`: a
     template's empty field, such as `{instruction}` or `<noinput>`; `speaker`: an answer with a line `Human: …`;
-    `fence`: an answer with a code fence that nothing closes.
+    `fence`: an answer with an unclosed code fence.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: format`."""
 
         drop: tuple[Problem, ...] = ("roles", "end", "marker")
-        """What is dropped; the rest is labelled, because dialogues and templates may be what was asked for."""
+        """Problems that drop a session; the others label it, because a task may ask for dialogues and templates."""
 
     scope: Literal["row"] = "row"
 
@@ -53,18 +53,20 @@ class Format:
         self.options = options
 
     def measure(self, session: Session) -> dict[str, str]:
-        """Each problem found, with a piece of text that shows it."""
-        found = {"roles": _wrong_order(session.messages), "end": _wrong_end(session.messages)}
+        """Each problem, with a piece of text that shows it."""
+        has_end = bool(session.messages) and session.messages[-1].role == "assistant"
+        wrong_end = "" if has_end else "the last turn is not the assistant's"
+        problems = {"roles": _wrong_order(session.messages), "end": wrong_end}
         for message in session.messages:
-            for problem, shown in _in_text(message).items():
-                found[problem] = found.get(problem) or shown
-        return {problem: shown for problem, shown in found.items() if shown}
+            for problem, example in _in_text(message).items():
+                problems[problem] = problems.get(problem) or example
+        return {problem: example for problem, example in problems.items() if example}
 
     def decide(self, value: Mapping[str, str]) -> Verdict:
-        """A verdict names the first problem that is dropped, else the first at all."""
-        against: str | None = next((problem for problem in value if problem in self.options.drop), None)
-        named: str = against or next(iter(value), "ok")
-        return Verdict(rule="format", keep=against is None, reason=named, value=value.get(named))
+        """A verdict names the first problem that drops the session, else the first problem."""
+        cause: str | None = next((problem for problem in value if problem in self.options.drop), None)
+        reason: str = cause or next(iter(value), "ok")
+        return Verdict(rule="format", keep=cause is None, reason=reason, value=value.get(reason))
 
 
 def _wrong_order(messages: Sequence[Message]) -> str:
@@ -74,28 +76,24 @@ def _wrong_order(messages: Sequence[Message]) -> str:
     return "" if turns and turns == expected else " ".join(roles[:12]) or "no messages"
 
 
-def _wrong_end(messages: Sequence[Message]) -> str:
-    return "" if messages and messages[-1].role == "assistant" else "the last turn is not the assistant's"
-
-
 def _in_text(message: Message) -> dict[str, str]:
-    prose, opened = prose_of(message.content)
-    found = {
+    prose, fence = prose_of(message.content)
+    problems = {
         "marker": _first(_MARKER, prose) if any(mark in prose for mark in "#<[") else "",
         "leftover": (_first(_LEFTOVER, prose) if "{" in prose else "") or _first(_EMPTY, message.content),
     }
     if message.role == "assistant":
-        found["marker"] = found["marker"] or _half_a_thought(prose)
-        found |= {"speaker": _first(_SPEAKER, prose), "fence": opened or ""}
-    return found
+        problems["marker"] = problems["marker"] or _half_a_thought(prose)
+        problems |= {"speaker": _first(_SPEAKER, prose), "fence": fence or ""}
+    return problems
 
 
 def _half_a_thought(text: str) -> str:
     """The tag of a teacher's thoughts whose other half is missing."""
-    opened, closed = text.count("<think>"), text.count("</think>")
-    return "" if opened == closed else "<think>" if opened > closed else "</think>"
+    openings, closings = text.count("<think>"), text.count("</think>")
+    return "" if openings == closings else "<think>" if openings > closings else "</think>"
 
 
 def _first(pattern: re.Pattern[str], text: str) -> str:
-    found = pattern.search(text)
-    return found.group().strip()[:80] if found else ""
+    match = pattern.search(text)
+    return match.group().strip()[:80] if match else ""

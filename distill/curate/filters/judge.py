@@ -15,7 +15,7 @@ from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
 DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
-"""Where the recipe's judge has none of its own: the likeliest grade, and room for reasons."""
+"""Default of the recipe's judge: the likeliest grade, and room for reasons."""
 
 
 class Judge:
@@ -23,8 +23,8 @@ class Judge:
 
     Alpagasus (Chen et al., 2023, section 2) keeps what its judge grades 4.5 of 5 or better, 9k of Alpaca's 52k:
     `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` it only measures; grade and reason are in each
-    row's verdict. A reply without a grade, or with one that only repeats the session's own words, is a class of its
-    own, `unparsed`, and keeps the row unless asked otherwise. SmolLM2-135M-Instruct grades nothing: of 48 replies none
+    row's verdict. A reply without a grade, or with one that only repeats the session's own words, is
+    `unparsed` and keeps the row, unless `drop_unparsed` is set. SmolLM2-135M-Instruct cannot grade: none of 48 replies
     held a grade, by number or by choice.
     """
 
@@ -32,19 +32,19 @@ class Judge:
         """Options of `filter: judge`."""
 
         criteria: tuple[str, ...] = ()
-        """What to grade by, a line each; our own five in prompts/judges/quality.txt when left out."""
+        """Criteria, one per line; the five in prompts/judges/quality.txt when left out."""
         highest: Annotated[int, Field(ge=1, le=1000)] = 10
         """The best grade; the worst is 0."""
         min_score: float | None = None
-        """Lowest grade that is kept."""
+        """Lowest grade to keep."""
         choices: tuple[Annotated[str, Field(pattern=r"^\w[\w -]{0,39}$")], ...] = ()
         """Named grades in place of a number, such as `[bad, good]`."""
         accept: tuple[str, ...] = ()
-        """Those of the choices that are kept."""
+        """The choices that keep a session."""
         drop_unparsed: bool = False
-        """Drop what the judge gave no readable grade."""
+        """Drop sessions without a readable grade."""
         max_tokens: Annotated[int, Field(ge=16)] | None = None
-        """Bound of the judge's reply; what the recipe's judge has, or 512, when left out."""
+        """Bound of the judge's reply; that of the recipe's judge, or 512, when left out."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Judge.Options:
@@ -66,17 +66,17 @@ class Judge:
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
         self.every_row = options.every_row
-        given = sampling or DEFAULT_SAMPLING
+        default = sampling or DEFAULT_SAMPLING
         self._scale = GradeScale(options.highest, options.choices)
         self._sampling = replace(
-            given,
-            temperature=DEFAULT_SAMPLING.temperature if given.temperature is None else given.temperature,
-            max_tokens=options.max_tokens or given.max_tokens or DEFAULT_SAMPLING.max_tokens,
+            default,
+            temperature=DEFAULT_SAMPLING.temperature if default.temperature is None else default.temperature,
+            max_tokens=options.max_tokens or default.max_tokens or DEFAULT_SAMPLING.max_tokens,
         )
 
     @classmethod
     def most_tokens(cls, options: Options) -> int:
-        """Tokens of one reply at most, for a forecast."""
+        """Most tokens of one reply, for a forecast."""
         return options.max_tokens or DEFAULT_SAMPLING.max_tokens or 0
 
     def measure(self, session: Session) -> Flow[Grade | None]:
@@ -89,29 +89,29 @@ class Judge:
         if isinstance(answer, Failure):
             return None
         texts = [message.content for message in session.messages]
-        found = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
-        return replace(found, problem="cut") if found.problem and answer.finish == "length" else found
+        grade = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
+        return replace(grade, problem="cut") if grade.problem and answer.finish == "length" else grade
 
     def decide(self, value: Grade) -> Verdict:
         """By `min_score` or `accept`; a verdict's note holds the judge's reasons."""
-        chosen, reply = self.options, value.choice if value.choice is not None else value.score
+        options, choice = self.options, value.choice if value.choice is not None else value.score
         if value.problem == "no_answer":
             return Verdict(rule="judge", keep=True, reason="no_answer")
         if value.problem:
             note = value.reason or None
             return Verdict(
-                rule="judge", keep=not chosen.drop_unparsed, reason="unparsed", value=value.problem, note=note
+                rule="judge", keep=not options.drop_unparsed, reason="unparsed", value=value.problem, note=note
             )
         if value.choice is not None:
-            keep, limit = value.choice in chosen.accept, ", ".join(chosen.accept)
+            keep, limit = value.choice in options.accept, ", ".join(options.accept)
             return Verdict(
-                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=reply, threshold=limit,
+                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=choice, threshold=limit,
                 note=value.reason or None,
             )  # fmt: skip
-        keep = chosen.min_score is None or (value.score or 0.0) >= chosen.min_score
+        keep = options.min_score is None or (value.score or 0.0) >= options.min_score
         reason = "ok" if keep else "low_score"
         return Verdict(
-            rule="judge", keep=keep, reason=reason, value=reply, threshold=chosen.min_score, note=value.reason or None
+            rule="judge", keep=keep, reason=reason, value=choice, threshold=options.min_score, note=value.reason or None
         )
 
 

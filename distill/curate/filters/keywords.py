@@ -14,7 +14,7 @@ from distill.curate.filters import Compared, texts_of
 from distill.types import Session, Verdict
 
 MAX_BACKTRACKS = 10_000
-"""Ways in which the bounded repeats of a pattern may match at one place, at most."""
+"""Most ways in which the bounded repeats of a pattern may match at one place."""
 
 Short = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -24,8 +24,8 @@ _REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
 class Keyword:
     """Plain words of any language, or regular expressions of the recipe's author.
 
-    Self-Instruct and Alpaca drop tasks by such a list (image, graph, file, plot …: what a text model cannot do). No
-    pattern may take longer than the square of a text's length: those that could are refused when the recipe is read.
+    Self-Instruct and Alpaca drop tasks by such a list (image, graph, file, plot …: what a text model cannot do).
+    Patterns that could take longer than the square of a text's length are refused when the recipe is read.
     """
 
     class Options(recipe.BaseOptions):
@@ -56,14 +56,14 @@ class Keyword:
     def __init__(self, options: Options) -> None:
         self.options = options
         case = re.IGNORECASE if options.ignore_case else 0
-        self._patterns = [re.compile(pattern, case) for pattern in (*_joined(options.words), *options.patterns)]
+        self._patterns = [re.compile(pattern, case) for pattern in (*_word_pattern(options.words), *options.patterns)]
 
     def measure(self, session: Session) -> str | None:
-        """What was found first, as it stands in the text; `None` where nothing is."""
+        """The first match, as written in the text; `None` where there is none."""
         for text in texts_of(session, self.options.on):
             for pattern in self._patterns:
-                if found := pattern.search(text):
-                    return found.group()[:200]
+                if match := pattern.search(text):
+                    return match.group()[:200]
         return None
 
     def decide(self, value: str | None) -> Verdict:
@@ -72,7 +72,7 @@ class Keyword:
         return Verdict(rule="keyword", keep=keep, reason="ok" if value is None else "keyword", value=value)
 
 
-def _joined(words: Sequence[str]) -> Iterable[str]:
+def _word_pattern(words: Sequence[str]) -> Iterable[str]:
     """One pattern for all words, longest first; a boundary is where no letter or digit goes on."""
     escaped = [r"\s+".join(map(re.escape, word.split())) for word in sorted(set(words), key=lambda w: (-len(w), w))]
     escaped = [word for word in escaped if word]
@@ -86,11 +86,11 @@ def slow_or_wrong(pattern: str) -> str | None:
     (cubic) and bounded ones with more than `MAX_BACKTRACKS` ways together.
     """
     try:
-        parsed = _parser.parse(pattern)
+        nodes = _parser.parse(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         return f"no regular expression ({error})"
     unbounded, ways = 0, 1
-    for name, argument in _nodes(parsed):
+    for name, argument in _nodes(nodes):
         if name.startswith("GROUPREF"):
             return "refers back to a group, which may take for ever; write it out"
         if name in _REPEATS:
@@ -104,9 +104,9 @@ def slow_or_wrong(pattern: str) -> str | None:
     return None
 
 
-def _nodes(parsed: Any) -> Iterable[tuple[str, Any]]:
+def _nodes(pattern: Any) -> Iterable[tuple[str, Any]]:
     """Every node of a parsed pattern, from outside in."""
-    for name, argument in parsed:
+    for name, argument in pattern:
         yield str(name), argument
         for inner in _parts(argument):
             yield from _nodes(inner)

@@ -15,38 +15,38 @@ from distill.curate.filters import Compared, prose_of, texts_of
 from distill.types import Session, Verdict
 
 MOST_CHARACTERS = 200
-"""So much of a side is looked at; the whole of 999 Alpaca answers gives the same verdicts in twice the time."""
+"""Characters examined per side; the whole of 999 Alpaca answers gives the same verdicts in twice the time."""
 LEAST_PROBABILITY = 0.0005
-"""What is less likely is not told."""
+"""Less likely languages are not reported."""
 
 OPENING_LETTERS, LEAST_OPENING = 12, 0.1
-"""Fewest letters of an opening, and the least probability of the wanted languages (ours: English openings such as
+"""Fewest letters of an opening, and the least probability of the wanted languages (measured: English openings such as
 `Translate this:` have 0.14 at least in 15 of 15, openings in 13 other languages 0.02 at most in 18 of 18)."""
 
 _OPENING = re.compile(r"\n|(?<=[.:?!])\s")
 _NOT_PROSE = re.compile(r"https?://\S+|[\w.+-]{1,64}@[\w.-]{1,64}|[\d_]+")
 _NO_LANGUAGE = "zxx"
 _SAME = {"arz": "ar", "nb": "no", "nn": "no", "zlm": "ms", "wuu": "zh", "yue": "zh"}
-"""Codes that are told apart by the library and seldom by a recipe."""
+"""Codes that the library distinguishes and recipes seldom do."""
 
 
 class Side(NamedTuple):
     """Languages of a session's prompts, or of its answers."""
 
     letters: int
-    """Bytes of them."""
+    """In bytes."""
     languages: Mapping[str, float]
     """Probabilities of the likely ones, best first."""
     opening: Mapping[str, float] = {}
-    """Those of how a prompt opens, where that is long enough; looked for only in what is in no wanted language."""
+    """Probabilities for a prompt's opening, if long enough; only where the prompt is in no wanted language."""
 
 
 class Language:
     """Language of prompt, answer or both, by py3langid (a naive Bayes model over bytes; Lui and Baldwin, ACL 2012).
 
-    Code, addresses and digits are left out. A text is dropped when none of the wanted languages is likely at all; very
-    short ones are `unknown`, and kept. So is a prompt that only quotes another language: one whose opening, up to the
-    first colon, line or sentence end, is in a wanted one ("Translate into English: …").
+    Code, addresses and digits are left out. A text is dropped when no wanted language is likely; very short texts are
+    `unknown` and kept. A prompt that only quotes another language is kept, too: one whose opening, up to the first
+    colon, line break or sentence end, is in a wanted language ("Translate into English: …").
     """
 
     class Options(recipe.BaseOptions):
@@ -56,14 +56,14 @@ class Language:
         """ISO 639-1 codes, such as `en`, `de`, `zh`."""
         on: Compared = "prompt"
         """`prompt` (the user's turns), `answer`, or `both`: each must be in one of the languages, on its own.
-        Translations are right answers in other languages, so that answers are not looked at unless told."""
+        A right translation is in another language, so answers are not examined by default."""
         min_letters: Annotated[int, Field(ge=1)] = 24
         """Texts with fewer letters are unknown. Letters count by their bytes in UTF-8: a Chinese one says as much as
-        three Latin ones. Ours: of 999 Alpaca answers 9 are single words or lists of names, wrongly taken for another
-        language, and all of those have at most 22."""
+        three Latin ones. Measured: of 999 Alpaca answers 9 are single words or lists of names, wrongly taken for
+        another language, and all of those have at most 22."""
         min_probability: Annotated[float, Field(ge=0, le=1)] = 0.02
-        """Least probability of the wanted languages together (ours: English has 0.022 at least in each of 999 Alpaca
-        prompts, and 0.014 at most in 65 short sentences of 15 other languages)."""
+        """Least probability of the wanted languages together (measured: English has 0.022 at least in each of 999
+        Alpaca prompts, and 0.014 at most in 65 short sentences of 15 other languages)."""
         unknown: Literal["keep", "drop"] = "keep"
 
         @field_validator("keep")
@@ -80,7 +80,7 @@ class Language:
         self.options = options
 
     def measure(self, session: Session) -> list[Side]:
-        """What each side looked at is written in."""
+        """Languages of each side that is examined."""
         sides: tuple[Compared, ...] = ("prompt", "answer") if self.options.on == "both" else (self.options.on,)
         return [self._side(texts_of(session, side), has_opening=side == "prompt") for side in sides]
 
@@ -92,39 +92,39 @@ class Language:
         return Side(letters, languages, likely if opening >= OPENING_LETTERS else {})
 
     def decide(self, value: Sequence[Side]) -> Verdict:
-        """Drop what is surely in another language; a verdict names the first such, else the first language."""
-        named = [self._named(side) for side in value]
-        against = [(reason, language) for reason, language in named if reason != "ok"]
-        reason, language = (against or named)[0]
-        wanted = " ".join(self.options.keep)
-        return Verdict(rule="language", keep=not against, reason=reason, value=language, threshold=wanted)
+        """Drop a session with a side in another language; a verdict names the first such, else the first language."""
+        results = [self._result(side) for side in value]
+        faults = [(reason, language) for reason, language in results if reason != "ok"]
+        reason, language = (faults or results)[0]
+        languages = " ".join(self.options.keep)
+        return Verdict(rule="language", keep=not faults, reason=reason, value=language, threshold=languages)
 
-    def _named(self, side: Side) -> tuple[str, str]:
+    def _result(self, side: Side) -> tuple[str, str]:
         """The reason and the likeliest language of one side."""
         if side.letters < self.options.min_letters or next(iter(side.languages)) == _NO_LANGUAGE:
             return ("ok" if self.options.unknown == "keep" else "unknown_language"), "unknown"
-        is_wanted = self._wanted(side.languages) >= self.options.min_probability
-        opens = self._wanted(side.opening) >= max(LEAST_OPENING, self.options.min_probability)
+        is_wanted = self._probability(side.languages) >= self.options.min_probability
+        opens = self._probability(side.opening) >= max(LEAST_OPENING, self.options.min_probability)
         return ("ok" if is_wanted or opens else "other_language"), next(iter(side.languages))
 
-    def _wanted(self, languages: Mapping[str, float]) -> float:
+    def _probability(self, languages: Mapping[str, float]) -> float:
         return sum(languages.get(code, 0.0) for code in self.options.keep)
 
 
 def _letters(texts: Sequence[str]) -> str:
-    """The beginning of the prose, white space collapsed."""
+    """The beginning of the prose, with white space collapsed."""
     prose = " ".join(prose_of(text[: 4 * MOST_CHARACTERS])[0] for text in texts)
     return " ".join(_NOT_PROSE.sub(" ", prose[: 2 * MOST_CHARACTERS]).split())[:MOST_CHARACTERS]
 
 
 def _languages(text: str) -> tuple[int, dict[str, float]]:
     letters = len("".join(filter(str.isalpha, text)).encode(errors="replace"))
-    found: Counter[str] = Counter()
+    probabilities: Counter[str] = Counter()
     for code, probability in _identifier().rank(text) if letters else ():
         if probability < LEAST_PROBABILITY:
             break
-        found[_SAME.get(code, code)] += probability
-    return letters, {code: round(probability, 4) for code, probability in found.most_common()}
+        probabilities[_SAME.get(code, code)] += probability
+    return letters, {code: round(probability, 4) for code, probability in probabilities.most_common()}
 
 
 @cache

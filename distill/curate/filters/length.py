@@ -43,7 +43,7 @@ class Length:
         max_tokens: Bound = None
         """Most tokens."""
         tokenizer: str | None = None
-        """What counts tokens: `smollm2`, or a local folder with a tokenizer.json."""
+        """Tokenizer for the token bounds: `smollm2`, or a local folder with a tokenizer.json."""
 
         @model_validator(mode="after")
         def _ordered(self) -> Length.Options:
@@ -62,20 +62,20 @@ class Length:
         self._count: Callable[[str], int] | None = None
 
     def __reduce__(self) -> tuple[type[Length], tuple[Length.Options]]:
-        """Another process gets the options alone: what counts tokens is made where it counts."""
+        """Pickles the options only: each process loads the tokenizer itself."""
         return type(self), (self.options,)
 
     def measure(self, session: Session) -> dict[str, int]:
         """Words, characters and, where there is a tokenizer, tokens of the answer. Raises `ModelError`."""
         answer = "\n".join(answers_of(session))
-        found = {"words": word_count(answer), "chars": len(answer)}
+        counts = {"words": word_count(answer), "chars": len(answer)}
         if self.options.tokenizer is not None:
             self._count = self._count or _counter(self.options.tokenizer)
-            found["tokens"] = self._count(answer)
-        return found
+            counts["tokens"] = self._count(answer)
+        return counts
 
     def decide(self, value: dict[str, int]) -> Verdict:
-        """Keep an answer within every bound; a verdict names the first that it is outside of, or its words."""
+        """Keep an answer within all bounds; a verdict names the first one violated, else the number of words."""
         for unit in (unit for unit in _UNITS if unit in value):
             least, most = getattr(self.options, f"min_{unit}"), getattr(self.options, f"max_{unit}")
             if least is not None and value[unit] < least:

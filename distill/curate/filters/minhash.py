@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -28,7 +29,7 @@ HASHES = 128
 MOST_MISSED = 0.01
 """Share of pairs exactly at the threshold that may be missed; those above it are missed less often."""
 AT_ONCE = 2_000
-"""Texts whose shingles are hashed together: they stay in a core's cache."""
+"""Texts hashed together, so that their shingles stay in the core's cache."""
 
 
 class MinHash:
@@ -36,12 +37,12 @@ class MinHash:
 
     Rows that share a band are candidates, and are compared by the true Jaccard index of their shingles: no row is
     dropped by an estimate. Clusters are greedy and in task order: each row is compared with those kept before it, the
-    first of its kind stays, and a dropped row drops no other. So rows added behind change no verdict, rows of other
-    kinds may stand in any order between, and of rows that are all near each other exactly the first is kept. Connected
-    components (datatrove, text-dedup) would drop rows that are like no kept one, and let a late row drop an early one.
+    first of its kind stays, and a dropped row drops no other. So appended rows change no verdict, rows of other kinds
+    may stand anywhere between, and of rows that are all near each other exactly the first is kept. Connected components
+    (datatrove, text-dedup) would drop rows that resemble no kept one, and let a late row drop an early one.
 
     Time grows with the candidates: near-linear for texts that differ, quadratic in rows of one template that stay just
-    below the threshold (1 µs a pair; put `near_duplicate` before, which thins those out).
+    below the threshold (1 µs per pair; put `near_duplicate` first, which thins them out).
     """
 
     class Options(recipe.BaseOptions):
@@ -52,7 +53,7 @@ class MinHash:
         shingle: Literal["words", "chars"] = "words"
         """Runs of words, without case and punctuation; or of characters, case folded."""
         size: Annotated[int, Field(ge=1, le=50)] | None = None
-        """Length of a run: 3 words (ours: prompts have about ten words; datatrove takes 5 for pages), or 24 characters
+        """Length of a run: 3 words (prompts have about ten words; datatrove takes 5 for pages), or 24 characters
         (NeMo Curator)."""
         on: Compared = "prompt"
         """`prompt` (the first user message), `answer`, or `both` as one text."""
@@ -65,52 +66,36 @@ class MinHash:
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
         """A verdict's value is the Jaccard index with the most similar row that stays, among the candidates."""
         shingles = [one for some in self._shingles(sessions) for one in some]
-        index = _Index(shingles, _shared_bands(shingles, bands_and_rows(self.options.jaccard)))
-        return [self._decide(place, sessions, index) for place in range(len(sessions))]
+        bands = _shared_bands(shingles, bands_and_rows(self.options.jaccard))
+        kept: dict[int, list[int]] = {}
+        verdicts = []
+        for place in range(len(sessions)):
+            own_bands = bands.get(place, ())
+            candidates = sorted({other for band in own_bands for other in kept.get(band, ())})
+            jaccard, near = _nearest(shingles, place, candidates)
+            keep = jaccard < self.options.jaccard
+            for band in own_bands if keep else ():
+                kept.setdefault(band, []).append(place)
+            verdicts.append(self._verdict(jaccard, None if keep else sessions[near].id))
+        return verdicts
 
-    def _decide(self, place: int, sessions: Sequence[Session], index: _Index) -> Verdict:
-        jaccard, near = index.nearest(place)
-        keep = jaccard < self.options.jaccard
-        if keep:
-            index.keep(place)
+    def _verdict(self, jaccard: float, neighbour: str | None) -> Verdict:
         return Verdict(
             rule="minhash",
-            keep=keep,
-            reason="ok" if keep else "near_duplicate",
+            keep=neighbour is None,
+            reason="ok" if neighbour is None else "near_duplicate",
             value=round(jaccard, 4),
             threshold=self.options.jaccard,
-            neighbour=None if keep else sessions[near].id,
+            neighbour=neighbour,
         )
 
     def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
         size = self.options.size or (3 if words else 24)
-        known = _Known()
+        hash_of = cache(hash64)
         for start in range(0, len(sessions), AT_ONCE):
             texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
-            yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, known)
-
-
-class _Index:
-    """Kept rows, indexed by signature band."""
-
-    def __init__(self, shingles: Sequence[Hashes], bands: Mapping[int, Sequence[int]]) -> None:
-        self._shingles = shingles
-        self._bands = bands
-        self._kept: dict[int, list[int]] = {}
-
-    def keep(self, place: int) -> None:
-        for band in self._bands.get(place, ()):
-            self._kept.setdefault(band, []).append(place)
-
-    def nearest(self, place: int) -> tuple[float, int]:
-        """Jaccard index and place of the most similar kept row that shares a band, the earliest of equals."""
-        found = sorted({other for band in self._bands.get(place, ()) for other in self._kept.get(band, ())})
-        if not found:
-            return 0.0, -1
-        jaccard = _jaccard(self._shingles[place], [self._shingles[other] for other in found])
-        best = int(jaccard.argmax())
-        return float(jaccard[best]), found[best]
+            yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
 
 
 def bands_and_rows(jaccard: float) -> tuple[int, int]:
@@ -118,17 +103,17 @@ def bands_and_rows(jaccard: float) -> tuple[int, int]:
 
     A pair with Jaccard index s shares none of b bands of r rows with probability (1 - s^r)^b.
     """
-    fitting = [rows for rows in range(1, 17) if (1 - jaccard**rows) ** (HASHES // rows) <= MOST_MISSED]
-    rows = max(fitting, default=1)
+    candidates = [rows for rows in range(1, 17) if (1 - jaccard**rows) ** (HASHES // rows) <= MOST_MISSED]
+    rows = max(candidates, default=1)
     return HASHES // rows, rows
 
 
-def _hashed(texts: Sequence[Sequence[str]], size: int, known: _Known) -> list[Hashes]:
+def _hashed(texts: Sequence[Sequence[str]], size: int, hash_of: Callable[[str], int]) -> list[Hashes]:
     """The distinct shingles of each text as sorted 64-bit hashes; a text shorter than a shingle is one of its own."""
     import numpy as np
 
     lengths = np.array([len(text) for text in texts])
-    tokens = np.fromiter((known[token] for text in texts for token in text), np.uint64, int(lengths.sum()))
+    tokens = np.fromiter((hash_of(token) for text in texts for token in text), np.uint64, int(lengths.sum()))
     ends = np.cumsum(lengths)
     hashed = []
     runs = _runs(tokens, size)
@@ -140,24 +125,17 @@ def _hashed(texts: Sequence[Sequence[str]], size: int, known: _Known) -> list[Ha
     return hashed
 
 
-class _Known(dict[str, int]):
-    """Token hashes, cached; the same in every process."""
-
-    def __missing__(self, token: str) -> int:
-        return self.setdefault(token, hash64(token))
-
-
 def _runs(tokens: Hashes, size: int) -> Hashes:
     """A hash of each `size` tokens in a row, mixed as SplitMix64 does (Steele et al. 2014)."""
     import numpy as np
 
     count = max(0, len(tokens) - size + 1)
-    found = np.full(count, size, dtype=np.uint64)
+    hashes = np.full(count, size, dtype=np.uint64)
     for place in range(size):
-        found = found * np.uint64(0x9E3779B97F4A7C15) + tokens[place : place + count]
-        found ^= found >> np.uint64(29)
-    found = (found ^ (found >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    return found ^ (found >> np.uint64(31))
+        hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + tokens[place : place + count]
+        hashes ^= hashes >> np.uint64(29)
+    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return hashes ^ (hashes >> np.uint64(31))
 
 
 def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[int, list[int]]:
@@ -166,20 +144,20 @@ def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[in
 
     bands, rows = shape
     signatures = _signatures(shingles, bands * rows)
-    filled = np.flatnonzero([len(one) > 0 for one in shingles])
+    nonempty = np.flatnonzero([len(one) > 0 for one in shingles])
     shared: dict[int, list[int]] = {}
     bucket = 0
     for band in range(bands):
-        keys = _runs_of_columns(signatures[band * rows : (band + 1) * rows, filled])
+        keys = _runs_of_columns(signatures[band * rows : (band + 1) * rows, nonempty])
         _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
         for member in np.flatnonzero(counts[group] > 1).tolist():
-            shared.setdefault(int(filled[member]), []).append(bucket + int(group[member]))
+            shared.setdefault(int(nonempty[member]), []).append(bucket + int(group[member]))
         bucket += len(counts)
     return shared
 
 
 def _signatures(shingles: Sequence[Hashes], hashes: int) -> NDArray[np.uint32]:
-    """The minimum of each of so many permutations of 32-bit values (odd factor, addend), a column per text."""
+    """The minimum of each permutation of 32-bit values (odd factor, addend): (hashes, texts)."""
     import numpy as np
 
     random = np.random.Generator(np.random.PCG64(1997))
@@ -201,18 +179,25 @@ def _runs_of_columns(rows: Any) -> Hashes:
     """One hash of each column."""
     import numpy as np
 
-    found = np.zeros(rows.shape[1], dtype=np.uint64)
+    hashes = np.zeros(rows.shape[1], dtype=np.uint64)
     for row in rows:
-        found = (found ^ row) * np.uint64(0x9E3779B97F4A7C15)
-        found ^= found >> np.uint64(32)
-    return found
+        hashes = (hashes ^ row) * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(32)
+    return hashes
 
 
-def _jaccard(one: Hashes, others: Sequence[Hashes]) -> NDArray[np.float64]:
-    """The Jaccard index of a set with each of several; hashes of 64 bits stand for shingles."""
+def _nearest(shingles: Sequence[Hashes], place: int, others: Sequence[int]) -> tuple[float, int]:
+    """Greatest Jaccard index of a row's shingles with those of others, and that row, the first of equals.
+
+    Hashes of 64 bits stand for shingles. Without others: 0 and no row.
+    """
     import numpy as np
 
-    lengths = np.array([len(other) for other in others])
-    hits = np.isin(np.concatenate(others), one, kind="sort")
+    if not others:
+        return 0.0, -1
+    lengths = np.array([len(shingles[other]) for other in others])
+    hits = np.isin(np.concatenate([shingles[other] for other in others]), shingles[place], kind="sort")
     common = np.add.reduceat(hits, np.cumsum([0, *lengths[:-1]]), dtype=np.int64)
-    return np.asarray(common / (lengths + len(one) - common))
+    jaccard = common / (lengths + len(shingles[place]) - common)
+    best = int(jaccard.argmax())
+    return float(jaccard[best]), others[best]

@@ -16,8 +16,8 @@ from distill.types import Session, Verdict
 class NearDuplicate:
     """Keeps the first of similar sessions: greedy in task order, each compared with those kept before it.
 
-    Questions in one long frame ("… Try to explain your answer. Your explanation should …") are similar by it, whatever
-    they ask: `minhash` tells those apart, and in turn misses short texts with one word changed.
+    Questions in one long frame ("… Try to explain your answer. Your explanation should …") are similar because of the
+    frame: `minhash` distinguishes them, but misses short texts with one word changed.
     """
 
     class Options(recipe.BaseOptions):

@@ -43,12 +43,12 @@ _ISSUERS = re.compile(
 class _Finder(NamedTuple):
     kind: Kind
     hints: tuple[str, ...]
-    """Texts without any of them are not searched; none: all are."""
+    """Only texts with one of them are searched; all texts when empty."""
     digits: int
-    """Nor are texts with fewer digits."""
+    """Texts with fewer digits are not searched."""
     pattern: re.Pattern[str]
     length: Callable[[str], int]
-    """How much of a match is one: all, the beginning, or 0."""
+    """Length of the valid part of a match, from its start; 0 for none."""
 
     def may_be_in(self, text: str, digits: int) -> bool:
         """Whether a search can find anything: most texts are not searched at all."""
@@ -68,7 +68,7 @@ class PersonalData:
         """Options of `filter: pii`."""
 
         action: Literal["label", "drop", "mask"] = "label"
-        """`mask` puts `[EMAIL]` and the like in their place, and labels."""
+        """`mask` replaces them by `[EMAIL]` and the like, and labels."""
         kinds: tuple[Kind, ...] = get_args(Kind)
 
     scope: Literal["row"] = "row"
@@ -78,17 +78,17 @@ class PersonalData:
         self._finders = [finder for finder in _FINDERS if finder.kind in options.kinds]
 
     def measure(self, session: Session) -> dict[str, int]:
-        """How many of each kind; what they are is written nowhere."""
+        """The number of each kind; the data themselves are recorded nowhere."""
         return dict(Counter(kind for each in session.messages for _, _, kind in self._spans(each.content)))
 
     def decide(self, value: Mapping[str, int]) -> Verdict:
-        """Label or drop what has any; the value names the kinds."""
+        """Label or drop a session with any; the value names the kinds."""
         keep = not value or self.options.action != "drop"
-        found = " ".join(f"{kind}:{count}" for kind, count in sorted(value.items()))
-        return Verdict(rule="pii", keep=keep, reason="pii" if value else "ok", value=found or None, threshold=0)
+        counts = " ".join(f"{kind}:{count}" for kind, count in sorted(value.items()))
+        return Verdict(rule="pii", keep=keep, reason="pii" if value else "ok", value=counts or None, threshold=0)
 
     def mend(self, session: Session, value: Mapping[str, int]) -> Session:
-        """The session with all of it masked, if that is the action; else the session itself."""
+        """The masked session, if the action is `mask`; else the session itself."""
         if not value or self.options.action != "mask":
             return session
         messages = tuple(replace(message, content=self._masked(message.content)) for message in session.messages)
@@ -102,18 +102,18 @@ class PersonalData:
 
     def _spans(self, text: str) -> list[tuple[int, int, str]]:
         """Start, end and kind of each, in order; of two that overlap, the one that begins first, then the longer."""
-        found = []
+        spans = []
         digits = sum(map(text.count, "0123456789"))
         for finder in self._finders:
             if finder.may_be_in(text, digits):
                 for match in finder.pattern.finditer(text):
                     if length := finder.length(match.group()):
-                        found.append((match.start(), match.start() + length, finder.kind))
-        kept: list[tuple[int, int, str]] = []
-        for start, end, kind in sorted(found, key=lambda span: (span[0], -span[1])):
-            if not kept or start >= kept[-1][1]:
-                kept.append((start, end, kind))
-        return kept
+                        spans.append((match.start(), match.start() + length, finder.kind))
+        disjoint: list[tuple[int, int, str]] = []
+        for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):
+            if not disjoint or start >= disjoint[-1][1]:
+                disjoint.append((start, end, kind))
+        return disjoint
 
 
 def _email(text: str) -> int:

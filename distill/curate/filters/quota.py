@@ -24,9 +24,9 @@ class Quota:
         most: Annotated[int, Field(ge=1)] | None = None
         """Most rows of a group."""
         share: Annotated[float, Field(gt=0, le=1)] | None = None
-        """Most rows of a group, as a share of the rows that come to this rule, but never less than one."""
+        """Most rows of a group, as a share of the rows that reach this rule; at least one."""
         missing: Literal["keep", "group"] = "keep"
-        """Rows without the key are all kept, or make a group of their own."""
+        """Whether rows without the key are all kept, or form a group of their own."""
 
         @model_validator(mode="after")
         def _one_bound(self) -> Quota.Options:

@@ -54,16 +54,16 @@ _HINTS = (
     *("as a", "i'm ", "i am ", "i can", "i don't have", "i do not have", "i was "),
     *("my training data", "my knowledge cut", "against my"),
 )
-"""One of them is in whatever `_ANYWHERE` finds; most texts have none, and are not searched."""
+"""Every match of `_ANYWHERE` contains one of them; most texts have none and are not searched."""
 _START = re.compile("|".join(f"(?:{pattern})" for pattern in _AT_THE_START))
 _INSIDE = re.compile("|".join(_ANYWHERE))
 
 
 class Refusal:
-    """English phrases of refusal, at an answer's start, and of a model about itself, anywhere.
+    """English refusals at the start of an answer, and a model's remarks about itself anywhere.
 
-    The list is our own. It labels by default, because to decline is sometimes the right answer, and because an
-    imitation without any refusal declines nothing.
+    The list is our own. It labels by default, because declining is sometimes the right answer, and a student that
+    never sees a refusal never declines.
     """
 
     class Options(recipe.BaseOptions):
@@ -90,5 +90,5 @@ class Refusal:
 def refusing_phrase(answer: str) -> str | None:
     """The phrase by which an answer declines, in lower case with straight apostrophes, or `None`."""
     text = " ".join(answer.lower().replace("\u2019", "'").split()).lstrip("\"'*_ ")
-    found = _START.match(text) or (_INSIDE.search(text) if any(hint in text for hint in _HINTS) else None)
-    return found.group() if found else None
+    match = _START.match(text) or (_INSIDE.search(text) if any(hint in text for hint in _HINTS) else None)
+    return match.group() if match else None

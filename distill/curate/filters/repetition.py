@@ -14,6 +14,7 @@ from pydantic import Field
 from distill import recipe
 from distill.curate.filters import answers_of
 from distill.text.rouge_index import comparable
+from distill.text.tokens import n_grams
 from distill.types import Session, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -21,44 +22,45 @@ Share = Annotated[float, Field(ge=0, le=1)]
 _TOP = {2: 0.20, 3: 0.18, 4: 0.16}
 _DUPLICATE = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
 LOOP_PERIOD, LOOP_WORDS = 40, 20
-"""Most words that are said over and over, and fewest of all of them together."""
+"""Most words of a loop's period, and fewest words of the whole loop."""
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 class Repetition:
-    """Shares of an answer that are said more than once, each in [0, 1]; of several answers, the worst.
+    """Shares of an answer that are repeats, each in [0, 1]; of several answers, the worst.
 
     All thresholds are those of Gopher (Rae et al. 2021, arXiv 2112.11446, Table A1), which datatrove's
     GopherRepetitionFilter has as defaults too. Counted as datatrove counts: a line or n-gram is a repeat from its
     second time on, and repeats do not overlap; but an n-gram said once is no repeat here, and what has neither letter
-    nor digit (a bracket alone on a line, a rule) is not looked at. What is said over and over without a word between is
-    a loop however small its share: a long answer may get into one at its end.
+    nor digit (a bracket alone on a line, a rule) is not looked at. Words repeated without others between are a loop,
+    however small their share: a long answer may end in one.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: repetition`; the greatest share that is kept."""
 
         duplicate_lines: Share = 0.30
-        """Of lines (Gopher, Table A1)."""
+        """Share of lines (Gopher, Table A1)."""
         duplicate_line_chars: Share = 0.20
-        """Of characters, in repeated lines (Gopher, Table A1)."""
+        """Share of characters in repeated lines (Gopher, Table A1)."""
         duplicate_paragraphs: Share = 0.30
-        """Of paragraphs (Gopher, Table A1)."""
+        """Share of paragraphs (Gopher, Table A1)."""
         duplicate_paragraph_chars: Share = 0.20
-        """Of characters, in repeated paragraphs (Gopher, Table A1)."""
+        """Share of characters in repeated paragraphs (Gopher, Table A1)."""
         top_n_grams: dict[Annotated[int, Field(ge=1, le=20)], Share] = Field(default_factory=_TOP.copy)
-        """Of characters, in the n-gram that covers most (Gopher, Table A1)."""
+        """Share of characters in the n-gram that covers most (Gopher, Table A1)."""
         duplicate_n_grams: dict[Annotated[int, Field(ge=1, le=50)], Share] = Field(default_factory=_DUPLICATE.copy)
-        """Of characters, in repeated n-grams (Gopher, Table A1)."""
+        """Share of characters in repeated n-grams (Gopher, Table A1)."""
         min_words: Annotated[int, Field(ge=0)] = 50
         """Shorter answers are not judged: 50 words is the least that Gopher keeps (its section A.1.1)."""
         drop_above: Share = 0.4
-        """What is above its threshold is labelled, and dropped if above this too; 0 drops all of it. Ours: Gopher's
-        thresholds find 19 of 999 Alpaca answers, all sound (sums, choruses, definitions), with shares up to 0.33, while
-        the loops of an untrained 13B model begin at 0.41."""
+        """A share above its threshold labels the session, and drops it if above this, too; 0 drops all. Measured:
+        Gopher's thresholds find 19 of 999 Alpaca answers, all sound (sums, choruses, definitions), with shares up to
+        0.33, while the loops of an untrained 13B model begin at 0.41."""
         loop: Annotated[int, Field(ge=2)] = 5
-        """From so many times on in a row, up to 40 words are a loop if they are 20 words together, and dropped (ours:
-        4 times and 13 words are the most in 1,913 answers of Alpaca's, Self-Instruct's, ShareGPT's and Vicuna's)."""
+        """Repetitions in a row from which up to 40 words are a loop, if it has 20 words, and drop the session
+        (measured: 4 times and 13 words are the most in 1,913 answers of Alpaca's, Self-Instruct's, ShareGPT's and
+        Vicuna's)."""
 
     scope: Literal["row"] = "row"
 
@@ -67,61 +69,61 @@ class Repetition:
 
     def measure(self, session: Session) -> list[dict[str, float]]:
         """For each answer its `words`, every share by name, such as `top_2_gram`, and the times of a `loop`."""
-        chosen = self.options
-        return [_shares(text, [*chosen.top_n_grams], [*chosen.duplicate_n_grams]) for text in answers_of(session)]
+        options = self.options
+        return [_shares(text, [*options.top_n_grams], [*options.duplicate_n_grams]) for text in answers_of(session)]
 
     def decide(self, value: Sequence[Mapping[str, float]]) -> Verdict:
         """A verdict names the greatest share above its threshold, else the greatest at all."""
-        judged = [answer for answer in value if answer["words"] >= self.options.min_words]
-        times = int(max((answer["loop"] for answer in judged), default=1))
+        answers = [answer for answer in value if answer["words"] >= self.options.min_words]
+        times = int(max((answer["loop"] for answer in answers), default=1))
         if times >= self.options.loop:
             return Verdict(rule="repetition", keep=False, reason="loop", value=times, threshold=self.options.loop)
-        shares = [(max((answer[name] for answer in judged), default=0.0), most, name) for name, most in self._bounds()]
-        found = max((share for share in shares if share[0] > share[1]), default=None)
-        if found is None:
+        shares = [(max((answer[name] for answer in answers), default=0.0), most, name) for name, most in self._bounds()]
+        worst = max((share for share in shares if share[0] > share[1]), default=None)
+        if worst is None:
             return Verdict(rule="repetition", keep=True, reason="ok", value=max(shares)[0])
-        share, threshold, name = found
+        share, threshold, name = worst
         keep = share <= self.options.drop_above
         threshold = threshold if keep else max(threshold, self.options.drop_above)
         return Verdict(rule="repetition", keep=keep, reason=name, value=share, threshold=threshold)
 
     def _bounds(self) -> list[tuple[str, float]]:
-        chosen = self.options
+        options = self.options
         plain = ("duplicate_paragraphs", "duplicate_paragraph_chars", "duplicate_lines", "duplicate_line_chars")
         return [
-            *((name, getattr(chosen, name)) for name in plain),
-            *((f"top_{n}_gram", share) for n, share in chosen.top_n_grams.items()),
-            *((f"duplicate_{n}_grams", share) for n, share in chosen.duplicate_n_grams.items()),
+            *((name, getattr(options, name)) for name in plain),
+            *((f"top_{n}_gram", share) for n, share in options.top_n_grams.items()),
+            *((f"duplicate_{n}_grams", share) for n, share in options.duplicate_n_grams.items()),
         ]
 
 
-def _shares(text: str, top: Sequence[int], repeated: Sequence[int]) -> dict[str, float]:
+def _shares(text: str, top: Sequence[int], duplicates: Sequence[int]) -> dict[str, float]:
     tokens = comparable(text)
     chars = max(1, sum(map(len, tokens)))
-    found: dict[str, float] = {"words": len(tokens)}
-    found["duplicate_lines"], found["duplicate_line_chars"] = _repeats(text.splitlines())
-    found["duplicate_paragraphs"], found["duplicate_paragraph_chars"] = _repeats(_PARAGRAPHS.split(text))
-    said_twice = may_loop = True
-    for n in sorted({*top, *repeated}):
-        grams = list(_n_grams(tokens, n)) if said_twice else []
-        said_twice = len(set(grams)) < len(grams)  # where no n-gram is, no longer one is
-        may_loop = said_twice if n <= LOOP_WORDS // 2 else may_loop
+    shares: dict[str, float] = {"words": len(tokens)}
+    shares["duplicate_lines"], shares["duplicate_line_chars"] = _repeats(text.splitlines())
+    shares["duplicate_paragraphs"], shares["duplicate_paragraph_chars"] = _repeats(_PARAGRAPHS.split(text))
+    has_repeats = may_loop = True
+    for n in sorted({*top, *duplicates}):
+        grams = list(n_grams(tokens, n)) if has_repeats else []
+        has_repeats = len(set(grams)) < len(grams)  # where no n-gram is, no longer one is
+        may_loop = has_repeats if n <= LOOP_WORDS // 2 else may_loop
         if n in top:
-            found[f"top_{n}_gram"] = round(_top(tokens, grams) / chars, 4) if said_twice else 0.0
-        if n in repeated:
-            found[f"duplicate_{n}_grams"] = round(_covered(grams, n) / chars, 4) if said_twice else 0.0
-    found["loop"] = _times_in_a_row(tokens) if may_loop else 1
-    return found
+            shares[f"top_{n}_gram"] = round(_top(tokens, grams) / chars, 4) if has_repeats else 0.0
+        if n in duplicates:
+            shares[f"duplicate_{n}_grams"] = round(_repeated_chars(grams, n) / chars, 4) if has_repeats else 0.0
+    shares["loop"] = _times_in_a_row(tokens) if may_loop else 1
+    return shares
 
 
 def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
     """Shares of pieces, and of their characters, that were there before."""
-    stripped = [piece for line in pieces if any(map(str.isalnum, piece := line.strip()))]
-    fresh = set(stripped)
-    if len(fresh) == len(stripped):
+    lines = [piece for line in pieces if any(map(str.isalnum, piece := line.strip()))]
+    distinct = set(lines)
+    if len(distinct) == len(lines):
         return 0.0, 0.0
-    chars = sum(map(len, stripped))
-    return round(1 - len(fresh) / len(stripped), 4), round((chars - sum(map(len, fresh))) / chars, 4)
+    chars = sum(map(len, lines))
+    return round(1 - len(distinct) / len(lines), 4), round((chars - sum(map(len, distinct))) / chars, 4)
 
 
 def _top(tokens: Sequence[str], grams: Sequence[tuple[str, ...]]) -> int:
@@ -145,15 +147,15 @@ def _without_overlap(tokens: Sequence[str], gram: Sequence[str]) -> int:
     return times * sum(map(len, gram)) if times > 1 else 0
 
 
-def _covered(grams: Sequence[tuple[str, ...]], n: int) -> int:
+def _repeated_chars(grams: Sequence[tuple[str, ...]], n: int) -> int:
     """Characters in n-grams from their second time on; none counts twice."""
-    seen: set[tuple[str, ...]] = set()
+    earlier: set[tuple[str, ...]] = set()
     covered = place = 0
     while place < len(grams):
-        if grams[place] in seen:
+        if grams[place] in earlier:
             covered, place = covered + sum(map(len, grams[place])), place + n
         else:
-            seen.add(grams[place])
+            earlier.add(grams[place])
             place += 1
     return covered
 
@@ -167,7 +169,3 @@ def _times_in_a_row(tokens: Sequence[str]) -> int:
         if longest + period >= LOOP_WORDS:
             most = max(most, (longest + period) // period)
     return most
-
-
-def _n_grams(tokens: Sequence[str], n: int) -> zip[tuple[str, ...]]:
-    return zip(*(islice(tokens, start, None) for start in range(n)), strict=False)

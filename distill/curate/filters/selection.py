@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,22 +12,15 @@ from distill import recipe
 from distill.core.hashing import hash64
 from distill.curate.filters import Compared, answers_of, compared_text
 from distill.text.rouge_index import comparable
+from distill.text.tfidf import SCALE, hashed_vectors
 from distill.types import Session, Verdict
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     import numpy as np
     from numpy.typing import NDArray
 
-    Vectors: TypeAlias = NDArray[np.float32]
+    from distill.text.tfidf import Vectors
 
-
-DIMENSIONS = 256
-"""Length of a vector: 100 MB for 100,000 rows; a cosine is off by about 1/16 (Weinberger et al. 2009)."""
-SCALE = 4_000
-"""Length of a vector of whole numbers: products of two stay below 2^24, so that float32 adds them up exactly whatever
-the order of the rows, or of the terms; rounding leaves a cosine off by 0.001 at most."""
 AT_ONCE = 2_000
 
 
@@ -38,8 +30,8 @@ class Selection:
     Farthest point first (Gonzalez 1985), which is at most twice as far from every row as the best set: it begins with
     the row nearest to the mean and adds the row least similar to all chosen so far, by the cosine of TF-IDF vectors
     that are hashed to 256 dimensions. The same rows give the same set in any order: sums are exact, and ties go to the
-    text that comes first in the alphabet. 1,000 of 100,000 take some 10 s. Odd rows are far from all others and so are
-    chosen early: put the rules on quality before this one.
+    text that comes first in the alphabet. 1,000 of 100,000 take some 10 s. Outliers are far from all other rows and so
+    are chosen early: put the quality rules before this one.
     """
 
     class Options(recipe.BaseOptions):
@@ -48,7 +40,7 @@ class Selection:
         count: Annotated[int, Field(ge=1)] = 1_000
         """Rows to keep (LIMA: 1,000)."""
         on: Compared = "prompt"
-        """What must differ: `prompt` (the first user message), `answer`, or `both`."""
+        """The text that must differ: `prompt` (the first user message), `answer`, or `both`."""
         min_chars: Annotated[int, Field(ge=0)] | None = None
         """Rows with a shorter answer are dropped before (LIMA: 1,200 for Stack Exchange)."""
         max_chars: Annotated[int, Field(ge=0)] | None = None
@@ -74,15 +66,17 @@ class Selection:
         if len(inside) <= self.options.count:
             return verdicts
         texts = [compared_text(sessions[place], self.options.on) for place in inside]
-        found, cosines, owners = farthest_first(vectors([*map(comparable, texts)]), texts, self.options.count)
-        chosen = set(found)
+        places, cosines, owners = farthest_first(
+            hashed_vectors([*map(comparable, texts)], hash64), texts, self.options.count
+        )
+        selection = set(places)
         for order, place in enumerate(inside):
-            keep = order in chosen
+            keep = order in selection
             verdicts[place] = Verdict(
                 rule="selection",
                 keep=keep,
                 reason="ok" if keep else "not_selected",
-                value=round(float(cosines[order]), 4) if len(chosen) > 1 or not keep else None,
+                value=round(float(cosines[order]), 4) if len(selection) > 1 or not keep else None,
                 threshold=self.options.count,
                 neighbour=None if keep else sessions[inside[owners[order]]].id,
             )
@@ -99,35 +93,6 @@ class Selection:
         return Verdict(rule="selection", keep=True, reason="ok", value=chars)
 
 
-def vectors(texts: Sequence[Sequence[str]]) -> Vectors:
-    """TF-IDF of each text's tokens, signs and places by hash, in whole numbers: (texts, DIMENSIONS).
-
-    Each is about `SCALE` long (0 without tokens).
-    """
-    import numpy as np
-
-    frequency = Counter(token for text in texts for token in set(text))
-    number = {token: place for place, token in enumerate(sorted(frequency))}
-    hashes = np.array([hash64(token) for token in number], dtype=np.uint64)
-    sign = np.where(hashes >> np.uint64(63), 1.0, -1.0)
-    weight = sign * (1 + np.log((1 + len(texts)) / (1 + np.array([frequency[token] for token in number]))))
-    place = (hashes % np.uint64(DIMENSIONS)).astype(np.int64)
-    made = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)
-    for start in range(0, len(texts), AT_ONCE):
-        counted = [sorted(Counter(map(number.__getitem__, text)).items()) for text in texts[start : start + AT_ONCE]]
-        rows = np.repeat(np.arange(len(counted)), [len(row) for row in counted])
-        tokens = np.array([token for row in counted for token, _ in row], dtype=np.int64)
-        times = np.array([count for row in counted for _, count in row], dtype=np.float64)
-        flat = np.bincount(
-            rows * DIMENSIONS + place[tokens],
-            weights=weight[tokens] * (1 + np.log(times)),
-            minlength=len(counted) * DIMENSIONS,
-        )
-        made[start : start + len(counted)] = flat.reshape(len(counted), DIMENSIONS)
-    lengths = np.linalg.norm(made, axis=1, keepdims=True)
-    return np.asarray(np.rint(made * (SCALE / np.maximum(lengths, np.float32(1e-12)))))
-
-
 def farthest_first(
     rows: Vectors, texts: Sequence[str], count: int
 ) -> tuple[list[int], NDArray[np.float64], NDArray[np.int64]]:
@@ -136,18 +101,20 @@ def farthest_first(
     A row's cosine with the nearest chosen one can only grow, so that what was true of fewer chosen rows is a bound: a
     row is looked at again only when its bound is the least of all (lazily, as Minoux 1978 does for greedy maxima).
     """
-    chosen = [_middle(rows, texts)]
-    info = rows @ rows[chosen[0]]
-    bounds = [(product, texts[place], place, 1) for place, product in enumerate(info.tolist()) if place != chosen[0]]
+    selection = [_middle(rows, texts)]
+    products = rows @ rows[selection[0]]
+    bounds = [
+        (product, texts[place], place, 1) for place, product in enumerate(products.tolist()) if place != selection[0]
+    ]
     heapify(bounds)
-    while len(chosen) < count:
-        product, text, place, seen = heappop(bounds)
-        if seen == len(chosen):
-            chosen.append(place)
+    while len(selection) < count:
+        product, text, place, compared = heappop(bounds)
+        if compared == len(selection):
+            selection.append(place)
         else:
-            fresh = float((rows[chosen[seen:]] @ rows[place]).max())
-            heappush(bounds, (max(product, fresh), text, place, len(chosen)))
-    return chosen, *_nearest(rows, chosen)
+            product_now = float((rows[selection[compared:]] @ rows[place]).max())
+            heappush(bounds, (max(product, product_now), text, place, len(selection)))
+    return selection, *_nearest(rows, selection)
 
 
 def _middle(rows: Vectors, texts: Sequence[str]) -> int:
@@ -164,14 +131,14 @@ def _nearest(rows: Vectors, places: Sequence[int]) -> tuple[NDArray[np.float64],
     """Cosine and place of the nearest chosen row, for each row; a chosen one is not its own."""
     import numpy as np
 
-    chosen = np.array(places)
+    selection = np.array(places)
     cosines, owners = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)
     order = np.full(len(rows), -1)
-    order[chosen] = np.arange(len(chosen))
+    order[selection] = np.arange(len(selection))
     for start in range(0, len(rows), AT_ONCE):
-        some = rows[start : start + AT_ONCE] @ rows[chosen].T
-        own = order[start : start + AT_ONCE]
-        some[np.flatnonzero(own >= 0), own[own >= 0]] = -np.inf
-        owners[start : start + AT_ONCE] = chosen[some.argmax(axis=1)]
+        some = rows[start : start + AT_ONCE] @ rows[selection].T
+        ranks = order[start : start + AT_ONCE]
+        some[np.flatnonzero(ranks >= 0), ranks[ranks >= 0]] = -np.inf
+        owners[start : start + AT_ONCE] = selection[some.argmax(axis=1)]
         cosines[start : start + AT_ONCE] = np.minimum(some.max(axis=1) / SCALE**2, 1)
     return cosines, owners

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 BLOCK = 256
-"""Rows compared with all kept ones together: 100 MB of cosines at 100,000 rows."""
+"""Rows compared with all kept rows at once: 100 MB of cosines at 100,000 rows."""
 
 
 class SemanticDuplicate:
     """Keeps the first of semantically similar sessions: greedy in task order, as `near_duplicate` is.
 
     Texts become means of a model's last hidden states (or its first token, where the model's folder says so), of
-    length 1. The model is read from a local folder of safetensors; nothing is fetched and no foreign code runs.
+    length 1. The model is read from a local folder of safetensors; nothing is downloaded and no foreign code runs.
     """
 
     class Options(recipe.BaseOptions):
@@ -37,7 +37,7 @@ class SemanticDuplicate:
         cosine: Annotated[float, Field(gt=0, le=1)] = 0.9
         """Least cosine of duplicates (semhash's default; Magpie takes 0.975: L2 distance 0.05, squared)."""
         max_tokens: Annotated[int, Field(ge=1)] = 256
-        """So much of a text is read (all-MiniLM-L6-v2's own limit)."""
+        """Tokens read of each text (all-MiniLM-L6-v2's own limit)."""
         on: Compared = "prompt"
         """`prompt` (the first user message), `answer`, or `both` as one text."""
 
@@ -52,8 +52,8 @@ class SemanticDuplicate:
         if not texts:
             return []
         rows = embedded(texts, Path(self.options.model), self.options.max_tokens, key="semantic_duplicate.model")
-        found = greedy(rows, self.options.cosine)
-        return [self._verdict(cosine, sessions[near].id) for cosine, near in found]
+        neighbours = greedy(rows, self.options.cosine)
+        return [self._verdict(cosine, sessions[near].id) for cosine, near in neighbours]
 
     def _verdict(self, cosine: float, near: str) -> Verdict:
         keep = cosine < self.options.cosine
@@ -71,18 +71,18 @@ def greedy(rows: Vectors, threshold: float) -> list[tuple[float, int]]:
     """For each row the greatest cosine with a row kept before it (0 for the first), and that row's place."""
     import numpy as np
 
-    found: list[tuple[float, int]] = []
+    neighbours: list[tuple[float, int]] = []
     kept: list[int] = []
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
         earlier = np.array(kept, dtype=np.int64)
         cosines, among = block @ rows[earlier].T, block @ block.T
         for place in range(len(block)):
-            own = kept[len(earlier) :]
-            row = np.concatenate([cosines[place], among[place, [other - start for other in own]]])
+            new = kept[len(earlier) :]
+            row = np.concatenate([cosines[place], among[place, [other - start for other in new]]])
             best = int(row.argmax()) if len(row) else -1
             cosine = float(row[best]) if len(row) else 0.0
-            found.append((cosine, kept[best] if len(row) else start + place))
+            neighbours.append((cosine, kept[best] if len(row) else start + place))
             if cosine < threshold:
                 kept.append(start + place)
-    return found
+    return neighbours

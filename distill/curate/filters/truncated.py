@@ -12,9 +12,9 @@ from distill.types import Session, Verdict
 Cut: TypeAlias = Literal["truncated", "unfinished", ""]
 
 LEAST_WORDS = 10
-"""Shorter answers may be a word that was asked for."""
+"""A shorter answer may be a single word that the task asks for."""
 LONGEST_END = 16
-"""Characters in which any end of a sentence that is none is found."""
+"""Characters at the end of an answer that the pattern can match."""
 _UNFINISHED = re.compile(
     r"(?:[,:(\[{]|\b(?:the|an|and|or|of|to|with|for|from|at|by|as|is|are|was|were|that|which|their|his|its|your|my|our|"
     r"if|when|because|but|than|into|will|would|could|should|has|have|had|be|been|these|those|very|between|including))\Z"
@@ -24,9 +24,9 @@ _UNFINISHED = re.compile(
 class Truncated:
     """Cut answers are good text without an end: training gives them no end token, so that they may stay.
 
-    Data of others seldom say how an answer ended. One of ten words or more that ends in a comma, a colon, an opening
-    bracket or a word that must go on (`the`, `of` …) is `unfinished`: all 4 such of 1,913 answers that we read were
-    cut. Most answers cut at a random letter end in none of these, and stay unnoticed.
+    Foreign data seldom say how an answer ended. One of ten words or more that ends in a comma, a colon, an opening
+    bracket or a word that must go on (`the`, `of` …) is `unfinished`: all 4 such among 1,913 answers were cut.
+    Most answers cut at a random letter end otherwise and stay unnoticed.
     """
 
     class Options(recipe.BaseOptions):
@@ -41,7 +41,7 @@ class Truncated:
         self.options = options
 
     def measure(self, session: Session) -> Cut:
-        """How the last answer broke off: `truncated`, as collected, `unfinished`, by its last word, or not at all."""
+        """Whether the last answer is `truncated`, as collected, `unfinished`, by its last word, or neither."""
         if session.meta.get("truncated", False):
             return "truncated"
         last = (answers_of(session) or [""])[-1].rstrip()
@@ -49,6 +49,6 @@ class Truncated:
         return "unfinished" if is_unfinished else ""
 
     def decide(self, value: Cut) -> Verdict:
-        """Label or drop what was cut."""
+        """Label or drop a cut answer."""
         keep = not (value and self.options.drop)
         return Verdict(rule="truncated", keep=keep, reason=value or "ok", value=str(bool(value)).lower())

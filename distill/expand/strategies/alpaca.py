@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.text.wrappers import is_no_input, without_rulers
 from distill.types import Completion, Failure, Flow, Request, Task
@@ -23,7 +23,7 @@ PROMPTS: dict[Ask, str] = {
     "chat": "strategies/alpaca.txt",
 }
 SHOWN = 3
-"""Seeds in context, never the teacher's own tasks."""
+"""Seeds in context; never the teacher's own tasks."""
 NO_INPUT = "<noinput>"
 
 _COLON = r"[^\w\n:\uff1a]*[:\uff1a][*_]*[^\S\n]*"
@@ -32,50 +32,47 @@ _BEGIN = tuple(re.compile(rf"^[^\w\n]*{number}Instruction{_COLON}", re.MULTILINE
 _FIELDS = tuple(
     re.compile(rf"^[^\w\n]*{number}(Instruction|Input|Output){_COLON}", re.MULTILINE) for number in (_NUMBER, "")
 )
-"""Marks of a block's fields: numbered, as asked for, and plain, where it has none that are numbered."""
+"""Marks of a block's fields: numbered, as in the prompt, else plain."""
 _HEADING = re.compile(r"\n[^\w\n]*(?:(?:task|block|example)[ \t]*|(?<=#)[ \t]*)\d+[^\w\n]*\Z", re.IGNORECASE)
 """A block's title ("### Task 5"), which stands at the end of the block before."""
 
 
 class BatchSampling(ExpansionSampling):
-    """How batches are drawn: Alpaca's own settings."""
+    """Sampling of batches: Alpaca's own settings."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = 3072
 
 
-class Alpaca:
-    """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks a request, each with its input and output.
+class Alpaca(PoolGrowth):
+    """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks per request, each with its input and output.
 
     Each request shows 3 seeds as blocks of Instruction, Input (`<noinput>` where there is none) and Output, and lets
-    the teacher go on at 4. Tasks carry their input, and what the same answer gave as output in `meta["output"]`. There
-    is one instance a task and no step for classification: Alpaca's simplifications of Self-Instruct.
+    the teacher continue at 4. Tasks carry their input, and the output from the same answer in `meta["output"]`. There
+    is one instance per task and no classification step: Alpaca's simplifications of Self-Instruct.
 
     Where this differs from the original, and why:
     - a batch ends where a line begins with `21. Instruction:`; the bare stop string "20." also cuts "in 2020.";
-    - blocks are told apart by their numbered Instruction line, so a heading (`###`) in an output does no harm; a block
+    - blocks are split at their numbered Instruction line, so a heading (`###`) in an output does no harm; a block
       needs an Input and an Output, once each and in this order, or it is `malformed`;
-    - outputs that are empty or repeat the input are refused: users found thousands in the original's data;
-    - the first letter of an instruction is not changed, and our own rules of form are added (option `reject`);
-    - a prompt that is too long for the endpoint is a failure; the original asks again for a fifth less until it fits
-      (`sampling.max_tokens` bounds what is asked for);
-    - no logit bias against an early end, which few endpoints take: `sampling.extra_body` can set it.
+    - empty outputs and outputs that repeat the input are refused: the original's data hold thousands;
+    - the first letter of an instruction is not changed, and rules of form are added (option `reject`);
+    - a prompt that is too long for the endpoint is a failure; the original retries with a fifth less until it fits
+      (`sampling.max_tokens` bounds the reply);
+    - no logit bias against an early end, which few endpoints support: `sampling.extra_body` can set it.
     """
 
     class Options(PoolOptions):
         """Options of `expand: {strategy: alpaca}`."""
 
         sampling: BatchSampling = BatchSampling()
-        """How batches are drawn."""
+        """Sampling of batches."""
         batch: Annotated[int, Field(ge=2, le=100)] = 20
-        """Tasks of one list, those shown included: 20 bring at most 17."""
+        """Tasks in one list, including those shown: 20 yield at most 17."""
         shown: Annotated[int, Field(ge=1, le=20)] = SHOWN
         """Seeds in context."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
-        """Rules of ours beside the original's: `needs_input` for an instruction about a text that is neither in it nor
-        in its input, `statement` for one that asks nothing, `common_opening` for one that begins like an eighth of
-        those before."""
         ask: Ask = "completion"
         """`completion`: let the teacher continue the list as raw text. `chatml`: the same inside an answer that it has
         begun, for teachers whose chat template is ChatML. `chat`: as a plain message, for other endpoints.
@@ -90,64 +87,52 @@ class Alpaca:
 
         @property
         def cost(self) -> ProposalCost:
-            """Reckoned: half of a batch is taken, at 80 tokens a block."""
+            """Estimate: half of a batch is admitted, at 80 tokens per block."""
             new = self.batch - self.shown
             return ProposalCost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
+        super().__init__(options, seeds=seeds, rules=pool.form_rules(seeds))
         self.options = options
-        self.seeds = len(seeds)
         self._seed = seed
         self._complete = [each for each in seeds if each.instances] or list(seeds)
-        self._pool = Pool(options, rules=pool.form_rules(seeds), known=[(each.id, each.instruction) for each in seeds])
         self._template = assets.load(PROMPTS[options.ask])
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for the rest of a batch; returns its blocks, those that cannot be read with a fault."""
-        shown = Random(f"{self._seed}:{k}").sample(self._complete, min(self.options.shown, len(self._complete)))
-        answer: Completion | Failure = yield self._request(shown, k)
+        """Request the rest of a batch; returns its blocks, unreadable ones with a fault."""
+        examples = Random(f"{self._seed}:{k}").sample(self._complete, min(self.options.shown, len(self._complete)))
+        answer: Completion | Failure = yield self._request(examples, k)
         if isinstance(answer, Failure):
             return []
-        meta = pool.origin("alpaca", k, answer, [each.id for each in shown])
+        meta = pool.origin("alpaca", k, answer, [each.id for each in examples])
         tasks = [_task(f"{k}.{number}", block, meta) for number, block in enumerate(blocks(pool.reply_text(answer)))]
         if answer.finish == "length" and tasks:
             tasks[-1] = pool.with_fault(tasks[-1], "cut_off")
         return tasks or pool.candidates(k, [], meta, is_cut=False)
 
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those that pass every rule; only their instructions are compared."""
-        return self._pool.admit(tasks)
-
-    def _request(self, shown: Sequence[Seed], k: int) -> Request:
+    def _request(self, seeds: Sequence[Seed], k: int) -> Request:
         text = assets.fill(
             self._template,
             count=str(self.options.batch),
-            examples="\n".join(_shown_block(number, seed) for number, seed in enumerate(shown, start=1)),
-            next=str(len(shown) + 1),
+            examples="\n".join(_example_block(number, seed) for number, seed in enumerate(seeds, start=1)),
+            next=str(len(seeds) + 1),
         )
-        chosen = self.options.sampling.sampling()
+        sampling = self.options.sampling.sampling()
         behind = f"\n{self.options.batch + 1}. Instruction:"
-        return pool.request(text, k, replace(chosen, stop=(*chosen.stop, behind)), ask=self.options.ask)
+        return pool.request(text, k, replace(sampling, stop=(*sampling.stop, behind)), ask=self.options.ask)
 
 
-def _shown_block(number: int, seed: Seed) -> str:
-    given, output = (seed.instances[0].input, seed.instances[0].output) if seed.instances else ("", "")
+def _example_block(number: int, seed: Seed) -> str:
+    input_text, output = (seed.instances[0].input, seed.instances[0].output) if seed.instances else ("", "")
     instruction = " ".join(seed.instruction.split()).rstrip(":")
     return (
-        f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n{given.strip() or NO_INPUT}\n"
+        f"###\n{number}. Instruction: {instruction}\n{number}. Input:\n{input_text.strip() or NO_INPUT}\n"
         f"{number}. Output:\n{output.strip()}"
     )
 
 
 def blocks(text: str) -> list[str]:
-    """The blocks of a continued list, each from behind its `Instruction:` to the next; the first needs no number."""
+    """The blocks of a continued list, each from its `Instruction:` to the next; the first needs no number."""
     splits = (begin.split(text) for begin in _BEGIN)
     pieces = next((pieces for pieces in splits if len(pieces) > 1), [text])
     return [block for piece in pieces if (block := without_rulers(_HEADING.sub("", without_rulers(piece))))]
@@ -159,16 +144,16 @@ def read_block(block: str) -> tuple[str, str, str] | None:
     pieces = next((pieces for pieces in splits if pieces[1::2] == ["Input", "Output"]), None)
     if pieces is None:
         return None
-    instruction, given, output = (piece.strip() for piece in pieces[::2])
-    return " ".join(instruction.split()), "" if is_no_input(given) else given, output
+    instruction, input_text, output = (piece.strip() for piece in pieces[::2])
+    return " ".join(instruction.split()), "" if is_no_input(input_text) else input_text, output
 
 
 def _task(id: str, block: str, meta: dict[str, object]) -> Task:
     fields = read_block(block)
     if fields is None:
         return Task(id, block, meta={**meta, "fault": "malformed"})
-    instruction, given, output = fields
-    task = Task(id, instruction, given, {**meta, "output": output})
+    instruction, input_text, output = fields
+    task = Task(id, instruction, input_text, {**meta, "output": output})
     if not output:
         return pool.with_fault(task, "empty_output")
-    return pool.with_fault(task, "output_is_input") if output == given else task
+    return pool.with_fault(task, "output_is_input") if output == input_text else task

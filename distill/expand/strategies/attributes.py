@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, lines_of
 from distill.types import Completion, Failure, Flow, Task
 
@@ -22,17 +22,17 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class AttributesSampling(ExpansionSampling):
-    """How tasks are drawn."""
+    """Sampling of tasks."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = 1024
 
 
-class Attributes:
-    """A sampler over lists as a `Growth`: each request draws one value of every attribute and asks for tasks that fit.
+class Attributes(PoolGrowth):
+    """A sampler over lists as a `Growth`: each request draws a value of every attribute and asks for matching tasks.
 
-    The values stand in meta under `attributes`, and one called `kind` also as the task's kind, by which several
-    teachers can share the work. A task is new where its ROUGE-L with every task before is at most 0.7.
+    The values stand in `meta.attributes`; one called `kind` is also the task's kind, by which several teachers can
+    share the work. A task is new if its ROUGE-L with every earlier task is at most 0.7.
     """
 
     class Options(PoolOptions):
@@ -44,15 +44,13 @@ class Attributes:
         attribute_files: dict[Name, str] = Field(default_factory=dict)
         """Names and text files with a value on each line, such as `{persona: personas.txt}`."""
         template: str = ""
-        """Your own text in place of ours, with a `{name}` for every attribute, and `{count}` where you want it. How to
-        write the tasks down is said behind it."""
+        """Your own prompt, with a `{name}` for every attribute, and optionally `{count}`. The format of the reply is
+        described after it."""
         sampling: AttributesSampling = AttributesSampling()
-        """How tasks are drawn."""
+        """Sampling of tasks."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 3
-        """Tasks wanted of one request; fewer make more combinations."""
+        """Tasks per request; fewer make more combinations."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
-        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
-        nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @model_validator(mode="after")
         def _slots_fit(self) -> Attributes.Options:
@@ -72,43 +70,34 @@ class Attributes:
             return ProposalCost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        super().__init__(options)
         self.options = options
         self._seed = seed
         from_files = {name: lines_of(path) for name, path in options.attribute_files.items()}
         self._values: dict[str, Sequence[str]] = {**options.attributes, **from_files}
-        self._pool = Pool(options, rules=("too_short",))
         self._frame = assets.load("strategies/attributes.txt")
         self._wish = assets.load("strategies/attributes_wish.txt")
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for tasks that fit the values drawn for k; returns its items as they stand, or nothing on a failure."""
+        """Request tasks for the values drawn for k; returns the unfiltered items, or nothing on a failure."""
         rng = Random(f"{self._seed}:{k}")
-        drawn = {name: rng.choice(values) for name, values in self._values.items()}
-        answer: Completion | Failure = yield pool.request(self._asked(drawn), k, self.options.sampling.sampling())
+        combination = {name: rng.choice(values) for name, values in self._values.items()}
+        answer: Completion | Failure = yield pool.request(
+            self._prompt(combination), k, self.options.sampling.sampling()
+        )
         if isinstance(answer, Failure):
             return []
-        meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in drawn.items()])
-        meta |= {"attributes": drawn, **({"kind": drawn["kind"]} if "kind" in drawn else {})}
-        items = [item for _, item in pool.marked(pool.reply_text(answer))]
+        meta = pool.origin("attributes", k, answer, [f"{name}: {value}" for name, value in combination.items()])
+        meta |= {"attributes": combination, **({"kind": combination["kind"]} if "kind" in combination else {})}
+        items = [item for _, item in pool.marked_items(pool.reply_text(answer))]
         return pool.candidates(k, items, meta, is_cut=answer.finish == "length")
 
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those that pass every rule."""
-        return self._pool.admit(tasks)
-
-    def _asked(self, drawn: Mapping[str, str]) -> str:
+    def _prompt(self, combination: Mapping[str, str]) -> str:
         count = str(self.options.new_tasks)
         if self.options.template:
-            wish = slotted(self.options.template, {**drawn, COUNT: count})
+            wish = slotted(self.options.template, {**combination, COUNT: count})
         else:
-            lines = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in drawn.items())
+            lines = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in combination.items())
             wish = assets.fill(self._wish, attributes=lines)
         return assets.fill(self._frame, wish=wish, count=count)
 

@@ -5,38 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from random import Random
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
 from distill import recipe
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, seed_text
-from distill.text.echoes import instructions, is_told
+from distill.text.echoes import instructions, repeats_prompt
 from distill.text.thinking import split_thoughts
 from distill.text.wrappers import bare, refuses
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
 Operation: TypeAlias = Literal["constraints", "deepening", "concretizing", "reasoning", "complicate_input", "breadth"]
-OPERATIONS: tuple[Operation, ...] = (
-    *("constraints", "deepening", "concretizing", "reasoning", "complicate_input"),
-    "breadth",
-)
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """Five in depth and one in breadth (WizardLM, section 3.2)."""
 FORMATS = ("a CSV table", "XML", "JSON", "a SQL table with its rows", "Python code", "an HTML page", "a log file")
 """What `complicate_input` may add; one is drawn for each request."""
 Criterion: TypeAlias = Literal["equal", "sorry", "no_words", "marker_words"]
-CRITERIA: tuple[Criterion, ...] = ("equal", "sorry", "no_words", "marker_words")
+CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 SORRY_WORDS = 80
-"""An answer with "sorry" in it and fewer words than that shows a task that the teacher cannot do."""
+"""An answer with "sorry" in it and fewer words shows a task that the teacher cannot do."""
 MARKER_WORDS = (
     *("original instruction", "rewritten instruction", "revised instruction"),
     *("given prompt", "rewritten prompt", "created prompt"),
 )
-"""Of our prompts, and of WizardLM's, which models have learnt by heart."""
+"""Words of our prompts, and of WizardLM's, which models have memorised."""
 _STOP_WORDS = """
 a about am an and any are as at be been but by can could did do does for from had has have he her here him his how i if
 in into is it its just me more my no not of on or our she so some such than that the their them then there these they
@@ -52,11 +50,11 @@ _VERDICT_LINE = re.compile(
 )
 JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=8)
-"""How the judge is asked where nothing else is said: for one word or two."""
+"""Default sampling of the judge, whose reply is a word or two."""
 
 
 class EvolvingSampling(ExpansionSampling):
-    """How evolutions are drawn: WizardLM's own temperature."""
+    """Sampling of evolutions: WizardLM's own temperature."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.95
@@ -64,24 +62,24 @@ class EvolvingSampling(ExpansionSampling):
 
 
 class TrialSampling(ExpansionSampling):
-    """How the answer is drawn by which an evolution is judged."""
+    """Sampling of the answer by which an evolution is examined."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = 512
 
 
-class EvolInstruct:
+class EvolInstruct(PoolGrowth):
     """Evol-Instruct as a `Growth`: seeds evolve side by side, `window` of them, each through every round.
 
-    Request k evolves one instruction by an operation drawn for it. Two more requests examine what came: is it equal to
-    its parent, and, where it is not, how does the teacher answer it. An evolution is eliminated, and its parent stays
-    for the next round, where it adds nothing (`equal`), where the answer is short and sorry (`sorry`) or has only stop
-    words and punctuation (`no_words`), and where it copies words or sentences of the prompt (`marker_words`). All
-    others are tasks, with the answer in `meta["output"]`. After the last round the next seeds begin, and after the last
-    seed the first ones again.
+    Request k evolves one instruction by an operation drawn for it. Two more requests examine the result: is it equal to
+    its parent, and, if not, how does the teacher answer it. An evolution is eliminated, and its parent stays for the
+    next round, where it adds nothing (`equal`), where the answer is short and sorry (`sorry`) or has only stop words
+    and punctuation (`no_words`), and where it copies words or sentences of the prompt (`marker_words`). All others are
+    tasks, with the answer in `meta["output"]`. After the last round the next seeds follow, and after the last seed the
+    first ones again.
 
     Where this differs from the original, and why:
     - the paper takes all seeds through a round before the next; here as many as the window, so that a run of any size
-      has tasks of every round, and a larger one extends it. Seeds are taken in an order drawn anew for each pass;
+      has tasks of every round, and a larger one extends it. Seeds are taken in a new random order for each pass;
     - the released code has neither the elimination nor `complicate_input`; the latter draws a format in place of the
       paper's worked examples;
     - a yes or no that cannot be read eliminates (`unjudged`), as does an answer that never came (`unanswered`), and a
@@ -96,50 +94,44 @@ class EvolInstruct:
         """Options of `expand: {strategy: evol_instruct}`."""
 
         sampling: EvolvingSampling = EvolvingSampling()
-        """How evolutions are drawn."""
+        """Sampling of evolutions."""
         answer: TrialSampling = TrialSampling()
-        """How the answers are drawn by which evolutions are examined."""
+        """Sampling of the answers by which evolutions are examined."""
         judge_sampling: recipe.SamplingOptions | None = None
-        """How the judge is asked; as the section `judge` says, else greedily with at most 8 tokens. A judge that thinks
-        first needs room for it."""
+        """Sampling of the judge; that of the section `judge`, else greedy with at most 8 tokens. A reasoning judge
+        needs room for its thoughts."""
         window: Annotated[int, Field(ge=1)] = 16
-        """Instructions that evolve side by side, and so the requests that may be outstanding. Part of the result."""
+        """Instructions that evolve side by side, and so the most requests in flight. It determines the result."""
         rounds: Annotated[int, Field(ge=1, le=100)] = 4
-        """Evolutions of one seed, each of the one before."""
+        """Successive evolutions of one seed."""
         operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = OPERATIONS
-        """Of which one is drawn for each request."""
+        """Operations from which one is drawn for each request."""
         eliminate: tuple[Criterion, ...] = CRITERIA
-        """Criteria of the elimination. Without `equal` nothing is compared, without `sorry` and `no_words` nothing is
-        answered: one request per task each."""
+        """Criteria of the elimination. Without `equal` the comparison, and without `sorry` and `no_words` the answer is
+        omitted: one request per task each."""
         reject: tuple[OwnRule, ...] = ("statement",)
-        """Rules of ours: `statement` for an evolution that asks nothing, `needs_input` for one about a text that is not
-        in it, `common_opening` for one that begins like an eighth of those before."""
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.95
         """Greatest similarity of a new task to any before, its parent included."""
 
         @property
         def cost(self) -> ProposalCost:
-            """Reckoned: three of four evolutions are taken; the answer by which they are judged is the most of it."""
-            judged, answered = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
-            prompt = 180 + 220 * judged + 80 * answered
-            roles = (JUDGE,) if judged else ()
-            return ProposalCost(0.75, prompt, 100 + 8 * judged + 300 * answered, 1 + judged + answered, roles)
+            """Estimate: three of four evolutions are admitted; the trial answers cost most."""
+            compares, answers = "equal" in self.eliminate, bool({"sorry", "no_words"} & set(self.eliminate))
+            prompt = 180 + 220 * compares + 80 * answers
+            roles = (JUDGE,) if compares else ()
+            return ProposalCost(0.75, prompt, 100 + 8 * compares + 300 * answers, 1 + compares + answers, roles)
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
-        self.options = options
-        self.window = options.window
-        self.seeds = len(seeds)
-        self._seed = seed
-        chosen = options.judge_sampling
-        self._judging = JUDGING if chosen is None else _greedy(chosen.sampling())
         self._roots = [Task(each.id, seed_text(each)) for each in seeds]
-        self._orders: dict[int, list[Task]] = {}
+        super().__init__(options, seeds=[replace(each, instruction=seed_text(each)) for each in seeds])
+        self.options = options
+        self._seed = seed
+        judge_sampling = options.judge_sampling
+        self._judging = JUDGING if judge_sampling is None else _greedy(judge_sampling.sampling())
+        self._order = lru_cache(maxsize=4)(self._drawn_order)
         self._alive: dict[int, Task] = {}
-        self._pool = Pool(options, rules=("too_short",), known=[(root.id, root.instruction) for root in self._roots])
         self._templates = {name: assets.load(f"strategies/evol_{name}.txt") for name in options.operations}
         self._judge = assets.load("strategies/evol_judge.txt")
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Evolve one instruction and examine the result; returns it as one task, with a fault if it is eliminated."""
@@ -148,19 +140,19 @@ class EvolInstruct:
         rng = Random(f"{self._seed}:{k}")
         operation = rng.choice(self.options.operations)
         sampling = self.options.sampling.sampling()
-        evolved: Completion | Failure = yield pool.request(self._asked(parent, operation, rng), k, sampling)
-        if isinstance(evolved, Failure):
+        reply: Completion | Failure = yield pool.request(self._prompt(parent, operation, rng), k, sampling)
+        if isinstance(reply, Failure):
             return []
-        meta = pool.origin("evol_instruct", k, evolved, [*parent.meta.get("lineage", ()), parent.id])
+        meta = pool.origin("evol_instruct", k, reply, [*parent.meta.get("lineage", ()), parent.id])
         meta |= {"parent": parent.id, "operation": operation, "round": round + 1}
-        task = Task(f"{k}.0", bare(split_thoughts(evolved).answer), meta=meta)
-        if (reason := self._fault(task.instruction, operation, is_cut=evolved.finish == "length")) is not None:
+        task = Task(f"{k}.0", bare(split_thoughts(reply).answer), meta=meta)
+        if (reason := self._fault(task.instruction, operation, is_cut=reply.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
         return [(yield from self._examined(task, parent, k))]
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take it if it passes every rule: it is then what evolves in the next round, in place of its parent."""
-        admitted = self._pool.admit(tasks)
+        """Admit it if it passes every rule: it then replaces its parent in the next round."""
+        admitted = super().admit(k, tasks)
         place, round = self._turn(k)
         if round + 1 == self.options.rounds:
             self._alive.pop(place, None)
@@ -177,68 +169,65 @@ class EvolInstruct:
     def _root(self, place: int) -> Task:
         """The seed of a place: all in a drawn order, then all again in another."""
         turn, index = divmod(place, len(self._roots))
-        if turn not in self._orders:
-            drawn = Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
-            self._orders = {turn: drawn, **{near: self._orders[near] for near in self._orders if abs(near - turn) == 1}}
-        return self._orders[turn][index]
+        return self._order(turn)[index]
 
-    def _asked(self, parent: Task, operation: Operation, rng: Random) -> str:
+    def _drawn_order(self, turn: int) -> list[Task]:
+        return Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
+
+    def _prompt(self, parent: Task, operation: Operation, rng: Random) -> str:
         format = {"format": rng.choice(FORMATS)} if operation == "complicate_input" else {}
         return assets.fill(self._templates[operation], instruction=parent.instruction, **format)
 
     def _fault(self, text: str, operation: Operation, *, is_cut: bool) -> str | None:
-        """What rules an evolution out before it is examined."""
+        """Why an evolution is eliminated before it is examined."""
         if is_cut:
             return "cut_off"
-        info = instructions(self._templates[operation])
-        if "marker_words" in self.options.eliminate and (has_marker_words(text) or is_told(text, info)):
+        template_lines = instructions(self._templates[operation])
+        if "marker_words" in self.options.eliminate and (
+            has_marker_words(text) or repeats_prompt(text, template_lines)
+        ):
             return "marker_words"
         if refuses(text):
             return "refusal"
         return None if text else "empty"
 
     def _examined(self, task: Task, parent: Task, k: int) -> Flow[Task]:
-        """Compare it with its parent, and have it answered if something was gained."""
-        chosen = set(self.options.eliminate)
-        if "equal" in chosen:
+        """Compare it with its parent, and have it answered if it differs."""
+        criteria = set(self.options.eliminate)
+        if "equal" in criteria:
             question = assets.fill(self._judge, first=parent.instruction, second=task.instruction)
             reply: Completion | Failure = yield Request(
                 role=JUDGE, messages=(Message("user", question),), sampling=self._judging, replica=k
             )
-            said = "" if isinstance(reply, Failure) else split_thoughts(reply).answer
-            if (reason := verdict(said)) is not None:
+            text = "" if isinstance(reply, Failure) else split_thoughts(reply).answer
+            if (reason := verdict(text)) is not None:
                 return pool.with_fault(task, reason)
-        if chosen & {"sorry", "no_words"}:
+        if criteria & {"sorry", "no_words"}:
             answer: Completion | Failure = yield pool.request(task.instruction, k, self.options.answer.sampling())
             reason = _unanswered(answer)
-            if reason == "unanswered" or reason in chosen:
+            if reason == "unanswered" or reason in criteria:
                 return pool.with_fault(task, str(reason))
-            return _with_output(task, answer)
+            if isinstance(answer, Completion) and answer.finish != "length":
+                return replace(task, meta={**task.meta, "output": split_thoughts(answer).answer})
         return task
 
 
 def _greedy(sampling: Sampling) -> Sampling:
-    """With our temperature and bound where it has none."""
+    """With the temperature and bound of `JUDGING` where it has none."""
     temperature = JUDGING.temperature if sampling.temperature is None else sampling.temperature
     return replace(sampling, temperature=temperature, max_tokens=sampling.max_tokens or JUDGING.max_tokens)
 
 
 def _unanswered(answer: Completion | Failure) -> str | None:
-    """Why an answer rules its task out; one that is cut inside its thoughts shows nothing."""
+    """Why an answer eliminates its task; `None` for an answer cut inside its thoughts."""
     if isinstance(answer, Failure):
         return "unanswered"
     reply = split_thoughts(answer)
     return None if reply.is_open else answer_fault(reply.answer)
 
 
-def _with_output(task: Task, answer: Completion | Failure | None) -> Task:
-    if not isinstance(answer, Completion) or answer.finish == "length":
-        return task
-    return Task(task.id, task.instruction, task.input, {**task.meta, "output": split_thoughts(answer).answer})
-
-
 def has_marker_words(text: str) -> bool:
-    """Whether it copies the frame of the prompt."""
+    """Whether it copies words of the prompt."""
     lower = " ".join(text.lower().replace("#", " ").split())
     return any(words in lower for words in MARKER_WORDS)
 
@@ -248,17 +237,17 @@ def verdict(text: str) -> str | None:
 
     The last line that is only a verdict counts; where none is, what the whole reply says.
     """
-    alone = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
-    reply = alone[-1][1] if alone else text
-    found = {not match["not"] for match in _EQUAL.finditer(reply)}
-    if len(found) != 1:
+    verdict_lines = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
+    reply = verdict_lines[-1][1] if verdict_lines else text
+    opinions = {not match["not"] for match in _EQUAL.finditer(reply)}
+    if len(opinions) != 1:
         return "unjudged"
-    return "equal" if found.pop() else None
+    return "equal" if opinions.pop() else None
 
 
 def answer_fault(text: str) -> str | None:
     """`sorry` or `no_words`, where the answer shows that the task is no good (WizardLM, section 3.2)."""
-    found = [word.lower() for word in _WORD.findall(text)]
-    if "sorry" in found and len(text.split()) < SORRY_WORDS:
+    words = [word.lower() for word in _WORD.findall(text)]
+    if "sorry" in words and len(text.split()) < SORRY_WORDS:
         return "sorry"
-    return "no_words" if all(word in STOP_WORDS for word in found) else None
+    return "no_words" if all(word in STOP_WORDS for word in words) else None

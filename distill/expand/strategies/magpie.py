@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from distill.expand import pool
-from distill.expand.pool import Ask, ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import Ask, ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed
 from distill.types import Completion, Failure, Flow, Sampling, Task
 
@@ -20,9 +20,9 @@ class Turns:
     """How a chat template begins a user's turn, and what marks its end."""
 
     user: str
-    """Ends where the user's first word stands. Without the token that begins a text: endpoints put it themselves."""
+    """Ends before the user's first word. Without the begin-of-text token, which endpoints add themselves."""
     system: str
-    """Stands before it where there is a system message, at `{system}`."""
+    """Precedes it where there is a system message, at `{system}`."""
     stop: tuple[str, ...]
     """At most three: with the line break they are the four that most endpoints take."""
 
@@ -49,22 +49,22 @@ _USER_IN_SYSTEM = {"gemma", "mistral"}
 
 
 class FreeSampling(ExpansionSampling):
-    """How instructions are drawn: Magpie's own settings, at a shorter length."""
+    """Sampling of instructions: Magpie's own settings, at a shorter length."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = 512
 
 
-class Magpie:
-    """Magpie's first half as a `Growth`: an instruction a request, written by the teacher in the user's place.
+class Magpie(PoolGrowth):
+    """Magpie's first half as a `Growth`: one instruction per request, written by the teacher in the user's place.
 
     The prompt is the teacher's chat template up to the user's first word, so it needs an endpoint with completions and
-    an aligned model. An instruction ends at a line break or at the template's own tokens; it is refused where it ends
-    with a colon, is cut, or is like one before. The second half, the answer, is `collect`.
+    an aligned model. An instruction ends at a line break or at the template's own tokens; it is refused if it ends
+    with a colon, is cut, or resembles an earlier one. The second half, the answer, is `collect`.
 
-    Where this differs from the original: one instruction a request in place of n = 200, with a random seed of its own,
-    since else all requests are the same and caches answer them alike; and likeness is ROUGE-L, not embeddings.
+    Where this differs from the original: one instruction per request in place of n = 200, with a random seed of its
+    own, since equal requests would get the same cached answer; and similarity is ROUGE-L, not of embeddings.
     """
 
     class Options(PoolOptions):
@@ -72,20 +72,18 @@ class Magpie:
 
         ask: ClassVar[Ask] = "completion"
         sampling: FreeSampling = FreeSampling()
-        """How instructions are drawn."""
+        """Sampling of instructions."""
         template: Literal["chatml", "gemma", "llama3", "mistral", "own", "phi3", "vicuna"] = "chatml"
-        """The teacher's chat template; `own`: it is in `before_user`."""
+        """The teacher's chat template; `own`: the text of `before_user`."""
         before_user: str = ""
         """For `template: own`: all text up to the user's first word. Put its end tokens into `sampling.stop`."""
         system: str | tuple[str, ...] = ()
-        """System message that stands before, to steer what is asked; of several, one is drawn for each request."""
+        """System message that steers the subject; of several, one is drawn for each request."""
         one_line: bool = True
         """End an instruction at its first line break, as the original does; otherwise only at the template's tokens."""
         send_seed: bool = True
         """Send a random seed with each request; turn off for endpoints that refuse it."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
-        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
-        nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @model_validator(mode="after")
         def _own_text_fits(self) -> Magpie.Options:
@@ -97,24 +95,17 @@ class Magpie:
 
         @property
         def cost(self) -> ProposalCost:
-            """Measured for the embedded teacher: half are taken, at 25 tokens; some others need 40."""
+            """Measured with the embedded teacher: half are admitted, at 25 tokens; other teachers need 40."""
             return ProposalCost(0.5, 10, 40)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        super().__init__(options)
         self.options = options
         self._seed = seed
         self._systems = (options.system,) if isinstance(options.system, str) else options.system
-        self._pool = Pool(options, rules=("too_short",))
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for what a user would write; it comes as one task, with a fault where it is cut or ends with a colon."""
+        """Request a user's message; returns it as one task, with a fault where it is cut or ends with a colon."""
         rng = Random(f"{self._seed}:{k}")
         system = rng.choice(self._systems) if self._systems else ""
         sampling = self._sampling(rng)
@@ -127,10 +118,6 @@ class Magpie:
             return [pool.with_fault(task, "cut_off")]
         return [pool.with_fault(task, "colon_last") if task.instruction.endswith(":") else task]
 
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take it if it passes every rule."""
-        return self._pool.admit(tasks)
-
     def _prompt(self, system: str) -> str:
         if self.options.template == "own":
             return self.options.before_user
@@ -139,8 +126,8 @@ class Magpie:
         return before if before and self.options.template in _USER_IN_SYSTEM else before + turns.user
 
     def _sampling(self, rng: Random) -> Sampling:
-        chosen = self.options.sampling.sampling()
+        sampling = self.options.sampling.sampling()
         ends = TEMPLATES[self.options.template].stop if self.options.template != "own" else ()
-        stop = (*chosen.stop, *(["\n"] if self.options.one_line else []), *ends)
-        seed = rng.getrandbits(31) if self.options.send_seed and chosen.seed is None else chosen.seed
-        return replace(chosen, stop=stop, seed=seed)
+        stop = (*sampling.stop, *(["\n"] if self.options.one_line else []), *ends)
+        seed = rng.getrandbits(31) if self.options.send_seed and sampling.seed is None else sampling.seed
+        return replace(sampling, stop=stop, seed=seed)

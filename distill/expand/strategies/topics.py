@@ -7,13 +7,13 @@ import string
 from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
 from distill.core import assets
 from distill.expand import pool
-from distill.expand.pool import ExpansionSampling, OwnRule, Pool, PoolOptions, ProposalCost
+from distill.expand.pool import ExpansionSampling, OwnRule, PoolGrowth, PoolOptions, ProposalCost
 from distill.expand.seeds import Seed, lines_of
 from distill.types import Completion, Failure, Flow, Request, Task
 
@@ -31,10 +31,7 @@ Kind: TypeAlias = Literal[
     "opinion",
     "editing",
 ]
-KINDS: tuple[Kind, ...] = (
-    *("general", "contextual", "counterfactual", "coding", "reasoning", "trivia", "roleplay", "writing", "plan"),
-    *("explanation", "opinion", "editing"),
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 _BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+(\S[^\n]*)$", re.MULTILINE)
 _NUMBER_AGAIN = re.compile(r"\A\d+[.)][ \t]*")
 TOPIC_WORDS = 8
@@ -42,22 +39,22 @@ TOPIC_WORDS = 8
 
 
 class TopicsSampling(ExpansionSampling):
-    """How topics and tasks are drawn."""
+    """Sampling of topics and tasks."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 1.0
     max_tokens: Annotated[int, Field(ge=1)] | None = 2048
 
 
-class Topics:
-    """Topics first, then tasks of one kind a request, each about one of the topics, as a `Growth`.
+class Topics(PoolGrowth):
+    """Topics first, then tasks of one kind per request, each about one of the topics, as a `Growth`.
 
-    `topic_requests` lists of 20 topics are asked for once and shared by all requests. Request k takes the next kind in
+    `topic_requests` lists of 20 topics are requested once and shared by all requests. Request k takes the next kind in
     turn, draws a topic for each of its tasks, and asks for `TASK 1:` to `TASK n:`. Tasks say their `kind` and topic in
     meta, and are new where their ROUGE-L with every task before is at most 0.7.
 
     Where this differs from airoboros, and why:
-    - each list of topics asks for three letters of its own, because "random" topics of equal requests repeat;
-    - likeness is ROUGE-L in place of embeddings, whose model would be one more thing to fetch;
+    - each list of topics asks for three initial letters, because "random" topics of equal requests repeat;
+    - similarity is ROUGE-L in place of embeddings, which would need another model;
     - twelve kinds in place of its 28, with equal shares; no reading-level hint and no judge: `curate` has filters.
     """
 
@@ -65,23 +62,21 @@ class Topics:
         """Options of `expand: {strategy: topics}`."""
 
         sampling: TopicsSampling = TopicsSampling()
-        """How topics and tasks are drawn."""
+        """Sampling of topics and tasks."""
         kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = KINDS
-        """Kinds of tasks, taken in turn."""
+        """Kinds of tasks, used in turn."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 10
-        """Tasks wanted of one request, each about a topic of its own."""
+        """Tasks per request, each about a different topic."""
         path_fields: ClassVar[tuple[str, ...]] = ("topics_file",)
         topics: tuple[str, ...] = ()
-        """Topics of your own. Left out, and without a file: the teacher is asked for them."""
+        """Your own topics. Without them and without a file, the teacher proposes topics."""
         topics_file: str | None = None
         """A text file with more topics, one on each line."""
         topic_requests: Annotated[int, Field(ge=1, le=1000)] = 20
-        """Lists of topics that the teacher is asked for."""
+        """Number of lists of topics requested from the teacher."""
         topics_each: Annotated[int, Field(ge=1, le=100)] = 20
-        """Topics of one list."""
+        """Topics per list."""
         reject: tuple[OwnRule, ...] = ("needs_input",)
-        """Rules of ours: `needs_input` for an instruction about a text that is not in it, `statement` for one that asks
-        nothing, `common_opening` for one that begins like an eighth of those before."""
 
         @property
         def cost(self) -> ProposalCost:
@@ -89,45 +84,34 @@ class Topics:
             return ProposalCost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
 
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
+        super().__init__(options)
         self.options = options
         self._seed = seed
         self._topics = [*options.topics, *(lines_of(options.topics_file) if options.topics_file else ())]
-        self._pool = Pool(options, rules=("too_short",))
         self._list = assets.load("strategies/topics_list.txt")
         self._templates = {kind: assets.load(f"strategies/topics_{kind}.txt") for kind in options.kinds}
-        self.rejected = self._pool.rejected
-        self.refused = self._pool.refused
-
-    @property
-    def window(self) -> int:
-        """Requests that may be outstanding now."""
-        return self._pool.window
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Ask for topics (the same lists at every k, so they are bought once), then for tasks about some of them."""
-        topics = self._topics or (yield from self._listed())
+        """Request topics (the same lists at every k, so they are paid once), then tasks about some of them."""
+        topics = self._topics or (yield from self._ask_topics())
         if not topics:
             return []
         rng, kind = Random(f"{self._seed}:{k}"), self.options.kinds[k % len(self.options.kinds)]
-        drawn = rng.sample(topics, min(self.options.new_tasks, len(topics)))
-        answer: Completion | Failure = yield self._request(kind, drawn, k)
+        sample = rng.sample(topics, min(self.options.new_tasks, len(topics)))
+        answer: Completion | Failure = yield self._request(kind, sample, k)
         if isinstance(answer, Failure):
             return []
-        return _read(answer, drawn, pool.origin("topics", k, answer, []) | {"kind": kind}, k)
+        return _tasks_of(answer, sample, pool.origin("topics", k, answer, []) | {"kind": kind}, k)
 
-    def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those that pass every rule."""
-        return self._pool.admit(tasks)
-
-    def _listed(self) -> Flow[list[str]]:
-        """All topics of all lists, each once, in order; remembered, since every request would get the same."""
+    def _ask_topics(self) -> Flow[list[str]]:
+        """The distinct topics of all lists, in order; remembered, since every request would get the same."""
         sampling, count = self.options.sampling.sampling(), self.options.topics_each
-        asked = []
+        requests = []
         for number in range(self.options.topic_requests):
             letters = Random(f"{self._seed}:topics:{number}").sample(string.ascii_uppercase, 3)
             text = assets.fill(self._list, count=str(count), letters=f"{letters[0]}, {letters[1]} and {letters[2]}")
-            asked.append(pool.request(text, number, sampling))
-        answers: tuple[Completion | Failure, ...] = yield tuple(asked)
+            requests.append(pool.request(text, number, sampling))
+        answers: tuple[Completion | Failure, ...] = yield tuple(requests)
         reply = [pool.reply_text(answer) for answer in answers if isinstance(answer, Completion)]
         self._topics = list(dict.fromkeys(topic for text in reply for topic in listed_topics(text)))
         return self._topics
@@ -140,7 +124,7 @@ class Topics:
 
 def listed_topics(text: str) -> list[str]:
     """The topics of a list, numbered or of bullets, in lower case, without explanations behind a colon or dash."""
-    items = [item.split("\n")[0] for _, item in pool.marked(text)] or _BULLET.findall(text)
+    items = [item.split("\n")[0] for _, item in pool.marked_items(text)] or _BULLET.findall(text)
     names = (
         _NUMBER_AGAIN.sub("", item).split(":")[0].split(" - ")[0].split(" \u2013 ")[0].strip(" .*_\"'").lower()
         for item in items
@@ -148,16 +132,16 @@ def listed_topics(text: str) -> list[str]:
     return [name for name in names if name and len(name.split()) <= TOPIC_WORDS]
 
 
-def _read(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
+def _tasks_of(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
     """Each item with the topic of its number; a number beyond them has none."""
-    items = pool.marked(pool.reply_text(answer))
+    items = pool.marked_items(pool.reply_text(answer))
     tasks = pool.candidates(k, [item for _, item in items], meta, is_cut=answer.finish == "length")
     if not items:
         return tasks
-    named = dict(enumerate(topics, start=1))
+    topic_by_number = dict(enumerate(topics, start=1))
     return [
-        replace(task, meta={**task.meta, "topic": named[number], "lineage": [named[number]]})
-        if number in named
+        replace(task, meta={**task.meta, "topic": topic_by_number[number], "lineage": [topic_by_number[number]]})
+        if number in topic_by_number
         else task
         for task, (number, _) in zip(tasks, items, strict=True)
     ]

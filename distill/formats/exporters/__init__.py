@@ -16,33 +16,33 @@ from distill.run.layout import FILES
 from distill.types import Session
 
 EXPORTERS = {
-    "alpaca": "distill.formats.exporters.alpaca:AlpacaExporter",
-    "hub": "distill.formats.exporters.hub:HubExporter",
-    "openai": "distill.formats.exporters.openai:OpenAIExporter",
-    "parquet": "distill.formats.exporters.parquet:ParquetExporter",
-    "sharegpt": "distill.formats.exporters.sharegpt:ShareGPTExporter",
+    "alpaca": "distill.formats.exporters.json_files:alpaca",
+    "hub": "distill.formats.exporters.tables:HubExporter",
+    "openai": "distill.formats.exporters.json_files:openai",
+    "parquet": "distill.formats.exporters.tables:ParquetExporter",
+    "sharegpt": "distill.formats.exporters.json_files:sharegpt",
 }
 COMPARISONS = {
     "alpaca_eval": "distill.formats.exporters.alpaca_eval:AlpacaEvalExporter",
     "inspect": "distill.formats.exporters.inspect_log:InspectExporter",
     "llm_comparator": "distill.formats.exporters.llm_comparator:LlmComparatorExporter",
 }
-"""Writers of what compare found, in place of rows."""
+"""Exporters of a comparison's results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportJob:
-    """What to write, and where to."""
+    """The source and the target of an export."""
 
     run: Path
     out: Path
     which: str = "kept"
-    """`kept`, `test` or `dropped`; says nothing to a writer of models."""
+    """`kept`, `test` or `dropped`."""
     system: bool = True
     """Whether the rows keep their system turn."""
 
     def sessions(self, which: str | None = None) -> list[Session]:
-        """The rows to write, without their system turn where that is not wanted. Raises `RunFolderError`."""
+        """The rows to write, without their system turn unless `system`. Raises `RunFolderError`."""
         path = self.run / FILES[which or self.which]
         if not path.is_file():
             raise RunFolderError(f"{self.run} has no {path.name} yet; type: distill curate {self.run}")
@@ -57,7 +57,7 @@ def _without_system(session: Session) -> Session:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What came of it."""
+    """The result of an export."""
 
     written: int
     """Rows."""
@@ -73,11 +73,11 @@ class Exporter(Protocol):
 
 
 Reshape = Callable[[Session], dict[str, Any] | str]
-"""The row that holds a session, or the reason why none can."""
+"""Makes the row of a session, or the reason why the format cannot hold it."""
 
 
 def reshaped(sessions: Sequence[Session], reshape: Reshape) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The rows that can be written, and why others cannot. Raises `RunFolderError` where none can."""
+    """The rows, and the number refused by reason. Raises `RunFolderError` where there is no row."""
     rows: list[dict[str, Any]] = []
     refused: Counter[str] = Counter()
     for session in sessions:
@@ -94,7 +94,7 @@ def reshaped(sessions: Sequence[Session], reshape: Reshape) -> tuple[list[dict[s
 
 
 def write_json_rows(job: ExportJob, reshape: Reshape, *, array: bool) -> ExportResult:
-    """Write the sessions as JSON lines; as one array where the format is one and the file is not called .jsonl."""
+    """Write the sessions as JSON lines; with `array` as one JSON array, unless the file is called .jsonl."""
     rows, refused = reshaped(job.sessions(), reshape)
     write_atomically(job.out, _array(rows) if array and job.out.suffix != ".jsonl" else _lines(rows))
     return ExportResult(len(rows), refused)

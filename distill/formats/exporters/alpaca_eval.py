@@ -9,7 +9,7 @@ from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.formats.exporters.comparisons import (
     answer_text,
-    named,
+    display_name,
     prompt_text,
     rows_of,
     scores_of,
@@ -31,20 +31,20 @@ class AlpacaEvalExporter:
         scores, rows = scores_of(job.run), rows_of(job.run)
         models = [model for model in MODELS if any(model in row["answers"] for row in rows)]
         refused: Counter[str] = Counter()
-        chosen, seen = [], set()
+        prompts, texts = [], set()
         for row in rows:
             if any(model not in row["answers"] for model in models):
                 refused["a_model_has_no_answer"] += 1
-            elif prompt_text(row) in seen:
+            elif prompt_text(row) in texts:
                 refused["same_prompt"] += 1
             else:
-                seen.add(prompt_text(row))
-                chosen.append(row)
-        if not chosen:
+                texts.add(prompt_text(row))
+                prompts.append(row)
+        if not prompts:
             raise RunFolderError(f"{job.run}: no prompt was answered by all models, so there is nothing to write")
         with building(job.out) as new:
             for model in models:
-                name = named(scores, model)
+                name = display_name(scores, model)
                 outputs = [
                     {
                         "instruction": prompt_text(row),
@@ -52,9 +52,9 @@ class AlpacaEvalExporter:
                         "generator": name,
                         "dataset": "distill",
                     }
-                    for row in chosen
+                    for row in prompts
                 ]
                 write_json(new / f"{model}.json", outputs)
             (new / "command.txt").write_text(COMMAND, encoding="utf-8")
             new.rename(job.out)
-        return ExportResult(len(chosen), refused)
+        return ExportResult(len(prompts), refused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,7 +23,7 @@ def rows_of(run: Path) -> list[Row]:
 
 
 def scores_of(run: Path) -> Row:
-    """What scores.json says. Raises `RunFolderError` where it is missing or damaged."""
+    """The contents of scores.json. Raises `RunFolderError` where it is missing or damaged."""
     path = run / "scores.json"
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -32,23 +32,18 @@ def scores_of(run: Path) -> Row:
 
 
 def prompt_text(row: Row) -> str:
-    """All that a prompt asks, the system message first, its turns below each other."""
+    """The whole prompt: the system message first, then its turns."""
     texts = [message["content"] for message in row["messages"]]
     return "\n\n".join([*texts, *row.get("turns", ())])
 
 
 def answer_text(row: Row, model: str) -> str | None:
-    """A model's answer; of several turns, all of them below each other."""
+    """A model's answer; of several turns, all of them."""
     answer = row["answers"].get(model)
     return None if answer is None else "\n\n".join([*answer.get("earlier", ()), answer["text"]])
 
 
-def named(scores: Row, model: str) -> str:
-    """What a model is called: what it is here, and its own name."""
-    own = (scores.get("models") or {}).get(model, {}).get("model")
-    return f"{model} ({own})" if own else model
-
-
-def both(rows: Iterable[Row], pair: Sequence[str]) -> list[Row]:
-    """The prompts that both models of a pair answered."""
-    return [row for row in rows if all(model in row["answers"] for model in pair)]
+def display_name(scores: Row, model: str) -> str:
+    """A model's role and its own name."""
+    model_name = (scores.get("models") or {}).get(model, {}).get("model")
+    return f"{model} ({model_name})" if model_name else model

@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
 from distill.formats.exporters import ExportJob, ExportResult
-from distill.formats.exporters.comparisons import Row, answer_text, named, prompt_text, rows_of, scores_of
+from distill.formats.exporters.comparisons import Row, answer_text, display_name, prompt_text, rows_of, scores_of
 
 SUFFIXES = (".json", ".eval")
 
@@ -44,7 +44,7 @@ def _log(rows: list[Row], scores: Row, run: str) -> Any:
             created=created,
             task=f"distill/{run}",
             dataset=EvalDataset(name=run, samples=len(rows)),
-            model=named(scores, "student"),
+            model=display_name(scores, "student"),
             config=EvalConfig(),
         ),
         plan=EvalPlan(),
@@ -58,13 +58,13 @@ def _results(scores: Row) -> list[Any]:
     """The student's mean of each measure."""
     from inspect_ai.log import EvalMetric, EvalScore
 
-    found = []
+    results = []
     for name, entry in (scores.get("metrics") or {}).items():
         info = (entry.get("by") or {}).get("student")
         if info is not None:
             metrics = {key: EvalMetric(name=key, value=info[key]) for key in ("mean", "low", "high")}
-            found.append(EvalScore(name=name, scorer="distill", metrics=metrics))
-    return found
+            results.append(EvalScore(name=name, scorer="distill", metrics=metrics))
+    return results
 
 
 def _sample(row: Row, scores: Row) -> Any:
@@ -79,7 +79,7 @@ def _sample(row: Row, scores: Row) -> Any:
         epoch=1,
         input=prompt_text(row),
         target=answer_text(row, "teacher") or "",
-        output=ModelOutput.from_content(named(scores, "student"), text),
+        output=ModelOutput.from_content(display_name(scores, "student"), text),
         scores={name: Score(value=value, answer=text) for name, value in values.items()},
         metadata={"category": row.get("category", "all"), "base": answer_text(row, "base") or ""},
     )

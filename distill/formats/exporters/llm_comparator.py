@@ -12,8 +12,7 @@ from distill.formats.exporters.comparisons import (
     PAIRS,
     Row,
     answer_text,
-    both,
-    named,
+    display_name,
     prompt_text,
     rows_of,
     scores_of,
@@ -33,12 +32,13 @@ class LlmComparatorExporter:
     def export(self, job: ExportJob) -> ExportResult:
         """Write each pair that has an answer to compare."""
         scores, rows = scores_of(job.run), rows_of(job.run)
-        pairs = {pair: chosen for pair in PAIRS if (chosen := both(rows, pair))}
+        answered = {pair: [row for row in rows if row["answers"].keys() >= set(pair)] for pair in PAIRS}
+        pairs = {pair: answers for pair, answers in answered.items() if answers}
         if not pairs:
             raise RunFolderError(f"{job.run}: no prompt was answered by two models, so there is nothing to compare")
         with building(job.out) as new:
-            for pair, chosen in pairs.items():
-                write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(chosen, pair, scores, job.run.name))
+            for pair, answers in pairs.items():
+                write_json(new / f"{pair[0]}-{pair[1]}.json", _comparison(answers, pair, scores, job.run.name))
             new.rename(job.out)
         return ExportResult(max(map(len, pairs.values())))
 
@@ -49,13 +49,13 @@ def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Row, run: st
     numbers = [{"name": title, "type": "per_model_number"} for title in measures.values()]
     return {
         "metadata": {"source_path": run, "custom_fields_schema": [{"name": third, "type": "text"}, *numbers]},
-        "models": [{"name": named(scores, model)} for model in pair],
+        "models": [{"name": display_name(scores, model)} for model in pair],
         "examples": [_example(row, pair, third, measures) for row in rows],
     }
 
 
 def _measures(rows: Sequence[Row], pair: tuple[str, str], scores: Row) -> dict[str, str]:
-    """Name and title of what both models have a number for on every prompt."""
+    """Name and title of the measures that both models have on every prompt."""
     titles = {name: str(entry.get("title", name)) for name, entry in (scores.get("metrics") or {}).items()}
     return {
         name: title
@@ -65,23 +65,23 @@ def _measures(rows: Sequence[Row], pair: tuple[str, str], scores: Row) -> dict[s
 
 
 def _example(row: Row, pair: tuple[str, str], third: str, measures: Mapping[str, str]) -> dict[str, Any]:
-    judged = (row.get("judge") or {}).get("pairs", {}).get(":".join(pair))
+    judgement = (row.get("judge") or {}).get("pairs", {}).get(":".join(pair))
     numbers = {title: [row["scores"][model][name] for model in pair] for name, title in measures.items()}
     return {
         "input_text": prompt_text(row),
         "tags": [row.get("category", "all")],
         "output_text_a": answer_text(row, pair[0]),
         "output_text_b": answer_text(row, pair[1]),
-        "score": POINTS.get(judged["outcome"], 0.0) if judged else 0.0,
-        "individual_rater_scores": list(_ratings(judged, pair)) if judged else [],
+        "score": POINTS.get(judgement["outcome"], 0.0) if judgement else 0.0,
+        "individual_rater_scores": list(_ratings(judgement, pair)) if judgement else [],
         "custom_fields": {third: answer_text(row, third) or "", **numbers},
     }
 
 
-def _ratings(judged: Mapping[str, Any], pair: tuple[str, str]) -> Iterator[dict[str, Any]]:
-    """Each game as a rater's score, which the format wants turned back where the order was turned."""
+def _ratings(judgement: Mapping[str, Any], pair: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    """Each game as a rater's score, which the format wants reversed where the order was reversed."""
     points = {pair[0]: 1.0, pair[1]: -1.0, "tie": 0.0}
-    for game in judged["games"]:
+    for game in judgement["games"]:
         if game["verdict"] in points:
             yield {
                 "score": points[game["verdict"]],

@@ -18,21 +18,21 @@ from distill.formats.schemas import ParsedRow
 from distill.types import Session, Task
 
 IMPORTERS = {
-    "alpaca": "distill.formats.importers.json_files:AlpacaImporter",
-    "datasets": "distill.formats.importers.datasets:DatasetsImporter",
-    "distill": "distill.formats.importers.json_files:DistillImporter",
-    "hub": "distill.formats.importers.hub:HubImporter",
-    "lines": "distill.formats.importers.lines:LinesImporter",
-    "oasst": "distill.formats.importers.oasst:OasstImporter",
-    "openai": "distill.formats.importers.json_files:OpenAIImporter",
-    "parquet": "distill.formats.importers.parquet:ParquetImporter",
-    "prompt_response": "distill.formats.importers.json_files:PromptResponseImporter",
-    "questions": "distill.formats.importers.json_files:QuestionsImporter",
-    "self_instruct": "distill.formats.importers.json_files:SelfInstructImporter",
-    "sharegpt": "distill.formats.importers.json_files:ShareGPTImporter",
+    "alpaca": "distill.formats.importers.json_files:alpaca",
+    "datasets": "distill.formats.importers.tables:DatasetsImporter",
+    "distill": "distill.formats.importers.json_files:distill",
+    "hub": "distill.formats.importers.tables:HubImporter",
+    "lines": "distill.formats.importers.json_files:LinesImporter",
+    "oasst": "distill.formats.importers.json_files:OasstImporter",
+    "openai": "distill.formats.importers.json_files:openai",
+    "parquet": "distill.formats.importers.tables:ParquetImporter",
+    "prompt_response": "distill.formats.importers.json_files:prompt_response",
+    "questions": "distill.formats.importers.json_files:questions",
+    "self_instruct": "distill.formats.importers.json_files:self_instruct",
+    "sharegpt": "distill.formats.importers.json_files:sharegpt",
 }
 PEEKED = 20
-"""So many rows are looked at to tell a file's format."""
+"""Rows examined to guess a file's format."""
 HUB_ID = re.compile(r"\A[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 
 
@@ -44,11 +44,11 @@ class Address:
     """A file, a folder, or a Hub id."""
     split: str | None = None
     revision: str | None = None
-    """Of a Hub id: a branch, a tag or a commit."""
+    """Branch, tag or commit of a Hub dataset."""
 
     @property
     def name(self) -> str:
-        """What a session's meta calls it: the file's name without its folders, or the Hub id."""
+        """Its name in a session's meta: the file's name without its folders, or the Hub id."""
         return self.path if HUB_ID.match(self.path) and not Path(self.path).exists() else Path(self.path).name
 
 
@@ -59,11 +59,11 @@ class Importer(Protocol):
     """Which of `split` and `revision` an address may have."""
 
     def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
-        """What every row says. Raises `RecipeError` for what cannot be read at all."""
+        """The contents of every row. Raises `RecipeError` where nothing can be read."""
 
 
 def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Iterator[ParsedRow | RejectedRow]:
-    """What every row at an address says, by the importer of that name. Raises `RecipeError`."""
+    """The contents of every row at an address, by the importer of that name. Raises `RecipeError`."""
     importer: Importer = registry.part(IMPORTERS, name, kind="format", allowed=allowed)()
     for option in ("split", "revision"):
         if getattr(address, option) is not None and option not in importer.takes:
@@ -72,7 +72,7 @@ def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Itera
 
 
 def guess(path: str) -> tuple[str, str]:
-    """The format of what is at a path, and what tells so. Raises `RecipeError` where nothing does."""
+    """The format of the data at a path, and the evidence for it. Raises `RecipeError` for an unknown format."""
     place = Path(path)
     if place.is_dir():
         return _guess_folder(place)
@@ -117,7 +117,7 @@ def _guess_folder(folder: Path) -> tuple[str, str]:
 
 
 def known_shapes(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
-    """What the rows of a table say: trees of messages, or rows each of a shape that its keys tell."""
+    """The contents of a table's rows: trees of messages, or rows whose keys determine their shape."""
     peeked = list(islice(rows, PEEKED))
     first = next((row for row in peeked if isinstance(row, ForeignRow)), None)
     again = chain(peeked, rows)
@@ -127,7 +127,7 @@ def known_shapes(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
 
 
 class Names:
-    """Assigns unique ids: the row's own or one from its line; duplicates get a number."""
+    """Assigns unique ids: the row's own, or one from its line; duplicates get a number."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
@@ -136,18 +136,18 @@ class Names:
         """The id."""
         return self.unique(parsed.id if parsed.id is not None else f"line-{parsed.line:05}")
 
-    def unique(self, wanted: str) -> str:
-        """The wanted id, where nothing has it yet."""
-        name = wanted
+    def unique(self, id: str) -> str:
+        """The id itself, or with a number where it is taken."""
+        name = id
         while name in self._seen:
-            self._seen[wanted] += 1
-            name = f"{wanted}~{self._seen[wanted]}"
+            self._seen[id] += 1
+            name = f"{id}~{self._seen[id]}"
         self._seen[name] = 1
         return name
 
 
 def session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | RejectedRow:
-    """The session that a row holds; rejected where nothing is answered."""
+    """The session of a row; rejected without an answer."""
     if not parsed.is_answered:
         return RejectedRow(
             parsed.line, "no_answer", "no turn answers the question; --as tasks takes the question alone"
@@ -156,7 +156,7 @@ def session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> S
 
 
 def task(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Task | RejectedRow | None:
-    """The task that a row holds; `None` where the row before had it already."""
+    """The task of a row; `None` where the previous row has the same."""
     if parsed.again:
         return None
     if not parsed.instruction.strip():
@@ -165,28 +165,28 @@ def task(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Task
 
 
 def load_tasks(path: Path) -> list[Task]:
-    """The tasks of a file of any format: JSON lines with `instruction` (and `id`, `input`, `meta`), a prompt a line …
+    """The tasks of a file of any format: JSON lines with `instruction` (and `id`, `input`, `meta`), a prompt per line …
 
-    A task without an id is called by its line: `line-00001`. A row of another format that cannot be used is left out
-    with a warning. Raises `SeedsError` with file and line for a malformed line of ours and for an id that is there
-    twice, and where there is no task at all.
+    A task without an id is named after its line: `line-00001`. Unusable rows of foreign formats are skipped with a
+    warning. Raises `SeedsError` with file and line for a malformed line of our own format or a duplicate id, and where
+    there is no task.
     """
     try:
         name, _ = guess(str(path)) if path.exists() else ("lines", "")
-        found = list(read(name, Address(str(path))))
+        rows = list(read(name, Address(str(path))))
     except RecipeError as error:
         raise SeedsError(f"cannot read the tasks: {error}") from error
-    tasks = _own_tasks(found, path) if name in ("distill", "lines") else _foreign_tasks(found, path, name)
+    tasks = _own_tasks(rows, path) if name in ("distill", "lines") else _foreign_tasks(rows, path, name)
     if not tasks:
-        raise SeedsError(f"{path} has no task; expected a prompt a line, or JSON lines with the key `instruction`")
+        raise SeedsError(f"{path} has no task; expected a prompt per line, or JSON lines with the key `instruction`")
     return tasks
 
 
-def _own_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path) -> list[Task]:
-    """Those of a file in our own format, as they stand."""
+def _own_tasks(rows: Sequence[ParsedRow | RejectedRow], path: Path) -> list[Task]:
+    """The tasks of a file in our own format, unchanged."""
     first: dict[str, int] = {}
     tasks = []
-    for row in found:
+    for row in rows:
         if isinstance(row, RejectedRow):
             raise SeedsError(f"{path}:{row.line}: {row.detail}")
         id = row.id if row.id is not None else f"line-{row.line:05}"
@@ -197,23 +197,23 @@ def _own_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path) -> list[Tas
     return tasks
 
 
-def _foreign_tasks(found: Sequence[ParsedRow | RejectedRow], path: Path, name: str) -> list[Task]:
+def _foreign_tasks(rows: Sequence[ParsedRow | RejectedRow], path: Path, name: str) -> list[Task]:
     names, provenance = Names(), {"source": path.name, "importer": name}
-    came = [row if isinstance(row, RejectedRow) else task(row, names, provenance) for row in found]
-    rejected = [row for row in came if isinstance(row, RejectedRow)]
+    results = [row if isinstance(row, RejectedRow) else task(row, names, provenance) for row in rows]
+    rejected = [row for row in results if isinstance(row, RejectedRow)]
     if rejected:
         first = rejected[0]
         console.warn(
-            f"{path}: {len(rejected)} of {len(found)} rows are no task; the first, in line {first.line}: {first.detail}"
+            f"{path}: {len(rejected)} of {len(rows)} rows are no task; the first, in line {first.line}: {first.detail}"
         )
-    return [row for row in came if isinstance(row, Task)]
+    return [row for row in results if isinstance(row, Task)]
 
 
 def _meta(parsed: ParsedRow, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Where it is from; what the row itself says of that goes first."""
-    found: dict[str, Any] = {**provenance, "line": parsed.line}
+    """The provenance of a row; the row's own meta takes precedence."""
+    meta: dict[str, Any] = {**provenance, "line": parsed.line}
     if parsed.id is not None:
-        found["original_id"] = parsed.id
+        meta["original_id"] = parsed.id
     if parsed.repairs:
-        found["repairs"] = list(parsed.repairs)
-    return {**found, **parsed.meta}
+        meta["repairs"] = list(parsed.repairs)
+    return {**meta, **parsed.meta}
