@@ -86,12 +86,10 @@ class Batches:
         every = journal.batches(stage)
         self._times = Counter(of for batch in every for of in batch.sends)
         """How many batches ever held a question."""
-        unfinished = [batch for batch in every if batch.state != "ingested"]
-        self._questions = (
-            questions_of(journal, {of for batch in unfinished for of in batch.sends}) if unfinished else {}
-        )
-        self._open = {batch.name: batch for batch in unfinished if self._is_reachable(batch)}
-        self._most = self._taken_over(journal.unsettled(stage)) if unfinished else {}
+        rest = [batch for batch in every if batch.state != "ingested"]
+        self._questions = questions_of(journal, {of for batch in rest for of in batch.sends}) if rest else {}
+        self._open = {batch.name: batch for batch in rest if self._is_reachable(batch)}
+        self._most = self._taken_over(journal.unsettled(stage)) if rest else {}
         """The worst case of each send that is not settled."""
         self.failed: dict[str, Failure] = {}
         """Questions that were given up by this process."""
