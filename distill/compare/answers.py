@@ -186,14 +186,8 @@ def _ask_model(
         for index, messages, reference in references_of
         if has_spans
     ]
-    flows: list[_NamedFlow] = [*answers, *scores, *spans, ("probe", partial(_probe, model, references_of))]
-    with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
-        progress = _Live(bar)
-        provider = load(watch=progress.watch)
-        try:
-            outcomes = engine({model: provider}, progress=progress, local=True).run(flows)
-        finally:
-            provider.release()
+    probe = ("probe", partial(_probe, model, references_of))
+    outcomes = _run_here(model, load, engine, [*answers, *scores, *spans, probe])
     rest = outcomes[len(answers) :]
     replies = _answers(model, range(len(prompts)), outcomes[: len(answers)]) if answers else ModelReplies(model=model)
     values, note = _likelihoods(model, indices, rest[: len(scores)])
@@ -205,6 +199,19 @@ def _ask_model(
         notes=(*replies.notes, *note),
         probe=rest[-1].value,
     )
+
+
+def _run_here(
+    model: Model, load: Callable[..., InProcess], engine: Engines, flows: Sequence[_NamedFlow]
+) -> list[Outcome[Any]]:
+    """Run the flows on a model that is loaded for them, and released afterwards."""
+    with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
+        progress = _Live(bar)
+        provider = load(watch=progress.watch)
+        try:
+            return list(engine({model: provider}, progress=progress, local=True).run(flows))
+        finally:
+            provider.release()
 
 
 def _answer_flow(prompt: Prompt, role: str, sampling: Sampling, replica: int = 0) -> _NamedFlow:

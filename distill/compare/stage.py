@@ -103,20 +103,18 @@ def compare(
     results = score_answers(questions, replies, metrics, folder)
     bench = sides.judge if shared else None
     judged = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
+    measures, extras = _measures(folder, results, replies, judged, metrics, sides, seed, usd(), own=prompts is None)
+    write_rows(folder / "answers.jsonl", (row(results, index, extras) for index in range(len(questions))))
     scores = {
         "prompts": len(shared),
         "held_out": prompts is None,
         "method": _method(sampling, seed, any_generated=not set(results.answers) <= set(sides.recorded)),
-        "models": descriptions(current(folder), results, sides),
+        **measures,
+        **({"lm_eval": benchmarks(folder, tasks, seed=seed)} if tasks is not None else {}),
     }
-    extras = _add_measures(scores, results, replies, judged, metrics, folder / "kept.jsonl", seed, usd(), sides)
-    extras["surprise"] = by_prompt({reply.model: reply.spans for reply in replies if reply.spans})
-    write_rows(folder / "answers.jsonl", (row(results, index, extras) for index in range(len(results.prompts))))
-    if tasks is not None:
-        scores["lm_eval"] = benchmarks(folder, tasks, seed=seed)
     write_json(folder / "scores.json", scores)
-    unanswered = sum(reply.missing for reply in replies)
-    return {"prompts": len(shared), "answers": sum(map(len, results.answers.values())), "missing": unanswered}
+    missing = sum(reply.missing for reply in replies)
+    return {"prompts": len(shared), "answers": sum(map(len, results.answers.values())), "missing": missing}
 
 
 def _ask(
@@ -155,36 +153,45 @@ def _ask(
     return replies
 
 
-def _add_measures(
-    scores: dict[str, Any],
+def _measures(
+    folder: Path,
     results: ComparisonResults,
     replies: Sequence[ModelReplies],
     judged: Mapping[int, Mapping[str, Any]] | None,
     metrics: Sequence[TextMetric | ModelMetric],
-    kept: Path,
+    sides: Sides,
     seed: int,
     usd: float | None,
-    sides: Sides,
-) -> dict[str, Mapping[int, Any]]:
-    """Add measures, judge, coverage and leaks to `scores`; returns the same of each prompt, by name and prompt."""
+    *,
+    own: bool,
+) -> tuple[dict[str, Any], dict[str, Mapping[int, Any]]]:
+    """Models, measures, judge, coverage and leaks for scores.json; and by name the entries of each prompt."""
+    kept, models = folder / "kept.jsonl", descriptions(current(folder), results, sides)
     absent = absent_measures(metrics, sides.models_here, sides.teacher_weights) if results.prompts else {}
-    leaked = leaks(results.prompts, kept)
+    leak_entries = leaks(results.prompts, kept)
+    leaked = {index for index, leak in leak_entries.items() if leak["leaked"]}
     measures = [measure for metric in metrics for measure in metric.measures] if results.prompts else []
-    whole = {index for index, leak in leaked.items() if leak["leaked"]}
-    entries = {one.name: entry_of(results, one, seed, absent=absent.get(one.name), leaked=whole) for one in measures}
+    entries = {one.name: entry_of(results, one, seed, absent=absent.get(one.name), leaked=leaked) for one in measures}
     lead = leading(measures, entries)
     notes = [*(note for reply in replies for note in reply.notes), *absence_note(measures, absent)]
     notes += remarks(results, [one for one in measures if one.name not in absent], entries)
-    part = summary(results, entries, lead, notes=notes, usd=usd, own=scores["held_out"])
+    scores = summary(results, entries, lead, notes=notes, usd=usd, own=own)
     outcomes = outcomes_by(results, lead) if lead is not None else {}
     if judged is not None and sides.judge is not None:
-        names = {model: part["model"] or "" for model, part in scores["models"].items()}
+        names = {model: one["model"] or "" for model, one in models.items()}
         judge_info = {"model": sides.judge.provider.endpoint.model, "mode": sides.judge.options.mode}
-        part = with_judge(part, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
+        scores = with_judge(scores, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
         outcomes |= judged_outcomes(judged)
-    nearness, by_category = coverage(results.prompts, outcomes, kept)
-    scores |= {**part, "coverage": by_category, "leaks": leak_summary(results.prompts, leaked)}
-    return {"leak": leaked, "judge": judged or {}, "outcome": outcomes, "coverage": nearness}
+    nearness, nearness_by_category = coverage(results.prompts, outcomes, kept)
+    extras = {
+        "surprise": by_prompt({reply.model: reply.spans for reply in replies if reply.spans}),
+        "leak": leak_entries,
+        "judge": judged or {},
+        "outcome": outcomes,
+        "coverage": nearness,
+    }
+    leaks_in_all = leak_summary(results.prompts, leak_entries)
+    return {"models": models, **scores, "coverage": nearness_by_category, "leaks": leaks_in_all}, extras
 
 
 def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
