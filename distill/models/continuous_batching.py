@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
@@ -22,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.errors import DistillError, ServerError
 from distill.models import chat_template
-from distill.models.generation import Batch, GenerationRow, GrowingLayer, draw, fit, penalised, row_random
+from distill.models.generation import Batch, GenerationRow, GrowingLayer, all_end_ids, fit, row_random
 from distill.models.padding import context_tokens
 from distill.types import Request
 
@@ -87,7 +86,7 @@ class Decoder:
         self._tokenizer = tokenizer
         self._template = template
         self._most_rows = most_rows
-        self._ends = _end_ids(model, tokenizer, template)
+        self._ends = all_end_ids(model, tokenizer, template)
         self._asked: SimpleQueue[_Job | None] = SimpleQueue()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._waiting: deque[_Job] = deque()
@@ -294,19 +293,6 @@ class _OpenBatch(Batch):
         self._cache = DynamicCache()
         self._cache.layer_class_to_replicate = GrowingLayer
 
-    def step(self) -> None:
-        """Draw one token for every row."""
-        logits = penalised(self.logits(), self.rows)
-        finite = torch.isfinite(logits).all(-1).tolist()
-        samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
-        tokens = draw(logits.nan_to_num(), samplings, uniforms)
-        for row, token, fine in zip(self.rows, tokens, finite, strict=True):
-            if not fine and not row.done:
-                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
-            elif not row.done:
-                row.take(token)
-        self.extend(tokens)
-
     def join(self, other: _OpenBatch) -> None:
         """Take in the rows of another batch; finished ones of both leave."""
         for batch in (self, other):
@@ -350,12 +336,3 @@ def _check_cache(model: Any) -> None:
             f"a {model.config.model_type} model keeps more than keys and values ({kinds}), which this server cannot "
             "batch; use `serve: vllm`"
         )
-
-
-def _end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
-    """The ids that end an answer: the model's, the tokenizer's, and the template's where it has one."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    with suppress(DistillError):  # a base model without a chat template still completes text
-        ids |= set(chat_template.end_ids(template, tokenizer))
-    return frozenset(ids - {None})

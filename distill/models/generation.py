@@ -8,6 +8,7 @@ float32 model differs only where a draw falls within about 1e-6 of the border be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeAlias
@@ -62,7 +63,10 @@ def answer(
     sizes = [len(row.prompt) + row.limit for row in ready]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
         with torch.inference_mode():
-            _generate(model, [ready[index] for index in group], lambda: _notify(watch, rows))
+            batch = Batch(model, [ready[index] for index in group])
+            while batch.rows:
+                batch.step()
+                _notify(watch, rows)
     return [row.error or row.reply() for row in rows]
 
 
@@ -73,11 +77,12 @@ def _notify(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:
 
 
 def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
-    """Ids that end an answer: the template's and those of the model's own generation config."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset(chat_template.end_ids(template, tokenizer)) | frozenset(
-        own if isinstance(own, list) else [own]
-    ) - {None}
+    """Ids that end an answer: the model's, the tokenizer's, and the template's where it has one."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    with suppress(DistillError):  # a base model without a chat template still completes text
+        ids |= set(chat_template.end_ids(template, tokenizer))
+    return frozenset(ids - {None})
 
 
 @dataclass(slots=True)
@@ -159,23 +164,6 @@ def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
     return chat_template.prompt_ids(request.messages, template, tokenizer)
 
 
-def _generate(model: Any, rows: list[GenerationRow], tell: Callable[[], None]) -> None:
-    """Finish all rows of one batch."""
-    batch = Batch(model, rows)
-    while batch.rows:
-        logits = penalised(batch.logits(), batch.rows)
-        finite = torch.isfinite(logits).all(-1).tolist()
-        samplings, uniforms = [row.sampling for row in batch.rows], [row.random.random() for row in batch.rows]
-        tokens = draw(logits.nan_to_num(), samplings, uniforms)
-        for row, token, fine in zip(batch.rows, tokens, finite, strict=True):
-            if not fine:
-                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
-            elif not row.done:
-                row.take(token)
-        tell()
-        batch.extend(tokens)
-
-
 class Batch:
     """Rows that are decoded together, left-padded, with their cache; finished ones leave by the quarter."""
 
@@ -197,6 +185,19 @@ class Batch:
             logits_to_keep=1,
         )
         return output.logits[:, -1].float()
+
+    def step(self) -> None:
+        """Draw one token for every row."""
+        logits = penalised(self.logits(), self.rows)
+        is_finite = torch.isfinite(logits).all(-1).tolist()
+        samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
+        tokens = draw(logits.nan_to_num(), samplings, uniforms)
+        for row, token, fine in zip(self.rows, tokens, is_finite, strict=True):
+            if not fine and not row.done:
+                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
+            elif not row.done:
+                row.take(token)
+        self.extend(tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Feed each row its token next; what finished rows are fed does not matter."""

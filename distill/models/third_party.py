@@ -11,25 +11,46 @@ from pathlib import Path
 
 from distill.errors import ModelError, RunFolderError
 
+_NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_hub")
+
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep progress bars and advice of the loaders, and of the kernels of 4-bit weights, off the terminal."""
+    """Keep the libraries' progress bars and advice off the terminal."""
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    kernels = logging.getLogger("bitsandbytes")
-    before = kernels.level
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    kernels.setLevel(logging.ERROR)  # it warns of a kernel that is not installed
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:
-        kernels.setLevel(before)
+        for name, before in levels.items():
+            logging.getLogger(name).setLevel(before)
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """The same for a whole training, with warnings and the libraries' use of the network off too."""
+    import datasets
+    from huggingface_hub import constants as hub
+
+    online = hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY
+    datasets.disable_progress_bars()
+    hub.HF_HUB_OFFLINE = hub.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        with quietly(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY = online
+        datasets.enable_progress_bars()
 
 
 def first_line(error: BaseException, folder: str = "") -> str:
@@ -39,7 +60,6 @@ def first_line(error: BaseException, folder: str = "") -> str:
 
 
 _UNWRITTEN = r"\(os error \d+\)|PytorchStreamWriter|inline_container"
-_NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_hub")
 
 
 @contextmanager
@@ -73,33 +93,3 @@ def is_of_the_disk(error: Exception) -> bool:
 def reason_of(error: Exception) -> str:
     """The system's words where it has some, else the first line of the library's."""
     return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep foreign progress bars, warnings and log lines off the terminal, and foreign code off the network."""
-    import datasets
-    from huggingface_hub import constants as hub
-    from transformers.utils import logging as transformers_logging
-
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    online = hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    hub.HF_HUB_OFFLINE = hub.HF_HUB_DISABLE_TELEMETRY = True
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY = online
-        for name, old in levels.items():
-            logging.getLogger(name).setLevel(old)
-        transformers_logging.set_verbosity(level)
-        datasets.enable_progress_bars()
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, get_args
@@ -39,7 +39,7 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
     """One line for one pydantic error, with a suggestion for an unknown key."""
     where = ".".join([*prefix, *(str(part) for part in item["loc"] if part not in {"one", "several"})])
     if item["type"] == "extra_forbidden":
-        return f'unknown key "{where}"{suggest(str(item["loc"][-1]), _known_keys(model, item["loc"][:-1]))}'
+        return _unknown(where, _known_keys(model, item["loc"][:-1]))
     if item["type"] == "missing":
         return f"`{where}` is missing"
     message = str(item["msg"]).removeprefix("Value error, ").replace("\n", " ")
@@ -48,6 +48,27 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
     if item["type"] == "value_error" or not _HIDDEN.isdisjoint(item["loc"]):
         return f"{where}: {message}"
     return f"{where}: {message[0].lower() + message[1:]}, found {_shown(item.get('input'))}"
+
+
+REMOVED_KEYS: Mapping[str, str] = {
+    "train.compiled": "it has gone, as its gain was never measured; leave it out",
+    "train.guard": (
+        "it has gone: a step without a finite loss or gradient norm is skipped, and training stops after five of them; "
+        "leave it out"
+    ),
+}
+"""Keys of earlier versions, and what took their place."""
+
+
+def is_removed(key: str) -> bool:
+    """Whether a dotted recipe key is one of `REMOVED_KEYS`, or lies below one."""
+    return any(f"{key}.".startswith(f"{removed}.") for removed in REMOVED_KEYS)
+
+
+def _unknown(key: str, known: Collection[str]) -> str:
+    if key in REMOVED_KEYS:
+        return f'unknown key "{key}": {REMOVED_KEYS[key]}'
+    return f'unknown key "{key}"{suggest(key.rpartition(".")[2], known)}'
 
 
 _HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
@@ -122,5 +143,5 @@ def _part_fault(
 ) -> str:
     if item["type"] == "extra_forbidden" and len(item["loc"]) == 1:
         known = [name for name in (*model.model_fields, *section.model_fields) if name != "options"]
-        return f'unknown key "{".".join([*prefix, str(item["loc"][0])])}"{suggest(str(item["loc"][0]), known)}'
+        return _unknown(".".join([*prefix, str(item["loc"][0])]), known)
     return _fault(item, model, prefix)

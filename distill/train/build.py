@@ -1,6 +1,6 @@
 """Builds the trainer: quantized or full base, adapter, TRL arguments.
 
-`assemble` and what it needs load no pydantic, so that training can be measured where only its own packages are.
+With a `model` that is loaded already it needs no pydantic, so that training can be measured with its own packages only.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.quantization import require_plain
 from distill.train import packing
 from distill.train.dataset import Examples
-from distill.train.kernels.fused import fuse, unfuse
 from distill.train.lora import adapter_of, require_targets, train_in_float32
-from distill.train.memory import Fit, fit
+from distill.train.memory import fit
 from distill.train.packing import PackingPlan
 from distill.train.sft_trainer import Noise, recompute
-from distill.train.spike_guard import SpikeGuardTrainer
+from distill.train.step_guard import GuardedTrainer
 
 if TYPE_CHECKING:
     from distill.train.options import TrainOptions
@@ -54,55 +53,31 @@ def build(
     output: Path,
     say: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
-) -> SpikeGuardTrainer:
+    model: Any = None,
+    room: float | None = None,
+) -> GuardedTrainer:
     """A trainer that is ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
-    `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go. Raises
+    `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go; `model` is the base
+    where it is loaded already, and `room` the bytes of a GPU that may be used, its free memory when None. Raises
     `RecipeError` and `ModelError` for what this machine or this base cannot do.
     """
     device = default_device()
     dtype = compute_dtype(options.dtype, device)
     _require_optimizer(options.optimizer, device)
     _require_whole_weights(options.method)
-    chosen = fit(base, kept, options, longest=max(found.lengths()), width=dtype.itemsize, room=free_bytes(device))
-    model = _base(base, kept, options, dtype, device)
+    layout = fit(
+        base, kept, options, longest=max(found.lengths()), width=dtype.itemsize, room=room or free_bytes(device)
+    )
+    model = model if model is not None else _base(base, kept, options, dtype, device)
     _require_embeddings(model, found, tokenizer)
-    return assemble(
-        model,
-        tokenizer,
+    trainer = GuardedTrainer(
         found,
         plan_of(found.lengths(), options, seed),
-        chosen,
-        options=options,
-        seed=seed,
-        output=output,
-        say=say,
-        callbacks=callbacks,
-    )
-
-
-def assemble(
-    model: Any,
-    tokenizer: Any,
-    found: Examples,
-    plan: PackingPlan,
-    chosen: Fit,
-    *,
-    options: TrainOptions,
-    seed: int,
-    output: Path,
-    say: Callable[[str], None],
-    callbacks: Sequence[TrainerCallback] = (),
-) -> SpikeGuardTrainer:
-    """The trainer of a base in memory, for a plan of steps and a layout of its passes that have been chosen."""
-    bf16 = compute_dtype(options.dtype, model.device) == torch.bfloat16
-    trainer = SpikeGuardTrainer(
-        found,
-        plan,
-        micro_tokens=chosen.tokens,
+        micro_tokens=layout.tokens,
         say=say,
         model=model,
-        args=_arguments(model.device, bf16, options=options, seed=seed, output=output),
+        args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
         train_dataset=_sample(found),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
         peft_config=None if options.method == "full" else adapter_of(options.lora),
@@ -110,21 +85,12 @@ def assemble(
     )
     trainer.remove_callback(PrinterCallback)
     train_in_float32(trainer.model)
-    recompute(model, chosen.checkpointing, layers=chosen.layers)
-    unfuse()
-    if options.compiled and model.device.type == "cuda":
-        _fuse(model, say)
+    recompute(model, layout.checkpointing, layers=layout.layers)
     trainer.may_recompute = options.checkpointing == "auto"
+    trainer.may_patch = options.kernels == "auto"
     if options.neftune_alpha:
         trainer.noise = Noise(model, options.neftune_alpha)
     return trainer
-
-
-def _fuse(model: Any, say: Callable[[str], None]) -> None:
-    config = model.config.get_text_config()
-    widths = {"hidden": config.hidden_size, "intermediate": getattr(config, "intermediate_size", config.hidden_size)}
-    if (fault := fuse(model.device, model.dtype, **widths)) is not None:
-        say(f"train.compiled: norms and gates are computed step by step, for they cannot be compiled here ({fault})")
 
 
 def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:

@@ -22,6 +22,7 @@ from distill.core.hashing import json_sha256
 from distill.errors import ModelError, RunFolderError
 from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
+from distill.recipe.validation import is_removed
 from distill.run.decisive import OLD_DEFAULTS
 from distill.text.tokens import visible
 from distill.train.dataset import Examples
@@ -104,11 +105,6 @@ class Checkpoints:
             _require_ours(folder)
         if any((folder / MARK).exists() for folder in found):
             self._require_same()
-
-    def forget_after(self, step: int) -> None:
-        """Delete checkpoints of more than `step` steps, so that training goes on from one before."""
-        if processes.is_first():
-            _delete_after(step, self._found())
 
     def mark(self, step: int) -> None:
         """Say that a checkpoint is completely written, and of which run it is."""
@@ -252,7 +248,8 @@ def _defaults() -> dict[str, Any]:
 
 def changes(old: Identity, new: Identity) -> list[str]:
     """What is another in `new`, one short text each; empty where a run can go on."""
-    before = {**{key: value for key, value in _defaults().items() if key in new.settings}, **old.settings}
+    settings = {key: value for key, value in old.settings.items() if not is_removed(key)}
+    before = {**{key: value for key, value in _defaults().items() if key in new.settings}, **settings}
     fields = sorted(before.keys() | new.settings.keys())
     pairs = [(name, before.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
     info = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in pairs if was != now]

@@ -34,7 +34,7 @@ from distill.models.quantization import unpacked
 from distill.train.callbacks import Log
 from distill.train.options import EarlyStopping
 from distill.train.sft_trainer import random_state, restore
-from distill.train.spike_guard import SpikeGuardTrainer
+from distill.train.step_guard import GuardedTrainer
 from distill.types import Message, Request, Sampling, Session
 
 SAMPLES = "samples.jsonl"
@@ -79,7 +79,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         self,
         held: Sequence[HeldOutSession],
         folder: Path,
-        trainer: SpikeGuardTrainer,
+        trainer: GuardedTrainer,
         log: Log,
         *,
         every: int,
@@ -195,13 +195,9 @@ def aside(model: Any) -> Iterator[None]:
         restore(random)
 
 
-FIELDS = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
-"""Where in an evaluation's row each value stands."""
-
-
 def badness(row: dict[str, Any], watch: str) -> float:
     """The value so that less is better; infinite where there is none. A length is as bad as its ratio is far from 1."""
-    value = row[FIELDS[watch]]
+    value = row[LOGGED[watch]]
     if value is None or not math.isfinite(value):
         return math.inf
     if watch == "length_ratio":

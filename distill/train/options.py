@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill.recipe import BaseOptions
 from distill.run.students import WITHOUT_EFFECT
@@ -44,24 +45,6 @@ class LoraOptions(BaseOptions):
 Watched = Literal["nll", "stop_rate", "length_ratio"]
 """What is measured on held-out rows: less nats per token of the teacher's answers is better, more answers that end by
 themselves, and a length nearer to the teacher's."""
-
-
-class GuardOptions(BaseOptions):
-    """When to reject a step: non-finite loss or gradient, or a loss spike.
-
-    The sessions to blame are then set aside in quarantined.jsonl, and the step is done again without them.
-    """
-
-    spike: Annotated[float, Field(ge=0)] = 8.0
-    """A loss is a spike when it exceeds the median of the last `window` steps by this many standard deviations
-    (estimated robustly from the median change between two steps), and by `spike_nats`; 0 turns the check off."""
-    spike_nats: Annotated[float, Field(ge=0)] = 1.0
-    """Nats a token by which a loss has to leap at least."""
-    window: Annotated[int, Field(ge=8, le=10_000)] = 32
-    """Steps that a loss is held against; before the ninth nothing is a leap."""
-    max_quarantined: Annotated[int, Field(ge=0)] | None = None
-    """Sessions that may be set aside; training stops where one more is to be. 5% of them, and at least 8, when left
-    out."""
 
 
 class EarlyStopping(BaseOptions):
@@ -130,9 +113,9 @@ class TrainOptions(BaseOptions):
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """What is computed in; weights that learn are always kept in 32 bits. `auto` is bf16 on a GPU that has it and fp32
     elsewhere; bf16 where there is none is an error."""
-    compiled: bool = False
-    """On a GPU, have torch.compile make norms and gates one pass over memory each: a longer start, another rounding,
-    and a gain that is not measured yet. Where it fails, training says so and goes on without; a CPU does without."""
+    kernels: Literal["auto", "off"] = "auto"
+    """`auto` replaces forward functions of transformers and PEFT by faster ones that keep less memory, each only after
+    a trial in which its outputs and gradients agree with the library's own; `off` replaces none."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""
     eval_steps: Annotated[int, Field(ge=0)] | None = None
@@ -146,14 +129,18 @@ class TrainOptions(BaseOptions):
     early_stopping: EarlyStopping | None = None
     best: Watched | None = None
     """Keep the weights that were best by this, and end with them instead of the last."""
-    guard: GuardOptions = GuardOptions()
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Services that the figures go to besides train_log.jsonl; each must be installed."""
 
     def deciding(self) -> dict[str, Any]:
         """Those that decide what the student becomes."""
-        without = set(WITHOUT_EFFECT) | (set() if self.compiled else {"compiled"})
-        return self.model_dump(exclude=without)
+        return self.model_dump(exclude=set(WITHOUT_EFFECT))
+
+    @field_validator("kernels", mode="before")
+    @classmethod
+    def _off_as_yaml_reads_it(cls, value: Any) -> Any:
+        """`--set train.kernels=off` is a boolean in YAML 1.1."""
+        return "off" if value is False else value
 
     @model_validator(mode="before")
     @classmethod
@@ -178,3 +165,18 @@ class TrainOptions(BaseOptions):
         if watching is not None and 0 in (self.eval_steps, self.eval_rows):
             raise ValueError(f"{watching} needs evaluations; give eval_steps and eval_rows above 0, or leave them out")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Everything of a recipe that a training run depends on."""
+
+    model: str
+    """Name or path of the base."""
+    template: str
+    options: TrainOptions
+    seed: int
+    layers: int | None = None
+    """Layers of the base that the student keeps; None for all."""
+    prune_by: Literal["uniform", "block"] = "uniform"
+    """How those layers are chosen."""

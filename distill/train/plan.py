@@ -1,13 +1,12 @@
 """The training plan: rows, tokens, steps, memory, time, and advice.
 
-Everything but the last three follows from the rows alone. Those come from one real pass over the largest batch.
+Memory and time come from one real pass over the largest batch, all else from the rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 from distill.core.console import duration
 from distill.core.files import read_json
@@ -17,92 +16,117 @@ from distill.models.chat_template import Example
 from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.pruning import kept_layers
 from distill.models.token_bytes import MarkedExample, shown
-from distill.train import memory
 from distill.train.build import plan_of
 from distill.train.dataset import Examples, checked_examples, split_held_out
-from distill.train.dry_run import StepMeasurement, rehearse
-from distill.train.memory import Fit, fit
-from distill.train.options import TrainOptions
-from distill.train.packing import AIMED_STEPS
-from distill.train.workload import Work, seconds_of, training_of, work_of
+from distill.train.dry_run import StepMeasurement, measured_pass
+from distill.train.memory import Fit, Memory, Pass, Shape, estimate, fit, shape_in
+from distill.train.options import TrainOptions, TrainSettings
+from distill.train.packing import AIMED_STEPS, PackingPlan, passes
 from distill.types import Session
 
 
-def plan(
-    sessions: Sequence[Session],
-    *,
-    model: str,
-    layers: int | None,
-    template: str,
-    options: TrainOptions,
-    seed: int,
-    say: Callable[[str], None],
-) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """All passes of a training."""
+
+    steps: int
+    passes: int
+    tokens: int
+    """Over all epochs, without padding."""
+    padding: int
+    """Tokens of padding, over all epochs."""
+    examples: tuple[int, int]
+    """Fewest and most in a step."""
+    largest: tuple[int, ...]
+    """Examples of the largest pass."""
+
+    @property
+    def padding_share(self) -> float:
+        """Share of all tokens that are computed."""
+        return self.padding / (self.tokens + self.padding)
+
+
+def work_of(plan: PackingPlan, lengths: Sequence[int], *, micro_tokens: int, packed: bool) -> Work:
+    """The passes, of at most `micro_tokens` tokens, that a plan makes of examples of these lengths."""
+    count = tokens = computed = 0
+    largest: tuple[int, tuple[int, ...]] = (0, ())
+    for step in plan.steps:
+        for group in passes(step, lengths, tokens=micro_tokens, packed=packed):
+            total = sum(lengths[row] for row in group)
+            size = total if packed else len(group) * max(lengths[row] for row in group)
+            count, tokens, computed = count + 1, tokens + total, computed + size
+            largest = max(largest, (size, tuple(group)))
+    sizes = [len(step) for step in plan.steps]
+    return Work(len(plan.steps), count, tokens, computed - tokens, (min(sizes), max(sizes)), largest[1])
+
+
+def seconds_of(work: Work, measured: StepMeasurement) -> float:
+    """Seconds that all steps take at the measured pace."""
+    return (work.tokens + work.padding) / measured.tokens_per_second + work.steps * measured.optimizer_seconds
+
+
+def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[[str], None]) -> Iterator[str]:
     """The lines of the plan; every row passes the mask gate, and one pass is really made. Nothing is left behind.
 
     Raises what training would raise of its rows, options and base.
     """
-    base = loading.materialise(model, say=say)
+    options, layers = settings.options, settings.layers
+    base = loading.materialise(settings.model, say=say)
     tokenizer = loading.load_tokenizer(base)
-    usable = checked_examples(sessions, template, tokenizer, options, say)
-    found, held = split_held_out(usable, sessions, options.eval_rows, seed)
+    usable = checked_examples(sessions, settings.template, tokenizer, options, say)
+    examples, held_out = split_held_out(usable, sessions, options.eval_rows, settings.seed)
     kept = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
-    device = default_device()
+    device, lengths = default_device(), examples.lengths()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
-    fitted = fit(base, kept, options, longest=max(found.lengths()), width=width, room=room)
-    work = work_of(
-        plan_of(found.lengths(), options, seed),
-        found.lengths(),
-        micro_tokens=fitted.tokens,
-        packed=options.packing == "best_fit",
-    )
-    yield _rows(usable, len(sessions), len(held), len(usable.ids) - len(found.ids) - len(held))
-    yield from _of_rows(found, work, options)
-    tried = [found.examples[row] for row in work.largest]
-    shape = memory.shape_in(base, layers=layers)
-    by_formula = partial(_by_formula, shape, tried, options, device.type, fitted)
-    yield _formula(by_formula())
+    layout = fit(base, kept, options, longest=max(lengths), width=width, room=room)
+    steps, is_packed = plan_of(lengths, options, settings.seed), options.packing == "best_fit"
+    work = work_of(steps, lengths, micro_tokens=layout.tokens, packed=is_packed)
+    yield _rows(usable, len(sessions), len(held_out), len(usable.ids) - len(examples.ids) - len(held_out))
+    yield _tokens(examples, work)
+    yield _steps(work, options)
+    yield from (f"advice: {line}" for line in of_rows(examples, work, options))
+    largest = [examples.examples[row] for row in work.largest]
+    shape = shape_in(base, layers=layers)
+    lora_bytes = None
+    if shape is None:
+        yield "memory by formula: unknown, the base's config.json does not say its sizes"
+    else:
+        one = _pass(largest, shape, options, layout, width=width, gpu=room is not None)
+        yield _formula(estimate(shape, options, one))
+        lora_bytes = estimate(shape, options, one, method="lora").total
     say("making one pass of the largest batch, in a process of its own …")
-    as_fitted = options.model_copy(update={"micro_batch_tokens": fitted.tokens})
     try:
-        measured = rehearse(base, kept, tried, as_fitted, seed)
+        as_fitted = options.model_copy(update={"micro_batch_tokens": layout.tokens})
+        measured = measured_pass(base, kept, largest, as_fitted, settings.seed)
     except ModelError as error:
         yield f"not measured: {error}"
         return
-    yield from _of_pass(work, options, measured, by_formula(method="lora"))
+    yield from _of_pass(work, options, measured, lora_bytes)
 
 
-def _by_formula(
-    shape: memory.Shape | None,
-    tried: Sequence[Example],
-    options: TrainOptions,
-    device: Any,
-    fitted: Fit,
-    *,
-    method: memory.Method | None = None,
-) -> memory.Memory | None:
-    if shape is None:
-        return None
-    lengths = [len(example.input_ids) for example in tried]
+def _pass(
+    largest: Sequence[Example], shape: Shape, options: TrainOptions, layout: Fit, *, width: int, gpu: bool
+) -> Pass:
+    lengths = [len(example.input_ids) for example in largest]
     tokens = sum(lengths) if options.packing == "best_fit" else len(lengths) * max(lengths)
-    again = 0 if fitted.checkpointing == "none" else fitted.layers
-    return memory.estimate(
-        shape,
-        training_of(
-            options,
-            device,
-            layers=shape.layers,
-            recomputed=again,
-            tokens=tokens,
-            trained_share=sum(example.trained for example in tried) / tokens,
-            method=method,
-        ),
+    layers = layout.layers if layout.layers is not None else shape.layers
+    return Pass(
+        tokens,
+        recomputed=0 if layout.checkpointing == "none" else layers,
+        trained_share=sum(example.trained for example in largest) / tokens,
+        device="cuda" if gpu else "cpu",
+        width=width,
     )
 
 
-def _formula(found: memory.Memory | None) -> str:
-    if found is None:
-        return "memory by formula: unknown, the base's config.json does not say its sizes"
+def _of_pass(work: Work, options: TrainOptions, measured: StepMeasurement, lora_bytes: float | None) -> Iterator[str]:
+    yield _measured(measured)
+    yield f"time to finish: about {duration(seconds_of(work, measured))}, reading the base not counted"
+    for line in of_memory(work, options, measured, whole_bytes=lora_bytes, gpu="CPU" not in measured.device):
+        yield f"advice: {line}"
+
+
+def _formula(found: Memory) -> str:
     return (
         f"memory by formula: {_bytes(found.total)}: weights {_bytes(found.base)}, trainable weights "
         f"{_bytes(found.learning)}, activations {_bytes(found.activations)}, working space {_bytes(found.working)}, "
@@ -118,23 +142,6 @@ def _rows(found: Examples, total: int, held: int, near: int) -> str:
     apart += [f"{near} near to those left out"] if near else []
     info = f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
     return "; ".join([info, *apart])
-
-
-def _of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str]:
-    yield _tokens(found, work)
-    yield _steps(work, options)
-    for line in of_rows(found, work, options):
-        yield f"advice: {line}"
-
-
-def _of_pass(
-    work: Work, options: TrainOptions, measured: StepMeasurement, whole: memory.Memory | None
-) -> Iterator[str]:
-    yield _measured(measured)
-    yield f"time to finish: about {duration(seconds_of(work, measured))}, reading the base not counted"
-    whole_bytes = whole.total if whole is not None else None
-    for line in of_memory(work, options, measured, whole_bytes=whole_bytes, gpu="CPU" not in measured.device):
-        yield f"advice: {line}"
 
 
 def _tokens(found: Examples, work: Work) -> str:
@@ -168,17 +175,11 @@ def _bytes(size: float) -> str:
 
 
 def masks(
-    sessions: Sequence[Session],
-    *,
-    model: str,
-    template: str,
-    options: TrainOptions,
-    count: int,
-    say: Callable[[str], None],
+    sessions: Sequence[Session], settings: TrainSettings, *, count: int, say: Callable[[str], None]
 ) -> list[MarkedExample]:
-    """So many examples for the reader, all rows having passed the mask gate."""
-    tokenizer = loading.load_tokenizer(loading.materialise(model, say=say))
-    found = checked_examples(sessions, template, tokenizer, options, say)
+    """`count` examples for the reader, all rows having passed the mask gate."""
+    tokenizer = loading.load_tokenizer(loading.materialise(settings.model, say=say))
+    found = checked_examples(sessions, settings.template, tokenizer, settings.options, say)
     say(f"{found.checked.rows} rows have passed the mask gate")
     return shown(found.ids, found.examples, tokenizer, count=count)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from accelerate.utils import gather_object
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.data import DataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,12 +19,11 @@ from distill.core.files import read_json, write_json
 from distill.models import chat_template
 from distill.models.device import free_memory
 from distill.train.dataset import Examples
-from distill.train.kernels.patch import SCALED_HEADS, make_lean
+from distill.train.kernels.patch import patch, run_trials
 from distill.train.packing import PackingPlan, passes
 
-FUSED_HEAD_TOKENS = 2048
-"""Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
 _LAYOUT = "layout.json"
+"""In a checkpoint: tokens per pass, and which kernels passed their trial."""
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
@@ -44,15 +43,37 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """By all processes, padding excluded."""
         self.may_recompute = False
         """Whether activations may be computed again where a single example is too large otherwise."""
+        self.may_patch = True
+        """Whether `train.kernels` is auto."""
         self.noise: Noise | None = None
         self.row_losses: dict[int, torch.Tensor] = {}
         """Summed loss, in nats, of each example that this process has passed in the current step; on its device."""
+        self.saving: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+        """Context in which the checkpoint of a step is written."""
+        self.kernels: dict[str, int] | None = None
+        """Modules of each kind that compute with our kernels; None until `use_kernels`."""
+        self.passed: dict[str, bool] = {}
+        """By trial, whether the kernel agreed with the library's own function."""
         self._group: Sequence[int] = ()
         self._lengths, self._say = found.lengths(), say
         super().__init__(**arguments)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # weights are there in a module's own forward only
-        self.lean = {} if sharded else make_lean(self.model)
-        """How many modules of each kind compute by our own functions."""
+
+    def use_kernels(self, earlier: Mapping[str, bool] | None = None) -> None:
+        """Patch the model with the kernels that pass their trial here.
+
+        `earlier` are the results of the run that is resumed: what failed there stays off, so that both compute the
+        same. With several processes a kernel is used where its trial passes on all of them. Sharded weights exist only
+        inside a module's own forward, so nothing is patched there.
+        """
+        self.kernels = {}
+        if not self.may_patch or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        with self.accelerator.autocast():
+            passed = run_trials(self.model)
+        every = gather_object([passed]) if self.args.world_size > 1 else [passed]
+        every.append({**passed, **(earlier or {})})
+        self.passed = {name: all(one[name] for one in every) for name in passed}
+        self.kernels = patch(self.model, self.passed)
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -167,19 +188,12 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return losses.sum() * averaged / items
 
     def _token_losses(self, model: Any, inputs: dict[str, Any], trained: torch.Tensor) -> torch.Tensor:
-        """Nats of each trained token, in their order."""
-        if self.lean.get("loss"):
+        """Nats of each trained token, in their order; by our own function where the model has it, else by TRL's."""
+        if self.kernels and self.kernels["loss"]:
             losses: torch.Tensor = model(**inputs, token_losses=True)
             return losses
-        if not self._is_plain(int(trained.sum())):
-            inputs["use_cache"] = False
-            return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
-        labels = inputs.pop("labels")[:, 1:][trained]
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with self.accelerator.autocast():
-            hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
-            logits = causal.get_output_embeddings()(hidden)
-        return cross_entropy(logits.float(), labels, reduction="none")
+        inputs["use_cache"] = False
+        return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
 
     def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
         """Add up the losses of each example of the pass."""
@@ -193,22 +207,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         sums = losses.new_zeros(len(lengths)).index_add_(0, places[trained], losses)
         self.row_losses |= dict(zip(self._group, sums, strict=True))
 
-    def _is_plain(self, trained: int) -> bool:
-        alone = self.args.device.type == "cpu" and self.args.world_size == 1
-        config = self.model.config
-        return alone and trained <= FUSED_HEAD_TOKENS and not any(getattr(config, name, None) for name in SCALED_HEADS)
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Keep with a checkpoint what an end of memory has changed."""
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            write_json(folder / _LAYOUT, {"micro_tokens": self.micro_tokens})
+        """Keep in a checkpoint what its options do not determine."""
+        with self.saving(self.state.global_step):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                write_json(folder / _LAYOUT, {"micro_tokens": self.micro_tokens, "kernels": self.passed})
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
-        """Train, or go on from a checkpoint with passes as large as they were when it was written."""
-        if resume_from_checkpoint is not None:
-            self.micro_tokens = read_json(Path(resume_from_checkpoint) / _LAYOUT)["micro_tokens"]
+        """Train, or resume from a checkpoint with its passes and kernels."""
+        layout = read_json(Path(resume_from_checkpoint) / _LAYOUT) if resume_from_checkpoint is not None else {}
+        self.micro_tokens = layout.get("micro_tokens", self.micro_tokens)
+        if self.kernels is None:
+            self.use_kernels(layout.get("kernels"))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from distill.train.options import TrainOptions
+from distill.train.memory import Shape
+from distill.train.options import TrainOptions, TrainSettings
 from distill.types import Message, Session
 
 COLOURS = ["red", "blue", "green", "black", "white", "brown"]
@@ -15,6 +16,7 @@ OPTIONS = TrainOptions.model_validate(
 )
 """With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
 
+LLAMA_3_8B = Shape(4096, 14336, 32, 128256, heads=32, kv_heads=8, head_width=128, tied=False)
 LLAMA_3_8B_CONFIG = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -54,12 +56,7 @@ def run(
     result = loop.train(
         sessions,
         folder,
-        model=model,
-        layers=layers,
-        prune_by=prune_by,
-        template="chatml",
-        options=options,
-        seed=seed,
+        TrainSettings(model, "chatml", options, seed, layers, prune_by),
         fresh=fresh,
         progress=progress,
         say=said.append,
@@ -86,6 +83,7 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
     for name, parameter in made.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    made.use_kernels()
     return made
 
 

@@ -228,11 +228,14 @@ def test_options_that_change_no_weight_may_be_others_and_another_version_is_told
     assert_same(folder, whole[0])
 
 
-def test_a_key_that_an_upgrade_adds_is_at_its_default_in_an_older_checkpoint(whole, killed, tiny, tmp_path):
+def test_keys_that_an_upgrade_adds_or_removes_do_not_part_an_older_checkpoint_from_its_run(
+    whole, killed, tiny, tmp_path
+):
     folder = shutil.copytree(killed, tmp_path / "student")
     path = folder / "checkpoints/identity.json"
     identity = json.loads(path.read_text())
-    del identity["settings"]["train.weight_decay"], identity["settings"]["train.guard.spike"]
+    del identity["settings"]["train.weight_decay"], identity["settings"]["train.kernels"]
+    identity["settings"] |= {"train.guard.spike": 9.0, "train.guard.max_quarantined": None, "train.compiled": True}
     path.write_text(json.dumps(identity))
     old = json_sha256([identity["rows"], identity["settings"]])
     for mark in folder.glob("checkpoints/*/distill.json"):

@@ -112,7 +112,7 @@ def test_the_student_has_the_weights_of_the_best_evaluation(tiny, tmp_path):
                     if "lora_B" in name:
                         parameter.data.normal_(std=3.0)
 
-    given = options(**WATCHED, best="nll", eval_steps=3, save_steps=4, guard={"spike": 0})
+    given = options(**WATCHED, best="nll", eval_steps=3, save_steps=4)
     result, _ = run(tmp_path / "student", tiny, options=given, callbacks=[Ruin()])
     found = {row["step"]: row["eval_loss"] for row in evaluations(tmp_path / "student")}
     assert result.best_step == 6 == min(found, key=found.get)

@@ -53,6 +53,15 @@ def packed(vocabulary=1000):
     }
 
 
+def patched(model):
+    """Patch what passes its trial; returns how many modules of each kind."""
+    from distill.train.kernels.patch import patch, run_trials
+
+    passed = run_trials(model)
+    assert all(passed.values()), passed
+    return patch(model, passed)
+
+
 def ends():
     return torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
 
@@ -86,11 +95,9 @@ def gradients(model, losses):
 
 def both(model, batch, **more):
     """Losses and gradients before and after, and how many modules were replaced."""
-    from distill.train.kernels.patch import make_lean
-
     before = plain_losses(model, batch)
     before_gradients = gradients(model, before)
-    found = make_lean(model)
+    found = patched(model)
     after = model(**batch, **more, token_losses=True)
     return (before, before_gradients), (after, gradients(model, after)), found
 
@@ -125,9 +132,7 @@ def test_dropout_is_drawn_as_peft_draws_it(tiny):
     state = torch.get_rng_state()
     before = plain_losses(model, packed())
     before_gradients = gradients(model, before)
-    from distill.train.kernels.patch import make_lean
-
-    make_lean(model)
+    patched(model)
     torch.set_rng_state(state)
     after = model(**packed(), token_losses=True)
     assert_alike((before, before_gradients), (after, gradients(model, after)), 2e-4)
@@ -147,23 +152,19 @@ def test_bfloat16_is_near_its_libraries(tiny):
 
 
 def test_weights_that_learn_and_other_adapters_keep_their_own_forward(tiny):
-    from distill.train.kernels.patch import make_lean
-
-    assert make_lean(adapted(tiny, use_dora=True))["linear"] == 0
+    assert patched(adapted(tiny, use_dora=True))["linear"] == 0
     whole = adapted(tiny, quantise=False).get_base_model().requires_grad_(True)
-    assert make_lean(whole) == {"linear": 0, "mlp": 0, "norm": 0, "attention": 1, "loss": 0}
+    assert patched(whole) == {"linear": 0, "mlp": 0, "norm": 0, "attention": 1, "loss": 0}
 
 
 def test_adapters_can_be_switched_off_and_merged_as_before(tiny):
-    from distill.train.kernels.patch import make_lean
-
     model = adapted(tiny, quantise=False).eval()
     ids = packed()["input_ids"][:, :40]
     with torch.no_grad():
         own = model(input_ids=ids).logits
         with model.disable_adapter():
             base = model(input_ids=ids).logits
-        make_lean(model)
+        patched(model)
         assert torch.allclose(model(input_ids=ids).logits, own, atol=1e-4)
         with model.disable_adapter():
             assert torch.equal(model(input_ids=ids).logits, base)
@@ -172,13 +173,11 @@ def test_adapters_can_be_switched_off_and_merged_as_before(tiny):
 
 
 def test_generation_is_as_before(tiny):
-    from distill.train.kernels.patch import make_lean
-
     model = adapted(tiny).eval()
     ids, mask = padded()["input_ids"].flip(1), padded()["attention_mask"].flip(1)
     asked = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
     own = model.generate(**asked)
-    make_lean(model)
+    patched(model)
     assert torch.equal(model.generate(**asked), own)
 
 
@@ -197,11 +196,9 @@ def kept_bytes(loss_of) -> int:
 
 
 def test_less_than_half_is_kept_for_the_backward_pass(tiny):
-    from distill.train.kernels.patch import make_lean
-
     model = adapted(tiny)
     own = kept_bytes(lambda: plain_losses(model, packed()))
-    make_lean(model)
+    patched(model)
     more = {"cu_seq_lens_q": ends(), "max_length_q": max(LENGTHS)}
     assert kept_bytes(lambda: model(**packed(), **more, token_losses=True)) < own / 2
 

@@ -192,7 +192,7 @@ def test_lora_trains_without_quantisation(tiny, tmp_path):
 def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, capfd):
     write_rows(tmp_path / "kept.jsonl", SESSIONS[:6])
     options = OPTIONS.model_copy(update={"epochs": 1})
-    counts = stage.train(tmp_path, model=tiny, layers=2, template="vicuna", options=options, seed=3)
+    counts = stage.train(tmp_path, stage.TrainSettings(tiny, "vicuna", options, seed=3, layers=2))
     assert (tmp_path / "student.next/base.json").is_file()
     assert (counts["rows"], counts["too_long"]) == (6, 0)
     assert json.dumps(counts)
@@ -207,7 +207,7 @@ def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, c
 
 def test_no_rows_is_one_line(tmp_path):
     with pytest.raises(DistillError, match="holds no sessions to train on; run curate first"):
-        stage.train(tmp_path, model="x", layers=None, template="chatml", options=OPTIONS, seed=1)
+        stage.train(tmp_path, stage.TrainSettings("x", "chatml", OPTIONS, seed=1))
 
 
 MISSING = """
@@ -218,7 +218,7 @@ from distill import errors
 from distill.train import stage
 assert "torch" not in sys.modules
 try:
-    stage.train(Path(sys.argv[1]), model="x", layers=None, template="chatml", options=stage.TrainOptions(), seed=1)
+    stage.train(Path(sys.argv[1]), stage.TrainSettings("x", "chatml", stage.TrainOptions(), seed=1))
 except errors.MissingPackage as error:
     print(error)
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,6 @@ _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7}
 """`general.file_type`, in llama.cpp's numbering (`llama_ftype`)."""
 _BLOCK = 32
 """Weights in one block of Q8_0."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    values: Any
-    """NumPy array as it is stored."""
-    kind: Any
-    """`GGMLQuantizationType`."""
-    raw: bool
-    """Whether the values are blocks in bytes."""
 
 
 def write_gguf(
@@ -76,7 +64,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for done, (stored, weight) in enumerate(tensors, start=1):
-            writer.write_tensor_data(_tensor(stored, _ordered(stored, weight, config), dtype, gguf).values)
+            writer.write_tensor_data(_values(stored, _ordered(stored, weight, config), dtype, gguf))
             if watch is not None:
                 watch(done, len(tensors))
     finally:
@@ -207,10 +195,10 @@ def _kind(weight: Any, dtype: str, gguf: Any) -> Any:
     return kinds.Q8_0 if dtype == "q8_0" and weight.shape[-1] % _BLOCK == 0 else kinds.F16
 
 
-def _tensor(stored: str, weight: Any, dtype: str, gguf: Any) -> _Tensor:
+def _values(stored: str, weight: Any, dtype: str, gguf: Any) -> Any:
+    """The tensor as a NumPy array in the form that is stored."""
     kind = _kind(weight, dtype, gguf)
     values = weight.detach().float().cpu().contiguous().numpy()
     if kind == gguf.GGMLQuantizationType.F16 and abs(values).max() > 65_504:
         raise ModelError(f"{stored} has weights that float16 cannot hold; add --dtype float32")
-    raw = kind == gguf.GGMLQuantizationType.Q8_0
-    return _Tensor(stored, gguf.quants.quantize(values, kind), kind, raw)
+    return gguf.quants.quantize(values, kind)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,23 +14,67 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "session_by_session"
-"""What the implementation is called in a model's configuration."""
+from distill.models.trial import agree, random_rows
+
+BY_SESSION, FLASH = "session_by_session", "session_by_session_flash"
+"""Names of the two implementations in a model's configuration, and of their trials."""
+_LENGTHS = (96, 64)
+"""Tokens of the sessions of a trial."""
+_HALF = (torch.float16, torch.bfloat16)
 
 
-def use(model: Any) -> bool:
-    """Have a model attend session by session in packed rows, in place; False where it does more than plain attention.
+def run_trials(model: Any) -> dict[str, bool]:
+    """Whether each implementation agrees with transformers' `sdpa` under a mask that parts two sessions.
 
-    Padded rows, and those of generation, are masked as ever.
+    Empty for a model that does more than plain causal attention.
     """
+    if not _is_plain(model):
+        return {}
+    config, device = model.config.get_text_config(), model.device
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    module = SimpleNamespace(num_key_value_groups=heads // kv_heads, is_causal=True)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.dtype
+    counts = (heads, kv_heads, kv_heads)
+    inputs = random_rows((sum(counts), sum(_LENGTHS), width), dtype, device)[None].split(counts, 1)
+    ends = torch.tensor([0, _LENGTHS[0], sum(_LENGTHS)], dtype=torch.int32, device=device)
+    session = torch.arange(sum(_LENGTHS), device=device) >= _LENGTHS[0]
+    mask = (session[:, None] == session).tril()[None, None]
+
+    def library(*tensors: Tensor) -> Tensor:
+        return sdpa_attention_forward(module, *tensors, mask)[0]
+
+    def ours(*tensors: Tensor, has_flash: bool) -> Tensor:
+        query, key, value = tensors
+        return attend(
+            module, query, key, value, None, has_flash=has_flash, cu_seq_lens_q=ends, max_length_q=max(_LENGTHS)
+        )[0]
+
+    functions: dict[str, Callable[..., Tensor]] = {BY_SESSION: partial(ours, has_flash=False)}
+    if device.type == "cuda" and dtype in _HALF:
+        functions[FLASH] = partial(ours, has_flash=True)
+    return {name: agree(library, function, inputs) for name, function in functions.items()}
+
+
+def use(model: Any, passed: Mapping[str, bool]) -> bool:
+    """Have a model attend session by session in packed rows, in place, by the best implementation that has passed.
+
+    Padded rows, and those of generation, are masked as by transformers.
+    """
+    name = next((name for name in (FLASH, BY_SESSION) if passed.get(name, False)), None)
+    if name is None or not _is_plain(model):
+        return False
+    AttentionInterface.register(name, partial(attend, has_flash=name == FLASH))
+    AttentionMaskInterface.register(name, _mask)
+    model.set_attn_implementation(name)
+    return True
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether every layer attends causally to all tokens before, by `sdpa`."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or _window(config):
-        return False
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _mask)
-    model.set_attn_implementation(NAME)
-    return True
+    return config._attn_implementation == "sdpa" and kinds == {"full_attention"} and not _window(config)
 
 
 def _window(config: Any) -> bool:
@@ -53,6 +98,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    has_flash: bool = False,
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
@@ -75,7 +121,7 @@ def attend(
         )
         return whole, None
     longest = max_length_q if max_length_q is not None else int(ends.diff().max())
-    if dropout == 0 and has_flash(query.device, query.dtype, query.shape[-1]):
+    if has_flash and dropout == 0 and query.dtype in _HALF:
         return flash(query, key, value, ends, longest, scaling), None
     return one_by_one(query, key, value, ends, scaling, dropout), None
 
@@ -111,31 +157,3 @@ def flash(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int,
     )
     out: Tensor = found[0]
     return out[None]
-
-
-@cache
-def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernel runs here and agrees, forward and backward, with torch's attention a session at a time.
-
-    It is reached by a private name, so it is tried once before it is trusted.
-    """
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return False
-    shape, ends = (1, 4, 160, width), torch.tensor([0, 96, 160], dtype=torch.int32, device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    given = [torch.randn(shape, device=device, dtype=dtype, generator=generator) for _ in range(3)]
-    given[1:] = [tensor[:, :2] for tensor in given[1:]]
-    try:
-        there = _gradients(lambda q, k, v: flash(q, k, v, ends, 96, None), given)
-    except (RuntimeError, TypeError, AttributeError):
-        return False
-    here = _gradients(lambda q, k, v: one_by_one(q, k, v, ends, None), given)
-    return all(torch.allclose(a, b, rtol=0.02, atol=0.02) for a, b in zip(there, here, strict=True))
-
-
-def _gradients(attention: Callable[..., Tensor], given: list[Tensor]) -> list[Tensor]:
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in given]
-        out = attention(*leaves)
-        out.float().square().sum().backward()
-    return [out.detach(), *[leaf.grad for leaf in leaves if leaf.grad is not None]]

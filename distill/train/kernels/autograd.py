@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
-from distill.train.kernels.fused import gate_gradients, gated, gates, inverse_rms, scaled, scaled_gradient
 from distill.train.memory import LOGIT_BYTES
 
 Source = tuple[Tensor, Tensor, Tensor]
@@ -62,7 +61,7 @@ def norm(x: Tensor, epsilon: float, weight: Tensor) -> tuple[Tensor, Source]:
 
     It keeps its input, and a layer that reads it can make it again from the source instead of keeping it.
     """
-    inverse = inverse_rms(x.detach(), epsilon)
+    inverse = torch.rsqrt(x.detach().float().pow(2).mean(-1, keepdim=True) + epsilon)
     return _Norm.apply(x, inverse, weight), (x.detach(), inverse, weight)
 
 
@@ -105,15 +104,23 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 # How
 
 
+def _scaled(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm of x (… × H) by its inverse root mean squares (… × 1, float32)."""
+    return weight * (x.float() * inverse).to(x.dtype)
+
+
 class _Norm(Function):  # type: ignore[misc]  # the library has no types
     @staticmethod
     def forward(ctx: Any, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, inverse, weight)
-        return scaled(x, inverse, weight)
+        return _scaled(x, inverse, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return scaled_gradient(dy, *ctx.saved_tensors), None, None
+        x, inverse, weight = ctx.saved_tensors
+        along = (dy * weight).float()
+        mean = (along * x).mean(-1, keepdim=True)
+        return along.sub_(x * (mean * inverse * inverse)).mul_(inverse).to(x.dtype), None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -124,7 +131,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _made(kept: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """What was given, kept as it is or as its source."""
-    x = kept[0] if len(kept) == 1 else scaled(*kept)
+    x = kept[0] if len(kept) == 1 else _scaled(*kept)
     return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
@@ -189,7 +196,7 @@ class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
         (gate, up, down), (ag, bg, au, bu, ad, bd), rows = layers, adapters, _rows(x)
         g, inner_g = _forward(rows, ag, bg, gate)
         u, inner_u = _forward(rows, au, bu, up)
-        y, inner_d = _forward(gated(g, u), ad, bd, down)
+        y, inner_d = _forward(silu(g).mul_(u), ad, bd, down)
         ctx.layers, ctx.like = layers, (x.shape, x.dtype)
         ctx.save_for_backward(g, u, inner_g, inner_u, inner_d, *adapters, *(source or (x,)))
         return y.view(x.shape)
@@ -199,11 +206,11 @@ class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
         g, u, inner_g, inner_u, inner_d, ag, bg, au, bu, ad, bd, *kept = ctx.saved_tensors
         gate, up, down = ctx.layers
         dy, wanted = dy.reshape(-1, dy.shape[-1]), ctx.needs_input_grad[0]
-        opened, given = gates(g, u)
-        inside, dad, dbd = _backward(dy, given, inner_d, ad, bd, down, into=None, wanted=True)
-        del given
+        opened = silu(g)
+        inside, dad, dbd = _backward(dy, opened * u, inner_d, ad, bd, down, into=None, wanted=True)
         assert inside is not None
-        dg, du = gate_gradients(inside, opened, g, u)
+        du = opened.mul_(inside)
+        dg = torch.ops.aten.silu_backward(inside.mul_(u), g)
         rows = _made(kept, dy.dtype)
         dx, dag, dbg = _backward(dg, rows, inner_g, ag, bg, gate, into=None, wanted=wanted)
         dx, dau, dbu = _backward(du, rows, inner_u, au, bu, up, into=dx, wanted=wanted)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from safetensors import SafetensorError
 
 from distill.core import student_folder
@@ -62,15 +63,11 @@ class Form:
 
     limits: Mapping[str, Limits]
     """By what weights are stored in; the first is the default."""
-    require: Callable[[StudentFolder], None]
+    require: Callable[[StudentFolder], None] | None
     """Raises `ModelError` for a student that has no such form, before any work."""
     write: Callable[[StudentFolder, Path, str, Watch], None]
     load: Callable[[StudentFolder, Path], tuple[Any, Any]]
     """Model and tokenizer of what was written, as anybody loads them."""
-
-
-def _require_nothing(student: StudentFolder) -> None:
-    """Every student has whole weights."""
 
 
 def _require_gguf(student: StudentFolder) -> None:
@@ -86,7 +83,7 @@ def _write_adapter(student: StudentFolder, folder: Path, dtype: str, watch: Watc
     adapter.write_adapter(student, folder, dtype=dtype)
 
 
-def _write_whole(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
+def _write_merged(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     merged.write_whole(student, student.merged(), folder, dtype=dtype)
 
 
@@ -119,8 +116,9 @@ def _load_adapter(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
     return adapter.load_adapter(student, folder), loading.load_tokenizer(folder)
 
 
-def _load_whole(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
-    return merged.load_whole(folder, student.device), loading.load_tokenizer(folder)
+def _load_merged(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
+    model = loading.load_causal(folder, dtype=torch.float32, device=student.device)
+    return model, loading.load_tokenizer(folder)
 
 
 def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
@@ -130,7 +128,7 @@ def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
 
 FORMS: Mapping[str, Form] = {
     "adapter": Form(_WHOLE, adapter.require_adapter, _write_adapter, _load_adapter),
-    "merged": Form(_WHOLE, _require_nothing, _write_whole, _load_whole),
+    "merged": Form(_WHOLE, None, _write_merged, _load_merged),
     "gguf": Form(_GGUF, _require_gguf, _write_gguf, _load_gguf),
     "ollama": Form(_GGUF, _require_ollama, _write_ollama, _load_gguf),
 }
@@ -159,7 +157,8 @@ def export_student(
     limits = form.limits[dtype] if max_kl is None else replace(form.limits[dtype], kl=max_kl)
     _require_free(run, out)
     student = read_student(student_folder.current(run), name=_name(run), system=_system(run))
-    form.require(student)
+    if form.require is not None:
+        form.require(student)
     with _building(out) as folder:
         made = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
         passed = made.comparison.within(limits)
@@ -321,8 +320,8 @@ def _receipt(
         "dtype": dtype,
         "run": student.name,
         "student": student_fingerprint(student.folder),
-        "base": base_name(student.told),
-        "quantised": bool(student.told["quantised"]),
+        "base": base_name(student.info),
+        "quantised": bool(student.info["quantised"]),
         "template": student.template,
         "end_tokens": [str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
         "passed": passed,

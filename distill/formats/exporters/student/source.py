@@ -27,7 +27,7 @@ class StudentFolder:
     folder: Path
     name: str
     """Of its run."""
-    told: dict[str, Any]
+    info: dict[str, Any]
     """base.json."""
     tokenizer: Any
     system: str | None = None
@@ -36,7 +36,7 @@ class StudentFolder:
     @property
     def template(self) -> str:
         """How it was asked in training."""
-        return str(self.told["template"])
+        return str(self.info["template"])
 
     @property
     def is_adapter(self) -> bool:
@@ -56,7 +56,7 @@ class StudentFolder:
     @property
     def weights(self) -> Path:
         """The folder with whole weights: its own, or that of its base."""
-        return loading.materialise(str(self.told["model"])) if self.is_adapter else self.folder
+        return loading.materialise(str(self.info["model"])) if self.is_adapter else self.folder
 
     @property
     def device(self) -> torch.device:
