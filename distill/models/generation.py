@@ -25,11 +25,11 @@ from distill.models.padding import by_length, context_tokens, padded
 from distill.types import Finish, Request, Sampling, Usage
 
 Watch: TypeAlias = Callable[[int, int], None]
-"""Is told, after each step, how many answers' worth of steps are done (an unfinished one counts by its share of its
-bound) and how many tokens have been drawn."""
+"""Called after each step with the number of answers done (an unfinished one counts by its share of its bound) and of
+tokens drawn."""
 
 DEFAULT_MAX_TOKENS = 512
-"""Where a request gives no bound; an untrained base may never stop."""
+"""Bound where a request gives none; an untrained base may never stop."""
 BATCH_TOKENS = 32_768
 """Most tokens, prompts and answers together, in one batch: 1.5 GB of float32 cache for SmolLM2-135M."""
 GROWTH = 64
@@ -126,8 +126,8 @@ class GenerationRow:
     def reply(self) -> Reply:
         """The finished answer."""
         assert self.finish is not None
-        said = self.new[:-1] if self.new[-1] in self.ends else self.new
-        text = self._decode(said)
+        ids = self.new[:-1] if self.new[-1] in self.ends else self.new
+        text = self._decode(ids)
         cuts = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
         return Reply(
             text=text[: min(cuts, default=len(text))],
@@ -137,13 +137,13 @@ class GenerationRow:
 
 
 def row_random(request: Request, seed: int) -> Random:
-    """A request's own source of draws, whatever else is in its batch; the role does not enter."""
+    """A request's own random numbers, independent of its batch and of the role."""
     identity = json_sha256([request.messages, request.prompt, request.replica, request.sampling.seed])
     return Random(f"{seed}:{identity}")
 
 
 def fit(row: GenerationRow, request: Request, template: str, context: int) -> None:
-    """Fill in the prompt and the bound of its answer, or the error."""
+    """Set the row's prompt and the bound of its answer, or its error."""
     try:
         row.prompt = _prompt_ids(request, row.tokenizer, template)
     except DistillError as error:
@@ -170,11 +170,11 @@ class Batch:
     def __init__(self, model: Any, rows: list[GenerationRow]) -> None:
         self.rows = rows
         self._model = model
-        self._next, self._mask = padded([row.prompt for row in rows], left=True, device=model.device)
+        self._next, self._mask = padded([row.prompt for row in rows], on_left=True, device=model.device)
         self._cache = _growing_cache(model)
 
     def logits(self) -> torch.Tensor:
-        """Of the next token, B × V in float32."""
+        """Logits of the next token, B × V in float32."""
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._next.shape[1] :]
         output = self._model(
             input_ids=self._next,
@@ -200,7 +200,7 @@ class Batch:
         self.extend(tokens)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Feed each row its token next; what finished rows are fed does not matter."""
+        """Make each row's token its next input; those of finished rows do not matter."""
         self._next = torch.tensor(tokens, device=self._mask.device)[:, None]
         going = [index for index, row in enumerate(self.rows) if not row.done]
         if 4 * len(going) <= 3 * len(self.rows):
@@ -236,26 +236,26 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no ty
         return self.keys, self.values
 
 
-def _appended(held: Any, new: Any) -> Any:
+def _appended(buffer: Any, new: Any) -> Any:
     """`held` with `new` behind it along the tokens: in the room that its storage has left, or in a new one."""
-    tokens = held.shape[-2] if held.numel() else 0
+    tokens = buffer.shape[-2] if buffer.numel() else 0
     whole = tokens + new.shape[-2]
-    if not tokens or whole > held.stride(1) // held.stride(2):
+    if not tokens or whole > buffer.stride(1) // buffer.stride(2):
         grown = new.new_empty((*new.shape[:2], whole + GROWTH, new.shape[-1]))
-        grown[:, :, :tokens] = held if tokens else grown[:, :, :0]
-        held = grown
-    longer = held.as_strided((*new.shape[:2], whole, new.shape[-1]), held.stride(), held.storage_offset())
+        grown[:, :, :tokens] = buffer if tokens else grown[:, :, :0]
+        buffer = grown
+    longer = buffer.as_strided((*new.shape[:2], whole, new.shape[-1]), buffer.stride(), buffer.storage_offset())
     longer[:, :, tokens:] = new
     return longer
 
 
 def penalised(logits: torch.Tensor, rows: Sequence[GenerationRow]) -> torch.Tensor:
-    """Presence and frequency penalties as the OpenAI API defines them, on the tokens of the answer so far."""
+    """Logits (B × V, changed in place) with OpenAI's presence and frequency penalties on tokens drawn before."""
     for index, row in enumerate(rows):
         presence, frequency = row.sampling.presence_penalty or 0.0, row.sampling.frequency_penalty or 0.0
         if row.new and (presence or frequency):
-            seen, counts = torch.tensor(row.new, device=logits.device).unique(return_counts=True)
-            logits[index, seen] -= presence + frequency * counts
+            tokens, counts = torch.tensor(row.new, device=logits.device).unique(return_counts=True)
+            logits[index, tokens] -= presence + frequency * counts
     return logits
 
 
@@ -293,9 +293,9 @@ def _sampled(
     cumulative = weights.cumsum(-1)
     target = column([uniforms[row] for row in rows]) * cumulative[:, -1:]
     places = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
-    chosen = places if ids is None else ids.gather(-1, places)
-    found: list[int] = chosen[:, 0].tolist()
-    return found
+    ids = places if ids is None else ids.gather(-1, places)
+    tokens: list[int] = ids[:, 0].tolist()
+    return tokens
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,7 +26,7 @@ GATHER_SECONDS = 0.02
 """Time without a new request after which a batch that is not full starts: a few times the journal's group commit."""
 Result: TypeAlias = Reply | ProviderError
 Watch: TypeAlias = Callable[[int, str], None]
-"""Is told how many requests of the running batch are answered, and one short note; (0, "") at its end."""
+"""Called with the answered requests of the running batch and a short note; (0, "") at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def _whole(model: str, template: str) -> LoadedModel:
 
 
 def _ignore(done: int, note: str) -> None:
-    """Tell nobody."""
+    """Do nothing."""
 
 
 class Batched:
@@ -169,7 +169,7 @@ class Batched:
         self._arrived = asyncio.Event()
         self._batches: asyncio.Task[None] | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None
-        """What the thread is to do, `None` to end; there is a thread while there is a queue."""
+        """Jobs of the thread, `None` to end it; there is a thread while there is a queue."""
 
     async def send(self, request: Request) -> Reply:
         """Wait for the batch that takes this request."""
@@ -187,11 +187,11 @@ class Batched:
         """Answer batch after batch until nothing waits."""
         while self._waiting:
             await self._gather()
-            chosen = self._choose()
-            for future, _ in chosen:
+            pairs = self._choose()
+            for future, _ in pairs:
                 self._waiting.pop(future, None)
-            outcome = await self._in_thread([request for _, request in chosen])
-            for number, (future, _) in enumerate(chosen):
+            outcome = await self._in_thread([request for _, request in pairs])
+            for number, (future, _) in enumerate(pairs):
                 if future.done():
                     continue
                 result = outcome if isinstance(outcome, Exception) else outcome[number]

@@ -21,9 +21,9 @@ def require_plain(folder: Path) -> None:
     They cannot be trained, and an adapter on them could not be served here as what it was trained on.
     """
     config = read_json(folder / "config.json")
-    if isinstance(config, dict) and (stored := config.get("quantization_config")):
+    if isinstance(config, dict) and (settings := config.get("quantization_config")):
         raise ModelError(
-            f"{folder} holds weights quantised by {stored.get('quant_method', 'another tool')}; train on the model "
+            f"{folder} holds weights quantised by {settings.get('quant_method', 'another tool')}; train on the model "
             "they were made of (method: qlora quantises it itself)"
         )
 
@@ -57,15 +57,15 @@ def _settle_quantised(model: Any, dtype: torch.dtype) -> None:
 
 
 MOST_BYTES = 4_000_000_000
-"""Weights that take more than this unpacked stay packed."""
+"""Dequantized size above which weights stay in 4 bits."""
 
 
 @contextmanager
 def unpacked(model: Any) -> Iterator[None]:
-    """While the block runs, 4-bit layers on the CPU compute with unpacked copies of the same values.
+    """While the block runs, 4-bit layers on the CPU compute with dequantized copies of their weights.
 
-    bitsandbytes unpacks each layer for each token that is drawn: 0.6 s a token and more for SmolLM2-135M's 24 layers on
-    two busy cores, against 0.17 s so, adapters included.
+    bitsandbytes dequantizes each layer for each token: 0.6 s per token and more for SmolLM2-135M's 24 layers on two
+    busy cores, against 0.17 s here, adapters included.
     """
     layers = [layer for layer in packed_layers(model) if layer.weight.device.type == "cpu"]
     if sum(4 * module.weight.quant_state.shape.numel() for module in layers) > MOST_BYTES:
@@ -80,7 +80,7 @@ def unpacked(model: Any) -> Iterator[None]:
 
 
 def packed_layers(model: Any) -> list[Any]:
-    """The 4-bit layers themselves, not what an adapter wraps them in."""
+    """The 4-bit layers themselves, without the adapters around them."""
     if not getattr(model, "is_loaded_in_4bit", False):
         return []
     from bitsandbytes.nn import Linear4bit

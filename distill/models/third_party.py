@@ -54,7 +54,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException, folder: str = "") -> str:
-    """An error of others on one line of at most 200 characters; `folder` is left out of the paths in it."""
+    """A library's error on one line of at most 200 characters; `folder` is left out of the paths in it."""
     info = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     return (info.replace(f"{folder}/", "") if folder else info)[:200]
 
@@ -63,8 +63,8 @@ _UNWRITTEN = r"\(os error \d+\)|PytorchStreamWriter|inline_container"
 
 
 @contextmanager
-def in_our_words(student_folder: Path) -> Iterator[None]:
-    """Say of a full disk and a full GPU what to do about it."""
+def explained_errors(student_folder: Path) -> Iterator[None]:
+    """Turn errors of a full disk or a full GPU into errors with a remedy."""
     import torch
 
     try:
@@ -84,12 +84,12 @@ def in_our_words(student_folder: Path) -> Iterator[None]:
 
 
 def is_of_the_disk(error: Exception) -> bool:
-    """Whether it says that a file cannot be written, in the words of Python, PyTorch, safetensors or tokenizers."""
+    """Whether an error means that a file cannot be written: Python's, PyTorch's, safetensors' or tokenizers'."""
     from safetensors import SafetensorError
 
     return isinstance(error, OSError | SafetensorError) or re.search(_UNWRITTEN, str(error)) is not None
 
 
 def reason_of(error: Exception) -> str:
-    """The system's words where it has some, else the first line of the library's."""
+    """The system's message where there is one, else the first line of the library's."""
     return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]

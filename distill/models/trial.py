@@ -24,22 +24,22 @@ def agree(
 
     Both draw the same random numbers; the caller's random state stays as it is.
     """
-    expected = _tried(library, inputs, weights)
+    expected = _results(library, inputs, weights)
     try:
-        found = _tried(ours, inputs, weights)
+        results = _results(ours, inputs, weights)
     except _FAULTS:
         return False
     tolerance = max(TOLERANCE[tensor.dtype] for tensor in (*inputs, expected[0]))
-    return all(_is_near(a, b, tolerance) for a, b in zip(expected, found, strict=True))
+    return all(_is_near(a, b, tolerance) for a, b in zip(expected, results, strict=True))
 
 
-def _is_near(expected: Tensor, found: Tensor, tolerance: float) -> bool:
-    if expected.shape != found.shape:
+def _is_near(expected: Tensor, result: Tensor, tolerance: float) -> bool:
+    if expected.shape != result.shape:
         return False
-    return bool((expected.float() - found.float()).abs().max() <= tolerance * expected.float().abs().max())
+    return bool((expected.float() - result.float()).abs().max() <= tolerance * expected.float().abs().max())
 
 
-def _tried(function: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+def _results(function: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
     """The output, then the gradients of inputs and weights under a fixed gradient of the output."""
     device = inputs[0].device
     devices: list[Any] = [device] if device.type == "cuda" else []

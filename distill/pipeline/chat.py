@@ -1,7 +1,7 @@
 """The `chat` command: a conversation with a run's student and its teacher side by side.
 
-What is said stays in memory; `/save FILE` writes it as a session. A server of ours for the teacher is started at the
-first line and stopped at the end.
+The conversation stays in memory; `/save FILE` writes it as a session. A local teacher's server is started at the first
+line and stopped at the end.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Talk:
     sides: list[Model]
     sampling: Sampling
     system: str = ""
-    said: dict[Model, list[Message]] = field(default_factory=dict)
+    turns: dict[Model, list[Message]] = field(default_factory=dict)
 
     def reply(self, line: str) -> Iterator[str]:
-        """What to show for a line of the person: a command's effect, or everybody's answer."""
+        """Lines to show for a line of the user: a command's effect, or every side's answer."""
         if line.startswith("/"):
             yield from self._obey(line)
             return
         for side in self.sides:
-            turns = self.said.setdefault(side, [])
+            turns = self.turns.setdefault(side, [])
             turns.append(Message("user", line))
             lead = [Message("system", self.system)] if self.system else []
             try:
@@ -71,13 +71,13 @@ class Talk:
             yield f"the base is {rest}"
         elif command == "/system":
             self.system = rest
-            self.said.clear()
+            self.turns.clear()
             yield "begun anew under that system message" if rest else "begun anew without a system message"
         elif command == "/temp" and _is_number(rest):
             self.sampling = replace(self.sampling, temperature=float(rest))
             yield f"temperature {float(rest):g}"
         elif command == "/clear":
-            self.said.clear()
+            self.turns.clear()
             yield "begun anew"
         elif command == "/save" and rest:
             yield self._save(Path(rest).expanduser())
@@ -85,10 +85,10 @@ class Talk:
             yield HELP
 
     def _save(self, path: Path) -> str:
-        """A session a side, as `kept.jsonl` has them."""
+        """Write one session per side, in the form of kept.jsonl."""
         lead = [Message("system", self.system)] if self.system else []
         sessions = [
-            Session(f"chat-{side}", (*lead, *turns), {"answered_by": side}) for side, turns in self.said.items()
+            Session(f"chat-{side}", (*lead, *turns), {"answered_by": side}) for side, turns in self.turns.items()
         ]
         if not sessions:
             return "nothing was said yet"
@@ -107,7 +107,7 @@ def _is_number(text: str) -> bool:
 
 
 def talk(run: Path, lines: Iterable[str]) -> Iterator[str]:
-    """What to show, line for line of the person; ends with their last or at /quit. Raises `DistillError`."""
+    """Lines to show for each line of the user; ends with the last one or at /quit. Raises `DistillError`."""
     require_training_packages("distill chat")
     from distill.models.in_process import trained_student, untrained_base
 
@@ -126,7 +126,7 @@ def talk(run: Path, lines: Iterable[str]) -> Iterator[str]:
         journal = ending.enter_context(Journal.open(folder / NAME))
         if teachers is not None:
             ending.callback(teachers.stop)
-        conversation = Talk(partial(_asked, journal, providers), sides, sampling)
+        conversation = Talk(partial(_answer, journal, providers), sides, sampling)
         yield from filter(None, [student_remark(run)])
         yield HELP
         for line in lines:
@@ -136,7 +136,7 @@ def talk(run: Path, lines: Iterable[str]) -> Iterator[str]:
                 yield from conversation.reply(line.strip())
 
 
-def _asked(
+def _answer(
     journal: Journal, providers: Mapping[str, Any], side: Model, messages: tuple[Message, ...], sampling: Sampling
 ) -> str:
     """One answer of one side. Raises `DistillError` where there is none."""

@@ -24,8 +24,7 @@ def plan(
     folder, settings = _settings(path, run_dir, overrides, allowed)
     with training_packages():
         from distill.train import plan
-
-        return plan.plan(kept_sessions(folder), settings, say=console.say)
+    return plan.plan(kept_sessions(folder), settings, say=console.say)
 
 
 def show_masks(
@@ -40,9 +39,8 @@ def show_masks(
     folder, settings = _settings(path, run_dir, overrides, allowed)
     with training_packages():
         from distill.train import plan
-
-        for row in plan.masks(kept_sessions(folder), settings, count=count, say=console.say):
-            console.show_marked(row)
+    for row in plan.masks(kept_sessions(folder), settings, count=count, say=console.say):
+        console.show_marked(row)
 
 
 def _settings(

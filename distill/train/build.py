@@ -44,9 +44,9 @@ SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 def build(
     base: Path,
-    kept: list[int] | None,
+    layers: list[int] | None,
     tokenizer: Any,
-    found: Examples,
+    examples: Examples,
     *,
     options: TrainOptions,
     seed: int,
@@ -67,18 +67,18 @@ def build(
     _require_optimizer(options.optimizer, device)
     _require_whole_weights(options.method)
     layout = fit(
-        base, kept, options, longest=max(found.lengths()), width=dtype.itemsize, room=room or free_bytes(device)
+        base, layers, options, longest=max(examples.lengths()), width=dtype.itemsize, room=room or free_bytes(device)
     )
-    model = model if model is not None else _base(base, kept, options, dtype, device)
-    _require_embeddings(model, found, tokenizer)
+    model = model if model is not None else _base(base, layers, options, dtype, device)
+    _require_embeddings(model, examples, tokenizer)
     trainer = GuardedTrainer(
-        found,
-        plan_of(found.lengths(), options, seed),
+        examples,
+        plan_of(examples.lengths(), options, seed),
         micro_tokens=layout.tokens,
         say=say,
         model=model,
         args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
-        train_dataset=_sample(found),
+        train_dataset=_sample(examples),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
         peft_config=None if options.method == "full" else adapter_of(options.lora),
         callbacks=list(callbacks),
@@ -93,7 +93,7 @@ def build(
     return trainer
 
 
-def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
+def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
     """The base: in float32 where its own weights change, be it in training or as an adapter begins."""
     from distill.train.options import RESIDUAL
 
@@ -101,7 +101,7 @@ def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torc
     require_plain(base)
     quantise = options.method == "qlora"
     model = loading.load_causal(
-        base, layers=kept, quantise=quantise, dtype=torch.float32 if whole else dtype, device=device
+        base, layers=layers, quantise=quantise, dtype=torch.float32 if whole else dtype, device=device
     )
     model.config.use_cache = False
     if options.method == "full":
@@ -111,11 +111,11 @@ def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torc
     return model
 
 
-def _require_embeddings(model: Any, found: Examples, tokenizer: Any) -> None:
+def _require_embeddings(model: Any, examples: Examples, tokenizer: Any) -> None:
     """Raise `ModelError` where an example holds a token that the tokenizer has gained and the model has not."""
     rows = model.get_input_embeddings().weight.shape[0]
-    for id_, example in zip(found.ids, found.examples, strict=True):
-        if (highest := max(example.input_ids)) >= rows:
+    for id_, one in zip(examples.ids, examples.examples, strict=True):
+        if (highest := max(one.input_ids)) >= rows:
             token = tokenizer.convert_ids_to_tokens(highest)
             raise ModelError(
                 f"session {id_} holds the token {token!r} (number {highest}), and the model has embeddings for {rows}; "
@@ -153,9 +153,9 @@ def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> Packing
     )
 
 
-def _sample(found: Examples) -> Any:
+def _sample(examples: Examples) -> Any:
     """A table with one row, for TRL to look at; the steps come from the plan."""
-    return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in found.examples[:1]])
+    return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples.examples[:1]])
 
 
 def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed: int, output: Path) -> Any:

@@ -26,7 +26,7 @@ from distill.core.console import Progress
 from distill.core.jsonl import append, cut
 from distill.errors import ModelError
 from distill.train.checkpoints import Checkpoints
-from distill.train.step_guard import GuardedTrainer, SkippedStep
+from distill.train.step_guard import GuardedTrainer
 
 TRAIN_LOG, EXAMPLE_LOSSES = "train_log.jsonl", "example_losses.jsonl"
 SKIPPED = "skipped"
@@ -81,25 +81,18 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
         }
         self.steps.append(row)
         append(self._path, [row])
-        append(self._losses, self._row_losses(state.global_step))
+        append(self._losses, [{"step": state.global_step, **one} for one in self._trainer.example_losses])
         self._show(state)
-
-    def _row_losses(self, step: int) -> list[dict[str, Any]]:
-        ids = self._trainer.ids
-        return [
-            {"step": step, "id": ids[one.row], "loss": one.total / one.tokens, "tokens": one.tokens}
-            for one in self._trainer.row_losses_of_step
-        ]
 
     def _show(self, state: Any) -> None:
         row = self.steps[-1]
         note = f"loss {row['loss']:.3f}, {speed(self.steps):.0f} tokens/s"
         self._progress.update(state.global_step, state.max_steps, note)
 
-    def skipped(self, skip: SkippedStep) -> None:
+    def skipped(self, row: dict[str, Any]) -> None:
         """Note a step that was skipped."""
-        self.event({"event": SKIPPED, "step": skip.step, "reason": skip.reason, "ids": skip.ids, "line": skip.line})
-        self._say(skip.line)
+        self.event({"event": SKIPPED, **row})
+        self._say(row["line"])
 
     def event(self, row: dict[str, Any]) -> None:
         """Add a row that is no step's."""

@@ -53,7 +53,7 @@ class StepMeasurement:
 
 
 def measured_pass(
-    base: Path, kept: Sequence[int] | None, examples: Sequence[Example], options: TrainOptions, seed: int
+    base: Path, layers: Sequence[int] | None, examples: Sequence[Example], options: TrainOptions, seed: int
 ) -> StepMeasurement:
     """Train on these examples, which make one pass, in a child process; nothing of it stays.
 
@@ -63,7 +63,7 @@ def measured_pass(
         out = Path(folder) / "measured.json"
         job = {
             "base": str(base),
-            "kept": list(kept) if kept is not None else None,
+            "kept": list(layers) if layers is not None else None,
             "examples": [[example.input_ids, example.labels] for example in examples],
             "options": options.model_dump(),
             "seed": seed,
@@ -74,11 +74,11 @@ def measured_pass(
     if "error" in info:
         raise ModelError(info["error"])
     if not info:
-        raise ModelError(_died(ended.returncode, ended.stderr, sum(len(example.input_ids) for example in examples)))
+        raise ModelError(_failure(ended.returncode, ended.stderr, sum(len(example.input_ids) for example in examples)))
     return StepMeasurement(**info)
 
 
-def _died(code: int, errors: str, tokens: int) -> str:
+def _failure(code: int, errors: str, tokens: int) -> str:
     if code < 0:
         return (
             f"a pass of {tokens} tokens was killed by the system (signal {-code}), as it does on out-of-memory; "
@@ -105,76 +105,62 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
     from collections import Counter
 
     from distill.models import loading
-    from distill.models.third_party import in_our_words, quiet
+    from distill.models.third_party import explained_errors, quiet
     from distill.train.build import build
     from distill.train.dataset import Examples
-    from distill.train.packing import PackingPlan
 
     base = Path(job["base"])
-    examples = [Example(ids, labels) for ids, labels in job["examples"]]
-    found = Examples([str(number) for number in range(len(examples))], examples, Counter())
-    timer = _timer()
-    with quiet(), in_our_words(base):
+    rows = [Example(ids, labels) for ids, labels in job["examples"]]
+    examples = Examples([str(number) for number in range(len(rows))], rows, Counter())
+    with quiet(), explained_errors(base):
         trainer = build(
             base,
             job["kept"],
             loading.load_tokenizer(base),
-            found,
+            examples,
             options=TrainOptions.model_validate(job["options"]),
             seed=job["seed"],
             output=Path(job["out"]).parent / "none",
             say=lambda line: None,
-            callbacks=[timer],
         )
-        trainer.plan = PackingPlan((tuple(range(len(examples))),) * STEPS, epochs=1)
-        trainer.args.save_strategy = "no"
-        trainer.train()
-    lengths = found.lengths()
-    seconds, optimizer_seconds = min(timer.steps[1:] or timer.steps)
+        trainer.use_kernels()
+        trainer.create_optimizer()
+        before = _begin()
+        steps = _timed_steps(trainer, range(len(rows)))
+    lengths = examples.lengths()
+    seconds, optimizer_seconds = min(steps[1:] or steps)
     return StepMeasurement(
         tokens=sum(lengths) if trainer.padding_free else len(lengths) * max(lengths),
         seconds=seconds,
         optimizer_seconds=optimizer_seconds,
-        before_bytes=timer.before_bytes,
+        before_bytes=before,
         micro_tokens=trainer.micro_tokens,
         **_peak(),
     )
 
 
-def _timer() -> Any:
+def _timed_steps(trainer: Any, rows: Sequence[int]) -> list[tuple[float, float]]:
+    """Seconds of forward and backward, and of the optimizer, of each step."""
+    model, started = trainer.model.train(), time.monotonic()
+    steps: list[tuple[float, float]] = []
+    while len(steps) < STEPS and time.monotonic() - started < SECONDS:
+        begin = _now()
+        trainer.training_step(model, {"rows": rows})
+        middle = _now()
+        trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        steps.append((middle - begin, _now() - middle))
+    return steps
+
+
+def _now() -> float:
+    """Seconds, once the GPU has finished its work."""
     import torch
-    from transformers import TrainerCallback
 
-    class StepTimer(TrainerCallback):  # type: ignore[misc]  # the library has no types
-        """Records time and memory at the boundaries of a step's phases."""
-
-        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            """The base has been loaded."""
-            self.before_bytes = _begin()
-            self.steps: list[tuple[float, float]] = []
-            self.started = time.monotonic()
-
-        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            """A forward pass is about to start."""
-            self.began = self.now()
-
-        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-            """The backward pass is done."""
-            self.turned = self.now()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """The weights are updated."""
-            end = self.now()
-            self.steps.append((self.turned - self.began, end - self.turned))
-            control.should_training_stop = end - self.started > SECONDS or len(self.steps) == STEPS
-
-        def now(self) -> float:
-            """Seconds, once the GPU has finished its work."""
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            return time.monotonic()
-
-    return StepTimer()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic()
 
 
 def _begin() -> int:

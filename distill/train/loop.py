@@ -20,14 +20,14 @@ from distill.errors import DistillError, RecipeError
 from distill.models import loading
 from distill.models.pruning import kept_layers, least_changing
 from distill.models.quantization import require_right_gradients
-from distill.models.third_party import in_our_words, quiet
+from distill.models.third_party import explained_errors, quiet
 from distill.models.token_bytes import MarkedExample, shown, write_masks
 from distill.train.build import build
 from distill.train.callbacks import SKIPPED, Interrupt, Log, speed
 from distill.train.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, identity_of, require_space
 from distill.train.dataset import Examples, checked_examples, split_held_out
-from distill.train.evaluation import BestCheckpoint, EvaluationCallback, StopCallback, every, held_of
-from distill.train.lora import state_of
+from distill.train.evaluation import BestCheckpoint, EvaluationCallback, evaluation_interval, held_out_sessions
+from distill.train.lora import initial_adapter
 from distill.train.memory import STATE_BYTES
 from distill.train.options import TrainSettings
 from distill.train.saving import save
@@ -118,7 +118,7 @@ def train(
     checkpoints = Checkpoints(student_folder, identity, say)
     if not fresh:
         checkpoints.require_ours()
-    with quiet(), in_our_words(student_folder):
+    with quiet(), explained_errors(student_folder):
         return _run(job, checkpoints, progress or Silent(), say, fresh=fresh, callbacks=callbacks)
 
 
@@ -166,10 +166,10 @@ def _kept_layers(
     if settings.prune_by == "uniform" or settings.layers >= total:
         return list(kept_layers(total, settings.layers))
     with quiet():
-        kept = least_changing(loading.load_causal(base), examples.examples, settings.layers)
-    left_out = sorted(set(range(total)) - set(kept))
+        layers = least_changing(loading.load_causal(base), examples.examples, settings.layers)
+    left_out = sorted(set(range(total)) - set(layers))
     say(f"layers {left_out[0] + 1} to {left_out[-1] + 1} of {total} change the states least and are left out")
-    return list(kept)
+    return list(layers)
 
 
 def _run(
@@ -196,7 +196,7 @@ def _run(
     )
     require_space(job.folder, _bytes_to_write(job, trainer))
     require_right_gradients(trainer.model)
-    first = state_of(trainer.model, options.lora) if options.method != "full" else None
+    first = initial_adapter(trainer.model, options.lora) if options.method != "full" else None
     with trainer.accelerator.main_process_first():
         checkpoints.open(fresh=fresh)
         log = Log(job.folder, trainer, checkpoints, progress, say)
@@ -247,7 +247,7 @@ def _bytes_to_write(job: TrainingJob, trainer: GuardedTrainer) -> int:
 def _guard(job: TrainingJob, trainer: GuardedTrainer, checkpoints: Checkpoints, log: Log) -> None:
     """Check each step; sessions that the same run has quarantined before stay so."""
     path = job.folder / QUARANTINE
-    entries = list(whole_rows(path)) if checkpoints.begun else []
+    entries = list(whole_rows(path)) if checkpoints.is_same_run else []
     trainer.guard(path, entries, [row["step"] for row in log.events if row["event"] == SKIPPED], log.skipped)
 
     @contextmanager
@@ -267,8 +267,8 @@ def _add_callbacks(
     for tracker in trackers(names, job.folder, checkpoints.step, plan=trainer.plan, arguments=arguments):
         trainer.add_callback(tracker)
     trainer.add_callback(log)
-    held_out = held_of(job.held_out, job.settings.template, job.tokenizer)
-    steps = every(options.eval_steps, len(trainer.plan.steps))
+    held_out = held_out_sessions(job.held_out, job.settings.template, job.tokenizer)
+    steps = evaluation_interval(options.eval_steps, len(trainer.plan.steps))
     if not (held_out and steps):
         _require_no_evaluations(job)
         return None
@@ -284,7 +284,7 @@ def _add_callbacks(
         template=job.settings.template,
         tokenizer=job.tokenizer,
         max_tokens=options.eval_tokens,
-        stopping=StopCallback(options.early_stopping) if options.early_stopping is not None else None,
+        stopping=options.early_stopping,
         best=best,
         say=say,
     )

@@ -158,11 +158,11 @@ def estimate(shape: Shape, options: TrainOptions, one: Pass, *, method: str | No
         shape.linear_weights() + shape.other_weights() if method == "full" else shape.lora_weights(options.lora.r)
     )
     linear_bytes = {"qlora": NF4_BYTES, "lora": one.width, "full": 0}[method]
-    kept = (shape.layers - one.recomputed) * whole + one.recomputed * recomputed
+    layer_bytes = (shape.layers - one.recomputed) * whole + one.recomputed * recomputed
     return Memory(
         base=shape.linear_weights() * linear_bytes + (0 if method == "full" else shape.other_weights() * one.width),
         learning=learning * (8 + STATE_BYTES[options.optimizer]),
-        activations=HEAP[one.device] * one.tokens * (kept + (whole if one.recomputed else 0)),
+        activations=HEAP[one.device] * one.tokens * (layer_bytes + (whole if one.recomputed else 0)),
         working=max(_layer_working(shape, one, method), _head_working(shape, one)),
         library=LIBRARY_BYTES[one.device],
     )
@@ -175,11 +175,11 @@ def _layer_bytes(shape: Shape, options: TrainOptions, one: Pass, method: str) ->
     where sessions are joined), the two outputs of the gated feed-forward; the adapters' inner values beside.
     """
     attention = (1 if one.device == "cuda" else 2) * shape.queries
-    kept = 2 * shape.hidden + shape.queries + 2 * shape.keys + attention + 2 * shape.intermediate
+    outputs = 2 * shape.hidden + shape.queries + 2 * shape.keys + attention + 2 * shape.intermediate
     inner = 7 * options.lora.r if method != "full" else 6 * shape.hidden + 2 * shape.intermediate
     small = 4 * (2 + shape.heads)  # in float32: inverse root mean squares, attention's sums
     recomputed = shape.hidden + (0 if options.checkpointing == "full" else attention)
-    return one.width * (kept + inner) + small, one.width * recomputed
+    return one.width * (outputs + inner) + small, one.width * recomputed
 
 
 def _layer_working(shape: Shape, one: Pass, method: str) -> float:
@@ -206,7 +206,13 @@ class Fit:
 
 
 def fit(
-    base: Path, kept: Sequence[int] | None, options: TrainOptions, *, longest: int, width: int, room: float | None
+    base: Path,
+    kept_layers: Sequence[int] | None,
+    options: TrainOptions,
+    *,
+    longest: int,
+    width: int,
+    room: float | None,
 ) -> Fit:
     """The options' own layout where they give it; else the largest pass that `room` bytes of a GPU hold by formula.
 
@@ -218,7 +224,7 @@ def fit(
         return Fit(default, options.checkpointing)
     if room is None:
         return Fit(default)
-    shape = shape_in(base, layers=len(kept) if kept is not None else None)
+    shape = shape_in(base, layers=len(kept_layers) if kept_layers is not None else None)
     if shape is None:
         return Fit(default, "selective")
     sizes = [*(size for size in SIZES if size > longest), longest]
@@ -233,6 +239,6 @@ def fit(
 
 def _fewest_recomputed(shape: Shape, options: TrainOptions, one: Pass, room: float) -> int:
     """Layers to recompute so that a pass fits; all where none fits."""
-    tried = (replace(one, recomputed=count) for count in range(shape.layers))
-    fitting = (each.recomputed for each in tried if estimate(shape, options, each).total <= FULLEST * room)
+    passes = (replace(one, recomputed=count) for count in range(shape.layers))
+    fitting = (each.recomputed for each in passes if estimate(shape, options, each).total <= FULLEST * room)
     return next(fitting, shape.layers)

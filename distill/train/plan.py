@@ -60,9 +60,9 @@ def work_of(plan: PackingPlan, lengths: Sequence[int], *, micro_tokens: int, pac
     return Work(len(plan.steps), count, tokens, computed - tokens, (min(sizes), max(sizes)), largest[1])
 
 
-def seconds_of(work: Work, measured: StepMeasurement) -> float:
+def seconds_of(work: Work, measurement: StepMeasurement) -> float:
     """Seconds that all steps take at the measured pace."""
-    return (work.tokens + work.padding) / measured.tokens_per_second + work.steps * measured.optimizer_seconds
+    return (work.tokens + work.padding) / measurement.tokens_per_second + work.steps * measurement.optimizer_seconds
 
 
 def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[[str], None]) -> Iterator[str]:
@@ -75,10 +75,12 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     tokenizer = loading.load_tokenizer(base)
     usable = checked_examples(sessions, settings.template, tokenizer, options, say)
     examples, held_out = split_held_out(usable, sessions, options.eval_rows, settings.seed)
-    kept = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
+    kept_layer_indices = (
+        kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
+    )
     device, lengths = default_device(), examples.lengths()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
-    layout = fit(base, kept, options, longest=max(lengths), width=width, room=room)
+    layout = fit(base, kept_layer_indices, options, longest=max(lengths), width=width, room=room)
     steps, is_packed = plan_of(lengths, options, settings.seed), options.packing == "best_fit"
     work = work_of(steps, lengths, micro_tokens=layout.tokens, packed=is_packed)
     yield _rows(usable, len(sessions), len(held_out), len(usable.ids) - len(examples.ids) - len(held_out))
@@ -97,11 +99,11 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     say("making one pass of the largest batch, in a process of its own …")
     try:
         as_fitted = options.model_copy(update={"micro_batch_tokens": layout.tokens})
-        measured = measured_pass(base, kept, largest, as_fitted, settings.seed)
+        measurement = measured_pass(base, kept_layer_indices, largest, as_fitted, settings.seed)
     except ModelError as error:
         yield f"not measured: {error}"
         return
-    yield from _of_pass(work, options, measured, lora_bytes)
+    yield from _of_pass(work, options, measurement, lora_bytes)
 
 
 def _pass(
@@ -119,34 +121,36 @@ def _pass(
     )
 
 
-def _of_pass(work: Work, options: TrainOptions, measured: StepMeasurement, lora_bytes: float | None) -> Iterator[str]:
-    yield _measured(measured)
-    yield f"time to finish: about {duration(seconds_of(work, measured))}, reading the base not counted"
-    for line in of_memory(work, options, measured, whole_bytes=lora_bytes, gpu="CPU" not in measured.device):
+def _of_pass(
+    work: Work, options: TrainOptions, measurement: StepMeasurement, lora_bytes: float | None
+) -> Iterator[str]:
+    yield _measurement(measurement)
+    yield f"time to finish: about {duration(seconds_of(work, measurement))}, reading the base not counted"
+    for line in of_memory(work, options, measurement, whole_bytes=lora_bytes, gpu="CPU" not in measurement.device):
         yield f"advice: {line}"
 
 
-def _formula(found: Memory) -> str:
+def _formula(memory: Memory) -> str:
     return (
-        f"memory by formula: {_bytes(found.total)}: weights {_bytes(found.base)}, trainable weights "
-        f"{_bytes(found.learning)}, activations {_bytes(found.activations)}, working space {_bytes(found.working)}, "
-        f"libraries {_bytes(found.library)}"
+        f"memory by formula: {_bytes(memory.total)}: weights {_bytes(memory.base)}, trainable weights "
+        f"{_bytes(memory.learning)}, activations {_bytes(memory.activations)}, working space {_bytes(memory.working)}, "
+        f"libraries {_bytes(memory.library)}"
     )
 
 
-def _rows(found: Examples, total: int, held: int, near: int) -> str:
-    parts = f" in {found.split['parts']} parts of {found.split['sessions']}" if found.split["sessions"] else ""
+def _rows(usable: Examples, total: int, held_out: int, near: int) -> str:
+    parts = f" in {usable.split['parts']} parts of {usable.split['sessions']}" if usable.split["sessions"] else ""
     reasons = {"too_long": "too long", "empty": "with an empty answer", "parts": "parts too long", "unspelt": "unspelt"}
-    out = [f"{found.left_out[key]} {name}" for key, name in reasons.items() if found.left_out[key]]
-    apart = [f"{held} of them held out to watch by"] if held else []
+    out = [f"{usable.left_out[key]} {name}" for key, name in reasons.items() if usable.left_out[key]]
+    apart = [f"{held_out} of them held out to watch by"] if held_out else []
     apart += [f"{near} near to those left out"] if near else []
-    info = f"rows: {len(found.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
+    info = f"rows: {len(usable.ids):,} of {total:,} sessions{parts}{'; left out: ' if out else ''}{', '.join(out)}"
     return "; ".join([info, *apart])
 
 
-def _tokens(found: Examples, work: Work) -> str:
-    tokens, trained = sum(found.lengths()), sum(example.trained for example in found.examples)
-    longest = max(found.lengths())
+def _tokens(examples: Examples, work: Work) -> str:
+    tokens, trained = sum(examples.lengths()), sum(example.trained for example in examples.examples)
+    longest = max(examples.lengths())
     padding = f"{work.padding_share:.0%} more for padding" if work.padding else "no padding"
     share = f"{trained:,} of them trained ({trained / tokens:.0%})"
     return f"tokens: {tokens:,} an epoch, {share}, {padding}; the longest row has {longest}"
@@ -162,11 +166,11 @@ def _steps(work: Work, options: TrainOptions) -> str:
     )
 
 
-def _measured(measured: StepMeasurement) -> str:
+def _measurement(one: StepMeasurement) -> str:
     return (
-        f"measured on {measured.device}: {measured.tokens:,} tokens forward and backward in {measured.seconds:.2f} s "
-        f"({measured.tokens_per_second:,.0f} tokens/s); peak memory {_bytes(measured.peak_bytes)}, "
-        f"{_bytes(measured.peak_bytes - measured.before_bytes)} of it for the pass, of {_bytes(measured.room_bytes)}"
+        f"measured on {one.device}: {one.tokens:,} tokens forward and backward in {one.seconds:.2f} s "
+        f"({one.tokens_per_second:,.0f} tokens/s); peak memory {_bytes(one.peak_bytes)}, "
+        f"{_bytes(one.peak_bytes - one.before_bytes)} of it for the pass, of {_bytes(one.room_bytes)}"
     )
 
 
@@ -179,22 +183,22 @@ def masks(
 ) -> list[MarkedExample]:
     """`count` examples for the reader, all rows having passed the mask gate."""
     tokenizer = loading.load_tokenizer(loading.materialise(settings.model, say=say))
-    found = checked_examples(sessions, settings.template, tokenizer, settings.options, say)
-    say(f"{found.checked.rows} rows have passed the mask gate")
-    return shown(found.ids, found.examples, tokenizer, count=count)
+    examples = checked_examples(sessions, settings.template, tokenizer, settings.options, say)
+    say(f"{examples.checked.rows} rows have passed the mask gate")
+    return shown(examples.ids, examples.examples, tokenizer, count=count)
 
 
 PADDING_SHARE = 0.15
-"""Padding above this share is worth a word."""
+"""Share of padding above which packing is advised."""
 FEW_STEPS = 10
-"""With fewer steps a student learns little, whatever they are made of."""
+"""Steps below which a student learns little, however large they are."""
 SPARE = 0.85
-"""Of the memory that there is, what a pass may be advised to take."""
+"""Share of the memory that advice lets a pass take."""
 
 
-def of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str]:
-    """What the rows and the options alone say."""
-    yield from _of_length(found, options)
+def of_rows(examples: Examples, work: Work, options: TrainOptions) -> Iterator[str]:
+    """Advice from rows and options alone."""
+    yield from _of_length(examples, options)
     if work.padding_share > PADDING_SHARE:
         yield f"train.packing: best_fit would spare the padding, {work.padding_share:.0%} of what is computed now"
     if work.steps < FEW_STEPS:
@@ -202,39 +206,42 @@ def of_rows(found: Examples, work: Work, options: TrainOptions) -> Iterator[str]
         yield f"only {work.steps} steps: train.batch_tokens: {tokens} would make about {AIMED_STEPS}"
 
 
-def _of_length(found: Examples, options: TrainOptions) -> Iterator[str]:
-    if not found.too_long:
+def _of_length(examples: Examples, options: TrainOptions) -> Iterator[str]:
+    if not examples.too_long:
         return
-    lengths = sorted([*found.lengths(), *(tokens for tokens, _ in found.too_long)])
+    lengths = sorted([*examples.lengths(), *(tokens for tokens, _ in examples.too_long)])
     most = lengths[min(len(lengths) - 1, int(0.99 * len(lengths)))]
     some = f", {most} 99% of them" if options.max_length < most < lengths[-1] else ""
     yield f"train.max_length: {lengths[-1]} would keep all sessions{some}"
-    several = sum(pairs > 1 for _, pairs in found.too_long)
+    several = sum(pairs > 1 for _, pairs in examples.too_long)
     if several and options.over_length == "drop":
         yield f"train.over_length: split would keep pairs of {several} sessions that are left out for their length"
 
 
 def of_memory(
-    work: Work, options: TrainOptions, measured: StepMeasurement, *, whole_bytes: float | None, gpu: bool
+    work: Work, options: TrainOptions, measurement: StepMeasurement, *, whole_bytes: float | None, gpu: bool
 ) -> Iterator[str]:
-    """What the measured pass says; `whole_bytes`: what the same training takes with the base in 16 bits, by formula."""
-    asked = max(measured.tokens, 1)
-    if measured.micro_tokens < asked:
-        yield f"train.micro_batch_tokens: {measured.micro_tokens} is what memory holds; {asked} was too much"
-    elif measured.peak_bytes > SPARE * measured.room_bytes:
-        yield f"memory is almost full: train.micro_batch_tokens: {asked // 2} would be safer"
+    """Advice from the measured pass; `whole_bytes` is the formula for the same training with the base in 16 bits."""
+    tokens = max(measurement.tokens, 1)
+    if measurement.micro_tokens < tokens:
+        yield f"train.micro_batch_tokens: {measurement.micro_tokens} is what memory holds; {tokens} was too much"
+    elif measurement.peak_bytes > SPARE * measurement.room_bytes:
+        yield f"memory is almost full: train.micro_batch_tokens: {tokens // 2} would be safer"
     elif (
-        gpu and options.micro_batch_tokens and (fitting := _fitting(measured)) >= 2 * asked and work.passes > work.steps
+        gpu
+        and options.micro_batch_tokens
+        and (fitting := _fitting(measurement)) >= 2 * tokens
+        and work.passes > work.steps
     ):
         yield f"train.micro_batch_tokens: {fitting} fits, and larger passes keep a GPU busier"
-    if gpu and options.method == "qlora" and whole_bytes is not None and whole_bytes < SPARE * measured.room_bytes:
+    if gpu and options.method == "qlora" and whole_bytes is not None and whole_bytes < SPARE * measurement.room_bytes:
         yield (
             f"train.method: lora needs about {whole_bytes / 1e9:.1f} GB here, which fits: with the base in 16 bits it "
             "is faster than QLoRA, which unpacks 4-bit weights in every pass"
         )
 
 
-def _fitting(measured: StepMeasurement) -> int:
-    """Tokens of a pass that the memory would hold, a multiple of 1,024; its need grows with the tokens."""
-    each = (measured.peak_bytes - measured.before_bytes) / measured.tokens
-    return int((SPARE * measured.room_bytes - measured.before_bytes) / max(each, 1) // 1024 * 1024)
+def _fitting(measurement: StepMeasurement) -> int:
+    """Tokens of the largest pass that fits, a multiple of 1,024, taking memory to grow linearly with them."""
+    each = (measurement.peak_bytes - measurement.before_bytes) / measurement.tokens
+    return int((SPARE * measurement.room_bytes - measurement.before_bytes) / max(each, 1) // 1024 * 1024)

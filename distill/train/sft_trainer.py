@@ -34,9 +34,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """
 
     def __init__(
-        self, found: Examples, plan: PackingPlan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
+        self, examples: Examples, plan: PackingPlan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
     ) -> None:
-        self.ids, self.examples, self.plan = found.ids, found.examples, plan
+        self.ids, self.examples, self.plan = examples.ids, examples.examples, plan
         self.micro_tokens = micro_tokens
         """Most tokens in a forward pass, padding included; halved on out-of-memory."""
         self.tokens_seen = 0
@@ -55,7 +55,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self.passed: dict[str, bool] = {}
         """By trial, whether the kernel agreed with the library's own function."""
         self._group: Sequence[int] = ()
-        self._lengths, self._say = found.lengths(), say
+        self._lengths, self._say = examples.lengths(), say
         super().__init__(**arguments)
 
     def use_kernels(self, earlier: Mapping[str, bool] | None = None) -> None:
@@ -86,7 +86,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return DataLoader(self.plan.steps, batch_size=1, collate_fn=_rows)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward for all examples of a step; returns their mean loss a trained token.
+        """Forward and backward for all examples of a step; returns their mean loss per trained token, a scalar.
 
         On out-of-memory, the passes are made half as large, or activations are no longer kept, and the step is done
         again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
@@ -108,7 +108,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             self._say(f"out of memory: going on from step {self.state.global_step + 1} {relief()}")
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
-        """All passes of this process."""
+        """All passes of this process; returns its share of the step's mean loss."""
         items = sum(self.examples[row].trained for row in rows)
         mine = self._passes(rows)[self.args.process_index :: self.args.world_size]
         total = torch.zeros((), device=self.args.device)
@@ -136,7 +136,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         )
 
     def batch(self, group: Sequence[int]) -> dict[str, Any]:
-        """The tensors of one pass; a process that has none to do repeats an example with nothing to train."""
+        """The tensors of one pass (B × T, or 1 × T packed); without examples, one with nothing to train."""
         examples = [self.examples[row] for row in group]
         rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
         idle = {"input_ids": self.examples[0].input_ids, "labels": [chat_template.IGNORED] * self._lengths[0]}
@@ -151,9 +151,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return max(sum(shape) if self.padding_free else len(shape) * max(shape) for shape in shapes)
 
     def _relief(self, rows: Sequence[int]) -> Callable[[], str] | None:
-        """What saves memory and says so: half the tokens a pass, while it has two examples; then recomputation.
-
-        None where nothing is left, and with several processes, which could not agree on it.
+        """A way to save memory, which returns its description: half the tokens per pass while it has two examples, then
+        recomputation. None where neither is left, and with several processes, which could not agree on it.
         """
         if self.args.world_size > 1:
             return None
@@ -196,7 +195,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
 
     def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
-        """Add up the losses of each example of the pass."""
+        """Add up the losses of each example of the pass; `trained` is B × T − 1, `losses` has one value per True."""
         if not self._group:
             return
         lengths = torch.tensor([self._lengths[row] for row in self._group], device=trained.device)
@@ -229,12 +228,12 @@ def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
 
 
 def random_state() -> list[torch.Tensor]:
-    """Of PyTorch on the CPU and, where there is one, on the GPU: what dropout and noise are drawn from."""
+    """PyTorch's random state on the CPU and, where there is one, on the GPU."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
 def restore(state: Sequence[torch.Tensor]) -> None:
-    """Draw again from where `random_state` was asked."""
+    """Set the random state to one from `random_state`."""
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state(state[1])
@@ -271,9 +270,9 @@ def token_lengths(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
-    """Turn it on in place for the first `layers` layers, or for all; `none` leaves the model as it is.
+    """Recompute activations of the first `layers` layers, or of all, in the backward pass; changes the model in place.
 
-    `full` keeps each layer's input, `selective` attention's output too.
+    `how` is `none`, `full` (keeps each layer's input) or `selective` (attention's output too).
     """
     if how == "none":
         return
@@ -290,6 +289,6 @@ def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep what attention gives: computing that again costs most and its backward pass needs it anyway."""
-    kept = "attention" in str(operation)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    """Keep attention's output: it costs most to recompute, and its backward pass needs it anyway."""
+    is_attention = "attention" in str(operation)
+    return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE

@@ -56,26 +56,25 @@ def train(folder: Path, settings: TrainSettings, *, fresh: bool = False) -> dict
     sessions = kept_sessions(folder)
     with training_packages():
         from distill.train import loop
-
-        with console.progress("train", unit="steps") as bar:
-            result = loop.train(
-                sessions,
-                folder / NEXT,
-                settings,
-                fresh=fresh,
-                progress=bar,
-                say=console.say,
-                show=console.say_marked,
-            )
+    with console.progress("train", unit="steps") as bar:
+        result = loop.train(
+            sessions,
+            folder / NEXT,
+            settings,
+            fresh=fresh,
+            progress=bar,
+            say=console.say,
+            show=console.say_marked,
+        )
     return asdict(result)
 
 
 def kept_sessions(folder: Path) -> list[Session]:
     """The rows of kept.jsonl. Raises `DistillError` where there are none."""
-    kept = folder / "kept.jsonl"
-    sessions = read_sessions(kept) if kept.is_file() else []
+    path = folder / "kept.jsonl"
+    sessions = read_sessions(path) if path.is_file() else []
     if not sessions:
-        raise DistillError(f"{kept} holds no sessions to train on; run curate first, or loosen its rules")
+        raise DistillError(f"{path} holds no sessions to train on; run curate first, or loosen its rules")
     return sessions
 
 

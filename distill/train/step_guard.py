@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +27,12 @@ MOST_SKIPPED = 5
 _MOST_NAMED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class RowLoss:
-    """Loss of one example in a step, before the step's update."""
-
-    row: int
-    """Index of the example."""
-    total: float
-    """Nats over its trained tokens."""
-    tokens: int
-    """Trained tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedStep:
-    """A step that left the weights as they were."""
-
-    step: int
-    reason: str
-    ids: Sequence[str]
-    """Sessions quarantined from the next step on."""
-    line: str
-
-
 class GuardedTrainer(Trainer):
     """Trainer with a check of each step before the optimizer applies it, once `guard` has been called."""
 
     is_guarded = False
-    row_losses_of_step: Sequence[RowLoss] = ()
-    """Of the last step, over all processes; finite ones only."""
+    example_losses: Sequence[Mapping[str, Any]] = ()
+    """Of the last step, over all processes, finite ones only: `id`, `loss` in nats per trained token, `tokens`."""
     quarantined: dict[str, int]
     """First step without each quarantined session."""
 
@@ -65,12 +41,13 @@ class GuardedTrainer(Trainer):
         path: Path,
         entries: Iterable[Mapping[str, Any]],
         skipped: Iterable[int],
-        log: Callable[[SkippedStep], None],
+        log: Callable[[dict[str, Any]], None],
     ) -> None:
         """Check every step from now on.
 
         `path` is quarantined.jsonl and `entries` its rows where a run is resumed; `skipped` are the steps skipped
-        before the checkpoint.
+        before the checkpoint. `log` gets a row for each step skipped: `step`, `reason`, the `ids` quarantined from the
+        next step on, and `line`, all of it in words.
         """
         rows = list(entries)
         rewrite(path, rows)
@@ -89,22 +66,24 @@ class GuardedTrainer(Trainer):
         step = self.state.global_step + 1
         rows = [row for row in inputs["rows"] if self.quarantined.get(self.ids[row], step + 1) > step]
         loss = super().training_step(model, {"rows": rows}, num_items_in_batch)
-        losses = self._gathered([(row, float(total)) for row, total in self.row_losses.items()])
-        self.row_losses_of_step = [
-            RowLoss(row, total, self.examples[row].trained) for row, total in losses if math.isfinite(total)
+        totals = torch.stack([*self.row_losses.values()]).tolist() if self.row_losses else []
+        losses = self._gathered(list(zip(self.row_losses, totals, strict=True)))
+        self.example_losses = [
+            {"id": self.ids[row], "loss": total / self.examples[row].trained, "tokens": self.examples[row].trained}
+            for row, total in losses
+            if math.isfinite(total)
         ]
-        is_finite = len(self.row_losses_of_step) == len(losses)
+        is_finite = len(self.example_losses) == len(losses)
         if is_finite and self._gradient_norm_is_finite():
             return loss
         self._skip(model, step, "the loss is not finite" if not is_finite else "the gradient norm is not finite")
-        tokens = sum(one.tokens for one in self.row_losses_of_step)
-        return torch.tensor(sum(one.total for one in self.row_losses_of_step) / max(1, tokens), device=loss.device)
+        tokens = sum(one["tokens"] for one in self.example_losses)
+        mean = sum(one["loss"] * one["tokens"] for one in self.example_losses) / max(1, tokens)
+        return torch.tensor(mean, device=loss.device)
 
     def _skip(self, model: Any, step: int, reason: str) -> None:
         ids = self._gathered([self.ids[row] for row in self.row_losses if not self._is_finite_alone(row)])
-        names = visible(", ".join(ids[:_MOST_NAMED])) + (
-            f" and {len(ids) - _MOST_NAMED} more" * (len(ids) > _MOST_NAMED)
-        )
+        names = visible(", ".join(ids[:_MOST_NAMED])) + (" …" if len(ids) > _MOST_NAMED else "")
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ModelError(
                 f"training stopped at step {step} of {self.state.max_steps}: {reason} ({names or 'no session alone'}); "
@@ -112,11 +91,13 @@ class GuardedTrainer(Trainer):
             )
         model.zero_grad(set_to_none=True)
         added = [{"id": id_, "step": step + 1, "reason": reason} for id_ in ids if id_ not in self.quarantined]
-        append(self._quarantine_path, added)
+        if added:
+            append(self._quarantine_path, added)
         self.quarantined |= {row["id"]: row["step"] for row in added}
         self._skipped.add(step)
         without = f"; without {'session' if len(ids) == 1 else 'sessions'} {names} from now on" if ids else ""
-        self._log_skip(SkippedStep(step, reason, ids, f"step {step} skipped: {reason}{without}"))
+        line = f"step {step} skipped: {reason}{without}"
+        self._log_skip({"step": step, "reason": reason, "ids": ids, "line": line})
         if len(self._skipped) >= MOST_SKIPPED:
             raise ModelError(
                 f"training stopped at step {step} of {self.state.max_steps}: steps {sorted(self._skipped)} had no "

@@ -31,9 +31,9 @@ LLAMA_3_8B_CONFIG = {
 
 def options(**changes) -> TrainOptions:
     """`OPTIONS` without dropout and with the changes; `lora` is merged."""
-    given = OPTIONS.model_dump()
-    lora = {**given["lora"], "dropout": 0.0, **changes.pop("lora", {})}
-    return TrainOptions.model_validate({**given, "lora": lora, **changes})
+    values = OPTIONS.model_dump()
+    lora = {**values["lora"], "dropout": 0.0, **changes.pop("lora", {})}
+    return TrainOptions.model_validate({**values, "lora": lora, **changes})
 
 
 def run(
@@ -52,20 +52,20 @@ def run(
     """Train a student; returns the result and what was said."""
     from distill.train import loop
 
-    said: list[str] = []
+    lines: list[str] = []
     result = loop.train(
         sessions,
         folder,
         TrainSettings(model, "chatml", options, seed, layers, prune_by),
         fresh=fresh,
         progress=progress,
-        say=said.append,
+        say=lines.append,
         callbacks=callbacks,
     )
-    return result, said
+    return result, lines
 
 
-def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
+def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
     """TRL's trainer as a run builds it, but that its adapter does something from the start."""
     from pathlib import Path
 
@@ -75,16 +75,16 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
     from distill.train import build, dataset
 
     tokenizer = loading.load_tokenizer(Path(model))
-    found = dataset.examples_of(sessions, "chatml", tokenizer, options)
+    examples = dataset.examples_of(sessions, "chatml", tokenizer, options)
     with third_party.quiet():
-        made = build.build(
-            Path(model), None, tokenizer, found, options=options, seed=seed, output=Path(model) / "no", say=print
+        trainer = build.build(
+            Path(model), None, tokenizer, examples, options=options, seed=seed, output=Path(model) / "no", say=print
         )  # fmt: skip
-    for name, parameter in made.model.named_parameters():
+    for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    made.use_kernels()
-    return made
+    trainer.use_kernels(earlier)
+    return trainer
 
 
 def losses(folder) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,66 @@ def test_a_product_in_float32_is_that_of_torch():
         assert torch.allclose(product(left, right), left @ right.t(), atol=1e-4)
         turned = torch.randn(inner, columns, generator=generator)
         assert torch.allclose(product(left, turned.t()), left @ turned, atol=1e-4)
+
+
+class WrongGradient(torch.autograd.Function):
+    """Doubles its input, and says that its gradient is 1."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(lambda x: x + x, True), (lambda x: 2.1 * x, False), (WrongGradient.apply, False), (lambda x: x.no_such(), False)],
+    ids=["the same", "another output", "another gradient", "an error"],
+)
+def test_a_trial_compares_outputs_and_gradients(function, expected):
+    from distill.models.trial import agree
+
+    state = torch.get_rng_state()
+    assert agree(lambda x: 2 * x, function, [torch.linspace(-1, 1, 12).view(3, 4)]) is expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_trials_leave_the_adapter_as_it_was(tiny):
+    from distill.train.kernels.patch import run_trials
+
+    model = adapted(tiny)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    run_trials(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_a_kernel_that_fails_its_trial_is_not_used(tiny):
+    from distill.train.kernels.patch import patch, run_trials
+
+    model = adapted(tiny)
+    passed = {name: not name.startswith(("norm", "loss")) for name in run_trials(model)}
+    assert patch(model, passed) == {"linear": 21, "mlp": 3, "norm": 0, "attention": 1, "loss": 0}
+
+
+def test_a_resumed_run_uses_no_kernel_that_failed_before(tiny):
+    from tests.support.training import built, options
+
+    trainer = built(str(tiny), options=options())
+    assert trainer.kernels["loss"] == 1
+    again = built(str(tiny), options=options(), earlier={**trainer.passed, "loss": False})
+    assert (again.kernels["loss"], again.kernels["norm"]) == (0, trainer.kernels["norm"])
+    assert again.passed == {**trainer.passed, "loss": False}
+
+
+def test_with_kernels_off_nothing_is_replaced_and_the_losses_are_the_same(tiny, tmp_path):
+    from tests.support.training import built, losses, options, run
+
+    assert built(str(tiny), options=options(kernels="off")).kernels == {}
+    for kernels in ("auto", "off"):
+        run(tmp_path / kernels, str(tiny), layers=None, options=options(kernels=kernels))
+    assert losses(tmp_path / "off") == pytest.approx(losses(tmp_path / "auto"), abs=1e-3)
+    (layout,) = [json.loads(path.read_text()) for path in (tmp_path / "auto").glob("checkpoints/*-12/layout.json")]
+    assert layout["kernels"]["loss"] is True

@@ -42,8 +42,8 @@ def trained(tiny, tmp_path_factory):
     """A student trained without interruption, what the run returned, and what it reported."""
     folder = tmp_path_factory.mktemp("run") / "student"
     watcher = Watcher()
-    result, said = run(folder, tiny, progress=watcher)
-    return folder, result, said, watcher
+    result, lines = run(folder, tiny, progress=watcher)
+    return folder, result, lines, watcher
 
 
 def loss_of(model, tokenizer) -> float:
@@ -61,12 +61,12 @@ def loss_of(model, tokenizer) -> float:
 def test_the_student_has_learnt_and_its_base_has_not(trained, tiny):
     from distill.models.loading import load_student
 
-    folder, result, said, _ = trained
+    folder, result, lines, _ = trained
     base, student = (loss_of(*load_student(folder, adapter=adapter)) for adapter in (False, True))
     assert student < base - 0.5
     assert (result.rows, result.too_long, result.empty) == (24, 0, 0)
     assert result.trained_tokens < result.tokens
-    assert said == []
+    assert lines == []
 
 
 def test_a_student_folder_tells_its_base(trained, tiny):
@@ -120,8 +120,8 @@ def test_the_log_and_the_progress_have_every_step_once(trained):
 @pytest.fixture(scope="module")
 def built(tiny):
     """TRL's trainer as we build it, without dropout, with adapters that do something; its examples; them packed."""
-    made = training.built(tiny, sessions=SESSIONS[:8], options=TrainOptions())
-    return made, made.examples, made.batch(range(8))
+    trainer = training.built(tiny, sessions=SESSIONS[:8], options=TrainOptions())
+    return trainer, trainer.examples, trainer.batch(range(8))
 
 
 def loss_and_gradients(trainer, inputs, *, ours=True, items=None):
@@ -160,9 +160,9 @@ def test_the_loss_and_its_gradients_are_those_of_trl(built):
 def test_rows_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
     long = Session("long", (Message("user", "Speak."), Message("assistant", "word " * 200)))
     options = OPTIONS.model_copy(update={"max_length": 100, "epochs": 0.1})
-    result, said = run(tmp_path / "student", tiny, sessions=[*SESSIONS[:4], long], options=options)
+    result, lines = run(tmp_path / "student", tiny, sessions=[*SESSIONS[:4], long], options=options)
     assert (result.rows, result.too_long) == (4, 1)
-    assert said == ["1 of 5 sessions are longer than train.max_length=100 and left out"]
+    assert lines == ["1 of 5 sessions are longer than train.max_length=100 and left out"]
 
 
 @pytest.mark.parametrize(

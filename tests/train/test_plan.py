@@ -202,8 +202,8 @@ def test_the_time_is_that_of_all_tokens_with_padding_and_of_the_optimizers_steps
 )
 def test_advice_of_memory(changes, whole_bytes, gpu, expected):
     options = TrainOptions(micro_batch_tokens=4096)
-    told = plan.of_memory(WORK, options, measured(**changes), whole_bytes=whole_bytes, gpu=gpu)
-    assert list(told) == expected
+    advice = plan.of_memory(WORK, options, measured(**changes), whole_bytes=whole_bytes, gpu=gpu)
+    assert list(advice) == expected
 
 
 def rows(*lengths: int, too_long: list[tuple[int, int]] | None = None) -> Examples:

@@ -76,12 +76,12 @@ def weights(folder):
 
 
 def test_a_session_whose_loss_is_not_finite_is_quarantined_by_name_and_its_step_skipped(after_nan):
-    folder, result, said = after_nan
+    folder, result, lines = after_nan
     (entry,) = read_jsonl(folder / "quarantined.jsonl")
     assert (entry["id"], entry["reason"]) == ("poison", "the loss is not finite")
     step = entry["step"] - 1
-    assert said == [f"step {step} skipped: the loss is not finite; without session poison from now on"]
-    assert [(row["step"], row["ids"], row["line"]) for row in events(folder)] == [(step, ["poison"], said[0])]
+    assert lines == [f"step {step} skipped: the loss is not finite; without session poison from now on"]
+    assert [(row["step"], row["ids"], row["line"]) for row in events(folder)] == [(step, ["poison"], lines[0])]
     assert (result.quarantined, result.rows) == (1, 25)
     assert all(math.isfinite(loss) for loss in losses(folder))
     (skipped,) = (row for row in read_jsonl(folder / "train_log.jsonl") if row["step"] == step and "event" not in row)
@@ -157,8 +157,8 @@ def test_rows_quarantined_by_an_earlier_version_stay_out(after_nan, nan_model, t
         shutil.rmtree(checkpoint)
     row = {"id": "poison", "step": 1, "reason": "loss spike", "loss": 9.0, "median": 2.0, "limit": 3.0}
     (folder / "quarantined.jsonl").write_text(json.dumps(row) + "\n")
-    result, said = run(folder, nan_model, sessions=POISONED, options=GUARDED)
-    assert (result.quarantined, said) == (1, [])
+    result, lines = run(folder, nan_model, sessions=POISONED, options=GUARDED)
+    assert (result.quarantined, lines) == (1, [])
     assert "poison" not in {row["id"] for row in read_jsonl(folder / "example_losses.jsonl")}
 
 
@@ -178,10 +178,12 @@ def test_a_step_whose_gradient_norm_is_not_finite_is_skipped(healthy, tmp_path):
     skips = []
     trainer.guard(tmp_path / "quarantined.jsonl", [], [], skips.append)
     loss = trainer.training_step(trainer.model, {"rows": (0, poison, 2)})
-    assert [(skip.step, skip.reason, skip.ids) for skip in skips] == [(1, "the gradient norm is not finite", [])]
+    assert [(skip["step"], skip["reason"], skip["ids"]) for skip in skips] == [
+        (1, "the gradient norm is not finite", [])
+    ]
     assert all(one.grad is None for one in trainer.model.parameters())
     assert math.isfinite(float(loss))
-    assert sorted(one.row for one in trainer.row_losses_of_step) == sorted([0, poison, 2])
+    assert {one["id"] for one in trainer.example_losses} == {trainer.ids[0], "poison", trainer.ids[2]}
     assert not (tmp_path / "quarantined.jsonl").exists()
 
 
@@ -208,7 +210,7 @@ def test_the_losses_of_examples_add_up_to_the_step_and_are_those_of_each_alone(a
 
 
 def test_sound_training_is_left_alone(after_nan, healthy, tmp_path):
-    result, said = run(tmp_path / "student", healthy, options=GUARDED)
-    assert (result.quarantined, said) == (0, [])
+    result, lines = run(tmp_path / "student", healthy, options=GUARDED)
+    assert (result.quarantined, lines) == (0, [])
     assert not (tmp_path / "student/quarantined.jsonl").exists()
     assert len(losses(tmp_path / "student")) == result.steps

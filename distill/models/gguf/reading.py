@@ -126,10 +126,10 @@ def part_pad_from_eos(tokenizer: Any) -> None:
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    others = {tokenizer.eos_token, tokenizer.bos_token}
     vocabulary = tokenizer.get_vocab()
     reserved = [token.content for token in tokenizer.added_tokens_decoder.values() if _RESERVED.search(token.content)]
-    free = [token for token in (*PAD_TOKENS, *reserved) if token in vocabulary and token not in taken]
+    free = [token for token in (*PAD_TOKENS, *reserved) if token in vocabulary and token not in others]
     if free:
         tokenizer.pad_token = free[0]
     elif tokenizer.pad_token_id is None:

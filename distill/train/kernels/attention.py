@@ -31,7 +31,8 @@ def run_trials(model: Any) -> dict[str, bool]:
     if not _is_plain(model):
         return {}
     config, device = model.config.get_text_config(), model.device
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     module = SimpleNamespace(num_key_value_groups=heads // kv_heads, is_causal=True)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.dtype
@@ -74,7 +75,8 @@ def _is_plain(model: Any) -> bool:
     """Whether every layer attends causally to all tokens before, by `sdpa`."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return config._attn_implementation == "sdpa" and kinds == {"full_attention"} and not _window(config)
+    is_known = config._attn_implementation == "sdpa" and hasattr(config, "num_attention_heads")
+    return is_known and kinds == {"full_attention"} and not _window(config)
 
 
 def _window(config: Any) -> bool:
@@ -83,12 +85,12 @@ def _window(config: Any) -> bool:
 
 
 def _mask(*args: Any, **options: Any) -> Tensor | None:
-    """None for one row without padding and cache: `attend` sees to what is causal, and to the sessions in it."""
+    """None for one row without padding and cache, where `attend` parts the sessions itself."""
     alone = options.get("batch_size") == 1 and options.get("attention_mask") is None
     if alone and options.get("q_length") == options.get("kv_length"):
         return None
-    found: Tensor | None = sdpa_mask(*args, **options)
-    return found
+    mask: Tensor | None = sdpa_mask(*args, **options)
+    return mask
 
 
 def attend(
@@ -109,8 +111,8 @@ def attend(
     """Causal attention, B × heads × T × width in, B × T × heads × width out.
 
     `cu_seq_lens_q` are the ends of the sessions in a row, 0 before them (int32), `max_length_q` is the longest one's
-    length; where they are missing, positions that begin again say it. A padded or cached batch is transformers' own
-    `sdpa`.
+    length; where they are missing, they follow from positions that restart. A padded or cached batch goes through
+    transformers' own `sdpa`.
     """
     ends = cu_seq_lens_q
     if ends is None and attention_mask is None and position_ids is not None and len(query) == 1:
@@ -127,7 +129,7 @@ def attend(
 
 
 def _ends(position_ids: Tensor) -> Tensor | None:
-    """Of the sessions in a row, by where positions begin again; None for a single one, or in generation."""
+    """Ends of the sessions in a row (N + 1, int32), found where positions restart; None for one session."""
     starts = (position_ids[0].diff() != 1).nonzero().flatten() + 1
     if not len(starts):
         return None
@@ -138,22 +140,22 @@ def _ends(position_ids: Tensor) -> Tensor | None:
 def one_by_one(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float | None, dropout: float = 0.0
 ) -> Tensor:
-    """Each session by torch's attention."""
+    """Each session by torch's attention; shapes as in `attend`."""
     lengths = ends.diff().tolist()
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     grouped = query.shape[1] != key.shape[1]
-    found = [
+    outputs = [
         scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
         for q, k, v in parts
     ]
-    return torch.cat([part.transpose(1, 2) for part in found], dim=1)
+    return torch.cat([part.transpose(1, 2) for part in outputs], dim=1)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None) -> Tensor:
-    """All sessions in one kernel of FlashAttention-2 (Dao, 2023), which torch brings for CUDA."""
+    """All sessions in one kernel of FlashAttention-2 (Dao, 2023), part of torch for CUDA; shapes as in `attend`."""
     rows = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    found = torch.ops.aten._flash_attention_forward(
+    results = torch.ops.aten._flash_attention_forward(
         *rows, ends, ends, longest, longest, 0.0, True, False, scale=scaling
     )
-    out: Tensor = found[0]
+    out: Tensor = results[0]
     return out[None]

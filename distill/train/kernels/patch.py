@@ -36,7 +36,7 @@ class Candidate:
     forward: Callable[..., Tensor]
     """Ours, bound to the module."""
     width: int
-    """Of its input."""
+    """Width of its input."""
 
     @property
     def trial(self) -> str:
@@ -120,7 +120,7 @@ def _started_adapters(module: Any) -> Iterator[None]:
 
 
 def _compute_dtype(module: Any) -> torch.dtype:
-    """Of a module's input: its weight's, or that which a 4-bit weight is unpacked to."""
+    """Dtype of a module's input: its weight's, or that which a 4-bit weight is unpacked to."""
     layer = getattr(module, "gate_proj", module)
     weight = getattr(layer, "base_layer", layer).weight
     state = getattr(weight, "quant_state", None)
@@ -199,7 +199,7 @@ def _norm_forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _source_of(x: Tensor) -> autograd.Source | None:
-    """What our norm made x of, unless x has been changed in place since."""
+    """The source of a norm's output, unless the output has been changed in place since."""
     source, version = getattr(x, "_source", (None, None))
     return source if source is not None and x._version == version else None
 

@@ -98,7 +98,7 @@ def _train(given: Given) -> None:
         )
         trainer.plan = _plan([len(step) for step in sessions])
         trainer.args.save_strategy = "no"
-        trainer.guard(Path(folder) / "quarantined.jsonl", [], [], lambda skip: said.append(skip.line))
+        trainer.guard(Path(folder) / "quarantined.jsonl", [], [], lambda row: said.append(row["line"]))
         trainer.train()
     place, dtype = device(), compute_dtype("auto", device())
     recomputed = sum(getattr(one, "gradient_checkpointing", False) for one in trainer.model.modules())

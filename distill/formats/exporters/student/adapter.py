@@ -44,7 +44,7 @@ def require_adapter(student: StudentFolder) -> None:
 
 
 def load_adapter(student: StudentFolder, folder: Path) -> Any:
-    """Base and adapter as anybody loads them, computing in float32."""
+    """Base and adapter loaded as by any user, computing in float32."""
     is_beside = (folder / BASE).is_dir()
     base = loading.load_causal(
         folder / BASE if is_beside else student.weights,

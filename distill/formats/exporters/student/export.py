@@ -1,6 +1,6 @@
 """Exports a student: writes to a temporary folder, verifies it against the trained one, then renames.
 
-An export whose receipt is over a limit, or that is interrupted, never stands where a finished one would.
+An export that is over a limit, or that is interrupted, is never left at the path of a finished one.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from distill.types import Session
 RECEIPT = "export.json"
 GGUF = "model.gguf"
 _PHASES = 3
-"""Of the progress: the trained model reads, the export is written, the export reads."""
+"""Phases of the progress: the trained model reads, the export is written, the export reads."""
 
 Watch = Callable[[int, int], None]
-"""Is told how much of how much of a phase is done."""
+"""Called with the work done in a phase, and all of it."""
 
 _WHOLE = {
     "float16": Limits(kl=1e-4, disagree=0.005),
@@ -62,12 +62,12 @@ class Form:
     """One form of export."""
 
     limits: Mapping[str, Limits]
-    """By what weights are stored in; the first is the default."""
+    """By storage dtype; the first is the default."""
     require: Callable[[StudentFolder], None] | None
     """Raises `ModelError` for a student that has no such form, before any work."""
     write: Callable[[StudentFolder, Path, str, Watch], None]
     load: Callable[[StudentFolder, Path], tuple[Any, Any]]
-    """Model and tokenizer of what was written, as anybody loads them."""
+    """Model and tokenizer of what was written, loaded as by any user."""
 
 
 def _require_gguf(student: StudentFolder) -> None:
@@ -76,7 +76,7 @@ def _require_gguf(student: StudentFolder) -> None:
 
 def _require_ollama(student: StudentFolder) -> None:
     _require_gguf(student)
-    ollama.listen(student.template, student.tokenizer)
+    ollama.fixed_texts(student.template, student.tokenizer)
 
 
 def _write_adapter(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
@@ -104,7 +104,7 @@ def _write_ollama(student: StudentFolder, folder: Path, dtype: str, watch: Watch
     about = [f"{student.name}, a student trained with distill; what it is made of stands in README.md"]
     text = ollama.modelfile(
         GGUF,
-        ollama.listen(student.template, student.tokenizer),
+        ollama.fixed_texts(student.template, student.tokenizer),
         stops=[str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
         system=student.system,
         about=about,
@@ -160,20 +160,20 @@ def export_student(
     if form.require is not None:
         form.require(student)
     with _building(out) as folder:
-        made = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
-        passed = made.comparison.within(limits)
-        receipt = _receipt(student, folder, to=to, dtype=dtype, made=made, limits=limits, passed=passed)
+        outcome = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
+        passed = outcome.comparison.within(limits)
+        receipt = _receipt(student, folder, to=to, dtype=dtype, outcome=outcome, limits=limits, passed=passed)
         write_json(folder / RECEIPT, receipt)
         model_card.write(folder / "README.md", run, form=to, receipt=receipt)
         _place(folder, out if passed else _failed(out))
-    for difference in made.checked.differences:
+    for difference in outcome.checked.differences:
         if not difference.spelled:
             say(f"warning: {difference.line()}")
     if not passed:
         raise ModelError(
-            f"{_measured(made.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
+            f"{_measured(outcome.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
         )
-    return _lines(out, to, dtype, made, limits)
+    return _lines(out, to, dtype, outcome, limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class _Steps:
         self.watch(0, 1)
 
     def watch(self, done: int, total: int) -> None:
-        """Tell how much of the phase is done."""
+        """Report the work done in the phase."""
         share = (self._phase - 1 + done / max(1, total)) / _PHASES
         self._progress.update(round(100 * share), 100, self._note)
 
@@ -237,9 +237,9 @@ def _sessions(run: Path) -> tuple[str, list[Session]]:
     """The rows to compare on: those held out, where there are any."""
     for which, on in (("test", "held-out rows"), ("kept", "trained rows, as none were held out")):
         path = run / FILES[which]
-        found = read_sessions(path) if path.is_file() else []
-        if found:
-            return on, found
+        sessions = read_sessions(path) if path.is_file() else []
+        if sessions:
+            return on, sessions
     return "no rows", []
 
 
@@ -253,11 +253,11 @@ def _system(run: Path) -> str | None:
     if made is not None and students.has_other_rows(run, made):
         return (made["recipe"].get("collect") or {}).get("system") or None
     path = run / FILES["kept"]
-    found = {
+    systems = {
         session.messages[0].content if session.messages and session.messages[0].role == "system" else None
         for session in (read_sessions(path) if path.is_file() else [])
     }
-    return found.pop() if len(found) == 1 else None
+    return systems.pop() if len(systems) == 1 else None
 
 
 # Folders
@@ -277,10 +277,10 @@ def _require_free(run: Path, out: Path) -> None:
 @contextmanager
 def _building(out: Path) -> Iterator[Path]:
     """A folder beside `out` that is removed at the end of the block unless it has been moved; old ones are swept."""
-    for left in out.absolute().parent.glob(f".{out.name}.*.partial"):
-        owner = left.suffixes[-2].removeprefix(".") if len(left.suffixes) > 1 else ""
+    for leftover in out.absolute().parent.glob(f".{out.name}.*.partial"):
+        owner = leftover.suffixes[-2].removeprefix(".") if len(leftover.suffixes) > 1 else ""
         if not (owner.isdigit() and psutil.pid_exists(int(owner))):
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True)
     folder = out.absolute().parent / f".{out.name}.{os.getpid()}.partial"
     try:
         folder.mkdir()
@@ -307,13 +307,13 @@ def _place(folder: Path, out: Path) -> None:
     folder.rename(out)
 
 
-# What is told
+# Receipt and report
 
 
 def _receipt(
-    student: StudentFolder, folder: Path, *, to: str, dtype: str, made: _Made, limits: Limits, passed: bool
+    student: StudentFolder, folder: Path, *, to: str, dtype: str, outcome: _Made, limits: Limits, passed: bool
 ) -> dict[str, Any]:
-    found = made.comparison
+    deviation = outcome.comparison
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
         "format": to,
@@ -326,19 +326,19 @@ def _receipt(
         "end_tokens": [str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
         "passed": passed,
         "compared": {
-            "on": made.on,
-            "rows": found.rows,
-            "tokens": found.tokens,
-            "mean_kl_nats": found.mean_kl,
-            "max_kl_nats": found.max_kl,
-            "top1_agreement": found.top1_agreement,
+            "on": outcome.on,
+            "rows": deviation.rows,
+            "tokens": deviation.tokens,
+            "mean_kl_nats": deviation.mean_kl,
+            "max_kl_nats": deviation.max_kl,
+            "top1_agreement": deviation.top1_agreement,
             "limits": {"mean_kl_nats": limits.kl, "top1_agreement": 1 - limits.disagree},
             "computed_in": "float32",
         },
         "train_serve": {
-            "dialogues": made.checked.dialogues,
-            "by": list(made.checked.by),
-            "differences": [asdict(difference) for difference in made.checked.differences],
+            "dialogues": outcome.checked.dialogues,
+            "by": list(outcome.checked.by),
+            "differences": [asdict(difference) for difference in outcome.checked.differences],
         },
         "files": {
             str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files
@@ -348,19 +348,19 @@ def _receipt(
     }
 
 
-def _measured(found: ExportDeviation, limits: Limits) -> str:
+def _measured(deviation: ExportDeviation, limits: Limits) -> str:
     return (
-        f"KL to the trained student {found.mean_kl:.2g} nats per token (limit {limits.kl:g}), the same most probable"
-        f" token at {found.top1_agreement:.2%} of {found.tokens:,} (limit {1 - limits.disagree:.1%})"
+        f"KL to the trained student {deviation.mean_kl:.2g} nats per token (limit {limits.kl:g}), the same most "
+        f"probable token at {deviation.top1_agreement:.2%} of {deviation.tokens:,} (limit {1 - limits.disagree:.1%})"
     )
 
 
-def _lines(out: Path, to: str, dtype: str, made: _Made, limits: Limits) -> list[str]:
+def _lines(out: Path, to: str, dtype: str, outcome: _Made, limits: Limits) -> list[str]:
     files = [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    alike = "the same tokens" if made.checked.alike else f"{len(made.checked.differences)} differences"
+    alike = "the same tokens" if outcome.checked.alike else f"{len(outcome.checked.differences)} differences"
     return [
         f"{out}: the student as {to}, {dtype}, {len(files)} files, {size / 1e6:,.1f} MB",
-        f"{_measured(made.comparison, limits)}; {made.on}",
-        f"asked in {made.checked.dialogues} dialogues by the trainer and by the saved chat template: {alike}",
+        f"{_measured(outcome.comparison, limits)}; {outcome.on}",
+        f"asked in {outcome.checked.dialogues} dialogues by the trainer and by the saved chat template: {alike}",
     ]
