@@ -237,8 +237,8 @@ class _Rendering:
         Raises `RecipeError` where an answer that is to be trained cannot be.
         """
         last = len(self._messages) - 1
-        wanted = {index for index, message in enumerate(self._messages) if message["role"] == "assistant"}
-        spans = list(self._answers(self._render(last + 1, prompt=False), wanted if train_on == "all" else {last}))
+        answers = {index for index, message in enumerate(self._messages) if message["role"] == "assistant"}
+        spans = list(self._answers(self._render(last + 1, prompt=False), answers if train_on == "all" else {last}))
         if truncated:
             answer = spans[-1].text
             spans[-1] = _Span(answer[: self._end(last, answer).start()].rstrip(), trained=True)

@@ -324,14 +324,6 @@ class LocalTeacher:
         self._starts = 0
         self._given_up: ServerError | None = None
 
-    def __enter__(self) -> LocalTeacher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     async def send(self, request: Request) -> Reply:
         """Ask once, starting the server if need be."""
         client = await self._started()

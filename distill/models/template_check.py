@@ -116,11 +116,11 @@ def check(
 def by_template(tokenizer: Any) -> Reading:
     """Ids by a tokenizer's own chat template, as plain transformers uses it."""
 
-    def read(messages: Sequence[Message]) -> list[int]:
+    def reading(messages: Sequence[Message]) -> list[int]:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         return list(tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=True, return_dict=False))
 
-    return read
+    return reading
 
 
 def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.0) -> Reading:
@@ -128,7 +128,7 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
     parts = urlsplit(base_url)
     address = parts._replace(path=parts.path.rstrip("/").removesuffix("/v1")).geturl()
 
-    def read(messages: Sequence[Message]) -> list[int]:
+    def reading(messages: Sequence[Message]) -> list[int]:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         body = {"messages": plain, "add_generation_prompt": True}
         try:
@@ -142,7 +142,7 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
                 f"{address}/tokenize gives no tokens ({why}); expected `distill serve`, or vLLM"
             ) from error
 
-    return read
+    return reading
 
 
 def _spelled(messages: Sequence[Message], tokenizer: Any) -> str | None:
@@ -156,10 +156,12 @@ def _first(
 ) -> TokenDifference | None:
     for position, (ours, theirs) in enumerate(zip_longest(trained, other)):
         if ours != theirs:
-            return TokenDifference(dialogue, by, position, _shown(tokenizer, ours), _shown(tokenizer, theirs), spelled)
+            return TokenDifference(
+                dialogue, by, position, _token_text(tokenizer, ours), _token_text(tokenizer, theirs), spelled
+            )
     return None
 
 
-def _shown(tokenizer: Any, id_: int | None) -> str:
+def _token_text(tokenizer: Any, id_: int | None) -> str:
     """A token with its id; `the end` behind the last."""
     return "the end" if id_ is None else f"{tokenizer.decode([id_])!r} ({id_})"

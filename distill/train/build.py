@@ -58,9 +58,9 @@ def build(
 ) -> GuardedTrainer:
     """A trainer that is ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
-    `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go; `model` is the base
-    where it is loaded already, and `room` the bytes of a GPU that may be used, its free memory when None. Raises
-    `RecipeError` and `ModelError` for what this machine or this base cannot do.
+    `layers` are those of the base that the student keeps; `output` is where checkpoints go; `model` is the base if it
+    is loaded, and `room` the bytes of a GPU that may be used, by default its free memory. Raises `RecipeError` and
+    `ModelError` for what this machine or this base cannot do.
     """
     device = default_device()
     dtype = compute_dtype(options.dtype, device)
@@ -83,14 +83,18 @@ def build(
         peft_config=None if options.method == "full" else adapter_of(options.lora),
         callbacks=list(callbacks),
     )
+    recompute(model, layout.checkpointing, layers=layout.layers)
+    _configure(trainer, model, options)
+    return trainer
+
+
+def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions) -> None:
     trainer.remove_callback(PrinterCallback)
     train_in_float32(trainer.model)
-    recompute(model, layout.checkpointing, layers=layout.layers)
     trainer.may_recompute = options.checkpointing == "auto"
     trainer.may_patch = options.kernels == "auto"
     if options.neftune_alpha:
         trainer.noise = Noise(model, options.neftune_alpha)
-    return trainer
 
 
 def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:

@@ -263,7 +263,7 @@ def hold_out(
     order = sorted((one for one in sessions if one.id in eligible), key=lambda one: _digest(one, seed))
     candidates = _apart(order, tokens, CHOICE * rows)
     index = _index(candidates, tokens)
-    near = Counter(found.id for session in sessions if (found := index.near(tokens[session.id])) is not None)
+    near = Counter(other.id for session in sessions if (other := index.near(tokens[session.id])) is not None)
     ids = set(sorted(candidates, key=lambda id_: near[id_])[:rows])
     index = _index(sorted(ids), tokens)
     beside = {id_ for id_ in tokens if id_ not in ids and index.near(tokens[id_]) is not None}

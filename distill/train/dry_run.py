@@ -135,7 +135,7 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
         optimizer_seconds=optimizer_seconds,
         before_bytes=before,
         micro_tokens=trainer.micro_tokens,
-        **_peak(),
+        **_peak(before),
     )
 
 
@@ -176,8 +176,8 @@ def _begin() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _peak() -> dict[str, Any]:
-    """The device, the peak since `_begin`, and all that the process could have had."""
+def _peak(before: int) -> dict[str, Any]:
+    """The device, the peak since `_begin`, at least `before`, and all that the process could have had."""
     import resource
 
     import psutil
@@ -186,14 +186,18 @@ def _peak() -> dict[str, Any]:
     if torch.cuda.is_available():
         room = int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())
         peak = int(torch.cuda.max_memory_allocated())
-        return {"device": str(torch.cuda.get_device_name(0)), "peak_bytes": peak, "room_bytes": room}
+        return {"device": str(torch.cuda.get_device_name(0)), "peak_bytes": max(peak, before), "room_bytes": room}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     with suppress(OSError, StopIteration):
         status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
     threads = torch.get_num_threads()
     room = int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
-    return {"device": f"{threads} CPU thread{'s' * (threads > 1)}", "peak_bytes": peak, "room_bytes": room}
+    return {
+        "device": f"{threads} CPU thread{'s' if threads > 1 else ''}",
+        "peak_bytes": max(peak, before),
+        "room_bytes": room,
+    }
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
             loss = self._loss()
             answers = self._answers()
         sessions = self._held_out[: len(answers)]
-        append(self._samples, self._shown(step, sessions, answers))
+        append(self._samples, self._samples_of(step, sessions, answers))
         values = {"eval_loss": loss, "stop_rate": stop_rate(answers), "length_ratio": self._ratio(sessions, answers)}
         counts = {"rows": len(self._held_out), "answers": len(answers), "seconds": round(time.monotonic() - started, 3)}
         return {"event": "eval", "step": step, "steps": steps, **values, **counts}
@@ -153,7 +153,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         written = sum(reply.usage.completion_tokens - (reply.finish == "stop") for reply in answers if reply.usage)
         return written / expected if expected and answers else None
 
-    def _shown(
+    def _samples_of(
         self, step: int, sessions: Sequence[HeldOutSession], answers: Sequence[Reply]
     ) -> Iterator[dict[str, Any]]:
         for one, reply in list(zip(sessions, answers, strict=True))[:SHOWN]:

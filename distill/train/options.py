@@ -34,8 +34,8 @@ class LoraOptions(BaseOptions):
     """Learn each column's magnitude apart from its direction (Liu et al., 2024, arXiv 2402.09353); slower, and often
     better at a small rank."""
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """Initialisation of the adapter's matrices. `default` and `gaussian` change nothing at first. `pissa` begins with the
-    weights' principal directions (Meng et al., 2024, arXiv 2404.02948) and `olora` with an orthonormal basis of them
+    """Initialisation of the adapter's matrices. `default` and `gaussian` change nothing at first. `pissa` begins with
+    the weights' principal directions (Meng et al., 2024, arXiv 2404.02948), `olora` with an orthonormal basis of them
     (2406.01775), both taken out of the base's weights and therefore for `lora` only; what is saved is a plain adapter
     of twice the rank for the original base."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"

@@ -75,12 +75,10 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     tokenizer = loading.load_tokenizer(base)
     usable = checked_examples(sessions, settings.template, tokenizer, options, say)
     examples, held_out = split_held_out(usable, sessions, options.eval_rows, settings.seed)
-    kept_layer_indices = (
-        kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
-    )
+    indices = kept_layers(read_json(base / "config.json")["num_hidden_layers"], layers) if layers is not None else None
     device, lengths = default_device(), examples.lengths()
     width, room = compute_dtype(options.dtype, device).itemsize, free_bytes(device)
-    layout = fit(base, kept_layer_indices, options, longest=max(lengths), width=width, room=room)
+    layout = fit(base, indices, options, longest=max(lengths), width=width, room=room)
     steps, is_packed = plan_of(lengths, options, settings.seed), options.packing == "best_fit"
     work = work_of(steps, lengths, micro_tokens=layout.tokens, packed=is_packed)
     yield _rows(usable, len(sessions), len(held_out), len(usable.ids) - len(examples.ids) - len(held_out))
@@ -99,7 +97,7 @@ def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[
     say("making one pass of the largest batch, in a process of its own …")
     try:
         as_fitted = options.model_copy(update={"micro_batch_tokens": layout.tokens})
-        measurement = measured_pass(base, kept_layer_indices, largest, as_fitted, settings.seed)
+        measurement = measured_pass(base, indices, largest, as_fitted, settings.seed)
     except ModelError as error:
         yield f"not measured: {error}"
         return

@@ -216,7 +216,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
         """Train, or resume from a checkpoint with its passes and kernels."""
-        layout = read_json(Path(resume_from_checkpoint) / _LAYOUT) if resume_from_checkpoint is not None else {}
+        layout = read_json(Path(resume_from_checkpoint) / _LAYOUT) if resume_from_checkpoint is not None else None
+        layout = layout or {}
         self.micro_tokens = layout.get("micro_tokens", self.micro_tokens)
         if self.kernels is None:
             self.use_kernels(layout.get("kernels"))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, rms_norm
 
 from distill.models.chat_template import IGNORED
 from distill.models.trial import agree, random_rows
@@ -98,11 +98,24 @@ def _candidates(causal: Any) -> Iterator[Candidate]:
 
 
 def _agrees(one: Candidate) -> bool:
-    """Both forwards on the same random rows (32 × width), gradients of the input and of adapters included."""
+    """Both forwards on the same random rows (1 × 32 × width), gradients of the input and of adapters included.
+
+    Readers of a norm are tried behind one too, as they recompute its output from its source.
+    """
     weights = [weight for weight in one.module.parameters() if weight.requires_grad]
+    own, device = one.module.forward, next(one.module.parameters()).device
+    x = random_rows((1, FEWEST_ROWS, one.width), _compute_dtype(one.module), device)
+    norm = SimpleNamespace(variance_epsilon=1e-6, weight=torch.ones(one.width, dtype=x.dtype, device=device))
+
+    def library(rows: Tensor) -> Tensor:
+        return own(rms_norm(rows, (one.width,), norm.weight, norm.variance_epsilon))
+
+    def ours(rows: Tensor) -> Tensor:
+        return one.forward(_norm_forward(norm, rows))
+
     with _started_adapters(one.module):
-        x = random_rows((1, FEWEST_ROWS, one.width), _compute_dtype(one.module), next(one.module.parameters()).device)
-        return agree(one.module.forward, one.forward, [x], weights)
+        is_right = agree(own, one.forward, [x], weights)
+        return is_right and (one.kind == "norm" or agree(library, ours, [x], weights))
 
 
 @contextmanager

@@ -47,7 +47,7 @@ OPTIONS: dict[str, Any] = {
     "checkpointing": "auto",
     "dtype": "auto",
     "kernels": "auto",
-    "epochs": 1,
+    "epochs": 2,
     "batch_tokens": None,
     "batch_rows": None,
     "group_by_length": False,

@@ -171,13 +171,13 @@ def export_student(
             say(f"warning: {difference.line()}")
     if not passed:
         raise ModelError(
-            f"{_measured(outcome.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
+            f"{_deviation_line(outcome.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
         )
     return _lines(out, to, dtype, outcome, limits)
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Outcome:
     """Facts gathered during an export."""
 
     comparison: ExportDeviation
@@ -206,7 +206,9 @@ class _Steps:
         self._progress.update(round(100 * share), 100, self._note)
 
 
-def _make(student: StudentFolder, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps) -> _Made:
+def _make(
+    student: StudentFolder, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps
+) -> _Outcome:
     """Write the export into `folder` and compare it."""
     on, sessions = _sessions(run)
     rows = rows_of(sessions, student.template, student.tokenizer, context=student.context)
@@ -230,7 +232,7 @@ def _make(student: StudentFolder, run: Path, folder: Path, *, form: Form, to: st
     readings = {SAVED: by_template(tokenizer)}
     dialogues = dialogues_of(sessions)
     checked = check(dialogues, template=student.template, tokenizer=student.tokenizer, readings=readings)
-    return _Made(comparison, checked, on)
+    return _Outcome(comparison, checked, on)
 
 
 def _sessions(run: Path) -> tuple[str, list[Session]]:
@@ -249,9 +251,9 @@ def _name(run: Path) -> str:
 
 def _system(run: Path) -> str | None:
     """The system message that all training began with, if there was one; by its recipe where rows are others."""
-    made = students.training(run, read_record(run))
-    if made is not None and students.has_other_rows(run, made):
-        return (made["recipe"].get("collect") or {}).get("system") or None
+    training = students.training(run, read_record(run))
+    if training is not None and students.has_other_rows(run, training):
+        return (training["recipe"].get("collect") or {}).get("system") or None
     path = run / FILES["kept"]
     systems = {
         session.messages[0].content if session.messages and session.messages[0].role == "system" else None
@@ -311,7 +313,7 @@ def _place(folder: Path, out: Path) -> None:
 
 
 def _receipt(
-    student: StudentFolder, folder: Path, *, to: str, dtype: str, outcome: _Made, limits: Limits, passed: bool
+    student: StudentFolder, folder: Path, *, to: str, dtype: str, outcome: _Outcome, limits: Limits, passed: bool
 ) -> dict[str, Any]:
     deviation = outcome.comparison
     files = sorted(file for file in folder.rglob("*") if file.is_file())
@@ -348,19 +350,19 @@ def _receipt(
     }
 
 
-def _measured(deviation: ExportDeviation, limits: Limits) -> str:
+def _deviation_line(deviation: ExportDeviation, limits: Limits) -> str:
     return (
         f"KL to the trained student {deviation.mean_kl:.2g} nats per token (limit {limits.kl:g}), the same most "
         f"probable token at {deviation.top1_agreement:.2%} of {deviation.tokens:,} (limit {1 - limits.disagree:.1%})"
     )
 
 
-def _lines(out: Path, to: str, dtype: str, outcome: _Made, limits: Limits) -> list[str]:
+def _lines(out: Path, to: str, dtype: str, outcome: _Outcome, limits: Limits) -> list[str]:
     files = [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     alike = "the same tokens" if outcome.checked.alike else f"{len(outcome.checked.differences)} differences"
     return [
         f"{out}: the student as {to}, {dtype}, {len(files)} files, {size / 1e6:,.1f} MB",
-        f"{_measured(outcome.comparison, limits)}; {outcome.on}",
+        f"{_deviation_line(outcome.comparison, limits)}; {outcome.on}",
         f"asked in {outcome.checked.dialogues} dialogues by the trainer and by the saved chat template: {alike}",
     ]
