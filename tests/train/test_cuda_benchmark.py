@@ -135,7 +135,6 @@ def test_its_options_are_those_of_a_recipe_that_says_no_more():
     told = recipe.model_dump()
     assert {name: told[name] for name in ours.OPTIONS} == ours.OPTIONS
     assert told["lora"] == ours.LORA
-    assert {name: told["guard"][name] for name in ours.GUARD} == ours.GUARD
 
 
 # What is made of the figures
