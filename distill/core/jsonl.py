@@ -99,15 +99,11 @@ def append_rows(path: Path, rows: Iterable[Any]) -> None:
         out.write("".join(f"{_line(row)}\n" for row in rows))
 
 
-QUARANTINED = "quarantined"
-"""The event of sessions that are set aside: it stays, as they stay aside."""
-
-
 def cut(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep the rows of steps up to `step`, in the file too; returns them. A killed process may have torn the last."""
-    rows = [row for row in whole_rows(path) if row["step"] <= step or row.get("event") == QUARANTINED]
-    rewrite(path, rows)
-    return rows
+    kept = [row for row in whole_rows(path) if row["step"] <= step]
+    rewrite(path, kept)
+    return kept
 
 
 def rewrite(path: Path, rows: Sequence[Any]) -> None:

@@ -237,8 +237,8 @@ class _Rendering:
         Raises `RecipeError` where an answer that is to be trained cannot be.
         """
         last = len(self._messages) - 1
-        wanted = {index for index, message in enumerate(self._messages) if message["role"] == "assistant"}
-        spans = list(self._answers(self._render(last + 1, prompt=False), wanted if train_on == "all" else {last}))
+        answers = {index for index, message in enumerate(self._messages) if message["role"] == "assistant"}
+        spans = list(self._answers(self._render(last + 1, prompt=False), answers if train_on == "all" else {last}))
         if truncated:
             answer = spans[-1].text
             spans[-1] = _Span(answer[: self._end(last, answer).start()].rstrip(), trained=True)
@@ -250,20 +250,20 @@ class _Rendering:
         spans = list(self._answers(whole, frozenset()))
         return [*spans, _Span(whole[sum(len(span.text) for span in spans) :], trained=False)]
 
-    def _answers(self, whole: str, wanted: Collection[int]) -> Iterator[_Span]:
+    def _answers(self, whole: str, turns: Collection[int]) -> Iterator[_Span]:
         """Each answer and what stands before it; an unwanted one that is shown differently later is not cut out."""
         position = 0
         for index, message in enumerate(self._messages):
             if message["role"] != "assistant":
                 continue
-            found = self._answer(index, whole, wanted=index in wanted)
-            if found is not None:
-                start, answer = found
+            place = self._answer(index, whole, is_trained=index in turns)
+            if place is not None:
+                start, answer = place
                 yield _Span(whole[position:start], trained=False)
-                yield _Span(answer, trained=index in wanted)
+                yield _Span(answer, trained=index in turns)
                 position = start + len(answer)
 
-    def _answer(self, index: int, whole: str, *, wanted: bool) -> tuple[int, str] | None:
+    def _answer(self, index: int, whole: str, *, is_trained: bool) -> tuple[int, str] | None:
         """Where an answer starts, and its text with the end token."""
         prompt, full = self._render(index, prompt=True), self._render(index + 1, prompt=False)
         if full.startswith(prompt):
@@ -271,7 +271,7 @@ class _Rendering:
             answer = answer[: self._end(index, answer).end()]
             if whole.startswith(prompt + answer):
                 return len(prompt), answer
-        if not wanted:
+        if not is_trained:
             return None
         elsewhere = "set train_on to last, or use" if index + 1 < len(self._messages) else "use"
         raise RecipeError(
@@ -282,15 +282,15 @@ class _Rendering:
     def _end(self, index: int, answer: str) -> re.Match[str]:
         """The special token that ends an answer: the first one behind its words."""
         words, start = self._messages[index]["content"].strip(), 0
-        found = list(self._pattern.finditer(answer))
-        if not found:
+        matches = list(self._pattern.finditer(answer))
+        if not matches:
             raise RecipeError(f"template {self._name} ends answers with no special token; use template chatml")
         holding = []
-        for match in found:
+        for match in matches:
             if words in answer[start : match.start()]:
                 holding.append(match)
             start = match.end()
-        return (holding or found)[-1]
+        return (holding or matches)[-1]
 
     def example(self, spans: Sequence[_Span]) -> Example:
         """Ids and labels of the spans; no token crosses from one into the next."""

@@ -46,9 +46,9 @@ RESTARTS = 2
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 """Unless the user sets them."""
 _KEY_VARIABLES: dict[Server, str] = {"transformers": "DISTILL_SERVER_KEY", "vllm": "VLLM_API_KEY"}
-"""Where a server finds the key that it asks for: other processes of this machine reach its port, too."""
+"""Variables that give a server its API key: other processes of this machine reach its port, too."""
 _BROKEN = {"connection", "refused", "malformed"}
-"""Reasons of failures that the death of a server can bring."""
+"""Failure reasons that a dying server can cause."""
 _LISTENING = re.compile(rb"listening (http://\S+)")
 _PROLOGUE = """
 import ctypes, os, signal, sys
@@ -68,7 +68,7 @@ def served_name(model: str) -> str:
 
 
 def identity(model: str, server: Server) -> Endpoint:
-    """What determines the answers of a local model: weights, configuration, tokenizer, server and precision."""
+    """Endpoint identity of a local model: weights, configuration, tokenizer, server and precision."""
     student = student_folder.current(Path(model).expanduser())
     info = student_fingerprint(student) if student_folder.is_student(student) else fingerprint(model)
     precision = "bfloat16" if any(Path("/dev").glob("nvidia[0-9]*")) else "float32"
@@ -105,9 +105,9 @@ class LocalServer:
         self._pipe: int | None = None
         self._log_start = 0
         self.base_url: str | None = None
-        """Where it answers; `None` until it has been found healthy."""
+        """Address; `None` until the server is healthy."""
         self.api_key = secrets.token_urlsafe(32)
-        """What it asks for; secret."""
+        """API key that requests need; secret."""
 
     def __enter__(self) -> LocalServer:
         self.start()
@@ -156,7 +156,7 @@ class LocalServer:
         command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
-        # A session of its own: Ctrl-C reaches this process alone, which then stops the child in order.
+        # In a new session, so that Ctrl-C reaches this process only, which then stops the child.
         return processes.start(
             command,
             environment=environment,
@@ -185,7 +185,7 @@ class LocalServer:
             while not self._answers():
                 now = time.monotonic()
                 if not self.is_alive:
-                    raise ServerError(self.obituary())
+                    raise ServerError(self.ending())
                 if now - started > self._start_seconds:
                     raise ServerError(f"{self._about()} gave no answer for {now - started:.0f} s; see {self._log}")
                 if now - reply >= SAY_SECONDS:
@@ -210,8 +210,8 @@ class LocalServer:
     def _address(self) -> str | None:
         if self._server == "vllm":
             return f"http://127.0.0.1:{self._port}/v1"
-        found = _LISTENING.search(self._written())
-        return found[1].decode() if found else None
+        match = _LISTENING.search(self._written())
+        return match[1].decode() if match else None
 
     def _written(self) -> bytes:
         """What this child has written to the log; its end, if it is much."""
@@ -229,8 +229,8 @@ class LocalServer:
     def _about(self) -> str:
         return f"the server for {served_name(self._model)}"
 
-    def obituary(self) -> str:
-        """How a child that is not alive any more has ended, in one line."""
+    def ending(self) -> str:
+        """How the child ended, in one line."""
         code = self._process.poll() if self._process is not None else None
         how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         return f"{self._about()} ended ({how}): {self._last_line()} (log: {self._log})"
@@ -273,9 +273,9 @@ def _watched(command: list[str]) -> list[str]:
 
 
 def _vllm() -> str:
-    if (found := shutil.which("vllm")) is None:
+    if (path := shutil.which("vllm")) is None:
         raise MissingPackage("`serve: vllm` needs vLLM, which is not installed; type: pip install vllm")
-    return found
+    return path
 
 
 def _free_port() -> int:
@@ -298,11 +298,11 @@ def _generates(port: int, name: str, api_key: str, seconds: float) -> bool:
 
 
 class LocalTeacher:
-    """A model that this process serves to itself, as a provider: started at the first send, gone after `stop`.
+    """Provider for a model served by a child process, started at the first send and ended by `stop`.
 
     `endpoint` names the model by its content, never by its port or path. A request without a seed is sent with one made
-    from its own content and replica, so that a run repeats (but for rounding). A server that dies is started again
-    twice; the sends that it took with it are transient failures. Raises `ServerError` when it cannot be had.
+    from its own content and replica, so that a run repeats (but for rounding). A server that dies is restarted twice;
+    the sends in flight are transient failures. Raises `ServerError` when it cannot be started.
     """
 
     def __init__(
@@ -323,14 +323,6 @@ class LocalTeacher:
         self._starts = 0
         self._given_up: ServerError | None = None
 
-    def __enter__(self) -> LocalTeacher:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     async def send(self, request: Request) -> Reply:
         """Ask once, starting the server if need be."""
         client = await self._started()
@@ -339,10 +331,10 @@ class LocalTeacher:
         except ProviderError as error:
             if error.reason not in _BROKEN or not await self._has_died():
                 raise
-            raise ProviderError("server_died", self.server.obituary(), transient=True) from error
+            raise ProviderError("server_died", self.server.ending(), transient=True) from error
 
     async def _has_died(self) -> bool:
-        """Whether a broken connection was the end of the server, which may show a moment later."""
+        """Whether the server has died, which may show a moment after a broken connection."""
         for _ in range(20):
             if not self.server.is_alive:
                 return True
@@ -363,7 +355,7 @@ class LocalTeacher:
             await self._client.close()
         try:
             if self._starts > RESTARTS:
-                raise ServerError(f"gave up after {RESTARTS} restarts: {self.server.obituary()}")
+                raise ServerError(f"gave up after {RESTARTS} restarts: {self.server.ending()}")
             self._starts += 1
             self.server.launch()
             base_url = await asyncio.to_thread(self.server.wait_until_healthy)

@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from queue import SimpleQueue
@@ -22,7 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.errors import DistillError, ServerError
 from distill.models import chat_template
-from distill.models.generation import Batch, GenerationRow, GrowingLayer, draw, fit, penalised, row_random
+from distill.models.generation import Batch, GenerationRow, GrowingLayer, all_end_ids, fit, row_random
 from distill.models.padding import context_tokens
 from distill.types import Request
 
@@ -31,9 +30,9 @@ MOST_ROWS = 64
 MOST_TOKENS = 65_536
 """Prompts and longest possible answers of those rows, padding included: 3 GB of float32 cache for SmolLM2-135M."""
 PREFILL_TOKENS = 8_192
-"""Prompt tokens, padding included, that are read in one pass; a longer prompt has a pass of its own."""
+"""Prompt tokens, padding included, in one prefill pass; a longer prompt has its own pass."""
 JOIN_EVERY = 4
-"""Steps between two intakes: a pass over one short prompt costs as much as a token for everyone."""
+"""Steps between two prefills: a pass over one short prompt costs as much as a decoding step."""
 
 PIECE = 2
 """Characters per token of the context in the first piece of a long prompt that is tokenised; the next is double."""
@@ -49,7 +48,7 @@ class DecodedAnswer:
     reply: Reply
     prompt_ids: list[int]
     token_ids: list[int]
-    """All that was drawn: the end token and tokens of a stop string included."""
+    """All tokens drawn, with the end token and those of a stop string."""
 
 
 @dataclass(slots=True)
@@ -59,11 +58,11 @@ class _Job:
     row: GenerationRow | None = None
 
     def settle(self) -> bool:
-        """Hand the result over if there is one; returns whether the job is over."""
+        """Set the future's result if there is one; returns whether the job is over."""
         row = self.row
         assert row is not None
         if self.future.cancelled():
-            row.error = row.error or ProviderError("cancelled", "nobody waits for the answer any more")
+            row.error = row.error or ProviderError("cancelled", "the request was cancelled")
         if row.done and self.future.set_running_or_notify_cancel():
             if row.error is not None:
                 self.future.set_exception(row.error)
@@ -87,8 +86,8 @@ class Decoder:
         self._tokenizer = tokenizer
         self._template = template
         self._most_rows = most_rows
-        self._ends = _end_ids(model, tokenizer, template)
-        self._asked: SimpleQueue[_Job | None] = SimpleQueue()
+        self._ends = all_end_ids(model, tokenizer, template)
+        self._requests: SimpleQueue[_Job | None] = SimpleQueue()
         self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
         self._waiting: deque[_Job] = deque()
         self._jobs: list[_Job] = []
@@ -107,7 +106,7 @@ class Decoder:
     def submit(self, request: Request) -> Future[DecodedAnswer]:
         """Ask; cancel the future to give up. Its exception is a `ProviderError` with the reason."""
         future: Future[DecodedAnswer] = Future()
-        self._asked.put(_Job(request, future))
+        self._requests.put(_Job(request, future))
         return future
 
     @property
@@ -118,7 +117,7 @@ class Decoder:
     def stop(self, *, seconds: float) -> bool:
         """End after the current step, giving up what is unfinished; returns whether the threads ended in time."""
         self._stopping = True
-        self._asked.put(None)
+        self._requests.put(None)
         self._inbox.put(None)
         for thread in self._threads:
             thread.join(seconds)
@@ -130,12 +129,12 @@ class Decoder:
     # what follows runs in the reader
 
     def _read(self) -> None:
-        """Tokenise what has been asked, so that no answer waits for another's prompt.
+        """Tokenise requests, so that no answer waits for another's prompt.
 
-        With a tokenizer of its own, for one in two threads is sometimes "already borrowed".
+        With a copy of the tokenizer, as one in two threads is sometimes "already borrowed".
         """
         tokenizer = copy.deepcopy(self._tokenizer)
-        while (job := self._asked.get()) is not None:
+        while (job := self._requests.get()) is not None:
             if self._stopping:
                 job.future.cancel()
             if job.future.cancelled():
@@ -182,7 +181,7 @@ class Decoder:
             self._advance()
 
     def _receive(self) -> None:
-        """Take in what has been read; blocks while there is nothing to do."""
+        """Receive tokenised requests; blocks while there is nothing to do."""
         while not self._stopping and (not self._inbox.empty() or not (self._jobs or self._waiting)):
             if (job := self._inbox.get()) is None:
                 return
@@ -190,7 +189,7 @@ class Decoder:
                 self._waiting.append(job)
 
     def _take_in(self) -> None:
-        """Read the prompts of those whose turn it is, and let them join."""
+        """Prefill the next prompts, and join them to the batch."""
         group = list(self._next_group())
         self._jobs += group
         try:
@@ -203,7 +202,7 @@ class Decoder:
         self._settle()
 
     def _admit_alone(self, job: _Job) -> None:
-        """After a group has failed: so that only those fail that must."""
+        """Retry one request of a group that has failed."""
         assert job.row is not None
         try:
             self._admit([job.row])
@@ -211,7 +210,7 @@ class Decoder:
             self._fail([job], error)
 
     def _next_group(self) -> Iterator[_Job]:
-        """Those that fit, in the order in which they came; at least one when nothing is running."""
+        """Waiting requests that fit, in order of arrival; at least one when nothing is running."""
         lengths = [len(job.row.prompt) + job.row.limit for job in self._jobs if job.row]
         prompts: list[int] = []
         while self._waiting and len(lengths) < self._most_rows:
@@ -294,19 +293,6 @@ class _OpenBatch(Batch):
         self._cache = DynamicCache()
         self._cache.layer_class_to_replicate = GrowingLayer
 
-    def step(self) -> None:
-        """Draw one token for every row."""
-        logits = penalised(self.logits(), self.rows)
-        finite = torch.isfinite(logits).all(-1).tolist()
-        samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
-        tokens = draw(logits.nan_to_num(), samplings, uniforms)
-        for row, token, fine in zip(self.rows, tokens, finite, strict=True):
-            if not fine and not row.done:
-                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
-            elif not row.done:
-                row.take(token)
-        self.extend(tokens)
-
     def join(self, other: _OpenBatch) -> None:
         """Take in the rows of another batch; finished ones of both leave."""
         for batch in (self, other):
@@ -350,12 +336,3 @@ def _check_cache(model: Any) -> None:
             f"a {model.config.model_type} model keeps more than keys and values ({kinds}), which this server cannot "
             "batch; use `serve: vllm`"
         )
-
-
-def _end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
-    """The ids that end an answer: the model's, the tokenizer's, and the template's where it has one."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    with suppress(DistillError):  # a base model without a chat template still completes text
-        ids |= set(chat_template.end_ids(template, tokenizer))
-    return frozenset(ids - {None})

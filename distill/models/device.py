@@ -43,19 +43,19 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """What /proc/cpuinfo says of x86 and ARM cores that compute in bfloat16."""
 
 
-def compute_dtype(asked: str, device: torch.device, flags: set[str] | None = None) -> torch.dtype:
+def compute_dtype(name: str, device: torch.device, flags: set[str] | None = None) -> torch.dtype:
     """The dtype of `train.dtype`: `auto`, `bf16` or `fp32`; `flags` are the CPU's, its own when left out.
 
     Raises `ModelError` for bf16 where there is none.
     """
-    if asked == "auto":
+    if name == "auto":
         return default_dtype(device)
-    if asked == "bf16" and not has_bf16(device, flags):
+    if name == "bf16" and not has_bf16(device, flags):
         place = "this GPU" if device.type == "cuda" else "this CPU"
         raise ModelError(
             f"train.dtype is bf16, and {place} does not compute in it; leave it out (float32 is used) or take fp32"
         )
-    return torch.bfloat16 if asked == "bf16" else torch.float32
+    return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def has_bf16(device: torch.device, flags: set[str] | None = None) -> bool:

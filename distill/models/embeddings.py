@@ -38,12 +38,12 @@ def embedded(texts: Sequence[str], folder: Path, max_tokens: int, *, key: str) -
     model, tokenizer = _load(folder, key)
     order = sorted(range(len(texts)), key=lambda place: (len(texts[place]), place))
     first = _takes_first_token(folder)
-    made: dict[int, Any] = {}
+    vectors: dict[int, Any] = {}
     for start in range(0, len(order), AT_ONCE):
         places = order[start : start + AT_ONCE]
         pooled = _pooled(model, tokenizer, [texts[place] for place in places], max_tokens, first=first)
-        made.update(zip(places, pooled, strict=True))
-    rows = np.stack([made[place] for place in range(len(texts))]).astype(np.float32)
+        vectors.update(zip(places, pooled, strict=True))
+    rows = np.stack([vectors[place] for place in range(len(texts))]).astype(np.float32)
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.float32(1e-12)))
 
 
@@ -73,10 +73,10 @@ def _takes_first_token(folder: Path) -> bool:
 def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, first: bool) -> Any:
     import torch
 
-    given = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
+    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")
     with torch.inference_mode():
-        states = model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).last_hidden_state
+        states = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     if first:
         return states[:, 0].numpy()
-    mask = given["attention_mask"].unsqueeze(-1)
+    mask = batch["attention_mask"].unsqueeze(-1)
     return ((states * mask).sum(1) / mask.sum(1).clamp(min=1)).numpy()

@@ -8,6 +8,7 @@ float32 model differs only where a draw falls within about 1e-6 of the border be
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeAlias
@@ -24,11 +25,11 @@ from distill.models.padding import by_length, context_tokens, padded
 from distill.types import Finish, Request, Sampling, Usage
 
 Watch: TypeAlias = Callable[[int, int], None]
-"""Is told, after each step, how many answers' worth of steps are done (an unfinished one counts by its share of its
-bound) and how many tokens have been drawn."""
+"""Called after each step with the number of answers done (an unfinished one counts by its share of its bound) and of
+tokens drawn."""
 
 DEFAULT_MAX_TOKENS = 512
-"""Where a request gives no bound; an untrained base may never stop."""
+"""Bound where a request gives none; an untrained base may never stop."""
 BATCH_TOKENS = 32_768
 """Most tokens, prompts and answers together, in one batch: 1.5 GB of float32 cache for SmolLM2-135M."""
 GROWTH = 64
@@ -62,7 +63,10 @@ def answer(
     sizes = [len(row.prompt) + row.limit for row in ready]
     for group in by_length(sizes, rows=batch_size, tokens=BATCH_TOKENS):
         with torch.inference_mode():
-            _generate(model, [ready[index] for index in group], lambda: _notify(watch, rows))
+            batch = Batch(model, [ready[index] for index in group])
+            while batch.rows:
+                batch.step()
+                _notify(watch, rows)
     return [row.error or row.reply() for row in rows]
 
 
@@ -73,11 +77,12 @@ def _notify(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:
 
 
 def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
-    """Ids that end an answer: the template's and those of the model's own generation config."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset(chat_template.end_ids(template, tokenizer)) | frozenset(
-        own if isinstance(own, list) else [own]
-    ) - {None}
+    """Ids that end an answer: the model's, the tokenizer's, and the template's where it has one."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    with suppress(DistillError):  # a base model without a chat template still completes text
+        ids |= set(chat_template.end_ids(template, tokenizer))
+    return frozenset(ids - {None})
 
 
 @dataclass(slots=True)
@@ -121,8 +126,8 @@ class GenerationRow:
     def reply(self) -> Reply:
         """The finished answer."""
         assert self.finish is not None
-        said = self.new[:-1] if self.new[-1] in self.ends else self.new
-        text = self._decode(said)
+        ids = self.new[:-1] if self.new[-1] in self.ends else self.new
+        text = self._decode(ids)
         cuts = [at for stop in self.sampling.stop if (at := text.find(stop)) >= 0]
         return Reply(
             text=text[: min(cuts, default=len(text))],
@@ -132,13 +137,13 @@ class GenerationRow:
 
 
 def row_random(request: Request, seed: int) -> Random:
-    """A request's own source of draws, whatever else is in its batch; the role does not enter."""
+    """A request's own random numbers, independent of its batch and of the role."""
     identity = json_sha256([request.messages, request.prompt, request.replica, request.sampling.seed])
     return Random(f"{seed}:{identity}")
 
 
 def fit(row: GenerationRow, request: Request, template: str, context: int) -> None:
-    """Fill in the prompt and the bound of its answer, or the error."""
+    """Set the row's prompt and the bound of its answer, or its error."""
     try:
         row.prompt = _prompt_ids(request, row.tokenizer, template)
     except DistillError as error:
@@ -159,34 +164,17 @@ def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
     return chat_template.prompt_ids(request.messages, template, tokenizer)
 
 
-def _generate(model: Any, rows: list[GenerationRow], tell: Callable[[], None]) -> None:
-    """Finish all rows of one batch."""
-    batch = Batch(model, rows)
-    while batch.rows:
-        logits = penalised(batch.logits(), batch.rows)
-        finite = torch.isfinite(logits).all(-1).tolist()
-        samplings, uniforms = [row.sampling for row in batch.rows], [row.random.random() for row in batch.rows]
-        tokens = draw(logits.nan_to_num(), samplings, uniforms)
-        for row, token, fine in zip(batch.rows, tokens, finite, strict=True):
-            if not fine:
-                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
-            elif not row.done:
-                row.take(token)
-        tell()
-        batch.extend(tokens)
-
-
 class Batch:
     """Rows that are decoded together, left-padded, with their cache; finished ones leave by the quarter."""
 
     def __init__(self, model: Any, rows: list[GenerationRow]) -> None:
         self.rows = rows
         self._model = model
-        self._next, self._mask = padded([row.prompt for row in rows], left=True, device=model.device)
+        self._next, self._mask = padded([row.prompt for row in rows], on_left=True, device=model.device)
         self._cache = _growing_cache(model)
 
     def logits(self) -> torch.Tensor:
-        """Of the next token, B × V in float32."""
+        """Logits of the next token, B × V in float32."""
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -self._next.shape[1] :]
         output = self._model(
             input_ids=self._next,
@@ -198,8 +186,21 @@ class Batch:
         )
         return output.logits[:, -1].float()
 
+    def step(self) -> None:
+        """Draw one token for every row."""
+        logits = penalised(self.logits(), self.rows)
+        is_finite = torch.isfinite(logits).all(-1).tolist()
+        samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
+        tokens = draw(logits.nan_to_num(), samplings, uniforms)
+        for row, token, fine in zip(self.rows, tokens, is_finite, strict=True):
+            if not fine and not row.done:
+                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
+            elif not row.done:
+                row.take(token)
+        self.extend(tokens)
+
     def extend(self, tokens: Sequence[int]) -> None:
-        """Feed each row its token next; what finished rows are fed does not matter."""
+        """Make each row's token its next input; those of finished rows do not matter."""
         self._next = torch.tensor(tokens, device=self._mask.device)[:, None]
         going = [index for index, row in enumerate(self.rows) if not row.done]
         if 4 * len(going) <= 3 * len(self.rows):
@@ -235,26 +236,26 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no ty
         return self.keys, self.values
 
 
-def _appended(held: Any, new: Any) -> Any:
+def _appended(buffer: Any, new: Any) -> Any:
     """`held` with `new` behind it along the tokens: in the room that its storage has left, or in a new one."""
-    tokens = held.shape[-2] if held.numel() else 0
+    tokens = buffer.shape[-2] if buffer.numel() else 0
     whole = tokens + new.shape[-2]
-    if not tokens or whole > held.stride(1) // held.stride(2):
+    if not tokens or whole > buffer.stride(1) // buffer.stride(2):
         grown = new.new_empty((*new.shape[:2], whole + GROWTH, new.shape[-1]))
-        grown[:, :, :tokens] = held if tokens else grown[:, :, :0]
-        held = grown
-    longer = held.as_strided((*new.shape[:2], whole, new.shape[-1]), held.stride(), held.storage_offset())
+        grown[:, :, :tokens] = buffer if tokens else grown[:, :, :0]
+        buffer = grown
+    longer = buffer.as_strided((*new.shape[:2], whole, new.shape[-1]), buffer.stride(), buffer.storage_offset())
     longer[:, :, tokens:] = new
     return longer
 
 
 def penalised(logits: torch.Tensor, rows: Sequence[GenerationRow]) -> torch.Tensor:
-    """Presence and frequency penalties as the OpenAI API defines them, on the tokens of the answer so far."""
+    """Logits (B × V, changed in place) with OpenAI's presence and frequency penalties on tokens drawn before."""
     for index, row in enumerate(rows):
         presence, frequency = row.sampling.presence_penalty or 0.0, row.sampling.frequency_penalty or 0.0
         if row.new and (presence or frequency):
-            seen, counts = torch.tensor(row.new, device=logits.device).unique(return_counts=True)
-            logits[index, seen] -= presence + frequency * counts
+            tokens, counts = torch.tensor(row.new, device=logits.device).unique(return_counts=True)
+            logits[index, tokens] -= presence + frequency * counts
     return logits
 
 
@@ -292,9 +293,9 @@ def _sampled(
     cumulative = weights.cumsum(-1)
     target = column([uniforms[row] for row in rows]) * cumulative[:, -1:]
     places = torch.searchsorted(cumulative, target, right=True).clamp(max=weights.shape[-1] - 1)
-    chosen = places if ids is None else ids.gather(-1, places)
-    found: list[int] = chosen[:, 0].tolist()
-    return found
+    ids = places if ids is None else ids.gather(-1, places)
+    tokens: list[int] = ids[:, 0].tolist()
+    return tokens
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

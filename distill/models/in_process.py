@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from distill.models.likelihood import ContinuationScores
 
 
+GATHER_SECONDS = 0.02
+"""Time without a new request after which a batch that is not full starts: a few times the journal's group commit."""
+Result: TypeAlias = Reply | ProviderError
 Watch: TypeAlias = Callable[[int, str], None]
-"""Is told how many requests of the running batch are answered, and one short note; (0, "") at its end."""
+"""Called with the answered requests of the running batch and a short note; (0, "") at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,11 @@ class InProcess:
         self._batch = batch
         self._watch = watch or _ignore
         self._loaded: LoadedModel | None = None
-        self._refused: dict[Request, ProviderError] = {}
         self._batched = Batched(self._replies, endpoint, batch=batch)
 
     async def send(self, request: Request) -> Reply:
         """Wait for the batch that takes this request. Raises `ProviderError` for what this model cannot answer."""
-        reply = await self._batched.send(request)
-        if (error := self._refused.pop(request, None)) is not None:
-            raise error
-        return reply
+        return await self._batched.send(request)
 
     async def close(self) -> None:
         """End the thread; the model stays."""
@@ -72,20 +71,16 @@ class InProcess:
             self._loaded = None
             free_memory()
 
-    def _replies(self, requests: Sequence[Request]) -> list[Reply]:
-        """Of one batch, which Batched makes of one kind."""
+    def _replies(self, requests: Sequence[Request]) -> Sequence[Result]:
+        """Results of one batch, which Batched makes of one kind."""
         self._watch(0, "loading the model" if self._loaded is None else "")
         self._loaded = self._loaded or self._load()
         ask = self._likelihoods if requests[0].kind == "likelihood" else self._answers
-        replies = []
-        for request, result in zip(requests, ask(self._loaded, requests), strict=True):
-            if isinstance(result, ProviderError):
-                self._refused[request] = result
-            replies.append(result if isinstance(result, Reply) else Reply())
+        results = ask(self._loaded, requests)
         self._watch(0, "")
-        return replies
+        return results
 
-    def _answers(self, loaded: LoadedModel, requests: Sequence[Request]) -> Sequence[Reply | ProviderError]:
+    def _answers(self, loaded: LoadedModel, requests: Sequence[Request]) -> Sequence[Result]:
         from distill.models.generation import answer
 
         started = time.monotonic()
@@ -95,7 +90,7 @@ class InProcess:
 
         return answer(loaded.model, loaded.tokenizer, loaded.template, requests, batch_size=self._batch, watch=watch)
 
-    def _likelihoods(self, loaded: LoadedModel, requests: Sequence[Request]) -> list[Reply | ProviderError]:
+    def _likelihoods(self, loaded: LoadedModel, requests: Sequence[Request]) -> Sequence[Result]:
         from distill.models.likelihood import loglikelihoods
 
         pairs = [(request.messages, request.continuation or "") for request in requests]
@@ -153,13 +148,7 @@ def _whole(model: str, template: str) -> LoadedModel:
 
 
 def _ignore(done: int, note: str) -> None:
-    """Tell nobody."""
-
-
-GATHER_SECONDS = 0.02
-"""A batch that is not full starts when no request has arrived for so long: a few times the journal's group commit."""
-
-Result: TypeAlias = Reply | ProviderError
+    """Do nothing."""
 
 
 class Batched:
@@ -180,7 +169,7 @@ class Batched:
         self._arrived = asyncio.Event()
         self._batches: asyncio.Task[None] | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None
-        """What the thread is to do, `None` to end; there is a thread while there is a queue."""
+        """Jobs of the thread, `None` to end it; there is a thread while there is a queue."""
 
     async def send(self, request: Request) -> Reply:
         """Wait for the batch that takes this request."""
@@ -198,11 +187,11 @@ class Batched:
         """Answer batch after batch until nothing waits."""
         while self._waiting:
             await self._gather()
-            chosen = self._choose()
-            for future, _ in chosen:
+            pairs = self._choose()
+            for future, _ in pairs:
                 self._waiting.pop(future, None)
-            outcome = await self._in_thread([request for _, request in chosen])
-            for number, (future, _) in enumerate(chosen):
+            outcome = await self._in_thread([request for _, request in pairs])
+            for number, (future, _) in enumerate(pairs):
                 if future.done():
                     continue
                 result = outcome if isinstance(outcome, Exception) else outcome[number]

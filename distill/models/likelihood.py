@@ -36,7 +36,7 @@ def loglikelihoods(
 
     Prompt and continuation are rendered and tokenised as for training; the end token is excluded. An empty
     continuation has none. One that does not fit the context, cannot be rendered or has no finite sum is an error of
-    that pair alone. `watch` is told how many pairs are done, after each batch.
+    that pair alone. `watch` is called with the pairs done, after each batch.
     """
     texts = [_text(model, tokenizer, template, *pair) for pair in pairs]
     results: list[ContinuationScores | ProviderError] = [
@@ -47,8 +47,8 @@ def loglikelihoods(
     done = len(pairs) - len(scored)
     for group in by_length([len(text.ids) for _, text in scored], rows=MAX_ROWS, tokens=batch_tokens):
         with torch.inference_mode():
-            found = _scores(model, [scored[place][1] for place in group])
-        for place, one in zip(group, found, strict=True):
+            scores = _scores(model, [scored[place][1] for place in group])
+        for place, one in zip(group, scores, strict=True):
             index, text = scored[place]
             widths = tuple(map(len, spelt(spelling.pieces(text.ids[text.start :]))))
             results[index] = replace(one, widths=widths) if math.isfinite(one.total) else _not_finite()
@@ -85,7 +85,7 @@ class _Text:
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
+        """Number of scored tokens."""
         return len(self.ids) - self.start
 
 
@@ -110,17 +110,19 @@ def _not_finite() -> ProviderError:
 
 
 def _scores(model: Any, texts: Sequence[_Text]) -> list[ContinuationScores]:
-    """Of one right-padded batch; logits are computed only from the shortest prompt's last token on."""
-    ids, mask = padded([text.ids for text in texts], left=False, device=model.device)
+    """Scores of one right-padded batch; logits are computed only from the shortest prompt's last token on."""
+    ids, mask = padded([text.ids for text in texts], on_left=False, device=model.device)
     first = min(text.start for text in texts) - 1
     logits = model(
         input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - first
     ).logits  # B × (T − first) × V, of which position p predicts token first + p + 1
-    found = []
+    scores = []
     for row, text in enumerate(texts):
         predicting = slice(text.start - 1 - first, len(text.ids) - 1 - first)
         targets = ids[row, text.start : len(text.ids)]
         logs = torch.log_softmax(logits[row, predicting].float(), dim=-1)
-        chosen = logs.gather(-1, targets[:, None])[:, 0]
-        found.append(ContinuationScores(tuple(chosen.double().tolist()), tuple((logs.argmax(-1) == targets).tolist())))
-    return found
+        logprobs = logs.gather(-1, targets[:, None])[:, 0]
+        scores.append(
+            ContinuationScores(tuple(logprobs.double().tolist()), tuple((logs.argmax(-1) == targets).tolist()))
+        )
+    return scores

@@ -126,12 +126,12 @@ def _is_whole(folder: Path, sha256: str) -> bool:
     touched = False
     for name, entry in manifest["files"].items():
         try:
-            found = (folder / name).stat()
+            status = (folder / name).stat()
         except OSError:
             return False
-        if found.st_size != entry["size"]:
+        if status.st_size != entry["size"]:
             return False
-        if found.st_mtime_ns != entry["mtime_ns"]:
+        if status.st_mtime_ns != entry["mtime_ns"]:
             if file_sha256(folder / name) != entry["sha256"]:
                 return False
             touched = True
@@ -150,9 +150,9 @@ def _write_manifest(folder: Path, sha256: str) -> None:
 
 
 def _build(folder: Path, gguf: Path, sha256: str, say: Say) -> None:
-    """Convert beside, rename, marker last. The lock is held, so anything left beside is nobody's."""
-    for left in folder.parent.glob(f".{folder.name}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Convert into a temporary folder and rename it, manifest last; the lock is held, so leftovers can be deleted."""
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
     beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     beside.mkdir()
     say(f"converting {gguf.name} to safetensors, once (135M parameters: about 20 seconds)")
@@ -168,11 +168,11 @@ def _build(folder: Path, gguf: Path, sha256: str, say: Say) -> None:
 
 
 def _check_space(folder: Path, gguf: Path) -> None:
-    needed = 5 * gguf.stat().st_size  # float16 takes 3.6 times the room of Q4
+    size = 5 * gguf.stat().st_size  # float16 takes 3.6 times the room of Q4
     free = shutil.disk_usage(folder).free
-    if free < needed:
+    if free < size:
         raise ModelError(
-            f"converting {gguf.name} needs {needed / 1e6:.0f} MB in {folder.parent}, and {free / 1e6:.0f} MB are free; "
+            f"converting {gguf.name} needs {size / 1e6:.0f} MB in {folder.parent}, and {free / 1e6:.0f} MB are free; "
             "free some, or set DISTILL_CACHE to another disk"
         )
 
@@ -205,7 +205,7 @@ def _storage(model: Any) -> torch.dtype:
 
 
 def _mend_config(folder: Path) -> None:
-    """Have those who load with `dtype="auto"` compute in bfloat16, which no activation overflows."""
+    """Make `dtype="auto"` mean bfloat16, which no activation overflows."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["dtype"] = "bfloat16"
     config.pop("_name_or_path", None)
@@ -236,10 +236,10 @@ def load_causal(
     place = torch.device(device) if device is not None else default_device()
     kind = dtype or default_dtype(place)
     options: dict[str, Any] = {"quantization_config": _nf4(kind)} if quantise else {}
-    stored = torch.float32 if quantise else kind
+    storage_dtype = torch.float32 if quantise else kind
     try:
         model = pretrained.load_model(
-            Path(folder), "AutoModelForCausalLM", dtype=stored, device_map={"": place}, **options
+            Path(folder), "AutoModelForCausalLM", dtype=storage_dtype, device_map={"": place}, **options
         )
     except ModelError as error:
         if isinstance(error.__cause__, ImportError) and quantise:
@@ -274,10 +274,10 @@ def load_student(
     place = torch.device(device) if device is not None else default_device()
     if adapter and info.get("method") == "full":
         return load_causal(student_folder, dtype=dtype, device=place), load_tokenizer(student_folder)
-    if (found := fingerprint(info["model"])) != info["fingerprint"]:
+    if (current := fingerprint(info["model"])) != info["fingerprint"]:
         raise ModelError(
             f"the student in {student_folder} was trained on another {info['model']} ({info['fingerprint'][:12]}, "
-            f"now {found[:12]}); put that model back, or train again"
+            f"now {current[:12]}); put that model back, or train again"
         )
     folder = materialise(info["model"])
     model = load_causal(

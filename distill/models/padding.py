@@ -13,7 +13,7 @@ def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[lis
 
     Longest first, so that an out-of-memory error comes at once or never.
 
-    A single one longer than `tokens` is a group of its own.
+    One longer than `tokens` is a group by itself.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
@@ -23,18 +23,18 @@ def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[lis
         start += fitting
 
 
-def padded(rows: Sequence[Sequence[int]], *, left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: Sequence[Sequence[int]], *, on_left: bool, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask (1 on tokens, 0 on padding), both B × T."""
     width = max(len(row) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
-        place = slice(width - len(row), width) if left else slice(len(row))
+        place = slice(width - len(row), width) if on_left else slice(len(row))
         ids[index, place] = torch.tensor(row, dtype=torch.long)
         mask[index, place] = 1
     return ids.to(device), mask.to(device)
 
 
 def context_tokens(model: Any) -> int:
-    """The most tokens that the model can take at once."""
+    """Tokens of the model's context."""
     return int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)

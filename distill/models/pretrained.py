@@ -19,7 +19,7 @@ from distill.errors import ModelError
 from distill.models.third_party import first_line, quietly
 
 _OWN_CODE = re.compile(r"trust_remote_code|custom code|not recognize|Unrecognized")
-"""What transformers says where a model is none of its own."""
+"""What transformers says of a model that it does not know."""
 _DATA_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -69,8 +69,8 @@ def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **optio
 
 def _lacks(folder: Path, names: list[str]) -> str:
     count = "one of the weights" if len(names) == 1 else f"{len(names)} of the weights"
-    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-    return f"{folder} lacks {count} that its configuration needs ({shown}); copy the whole model again"
+    examples = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return f"{folder} lacks {count} that its configuration needs ({examples}); copy the whole model again"
 
 
 def _require_no_adapter(folder: Path) -> None:

@@ -26,7 +26,7 @@ from distill.core.weights import read_base
 from distill.engine.providers import ProviderError, one_line
 from distill.errors import ServerError
 from distill.models.child_server import served_name
-from distill.models.server_access import AccessRefusal, Door, is_loopback
+from distill.models.server_access import AccessControl, AccessRefusal, is_loopback
 from distill.types import Message, Request, Sampling
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 LARGEST_BODY_BYTES = 4 * 2**20
 """A longer request is refused with 413."""
 MOST_MESSAGES = 1024
-"""Of one request. A template is rendered anew for each earlier answer: 800 messages take 1.3 s, 3,200 would take 19."""
+"""Per request. A template is rendered once for each earlier answer: 800 messages take 1.3 s, 3,200 would take 19."""
 STOP_SECONDS = 2.0
-"""How long the current step may take when the server is told to stop."""
+"""Longest wait for the current step when the server stops."""
 LOOK_SECONDS = 1.0
-"""How often the server makes sure that its decoder lives."""
+"""Interval between checks that the decoder is alive."""
 
 _NEUTRAL: dict[str, Any] = {
     "n": 1,
@@ -56,7 +56,7 @@ _NEUTRAL: dict[str, Any] = {
     "store": False,
     "parallel_tool_calls": True,
 }
-"""Fields of the API that are not available, with the one value that asks for nothing."""
+"""Fields of the API that are not supported, with the one value that has no effect."""
 _WITHOUT_EFFECT = {"user", "metadata", "stream_options", "safety_identifier", "prompt_cache_key"}
 _UNUSABLE_REQUEST = {"context_length", "template", "empty_prompt", "prompt"}
 
@@ -88,7 +88,7 @@ class _Turn(BaseModel):
 
 
 class _Body(BaseModel):
-    """What both methods take; `extra` fields are looked at by `_refuse_unknown`."""
+    """Fields of both methods; `_refuse_unknown` checks the others."""
 
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
     model: str | None = None
@@ -130,7 +130,7 @@ class _PromptBody(_Body):
 
 
 class _TokensBody(_ChatBody):
-    """vLLM's question for the tokens of a conversation up to its next answer."""
+    """vLLM's request for the tokens of a conversation up to its next answer."""
 
     add_generation_prompt: Literal[True] = True
 
@@ -143,7 +143,7 @@ _Kind: TypeAlias = type[_ChatBody] | type[_PromptBody]
 
 
 def _parsed(data: bytes, kind: _Kind) -> _ChatBody | _PromptBody:
-    """The body of a request. Raises `AccessRefusal` for what is malformed or not available."""
+    """The body of a request. Raises `AccessRefusal` where it is malformed or asks for what is not supported."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -160,13 +160,13 @@ def _parsed(data: bytes, kind: _Kind) -> _ChatBody | _PromptBody:
 
 
 def _refuse_unknown(value: Mapping[str, Any], kind: type[BaseModel]) -> None:
-    """Refuse what would change the answer and is not available, rather than answer another question."""
-    for name, given in value.items():
-        if name in kind.model_fields or name in _WITHOUT_EFFECT or given is None:
+    """Refuse fields that would change the answer and are not supported."""
+    for name, setting in value.items():
+        if name in kind.model_fields or name in _WITHOUT_EFFECT or setting is None:
             continue
         if name not in _NEUTRAL:
             raise AccessRefusal(400, one_line(f"{name} is not available here; leave it out"), param=name)
-        if type(given) is not type(_NEUTRAL[name]) or given != _NEUTRAL[name]:
+        if type(setting) is not type(_NEUTRAL[name]) or setting != _NEUTRAL[name]:
             neutral = json.dumps(_NEUTRAL[name])
             raise AccessRefusal(400, f"{name} is only available as {neutral} here; leave it out", param=name)
 
@@ -184,8 +184,8 @@ class _App:
         self._strips = strips
         self._created = int(time.time())
 
-    def application(self, door: Door) -> web.Application:
-        app = web.Application(client_max_size=LARGEST_BODY_BYTES, middlewares=[door.admit])
+    def application(self, access: AccessControl) -> web.Application:
+        app = web.Application(client_max_size=LARGEST_BODY_BYTES, middlewares=[access.admit])
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._complete)
         app.router.add_post("/tokenize", self._tokens)
@@ -195,7 +195,7 @@ class _App:
 
     async def _chat(self, request: web.Request) -> web.Response:
         decoded = await self._answer(await request.read(), _ChatBody)
-        # Templates of ours trim answers in training, so white space around one is the template's.
+        # Our own templates trim answers in training, so white space around one belongs to the template.
         text = decoded.reply.text.strip() if self._strips else decoded.reply.text
         message = {"role": "assistant", "content": text}
         return self._response("chat.completion", "chatcmpl", decoded, {"message": message})
@@ -205,7 +205,7 @@ class _App:
         return self._response("text_completion", "cmpl", decoded, {"text": decoded.reply.text})
 
     async def _tokens(self, request: web.Request) -> web.Response:
-        """The ids that an answer would start behind, found on the way that answers take."""
+        """The prompt's ids, computed as for an answer."""
         decoded = await self._answer(await request.read(), _TokensBody)
         return web.json_response({"count": len(decoded.prompt_ids), "tokens": decoded.prompt_ids})
 
@@ -269,11 +269,11 @@ def serve(
     Says "listening http://HOST:PORT/v1" when it answers. `port` 0 takes a free one. With `parent_pipe`, the read end
     of an inherited pipe, the process ends when the pipe does, that is when its parent has died in whatever way.
     Chat goes through the tokenizer's own template (a student's: the one it was trained with), in which special tokens
-    that a message mentions stay text; a raw prompt is tokenised as it stands. A request without max_tokens gets at most
-    512. `Door` says who may ask; it takes `origins` and `api_key`. Raises `ServerError` when the port is taken,
-    `ModelError` for the model, and `RecipeError` for an origin or a key that cannot be one.
+    that a message mentions stay text; a raw prompt is tokenised unchanged. A request without max_tokens gets at most
+    512. `origins` and `api_key` are those of `AccessControl`. Raises `ServerError` when the port is taken,
+    `ModelError` for the model, and `RecipeError` for an invalid origin or key.
     """
-    door = Door(host, origins=origins, api_key=api_key)
+    access = AccessControl(host, origins=origins, api_key=api_key)
     if parent_pipe is not None:
         threading.Thread(target=_die_with, args=(parent_pipe,), name="parent", daemon=True).start()
     listener = _bound(host, port)
@@ -286,9 +286,9 @@ def serve(
         )
     app, decoder = _loaded(model, say)
     decoder.start()
-    asyncio.run(_listen(app.application(door), listener, decoder, host, say))
+    asyncio.run(_listen(app.application(access), listener, decoder, host, say))
     if not decoder.stop(seconds=STOP_SECONDS):
-        os._exit(0)  # a step that takes longer than that is nobody's answer any more
+        os._exit(0)  # no client waits for a step that takes longer
 
 
 def _die_with(pipe: int) -> None:
@@ -301,7 +301,7 @@ def _die_with(pipe: int) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket that has its address but does not listen yet, so that nobody connects before the model is loaded."""
+    """A socket bound to its address but not listening yet, so that no client connects before the model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -333,7 +333,7 @@ def _loaded(model: str, say: Say) -> tuple[_App, Decoder]:
 
 
 async def _listen(app: web.Application, listener: socket.socket, decoder: Decoder, host: str, say: Say) -> None:
-    """Answer until a signal; what is unfinished then is given up. Raises `ServerError` when the decoder has ended."""
+    """Answer until a signal, then drop unfinished requests. Raises `ServerError` when the decoder has ended."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -352,7 +352,7 @@ async def _listen(app: web.Application, listener: socket.socket, decoder: Decode
 
 
 def _is_not_the_clients(record: logging.LogRecord) -> bool:
-    """Whether a line of the log is about a fault of ours; what is no HTTP gets its 400 and no traceback."""
+    """Whether a log line is about the server; malformed HTTP gets its 400 and no traceback."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
@@ -361,8 +361,8 @@ async def _opened(runner: web.AppRunner, listener: socket.socket, host: str, say
         await web.SockSite(runner, listener, backlog=1024).start()
     except OSError as error:
         raise _cannot_listen(host, error) from error
-    shown = f"[{host}]" if ":" in host else host
-    say(f"listening http://{shown}:{listener.getsockname()[1]}/v1")
+    name = f"[{host}]" if ":" in host else host
+    say(f"listening http://{name}:{listener.getsockname()[1]}/v1")
 
 
 def _cannot_listen(where: str, error: Exception) -> ServerError:

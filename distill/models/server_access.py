@@ -47,7 +47,7 @@ class AccessRefusal(Exception):
         return web.json_response({"error": error}, status=self.status, headers=headers)
 
 
-class Door:
+class AccessControl:
     """The checks that every request passes, whatever its method and path, before its body is read.
 
     `host` is the address listened on as it was given. `origins` are those of other pages that may use the server.
@@ -89,14 +89,14 @@ class Door:
 
     def _check_host(self, request: web.Request) -> None:
         """Raise `AccessRefusal` unless Host is a loopback name, `--host`, or the local address of the connection."""
-        given = request.headers.get("Host", "")
-        match = _HOST.fullmatch(given)
+        header = request.headers.get("Host", "")
+        match = _HOST.fullmatch(header)
         name = _canonical(match[1].strip("[]")) if match else ""
         here = request.transport.get_extra_info("sockname") if request.transport is not None else None
         if not name or not (is_loopback(name) or name in (self._host, _canonical(here[0] if here else ""))):
             raise AccessRefusal(
                 403,
-                f'the Host header "{given}" does not name this server; expected localhost, or the address it listens'
+                f'the Host header "{header}" does not name this server; expected localhost, or the address it listens'
                 " on (distill serve --host)",
                 code="host_not_allowed",
             )
@@ -122,8 +122,8 @@ class Door:
     def _check_key(self, request: web.Request) -> None:
         if self._key is None:
             return
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._key)
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        same = hmac.compare_digest(key.strip().encode("utf-8", "surrogateescape"), self._key)
         if scheme.lower() != "bearer" or not same:
             message = "the key is missing or wrong; expected the header Authorization: Bearer KEY"
             raise AccessRefusal(401, message, code="invalid_api_key")

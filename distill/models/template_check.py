@@ -2,7 +2,7 @@
 
 A conversation up to its next answer has the same token ids by (a) the trainer (`chat.prompt_ids`), (b) the chat
 template saved with the student, as `apply_chat_template` renders it, (c) a running server. Where one differs, the first
-differing position is told with its tokens.
+differing position is reported with its tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from distill.models import chat_template
 from distill.types import Message, Session
 
 MOST = 64
-"""Conversations of a run that are compared."""
+"""Most conversations of a run that are compared."""
 SAVED, SERVED = "the saved chat template", "the server"
 
 Reading: TypeAlias = Callable[[Sequence[Message]], list[int]]
@@ -41,7 +41,7 @@ class TokenDifference:
     """A special token that a message spells: the template makes it real, training kept it as text."""
 
     def line(self) -> str:
-        """For the reader."""
+        """The difference in one line."""
         line = f"{self.dialogue}: token {self.position} is {self.trained} by the trainer and {self.other} by {self.by}"
         if self.spelled is None:
             return line
@@ -58,36 +58,36 @@ class TemplateReport:
 
     @property
     def alike(self) -> bool:
-        """Whether nothing differs but what a message that spells special tokens explains."""
+        """Whether all differences are explained by messages that spell special tokens."""
         return all(difference.spelled for difference in self.differences)
 
 
 def dialogues_of(sessions: Iterable[Session]) -> list[tuple[str, tuple[Message, ...]]]:
     """Conversations to compare: those of a run, each up to its last answer, and a few of several turns."""
-    found: list[tuple[str, tuple[Message, ...]]] = []
+    dialogues: list[tuple[str, tuple[Message, ...]]] = []
     for session in sessions:
-        if len(found) < MOST and session.messages and session.messages[-1].role == "assistant":
-            found.append((session.id, session.messages[:-1]))
-    return [*found, *((f"example {number}", turns) for number, turns in enumerate(examples(), start=1))]
+        if len(dialogues) < MOST and session.messages and session.messages[-1].role == "assistant":
+            dialogues.append((session.id, session.messages[:-1]))
+    return [*dialogues, *((f"example {number}", turns) for number, turns in enumerate(examples(), start=1))]
 
 
 def examples(*, system: bool = True) -> list[tuple[Message, ...]]:
-    """Conversations up to a question with what templates trip over; `system`: every other one has a system turn."""
+    """Conversations up to a question with content that templates often mishandle; with `system`, half begin with it."""
     reply = (
         "What is 2 + 2?",
         '<think>\nAdd them.\n</think>\n\n4, of "course": {{ .Content }}\n\nAnd `more`.',
         "Why?\n\n\tTell me.",
         "Ünï 日本 🙂",
     )
-    found: list[tuple[Message, ...]] = []
+    conversations: list[tuple[Message, ...]] = []
     for length in (1, 3, 5):
         turns = tuple(
             Message("assistant" if number % 2 else "user", reply[number % len(reply)]) for number in range(length)
         )
-        found.append(turns)
+        conversations.append(turns)
         if system:
-            found.append((Message("system", "Be brief.\nBe kind."), *turns))
-    return found
+            conversations.append((Message("system", "Be brief.\nBe kind."), *turns))
+    return conversations
 
 
 def check(
@@ -116,11 +116,11 @@ def check(
 def by_template(tokenizer: Any) -> Reading:
     """Ids by a tokenizer's own chat template, as plain transformers uses it."""
 
-    def read(messages: Sequence[Message]) -> list[int]:
+    def reading(messages: Sequence[Message]) -> list[int]:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         return list(tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=True, return_dict=False))
 
-    return read
+    return reading
 
 
 def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.0) -> Reading:
@@ -128,7 +128,7 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
     parts = urlsplit(base_url)
     address = parts._replace(path=parts.path.rstrip("/").removesuffix("/v1")).geturl()
 
-    def read(messages: Sequence[Message]) -> list[int]:
+    def reading(messages: Sequence[Message]) -> list[int]:
         plain = [{"role": message.role, "content": message.content} for message in messages]
         body = {"messages": plain, "add_generation_prompt": True}
         try:
@@ -142,7 +142,7 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
                 f"{address}/tokenize gives no tokens ({why}); expected `distill serve`, or vLLM"
             ) from error
 
-    return read
+    return reading
 
 
 def _spelled(messages: Sequence[Message], tokenizer: Any) -> str | None:
@@ -156,10 +156,12 @@ def _first(
 ) -> TokenDifference | None:
     for position, (ours, theirs) in enumerate(zip_longest(trained, other)):
         if ours != theirs:
-            return TokenDifference(dialogue, by, position, _shown(tokenizer, ours), _shown(tokenizer, theirs), spelled)
+            return TokenDifference(
+                dialogue, by, position, _token_text(tokenizer, ours), _token_text(tokenizer, theirs), spelled
+            )
     return None
 
 
-def _shown(tokenizer: Any, id_: int | None) -> str:
+def _token_text(tokenizer: Any, id_: int | None) -> str:
     """A token with its id; `the end` behind the last."""
     return "the end" if id_ is None else f"{tokenizer.decode([id_])!r} ({id_})"

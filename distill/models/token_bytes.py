@@ -24,17 +24,17 @@ class Spelling:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._known = {id_: token.content.encode() for id_, token in tokenizer.added_tokens_decoder.items()}
+        self._pieces = {id_: token.content.encode() for id_, token in tokenizer.added_tokens_decoder.items()}
         probe = tokenizer.convert_ids_to_tokens(tokenizer.encode("a b", add_special_tokens=False))
         self._alphabet = _byte_alphabet() if "Ġ" in "".join(probe) else {}
         self._normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
 
     def pieces(self, ids: Sequence[int]) -> list[bytes]:
         """What each id spells; special tokens spell their names."""
-        new = sorted(set(ids) - self._known.keys())
+        new = sorted(set(ids) - self._pieces.keys())
         for id_, token in zip(new, self._tokenizer.convert_ids_to_tokens(new), strict=True):
-            self._known[id_] = self._spelt(token)
-        return [self._known[id_] for id_ in ids]
+            self._pieces[id_] = self._spelt(token)
+        return [self._pieces[id_] for id_ in ids]
 
     def readable(self, text: str) -> str:
         """The text as the tokens can spell it, but for white space: normalised, and ▁ is a space to many."""
@@ -63,7 +63,7 @@ class MarkedExample:
     """The session's."""
     ids: Sequence[int]
     texts: Sequence[str]
-    """What each token spells; a character in several tokens stands at the last of them."""
+    """Text of each token; a character in several tokens belongs to the last of them."""
     trained: Sequence[bool]
 
     def stretches(self) -> Iterator[tuple[str, bool]]:
@@ -73,13 +73,13 @@ class MarkedExample:
 
 
 def texts(pieces: Sequence[bytes]) -> list[str]:
-    """The pieces as text; a character in several of them stands at the last."""
+    """The pieces as text; a character in several of them belongs to the last."""
     decoder = getincrementaldecoder("utf-8")("backslashreplace")
     return [decoder.decode(piece) for piece in pieces]
 
 
 def shown(names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, count: int) -> list[MarkedExample]:
-    """So many of the examples, evenly spread over all of them, with what their tokens spell."""
+    """`count` of the examples, evenly spread, with the text of their tokens."""
     spelling, count = Spelling(tokenizer), min(count, len(examples))
     places = [number * len(examples) // count for number in range(count)]
     return [
@@ -96,8 +96,8 @@ def shown(names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, 
 def write_masks(path: Path, rows: Sequence[MarkedExample], *, template: str, train_on: str, checked: int) -> None:
     """Write examples for the report: `{template, train_on, checked, sessions: [{id, ids, texts, trained}]}`.
 
-    `ids`, `texts` and `trained` have one entry a token; `checked` is how many rows passed the gate. The texts are the
-    users' and the teacher's: whoever shows them must escape them.
+    `ids`, `texts` and `trained` have one entry per token; `checked` is the number of rows that passed the gate. The
+    texts are the users' and the teacher's, and must be escaped where they are shown.
     """
     sessions = [{"id": row.id, "ids": row.ids, "texts": row.texts, "trained": row.trained} for row in rows]
     write_json(path, {"template": template, "train_on": train_on, "checked": checked, "sessions": sessions})

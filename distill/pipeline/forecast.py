@@ -21,9 +21,8 @@ from distill.formats.importers import load_tasks
 from distill.pipeline.requirements import known_faults, warnings
 from distill.recipe import Asks, Compare, Judging, Recipe, Teacher
 from distill.run.layout import stages_of
-from distill.train.memory import SMOLLM2, Shape, estimate, shape_in
+from distill.train.memory import SMOLLM2, Shape, estimate, shape_in, usual_pass
 from distill.train.trackers import require_trackers
-from distill.train.workload import training_of
 
 RECORDED_TOKENS = 300
 """Approximate tokens in a pre-recorded answer."""
@@ -229,11 +228,12 @@ def _training(recipe: Recipe) -> list[str]:
     if shape is None:
         return ["train: memory unknown, the student's config.json is not on this machine"]
     options = recipe.train.options
-    gpu, cpu = (training_of(options, device, layers=shape.layers) for device in DEVICES)
+    gpu, cpu = (usual_pass(options, device, shape.layers) for device in DEVICES)
     return [
         f"train: {options.method} at a learning rate of {options.learning_rate:g} takes about "
-        f"{estimate(shape, gpu).total / 1e9:.1f} GB on a GPU (passes of {gpu.tokens:,} tokens), "
-        f"{estimate(shape, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); `distill train --plan` measures it"
+        f"{estimate(shape, options, gpu).total / 1e9:.1f} GB on a GPU (passes of {gpu.tokens:,} tokens), "
+        f"{estimate(shape, options, cpu).total / 1e9:.1f} GB on a CPU (of {cpu.tokens:,}); "
+        "`distill train --plan` measures it"
     ]
 
 

@@ -136,11 +136,11 @@ def _changes(loaded: Recipe, folder: Path, url: str, model: Path) -> Iterator[Re
             yield RecipeChange(key, before, after)
 
 
-Told = Iterator[tuple[str, Any, Any]]
+Overrides = Iterator[tuple[str, Any, Any]]
 
 
-def _models(document: Mapping[str, Any], url: str, model: Path) -> Told:
-    """Whoever is asked becomes the stand-in, and the student a tiny model."""
+def _models(document: Mapping[str, Any], url: str, model: Path) -> Overrides:
+    """Every endpoint becomes the stand-in, and the student a tiny model."""
     teachers = document.get("teacher")
     several = teachers if isinstance(teachers, list) else [teachers] if teachers else []
     for place, section in enumerate(several):
@@ -157,7 +157,7 @@ def _models(document: Mapping[str, Any], url: str, model: Path) -> Told:
             yield "student.prune.layers", student["prune"]["layers"], KEPT_LAYERS
 
 
-def _stand_in(key: str, section: Mapping[str, Any], url: str) -> Told:
+def _stand_in(key: str, section: Mapping[str, Any], url: str) -> Overrides:
     yield f"{key}.model", section["model"], "stand-in"
     yield f"{key}.base_url", section.get("base_url"), url
     for gone in ("serve", "api_key_env", "headers_env", "revision"):
@@ -165,7 +165,7 @@ def _stand_in(key: str, section: Mapping[str, Any], url: str) -> Told:
             yield f"{key}.{gone}", section[gone], None
 
 
-def _sizes(document: Mapping[str, Any]) -> Told:
+def _sizes(document: Mapping[str, Any]) -> Overrides:
     for key, most in MOST.items():
         before = _get(document, key)
         if isinstance(before, (int, float)) and not isinstance(before, bool):
@@ -183,7 +183,7 @@ def _get(document: Any, key: str) -> Any:
     return document
 
 
-def _sources(document: Mapping[str, Any], folder: Path) -> Told:
+def _sources(document: Mapping[str, Any], folder: Path) -> Overrides:
     """A few rows of our own in the place of data that lies elsewhere, and fewer of what lies here."""
     for place, source in enumerate(document.get("sources") or []):
         key = f"sources.{place}"
@@ -202,22 +202,22 @@ def _sources(document: Mapping[str, Any], folder: Path) -> Told:
 
 def _write_rows(path: Path, form: str | None, place: int) -> None:
     shapes: Mapping[str | None, Callable[[str, str], dict[str, Any]]] = {
-        "alpaca": lambda asked, reply: {"instruction": asked, "input": "", "output": reply},
-        "sharegpt": lambda asked, reply: {
-            "conversations": [{"from": "human", "value": asked}, {"from": "gpt", "value": reply}]
+        "alpaca": lambda questions, reply: {"instruction": questions, "input": "", "output": reply},
+        "sharegpt": lambda questions, reply: {
+            "conversations": [{"from": "human", "value": questions}, {"from": "gpt", "value": reply}]
         },
     }
     shape = shapes.get(form, _messages)
-    asked = (task(random.Random(f"{place}:{number}")) for number in range(2 * ROWS))
-    rows = (shape(text, answer({"messages": [{"content": text}], "seed": text})) for text in asked)
+    questions = (task(random.Random(f"{place}:{number}")) for number in range(2 * ROWS))
+    rows = (shape(text, answer({"messages": [{"content": text}], "seed": text})) for text in questions)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _messages(asked: str, reply: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]}
+def _messages(question: str, reply: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
 
 
-def _rules(document: Mapping[str, Any]) -> Told:
+def _rules(document: Mapping[str, Any]) -> Overrides:
     """Fewer rows where a rule counts rows."""
     for place, rule in enumerate(document.get("curate") or []):
         for name in ("count", "most"):
@@ -228,7 +228,7 @@ def _rules(document: Mapping[str, Any]) -> Told:
                 yield f"curate.{place}.{name}", before, min(before, 20)
 
 
-def _metrics(document: Mapping[str, Any], folder: Path) -> Told:
+def _metrics(document: Mapping[str, Any], folder: Path) -> Overrides:
     """Two of the instructions in place of all, and no tasks whose documents lie elsewhere."""
     if tasks := _get(document, "compare.lm_eval"):
         yield "compare.lm_eval", tasks, None

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from distill.core import console
 from distill.errors import StageIncomplete
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.run.layout import stages_of
-from distill.train import stage as stage_module
-from distill.train.stage import masks, settings_of
+from distill.train.options import TrainSettings
+from distill.train.stage import kept_sessions, settings_of, training_packages
 
 
 def plan(
     path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), allowed: Collection[str] = ()
 ) -> Iterator[str]:
-    """What training a run's kept rows would take; writes nothing.
+    """Lines on what training a run's kept rows would take, by formula and by one measured pass; writes nothing.
 
-    Raises `StageIncomplete` where there are none yet, and what training would raise.
+    Raises `StageIncomplete` where there are no kept rows, and what training would raise.
     """
     folder, settings = _settings(path, run_dir, overrides, allowed)
-    del settings["prune_by"]  # which layers are kept changes neither memory nor time
-    return stage_module.plan(folder, **settings)
+    with training_packages():
+        from distill.train import plan
+    return plan.plan(kept_sessions(folder), settings, say=console.say)
 
 
 def show_masks(
@@ -34,15 +35,18 @@ def show_masks(
     overrides: Iterable[str] = (),
     allowed: Collection[str] = (),
 ) -> None:
-    """Check the masks of all of a run's kept rows and show so many of them; writes nothing."""
+    """Check the masks of all of a run's kept rows and show `count` of them; writes nothing."""
     folder, settings = _settings(path, run_dir, overrides, allowed)
-    masks(folder, model=settings["model"], template=settings["template"], options=settings["options"], count=count)
+    with training_packages():
+        from distill.train import plan
+    for row in plan.masks(kept_sessions(folder), settings, count=count, say=console.say):
+        console.show_marked(row)
 
 
 def _settings(
     path: Path, run_dir: Path | None, overrides: Iterable[str], allowed: Collection[str]
-) -> tuple[Path, dict[str, Any]]:
-    """The run folder, and what training is given."""
+) -> tuple[Path, TrainSettings]:
+    """The run folder and the training settings."""
     loaded = load_recipe(path, overrides=overrides, allowed=allowed)
     settings = settings_of(loaded)
     require_training_packages("distill train")

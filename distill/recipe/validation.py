@@ -52,8 +52,18 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
 
 REMOVED_KEYS: Mapping[str, str] = {
     "collect.hedge": "it has gone: no request is sent a second time while the first is under way; leave it out",
+    "train.compiled": "it has gone, as its gain was never measured; leave it out",
+    "train.guard": (
+        "it has gone: a step without a finite loss or gradient norm is skipped, and training stops after five of them; "
+        "leave it out"
+    ),
 }
 """Keys of earlier versions, and what took their place."""
+
+
+def is_removed(key: str) -> bool:
+    """Whether a dotted recipe key is one of `REMOVED_KEYS`, or lies below one."""
+    return any(f"{key}.".startswith(f"{removed}.") for removed in REMOVED_KEYS)
 
 
 def _unknown(key: str, known: Collection[str]) -> str:

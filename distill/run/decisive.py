@@ -16,6 +16,7 @@ from distill.core.credentials import without_literals
 from distill.core.files import to_json
 from distill.core.registry import source_sha256
 from distill.errors import shorten
+from distill.recipe.validation import is_removed
 from distill.text.tokens import visible
 
 OLD_DEFAULTS: Mapping[str, tuple[int, Any, Any]] = {}
@@ -92,9 +93,12 @@ def of_part(key: str, name: str) -> dict[str, str]:
 
 
 def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
-    """The options with the defaults that have changed since, as they were for the code of that revision."""
+    """The options with the defaults that have changed since, as they were for the code of that revision.
+
+    Keys that the recipe no longer has are left out.
+    """
     changed = {key: old if revision < since else new for key, (since, old, new) in OLD_DEFAULTS.items()}
-    return {**changed, **options}
+    return {key: value for key, value in {**changed, **options}.items() if not is_removed(key)}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Builds the trainer: quantized or full base, adapter, TRL arguments.
 
-`assemble` and what it needs load no pydantic, so that training can be measured where only its own packages are.
+With a `model` that is loaded already it needs no pydantic, so that training can be measured with its own packages only.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.quantization import require_plain
 from distill.train import packing
 from distill.train.dataset import Examples
-from distill.train.kernels.fused import fuse, unfuse
 from distill.train.lora import adapter_of, require_targets, train_in_float32
-from distill.train.memory import Fit, fit
+from distill.train.memory import fit
 from distill.train.packing import PackingPlan
 from distill.train.sft_trainer import Noise, recompute
-from distill.train.spike_guard import SpikeGuardTrainer
+from distill.train.step_guard import GuardedTrainer
 
 if TYPE_CHECKING:
     from distill.train.options import TrainOptions
@@ -45,89 +44,60 @@ SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 def build(
     base: Path,
-    kept: list[int] | None,
+    layers: list[int] | None,
     tokenizer: Any,
-    found: Examples,
+    examples: Examples,
     *,
     options: TrainOptions,
     seed: int,
     output: Path,
     say: Callable[[str], None],
     callbacks: Sequence[TrainerCallback] = (),
-) -> SpikeGuardTrainer:
+    model: Any = None,
+    room: float | None = None,
+) -> GuardedTrainer:
     """A trainer that is ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
-    `kept` are the layers that the student keeps, all when None; `output` is where checkpoints go. Raises
-    `RecipeError` and `ModelError` for what this machine or this base cannot do.
+    `layers` are those of the base that the student keeps; `output` is where checkpoints go; `model` is the base if it
+    is loaded, and `room` the bytes of a GPU that may be used, by default its free memory. Raises `RecipeError` and
+    `ModelError` for what this machine or this base cannot do.
     """
     device = default_device()
     dtype = compute_dtype(options.dtype, device)
     _require_optimizer(options.optimizer, device)
     _require_whole_weights(options.method)
-    chosen = fit(base, kept, options, longest=max(found.lengths()), width=dtype.itemsize, room=free_bytes(device))
-    model = _base(base, kept, options, dtype, device)
-    _require_embeddings(model, found, tokenizer)
-    return assemble(
-        model,
-        tokenizer,
-        found,
-        plan_of(found.lengths(), options, seed),
-        chosen,
-        options=options,
-        seed=seed,
-        output=output,
-        say=say,
-        callbacks=callbacks,
+    layout = fit(
+        base, layers, options, longest=max(examples.lengths()), width=dtype.itemsize, room=room or free_bytes(device)
     )
-
-
-def assemble(
-    model: Any,
-    tokenizer: Any,
-    found: Examples,
-    plan: PackingPlan,
-    chosen: Fit,
-    *,
-    options: TrainOptions,
-    seed: int,
-    output: Path,
-    say: Callable[[str], None],
-    callbacks: Sequence[TrainerCallback] = (),
-) -> SpikeGuardTrainer:
-    """The trainer of a base in memory, for a plan of steps and a layout of its passes that have been chosen."""
-    bf16 = compute_dtype(options.dtype, model.device) == torch.bfloat16
-    trainer = SpikeGuardTrainer(
-        found,
-        plan,
-        micro_tokens=chosen.tokens,
+    model = model if model is not None else _base(base, layers, options, dtype, device)
+    _require_embeddings(model, examples, tokenizer)
+    trainer = GuardedTrainer(
+        examples,
+        plan_of(examples.lengths(), options, seed),
+        micro_tokens=layout.tokens,
         say=say,
         model=model,
-        args=_arguments(model.device, bf16, options=options, seed=seed, output=output),
-        train_dataset=_sample(found),
+        args=_arguments(device, dtype == torch.bfloat16, options=options, seed=seed, output=output),
+        train_dataset=_sample(examples),
         processing_class=copy.deepcopy(tokenizer),  # TRL may set its pad token
         peft_config=None if options.method == "full" else adapter_of(options.lora),
         callbacks=list(callbacks),
     )
-    trainer.remove_callback(PrinterCallback)
-    train_in_float32(trainer.model)
-    recompute(model, chosen.checkpointing, layers=chosen.layers)
-    unfuse()
-    if options.compiled and model.device.type == "cuda":
-        _fuse(model, say)
-    trainer.may_recompute = options.checkpointing == "auto"
-    if options.neftune_alpha:
-        trainer.noise = Noise(model, options.neftune_alpha)
+    recompute(model, layout.checkpointing, layers=layout.layers)
+    _configure(trainer, model, options)
     return trainer
 
 
-def _fuse(model: Any, say: Callable[[str], None]) -> None:
-    config = model.config.get_text_config()
-    widths = {"hidden": config.hidden_size, "intermediate": getattr(config, "intermediate_size", config.hidden_size)}
-    if (fault := fuse(model.device, model.dtype, **widths)) is not None:
-        say(f"train.compiled: norms and gates are computed step by step, for they cannot be compiled here ({fault})")
+def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions) -> None:
+    trainer.remove_callback(PrinterCallback)
+    train_in_float32(trainer.model)
+    trainer.may_recompute = options.checkpointing == "auto"
+    trainer.may_patch = options.kernels == "auto"
+    if options.neftune_alpha:
+        trainer.noise = Noise(model, options.neftune_alpha)
 
 
-def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
+def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
     """The base: in float32 where its own weights change, be it in training or as an adapter begins."""
     from distill.train.options import RESIDUAL
 
@@ -135,7 +105,7 @@ def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torc
     require_plain(base)
     quantise = options.method == "qlora"
     model = loading.load_causal(
-        base, layers=kept, quantise=quantise, dtype=torch.float32 if whole else dtype, device=device
+        base, layers=layers, quantise=quantise, dtype=torch.float32 if whole else dtype, device=device
     )
     model.config.use_cache = False
     if options.method == "full":
@@ -145,11 +115,11 @@ def _base(base: Path, kept: list[int] | None, options: TrainOptions, dtype: torc
     return model
 
 
-def _require_embeddings(model: Any, found: Examples, tokenizer: Any) -> None:
+def _require_embeddings(model: Any, examples: Examples, tokenizer: Any) -> None:
     """Raise `ModelError` where an example holds a token that the tokenizer has gained and the model has not."""
     rows = model.get_input_embeddings().weight.shape[0]
-    for id_, example in zip(found.ids, found.examples, strict=True):
-        if (highest := max(example.input_ids)) >= rows:
+    for id_, one in zip(examples.ids, examples.examples, strict=True):
+        if (highest := max(one.input_ids)) >= rows:
             token = tokenizer.convert_ids_to_tokens(highest)
             raise ModelError(
                 f"session {id_} holds the token {token!r} (number {highest}), and the model has embeddings for {rows}; "
@@ -187,9 +157,9 @@ def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> Packing
     )
 
 
-def _sample(found: Examples) -> Any:
+def _sample(examples: Examples) -> Any:
     """A table with one row, for TRL to look at; the steps come from the plan."""
-    return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in found.examples[:1]])
+    return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples.examples[:1]])
 
 
 def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed: int, output: Path) -> Any:

@@ -2,7 +2,8 @@
 
 `train_log.jsonl` has one row per step: `step`, `steps`, `epoch`, `loss` in nats per trained token, `learning_rate`,
 `grad_norm` before it is cut, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows
-with an `event` are others: `eval` (see `watch`), and `quarantined` with `step`, `ids`, `reason` and `line`.
+with an `event` are others: `eval` (see `evaluation`), and `skipped` with `step`, `reason`, `line` and the `ids` of
+sessions that are quarantined from then on.
 `example_losses.jsonl` has one row per example and step: `step`, `id` of the session, its `loss` before that step in
 nats per token, and `tokens`, its trained ones. Steps are counted from 1.
 """
@@ -15,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from transformers import TrainerCallback
 
 from distill.core import processes
 from distill.core.console import Progress
-from distill.core.jsonl import QUARANTINED, append, cut
+from distill.core.jsonl import append, cut
 from distill.errors import ModelError
 from distill.train.checkpoints import Checkpoints
-from distill.train.spike_guard import SpikeGuardTrainer
-from distill.train.spikes import QuarantineEntry, finite
+from distill.train.step_guard import GuardedTrainer
 
 TRAIN_LOG, EXAMPLE_LOSSES = "train_log.jsonl", "example_losses.jsonl"
+SKIPPED = "skipped"
+"""The event of a step that left the weights as they were."""
 
 
 class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -38,7 +39,7 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
     def __init__(
         self,
         folder: Path,
-        trainer: SpikeGuardTrainer,
+        trainer: GuardedTrainer,
         checkpoints: Checkpoints,
         progress: Progress,
         say: Callable[[str], None],
@@ -48,18 +49,10 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
         rows = cut(self._path, checkpoints.step)
         self.steps = [row for row in rows if "event" not in row]
         self.events = [row for row in rows if "event" in row]
-        self._seen = cut(self._losses, checkpoints.step)
+        cut(self._losses, checkpoints.step)
         last = self.steps[-1] if self.steps else {"tokens": 0, "seconds": 0.0}
         self._tokens, self._seconds = last["tokens"], last["seconds"]
         self._started = time.monotonic()
-
-    def last_taken(self) -> tuple[int, list[str]]:
-        """The last step that moved the weights, and its sessions; (0, []) before the first."""
-        rows, self._seen = self._seen, []
-        if not rows:
-            return 0, []
-        step = rows[-1]["step"]
-        return step, [row["id"] for row in takewhile(lambda row: row["step"] == step, reversed(rows))][::-1]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -87,27 +80,19 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
             "seconds": round(self._seconds + time.monotonic() - self._started, 3),
         }
         self.steps.append(row)
-        self._trainer.spikes.take(loss)
         append(self._path, [row])
-        append(self._losses, self._taken(state.global_step))
+        append(self._losses, [{"step": state.global_step, **one} for one in self._trainer.example_losses])
         self._show(state)
-
-    def _taken(self, step: int) -> list[dict[str, Any]]:
-        ids = self._trainer.ids
-        return [
-            {"step": step, "id": ids[one.row], "loss": finite(one.mean), "tokens": one.tokens}
-            for one in self._trainer.taken
-        ]
 
     def _show(self, state: Any) -> None:
         row = self.steps[-1]
         note = f"loss {row['loss']:.3f}, {speed(self.steps):.0f} tokens/s"
         self._progress.update(state.global_step, state.max_steps, note)
 
-    def quarantined(self, step: int, entries: Sequence[QuarantineEntry], line: str) -> None:
-        """Take note of sessions that are set aside."""
-        self.event(quarantine_row(step, entries, line))
-        self._say(line)
+    def skipped(self, row: dict[str, Any]) -> None:
+        """Note a step that was skipped."""
+        self.event({"event": SKIPPED, **row})
+        self._say(row["line"])
 
     def event(self, row: dict[str, Any]) -> None:
         """Add a row that is no step's."""
@@ -129,12 +114,6 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
         self._trainer.accelerator.wait_for_everyone()
         if processes.is_first():
             self._checkpoints.mark(state.global_step)
-
-
-def quarantine_row(step: int, entries: Sequence[QuarantineEntry], line: str) -> dict[str, Any]:
-    """The log's row for sessions that are left out from a step on."""
-    ids = [entry.id for entry in entries]
-    return {"event": QUARANTINED, "step": step, "ids": ids, "reason": entries[0].reason, "line": line}
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> float:

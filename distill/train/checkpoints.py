@@ -22,6 +22,7 @@ from distill.core.hashing import file_sha256, json_sha256
 from distill.errors import ModelError, RunFolderError, shorten
 from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
+from distill.recipe.validation import is_removed
 from distill.run.decisive import OLD_DEFAULTS
 from distill.text.tokens import visible
 from distill.train.dataset import Examples
@@ -31,23 +32,23 @@ MARK = "distill.json"
 IDENTITY = "identity.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 OURS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin")
-"""Pickles that a checkpoint of ours holds, besides rng_state*.pth."""
+"""Pickles in a checkpoint that distill writes, besides rng_state*.pth."""
 
 
 CHECKPOINTS_AT_ONCE = 3
 """The last two, and the next while it is written."""
 
 
-def require_space(student_folder: Path, needed: int) -> None:
-    """Raise `RunFolderError` where the disk lacks room for so many bytes; earlier checkpoints make room for others."""
+def require_space(student_folder: Path, size: int) -> None:
+    """Raise `RunFolderError` where the disk lacks room for `size` bytes; existing checkpoints count as free."""
     if not processes.is_first():
         return
     student_folder.mkdir(parents=True, exist_ok=True)
     there = sum(file.stat().st_size for file in (student_folder / "checkpoints").rglob("*") if file.is_file())
     free = shutil.disk_usage(student_folder).free
-    if free + there < needed:
+    if free + there < size:
         raise RunFolderError(
-            f"a student and its checkpoints need about {(needed - there) / 1e6:,.0f} MB more in {student_folder}, "
+            f"a student and its checkpoints need about {(size - there) / 1e6:,.0f} MB more in {student_folder}, "
             f"and {free / 1e6:,.0f} MB are free; free some space (`distill clean`), or give another --run-dir"
         )
 
@@ -58,15 +59,15 @@ class Checkpoints:
     def __init__(self, student_folder: Path, identity: Identity, say: Callable[[str], None]) -> None:
         self.folder = student_folder / "checkpoints"
         self.last: Path | None = None
-        """Where training goes on."""
-        self.begun = False
-        """Whether this very run has been here before."""
+        """Checkpoint to resume from."""
+        self.is_same_run = False
+        """Whether the folder holds checkpoints of this very run."""
         self._student, self._identity, self._say = student_folder, identity, say
         self._sha256 = identity.sha256
 
     @property
     def step(self) -> int:
-        """Steps that are done where training goes on."""
+        """Steps done at that checkpoint."""
         return step_of(self.last) if self.last is not None else 0
 
     def open(self, *, fresh: bool = False) -> None:
@@ -79,15 +80,15 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.require_ours()
         self.folder.mkdir(parents=True, exist_ok=True)
-        info = self._told()
+        info = self._recorded()
         if info is not None and not changes(info, self._identity):
             self._identity = replace(self._identity, settings=info.settings)  # by which its checkpoints are marked
             self._sha256 = self._identity.sha256
-        self.begun = info is not None and info.sha256 == self._sha256
-        found = self._found()
-        self.last = next((folder for folder in found if self._is_whole(folder)), None)
+        self.is_same_run = info is not None and info.sha256 == self._sha256
+        folders = self._newest_first()
+        self.last = next((folder for folder in folders if self._is_whole(folder)), None)
         if processes.is_first():
-            _delete_after(self.step, found)
+            _delete_after(self.step, folders)
             write_json(self.folder / IDENTITY, asdict(self._identity))
         if self.last is not None and info is not None and (moved := machine_changes(info, self._identity)):
             self._say(f"resuming, but not bit-for-bit: {'; '.join(moved)} changed since the last checkpoint")
@@ -99,19 +100,14 @@ class Checkpoints:
 
         Raises `ModelError` where one holds a pickle that is not ours.
         """
-        found = self._found()
-        for folder in found:
+        folders = self._newest_first()
+        for folder in folders:
             _require_ours(folder)
-        if any((folder / MARK).exists() for folder in found):
+        if any((folder / MARK).exists() for folder in folders):
             self._require_same()
 
-    def forget_after(self, step: int) -> None:
-        """Delete checkpoints of more than `step` steps, so that training goes on from one before."""
-        if processes.is_first():
-            _delete_after(step, self._found())
-
     def mark(self, step: int) -> None:
-        """Say that a checkpoint is completely written, and of which run it is."""
+        """Mark a checkpoint as complete and as this run's."""
         folder = self.folder / f"checkpoint-{step}"
         files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file()}
         write_json(folder / MARK, {"identity": self._sha256, "files": files})
@@ -132,16 +128,18 @@ class Checkpoints:
             raise RunFolderError(self._unsaved(step, error)) from error
 
     def _unsaved(self, step: int, error: Exception) -> str:
-        kept = [step_of(folder) for folder in self._found() if self._is_whole(folder)]
+        steps = [step_of(folder) for folder in self._newest_first() if self._is_whole(folder)]
         free = shutil.disk_usage(self.folder).free
-        state = f"the state of step {kept[0]} is kept, and training goes on from it" if kept else "there is no earlier"
+        state = (
+            f"the state of step {steps[0]} is kept, and training goes on from it" if steps else "there is no earlier"
+        )
         return (
             f"the checkpoint of step {step} cannot be written in {self.folder} ({reason_of(error)}, {free / 1e6:.0f} "
             f"MB free); {state}: free some space and run the same command again"
         )
 
-    def _found(self) -> list[Path]:
-        """Newest first."""
+    def _newest_first(self) -> list[Path]:
+        """Checkpoint folders."""
         folders = (folder for folder in self.folder.glob("checkpoint-*") if folder.is_dir())
         return sorted(folders, key=step_of, reverse=True)
 
@@ -152,20 +150,20 @@ class Checkpoints:
         files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file() and file.name != MARK}
         return bool(files == mark.get("files"))
 
-    def _told(self) -> Identity | None:
-        """The identity of the run whose checkpoints these are."""
+    def _recorded(self) -> Identity | None:
+        """Identity of the run whose checkpoints are in the folder."""
         info = read_json(self.folder / IDENTITY)
         fits = isinstance(info, dict) and info.keys() == asdict(self._identity).keys()
         return Identity(**info) if fits else None
 
     def _require_same(self) -> None:
-        old = self._told()
+        old = self._recorded()
         if old is None:
             raise RunFolderError(f"{self.folder} is of another version of distill; {self._start_over()}")
-        if found := changes(old, self._identity):
+        if differences := changes(old, self._identity):
             raise RunFolderError(
-                f"{self.folder} was begun with something else: {'; '.join(found)}. Put it back to go on from there, or "
-                f"{self._start_over()}"
+                f"{self.folder} was begun with something else: {'; '.join(differences)}. Put it back to go on from "
+                f"there, or {self._start_over()}"
             )
 
     def _start_over(self) -> str:
@@ -198,7 +196,7 @@ def _require_ours(folder: Path) -> None:
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 _NAMED = 3
-"""Sessions that are named, of those that have changed."""
+"""Changed sessions that are named."""
 _LEFT_OUT = "(left out)"
 
 
@@ -215,38 +213,39 @@ class Identity:
 
     @property
     def sha256(self) -> str:
-        """Of what a resumed run must have in common."""
+        """Hash of what a resumed run must have in common."""
         return json_sha256([self.rows, self.settings])
 
 
-def identity_of(found: Examples, info: Mapping[str, Any], options: TrainOptions, seed: int) -> Identity:
+def identity_of(examples: Examples, info: Mapping[str, Any], options: TrainOptions, seed: int) -> Identity:
     """The identity of a run; `info` is what base.json says."""
     rows = [
         [id_, json_sha256([example.input_ids, example.labels])[:16]]
-        for id_, example in zip(found.ids, found.examples, strict=True)
+        for id_, example in zip(examples.ids, examples.examples, strict=True)
     ]
-    given = {name: value for name, value in options.deciding().items() if name not in _without_effect(options)}
-    settings = flatten(given, "train")
+    deciding = {name: value for name, value in options.deciding().items() if name not in _without_effect(options)}
+    settings = flatten(deciding, "train")
     student = {f"student.{key}": info[key] for key in ("model", "fingerprint", "layers", "template")}
     machine = {"device": device.default_device().type, **{package: version(package) for package in PACKAGES}}
     return Identity(rows, {**student, **settings, "seed": seed}, machine)
 
 
 def _without_effect(options: TrainOptions) -> set[str]:
-    """Evaluations change nothing of themselves; their rows are told by those that are trained on."""
+    """Options that change no weight: evaluations do not, unless something is chosen by them."""
     chooses = options.early_stopping is not None or options.best is not None
     return {"eval_rows"} | (set() if chooses else {"eval_steps", "eval_tokens"})
 
 
 def _defaults() -> dict[str, Any]:
-    """What keys that the version before did not have were in effect then."""
+    """Values that keys had before they existed."""
     old = {key: old for key, (_, old, _) in OLD_DEFAULTS.items()}
     return flatten(TrainOptions().model_dump(mode="json"), "train") | old
 
 
 def changes(old: Identity, new: Identity) -> list[str]:
-    """What is another in `new`, one short text each; empty where a run can go on."""
-    before = {**{key: value for key, value in _defaults().items() if key in new.settings}, **old.settings}
+    """Differences of `new`, one short text each; empty where a run can be resumed."""
+    settings = {key: value for key, value in old.settings.items() if not is_removed(key)}
+    before = {**{key: value for key, value in _defaults().items() if key in new.settings}, **settings}
     fields = sorted(before.keys() | new.settings.keys())
     pairs = [(name, before.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
     info = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in pairs if was != now]
@@ -255,7 +254,7 @@ def changes(old: Identity, new: Identity) -> list[str]:
 
 
 def machine_changes(old: Identity, new: Identity) -> list[str]:
-    """Device and packages that are others in `new`."""
+    """Device and packages that differ in `new`."""
     return [
         f"{name} {old.machine.get(name, _LEFT_OUT)} → {now}"
         for name, now in new.machine.items()
@@ -264,14 +263,14 @@ def machine_changes(old: Identity, new: Identity) -> list[str]:
 
 
 def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
-    """`reread`: another template or tokenizer has changed every row, which need not be told."""
+    """Differences of rows; `reread` means that another template or tokenizer has changed them all."""
     was, now = ({row[0]: row[1] for row in one.rows} for one in (old, new))
-    found = {
+    ids_by_kind = {
         "added": [id_ for id_ in now if id_ not in was],
         "removed": [id_ for id_ in was if id_ not in now],
         "changed": [] if reread else [id_ for id_ in now if id_ in was and was[id_] != now[id_]],
     }
-    info = [f"{len(ids)} {_count(ids)} {how} ({_names(ids)})" for how, ids in found.items() if ids]
+    info = [f"{len(ids)} {_count(ids)} {how} ({_names(ids)})" for how, ids in ids_by_kind.items() if ids]
     moved = not info and not reread and old.rows != new.rows
     return ["the rows are in another order"] if moved else info
 

@@ -31,17 +31,17 @@ class Examples:
     """The training examples, and what was left out."""
 
     ids: list[str]
-    """Of the sessions, one an example; `ID#2` is the second part of a session that was split."""
+    """Session id of each example; `ID#2` is the second part of a session that was split."""
     examples: list[chat_template.Example]
     left_out: Counter[str]
-    """How many sessions are `too_long`, how many `empty`; how many `parts` of split ones are too long themselves; how
-    many rows are `unspelt`: they hold characters that the tokenizer has no tokens for."""
+    """Counts of sessions `too_long` and `empty`, of `parts` of split sessions that are too long, and of rows `unspelt`:
+    with characters that the tokenizer has no tokens for."""
     split: Counter[str] = field(default_factory=Counter)
-    """How many `sessions` were split, and into how many `parts`."""
+    """Counts of split `sessions`, and of their `parts`."""
     too_long: list[tuple[int, int]] = field(default_factory=list)
-    """Tokens and pairs of each session that is left out for its length."""
+    """Tokens and pairs of each session left out for its length."""
     checked: MaskReport = field(default_factory=MaskReport)
-    """What the mask gate has seen."""
+    """Findings of the mask gate."""
 
     def lengths(self) -> list[int]:
         """Tokens of each example."""
@@ -51,57 +51,57 @@ class Examples:
 def examples_of(
     sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions, progress: Progress | None = None
 ) -> Examples:
-    """The sessions' examples, but for those with an empty answer and, by `over_length`, those over `max_length` tokens.
+    """The sessions' examples, without empty answers and, depending on `over_length`, without those over `max_length`.
 
     Raises `MaskError` where the gate finds a fault, and `DistillError` when a session does not fit the template, when
     one is too long under `over_length: raise`, or when none is left.
     """
     gate = MaskGate(template, tokenizer, train_on=options.train_on, lost_system=options.lost_system)
-    found = Examples([], [], Counter(), checked=gate.checked)
-    maker = _Maker(template, tokenizer, options, found)
+    examples = Examples([], [], Counter(), checked=gate.checked)
+    maker = _Maker(template, tokenizer, options, examples)
     bar = progress or Silent()
     for number, session in enumerate(sessions, start=1):
         for row in maker.rows(session):
             try:
                 gate.check(row)
             except UnspeltError:
-                found.left_out["unspelt"] += 1
+                examples.left_out["unspelt"] += 1
                 continue
-            found.ids.append(row.id)
-            found.examples.append(row.example)
+            examples.ids.append(row.id)
+            examples.examples.append(row.example)
         if number % REPORT_ROWS == 0:
             bar.update(number, len(sessions))
-    if not found.examples:
-        raise DistillError(f"none of the {len(sessions)} sessions can be trained on: {_why(found, options)}")
-    return found
+    if not examples.examples:
+        raise DistillError(f"none of the {len(sessions)} sessions can be trained on: {_why(examples, options)}")
+    return examples
 
 
-def _why(found: Examples, options: TrainOptions) -> str:
-    """What left out rows, and what helps."""
+def _why(examples: Examples, options: TrainOptions) -> str:
+    """Why rows were left out, and the remedy."""
     reasons = {
         "too_long": f"are longer than train.max_length={options.max_length} tokens (raise it)",
         "empty": "have no answer (collect more)",
         "unspelt": "hold characters that the tokenizer does not know (take another student.model)",
     }
-    info = [f"{found.left_out[name]} {reason}" for name, reason in reasons.items() if found.left_out[name]]
+    info = [f"{examples.left_out[name]} {reason}" for name, reason in reasons.items() if examples.left_out[name]]
     return ", ".join(info) or "collect more"
 
 
 def session_of(row: str) -> str:
-    """The id of the session that a row with this id would be a part of."""
+    """Id of the session that a row belongs to."""
     return re.sub(r"#\d+$", "", row)
 
 
 class _Maker:
     """Converts sessions to examples one at a time, and counts what it leaves out."""
 
-    def __init__(self, template: str, tokenizer: Any, options: TrainOptions, found: Examples) -> None:
-        self._template, self._tokenizer, self._options, self._found = template, tokenizer, options, found
+    def __init__(self, template: str, tokenizer: Any, options: TrainOptions, examples: Examples) -> None:
+        self._template, self._tokenizer, self._options, self._examples = template, tokenizer, options, examples
 
     def rows(self, session: Session) -> Iterator[MaskRow]:
         """The session's row, or those of its parts, or none."""
         if _has_empty_answer(session, self._options.train_on):
-            self._found.left_out["empty"] += 1
+            self._examples.left_out["empty"] += 1
             return
         row = self._row(session)
         if self._fits(row):
@@ -134,9 +134,9 @@ class _Maker:
         return len(row.example.input_ids) <= self._options.max_length
 
     def _leave_out(self, row: MaskRow) -> None:
-        self._found.left_out["too_long"] += 1
+        self._examples.left_out["too_long"] += 1
         pairs = sum(message.role == "assistant" for message in row.messages)
-        self._found.too_long.append((len(row.example.input_ids), pairs))
+        self._examples.too_long.append((len(row.example.input_ids), pairs))
 
     def _parts(self, session: Session, whole: MaskRow) -> Iterator[MaskRow]:
         """The rows of a session cut before questions, each with the system turn in front."""
@@ -145,12 +145,12 @@ class _Maker:
         if not fitting:
             self._leave_out(whole)
             return
-        self._found.left_out["parts"] += len(rows) - len(fitting)
-        self._found.split.update(sessions=1, parts=len(fitting))
+        self._examples.left_out["parts"] += len(rows) - len(fitting)
+        self._examples.split.update(sessions=1, parts=len(fitting))
         yield from fitting
 
     def _divided(self, session: Session) -> Iterator[Session]:
-        """As many whole pairs as fit, from the first on; where only the last answer is trained, the last ones alone."""
+        """Parts of as many whole pairs as fit; where only the last answer is trained, one part of the last pairs."""
         system = [message for message in session.messages[:1] if message.role == "system"]
         pairs = list(types_module.pairs(session.messages[len(system) :]))
         end = len(pairs)
@@ -171,7 +171,7 @@ class _Maker:
 def _part(
     session: Session, system: Sequence[Message], pairs: Sequence[Sequence[Message]], number: int, *, last: bool
 ) -> Session:
-    """Only the last part ends with the answer that may have been cut off."""
+    """A session of some pairs; only the last part ends with the answer that may be truncated."""
     messages = (*system, *(message for pair in pairs for message in pair))
     truncated = last and bool(session.meta.get("truncated"))
     return replace(
@@ -191,30 +191,31 @@ def checked_examples(
     options: TrainOptions,
     say: Callable[[str], None],
 ) -> Examples:
-    """What is trained on, each row through the gate, and a line for all that the reader should know of it."""
+    """The examples, each row through the mask gate; says what is left out and what the gate has found."""
     with console.progress("masks", len(sessions), unit="rows") as bar:
-        found = examples_of(sessions, template, tokenizer, options, bar)
-    for line in notes(found, len(sessions), options):
+        examples = examples_of(sessions, template, tokenizer, options, bar)
+    for line in notes(examples, len(sessions), options):
         say(line)
-    return found
+    return examples
 
 
-def notes(found: Examples, total: int, options: TrainOptions) -> Iterator[str]:
-    """What the reader should know of `total` sessions: what is left out and why, and what the gate has seen."""
-    left_out, limit = found.left_out, f"train.max_length={options.max_length}"
+def notes(examples: Examples, total: int, options: TrainOptions) -> Iterator[str]:
+    """Lines on what is left out of `total` sessions and why, and on what the mask gate has found."""
+    left_out, limit = examples.left_out, f"train.max_length={options.max_length}"
     if left_out["too_long"]:
         yield f"{left_out['too_long']} of {total} sessions are longer than {limit} and left out"
-    if found.split["sessions"]:
-        yield f"{found.split['sessions']} of {total} sessions are longer than {limit} and split into {_parts(found)}"
+    if examples.split["sessions"]:
+        number = examples.split["sessions"]
+        yield f"{number} of {total} sessions are longer than {limit} and split into {_parts(examples)}"
     if left_out["empty"]:
         yield f"{left_out['empty']} of {total} sessions have an empty answer and are left out"
     if left_out["unspelt"]:
         yield f"{left_out['unspelt']} rows hold characters that the tokenizer has no tokens for and are left out"
-    yield from _mask_findings(found.checked)
+    yield from _mask_findings(examples.checked)
 
 
-def _parts(found: Examples) -> str:
-    parts, lost = found.split["parts"], found.left_out["parts"]
+def _parts(examples: Examples) -> str:
+    parts, lost = examples.split["parts"], examples.left_out["parts"]
     beyond = f"; {lost} more are too long themselves and left out" if lost else ""
     return f"{parts} parts{beyond}"
 
@@ -232,26 +233,26 @@ def _mask_findings(checked: MaskReport) -> Iterator[str]:
 
 
 NEAR = 0.7
-"""ROUGE-L of two questions above which they count as one; that of the test split."""
+"""ROUGE-L of two questions from which on they count as the same, as for the test split."""
 SHARE, LEAST, MOST, LEAST_SESSIONS = 0.05, 4, 64, 40
-"""Of the sessions, where the recipe does not say."""
+"""Share of the sessions held out by default, its bounds, and the fewest sessions to hold any out of."""
 CHOICE = 4
 
 
-def rows_to_hold(asked: int | None, sessions: int) -> int:
-    """How many sessions are held out."""
-    if asked is not None:
-        return asked
+def rows_to_hold(rows: int | None, sessions: int) -> int:
+    """Number of sessions to hold out; `rows` is the recipe's value."""
+    if rows is not None:
+        return rows
     return 0 if sessions < LEAST_SESSIONS else min(max(int(sessions * SHARE), LEAST), MOST)
 
 
 def hold_out(
     sessions: Sequence[Session], rows: int, *, seed: int, eligible: Collection[str]
 ) -> tuple[list[Session], set[str]]:
-    """The sessions to hold out of the eligible ones, in their order, and the ids of others near to them.
+    """The sessions to hold out, in their order, and the ids of others with nearly the same question.
 
-    Those are not to be trained on either: it would show how well an answer was learnt by heart. Which ones are held
-    out depends on the seed and their questions; of `CHOICE` times as many candidates, those with the fewest near ones.
+    Those are not trained on either, as evaluations would then measure memorisation. The choice depends on the seed and
+    the questions: of `CHOICE` times as many candidates, those with the fewest similar sessions.
     """
     if not rows:
         return [], set()
@@ -259,22 +260,22 @@ def hold_out(
     order = sorted((one for one in sessions if one.id in eligible), key=lambda one: _digest(one, seed))
     candidates = _apart(order, tokens, CHOICE * rows)
     index = _index(candidates, tokens)
-    near = Counter(found.id for session in sessions if (found := index.near(tokens[session.id])) is not None)
-    held = set(sorted(candidates, key=lambda id_: near[id_])[:rows])
-    index = _index(sorted(held), tokens)
-    beside = {id_ for id_ in tokens if id_ not in held and index.near(tokens[id_]) is not None}
-    return [session for session in sessions if session.id in held], beside
+    near = Counter(other.id for session in sessions if (other := index.near(tokens[session.id])) is not None)
+    ids = set(sorted(candidates, key=lambda id_: near[id_])[:rows])
+    index = _index(sorted(ids), tokens)
+    beside = {id_ for id_ in tokens if id_ not in ids and index.near(tokens[id_]) is not None}
+    return [session for session in sessions if session.id in ids], beside
 
 
 def _apart(order: Sequence[Session], tokens: dict[str, list[str]], most: int) -> list[str]:
-    """The first ids whose questions are not near to each other's."""
+    """The first ids with no two similar questions."""
     index = NoveltyIndex(NEAR)
-    found: list[str] = []
+    ids: list[str] = []
     for session in order:
-        if len(found) < most and index.near(tokens[session.id]) is None:
+        if len(ids) < most and index.near(tokens[session.id]) is None:
             index.add(session.id, tokens[session.id])
-            found.append(session.id)
-    return found
+            ids.append(session.id)
+    return ids
 
 
 def _index(ids: Sequence[str], tokens: dict[str, list[str]]) -> NoveltyIndex:
@@ -293,19 +294,21 @@ def _question(session: Session) -> str:
 
 
 def split_held_out(
-    found: Examples, sessions: Sequence[Session], asked: int | None, seed: int
+    examples: Examples, sessions: Sequence[Session], eval_rows: int | None, seed: int
 ) -> tuple[Examples, list[Session]]:
-    """What is trained on, and the sessions that are held out to watch it by.
+    """The examples to train on, and the sessions held out for evaluations.
 
     Raises `DistillError` where nothing is left to train on.
     """
-    ids = set(found.ids)
+    ids = set(examples.ids)
     usable = [session for session in sessions if session.id in ids]
-    rows = rows_to_hold(asked, len(usable))
-    held, beside = hold_out(sessions, rows, seed=seed, eligible=ids)
-    apart = {session.id for session in held} | beside
-    places = [place for place, id_ in enumerate(found.ids) if not {id_, session_of(id_)} & apart]
+    rows = rows_to_hold(eval_rows, len(usable))
+    held_out, beside = hold_out(sessions, rows, seed=seed, eligible=ids)
+    apart = {session.id for session in held_out} | beside
+    places = [place for place, id_ in enumerate(examples.ids) if not {id_, session_of(id_)} & apart]
     if not places:
         raise DistillError(f"train.eval_rows={rows} leaves none of {len(usable)} sessions to train on; lower it")
-    taught = replace(found, ids=[found.ids[at] for at in places], examples=[found.examples[at] for at in places])
-    return taught, held
+    trained = replace(
+        examples, ids=[examples.ids[at] for at in places], examples=[examples.examples[at] for at in places]
+    )
+    return trained, held_out

@@ -1,14 +1,14 @@
 """Evaluation during training: metrics on held-out sessions, and three answers beside the teacher's.
 
-The sessions come out of the kept rows and are not trained on; the test split stays unseen, so that what is chosen by
-these numbers (early stopping, the best weights) does not flatter the comparison.
+The sessions are taken from the kept rows and not trained on. The test split stays unseen, so that early stopping and
+the choice of the best weights do not bias the comparison.
 
 An evaluation is a row of `train_log.jsonl` with `event: eval`: `step`, `steps`, `eval_loss` (nats per token of the
 teacher's last answers, the sum over all by their number of tokens, end tokens excluded), `stop_rate` (share of greedy
 answers that end by themselves within `train.eval_tokens`), `length_ratio` (tokens of the student's greedy answers by
 those of the teacher's to the same prompts, both counted up to `train.eval_tokens`), `rows`, `answers` and `seconds`;
-null where nothing could be measured. `samples.jsonl` has three rows an evaluation: `step`, `id`, `messages` (what was
-asked), `teacher`, `student`, and `finish` of the latter (`stop` or `length`).
+null where nothing could be measured. `samples.jsonl` has three rows per evaluation: `step`, `id`, `messages` (the
+prompt), `teacher`, `student`, and `finish` of the latter (`stop` or `length`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from distill.models.quantization import unpacked
 from distill.train.callbacks import Log
 from distill.train.options import EarlyStopping
 from distill.train.sft_trainer import random_state, restore
-from distill.train.spike_guard import SpikeGuardTrainer
+from distill.train.step_guard import GuardedTrainer
 from distill.types import Message, Request, Sampling, Session
 
 SAMPLES = "samples.jsonl"
 SHOWN, ANSWERED = 3, 8
-"""Answers that are kept of an evaluation, and answers that are written for it."""
+"""Answers of an evaluation that are logged, and those that are generated."""
 EVALUATIONS = 4
-"""In a run, where the recipe does not say."""
+"""Per run, by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +53,24 @@ class HeldOutSession:
     messages: tuple[Message, ...]
     teacher: str
     tokens: int
-    """Of that answer, its end token excluded."""
+    """Tokens of that answer, without its end token."""
 
 
-def held_of(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[HeldOutSession]:
-    """The sessions as they are asked; those without an answer are left out."""
-    found = []
+def held_out_sessions(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[HeldOutSession]:
+    """The sessions as prompts with the teacher's answers; those with an empty answer are left out."""
+    held_out = []
     for session in sessions:
         *before, last = session.messages
         tokens = len(chat_template.encode(session.messages, template, tokenizer, truncated=True).input_ids)
         tokens -= len(chat_template.prompt_ids(before, template, tokenizer))
         if tokens > 0:
-            found.append(HeldOutSession(session.id, tuple(before), last.content, tokens))
-    return found
+            held_out.append(HeldOutSession(session.id, tuple(before), last.content, tokens))
+    return held_out
 
 
-def every(asked: int | None, steps: int) -> int:
-    """Steps between two evaluations; 0 for none."""
-    return asked if asked is not None else max(1, math.ceil(steps / EVALUATIONS))
+def evaluation_interval(eval_steps: int | None, steps: int) -> int:
+    """Steps between two evaluations; 0 for none. `eval_steps` is the recipe's value."""
+    return eval_steps if eval_steps is not None else max(1, math.ceil(steps / EVALUATIONS))
 
 
 class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -78,20 +78,20 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
 
     def __init__(
         self,
-        held: Sequence[HeldOutSession],
+        held_out: Sequence[HeldOutSession],
         folder: Path,
-        trainer: SpikeGuardTrainer,
+        trainer: GuardedTrainer,
         log: Log,
         *,
         every: int,
         template: str,
         tokenizer: Any,
         max_tokens: int,
-        stopping: StopCallback | None,
+        stopping: EarlyStopping | None,
         best: BestCheckpoint | None,
         say: Callable[[str], None],
     ) -> None:
-        self._held, self._trainer, self._log, self._every = held, trainer, log, every
+        self._held_out, self._trainer, self._log, self._every = held_out, trainer, log, every
         self._template, self._tokenizer, self._max_tokens = template, tokenizer, max_tokens
         self._stopping, self._best, self._say = stopping, best, say
         self._samples = folder / SAMPLES
@@ -109,13 +109,13 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         self._trainer.log({f"eval_{key}": row[name] for key, name in LOGGED.items() if row[name] is not None})
         if self._best is not None:
             self._best.consider(self._trainer.model, self._log.events)
-        if self._stopping is not None and (why := self._stopping.reached(self._log.events)) and not last:
-            self._say(why)
+        if self._stopping is not None and (reason := reason_to_stop(self._stopping, self._log.events)) and not last:
+            self._say(reason)
             control.should_training_stop = True
             control.should_save = False  # going on from a checkpoint of this step would go past it
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Let go of weights that no run can end with any more."""
+        """Delete weights that cannot be the best any more."""
         if self._best is not None:
             self._best.forget_worse(self._log.events)
 
@@ -124,36 +124,40 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         with aside(self._trainer.model):
             loss = self._loss()
             answers = self._answers()
-        asked = self._held[: len(answers)]
-        append(self._samples, self._shown(step, asked, answers))
-        found = {"eval_loss": loss, "stop_rate": stop_rate(answers), "length_ratio": self._ratio(asked, answers)}
-        counts = {"rows": len(self._held), "answers": len(answers), "seconds": round(time.monotonic() - started, 3)}
-        return {"event": "eval", "step": step, "steps": steps, **found, **counts}
+        sessions = self._held_out[: len(answers)]
+        append(self._samples, self._samples_of(step, sessions, answers))
+        values = {"eval_loss": loss, "stop_rate": stop_rate(answers), "length_ratio": self._ratio(sessions, answers)}
+        counts = {"rows": len(self._held_out), "answers": len(answers), "seconds": round(time.monotonic() - started, 3)}
+        return {"event": "eval", "step": step, "steps": steps, **values, **counts}
 
     def _loss(self) -> float | None:
-        """Nats a token of the teacher's answers; what cannot be scored does not count."""
-        pairs = [(one.messages, one.teacher) for one in self._held]
-        found = loglikelihoods(self._trainer.model, self._tokenizer, self._template, pairs)
-        scored = [one for one in found if isinstance(one, ContinuationScores)]
+        """Nats per token of the teacher's answers; answers that cannot be scored are left out."""
+        pairs = [(one.messages, one.teacher) for one in self._held_out]
+        scores = loglikelihoods(self._trainer.model, self._tokenizer, self._template, pairs)
+        scored = [one for one in scores if isinstance(one, ContinuationScores)]
         tokens = sum(len(one.logprobs) for one in scored)
         return -sum(one.total for one in scored) / tokens if tokens else None
 
     def _answers(self) -> list[Reply]:
-        """Greedy, to the first prompts; a prompt that fills the context, or a model that diverged, has none."""
+        """Greedy answers to the first prompts; empty where a prompt fills the context, or the model has diverged."""
         sampling = Sampling(temperature=0.0, max_tokens=self._max_tokens)
-        asked = [Request(role="student", messages=one.messages, sampling=sampling) for one in self._held[:ANSWERED]]
+        requests = [
+            Request(role="student", messages=one.messages, sampling=sampling) for one in self._held_out[:ANSWERED]
+        ]
         with unpacked(self._trainer.model):
-            replies = answer(self._trainer.model, self._tokenizer, self._template, asked)
+            replies = answer(self._trainer.model, self._tokenizer, self._template, requests)
         return [reply if isinstance(reply, Reply) else Reply() for reply in replies]
 
-    def _ratio(self, asked: Sequence[HeldOutSession], answers: Sequence[Reply]) -> float | None:
+    def _ratio(self, sessions: Sequence[HeldOutSession], answers: Sequence[Reply]) -> float | None:
         most = self._max_tokens
-        wanted = sum(min(one.tokens, most) for one in asked)
+        expected = sum(min(one.tokens, most) for one in sessions)
         written = sum(reply.usage.completion_tokens - (reply.finish == "stop") for reply in answers if reply.usage)
-        return written / wanted if wanted and answers else None
+        return written / expected if expected and answers else None
 
-    def _shown(self, step: int, asked: Sequence[HeldOutSession], answers: Sequence[Reply]) -> Iterator[dict[str, Any]]:
-        for one, reply in list(zip(asked, answers, strict=True))[:SHOWN]:
+    def _samples_of(
+        self, step: int, sessions: Sequence[HeldOutSession], answers: Sequence[Reply]
+    ) -> Iterator[dict[str, Any]]:
+        for one, reply in list(zip(sessions, answers, strict=True))[:SHOWN]:
             yield {
                 "step": step,
                 "id": one.id,
@@ -165,7 +169,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
 
 
 LOGGED = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
-"""What is watched, and where in a row it stands."""
+"""Watched metrics, and their keys in an evaluation's row."""
 
 
 def stop_rate(answers: Sequence[Reply]) -> float | None:
@@ -185,7 +189,7 @@ def line(row: dict[str, Any]) -> str:
 
 @contextmanager
 def aside(model: Any) -> Iterator[None]:
-    """Evaluate, and leave no trace: dropout, random numbers and the cache are afterwards as they were before."""
+    """Evaluation mode within the block; dropout, random state and the cache are restored afterwards."""
     training, random, cache = model.training, random_state(), model.config.use_cache
     model.eval()
     try:
@@ -196,13 +200,9 @@ def aside(model: Any) -> Iterator[None]:
         restore(random)
 
 
-FIELDS = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
-"""Where in an evaluation's row each value stands."""
-
-
 def badness(row: dict[str, Any], watch: str) -> float:
-    """The value so that less is better; infinite where there is none. A length is as bad as its ratio is far from 1."""
-    value = row[FIELDS[watch]]
+    """The metric with a sign such that less is better; infinite where it is missing. For a length, |log ratio|."""
+    value = row[LOGGED[watch]]
     if value is None or not math.isfinite(value):
         return math.inf
     if watch == "length_ratio":
@@ -216,7 +216,7 @@ def evaluations(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def best_of(events: Sequence[dict[str, Any]], watch: str, *, min_delta: float = 0.0) -> int | None:
-    """The place of the best evaluation: one that is better by more than `min_delta` than the best before it."""
+    """Index of the best evaluation: better by more than `min_delta` than the best before it."""
     best: int | None = None
     values = [badness(row, watch) for row in evaluations(events)]
     for place, value in enumerate(values):
@@ -225,21 +225,14 @@ def best_of(events: Sequence[dict[str, Any]], watch: str, *, min_delta: float = 
     return best
 
 
-class StopCallback:
-    """Ends training when evaluations stop improving."""
-
-    def __init__(self, options: EarlyStopping) -> None:
-        self._options = options
-
-    def reached(self, events: Sequence[dict[str, Any]]) -> str:
-        """One line that says why training ends; empty while it goes on."""
-        watch, patience = self._options.watch, self._options.patience
-        rows, best = evaluations(events), best_of(events, watch, min_delta=self._options.min_delta)
-        since = len(rows) - 1 - (best if best is not None else -1)
-        if since < patience:
-            return ""
-        info = f"since step {rows[best]['step']}" if best is not None else "so far"
-        return f"early stopping: no better {watch} {info}, in {since} evaluations (train.early_stopping.patience)"
+def reason_to_stop(options: EarlyStopping, events: Sequence[dict[str, Any]]) -> str:
+    """One line that says why training ends early; empty while it goes on."""
+    rows, best = evaluations(events), best_of(events, options.watch, min_delta=options.min_delta)
+    since = len(rows) - 1 - (best if best is not None else -1)
+    if since < options.patience:
+        return ""
+    info = f"since step {rows[best]['step']}" if best is not None else "so far"
+    return f"early stopping: no better {options.watch} {info}, in {since} evaluations (train.early_stopping.patience)"
 
 
 class BestCheckpoint:
@@ -249,12 +242,12 @@ class BestCheckpoint:
         self._folder, self._watch = folder, watch
 
     def step(self, events: Sequence[dict[str, Any]]) -> int | None:
-        """Of the best evaluation."""
+        """Step of the best evaluation."""
         place = best_of(events, self._watch)
         return evaluations(events)[place]["step"] if place is not None else None
 
     def consider(self, model: Any, events: Sequence[dict[str, Any]]) -> None:
-        """Keep the weights where the last evaluation is the best; the ones before stay until a checkpoint is past."""
+        """Save the weights if the last evaluation is the best; earlier ones stay until the next checkpoint."""
         from safetensors.torch import save_file
 
         rows = evaluations(events)
@@ -266,7 +259,7 @@ class BestCheckpoint:
             save_file({name: weight.detach().cpu().contiguous() for name, weight in _learnt(model)}, path)
 
     def forget_worse(self, events: Sequence[dict[str, Any]]) -> None:
-        """Delete what no run that goes on from here can end with."""
+        """Delete all but the best weights."""
         best = self.step(events)
         if not processes.is_first():
             return
@@ -281,10 +274,10 @@ class BestCheckpoint:
         step = self.step(events)
         if step is None:
             return None
-        kept = load_file(self._path(step))
+        weights = load_file(self._path(step))
         with torch.no_grad():
             for name, weight in _learnt(model):
-                weight.copy_(kept[name])
+                weight.copy_(weights[name])
         return step
 
     def _path(self, step: int) -> Path:

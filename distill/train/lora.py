@@ -60,7 +60,7 @@ def train_in_float32(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def state_of(model: Any, options: LoraOptions) -> dict[str, Any] | None:
+def initial_adapter(model: Any, options: LoraOptions) -> dict[str, Any] | None:
     """A copy of the adapter as it begins, where it was taken out of the base's weights; else None."""
     from distill.train.options import RESIDUAL
 
@@ -70,10 +70,10 @@ def state_of(model: Any, options: LoraOptions) -> dict[str, Any] | None:
 
 
 def save_adapter(model: Any, folder: Path, *, base: str, first: dict[str, Any] | None, state: Any = None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, which name `base` as what they belong to.
+    """Write adapter_model.safetensors and adapter_config.json, which name `base` as their base.
 
-    With `first`, from `state_of`, a product BA that began as B₀A₀ is written as BA − B₀A₀, of twice the rank: it gives
-    on the base as it was what BA gives on the base without B₀A₀. `state` are the gathered weights of a sharded model.
+    With `first`, from `initial_adapter`, a product BA that began as B₀A₀ is written as BA − B₀A₀, of twice the rank,
+    for the original base. `state` are the gathered weights of a sharded model.
     """
     settings = model.peft_config["default"]
     settings.base_model_name_or_path = base  # not where it lies on this machine

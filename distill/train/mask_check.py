@@ -48,7 +48,7 @@ class MaskReport:
 
     rows: int = 0
     merging: list[str] = field(default_factory=list)
-    """Rows that have other ids in one pass over their text: a token would reach over an answer's edge."""
+    """Rows whose text has other ids when tokenised at once: a token would cross an answer's edge."""
     mentioning: list[str] = field(default_factory=list)
     """Rows whose messages spell special tokens; they stay text."""
     joined: list[str] = field(default_factory=list)
@@ -130,7 +130,7 @@ class MaskGate:
         self._check_ids(row, rendered, text, natural)
         self._check_special(row)
         ends = self._check_turns(row, rendered, text)
-        self._check_mask(row, text, self._wanted(row, rendered, text, ends))
+        self._check_mask(row, text, self._trainable(row, rendered, text, ends))
         self.checked.rows += 1
 
     def _render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
@@ -149,7 +149,7 @@ class MaskGate:
             raise self._fault(row, f"{len(ids)} tokens and {len(labels)} labels; expected as many")
         for place, (id_, label) in enumerate(zip(ids, labels, strict=True)):
             if label not in (IGNORED, id_):
-                raise self._fault(row, f"{self._told(row, place)} is trained towards the id {label}")
+                raise self._fault(row, f"{self._describe(row, place)} is trained towards the id {label}")
         if not row.example.trained:
             raise self._fault(row, "no token is trained")
 
@@ -176,11 +176,11 @@ class MaskGate:
 
     def _parting(self, row: MaskRow, pieces: Sequence[bytes], expected: str) -> str:
         """Where tokens and template part."""
-        wanted, spelt = expected.encode(), b"".join(pieces)
-        parting = next((at for at, (a, b) in enumerate(zip_longest(spelt, wanted)) if a != b), 0)
+        expected_bytes, spelt = expected.encode(), b"".join(pieces)
+        parting = next((at for at, (a, b) in enumerate(zip_longest(spelt, expected_bytes)) if a != b), 0)
         place = bisect_right(list(accumulate(map(len, pieces))), parting)
-        there = wanted[parting : parting + 40].decode("utf-8", "ignore")
-        info = self._told(row, min(place, len(pieces) - 1))
+        there = expected_bytes[parting : parting + 40].decode("utf-8", "ignore")
+        info = self._describe(row, min(place, len(pieces) - 1))
         has = f"does not spell what the template has: {_quoted(there)}" if there else "stands behind the template's end"
         return f"{info} {has}"
 
@@ -197,10 +197,12 @@ class MaskGate:
             return
         at = next(at for at, (a, b) in enumerate(zip_longest(ids, natural)) if a != b)
         other = _quoted(self.spelling.pieces([natural[at]])[0].decode("utf-8", "backslashreplace"))
-        raise self._fault(row, f"{self._told(row, at)} is {other} (id {natural[at]}) in one pass over the whole text")
+        raise self._fault(
+            row, f"{self._describe(row, at)} is {other} (id {natural[at]}) in one pass over the whole text"
+        )
 
     def _merges(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> bool:
-        """Whether a token of the whole reaches over an answer's edge, or the whole cut there has the row's tokens."""
+        """Whether a token of the whole text crosses an answer's edge, or cutting the text there gives the row's ids."""
         edges = self._edges(row, rendered, text)
         if not set(edges) <= set(accumulate(map(len, self.spelling.pieces(natural)))):
             return True
@@ -228,7 +230,7 @@ class MaskGate:
         places = [at for at, id_ in enumerate(row.example.input_ids) if id_ in self._special]
         for place, expected in zip_longest(places, frame[: len(places)]):
             if row.example.input_ids[place] != expected:
-                raise self._fault(row, f"{self._told(row, place)} is real where a message only mentions it")
+                raise self._fault(row, f"{self._describe(row, place)} is real where a message only mentions it")
 
     def _frame(self, roles: tuple[str, ...]) -> list[int]:
         if roles not in self._frames:
@@ -242,16 +244,16 @@ class MaskGate:
     def _check_turns(self, row: MaskRow, rendered: str, text: _Text) -> dict[int, int]:
         """No turn is lost; returns where each answer ends, as a number of characters that are no white space."""
         marks, framed = self._framed(row)
-        found = _places(framed, marks)
+        positions = _places(framed, marks)
         for at, message in enumerate(row.messages):
-            if message.content.strip() and not (2 * at in found and 2 * at + 1 in found):
+            if message.content.strip() and not (2 * at in positions and 2 * at + 1 in positions):
                 self._check_lost(row, at)
         self._note_joined(row, framed, marks)
         if _bare(marks.sub("", framed)) != _bare(rendered):
             return {}
         if not text.exact:
-            found = _places(self.spelling.readable(framed), marks)
-        return {at: found[2 * at + 1] for at in range(len(row.messages)) if 2 * at + 1 in found}
+            positions = _places(self.spelling.readable(framed), marks)
+        return {at: positions[2 * at + 1] for at in range(len(row.messages)) if 2 * at + 1 in positions}
 
     def _framed(self, row: MaskRow) -> tuple[re.Pattern[str], str]:
         """The conversation with every message between two marks, rendered; and what finds the marks, in their order."""
@@ -279,33 +281,37 @@ class MaskGate:
 
     def _note_joined(self, row: MaskRow, framed: str, marks: re.Pattern[str]) -> None:
         """Note a system turn that no special token parts from the question behind it."""
-        found = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
-        if row.messages[0].role == "system" and {1, 2} <= found.keys() and self._name == "own":
-            between = framed[found[1].end() : found[2].start()]
+        marks_by_number = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
+        if row.messages[0].role == "system" and {1, 2} <= marks_by_number.keys() and self._name == "own":
+            between = framed[marks_by_number[1].end() : marks_by_number[2].start()]
             if not any(token in between for token in self._special.values()):
                 self.checked.joined.append(row.id)
 
     # The mask
 
-    def _wanted(self, row: MaskRow, rendered: str, text: _Text, ends: dict[int, int]) -> list[range]:
+    def _trainable(self, row: MaskRow, rendered: str, text: _Text, ends: dict[int, int]) -> list[range]:
         """The tokens of each answer that is to be trained, its end token among them."""
         answers = [at for at, message in enumerate(row.messages) if message.role == "assistant"]
-        wanted = answers if self._train_on == "all" else answers[-1:]
-        if empty := [at for at in wanted if not row.messages[at].content.strip()]:
+        turns = answers if self._train_on == "all" else answers[-1:]
+        if empty := [at for at in turns if not row.messages[at].content.strip()]:
             raise self._fault(row, f"the answer in turn {empty[0] + 1} is empty")
-        return [self._answer(row, rendered, text, at, ends.get(at)) for at in wanted]
+        return [self._answer(row, rendered, text, at, ends.get(at)) for at in turns]
 
     def _answer(self, row: MaskRow, rendered: str, text: _Text, at: int, end: int | None) -> range:
         prompt = self._render(row.messages[:at], prompt=True)
         if not rendered.startswith(prompt):
             raise self._fault(row, f"turn {at + 1} follows another prompt in the whole text than when it is asked for")
-        read = str if text.exact else self.spelling.readable
-        begin, whole, words = len(_bare(read(prompt))), _bare(text.readable), _bare(read(row.messages[at].content))
+        readable = str if text.exact else self.spelling.readable
+        begin, whole, words = (
+            len(_bare(readable(prompt))),
+            _bare(text.readable),
+            _bare(readable(row.messages[at].content)),
+        )
         end = whole.find(words, begin) + len(words) if end is None else end
         if not whole[begin:end].endswith(words):
             raise self._fault(row, f"the template changes the answer in turn {at + 1}, {_quoted(words)}")
         if end > len(text.letters):
-            raise self._fault(row, f"{self._told(row, len(text.ends) - 1)} is the last, before the answer ends")
+            raise self._fault(row, f"{self._describe(row, len(text.ends) - 1)} is the last, before the answer ends")
         first = self._first(row, text, begin, len(prompt.encode()) if text.exact else None)
         last = bisect_left(text.ends, text.letters.end(end - 1)) if end > begin else first - 1
         if row.truncated and at == len(row.messages) - 1:
@@ -313,7 +319,7 @@ class MaskGate:
         for place in range(last + 1, len(text.ends)):
             if row.example.input_ids[place] in self._special:
                 return range(first, place + 1)
-        raise self._fault(row, f"{self._told(row, last)} is the last of an answer, and no end token follows")
+        raise self._fault(row, f"{self._describe(row, last)} is the last of an answer, and no end token follows")
 
     def _first(self, row: MaskRow, text: _Text, begin: int, exact: int | None) -> int:
         """The answer's first token: where its prompt ends, or, in a text that differs in spaces, about there."""
@@ -322,8 +328,8 @@ class MaskGate:
         least, most = (least, most) if exact is None else (exact, exact)
         place = bisect_left(text.starts, least)
         if place == len(text.starts) or text.starts[place] > most:
-            held = self._told(row, max(place - 1, 0))
-            raise self._fault(row, f"{held} holds the end of a prompt and an answer's start")
+            token = self._describe(row, max(place - 1, 0))
+            raise self._fault(row, f"{token} holds the end of a prompt and an answer's start")
         labels = row.example.labels
         while exact is None and place < len(labels) and text.ends[place] <= most and labels[place] == IGNORED:
             place += 1  # white space that may belong to either
@@ -333,21 +339,21 @@ class MaskGate:
         """All tokens from the first on; after the answer's last there is white space at most."""
         rest = text.text.encode()[text.ends[last] :]
         if rest.decode(errors="ignore").strip():
-            raise self._fault(row, f"{self._told(row, last + 1)} follows an answer that was cut off")
+            raise self._fault(row, f"{self._describe(row, last + 1)} follows an answer that was cut off")
         return range(first, len(row.example.input_ids))
 
-    def _check_mask(self, row: MaskRow, text: _Text, wanted: Sequence[range]) -> None:
-        meant = set(chain.from_iterable(wanted))
-        last = {answer[-1] for answer in wanted}
+    def _check_mask(self, row: MaskRow, text: _Text, answers: Sequence[range]) -> None:
+        places = set(chain.from_iterable(answers))
+        last = {answer[-1] for answer in answers}
         for place, label in enumerate(row.example.labels):
-            if (label != IGNORED) == (place in meant):
+            if (label != IGNORED) == (place in places):
                 continue
             if label != IGNORED:
-                raise self._fault(row, f"{self._told(row, place)} belongs to the prompt, and is trained")
+                raise self._fault(row, f"{self._describe(row, place)} belongs to the prompt, and is trained")
             what = "ends an answer" if place in last else "belongs to an answer"
-            raise self._fault(row, f"{self._told(row, place)} {what}, and is not trained")
+            raise self._fault(row, f"{self._describe(row, place)} {what}, and is not trained")
 
-    def _told(self, row: MaskRow, place: int) -> str:
+    def _describe(self, row: MaskRow, place: int) -> str:
         id_ = row.example.input_ids[place]
         name = _quoted(self.spelling.pieces([id_])[0].decode("utf-8", "backslashreplace"))
         return f"token {place + 1} of {len(row.example.input_ids)}, {name} (id {id_}),"
@@ -360,8 +366,8 @@ class MaskGate:
 
 
 def _quoted(text: str) -> str:
-    shown = ascii(text) if not text.isprintable() else f"'{text}'"
-    return shown if len(shown) <= 60 else shown[:57] + "…'"
+    quoted = ascii(text) if not text.isprintable() else f"'{text}'"
+    return quoted if len(quoted) <= 60 else quoted[:57] + "…'"
 
 
 def _bare(text: str) -> str:
@@ -370,10 +376,10 @@ def _bare(text: str) -> str:
 
 def _places(framed: str, marks: re.Pattern[str]) -> dict[int, int]:
     """How many characters that are no white space stand before each mark, by the mark's number."""
-    found: dict[int, int] = {}
+    counts: dict[int, int] = {}
     count = position = 0
     for mark in marks.finditer(framed):
         count += len(_bare(framed[position : mark.start()]))
         position = mark.end()
-        found.setdefault(ord(mark[0]) % 0x8000, count)
-    return found
+        counts.setdefault(ord(mark[0]) % 0x8000, count)
+    return counts

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill.recipe import BaseOptions
 from distill.run.students import WITHOUT_EFFECT
 
 RESIDUAL = ("pissa", "olora")
-"""Ways to begin an adapter that take its first product out of the base's weights."""
+"""Initialisations that take the adapter's first product out of the base's weights."""
 
 
 LEARNING_RATES = {"qlora": 5e-4, "lora": 5e-4, "full": 2e-5}
-"""By method, where the recipe does not say. All weights of a model learn at a tenth of an adapter's rate and less: 2e-5
-is what Alpaca, Vicuna, WizardLM and Tülu 2 published for 7B."""
+"""Defaults by method. Full fine-tuning uses a tenth of an adapter's rate and less: 2e-5 is what Alpaca, Vicuna,
+WizardLM and Tülu 2 published for 7B."""
 
 
 class LoraOptions(BaseOptions):
-    """The adapter that learns; it sits on every linear layer but the output head."""
+    """The LoRA adapter, by default on every linear layer but the output head."""
 
     r: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank."""
@@ -33,35 +34,17 @@ class LoraOptions(BaseOptions):
     """Learn each column's magnitude apart from its direction (Liu et al., 2024, arXiv 2402.09353); slower, and often
     better at a small rank."""
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """What the adapter's matrices begin as. `default` and `gaussian` change nothing at first. `pissa`
-    begins with the weights' principal directions (Meng et al., 2024, arXiv 2404.02948) and `olora` with an orthonormal
-    basis of them (2406.01775), both taken out of the base's weights and therefore for `lora` only; what is saved is a
-    plain adapter of twice the rank for the base as it was."""
+    """Initialisation of the adapter's matrices. `default` and `gaussian` change nothing at first. `pissa` begins with
+    the weights' principal directions (Meng et al., 2024, arXiv 2404.02948), `olora` with an orthonormal basis of them
+    (2406.01775), both taken out of the base's weights and therefore for `lora` only; what is saved is a plain adapter
+    of twice the rank for the original base."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the linear layers that get an adapter, such as [q_proj, v_proj]; by default all but the output head."""
 
 
 Watched = Literal["nll", "stop_rate", "length_ratio"]
-"""What is measured on held-out rows: less nats per token of the teacher's answers is better, more answers that end by
-themselves, and a length nearer to the teacher's."""
-
-
-class GuardOptions(BaseOptions):
-    """When to reject a step: non-finite loss or gradient, or a loss spike.
-
-    The sessions to blame are then set aside in quarantined.jsonl, and the step is done again without them.
-    """
-
-    spike: Annotated[float, Field(ge=0)] = 8.0
-    """A loss is a spike when it exceeds the median of the last `window` steps by this many standard deviations
-    (estimated robustly from the median change between two steps), and by `spike_nats`; 0 turns the check off."""
-    spike_nats: Annotated[float, Field(ge=0)] = 1.0
-    """Nats a token by which a loss has to leap at least."""
-    window: Annotated[int, Field(ge=8, le=10_000)] = 32
-    """Steps that a loss is held against; before the ninth nothing is a leap."""
-    max_quarantined: Annotated[int, Field(ge=0)] | None = None
-    """Sessions that may be set aside; training stops where one more is to be. 5% of them, and at least 8, when left
-    out."""
+"""Metric on held-out rows: `nll`, nats per token of the teacher's answers, lower is better; `stop_rate`, share of
+answers that end by themselves, higher is better; `length_ratio`, length by the teacher's, best at 1."""
 
 
 class EarlyStopping(BaseOptions):
@@ -69,9 +52,9 @@ class EarlyStopping(BaseOptions):
 
     watch: Watched = "nll"
     patience: Annotated[int, Field(ge=1)] = 2
-    """Evaluations without a better value after which training ends."""
+    """Evaluations without an improvement after which training ends."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """What a value has to be better by to count as better."""
+    """Smallest difference that counts as an improvement."""
 
 
 class TrainOptions(BaseOptions):
@@ -79,9 +62,9 @@ class TrainOptions(BaseOptions):
 
     method: Literal["qlora", "lora", "full"] = "qlora"
     """`qlora` keeps the base in 4 bits (NF4, double quantisation), `lora` in 16 bits on a GPU and 32 on a CPU, both
-    with an adapter that learns; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
+    with a trainable adapter; `full` trains all weights, in 32 bits, and computes in 16 where there is a GPU."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2
-    """How often each session is seen."""
+    """Passes over all sessions."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = LEARNING_RATES["qlora"]
     """The highest, reached after the warm-up: when left out, 5e-4 for an adapter and 2e-5 for `full`. 2e-4 is usual for
     an adapter from 7B on."""
@@ -93,9 +76,9 @@ class TrainOptions(BaseOptions):
     """`adamw_8bit` keeps its two moments in 8 bits, a quarter of their memory: much for `full`, little for an adapter.
     The paged ones move them out of a GPU's memory when it is short."""
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the weights taken off in a step, by the learning rate."""
+    """Share of the weights subtracted per step, times the learning rate."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Longer gradients of a step are cut to this length."""
+    """Norm to which the gradient of a step is clipped."""
     neftune_alpha: Annotated[float, Field(ge=0)] = 0.0
     """Noise on the embeddings of a session of L tokens, at most alpha / √(L x hidden size) each (NEFTune, Jain et al.,
     2023, arXiv 2310.05914, where 5 to 15 make answers longer); 0 is none."""
@@ -103,7 +86,7 @@ class TrainOptions(BaseOptions):
     max_length: Annotated[int, Field(ge=8)] = 512
     """Tokens of the longest session that is trained on; no answer is ever cut, see `over_length`."""
     over_length: Literal["drop", "split", "raise"] = "drop"
-    """What becomes of longer sessions: `drop` leaves them out and counts them; `split` cuts them before questions into
+    """What happens to longer sessions: `drop` leaves them out and counts them; `split` cuts them before questions into
     parts of whole pairs, each with the system turn in front (with `train_on: last` the last pairs that fit are kept);
     `raise` stops."""
     train_on: Literal["all", "last"] = "all"
@@ -128,11 +111,11 @@ class TrainOptions(BaseOptions):
     `selective` attention's output too, which spares its recomputation. `auto` is selective on as few layers as a
     GPU's free memory asks for by formula, none on a CPU, and full on all once one session does not fit otherwise."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """What is computed in; weights that learn are always kept in 32 bits. `auto` is bf16 on a GPU that has it and fp32
-    elsewhere; bf16 where there is none is an error."""
-    compiled: bool = False
-    """On a GPU, have torch.compile make norms and gates one pass over memory each: a longer start, another rounding,
-    and a gain that is not measured yet. Where it fails, training says so and goes on without; a CPU does without."""
+    """Precision of computation; trainable weights are always kept in 32 bits. `auto` is bf16 on a GPU that
+    has it and fp32 elsewhere; bf16 where there is none is an error."""
+    kernels: Literal["auto", "off"] = "auto"
+    """`auto` replaces forward functions of transformers and PEFT by faster ones that keep less memory, each only after
+    a trial in which its outputs and gradients agree with the library's own; `off` replaces none."""
     save_steps: Annotated[int, Field(ge=1)] = 20
     """Steps between two checkpoints; it does not change the result."""
     eval_steps: Annotated[int, Field(ge=0)] | None = None
@@ -146,22 +129,26 @@ class TrainOptions(BaseOptions):
     early_stopping: EarlyStopping | None = None
     best: Watched | None = None
     """Keep the weights that were best by this, and end with them instead of the last."""
-    guard: GuardOptions = GuardOptions()
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Services that the figures go to besides train_log.jsonl; each must be installed."""
+    """Trackers that get the figures besides train_log.jsonl; each must be installed."""
 
     def deciding(self) -> dict[str, Any]:
-        """Those that decide what the student becomes."""
-        without = set(WITHOUT_EFFECT) | (set() if self.compiled else {"compiled"})
-        return self.model_dump(exclude=without)
+        """The options that decide the student's weights."""
+        return self.model_dump(exclude=set(WITHOUT_EFFECT))
+
+    @field_validator("kernels", mode="before")
+    @classmethod
+    def _off_as_yaml_reads_it(cls, value: Any) -> Any:
+        """`--set train.kernels=off` is a boolean in YAML 1.1."""
+        return "off" if value is False else value
 
     @model_validator(mode="before")
     @classmethod
-    def _with_usual_rate(cls, given: Any) -> Any:
-        method = given.get("method") if isinstance(given, dict) else None
+    def _with_usual_rate(cls, values: Any) -> Any:
+        method = values.get("method") if isinstance(values, dict) else None
         if isinstance(method, str) and method in LEARNING_RATES:
-            return {"learning_rate": LEARNING_RATES[method], **given}
-        return given
+            return {"learning_rate": LEARNING_RATES[method], **values}
+        return values
 
     @model_validator(mode="after")
     def _agrees(self) -> TrainOptions:
@@ -178,3 +165,18 @@ class TrainOptions(BaseOptions):
         if watching is not None and 0 in (self.eval_steps, self.eval_rows):
             raise ValueError(f"{watching} needs evaluations; give eval_steps and eval_rows above 0, or leave them out")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """Everything of a recipe that a training run depends on."""
+
+    model: str
+    """Name or path of the base."""
+    template: str
+    options: TrainOptions
+    seed: int
+    layers: int | None = None
+    """Layers of the base that the student keeps; None for all."""
+    prune_by: Literal["uniform", "block"] = "uniform"
+    """How those layers are chosen."""

@@ -25,7 +25,7 @@ class PackingPlan:
     epochs: float
 
     def epoch(self, step: int) -> float:
-        """How many epochs are done after so many steps."""
+        """Epochs done after `step` steps."""
         return self.epochs * step / len(self.steps)
 
 
@@ -38,7 +38,7 @@ def plan(
     seed: int,
     grouped: bool = False,
 ) -> PackingPlan:
-    """Shuffle examples of these lengths (in tokens) and divide them into steps, anew in each epoch.
+    """Shuffle examples of these lengths (in tokens) and divide them into steps, independently for each epoch.
 
     A step has about `batch_tokens` tokens, or exactly `batch_rows` examples but for an epoch's last; by default what
     makes about `AIMED_STEPS` of the run. `grouped`: the examples of a step are of like length (50 steps' examples are
@@ -52,10 +52,10 @@ def plan(
         if grouped:
             size = MEGABATCH_STEPS * (batch_rows or max(1, round(aimed * len(lengths) / sum(lengths))))
             order = _sorted_in_parts(order, lengths, size)
-        made = _by_rows(order, batch_rows) if batch_rows else _by_tokens(order, lengths, aimed)
+        parts = _by_rows(order, batch_rows) if batch_rows else _by_tokens(order, lengths, aimed)
         if grouped:
-            random.shuffle(made)
-        steps += made[: max(1, round(len(made) * min(1.0, epochs - epoch)))]
+            random.shuffle(parts)
+        steps += parts[: max(1, round(len(parts) * min(1.0, epochs - epoch)))]
     return PackingPlan(tuple(steps), epochs)
 
 
@@ -82,20 +82,20 @@ def _by_tokens(order: Sequence[int], lengths: Sequence[int], aimed: int) -> list
 def passes(
     rows: Sequence[int], lengths: Sequence[int], *, tokens: int, packed: bool, processes: int = 1
 ) -> list[list[int]]:
-    """Divide the examples of a step into forward passes of at most `tokens` tokens; an example that is longer is alone.
+    """Divide the examples of a step into forward passes of at most `tokens` tokens; a longer example has its own pass.
 
     `packed`: laid end to end (as few passes as hold them, evenly filled); otherwise padded to the longest of a pass,
     neighbours in length together. The largest come first, so that an out-of-memory error comes at once or never. Their
     number is a multiple of `processes`, with empty ones where there are too few examples.
     """
     order = sorted(rows, key=lambda row: -lengths[row])
-    made = _packed(order, lengths, tokens) if packed else _padded(order, lengths, tokens)
-    while len(made) % processes:
-        made.sort(key=lambda group: -len(group))
-        largest = made.pop(0)
+    groups = _packed(order, lengths, tokens) if packed else _padded(order, lengths, tokens)
+    while len(groups) % processes:
+        groups.sort(key=lambda group: -len(group))
+        largest = groups.pop(0)
         half = math.ceil(len(largest) / 2)
-        made += [largest[:half], largest[half:]]
-    return made
+        groups += [largest[:half], largest[half:]]
+    return groups
 
 
 def _padded(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
@@ -107,17 +107,17 @@ def _padded(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[l
 
 
 def _packed(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """As few rows as best fit needs, evenly filled where they can be: attention's cost grows with the square."""
+    """As few rows as best fit needs, evenly filled where possible, as attention's cost grows with the square."""
     alone = [[row] for row in order if lengths[row] >= tokens]
     fitting = order[len(alone) :]
-    fitted = _best_fit(fitting, lengths, tokens)
-    even: list[list[int]] = [[] for _ in fitted]
-    filled = [0] * len(fitted)
+    groups = _best_fit(fitting, lengths, tokens)
+    even: list[list[int]] = [[] for _ in groups]
+    filled = [0] * len(groups)
     for row in fitting:
         emptiest = filled.index(min(filled))
         even[emptiest].append(row)
         filled[emptiest] += lengths[row]
-    return alone + (even if max(filled, default=0) <= tokens else fitted)
+    return alone + (even if max(filled, default=0) <= tokens else groups)
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
@@ -125,7 +125,7 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[
     groups: list[list[int]] = []
     room: list[int] = []
     for row in order:
-        fitting = [(left, at) for at, left in enumerate(room) if left >= lengths[row]]
+        fitting = [(space, at) for at, space in enumerate(room) if space >= lengths[row]]
         at = min(fitting)[1] if fitting else len(groups)
         if not fitting:
             groups.append([])

@@ -14,15 +14,15 @@ from distill.train.lora import save_adapter
 from distill.train.sft_trainer import Trainer
 
 WEIGHTS = ("adapter_model*", "adapter_config.json", "model*.safetensors*", "config.json", "generation_config.json")
-"""What an earlier attempt, cut short while it was written, may have left."""
+"""Files that an interrupted save may have left."""
 
 
 def save(
     trainer: Trainer, tokenizer: Any, template: str, info: dict[str, Any], folder: Path, *, first: dict[str, Any] | None
 ) -> None:
-    """Write the student; base.json, without which nobody reads it, comes last.
+    """Write the student; base.json, without which it is not a student, comes last.
 
-    `info` goes there; `first` is the adapter as it began, where it was taken out of the base.
+    `info` is the contents of base.json; `first` is the initial adapter, where it was taken out of the base.
     """
     state = _gathered(trainer)
     if not processes.is_first():
@@ -42,14 +42,14 @@ def save(
 
 
 def _gathered(trainer: Trainer) -> dict[str, Any] | None:
-    """All weights on the first process, where several hold them in parts; else None. Every process must call it."""
+    """All weights on the first process where they are sharded, else None. Every process must call it."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
     return None
 
 
 def _save_whole(model: Any, folder: Path, state: dict[str, Any] | None, *, dtype: torch.dtype) -> None:
-    """All weights, in what they were computed in; the cache, of no use in training, is switched on again."""
+    """Write all weights in `dtype`, with the cache, which training switches off, switched on again."""
     weights = model.state_dict() if state is None else state
     model.config.use_cache = True
     model.config.dtype = dtype

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from accelerate.utils import gather_object
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.data import DataLoader
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,12 +19,11 @@ from distill.core.files import read_json, write_json
 from distill.models import chat_template
 from distill.models.device import free_memory
 from distill.train.dataset import Examples
-from distill.train.kernels.patch import SCALED_HEADS, make_lean
+from distill.train.kernels.patch import patch, run_trials
 from distill.train.packing import PackingPlan, passes
 
-FUSED_HEAD_TOKENS = 2048
-"""Answer tokens in one forward pass above which TRL's chunked output head is used, for memory's sake."""
 _LAYOUT = "layout.json"
+"""In a checkpoint: tokens per pass, and which kernels passed their trial."""
 
 
 class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
@@ -35,24 +34,46 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """
 
     def __init__(
-        self, found: Examples, plan: PackingPlan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
+        self, examples: Examples, plan: PackingPlan, *, micro_tokens: int, say: Callable[[str], None], **arguments: Any
     ) -> None:
-        self.ids, self.examples, self.plan = found.ids, found.examples, plan
+        self.ids, self.examples, self.plan = examples.ids, examples.examples, plan
         self.micro_tokens = micro_tokens
         """Most tokens in a forward pass, padding included; halved on out-of-memory."""
         self.tokens_seen = 0
         """By all processes, padding excluded."""
         self.may_recompute = False
         """Whether activations may be computed again where a single example is too large otherwise."""
+        self.may_patch = True
+        """Whether `train.kernels` is auto."""
         self.noise: Noise | None = None
         self.row_losses: dict[int, torch.Tensor] = {}
         """Summed loss, in nats, of each example that this process has passed in the current step; on its device."""
+        self.saving: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+        """Context in which the checkpoint of a step is written."""
+        self.kernels: dict[str, int] | None = None
+        """Modules of each kind that compute with our kernels; None until `use_kernels`."""
+        self.passed: dict[str, bool] = {}
+        """By trial, whether the kernel agreed with the library's own function."""
         self._group: Sequence[int] = ()
-        self._lengths, self._say = found.lengths(), say
+        self._lengths, self._say = examples.lengths(), say
         super().__init__(**arguments)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled  # weights are there in a module's own forward only
-        self.lean = {} if sharded else make_lean(self.model)
-        """How many modules of each kind compute by our own functions."""
+
+    def use_kernels(self, earlier: Mapping[str, bool] | None = None) -> None:
+        """Patch the model with the kernels that pass their trial here.
+
+        `earlier` are the results of the run that is resumed: what failed there stays off, so that both compute the
+        same. With several processes a kernel is used where its trial passes on all of them. Sharded weights exist only
+        inside a module's own forward, so nothing is patched there.
+        """
+        self.kernels = {}
+        if not self.may_patch or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return
+        with self.accelerator.autocast():
+            passed = run_trials(self.model)
+        every = gather_object([passed]) if self.args.world_size > 1 else [passed]
+        every.append({**passed, **(earlier or {})})
+        self.passed = {name: all(one[name] for one in every) for name in passed}
+        self.kernels = patch(self.model, self.passed)
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -65,7 +86,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return DataLoader(self.plan.steps, batch_size=1, collate_fn=_rows)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward for all examples of a step; returns their mean loss a trained token.
+        """Forward and backward for all examples of a step; returns their mean loss per trained token, a scalar.
 
         On out-of-memory, the passes are made half as large, or activations are no longer kept, and the step is done
         again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
@@ -87,7 +108,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             self._say(f"out of memory: going on from step {self.state.global_step + 1} {relief()}")
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
-        """All passes of this process."""
+        """All passes of this process; returns its share of the step's mean loss."""
         items = sum(self.examples[row].trained for row in rows)
         mine = self._passes(rows)[self.args.process_index :: self.args.world_size]
         total = torch.zeros((), device=self.args.device)
@@ -115,7 +136,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         )
 
     def batch(self, group: Sequence[int]) -> dict[str, Any]:
-        """The tensors of one pass; a process that has none to do repeats an example with nothing to train."""
+        """The tensors of one pass (B × T, or 1 × T packed); without examples, one with nothing to train."""
         examples = [self.examples[row] for row in group]
         rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
         idle = {"input_ids": self.examples[0].input_ids, "labels": [chat_template.IGNORED] * self._lengths[0]}
@@ -130,9 +151,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return max(sum(shape) if self.padding_free else len(shape) * max(shape) for shape in shapes)
 
     def _relief(self, rows: Sequence[int]) -> Callable[[], str] | None:
-        """What saves memory and says so: half the tokens a pass, while it has two examples; then recomputation.
-
-        None where nothing is left, and with several processes, which could not agree on it.
+        """A way to save memory, which returns its description: half the tokens per pass while it has two examples, then
+        recomputation. None where neither is left, and with several processes, which could not agree on it.
         """
         if self.args.world_size > 1:
             return None
@@ -167,22 +187,15 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return losses.sum() * averaged / items
 
     def _token_losses(self, model: Any, inputs: dict[str, Any], trained: torch.Tensor) -> torch.Tensor:
-        """Nats of each trained token, in their order."""
-        if self.lean.get("loss"):
+        """Nats of each trained token, in their order; by our own function where the model has it, else by TRL's."""
+        if self.kernels and self.kernels["loss"]:
             losses: torch.Tensor = model(**inputs, token_losses=True)
             return losses
-        if not self._is_plain(int(trained.sum())):
-            inputs["use_cache"] = False
-            return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
-        labels = inputs.pop("labels")[:, 1:][trained]
-        causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with self.accelerator.autocast():
-            hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][trained]
-            logits = causal.get_output_embeddings()(hidden)
-        return cross_entropy(logits.float(), labels, reduction="none")
+        inputs["use_cache"] = False
+        return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
 
     def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
-        """Add up the losses of each example of the pass."""
+        """Add up the losses of each example of the pass; `trained` is B × T − 1, `losses` has one value per True."""
         if not self._group:
             return
         lengths = torch.tensor([self._lengths[row] for row in self._group], device=trained.device)
@@ -193,22 +206,21 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         sums = losses.new_zeros(len(lengths)).index_add_(0, places[trained], losses)
         self.row_losses |= dict(zip(self._group, sums, strict=True))
 
-    def _is_plain(self, trained: int) -> bool:
-        alone = self.args.device.type == "cpu" and self.args.world_size == 1
-        config = self.model.config
-        return alone and trained <= FUSED_HEAD_TOKENS and not any(getattr(config, name, None) for name in SCALED_HEADS)
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Keep with a checkpoint what an end of memory has changed."""
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            write_json(folder / _LAYOUT, {"micro_tokens": self.micro_tokens})
+        """Keep in a checkpoint what its options do not determine."""
+        with self.saving(self.state.global_step):
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                write_json(folder / _LAYOUT, {"micro_tokens": self.micro_tokens, "kernels": self.passed})
 
     def train(self, resume_from_checkpoint: str | None = None, **arguments: Any) -> Any:
-        """Train, or go on from a checkpoint with passes as large as they were when it was written."""
-        if resume_from_checkpoint is not None:
-            self.micro_tokens = read_json(Path(resume_from_checkpoint) / _LAYOUT)["micro_tokens"]
+        """Train, or resume from a checkpoint with its passes and kernels."""
+        layout = read_json(Path(resume_from_checkpoint) / _LAYOUT) if resume_from_checkpoint is not None else None
+        layout = layout or {}
+        self.micro_tokens = layout.get("micro_tokens", self.micro_tokens)
+        if self.kernels is None:
+            self.use_kernels(layout.get("kernels"))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
 
 
@@ -217,12 +229,12 @@ def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
 
 
 def random_state() -> list[torch.Tensor]:
-    """Of PyTorch on the CPU and, where there is one, on the GPU: what dropout and noise are drawn from."""
+    """PyTorch's random state on the CPU and, where there is one, on the GPU."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
 
 
 def restore(state: Sequence[torch.Tensor]) -> None:
-    """Draw again from where `random_state` was asked."""
+    """Set the random state to one from `random_state`."""
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state(state[1])
@@ -259,9 +271,9 @@ def token_lengths(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
-    """Turn it on in place for the first `layers` layers, or for all; `none` leaves the model as it is.
+    """Recompute activations of the first `layers` layers, or of all, in the backward pass; changes the model in place.
 
-    `full` keeps each layer's input, `selective` attention's output too.
+    `how` is `none`, `full` (keeps each layer's input) or `selective` (attention's output too).
     """
     if how == "none":
         return
@@ -278,6 +290,6 @@ def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep what attention gives: computing that again costs most and its backward pass needs it anyway."""
-    kept = "attention" in str(operation)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    """Keep attention's output: it costs most to recompute, and its backward pass needs it anyway."""
+    is_attention = "attention" in str(operation)
+    return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distill import recipe
 from distill.core import console, processes, weights
@@ -20,7 +20,7 @@ from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.run import model_card, students
 from distill.run.context import Context, stop_teacher
 from distill.run.record import StageRecord, read_record
-from distill.train.options import LoraOptions, TrainOptions
+from distill.train.options import LoraOptions, TrainOptions, TrainSettings
 from distill.types import Session
 
 REVISION = 1
@@ -34,38 +34,33 @@ def options(context: Context) -> dict[str, Any]:
     return {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
 
 
-__all__ = ["REVISION", "LoraOptions", "TrainOptions", "masks", "options", "plan", "run", "train"]
+__all__ = ["REVISION", "LoraOptions", "TrainOptions", "TrainSettings", "options", "run", "train"]
 
 
-def train(
-    folder: Path,
-    *,
-    model: str,
-    layers: int | None,
-    prune_by: Literal["uniform", "block"] = "uniform",
-    template: str,
-    options: TrainOptions,
-    seed: int,
-    fresh: bool = False,
-) -> dict[str, Any]:
+def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
+    """The stage train; the student before stays in its place until this one is finished."""
+    settings = settings_of(context.recipe)
+    stop_teacher(context)
+    counts = train(context.folder, settings, fresh="train" in context.options.redo)
+    if processes.is_first():
+        _put_in_place(context.folder, record, counts)
+    return counts
+
+
+def train(folder: Path, settings: TrainSettings, *, fresh: bool = False) -> dict[str, Any]:
     """Train a student on `folder/kept.jsonl` and leave it in `folder/student.next`; returns counts for run.json.
 
-    `layers` is how many of the model's layers the student keeps, and `prune_by` how they are chosen; `fresh` starts
-    over, whatever checkpoints there are. Raises `DistillError` for missing or unusable rows, `RunFolderError` for
-    checkpoints of something else, `MissingPackage` without the training packages, `ModelError` for the model.
+    `fresh` ignores existing checkpoints. Raises `DistillError` for missing or unusable rows, `RunFolderError` for
+    checkpoints of another run, `MissingPackage` without the training packages, `ModelError` for the model.
     """
-    sessions = _sessions(folder)
-    trainer = _room("loop")
+    sessions = kept_sessions(folder)
+    with training_packages():
+        from distill.train import loop
     with console.progress("train", unit="steps") as bar:
-        result = trainer.train(
+        result = loop.train(
             sessions,
             folder / NEXT,
-            model=model,
-            layers=layers,
-            prune_by=prune_by,
-            template=template,
-            options=options,
-            seed=seed,
+            settings,
             fresh=fresh,
             progress=bar,
             say=console.say,
@@ -74,61 +69,26 @@ def train(
     return asdict(result)
 
 
-def plan(
-    folder: Path, *, model: str, layers: int | None, template: str, options: TrainOptions, seed: int
-) -> Iterator[str]:
-    """What training on `folder/kept.jsonl` would be, by its rows and by one real pass; leaves nothing in the folder.
-
-    Raises as `train` does.
-    """
-    lines: Iterator[str] = _room("plan").plan(
-        _sessions(folder),
-        model=model,
-        layers=layers,
-        template=template,
-        options=options,
-        seed=seed,
-        say=console.say,
-    )
-    return lines
-
-
-def masks(folder: Path, *, model: str, template: str, options: TrainOptions, count: int) -> None:
-    """Check all rows of `folder/kept.jsonl` as training does, and show so many of them with what is trained marked."""
-    for row in _room("plan").masks(
-        _sessions(folder), model=model, template=template, options=options, count=count, say=console.say
-    ):
-        console.show_marked(row)
-
-
-def _sessions(folder: Path) -> list[Session]:
-    kept = folder / "kept.jsonl"
-    sessions = read_sessions(kept) if kept.is_file() else []
+def kept_sessions(folder: Path) -> list[Session]:
+    """The rows of kept.jsonl. Raises `DistillError` where there are none."""
+    path = folder / "kept.jsonl"
+    sessions = read_sessions(path) if path.is_file() else []
     if not sessions:
-        raise DistillError(f"{kept} holds no sessions to train on; run curate first, or loosen its rules")
+        raise DistillError(f"{path} holds no sessions to train on; run curate first, or loosen its rules")
     return sessions
 
 
-def _room(name: str) -> Any:
-    """A module of the room that needs torch."""
+@contextmanager
+def training_packages() -> Iterator[None]:
+    """Prepare the process for torch; an `ImportError` within the block becomes `MissingPackage`."""
     grow_in_place()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises on a CPU kernel that is never used here
     try:
-        return import_module(f"distill.train.{name}")
+        yield
     except ImportError as error:
         raise MissingPackage(
             f"training needs {error.name or error}, which is not installed; type: {install('train')}"
         ) from error
-
-
-def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
-    """The stage train; the student before stays in its place until this one is finished."""
-    settings = settings_of(context.recipe)
-    stop_teacher(context)
-    counts = train(context.folder, **settings, fresh="train" in context.options.redo)
-    if processes.is_first():
-        _put_in_place(context.folder, record, counts)
-    return counts
 
 
 def _put_in_place(folder: Path, record: StageRecord, counts: Mapping[str, Any]) -> None:
@@ -141,16 +101,17 @@ def _put_in_place(folder: Path, record: StageRecord, counts: Mapping[str, Any]) 
     students.finish(folder, info)
 
 
-def settings_of(loaded: recipe.Recipe) -> dict[str, Any]:
-    """What of a recipe training is given. Raises `RecipeError` where it trains nothing."""
+def settings_of(loaded: recipe.Recipe) -> TrainSettings:
+    """The training settings of a recipe. Raises `RecipeError` where it has no section `train`."""
     student, section = loaded.student, loaded.train
     if student is None or section is None:
         raise RecipeError("the recipe has no section `train`; add one, with `student`")
-    return {
-        "model": student.model,
-        "layers": student.prune.layers if student.prune is not None else None,
-        "prune_by": student.prune.by if student.prune is not None else "uniform",
-        "template": student.template,
-        "options": section.options,
-        "seed": loaded.seed,
-    }
+    assert isinstance(section.options, TrainOptions)
+    return TrainSettings(
+        model=student.model,
+        layers=student.prune.layers if student.prune is not None else None,
+        prune_by=student.prune.by if student.prune is not None else "uniform",
+        template=student.template,
+        options=section.options,
+        seed=loaded.seed,
+    )

@@ -15,7 +15,7 @@ from distill.models.third_party import first_line
 from distill.train.packing import PackingPlan
 
 PROJECT = "distill"
-"""What the figures are filed under, unless WANDB_PROJECT says something else."""
+"""Project name of the figures, unless WANDB_PROJECT is set."""
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -38,11 +38,11 @@ def is_installed(name: str) -> bool:
 
 
 def trackers(names: Sequence[str], folder: Path, step: int, *, plan: PackingPlan, arguments: Any) -> list[Any]:
-    """A callback for each service, and before them one that gives them the epochs of the plan.
+    """A callback for each service, after one that corrects the epochs.
 
     TensorBoard's files go to `folder/tensorboard`, cut back to `step` where a run goes on, and those that wandb keeps
-    to `folder/wandb`; trackio has a place of its own (TRACKIO_DIR). The last two call the run by the name of its folder
-    and the time, so that one that goes on is another of theirs. `arguments` are the trainer's.
+    to `folder/wandb`; trackio has its own place (TRACKIO_DIR). The last two name a run by its folder and the time, so
+    that a resumed one is a new run there. `arguments` are the trainer's.
     """
     require_trackers(names)
     if not names or not processes.is_first():
@@ -52,7 +52,7 @@ def trackers(names: Sequence[str], folder: Path, step: int, *, plan: PackingPlan
 
 
 def _epochs(plan: PackingPlan) -> Any:
-    """To the library a whole run is one epoch, and it says so."""
+    """Replaces the epochs that transformers logs, for which a whole run is one, by the plan's."""
     from transformers import TrainerCallback
 
     class Epochs(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -77,7 +77,7 @@ def _tracker(name: str, folder: Path, step: int, run: str) -> Any:
 
 
 def _begin_wandb(folder: Path, run: str) -> None:
-    """The callback takes a run that is there. Raises `DistillError` where wandb does not begin one."""
+    """Start a run, which the callback then uses. Raises `DistillError` where wandb cannot."""
     import wandb
 
     if wandb.run is not None:

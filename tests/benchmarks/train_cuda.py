@@ -24,7 +24,6 @@ from statistics import median
 from typing import Any
 
 from distill.core.processes import grow_in_place
-from distill.train.memory import LLAMA_3_8B
 from tests.benchmarks.arena import CONTENDERS, ROOT, table
 from tests.benchmarks.rivals import folder
 
@@ -45,15 +44,14 @@ PEAK_TFLOPS = {
 TOKENS_A_SECOND, MOST_GB, TIMES = 16_000.0, 24.0, 1.8
 """The targets; the first is for cards of `FAST`."""
 FAST = 989.0
+LLAMA_3_8B_LAYERS = 32
 APART = 0.05
 """Nats between the losses of the first step, which no training has changed yet. They are computed in bf16."""
 NAMES = {
     "ours": "ours",
-    "ours-compiled": "ours, train.compiled",
     "trl": "TRL, its defaults",
     "trl-best": "TRL, settings that suit it",
 }
-OURS = ("ours", "ours-compiled")
 RECOMPUTE = ("none", "selective", "full")
 """What TRL with settings that suit it tries, until memory is enough."""
 
@@ -129,7 +127,6 @@ def _run(name: str, asked: argparse.Namespace, *, recompute: str = "full") -> di
         "sessions": asked.sessions,
         "room_gb": asked.room_gb or None,
         "profile": asked.profile,
-        "compiled": name == "ours-compiled",
         "best": name == "trl-best",
         "recompute": recompute,
     }
@@ -194,7 +191,7 @@ def _report(found: Mapping[str, list[dict[str, Any]]], asked: argparse.Namespace
 
 def _card(device: str, asked: argparse.Namespace) -> Card:
     known = next((tflops for part, tflops in PEAK_TFLOPS.items() if part in device), None)
-    targeted = asked.shape == "llama-3-8b" and asked.layers in (None, LLAMA_3_8B.layers) and asked.length == 4096
+    targeted = asked.shape == "llama-3-8b" and asked.layers in (None, LLAMA_3_8B_LAYERS) and asked.length == 4096
     return Card(device, asked.peak_tflops or known, targeted and device not in ("CPU", "none"))
 
 
@@ -243,9 +240,9 @@ def _pace(result: Mapping[str, Any], kind: str = "tokens") -> float:
     return median(tokens / seconds for tokens, seconds in zip(result[kind], result["seconds"], strict=True))
 
 
-def _times(found: Mapping[str, list[dict[str, Any]]], name: str, way: str = OURS[0]) -> list[float]:
+def _times(found: Mapping[str, list[dict[str, Any]]], name: str) -> list[float]:
     """How many times as fast ours was, in each round in which both came to an end."""
-    pairs = zip(found.get(way, []), found[name], strict=False)
+    pairs = zip(found.get("ours", []), found[name], strict=False)
     return [_pace(ours) / _pace(theirs) for ours, theirs in pairs if "failed" not in ours and "failed" not in theirs]
 
 
@@ -272,20 +269,18 @@ def _notes(found: Mapping[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 def _targets(found: Mapping[str, list[dict[str, Any]]], card: Card) -> Iterator[tuple[str, str]]:
-    """Verdict and what is judged; of the two ways that ours can run, the faster one is."""
-    ways = {way: done for way in OURS if (done := [one for one in found.get(way, []) if "failed" not in one])}
-    best = max(ways, key=lambda way: median(map(_pace, ways[way])), default=OURS[0])
-    if ours := ways.get(best, []):
+    """Verdict and what is judged."""
+    if ours := [one for one in found.get("ours", []) if "failed" not in one]:
         pace, memory = median(map(_pace, ours)), max(one["memory"]["reserved"] for one in ours)
         partly = not any(one["all_recomputed"] for one in ours)
         fast = card.whole and card.tflops == FAST
         goal = f"{pace:,.0f} tokens/s without recomputing every layer (at least {TOKENS_A_SECOND:,.0f} on an H100 SXM)"
-        yield _verdict(fast, pace >= TOKENS_A_SECOND and partly), f"{NAMES[best]}: {goal}"
-        yield _verdict(card.whole, memory <= MOST_GB), f"{NAMES[best]}: {memory:.2f} GB reserved (at most {MOST_GB:g})"
-    if times := _times(found, "trl", best) if "trl" in found else []:
+        yield _verdict(fast, pace >= TOKENS_A_SECOND and partly), f"ours: {goal}"
+        yield _verdict(card.whole, memory <= MOST_GB), f"ours: {memory:.2f} GB reserved (at most {MOST_GB:g})"
+    if times := _times(found, "trl") if "trl" in found else []:
         yield (
             _verdict(card.whole, median(times) >= TIMES),
-            f"{NAMES[best]}: {median(times):.2f} times as fast as TRL with its defaults (at least {TIMES:g})",
+            f"ours: {median(times):.2f} times as fast as TRL with its defaults (at least {TIMES:g})",
         )
     first = [one["losses"][0] for results in found.values() for one in results if "failed" not in one]
     if len(first) > 1:

@@ -30,8 +30,8 @@ from distill.train import stage
 asked = []
 sys.meta_path.insert(0, type("Watch", (), {"find_spec": staticmethod(
     lambda name, path=None, target=None: asked.append((name, os.environ.get("PYTORCH_ALLOC_CONF"))))}))
-stage._room("memory")
-import torch
+with stage.training_packages():
+    import torch
 print(next(setting for name, setting in asked if name == "torch"))
 """
 

@@ -71,10 +71,10 @@ def test_another_server_inherits_that_python_leaves_the_current_folder_out(caugh
 @pytest.mark.model
 def test_a_rehearsed_training_imports_nothing_from_the_current_folder(caught, tiny):
     from distill.models.chat_template import Example
-    from distill.train.dry_run import rehearse
+    from distill.train.dry_run import measured_pass
     from distill.train.options import TrainOptions
 
-    assert rehearse(Path(tiny), None, [Example([1, 2, 3], [-100, 2, 3])], TrainOptions(), 1).tokens == 3
+    assert measured_pass(Path(tiny), None, [Example([1, 2, 3], [-100, 2, 3])], TrainOptions(), 1).tokens == 3
     assert caught() == []
 
 

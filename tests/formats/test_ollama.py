@@ -62,9 +62,9 @@ def rendered(turns: list[tuple[str, str]], template: str, words: Any) -> str:
 
 def asked(template: str, words: Any, dialogues: Any = SAID) -> tuple[list[str], list[str]]:
     """The dialogues by Go, and by Jinja."""
-    from distill.formats.exporters.student.ollama import go_template, listen
+    from distill.formats.exporters.student.ollama import fixed_texts, go_template
 
-    written = go_template(listen(template, words))
+    written = go_template(fixed_texts(template, words))
     found = go([{"template": written, "values": values(turns)} for turns in dialogues])
     return found, [rendered(turns, template, words) for turns in dialogues]
 
@@ -90,19 +90,19 @@ def test_a_template_without_a_place_for_a_system_turn_is_written_without_one():
 
 @pytest.mark.parametrize("template", ["THINKING", "FORGETFUL", "MISTRAL_LAST"])
 def test_a_template_that_does_more_than_put_texts_around_contents_is_refused(template):
-    from distill.formats.exporters.student.ollama import listen
+    from distill.formats.exporters.student.ollama import fixed_texts
 
     words = tokenizer()
     words.chat_template = getattr(families, template)
     with pytest.raises(ModelError, match=r"no form in Go's template language.*--to gguf"):
-        listen("own", words)
+        fixed_texts("own", words)
 
 
 def modelfile(**changes: Any) -> str:
-    from distill.formats.exporters.student.ollama import listen, modelfile
+    from distill.formats.exporters.student.ollama import fixed_texts, modelfile
 
     settings = {"stops": ["<|im_end|>"], "system": "Be brief.", "about": ["by distill"], **changes}
-    return modelfile("model.gguf", listen("chatml", tokenizer()), **settings)
+    return modelfile("model.gguf", fixed_texts("chatml", tokenizer()), **settings)
 
 
 def test_a_modelfile_has_the_file_the_template_the_stops_and_the_system_message():

@@ -140,7 +140,7 @@ def test_an_adapter_merged_into_the_weights_before_quantisation_is_over_the_limi
     limits = FORMS["merged"].limits
     right = reference.compare(student.merged(), lambda done: None)
     assert right.within(limits["float32"])
-    base = loading.load_causal(Path(student.told["model"]), layers=student.told["layers"], dtype=torch.float32)
+    base = loading.load_causal(Path(student.info["model"]), layers=student.info["layers"], dtype=torch.float32)
     found = reference.compare(loading.adapted(base, run_folder / "student", merge=True), lambda done: None)
     assert not found.within(limits["float16"])
     reference.close()

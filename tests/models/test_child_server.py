@@ -10,7 +10,8 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ from distill.models.child_server import RESTARTS, LocalServer, LocalTeacher, ide
 from distill.types import Message, Request, Sampling
 
 pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def stopped(teacher: LocalTeacher) -> Iterator[LocalTeacher]:
+    try:
+        yield teacher
+    finally:
+        teacher.stop()
+
 
 ORPHANS = """
 import sys, threading, time
@@ -125,12 +135,12 @@ def workers(log: Path) -> list[int]:
 
 @pytest.mark.model
 def test_a_teacher_answers_and_is_gone_after_its_block_with_its_log_kept(tmp_path: Path):
-    said: list[str] = []
+    lines: list[str] = []
     requests = [
         ask(temperature=0.5),
         Request(role="teacher", messages=(Message("user", "Hi"),), sampling=Sampling(max_tokens=3)),
     ]
-    with LocalTeacher("smollm2", log=tmp_path / "teacher.log", say=said.append) as teacher:
+    with stopped(LocalTeacher("smollm2", log=tmp_path / "teacher.log", say=lines.append)) as teacher:
         assert teacher.server.pid is None
         before = key(requests[0], teacher.endpoint)
         first = send(teacher, *requests * 2)
@@ -142,17 +152,17 @@ def test_a_teacher_answers_and_is_gone_after_its_block_with_its_log_kept(tmp_pat
     assert {reply.finish for reply in first} == {"length"}
     assert key(requests[0], teacher.endpoint) == before
     assert "listening http://127.0.0.1:" in (tmp_path / "teacher.log").read_text()
-    assert said[0].startswith("starting a server for smollm2")
-    assert said[1].startswith("smollm2 answers after")
-    assert len(said) == 2
+    assert lines[0].startswith("starting a server for smollm2")
+    assert lines[1].startswith("smollm2 answers after")
+    assert len(lines) == 2
 
 
 @pytest.mark.model
 def test_a_server_of_ours_has_a_key_of_its_own_that_nobody_else_sees(tmp_path: Path):
-    said: list[str] = []
+    lines: list[str] = []
     with (
-        LocalServer("smollm2", log=tmp_path / "one.log", say=said.append) as one,
-        LocalServer("smollm2", log=tmp_path / "two.log", say=said.append) as two,
+        LocalServer("smollm2", log=tmp_path / "one.log", say=lines.append) as one,
+        LocalServer("smollm2", log=tmp_path / "two.log", say=lines.append) as two,
     ):
         assert len({one.api_key, two.api_key}) == 2
         assert len(one.api_key) >= 32
@@ -160,7 +170,7 @@ def test_a_server_of_ours_has_a_key_of_its_own_that_nobody_else_sees(tmp_path: P
         keys = (two.api_key, one.api_key)
         headers = [{}, *({"Authorization": f"Bearer {key}"} for key in keys)]
         assert [httpx.get(f"{one.base_url}/models", headers=given).status_code for given in headers] == [401, 401, 200]
-        seen = [*said, (tmp_path / "one.log").read_text(), " ".join(psutil.Process(one.pid).cmdline())]
+        seen = [*lines, (tmp_path / "one.log").read_text(), " ".join(psutil.Process(one.pid).cmdline())]
     assert one.api_key not in "\n".join(seen)
 
 
@@ -178,8 +188,8 @@ def test_servers_die_with_a_parent_that_is_killed_whichever_thread_started_them(
 
 @pytest.mark.model
 def test_a_server_that_cannot_start_says_why_in_one_line(tmp_path: Path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as port_owner:
+        port = port_owner.getsockname()[1]
         server = LocalServer("smollm2", log=tmp_path / "server.log", port=port, say=silent)
         with pytest.raises(
             ServerError, match=rf"ended \(exit code 1\): cannot listen on 127.0.0.1 port {port}"
@@ -223,10 +233,10 @@ def test_a_server_that_dies_is_started_again_twice(tmp_path: Path, vllm: Path):
 
 def test_many_sends_at_once_start_one_server_or_fail_once(tmp_path: Path, vllm: Path):
     requests = [ask(str(number)) for number in range(8)]
-    with LocalTeacher("org/model", log=tmp_path / "a.log", server="vllm", say=silent) as teacher:
+    with stopped(LocalTeacher("org/model", log=tmp_path / "a.log", server="vllm", say=silent)) as teacher:
         assert all(isinstance(reply, Reply) for reply in send(teacher, *requests))
     assert len(starts(vllm)) == 1
-    with LocalTeacher("org/dead", log=tmp_path / "b.log", server="vllm", say=silent) as teacher:
+    with stopped(LocalTeacher("org/dead", log=tmp_path / "b.log", server="vllm", say=silent)) as teacher:
         errors = {str(error) for error in send(teacher, *requests)}
     assert len(starts(vllm)) == 2
     assert [error.split(" (log:")[0] for error in errors] == [
@@ -235,7 +245,7 @@ def test_many_sends_at_once_start_one_server_or_fail_once(tmp_path: Path, vllm: 
 
 
 def test_a_stopped_teacher_starts_again_when_asked(tmp_path: Path, vllm: Path):
-    with LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent) as teacher:
+    with stopped(LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent)) as teacher:
         assert isinstance(send(teacher, ask())[0], Reply)
         teacher.stop()
         assert teacher.server.pid is None
@@ -246,7 +256,7 @@ def test_a_stopped_teacher_starts_again_when_asked(tmp_path: Path, vllm: Path):
 
 def test_a_request_is_sent_with_a_seed_of_its_own(tmp_path: Path, vllm: Path):
     asked = [ask("a"), ask("a"), ask("b"), Request(role="t", prompt="a", replica=1), ask("a", seed=5)]
-    with LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent) as teacher:
+    with stopped(LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent)) as teacher:
         seeds = [reply.text for reply in send(teacher, *asked)]
     assert seeds[0] == seeds[1]
     assert len(set(seeds[1:])) == 4
@@ -257,7 +267,7 @@ def test_a_key_of_the_users_own_for_vllm_is_not_the_servers(
     tmp_path: Path, vllm: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("VLLM_API_KEY", "of-another-server")
-    with LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent) as teacher:
+    with stopped(LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent)) as teacher:
         assert isinstance(send(teacher, ask())[0], Reply)
         assert teacher.server.api_key != "of-another-server"
 

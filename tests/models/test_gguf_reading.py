@@ -56,9 +56,9 @@ def converted(gguf_file: Path, converted_once: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_conversion_is_used_again(converted: Path, gguf_file: Path) -> None:
-    said: list[str] = []
-    assert models.materialise(str(gguf_file), say=said.append) == converted
-    assert said == []
+    lines: list[str] = []
+    assert models.materialise(str(gguf_file), say=lines.append) == converted
+    assert lines == []
 
 
 def test_a_conversion_keeps_the_weights(converted: Path, gguf_file: Path) -> None:
@@ -103,10 +103,10 @@ def test_a_damaged_conversion_heals_itself(converted: Path, gguf_file: Path, dam
         os.truncate(manifest, 20)
     else:
         (weights if damage == "gone" else manifest).unlink()
-    said: list[str] = []
-    models.materialise(str(gguf_file), say=said.append)
+    lines: list[str] = []
+    models.materialise(str(gguf_file), say=lines.append)
     assert weights.read_bytes() == whole
-    assert "damaged" in said[0]
+    assert "damaged" in lines[0]
 
 
 def test_a_half_finished_conversion_is_swept(converted: Path, gguf_file: Path) -> None:
@@ -121,9 +121,9 @@ def test_a_half_finished_conversion_is_swept(converted: Path, gguf_file: Path) -
 def test_a_copied_cache_is_taken_as_it_is(converted: Path, gguf_file: Path) -> None:
     for file in converted.iterdir():
         os.utime(file)
-    said: list[str] = []
-    models.materialise(str(gguf_file), say=said.append)
-    assert said == []
+    lines: list[str] = []
+    models.materialise(str(gguf_file), say=lines.append)
+    assert lines == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "header", "magic", "empty"])

@@ -76,14 +76,14 @@ def served(folder: Path, cache: Path) -> str:
             command, stdin=yes.stdout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         ) as server,
     ):
-        said = ""
+        lines = ""
         for line in server.stdout:
-            said += line
+            lines += line
             if "listening" in line:
                 break
         server.terminate()
         yes.kill()
-    return said
+    return lines
 
 
 @pytest.mark.model
@@ -103,9 +103,9 @@ def test_a_part_of_a_model_that_needs_its_own_code_is_one_line_and_runs_nothing(
     mark = tamper(model)
     part = {"model_type": "blip_text_model", "auto_map": {"AutoModel": "own.Own"}, "_name_or_path": str(model)}
     change(model / "config.json", model_type="fuyu", text_config={**part, "pad_token_id": 0, "vocab_size": 100})
-    said = served(model, tmp_path / "modules")
-    assert said.count("\n") == 1
-    assert "needs its own Python code (auto_map in config.json)" in said
+    lines = served(model, tmp_path / "modules")
+    assert lines.count("\n") == 1
+    assert "needs its own Python code (auto_map in config.json)" in lines
     assert not mark.exists()
 
 

@@ -12,9 +12,8 @@ import pytest
 from distill.core.jsonl import write_rows
 from distill.errors import RecipeError, StageIncomplete
 from distill.pipeline import training_plan
-from distill.train.memory import SMOLLM2, estimate
+from distill.train.memory import SMOLLM2, estimate, usual_pass
 from distill.train.options import TrainOptions
-from distill.train.workload import training_of
 from tests.support.training import SESSIONS
 
 pytestmark = pytest.mark.model
@@ -88,7 +87,7 @@ def test_check_forecasts_the_memory_of_training_by_the_same_formula_without_torc
     )
     line, loaded = finished.stdout.splitlines()[-2:]
     options = TrainOptions(method="lora", max_length=64)
-    gpu, cpu = (estimate(SMOLLM2, training_of(options, device, layers=30)).total / 1e9 for device in ("cuda", "cpu"))
+    gpu, cpu = (estimate(SMOLLM2, options, usual_pass(options, device, 30)).total / 1e9 for device in ("cuda", "cpu"))
     assert line == (
         "train: lora at a learning rate of 0.0005 takes about "
         f"{gpu:.1f} GB on a GPU (passes of 4,096 tokens), {cpu:.1f} GB on a CPU (of 512); "

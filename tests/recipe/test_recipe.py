@@ -71,6 +71,10 @@ def test_an_unknown_key_is_suggested_at_the_top(tmp_path):
         ("teacher.modle=x", 'unknown key "teacher.modle"; did you mean "model"?'),
         ("train.epoch=2", 'unknown key "train.epoch"; did you mean "epochs"?'),
         ("train.lora.alfa=2", 'unknown key "train.lora.alfa"; did you mean "alpha"?'),
+        (
+            "train.compiled=true",
+            'unknown key "train.compiled": it has gone, as its gain was never measured; leave it out',
+        ),
         ("collect.sistem=x", 'unknown key "collect.sistem"; did you mean "system"?'),
         ("curate.near_duplicate.rouge=0.5", 'unknown key "curate.near_duplicate.rouge"; did you mean "rouge_l"?'),
         (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from distill.train.options import TrainOptions
+from distill.train.memory import Shape
+from distill.train.options import TrainOptions, TrainSettings
 from distill.types import Message, Session
 
 COLOURS = ["red", "blue", "green", "black", "white", "brown"]
@@ -15,6 +16,7 @@ OPTIONS = TrainOptions.model_validate(
 )
 """With dropout and packing, so that a resumed run must restore the random state and the order of the data."""
 
+LLAMA_3_8B = Shape(4096, 14336, 32, 128256, heads=32, kv_heads=8, head_width=128, tied=False)
 LLAMA_3_8B_CONFIG = {
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -29,9 +31,9 @@ LLAMA_3_8B_CONFIG = {
 
 def options(**changes) -> TrainOptions:
     """`OPTIONS` without dropout and with the changes; `lora` is merged."""
-    given = OPTIONS.model_dump()
-    lora = {**given["lora"], "dropout": 0.0, **changes.pop("lora", {})}
-    return TrainOptions.model_validate({**given, "lora": lora, **changes})
+    values = OPTIONS.model_dump()
+    lora = {**values["lora"], "dropout": 0.0, **changes.pop("lora", {})}
+    return TrainOptions.model_validate({**values, "lora": lora, **changes})
 
 
 def run(
@@ -50,25 +52,20 @@ def run(
     """Train a student; returns the result and what was said."""
     from distill.train import loop
 
-    said: list[str] = []
+    lines: list[str] = []
     result = loop.train(
         sessions,
         folder,
-        model=model,
-        layers=layers,
-        prune_by=prune_by,
-        template="chatml",
-        options=options,
-        seed=seed,
+        TrainSettings(model, "chatml", options, seed, layers, prune_by),
         fresh=fresh,
         progress=progress,
-        say=said.append,
+        say=lines.append,
         callbacks=callbacks,
     )
-    return result, said
+    return result, lines
 
 
-def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
+def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1, earlier=None):
     """TRL's trainer as a run builds it, but that its adapter does something from the start."""
     from pathlib import Path
 
@@ -78,15 +75,16 @@ def built(model, *, sessions=SESSIONS, options=OPTIONS, seed=1):
     from distill.train import build, dataset
 
     tokenizer = loading.load_tokenizer(Path(model))
-    found = dataset.examples_of(sessions, "chatml", tokenizer, options)
+    examples = dataset.examples_of(sessions, "chatml", tokenizer, options)
     with third_party.quiet():
-        made = build.build(
-            Path(model), None, tokenizer, found, options=options, seed=seed, output=Path(model) / "no", say=print
+        trainer = build.build(
+            Path(model), None, tokenizer, examples, options=options, seed=seed, output=Path(model) / "no", say=print
         )  # fmt: skip
-    for name, parameter in made.model.named_parameters():
+    for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
-    return made
+    trainer.use_kernels(earlier)
+    return trainer
 
 
 def losses(folder) -> list[float]:

@@ -112,8 +112,8 @@ def test_a_killed_run_leaves_no_student_and_a_checkpoint_without_a_mark(killed):
 
 def test_a_run_killed_between_checkpoints_ends_with_the_very_weights_of_an_uninterrupted_one(whole, killed, tiny):
     folder = killed.with_name("student-between")
-    result, said = run(folder, tiny, options=WATCHED)
-    assert said[0] == "going on from step 4"
+    result, lines = run(folder, tiny, options=WATCHED)
+    assert lines[0] == "going on from step 4"
     assert_same(folder, whole[0])
     assert (result.steps, result.final_loss) == (whole[1].steps, whole[1].final_loss)
 
@@ -136,8 +136,8 @@ def test_ctrl_c_saves_the_step_that_is_made_and_the_run_ends_with_the_same_weigh
     with pytest.raises(KeyboardInterrupt):
         run(folder, tiny, options=WATCHED, progress=Impatient(after))
     assert not (folder / "base.json").exists()
-    _, said = run(folder, tiny, options=WATCHED)
-    assert said[0] == f"going on from step {after + 1}"
+    _, lines = run(folder, tiny, options=WATCHED)
+    assert lines[0] == f"going on from step {after + 1}"
     assert_same(folder, whole[0])
 
 
@@ -157,8 +157,8 @@ def test_half_written_and_damaged_checkpoints_are_passed_over_for_the_one_before
     (damaged / "optimizer.pt").write_bytes(state)
     with (folder / "train_log.jsonl").open("a") as log:
         log.write('{"step": 7, "los')
-    _, said = run(folder, tiny, options=WATCHED)
-    assert said[0] == "going on from step 4"
+    _, lines = run(folder, tiny, options=WATCHED)
+    assert lines[0] == "going on from step 4"
     assert_same(folder, whole[0])
     evaluations = [
         [{**row, "seconds": 0} for row in read_jsonl(path / "train_log.jsonl") if row.get("event") == "eval"]
@@ -182,8 +182,8 @@ def test_a_run_that_failed_while_saving_is_finished_from_its_last_checkpoint(who
     with pytest.raises(RunFolderError, match=r"cannot write in .* training goes on from its last checkpoint"):
         run(folder, tiny, options=WATCHED)
     (folder / "base.json").rmdir()
-    result, said = run(folder, tiny, options=WATCHED)
-    assert said == [f"going on from step {result.steps}"]
+    result, lines = run(folder, tiny, options=WATCHED)
+    assert lines == [f"going on from step {result.steps}"]
     assert (folder / "base.json").read_text() == (whole[0] / "base.json").read_text()
     assert_same(folder, whole[0])
 
@@ -222,25 +222,28 @@ def test_options_that_change_no_weight_may_be_others_and_another_version_is_told
     identity["machine"]["torch"] = "1.0"
     (folder / "checkpoints/identity.json").write_text(json.dumps(identity))
     others = {"save_steps": 5, "eval_steps": 0, "show_masks": 0}
-    _, said = run(folder, tiny, options=WATCHED.model_copy(update=others))
-    assert said[0].startswith("resuming, but not bit-for-bit: torch 1.0 → ")
-    assert said[1] == "going on from step 4"
+    _, lines = run(folder, tiny, options=WATCHED.model_copy(update=others))
+    assert lines[0].startswith("resuming, but not bit-for-bit: torch 1.0 → ")
+    assert lines[1] == "going on from step 4"
     assert_same(folder, whole[0])
 
 
-def test_a_key_that_an_upgrade_adds_is_at_its_default_in_an_older_checkpoint(whole, killed, tiny, tmp_path):
+def test_keys_that_an_upgrade_adds_or_removes_do_not_part_an_older_checkpoint_from_its_run(
+    whole, killed, tiny, tmp_path
+):
     folder = shutil.copytree(killed, tmp_path / "student")
     path = folder / "checkpoints/identity.json"
     identity = json.loads(path.read_text())
-    del identity["settings"]["train.weight_decay"], identity["settings"]["train.guard.spike"]
+    del identity["settings"]["train.weight_decay"], identity["settings"]["train.kernels"]
+    identity["settings"] |= {"train.guard.spike": 9.0, "train.guard.max_quarantined": None, "train.compiled": True}
     path.write_text(json.dumps(identity))
     old = json_sha256([identity["rows"], identity["settings"]])
     for mark in folder.glob("checkpoints/*/distill.json"):
         mark.write_text(json.dumps({**json.loads(mark.read_text()), "identity": old}))
     with pytest.raises(RunFolderError, match=r"train\.weight_decay 0\.0 → 0\.1"):
         run(folder, tiny, options=WATCHED.model_copy(update={"weight_decay": 0.1}))
-    _, said = run(folder, tiny, options=WATCHED)
-    assert said[0] == "going on from step 4"
+    _, lines = run(folder, tiny, options=WATCHED)
+    assert lines[0] == "going on from step 4"
     assert_same(folder, whole[0])
 
 
@@ -248,8 +251,8 @@ def test_a_fresh_run_forgets_the_checkpoints(killed, tiny, tmp_path):
     folder = shutil.copytree(killed, tmp_path / "student")
     (folder / "quarantined.jsonl").write_text('{"id": "s1"}\n')
     options = WATCHED.model_copy(update={"epochs": 0.5, "eval_steps": 0})
-    result, said = run(folder, tiny, options=options, fresh=True)
-    assert said == []
+    result, lines = run(folder, tiny, options=options, fresh=True)
+    assert lines == []
     assert [row["step"] for row in read_jsonl(folder / "train_log.jsonl")] == list(range(1, result.steps + 1))
     assert not (folder / "quarantined.jsonl").exists()
 

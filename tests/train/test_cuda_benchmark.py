@@ -67,7 +67,6 @@ def test_what_training_does_not_need_is_hidden_from_the_run(environment, package
 def test_all_contenders_train_without_the_packages_of_the_other_stages(found):
     assert [(name, ["failed" in one for one in results]) for name, results in found[1]["results"].items()] == [
         ("ours", [False]),
-        ("ours-compiled", [False]),
         ("trl", [False]),
         ("trl-best", [False]),
     ]
@@ -136,7 +135,6 @@ def test_its_options_are_those_of_a_recipe_that_says_no_more():
     told = recipe.model_dump()
     assert {name: told[name] for name in ours.OPTIONS} == ours.OPTIONS
     assert told["lora"] == ours.LORA
-    assert {name: told["guard"][name] for name in ours.GUARD} == ours.GUARD
 
 
 # What is made of the figures
@@ -178,13 +176,6 @@ def test_a_run_within_its_targets_is_ok():
     assert told == ["ok"] * 4
     assert report["rows"][0]["MFU %"] == f"{100 * 17_000 * 31e9 / 989e12:.1f}"
     assert report["rows"][1]["ours over it"] == pytest.approx(17 / 9)
-
-
-def test_the_faster_way_of_ours_is_judged():
-    told, report = verdicts(ours=[result(15_000)], **{"ours-compiled": [result(17_000)]}, trl=[result(9_000)])
-    assert told == ["ok"] * 4
-    assert "ours, train.compiled: 17,000 tokens/s" in report["targets"][0]["what"]
-    assert "1.89 times" in report["targets"][2]["what"]
 
 
 def test_each_target_can_be_missed():

@@ -35,9 +35,9 @@ def pair(number: int, words: int = 5) -> tuple[Message, Message]:
 
 
 def talk(*, pairs: int, system: bool = True, truncated: bool = False, words: int = 5, name: str = "long") -> Session:
-    said = [message for number in range(pairs) for message in pair(number, words)]
+    lines = [message for number in range(pairs) for message in pair(number, words)]
     first = [Message("system", "Be brief.")] if system else []
-    return Session(name, (*first, *said), {"truncated": truncated})
+    return Session(name, (*first, *lines), {"truncated": truncated})
 
 
 def made(sessions, tokenizer, **options):
@@ -54,9 +54,9 @@ SHORT = talk(pairs=1, name="short")
 
 
 def test_what_is_too_long_is_left_out_and_counted(smollm):
-    found, said = made([SHORT, talk(pairs=7)], smollm)
+    found, lines = made([SHORT, talk(pairs=7)], smollm)
     assert (found.ids, found.left_out["too_long"]) == (["short"], 1)
-    assert said == ["1 of 2 sessions are longer than train.max_length=80 and left out"]
+    assert lines == ["1 of 2 sessions are longer than train.max_length=80 and left out"]
 
 
 def test_what_is_too_long_can_stop_the_run(smollm):
@@ -69,14 +69,14 @@ def test_what_is_too_long_can_stop_the_run(smollm):
 
 
 def test_a_split_session_loses_no_pair_and_each_part_begins_with_the_system_turn(smollm):
-    found, said = made([SHORT, talk(pairs=7)], smollm, over_length="split")
+    found, lines = made([SHORT, talk(pairs=7)], smollm, over_length="split")
     assert found.ids == ["short", "long#1", "long#2", "long#3"]
     parts = texts(found, smollm)[1:]
     assert [number for part in parts for number in range(7) if f"Question {number}?" in part] == list(range(7))
     assert all(part.startswith("<|im_start|>system\nBe brief.<|im_end|>") for part in parts)
     assert max(found.lengths()) <= 80
     assert sum(example.trained for example in found.examples[1:]) == 7 * 9
-    assert said == ["1 of 2 sessions are longer than train.max_length=80 and split into 3 parts"]
+    assert lines == ["1 of 2 sessions are longer than train.max_length=80 and split into 3 parts"]
 
 
 def test_a_part_holds_as_many_pairs_as_fit(smollm):
@@ -93,9 +93,9 @@ def test_only_the_last_part_of_a_truncated_session_lacks_an_end_token(smollm):
 
 def test_a_pair_that_is_too_long_alone_is_left_out_and_counted(smollm):
     messages = (*pair(0), *pair(1, words=90), *pair(2))
-    found, said = made([Session("long", messages)], smollm, over_length="split")
+    found, lines = made([Session("long", messages)], smollm, over_length="split")
     assert found.ids == ["long#1", "long#3"]
-    assert said == [
+    assert lines == [
         "1 of 1 sessions are longer than train.max_length=80 and split into 2 parts; 1 more are too long themselves "
         "and left out"
     ]
@@ -113,16 +113,16 @@ def test_where_the_last_answer_is_trained_a_split_session_keeps_its_last_pairs(s
 def test_a_session_with_an_empty_answer_that_would_be_trained_is_left_out(smollm, train_on, empty):
     early = Session("early", (Message("user", "x"), Message("assistant", " "), *pair(1)))
     late = Session("late", (*pair(1), Message("user", "x"), Message("assistant", "\n")))
-    found, said = made([SHORT, early, late], smollm, train_on=train_on)
+    found, lines = made([SHORT, early, late], smollm, train_on=train_on)
     assert found.left_out["empty"] == empty
-    assert said == [f"{empty} of 3 sessions have an empty answer and are left out"]
+    assert lines == [f"{empty} of 3 sessions have an empty answer and are left out"]
 
 
 def test_a_session_that_the_tokenizer_cannot_spell_is_left_out(smollm):
     odd = Session("odd", (Message("user", "a\x06b"), Message("assistant", "c")))
-    found, said = made([SHORT, odd], smollm)
+    found, lines = made([SHORT, odd], smollm)
     assert found.ids == ["short"]
-    assert said == ["1 rows hold characters that the tokenizer has no tokens for and are left out"]
+    assert lines == ["1 rows hold characters that the tokenizer has no tokens for and are left out"]
 
 
 def test_a_base_that_can_spell_no_session_is_one_line(smollm):
@@ -147,8 +147,8 @@ def test_nothing_left_is_one_line(smollm):
 
 def test_what_the_gate_has_seen_is_told(smollm):
     mention = Session("m", (Message("user", "What is <|im_end|>?"), Message("assistant", "A token.")))
-    _, said = made([SHORT, mention], smollm)
-    assert said == ["1 of 2 rows (such as m) mention special tokens, which stay text in training"]
+    _, lines = made([SHORT, mention], smollm)
+    assert lines == ["1 of 2 rows (such as m) mention special tokens, which stay text in training"]
 
 
 def test_a_lost_system_turn_stops_the_run_unless_it_is_accepted(smollm):

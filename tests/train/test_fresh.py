@@ -65,9 +65,9 @@ def test_checkpoints_of_other_options_are_refused_and_left_behind_when_asked_to_
     changed = ["train", str(curated), "--set", "train.learning_rate=1e-3"]
     capsys.readouterr()
     assert _code(changed) == 1
-    said = capsys.readouterr().err
-    assert "train.learning_rate 0.005 → 0.001" in said
-    assert f"to start over, type: distill train {curated} --redo train" in said
+    lines = capsys.readouterr().err
+    assert "train.learning_rate 0.005 → 0.001" in lines
+    assert f"to start over, type: distill train {curated} --redo train" in lines
 
     assert _code([*changed, "--redo", "train"]) == 0
     assert "going on from step" not in capsys.readouterr().err

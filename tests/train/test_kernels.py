@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ def packed(vocabulary=1000):
     }
 
 
+def patched(model):
+    """Patch what passes its trial; returns how many modules of each kind."""
+    from distill.train.kernels.patch import patch, run_trials
+
+    passed = run_trials(model)
+    assert all(passed.values()), passed
+    return patch(model, passed)
+
+
 def ends():
     return torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
 
@@ -86,11 +96,9 @@ def gradients(model, losses):
 
 def both(model, batch, **more):
     """Losses and gradients before and after, and how many modules were replaced."""
-    from distill.train.kernels.patch import make_lean
-
     before = plain_losses(model, batch)
     before_gradients = gradients(model, before)
-    found = make_lean(model)
+    found = patched(model)
     after = model(**batch, **more, token_losses=True)
     return (before, before_gradients), (after, gradients(model, after)), found
 
@@ -125,9 +133,7 @@ def test_dropout_is_drawn_as_peft_draws_it(tiny):
     state = torch.get_rng_state()
     before = plain_losses(model, packed())
     before_gradients = gradients(model, before)
-    from distill.train.kernels.patch import make_lean
-
-    make_lean(model)
+    patched(model)
     torch.set_rng_state(state)
     after = model(**packed(), token_losses=True)
     assert_alike((before, before_gradients), (after, gradients(model, after)), 2e-4)
@@ -147,23 +153,19 @@ def test_bfloat16_is_near_its_libraries(tiny):
 
 
 def test_weights_that_learn_and_other_adapters_keep_their_own_forward(tiny):
-    from distill.train.kernels.patch import make_lean
-
-    assert make_lean(adapted(tiny, use_dora=True))["linear"] == 0
+    assert patched(adapted(tiny, use_dora=True))["linear"] == 0
     whole = adapted(tiny, quantise=False).get_base_model().requires_grad_(True)
-    assert make_lean(whole) == {"linear": 0, "mlp": 0, "norm": 0, "attention": 1, "loss": 0}
+    assert patched(whole) == {"linear": 0, "mlp": 0, "norm": 0, "attention": 1, "loss": 0}
 
 
 def test_adapters_can_be_switched_off_and_merged_as_before(tiny):
-    from distill.train.kernels.patch import make_lean
-
     model = adapted(tiny, quantise=False).eval()
     ids = packed()["input_ids"][:, :40]
     with torch.no_grad():
         own = model(input_ids=ids).logits
         with model.disable_adapter():
             base = model(input_ids=ids).logits
-        make_lean(model)
+        patched(model)
         assert torch.allclose(model(input_ids=ids).logits, own, atol=1e-4)
         with model.disable_adapter():
             assert torch.equal(model(input_ids=ids).logits, base)
@@ -172,13 +174,11 @@ def test_adapters_can_be_switched_off_and_merged_as_before(tiny):
 
 
 def test_generation_is_as_before(tiny):
-    from distill.train.kernels.patch import make_lean
-
     model = adapted(tiny).eval()
     ids, mask = padded()["input_ids"].flip(1), padded()["attention_mask"].flip(1)
     asked = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 8, "do_sample": False}
     own = model.generate(**asked)
-    make_lean(model)
+    patched(model)
     assert torch.equal(model.generate(**asked), own)
 
 
@@ -197,11 +197,9 @@ def kept_bytes(loss_of) -> int:
 
 
 def test_less_than_half_is_kept_for_the_backward_pass(tiny):
-    from distill.train.kernels.patch import make_lean
-
     model = adapted(tiny)
     own = kept_bytes(lambda: plain_losses(model, packed()))
-    make_lean(model)
+    patched(model)
     more = {"cu_seq_lens_q": ends(), "max_length_q": max(LENGTHS)}
     assert kept_bytes(lambda: model(**packed(), **more, token_losses=True)) < own / 2
 
@@ -215,3 +213,66 @@ def test_a_product_in_float32_is_that_of_torch():
         assert torch.allclose(product(left, right), left @ right.t(), atol=1e-4)
         turned = torch.randn(inner, columns, generator=generator)
         assert torch.allclose(product(left, turned.t()), left @ turned, atol=1e-4)
+
+
+class WrongGradient(torch.autograd.Function):
+    """Doubles its input, and says that its gradient is 1."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [(lambda x: x + x, True), (lambda x: 2.1 * x, False), (WrongGradient.apply, False), (lambda x: x.no_such(), False)],
+    ids=["the same", "another output", "another gradient", "an error"],
+)
+def test_a_trial_compares_outputs_and_gradients(function, expected):
+    from distill.models.trial import agree
+
+    state = torch.get_rng_state()
+    assert agree(lambda x: 2 * x, function, [torch.linspace(-1, 1, 12).view(3, 4)]) is expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_trials_leave_the_adapter_as_it_was(tiny):
+    from distill.train.kernels.patch import run_trials
+
+    model = adapted(tiny)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    run_trials(model)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+def test_a_kernel_that_fails_its_trial_is_not_used(tiny):
+    from distill.train.kernels.patch import patch, run_trials
+
+    model = adapted(tiny)
+    passed = {name: not name.startswith(("norm", "loss")) for name in run_trials(model)}
+    assert patch(model, passed) == {"linear": 21, "mlp": 3, "norm": 0, "attention": 1, "loss": 0}
+
+
+def test_a_resumed_run_uses_no_kernel_that_failed_before(tiny):
+    from tests.support.training import built, options
+
+    trainer = built(str(tiny), options=options())
+    assert trainer.kernels["loss"] == 1
+    again = built(str(tiny), options=options(), earlier={**trainer.passed, "loss": False})
+    assert (again.kernels["loss"], again.kernels["norm"]) == (0, trainer.kernels["norm"])
+    assert again.passed == {**trainer.passed, "loss": False}
+
+
+def test_with_kernels_off_nothing_is_replaced_and_the_losses_are_the_same(tiny, tmp_path):
+    from tests.support.training import built, losses, options, run
+
+    assert built(str(tiny), options=options(kernels="off")).kernels == {}
+    for kernels in ("auto", "off"):
+        run(tmp_path / kernels, str(tiny), layers=None, options=options(kernels=kernels))
+    assert losses(tmp_path / "off") == pytest.approx(losses(tmp_path / "auto"), abs=1e-3)
+    (layout,) = [json.loads(path.read_text()) for path in (tmp_path / "auto").glob("checkpoints/*-12/layout.json")]
+    assert layout["kernels"]["loss"] is True

@@ -53,5 +53,5 @@ def test_a_recipe_is_resolved_to_it(recipe):
 @pytest.mark.slow
 def test_check_tells_it(recipe):
     command = [sys.executable, "-m", "distill", "check", str(recipe)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "train: full at a learning rate of 2e-05 takes about " in told
+    faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "train: full at a learning rate of 2e-05 takes about " in faults

@@ -42,8 +42,8 @@ def trained(tiny, tmp_path_factory):
     """A student trained without interruption, what the run returned, and what it reported."""
     folder = tmp_path_factory.mktemp("run") / "student"
     watcher = Watcher()
-    result, said = run(folder, tiny, progress=watcher)
-    return folder, result, said, watcher
+    result, lines = run(folder, tiny, progress=watcher)
+    return folder, result, lines, watcher
 
 
 def loss_of(model, tokenizer) -> float:
@@ -61,12 +61,12 @@ def loss_of(model, tokenizer) -> float:
 def test_the_student_has_learnt_and_its_base_has_not(trained, tiny):
     from distill.models.loading import load_student
 
-    folder, result, said, _ = trained
+    folder, result, lines, _ = trained
     base, student = (loss_of(*load_student(folder, adapter=adapter)) for adapter in (False, True))
     assert student < base - 0.5
     assert (result.rows, result.too_long, result.empty) == (24, 0, 0)
     assert result.trained_tokens < result.tokens
-    assert said == []
+    assert lines == []
 
 
 def test_a_student_folder_tells_its_base(trained, tiny):
@@ -120,8 +120,8 @@ def test_the_log_and_the_progress_have_every_step_once(trained):
 @pytest.fixture(scope="module")
 def built(tiny):
     """TRL's trainer as we build it, without dropout, with adapters that do something; its examples; them packed."""
-    made = training.built(tiny, sessions=SESSIONS[:8], options=TrainOptions())
-    return made, made.examples, made.batch(range(8))
+    trainer = training.built(tiny, sessions=SESSIONS[:8], options=TrainOptions())
+    return trainer, trainer.examples, trainer.batch(range(8))
 
 
 def loss_and_gradients(trainer, inputs, *, ours=True, items=None):
@@ -160,9 +160,9 @@ def test_the_loss_and_its_gradients_are_those_of_trl(built):
 def test_rows_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
     long = Session("long", (Message("user", "Speak."), Message("assistant", "word " * 200)))
     options = OPTIONS.model_copy(update={"max_length": 100, "epochs": 0.1})
-    result, said = run(tmp_path / "student", tiny, sessions=[*SESSIONS[:4], long], options=options)
+    result, lines = run(tmp_path / "student", tiny, sessions=[*SESSIONS[:4], long], options=options)
     assert (result.rows, result.too_long) == (4, 1)
-    assert said == ["1 of 5 sessions are longer than train.max_length=100 and left out"]
+    assert lines == ["1 of 5 sessions are longer than train.max_length=100 and left out"]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_lora_trains_without_quantisation(tiny, tmp_path):
 def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, capfd):
     write_rows(tmp_path / "kept.jsonl", SESSIONS[:6])
     options = OPTIONS.model_copy(update={"epochs": 1})
-    counts = stage.train(tmp_path, model=tiny, layers=2, template="vicuna", options=options, seed=3)
+    counts = stage.train(tmp_path, stage.TrainSettings(tiny, "vicuna", options, seed=3, layers=2))
     assert (tmp_path / "student.next/base.json").is_file()
     assert (counts["rows"], counts["too_long"]) == (6, 0)
     assert json.dumps(counts)
@@ -207,7 +207,7 @@ def test_the_stage_trains_kept_rows_and_prints_nothing_foreign(tiny, tmp_path, c
 
 def test_no_rows_is_one_line(tmp_path):
     with pytest.raises(DistillError, match="holds no sessions to train on; run curate first"):
-        stage.train(tmp_path, model="x", layers=None, template="chatml", options=OPTIONS, seed=1)
+        stage.train(tmp_path, stage.TrainSettings("x", "chatml", OPTIONS, seed=1))
 
 
 MISSING = """
@@ -218,7 +218,7 @@ from distill import errors
 from distill.train import stage
 assert "torch" not in sys.modules
 try:
-    stage.train(Path(sys.argv[1]), model="x", layers=None, template="chatml", options=stage.TrainOptions(), seed=1)
+    stage.train(Path(sys.argv[1]), stage.TrainSettings("x", "chatml", stage.TrainOptions(), seed=1))
 except errors.MissingPackage as error:
     print(error)
 """

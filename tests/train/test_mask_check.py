@@ -110,9 +110,9 @@ def test_a_familys_own_template_trains_the_answers_with_their_end_tokens(smollm,
         if family == "gemma" and name.startswith("system"):
             continue
         gate, row = passed(messages, "own", tokenizer)
-        said = [message.content.strip() for message in messages if message.role == "assistant"]
+        lines = [message.content.strip() for message in messages if message.role == "assistant"]
         if name not in ("other scripts", "mentions") or kind == "byte-level":
-            assert [text.removesuffix(end).strip() for text in answers(gate, row)] == said
+            assert [text.removesuffix(end).strip() for text in answers(gate, row)] == lines
         assert all(text.endswith(end) for text in answers(gate, row))
         passed(messages, "own", tokenizer, truncated=True)
         passed(messages, "own", tokenizer, train_on="last")

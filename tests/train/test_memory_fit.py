@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from distill.train.memory import LLAMA_3_8B, Fit, Training, estimate, fit
+from distill.train.memory import Fit, Pass, estimate, fit
 from distill.train.options import TrainOptions
-from tests.support.training import LLAMA_3_8B_CONFIG
+from tests.support.training import LLAMA_3_8B, LLAMA_3_8B_CONFIG
 
 GB = 1e9
 
@@ -29,8 +29,8 @@ def fitted(base, room, *, kept=None, longest=512, **options):
 
 def held(found: Fit, *, longest=512) -> float:
     """Bytes that the layout takes by formula."""
-    training = Training(tokens=max(found.tokens, longest), r=16, device="cuda", width=2)
-    return estimate(LLAMA_3_8B, replace(training, recomputed=found.layers or 0)).total
+    one = Pass(max(found.tokens, longest), recomputed=found.layers or 0, device="cuda", width=2)
+    return estimate(LLAMA_3_8B, TrainOptions(), one).total
 
 
 def test_on_a_cpu_nothing_is_computed_again(base):
@@ -72,3 +72,13 @@ def test_a_pruned_base_needs_less(base):
 
 def test_where_the_shape_is_unknown_all_layers_are_computed_again(tmp_path):
     assert fitted(tmp_path, 24 * GB) == Fit(4096, "selective")
+
+
+def test_what_fits_nowhere_is_laid_out_as_small_as_can_be(base):
+    assert fitted(base, 8 * GB, longest=700, method="lora") == Fit(700, "selective", 32)
+
+
+@pytest.mark.parametrize(("room", "expected"), [(24, (4096, 3)), (40, (8192, 0)), (80, (16384, 0)), (141, (16384, 0))])
+def test_a_card_is_given_large_passes_and_little_to_compute_again(base, room, expected):
+    found = fitted(base, room * GB, lora={"r": 64})
+    assert (found.tokens, found.layers) == expected

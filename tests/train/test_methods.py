@@ -34,10 +34,10 @@ def probe():
 
 
 def trained(tiny, folder, *, layers=3, **changes):
-    seen = probe()
+    callback = probe()
     chosen = options(epochs=1, batch_tokens=40, **changes)
-    run(folder, tiny, sessions=SESSIONS[:8], options=chosen, layers=layers, callbacks=[seen])
-    return seen
+    run(folder, tiny, sessions=SESSIONS[:8], options=chosen, layers=layers, callbacks=[callback])
+    return callback
 
 
 def read_again(folder):
@@ -62,10 +62,10 @@ def read_again(folder):
     ids=str,
 )
 def test_what_is_read_on_the_base_as_it_was_is_what_was_trained(tiny, tmp_path, changes):
-    seen = trained(tiny, tmp_path, **changes)
-    assert all(weight.dtype == torch.float32 for weight in seen.after.values())
-    assert all(not torch.equal(weight, seen.before[name]) for name, weight in seen.after.items())
-    torch.testing.assert_close(read_again(tmp_path), seen.logits, atol=1e-4, rtol=1e-4)
+    callback = trained(tiny, tmp_path, **changes)
+    assert all(weight.dtype == torch.float32 for weight in callback.after.values())
+    assert all(not torch.equal(weight, callback.before[name]) for name, weight in callback.after.items())
+    torch.testing.assert_close(read_again(tmp_path), callback.logits, atol=1e-4, rtol=1e-4)
     found = losses(tmp_path)
     assert found[-1] < found[0]
 
@@ -82,9 +82,9 @@ def test_an_adapter_that_took_from_the_base_begins_as_the_base(tiny, tmp_path, i
 
 
 def test_adapters_sit_on_the_layers_that_are_named(tiny, tmp_path):
-    seen = trained(tiny, tmp_path, lora={"target_modules": ["v_proj", "q_proj"]})
-    assert {name.split(".")[-4] for name in seen.after} == {"q_proj", "v_proj"}
-    torch.testing.assert_close(read_again(tmp_path), seen.logits, atol=1e-4, rtol=1e-4)
+    callback = trained(tiny, tmp_path, lora={"target_modules": ["v_proj", "q_proj"]})
+    assert {name.split(".")[-4] for name in callback.after} == {"q_proj", "v_proj"}
+    torch.testing.assert_close(read_again(tmp_path), callback.logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lm_head", "c_attn"])
@@ -109,7 +109,7 @@ def test_a_fully_trained_student_replaces_an_adapter_and_needs_its_base_no_longe
     trained(str(model), student)
     shutil.rmtree(student / "checkpoints")
     before = student_fingerprint(student)
-    seen = trained(str(model), student, method="full")
+    callback = trained(str(model), student, method="full")
     assert student_fingerprint(student) != before
     assert not list(student.glob("adapter*"))
     told = json.loads((student / "base.json").read_text())
@@ -117,9 +117,9 @@ def test_a_fully_trained_student_replaces_an_adapter_and_needs_its_base_no_longe
     config = json.loads((student / "config.json").read_text())
     assert (config["num_hidden_layers"], config["use_cache"]) == (3, True)
     base = load_student(student, adapter=False)[0](IDS).logits
-    assert (base - seen.logits).abs().max() > 0.1
+    assert (base - callback.logits).abs().max() > 0.1
     shutil.rmtree(model)
-    torch.testing.assert_close(read_again(student), seen.logits)
+    torch.testing.assert_close(read_again(student), callback.logits)
 
 
 def test_a_base_that_is_stored_quantised_is_refused(tiny, tmp_path):
@@ -163,8 +163,8 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_been(tiny, tmp_path, chang
     run(tmp_path / "whole", tiny, options=chosen)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", tiny, options=chosen, callbacks=[Stopped()])
-    _, said = run(tmp_path / "cut", tiny, options=chosen)
-    assert said == ["going on from step 4"]
+    _, lines = run(tmp_path / "cut", tiny, options=chosen)
+    assert lines == ["going on from step 4"]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert torch.equal(read_again(tmp_path / "cut"), read_again(tmp_path / "whole"))
 

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from distill.core.jsonl import write_rows
+from distill.core.jsonl import read_sessions, write_rows
 from distill.models import chat_template
 from distill.train import plan
 from distill.train.dataset import Examples
 from distill.train.dry_run import StepMeasurement
-from distill.train.options import TrainOptions
+from distill.train.options import TrainOptions, TrainSettings
 from distill.train.packing import PackingPlan
-from distill.train.stage import plan as training_plan
-from distill.train.workload import Work, seconds_of, work_of
+from distill.train.plan import Work, seconds_of, work_of
 from distill.types import Message, Session
 from tests.support.training import SESSIONS
 
@@ -35,13 +34,17 @@ def tiny(tmp_path_factory) -> str:
     return str(save_tiny_model(tmp_path_factory.mktemp("tiny") / "model"))
 
 
+def planned_lines(folder: Path, settings: TrainSettings) -> list[str]:
+    return list(plan.plan(read_sessions(folder / "kept.jsonl"), settings, say=lambda line: None))
+
+
 @pytest.fixture(scope="module")
 def planned(tiny, tmp_path_factory) -> tuple[list[str], list[str]]:
     """The lines of a plan on a run folder, and the folder's files afterwards."""
     folder = tmp_path_factory.mktemp("run")
     write_rows(folder / "kept.jsonl", [*SESSIONS, LONG])
     options = TrainOptions.model_validate({"max_length": 100, "batch_tokens": 80, "micro_batch_tokens": 60})
-    lines = list(training_plan(folder, model=tiny, layers=2, template="chatml", options=options, seed=1))
+    lines = planned_lines(folder, TrainSettings(tiny, "chatml", options, seed=1, layers=2))
     return lines, [path.name for path in folder.rglob("*")]
 
 
@@ -65,7 +68,7 @@ def test_a_plan_leaves_out_what_training_is_watched_by(tiny, tmp_path):
 
     options = TrainOptions.model_validate({"batch_rows": 4, "epochs": 1, "eval_rows": 8, "eval_steps": 0})
     write_rows(tmp_path / "kept.jsonl", SESSIONS)
-    lines = list(training_plan(tmp_path, model=tiny, layers=2, template="chatml", options=options, seed=1))
+    lines = planned_lines(tmp_path, TrainSettings(tiny, "chatml", options, seed=1, layers=2))
     result, _ = run(tmp_path / "student", tiny, layers=2, options=options, seed=1)
     near = f"; {result.near_held} near to those left out" if result.near_held else ""
     assert lines[0] == f"rows: 24 of 24 sessions; 8 of them held out to watch by{near}"
@@ -110,7 +113,7 @@ def test_a_plan_leaves_nothing_in_the_run_folder(planned):
 def test_a_pass_that_cannot_be_tried_is_one_line_and_not_the_end(tiny, tmp_path):
     options = TrainOptions.model_validate({"lora": {"target_modules": ["no_such_layer"]}})
     write_rows(tmp_path / "kept.jsonl", SESSIONS)
-    lines = list(training_plan(tmp_path, model=tiny, layers=None, template="chatml", options=options, seed=1))
+    lines = planned_lines(tmp_path, TrainSettings(tiny, "chatml", options, seed=1))
     assert lines[-1].startswith("not measured: ")
     assert "no_such_layer" in lines[-1]
 
@@ -120,9 +123,9 @@ import resource, sys
 from pathlib import Path
 from distill.models.chat_template import Example
 from distill.train.options import TrainOptions
-from distill.train.dry_run import rehearse
+from distill.train.dry_run import measured_pass
 resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
-rehearse(Path(sys.argv[1]), None, [Example([1, 2, 3], [-100, 2, 3])], TrainOptions(), 1)
+measured_pass(Path(sys.argv[1]), None, [Example([1, 2, 3], [-100, 2, 3])], TrainOptions(), 1)
 """
 
 
@@ -152,7 +155,6 @@ def measured(**changes) -> StepMeasurement:
         "tokens": 4096,
         "seconds": 0.5,
         "optimizer_seconds": 0.1,
-        "loading_bytes": 7 * gigabyte,
         "before_bytes": 6 * gigabyte,
         "peak_bytes": 10 * gigabyte,
         "room_bytes": 40 * gigabyte,
@@ -200,8 +202,8 @@ def test_the_time_is_that_of_all_tokens_with_padding_and_of_the_optimizers_steps
 )
 def test_advice_of_memory(changes, whole_bytes, gpu, expected):
     options = TrainOptions(micro_batch_tokens=4096)
-    told = plan.of_memory(WORK, options, measured(**changes), whole_bytes=whole_bytes, gpu=gpu)
-    assert list(told) == expected
+    advice = plan.of_memory(WORK, options, measured(**changes), whole_bytes=whole_bytes, gpu=gpu)
+    assert list(advice) == expected
 
 
 def rows(*lengths: int, too_long: list[tuple[int, int]] | None = None) -> Examples:

@@ -49,8 +49,8 @@ def interrupted(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         while not log.is_file():
             assert training.poll() is None, training.stderr.read()
         training.send_signal(signal.SIGINT)
-        _, said = training.communicate()
-    return subprocess.CompletedProcess(command, training.returncode, "", said)
+        _, lines = training.communicate()
+    return subprocess.CompletedProcess(command, training.returncode, "", lines)
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9", "--fresh, Ctrl-C"])
@@ -64,9 +64,9 @@ def test_a_training_that_is_cut_short_leaves_the_student_to_the_byte(trained, ho
 
     capsys.readouterr()
     assert _code(["export", str(trained), "--to", "adapter", "--out", str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().err
-    assert "a later training is unfinished" in said
-    assert ("train.epochs 4.0 → 9.0" in said) == (how != "--fresh, Ctrl-C")
+    lines = capsys.readouterr().err
+    assert "a later training is unfinished" in lines
+    assert ("train.epochs 4.0 → 9.0" in lines) == (how != "--fresh, Ctrl-C")
     assert "- epochs: 4.0\n" in (tmp_path / "out/README.md").read_text()
 
     assert _code(["train", str(trained), *(LONGER if how != "--fresh, Ctrl-C" else ["--set", "train.epochs=4"])]) == 0

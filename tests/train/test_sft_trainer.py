@@ -106,11 +106,11 @@ def callback(limit, *, unless_recomputed=False):
 def test_where_memory_ends_the_same_steps_go_on_in_smaller_passes(tiny, tmp_path, packing):
     plain, _ = run(tmp_path / "plain", tiny, options=options(packing=packing))
     memory = callback(60)
-    result, said = run(tmp_path / "small", tiny, options=options(packing=packing), callbacks=[memory])
+    result, lines = run(tmp_path / "small", tiny, options=options(packing=packing), callbacks=[memory])
     assert max(memory.sizes) > 60
-    assert len(said) == sum(size > 60 for size in memory.sizes)
-    assert said[0].startswith("out of memory: going on from step 1 with ")
-    assert said[0].endswith("the steps stay the same")
+    assert len(lines) == sum(size > 60 for size in memory.sizes)
+    assert lines[0].startswith("out of memory: going on from step 1 with ")
+    assert lines[0].endswith("the steps stay the same")
     assert result.steps == plain.steps
     assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
 
@@ -127,17 +127,17 @@ def test_a_run_whose_memory_ended_is_resumed_as_it_went_on(tiny, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", tiny, callbacks=[callback(60), Stopped()])
     memory = callback(60)
-    _, said = run(tmp_path / "cut", tiny, callbacks=[memory])
+    _, lines = run(tmp_path / "cut", tiny, callbacks=[memory])
     assert max(memory.sizes) <= 60
-    assert said == ["going on from step 4"]
+    assert lines == ["going on from step 4"]
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_where_one_session_is_too_large_activations_are_computed_again(tiny, tmp_path):
     run(tmp_path / "plain", tiny, sessions=SESSIONS[:4], options=options())
     memory = callback(5, unless_recomputed=True)
-    _, said = run(tmp_path / "small", tiny, sessions=SESSIONS[:4], options=options(), callbacks=[memory])
-    assert said[-1] == (
+    _, lines = run(tmp_path / "small", tiny, sessions=SESSIONS[:4], options=options(), callbacks=[memory])
+    assert lines[-1] == (
         "out of memory: going on from step 1 with activations computed again instead of kept; the steps stay the same"
     )
     assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)

@@ -33,8 +33,8 @@ def test_a_gguf_file_is_a_base(tmp_path, monkeypatch):
 
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     model = make_gguf(tmp_path / "small.gguf")
-    result, said = run(tmp_path / "student", str(model), sessions=SESSIONS[:6], options=SHORT, layers=None)
-    assert (result.rows, said) == (
+    result, lines = run(tmp_path / "student", str(model), sessions=SESSIONS[:6], options=SHORT, layers=None)
+    assert (result.rows, lines) == (
         6,
         ["converting small.gguf to safetensors, once (135M parameters: about 20 seconds)"],
     )
@@ -93,8 +93,8 @@ def test_pruned_by_block_a_student_loses_the_layers_that_change_least(tiny, tmp_
         return {name: 0 * one if any(part in name for part in gone) else one for name, one in tensors.items()}
 
     model = copied(tiny, tmp_path, idle)
-    _, said = run(tmp_path / "student", model, sessions=SESSIONS[:6], options=SHORT, layers=2, prune_by="block")
-    assert said == ["layers 2 to 3 of 4 change the states least and are left out"]
+    _, lines = run(tmp_path / "student", model, sessions=SESSIONS[:6], options=SHORT, layers=2, prune_by="block")
+    assert lines == ["layers 2 to 3 of 4 change the states least and are left out"]
     assert json.loads((tmp_path / "student/base.json").read_text())["layers"] == [0, 3]
     from distill.models.loading import load_causal, load_student
 

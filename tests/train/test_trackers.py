@@ -84,9 +84,11 @@ def test_trackio_gets_the_figures_under_the_runs_name(tiny, tmp_path):
     with sqlite3.connect(tmp_path / "trackio/distill.db") as database:
         rows = database.execute("SELECT run_name, metrics FROM metrics ORDER BY step").fetchall()
     assert {name.startswith("named-") for name, _ in rows} == {True}
-    told = [json.loads(metrics) for _, metrics in rows]
-    assert [one["train/loss"] for one in told if "train/loss" in one] == pytest.approx(training.losses(run / "student"))
-    assert told[-1]["train/epoch"] == 2
+    values = [json.loads(metrics) for _, metrics in rows]
+    assert [one["train/loss"] for one in values if "train/loss" in one] == pytest.approx(
+        training.losses(run / "student")
+    )
+    assert values[-1]["train/epoch"] == 2
 
 
 @pytest.mark.model

@@ -65,7 +65,7 @@ def _read(gguf: Path) -> tuple[Any, Any]:
 
 def _mend_rotary(model: Any, gguf: Path) -> None:
     """Restore Llama 3's rotary scaling, which such files hold as factors and transformers 5.23 passes over."""
-    if not _holds(gguf, _FACTORS):
+    if _after(gguf, _FACTORS) is None:
         return
     from gguf import GGUFReader
 
@@ -80,26 +80,22 @@ def _mend_rotary(model: Any, gguf: Path) -> None:
     model.base_model.rotary_emb = type(rotary)(config=model.config)
 
 
-def _holds(gguf: Path, name: bytes) -> bool:
-    """Whether a name is in the file; parsing it would take seconds."""
+def _after(gguf: Path, name: bytes, size: int = 0) -> bytes | None:
+    """Up to `size` bytes behind a name in the file; None where it is not there. Parsing the file would take seconds."""
+    if not gguf.stat().st_size:
+        return None  # nothing that mmap takes
     with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(name) >= 0
+        at = content.find(name)
+        return None if at < 0 else content[at + len(name) : at + len(name) + size]
 
 
 def _text(gguf: Path, key: str) -> str:
-    """The value of a key that holds text, such as llama.cpp's name for how text is split; empty where it is not there.
-
-    Read here, as parsing the file takes seconds.
-    """
-    if not gguf.stat().st_size:
-        return ""  # nothing that mmap takes
-    name = key.encode() + struct.pack("<I", 8)  # 8: the value is a string
-    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = content.find(name) + len(name)
-        if at < len(name):
-            return ""
-        (length,) = struct.unpack_from("<Q", content, at)
-        return content[at + 8 : at + 8 + min(length, 64)].decode(errors="replace")
+    """The value of a key that holds text, such as llama.cpp's name for how text is split; empty where there is none."""
+    value = _after(gguf, key.encode() + struct.pack("<I", 8), 8 + 64)  # 8: the value is a string, its length first
+    if value is None:
+        return ""
+    (length,) = struct.unpack_from("<Q", value)
+    return value[8 : 8 + min(length, 64)].decode(errors="replace")
 
 
 def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
@@ -126,10 +122,10 @@ def part_pad_from_eos(tokenizer: Any) -> None:
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    others = {tokenizer.eos_token, tokenizer.bos_token}
     vocabulary = tokenizer.get_vocab()
     reserved = [token.content for token in tokenizer.added_tokens_decoder.values() if _RESERVED.search(token.content)]
-    free = [token for token in (*PAD_TOKENS, *reserved) if token in vocabulary and token not in taken]
+    free = [token for token in (*PAD_TOKENS, *reserved) if token in vocabulary and token not in others]
     if free:
         tokenizer.pad_token = free[0]
     elif tokenizer.pad_token_id is None:

@@ -13,9 +13,9 @@ _META = {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high
 
 def parameters_of(config: Any) -> dict[str, Any]:
     """The rotary settings, under the names of transformers' configuration; `rope_theta` is always among them."""
-    found = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
-    found.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
-    return found
+    parameters = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    parameters.setdefault("rope_theta", getattr(config, "rope_theta", 10_000.0))
+    return parameters
 
 
 def head_size(config: Any) -> int:
@@ -24,7 +24,7 @@ def head_size(config: Any) -> int:
 
 
 def llama3_factors(config: Any) -> torch.Tensor | None:
-    """By how much each frequency (half a head's width of them) is slowed down; None where the scaling is another.
+    """Factor by which each frequency (half a head's width of them) is divided; None for another kind of scaling.
 
     As in transformers' `_compute_llama3_parameters`: short wavelengths stay, long ones are divided by `factor`, and
     between the two bounds the change is gradual.
@@ -46,6 +46,6 @@ def llama3_parameters(factors: torch.Tensor, config: Any) -> dict[str, Any] | No
     """The settings that give these factors, with the bounds that Meta's models have; None where they do not."""
     settings = {**parameters_of(config), **_META, "rope_type": "llama3", "factor": float(factors.max())}
     candidate = type(config)(**{**config.to_dict(), "rope_parameters": settings})
-    found = llama3_factors(candidate)
-    fits = found is not None and found.shape == factors.shape and torch.allclose(found, factors.float(), rtol=1e-4)
+    result = llama3_factors(candidate)
+    fits = result is not None and result.shape == factors.shape and torch.allclose(result, factors.float(), rtol=1e-4)
     return settings if fits else None

@@ -24,13 +24,13 @@ _SPLITS: Mapping[str, tuple[tuple[str, Any], ...]] = {
     "llama-bpe": (("Split", _LLAMA3), ("ByteLevel", False)),
     "qwen2": (("Split", _QWEN2), ("ByteLevel", False)),
 }
-"""How text is split before it is merged, by llama.cpp's name (`tokenizer.ggml.pre`): digits each alone or not, a
-regular expression, and whether the byte level splits by GPT-2's."""
+"""How text is split before merging, by llama.cpp's name (`tokenizer.ggml.pre`): single digits or not, a regular
+expression, and whether the byte level splits by GPT-2's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer."""
+    """The tokenizer's part of a GGUF file."""
 
     pre: str
     tokens: tuple[str, ...]
@@ -41,7 +41,7 @@ class Vocabulary:
 
 
 def read_vocabulary(tokenizer: Any, *, rows: int) -> Vocabulary:
-    """Of a Hugging Face tokenizer; `rows` are those of the embedding, and ids without a token get a filler.
+    """The vocabulary of a Hugging Face tokenizer; `rows` are the embedding's, and ids without a token get a filler.
 
     Raises `ModelError` for a tokenizer that is no byte-level BPE, or that splits text in a way without a name.
     """
@@ -73,9 +73,9 @@ def _pre(info: Mapping[str, Any]) -> str:
             f"no GGUF can be written with a tokenizer of type {info['model'].get('type')}, only with byte-level BPE;"
             " use --to merged"
         )
-    found = _steps(info.get("pre_tokenizer"))
+    split_steps = _steps(info.get("pre_tokenizer"))
     for name, steps in _SPLITS.items():
-        if found == steps:
+        if split_steps == steps:
             return name
     raise ModelError(
         f"no GGUF can be written: the tokenizer splits text in a way that has no name here ({', '.join(_SPLITS)}); use"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +31,6 @@ _BLOCK = 32
 """Weights in one block of Q8_0."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    values: Any
-    """NumPy array as it is stored."""
-    kind: Any
-    """`GGMLQuantizationType`."""
-    raw: bool
-    """Whether the values are blocks in bytes."""
-
-
 def write_gguf(
     path: Path,
     model: Any,
@@ -53,7 +41,7 @@ def write_gguf(
     dtype: str = "float16",
     watch: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `model` (on the CPU, any float dtype) to `path`; `watch` is told of tensors done, and of how many.
+    """Write `model` (on the CPU, any float dtype) to `path`; `watch` is called with the tensors done and their number.
 
     `template` is how chat is rendered (as in `chat.TEMPLATES`); `dtype` is one of `DTYPES`, for matrices: vectors are
     always float32. Raises `ModelError` for an architecture, a rotary scaling or a tokenizer that has no place here.
@@ -67,16 +55,16 @@ def write_gguf(
         _describe(writer, config, name=name, dtype=dtype)
         _write_vocabulary(writer, vocabulary, tokenizer, template)
         tensors = list(_names(model, gguf))
-        for stored, weight in tensors:
-            _announce(writer, stored, weight, dtype, gguf)
+        for file_name, weight in tensors:
+            _announce(writer, file_name, weight, dtype, gguf)
         if (factors := llama3_factors(config)) is not None:
             _announce(writer, "rope_freqs.weight", factors, "float32", gguf)
             tensors.append(("rope_freqs.weight", factors))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for done, (stored, weight) in enumerate(tensors, start=1):
-            writer.write_tensor_data(_tensor(stored, _ordered(stored, weight, config), dtype, gguf).values)
+        for done, (file_name, weight) in enumerate(tensors, start=1):
+            writer.write_tensor_data(_values(file_name, _ordered(file_name, weight, config), dtype, gguf))
             if watch is not None:
                 watch(done, len(tensors))
     finally:
@@ -155,43 +143,43 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, templ
 def _names(model: Any, gguf: Any) -> Iterator[tuple[str, Any]]:
     """Each tensor with its name in the file; tied ones once. Raises `ModelError` for one without a name there."""
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[type(model).__name__])
-    known = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
     tied = bool(model.config.tie_word_embeddings)
     for name, weight in model.state_dict().items():
         if tied and name == "lm_head.weight":
             continue
-        stored = known.get_name(name, try_suffixes=(".weight", ".bias"))
-        if stored is None:
+        file_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if file_name is None:
             raise ModelError(f"no GGUF can be written: llama.cpp has no name for the tensor {name}; use --to merged")
-        yield stored, weight
+        yield file_name, weight
 
 
-def _ordered(stored: str, weight: Any, config: Any) -> Any:
+def _ordered(file_name: str, weight: Any, config: Any) -> Any:
     """The tensor with its rows as llama.cpp wants them."""
     if ARCHITECTURES[config.architectures[0]] != "llama":
         return weight
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    part = stored.split(".")[2] if stored.startswith("blk.") else ""
+    part = file_name.split(".")[2] if file_name.startswith("blk.") else ""
     return permuted(weight, heads[part]) if part in heads else weight
 
 
 def permuted(weight: Any, heads: int) -> Any:
-    """Rows of each head (the first half, then the second) interleaved: 0, d/2, 1, d/2 + 1 …"""
+    """A weight (heads · d × …) with the rows of each head interleaved: 0, d/2, 1, d/2 + 1 …"""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
-def _announce(writer: Any, stored: str, weight: Any, dtype: str, gguf: Any) -> None:
+def _announce(writer: Any, file_name: str, weight: Any, dtype: str, gguf: Any) -> None:
     """Say what a tensor will be like, before any is written."""
     kind = _kind(weight, dtype, gguf)
     shape = tuple(weight.shape)
     if kind == gguf.GGMLQuantizationType.Q8_0:
         shape = gguf.quants.quant_shape_to_byte_shape(shape, kind)
         size = math.prod(shape)
-        writer.add_tensor_info(stored, shape, _numpy("uint8"), size, raw_dtype=kind)
+        writer.add_tensor_info(file_name, shape, _numpy("uint8"), size, raw_dtype=kind)
     else:
         name = "float32" if kind == gguf.GGMLQuantizationType.F32 else "float16"
-        writer.add_tensor_info(stored, shape, _numpy(name), math.prod(shape) * _numpy(name).itemsize)
+        writer.add_tensor_info(file_name, shape, _numpy(name), math.prod(shape) * _numpy(name).itemsize)
 
 
 def _numpy(name: str) -> Any:
@@ -207,10 +195,10 @@ def _kind(weight: Any, dtype: str, gguf: Any) -> Any:
     return kinds.Q8_0 if dtype == "q8_0" and weight.shape[-1] % _BLOCK == 0 else kinds.F16
 
 
-def _tensor(stored: str, weight: Any, dtype: str, gguf: Any) -> _Tensor:
+def _values(file_name: str, weight: Any, dtype: str, gguf: Any) -> Any:
+    """The tensor as a NumPy array in the form that is stored."""
     kind = _kind(weight, dtype, gguf)
     values = weight.detach().float().cpu().contiguous().numpy()
     if kind == gguf.GGMLQuantizationType.F16 and abs(values).max() > 65_504:
-        raise ModelError(f"{stored} has weights that float16 cannot hold; add --dtype float32")
-    raw = kind == gguf.GGMLQuantizationType.Q8_0
-    return _Tensor(stored, gguf.quants.quantize(values, kind), kind, raw)
+        raise ModelError(f"{file_name} has weights that float16 cannot hold; add --dtype float32")
+    return gguf.quants.quantize(values, kind)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,23 +14,69 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "session_by_session"
-"""What the implementation is called in a model's configuration."""
+from distill.models.trial import agree, random_rows
+
+BY_SESSION, FLASH = "session_by_session", "session_by_session_flash"
+"""Names of the two implementations in a model's configuration, and of their trials."""
+_LENGTHS = (96, 64)
+"""Tokens of the sessions of a trial."""
+_HALF = (torch.float16, torch.bfloat16)
 
 
-def use(model: Any) -> bool:
-    """Have a model attend session by session in packed rows, in place; False where it does more than plain attention.
+def run_trials(model: Any) -> dict[str, bool]:
+    """Whether each implementation agrees with transformers' `sdpa` under a mask that parts two sessions.
 
-    Padded rows, and those of generation, are masked as ever.
+    Empty for a model that does more than plain causal attention.
     """
+    if not _is_plain(model):
+        return {}
+    config, device = model.config.get_text_config(), model.device
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    module = SimpleNamespace(num_key_value_groups=heads // kv_heads, is_causal=True)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.dtype
+    counts = (heads, kv_heads, kv_heads)
+    inputs = random_rows((sum(counts), sum(_LENGTHS), width), dtype, device)[None].split(counts, 1)
+    ends = torch.tensor([0, _LENGTHS[0], sum(_LENGTHS)], dtype=torch.int32, device=device)
+    session = torch.arange(sum(_LENGTHS), device=device) >= _LENGTHS[0]
+    mask = (session[:, None] == session).tril()[None, None]
+
+    def library(*tensors: Tensor) -> Tensor:
+        return sdpa_attention_forward(module, *tensors, mask)[0]
+
+    def ours(*tensors: Tensor, has_flash: bool) -> Tensor:
+        query, key, value = tensors
+        return attend(
+            module, query, key, value, None, has_flash=has_flash, cu_seq_lens_q=ends, max_length_q=max(_LENGTHS)
+        )[0]
+
+    functions: dict[str, Callable[..., Tensor]] = {BY_SESSION: partial(ours, has_flash=False)}
+    if device.type == "cuda" and dtype in _HALF:
+        functions[FLASH] = partial(ours, has_flash=True)
+    return {name: agree(library, function, inputs) for name, function in functions.items()}
+
+
+def use(model: Any, passed: Mapping[str, bool]) -> bool:
+    """Have a model attend session by session in packed rows, in place, by the best implementation that has passed.
+
+    Padded rows, and those of generation, are masked as by transformers.
+    """
+    name = next((name for name in (FLASH, BY_SESSION) if passed.get(name, False)), None)
+    if name is None or not _is_plain(model):
+        return False
+    AttentionInterface.register(name, partial(attend, has_flash=name == FLASH))
+    AttentionMaskInterface.register(name, _mask)
+    model.set_attn_implementation(name)
+    return True
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether every layer attends causally to all tokens before, by `sdpa`."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or _window(config):
-        return False
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, _mask)
-    model.set_attn_implementation(NAME)
-    return True
+    is_known = config._attn_implementation == "sdpa" and hasattr(config, "num_attention_heads")
+    return is_known and kinds == {"full_attention"} and not _window(config)
 
 
 def _window(config: Any) -> bool:
@@ -38,12 +85,12 @@ def _window(config: Any) -> bool:
 
 
 def _mask(*args: Any, **options: Any) -> Tensor | None:
-    """None for one row without padding and cache: `attend` sees to what is causal, and to the sessions in it."""
+    """None for one row without padding and cache, where `attend` parts the sessions itself."""
     alone = options.get("batch_size") == 1 and options.get("attention_mask") is None
     if alone and options.get("q_length") == options.get("kv_length"):
         return None
-    found: Tensor | None = sdpa_mask(*args, **options)
-    return found
+    mask: Tensor | None = sdpa_mask(*args, **options)
+    return mask
 
 
 def attend(
@@ -53,6 +100,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
+    has_flash: bool = False,
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: Tensor | None = None,
@@ -63,8 +111,8 @@ def attend(
     """Causal attention, B × heads × T × width in, B × T × heads × width out.
 
     `cu_seq_lens_q` are the ends of the sessions in a row, 0 before them (int32), `max_length_q` is the longest one's
-    length; where they are missing, positions that begin again say it. A padded or cached batch is transformers' own
-    `sdpa`.
+    length; where they are missing, they follow from positions that restart. A padded or cached batch goes through
+    transformers' own `sdpa`.
     """
     ends = cu_seq_lens_q
     if ends is None and attention_mask is None and position_ids is not None and len(query) == 1:
@@ -75,13 +123,13 @@ def attend(
         )
         return whole, None
     longest = max_length_q if max_length_q is not None else int(ends.diff().max())
-    if dropout == 0 and has_flash(query.device, query.dtype, query.shape[-1]):
+    if has_flash and dropout == 0 and query.dtype in _HALF:
         return flash(query, key, value, ends, longest, scaling), None
     return one_by_one(query, key, value, ends, scaling, dropout), None
 
 
 def _ends(position_ids: Tensor) -> Tensor | None:
-    """Of the sessions in a row, by where positions begin again; None for a single one, or in generation."""
+    """Ends of the sessions in a row (N + 1, int32), found where positions restart; None for one session."""
     starts = (position_ids[0].diff() != 1).nonzero().flatten() + 1
     if not len(starts):
         return None
@@ -92,50 +140,22 @@ def _ends(position_ids: Tensor) -> Tensor | None:
 def one_by_one(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float | None, dropout: float = 0.0
 ) -> Tensor:
-    """Each session by torch's attention."""
+    """Each session by torch's attention; shapes as in `attend`."""
     lengths = ends.diff().tolist()
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     grouped = query.shape[1] != key.shape[1]
-    found = [
+    outputs = [
         scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
         for q, k, v in parts
     ]
-    return torch.cat([part.transpose(1, 2) for part in found], dim=1)
+    return torch.cat([part.transpose(1, 2) for part in outputs], dim=1)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None) -> Tensor:
-    """All sessions in one kernel of FlashAttention-2 (Dao, 2023), which torch brings for CUDA."""
+    """All sessions in one kernel of FlashAttention-2 (Dao, 2023), part of torch for CUDA; shapes as in `attend`."""
     rows = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    found = torch.ops.aten._flash_attention_forward(
+    results = torch.ops.aten._flash_attention_forward(
         *rows, ends, ends, longest, longest, 0.0, True, False, scale=scaling
     )
-    out: Tensor = found[0]
+    out: Tensor = results[0]
     return out[None]
-
-
-@cache
-def has_flash(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernel runs here and agrees, forward and backward, with torch's attention a session at a time.
-
-    It is reached by a private name, so it is tried once before it is trusted.
-    """
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return False
-    shape, ends = (1, 4, 160, width), torch.tensor([0, 96, 160], dtype=torch.int32, device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    given = [torch.randn(shape, device=device, dtype=dtype, generator=generator) for _ in range(3)]
-    given[1:] = [tensor[:, :2] for tensor in given[1:]]
-    try:
-        there = _gradients(lambda q, k, v: flash(q, k, v, ends, 96, None), given)
-    except (RuntimeError, TypeError, AttributeError):
-        return False
-    here = _gradients(lambda q, k, v: one_by_one(q, k, v, ends, None), given)
-    return all(torch.allclose(a, b, rtol=0.02, atol=0.02) for a, b in zip(there, here, strict=True))
-
-
-def _gradients(attention: Callable[..., Tensor], given: list[Tensor]) -> list[Tensor]:
-    with torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in given]
-        out = attention(*leaves)
-        out.float().square().sum().backward()
-    return [out.detach(), *[leaf.grad for leaf in leaves if leaf.grad is not None]]

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
-from distill.train.kernels.fused import gate_gradients, gated, gates, inverse_rms, scaled, scaled_gradient
 from distill.train.memory import LOGIT_BYTES
 
 Source = tuple[Tensor, Tensor, Tensor]
-"""What a normalised tensor follows from: the tensor itself, its inverse root mean squares, the norm's weight."""
+"""From which a norm's output can be recomputed: its input (… × H), inverse root mean squares (… × 1), weight (H)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,107 +45,123 @@ class Linear:
         return y if self.base.bias is None else y.add_(self.base.bias)
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right.T` of two matrices with the same number of columns.
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b.T` of two matrices, M × K and N × K in, M × N out.
 
     In float32 on a CPU it is oneDNN's: the BLAS that torch is built with uses half of the vector unit of AMD's.
     Measured on one Zen 5 core for 512 × 576 × 1536: 245 GFLOP/s against 108.
     """
-    if left.dtype == torch.float32 and left.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
-    return linear(left, right)
+    if a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+    return linear(a, b)
 
 
 def norm(x: Tensor, epsilon: float, weight: Tensor) -> tuple[Tensor, Source]:
-    """RMSNorm (Zhang and Sennrich, 2019) of x, B × T × H, and what it follows from.
+    """RMSNorm (Zhang and Sennrich, 2019) of x (B × T × H), and its source.
 
-    It keeps its input, and a layer that reads it can make it again from the source instead of keeping it.
+    It keeps its input only; a layer that reads the output can recompute it from the source instead of keeping it.
     """
-    inverse = inverse_rms(x.detach(), epsilon)
+    inverse = torch.rsqrt(x.detach().float().pow(2).mean(-1, keepdim=True) + epsilon)
     return _Norm.apply(x, inverse, weight), (x.detach(), inverse, weight)
 
 
 def frozen_linear(x: Tensor, layer: Linear) -> Tensor:
-    """A linear layer without its adapter, on x of … × I; keeps nothing."""
-    found: Tensor = _FrozenLinear.apply(x, layer)
-    return found
+    """A linear layer without its adapter: … × I in, … × O out; keeps nothing for the backward pass."""
+    y: Tensor = _FrozenLinear.apply(x, layer)
+    return y
 
 
 def adapted_linear(x: Tensor, a: Tensor, b: Tensor, layer: Linear, source: Source | None = None) -> Tensor:
-    """A linear layer and its LoRA adapter (Hu et al., 2021; a: r × I, b: O × r), on x of … × I.
+    """A linear layer with its LoRA adapter (Hu et al., 2021; a: r × I, b: O × r): … × I in, … × O out.
 
-    It keeps x, or nothing of it where its `source` is given.
+    It keeps x, or only the `source` of x where there is one.
     """
-    found: Tensor = _AdaptedLinear.apply(x, a, b, layer, source)
-    return found
+    y: Tensor = _AdaptedLinear.apply(x, a, b, layer, source)
+    return y
 
 
 def gated_mlp(
     x: Tensor, layers: tuple[Linear, Linear, Linear], adapters: Sequence[Tensor], source: Source | None = None
 ) -> Tensor:
-    """down(silu(gate(x)) · up(x)) (SwiGLU: Shazeer, 2020), on x of … × H; keeps the gate's and up's outputs.
+    """down(silu(gate(x)) · up(x)) (SwiGLU: Shazeer, 2020), … × H in and out; keeps the outputs of gate and up.
 
     `layers` are gate, up and down, `adapters` their a, b, a, b, a, b.
     """
-    found: Tensor = _GatedMLP.apply(x, layers, source, *adapters)
-    return found
+    y: Tensor = _GatedMLP.apply(x, layers, source, *adapters)
+    return y
 
 
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy, in nats, of each of N labels under a frozen output head (V × H) on hidden states (N × H).
 
-    Logits exist for some rows at a time. The gradient is made in the forward pass, as Liger-Kernel does it (Hsu et
-    al., 2024), so that no logits are kept or made twice.
+    Logits exist for some rows at a time. The gradient is computed in the forward pass, as in Liger-Kernel (Hsu et al.,
+    2024), so that no logits are kept or computed twice.
     """
-    found: Tensor = _TokenLosses.apply(hidden, weight, labels)
-    return found
+    losses: Tensor = _TokenLosses.apply(hidden, weight, labels)
+    return losses
 
 
 # How
+
+
+def _scaled(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
+    """RMSNorm of x (… × H) by its inverse root mean squares (… × 1, float32)."""
+    return weight * (x.float() * inverse).to(x.dtype)
 
 
 class _Norm(Function):  # type: ignore[misc]  # the library has no types
     @staticmethod
     def forward(ctx: Any, x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, inverse, weight)
-        return scaled(x, inverse, weight)
+        return _scaled(x, inverse, weight)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return scaled_gradient(dy, *ctx.saved_tensors), None, None
+        x, inverse, weight = ctx.saved_tensors
+        along = (dy * weight).float()
+        mean = (along * x).mean(-1, keepdim=True)
+        return along.sub_(x * (mean * inverse * inverse)).mul_(inverse).to(x.dtype), None, None
 
 
 def _rows(x: Tensor) -> Tensor:
-    """T × width, in what is computed in: autocast's dtype where it is on."""
+    """The rows of x (T × width), in autocast's dtype where that is on."""
     kind, rows = x.device.type, x.reshape(-1, x.shape[-1])
     return rows.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else rows
 
 
-def _made(kept: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """What was given, kept as it is or as its source."""
-    x = kept[0] if len(kept) == 1 else scaled(*kept)
+def _input(saved: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The input (T × width) from what was saved: itself, or its source."""
+    x = saved[0] if len(saved) == 1 else _scaled(*saved)
     return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
-def _given(dx: Tensor | None, like: tuple[torch.Size, torch.dtype]) -> Tensor | None:
-    """A gradient in the shape and dtype of what it belongs to."""
+def _as_gradient(dx: Tensor | None, like: tuple[torch.Size, torch.dtype]) -> Tensor | None:
+    """A gradient in the shape and dtype of its tensor."""
     return None if dx is None else dx.view(like[0]).to(like[1])
 
 
 def _forward(rows: Tensor, a: Tensor, b: Tensor, layer: Linear) -> tuple[Tensor, Tensor]:
-    """Output (T × O) and what the adapter's first half gives (T × r)."""
+    """Output (T × O), and the output of the adapter's first half (T × r)."""
     inner = product(rows, a.to(rows.dtype))
     return layer.apply(rows).addmm_(inner, b.to(rows.dtype).t(), alpha=layer.scale), inner
 
 
 def _backward(
-    dy: Tensor, rows: Tensor, inner: Tensor, a: Tensor, b: Tensor, layer: Linear, *, into: Tensor | None, wanted: bool
+    dy: Tensor,
+    rows: Tensor,
+    inner: Tensor,
+    a: Tensor,
+    b: Tensor,
+    layer: Linear,
+    *,
+    into: Tensor | None,
+    needs_input: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of the input (T × I; added to `into`), a and b."""
     d_inner = product(dy, b.to(dy.dtype).t()).mul_(layer.scale)
     da = product(d_inner.t(), rows.t()).to(a.dtype)
     db = product(dy.t(), inner.t()).mul_(layer.scale).to(b.dtype)
-    if not wanted:
+    if not needs_input:
         return None, da, db
     dx = product(dy, layer.weight(dy.dtype).t())
     dx = dx if into is None else into.add_(dx)
@@ -162,7 +177,7 @@ class _FrozenLinear(Function):  # type: ignore[misc]  # the library has no types
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None]:
         dx = product(dy.reshape(-1, dy.shape[-1]), ctx.layer.weight(dy.dtype).t())
-        return _given(dx, ctx.like), None
+        return _as_gradient(dx, ctx.like), None
 
 
 class _AdaptedLinear(Function):  # type: ignore[misc]  # the library has no types
@@ -175,10 +190,10 @@ class _AdaptedLinear(Function):  # type: ignore[misc]  # the library has no type
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
-        inner, a, b, *kept = ctx.saved_tensors
-        dy, wanted = dy.reshape(-1, dy.shape[-1]), ctx.needs_input_grad[0]
-        dx, da, db = _backward(dy, _made(kept, dy.dtype), inner, a, b, ctx.layer, into=None, wanted=wanted)
-        return _given(dx, ctx.like), da, db, None, None
+        inner, a, b, *saved = ctx.saved_tensors
+        dy, needs_input = dy.reshape(-1, dy.shape[-1]), ctx.needs_input_grad[0]
+        dx, da, db = _backward(dy, _input(saved, dy.dtype), inner, a, b, ctx.layer, into=None, needs_input=needs_input)
+        return _as_gradient(dx, ctx.like), da, db, None, None
 
 
 class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
@@ -189,35 +204,35 @@ class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
         (gate, up, down), (ag, bg, au, bu, ad, bd), rows = layers, adapters, _rows(x)
         g, inner_g = _forward(rows, ag, bg, gate)
         u, inner_u = _forward(rows, au, bu, up)
-        y, inner_d = _forward(gated(g, u), ad, bd, down)
+        y, inner_d = _forward(silu(g).mul_(u), ad, bd, down)
         ctx.layers, ctx.like = layers, (x.shape, x.dtype)
         ctx.save_for_backward(g, u, inner_g, inner_u, inner_d, *adapters, *(source or (x,)))
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        g, u, inner_g, inner_u, inner_d, ag, bg, au, bu, ad, bd, *kept = ctx.saved_tensors
+        g, u, inner_g, inner_u, inner_d, ag, bg, au, bu, ad, bd, *saved = ctx.saved_tensors
         gate, up, down = ctx.layers
-        dy, wanted = dy.reshape(-1, dy.shape[-1]), ctx.needs_input_grad[0]
-        opened, given = gates(g, u)
-        inside, dad, dbd = _backward(dy, given, inner_d, ad, bd, down, into=None, wanted=True)
-        del given
+        dy, needs_input = dy.reshape(-1, dy.shape[-1]), ctx.needs_input_grad[0]
+        opened = silu(g)
+        inside, dad, dbd = _backward(dy, opened * u, inner_d, ad, bd, down, into=None, needs_input=True)
         assert inside is not None
-        dg, du = gate_gradients(inside, opened, g, u)
-        rows = _made(kept, dy.dtype)
-        dx, dag, dbg = _backward(dg, rows, inner_g, ag, bg, gate, into=None, wanted=wanted)
-        dx, dau, dbu = _backward(du, rows, inner_u, au, bu, up, into=dx, wanted=wanted)
-        return _given(dx, ctx.like), None, None, dag, dbg, dau, dbu, dad, dbd
+        du = opened.mul_(inside)
+        dg = torch.ops.aten.silu_backward(inside.mul_(u), g)
+        rows = _input(saved, dy.dtype)
+        dx, dag, dbg = _backward(dg, rows, inner_g, ag, bg, gate, into=None, needs_input=needs_input)
+        dx, dau, dbu = _backward(du, rows, inner_u, au, bu, up, into=dx, needs_input=needs_input)
+        return _as_gradient(dx, ctx.like), None, None, dag, dbg, dau, dbu, dad, dbd
 
 
-def _tile(hidden: Tensor, weight: Tensor, labels: Tensor, *, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """Losses of some rows, and their gradients to the hidden states; the logits are gone when it returns."""
-    found = torch.log_softmax(product(hidden, weight), -1, dtype=torch.float32)
-    losses = found.gather(1, labels[:, None])[:, 0].neg()
-    if not wanted:
+def _tile(hidden: Tensor, weight: Tensor, labels: Tensor, *, needs_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Losses (n) of n rows, and their gradients (n × H) with respect to the hidden states."""
+    logits = torch.log_softmax(product(hidden, weight), -1, dtype=torch.float32)
+    losses = logits.gather(1, labels[:, None])[:, 0].neg()
+    if not needs_gradient:
         return losses, None
-    found.exp_().scatter_add_(1, labels[:, None], torch.full((len(labels), 1), -1.0, device=found.device))
-    return losses, product(found.to(hidden.dtype), weight.t())
+    logits.exp_().scatter_add_(1, labels[:, None], torch.full((len(labels), 1), -1.0, device=logits.device))
+    return losses, product(logits.to(hidden.dtype), weight.t())
 
 
 class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
@@ -230,7 +245,7 @@ class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
         step = max(1, LOGIT_BYTES.get(hidden.device.type, LOGIT_BYTES["cpu"]) // (4 * weight.shape[0]))
         for start in range(0, len(labels), step):
             part = slice(start, start + step)
-            losses[part], d_hidden = _tile(hidden[part], weight, labels[part], wanted=gradient is not None)
+            losses[part], d_hidden = _tile(hidden[part], weight, labels[part], needs_gradient=gradient is not None)
             if gradient is not None:
                 gradient[part] = d_hidden
         ctx.save_for_backward(gradient)
@@ -239,4 +254,4 @@ class _TokenLosses(Function):  # type: ignore[misc]  # the library has no types
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor) -> tuple[Tensor | None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return _given(gradient * d_losses[:, None].to(gradient.dtype), ctx.like), None, None
+        return _as_gradient(gradient * d_losses[:, None].to(gradient.dtype), ctx.like), None, None

@@ -1,60 +1,151 @@
-"""Patches a PEFT model to use these kernels, after a numeric trial against its own modules."""
+"""Patches a PEFT model to use these kernels, each after a trial against the library's own forward and backward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import MethodType
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy, rms_norm
 
 from distill.models.chat_template import IGNORED
+from distill.models.trial import agree, random_rows
 from distill.train.kernels import attention, autograd
 
 SCALED_HEADS = (
     "final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling"
 )  # fmt: skip
 """Settings of architectures that do more after the output head than a softmax."""
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
-"""How far ours may be from a module's own, against its largest output, to be put in its place."""
 FEWEST_ROWS = 32
 """Tokens below which PEFT's own forward is used where no gradient is asked for: bitsandbytes generates faster."""
+_SILU = ("SiLU", "SiLUActivation")
+_LOSS = "loss"
 
 
-def make_lean(model: Any) -> dict[str, int]:
-    """Replace what can be replaced; returns how many modules of each kind compute by our functions.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A module whose forward can be replaced."""
 
-    Norms and gated feed-forward layers are tried on random input against their own forward first, one of each class.
+    kind: str
+    """`linear`, `norm` or `mlp`."""
+    module: Any
+    forward: Callable[..., Tensor]
+    """Ours, bound to the module."""
+    width: int
+    """Width of its input."""
+
+    @property
+    def trial(self) -> str:
+        """Name of the trial that decides it: one per class, sizes and dtype."""
+        outputs = getattr(self.module, "out_features", self.width)
+        weight = next(self.module.parameters())
+        return f"{self.kind} {type(self.module).__name__} {self.width}x{outputs} {weight.dtype} {weight.device.type}"
+
+
+def run_trials(model: Any) -> dict[str, bool]:
+    """Whether each kernel that the model can use agrees with the library's own forward and backward, by trial.
+
+    To be called before `patch`, with the dtypes and autocast of training. Weights and random state stay as they are.
+    """
+    causal = _causal(model)
+    passed: dict[str, bool] = {}
+    for one in _candidates(causal):
+        if one.trial not in passed:
+            passed[one.trial] = _agrees(one)
+    passed |= attention.run_trials(causal)
+    if _has_plain_head(causal):
+        passed[_LOSS] = _loss_agrees(causal)
+    return passed
+
+
+def patch(model: Any, passed: Mapping[str, bool]) -> dict[str, int]:
+    """Replace what has passed its trial; returns how many modules of each kind compute with our functions.
+
     Other architectures, DoRA, and weights that learn themselves keep their own. `loss` is 1 where
     `model(…, labels=…, token_losses=True)` gives the loss of each trained token.
     """
-    found = {"linear": 0, "mlp": 0, "norm": 0, "attention": 0, "loss": 0}
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    verdicts: dict[tuple[Any, ...], bool] = {}
+    causal = _causal(model)
+    counts = {"linear": 0, "mlp": 0, "norm": 0}
+    for one in list(_candidates(causal)):
+        if passed.get(one.trial, False):
+            one.module.forward = one.forward
+            counts[one.kind] += 1
+    counts["attention"] = int(attention.use(causal, passed))
+    counts[_LOSS] = int(_has_plain_head(causal) and passed.get(_LOSS, False))
+    if counts[_LOSS]:
+        causal.forward = MethodType(_causal_forward(causal.forward), causal)
+    return counts
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _candidates(causal: Any) -> Iterator[Candidate]:
     for module in causal.modules():
-        found["linear"] += _lean_linear(module)
-    for module in causal.modules():
-        found["norm"] += _lean_norm(module, verdicts)
-        found["mlp"] += _lean_mlp(module, verdicts)
-    found["attention"] = int(attention.use(causal))
-    found["loss"] = int(_lean_loss(causal))
-    return found
+        if _is_plain_lora(module):
+            forward = MethodType(_linear_forward(module.forward), module)
+            yield Candidate("linear", module, forward, module.in_features)
+        elif _is_plain_norm(module):
+            yield Candidate("norm", module, MethodType(_norm_forward, module), module.weight.shape[0])
+        elif _is_plain_mlp(module):
+            forward = MethodType(_mlp_forward(module.forward), module)
+            yield Candidate("mlp", module, forward, module.gate_proj.in_features)
+
+
+def _agrees(one: Candidate) -> bool:
+    """Both forwards on the same random rows (1 × 32 × width), gradients of the input and of adapters included.
+
+    Readers of a norm are tried behind one too, as they recompute its output from its source.
+    """
+    weights = [weight for weight in one.module.parameters() if weight.requires_grad]
+    own, device = one.module.forward, next(one.module.parameters()).device
+    x = random_rows((1, FEWEST_ROWS, one.width), _compute_dtype(one.module), device)
+    norm = SimpleNamespace(variance_epsilon=1e-6, weight=torch.ones(one.width, dtype=x.dtype, device=device))
+
+    def library(rows: Tensor) -> Tensor:
+        return own(rms_norm(rows, (one.width,), norm.weight, norm.variance_epsilon))
+
+    def ours(rows: Tensor) -> Tensor:
+        return one.forward(_norm_forward(norm, rows))
+
+    with _started_adapters(one.module):
+        is_right = agree(own, one.forward, [x], weights)
+        return is_right and (one.kind == "norm" or agree(library, ours, [x], weights))
+
+
+@contextmanager
+def _started_adapters(module: Any) -> Iterator[None]:
+    """Adapters begin with B = 0, which would hide half of their arithmetic: random ones while the block runs."""
+    zeros = [weight for name, weight in module.named_parameters() if "lora_B" in name]
+    before = [weight.detach().clone() for weight in zeros]
+    for weight in zeros:
+        weight.data = random_rows(weight.shape, weight.dtype, weight.device) * 0.1
+    try:
+        yield
+    finally:
+        for weight, value in zip(zeros, before, strict=True):
+            weight.data = value
+
+
+def _compute_dtype(module: Any) -> torch.dtype:
+    """Dtype of a module's input: its weight's, or that which a 4-bit weight is unpacked to."""
+    layer = getattr(module, "gate_proj", module)
+    weight = getattr(layer, "base_layer", layer).weight
+    state = getattr(weight, "quant_state", None)
+    dtype: torch.dtype = weight.dtype if state is None else state.dtype
+    return dtype
 
 
 # Linear layers
 
 
-def _lean_linear(module: Any) -> bool:
-    """A linear layer with a plain LoRA adapter, on a frozen base."""
-    if not _is_plain_lora(module):
-        return False
-    own = module.forward
-    module.forward = MethodType(_linear_forward(own), module)
-    return True
-
-
 def _is_plain_lora(module: Any) -> bool:
+    """A linear layer with a plain LoRA adapter, on a frozen base."""
     base = getattr(module, "base_layer", None)
     adapters = list(getattr(module, "lora_A", None) or ())
     return (
@@ -80,7 +171,7 @@ def _linear_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         dropout = self.lora_dropout[self.active_adapters[0]]
         if getattr(dropout, "p", 0.0) and self.training:
             return autograd.frozen_linear(x, layer) + _dropped(dropout(x), a, b, layer)
-        return autograd.adapted_linear(x, a, b, layer, getattr(x, "_source", None))
+        return autograd.adapted_linear(x, a, b, layer, _source_of(x))
 
     return forward
 
@@ -106,42 +197,30 @@ def _dropped(x: Tensor, a: Tensor, b: Tensor, layer: autograd.Linear) -> Tensor:
 # Norms and feed-forward layers
 
 
-def _lean_norm(module: Any, verdicts: dict[tuple[Any, ...], bool]) -> bool:
+def _is_plain_norm(module: Any) -> bool:
     """A norm like Llama's: named so, with a weight that does not learn."""
-    weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if not type(module).__name__.endswith("RMSNorm") or weight is None or epsilon is None or weight.requires_grad:
-        return False
-    forward = MethodType(_norm_forward, module)
-    if not _agrees(module, forward, weight.shape[0], weight, verdicts):
-        return False
-    module.forward = forward
-    return True
+    weight = getattr(module, "weight", None)
+    is_norm = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+    return is_norm and weight is not None and not weight.requires_grad
 
 
 def _norm_forward(self: Any, x: Tensor) -> Tensor:
     y, source = autograd.norm(x, self.variance_epsilon, self.weight)
     if y.requires_grad:
-        y._source = source  # for the layers that read it
+        y._source = source, y._version  # for the layers that read it
     return y
 
 
-def _lean_mlp(module: Any, verdicts: dict[tuple[Any, ...], bool]) -> bool:
-    """A feed-forward layer like Llama's, whose three linear layers are ours."""
+def _source_of(x: Tensor) -> autograd.Source | None:
+    """The source of a norm's output, unless the output has been changed in place since."""
+    source, version = getattr(x, "_source", (None, None))
+    return source if source is not None and x._version == version else None
+
+
+def _is_plain_mlp(module: Any) -> bool:
+    """A feed-forward layer like Llama's, whose three linear layers have plain adapters."""
     layers = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if not isinstance(getattr(module, "act_fn", None), torch.nn.SiLU) and not _is_silu(getattr(module, "act_fn", None)):
-        return False
-    if not all(_is_plain_lora(layer) for layer in layers):
-        return False
-    forward = MethodType(_mlp_forward(module.forward), module)
-    gate: Any = layers[0]
-    if not _agrees(module, forward, gate.in_features, gate.lora_A[gate.active_adapters[0]].weight, verdicts):
-        return False
-    module.forward = forward
-    return True
-
-
-def _is_silu(function: Any) -> bool:
-    return type(function).__name__ == "SiLUActivation"
+    return type(getattr(module, "act_fn", None)).__name__ in _SILU and all(map(_is_plain_lora, layers))
 
 
 def _mlp_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -155,43 +234,35 @@ def _mlp_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         parts = [_parts(module) for module in modules]
         gate, up, down = (layer for *_, layer in parts)
         adapters = [weight for a, b, _ in parts for weight in (a, b)]
-        return autograd.gated_mlp(x, (gate, up, down), adapters, getattr(x, "_source", None))
+        return autograd.gated_mlp(x, (gate, up, down), adapters, _source_of(x))
 
     return forward
-
-
-def _agrees(
-    module: Any, forward: Callable[..., Tensor], width: int, like: Tensor, verdicts: dict[tuple[Any, ...], bool]
-) -> bool:
-    """Whether ours gives what the module's own gives on random rows; one of each class and width is tried."""
-    key = type(module), width
-    if key not in verdicts:
-        dtype = like.dtype if type(module).__name__.endswith("Norm") else _compute_dtype(module)
-        generator = torch.Generator(like.device).manual_seed(0)
-        x = torch.randn(FEWEST_ROWS, width, generator=generator, device=like.device).to(dtype)
-        with torch.no_grad():
-            expected, found = module.forward(x).float(), forward(x).float()
-        verdicts[key] = bool((expected - found).abs().max() <= TOLERANCE[dtype] * expected.abs().max())
-    return verdicts[key]
-
-
-def _compute_dtype(module: Any) -> torch.dtype:
-    base = module.gate_proj.base_layer
-    state = getattr(base.weight, "quant_state", None)
-    found: torch.dtype = base.weight.dtype if state is None else state.dtype
-    return found
 
 
 # The loss
 
 
-def _lean_loss(causal: Any) -> bool:
-    """Teach the model's forward to give the losses of the trained tokens, so that wrappers around it see a forward."""
+def _has_plain_head(causal: Any) -> bool:
+    """A frozen output head without a bias, whose logits are not scaled."""
     head = causal.get_output_embeddings()
     scaled = any(getattr(causal.config.get_text_config(), name, None) for name in SCALED_HEADS)
-    if scaled or type(head) is not torch.nn.Linear or head.weight.requires_grad or head.bias is not None:
-        return False
-    own = causal.forward
+    return not scaled and type(head) is torch.nn.Linear and not head.weight.requires_grad and head.bias is None
+
+
+def _loss_agrees(causal: Any) -> bool:
+    head = causal.get_output_embeddings()
+    vocabulary, width = head.weight.shape
+    labels = torch.arange(FEWEST_ROWS, device=head.weight.device) % vocabulary
+    hidden = random_rows((FEWEST_ROWS, width), head.weight.dtype, head.weight.device)
+    return agree(
+        lambda rows: cross_entropy(head(rows).float(), labels, reduction="none"),
+        lambda rows: autograd.token_losses(rows, head.weight, labels),
+        [hidden],
+    )
+
+
+def _causal_forward(own: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that can give the losses of the trained tokens, so that wrappers around the model see a forward."""
 
     def forward(self: Any, *args: Any, token_losses: bool = False, **inputs: Any) -> Any:
         if not token_losses:
@@ -201,5 +272,4 @@ def _lean_loss(causal: Any) -> bool:
         trained = labels != IGNORED
         return autograd.token_losses(hidden[trained], self.get_output_embeddings().weight, labels[trained])
 
-    causal.forward = MethodType(forward, causal)
-    return True
+    return forward

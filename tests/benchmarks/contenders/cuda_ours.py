@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,13 +26,12 @@ from random_llama import (
 )
 
 from distill.models import third_party
-from distill.models.device import compute_dtype, free_bytes
-from distill.train.build import assemble
+from distill.models.device import compute_dtype
+from distill.train.build import build
 from distill.train.dataset import Examples
 from distill.train.kernels import attention
-from distill.train.memory import Fit, Training, estimate, fit
+from distill.train.memory import Pass, estimate
 from distill.train.packing import PackingPlan
-from distill.train.spikes import Quarantine, Spikes
 
 OPTIONS: dict[str, Any] = {
     "method": "qlora",
@@ -48,7 +46,11 @@ OPTIONS: dict[str, Any] = {
     "packing": "best_fit",
     "checkpointing": "auto",
     "dtype": "auto",
-    "compiled": False,
+    "kernels": "auto",
+    "epochs": 2,
+    "batch_tokens": None,
+    "batch_rows": None,
+    "group_by_length": False,
     "save_steps": 20,
 }
 """Of the recipe's section train, as TrainOptions has them; that needs pydantic, which may be missing here."""
@@ -61,7 +63,6 @@ LORA = {
     "init": "default",
     "target_modules": "all-linear",
 }
-GUARD = {"spike": 8.0, "spike_nats": 1.0, "window": 32}
 
 
 def main() -> None:
@@ -78,46 +79,37 @@ def _train(given: Given) -> None:
     sessions = [[one for row in step for one in row] for step in steps]
     examples = [one for step in sessions for one in step]
     found = Examples([str(number) for number in range(len(examples))], examples, Counter())
-    options: Any = SimpleNamespace(
-        **{**OPTIONS, "compiled": given.compiled}, lora=SimpleNamespace(**LORA), guard=SimpleNamespace(**GUARD)
-    )
-    plan = _plan([len(step) for step in sessions])
-    seen, said = Watch(given), list[str]()
+    options: Any = SimpleNamespace(**OPTIONS, lora=SimpleNamespace(**LORA))
+    seen, said, shape = Watch(given), list[str](), given.sizes()
     with third_party.quiet(), tempfile.TemporaryDirectory() as folder:
-        chosen = _fit(given, Path(folder), options, longest=max(found.lengths()))
-        trainer = assemble(
-            random_model(given.sizes()),
+        config_of(shape).save_pretrained(folder)
+        trainer = build(
+            Path(folder),
+            None,
             tokenizer(),
             found,
-            plan,
-            chosen,
             options=options,
             seed=0,
             output=Path(folder),
             say=said.append,
             callbacks=[seen],
+            model=random_model(shape),
+            room=None if given.room_gb is None else given.room_gb * 1e9,
         )
+        trainer.plan = _plan([len(step) for step in sessions])
         trainer.args.save_strategy = "no"
-        trainer.guard(
-            Quarantine(Path(folder) / "quarantined.jsonl", 0, []),
-            Spikes(options.guard),
-            tell=lambda step, entries, line: said.append(line),
-            saving=lambda step: nullcontext(),
-        )
+        trainer.guard(Path(folder) / "quarantined.jsonl", [], [], lambda row: said.append(row["line"]))
         trainer.train()
-    shape, place = given.sizes(), device()
-    layers = shape.layers if chosen.layers is None else chosen.layers
-    recomputed = 0 if chosen.checkpointing == "none" else layers
-    dtype = compute_dtype("auto", place)
-    training = Training(
-        "qlora",
-        RANK,
-        tokens=max(map(trainer._largest, plan.steps)),
+    place, dtype = device(), compute_dtype("auto", device())
+    recomputed = sum(getattr(one, "gradient_checkpointing", False) for one in trainer.model.modules())
+    one = Pass(
+        max(map(trainer._largest, trainer.plan.steps)),
         recomputed=recomputed,
+        trained_share=sum(one.trained for one in examples) / sum(found.lengths()),
         device="cuda" if place.type == "cuda" else "cpu",
         width=dtype.itemsize,
-        trained_share=sum(one.trained for one in examples) / sum(found.lengths()),
     )
+    implementation = trainer.model.config._attn_implementation
     tell(
         seen,
         steps,
@@ -126,18 +118,10 @@ def _train(given: Given) -> None:
         pass_tokens=trainer.micro_tokens,
         recomputes=f"{recomputed} of {shape.layers} layers" if recomputed else "no layer",
         all_recomputed=recomputed == shape.layers or any("computed again instead of kept" in line for line in said),
-        attention="FlashAttention" if attention.has_flash(place, dtype, shape.head_width) else "torch's, by session",
-        lean=trainer.lean,
-        formula={name: size / 1e9 for name, size in asdict(estimate(shape, training)).items()},
+        attention="FlashAttention" if implementation == attention.FLASH else "torch's, by session",
+        lean=trainer.kernels,
+        formula={name: size / 1e9 for name, size in asdict(estimate(shape, options, one)).items()},
     )
-
-
-def _fit(given: Given, folder: Path, options: Any, *, longest: int) -> Fit:
-    """How training would lay out its passes on a card with so much memory free."""
-    config_of(given.sizes()).save_pretrained(folder)
-    free = free_bytes(device())
-    room = free if free is None or given.room_gb is None else min(free, given.room_gb * 1e9)
-    return fit(folder, None, options, longest=longest, width=compute_dtype("auto", device()).itemsize, room=room)
 
 
 def _plan(sizes: list[int]) -> PackingPlan:

@@ -24,9 +24,10 @@ import torch
 from transformers import TrainerCallback
 
 from distill.models.chat_template import IGNORED, Example
-from distill.train.memory import LLAMA_3_8B, Shape, flops_a_token
+from distill.train.memory import Shape
 from distill.train.packing import passes
 
+LLAMA_3_8B = Shape(4096, 14336, 32, 128256, heads=32, kv_heads=8, head_width=128, tied=False)
 SHAPES = {
     "llama-3-8b": LLAMA_3_8B,
     "tiny": Shape(64, 128, 2, 512, heads=4, kv_heads=2, head_width=16, tied=False),
@@ -70,8 +71,6 @@ class Given:
     """Memory that ours lays its passes out for; the card's when None."""
     profile: bool = False
     """Whether to look into one step more, after those that are measured."""
-    compiled: bool = False
-    """Ours: with norms and gates compiled."""
     best: bool = False
     """TRL: with settings that suit it instead of its own."""
     recompute: str = "full"
@@ -321,6 +320,20 @@ def _attended(steps: list[list[Example]]) -> float:
     """Tokens that one looks back on, itself included, on average."""
     lengths = [len(one.input_ids) for step in steps for one in step]
     return sum(length * (length + 1) / 2 for length in lengths) / sum(lengths)
+
+
+def flops_a_token(
+    shape: Shape, r: int, *, trained_share: float = 1.0, attended: float = 0.0, recomputed: int = 0
+) -> float:
+    """Floating-point operations of a (Q)LoRA step per token: forward, and backward to inputs and adapters.
+
+    The base's weights take 4 per weight (no gradients of their own), adapters 6; attention 2 matrices forward and 5
+    backward over the mean `attended` tokens; recomputing a layer adds 2 per weight of it.
+    """
+    linear = 4 * shape.linear_weights() + 6 * shape.lora_weights(r)
+    head = 4 * shape.vocabulary * shape.hidden * trained_share
+    attention = 14 * attended * shape.queries * shape.layers
+    return linear + head + attention + 2 * shape.linear_weights() * recomputed / shape.layers
 
 
 def tell_out_of_memory(error: torch.OutOfMemoryError) -> None:

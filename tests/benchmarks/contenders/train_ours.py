@@ -9,7 +9,7 @@ from importlib.metadata import version
 from training import ALPHA, LEARNING_RATE, RANK, parser, rows, tell, watch
 
 from distill.train import loop
-from distill.train.options import TrainOptions
+from distill.train.options import TrainOptions, TrainSettings
 from distill.types import Message, Session
 
 
@@ -45,11 +45,7 @@ def main() -> None:
     result = loop.train(
         sessions,
         student,
-        model=str(given.folder / "model"),
-        layers=None,
-        template="chatml",
-        options=TrainOptions.model_validate(settings),
-        seed=0,
+        TrainSettings(str(given.folder / "model"), "chatml", TrainOptions.model_validate(settings), seed=0),
         callbacks=[seen],
     )
     (given.folder / "order.json").write_text(json.dumps(order))

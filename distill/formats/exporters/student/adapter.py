@@ -10,7 +10,7 @@ import torch
 
 from distill.core.files import write_json
 from distill.errors import ModelError
-from distill.formats.exporters.student.merged import load_whole, write_tokenizer, write_whole
+from distill.formats.exporters.student.merged import write_tokenizer, write_whole
 from distill.formats.exporters.student.source import StudentFolder, base_name, peft_settings
 from distill.models import loading
 
@@ -27,12 +27,12 @@ def write_adapter(student: StudentFolder, folder: Path, *, dtype: str) -> None:
     """
     require_adapter(student)
     settings = peft_settings(student.folder)
-    settings["base_model_name_or_path"] = base_name(student.told) or BASE
+    settings["base_model_name_or_path"] = base_name(student.info) or BASE
     settings["inference_mode"] = True
     shutil.copyfile(student.folder / _WEIGHTS, folder / _WEIGHTS)
     write_json(folder / "adapter_config.json", settings)
     write_tokenizer(student, folder)
-    if base_name(student.told) is None:
+    if base_name(student.info) is None:
         (folder / BASE).mkdir()
         write_whole(student, student.base(), folder / BASE, dtype=dtype)
 
@@ -44,11 +44,12 @@ def require_adapter(student: StudentFolder) -> None:
 
 
 def load_adapter(student: StudentFolder, folder: Path) -> Any:
-    """Base and adapter as anybody loads them, computing in float32."""
-    base = load_whole(folder / BASE, student.device) if (folder / BASE).is_dir() else _from_hub(student)
+    """Base and adapter loaded as by any user, computing in float32."""
+    is_beside = (folder / BASE).is_dir()
+    base = loading.load_causal(
+        folder / BASE if is_beside else student.weights,
+        quantise=bool(student.info["quantised"]) and not is_beside,
+        dtype=torch.float32,
+        device=student.device,
+    )
     return loading.adapted(base, folder, merge=False).eval()
-
-
-def _from_hub(student: StudentFolder) -> Any:
-    quantised = bool(student.told["quantised"])
-    return loading.load_causal(student.weights, quantise=quantised, dtype=torch.float32, device=student.device)

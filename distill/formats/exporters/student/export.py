@@ -1,6 +1,6 @@
 """Exports a student: writes to a temporary folder, verifies it against the trained one, then renames.
 
-An export whose receipt is over a limit, or that is interrupted, never stands where a finished one would.
+An export that is over a limit, or that is interrupted, is never left at the path of a finished one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from distill.core import student_folder
@@ -37,10 +38,10 @@ from distill.types import Session
 RECEIPT = "export.json"
 GGUF = "model.gguf"
 _PHASES = 3
-"""Of the progress: the trained model reads, the export is written, the export reads."""
+"""Phases of the progress: the trained model reads, the export is written, the export reads."""
 
 Watch = Callable[[int, int], None]
-"""Is told how much of how much of a phase is done."""
+"""Called with the work done in a phase, and all of it."""
 
 _WHOLE = {
     "float16": Limits(kl=1e-4, disagree=0.005),
@@ -59,16 +60,12 @@ class Form:
     """One form of export."""
 
     limits: Mapping[str, Limits]
-    """By what weights are stored in; the first is the default."""
-    require: Callable[[StudentFolder], None]
+    """By storage dtype; the first is the default."""
+    require: Callable[[StudentFolder], None] | None
     """Raises `ModelError` for a student that has no such form, before any work."""
     write: Callable[[StudentFolder, Path, str, Watch], None]
     load: Callable[[StudentFolder, Path], tuple[Any, Any]]
-    """Model and tokenizer of what was written, as anybody loads them."""
-
-
-def _require_nothing(student: StudentFolder) -> None:
-    """Every student has whole weights."""
+    """Model and tokenizer of what was written, loaded as by any user."""
 
 
 def _require_gguf(student: StudentFolder) -> None:
@@ -77,14 +74,14 @@ def _require_gguf(student: StudentFolder) -> None:
 
 def _require_ollama(student: StudentFolder) -> None:
     _require_gguf(student)
-    ollama.listen(student.template, student.tokenizer)
+    ollama.fixed_texts(student.template, student.tokenizer)
 
 
 def _write_adapter(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     adapter.write_adapter(student, folder, dtype=dtype)
 
 
-def _write_whole(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
+def _write_merged(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     merged.write_whole(student, student.merged(), folder, dtype=dtype)
 
 
@@ -105,7 +102,7 @@ def _write_ollama(student: StudentFolder, folder: Path, dtype: str, watch: Watch
     about = [f"{student.name}, a student trained with distill; what it is made of stands in README.md"]
     text = ollama.modelfile(
         GGUF,
-        ollama.listen(student.template, student.tokenizer),
+        ollama.fixed_texts(student.template, student.tokenizer),
         stops=[str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
         system=student.system,
         about=about,
@@ -117,8 +114,9 @@ def _load_adapter(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
     return adapter.load_adapter(student, folder), loading.load_tokenizer(folder)
 
 
-def _load_whole(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
-    return merged.load_whole(folder, student.device), loading.load_tokenizer(folder)
+def _load_merged(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
+    model = loading.load_causal(folder, dtype=torch.float32, device=student.device)
+    return model, loading.load_tokenizer(folder)
 
 
 def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
@@ -128,7 +126,7 @@ def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
 
 FORMS: Mapping[str, Form] = {
     "adapter": Form(_WHOLE, adapter.require_adapter, _write_adapter, _load_adapter),
-    "merged": Form(_WHOLE, _require_nothing, _write_whole, _load_whole),
+    "merged": Form(_WHOLE, None, _write_merged, _load_merged),
     "gguf": Form(_GGUF, _require_gguf, _write_gguf, _load_gguf),
     "ollama": Form(_GGUF, _require_ollama, _write_ollama, _load_gguf),
 }
@@ -157,26 +155,27 @@ def export_student(
     limits = form.limits[dtype] if max_kl is None else replace(form.limits[dtype], kl=max_kl)
     _require_free(run, out)
     student = read_student(student_folder.current(run), name=_name(run), system=_system(run))
-    form.require(student)
+    if form.require is not None:
+        form.require(student)
     with building(out, faults=(SafetensorError,)) as folder:
-        made = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
-        passed = made.comparison.within(limits)
-        receipt = _receipt(student, folder, to=to, dtype=dtype, made=made, limits=limits, passed=passed)
+        outcome = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
+        passed = outcome.comparison.within(limits)
+        receipt = _receipt(student, folder, to=to, dtype=dtype, outcome=outcome, limits=limits, passed=passed)
         write_json(folder / RECEIPT, receipt)
         model_card.write(folder / "README.md", run, form=to, receipt=receipt)
         _place(folder, out if passed else _failed(out))
-    for difference in made.checked.differences:
+    for difference in outcome.checked.differences:
         if not difference.spelled:
             say(f"warning: {difference.line()}")
     if not passed:
         raise ModelError(
-            f"{_measured(made.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
+            f"{_deviation_line(outcome.comparison, limits)}; the export is over its limit and was put at {_failed(out)}"
         )
-    return _lines(out, to, dtype, made, limits)
+    return _lines(out, to, dtype, outcome, limits)
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Outcome:
     """Facts gathered during an export."""
 
     comparison: ExportDeviation
@@ -200,12 +199,14 @@ class _Steps:
         self.watch(0, 1)
 
     def watch(self, done: int, total: int) -> None:
-        """Tell how much of the phase is done."""
+        """Report the work done in the phase."""
         share = (self._phase - 1 + done / max(1, total)) / _PHASES
         self._progress.update(round(100 * share), 100, self._note)
 
 
-def _make(student: StudentFolder, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps) -> _Made:
+def _make(
+    student: StudentFolder, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps
+) -> _Outcome:
     """Write the export into `folder` and compare it."""
     on, sessions = _sessions(run)
     rows = rows_of(sessions, student.template, student.tokenizer, context=student.context)
@@ -229,16 +230,16 @@ def _make(student: StudentFolder, run: Path, folder: Path, *, form: Form, to: st
     readings = {SAVED: by_template(tokenizer)}
     dialogues = dialogues_of(sessions)
     checked = check(dialogues, template=student.template, tokenizer=student.tokenizer, readings=readings)
-    return _Made(comparison, checked, on)
+    return _Outcome(comparison, checked, on)
 
 
 def _sessions(run: Path) -> tuple[str, list[Session]]:
     """The rows to compare on: those held out, where there are any."""
     for which, on in (("test", "held-out rows"), ("kept", "trained rows, as none were held out")):
         path = run / FILES[which]
-        found = read_sessions(path) if path.is_file() else []
-        if found:
-            return on, found
+        sessions = read_sessions(path) if path.is_file() else []
+        if sessions:
+            return on, sessions
     return "no rows", []
 
 
@@ -248,15 +249,15 @@ def _name(run: Path) -> str:
 
 def _system(run: Path) -> str | None:
     """The system message that all training began with, if there was one; by its recipe where rows are others."""
-    made = students.training(run, read_record(run))
-    if made is not None and students.has_other_rows(run, made):
-        return (made["recipe"].get("collect") or {}).get("system") or None
+    training = students.training(run, read_record(run))
+    if training is not None and students.has_other_rows(run, training):
+        return (training["recipe"].get("collect") or {}).get("system") or None
     path = run / FILES["kept"]
-    found = {
+    systems = {
         session.messages[0].content if session.messages and session.messages[0].role == "system" else None
         for session in (read_sessions(path) if path.is_file() else [])
     }
-    return found.pop() if len(found) == 1 else None
+    return systems.pop() if len(systems) == 1 else None
 
 
 # Folders
@@ -287,38 +288,38 @@ def _place(folder: Path, out: Path) -> None:
     folder.rename(out)
 
 
-# What is told
+# Receipt and report
 
 
 def _receipt(
-    student: StudentFolder, folder: Path, *, to: str, dtype: str, made: _Made, limits: Limits, passed: bool
+    student: StudentFolder, folder: Path, *, to: str, dtype: str, outcome: _Outcome, limits: Limits, passed: bool
 ) -> dict[str, Any]:
-    found = made.comparison
+    deviation = outcome.comparison
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {
         "format": to,
         "dtype": dtype,
         "run": student.name,
         "student": student_fingerprint(student.folder),
-        "base": base_name(student.told),
-        "quantised": bool(student.told["quantised"]),
+        "base": base_name(student.info),
+        "quantised": bool(student.info["quantised"]),
         "template": student.template,
         "end_tokens": [str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
         "passed": passed,
         "compared": {
-            "on": made.on,
-            "rows": found.rows,
-            "tokens": found.tokens,
-            "mean_kl_nats": found.mean_kl,
-            "max_kl_nats": found.max_kl,
-            "top1_agreement": found.top1_agreement,
+            "on": outcome.on,
+            "rows": deviation.rows,
+            "tokens": deviation.tokens,
+            "mean_kl_nats": deviation.mean_kl,
+            "max_kl_nats": deviation.max_kl,
+            "top1_agreement": deviation.top1_agreement,
             "limits": {"mean_kl_nats": limits.kl, "top1_agreement": 1 - limits.disagree},
             "computed_in": "float32",
         },
         "train_serve": {
-            "dialogues": made.checked.dialogues,
-            "by": list(made.checked.by),
-            "differences": [asdict(difference) for difference in made.checked.differences],
+            "dialogues": outcome.checked.dialogues,
+            "by": list(outcome.checked.by),
+            "differences": [asdict(difference) for difference in outcome.checked.differences],
         },
         "files": {
             str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in files
@@ -328,19 +329,19 @@ def _receipt(
     }
 
 
-def _measured(found: ExportDeviation, limits: Limits) -> str:
+def _deviation_line(deviation: ExportDeviation, limits: Limits) -> str:
     return (
-        f"KL to the trained student {found.mean_kl:.2g} nats per token (limit {limits.kl:g}), the same most probable"
-        f" token at {found.top1_agreement:.2%} of {found.tokens:,} (limit {1 - limits.disagree:.1%})"
+        f"KL to the trained student {deviation.mean_kl:.2g} nats per token (limit {limits.kl:g}), the same most "
+        f"probable token at {deviation.top1_agreement:.2%} of {deviation.tokens:,} (limit {1 - limits.disagree:.1%})"
     )
 
 
-def _lines(out: Path, to: str, dtype: str, made: _Made, limits: Limits) -> list[str]:
+def _lines(out: Path, to: str, dtype: str, outcome: _Outcome, limits: Limits) -> list[str]:
     files = [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    alike = "the same tokens" if made.checked.alike else f"{len(made.checked.differences)} differences"
+    alike = "the same tokens" if outcome.checked.alike else f"{len(outcome.checked.differences)} differences"
     return [
         f"{out}: the student as {to}, {dtype}, {len(files)} files, {size / 1e6:,.1f} MB",
-        f"{_measured(made.comparison, limits)}; {made.on}",
-        f"asked in {made.checked.dialogues} dialogues by the trainer and by the saved chat template: {alike}",
+        f"{_deviation_line(outcome.comparison, limits)}; {outcome.on}",
+        f"asked in {outcome.checked.dialogues} dialogues by the trainer and by the saved chat template: {alike}",
     ]

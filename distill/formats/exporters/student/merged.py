@@ -72,10 +72,3 @@ def _require_room(model: Any, dtype: str) -> None:
     for name, weight in model.named_parameters():
         if weight.detach().abs().max().item() > most:
             raise ModelError(f"{name} has weights that {dtype} cannot hold; add --dtype bfloat16")
-
-
-def load_whole(folder: Path, device: torch.device) -> Any:
-    """The weights as anybody loads them, computing in float32."""
-    from distill.models.loading import load_causal
-
-    return load_causal(folder, dtype=torch.float32, device=device)

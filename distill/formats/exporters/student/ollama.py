@@ -1,8 +1,8 @@
 r"""Writes Ollama's Modelfile: GGUF file, stop tokens, and the chat template in Go's template language.
 
-A Jinja chat template is not translated but listened to: conversations of sentinels are rendered, and what stands
-before, between and behind the contents is what the Go template says. That holds for templates that put fixed texts
-around contents, which is checked on further conversations before anything is written.
+A Jinja chat template is not translated: conversations of sentinels are rendered, and the text before, between and
+after their contents becomes the Go template. That works for templates that put fixed texts around contents, which is
+checked on further conversations before anything is written.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from distill.models.template_check import examples
 from distill.types import Message
 
 START = ""
-"""What stands before the first turn."""
+"""Role before the first turn."""
 
 _LESSONS = (("user",), ("system", "user"), ("user", "assistant", "user"), ("system", "user", "assistant", "user"))
-"""Roles of the conversations that a template is listened to with; Ollama joins neighbours of one role."""
+"""Roles of the conversations of sentinels; Ollama joins neighbours of one role."""
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
+class FixedTexts:
     """Fixed texts of a chat template around each message."""
 
     before: Mapping[tuple[str, str], str]
@@ -43,7 +43,7 @@ class Around:
         return "".join(self.before[pair] + message.content for pair, message in turns) + self.asking[roles[-1]]
 
 
-def listen(template: str, tokenizer: Tokenizer) -> Around:
+def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
     """The fixed texts of a chat template; a begin token that the GGUF adds by itself is left out.
 
     Raises `ModelError` for a template that does more than put texts around contents.
@@ -59,14 +59,14 @@ def listen(template: str, tokenizer: Tokenizer) -> Around:
                 continue  # it has no place for a system turn
             raise ModelError(f"the chat template fails at {', '.join(roles)}: {error}") from error
         for pair, message in zip(pairwise([START, *roles]), messages, strict=True):
-            between, found, text = text.partition(message.content)
-            if not found or before.setdefault(pair, between) != between:
+            between, content, text = text.partition(message.content)
+            if not content or before.setdefault(pair, between) != between:
                 raise _untranslatable()
         if asking.setdefault(roles[-1], text) != text:
             raise _untranslatable()
-    around = Around(before, asking)
-    _check(around, template, tokenizer)
-    return around
+    texts = FixedTexts(before, asking)
+    _check(texts, template, tokenizer)
+    return texts
 
 
 def _rendered(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> str:
@@ -80,10 +80,10 @@ def _rendered(messages: Sequence[Message], template: str, tokenizer: Tokenizer) 
     return text.removeprefix(begin)
 
 
-def _check(around: Around, template: str, tokenizer: Tokenizer) -> None:
+def _check(texts: FixedTexts, template: str, tokenizer: Tokenizer) -> None:
     """Compare on conversations with contents that a template may treat in its own way."""
-    for messages in examples(system=(START, "system") in around.before):
-        if around.render(messages) != _rendered(messages, template, tokenizer):
+    for messages in examples(system=(START, "system") in texts.before):
+        if texts.render(messages) != _rendered(messages, template, tokenizer):
             raise _untranslatable()
 
 
@@ -94,7 +94,7 @@ def _untranslatable() -> ModelError:
     )
 
 
-def go_template(around: Around) -> str:
+def go_template(texts: FixedTexts) -> str:
     """The template in Go's language (pkg.go.dev/text/template) with Ollama's variables (`.Messages`).
 
     All texts are quoted strings, so nothing in them is read as an instruction. Go's language has no means to trim, so
@@ -103,9 +103,9 @@ def go_template(around: Around) -> str:
     lines = ['{{- $before := "" -}}', "{{- range .Messages -}}"]
     for word, role in zip(("if", "else if", "else if"), ("system", "user", "assistant"), strict=True):
         lines.append(f'{{{{- {word} eq .Role "{role}" -}}}}')
-        lines += _cases({earlier: text for (earlier, now), text in around.before.items() if now == role})
+        lines += _cases({earlier: text for (earlier, now), text in texts.before.items() if now == role})
     lines += ["{{- end -}}", "{{- .Content -}}", "{{- $before = .Role -}}", "{{- end -}}"]
-    return "\n".join([*lines, *_cases(around.asking)])
+    return "\n".join([*lines, *_cases(texts.asking)])
 
 
 def _cases(texts: Mapping[str, str]) -> list[str]:
@@ -122,10 +122,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def modelfile(gguf: str, around: Around, *, stops: Sequence[str], system: str | None, about: Sequence[str]) -> str:
+def modelfile(gguf: str, texts: FixedTexts, *, stops: Sequence[str], system: str | None, about: Sequence[str]) -> str:
     """The whole Modelfile. `gguf` is the file's name beside it; `about` are lines of comment."""
     lines = [*(f"# {' '.join(line.split())}" for line in about), f"FROM ./{gguf}"]
-    lines.append(f'TEMPLATE """{go_template(around)}"""')
+    lines.append(f'TEMPLATE """{go_template(texts)}"""')
     lines += [f"PARAMETER stop {_value(stop)}" for stop in stops]
     if system:
         lines.append(f"SYSTEM {_value(system)}")

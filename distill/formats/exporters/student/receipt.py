@@ -2,7 +2,7 @@
 
 Both read the same held-out conversations, teacher-forced: at each token of the teacher's answers, end tokens among
 them, the two distributions of the next token are compared. Everything is computed in float32 where the device can, so
-that what is measured is the weights that were written, not the rounding of whoever runs them.
+that the weights that were written are measured, not the rounding of a runtime.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_TOKENS = 2_048
 """Tokens that are compared at most; their distributions over 49,152 words take 0.4 GB of disk while it lasts."""
 
 Watch = Callable[[int], None]
-"""Is told how many tokens are done."""
+"""Called with the number of tokens done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +83,18 @@ class Reference:
         self.rows = rows
         self.tokens = sum(row.trained for row in rows)
         self._path = path
-        self._kept: Any = None
+        self._logprobs: Any = None
 
     def record(self, model: Any, watch: Watch) -> None:
         """Have the trained model read every row."""
         done = 0
         for row in self.rows:
-            found = _logprobs(model, row)
-            if self._kept is None:
-                shape = (self.tokens, found.shape[-1])
-                self._kept = np.memmap(self._path, dtype=np.float32, mode="w+", shape=shape)
-            self._kept[done : done + len(found)] = found.cpu().numpy()
-            done += len(found)
+            logprobs = _logprobs(model, row)
+            if self._logprobs is None:
+                shape = (self.tokens, logprobs.shape[-1])
+                self._logprobs = np.memmap(self._path, dtype=np.float32, mode="w+", shape=shape)
+            self._logprobs[done : done + len(logprobs)] = logprobs.cpu().numpy()
+            done += len(logprobs)
             watch(done)
 
     def compare(self, model: Any, watch: Watch) -> ExportDeviation:
@@ -102,7 +102,7 @@ class Reference:
         done, total, most, agreeing = 0, 0.0, 0.0, 0
         for row in self.rows:
             ours = _logprobs(model, row)
-            theirs = torch.from_numpy(np.array(self._kept[done : done + len(ours)])).to(ours.device)
+            theirs = torch.from_numpy(np.array(self._logprobs[done : done + len(ours)])).to(ours.device)
             width = min(ours.shape[-1], theirs.shape[-1])
             kl = divergence(theirs[:, :width], ours[:, :width])
             total, most = total + float(kl.sum()), max(most, float(kl.max()))
@@ -114,7 +114,7 @@ class Reference:
 
     def close(self) -> None:
         """Remove the file."""
-        self._kept = None
+        self._logprobs = None
         self._path.unlink(missing_ok=True)
 
 

@@ -15,9 +15,9 @@ from distill.models import chat_template, loading, pretrained
 from distill.models.device import default_device
 
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""What weights may be stored in."""
+"""Storage dtypes of weights."""
 RESERVE_BYTES = 2 * 10**9
-"""Of a GPU's memory, for activations and logits."""
+"""Bytes of a GPU kept free for activations and logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class StudentFolder:
 
     folder: Path
     name: str
-    """Of its run."""
-    told: dict[str, Any]
+    """Name of its run."""
+    info: dict[str, Any]
     """base.json."""
     tokenizer: Any
     system: str | None = None
@@ -35,8 +35,8 @@ class StudentFolder:
 
     @property
     def template(self) -> str:
-        """How it was asked in training."""
-        return str(self.told["template"])
+        """Chat template used in training."""
+        return str(self.info["template"])
 
     @property
     def is_adapter(self) -> bool:
@@ -56,16 +56,16 @@ class StudentFolder:
     @property
     def weights(self) -> Path:
         """The folder with whole weights: its own, or that of its base."""
-        return loading.materialise(str(self.told["model"])) if self.is_adapter else self.folder
+        return loading.materialise(str(self.info["model"])) if self.is_adapter else self.folder
 
     @property
     def device(self) -> torch.device:
         """Where it is read: the GPU, if all of its weights fit there in float32, else the CPU."""
         sixteen_bits = sum(file.stat().st_size for file in self.weights.glob("*.safetensors"))
-        return fitting(default_device(), needed=int(2.2 * sixteen_bits) + RESERVE_BYTES)
+        return fitting(default_device(), size=int(2.2 * sixteen_bits) + RESERVE_BYTES)
 
     def trained(self) -> Any:
-        """As it was trained: the adapter beside 4-bit weights, say; computes in float32."""
+        """As it was trained, such as an adapter beside 4-bit weights; computes in float32."""
         return self._read(adapter=True, merge=False)
 
     def merged(self) -> Any:
@@ -84,9 +84,9 @@ class StudentFolder:
         return pretrained.load_config(self.weights)
 
 
-def fitting(device: torch.device, *, needed: int) -> torch.device:
+def fitting(device: torch.device, *, size: int) -> torch.device:
     """The device, or the CPU where that has less than `needed` bytes free."""
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < needed:
+    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < size:
         return torch.device("cpu")
     return device
 
@@ -102,12 +102,12 @@ def read_student(folder: Path, *, name: str, system: str | None = None) -> Stude
 
 
 def base_name(info: dict[str, Any]) -> str | None:
-    """The Hub id under which anybody finds the base as it was trained on; None where it lies here only."""
+    """The Hub id of the base as it was trained on; None where it is local only."""
     settings = info if str(info["fingerprint"]).startswith("hub:") else {}
     return str(settings["model"]) if settings and info["layers"] is None else None
 
 
 def peft_settings(folder: Path) -> dict[str, Any]:
     """adapter_config.json."""
-    found = read_json(folder / "adapter_config.json")
-    return found if isinstance(found, dict) else {}
+    settings = read_json(folder / "adapter_config.json")
+    return settings if isinstance(settings, dict) else {}

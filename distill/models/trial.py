@@ -1,0 +1,57 @@
+"""Numeric trial of a function against a library's own: outputs and gradients on the same random input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Largest difference between two tensors, relative to the largest value of the library's, by the dtype computed in."""
+_FAULTS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What calling a library's private function raises where another version has changed it."""
+
+
+def agree(
+    library: Callable[..., Tensor],
+    ours: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor] = (),
+) -> bool:
+    """Whether both functions give the same output and the same gradients of inputs and weights, to `TOLERANCE`.
+
+    Both draw the same random numbers; the caller's random state stays as it is.
+    """
+    expected = _results(library, inputs, weights)
+    try:
+        results = _results(ours, inputs, weights)
+    except _FAULTS:
+        return False
+    tolerance = max(TOLERANCE[tensor.dtype] for tensor in (*inputs, expected[0]))
+    return all(_is_near(a, b, tolerance) for a, b in zip(expected, results, strict=True))
+
+
+def _is_near(expected: Tensor, result: Tensor, tolerance: float) -> bool:
+    if expected.shape != result.shape:
+        return False
+    return bool((expected.float() - result.float()).abs().max() <= tolerance * expected.float().abs().max())
+
+
+def _results(function: Callable[..., Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """The output, then the gradients of inputs and weights under a fixed gradient of the output."""
+    device = inputs[0].device
+    devices: list[Any] = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        torch.manual_seed(0)
+        leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+        output = function(*leaves)
+        gradient = torch.linspace(-1, 1, output.numel(), device=device).view_as(output).to(output.dtype)
+        return [output.detach(), *torch.autograd.grad(output, [*leaves, *weights], gradient)]
+
+
+def random_rows(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal numbers, the same in every process."""
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.randn(shape, generator=generator, device=device).to(dtype)
