@@ -243,10 +243,12 @@ def _mlp_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _has_plain_head(causal: Any) -> bool:
-    """A frozen output head without a bias, whose logits are not scaled."""
+    """An output head without a bias, whose logits are not scaled: a frozen one, or on a CPU one that learns."""
     head = causal.get_output_embeddings()
     scaled = any(getattr(causal.config.get_text_config(), name, None) for name in SCALED_HEADS)
-    return not scaled and type(head) is torch.nn.Linear and not head.weight.requires_grad and head.bias is None
+    if scaled or type(head) is not torch.nn.Linear or head.bias is not None:
+        return False
+    return not head.weight.requires_grad or head.weight.device.type == "cpu"
 
 
 def _loss_agrees(causal: Any) -> bool:
@@ -256,9 +258,17 @@ def _loss_agrees(causal: Any) -> bool:
     hidden = random_rows((FEWEST_ROWS, width), head.weight.dtype, head.weight.device)
     return agree(
         lambda rows: cross_entropy(head(rows).float(), labels, reduction="none"),
-        lambda rows: autograd.token_losses(rows, head.weight, labels),
+        lambda rows: _token_losses(rows, head, labels),
         [hidden],
+        [head.weight] if head.weight.requires_grad else [],
     )
+
+
+def _token_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
+    """Nats of each of N labels, on hidden states of N × H; with all logits at once where the head learns."""
+    if head.weight.requires_grad:
+        return cross_entropy(head(hidden).float(), labels, reduction="none")
+    return autograd.token_losses(hidden, head.weight, labels)
 
 
 def _causal_forward(own: Callable[..., Any]) -> Callable[..., Any]:
@@ -270,6 +280,6 @@ def _causal_forward(own: Callable[..., Any]) -> Callable[..., Any]:
         labels = inputs.pop("labels")[:, 1:]
         hidden = self.base_model(*args, **inputs, use_cache=False).last_hidden_state[:, :-1]
         trained = labels != IGNORED
-        return autograd.token_losses(hidden[trained], self.get_output_embeddings().weight, labels[trained])
+        return _token_losses(hidden[trained], self.get_output_embeddings(), labels[trained])
 
     return forward
