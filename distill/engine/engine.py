@@ -26,6 +26,7 @@ from distill.engine.journal.keys import Question
 from distill.engine.journal.store import Journal
 from distill.engine.policy import BoundEndpoint, RequestPolicy, SenderStopping
 from distill.engine.progress import ProgressReport
+from distill.engine.providers import Provider
 from distill.engine.retry import FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, RetryPolicy
 from distill.engine.sender import RequestSender
 from distill.errors import DistillError
@@ -44,7 +45,8 @@ BARREN_WINDOWS, BARREN_MORE = 3, 24
 class Engine:
     """Asks for flows: journal first, then the provider of each request's role, every answer committed before use.
 
-    `endpoints` are by name: a request's role, unless `run` gets another `choose`. `concurrency` bounds the requests in
+    `endpoints` are by name: a request's role, unless `run` gets another `choose`; a bare provider has no limits of its
+    own and no price. `concurrency` bounds the requests in
     flight to an endpoint whose own rates do not, `attempts` the sends of one request. `stage` is written beside every
     answer. `retry_failed` asks again what failed for good in an earlier run. `budget` counts USD and may cap them. With
     `on_miss` nothing is sent: it is called with the name of each flow that the journal cannot finish, and the flow's
@@ -54,7 +56,7 @@ class Engine:
     def __init__(
         self,
         journal: Journal,
-        endpoints: Mapping[str, BoundEndpoint],
+        endpoints: Mapping[str, BoundEndpoint | Provider],
         *,
         concurrency: int = 32,
         attempts: int = 10,
@@ -68,7 +70,9 @@ class Engine:
     ) -> None:
         self.tally = Tally()
         self._journal = journal
-        self._endpoints = dict(endpoints)
+        self._endpoints = {
+            name: one if isinstance(one, BoundEndpoint) else BoundEndpoint(one) for name, one in endpoints.items()
+        }
         self._policy = RequestPolicy(
             concurrency=concurrency,
             retries=RetryPolicy(

@@ -42,7 +42,7 @@ class Estimate:
     high: Number = None
     n: int | None = None
     """Prompts."""
-    excludes_zero: bool = False
+    excludes_zero: bool = field(default=False, repr=False)
     """For a difference: whether the interval lies on one side of zero."""
 
     @property

@@ -113,7 +113,7 @@ def test_no_metric_is_not_a_number(finished):
 
 
 def test_the_students_card_says_what_the_comparison_found(finished):
-    from distill.run.dataset_card import plain
+    from distill.run.cards import plain
 
     card = (finished / "student" / "README.md").read_text()
     headline = json.loads((finished / "scores.json").read_text())["headline"]

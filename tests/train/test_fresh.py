@@ -25,22 +25,26 @@ TRAIN = {"epochs": 4, "learning_rate": 5e-3, "lora": {"r": 8}, "batch_rows": 4, 
 STEPS = 24
 
 
-@pytest.fixture
-def curated(tiny, tmp_path) -> Path:
+def write_curated(folder: Path, model: str) -> Path:
     """A run whose sessions are curated."""
-    write_rows(tmp_path / "rows.jsonl", training.SESSIONS)
+    write_rows(folder / "rows.jsonl", training.SESSIONS)
     recipe = {
         "name": "anew",
         "seed": 1,
         "sources": [{"from": "distill", "path": "rows.jsonl", "licence": "ours"}],
         "curate": [{"filter": "empty"}],
-        "student": {"model": tiny},
+        "student": {"model": model},
         "train": TRAIN,
     }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run = tmp_path / "run"
-    assert _code(["run", str(tmp_path / "recipe.yaml"), "--run-dir", str(run), "--stages", "collect,curate"]) == 0
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run = folder / "run"
+    assert _code(["run", str(folder / "recipe.yaml"), "--run-dir", str(run), "--stages", "collect,curate"]) == 0
     return run
+
+
+@pytest.fixture
+def curated(tiny, tmp_path) -> Path:
+    return write_curated(tmp_path, tiny)
 
 
 def logged(run: Path) -> list[dict]:

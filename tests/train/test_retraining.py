@@ -17,7 +17,7 @@ import yaml
 from distill.cli.main import _code
 from distill.core import student_folder
 from distill.run.record import read_record
-from tests.train.test_fresh import ROOT, curated, kill_after_a_checkpoint
+from tests.train.test_fresh import ROOT, curated, kill_after_a_checkpoint, write_curated
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.model
@@ -30,11 +30,17 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
 
 
+@pytest.fixture(scope="module")
+def trained_once(tiny, tmp_path_factory) -> Path:
+    run = write_curated(tmp_path_factory.mktemp("trained"), tiny)
+    assert _code(["train", str(run)]) == 0
+    return run
+
+
 @pytest.fixture
-def trained(curated) -> Path:
+def trained(trained_once, tmp_path) -> Path:
     """A run with a finished student of four epochs."""
-    assert _code(["train", str(curated)]) == 0
-    return curated
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))
 
 
 LONGER = ["--set", "train.epochs=9"]
