@@ -219,7 +219,7 @@ def test_the_command_line_names_the_model_and_an_exception_leaves_no_process(tmp
 def test_a_server_that_dies_is_started_again_twice(tmp_path: Path, vllm: Path):
     teacher = LocalTeacher("org/model", log=tmp_path / "server.log", server="vllm", say=silent)
 
-    with teacher:
+    with stopped(teacher):
         outcomes = [send(teacher, ask(prompt))[0] for prompt in ["a", "die", "b", "die", "c", "die", "d", "e"]]
     assert [isinstance(outcome, Reply) for outcome in outcomes[:6]] == [True, False] * 3
     died = [outcome for outcome in outcomes if isinstance(outcome, ProviderError)]

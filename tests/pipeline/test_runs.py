@@ -251,4 +251,4 @@ def test_an_expansion_refuses_a_batch(tmp_path: Path) -> None:
     )
     finished = distill(tmp_path, "check", "one.yaml")
     assert finished.returncode == 2
-    assert "expand asks what it learns from the answer before" in finished.stderr
+    assert "each request of expand depends on earlier answers" in finished.stderr
