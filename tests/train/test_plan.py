@@ -86,7 +86,10 @@ def test_a_plan_measures_a_pass_of_the_largest_batch(planned):
     assert found
     assert 40 <= int(found[1]) <= 60
     assert 0 <= float(found[5]) < float(found[4])
-    assert any(re.fullmatch(r"time to finish: about (\d+ min )?[\d.]+ s, reading the base not counted", line) for line in planned[0])
+    assert any(
+        re.fullmatch(r"time to finish: about (\d+ min )?[\d.]+ s, reading the base not counted", line)
+        for line in planned[0]
+    )
 
 
 def test_a_plans_formula_is_that_of_the_pass_that_is_tried(planned):
