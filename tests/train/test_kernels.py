@@ -276,3 +276,22 @@ def test_with_kernels_off_nothing_is_replaced_and_the_losses_are_the_same(tiny, 
     assert losses(tmp_path / "off") == pytest.approx(losses(tmp_path / "auto"), abs=1e-3)
     (layout,) = [json.loads(path.read_text()) for path in (tmp_path / "auto").glob("checkpoints/*-12/layout.json")]
     assert layout["kernels"]["loss"] is True
+
+
+def test_a_head_that_learns_has_the_same_losses_and_gradients_in_parts():
+    from torch.nn.functional import cross_entropy
+
+    from distill.train.kernels import patch
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=False)
+    rows, labels = torch.randn(2 * patch.HEAD_ROWS + 3, 8), torch.arange(2 * patch.HEAD_ROWS + 3) % 50
+
+    def results(losses):
+        hidden = rows.clone().requires_grad_()
+        values = losses(hidden)
+        return values.detach(), *torch.autograd.grad(values.sum(), [hidden, head.weight])
+
+    expected = results(lambda hidden: cross_entropy(head(hidden), labels, reduction="none"))
+    for one, other in zip(expected, results(lambda hidden: patch._token_losses(hidden, head, labels)), strict=True):
+        torch.testing.assert_close(one, other)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, rms_norm
+from torch.utils.checkpoint import checkpoint
 
 from distill.models.chat_template import IGNORED
 from distill.models.trial import agree, random_rows
@@ -22,6 +23,8 @@ SCALED_HEADS = (
 """Settings of architectures that do more after the output head than a softmax."""
 FEWEST_ROWS = 32
 """Tokens below which PEFT's own forward is used where no gradient is asked for: bitsandbytes generates faster."""
+HEAD_ROWS = 2048
+"""Trained tokens whose logits are kept where the output head learns."""
 _SILU = ("SiLU", "SiLUActivation")
 _LOSS = "loss"
 
@@ -265,10 +268,21 @@ def _loss_agrees(causal: Any) -> bool:
 
 
 def _token_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
-    """Nats of each of N labels, on hidden states of N × H; with all logits at once where the head learns."""
-    if head.weight.requires_grad:
-        return cross_entropy(head(hidden).float(), labels, reduction="none")
-    return autograd.token_losses(hidden, head.weight, labels)
+    """Nats of each of N labels, on hidden states of N × H.
+
+    Where the head learns, at most `HEAD_ROWS` rows of logits exist at once; beyond that they are computed again in the
+    backward pass.
+    """
+    if not head.weight.requires_grad:
+        return autograd.token_losses(hidden, head.weight, labels)
+    if len(labels) <= HEAD_ROWS:
+        return _head_losses(hidden, head, labels)
+    parts = zip(hidden.split(HEAD_ROWS), labels.split(HEAD_ROWS), strict=True)
+    return torch.cat([checkpoint(_head_losses, rows, head, part, use_reentrant=False) for rows, part in parts])
+
+
+def _head_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
+    return cross_entropy(head(hidden).float(), labels, reduction="none")
 
 
 def _causal_forward(own: Callable[..., Any]) -> Callable[..., Any]:
