@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from distill.compare.stats import mean_interval, paired_difference, sign_flip_p, with_holm
 from distill.core.console import say
 from distill.core.hashing import json_sha256
-from distill.core.jsonl import append_row, write_rows
+from distill.core.jsonl import append, write_rows
 from distill.core.student_folder import current
 from distill.core.weights import read_base, student_fingerprint
 from distill.models.in_process import base_fingerprint
@@ -99,8 +99,8 @@ class _Work:
         for each, task in tasks.items():
             if (here := key("task", each)) not in rows:
                 rows[here] = {"key": here, **self._do(model, each, task)}
-                append_row(path, rows[here])
-        append_row(path, {"key": key("name", name), "name": name, "tasks": list(tasks)})
+                append(path, [rows[here]])
+        append(path, [{"key": key("name", name), "name": name, "tasks": list(tasks)}])
         return [rows[key("task", each)] for each in tasks]
 
     def _do(self, model: str, name: str, task: Any) -> dict[str, Any]:

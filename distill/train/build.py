@@ -188,13 +188,7 @@ def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed:
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=seed,
-        **{_checkpointing_name(): False},
+        activation_checkpointing=False,  # TRL turns it on by default; `recompute` does it here
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs would make Trainer replicate the model
     return arguments
-
-
-def _checkpointing_name() -> str:
-    """TRL turns it on by default, and its name has changed; `recompute` does it here."""
-    fields = SFTConfig.__dataclass_fields__
-    return "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"

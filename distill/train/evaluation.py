@@ -34,7 +34,6 @@ from distill.models.likelihood import ContinuationScores, loglikelihoods
 from distill.models.quantization import unpacked
 from distill.train.callbacks import Log
 from distill.train.options import EarlyStopping
-from distill.train.sft_trainer import random_state, restore
 from distill.train.step_guard import GuardedTrainer
 from distill.types import Message, Request, Sampling, Session
 
@@ -125,7 +124,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
             loss = self._loss()
             answers = self._answers()
         sessions = self._held_out[: len(answers)]
-        append(self._samples, self._samples_of(step, sessions, answers))
+        append(self._samples, [_sample(step, one, reply) for one, reply in zip(sessions[:SHOWN], answers, strict=False)])
         values = {"eval_loss": loss, "stop_rate": stop_rate(answers), "length_ratio": self._ratio(sessions, answers)}
         counts = {"rows": len(self._held_out), "answers": len(answers), "seconds": round(time.monotonic() - started, 3)}
         return {"event": "eval", "step": step, "steps": steps, **values, **counts}
@@ -149,23 +148,13 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         return [reply if isinstance(reply, Reply) else Reply() for reply in replies]
 
     def _ratio(self, sessions: Sequence[HeldOutSession], answers: Sequence[Reply]) -> float | None:
-        most = self._max_tokens
-        expected = sum(min(one.tokens, most) for one in sessions)
+        expected = sum(min(one.tokens, self._max_tokens) for one in sessions)
         written = sum(reply.usage.completion_tokens - (reply.finish == "stop") for reply in answers if reply.usage)
         return written / expected if expected and answers else None
 
-    def _samples_of(
-        self, step: int, sessions: Sequence[HeldOutSession], answers: Sequence[Reply]
-    ) -> Iterator[dict[str, Any]]:
-        for one, reply in list(zip(sessions, answers, strict=True))[:SHOWN]:
-            yield {
-                "step": step,
-                "id": one.id,
-                "messages": one.messages,
-                "teacher": one.teacher,
-                "student": reply.text,
-                "finish": reply.finish,
-            }
+def _sample(step: int, session: HeldOutSession, reply: Reply) -> dict[str, Any]:
+    row = {"step": step, "id": session.id, "messages": session.messages, "teacher": session.teacher}
+    return {**row, "student": reply.text, "finish": reply.finish}
 
 
 LOGGED = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
@@ -190,14 +179,14 @@ def line(row: dict[str, Any]) -> str:
 @contextmanager
 def aside(model: Any) -> Iterator[None]:
     """Evaluation mode within the block; dropout, random state and the cache are restored afterwards."""
-    training, random, cache = model.training, random_state(), model.config.use_cache
+    training, cache = model.training, model.config.use_cache
     model.eval()
     try:
-        yield
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
     finally:
         model.train(training)
         model.config.use_cache = cache
-        restore(random)
 
 
 def badness(row: dict[str, Any], watch: str) -> float:
@@ -217,11 +206,11 @@ def evaluations(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def best_of(events: Sequence[dict[str, Any]], watch: str, *, min_delta: float = 0.0) -> int | None:
     """Index of the best evaluation: better by more than `min_delta` than the best before it."""
-    best: int | None = None
-    values = [badness(row, watch) for row in evaluations(events)]
-    for place, value in enumerate(values):
-        if value < math.inf and (best is None or value < values[best] - min_delta):
-            best = place
+    best, least = None, math.inf
+    for place, row in enumerate(evaluations(events)):
+        value = badness(row, watch)
+        if value < least - (min_delta if best is not None else 0):
+            best, least = place, value
     return best
 
 
@@ -251,20 +240,15 @@ class BestCheckpoint:
         from safetensors.torch import save_file
 
         rows = evaluations(events)
-        if self.step(events) != rows[-1]["step"]:
-            return
-        if not processes.is_first():
-            return
-        with replacing(self._path(rows[-1]["step"])) as path:
-            save_file({name: weight.detach().cpu().contiguous() for name, weight in _learnt(model)}, path)
+        if self.step(events) == rows[-1]["step"] and processes.is_first():
+            with replacing(self._path(rows[-1]["step"])) as path:
+                save_file({name: weight.detach().cpu().contiguous() for name, weight in _learnt(model)}, path)
 
     def forget_worse(self, events: Sequence[dict[str, Any]]) -> None:
         """Delete all but the best weights."""
-        best = self.step(events)
-        if not processes.is_first():
-            return
+        best = self._path(self.step(events))
         for path in self._folder.glob("best-*"):
-            if best is None or path != self._path(best):
+            if path != best and processes.is_first():
                 path.unlink()
 
     def load(self, model: Any, events: Sequence[dict[str, Any]]) -> int | None:
@@ -280,7 +264,7 @@ class BestCheckpoint:
                 weight.copy_(weights[name])
         return step
 
-    def _path(self, step: int) -> Path:
+    def _path(self, step: int | None) -> Path:
         return self._folder / f"best-{step}.safetensors"
 
 

@@ -117,7 +117,7 @@ def train(
     identity = identity_of(job.examples, job.info, settings.options, settings.seed)
     checkpoints = Checkpoints(student_folder, identity, say)
     if not fresh:
-        checkpoints.require_ours()
+        checkpoints.require_same_run()
     with quiet(), explained_errors(student_folder):
         return _run(job, checkpoints, progress or Silent(), say, fresh=fresh, callbacks=callbacks)
 

@@ -91,21 +91,23 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         On out-of-memory, the passes are made half as large, or activations are no longer kept, and the step is done
         again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
         """
-        rows, random = inputs["rows"], random_state()
+        rows, random = inputs["rows"], _random_state()
         while True:
             try:
                 loss = self._step(model, rows)
+                break
             except torch.OutOfMemoryError:
-                relief = self._relief(rows)
-                if relief is None:
+                change = self._save_memory(rows)
+                if change is None:
                     raise
-            else:
-                self.tokens_seen += sum(self._lengths[row] for row in rows)
-                return loss
-            model.zero_grad()
+            model.zero_grad()  # after the handler, whose traceback holds the step's tensors
             free_memory()
-            restore(random)
-            self._say(f"out of memory: going on from step {self.state.global_step + 1} {relief()}")
+            torch.set_rng_state(random[0])
+            for state in random[1:]:
+                torch.cuda.set_rng_state(state)
+            self._say(f"out of memory: going on from step {self.state.global_step + 1} {change}; the steps stay the same")
+        self.tokens_seen += sum(self._lengths[row] for row in rows)
+        return loss
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
         """All passes of this process; returns its share of the step's mean loss."""
@@ -145,29 +147,23 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             self.noise.lengths = token_lengths(batch)
         return batch
 
-    def _largest(self, rows: Sequence[int]) -> int:
-        """Tokens of the largest pass, padding included."""
-        shapes = [[self._lengths[row] for row in group] for group in self._passes(rows) if group]
-        return max(sum(shape) if self.padding_free else len(shape) * max(shape) for shape in shapes)
+    def _save_memory(self, rows: Sequence[int]) -> str | None:
+        """Halve the tokens per pass while a pass has two examples, then recompute activations; returns what changed.
 
-    def _relief(self, rows: Sequence[int]) -> Callable[[], str] | None:
-        """A way to save memory, which returns its description: half the tokens per pass while it has two examples, then
-        recomputation. None where neither is left, and with several processes, which could not agree on it.
+        None where neither is possible, and with several processes, which could not agree on it.
         """
         if self.args.world_size > 1:
             return None
-        if (before := self._largest(rows)) > max(self._lengths[row] for row in rows):
-            return partial(self._halve, before)
-        return self._recompute if self.may_recompute else None
-
-    def _halve(self, before: int) -> str:
-        self.micro_tokens = before // 2
-        return f"with {self.micro_tokens} tokens a forward pass at most, after {before}; the steps stay the same"
-
-    def _recompute(self) -> str:
+        passes = [[self._lengths[row] for row in group] for group in self._passes(rows)]
+        largest = max(sum(lengths) if self.padding_free else len(lengths) * max(lengths) for lengths in passes)
+        if largest > max(self._lengths[row] for row in rows):
+            self.micro_tokens = largest // 2
+            return f"with {self.micro_tokens} tokens a forward pass at most, after {largest}"
+        if not self.may_recompute:
+            return None
         self.may_recompute = False
         recompute(self.model, "full")
-        return "with activations computed again instead of kept; the steps stay the same"
+        return "with activations computed again instead of kept"
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -228,16 +224,9 @@ def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     return {"rows": batch[0]}
 
 
-def random_state() -> list[torch.Tensor]:
-    """PyTorch's random state on the CPU and, where there is one, on the GPU."""
+def _random_state() -> list[torch.Tensor]:
+    """PyTorch's random state on the CPU and, where there is one, on this process's GPU."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
-
-
-def restore(state: Sequence[torch.Tensor]) -> None:
-    """Set the random state to one from `random_state`."""
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state(state[1])
 
 
 class Noise:
@@ -280,10 +269,7 @@ def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
     settings: dict[str, Any] = {"use_reentrant": False}
     if how == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
-    else:  # transformers before 5.2x
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
     stack = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in stack[layers:] if layers is not None else []:
         layer.gradient_checkpointing = False

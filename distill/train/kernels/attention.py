@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -76,12 +76,8 @@ def _is_plain(model: Any) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     is_known = config._attn_implementation == "sdpa" and hasattr(config, "num_attention_heads")
-    return is_known and kinds == {"full_attention"} and not _window(config)
-
-
-def _window(config: Any) -> bool:
-    """Whether attention reaches back only so far."""
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return is_known and kinds == {"full_attention"} and not has_window
 
 
 def _mask(*args: Any, **options: Any) -> Tensor | None:
@@ -129,12 +125,9 @@ def attend(
 
 
 def _ends(position_ids: Tensor) -> Tensor | None:
-    """Ends of the sessions in a row (N + 1, int32), found where positions restart; None for one session."""
+    """Ends of the sessions in a row (N + 1, int32), where `position_ids` (1 × T) restart; None for one session."""
     starts = (position_ids[0].diff() != 1).nonzero().flatten() + 1
-    if not len(starts):
-        return None
-    edge = starts.new_tensor([0]), starts.new_tensor([position_ids.shape[-1]])
-    return torch.cat([edge[0], starts, edge[1]]).to(torch.int32)
+    return pad(pad(starts, (1, 0)), (0, 1), value=position_ids.shape[-1]).to(torch.int32) if len(starts) else None
 
 
 def one_by_one(

@@ -65,12 +65,6 @@ def norm(x: Tensor, epsilon: float, weight: Tensor) -> tuple[Tensor, Source]:
     return _Norm.apply(x, inverse, weight), (x.detach(), inverse, weight)
 
 
-def frozen_linear(x: Tensor, layer: Linear) -> Tensor:
-    """A linear layer without its adapter: … × I in, … × O out; keeps nothing for the backward pass."""
-    y: Tensor = _FrozenLinear.apply(x, layer)
-    return y
-
-
 def adapted_linear(x: Tensor, a: Tensor, b: Tensor, layer: Linear, source: Source | None = None) -> Tensor:
     """A linear layer with its LoRA adapter (Hu et al., 2021; a: r × I, b: O × r): … × I in, … × O out.
 
@@ -166,18 +160,6 @@ def _backward(
     dx = product(dy, layer.weight(dy.dtype).t())
     dx = dx if into is None else into.add_(dx)
     return dx.addmm_(d_inner, a.to(dy.dtype)), da, db
-
-
-class _FrozenLinear(Function):  # type: ignore[misc]  # the library has no types
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Linear) -> Tensor:
-        ctx.layer, ctx.like = layer, (x.shape, x.dtype)
-        return layer.apply(_rows(x)).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None]:
-        dx = product(dy.reshape(-1, dy.shape[-1]), ctx.layer.weight(dy.dtype).t())
-        return _as_gradient(dx, ctx.like), None
 
 
 class _AdaptedLinear(Function):  # type: ignore[misc]  # the library has no types

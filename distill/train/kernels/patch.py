@@ -123,7 +123,9 @@ def _agrees(one: Candidate) -> bool:
 
 @contextmanager
 def _started_adapters(module: Any) -> Iterator[None]:
-    """Adapters begin with B = 0, which would hide half of their arithmetic: random ones while the block runs."""
+    """Adapters begin with B = 0, which would hide half of their arithmetic: random ones in the block, and no dropout."""
+    training = module.training
+    module.eval()
     zeros = [weight for name, weight in module.named_parameters() if "lora_B" in name]
     before = [weight.detach().clone() for weight in zeros]
     for weight in zeros:
@@ -133,6 +135,7 @@ def _started_adapters(module: Any) -> Iterator[None]:
     finally:
         for weight, value in zip(zeros, before, strict=True):
             weight.data = value
+        module.train(training)
 
 
 def _compute_dtype(module: Any) -> torch.dtype:
@@ -171,30 +174,22 @@ def _linear_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if args or options or not _is_ours(self, x):
             return own(x, *args, **options)
         a, b, layer = _parts(self)
-        dropout = self.lora_dropout[self.active_adapters[0]]
-        if getattr(dropout, "p", 0.0) and self.training:
-            return autograd.frozen_linear(x, layer) + _dropped(dropout(x), a, b, layer)
         return autograd.adapted_linear(x, a, b, layer, _source_of(x))
 
     return forward
 
 
 def _is_ours(module: Any, x: Tensor) -> bool:
-    """Whether the adapter is on and unmerged, and the input large enough to be worth it."""
+    """Whether the adapter is on, unmerged and without dropout, and x (… × I) large enough to be worth it."""
     plain = not module.disable_adapters and not module.merged and len(module.active_adapters) == 1
-    return plain and (torch.is_grad_enabled() or x.numel() // x.shape[-1] >= FEWEST_ROWS)
+    dropped = module.training and any(getattr(dropout, "p", 0) for dropout in module.lora_dropout.values())
+    return plain and not dropped and (torch.is_grad_enabled() or x.numel() // x.shape[-1] >= FEWEST_ROWS)
 
 
 def _parts(module: Any) -> tuple[Tensor, Tensor, autograd.Linear]:
     (name,) = module.active_adapters
     layer = autograd.Linear(module.base_layer, float(module.scaling[name]))
     return module.lora_A[name].weight, module.lora_B[name].weight, layer
-
-
-def _dropped(x: Tensor, a: Tensor, b: Tensor, layer: autograd.Linear) -> Tensor:
-    """The adapter's output by torch's own functions."""
-    inner = torch.nn.functional.linear(x, a.to(x.dtype))
-    return torch.nn.functional.linear(inner, b.to(x.dtype)) * layer.scale
 
 
 # Norms and feed-forward layers
@@ -229,10 +224,7 @@ def _is_plain_mlp(module: Any) -> bool:
 def _mlp_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
         modules = self.gate_proj, self.up_proj, self.down_proj
-        dropped = self.training and any(
-            getattr(dropout, "p", 0.0) for module in modules for dropout in module.lora_dropout.values()
-        )
-        if dropped or not all(_is_ours(module, x) for module in modules):
+        if not all(_is_ours(module, x) for module in modules):
             return own(x)
         parts = [_parts(module) for module in modules]
         gate, up, down = (layer for *_, layer in parts)
