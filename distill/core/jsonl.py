@@ -78,8 +78,9 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
     """Write rows as JSONL beside `path` and rename; returns how many. A crash leaves the old file whole."""
     count = 0
     with replacing(path) as new, new.open("w", encoding="utf-8") as file:
-        for count, row in enumerate(rows, start=1):
+        for row in rows:
             file.write(f"{_line(row)}\n")
+            count += 1
     return count
 
 

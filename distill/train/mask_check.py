@@ -212,7 +212,7 @@ class MaskGate:
     # Turns
 
     def _check_turns(self, row: MaskRow, rendered: str, text: _Text) -> dict[int, int]:
-        """Check that no turn is lost; returns the end of each answer, counted in characters that are not white space."""
+        """Check that no turn is lost; returns the end of each answer, in characters that are not white space."""
         marks, framed = self._framed(row)
         positions = _places(framed, marks)
         for at, message in enumerate(row.messages):

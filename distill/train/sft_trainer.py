@@ -105,7 +105,8 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             torch.set_rng_state(random[0])
             for state in random[1:]:
                 torch.cuda.set_rng_state(state)
-            self._say(f"out of memory: going on from step {self.state.global_step + 1} {change}; the steps stay the same")
+            step = self.state.global_step + 1
+            self._say(f"out of memory: going on from step {step} {change}; the steps stay the same")
         self.tokens_seen += sum(self._lengths[row] for row in rows)
         return loss
 

@@ -31,7 +31,7 @@ class GuardedTrainer(Trainer):
 
     is_guarded = False
     example_losses: Sequence[Mapping[str, Any]] = ()
-    """Finite losses of the last step's examples, over all processes: `id`, `loss` (nats per trained token), `tokens`."""
+    """The last step's examples with a finite loss, of all processes: `id`, `loss` (nats per token), `tokens`."""
     quarantined: dict[str, int]
     """First step without each quarantined session."""
 
