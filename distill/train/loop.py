@@ -199,7 +199,7 @@ def _run(
     best = _add_callbacks(job, trainer, checkpoints, log, say)
     interrupt = Interrupt(say)
     trainer.add_callback(interrupt)
-    with interrupt.heard():
+    with interrupt.handled():
         trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
     trainer.accelerator.wait_for_everyone()
     best_step = best.load(trainer.model, log.events) if best is not None else None

@@ -105,7 +105,7 @@ class GuardedTrainer(Trainer):
             )
 
     def _is_finite_alone(self, row: int) -> bool:
-        """Whether an example has a finite loss in a pass of its own; in one pass, NaN may spread between examples."""
+        """Whether an example's loss is finite in a pass of its own; within a pass, NaN may spread between examples."""
         if math.isfinite(float(self.row_losses[row])):
             return True
         self._group = ()
@@ -114,7 +114,7 @@ class GuardedTrainer(Trainer):
             return bool(torch.isfinite(self.compute_loss(self.model, inputs)))
 
     def _gradient_norm_is_finite(self) -> bool:
-        """On every process."""
+        """Whether it is, on every process."""
         gradients = [one.grad for one in self.model.parameters() if one.requires_grad and one.grad is not None]
         norm = get_total_norm(gradients) if gradients else torch.zeros(())
         is_finite = math.isfinite(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))
