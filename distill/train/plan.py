@@ -232,12 +232,8 @@ def of_memory(
         and work.passes > work.steps
     ):
         yield f"train.micro_batch_tokens: {fitting} fits, and larger passes keep a GPU busier"
-    if (
-        gpu
-        and options.method == "qlora"
-        and whole_bytes is not None
-        and whole_bytes < MOST_FILLED * measurement.room_bytes
-    ):
+    fits = whole_bytes is not None and whole_bytes < MOST_FILLED * measurement.room_bytes
+    if gpu and options.method == "qlora" and whole_bytes is not None and fits:
         yield (
             f"train.method: lora needs about {whole_bytes / 1e9:.1f} GB here, which fits: with the base in 16 bits it "
             "is faster than QLoRA, which unpacks 4-bit weights in every pass"
