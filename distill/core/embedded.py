@@ -153,7 +153,7 @@ def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: S
             environment={
                 **os.environ,
                 "TMPDIR": str(folder),
-            },  # so that progress can be measured and leftovers are removed
+            },  # to measure progress and remove leftovers
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -31,12 +31,12 @@ def count() -> int:
 
 
 def number() -> int:
-    """This process's number among all, from 0."""
+    """The number of this process among all, from 0."""
     return int(os.environ.get("RANK") or 0)
 
 
 def number_here() -> int:
-    """This process's number on this machine, from 0, which is that of its GPU."""
+    """The number of this process on this machine, from 0, which is that of its GPU."""
     return int(os.environ.get("LOCAL_RANK") or 0)
 
 
