@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from distill import types as types_module
 from distill.core import console
-from distill.core.console import Progress, Silent
 from distill.core.hashing import text_sha256
 from distill.errors import DistillError
 from distill.models import chat_template
@@ -49,9 +48,7 @@ class Examples:
         return [len(example.input_ids) for example in self.examples]
 
 
-def examples_of(
-    sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions, progress: Progress | None = None
-) -> Examples:
+def examples_of(sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions) -> Examples:
     """Examples of the sessions that have an answer and, depending on `over_length`, fit `max_length`.
 
     Raises `MaskError` where the gate finds a fault, and `DistillError` when a session does not fit the template, when
@@ -60,18 +57,18 @@ def examples_of(
     gate = MaskGate(template, tokenizer, train_on=options.train_on, lost_system=options.lost_system)
     examples = Examples([], [], Counter(), checked=gate.checked)
     maker = _Maker(template, tokenizer, options, examples)
-    bar = progress or Silent()
-    for number, session in enumerate(sessions, start=1):
-        for row in maker.rows(session):
-            try:
-                gate.check(row)
-            except UnspeltError:
-                examples.left_out["unspelt"] += 1
-                continue
-            examples.ids.append(row.id)
-            examples.examples.append(row.example)
-        if number % REPORT_ROWS == 0:
-            bar.update(number, len(sessions))
+    with console.progress("masks", len(sessions), unit="rows") as bar:
+        for number, session in enumerate(sessions, start=1):
+            for row in maker.rows(session):
+                try:
+                    gate.check(row)
+                except UnspeltError:
+                    examples.left_out["unspelt"] += 1
+                    continue
+                examples.ids.append(row.id)
+                examples.examples.append(row.example)
+            if number % REPORT_ROWS == 0:
+                bar.update(number)
     if not examples.examples:
         raise DistillError(f"none of the {len(sessions)} sessions can be trained on: {_why(examples, options)}")
     return examples
@@ -193,8 +190,7 @@ def checked_examples(
     say: Callable[[str], None],
 ) -> Examples:
     """Examples whose rows have all passed the mask gate; reports what is left out and the gate's findings."""
-    with console.progress("masks", len(sessions), unit="rows") as bar:
-        examples = examples_of(sessions, template, tokenizer, options, bar)
+    examples = examples_of(sessions, template, tokenizer, options)
     for line in notes(examples, len(sessions), options):
         say(line)
     return examples

@@ -83,7 +83,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One batch per step: the indices of its examples, the same on every process."""
-        return DataLoader(self.plan.steps, batch_size=1, collate_fn=_rows)
+        return DataLoader(self.plan.steps, batch_size=1, collate_fn=lambda steps: {"rows": steps[0]})
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for all examples of a step; returns their mean loss per trained token, a scalar.
@@ -120,14 +120,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             last = number == len(mine)
             self.accelerator.gradient_state._set_sync_gradients(last)
             self._group = group
-            with nullcontext() if last else self._unsynchronised(model):
+            # gradients are exchanged after the last pass only; DeepSpeed reads `sync_gradients` instead
+            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
                 total += super().training_step(model, self.batch(group), torch.tensor(items, device=self.args.device))
         return total
-
-    def _unsynchronised(self, model: Any) -> AbstractContextManager[None]:
-        """Exchange gradients after the last pass only; DeepSpeed reads `sync_gradients` instead."""
-        context: AbstractContextManager[None] = self.accelerator.no_sync(model)
-        return nullcontext() if self.is_deepspeed_enabled else context
 
     def _passes(self, rows: Sequence[int]) -> list[list[int]]:
         return passes(
@@ -219,10 +215,6 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         if self.kernels is None:
             self.use_kernels(layout.get("kernels"))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
-
-
-def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    return {"rows": batch[0]}
 
 
 def _random_state() -> list[torch.Tensor]:

@@ -44,7 +44,6 @@ def trackers(names: Sequence[str], folder: Path, step: int, *, plan: PackingPlan
     trackio has its own folder (TRACKIO_DIR). The last two name a run by its folder and the time, so that a resumed run
     is a new one there. `arguments` are the trainer's.
     """
-    require_trackers(names)
     if not names or not processes.is_first():
         return []
     arguments.project, arguments.run_name = PROJECT, f"{folder.resolve().parent.name}-{datetime.now():%Y%m%d-%H%M%S}"
