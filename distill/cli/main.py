@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -66,7 +67,9 @@ def _code(arguments: list[str] | None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except UsageFault as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        console.say(usage.getvalue().rstrip())
         return 2
     except (KeyboardInterrupt, typer.Abort):
         console.error("interrupted; what was finished is kept: run the same command again to go on")
