@@ -17,6 +17,8 @@ import yaml
 
 from distill.cli import main
 from distill.core import console
+from distill.pipeline.parts import load_recipe
+from distill.run.record import opened
 from tests.support.echo_server import EchoServer
 from tests.support.run_folder import change, write_run
 
