@@ -70,11 +70,15 @@ class RunFolderError(DistillError):
     """The run folder belongs to another recipe, is damaged, or cannot be written."""
 
 
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def disk_fault(error: OSError) -> RunFolderError | None:
-    """The error to show for a full or unwritable disk; `None` for any other fault."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    """The error to show for a full or unwritable disk and for an unusable name; `None` for any other fault."""
+    if error.errno not in _DISK_FAULTS:
         return None
-    return RunFolderError(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")
+    name = one_line(str(error.filename or "a file"))
+    return RunFolderError(f"{error.strerror}: {name}; mend that and run the same command again")
 
 
 class RunLocked(RunFolderError):

@@ -15,7 +15,7 @@ from distill.cli import runs, planning, folders, chat, models, data  # noqa: F40
 
 # isort: on
 from distill.cli.app import app
-from distill.core import console, processes
+from distill.core import console, credentials, processes
 from distill.errors import DistillError, Interrupted, disk_fault
 
 UsageFault: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -60,6 +60,7 @@ def _as_interrupt(*_: Any) -> None:
 
 def _code(arguments: list[str] | None) -> int:
     try:
+        credentials.learn_proxies()
         outcome = app(args=arguments, standalone_mode=False)
         if outcome == Interrupted.exit_code:  # newer typer makes an exit of Ctrl-C and says nothing
             raise KeyboardInterrupt

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -50,14 +49,6 @@ _KEY_VARIABLES: dict[Server, str] = {"transformers": "DISTILL_SERVER_KEY", "vllm
 _BROKEN = {"connection", "refused", "malformed"}
 """Failure reasons that a dying server can cause."""
 _LISTENING = re.compile(rb"listening (http://\S+)")
-_PROLOGUE = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent has died")
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-"""Asks Linux for SIGTERM when the parent dies (1 is PR_SET_PDEATHSIG, which exec keeps), then becomes the server."""
 
 
 def served_name(model: str) -> str:
@@ -80,8 +71,7 @@ class LocalServer:
     """A model server in a child process; its output is appended to `log`.
 
     The child ends with `stop`, with the `with` block, at the exit of this process, and when this process dies in any
-    other way: it then sees the end of a pipe, and on Linux gets SIGTERM where it was started by the main thread.
-    vLLM, which knows of no pipe, has only the latter.
+    other way (`core.processes`).
     """
 
     def __init__(
@@ -134,7 +124,7 @@ class LocalServer:
         return self.wait_until_healthy()
 
     def launch(self) -> None:
-        """Start the child if it does not run. To be called in the main thread, so that Linux watches over it."""
+        """Start the child if it does not run."""
         if self.is_alive:
             return
         self.stop()
@@ -153,7 +143,7 @@ class LocalServer:
             os.close(read_end)
 
     def _spawned(self, read_end: int, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
+        command, environment = self._command(read_end), {**_ENVIRONMENT, **os.environ}
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
         # In a new session, so that Ctrl-C reaches this process only, which then stops the child.
@@ -260,16 +250,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _watched(command: list[str]) -> list[str]:
-    """The command, with the kernel's watch over its parent where that is sound.
-
-    The kernel watches the thread that forks: one that ends earlier than the process would take the server with it.
-    """
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return command
-    return processes.python("-c", _PROLOGUE, str(os.getpid()), *command)
 
 
 def _vllm() -> str:

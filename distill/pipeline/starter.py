@@ -58,7 +58,7 @@ def _copied(loaded: Recipe, folder: Path) -> Iterator[Path]:
             out = folder / path.relative_to(root)
             if not out.exists():
                 out.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, out)
+                shutil.copyfile(path, out)
                 yield out
 
 

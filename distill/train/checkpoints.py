@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core import processes
-from distill.core.files import flatten, read_json, write_json
+from distill.core.files import flatten, read_json, set_usual_modes, write_json
 from distill.core.hashing import file_sha256, json_sha256
 from distill.errors import ModelError, RunFolderError, shorten, some_of
 from distill.models import device
@@ -110,6 +110,7 @@ class Checkpoints:
     def mark(self, step: int) -> None:
         """Mark a checkpoint as complete and as this run's."""
         folder = self.folder / f"checkpoint-{step}"
+        set_usual_modes(folder)
         files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file()}
         write_json(folder / MARK, {"identity": self._sha256, "files": files})
 
