@@ -120,11 +120,16 @@ def require_no_links(run: Path) -> None:
     """Raise `RunFolderError` where a run folder holds a link, which would have other files read or written."""
     for pattern in ("*", "student*/*", "student*/checkpoints/*", "student*/checkpoints/*/*"):
         for path in run.glob(pattern):
-            if path.is_symlink():
-                raise RunFolderError(
-                    f"{path} is a link to {os.readlink(path)}; a run reads and writes files of its own only: put a "
-                    "copy of the file in its place, or remove the link"
-                )
+            require_no_link(path)
+
+
+def require_no_link(path: Path) -> None:
+    """Raise `RunFolderError` where a path in a run folder is a link."""
+    if path.is_symlink():
+        raise RunFolderError(
+            f"{path} is a link to {os.readlink(path)}; a run reads and writes files of its own only: put a copy in its "
+            "place, or remove the link"
+        )
 
 
 def require_free(out: Path) -> None:
