@@ -24,7 +24,6 @@ from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
 from distill.recipe.validation import is_removed
 from distill.run.decisive import OLD_DEFAULTS
-from distill.text.tokens import visible
 from distill.train.dataset import Examples
 from distill.train.options import TrainOptions
 
@@ -265,7 +264,7 @@ def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
         "changed": [] if reread else [id_ for id_ in now if id_ in was and was[id_] != now[id_]],
     }
     info = [
-        f"{len(ids)} row{'s' if len(ids) > 1 else ''} {how} ({visible(some_of(ids))})"
+        f"{len(ids)} row{'s' if len(ids) > 1 else ''} {how} ({some_of(ids)})"
         for how, ids in ids_by_kind.items()
         if ids
     ]
@@ -274,4 +273,4 @@ def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    return shorten(visible(str(value)), 60)
+    return shorten(str(value), 60)
