@@ -264,9 +264,7 @@ def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
         "changed": [] if reread else [id_ for id_ in now if id_ in was and was[id_] != now[id_]],
     }
     info = [
-        f"{len(ids)} row{'s' if len(ids) > 1 else ''} {how} ({some_of(ids)})"
-        for how, ids in ids_by_kind.items()
-        if ids
+        f"{len(ids)} row{'s' if len(ids) > 1 else ''} {how} ({some_of(ids)})" for how, ids in ids_by_kind.items() if ids
     ]
     moved = not info and not reread and old.rows != new.rows
     return ["the rows are in another order"] if moved else info
