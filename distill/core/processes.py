@@ -154,17 +154,24 @@ def pool(count: int, begin: Callable[..., None], *arguments: object) -> Iterator
 
 
 def _begin_worker(parent: int, begin: Callable[..., None], *arguments: object) -> None:
-    """Tie a pool's process to its parent: it would wait for work for ever."""
-    import ctypes
-    import multiprocessing
-
+    """Tie a pool's process to its parent, without which it would wait for work for ever."""
     if sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
-    elif (process := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=lambda: (process.join(), os._exit(1)), daemon=True).start()
+    else:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     begin(*arguments)
+
+
+def _end_with_parent() -> None:
+    import multiprocessing
+
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)
 
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
