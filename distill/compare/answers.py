@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from distill.compare.metrics import ModelAnswer, ModelMetric, Scores, TextMetric
 from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.results import NAMES, ModelReplies, Prompt, shared_prompts
-from distill.compare.token_nll import surprise
+from distill.compare.token_nll import spans
 from distill.core import console
 from distill.core.console import Progress
 from distill.engine import Outcome
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has no value here"
 NO_STUDENT = "neither base nor student is a model at hand here"
 
-Asked: TypeAlias = tuple[int, tuple[Message, ...], ModelAnswer]
-"""A prompt's index, the conversation before the teacher's answer, and that answer."""
 _NamedFlow: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
 
 
@@ -57,13 +55,12 @@ def answer_to(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswe
     return ModelAnswer(answer.text.strip(), answer.finish, tokens, tuple(earlier))
 
 
-def _probe(role: Model, references: Sequence[Asked]) -> Flow[float | None]:
-    """The log-likelihood of the first answer that is not empty; the metric's own request, so sent once."""
-    for _, messages, reference in references:
-        if reference.text:
-            answer = yield Request(role=role, messages=messages, kind="likelihood", continuation=reference.text)
-            return None if isinstance(answer, Failure) else float(answer.loglikelihood)
-    return None
+def _likelihood(role: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Completion | None]:
+    """The likelihood of a teacher's answer; the same request as the metric's, so sent once."""
+    answer: Completion | Failure = yield Request(
+        role=role, messages=messages, kind="likelihood", continuation=reference.text
+    )
+    return None if isinstance(answer, Failure) else answer
 
 
 def ask_endpoint(
@@ -173,31 +170,31 @@ def _ask_model(
     """Answers (with a `sampling`), likelihoods of the `references`, and the probe of a model in this process."""
     answers = [_answer_flow(prompt, model, sampling) for prompt in prompts] if sampling is not None else []
     indices = [index for index in shared_prompts(prompts) if index in references]
-    references_of = [(index, prompts[index].with_turns(references[index]), references[index]) for index in indices]
+    before = {index: prompts[index].with_turns(references[index]) for index in indices}
     scores: list[_NamedFlow] = [
-        (prompts[index].id, partial(metric.score, messages, model, reference))
+        (prompts[index].id, partial(metric.score, before[index], model, references[index]))
         for metric in metrics
         if metric.scope == "model" and model in metric.models
-        for index, messages, reference in references_of
+        for index in indices
     ]
     has_spans = model in MODELS[:2] and any(isinstance(metric, Likelihood) for metric in metrics)
-    spans: list[_NamedFlow] = [
-        (prompts[index].id, partial(surprise, model, messages, reference))
-        for index, messages, reference in references_of
-        if has_spans
+    measured = [index for index in indices if references[index].text][: None if has_spans else 1]
+    likelihoods: list[_NamedFlow] = [
+        (prompts[index].id, partial(_likelihood, model, before[index], references[index])) for index in measured
     ]
-    probe = ("probe", partial(_probe, model, references_of))
-    outcomes = _run_here(model, load, engine, [*answers, *scores, *spans, probe])
+    outcomes = _run_here(model, load, engine, [*answers, *scores, *likelihoods])
     rest = outcomes[len(answers) :]
     replies = _answers(model, range(len(prompts)), outcomes[: len(answers)]) if answers else ModelReplies(model=model)
     values, note = _likelihoods(model, indices, rest[: len(scores)])
-    spans_of = zip(indices, rest[len(scores) : -1], strict=False)
+    completions = zip(measured, (outcome.value for outcome in rest[len(scores) :]), strict=True)
+    known = {index: completion for index, completion in completions if completion is not None}
+    spans_of = {index: spans(one.raw, references[index].text) for index, one in known.items() if has_spans}
     return replace(
         replies,
         scores=values,
-        spans={index: outcome.value for index, outcome in spans_of if outcome.value is not None},
+        spans={index: each for index, each in spans_of.items() if each is not None},
         notes=(*replies.notes, *note),
-        probe=rest[-1].value,
+        probe=next((one.loglikelihood for one in known.values()), None),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from distill.compare.results import JUDGED, ComparisonResults
@@ -155,39 +154,28 @@ def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, An
 # Audit
 
 
-@dataclass(frozen=True, slots=True)
-class _JudgeReply:
-    """One parsed reply of the judge."""
-
-    prompt: int
-    first: str
-    second: str
-    verdict: str
-
-
 def _audit(
     results: ComparisonResults, entries: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
 ) -> dict[str, Any]:
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
     all_pairs = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
     pairs = [pair for _, _, pair in all_pairs]
-    games = [
-        _JudgeReply(
-            index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"]
-        )
+    decided = [
+        (index, name, game)
         for index, name, pair in all_pairs
         for game in pair["games"]
-        if game["verdict"] != "unparsed"
+        if game["verdict"] not in ("tie", "unparsed")
     ]
-    decided = [game for game in games if game.verdict != "tie"]
     return {
         "games": sum(len(pair["games"]) for pair in pairs),
         "unparsed": _unparsed(pairs),
         "order_consistency": _same_in_both_orders(pairs),
         "first_place": clustered_interval(
-            [float(game.verdict == game.first) for game in decided], [game.prompt for game in decided], seed=seed
+            [float(game["verdict"] == game["first"]) for _, _, game in decided],
+            [index for index, _, _ in decided],
+            seed=seed,
         ),
-        "longer_wins": _share(decided, lambda game: _picks_longer(results, game)),
+        "longer_wins": _share(decided, lambda one: _picks_longer(results, *one)),
         "longer_would_say": _longer_would_say(results, entries, seed),
         "test_retest": _same_again(pairs),
         "same_family": same_family,
@@ -213,9 +201,10 @@ def _share(items: Sequence[Any], is_so: Callable[[Any], bool]) -> float | None:
     return sum(is_so(item) for item in items) / len(items) if items else None
 
 
-def _picks_longer(results: ComparisonResults, game: _JudgeReply) -> bool:
-    other = game.second if game.verdict == game.first else game.first
-    return _longer_by(results, game.prompt, game.verdict, other) > 0
+def _picks_longer(results: ComparisonResults, index: int, pair: str, game: Mapping[str, Any]) -> bool:
+    one, other = pair.split(":")
+    gain = _longer_by(results, index, one, other)
+    return gain > 0 if game["verdict"] == one else gain < 0
 
 
 def _longer_would_say(results: ComparisonResults, entries: Mapping[int, Any], seed: int) -> Interval | None:

@@ -207,7 +207,7 @@ def length_controlled(
     if min((lengths > 0).mean(), (lengths < 0).mean()) < MIN_OTHER_SIGN:
         return Misleading("the answers of one are hardly ever longer, so length cannot be told from the model")
     scaled = numpy.tanh(lengths / lengths.std())
-    weights = numpy.concatenate([numpy.ones((1, len(outcomes))), _draws(len(outcomes), seed, resamples)])
+    weights = numpy.concatenate([numpy.ones((1, len(outcomes))), *_draws(len(outcomes), seed, resamples)])
     at_zero = _at_equal_length(outcomes, scaled, weights)
     low, high = _ends(at_zero[1:], len(outcomes))
     return Interval(float(at_zero[0]), low, high, len(outcomes))
@@ -298,17 +298,14 @@ def _resampled_means(columns: Floats, seed: int, resamples: int) -> Floats:
     """Means of each column over prompts drawn with replacement, one row a resample; the same draws for all columns."""
     import numpy
 
-    prompts = len(columns)
-    counts = _draws(prompts, seed, resamples)
-    step = max(1, _CELLS_AT_ONCE // prompts)
-    parts = [counts[start : start + step].astype(numpy.float64) @ columns for start in range(0, resamples, step)]
-    means: Floats = numpy.concatenate(parts) / prompts
+    parts = [counts.astype(numpy.float64) @ columns for counts in _draws(len(columns), seed, resamples)]
+    means: Floats = numpy.concatenate(parts) / len(columns)
     return means
 
 
 @lru_cache(maxsize=8)
-def _draws(prompts: int, seed: int, resamples: int) -> Any:
-    """How often each prompt is drawn in each resample: resamples × prompts whole numbers, of a byte each.
+def _draws(prompts: int, seed: int, resamples: int) -> list[Any]:
+    """How often each prompt is drawn in each resample: (resamples, prompts) whole numbers of a byte each, in parts.
 
     All measures of a comparison share them, which makes a resample one matrix product. A count over 255 would wrap: the
     chance that one prompt is drawn so often is below 1e-300 where there are more than 255 draws.
@@ -321,7 +318,7 @@ def _draws(prompts: int, seed: int, resamples: int) -> Any:
         choices = generator.integers(prompts, size=(rows, prompts)) + numpy.arange(rows)[:, None] * prompts
         counts = numpy.bincount(choices.ravel(), minlength=rows * prompts).reshape(rows, prompts)
         parts.append(counts.astype(numpy.uint8))
-    return numpy.concatenate(parts)
+    return parts
 
 
 def _parts(rows: int, width: int) -> Iterator[int]:

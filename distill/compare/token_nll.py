@@ -5,26 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.compare.metrics import ModelAnswer
 from distill.compare.results import Spans
-from distill.types import Completion, Failure, Flow, Message, Model, Request
-
-
-def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Spans | None]:
-    """Per-token NLL of the answer under a model; the likelihood metric's own request, so sent once.
-
-    `None` for an empty answer, a failed request, and tokens that do not spell the answer.
-    """
-    if not reference.text:
-        return None
-    answer: Completion | Failure = yield Request(
-        role=model, messages=messages, kind="likelihood", continuation=reference.text
-    )
-    return None if isinstance(answer, Failure) else spans(answer.raw, reference.text)
+from distill.types import Model
 
 
 def spans(raw: Mapping[str, Any], text: str) -> Spans | None:
-    """Spans from a likelihood's raw reply; tokens that share a character are merged."""
+    """Spans from a likelihood's raw reply; tokens that share a character are merged.
+
+    `None` for tokens that do not spell the answer `text`.
+    """
     widths, nats = raw.get("widths"), raw.get("logprobs")
     if not isinstance(widths, list) or not isinstance(nats, list) or len(widths) != len(nats) or not widths:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from distill.compare.results import Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
 from distill.text.tfidf import NearRow, nearest
+from distill.text.tokens import n_grams
 from distill.types import Session
 
 NEAREST = 3
@@ -37,7 +37,7 @@ def coverage(
         return {}, None
     questions = [prompts[index].question for index in indices]
     texts, own = [*questions, *(text for _, text in rows)], [*[None] * len(indices), *(id for id, _ in rows)]
-    near, _ = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
+    near = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
     reach = _reach([_similarity(one) for one in near[len(indices) :]])
     entries = {
         index: _nearness(one, reach, is_lost=outcomes.get(index, {}).get("value") == "loss")
@@ -137,7 +137,7 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
 def _runs(tokens: list[str]) -> Runs:
     if len(tokens) < RUN:
         return frozenset([tuple(tokens)] if tokens else [])
-    return frozenset(zip(*(islice(tokens, start, None) for start in range(RUN)), strict=False))
+    return frozenset(n_grams(tokens, RUN))
 
 
 def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:

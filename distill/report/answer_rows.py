@@ -21,6 +21,8 @@ MAX_TEXT = 4_000
 MAX_PAGE_TEXT = 1_900_000
 """Bytes of all texts together, about; where they are more, each is cut shorter."""
 LEAST_TEXT = 400
+REASON_PART = 10
+"""A judge's reason may have a tenth of the characters of a text; a prompt has up to nine reasons."""
 BADGES = {"rouge_l": "ROUGE-L", "nll_per_byte": "NLL/byte", "repetition": "repetition"}
 """Metrics shown on each answer, where an answer has them."""
 VIEWED = frozenset((*BADGES, "similarity", "style_distance", "instructions"))
@@ -129,7 +131,7 @@ def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]
             "shown": len(tokens),
             "known": with_tokens,
         },
-        "prompts": [_prompt(row, limit, titles) | _tokens(row, tokens) for row in rows],
+        "prompts": [_prompt(row, limit, titles, tokens) for row in rows],
     }
 
 
@@ -143,18 +145,13 @@ def _limit(answers: Sequence[Row]) -> int:
     lengths = [len(text.encode("utf-8", "replace")) for row in answers for text in _texts(row)]
     limit, room = MAX_TEXT, MAX_PAGE_TEXT - token_shading.bytes_of(answers)
     reasons = [len(one.encode("utf-8", "replace")) for row in answers for one in _reasons(row.get("judge"))]
-    while limit > LEAST_TEXT and _sum(lengths, limit) + _sum(reasons, _of_reasons(limit)) > room:
+    while limit > LEAST_TEXT and _sum(lengths, limit) + _sum(reasons, limit // REASON_PART) > room:
         limit = max(LEAST_TEXT, int(limit * 0.9))
     return limit
 
 
 def _sum(lengths: Sequence[int], limit: int) -> int:
     return sum(min(limit, length) for length in lengths)
-
-
-def _of_reasons(limit: int) -> int:
-    """Characters of a judge's reason for a limit of texts; a prompt has up to nine reasons."""
-    return limit // 10
 
 
 def _reasons(judge: Any) -> Iterator[str]:
@@ -184,14 +181,15 @@ def _texts(row: Row) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
+def _prompt(row: Row, limit: int, titles: Mapping[str, str], tokens: Mapping[str, Any]) -> dict[str, Any]:
     """One prompt under short keys; what there is not is left out."""
     optional = {
         "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
-        "judge": _shorter(row.get("judge"), _of_reasons(limit)),
+        "judge": _shorter(row.get("judge"), limit // REASON_PART),
         "leak": row.get("leak"),
         "coverage": _near(row.get("coverage") or {}),
+        "surprise": tokens.get(str(row.get("id"))),
     }
     entry: dict[str, Any] = _visible(
         {
@@ -220,11 +218,6 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
         }
     )
     return entry
-
-
-def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    packed = tokens.get(str(row.get("id")))
-    return {"surprise": packed} if packed else {}
 
 
 def _near(coverage: Row) -> dict[str, Any]:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.report.numbers import AxisScale, Row, number, ticks
-from distill.run.layout import STAGES
 from distill.run.record import RunRecord, StageRecord
 from distill.run.scores import finite
 
 MAX_POINTS = 400
 """Points drawn of a loss curve; of a longer one every k-th, and the last."""
-
-
-def in_order(stages: Collection[str]) -> list[str]:
-    """The stages in order, those of other names first; the report's own entry is of an earlier report."""
-    order = list(STAGES)
-    return sorted(set(stages) - {"report"}, key=lambda name: (order.index(name) if name in order else -1, name))
 
 
 def headline(record: RunRecord) -> str:
@@ -109,6 +102,7 @@ def total(table: Sequence[Row]) -> dict[str, Any]:
 
 
 _LOGGED = ("step", "steps", "loss", "eval_loss", "learning_rate", "tokens", "seconds")
+_EVALUATED = ("step", "eval_loss", "stop_rate", "length_ratio", "rows")
 
 
 def curve(log: Sequence[Row]) -> dict[str, Any] | None:
@@ -126,15 +120,10 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
         "points": points[::every] + ([points[-1]] if (len(points) - 1) % every else []),
         "every": every,
         "evaluations": evaluations,
-        "watched": [_evaluation(row) for row in log if row.get("event") == "eval"],
+        "watched": [{key: finite(row.get(key)) for key in _EVALUATED} for row in log if row.get("event") == "eval"],
         "unfinite": sum(row["loss"] is not None for row in steps) - len(points),
         "x": AxisScale(x_ticks[0], x_ticks[-1]),
         "y": AxisScale(y_ticks[0], y_ticks[-1], flip=True),
         "x_ticks": x_ticks,
         "y_ticks": y_ticks,
     }
-
-
-def _evaluation(row: Row) -> dict[str, Any]:
-    """Figures of an evaluation during training."""
-    return {key: finite(row.get(key)) for key in ("step", "eval_loss", "stop_rate", "length_ratio", "rows")}

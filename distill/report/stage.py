@@ -24,8 +24,9 @@ from distill.report import answer_rows, comparison, numbers, run_sections
 from distill.report.comparison import facts
 from distill.run import funnel, model_card, students
 from distill.run.context import Context
+from distill.run.layout import STAGES
 from distill.run.reading import json_object, validated
-from distill.run.record import RunRecord, StageRecord, read_record, run_record
+from distill.run.record import RunRecord, StageRecord, read_record
 from distill.run.remarks import stale, student_remark
 from distill.run.scores import Comparison, read_scores
 from distill.text.tokens import visible
@@ -64,14 +65,10 @@ def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
 def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
     """The values of the template, from the run's files."""
     document, student = read_record(folder), current(folder)
-    record = run_record(folder)
-    changes = stale(folder, document)
-    stages = {
-        name: replace(record.stages[name], status="stale", detail=changes[name])
-        if name in changes
-        else record.stages[name]
-        for name in run_sections.in_order(record.stages)
-    }
+    record = validated(RunRecord, document, folder / "run.json")
+    before = {name: record.stages[name] for name in STAGES if name in record.stages and name != "report"}
+    changes = {name: change for name, change in stale(folder, document).items() if name in before}
+    stages = before | {name: replace(before[name], status="stale", detail=change) for name, change in changes.items()}
     record = replace(record, stages=stages)
     training = students.training(folder, document) if is_student(student) else None
     origin = validated(RunRecord, {**document, **(training or {})}, folder / "run.json")

@@ -102,8 +102,8 @@ def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
 
 def nearest(
     texts: Sequence[str], rows: Rows, *, count: int = 3, own_ids: Sequence[str | None] = ()
-) -> tuple[list[list[NearRow]], Weights]:
-    """The `count` nearest rows of each text, the nearest first, and the weights by which they are.
+) -> list[list[NearRow]]:
+    """The `count` nearest rows of each text, the nearest first.
 
     `own_ids` names, for texts that are rows themselves, the row that is left out. Equal rows keep the order of the
     file. Costs one vector addition of len(texts) numbers for each word of each row.
@@ -127,9 +127,7 @@ def nearest(
                 heappush(best[index], (float(cosines[index]), -place, id, text))
                 if len(best[index]) > count:
                     heappop(best[index])
-    return [
-        [NearRow(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best
-    ], (weights)
+    return [[NearRow(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best]
 
 
 def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -> Row | None:

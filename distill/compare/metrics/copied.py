@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
+from distill.text.tokens import n_grams
 from distill.types import MODELS
 
 RUN = 8
@@ -73,5 +73,4 @@ class Copied:
 
 def _runs(text: str) -> Iterator[Run]:
     """Every run of words, in order."""
-    tokens = comparable(text)
-    return zip(*(islice(tokens, start, None) for start in range(RUN)), strict=False)
+    return n_grams(comparable(text), RUN)

@@ -13,6 +13,7 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
+from distill.text.tokens import n_grams
 
 N = 4
 """Words in a row that count as repeated when they come again (Welleck et al., 2020, use 4 too)."""
@@ -169,5 +170,5 @@ def features(text: str) -> dict[str, float]:
 
 def repetition(tokens: list[str]) -> float:
     """1 − distinct / all of the token list's 4-grams; it needs four tokens or more."""
-    grams = list(zip(*(tokens[start:] for start in range(N)), strict=False))
+    grams = list(n_grams(tokens, N))
     return 1 - len(set(grams)) / len(grams)
