@@ -178,23 +178,23 @@ def _ask_model(
         for index in indices
     ]
     has_spans = model in MODELS[:2] and any(isinstance(metric, Likelihood) for metric in metrics)
-    measured = [index for index in indices if references[index].text][: None if has_spans else 1]
+    with_text = [index for index in indices if references[index].text][: None if has_spans else 1]
     likelihoods: list[_NamedFlow] = [
-        (prompts[index].id, partial(_likelihood, model, before[index], references[index])) for index in measured
+        (prompts[index].id, partial(_likelihood, model, before[index], references[index])) for index in with_text
     ]
     outcomes = _run_here(model, load, engine, [*answers, *scores, *likelihoods])
     rest = outcomes[len(answers) :]
     replies = _answers(model, range(len(prompts)), outcomes[: len(answers)]) if answers else ModelReplies(model=model)
     values, note = _likelihoods(model, indices, rest[: len(scores)])
-    completions = zip(measured, (outcome.value for outcome in rest[len(scores) :]), strict=True)
-    known = {index: completion for index, completion in completions if completion is not None}
-    spans_of = {index: spans(one.raw, references[index].text) for index, one in known.items() if has_spans}
+    values_of = zip(with_text, (outcome.value for outcome in rest[len(scores) :]), strict=True)
+    completions = {index: completion for index, completion in values_of if completion is not None}
+    spans_of = {index: spans(one.raw, references[index].text) for index, one in completions.items() if has_spans}
     return replace(
         replies,
         scores=values,
         spans={index: each for index, each in spans_of.items() if each is not None},
         notes=(*replies.notes, *note),
-        probe=next((one.loglikelihood for one in known.values()), None),
+        probe=next((one.loglikelihood for one in completions.values()), None),
     )
 
 

@@ -98,7 +98,7 @@ def diff(one: ComparedRun, other: ComparedRun) -> dict[str, Any]:
             f"{one.folder} and {other.folder} have no measure in common; compare them by the same metrics"
         )
     measures = [change["measure"] for change in changes]
-    lead = one.scores.lead if one.scores.lead in measures else measures[0]
+    lead = next((name for name in measures if name == one.scores.lead), measures[0])
     return {
         "first": str(one.folder),
         "second": str(other.folder),
@@ -134,11 +134,13 @@ def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> lis
             categories = {key: str(one.rows[key].get("category", "all")) for key in pairs}
             changes[name] = _change(name, title, better, pairs, categories)
     for name, task in one.tasks.items():
-        theirs = other.tasks[name].values if name in other.tasks else {}
-        if both := {at: (value, theirs[at]) for at, value in task.values.items() if at in theirs}:
+        other_values = other.tasks[name].values if name in other.tasks else {}
+        if both := {at: (value, other_values[at]) for at, value in task.values.items() if at in other_values}:
             changes[name] = _change(name, f"{task.title} ({len(both)} documents)", task.better, both, {})
-    adjusted = with_holm(changes).values()
-    return [change if _is_clear(change) else {**change, "verdict": "no clear difference"} for change in adjusted]
+    return [
+        change if _is_clear(change) else {**change, "verdict": "no clear difference"}
+        for change in with_holm(changes).values()
+    ]
 
 
 def _measures(one: ComparedRun, other: ComparedRun) -> Iterator[tuple[str, str, str]]:
@@ -200,7 +202,7 @@ def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measur
     return [
         {
             "id": one.rows[key].get("id"),
-            "prompt": _last_asked(one.rows[key]),
+            "prompt": _last_question(one.rows[key]),
             "first": {"value": pairs[key][0], "text": _answer(one.rows[key])},
             "second": {"value": pairs[key][1], "text": _answer(other.rows[key])},
         }
@@ -209,7 +211,7 @@ def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measur
     ]
 
 
-def _last_asked(row: Row) -> str:
+def _last_question(row: Row) -> str:
     return str(row["messages"][-1]["content"]) if row.get("messages") else ""
 
 

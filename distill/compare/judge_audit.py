@@ -82,10 +82,10 @@ def _games(entries: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Map
 
 
 def _pair(results: ComparisonResults, games: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
-    """Counts, and the win rate of the first of the pair: ties count half, what cannot be read is left out."""
+    """Counts, and the win rate of the first of the pair: ties count half, unreadable replies are left out."""
     worth = {index: WORTH[one["outcome"]] for index, one in games.items() if one["outcome"] in WORTH}
     counts = {kind: sum(one["outcome"] == kind for one in games.values()) for kind in (*WORTH, "unparsed")}
-    controlled, why = _length_controlled(results, worth, name, seed)
+    rate, why = _length_controlled(results, worth, name, seed)
     return {
         "n": len(worth),
         "wins": counts["win"],
@@ -97,7 +97,7 @@ def _pair(results: ComparisonResults, games: Mapping[int, Mapping[str, Any]], na
             {index: results.prompts[index].category for index in worth},
             lambda indices: _rates([worth[index] for index in indices], seed),
         ),
-        "length_controlled": controlled,
+        "length_controlled": rate,
         "length_note": why,
     }
 
@@ -141,13 +141,14 @@ def _against_base(entries: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
 
 
 def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """The mean grade of each model; a grade that cannot be read is left out and counted."""
+    """The mean grade of each model; unreadable grades are left out and counted."""
     grades_by_model: dict[str, Any] = {}
     for model in JUDGED:
         grades = [one["single"][model]["score"] for one in entries.values() if model in one.get("single", {})]
-        read = [grade for grade in grades if grade is not None]
+        readable = [grade for grade in grades if grade is not None]
         if grades:
-            grades_by_model[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
+            unparsed = len(grades) - len(readable)
+            grades_by_model[model] = {"grade": mean_interval(readable, seed=seed), "unparsed": unparsed}
     return grades_by_model
 
 
@@ -160,7 +161,7 @@ def _audit(
     """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
     all_pairs = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
     pairs = [pair for _, _, pair in all_pairs]
-    decided = [
+    decisions = [
         (index, name, game)
         for index, name, pair in all_pairs
         for game in pair["games"]
@@ -168,21 +169,21 @@ def _audit(
     ]
     return {
         "games": sum(len(pair["games"]) for pair in pairs),
-        "unparsed": _unparsed(pairs),
+        "unparsed": _unparsed_share(pairs),
         "order_consistency": _same_in_both_orders(pairs),
         "first_place": clustered_interval(
-            [float(game["verdict"] == game["first"]) for _, _, game in decided],
-            [index for index, _, _ in decided],
+            [float(game["verdict"] == game["first"]) for _, _, game in decisions],
+            [index for index, _, _ in decisions],
             seed=seed,
         ),
-        "longer_wins": _share(decided, lambda one: _picks_longer(results, *one)),
+        "longer_wins": _share(decisions, lambda one: _picks_longer(results, *one)),
         "longer_would_say": _longer_would_say(results, entries, seed),
         "test_retest": _same_again(pairs),
         "same_family": same_family,
     }
 
 
-def _unparsed(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+def _unparsed_share(pairs: Sequence[Mapping[str, Any]]) -> float | None:
     return _share([game for pair in pairs for game in pair["games"]], lambda game: game["verdict"] == "unparsed")
 
 
@@ -193,8 +194,8 @@ def _same_in_both_orders(pairs: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _same_again(pairs: Sequence[Mapping[str, Any]]) -> float | None:
     games = [game for pair in pairs for game in pair["games"] if "again" in game]
-    read = [game for game in games if "unparsed" not in (game["verdict"], game["again"])]
-    return _share(read, lambda game: game["verdict"] == game["again"])
+    readable = [game for game in games if "unparsed" not in (game["verdict"], game["again"])]
+    return _share(readable, lambda game: game["verdict"] == game["again"])
 
 
 def _share(items: Sequence[Any], is_so: Callable[[Any], bool]) -> float | None:
@@ -234,11 +235,11 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
     by half their share. The same holds for the share on which a repeated question gets another verdict.
     """
     rate: Interval | None = main["win_rate"]
-    unparsed = _unparsed(pairs)
-    if unparsed is None:
+    unparsed_share = _unparsed_share(pairs)
+    if unparsed_share is None:
         return "no two answers differ, so the judge was asked nothing"
-    if unparsed > MAX_UNPARSED:
-        return f"{unparsed:.0%} of the judge's replies cannot be read"
+    if unparsed_share > MAX_UNPARSED:
+        return f"{unparsed_share:.0%} of the judge's replies cannot be read"
     if rate is None or rate.n < MIN_PROMPTS:
         return f"the judge decided {0 if rate is None else rate.n} prompts; at least {MIN_PROMPTS} are needed"
     doubts = {

@@ -105,9 +105,9 @@ class _Work:
             from distill.models.loading import load_student
 
             self.release()
-            loaded, tokenizer = load_student(self._student, adapter=model == "student")
+            network, tokenizer = load_student(self._student, adapter=model == "student")
             tokenizer.chat_template = chat_template.jinja(str(read_base(self._student)["template"]), tokenizer)
-            self._loaded[model] = loaded, tokenizer
+            self._loaded[model] = network, tokenizer
         return self._loaded[model]
 
     def release(self) -> None:
@@ -155,7 +155,7 @@ def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], seed: int) -> dict[str, Any]:
     pairs = {base["task"]: _pairs(measure, base, student) for base, student in zip(*rows.values(), strict=True)}
-    pooled = [pair for some in pairs.values() for pair in some]
+    all_pairs = [pair for some in pairs.values() for pair in some]
     parts = {task: {"n": len(some), **_figures(some, seed)} for task, some in pairs.items() if some}
     every = sum(len(_values(row, measure)) for row in rows["base"])
     versions = ", ".join(dict.fromkeys(f"{row['task']} {row['version']}" for row in rows["base"]))
@@ -163,9 +163,9 @@ def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any
         "title": _title(name, measure),
         "unit": "mean over documents",
         "better": _better(rows["base"], measure),
-        "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MAX_EXPLANATION],
-        "note": None if len(pooled) == every else f"documents without a number of both: {every - len(pooled)}",
-        **_figures(pooled, seed),
+        "explanation": f"{len(all_pairs)} documents, each answered by both; {versions}"[:MAX_EXPLANATION],
+        "note": None if len(all_pairs) == every else f"documents without a number of both: {every - len(all_pairs)}",
+        **_figures(all_pairs, seed),
         "categories": with_holm(parts) if len(parts) > 1 else {},
     }
 

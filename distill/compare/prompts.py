@@ -44,21 +44,18 @@ def of_session(session: Session, journal: Journal) -> Prompt:
             f"test.jsonl: session {session.id} is no prompt with an answer; run `distill curate` again"
         )
     text = session.messages[first].content.strip()
-    cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
-    bought = next((answer for key in session.meta.get("keys", ()) if _has_text(answer := journal.get(key), text)), None)
-    tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
+    is_cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
+    answers = (journal.get(key) for key in session.meta.get("keys", ()))
+    answer = next((one for one in answers if isinstance(one, Completion) and one.text.strip() == text), None)
+    tokens = answer.usage.completion_tokens if answer is not None and answer.usage else None
     return Prompt(
         session.id,
         session.messages[:first],
-        ModelAnswer(text, "length" if cut else "stop", tokens),
+        ModelAnswer(text, "length" if is_cut else "stop", tokens),
         teacher=session.meta.get("teacher"),
         again=0 if session.meta.get("replica") == 1 else 1,
         category=_category(session.meta),
     )
-
-
-def _has_text(answer: Any, text: str) -> bool:
-    return isinstance(answer, Completion) and answer.text.strip() == text
 
 
 def _category(meta: Mapping[str, Any]) -> str:
@@ -79,9 +76,9 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
     """
     where = f"compare.prompts: {path}"
     if path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
-        prompts = [_prompt(row, path) for row in _accepted(json_rows(path), where)]
+        prompts = [_prompt(row, path) for row in _valid_rows(json_rows(path), where)]
     else:
-        lines = _accepted(text_lines(path), where)
+        lines = _valid_rows(text_lines(path), where)
         prompts = [Prompt(f"prompt-{number}", (Message("user", text),)) for number, text in lines]
     if not prompts:
         raise RecipeError(f"compare.prompts: {path} holds no prompts; expected one a line, or rows of JSON")
@@ -109,7 +106,7 @@ def _with_system(prompt: Prompt, system: str) -> Prompt:
     return replace(prompt, messages=(Message("system", system), *prompt.messages))
 
 
-def _accepted(rows: Iterable[T | RejectedRow], where: str) -> Iterator[T]:
+def _valid_rows(rows: Iterable[T | RejectedRow], where: str) -> Iterator[T]:
     """The rows. Raises `RecipeError` for the first that cannot be read."""
     for row in rows:
         if isinstance(row, RejectedRow):
@@ -197,16 +194,16 @@ def recorded_answers(prompts: Sequence[Prompt], files: Mapping[Model, Path]) -> 
     that model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two
     answers to one.
     """
-    return [_recorded(prompts, model, files[model]) for model in MODELS if model in files]
+    return [_replies_of_file(prompts, model, files[model]) for model in MODELS if model in files]
 
 
-def _recorded(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelReplies:
+def _replies_of_file(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelReplies:
     ids = {prompt.id: index for index, prompt in enumerate(prompts)}
     same_text: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         same_text.setdefault(normalise(prompt.messages[-1].content), []).append(index)
     answers: dict[int, ModelAnswer] = {}
-    for row in _accepted(json_rows(path), f"compare.answers.{model}: {path}"):
+    for row in _valid_rows(json_rows(path), f"compare.answers.{model}: {path}"):
         place = ids.get(_id(row.value) or "")
         if place is None:
             place = _next_free(next((same_text[key] for key in _questions(row.value) if key in same_text), []), answers)
@@ -223,7 +220,7 @@ def _recorded(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelRepli
             f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
             "their very questions"
         )
-    return _noted(prompts, model, answers)
+    return _with_note(prompts, model, answers)
 
 
 def _next_free(places: Sequence[int], answers: Collection[int]) -> int | None:
@@ -231,11 +228,11 @@ def _next_free(places: Sequence[int], answers: Collection[int]) -> int | None:
     return next((place for place in places if place not in answers), places[0] if places else None)
 
 
-def _noted(prompts: Sequence[Prompt], model: Model, answers: Mapping[int, ModelAnswer]) -> ModelReplies:
-    shared = shared_prompts(prompts)
-    missing = sum(index not in answers for index in shared)
+def _with_note(prompts: Sequence[Prompt], model: Model, answers: Mapping[int, ModelAnswer]) -> ModelReplies:
+    indices = shared_prompts(prompts)
+    missing = sum(index not in answers for index in indices)
     note = (
-        f"{NAMES[model]} has no recorded answer to {missing} of {len(shared)} prompts; "
+        f"{NAMES[model]} has no recorded answer to {missing} of {len(indices)} prompts; "
         "each number rests on the prompts that have what it needs"
     )
     return ModelReplies(model=model, answers=answers, missing=missing, notes=(note,) if missing else ())

@@ -97,24 +97,24 @@ def compare(
     the student was trained on. Raises `DistillError` when base and student are the same model, `RecipeError` for a
     file of prompts or answers that does not fit.
     """
-    shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    questions = [*shared, *of_metrics(metrics)]
+    common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
+    questions = [*common_prompts, *of_metrics(metrics)]
     replies = _ask(questions, current(folder), engine, metrics, sampling, seed, sides)
     results = score_answers(questions, replies, metrics, folder)
-    bench = sides.judge if shared else None
-    judged = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
-    measures, extras = _measures(folder, results, replies, judged, metrics, sides, seed, usd(), own=prompts is None)
+    bench = sides.judge if common_prompts else None
+    verdicts = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
+    measures, extras = _measures(folder, results, replies, verdicts, metrics, sides, seed, usd(), own=prompts is None)
     write_rows(folder / "answers.jsonl", (row(results, index, extras) for index in range(len(questions))))
     scores = {
-        "prompts": len(shared),
+        "prompts": len(common_prompts),
         "held_out": prompts is None,
-        "method": _method(sampling, seed, any_generated=not set(results.answers) <= set(sides.recorded)),
+        "method": _method(sampling, seed, has_generated=not set(results.answers) <= set(sides.recorded)),
         **measures,
         **({"lm_eval": benchmarks(folder, tasks, seed=seed)} if tasks is not None else {}),
     }
     write_json(folder / "scores.json", scores)
     missing = sum(reply.missing for reply in replies)
-    return {"prompts": len(shared), "answers": sum(map(len, results.answers.values())), "missing": missing}
+    return {"prompts": len(common_prompts), "answers": sum(map(len, results.answers.values())), "missing": missing}
 
 
 def _ask(
@@ -146,8 +146,8 @@ def _ask(
     if not sides.models_here:
         return replies
     references = next((reply.answers for reply in reversed(replies) if reply.model == "teacher"), None) or {}
-    seeded = replace(sampling, seed=seed)
-    replies += ask_here(prompts, references, engine, student, metrics, seeded, sides.models_here)
+    here = replace(sampling, seed=seed)
+    replies += ask_here(prompts, references, engine, student, metrics, here, sides.models_here)
     if sides.teacher_weights is not None:
         replies += ask_teacher_weights(prompts, references, engine, metrics, sides.teacher_weights)
     return replies
@@ -157,7 +157,7 @@ def _measures(
     folder: Path,
     results: ComparisonResults,
     replies: Sequence[ModelReplies],
-    judged: Mapping[int, Mapping[str, Any]] | None,
+    verdicts: Mapping[int, Mapping[str, Any]] | None,
     metrics: Sequence[TextMetric | ModelMetric],
     sides: Sides,
     seed: int,
@@ -177,16 +177,16 @@ def _measures(
     notes += remarks(results, [one for one in measures if one.name not in absent], entries)
     scores = summary(results, entries, lead, notes=notes, usd=usd, own=own)
     outcomes = outcomes_by(results, lead) if lead is not None else {}
-    if judged is not None and sides.judge is not None:
+    if verdicts is not None and sides.judge is not None:
         names = {model: one["model"] or "" for model, one in models.items()}
         judge_info = {"model": sides.judge.provider.endpoint.model, "mode": sides.judge.options.mode}
-        scores = with_judge(scores, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
-        outcomes |= judged_outcomes(judged)
+        scores = with_judge(scores, conclude(results, verdicts, judge_info, names, seed=seed, usd=usd))
+        outcomes |= judged_outcomes(verdicts)
     nearness, nearness_by_category = coverage(results.prompts, outcomes, kept)
     extras = {
         "surprise": by_prompt({reply.model: reply.spans for reply in replies if reply.spans}),
         "leak": leak_entries,
-        "judge": judged or {},
+        "judge": verdicts or {},
         "outcome": outcomes,
         "coverage": nearness,
     }
@@ -194,7 +194,7 @@ def _measures(
     return {"models": models, **scores, "coverage": nearness_by_category, "leaks": leaks_in_all}, extras
 
 
-def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
+def _method(sampling: Sampling, seed: int, *, has_generated: bool) -> str:
     settings = [
         f"{name} {value:g}"
         for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p))
@@ -203,7 +203,7 @@ def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
     settings += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
     how = (
         f"all models drew with {', '.join(settings) or 'default sampling'}"
-        if any_generated
+        if has_generated
         else "all answers were recorded"
     )
     return (
@@ -316,14 +316,14 @@ def _sides(context: Context, section: recipe.Compare) -> Sides:
     """Everything that answers beside what was trained here."""
     teachers = tuple(context.teachers.hired) if context.teachers is not None else ()
     others = context.teachers.others if context.teachers is not None else ()
-    served = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None
+    server = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None
     bench = None
     if section.judge is not None and context.teachers is not None:
         bench = Bench(context.teachers.endpoints["judge"].provider, section.judge, judge_sampling(context.recipe))
     return Sides(
         teachers={one.name: one.provider for one in teachers},
         release_teacher=lambda: stop_teacher(context),
-        teacher_weights=served.model if served is not None else None,
+        teacher_weights=server.model if server is not None else None,
         endpoints={name: one.provider for one in others for name in RESPONDENTS if one.name == name},
         recorded={model: Path(path) for model, path in section.answers.items()},
         judge=bench,

@@ -163,14 +163,14 @@ def sign_flip_p(values: Sequence[float], others: Sequence[float], *, seed: int =
     differences = differences[differences != 0]
     if not len(differences):
         return 1.0
-    observed = abs(float(differences.sum()))
+    distance = abs(float(differences.sum()))
     slack = 1e-9 * float(numpy.abs(differences).sum())
-    reached = tried = 0
+    as_far = patterns = 0
     for signs in _signs(len(differences), seed):
-        reached += int((numpy.abs(signs @ differences) >= observed - slack).sum())
-        tried += len(signs)
+        as_far += int((numpy.abs(signs @ differences) >= distance - slack).sum())
+        patterns += len(signs)
     is_exact = len(differences) <= _EXACT_UP_TO
-    return reached / tried if is_exact else (reached + 1) / (tried + 1)
+    return as_far / patterns if is_exact else (as_far + 1) / (patterns + 1)
 
 
 def _signs(count: int, seed: int) -> Iterator[Floats]:

@@ -45,7 +45,7 @@ def summary(
     `lead` is the measure that the headline begins with; `usd` what the comparison cost, for the price of a larger one;
     `own`: the prompts are the run's held-out rows, and no file's.
     """
-    cut = {model: _share_cut(list(answers.values())) for model in MODELS if (answers := results.answers.get(model))}
+    cut = {model: _cut_share(list(answers.values())) for model in MODELS if (answers := results.answers.get(model))}
     name = lead.name if lead is not None else None
     return {
         "metrics": entries,
@@ -82,10 +82,10 @@ def leading(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]
     return next(iter([*shares, *likenesses, *(one for one in candidates if one.better != "near 1")]), None)
 
 
-def _share_cut(answers: Sequence[ModelAnswer]) -> float | None:
+def _cut_share(answers: Sequence[ModelAnswer]) -> float | None:
     """Share of cut answers among those with a known end; `None` where there are none."""
-    ended = [answer for answer in answers if answer.finish != "unknown"]
-    return sum(answer.finish == "length" for answer in ended) / len(ended) if ended else None
+    with_end = [answer for answer in answers if answer.finish != "unknown"]
+    return sum(answer.finish == "length" for answer in with_end) / len(with_end) if with_end else None
 
 
 # A measure
@@ -118,7 +118,7 @@ def entry_of(
 
 def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
     """Means, the student's difference from the base with its p, and the share of the gap, over the prompts given."""
-    student, base = _paired(values, "student", "base")
+    student, base = _common_values(values, "student", "base")
     gap, target, note = _gap(measure, values, seed)
     return {
         "by": {model: mean_interval(list(each.values()), seed=seed) for model, each in values.items()},
@@ -146,7 +146,7 @@ def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model
         return None, None, None
     if target not in values:
         return None, None, "no share of the gap: the teacher's second answers are not there to show how far it goes"
-    base, student, end = _paired(values, "base", "student", target)
+    base, student, end = _common_values(values, "base", "student", target)
     gap = gap_closed(base, student, end, seed=seed)
     return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Misleading) else (gap, target, None)
 
@@ -156,7 +156,7 @@ def _target(values: Values) -> Model:
     return "teacher" if "teacher" in values else "teacher_again"
 
 
-def _paired(values: Values, *models: Model) -> list[list[float]]:
+def _common_values(values: Values, *models: Model) -> list[list[float]]:
     """One list a model, over the prompts that all of them have, in order."""
     rows = [values.get(model, {}) for model in models]
     common = [index for index in rows[0] if all(index in row for row in rows)]
@@ -183,7 +183,7 @@ def _power(
 ) -> dict[str, Any] | None:
     """How many prompts would show a difference of five points between two students, and what they would cost."""
     values = {model: results.values(lead, model) for model in MODELS}
-    student, base = _paired(values, "student", "base")
+    student, base = _common_values(values, "student", "base")
     difference, what = _five_points(lead, entries[lead.name], values)
     if difference is None:
         return None
@@ -202,7 +202,7 @@ def _power(
 def _five_points(lead: Measure, entry: Mapping[str, Any], values: Values) -> tuple[float | None, str]:
     if lead.unit in {"share", ""}:
         return POINTS, f"a difference of {POINTS} in {lead.title}"
-    base, end = _paired(values, "base", _target(values))
+    base, end = _common_values(values, "base", _target(values))
     distance: Difference | None = paired_difference(end, base) if entry["gap_closed"] is not None else None
     if distance is None:
         return None, ""

@@ -20,10 +20,10 @@ def spans(raw: Mapping[str, Any], text: str) -> Spans | None:
     more = sum(widths) - len(text)
     if more not in (0, 1) or widths[0] < more:
         return None
-    return _joined([widths[0] - more, *widths[1:]], nats)  # some tokenizers begin with a space that is not there
+    return _join([widths[0] - more, *widths[1:]], nats)  # some tokenizers begin with a space that is not there
 
 
-def _joined(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
+def _join(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
     """Those without a width of their own are part of the next one that has; the last ones, of the one before."""
     joined: Spans = ([], [])
     waiting = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -31,13 +31,14 @@ def coverage(
 
     Prompts are compared by their words (TF-IDF). Nothing and `None` without training rows or prompts.
     """
-    rows = list(_sampled(kept)) if kept.is_file() else []
+    rows = [(session.id, asked_of(session)) for session in read_sessions(kept)] if kept.is_file() else []
     indices = shared_prompts(prompts)
     if not rows or not indices:
         return {}, None
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     questions = [prompts[index].question for index in indices]
-    texts, own = [*questions, *(text for _, text in rows)], [*[None] * len(indices), *(id for id, _ in rows)]
-    near = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
+    texts, own_ids = [*questions, *(text for _, text in sample)], [*[None] * len(indices), *(id for id, _ in sample)]
+    near = nearest(texts, rows, count=NEAREST, own_ids=own_ids)
     reach = _reach([_similarity(one) for one in near[len(indices) :]])
     entries = {
         index: _nearness(one, reach, is_lost=outcomes.get(index, {}).get("value") == "loss")
@@ -49,17 +50,6 @@ def coverage(
 def asked_of(session: Session) -> str:
     """Everything the user says in a session."""
     return "\n".join(message.content for message in session.messages if message.role == "user")
-
-
-def _prompts(kept: Path) -> Iterator[tuple[str, str]]:
-    return ((session.id, asked_of(session)) for session in read_sessions(kept))
-
-
-def _sampled(kept: Path) -> Iterator[tuple[str, str]]:
-    """At most `SAMPLE` rows, evenly from the whole file."""
-    total = sum(1 for _ in read_sessions(kept))
-    step = max(1, total // SAMPLE)
-    return (row for place, row in enumerate(_prompts(kept)) if place % step == 0 and place // step < SAMPLE)
 
 
 def _similarity(near: list[NearRow]) -> float:
@@ -126,7 +116,7 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
             holders[run].append(index)
     most = [(0.0, "")] * len(runs_of)
     for session in read_sessions(kept):
-        for index, count in _shared(session.messages, holders).items():
+        for index, count in _shared_runs(session.messages, holders).items():
             most[index] = max(most[index], (count / len(runs_of[index]), session.id), key=lambda item: item[0])
     return {
         index: {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None}
@@ -140,7 +130,7 @@ def _runs(tokens: list[str]) -> Runs:
     return frozenset(n_grams(tokens, RUN))
 
 
-def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
+def _shared_runs(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
     """How many runs of each prompt stand in a row."""
     runs = {run for message in messages if message.role != "system" for run in _runs(comparable(message.content))}
     counts: dict[int, int] = defaultdict(int)

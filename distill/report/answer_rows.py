@@ -34,7 +34,7 @@ SUBSTANCE = ("similarity", "rouge_l", "nll_per_byte")
 ORDER = {"loss": 0, "unparsed": 1, "tie": 2, "win": 3}
 
 
-def ranked(answers: Sequence[Row]) -> list[Row]:
+def worst_first(answers: Sequence[Row]) -> list[Row]:
     """The prompts, the worst for the student first: by outcome and margin, else by likeness to the teacher."""
     return sorted(answers, key=_badness)
 
@@ -117,7 +117,7 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]:
     """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
-    limit, titles, rows = _limit(answers), titles_of(scores), ranked(answers)
+    limit, titles, rows = _limit(answers), titles_of(scores), worst_first(answers)
     tokens, with_tokens = token_shading.select(rows, limit)
     return {
         "run": run,
@@ -184,7 +184,7 @@ def _texts(row: Row) -> list[str]:
 def _prompt(row: Row, limit: int, titles: Mapping[str, str], tokens: Mapping[str, Any]) -> dict[str, Any]:
     """One prompt under short keys; what there is not is left out."""
     optional = {
-        "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
+        "turns": [_shortened(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
         "judge": _shorter(row.get("judge"), limit // REASON_PART),
         "leak": row.get("leak"),
@@ -196,7 +196,7 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str], tokens: Mapping[str
             "id": str(row.get("id")),
             "category": str(row.get("category") or "all"),
             "messages": [
-                {"role": turn.get("role"), "text": _cut(turn.get("content"), limit)}
+                {"role": turn.get("role"), "text": _shortened(turn.get("content"), limit)}
                 for turn in row.get("messages") or []
             ],
             "answers": {
@@ -227,12 +227,13 @@ def _near(coverage: Row) -> dict[str, Any]:
 
 
 def _answer_data(answer: Row, limit: int) -> dict[str, Any]:
-    earlier = [_cut(text, limit) for text in answer.get("earlier") or []]
-    entry = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
+    earlier = [_shortened(text, limit) for text in answer.get("earlier") or []]
+    text = _shortened(answer.get("text"), limit)
+    entry = {"text": text, "finish": answer.get("finish"), "tokens": answer.get("tokens")}
     return {**entry, **({"earlier": earlier} if earlier else {})}
 
 
-def _cut(value: Any, limit: int) -> str:
+def _shortened(value: Any, limit: int) -> str:
     text = value if isinstance(value, str) else as_text(value) or ""
     if len(text) <= limit:
         return text

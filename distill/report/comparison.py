@@ -118,7 +118,7 @@ def extremes(scores: Comparison) -> dict[str, Any] | None:
     else:
         lead = scores.leading or Measured()
         categories, what = _by_measure(lead), f"student less base in {lead.title}"
-        form = _signed
+        form = _with_sign
     if len(categories) < 2:
         return None
     best_first = sorted(categories, key=lambda pair: -pair[0])
@@ -127,7 +127,7 @@ def extremes(scores: Comparison) -> dict[str, Any] | None:
     return {"what": what, "best": best, "worst": worst, "shown": form}
 
 
-def _signed(value: float | None) -> str | None:
+def _with_sign(value: float | None) -> str | None:
     return fixed(value, 2, signed=True)
 
 
@@ -185,13 +185,13 @@ def _losses(tasks: TaskScores | None) -> str | None:
         return None
     rows: list[MetricRow] = table["rows"]
     worse = [
-        f"{row.title} {_signed(row.measure.student_minus_base.mean)}"
+        f"{row.title} {_with_sign(row.measure.student_minus_base.mean)}"
         for row in rows
         if row.judgement == "worse" and row.measure.student_minus_base is not None
     ]
     rose = sum(row.judgement == "better" for row in rows)
-    lost = f"worse than the base in {', '.join(worse)}" if worse else "no clear loss"
-    return f"{lost}; {rose} of {len(rows)} measures clearly better"
+    losses_text = f"worse than the base in {', '.join(worse)}" if worse else "no clear loss"
+    return f"{losses_text}; {rose} of {len(rows)} measures clearly better"
 
 
 # Trust

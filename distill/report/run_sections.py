@@ -49,11 +49,11 @@ def funnel_bars(record: RunRecord) -> list[Bar]:
         Bar("seed tasks", expand.get("seeds") or 0, "asked"),
         Bar("requests for new tasks", expand.get("requests") or 0, "asked"),
         Bar("candidate tasks", expand.get("candidates") or 0, "kept"),
-        *_lost("rejected", expand.get("rejected")),
+        *_losses("rejected", expand.get("rejected")),
         Bar("tasks", expand.get("tasks") or collect.get("tasks") or 0, "kept"),
         Bar("failed: no answer", collect.get("failed") or 0, "lost"),
         Bar("answered sessions", collect.get("sessions") or curate.get("rows") or 0, "kept"),
-        *_lost("dropped", curate.get("by_rule")),
+        *_losses("dropped", curate.get("by_rule")),
         Bar("held out for the comparison", curate.get("test") or 0, "test"),
         Bar("kept for training", curate.get("kept") or 0, "kept"),
         Bar("trained on", record.counts("train").get("rows") or 0, "kept"),
@@ -61,7 +61,7 @@ def funnel_bars(record: RunRecord) -> list[Bar]:
     return [bar for bar in bars if bar.rows]
 
 
-def _lost(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
+def _losses(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
     """The most frequent reason first."""
     rows_by_reason = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
     return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in rows_by_reason]

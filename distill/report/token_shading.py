@@ -34,15 +34,15 @@ def select(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]]
     `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.
     `limit`: characters shown of an answer.
     """
-    packed_rows = [(str(row.get("id")), info) for row in ranked if (info := packed(row, limit)) is not None]
+    rows_with_tokens = [(str(row.get("id")), info) for row in ranked if (info := pack(row, limit)) is not None]
     selection: dict[str, dict[str, str]] = {}
     room = MAX_BYTES
-    for name, info in _ends_first(packed_rows):
+    for name, info in _ends_first(rows_with_tokens):
         room -= sum(map(len, info.values()))
         if room < 0:
             break
         selection[name] = info
-    return selection, len(packed_rows)
+    return selection, len(rows_with_tokens)
 
 
 def _ends_first(rows: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -51,7 +51,7 @@ def _ends_first(rows: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[st
     return (one for one in turns if one is not None)
 
 
-def packed(row: Row, limit: int) -> dict[str, str] | None:
+def pack(row: Row, limit: int) -> dict[str, str] | None:
     """`widths` in UTF-16 units of the text as it is shown, and each model's nats; None where they do not fit it."""
     surprise, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
     if not isinstance(surprise, dict) or not isinstance(text, str):

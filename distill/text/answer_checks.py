@@ -36,15 +36,15 @@ def final_answer(text: str) -> str:
     is 7"), else the last line that is not blank. Empty for a blank text.
     """
     text = text[-LONGEST_LOOKED_AT:]
-    if (boxed := _boxed(text)) is not None:
-        return _plain(boxed)
-    if announced := _ANNOUNCED.findall(text):
-        return _plain(announced[-1])
+    if (box := _box(text)) is not None:
+        return _plain(box)
+    if announcements := _ANNOUNCED.findall(text):
+        return _plain(announcements[-1])
     lines = [line for line in text.splitlines() if line.strip()]
     return _plain(lines[-1]) if lines else ""
 
 
-def _boxed(text: str) -> str | None:
+def _box(text: str) -> str | None:
     """The content of the last box, whose braces may be nested."""
     start = text.rfind("\\boxed{")
     if start < 0:
@@ -110,7 +110,7 @@ def pattern_fault(pattern: str) -> str | None:
     if len(pattern) > LONGEST_PATTERN:
         return f"meta.answer is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
     try:
-        _compiled(pattern)
+        _compile(pattern)
     except re2.error as error:
         info = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else error
         return f"meta.answer is no regular expression of RE2 ({info}); it has no look-arounds and no back-references"
@@ -125,7 +125,7 @@ def _options() -> Any:
     return options
 
 
-def _compiled(pattern: str) -> Any:
+def _compile(pattern: str) -> Any:
     """RE2's time is linear in the text for any pattern. Raises `re2.error`."""
     return re2.compile(_utf8(pattern), _options())
 
@@ -139,5 +139,5 @@ CHECKS: Mapping[Checking, Callable[[str, str], bool]] = {
     "numeric": same_number,
     "exact": lambda text, reference: normalise(final_answer(text)) == normalise(final_answer(reference)),
     "contains": lambda text, reference: normalise(reference) in normalise(text),
-    "regex": lambda text, reference: _compiled(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None,
+    "regex": lambda text, reference: _compile(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None,
 }

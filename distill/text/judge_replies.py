@@ -97,7 +97,7 @@ _GRADES = ("score", "verdict", "grade", "rating", "final_score", "overall_score"
 _REASONS = ("reason", "reasons", "reasoning", "explanation", "rationale", "justification", "feedback")
 
 
-def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
+def read_grade(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
     """The last line of a reply that is a grade and no quotation, with the reasons before it.
 
     Thoughts (`<think>`), fenced and quoted lines, and turns of the session that the judge repeats between their tags
@@ -106,9 +106,9 @@ def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str
     repeat it.
     """
     text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer, tag).strip()
-    grades, session = list(_statements(text, scale)), _folded("\n".join(texts))
+    grades, session = list(_statements(text, scale)), _fold("\n".join(texts))
     for piece, grade in grades:
-        if _folded(piece) not in session:
+        if _fold(piece) not in session:
             return replace(grade, reason=one_line(grade.reason, MAX_NOTE))
     return Grade(problem="echoed" if grades else "unparsed", reason=one_line(text, MAX_NOTE))
 
@@ -117,7 +117,7 @@ def _without_echo(text: str, tag: str) -> str:
     return re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", text, flags=re.DOTALL) if tag else text
 
 
-def _folded(text: str) -> str:
+def _fold(text: str) -> str:
     """The text without markup, so that a quoted line is found however the judge formats it."""
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
 

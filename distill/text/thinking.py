@@ -52,9 +52,9 @@ def in_text(text: str) -> SplitAnswer:
         closes = _CLOSES.search(text, opens.end())
         pieces.append(text[opens.end() : closes.start() if closes else len(text)])
         if closes is None:
-            return SplitAnswer(_joined(answer), _joined(pieces), is_open=True)
+            return SplitAnswer(_join(answer), _join(pieces), is_open=True)
         text = text[closes.end() :]
-    return SplitAnswer(_joined([*answer, text]), _joined(pieces))
+    return SplitAnswer(_join([*answer, text]), _join(pieces))
 
 
 def _beside(raw: Mapping[str, Any]) -> str:
@@ -68,7 +68,7 @@ def _beside(raw: Mapping[str, Any]) -> str:
     return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
 
 
-def _joined(pieces: list[str]) -> str:
+def _join(pieces: list[str]) -> str:
     texts = (piece.strip() for piece in pieces)
     return "\n\n".join(piece for piece in texts if piece)
 

@@ -62,11 +62,11 @@ class Copied:
         """`copied_words`, 0 or at least 8; none without kept.jsonl, of the teacher, or of an empty answer."""
         if self._trained is None or sample.model not in LEARNERS or not sample.answer.text.strip():
             return {}
-        permitted = {run for message in sample.messages for run in _runs(message.content)}
-        permitted.update(_runs(sample.reference.text) if sample.reference is not None else ())
+        quotable = {run for message in sample.messages for run in _runs(message.content)}
+        quotable.update(_runs(sample.reference.text) if sample.reference is not None else ())
         longest = length = 0
         for run in _runs(sample.answer.text):
-            length = length + 1 if run in self._trained and run not in permitted else 0
+            length = length + 1 if run in self._trained and run not in quotable else 0
             longest = max(longest, length)
         return {"copied_words": float(longest + RUN - 1 if longest else 0)}
 

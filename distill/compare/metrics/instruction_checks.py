@@ -44,9 +44,9 @@ def _times(text: str, word: str) -> int:
 
 def _json(text: str) -> Any:
     """The JSON that the whole text is, in a fenced block or bare; None where it is none."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", text, re.DOTALL | re.IGNORECASE)
+    fence = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", text, re.DOTALL | re.IGNORECASE)
     try:
-        return json.loads(fenced[1] if fenced else text)
+        return json.loads(fence[1] if fence else text)
     except (ValueError, RecursionError):
         return None
 
@@ -104,8 +104,8 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "starts_with": lambda text, check: text.lstrip().startswith(check["text"]),
     "ends_with": lambda text, check: text.rstrip().endswith(check["text"]),
     "json_keys": lambda text, check: _has_keys(text, set(check["keys"])),
-    "lowercase": lambda text, check: bool(found := _letters(text)) and all(char.islower() for char in found),
-    "uppercase": lambda text, check: bool(found := _letters(text)) and all(char.isupper() for char in found),
+    "lowercase": lambda text, check: bool(letters := _letters(text)) and all(char.islower() for char in letters),
+    "uppercase": lambda text, check: bool(letters := _letters(text)) and all(char.isupper() for char in letters),
     "no_commas": lambda text, check: bool(text.strip()) and not re.search("[,，、]", text),
     "heading_first": lambda text, check: bool(re.match(r"\s*# +\S", text)),
     "sections": lambda text, check: _sections(text, check["name"], check["count"]),

@@ -61,22 +61,22 @@ class Instructions:
         text = assets.load(SHIPPED) if path is None else Path(path).read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
-                yield _checked(line, f"{path or SHIPPED}, line {number}")
+                yield _row(line, f"{path or SHIPPED}, line {number}")
 
     def score(self, sample: Sample) -> Scores:
         """The three shares, 0 to 1, of a prompt with checks; nothing of others."""
         if not sample.checks:
             return {}
         text = sample.answer.text
-        followed = [follows(text, check) for check in sample.checks]
+        results = [follows(text, check) for check in sample.checks]
         return {
-            "instructions": float(all(followed)),
+            "instructions": float(all(results)),
             "instructions_loose": float(all(follows_loosely(text, check) for check in sample.checks)),
-            "instructions_each": sum(followed) / len(followed),
+            "instructions_each": sum(results) / len(results),
         }
 
 
-def _checked(line: str, where: str) -> Mapping[str, Any]:
+def _row(line: str, where: str) -> Mapping[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:

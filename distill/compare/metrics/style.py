@@ -146,8 +146,8 @@ class Style:
         """
         answer_words = sample.answer.text.split()
         values = features(sample.answer.text)
-        reported = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
-        scores = {name: values[feature] for name, feature in reported} if answer_words else {}
+        names = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
+        scores = {name: values[feature] for name, feature in names} if answer_words else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
         if sample.reference is not None and (reference := sample.reference.text.split()):
