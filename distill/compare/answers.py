@@ -32,14 +32,14 @@ _NamedFlow: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
 
 
 class Engines(Protocol):
-    """Makes the engine of one phase; the caller keeps them to account for their requests."""
+    """Makes the engine of one phase; the caller keeps all engines to account for their requests."""
 
     def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
-        """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
+        """`local`: the model runs in this process, costs nothing, and needs 32 requests in flight for its batches."""
 
 
 def answer_to(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
-    """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
+    """A model's answer to the last of the user's turns, after its own answers to those before; `None` on failure."""
     earlier: list[str] = []
     for turn in later:
         reply: Completion | Failure = yield question
@@ -73,10 +73,10 @@ def ask_endpoint(
     replica: int | None = 0,
     first_answers: Mapping[int, ModelAnswer] | None = None,
 ) -> ModelReplies:
-    """Answers of a model at its endpoints to the prompts without one in `first_answers`.
+    """`first_answers`, and a model's answers from its endpoints to the other prompts.
 
-    A prompt goes to the teacher that gave its first answer, where that is among the providers, else to the first of
-    them. `replica` numbers the samples of a prompt; `None` takes the prompt's own number of the second answer.
+    A prompt goes to the teacher that gave its first answer, where that is among the providers, else to the first
+    provider. `replica` is the number of the sample; `None` takes each prompt's `again`.
     """
     indices = [index for index in range(len(prompts)) if index not in (first_answers or {})]
     first = next(iter(providers))
@@ -103,7 +103,7 @@ def ask_here(
     sampling: Sampling,
     answering: Collection[Model] = MODELS[:2],
 ) -> list[ModelReplies]:
-    """Answers and likelihoods of base and student; only likelihoods of a model that is not in `answering`.
+    """Answers and likelihoods of base and student; only likelihoods for a model that is not in `answering`.
 
     Raises `DistillError` where both give the teacher's answer the same probability.
     """
@@ -137,7 +137,7 @@ def ask_teacher_weights(
     metrics: Sequence[TextMetric | ModelMetric],
     weights: str,
 ) -> list[ModelReplies]:
-    """Likelihoods of the teacher, for the metrics that need its weights; nothing where none does."""
+    """Likelihoods under the teacher's weights, for the metrics that need them; empty where none does."""
     from distill.models.in_process import local_model
 
     wanting = [metric for metric in metrics if metric.scope == "model" and "teacher" in metric.models]
@@ -148,7 +148,7 @@ def ask_teacher_weights(
 def absent_measures(
     metrics: Sequence[TextMetric | ModelMetric], models_here: Collection[Model], teacher_weights: str | None
 ) -> dict[str, str]:
-    """By name of a measure that has no value for want of a model's weights, the reason."""
+    """The measures that have no value because a model's weights are missing: the reason, by name of the measure."""
     why = NO_WEIGHTS if models_here else NO_STUDENT
     return {
         measure.name: why
@@ -167,7 +167,7 @@ def _ask_model(
     metrics: Sequence[TextMetric | ModelMetric],
     sampling: Sampling | None,
 ) -> ModelReplies:
-    """Answers (with a `sampling`), likelihoods of the `references`, and the probe of a model in this process."""
+    """Answers (with a `sampling`), likelihoods of the `references`, and the probe, of a model in this process."""
     answers = [_answer_flow(prompt, model, sampling) for prompt in prompts] if sampling is not None else []
     indices = [index for index in shared_prompts(prompts) if index in references]
     before = {index: prompts[index].with_turns(references[index]) for index in indices}
@@ -201,7 +201,7 @@ def _ask_model(
 def _run_here(
     model: Model, load: Callable[..., InProcess], engine: Engines, flows: Sequence[_NamedFlow]
 ) -> list[Outcome[Any]]:
-    """Run the flows on a model that is loaded for them, and released afterwards."""
+    """Load a model, run the flows on it, and release it."""
     with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
         progress = _Live(bar)
         provider = load(watch=progress.watch)
@@ -246,7 +246,7 @@ def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
 
 
 class _Live:
-    """Sums the engine's journalled progress and that of the running batch."""
+    """Adds the progress within the running batch to the engine's."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,6 +1,6 @@
 """Compares runs on their common prompts: differences, with tests of significance.
 
-Two runs are paired prompt by prompt; of several, the measures are shown over how much each was trained on.
+Two runs are paired prompt by prompt; for more, the measures are shown over the number of trained tokens.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ComparedRun:
     """The student's numbers by tasks of the lm-evaluation-harness."""
 
     def value(self, prompt: str, measure: str, model: str = "student") -> float | None:
-        """A model's number on a prompt, where it has one; the judge's verdict on the student as a number too."""
+        """A model's number on a prompt, where it has one; the judge's verdict counts 1, ½ or 0."""
         row = self.rows[prompt]
         if measure == WIN_RATE:
             pair = row.get("judge", {}).get("pairs", {}).get(f"{model}:teacher", {})
@@ -58,7 +58,7 @@ class ComparedRun:
 
 
 def read(folder: Path) -> ComparedRun:
-    """A run's comparison. Raises `RunFolderError` where it was not compared, or with another student."""
+    """A run's comparison. Raises `RunFolderError` where there is none of the current student."""
     document, scores = read_record(folder), require_scores(folder)
     if "compare" in stale(folder, document):
         raise RunFolderError(f"{folder} was compared before its student was trained; type: distill compare {folder}")
@@ -144,7 +144,7 @@ def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> lis
 
 
 def _measures(one: ComparedRun, other: ComparedRun) -> Iterator[tuple[str, str, str]]:
-    """Name, title and direction of what both runs measured; the judge's verdict first."""
+    """Name, title and direction of the measures of both runs, the judge's verdict first."""
     if one.scores.judge and other.scores.judge:
         yield WIN_RATE, "Win rate against the teacher", "higher"
     for name, measure in one.scores.metrics.items():
@@ -174,7 +174,7 @@ def _change(
 
 
 def _direction(better: str, first: Sequence[float], second: Sequence[float]) -> str:
-    """Which way it went; where 1 is best, the distances from it decide, if they differ."""
+    """`better`, `worse` or `changed`; where 1 is best, by the distances from it if they clearly differ."""
     if better == "near 1":
         nearer = paired_difference([abs(one - 1) for one in first], [abs(one - 1) for one in second], seed=SEED)
         gain = nearer.mean if nearer is not None and nearer.excludes_zero else None
@@ -223,9 +223,9 @@ def _answer(row: Row) -> str:
 
 
 def curve(runs: Sequence[ComparedRun]) -> dict[str, Any]:
-    """Each measure over how much the students were trained on, on the prompts that all runs have; the base is at 0.
+    """Each measure over the number of trained tokens, on the prompts that all runs have; the base is at 0.
 
-    Raises `RunFolderError` where they have no prompt in common, or a run does not say how much it trained on.
+    Raises `RunFolderError` where they have no prompt in common, or a run has no count of trained tokens.
     """
     common = [key for key in runs[0].rows if all(key in run.rows for run in runs)]
     if not common:

@@ -24,13 +24,13 @@ WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 MAX_UNPARSED = 0.2
 """Share of unreadable replies above which no verdict is given."""
 BY_LENGTH = 0.9
-"""Share of decisions for the longer answer from which on the verdict warns that the judge may judge length."""
+"""Share of decisions for the longer answer above which the verdict warns that the judge may judge length."""
 FAMILIES = (
     "gpt", "claude", "llama", "vicuna", "alpaca", "qwen", "mistral", "mixtral", "gemma", "gemini", "phi", "smollm",
     "deepseek", "command", "yi", "falcon", "olmo", "granite", "grok", "nemotron", "zephyr", "glm", "kimi",
 )  # fmt: skip
 ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "mistral", "gemma": "gemini"}
-"""Families of one vendor, or trained from one base."""
+"""Families that count as another one: of the same vendor, or trained from the same base."""
 MAIN = "student:teacher"
 
 
@@ -45,7 +45,8 @@ def conclude(
 ) -> dict[str, Any]:
     """The `judge` entry of scores.json: win rates, grades, audit, and a verdict or why it is withheld.
 
-    `entries` are the entries of `distill.compare.judge.judge`, `judge` its model and mode, `names` the models' own.
+    `entries` are what `distill.compare.judge.judge` returned, `judge` is the judge's model and mode, `names` are the
+    names of the compared models.
     """
     pair_names = dict.fromkeys(pair for one in entries.values() for pair in one.get("pairs", {}))
     pairs = {name: _pair(results, _games(entries, name), name, seed) for name in pair_names}
@@ -65,7 +66,7 @@ def conclude(
 
 
 def judged_outcomes(entries: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """By prompt, its `outcome` for the student; the margin is the share of games won less the share lost, 1 to −1."""
+    """The student's `outcome` per prompt; the margin is the share of games won minus the share lost, −1 to 1."""
     outcomes = {}
     for index, pair in _games(entries, MAIN).items():
         verdicts = [game["verdict"] for game in pair["games"]]
@@ -113,7 +114,7 @@ def _rates(worth: Sequence[float], seed: int) -> dict[str, Any]:
 def _length_controlled(
     results: ComparisonResults, worth: Mapping[int, float], pair: str, seed: int
 ) -> tuple[Interval | None, str | None]:
-    """The win rate that answers of the same length would have by the judge's verdicts, or why there is none."""
+    """The win rate at equal length by the judge's verdicts, or why there is none."""
     one, other = pair.split(":")
     lengths = [_longer_by(results, index, one, other) for index in worth]
     result = length_controlled(list(worth.values()), lengths, seed=seed)
@@ -127,7 +128,7 @@ def _longer_by(results: ComparisonResults, index: int, one: str, other: str) -> 
 
 
 def _against_base(entries: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
-    """The difference of the two win rates against the teacher, paired by prompt."""
+    """The student's win rate against the teacher minus the base's, paired by prompt."""
     student, base = (_games(entries, f"{model}:teacher") for model in ("student", "base"))
     common = [
         index for index in student
@@ -158,7 +159,7 @@ def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, An
 def _audit(
     results: ComparisonResults, entries: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
 ) -> dict[str, Any]:
-    """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
+    """The judge's consistency over all pairs, and other explanations of its verdicts: position, length, family."""
     all_pairs = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
     pairs = [pair for _, _, pair in all_pairs]
     decisions = [
@@ -209,7 +210,7 @@ def _picks_longer(results: ComparisonResults, index: int, pair: str, game: Mappi
 
 
 def _longer_would_say(results: ComparisonResults, entries: Mapping[int, Any], seed: int) -> Interval | None:
-    """The win rate of the student against the teacher for a judge that takes the longer answer."""
+    """The student's win rate against the teacher if the judge always took the longer answer."""
     gains = [_longer_by(results, index, "student", "teacher") for index in _games(entries, MAIN)]
     return mean_interval([1.0 if gain > 0 else 0.0 if gain < 0 else 0.5 for gain in gains], seed=seed)
 
@@ -222,17 +223,17 @@ def family(model: str) -> str | None:
 
 
 def _same_family(judge: str, names: Mapping[Model, str]) -> list[Model]:
-    """The entries models that may be of the judge's family: judges favour their own."""
+    """Which of student and teacher seem to be of the judge's family: judges favour their own."""
     own = family(judge)
     candidates: tuple[Model, ...] = ("student", "teacher")
     return [model for model in candidates if own is not None and family(names.get(model, "")) == own]
 
 
 def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why no verdict is given: the judge's noise on these pairs is larger than its win rate's distance from one half.
+    """Why no verdict is given: the judge's noise on these pairs exceeds the distance of its win rate from one half.
 
     A prompt on which it contradicts itself counts as a tie; if all of those fell on one side, the win rate would move
-    by half their share. The same holds for the share on which a repeated question gets another verdict.
+    by half their share. The same holds for repeated questions that get another verdict.
     """
     rate: Interval | None = main["win_rate"]
     unparsed_share = _unparsed_share(pairs)
@@ -258,7 +259,7 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
 
 
 def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
-    """Share of prompts on which the student, and the base, win or tie against the teacher."""
+    """A sentence on the share of prompts on which student and base win or tie against the teacher."""
     rate: Interval = main["win_or_tie"]
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""

@@ -1,7 +1,7 @@
-"""Evaluates base and student on lm-evaluation-harness tasks, paired by document: abilities lost by training.
+"""Evaluates base and student on lm-evaluation-harness tasks, paired by document, to see abilities lost by training.
 
 Results are kept in the run folder's `lm_eval/`, one row per task, under a key of everything that determines them, so
-that a comparison that was killed runs no task twice.
+that an interrupted comparison runs no task twice.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FOLDER = "lm_eval"
 SIDES = ("base", "student")
 
 MAX_EXPLANATION = 300
-"""Characters of an explanation; a group may have a hundred tasks."""
+"""Longest explanation in characters; a group may have a hundred tasks."""
 
 
 def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness | None = None) -> dict[str, Any]:
-    """The `lm_eval` entry of scores.json; base and student do the tasks without results first.
+    """The `lm_eval` entry of scores.json; tasks without results are run first.
 
-    The package is installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one that
-    fails.
+    The package must be installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one
+    that fails.
     """
     package = version("lm_eval")
     settings = [package, options.limit, options.shots, options.chat]
@@ -69,7 +69,7 @@ def student_measures(folder: Path, keys: Iterable[str]) -> dict[str, TaskMeasure
 
 
 class _Work:
-    """Lazily loads one model at a time, and the harness."""
+    """Results of both models; loads the harness, and one model at a time, only for missing ones."""
 
     def __init__(self, folder: Path, options: Benchmarks, harness: Harness | None) -> None:
         self._student = current(folder)
@@ -79,7 +79,7 @@ class _Work:
         self._loaded: dict[str, tuple[Any, Any]] = {}
 
     def of(self, model: str, name: str, settings: Sequence[Any]) -> list[dict[str, Any]]:
-        """A model's rows for the tasks of a name: from the folder, else by running them."""
+        """A model's rows for the tasks of a name: from the folder, else from a run."""
         path = self._folder / f"{model}.jsonl"
         weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
         key = partial(_key, weights, *settings)
@@ -111,7 +111,7 @@ class _Work:
         return self._loaded[model]
 
     def release(self) -> None:
-        """Let go of the model."""
+        """Release the loaded model."""
         if self._loaded:
             from distill.models.device import free_memory
 
@@ -134,10 +134,10 @@ def _rows_by_key(path: Path) -> dict[str, dict[str, Any]]:
 def entries(
     names: Sequence[str], rows: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int
 ) -> dict[str, Any]:
-    """An entry for each measure of each name, as metrics have them; `p_holm` is adjusted for looking at all of them.
+    """An entry for each measure of each name, in the form of a metric's; `p_holm` is adjusted for all of them.
 
-    `rows`: by model and name, a row for each task that the name stands for. Several tasks are pooled, each document
-    counting once, and stand in `categories` one by one.
+    `rows`: by model and name, a row for each task that the name stands for. The documents of several tasks are pooled;
+    `categories` has each task.
     """
     measures = {
         f"{name} {measure}": _entry(name, measure, {model: rows[model][name] for model in SIDES}, seed)

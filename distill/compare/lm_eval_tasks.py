@@ -1,7 +1,7 @@
 """Runs tasks of EleutherAI's lm-evaluation-harness (the package `lm_eval`) on a model in this process.
 
-Tasks are taken by their names from the package's own index: a name is never read as a path. Nothing brings code of its
-own: not a data set, not a metric of the Hub; and tasks that execute what a model writes are refused.
+Tasks are looked up by name in the package's own index; a name is never read as a path. No code is fetched, neither a
+data set's nor a metric's, and tasks that execute a model's output are refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Harness:
             _require_harmless(name, (index[name].cfg or {}).get("unsafe_code"))
 
     def tasks(self, name: str) -> dict[str, Any]:
-        """The tasks that a name stands for, by their own names; fetches their documents.
+        """The tasks that a name stands for, by their own names, with their documents, which may be downloaded.
 
         Raises as `require`, `MissingPackage` where a task needs another, `DistillError` without its documents.
         """
@@ -81,7 +81,7 @@ def _require_harmless(name: str, runs_code: Any) -> None:
 
 
 def run(model: Any, tokenizer: Any, task: Any, options: Benchmarks) -> dict[str, Any]:
-    """Have a model do one task; returns its row of the folder lm_eval/.
+    """Run one task on a model; returns its row for lm_eval/.
 
     `higher` has each metric that is a mean over documents, with whether higher is better; `left_out` has the other
     metrics, which have no value for one document. Raises `DistillError` where the harness cannot.
@@ -120,7 +120,7 @@ def run(model: Any, tokenizer: Any, task: Any, options: Benchmarks) -> dict[str,
 
 
 def _settle(task: Any, shots: int | None) -> None:
-    """Set the number of examples before each question, unless the task forbids them with a 0 of its own."""
+    """Set the number of examples before each question, unless the task itself sets 0, which forbids them."""
     own = task.get_config("num_fewshot")
     if own is None or (shots is not None and own != 0):
         task.set_config(key="num_fewshot", value=shots or 0)
@@ -150,7 +150,7 @@ def _number(value: Any) -> float | None:
 
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """Keep the harness's bars, and its advice, off the terminal."""
+    """Keep the harness's progress bars and advice off the terminal."""
     logger = getLogger("lm_eval")
     before = logger.level
     logger.setLevel(ERROR)

@@ -51,18 +51,18 @@ class Sides:
     teachers: Mapping[str, Provider] = field(default_factory=dict)
     """By name in the engine. The teacher that answered a prompt answers it again, else the first of them."""
     release_teacher: Callable[[], None] = lambda: None
-    """Called when the teacher is no longer needed."""
+    """Called when the teacher's endpoint is no longer needed."""
     teacher_weights: str | None = None
-    """The teacher's name in the recipe, where its weights can be loaded here."""
+    """The teacher's model in the recipe, where its weights can be loaded in this process."""
     endpoints: Mapping[Model, Provider] = field(default_factory=dict)
     """Endpoints that answer as `base` or `student`."""
     recorded: Mapping[Model, Path] = field(default_factory=dict)
-    """Files of recorded answers; these models generate none."""
+    """Files of recorded answers; these models are not asked."""
     judge: Bench | None = None
 
     @property
     def models_here(self) -> list[Model]:
-        """Those of base and student that answer in this process."""
+        """The models among base and student that answer in this process."""
         return [model for model in MODELS[:2] if model not in {*self.endpoints, *self.recorded}]
 
 
@@ -91,11 +91,11 @@ def compare(
 ) -> dict[str, int]:
     """Write answers.jsonl and scores.json of the held-out rows, or of a file of `prompts`; returns counts.
 
-    All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. `system` goes
-    before the prompts of a file. `tasks` are of the lm-evaluation-harness: base and student do them last. `usd` returns
-    what was spent so far. Reads the journal for what is known of the teacher's first answers, and kept.jsonl for what
-    the student was trained on. Raises `DistillError` when base and student are the same model, `RecipeError` for a
-    file of prompts or answers that does not fit.
+    All models use `sampling`; `seed` seeds the answers of base and student, and the resamples. `system` is the system
+    message of a file's prompts. `tasks` of the lm-evaluation-harness run last, on base and student. `usd` returns the
+    cost so far. Token counts of the teacher's first answers come from the journal, training rows from kept.jsonl.
+    Raises `DistillError` when base and student are the same model, `RecipeError` for an unusable file of prompts or
+    answers.
     """
     common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
     questions = [*common_prompts, *of_metrics(metrics)]
@@ -126,7 +126,7 @@ def _ask(
     seed: int,
     sides: Sides,
 ) -> list[ModelReplies]:
-    """Recorded answers, and the replies of the models without any; of each model at hand here likelihoods too."""
+    """Replies of all models: recorded, from endpoints, and from models in this process, which give likelihoods too."""
     if not prompts:
         sides.release_teacher()
         return []
@@ -165,7 +165,10 @@ def _measures(
     *,
     own: bool,
 ) -> tuple[dict[str, Any], dict[str, Mapping[int, Any]]]:
-    """Models, measures, judge, coverage and leaks for scores.json; and by name the entries of each prompt."""
+    """Entries of scores.json, and by name the `EXTRAS` of each prompt for answers.jsonl.
+
+    `verdicts`: the judge's, by prompt; `own`: the prompts are the run's held-out rows, not a file's.
+    """
     kept, models = folder / "kept.jsonl", descriptions(current(folder), results, sides)
     absent = absent_measures(metrics, sides.models_here, sides.teacher_weights) if results.prompts else {}
     leak_entries = leaks(results.prompts, kept)
@@ -213,7 +216,7 @@ def _method(sampling: Sampling, seed: int, *, has_generated: bool) -> str:
 
 
 def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
-    """Each model with answers: its name, its part in the comparison, and the fingerprint of its weights."""
+    """Name, description and, where it was trained here, weight fingerprint of each model that has answers."""
     trained_here = _descriptions_here(student)
     again = {
         "teacher": "first answers, which are compared with",
@@ -237,7 +240,7 @@ def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dic
 
 
 def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
-    """Base and student as they were trained here, by what their folder says."""
+    """Base and student as the student's folder describes them; empty without one."""
     if not is_student(student):
         return {}
     base = read_base(student)
@@ -259,7 +262,7 @@ def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """The options of the recipe that decide answers and scores, by key."""
+    """Options of the recipe that decide answers and scores, by key."""
     loaded, section = context.recipe, context.recipe.compare
     assert section is not None
     own = ("prompts", "system", "answers", "judge", "sampling", "lm_eval")
@@ -306,14 +309,14 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
 
 def _sampling(loaded: recipe.Recipe) -> Sampling:
-    """Sampling of all models: of the section, else of the teacher."""
+    """Sampling of all models: the section's, else the teacher's."""
     teacher = loaded.main_teacher
     own = loaded.compare.sampling if loaded.compare is not None else None
     return (own or (teacher.sampling if teacher is not None else recipe.SamplingOptions())).sampling()
 
 
 def _sides(context: Context, section: recipe.Compare) -> Sides:
-    """Everything that answers beside what was trained here."""
+    """Endpoints, recorded answers and judge of the recipe."""
     teachers = tuple(context.teachers.hired) if context.teachers is not None else ()
     others = context.teachers.others if context.teachers is not None else ()
     server = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None

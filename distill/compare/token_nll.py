@@ -24,7 +24,7 @@ def spans(raw: Mapping[str, Any], text: str) -> Spans | None:
 
 
 def _join(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
-    """Those without a width of their own are part of the next one that has; the last ones, of the one before."""
+    """Merge tokens of width 0 into the next token with a width, the last ones into the one before."""
     joined: Spans = ([], [])
     waiting = 0.0
     for width, logprob in zip(widths, logprobs, strict=True):
@@ -38,9 +38,9 @@ def _join(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
 
 
 def by_prompt(spans_of: Mapping[Model, Mapping[int, Spans]]) -> dict[int, dict[str, Any]]:
-    """By prompt, its `surprise` in answers.jsonl: `{widths, nats: {base, student}}`, nats to two decimals.
+    """The `surprise` of answers.jsonl by prompt: `{widths, nats: {base, student}}`, nats to two decimals.
 
-    A model that cuts an answer into other tokens than the first one does is left out of it.
+    A model that splits an answer into other tokens than the first model is left out.
     """
     entries: dict[int, dict[str, Any]] = {}
     for model, spans_by_prompt in spans_of.items():

@@ -17,19 +17,19 @@ from distill.types import Session
 
 NEAREST = 3
 SAMPLE = 200
-"""Training rows whose own nearest neighbours show how near rows of this set lie to each other."""
+"""Training rows sampled to see how near the rows of this set lie to each other."""
 TOO_FAR = 0.1
-"""A prompt farther from training than all but this share of training rows are from each other was not taught."""
+"""A lost prompt was not taught if it is farther from training than all but this share of training rows are."""
 SHOWN = 500
-"""Characters of a training prompt that are kept."""
+"""Characters of a training prompt in answers.jsonl."""
 
 
 def coverage(
     prompts: Sequence[Prompt], outcomes: Mapping[int, Mapping[str, Any]], kept: Path
 ) -> tuple[dict[int, dict[str, Any]], dict[str, Any] | None]:
-    """By prompt, the training rows nearest to it and why it was lost, if it was; and the summary by category.
+    """By prompt, the nearest training rows and the reason of a loss; and a summary by category.
 
-    Prompts are compared by their words (TF-IDF). Nothing and `None` without training rows or prompts.
+    Prompts are compared by their words (TF-IDF). Empty and `None` without training rows or prompts.
     """
     rows = [(session.id, asked_of(session)) for session in read_sessions(kept)] if kept.is_file() else []
     indices = shared_prompts(prompts)
@@ -48,7 +48,7 @@ def coverage(
 
 
 def asked_of(session: Session) -> str:
-    """Everything the user says in a session."""
+    """All the user's turns in a session."""
     return "\n".join(message.content for message in session.messages if message.role == "user")
 
 
@@ -57,7 +57,7 @@ def _similarity(near: list[NearRow]) -> float:
 
 
 def _reach(similarities: list[float]) -> float:
-    """The similarity that all but the farthest tenth of training rows have with their nearest one."""
+    """The similarity to the nearest row that all but the farthest tenth of training rows reach."""
     return sorted(similarities)[int(TOO_FAR * len(similarities))] if similarities else 0.0
 
 
@@ -94,18 +94,18 @@ def _counts(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 RUN = 8
-"""Words in a row that count as copied; GPT-3 looked for runs of 8 to 13 (Brown et al. 2020, arXiv 2005.14165)."""
+"""Consecutive words that count as copied; GPT-3 used runs of 8 to 13 (Brown et al. 2020, arXiv 2005.14165)."""
 LEAKED = 0.5
-"""The share of a prompt's runs in one training row from which the prompt counts as leaked."""
+"""Least share of a prompt's runs in one training row for the prompt to count as leaked."""
 
 Runs: TypeAlias = frozenset[tuple[str, ...]]
 
 
 def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
-    """By prompt, the largest share of it that stands in one training row: `overlap`, `leaked` and the `row`.
+    """By prompt, its largest share in one training row: `overlap`, `leaked` and the `row`.
 
-    Words are compared without case and punctuation, in any script; a prompt of fewer than 8 words is one run, and must
-    be a whole turn. It sees copies, not paraphrases. Empty without kept.jsonl.
+    Words of any script are compared without case and punctuation; a prompt of fewer than 8 words is one run and must
+    equal a whole turn. Finds copies, not paraphrases. Empty without kept.jsonl.
     """
     if not kept.is_file():
         return {}
@@ -131,7 +131,7 @@ def _runs(tokens: list[str]) -> Runs:
 
 
 def _shared_runs(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
-    """How many runs of each prompt stand in a row."""
+    """Number of each prompt's runs that a row contains."""
     runs = {run for message in messages if message.role != "system" for run in _runs(comparable(message.content))}
     counts: dict[int, int] = defaultdict(int)
     for run in runs & holders.keys():
@@ -141,7 +141,7 @@ def _shared_runs(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> di
 
 
 def leak_summary(prompts: Sequence[Prompt], leaked: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How many of the prompts that all metrics score are leaked; `None` without training rows."""
+    """Number of leaked prompts among those that all metrics score; `None` without training rows."""
     entries = [leaked[index] for index in shared_prompts(prompts) if index in leaked]
     if not entries:
         return None

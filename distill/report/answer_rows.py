@@ -17,18 +17,18 @@ from distill.text.tokens import visible
 from distill.types import MODELS
 
 MAX_TEXT = 4_000
-"""Characters kept of one text; 500 prompts with four such answers are the most that 3 MB hold, and few are so long."""
+"""Characters shown of one text; few are so long, and 3 MB hold 500 prompts with four of them."""
 MAX_PAGE_TEXT = 1_900_000
-"""Bytes of all texts together, about; where they are more, each is cut shorter."""
+"""Approximate limit in bytes of all texts together, beyond which each is cut shorter."""
 LEAST_TEXT = 400
 REASON_PART = 10
 """A judge's reason may have a tenth of the characters of a text; a prompt has up to nine reasons."""
 BADGES = {"rouge_l": "ROUGE-L", "nll_per_byte": "NLL/byte", "repetition": "repetition"}
-"""Metrics shown on each answer, where an answer has them."""
+"""Metrics shown on an answer that has them."""
 VIEWED = frozenset((*BADGES, "similarity", "style_distance", "instructions"))
 """Measures that the viewer shows of an answer."""
 MAX_NEAR = 160
-"""Characters of a training prompt that is near."""
+"""Characters shown of a nearby training prompt."""
 WORST = 5
 SUBSTANCE = ("similarity", "rouge_l", "nll_per_byte")
 ORDER = {"loss": 0, "unparsed": 1, "tie": 2, "win": 3}
@@ -50,7 +50,7 @@ def _badness(row: Row) -> tuple[int, float, float]:
 
 
 def text_of(value: Any) -> dict[str, Any]:
-    """A text as far as it is shown, and how many characters are not."""
+    """The shown part of a text, and the number of characters left out."""
     text = value if isinstance(value, str) else as_text(value) or ""
     return {"shown": text[:MAX_TEXT], "rest": max(0, len(text) - MAX_TEXT)}
 
@@ -141,7 +141,7 @@ def titles_of(scores: Comparison) -> dict[str, str]:
 
 
 def _limit(answers: Sequence[Row]) -> int:
-    """Characters of a text, so that all together stay within bounds."""
+    """Characters shown per text, so that all texts together stay within `MAX_PAGE_TEXT`."""
     lengths = [len(text.encode("utf-8", "replace")) for row in answers for text in _texts(row)]
     limit, room = MAX_TEXT, MAX_PAGE_TEXT - token_shading.bytes_of(answers)
     reasons = [len(one.encode("utf-8", "replace")) for row in answers for one in _reasons(row.get("judge"))]
@@ -155,7 +155,7 @@ def _sum(lengths: Sequence[int], limit: int) -> int:
 
 
 def _reasons(judge: Any) -> Iterator[str]:
-    """Every reason that the judge gave of a prompt."""
+    """All of the judge's reasons for a prompt."""
     if isinstance(judge, Mapping):
         for name, value in judge.items():
             yield from [value] if name == "reason" and isinstance(value, str) else _reasons(value)
@@ -182,7 +182,7 @@ def _texts(row: Row) -> list[str]:
 
 
 def _prompt(row: Row, limit: int, titles: Mapping[str, str], tokens: Mapping[str, Any]) -> dict[str, Any]:
-    """One prompt under short keys; what there is not is left out."""
+    """One prompt for the viewer; empty entries are left out."""
     optional = {
         "turns": [_shortened(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
@@ -241,7 +241,7 @@ def _shortened(value: Any, limit: int) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Every text in it with hidden characters shown, and no number that JSON does not have."""
+    """The value with hidden characters of its texts made visible, and numbers that JSON lacks as None."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, Mapping):
@@ -252,7 +252,7 @@ def _visible(value: Any) -> Any:
 
 
 def in_script(value: Any) -> str:
-    """JSON that can stand inside a script element: no text in it can end the element or open a comment."""
+    """JSON for a script element: no text in it can end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -261,11 +261,11 @@ def in_script(value: Any) -> str:
 
 MAX_DROPPED = 10
 MAX_TOKENS = 1_200
-"""Tokens shown of a session whose mask is shown."""
+"""Tokens shown of the session whose mask is shown."""
 
 
 def spread(rows: Iterable[Row]) -> tuple[list[Row], int]:
-    """At most `MAX_DROPPED` rows, of each reason in turn, and how many there are."""
+    """At most `MAX_DROPPED` rows, one of each reason in turn, and the number of all rows."""
     groups: dict[Any, list[Row]] = {}
     total = 0
     for row in rows:
@@ -297,7 +297,7 @@ def _figure(value: Any) -> str | None:
 
 
 def mask(masks: Row) -> dict[str, Any] | None:
-    """The first session of student/masks.json in runs of tokens, trained and not in turn; None where there is none."""
+    """The first session of student/masks.json as alternating runs of trained and other tokens; None without one."""
     session = next(iter(masks.get("sessions") or []), None)
     if not session:
         return None

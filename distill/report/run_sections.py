@@ -12,7 +12,7 @@ from distill.run.record import RunRecord, StageRecord
 from distill.run.scores import finite
 
 MAX_POINTS = 400
-"""Points drawn of a loss curve; of a longer one every k-th, and the last."""
+"""Most points drawn of a loss curve; a longer one is thinned to every k-th point and the last."""
 
 
 def headline(record: RunRecord) -> str:
@@ -25,7 +25,7 @@ def headline(record: RunRecord) -> str:
 
 
 def warning(name: str, stage: StageRecord) -> str:
-    """The notice on a stage that is not done."""
+    """The notice about a stage that is not done."""
     return ": ".join(filter(None, [f"{name} is {stage.status}", stage.detail]))
 
 
@@ -43,7 +43,7 @@ class Bar:
 
 
 def funnel_bars(record: RunRecord) -> list[Bar]:
-    """Rows on their way from seeds to training."""
+    """The bars of the funnel, from seeds to training rows; empty ones are left out."""
     expand, collect, curate = (record.counts(name) for name in ("expand", "collect", "curate"))
     bars = [
         Bar("seed tasks", expand.get("seeds") or 0, "asked"),
@@ -62,19 +62,19 @@ def funnel_bars(record: RunRecord) -> list[Bar]:
 
 
 def _losses(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
-    """The most frequent reason first."""
+    """A bar per reason, the most frequent first."""
     rows_by_reason = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
     return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in rows_by_reason]
 
 
 def _reason(code: str) -> str:
-    """`length/too_short` as a reader says it: too short (length)."""
+    """`length/too_short` in words: too short (length)."""
     rule, _, reason = code.replace("_", " ").rpartition("/")
     return f"{reason} ({rule})" if rule not in ("", reason) else reason
 
 
 def with_places(bars: Sequence[Bar]) -> Iterator[Bar]:
-    """The bars with their places: what is taken out lies under the end of what it is taken from."""
+    """The bars with their positions: a loss lies under the end of the bar that it is taken from."""
     longest = max((bar.rows for bar in bars), default=0)
     remaining = 0
     for bar in bars:
@@ -95,7 +95,7 @@ def stage_row(name: str, stage: StageRecord) -> dict[str, Any]:
 
 
 def total(table: Sequence[Row]) -> dict[str, Any]:
-    """Sums over the stages that have the figure; the peak is the highest of them."""
+    """Sums over the stages that have the figure, and the highest memory peak."""
     figures = {key: [row[key] for row in table if row[key] is not None] for key in (*_SUMMED, "peak_memory_bytes")}
     sums = {key: sum(figures[key]) if figures[key] else None for key in _SUMMED}
     return {"name": "total", "status": "", **sums, "peak_memory_bytes": max(figures["peak_memory_bytes"], default=None)}
@@ -106,7 +106,7 @@ _EVALUATED = ("step", "eval_loss", "stop_rate", "length_ratio", "rows")
 
 
 def curve(log: Sequence[Row]) -> dict[str, Any] | None:
-    """The loss in nats per token over the steps; steps whose loss is no number cannot be drawn and are counted."""
+    """The loss in nats per token over the steps; steps without a finite loss are counted, not drawn."""
     steps: list[dict[str, Any]] = [{key: row.get(key) for key in _LOGGED} for row in log if "step" in row]
     points = [row for row in steps if finite(row["loss"]) is not None]
     evaluations = [row for row in steps if finite(row["eval_loss"]) is not None]

@@ -1,8 +1,7 @@
 """Stage report: one HTML file that opens without a network; headline first, details below.
 
-The page opens from a disk with no network. Its Content-Security-Policy allows its own style and scripts, by hash, and
-nothing else; every value passes `visible` and Jinja's escaping, or stands as JSON that the script puts into the page as
-text, because a teacher's text is not to be trusted.
+Its Content-Security-Policy allows only its own style and scripts, by hash. Texts of models are not trusted: every value
+passes `visible` and Jinja's escaping, or is JSON that the script inserts as text.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SECTIONS = {
 }
 """Section of the page that needs each file."""
 LIBRARIES = ("vendor/diff.min.js", "vendor/markdown-it.min.js")
-"""Kept libraries that the viewer uses, with their licences beside them in page/vendor."""
+"""Libraries of the viewer, with their licences beside them in page/vendor."""
 PAGE = Path(__file__).parent / "page"
 """Template, style and script of the page."""
 UNSHOWN = ("fingerprint", "revision", "options")
@@ -50,7 +49,7 @@ TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
 
 
 def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
-    """Write `folder`/report.html from the run's files; what has not run is left out, and the page says so.
+    """Write `folder`/report.html from the run's files; the page names the sections that are left out.
 
     The same files give the same bytes. Returns counts: `bytes` of the page, `prompts` and `dropped` rows shown,
     `left_out` sections. Raises `RunFolderError` when `folder` is no run, a file is damaged or nothing can be written.
@@ -63,7 +62,7 @@ def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
 
 
 def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
-    """The values of the template, from the run's files."""
+    """The template's values from the run's files."""
     document, student = read_record(folder), current(folder)
     record = validated(RunRecord, document, folder / "run.json")
     before = {name: record.stages[name] for name in STAGES if name in record.stages and name != "report"}

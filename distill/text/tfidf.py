@@ -72,9 +72,9 @@ class Weights:
 
 
 def hashed_vectors(texts: Sequence[Sequence[str]], hash64: Callable[[str], int]) -> Vectors:
-    """TF-IDF of each text's tokens, signs and places by a hash of 64 bits, in whole numbers: (texts, DIMENSIONS).
+    """TF-IDF of each text's tokens in whole numbers, sign and place of a token by its 64-bit hash.
 
-    The norm of each is about `SCALE` (0 without tokens).
+    Shape (texts, DIMENSIONS); the norm of each row is about `SCALE`, 0 without tokens.
     """
     import numpy
 
@@ -92,7 +92,7 @@ def hashed_vectors(texts: Sequence[Sequence[str]], hash64: Callable[[str], int])
 
 
 def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """The cosine of two vectors of length 1, or less where words were left out."""
+    """The cosine of two vectors of length 1 as `Weights.vector` makes them."""
     if len(other) < len(one):
         one, other = other, one
     return sum(value * other[word] for word, value in one.items() if word in other)

@@ -16,7 +16,7 @@ RUN = 8
 """Words of the shortest span that counts; shorter ones are common phrases."""
 
 LEARNERS = MODELS[:2]
-"""The models that may recite; the teacher's answers are what was trained on."""
+"""The models that are scored; the teacher's answers are the training data itself."""
 
 Run: TypeAlias = tuple[str, ...]
 
@@ -43,7 +43,7 @@ class Copied:
         self._trained: frozenset[Run] | None = None
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Find which runs of the answers stand in kept.jsonl, which is read once as a stream."""
+        """Find which runs of the answers stand in kept.jsonl."""
         path = folder / "kept.jsonl"
         if not path.is_file():
             self._trained = None

@@ -12,7 +12,7 @@ from distill.text.tokens import n_grams
 from distill.types import Model
 
 N = 4
-"""Words of a phrase."""
+"""Words per phrase."""
 
 Phrases: TypeAlias = frozenset[tuple[str, ...]]
 
@@ -46,7 +46,7 @@ class Diversity:
         self._holders: dict[Model, Counter[tuple[str, ...]]] = {}
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Count in how many answers of a model each phrase stands."""
+        """Count each phrase's answers, by model."""
         self._holders = {}
         for sample in samples:
             self._holders.setdefault(sample.model, Counter()).update(_phrases(sample))

@@ -17,7 +17,7 @@ SHIPPED = "instructions.jsonl"
 
 
 class Instructions:
-    """Asks prompts of its own beside the held-out ones, each with checks; held-out prompts with checks count too."""
+    """Adds prompts of its own with checks; other prompts with checks are scored too."""
 
     class Options(recipe.BaseOptions):
         """Options of `metric: instructions`."""
@@ -56,7 +56,7 @@ class Instructions:
         self.options = options or self.Options()
 
     def prompts(self) -> Iterator[Mapping[str, Any]]:
-        """Rows of prompts to ask beside the held-out ones. Raises `RecipeError` for a row with no or unknown checks."""
+        """Rows of the additional prompts. Raises `RecipeError` for a row without checks or with unknown ones."""
         path = self.options.prompts
         text = assets.load(SHIPPED) if path is None else Path(path).read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(), start=1):
@@ -64,7 +64,7 @@ class Instructions:
                 yield _row(line, f"{path or SHIPPED}, line {number}")
 
     def score(self, sample: Sample) -> Scores:
-        """The three shares, 0 to 1, of a prompt with checks; nothing of others."""
+        """The three shares, 0 to 1; empty for a prompt without checks."""
         if not sample.checks:
             return {}
         text = sample.answer.text
