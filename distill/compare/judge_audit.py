@@ -15,7 +15,7 @@ from distill.compare.stats import (
     length_controlled,
     mean_interval,
     paired_difference,
-    prompts_needed,
+    power_entry,
     sign_flip_p,
 )
 from distill.types import Model
@@ -278,15 +278,9 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
 
 def _power(games: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
     worth = [WORTH[one["outcome"]] for one in games.values() if one["outcome"] in WORTH]
-    prompts_for_power = prompts_needed([one - 0.5 for one in worth], 0.05)
-    if prompts_for_power is None:
-        return None
-    each = usd / prompts if usd and prompts else None
-    return {
-        "measure": "win_rate",
-        "difference": 0.05,
-        "prompts": prompts_for_power,
-        "usd": None if each is None else prompts_for_power * each,
-        "explanation": "prompts that would show a difference of 5 points in the win rate four times of five, from the "
-        f"spread over these {len(worth)}",
-    }
+    explanation = (
+        "prompts that would show a difference of 5 points in the win rate four times of five, from the spread over "
+        f"these {len(worth)}"
+    )
+    entry = power_entry("win_rate", [one - 0.5 for one in worth], 0.05, usd / prompts if usd else None, explanation)
+    return entry if entry["prompts"] is not None else None

@@ -278,6 +278,17 @@ def prompts_needed(differences: Sequence[float], difference: float, *, power: fl
     return max(MIN_PROMPTS, math.ceil((z * deviation / difference) ** 2))
 
 
+def power_entry(
+    measure: str, differences: Sequence[float], difference: float, usd_each: float | None, explanation: str
+) -> dict[str, Any]:
+    """The `power` of scores.json: the prompts needed, and their cost at `usd_each` per prompt."""
+    prompts = prompts_needed(differences, difference)
+    usd = None if prompts is None or usd_each is None else prompts * usd_each
+    return {
+        "measure": measure, "difference": difference, "prompts": prompts, "usd": usd, "explanation": explanation
+    }  # fmt: skip
+
+
 def _ratios(means: Floats) -> Floats:
     """Shares of the gap for rows of (base, student, target); rows without a gap are left out."""
     above, below = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]

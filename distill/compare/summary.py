@@ -19,7 +19,7 @@ from distill.compare.stats import (
     gap_closed,
     mean_interval,
     paired_difference,
-    prompts_needed,
+    power_entry,
     sign_flip_p,
 )
 from distill.types import MODELS, Model
@@ -187,16 +187,12 @@ def _power(
     difference, what = _five_points(lead, entries[lead.name], values)
     if difference is None:
         return None
-    prompts = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
-    each = usd / len(results.prompts) if usd and results.prompts else None
-    return {
-        "measure": lead.name,
-        "difference": difference,
-        "prompts": prompts,
-        "usd": None if prompts is None or each is None else prompts * each,
-        "explanation": f"prompts that would show {what} four times of five, from the spread of the paired differences "
-        f"over these {len(student)}",
-    }
+    explanation = (
+        f"prompts that would show {what} four times of five, from the spread of the paired differences over these "
+        f"{len(student)}"
+    )
+    differences = [a - b for a, b in zip(student, base, strict=True)]
+    return power_entry(lead.name, differences, difference, usd / len(results.prompts) if usd else None, explanation)
 
 
 def _five_points(lead: Measure, entry: Mapping[str, Any], values: Values) -> tuple[float | None, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,6 +11,7 @@ from distill.compare.metrics import Measure, Sample, Scores
 from distill.compare.metrics.instruction_checks import follows, follows_loosely, problem
 from distill.core import assets
 from distill.errors import RecipeError
+from distill.formats.json_rows import RejectedRow, json_rows
 
 SHIPPED = "instructions.jsonl"
 
@@ -57,11 +57,12 @@ class Instructions:
 
     def prompts(self) -> Iterator[Mapping[str, Any]]:
         """Rows of the additional prompts. Raises `RecipeError` for a row without checks or with unknown ones."""
-        path = self.options.prompts
-        text = assets.load(SHIPPED) if path is None else Path(path).read_text(encoding="utf-8")
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield _row(line, f"{path or SHIPPED}, line {number}")
+        path = Path(self.options.prompts or assets.find(f"prompts/{SHIPPED}"))
+        for row in json_rows(path):
+            fault = row.detail if isinstance(row, RejectedRow) else _fault(row.value.get("checks"))
+            if isinstance(row, RejectedRow) or fault is not None:
+                raise RecipeError(f"instructions: {path}, line {row.line}: {fault}")
+            yield row.value
 
     def score(self, sample: Sample) -> Scores:
         """The three shares, 0 to 1; empty for a prompt without checks."""
@@ -76,15 +77,7 @@ class Instructions:
         }
 
 
-def _row(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise RecipeError(f"instructions: {where}: no JSON ({error})") from error
-    checks = row.get("checks") if isinstance(row, dict) else None
+def _fault(checks: Any) -> str | None:
     if not isinstance(checks, list) or not checks:
-        raise RecipeError(f"instructions: {where}: no `checks`; expected a list of mappings with a `kind`")
-    for check in checks:
-        if (wrong := problem(check)) is not None:
-            raise RecipeError(f"instructions: {where}: {wrong}")
-    return dict(row)
+        return "no `checks`; expected a list of mappings with a `kind`"
+    return next(filter(None, map(problem, checks)), None)
