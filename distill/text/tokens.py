@@ -63,5 +63,8 @@ _CONTROL = re.compile(
 
 
 def harmless(text: str) -> str:
-    """The text with a space in each control token of a chat template, which makes it plain text again."""
+    """The text with a space in each control token of a chat template, which makes it plain text again.
+
+    Other text stays as it is.
+    """
     return _CONTROL.sub(lambda match: f"{match[0]} ", text)
