@@ -20,7 +20,11 @@ CHUNK_CHARS = 1 << 20
 MAX_ROW_CHARS = 1 << 28
 """A longer element of an array is assumed to be unterminated."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_BETWEEN = re.compile(r"[\s,]*")
+_ELEMENT = re.compile(r"[^\s,]")
+
+
+decoder = json.JSONDecoder(parse_constant=lambda _: None)
+"""Reads NaN and infinities, which are not JSON, as null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ def _first_char(file: BinaryIO) -> bytes:
 
 def _line_row(line: int, text: str) -> ForeignRow | RejectedRow:
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = decoder.decode(text)
     except (ValueError, RecursionError) as error:
         return RejectedRow(line, "not_json", f"not JSON ({error})")
     return _row(value, text, line)
@@ -126,55 +130,45 @@ def _without_surrogates(value: Any) -> Any:
 
 def _array_rows(file: BinaryIO, path: Path) -> Rows:
     """The elements of an array, read in pieces; memory holds one element and one piece."""
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as decoded:
-        reader = _ArrayReader(decoded, path)
-        reader.skip_to("[")
-        while (element := reader.element()) is not None:
-            text, value, line = element
-            yield _row(value, text, line)
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        reader = _ArrayReader(text, path)
+        while (row := reader.row()) is not None:
+            yield row
 
 
 class _ArrayReader:
-    """The part of a long text being parsed."""
+    """The part of a long array being parsed."""
 
     def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
         self._text, self._path = text, path
         self._buffer, self._at, self._line = "", 0, 1
-        self._decoder = json.JSONDecoder(parse_constant=lambda _: None)
+        self._next_char()
+        self._at += 1  # the bracket that opens the array
 
-    def skip_to(self, char: str) -> None:
-        while (place := self._buffer.find(char)) < 0:
-            self._read()
-        self._move(place + 1)
-
-    def element(self) -> tuple[str, Any, int] | None:
-        """The next element with its text and its line; `None` at the array's end."""
-        self._skip_between()
-        if self._buffer[self._at] == "]":
-            self._require_end()
+    def row(self) -> ForeignRow | RejectedRow | None:
+        """The next element; `None` at the array's end."""
+        if self._next_char() == "]":
+            if (self._buffer[self._at + 1 :] + self._piece(CHUNK_CHARS)).strip():
+                where = f"{self._path}:{self._line}"
+                raise RecipeError(f"{where}: text after the array's end; expected one array, or JSONL")
             return None
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._buffer, self._at)
+                value, end = decoder.raw_decode(self._buffer, self._at)
                 break
             except (ValueError, RecursionError) as error:
                 self._read(error)
-        text, line = self._buffer[self._at : end], self._line
+        row = _row(value, self._buffer[self._at : end], self._line)
         self._move(end)
-        return text, value, line
+        return row
 
-    def _skip_between(self) -> None:
-        while True:
-            match = _BETWEEN.match(self._buffer, self._at)
-            self._move(match.end() if match else self._at)
-            if self._at < len(self._buffer):
-                return
+    def _next_char(self) -> str:
+        """Go to the next character that is neither white space nor a comma, and return it."""
+        while (match := _ELEMENT.search(self._buffer, self._at)) is None:
+            self._move(len(self._buffer))
             self._read()
-
-    def _require_end(self) -> None:
-        rest = self._buffer[self._at + 1 :] + self._piece(CHUNK_CHARS)
-        if rest.strip():
-            raise RecipeError(f"{self._path}:{self._line}: text after the array's end; expected one array, or JSONL")
+        self._move(match.start())
+        return match[0]
 
     def _move(self, to: int) -> None:
         self._line += self._buffer.count("\n", self._at, to)

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from distill.core import console
-from distill.core.extras import install
 from distill.core.files import to_json
 from distill.core.hashing import hash_share
 from distill.core.jsonl import write_rows
-from distill.core.model_files import require_sound
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import RecipeError
 from distill.formats import importers
 from distill.formats.importers import Address
 from distill.formats.json_rows import RejectedRow
 from distill.formats.schemas import ParsedRow
+from distill.models.pretrained import token_counter
 from distill.types import Session, Task, pairs, spans
 
 TURN_TOKENS = 6
@@ -216,34 +215,13 @@ def split(session: Session, splitter: Splitter) -> list[Session]:
 
 
 def splitter(tokenizer: str, max_tokens: int) -> Splitter:
-    """A splitter that counts by a model's tokenizer: `smollm2`, or a folder with a tokenizer.json.
+    """A splitter that counts by the tokenizer of a model: `smollm2`, or a folder with a tokenizer.json.
 
-    Raises `RecipeError` for a folder without one, `MissingPackage`, `ModelError`.
+    Raises `ModelError` where there is none, `MissingPackage`.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingPackage(f"splitting needs tokenizers; type: {install('train')}") from error
-    path = _tokenizer_file(tokenizer)
-    try:
-        encoder = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise RecipeError(
-            f"{path}: no tokenizer ({str(error)[:100]}); expected a Hugging Face tokenizer.json"
-        ) from error
-    encoder.no_truncation()
-    return Splitter(count=lambda text: len(encoder.encode(text, add_special_tokens=False).ids), max_tokens=max_tokens)
-
-
-def _tokenizer_file(tokenizer: str) -> Path:
-    folder = Path(tokenizer).expanduser()
-    if not folder.exists():
+    path = Path(tokenizer).expanduser()
+    if not path.exists():
         from distill.models.loading import materialise
 
-        folder = materialise(tokenizer, say=console.say)
-    path = folder if folder.is_file() else folder / "tokenizer.json"
-    if folder.is_dir():
-        require_sound(folder)
-    if not path.is_file():
-        raise RecipeError(f"{folder} has no tokenizer.json; expected a model's folder, or smollm2")
-    return path
+        path = materialise(tokenizer, say=console.say)
+    return Splitter(count=token_counter(path), max_tokens=max_tokens)
