@@ -1,7 +1,7 @@
 """Streams rows of foreign JSON Lines or JSON array files, each with its line number.
 
-A row that cannot be read is rejected with its line number, and reading goes on; only a broken array ends it, since
-nothing says where the next element would start.
+A row that cannot be read is rejected with its line number, and reading goes on; only a broken array ends it, since the
+start of its next element is unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distill.errors import RecipeError
 
 CHUNK_CHARS = 1 << 20
 MAX_ROW_CHARS = 1 << 28
-"""A longer element of an array is assumed to be unterminated."""
+"""A longer element of an array counts as unterminated."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _ELEMENT = re.compile(r"[^\s,]")
 
@@ -54,7 +54,7 @@ Rows: TypeAlias = Iterator[ForeignRow | RejectedRow]
 
 def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
     """Every object of a JSONL file, or of a file that holds one JSON array. Raises `RecipeError`."""
-    with _opened(path) as file:
+    with _open(path) as file:
         if _first_char(file) == b"[":
             yield from _array_rows(file, path)
         else:
@@ -64,7 +64,7 @@ def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
 
 def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
-    with _opened(path) as file:
+    with _open(path) as file:
         yield from _text_lines(file)
 
 
@@ -81,11 +81,11 @@ def _text_lines(file: BinaryIO) -> Iterator[tuple[int, str] | RejectedRow]:
 
 def starts_with(path: Path, magic: bytes) -> bool:
     """Whether the file begins with these bytes. Raises `RecipeError`."""
-    with _opened(path) as file:
+    with _open(path) as file:
         return file.read(len(magic)) == magic
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")
     except OSError as error:
@@ -93,7 +93,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _first_char(file: BinaryIO) -> bytes:
-    """The first byte that is no white space and no byte order mark; the file is at its start again."""
+    """The first byte after white space and a byte order mark; rewinds the file."""
     char = b""
     while not char and (piece := file.read(4096)):
         char = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
@@ -118,7 +118,7 @@ def _row(value: Any, text: str, line: int) -> ForeignRow | RejectedRow:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """The value with every lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
+    """The value with U+FFFD for every lone surrogate, which UTF-8 cannot encode."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):

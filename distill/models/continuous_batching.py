@@ -34,7 +34,7 @@ JOIN_EVERY = 4
 """Decoding steps between two prefills: prefilling one short prompt costs as much as a decoding step."""
 
 PIECE = 2
-"""Characters per token of the context in the first piece of a long prompt to be tokenised; the pieces double in size."""
+"""Characters per token of the context in the first piece of a long prompt to be tokenised; each next one is double."""
 
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 """Raised by a model on unusable inputs, and by torch on out-of-memory."""

@@ -14,8 +14,7 @@ from distill.errors import DistillError
 from distill.models import chat_template
 from distill.models.generation import not_finite
 from distill.models.padding import by_length, context_tokens, padded
-from distill.models.token_bytes import Spelling
-from distill.models.token_bytes import texts as spelt
+from distill.models.token_bytes import Spelling, token_texts
 from distill.types import Message
 
 BATCH_TOKENS = 1_024
@@ -51,7 +50,7 @@ def loglikelihoods(
             scores = _scores(model, [scored[place][1] for place in group])
         for place, one in zip(group, scores, strict=True):
             index, text = scored[place]
-            widths = tuple(map(len, spelt(spelling.pieces(text.ids[text.start :]))))
+            widths = tuple(map(len, token_texts(spelling.pieces(text.ids[text.start :]))))
             results[index] = replace(one, widths=widths) if math.isfinite(one.total) else not_finite()
         done += len(group)
         if watch is not None:

@@ -75,7 +75,7 @@ def _text_of(content: Any) -> Any:
     return "".join(map(str, parts))
 
 
-def _listed(stop: Any) -> Any:
+def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
@@ -96,7 +96,7 @@ class _Body(BaseModel):
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    stop: Annotated[_Stops | None, BeforeValidator(_listed)] = None
+    stop: Annotated[_Stops | None, BeforeValidator(_as_list)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     seed: int | None = None
@@ -336,7 +336,7 @@ async def _listen(app: web.Application, listener: socket.socket, decoder: Decode
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     try:
-        await _opened(runner, listener, host, say)
+        await _start_site(runner, listener, host, say)
         while not stop.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
@@ -351,7 +351,7 @@ def _is_not_the_clients(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-async def _opened(runner: web.AppRunner, listener: socket.socket, host: str, say: Say) -> None:
+async def _start_site(runner: web.AppRunner, listener: socket.socket, host: str, say: Say) -> None:
     try:
         await web.SockSite(runner, listener, backlog=1024).start()
     except OSError as error:

@@ -104,7 +104,7 @@ def check(
         except DistillError:
             continue
         compared += 1
-        spelled = _spelled(messages, tokenizer)
+        spelled = _special_token_in(messages, tokenizer)
         for by, reading in readings.items():
             for position, (ours, theirs) in enumerate(zip_longest(trained, reading(messages))):
                 if ours != theirs:
@@ -146,7 +146,7 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
     return reading
 
 
-def _spelled(messages: Sequence[Message], tokenizer: Any) -> str | None:
+def _special_token_in(messages: Sequence[Message], tokenizer: Any) -> str | None:
     """A special token that a message spells out."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return next((token for message in messages for token in special if token in message.content), None)

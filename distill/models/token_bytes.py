@@ -34,7 +34,7 @@ class Spelling:
         """The bytes of each id; those of a special token are its name."""
         new = sorted(set(ids) - self._pieces.keys())
         for id_, token in zip(new, self._tokenizer.convert_ids_to_tokens(new), strict=True):
-            self._pieces[id_] = self._spelt(token)
+            self._pieces[id_] = self._bytes_of(token)
         return [self._pieces[id_] for id_ in ids]
 
     def readable(self, text: str) -> str:
@@ -42,7 +42,7 @@ class Spelling:
         text = self._normalizer.normalize_str(text) if self._normalizer is not None else text
         return text if self._alphabet else text.replace("▁", " ")
 
-    def _spelt(self, token: str) -> bytes:
+    def _bytes_of(self, token: str) -> bytes:
         if self._alphabet:
             return bytes(self._alphabet[char] for char in token if char in self._alphabet)
         byte = _BYTE.fullmatch(token)
@@ -73,13 +73,15 @@ class MarkedExample:
             yield "".join(text for text, _ in group), trained
 
 
-def texts(pieces: Sequence[bytes]) -> list[str]:
+def token_texts(pieces: Sequence[bytes]) -> list[str]:
     """The pieces as text; a character in several of them belongs to the last."""
     decoder = getincrementaldecoder("utf-8")("backslashreplace")
     return [decoder.decode(piece) for piece in pieces]
 
 
-def shown(names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, count: int) -> list[MarkedExample]:
+def marked_examples(
+    names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, count: int
+) -> list[MarkedExample]:
     """`count` of the examples, evenly spaced, with the text of their tokens."""
     spelling, count = Spelling(tokenizer), min(count, len(examples))
     places = [number * len(examples) // count for number in range(count)]
@@ -87,7 +89,7 @@ def shown(names: Sequence[str], examples: Sequence[Example], tokenizer: Any, *, 
         MarkedExample(
             names[place],
             examples[place].input_ids,
-            texts(spelling.pieces(examples[place].input_ids)),
+            token_texts(spelling.pieces(examples[place].input_ids)),
             [label != IGNORED for label in examples[place].labels],
         )
         for place in places
