@@ -54,29 +54,24 @@ Rows: TypeAlias = Iterator[ForeignRow | RejectedRow]
 
 def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
     """Every object of a JSONL file, or of a file that holds one JSON array. Raises `RecipeError`."""
-    with _open(path) as file:
-        if _first_char(file) == b"[":
-            yield from _array_rows(file, path)
-        else:
-            for row in _text_lines(file):
-                yield row if isinstance(row, RejectedRow) else _line_row(*row)
+    if _first_char(path) == b"[":
+        yield from _array_rows(path)
+        return
+    for row in text_lines(path):
+        yield row if isinstance(row, RejectedRow) else _line_row(*row)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
     with _open(path) as file:
-        yield from _text_lines(file)
-
-
-def _text_lines(file: BinaryIO) -> Iterator[tuple[int, str] | RejectedRow]:
-    for line, raw in enumerate(file, start=1):
-        try:
-            text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            yield RejectedRow(line, "not_utf8", str(error))
-            continue
-        if text:
-            yield line, text
+        for line, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                yield RejectedRow(line, "not_utf8", str(error))
+                continue
+            if text:
+                yield line, text
 
 
 def starts_with(path: Path, magic: bytes) -> bool:
@@ -86,18 +81,20 @@ def starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"cannot read {path}: it is no file, and rows are read more than once; save them to a file")
     try:
         return path.open("rb")
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
-def _first_char(file: BinaryIO) -> bytes:
-    """The first byte after white space and a byte order mark; rewinds the file."""
+def _first_char(path: Path) -> bytes:
+    """The first byte after white space and a byte order mark."""
     char = b""
-    while not char and (piece := file.read(4096)):
-        char = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    file.seek(0)
+    with _open(path) as file:
+        while not char and (piece := file.read(4096)):
+            char = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     return char
 
 
@@ -128,9 +125,9 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def _array_rows(file: BinaryIO, path: Path) -> Rows:
+def _array_rows(path: Path) -> Rows:
     """The elements of an array, read in pieces; memory holds one element and one piece."""
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as text:
         reader = _ArrayReader(text, path)
         while (row := reader.row()) is not None:
             yield row
