@@ -64,8 +64,8 @@ def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
         if asking.setdefault(roles[-1], text) != text:
             raise _untranslatable()
     texts = FixedTexts(before, asking)
-    for messages in examples(system=(START, "system") in before):
-        if texts.render(messages) != _rendered(messages, template, tokenizer):
+    for dialogue in examples(system=(START, "system") in before):
+        if texts.render(dialogue) != _rendered(dialogue, template, tokenizer):
             raise _untranslatable()
     return texts
 
