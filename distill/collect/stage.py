@@ -74,7 +74,7 @@ def collect(
     first in either case.
     """
     choices = {task.id: choose(task) for task in tasks}
-    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in choices.items()}
+    marks = {task: {"strategy": strategy_name, "teacher": one.display_name} for task, one in choices.items()}
     try:
         outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
     except EngineStopped as stop:
@@ -189,9 +189,9 @@ def options(context: Context) -> dict[str, Any]:
 def _source_options(loaded: Recipe) -> dict[str, Any]:
     """The sources, with the hashes of their files and tokenizers."""
     model = loaded.student.model if loaded.student is not None else ""
-    values: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
+    values: dict[str, Any] = {"sources": [source.display_name for source in loaded.sources]} if loaded.sources else {}
     for source in loaded.sources:
-        key = f"sources.{source.called}"
+        key = f"sources.{source.display_name}"
         values |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
         if source.max_tokens is not None:
             tokenizer = source.tokenizer or model
@@ -216,7 +216,7 @@ def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
     options = _with_samplings(section.options, context.recipe)
     choices = {
-        one.name: TeacherChoice(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
+        one.name: TeacherChoice(one.name, one.section.display_name, part(options, sampling=one.section.sampling.sampling()))
         for one in teachers
     }
     return lambda task: choices[teachers.pick(task).name]
@@ -259,7 +259,7 @@ def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
             format=source.importer,
             address=Address(source.path or source.hub or "", source.split, source.revision),
             licence=source.licence,
-            name=source.called,
+            name=source.display_name,
             take=source.take,
             weight=source.weight,
             splitter=splitter(source.tokenizer or default, source.max_tokens) if source.max_tokens else None,

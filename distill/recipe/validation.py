@@ -17,7 +17,7 @@ from distill.recipe.sections import BaseOptions, PartSection
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Option models by part name, injected by the caller. Each raises `RecipeError`."""
+    """Option models by part name, injected by the caller. Each lookup raises `RecipeError` for an unknown name."""
 
     expand: Callable[[str], type[BaseOptions]]
     collect: Callable[[str], type[BaseOptions]]
@@ -28,7 +28,7 @@ class Parts:
 
 
 def validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
-    """The recipe without its parts' options, or its faults."""
+    """The recipe, its parts' options not yet validated, or its faults."""
     try:
         return Recipe.model_validate(document), []
     except ValidationError as error:
@@ -36,7 +36,7 @@ def validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
 
 
 def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, ...]) -> str:
-    """One line for one pydantic error, with a suggestion for an unknown key."""
+    """One pydantic error as one line, with a suggestion for an unknown key."""
     where = ".".join([*prefix, *(str(part) for part in item["loc"] if part not in {"one", "several"})])
     if item["type"] == "extra_forbidden":
         return _unknown(where, _known_keys(model, item["loc"][:-1]))
@@ -58,7 +58,7 @@ REMOVED_KEYS: Mapping[str, str] = {
         "leave it out"
     ),
 }
-"""Keys of earlier versions, and what took their place."""
+"""Keys of earlier versions, and what replaced them."""
 
 
 def is_removed(key: str) -> bool:
@@ -104,15 +104,14 @@ def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
     if recipe.train is not None:
         changed["train"] = _filled(recipe.train, lambda: parts.train, ("train",), faults)
     if recipe.curate is not None:
-        rules = [
+        changed["curate"] = [
             _filled(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults) for rule in recipe.curate
         ]
-        changed["curate"] = rules
     for source in recipe.sources:
         try:
             parts.source(source.importer)
         except RecipeError as error:
-            faults.append(f"sources.{source.called}.from: {error}")
+            faults.append(f"sources.{source.display_name}.from: {error}")
     if recipe.compare is not None:
         metrics = [
             _filled(one, partial(parts.metric, one.metric), ("compare", "metrics", one.metric), faults)
