@@ -26,7 +26,7 @@ class ExactDuplicate:
         self.options = options
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A dropped session's neighbour is the one that stays for it."""
+        """A dropped session's neighbour is the first equal one."""
         first: dict[str, str] = {}
         verdicts = []
         for session in sessions:

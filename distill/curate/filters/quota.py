@@ -24,9 +24,9 @@ class Quota:
         most: Annotated[int, Field(ge=1)] | None = None
         """Most rows of a group."""
         share: Annotated[float, Field(gt=0, le=1)] | None = None
-        """Most rows of a group, as a share of the rows that reach this rule; at least one."""
+        """Most rows of a group, as a share of the rows that reach this rule; never less than one row."""
         missing: Literal["keep", "group"] = "keep"
-        """Whether rows without the key are all kept, or form a group of their own."""
+        """`keep` all rows without the key, or treat them as one `group`."""
 
         @model_validator(mode="after")
         def _one_bound(self) -> Quota.Options:
