@@ -146,7 +146,7 @@ def _results(
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
-                futures.append((chunk, pool.submit(_verdicts_of, [_packed(row.session) for row in chunk])))
+                futures.append((chunk, pool.submit(_verdicts_of, [_pack(row.session) for row in chunk])))
             if len(futures) >= AHEAD * count:
                 yield futures[0][0], futures.popleft()[1].result()
         while futures:
@@ -163,11 +163,11 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _packed(session: Session) -> Packed:
+def _pack(session: Session) -> Packed:
     return session.id, [(message.role, message.content) for message in session.messages], session.meta
 
 
-def _unpacked(packed: Packed) -> Session:
+def _unpack(packed: Packed) -> Session:
     id, messages, meta = packed
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
@@ -177,7 +177,7 @@ def _unpack_into(row: MeasuredRow, packed: PackedVerdicts, rules: Rules) -> None
     for (name, _), values in zip(rules, verdicts, strict=True):
         row.add(Verdict(rule=name, **dict(zip(VERDICT_FIELDS, values, strict=True))))
     if mended is not None:
-        row.session = _unpacked(mended)
+        row.session = _unpack(mended)
 
 
 # --- in the worker processes
@@ -201,13 +201,13 @@ def _end_with_parent() -> None:
 
 
 def _verdicts_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
-    rows = [MeasuredRow(_unpacked(one)) for one in packed]
+    rows = [MeasuredRow(_unpack(one)) for one in packed]
     _judge(rows, _RULES)
     return [
         (
             [tuple(getattr(verdict, field) for field in VERDICT_FIELDS) for verdict in row.verdicts],
             row.mended,
-            _packed(row.session) if row.mended else None,
+            _pack(row.session) if row.mended else None,
         )
         for row in rows
     ]

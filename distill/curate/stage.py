@@ -138,8 +138,8 @@ def _outcomes(
         return ask(flows, name, rule.role)
     except EngineStopped as stop:
         measurements.stopped = stop
-        finished = {outcome.id: outcome for outcome in stop.outcomes}
-        return [finished.get(id) for id, _ in flows]
+        outcomes = {outcome.id: outcome for outcome in stop.outcomes}
+        return [outcomes.get(id) for id, _ in flows]
 
 
 def _require_few_failures(measurements: _Measurements, max_failed: float) -> None:

@@ -43,7 +43,7 @@ def load(
             report_dropped(f'{path}: "{key}" is no longer a key; left out')
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides):
         override(document, key, _plain(value), parts)
-    recipe, faults = _validated(document, parts)
+    recipe, faults = _validate(document, parts)
     if not faults and recipe is not None:
         recipe, faults = resolve_paths(recipe, path.resolve().parent)
     if faults or recipe is None:
@@ -61,7 +61,7 @@ def load_recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
     """
     plain = _unstruck(_plain(document))
     _drop_unknown(plain, parts)
-    recipe, faults = _validated(plain, parts)
+    recipe, faults = _validate(plain, parts)
     if faults or recipe is None:
         raise RecipeError("\n".join(faults))
     return recipe
@@ -76,7 +76,7 @@ def _unstruck(value: Any, *, within: bool = False) -> Any:
     return value.replace(STRUCK, "struck") if within and isinstance(value, str) else value
 
 
-def _validated(document: dict[str, Any], parts: Parts) -> tuple[Recipe | None, list[str]]:
+def _validate(document: dict[str, Any], parts: Parts) -> tuple[Recipe | None, list[str]]:
     recipe, faults = validate(document)
     return with_options(recipe, parts) if recipe is not None else (None, faults)
 
@@ -88,7 +88,7 @@ def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
     """Remove unknown keys from the document; returns them."""
     removed: list[str] = []
     while True:
-        _, faults = _validated(document, parts)
+        _, faults = _validate(document, parts)
         unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in removed]
         if not unknown:
             return removed
@@ -200,7 +200,7 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
                 node[key] = {}
             node = node[key]
         elif isinstance(node, list):
-            node = _rule_named(node, key, dotted)
+            node = _item_named(node, key, dotted)
         else:
             raise RecipeError(f"--set {dotted}: {'.'.join(keys[:index])} is a value, not a section")
     if not isinstance(node, dict):
@@ -208,7 +208,7 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
     node[keys[-1]] = value
 
 
-def _rule_named(items: list[Any], name: str, dotted: str) -> Any:
+def _item_named(items: list[Any], name: str, dotted: str) -> Any:
     """The item of a list of rules, teachers or sources that has this name."""
     names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
     if name not in names:

@@ -15,37 +15,37 @@ from distill.core.registry import suggest
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import Source, Student, Teacher
 
-Addressed = TypeVar("Addressed", Teacher, Student)
+WithModel = TypeVar("WithModel", Teacher, Student)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
 def resolve_paths(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     """The recipe with absolute paths and the SHA-256 of each file it names, and one line for each fault."""
     paths = _Paths(folder)
-    changed: dict[str, Any] = {
+    updates: dict[str, Any] = {
         name: paths.section(name, section)
         for name in ("expand", "collect", "compare")
         if (section := getattr(recipe, name)) is not None
     }
     if recipe.curate is not None:
-        changed["curate"] = [paths.part(f"curate.{rule.filter}", rule) for rule in recipe.curate]
+        updates["curate"] = [paths.part(f"curate.{rule.filter}", rule) for rule in recipe.curate]
     if recipe.compare is not None:
         metrics = [paths.part(f"compare.metrics.{one.metric}", one) for one in recipe.compare.metrics]
         sides = {side: paths.model(f"compare.{side}", one) for side, one in recipe.respondents.items()}
-        changed["compare"] = changed["compare"].model_copy(update={"metrics": metrics, **sides})
-    changed["sources"] = [paths.source(source) for source in recipe.sources]
+        updates["compare"] = updates["compare"].model_copy(update={"metrics": metrics, **sides})
+    updates["sources"] = [paths.source(source) for source in recipe.sources]
     teachers = [paths.model("teacher", teacher) for teacher in recipe.teachers]
-    changed["teacher"] = teachers if isinstance(recipe.teacher, list) else next(iter(teachers), None)
-    changed |= {role: paths.model(role, one) for role, one in recipe.roles.items()}
+    updates["teacher"] = teachers if isinstance(recipe.teacher, list) else next(iter(teachers), None)
+    updates |= {role: paths.model(role, one) for role, one in recipe.roles.items()}
     if recipe.student is not None:
-        changed["student"] = paths.model("student", recipe.student)
-    changed["reuse"] = [paths.run_folder(value) for value in recipe.reuse]
+        updates["student"] = paths.model("student", recipe.student)
+    updates["reuse"] = [paths.run_folder(value) for value in recipe.reuse]
     paths.faults += [
         f"files: {path} has changed since this recipe was resolved; restore it, or start from the original recipe"
         for path, digest in recipe.files.items()
         if paths.files.get(path, digest) != digest
     ]
-    return recipe.model_copy(update={**changed, "files": paths.files}), paths.faults
+    return recipe.model_copy(update={**updates, "files": paths.files}), paths.faults
 
 
 @dataclass(slots=True)
@@ -59,11 +59,11 @@ class _Paths:
 
     def section(self, key: str, section: Any) -> Any:
         """The section with its path fields, and those of its part's options, made absolute."""
-        changed = self._fields(key, section, may_be_folder=False)
+        updates = self._fields(key, section, may_be_folder=False)
         if getattr(section, "options", None) is not None:
             options = self._fields(key, section.options, may_be_folder=False)
-            changed["options"] = section.options.model_copy(update=options)
-        return section.model_copy(update=changed)
+            updates["options"] = section.options.model_copy(update=options)
+        return section.model_copy(update=updates)
 
     def part(self, key: str, section: Any) -> Any:
         """A rule or metric with its options' paths, which may be folders, made absolute."""
@@ -87,16 +87,16 @@ class _Paths:
         if path is None:
             self.faults.append(f"{key}: no file {value}; looked in {self.folder} and in the shipped prompts/")
             return value
-        return self._hashed(path)
+        return self._add(path)
 
-    def _hashed(self, path: Path) -> str:
+    def _add(self, path: Path) -> str:
         name = str(path.resolve())
         self.files[name] = tree_sha256(Path(name))
         return name
 
     def source(self, source: Source) -> Source:
         """The source with its file or folder (hashed) and its tokenizer (not hashed) as absolute paths."""
-        changed = {"name": source.display_name}
+        updates = {"name": source.display_name}
         for key, value in (("path", source.path), ("tokenizer", source.tokenizer)):
             local = None if value is None or value in EMBEDDED else self.folder / Path(value).expanduser()
             if local is not None and not local.exists():
@@ -104,10 +104,10 @@ class _Paths:
                     f"sources.{source.display_name}.{key}: no file or folder {value}; looked in {self.folder}"
                 )
             elif local is not None:
-                changed[key] = self._hashed(local) if key == "path" else str(local.resolve())
-        return source.model_copy(update=changed)
+                updates[key] = self._add(local) if key == "path" else str(local.resolve())
+        return source.model_copy(update=updates)
 
-    def model(self, key: str, section: Addressed) -> Addressed:
+    def model(self, key: str, section: WithModel) -> WithModel:
         """The section with its model's absolute path, where the model is a local one."""
         value = section.model
         if getattr(section, "base_url", None) or value in EMBEDDED:

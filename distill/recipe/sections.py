@@ -72,7 +72,6 @@ class SamplingOptions(BaseOptions):
 
 
 VariableName = Annotated[str, BeforeValidator(credentials.check_name)]
-"""Name of an environment variable."""
 
 
 class Teacher(BaseOptions):
@@ -332,7 +331,6 @@ class Benchmarks(BaseOptions):
     chat: bool = False
     """Use the student's chat template; for tasks answered in free text."""
     batch: Annotated[int, Field(ge=1)] = 8
-    """Batch size."""
 
     @model_validator(mode="before")
     @classmethod

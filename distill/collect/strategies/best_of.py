@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill import recipe
 from distill.collect.sessions import ROLE, TurnOptions, opening, session
 from distill.core import assets
 from distill.errors import RecipeError
-from distill.recipe import Asks
+from distill.recipe import Asks, SamplingOptions
 from distill.text.answer_checks import CHECKS, Checking, pattern_fault, vote
 from distill.text.judge_replies import GradeScale, graded
 from distill.text.thinking import Handling, split_answer, split_thoughts
@@ -85,7 +84,7 @@ class BestOf:
         """`scores`: each sample is graded from 1 to 10, in one request. `pairs`: each two are compared in both orders,
         samples · (samples - 1) requests; a win in both orders counts 1, a draw or two contrary verdicts ½. The judge
         must be able to judge: none of 96 replies of SmolLM2-135M-Instruct contained a verdict."""
-        judge_sampling: recipe.SamplingOptions | None = None
+        judge_sampling: SamplingOptions | None = None
         """Sampling of the judge; that of the section `judge`, else greedy with at most 256 tokens."""
         check: Checking = "numeric"
         """How an answer is compared with `meta.answer`: `numeric` and `exact` compare final answers, `contains`
@@ -250,9 +249,9 @@ def _points(verdicts: Mapping[tuple[int, int], float | None], count: int) -> lis
         other = verdicts[second, first]
         if first < second and verdict is not None and other is not None:
             wins = (verdict + (1 - other)) / 2
-            settled = wins if wins in (0.0, 1.0) else 0.5
-            points[first].append(settled)
-            points[second].append(1 - settled)
+            points_of_first = wins if wins in (0.0, 1.0) else 0.5
+            points[first].append(points_of_first)
+            points[second].append(1 - points_of_first)
     return [sum(each) / len(each) if each else None for each in points]
 
 

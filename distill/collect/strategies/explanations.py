@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from distill import recipe
 from distill.collect.sessions import ROLE, InputForm, one_turn, opening, text_of
 from distill.core import assets
 from distill.core.registry import suggest
-from distill.recipe import Asks
+from distill.recipe import Asks, BaseOptions
 from distill.text.thinking import Handling
 from distill.types import Completion, Failure, Flow, Request, Sampling, Session, Task
 
@@ -67,7 +66,7 @@ class Explanations:
     twice, under two ids.
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(BaseOptions):
         """Options of `collect: {strategy: explanations}`."""
 
         weights: Weights = Field(default_factory=dict)
@@ -77,9 +76,7 @@ class Explanations:
         """By collection or kind, the stage of training that a session is meant for; 1 for all others. Empty: a session
         gets the `meta.stage` of its task, if any."""
         input: InputForm = "below"
-        """Where a task's input stands; see the strategy `answer`."""
         thoughts: Handling = "separate"
-        """How a reasoning teacher's thoughts are treated; see the strategy `answer`."""
 
         @field_validator("weights")
         @classmethod

@@ -11,10 +11,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from distill import recipe
 from distill.collect.sessions import ROLE, InputForm, lead, put, session
 from distill.core import assets
-from distill.recipe import Asks
+from distill.recipe import Asks, BaseOptions, SamplingOptions
 from distill.text.thinking import split_answer
 from distill.text.wrappers import is_no_input, strip_wrappers
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
@@ -51,7 +50,7 @@ class GeneratedInstance:
     output: str
 
 
-class InstanceSampling(recipe.SamplingOptions):
+class InstanceSampling(SamplingOptions):
     """Sampling of instances (Self-Instruct's code); the teacher's own sampling applies to its answers."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
@@ -75,18 +74,16 @@ class Instances:
     - the first of equal instances is kept, and the five drawn keep their order, so that runs can be repeated.
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(BaseOptions):
         """Options of `collect: {strategy: instances}`."""
 
         ask: Ask = "completion"
         """`completion`: let the teacher continue a list of worked tasks as raw text. `chat`: the same in a message,
         for endpoints without completions."""
         sampling: InstanceSampling = InstanceSampling()
-        """Sampling of instances."""
         system: str = ""
         """System message of every session, not of the requests. Empty: none."""
         input: InputForm = "below"
-        """Where an instance's input stands; `varied` draws one of Self-Instruct's forms for each. See `answer`."""
         plain_inputs: Annotated[float, Field(ge=0, le=1)] = 0.5
         """Share of inputs from which the name of their only field ("Text: …") and blank lines are removed
         (Self-Instruct's code), so that the student sees inputs as people write them."""

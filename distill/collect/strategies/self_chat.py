@@ -10,11 +10,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from distill import recipe
 from distill.collect.dialogue import Dialogue, Turn, converse, dialogue_session, user_turn, without_leak
 from distill.collect.sessions import ROLE, put
 from distill.core import assets
-from distill.recipe import Asks
+from distill.recipe import Asks, BaseOptions, SamplingOptions
 from distill.text.echoes import instructions, is_repeated
 from distill.text.thinking import split_answer
 from distill.text.wrappers import strip_wrappers, without_rulers
@@ -40,7 +39,7 @@ class SelfChat:
       always has its fixed number of rounds.
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(BaseOptions):
         """Options of `collect: {strategy: self_chat}`."""
 
         dialogue: Literal["transcript", "rounds"] = "transcript"
@@ -52,7 +51,7 @@ class SelfChat:
         """System message of every session, and in `rounds` of every answer. Empty: none."""
         ask: Literal["chat", "completion"] = "chat"
         """How transcripts are requested: as a chat message, or as raw text to continue, for models without a chat."""
-        user_sampling: recipe.SamplingOptions | None = None
+        user_sampling: SamplingOptions | None = None
         """Sampling of the visitor's turns in `rounds`; that of the teacher's answers when left out."""
 
         @property

@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill import recipe
 from distill.collect.dialogue import Turn, converse, dialogue_session, user_turn
 from distill.collect.sessions import put, text_of
 from distill.core import assets
-from distill.recipe import Asks
+from distill.recipe import Asks, BaseOptions, SamplingOptions
 from distill.text.echoes import instructions
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
@@ -30,7 +29,7 @@ class UserSimulator:
     sides is cut after the user's (`meta.leaks`).
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(BaseOptions):
         """Options of `collect: {strategy: user_simulator}`."""
 
         min_rounds: Annotated[int, Field(ge=1, le=50)] = 3
@@ -43,7 +42,7 @@ class UserSimulator:
         ones."""
         system: str = ""
         """System message of the teacher and of every session. Empty: none."""
-        user_sampling: recipe.SamplingOptions | None = None
+        user_sampling: SamplingOptions | None = None
         """Sampling of the user's turns; that of the section `user`, else that of the teacher's answers."""
 
         @model_validator(mode="after")

@@ -18,7 +18,6 @@ class ExactDuplicate:
         """Options of `filter: exact_duplicate`."""
 
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both`."""
 
     scope: Literal["set"] = "set"
 

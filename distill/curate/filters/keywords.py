@@ -38,7 +38,6 @@ class Keyword:
         on: Compared = "both"
         """`prompt` (every user turn), `answer`, or `both`."""
         ignore_case: bool = True
-        """Ignore case."""
         drop: bool = True
         """Drop sessions with a match; otherwise they are labelled."""
 
@@ -74,9 +73,11 @@ class Keyword:
 
 def _word_pattern(words: Sequence[str]) -> Iterable[str]:
     """One pattern for all words, longest first; a word is bounded where no letter or digit adjoins."""
-    escaped = [r"\s+".join(map(re.escape, word.split())) for word in sorted(set(words), key=lambda w: (-len(w), w))]
-    escaped = [word for word in escaped if word]
-    return [rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)"] if escaped else []
+    alternatives = [
+        r"\s+".join(map(re.escape, word.split())) for word in sorted(set(words), key=lambda w: (-len(w), w))
+    ]
+    alternatives = [word for word in alternatives if word]
+    return [rf"(?<!\w)(?:{'|'.join(alternatives)})(?!\w)"] if alternatives else []
 
 
 def slow_or_wrong(pattern: str) -> str | None:

@@ -25,12 +25,12 @@ def answer_places(session: Session) -> list[int]:
     ]
 
 
-def likelihoods(session: Session, turns: Sequence[int], *, prompted: bool = True) -> list[Request]:
+def likelihoods(session: Session, turns: Sequence[int], *, with_prompt: bool = True) -> list[Request]:
     """Requests for the likelihood of each turn after the messages before it, or after `NO_PROMPT`."""
     return [
         Request(
             role=ROLE,
-            messages=session.messages[:turn] if prompted else NO_PROMPT,
+            messages=session.messages[:turn] if with_prompt else NO_PROMPT,
             kind="likelihood",
             continuation=session.messages[turn].content.strip(),
         )
@@ -145,7 +145,7 @@ class Ifd(LikelihoodFilter):
         turns = answer_places(session)
         if not turns:
             return "no_answer"
-        requests = (*likelihoods(session, turns), *likelihoods(session, turns, prompted=False))
+        requests = (*likelihoods(session, turns), *likelihoods(session, turns, with_prompt=False))
         answers: tuple[Completion | Failure, ...] = yield requests
         after, by_itself = total_of(answers[: len(turns)]), total_of(answers[len(turns) :])
         if not isinstance(after, float) or not isinstance(by_itself, float):

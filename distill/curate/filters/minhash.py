@@ -51,7 +51,6 @@ class MinHash:
         """Length of a run; by default 3 words (prompts have about ten words; datatrove takes 5 for pages), or 24
         characters (NeMo Curator)."""
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both` as one text."""
 
     scope: Literal["set"] = "set"
 
@@ -89,7 +88,7 @@ class MinHash:
         hash_of = cache(hash64)
         for start in range(0, len(sessions), AT_ONCE):
             texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
-            yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
+            yield _shingle_hashes([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
 
 
 def bands_and_rows(jaccard: float) -> tuple[int, int]:
@@ -102,19 +101,19 @@ def bands_and_rows(jaccard: float) -> tuple[int, int]:
     return HASHES // rows, rows
 
 
-def _hashed(texts: Sequence[Sequence[str]], size: int, hash_of: Callable[[str], int]) -> list[Hashes]:
+def _shingle_hashes(texts: Sequence[Sequence[str]], size: int, hash_of: Callable[[str], int]) -> list[Hashes]:
     """The distinct shingles of each text as sorted 64-bit hashes; a text shorter than a shingle is one shingle."""
     lengths = np.array([len(text) for text in texts])
     tokens = np.fromiter((hash_of(token) for text in texts for token in text), np.uint64, int(lengths.sum()))
     ends = np.cumsum(lengths)
-    hashed = []
+    results = []
     runs = _runs(tokens, size)
     for end, length in zip(ends.tolist(), lengths.tolist(), strict=True):
         if 0 < length < size:
-            hashed.append(_runs(tokens[end - length : end], length))
+            results.append(_runs(tokens[end - length : end], length))
         else:
-            hashed.append(np.unique(runs[end - length : max(end - size + 1, end - length)]))
-    return hashed
+            results.append(np.unique(runs[end - length : max(end - size + 1, end - length)]))
+    return results
 
 
 def _runs(tokens: Hashes, size: int) -> Hashes:
@@ -133,15 +132,15 @@ def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[in
     bands, rows = shape
     signatures = _signatures(shingles, bands * rows)
     nonempty = np.flatnonzero([len(one) > 0 for one in shingles])
-    shared: dict[int, list[int]] = {}
+    buckets: dict[int, list[int]] = {}
     bucket = 0
     for band in range(bands):
         keys = _runs_of_columns(signatures[band * rows : (band + 1) * rows, nonempty])
         _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
         for member in np.flatnonzero(counts[group] > 1).tolist():
-            shared.setdefault(int(nonempty[member]), []).append(bucket + int(group[member]))
+            buckets.setdefault(int(nonempty[member]), []).append(bucket + int(group[member]))
         bucket += len(counts)
-    return shared
+    return buckets
 
 
 def _signatures(shingles: Sequence[Hashes], hashes: int) -> NDArray[np.uint32]:

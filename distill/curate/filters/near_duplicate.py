@@ -26,7 +26,6 @@ class NearDuplicate:
         rouge_l: Annotated[float, Field(ge=0, le=1)] = 0.7
         """Greatest ROUGE-L F-measure with any earlier kept session (Self-Instruct, section 2.2)."""
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both` as one text."""
 
     scope: Literal["set"] = "set"
 

@@ -87,17 +87,17 @@ class PersonalData:
         """The masked session, if the action is `mask`; else the session itself."""
         if not value or self.options.action != "mask":
             return session
-        messages = tuple(replace(message, content=self._masked(message.content)) for message in session.messages)
+        messages = tuple(replace(message, content=self._mask(message.content)) for message in session.messages)
         return replace(session, messages=messages)
 
-    def _masked(self, text: str) -> str:
+    def _mask(self, text: str) -> str:
         while spans := self._spans(text):  # a mask may expose another match: repeat until there is none
             for start, end, kind in reversed(spans):
                 text = f"{text[:start]}[{kind.upper()}]{text[end:]}"
         return text
 
     def _spans(self, text: str) -> list[tuple[int, int, str]]:
-        """Start, end and kind of each match, in order; of overlapping ones, the one that begins first, then the longer."""
+        """Start, end and kind of each match, in order; of overlapping ones, the first to begin, then the longer."""
         spans = []
         digits = sum(map(text.count, "0123456789"))
         for finder in self._finders:
@@ -114,8 +114,8 @@ class PersonalData:
 
 def _email(text: str) -> int:
     domain = text.rpartition("@")[2].lower()
-    reserved = re.search(r"(?:^|\.)example\.(?:com|org|net)$|\.(?:example|invalid|test|localhost)$", domain)
-    return 0 if reserved or _PLACEHOLDER.search(domain) or text.startswith("git@") else len(text)
+    example = re.search(r"(?:^|\.)example\.(?:com|org|net)$|\.(?:example|invalid|test|localhost)$", domain)
+    return 0 if example or _PLACEHOLDER.search(domain) or text.startswith("git@") else len(text)
 
 
 def _ip(text: str) -> int:
@@ -137,8 +137,8 @@ def _phone(text: str) -> int:
 def _card(text: str) -> int:
     """By issuer's prefix and length (ISO/IEC 7812) and Luhn's sum."""
     digits = re.sub(r"\D", "", text)
-    doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
-    valid = sum(value - 9 * (value > 9) for value in doubled) % 10 == 0
+    products = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
+    valid = sum(value - 9 * (value > 9) for value in products) % 10 == 0
     return len(text) if valid and _ISSUERS.fullmatch(digits) else 0
 
 

@@ -37,7 +37,6 @@ class Selection:
         count: Annotated[int, Field(ge=1)] = 1_000
         """Rows to keep (LIMA: 1,000)."""
         on: Compared = "prompt"
-        """The text that must differ: `prompt` (the first user message), `answer`, or `both`."""
         min_chars: Annotated[int, Field(ge=0)] | None = None
         """Rows with a shorter answer are dropped first (LIMA: 1,200 for Stack Exchange)."""
         max_chars: Annotated[int, Field(ge=0)] | None = None
@@ -104,11 +103,11 @@ def farthest_first(
     ]
     heapify(bounds)
     while len(selection) < count:
-        product, text, place, compared = heappop(bounds)
-        if compared == len(selection):
+        product, text, place, comparisons = heappop(bounds)
+        if comparisons == len(selection):
             selection.append(place)
         else:
-            product_now = float((rows[selection[compared:]] @ rows[place]).max())
+            product_now = float((rows[selection[comparisons:]] @ rows[place]).max())
             heappush(bounds, (max(product, product_now), text, place, len(selection)))
     return selection, *_nearest(rows, selection)
 

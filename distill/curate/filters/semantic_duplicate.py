@@ -38,7 +38,6 @@ class SemanticDuplicate:
         max_tokens: Annotated[int, Field(ge=1)] = 256
         """Tokens of each text that are read (all-MiniLM-L6-v2's own limit)."""
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both` as one text."""
 
     scope: Literal["set"] = "set"
 

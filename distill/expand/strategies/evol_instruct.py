@@ -92,9 +92,7 @@ class EvolInstruct(PoolGrowth):
         """Options of `expand: {strategy: evol_instruct}`."""
 
         sampling: EvolvingSampling = EvolvingSampling()
-        """Sampling of evolutions."""
         answer: TrialSampling = TrialSampling()
-        """Sampling of the trial answers."""
         judge_sampling: recipe.SamplingOptions | None = None
         """Sampling of the judge; that of the section `judge`, else greedy with at most 8 tokens. A reasoning judge
         needs room for its thoughts."""
@@ -103,7 +101,6 @@ class EvolInstruct(PoolGrowth):
         rounds: Annotated[int, Field(ge=1, le=100)] = 4
         """Successive evolutions of one seed."""
         operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = get_args(Operation)
-        """Operations from which one is drawn for each request."""
         eliminate: tuple[Criterion, ...] = get_args(Criterion)
         """Criteria of elimination. Without `equal` no comparison is requested, without `sorry` and `no_words` no trial
         answer: each saves one request per task."""
@@ -146,7 +143,7 @@ class EvolInstruct(PoolGrowth):
         task = Task(f"{k}.0", bare(split_thoughts(reply).answer), meta=meta)
         if (reason := self._fault(task.instruction, operation, is_cut=reply.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
-        return [(yield from self._examined(task, parent, k))]
+        return [(yield from self._examine(task, parent, k))]
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
         """Admit the task if it passes every rule; it then replaces its parent in the next round."""
@@ -187,7 +184,7 @@ class EvolInstruct(PoolGrowth):
             return "refusal"
         return None if text else "empty"
 
-    def _examined(self, task: Task, parent: Task, k: int) -> Flow[Task]:
+    def _examine(self, task: Task, parent: Task, k: int) -> Flow[Task]:
         """Compare the task with its parent, and have it answered if it differs."""
         criteria = set(self.options.eliminate)
         if "equal" in criteria:

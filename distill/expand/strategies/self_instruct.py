@@ -44,7 +44,6 @@ class SelfInstruct(PoolGrowth):
         """Options of `expand: {strategy: self_instruct}`."""
 
         sampling: ExpansionSampling = ExpansionSampling()
-        """Sampling of expansion requests."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 6
         """Tasks per request; the list is stopped after them."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement", "common_opening")
@@ -67,7 +66,7 @@ class SelfInstruct(PoolGrowth):
 
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         super().__init__(options, seeds=seeds, rules=pool.form_rules(seeds), seed=seed)
-        self._shown_seeds = _shown_seeds(seeds, classification=options.classification)
+        self._example_seeds = _example_seeds(seeds, classification=options.classification)
         name = "self_instruct_classification" if options.classification else "self_instruct"
         self._template = pool.list_template(name, options.ask)
 
@@ -89,7 +88,7 @@ class SelfInstruct(PoolGrowth):
     def _in_context(self, rng: Random) -> list[tuple[str, str]]:
         """Ids and texts of the instructions to show, shuffled."""
         own_tasks = rng.sample(self.tasks, min(SHOWN_GROWN, len(self.tasks)))
-        seeds = rng.sample(self._shown_seeds, min(SHOWN - len(own_tasks), len(self._shown_seeds)))
+        seeds = rng.sample(self._example_seeds, min(SHOWN - len(own_tasks), len(self._example_seeds)))
         instructions = [(task.id, task.instruction) for task in own_tasks] + [
             (seed.id, seed.instruction) for seed in seeds
         ]
@@ -105,7 +104,7 @@ class SelfInstruct(PoolGrowth):
         return pool.request(text, k, replace(sampling, stop=(*sampling.stop, end)), ask=self.options.ask)
 
 
-def _shown_seeds(seeds: Sequence[Seed], *, classification: bool) -> list[Seed]:
+def _example_seeds(seeds: Sequence[Seed], *, classification: bool) -> list[Seed]:
     """The seeds, or the classification ones if any; of these, those without an input if they fill a request."""
     of_kind = [seed for seed in seeds if seed.is_classification] if classification else []
     of_kind = of_kind or list(seeds)
