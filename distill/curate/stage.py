@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
-from distill import recipe
 from distill.core import console, registry, weights
 from distill.core.jsonl import FIRST_META, read_sessions, write_rows
 from distill.curate.filters import FILTERS
@@ -19,7 +18,7 @@ from distill.curate.test_split import candidates, drop_near, held_out
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
-from distill.recipe import Recipe
+from distill.recipe import Collect, Recipe, Rule
 from distill.run import funnel
 from distill.run.context import ACCEPTABLE, BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
 from distill.run.decisive import flat, parts
@@ -251,7 +250,7 @@ def options(context: Context) -> dict[str, Any]:
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """Run the stage curate: every rule's verdict on every session."""
-    section = context.recipe.collect or recipe.Collect(test=0)
+    section = context.recipe.collect or Collect(test=0)
     engines: list[Engine] = []
 
     def ask(flows: Flows, rule: str, role: str) -> Sequence[Outcome[Any]]:
@@ -278,7 +277,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     return counts
 
 
-def filter_of(context: Context, rule: recipe.Rule) -> Any:
+def filter_of(context: Context, rule: Rule) -> Any:
     """The filter of one rule, constructed with the judge's sampling if it asks a judge."""
     part = registry.part(FILTERS, rule.filter, kind="filter", allowed=context.options.allowed)
     if getattr(part, "role", None) == "judge":

@@ -73,10 +73,8 @@ class Keyword:
 
 def _word_pattern(words: Sequence[str]) -> Iterable[str]:
     """One pattern for all words, longest first; a word is bounded where no letter or digit adjoins."""
-    alternatives = [
-        r"\s+".join(map(re.escape, word.split())) for word in sorted(set(words), key=lambda w: (-len(w), w))
-    ]
-    alternatives = [word for word in alternatives if word]
+    longest_first = sorted(set(words), key=lambda word: (-len(word), word))
+    alternatives = [r"\s+".join(map(re.escape, word.split())) for word in longest_first if word.strip()]
     return [rf"(?<!\w)(?:{'|'.join(alternatives)})(?!\w)"] if alternatives else []
 
 
