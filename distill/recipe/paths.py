@@ -28,9 +28,11 @@ def resolve_paths(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
         if (section := getattr(recipe, name)) is not None
     }
     if recipe.curate is not None:
-        updates["curate"] = [paths.part(f"curate.{rule.filter}", rule) for rule in recipe.curate]
+        updates["curate"] = [paths.section(f"curate.{rule.filter}", rule, may_be_folder=True) for rule in recipe.curate]
     if recipe.compare is not None:
-        metrics = [paths.part(f"compare.metrics.{one.metric}", one) for one in recipe.compare.metrics]
+        metrics = [
+            paths.section(f"compare.metrics.{one.metric}", one, may_be_folder=True) for one in recipe.compare.metrics
+        ]
         sides = {side: paths.model(f"compare.{side}", one) for side, one in recipe.respondents.items()}
         updates["compare"] = updates["compare"].model_copy(update={"metrics": metrics, **sides})
     updates["sources"] = [paths.source(source) for source in recipe.sources]
@@ -57,22 +59,15 @@ class _Paths:
     """SHA-256 by absolute path."""
     faults: list[str] = field(default_factory=list)
 
-    def section(self, key: str, section: Any) -> Any:
+    def section(self, key: str, section: Any, *, may_be_folder: bool = False) -> Any:
         """The section with its path fields, and those of its part's options, made absolute."""
-        updates = self._fields(key, section, may_be_folder=False)
+        updates: dict[str, Any] = {
+            name: self._each(f"{key}.{name}", getattr(section, name), may_be_folder)
+            for name in getattr(section, "path_fields", ())
+        }
         if getattr(section, "options", None) is not None:
-            options = self._fields(key, section.options, may_be_folder=False)
-            updates["options"] = section.options.model_copy(update=options)
+            updates["options"] = self.section(key, section.options, may_be_folder=may_be_folder)
         return section.model_copy(update=updates)
-
-    def part(self, key: str, section: Any) -> Any:
-        """A rule or metric with its options' paths, which may be folders, made absolute."""
-        options = self._fields(key, section.options, may_be_folder=True)
-        return section.model_copy(update={"options": section.options.model_copy(update=options)})
-
-    def _fields(self, key: str, options: Any, *, may_be_folder: bool) -> dict[str, Any]:
-        names = getattr(options, "path_fields", ())
-        return {name: self._each(f"{key}.{name}", getattr(options, name), may_be_folder) for name in names}
 
     def _each(self, key: str, value: Any, may_be_folder: bool) -> Any:
         """A path, a list of paths or paths by name, made absolute."""

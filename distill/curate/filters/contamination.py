@@ -75,15 +75,14 @@ class Contamination:
 
     def decide(self, value: Sequence[str] | None) -> Verdict:
         """Drop or label a session with a shared run; the neighbour is the benchmark's row."""
-        if value is None:
-            return Verdict(rule="contamination", keep=True, reason="ok", threshold=self.options.words)
+        words, row = value or (None, None)
         return Verdict(
             rule="contamination",
-            keep=not self.options.drop,
-            reason="contaminated",
-            value=value[0],
+            keep=value is None or not self.options.drop,
+            reason="ok" if value is None else "contaminated",
+            value=words,
             threshold=self.options.words,
-            neighbour=value[1],
+            neighbour=row,
         )
 
     def _hit(self, tokens: Sequence[str], runs: dict[int, str]) -> Hit | None:
