@@ -81,7 +81,7 @@ def load_recipe(
         content,
         parts(allowed=allowed, importing=importing),
         overrides=overrides,
-        dropped=console.warn if is_run else None,
+        report_dropped=console.warn if is_run else None,
     )
     require_roles("recipe" if isinstance(content, Mapping) else content, loaded)
     return loaded
@@ -89,7 +89,7 @@ def load_recipe(
 
 def recorded(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
     """A recipe as a run has written it down, its files unseen. Raises `RecipeError`."""
-    return recipe.recorded(document, parts(allowed=allowed))
+    return recipe.load_recorded(document, parts(allowed=allowed))
 
 
 def _recipe_file(path: Path) -> Path:

@@ -95,7 +95,7 @@ class Teachers:
         return [
             {
                 "model": one.section.model,
-                **({"name": one.section.called} if len(self.hired) > 1 else {}),
+                **({"name": one.section.display_name} if len(self.hired) > 1 else {}),
                 **({"role": one.name} if one in self.others else {}),
                 "url": one.provider.endpoint.url,
                 "fingerprint": one.provider.endpoint.fingerprint,
@@ -110,11 +110,11 @@ class Teachers:
         """The options of the teachers, and of the given roles, that decide the answers: model, sampling, assignment."""
         decisive: dict[str, Any] = {}
         for one in self.hired:
-            key = ROLE if len(self.hired) == 1 else f"{ROLE}.{one.section.called}"
+            key = ROLE if len(self.hired) == 1 else f"{ROLE}.{one.section.display_name}"
             decisive |= _decisive(one, key)
             if len(self.hired) > 1:
                 decisive |= flat(one.section, key, only=("weight", "kinds"))
-                decisive[ROLE] = [*decisive.get(ROLE, []), one.section.called]
+                decisive[ROLE] = [*decisive.get(ROLE, []), one.section.display_name]
         for one in self.others:
             if one.name in roles:
                 decisive |= _decisive(one, one.name if one.name in OTHER_ROLES else f"compare.{one.name}")
@@ -145,7 +145,9 @@ def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | Non
         return None
     several = len(loaded.teachers) > 1
     hired = tuple(
-        RecipeEndpoint(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
+        RecipeEndpoint(
+            section, _provider(section, folder, to_ask), f"{ROLE}:{section.display_name}" if several else ROLE
+        )
         for section in loaded.teachers
     )
     return Teachers(hired, loaded.seed, tuple(_others(loaded, hired, folder, to_ask)))
