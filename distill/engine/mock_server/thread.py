@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 
 
 class LoopThread:
-    """An event loop in a thread of its own, with a server in it that `start` made and `end` takes down."""
+    """An event loop in its own thread, with a server that `start` begins and `end` stops."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
     def start(self, start: Callable[[], Awaitable[int]], end: Callable[[], Awaitable[None]]) -> int:
-        """Run until `stop`; returns the port, which `start` returned. Raises `OSError` where the port is taken."""
+        """Run until `stop`; returns the port that `start` returns. Raises `OSError` where the port is taken."""
         self._port: int | OSError = OSError("the server did not start within 10 s")
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=[start, end, started], daemon=True)
