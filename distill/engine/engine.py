@@ -245,7 +245,7 @@ class _Growing:
         self._target = target
         self._report = report
         self._tasks: list[Task] = []
-        self._begun: dict[int, FlowState[list[Task]]] = {}
+        self._proposals: dict[int, FlowState[list[Task]]] = {}
         self._running: dict[int, asyncio.Task[Outcome[list[Task]]]] = {}
         self._next = self._admitted = self._candidates = 0
         self._barren = self._barren_candidates = 0
@@ -267,11 +267,11 @@ class _Growing:
         try:
             while len(self._tasks) < self._target:
                 window = max(1, self._growth.window)
-                while len(self._begun) < window:
+                while len(self._proposals) < window:
                     self._begin()
-                k = min(self._begun)
+                k = min(self._proposals)
                 await self._finish(k, sender)
-                self._admit(k, self._begun.pop(k).outcome)
+                self._admit(k, self._proposals.pop(k).outcome)
                 if self._barren >= BARREN_WINDOWS * window + BARREN_MORE:
                     raise StoppedShort(self._nothing_new())
         except DistillError as error:
@@ -282,19 +282,19 @@ class _Growing:
 
     def _begin(self) -> None:
         k, self._next = self._next, self._next + 1
-        self._begun[k] = FlowState(f"proposal {k}", lambda: self._growth.propose(k), by_role)
+        self._proposals[k] = FlowState(f"proposal {k}", lambda: self._growth.propose(k), by_role)
 
     async def _finish(self, k: int, sender: RequestSender) -> None:
         """Run proposal k to its end: from the journal if that has every answer, else together with all begun ones."""
-        state = self._begun[k]
+        state = self._proposals[k]
         if k not in self._running:
             while state.outcome is None and (answers := sender.recall(state)) is not None:
                 state.send(answers)
         if sender.misses:
             raise StoppedAtMiss(self._so_far())
         if state.outcome is None:
-            for other in sorted(self._begun.keys() - self._running.keys()):
-                self._running[other] = asyncio.create_task(_finish(self._begun[other], sender))
+            for other in sorted(self._proposals.keys() - self._running.keys()):
+                self._running[other] = asyncio.create_task(_finish(self._proposals[other], sender))
         if (running := self._running.pop(k, None)) is not None:
             await running
         await asyncio.sleep(0)  # a replayed proposal never waits: let Ctrl-C in
@@ -305,12 +305,12 @@ class _Growing:
             if failure.transient:
                 raise StoppedShort(self._not_answered(failure))
         candidates = outcome.value or []
-        admitted = self._growth.admit(k, candidates)
-        self._tasks += admitted
+        tasks = self._growth.admit(k, candidates)
+        self._tasks += tasks
         self._admitted = k + 1
         self._candidates += len(candidates)
-        self._barren = 0 if admitted else self._barren + 1
-        self._barren_candidates = 0 if admitted else self._barren_candidates + len(candidates)
+        self._barren = 0 if tasks else self._barren + 1
+        self._barren_candidates = 0 if tasks else self._barren_candidates + len(candidates)
         self._failures += [failure for failure in outcome.failures if failure.key]
         self._errors += [outcome.error] if outcome.error else []
         self._report.done = min(len(self._tasks), self._target)
@@ -322,7 +322,7 @@ class _Growing:
             await asyncio.wait(list(self._running.values()))
         for running in self._running.values():
             running.cancelled() or running.exception()
-        for state in self._begun.values():
+        for state in self._proposals.values():
             state.close()
 
     def _so_far(self) -> str:

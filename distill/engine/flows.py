@@ -56,9 +56,9 @@ class FlowState(Generic[T]):
 
     def _step(self, advance: Callable[[], Any]) -> None:
         try:
-            yielded = advance()
-            self._is_single = isinstance(yielded, Request)
-            self.requests = (yielded,) if isinstance(yielded, Request) else _checked(yielded)
+            value = advance()
+            self._is_single = isinstance(value, Request)
+            self.requests = (value,) if isinstance(value, Request) else _requests(value)
         except StopIteration as end:
             self.outcome = Outcome(self.name, end.value, tuple(self._failures))
         except Exception as error:  # noqa: BLE001 - a part that raises loses its own row, no answer
@@ -74,10 +74,10 @@ class FlowState(Generic[T]):
                 self._flow.close()
 
 
-def _checked(yielded: Any) -> tuple[Request, ...]:
-    if isinstance(yielded, tuple) and all(isinstance(request, Request) for request in yielded):
-        return yielded
-    raise TypeError(f"the flow yielded a {type(yielded).__name__}, expected a Request or a tuple of them")
+def _requests(value: Any) -> tuple[Request, ...]:
+    if isinstance(value, tuple) and all(isinstance(request, Request) for request in value):
+        return value
+    raise TypeError(f"the flow yielded a {type(value).__name__}, expected a Request or a tuple of them")
 
 
 class Runs(Protocol):

@@ -36,8 +36,8 @@ class RetryPolicy:
 
         `is_healthy` says that the endpoint answers other requests; then the wait is short.
         """
-        doublings = min(attempt - 1, 60)
-        wait = min(self.first_wait_seconds * 2**doublings, self.longest_wait_seconds) * random.uniform(0.5, 1.0)
+        usual = min(self.first_wait_seconds * 2.0 ** min(attempt - 1, 60), self.longest_wait_seconds)
+        wait = usual * random.uniform(0.5, 1.0)
         if is_healthy:
             wait = min(wait, HEALTHY_WAIT_SECONDS * random.uniform(0.5, 1.0))
         if error.retry_after is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, TypeAlias
@@ -39,6 +39,7 @@ CALL_SECONDS = 3600.0
 PAGE, MOST_PAGES = 100, 1000
 """Batches or files per page of a list, which is the most, and pages that are read."""
 NO_API = "it may have no Batch API; collect with mode: live"
+NO_LIST = "check base_url, which usually ends in /v1"
 ACCOUNT = "set the key of the account that submitted it"
 
 _NO_RESPONSE = frozenset({"connection", "refused", "timeout", "malformed"})
@@ -159,31 +160,28 @@ class BatchJobs:
 
     async def find_file(self, name: str) -> str | None:
         """The id of an input file that was uploaded under this name, whether or not its upload was confirmed."""
-        async for file in self._listed("/files?purpose=batch&", "its files"):
-            if file.get("filename") == file_name(name):
-                return str(file["id"])
-        return None
+        return await self._find(
+            "/files?purpose=batch&", "its files", lambda file: file.get("filename") == file_name(name)
+        )
 
     async def find_batch(self, name: str) -> str | None:
         """The id of a batch that was begun under this name, whether or not that was confirmed."""
-        async for batch in self._listed("/batches?", "its batches"):
-            metadata = batch.get("metadata")
-            if isinstance(metadata, dict) and metadata.get("distill") == name:
-                return str(batch["id"])
-        return None
+        return await self._find(
+            "/batches?", "its batches", lambda batch: _object(batch.get("metadata")).get("distill") == name
+        )
 
-    async def _listed(self, path: str, what: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The entries of a list that have an id, newest first, page by page."""
+    async def _find(self, path: str, what: str, is_ours: Callable[[dict[str, Any]], bool]) -> str | None:
+        """The id of the newest of ours in a list, which is read page by page."""
         after = ""
         for _ in range(MOST_PAGES):
-            advice = "check base_url, which usually ends in /v1"
-            page = await self._call("GET", f"{path}limit={PAGE}{after}", what=what, advice=advice, field="data")
-            entries = [one for one in page["data"] if isinstance(one, dict) and isinstance(one.get("id"), str)]
-            for entry in entries:
-                yield entry
+            page = await self._call("GET", f"{path}limit={PAGE}{after}", what=what, advice=NO_LIST, field="data")
+            entries = [entry for entry in map(_object, page["data"]) if isinstance(entry.get("id"), str)]
+            for entry in filter(is_ours, entries):
+                return str(entry["id"])
             if not (page.get("has_more") and entries):
-                return
+                break
             after = f"&after={quote(entries[-1]['id'], safe='')}"
+        return None
 
     async def status(self, batch_id: str) -> BatchStatus:
         """The status of a batch."""

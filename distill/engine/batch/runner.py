@@ -254,7 +254,8 @@ class _Course(Generic[T]):
         while flow.outcome is None:
             questions = [self._question(*pair) for pair in zip(flow.names, flow.requests, strict=True)]
             earlier -= {one.question.key for one in questions}
-            answers = tuple(filter(None, [self._recalled(one.question.key) for one in questions]))
+            recalled = [self._recalled(one.question.key) for one in questions]
+            answers = tuple(answer for answer in recalled if answer is not None)
             if len(answers) < len(questions):
                 known = {answer.key for answer in answers}
                 misses = {one.question.key: one for one in questions if one.question.key not in known}

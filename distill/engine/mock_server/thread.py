@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 
 
 class LoopThread:
@@ -15,31 +16,23 @@ class LoopThread:
 
     def start(self, start: Callable[[], Awaitable[int]], end: Callable[[], Awaitable[None]]) -> int:
         """Run until `stop`; returns the port that `start` returns. Raises `OSError` where the port is taken."""
-        self._port: int | OSError = OSError("the server did not start within 10 s")
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=[start, end, started], daemon=True)
+        port: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, args=[start, end, port], daemon=True)
         self._thread.start()
-        started.wait(10)
-        if isinstance(self._port, OSError):
-            raise self._port
-        return self._port
+        return port.result(10)
 
-    def _run(
-        self, start: Callable[[], Awaitable[int]], end: Callable[[], Awaitable[None]], started: threading.Event
-    ) -> None:
+    def _run(self, start: Callable[[], Awaitable[int]], end: Callable[[], Awaitable[None]], port: Future[int]) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._port = self._loop.run_until_complete(start())
-            started.set()
+            port.set_result(self._loop.run_until_complete(start()))
             self._loop.run_forever()
         except OSError as error:
-            self._port = error
+            port.set_exception(error)
         self._loop.run_until_complete(end())
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
-        started.set()
 
     def stop(self) -> None:
         """End it, at once; harmless the second time."""

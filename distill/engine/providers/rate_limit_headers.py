@@ -14,7 +14,7 @@ LONGEST_SECONDS = 1e9
 """A longer wait is read as this one, 32 years."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _EPOCH_SECONDS, _EPOCH_MILLISECONDS = 1e9, 1e12
 """A reset that large is a moment, not a duration."""
 
@@ -63,7 +63,7 @@ def _amount(reply: str) -> float | None:
 def duration_seconds(reply: str) -> float | None:
     """`6m0s`, `120ms`, `59.7` (seconds) or a moment since the epoch, as seconds from now; `None` if unreadable."""
     text = reply.strip().lower()
-    if _NUMBER.fullmatch(text):
+    if _NUMBER.fullmatch(text.removeprefix("-")):
         number = float(text)
         if number >= _EPOCH_SECONDS:
             number = number / (1000 if number >= _EPOCH_MILLISECONDS else 1) - time.time()
