@@ -56,12 +56,12 @@ def diff(
 
     if len(runs) < 2:
         raise RecipeError("diff: one run is given; name two, or more for a curve over data size")
-    compared = [held.read(folder) for folder in runs]
-    result = held.diff(*compared) if len(compared) == 2 else held.curve(compared)
+    results = [held.read(folder) for folder in runs]
+    result = held.diff(*results) if len(results) == 2 else held.curve(results)
     if as_json:
         console.result(json.dumps(to_json(result), ensure_ascii=False, indent=1))
         return
-    for line in held.lines(result) if len(compared) == 2 else held.curve_lines(result):
+    for line in held.lines(result) if len(results) == 2 else held.curve_lines(result):
         console.result(line)
 
 

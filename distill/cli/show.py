@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.core.console import Paint
 from distill.core.jsonl import read_jsonl
-from distill.pipeline.staleness import outdated
+from distill.pipeline.staleness import revision_remarks
 from distill.report.answer_rows import ranked, titles_of, why
 from distill.run.funnel import Funnel, read
 from distill.run.layout import STAGES
@@ -29,7 +29,7 @@ def status_lines(folder: Path) -> list[str]:
         f"{record.name} in {folder}",
         *filter(None, [student_remark(folder)]),
         *(_stage_line(name, record.stages[name], changes.get(name)) for name in names),
-        *outdated(folder, record),
+        *revision_remarks(folder, record),
         *cost_lines(record),
         *headline(folder),
         *(benchmark_lines(folder) if is_compared(folder, document) else []),

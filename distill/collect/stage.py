@@ -212,7 +212,6 @@ def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     """Which teacher answers a task, and by which strategy."""
     section, teachers = context.recipe.collect, context.teachers
     assert section is not None
-    assert teachers is not None
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
     options = _with_samplings(section.options, context.recipe)
     choices = {

@@ -23,7 +23,7 @@ from distill.engine.policy import BoundEndpoint
 from distill.errors import DistillError
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
-from distill.run.endpoints import hire
+from distill.run.endpoints import teachers_of
 from distill.types import Message, Model, Request, Sampling, Session
 
 
@@ -65,25 +65,24 @@ def opened(run: Path) -> Iterator[Conversation]:
     require_training_packages("distill chat")
     from distill.models.in_process import trained_student, untrained_base
 
-    loaded = load_recipe(run)
-    teachers = hire(loaded, run)
+    recipe = load_recipe(run)
+    teachers = teachers_of(recipe, run)
     student = student_folder.current(run)
     providers: dict[str, Any] = {"student": trained_student(student), "base": untrained_base(student)}
     sides: list[Model] = ["student"]
-    if teachers is not None and teachers.hired:
+    if teachers.all:
         providers["teacher"] = teachers.main.provider
         sides.append("teacher")
-    teacher = loaded.main_teacher
+    teacher = recipe.main_teacher
     sampling = teacher.sampling.sampling() if teacher is not None else Sampling(temperature=0.7, max_tokens=256)
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory()))
         journal = ending.enter_context(Journal.open(folder / NAME))
-        if teachers is not None:
-            ending.callback(teachers.stop)
-        yield Conversation(partial(_asked, journal, providers), sides, sampling)
+        ending.callback(teachers.stop)
+        yield Conversation(partial(_answer, journal, providers), sides, sampling)
 
 
-def _asked(
+def _answer(
     journal: Journal, providers: Mapping[str, Any], side: Model, messages: tuple[Message, ...], sampling: Sampling
 ) -> str:
     """One answer of one side. Raises `DistillError` where there is none."""

@@ -66,20 +66,20 @@ def examine(url: str | None, *, model: str | None = None, api_key_env: str | Non
     if url is None and (model or api_key_env):
         raise RecipeError("--model and --api-key-env are about an endpoint; give its URL as well")
     api_key = credentials.secret(api_key_env, "--api-key-env")
-    shown = normalise_url(url) if url is not None else ""
+    address = normalise_url(url) if url is not None else ""
     findings = [_python(), *_packages(), _memory(), _cache()]
     for finding in findings:
         _print(finding)
     healthy = all(finding.ok for finding in findings)
-    return healthy if url is None else _examine_endpoint(url, shown, model, api_key) and healthy
+    return healthy if url is None else _examine_endpoint(url, address, model, api_key) and healthy
 
 
 def _print(finding: Finding) -> None:
     console.result(f"{'ok  ' if finding.ok else 'MISS'} {finding.what}")
 
 
-def _examine_endpoint(url: str, shown: str, model: str | None, api_key: str | None) -> bool:
-    listing = _listing(url, shown, api_key)
+def _examine_endpoint(url: str, address: str, model: str | None, api_key: str | None) -> bool:
+    listing = _listing(url, address, api_key)
     if model is None and listing.finding.ok and len(listing.models) == 1:
         model = listing.models[0]
     if model is None or not listing.usable:
@@ -114,9 +114,9 @@ def _python() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    installed = versions()
-    lines = [Finding(True, f"{name} {version}") for name, version in installed.items()]
-    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in installed]
+    packages = versions()
+    lines = [Finding(True, f"{name} {version}") for name, version in packages.items()]
+    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in packages]
     if missing:
         advice = f"for train, compare and local teachers: {install('train')}"
         lines.append(Finding(False, f"{', '.join(missing)} {advice}"))
@@ -161,29 +161,29 @@ def examine_teachers(recipe: Recipe) -> None:
             headers=secret_headers(teacher.headers_env),
             timeout_seconds=min(probe.CALL_SECONDS, teacher.timeout_seconds),
         )
-        for line in requirements.unheeded(recipe, teacher, findings):
+        for line in requirements.ignored_options(recipe, teacher, findings):
             console.result(f"warning: {line}")
 
 
-def _listing(url: str, shown: str, api_key: str | None) -> Listing:
+def _listing(url: str, address: str, api_key: str | None) -> Listing:
     try:
         status, reply = call(url, "GET", "/models", api_key=api_key, timeout_seconds=LISTING_SECONDS)
         if status != 200:
-            return _no_listing(shown, status)
+            return _no_listing(address, status)
         names = tuple(str(model["id"]) for model in json.loads(reply)["data"])
     except ProviderError as error:
-        line = error.detail if shown in error.detail else f"{shown}: {error.detail}"
+        line = error.detail if address in error.detail else f"{address}: {error.detail}"
         return Listing(Finding(False, line), usable=False)
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        line = f"{shown}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
+        line = f"{address}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
         return Listing(Finding(False, line), usable=isinstance(error, (KeyError, TypeError)))
     shown_names = ", ".join(probe.printable(name, 100) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return Listing(Finding(True, f"{shown} serves {shown_names or 'no model'}{more}"), names)
+    return Listing(Finding(True, f"{address} serves {shown_names or 'no model'}{more}"), names)
 
 
-def _no_listing(shown: str, status: int) -> Listing:
-    what = f"{shown} answered {status} to GET /models"
+def _no_listing(address: str, status: int) -> Listing:
+    what = f"{address} answered {status} to GET /models"
     if status in {401, 403}:
         advice = "name the variable that holds the key with --api-key-env"
         return Listing(Finding(False, f"{what}; {advice}"), usable=False)
@@ -194,7 +194,7 @@ def _no_listing(shown: str, status: int) -> Listing:
 class _Target:
     """A student to examine."""
 
-    served: str
+    model: str
     """As `distill serve` takes it."""
     template: str
     tokenizer: Any
@@ -212,18 +212,18 @@ def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | N
     from distill.models.template_check import SAVED, SERVED, by_server, by_template, check, dialogues_of
 
     target = _target(folder)
-    with _server(target.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
-        checked = check(
+    with _server(target.model, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
+        comparison = check(
             dialogues_of(target.sessions),
             template=target.template,
             tokenizer=target.tokenizer,
             readings={SAVED: by_template(target.tokenizer), SERVED: by_server(address, api_key=api_key)},
         )
-    for difference in checked.differences:
+    for difference in comparison.differences:
         console.result(f"{'note' if difference.spelled else 'MISS'} {difference.line()}")
-    info = f"{checked.dialogues} dialogues by the trainer, {' and '.join(checked.by)}"
-    console.result(f"{'ok   the same tokens in' if checked.alike else 'MISS other tokens in some of'} {info}")
-    return checked.alike
+    info = f"{comparison.dialogues} dialogues by the trainer, {' and '.join(comparison.by)}"
+    console.result(f"{'ok   the same tokens in' if comparison.alike else 'MISS other tokens in some of'} {info}")
+    return comparison.alike
 
 
 def _target(folder: Path) -> _Target:
@@ -231,13 +231,13 @@ def _target(folder: Path) -> _Target:
 
     receipt = read_json(folder / "export.json")
     if isinstance(receipt, dict):
-        served = folder / "model.gguf" if (folder / "model.gguf").is_file() else folder
+        model = folder / "model.gguf" if (folder / "model.gguf").is_file() else folder
         if (folder / "adapter_config.json").is_file():
             raise RunFolderError(
                 f"{folder} holds an adapter, which is served only merged; type: distill export --to merged"
             )
-        tokenizer = loading.load_tokenizer(loading.materialise(str(served), say=console.say))
-        return _Target(str(served), str(receipt.get("template")), tokenizer, [])
+        tokenizer = loading.load_tokenizer(loading.materialise(str(model), say=console.say))
+        return _Target(str(model), str(receipt.get("template")), tokenizer, [])
     student = student_folder.current(folder)
     if not student_folder.is_student(student):
         raise RunFolderError(f"{folder} is no run with a student and no export; type: distill train {folder}")

@@ -84,8 +84,9 @@ def _plans(recipe: Recipe) -> list[StageForecast]:
         )
     if recipe.collect is not None and tasks:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
-    graded = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
-    plans += [_grading(options, recipe, graded, prompt + (most or 0)) for options in _judges(recipe) if graded]
+    graded_rows = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
+    if graded_rows:
+        plans += [_grading(options, recipe, graded_rows, prompt + (most or 0)) for options in _judges(recipe)]
     if recipe.compare is not None and (requests := _comparing(recipe.compare, recipe.held_out)):
         plans.append(StageForecast("compare", requests, requests * prompt, requests * most if most else None))
     if recipe.compare is not None and recipe.compare.judge is not None:

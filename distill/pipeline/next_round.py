@@ -8,11 +8,11 @@ lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,28 +64,28 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     `each` is how many seeds a cluster gives at most. Raises `RunFolderError` where the run was not compared, loses
     nothing, or a file is there already, `RecipeError` where its recipe has no teacher to collect from.
     """
-    loaded = load_recipe(run)
-    if loaded.main_teacher is None:
+    recipe = load_recipe(run)
+    if recipe.main_teacher is None:
         raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
     rows, what = _prompts_to_train(run)
     rows_file = run / "kept.jsonl"
     selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
     seeds = list(_seeds(selection, {session.id: session for session in read_sessions(rows_file)}, _held_out(run), each))
-    seeds += _own_seeds(loaded, FEWEST_SEEDS - len(seeds))
+    seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
     if not seeds:
         raise RunFolderError(f"{run}: no training row lies near what is lost; write seeds by hand: seeds/general.jsonl")
-    name = f"{loaded.name[:59]}-next"
-    recipe, file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
-    for path in (recipe, file):
+    name = f"{recipe.name[:59]}-next"
+    recipe_file, seeds_file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
+    for path in (recipe_file, seeds_file):
         if path.exists():
             raise RunFolderError(f"{path} is there already; remove it, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(file, seeds)
-    write_atomically(recipe, [_head(run), _recipe(loaded, run.resolve(), name, file, tasks)])
+    write_rows(seeds_file, seeds)
+    write_atomically(recipe_file, [_head(run), _recipe(recipe, run.resolve(), name, seeds_file, tasks)])
     return [
         *(_line(cluster, what) for cluster in selection),
-        f"{file}: {len(seeds)} seeds",
-        f"next: distill run {recipe}",
+        f"{seeds_file}: {len(seeds)} seeds",
+        f"next: distill run {recipe_file}",
     ]
 
 
@@ -99,12 +99,12 @@ def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], str]:
     if not path.is_file() or not (run / "kept.jsonl").is_file():
         raise RunFolderError(f"{run} was not trained and compared yet; type: distill run {run}")
     rows: list[Mapping[str, Any]] = sorted(read_jsonl(path), key=lambda row: row.get("outcome", {}).get("margin", 0.0))
-    if lost := [row for row in rows if row.get("coverage", {}).get("verdict", "fine") != "fine"]:
-        return lost, "lost"
-    gained = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
-    if not gained or not _is_behind(run):
+    if losses := [row for row in rows if row.get("coverage", {}).get("verdict", "fine") != "fine"]:
+        return losses, "lost"
+    gains = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
+    if not gains or not _is_behind(run):
         raise RunFolderError(f"{run}: the student loses on no prompt, so that nothing asks for another round")
-    return gained[: math.ceil(len(gained) / 3)], "gained least"
+    return gains[: math.ceil(len(gains) / 3)], "gained least"
 
 
 def _is_behind(run: Path) -> bool:
@@ -161,13 +161,12 @@ def _seeds(
             (one for row in cluster.rows for one in row["coverage"]["nearest"]), key=lambda one: -one["similarity"]
         )
         count = 0
-        for id in dict.fromkeys(one["id"] for one in near):
-            session = sessions.get(id)
-            if count == each or id in used_ids or session is None:
-                continue
+        for session in filter(None, (sessions.get(one["id"]) for one in near)):
             seed = _seed(session, f"next-{number}-{count}")
-            if seed is not None and held_out.near(comparable(asked_of(session))) is None:
-                used_ids.add(id)
+            if count == each or seed is None or session.id in used_ids:
+                continue
+            if held_out.near(comparable(asked_of(session))) is None:
+                used_ids.add(session.id)
                 count += 1
                 yield {**seed, "name": cluster.name.replace(" ", "_")}
 
@@ -181,24 +180,23 @@ def _seed(session: Session, id: str) -> dict[str, Any] | None:
     return {"id": id, "name": id, "instruction": turns["user"], "instances": instances, "is_classification": False}
 
 
-def _own_seeds(loaded: Recipe, count: int) -> list[dict[str, Any]]:
+def _own_seeds(recipe: Recipe, count: int) -> list[dict[str, Any]]:
     """The first of the run's own seeds, where there are too few to show."""
-    if count <= 0 or loaded.expand is None:
+    if count <= 0 or recipe.expand is None:
         return []
-    lines = Path(loaded.expand.seeds).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()][:count]
+    return list(islice(read_jsonl(Path(recipe.expand.seeds)), count))
 
 
-def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
+def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
     """The run's recipe with new seeds, the rows of the run beside what is collected, and the same held-out prompts.
 
     These are the file that the run was compared on, where its recipe names one, else the rows that it held out.
     """
-    document = loaded.document()
+    document = recipe.document()
     document.pop("files", None)
-    same = loaded.expand is not None and loaded.expand.strategy in SEEDED
+    same = recipe.expand is not None and recipe.expand.strategy in SEEDED
     before = document.get("expand", {}) if same else {"strategy": "self_instruct"}
-    target = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
+    target = tasks or (recipe.expand.tasks if recipe.expand is not None else 100)
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
     file = document.get("compare", {}).get("prompts")
     held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]

@@ -12,12 +12,12 @@ from distill.core import processes
 from distill.core.files import read_json, write_json
 from distill.core.student_folder import TRAINING, current
 from distill.errors import DistillError
-from distill.pipeline.parts import recorded
+from distill.pipeline.parts import recipe_of_record
 from distill.pipeline.stages import PIPELINE
 from distill.run import students
 from distill.run.context import Context
 from distill.run.decisive import completed
-from distill.run.endpoints import hire
+from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
 from distill.run.record import Run, RunRecord, StageRecord
 
@@ -30,7 +30,7 @@ def as_it_would_begin(context: Context, name: str) -> StageRecord:
     return StageRecord(revision=stage.REVISION, options=stage.options(context), inputs=inputs)
 
 
-def outdated(folder: Path, record: RunRecord) -> Iterator[str]:
+def revision_remarks(folder: Path, record: RunRecord) -> Iterator[str]:
     """A line for each finished stage that an older revision of its code has made."""
     for name, stage in PIPELINE.items():
         entry = record.stages.get(name)
@@ -59,10 +59,10 @@ def adopt(run: Run, context: Context) -> None:
 def _complete(context: Context, account: dict[str, Any]) -> None:
     """Give the finished stages of an account the options of its recipe; those whose parts are gone run again."""
     with suppress(DistillError):
-        loaded = recorded(account["recipe"], allowed=context.options.allowed)
-        before = replace(context, recipe=loaded, teachers=hire(loaded, context.folder, to_ask=False))
+        recipe = recipe_of_record(account["recipe"], allowed=context.options.allowed)
+        before = replace(context, recipe=recipe, teachers=teachers_of(recipe, context.folder, to_ask=False))
         for name, entry in account["stages"].items():
-            if entry.get("status") == "done" and name in stages_of(loaded):
+            if entry.get("status") == "done" and name in stages_of(recipe):
                 _note(before, name, account["stages"])
 
 

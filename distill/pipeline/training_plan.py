@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill.core import console
 from distill.errors import StageIncomplete
-from distill.pipeline.parts import load_recipe
+from distill.pipeline.parts import load_addressed
 from distill.pipeline.requirements import require_training_packages
 from distill.run.layout import stages_of
 from distill.train.options import TrainSettings
@@ -47,12 +47,11 @@ def _settings(
     path: Path, run_dir: Path | None, overrides: Iterable[str], allowed: Collection[str]
 ) -> tuple[Path, TrainSettings]:
     """The run folder and the training settings."""
-    loaded = load_recipe(path, overrides=overrides, allowed=allowed)
-    settings = settings_of(loaded)
+    recipe, folder = load_addressed(path, run_dir, overrides, allowed)
+    settings = settings_of(recipe)
     require_training_packages("distill train")
-    folder = run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
     if not (folder / "kept.jsonl").is_file():
-        stages = stages_of(loaded)
+        stages = stages_of(recipe)
         before = ",".join(stages[: stages.index("train")])
         into = f" --run-dir {run_dir}" if run_dir is not None else ""
         raise StageIncomplete(

@@ -58,10 +58,10 @@ class Context:
     folder: Path
     recipe: Recipe
     journal: Journal
-    teachers: Teachers | None
+    teachers: Teachers
     """A local one starts its server at the first request."""
     options: RunOptions = DEFAULTS
-    lost: Mapping[str, StageSends] = field(default_factory=dict)
+    lost_sends: Mapping[str, StageSends] = field(default_factory=dict)
     """By stage, sends that the journal has lost; their cost stays spent."""
     on_miss: Callable[[str, str, Question], None] | None = None
     """Called with the part of a stage that asks, a flow's name, and its first question without an answer in the
@@ -70,13 +70,12 @@ class Context:
 
 def stop_teacher(context: Context) -> None:
     """Stop local servers; they start again at the next request."""
-    if context.teachers is not None:
-        context.teachers.stop()
+    context.teachers.stop()
 
 
 def identity(context: Context, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
     """Options of the teachers and of the endpoints for `roles` that decide the answers, by key."""
-    return context.teachers.identity(roles) if context.teachers is not None else {}
+    return context.teachers.identity(roles)
 
 
 def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:
@@ -128,13 +127,12 @@ def engine_for(
 
 def bound(context: Context, providers: Mapping[str, Provider]) -> dict[str, BoundEndpoint]:
     """Providers with the limits and prices that the recipe gives those of their names."""
-    known = context.teachers.endpoints if context.teachers is not None else {}
+    known = context.teachers.endpoints
     return {name: replace(known.get(name) or BoundEndpoint(one), provider=one) for name, one in providers.items()}
 
 
 def _prices(context: Context) -> dict[str, TokenPrice]:
-    endpoints = context.teachers.endpoints if context.teachers is not None else {}
-    return {name: one.price for name, one in endpoints.items() if one.price is not None}
+    return {name: one.price for name, one in context.teachers.endpoints.items() if one.price is not None}
 
 
 def _budget(context: Context, stage: str) -> Budget:
@@ -149,8 +147,8 @@ def _budget(context: Context, stage: str) -> Budget:
 
 def spent(context: Context, stage: str | None) -> float:
     """USD spent so far by one stage, or by all, lost sends included; 0 without prices."""
-    lost = sum(sent.usd for of, sent in context.lost.items() if stage in (None, of))
-    return lost + spent_usd(context.journal.costs(), _prices(context), stage)
+    lost_sends = sum(sent.usd for of, sent in context.lost_sends.items() if stage in (None, of))
+    return lost_sends + spent_usd(context.journal.costs(), _prices(context), stage)
 
 
 def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
@@ -172,7 +170,6 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
 
 def _endpoints(context: Context, stage: str) -> dict[str, BoundEndpoint]:
     """Endpoints that a stage sends requests to; every role for a strategy that names none."""
-    assert context.teachers is not None
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
     cost = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
     return context.teachers.of_roles(getattr(cost, "roles", OTHER_ROLES) if section is not None else ())
@@ -192,7 +189,6 @@ def _require_no_open_batch(context: Context, stage: str) -> None:
 @contextmanager
 def asking(context: Context, stage: str, record: StageRecord, total: int | None) -> Iterator[Any]:
     """An engine for the teachers with a progress, whose tally ends up in the record however the stage ends."""
-    assert context.teachers is not None
     collect = context.recipe.collect
     is_batch = stage == "collect" and collect is not None and collect.mode == "batch" and context.on_miss is None
     if context.on_miss is None and not is_batch:
@@ -234,8 +230,8 @@ def account(context: Context, stage: str, record: StageRecord, engines: Sequence
         }
         for cost in costs
     ]
-    if (lost := context.lost.get(stage)) is not None:
+    if (lost_sends := context.lost_sends.get(stage)) is not None:
         free = {"prompt_tokens": 0, "completion_tokens": 0}
         record.costs.append(
-            {"teacher": "", "model": "", "outcome": "lost", "sends": lost.sends, **free, "usd": lost.usd}
+            {"teacher": "", "model": "", "outcome": "lost", "sends": lost_sends.sends, **free, "usd": lost_sends.usd}
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.jsonl import read_jsonl
+from distill.errors import one_line
 from distill.run.record import run_record
 from distill.types import Verdict
 
@@ -34,7 +35,7 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
     overlaps: dict[str, Counter[str]] = {}
     examples: dict[str, list[str]] = {}
     for id, verdicts in rows:
-        rows_by_rule.update({verdict.rule for verdict in verdicts})
+        rows_by_rule.update(list(dict.fromkeys(verdict.rule for verdict in verdicts)))
         codes = list(dict.fromkeys(_code(verdict) for verdict in verdicts if not verdict.keep))
         if not codes:
             continue
@@ -47,7 +48,7 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
     return {
         "by_rule": dict(first.most_common()),
         "against": dict(against.most_common()),
-        "measured": {rule: rows_by_rule[rule] for rule in _rules(rows)},
+        "measured": dict(rows_by_rule),
         "overlaps": {one: dict(others) for one, others in overlaps.items()},
         "examples": examples,
     }
@@ -55,10 +56,6 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
 
 def _code(verdict: Verdict) -> str:
     return f"{verdict.rule}/{verdict.reason}"
-
-
-def _rules(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> list[str]:
-    return list(dict.fromkeys(verdict.rule for _, verdicts in rows for verdict in verdicts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +109,14 @@ def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None
         counts = run_record(folder).counts("curate")
     if "rows" not in counts:
         return None
-    first, against = _numbers(counts.get("by_rule")), _numbers(counts.get("against"))
+    first, against = counts.get("by_rule") or {}, counts.get("against") or {}
     texts = _texts(folder / "dropped.jsonl", counts.get("examples") or {})
     codes = sorted(first | against, key=lambda code: (-first.get(code, 0), -against.get(code, 0), code))
-    losses = [_loss(code, first.get(code, 0), against.get(code, 0), texts.get(code, ())) for code in codes]
+    losses = []
+    for code in codes:
+        rule, _, reason = code.rpartition("/")
+        also = max(0, against.get(code, 0) - first.get(code, 0))
+        losses.append(Loss(rule, reason, first.get(code, 0), also, texts.get(code, ())))
     return Funnel(
         rows=counts["rows"],
         kept=counts.get("kept", 0),
@@ -123,18 +124,9 @@ def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None
         dropped=counts.get("dropped", 0),
         losses=losses,
         overlaps=_matrix(losses, counts.get("overlaps") or {}),
-        labels=_numbers(counts.get("labels")),
-        mended=_numbers(counts.get("mended")),
+        labels=counts.get("labels") or {},
+        mended=counts.get("mended") or {},
     )
-
-
-def _numbers(value: Any) -> dict[str, int]:
-    return {str(key): number for key, number in value.items()} if isinstance(value, Mapping) else {}
-
-
-def _loss(code: str, first: int, against: int, examples: Sequence[FunnelExample]) -> Loss:
-    rule, _, reason = code.rpartition("/")
-    return Loss(rule, reason, first, max(0, against - first), examples)
 
 
 def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
@@ -169,8 +161,7 @@ def _example(row: Mapping[str, Any], code: str) -> FunnelExample:
 
 
 def _opening(text: str) -> str:
-    line = " ".join(text[: 10 * SHOWN].split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return one_line(text[: 10 * SHOWN], SHOWN)
 
 
 def _why(verdict: Mapping[str, Any]) -> str:
@@ -185,7 +176,7 @@ def short(value: Any) -> str:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        return str(value)
+        number = math.nan
     if not math.isfinite(number):
         return str(value)
     return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.3g}"

@@ -18,7 +18,7 @@ from distill.core.embedded import EMBEDDED
 from distill.core.files import flatten, write_atomically
 from distill.core.student_folder import NEXT, current
 from distill.run import students
-from distill.run.cards import rendered
+from distill.run.cards import render
 from distill.run.dataset_card import dropped_by_rule
 from distill.run.reading import json_object, validated
 from distill.run.record import RunRecord, read_record
@@ -65,21 +65,21 @@ def card(
     *,
     form: str = "student",
     receipt: Mapping[str, Any] | None = None,
-    made: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> str:
     """The whole card. `form` is what lies beside it: `student` (the run's own folder) or the name of an export.
 
-    It describes the current student by the training that made it, whatever has begun since; with `made`, as
+    It describes the current student by the training that made it, whatever has begun since; with `training`, as
     `students.account` returns it, the student that is about to replace it. Raises `RunFolderError` for no run.
     """
     whole = read_record(run)
-    base = json_object((current(run) if made is None else run / NEXT) / "base.json")
-    compared = made is None and is_compared(run, whole)
-    origin = made if made is not None else students.training(run, whole) or {}
-    stages = {**origin.get("stages", {}), **({"compare": whole["stages"]["compare"]} if compared else {})}
+    base = json_object((current(run) if training is None else run / NEXT) / "base.json")
+    has_scores = training is None and is_compared(run, whole)
+    origin = training if training is not None else students.training(run, whole) or {}
+    stages = {**origin.get("stages", {}), **({"compare": whole["stages"]["compare"]} if has_scores else {})}
     record = validated(RunRecord, {**origin, "stages": stages}, run / "run.json")
     recipe, name = dict(record.recipe), str(whole.get("name") or run.name)
-    return rendered(
+    return render(
         "model_card.md.jinja",
         _head(name, form, base),
         name=name,
@@ -89,7 +89,7 @@ def card(
         teachers=[_model_name(teacher.get("model")) for teacher in record.all_teachers],
         form=form,
         code=_code(form, receipt or {}, str((recipe.get("collect") or {}).get("system") or "")),
-        scores=read_scores(run) if compared else None,
+        scores=read_scores(run) if has_scores else None,
         models=MODELS,
         training=[(key, value) for key, value in flatten(recipe.get("train") or {}).items() if value is not None],
         dropped=dropped_by_rule(record, recipe),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
-from distill.run.reading import validated
+from distill.run.reading import json_object, validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
 FORMAT = 2
@@ -167,12 +166,12 @@ class Run:
         With `new_journal` what is missing is noted as lost, and stays spent. Raises `RunFolderError` without it: else
         all that is missing would be bought again, from a budget that begins anew.
         """
-        in_journal, lost = journal.sent(), self.lost
-        losses = {
-            stage: StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
-            for stage, sent in _sends_of(self._record).items()
-            if sent.sends > (here := in_journal.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
-        }
+        in_journal, lost, none = journal.sent(), self.lost_sends, StageSends()
+        losses = {}
+        for stage, sent in _sends_of(self._record).items():
+            here = in_journal.get(stage, none)
+            if sent.sends > here.sends + lost.get(stage, none).sends:
+                losses[stage] = StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
         if losses and not new_journal:
             raise RunFolderError(_loss(journal.path, losses, in_journal))
         if losses:
@@ -180,18 +179,17 @@ class Run:
         self.note(in_journal)
 
     @property
-    def lost(self) -> dict[str, StageSends]:
+    def lost_sends(self) -> dict[str, StageSends]:
         """By stage, the sends of journals that are gone."""
         return {stage: StageSends(**sent) for stage, sent in self._record.get("lost", {}).items()}
 
     def note(self, in_journal: Mapping[str, StageSends]) -> None:
         """Write what each stage has sent by the journal, and by those that are lost."""
-        lost = self.lost
-        stages = dict.fromkeys((*in_journal, *lost))
-        both = {stage: (in_journal.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
-        sent = {
-            stage: asdict(StageSends(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()
-        }
+        lost_sends, none = self.lost_sends, StageSends()
+        sent = {}
+        for stage in dict.fromkeys((*in_journal, *lost_sends)):
+            here, gone = in_journal.get(stage, none), lost_sends.get(stage, none)
+            sent[stage] = asdict(StageSends(here.sends + gone.sends, here.usd + gone.usd))
         with self._writing:
             if sent != self._record.get("sent", {}):
                 self._record["sent"] = sent
@@ -230,25 +228,14 @@ def versions() -> dict[str, str]:
     """Versions of the packages that decide results, as installed; read without importing them."""
     by_package = {}
     for package in REPORTED_PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             by_package[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return by_package
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{path} cannot be read ({error}); delete it: the stages run again, the answers stay bought"
-        ) from error
-    if not isinstance(record, dict):
-        raise RunFolderError(f"{path} is no JSON object; delete it: the stages run again, the answers stay bought")
+    record = json_object(path, advice="delete it: the stages run again, the answers stay bought")
     if record.get("format", 1) > FORMAT:
         raise RunFolderError(
             f"{path} has format {record['format']}, of a newer distill ({record.get('version')}); this one"

@@ -50,11 +50,12 @@ def sha256(run: Path, name: str) -> str | None:
 
 def _student_sha256(folder: Path) -> str:
     files = ((str(file), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
-    return _hashed(folder, tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files))
+    marks = tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files)
+    return _tree_hash(folder, marks)
 
 
 @cache
-def _hashed(folder: Path, _files: tuple[Any, ...]) -> str:
+def _tree_hash(folder: Path, _files: tuple[Any, ...]) -> str:
     """Whole weights are large, and asked about several times in a command."""
     return tree_sha256(folder, without=(TRAINING, CHECKPOINTS))
 
@@ -118,11 +119,12 @@ def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     last = record.get("stages", {}).get("train") or {}
     candidates = [read_json(current(run) / TRAINING), record.get("student"), account(run, record, last)]
-    digest = sha256(run, STUDENT)
-    return next((one for one in candidates if digest is not None and _is_account(one) and _made(one) == digest), None)
+    if (digest := sha256(run, STUDENT)) is None:
+        return None
+    return next((one for one in candidates if _is_account(one) and _student_digest(one) == digest), None)
 
 
-def _made(account: Mapping[str, Any]) -> str | None:
+def _student_digest(account: Mapping[str, Any]) -> str | None:
     """The SHA-256 of the student that a training has ended with."""
     train = account["stages"]["train"]
     digest: str | None = (train.get("outputs") or {}).get(STUDENT)

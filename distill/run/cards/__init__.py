@@ -20,7 +20,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>|#!~&$])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
 
-def rendered(template: str, head: Mapping[str, Any], **values: Any) -> str:
+def render(template: str, head: Mapping[str, Any], **values: Any) -> str:
     """A README.md: the YAML `head`, and a template of this folder with its `values`."""
     front = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)
     text = _environment().get_template(template).render(**values).strip()
@@ -42,7 +42,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "basename": lambda path: Path(str(path)).name,
         "decimal": lambda value: f"{value:.3f}" if isinstance(value, (int, float)) else "—",
-        "fenced": fenced,
+        "fenced": fence,
         "number": lambda value: f"{value:,}" if isinstance(value, (int, float)) else "—",
         "plain": lambda value, longest: Markup(plain(value, longest=longest)),
         "share": lambda value, decimals=0: f"{value:.{decimals}%}" if isinstance(value, (int, float)) else "—",
@@ -57,7 +57,7 @@ def plain(value: Any, *, longest: int = MAX_TEXT) -> str:
     return _MARKUP.sub(r"\\\1", text).replace("://", ":\u200b//").replace("@", "@\u200b")
 
 
-def fenced(text: str, language: str) -> Markup:
+def fence(text: str, language: str) -> Markup:
     """A block of code whose fence is longer than any in it."""
     from markupsafe import Markup
 
