@@ -1,6 +1,6 @@
 """A conversation with a run's student and its teacher side by side; `distill.cli.chat` is its terminal.
 
-What is said stays in memory. A local server for the teacher starts at the first line and stops at the end.
+The conversation stays in memory. A local server for the teacher starts at the first line and stops at the end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from distill.types import Message, Model, Request, Sampling, Session
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns of each side, and the endpoint that answers for it."""
+    """The turns of each side, and what asks its endpoint."""
 
     ask: Callable[[Model, tuple[Message, ...], Sampling], str]
     sides: list[Model]
@@ -38,7 +38,7 @@ class Conversation:
     turns: dict[Model, list[Message]] = field(default_factory=dict)
 
     def answers(self, line: str) -> Iterator[tuple[Model, str]]:
-        """The answer of every side to a line; a side without one says why, and forgets the line."""
+        """The answer of every side to a line, or why there is none; the line is then left out of its turns."""
         for side in self.sides:
             turns = self.turns.setdefault(side, [])
             turns.append(Message("user", line))
@@ -85,7 +85,7 @@ def opened(run: Path) -> Iterator[Conversation]:
 def _answer(
     journal: Journal, providers: Mapping[str, Any], side: Model, messages: tuple[Message, ...], sampling: Sampling
 ) -> str:
-    """One answer of one side. Raises `DistillError` where there is none."""
+    """One side's answer. Raises `DistillError` where there is none."""
     engine = Engine(journal, {side: BoundEndpoint(providers[side])}, progress=Silent(), stage="chat")
     question = Request(role=side, messages=messages, sampling=sampling, replica=len(messages))
     (outcome,) = engine.run([("chat", partial(answer_to, question))])

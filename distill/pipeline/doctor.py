@@ -1,4 +1,4 @@
-"""The `doctor` command: examines this machine or an endpoint, and says what to install or change."""
+"""The `doctor` command: examines this machine, an endpoint or a run, and says what to install or change."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from distill.run.record import versions
 from distill.types import Session
 
 LISTING_SECONDS = 10.0
-"""How long an endpoint may take to list its models."""
+"""Time limit for listing an endpoint's models."""
 NEEDED_GB = 4.0
-"""Memory that the quickstart may take; it was seen to take 3.2 to 3.5 GB."""
+"""Memory for the quickstart; measured: 3.2 to 3.5 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +54,17 @@ class Listing:
     finding: Finding
     models: tuple[str, ...] = ()
     usable: bool = True
-    """Whether it makes sense to ask a model there."""
+    """Whether a model there can be asked."""
 
 
 def examine(url: str | None, *, model: str | None = None, api_key_env: str | None = None) -> bool:
-    """Print what was found; returns whether nothing is missing. An endpoint is asked what it honours.
+    """Print findings on this machine, and on the endpoint at `url`; returns whether nothing is missing.
 
-    Raises `RecipeError` for what is no address and for a key variable that is not set, before anything is looked at,
-    and `EndpointError` for an endpoint that lists its models but answers no question.
+    Raises `RecipeError` for an invalid address or a key variable that is not set, before anything is examined, and
+    `EndpointError` for an endpoint that lists its models but does not answer.
     """
     if url is None and (model or api_key_env):
-        raise RecipeError("--model and --api-key-env are about an endpoint; give its URL as well")
+        raise RecipeError("--model and --api-key-env need the URL of an endpoint")
     api_key = credentials.secret(api_key_env, "--api-key-env")
     address = normalise_url(url) if url is not None else ""
     findings = [_python(), *_packages(), _memory(), _cache()]
@@ -85,14 +85,14 @@ def _examine_endpoint(url: str, address: str, model: str | None, api_key: str | 
     if model is None or not listing.usable:
         _print(listing.finding)
         if listing.usable:
-            _print(Finding(False, "a model was to be asked what it honours: say which with --model NAME"))
+            _print(Finding(False, "no model to probe: name one with --model NAME"))
         return False
     _print(Finding(True, listing.finding.what))
-    ask_what_it_honours(url, model, api_key=api_key)
+    probe_endpoint(url, model, api_key=api_key)
     return True
 
 
-def ask_what_it_honours(
+def probe_endpoint(
     url: str,
     model: str,
     *,
@@ -100,7 +100,7 @@ def ask_what_it_honours(
     headers: Mapping[str, str] | None = None,
     timeout_seconds: float = probe.CALL_SECONDS,
 ) -> probe.Findings:
-    """Probe an endpoint, print the table and keep it."""
+    """Probe an endpoint, print the table and cache it."""
     console.say(f"asking {normalise_url(url)} at most {probe.MOST_CALLS} tiny questions to see what it honours")
     findings = probe.probe(url, model, api_key=api_key, headers=headers, timeout_seconds=timeout_seconds)
     for line in probe.table(findings):
@@ -145,7 +145,7 @@ def _cache() -> Finding:
 
 
 def examine_teachers(recipe: Recipe) -> None:
-    """Probe each endpoint that a recipe's teachers are asked at, and say what of the recipe it ignores.
+    """Probe the endpoint of each teacher, and print which options of the recipe it ignores.
 
     Raises `RecipeError` for a key variable that is not set and `EndpointError` for an endpoint that does not answer.
     """
@@ -154,7 +154,7 @@ def examine_teachers(recipe: Recipe) -> None:
     for teacher in recipe.teachers:
         if teacher.base_url is None:
             continue
-        findings = ask_what_it_honours(
+        findings = probe_endpoint(
             teacher.base_url,
             teacher.model,
             api_key=credentials.secret(teacher.api_key_env, "teacher.api_key_env"),
@@ -195,17 +195,17 @@ class _Target:
     """A student to examine."""
 
     model: str
-    """As `distill serve` takes it."""
+    """The argument for `distill serve`."""
     template: str
     tokenizer: Any
     sessions: list[Session]
 
 
 def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | None = None) -> bool:
-    """Print whether trainer, saved chat template and server ask a student in the same tokens; returns whether they do.
+    """Print whether trainer, saved chat template and server give the student the same tokens; returns whether they do.
 
     `folder` is a run with a student, or an export with whole weights; `at` is the address of a server that runs it,
-    with its key in the variable `api_key_env`; else one is started. Raises `RunFolderError` for other folders,
+    with its key in the variable `api_key_env`, else one is started. Raises `RunFolderError` for other folders,
     `ServerError` and `EndpointError` for the server.
     """
     require_training_packages("doctor")

@@ -1,9 +1,9 @@
-"""The `next` command: seeds and a recipe for another round, from prompts that the student loses.
+"""The `next` command: seeds and a recipe for another round, from the prompts on which the student does worst.
 
-For a student that beats its base everywhere, the prompts on which it gained least.
+These are the prompts that it lost, or, where it beats its base on all of them, those on which it gained least.
 
-Nothing that is held out goes into a seed: the seeds are training rows, and seeds of the run, that lie nearest to the
-lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
+Nothing held out goes into a seed: seeds are the training rows nearest to those prompts, and seeds of the run itself,
+none with a ROUGE-L over 0.7 to a held-out prompt.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from distill.types import Session
 SEEDED = ("self_instruct", "alpaca", "evol_instruct")
 """Strategies that grow tasks from seeds."""
 ALIKE = 0.15
-"""The cosine from which two lost prompts are of one cluster."""
+"""Least cosine similarity (TF-IDF) of two prompts of one cluster."""
 NEAR = 0.7
-"""ROUGE-L over which a row is too near to a held-out prompt to be a seed (Self-Instruct's bound of novelty)."""
+"""ROUGE-L above which a row is too near to a held-out prompt to be a seed (Self-Instruct's novelty threshold)."""
 FEWEST_SEEDS = 8
-"""The number that Self-Instruct shows at once."""
+"""The examples in one prompt of Self-Instruct."""
 UNTAUGHT = 1.5
-"""Weight of a lost prompt without training rows nearby."""
+"""Weight of a prompt without training rows nearby."""
 WORDS = 4
 """Words in a cluster's name."""
 
 
 @dataclass(slots=True)
 class Cluster:
-    """Similar prompts that the student lost."""
+    """Similar prompts on which the student did badly."""
 
     leader: Mapping[str, float]
     """The vector of its worst prompt."""
@@ -54,26 +54,28 @@ class Cluster:
 
     @property
     def need(self) -> float:
-        """Weight of the cluster: its prompts, those without training nearby counted more."""
+        """Weight of the cluster: its prompts, those without training rows nearby counting more."""
         return sum(UNTAUGHT if _is_untaught(row) else 1.0 for row in self.rows)
 
 
 def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
-    """Write NAME-next.yaml and NAME-next-seeds.jsonl into the folder `out`; returns what to say of them.
+    """Write NAME-next.yaml and NAME-next-seeds.jsonl into the folder `out`; returns lines about them.
 
-    `each` is how many seeds a cluster gives at most. Raises `RunFolderError` where the run was not compared, loses
-    nothing, or a file is there already, `RecipeError` where its recipe has no teacher to collect from.
+    `each` is the most seeds per cluster. Raises `RunFolderError` where the run was not compared, lost no prompt, or a
+    file exists already, `RecipeError` where its recipe has no teacher to collect from.
     """
     recipe = load_recipe(run)
     if recipe.main_teacher is None:
-        raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
+        raise RecipeError(f"{run}: its recipe has no `teacher` to collect from")
     rows, what = _prompts_to_train(run)
     rows_file = run / "kept.jsonl"
     selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
     seeds = list(_seeds(selection, {session.id: session for session in read_sessions(rows_file)}, _held_out(run), each))
     seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
     if not seeds:
-        raise RunFolderError(f"{run}: no training row lies near what is lost; write seeds by hand: seeds/general.jsonl")
+        raise RunFolderError(
+            f"{run}: no training row is near the lost prompts; write seeds by hand, like seeds/general.jsonl"
+        )
     name = f"{recipe.name[:59]}-next"
     recipe_file, seeds_file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
     for path in (recipe_file, seeds_file):
@@ -90,10 +92,10 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
 
 
 def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], str]:
-    """The lines of answers.jsonl that ask for more, the worst first, and what to call them.
+    """The rows of answers.jsonl that call for more training, worst first, and a word for them.
 
-    Those that the student lost; where it is better than its base on all of them and still far from the teacher, the
-    third of them on which it gained least.
+    They are those that the student lost; where it beats its base on all of them and is still far from the teacher, the
+    third on which it gained least.
     """
     path = run / "answers.jsonl"
     if not path.is_file() or not (run / "kept.jsonl").is_file():
@@ -103,12 +105,12 @@ def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], str]:
         return losses, "lost"
     gains = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
     if not gains or not _is_behind(run):
-        raise RunFolderError(f"{run}: the student loses on no prompt, so that nothing asks for another round")
+        raise RunFolderError(f"{run}: the student loses on no prompt, so there is nothing to train on in another round")
     return gains[: math.ceil(len(gains) / 3)], "gained least"
 
 
 def _is_behind(run: Path) -> bool:
-    """Whether the measure that leads says that a part of the way to the teacher is left, beyond noise."""
+    """Whether the leading measure shows a remaining gap to the teacher beyond noise."""
     lead = require_scores(run).leading
     gap = lead.gap_closed if lead is not None else None
     return gap is not None and gap.high is not None and gap.high < 1.0
@@ -123,7 +125,7 @@ def _question(row: Mapping[str, Any]) -> str:
 
 
 def _clusters(rows: Sequence[Mapping[str, Any]]) -> list[Cluster]:
-    """Each prompt joins the first cluster whose leader is like it, else leads one; the worst prompts lead."""
+    """Greedy clusters: each prompt joins the first one whose leader is similar, else leads a new one; worst first."""
     weights = Weights.of(map(_question, rows))
     clusters: list[Cluster] = []
     for row in rows:
@@ -181,16 +183,16 @@ def _seed(session: Session, id: str) -> dict[str, Any] | None:
 
 
 def _own_seeds(recipe: Recipe, count: int) -> list[dict[str, Any]]:
-    """The first of the run's own seeds, where there are too few to show."""
+    """The first `count` of the run's own seeds, to fill up."""
     if count <= 0 or recipe.expand is None:
         return []
     return list(islice(read_jsonl(Path(recipe.expand.seeds)), count))
 
 
 def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
-    """The run's recipe with new seeds, the rows of the run beside what is collected, and the same held-out prompts.
+    """The run's recipe with new seeds, with the run's rows as a source, and with the same held-out prompts.
 
-    These are the file that the run was compared on, where its recipe names one, else the rows that it held out.
+    These are the file of `compare.prompts`, where the recipe has it, else the rows that the run held out.
     """
     document = recipe.document()
     document.pop("files", None)
@@ -217,7 +219,7 @@ def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
 
 
 def _contamination_rule(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
-    """The rule that keeps held-out prompts out of training: the run's own with more files, else one of prompts."""
+    """A rule that drops rows near held-out prompts: the recipe's own with more files, else a new one."""
     own = next(
         (rule for rule in rules if rule["filter"] == "contamination"), {"filter": "contamination", "on": "prompt"}
     )
@@ -226,8 +228,8 @@ def _contamination_rule(rules: Iterable[Mapping[str, Any]], held_out: Sequence[s
 
 def _head(run: Path) -> str:
     return (
-        f"# The round after {run.name}: seeds near what its student lost, its rows beside the new ones, and the same\n"
-        "# held-out prompts, from which no seed was made. Answers that were bought for that run are not bought again.\n"
+        f"# The round after {run.name}: seeds near the prompts that its student lost, its rows beside the\n"
+        "# new ones, and the same held-out prompts, from which no seed was made. None of its answers is bought again.\n"
     )
 
 

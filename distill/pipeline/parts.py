@@ -58,7 +58,7 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
 
 
 Source: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Recipe
-"""A recipe's file, a run folder, a shipped recipe's bare name, what a recipe's file holds, or a loaded recipe."""
+"""A recipe's file, a run folder, the bare name of a shipped recipe, the contents of a recipe's file, or a recipe."""
 Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
 """Changes to a recipe: `["train.epochs=3"]`, or `{"train.epochs": 3}`."""
 
@@ -66,7 +66,7 @@ Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
 def load_recipe(
     source: Source, *, overrides: Overrides = (), allowed: Collection[str] = (), importing: bool = True
 ) -> Recipe:
-    """A recipe, validated whole: of a file, a run folder, a shipped one by its bare name, or of the values themselves.
+    """A validated recipe, from a file, a run folder, the bare name of a shipped one, or its values.
 
     `allowed` are packages whose code it may name; with `importing=False` that code is accepted without importing it.
     Keys of a run's own copy that are unknown now are left out with a line each. Raises `RecipeError` with a line for

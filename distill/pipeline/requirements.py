@@ -24,16 +24,16 @@ TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "da
 
 
 def require(recipe: Recipe, stages: Sequence[str], allowed: Collection[str]) -> None:
-    """Check for everything that must be there before these stages run.
+    """Check that everything these stages need is present.
 
-    Raises `MissingPackage` for a package that is not installed, `RecipeError` for an unknown task of lm-eval, and where
-    a launcher has started several processes for more than training.
+    Raises `MissingPackage` for a package that is not installed; `RecipeError` for an unknown task of lm-eval, and where
+    a launcher has started several processes for stages other than train.
     """
     if recipe.train is not None and "train" in stages:
         require_trackers(recipe.train.options.report_to)
     if processes.count() > 1 and list(stages) != ["train"]:
         raise RecipeError(
-            f"a launcher has started {processes.count()} processes of distill, and only training is shared by several; "
+            f"a launcher has started {processes.count()} processes of distill, but only training runs in several; "
             "type: accelerate launch -m distill train RUN, and the other commands without accelerate"
         )
     compares = "compare" in stages and compares_here(recipe)
@@ -47,7 +47,7 @@ def require(recipe: Recipe, stages: Sequence[str], allowed: Collection[str]) -> 
 def require_roles(file: str | Path, recipe: Recipe) -> None:
     """Raise `RecipeError` where a shipped curation rule asks a model that the recipe does not have."""
     has = {"judge": recipe.teacher is not None, "base": recipe.student is not None}
-    needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}
+    needs = {"judge": "a `teacher` to grade (or a `judge`)", "base": "a `student`, whose model it asks"}
     for rule in recipe.curate or ():
         part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
         if not has.get(role := getattr(part, "role", ""), True):
@@ -62,7 +62,7 @@ def require_training_packages(command: str) -> None:
 
 
 def require_benchmarks(recipe: Recipe) -> None:
-    """Raise `MissingPackage` where compare wants lm_eval and it is not installed, `RecipeError` for an unknown task."""
+    """Raise `MissingPackage` where compare needs lm_eval and it is not installed, `RecipeError` for an unknown task."""
     if recipe.compare is None or recipe.compare.lm_eval is None:
         return
     if find_spec(LM_EVAL) is None:
@@ -73,7 +73,7 @@ def require_benchmarks(recipe: Recipe) -> None:
 
 
 def warnings(recipe: Recipe) -> list[str]:
-    """A line for each variable and package that the run will need and that is not there."""
+    """A line for each environment variable and package that the run will need and that is missing."""
     texts = [
         f"warning: {section}.{key}: the variable {credentials.shown(name)} is not set; the run will need it"
         for section, one in recipe.asked.items()
@@ -86,17 +86,17 @@ def warnings(recipe: Recipe) -> list[str]:
 
 
 def literal_secrets(recipe: Recipe) -> list[str]:
-    """A line for each secret that stands in a recipe itself."""
+    """A line for each secret written in the recipe itself."""
     return [
-        f"{section}: a secret stands in the recipe itself ({name}); it is struck out of the run folder's copy, which "
-        "then cannot be run: put it into an environment variable, and write $NAME in its place"
+        f"{section}: a secret is written in the recipe itself ({name}); it is redacted in the run folder's copy, "
+        "which then cannot be run: put it into an environment variable, and write $NAME in its place"
         for section, one in recipe.asked.items()
         for name, _ in one.literals
     ]
 
 
 def known_faults(recipe: Recipe) -> list[str]:
-    """Options that the teachers' endpoints ignore, by the findings in the cache; sends nothing."""
+    """Options that the teachers' endpoints ignore, by cached probe results; sends nothing."""
     texts = [f"warning: {line}" for line in literal_secrets(recipe)]
     for teacher in recipe.teachers:
         findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
@@ -135,13 +135,13 @@ def ignored_options(recipe: Recipe, teacher: Teacher, findings: Findings) -> lis
 
 
 def serves_here(recipe: Recipe) -> bool:
-    """Whether a teacher is a model that this process starts, which needs torch."""
+    """Whether the recipe has a model served by this process, which needs torch."""
     others = (recipe.roles | recipe.respondents).values()
     return any(one.serve == "transformers" for one in (*recipe.teachers, *others))
 
 
 def compares_here(recipe: Recipe) -> bool:
-    """Whether compare asks a model that this process loads: the student or its base."""
+    """Whether compare loads the student or its base into this process."""
     section = recipe.compare
     return section is not None and any(
         getattr(section, side) is None and side not in section.answers for side in ("student", "base")

@@ -26,7 +26,7 @@ from distill.run.record import Run, journal_of, opened, run_record
 from distill.run.remarks import headline, student_remark
 
 MOST_CHANGES = 4
-"""Changes named when a stage runs again."""
+"""Changes listed when a stage runs again."""
 
 
 def run_recipe(
@@ -39,15 +39,15 @@ def run_recipe(
 ) -> Path:
     """Run a recipe's stages that are not current; returns the run folder.
 
-    Stages of `options.redo` run again although they are current: train then starts over, and collect is answered from
-    the journal. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted` with everything finished kept.
+    Stages of `options.redo` run again although they are current: train starts over, and collect is answered from the
+    journal. Raises `RecipeError` for a bad recipe; `BudgetStop` and `Interrupted`, with everything finished kept.
     """
     recipe, folder = load_addressed(source, run_dir, overrides, options.allowed)
     names = _selection(recipe, stages)
     for name in options.redo:
         _require_known(name)
         if name not in names:
-            raise RecipeError(f"redo: {name} is not among the stages of this command, which are: {', '.join(names)}")
+            raise RecipeError(f"redo: {name} is not a stage of this command; its stages are {', '.join(names)}")
     require(recipe, names, options.allowed)
     teachers = teachers_of(recipe, folder)
     for line in known_faults(recipe):
@@ -67,9 +67,9 @@ def run_recipe(
 def cancel_batches(
     path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), options: RunOptions = DEFAULTS
 ) -> None:
-    """Cancel what the run has open at a provider's batch interface; what was finished is kept, for it is paid.
+    """Cancel the run's open batches at the provider; answers that are finished are paid for, and kept.
 
-    Raises `StoppedPending` where a provider takes its time and `options.wait` is False.
+    Raises `StoppedPending` where the provider has not cancelled them yet and `options.wait` is False.
     """
     recipe, folder = load_addressed(path, run_dir, overrides, ())
     with (
@@ -83,7 +83,7 @@ def cancel_batches(
 
 @contextmanager
 def _journal(run: Run, recipe: Recipe, new_journal: bool) -> Iterator[Journal]:
-    """The run's journal, and behind it those that it may reuse; an empty one in processes that may not write."""
+    """The run's journal, with those it may reuse; an empty one in processes that may not write."""
     with ExitStack() as journals:
         reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in recipe.reuse]
         if processes.is_first():
@@ -133,7 +133,7 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
             and earlier == "train"
             and student_folder.is_student(student_folder.current(context.folder))
         ):
-            continue  # one that is there stays in use until another is finished
+            continue  # a finished student stays in use until the next one is finished
         if entry is None or entry["status"] in ("running", "failed"):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
         if entry["status"] == "partial" and not (context.options.accept_partial or entry["detail"] == ACCEPTABLE):

@@ -15,14 +15,14 @@ from distill.recipe import Recipe
 
 STARTER = "quickstart"
 NOT_COMPARED = ("name", "files", "reuse")
-"""Keys that say where a run is, not what it does."""
+"""Keys about where a run is, not what it does."""
 
 
 def init(folder: Path, *, like: str | None = None, name: str | None = None) -> list[str]:
-    """Copy a shipped recipe, its comments with it, into a folder; returns what to do next.
+    """Copy a shipped recipe with its comments into a folder; returns lines about it and what to type next.
 
-    The shipped seeds and prompts that it names are copied beside it, so that they can be changed. Raises
-    `RecipeError` for an unknown name, `RunFolderError` where a file is there already.
+    The shipped seeds and prompts that it refers to are copied beside it, to be changed. Raises `RecipeError` for an
+    unknown name, `RunFolderError` where the recipe exists already.
     """
     original = like or STARTER
     if original not in shipped():
@@ -46,7 +46,7 @@ def init(folder: Path, *, like: str | None = None, name: str | None = None) -> l
 
 
 def _copies(recipe: Recipe, folder: Path) -> Iterator[Path]:
-    """The shipped files that a recipe names, copied under the same relative path."""
+    """The shipped files of a recipe, copied under the same relative path."""
     root = assets.root() / "prompts"
     for path in map(Path, recipe.files):
         if path.is_relative_to(root):

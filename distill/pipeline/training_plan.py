@@ -17,7 +17,7 @@ from distill.train.stage import kept_sessions, settings_of, training_packages
 def plan(
     path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), allowed: Collection[str] = ()
 ) -> Iterator[str]:
-    """Lines on what training a run's kept rows would take, by formula and by one measured pass; writes nothing.
+    """Memory and time of training on a run's kept rows, by formula and by one measured pass; writes nothing.
 
     Raises `StageIncomplete` where there are no kept rows, and what training would raise.
     """
@@ -35,7 +35,7 @@ def show_masks(
     overrides: Iterable[str] = (),
     allowed: Collection[str] = (),
 ) -> None:
-    """Check the masks of all of a run's kept rows and show `count` of them; writes nothing."""
+    """Check the loss masks of all kept rows and print `count` of them; writes nothing."""
     folder, settings = _settings(path, run_dir, overrides, allowed)
     with training_packages():
         from distill.train import plan

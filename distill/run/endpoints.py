@@ -29,7 +29,7 @@ class RecipeEndpoint:
     section: Teacher
     provider: Any
     name: str
-    """In the engine: `teacher`, or `teacher:NAME` among several; else its role."""
+    """Its name in the engine: `teacher`, or `teacher:NAME` among several, else its role."""
 
     def bound(self) -> BoundEndpoint:
         """The provider with the limits and the price of its section."""
@@ -56,7 +56,7 @@ class Teachers:
 
     @property
     def main(self) -> RecipeEndpoint:
-        """The one that expands."""
+        """The first teacher, which answers expand."""
         return self.all[0]
 
     def __iter__(self) -> Iterator[RecipeEndpoint]:
@@ -64,7 +64,7 @@ class Teachers:
 
     @property
     def endpoints(self) -> dict[str, BoundEndpoint]:
-        """By name in the engine, a role's or a teacher's; the main teacher plays every role without another."""
+        """By name in the engine; the main teacher plays each role without an endpoint of its own."""
         roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.all else {}
         by_role = roles | {one.name: one for one in (*self.all, *self.others)}
         return {name: one.bound() for name, one in by_role.items()}
@@ -75,7 +75,7 @@ class Teachers:
         return {name: endpoint for name, endpoint in self.endpoints.items() if name not in absent}
 
     def pick(self, task: Task) -> RecipeEndpoint:
-        """The teacher of a task: one of those that name its kind, else of those that name none, drawn by weight.
+        """The teacher of a task, drawn by weight from those with its kind in `kinds`, else from those without `kinds`.
 
         The choice is a hash of the seed and the task's id, so that it depends on no other task and on no load.
         """
@@ -85,7 +85,7 @@ class Teachers:
         return candidates[weighted_choice([one.section.weight for one in candidates], f"{self.seed}:{task.id}")]
 
     def stop(self) -> None:
-        """Stop servers that distill started; they start again at the next request."""
+        """Stop the servers that distill has started; each starts again at its next request."""
         for one in (*self.all, *self.others):
             if (stop := getattr(one.provider, "stop", None)) is not None:
                 stop()
@@ -107,7 +107,7 @@ class Teachers:
         ]
 
     def identity(self, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
-        """The options of the teachers, and of the given roles, that decide the answers: model, sampling, assignment."""
+        """The options of the teachers and roles that determine the answers: model, sampling, assignment."""
         decisive: dict[str, Any] = {}
         for one in self.all:
             key = ROLE if len(self.all) == 1 else f"{ROLE}.{one.section.called}"
@@ -127,7 +127,7 @@ def _decisive(one: RecipeEndpoint, key: str) -> dict[str, Any]:
 
 
 def weighted_choice(weights: Sequence[float], of: str) -> int:
-    """An index drawn by weight, from a hash: the same for the same text, on every machine."""
+    """An index drawn by weight from a hash of `of`: the same on every machine."""
     share = hash_share(of) * sum(weights)
     for index, weight in enumerate(weights):
         share -= weight
@@ -150,7 +150,7 @@ def teachers_of(recipe: Recipe, folder: Path, *, to_ask: bool = True) -> Teacher
 
 
 def _others(recipe: Recipe, teachers: Sequence[RecipeEndpoint], folder: Path, to_ask: bool) -> Iterator[RecipeEndpoint]:
-    """The endpoints of the other roles; a model that is served anyway is not served twice."""
+    """The endpoints of the other roles; roles of the same model share one server."""
     servers: dict[tuple[str, str | None], Any] = {
         (one.section.model, one.section.serve): one.provider for one in teachers if one.section.serve is not None
     }

@@ -1,4 +1,4 @@
-"""Reads JSON files of a run folder as typed values; a damaged one is reported in one line."""
+"""Reads JSON files of a run folder as typed values; reports a damaged one in one line."""
 
 from __future__ import annotations
 

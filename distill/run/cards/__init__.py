@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MAX_TEXT = 300
-"""Characters shown of a foreign text."""
+"""The most characters of a foreign text."""
 _MARKUP = re.compile(r"([\\`*_\[\]<>|#!~&$])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
@@ -51,14 +51,14 @@ def _environment() -> Environment:
 
 
 def plain(value: Any, *, longest: int = MAX_TEXT) -> str:
-    """A foreign text as Markdown on one line: shown, and never interpreted."""
+    """A foreign text as one line of Markdown, with all markup escaped."""
     text = " ".join(_CONTROL.sub(" ", str(value)).split())
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return _MARKUP.sub(r"\\\1", text).replace("://", ":\u200b//").replace("@", "@\u200b")
 
 
 def fence(text: str, language: str) -> Markup:
-    """A block of code whose fence is longer than any in it."""
+    """A code block whose fence is longer than any in the text."""
     from markupsafe import Markup
 
     lines = [_CONTROL.sub(" ", line) for line in text.splitlines()]
