@@ -168,8 +168,7 @@ class RunFolder:
     @property
     def stages(self) -> Mapping[str, Mapping[str, Any]]:
         """Entries of run.json by stage that has begun: `status`, `seconds`, `counts`, `tokens`, `usd` …"""
-        stages: Mapping[str, Mapping[str, Any]] = read_record(self.folder).get("stages", {})
-        return stages
+        return dict(read_record(self.folder).get("stages", {}))
 
     @property
     def tasks(self) -> Dataset:
@@ -213,7 +212,8 @@ class RunFolder:
         path = self._file(f"{which}.jsonl")
         datasets = _datasets()
         if path.stat().st_size == 0:
-            return datasets.IterableDataset.from_generator(_nothing) if streaming else datasets.Dataset.from_dict({})
+            empty = datasets.Dataset.from_dict({})
+            return empty.to_iterable_dataset() if streaming else empty
         try:
             return datasets.load_dataset("json", data_files=str(path), split="train", streaming=streaming)
         except datasets.exceptions.DatasetsError as error:
@@ -283,10 +283,6 @@ def open_run(path: str | os.PathLike[str]) -> RunFolder:
     folder = Path(path)
     read_record(folder)
     return RunFolder(folder)
-
-
-def _nothing() -> Iterator[dict[str, Any]]:
-    yield from ()
 
 
 def _datasets() -> Any:

@@ -67,7 +67,8 @@ def examine(url: str | None, *, model: str | None = None, api_key_env: str | Non
         raise RecipeError("--model and --api-key-env need the URL of an endpoint")
     api_key = credentials.secret(api_key_env, "--api-key-env")
     address = normalise_url(url) if url is not None else ""
-    findings = [_python(), *_packages(), _memory(), _cache()]
+    python = Finding(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or newer needed)")
+    findings = [python, *_packages(), _memory(), _cache()]
     for finding in findings:
         _print(finding)
     healthy = all(finding.ok for finding in findings)
@@ -107,10 +108,6 @@ def probe_endpoint(
         console.result(line)
     probe.save(findings)
     return findings
-
-
-def _python() -> Finding:
-    return Finding(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or newer needed)")
 
 
 def _packages() -> list[Finding]:
@@ -168,26 +165,21 @@ def examine_teachers(recipe: Recipe) -> None:
 def _listing(url: str, address: str, api_key: str | None) -> Listing:
     try:
         status, reply = call(url, "GET", "/models", api_key=api_key, timeout_seconds=LISTING_SECONDS)
-        if status != 200:
-            return _no_listing(address, status)
-        names = tuple(str(model["id"]) for model in json.loads(reply)["data"])
     except ProviderError as error:
         line = error.detail if address in error.detail else f"{address}: {error.detail}"
         return Listing(Finding(False, line), usable=False)
+    if status != 200:
+        is_refusal = status in {401, 403}
+        advice = "; name the variable that holds the key with --api-key-env" if is_refusal else ""
+        return Listing(Finding(False, f"{address} answered {status} to GET /models{advice}"), usable=not is_refusal)
+    try:
+        names = tuple(str(model["id"]) for model in json.loads(reply)["data"])
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         line = f"{address}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
         return Listing(Finding(False, line), usable=isinstance(error, (KeyError, TypeError)))
     shown_names = ", ".join(probe.printable(name, 100) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return Listing(Finding(True, f"{address} serves {shown_names or 'no model'}{more}"), names)
-
-
-def _no_listing(address: str, status: int) -> Listing:
-    what = f"{address} answered {status} to GET /models"
-    if status in {401, 403}:
-        advice = "name the variable that holds the key with --api-key-env"
-        return Listing(Finding(False, f"{what}; {advice}"), usable=False)
-    return Listing(Finding(False, what))
 
 
 @dataclass(frozen=True, slots=True)

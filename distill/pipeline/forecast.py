@@ -85,8 +85,8 @@ def _plans(recipe: Recipe) -> list[StageForecast]:
     if recipe.collect is not None and tasks:
         plans.append(_collecting(getattr(recipe.collect.options, "asks", Asks()), tasks, prompt, most))
     graded_rows = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
-    if graded_rows:
-        plans += [_grading(options, recipe, graded_rows, prompt + (most or 0)) for options in _judges(recipe)]
+    graders = [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
+    plans += [_grading(options, recipe, graded_rows, prompt + (most or 0)) for options in graders if graded_rows]
     if recipe.compare is not None and (requests := _comparing(recipe.compare, recipe.held_out)):
         plans.append(StageForecast("compare", requests, requests * prompt, requests * most if most else None))
     if recipe.compare is not None and recipe.compare.judge is not None:
@@ -131,11 +131,6 @@ def _collecting(asks: Asks, tasks: int, prompt: int, most: int | None) -> StageF
     return StageForecast(
         "collect", asks.requests * tasks, tasks * prompt_tokens, asks.requests * tasks * most if most else None
     )
-
-
-def _judges(recipe: Recipe) -> list[Judge.Options]:
-    """Options of the rules that ask a judge; user-defined parts are not imported."""
-    return [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
 
 
 def _grading(options: Judge.Options, recipe: Recipe, rows: int, tokens: int) -> StageForecast:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
-from dataclasses import Field as DataclassField
 from typing import Any
 
 from pydantic import BaseModel
@@ -52,11 +51,8 @@ def _fields(section: Any) -> Iterator[tuple[str, Any, Any]]:
                 yield key, getattr(section, key), field.get_default(call_default_factory=True)
         return
     for one in fields(section):
-        yield one.name, getattr(section, one.name), _default(one)
-
-
-def _default(field: DataclassField[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        yield one.name, getattr(section, one.name), default
 
 
 def _plain(value: Any, files: Mapping[str, str]) -> Any:
