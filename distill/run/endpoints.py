@@ -143,7 +143,9 @@ def teachers_of(recipe: Recipe, folder: Path, *, to_ask: bool = True) -> Teacher
     """
     several = len(recipe.teachers) > 1
     teachers = tuple(
-        RecipeEndpoint(section, _provider(section, folder, to_ask), f"{ROLE}:{section.display_name}" if several else ROLE)
+        RecipeEndpoint(
+            section, _provider(section, folder, to_ask), f"{ROLE}:{section.display_name}" if several else ROLE
+        )
         for section in recipe.teachers
     )
     return Teachers(teachers, recipe.seed, tuple(_others(recipe, teachers, folder, to_ask)))
