@@ -7,9 +7,9 @@ DistillError                    exit 1
 │   └── RunLocked                        another process writes in it
 ├── MissingPackage                       an optional package is not installed
 ├── ModelError                           weights are missing, corrupt, refused or cannot be cached
-├── MaskError                            a token would be trained that must not be, or the reverse
+├── MaskError                            the loss mask has a token too many or too few
 ├── EndpointError                        an endpoint cannot be used at all: unreachable, 401, 404 model
-├── ServerError                          our own loopback server did not start or died
+├── ServerError                          a loopback server of distill did not start, or died
 ├── StageIncomplete                      a stage ended with more failures than it may have
 ├── BudgetStop                  exit 3   the money ran out; what was bought is kept
 └── Interrupted                 exit 130 Ctrl-C; what was finished is kept
@@ -41,8 +41,8 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Control characters but tab and line feed, direction marks, zero-width ones (not the joiners that scripts and emoji
-need), lone surrogates (which UTF-8 cannot hold) and tag characters."""
+"""Control characters except tab and line feed, direction marks, zero-width characters (except the joiners that scripts
+and emoji need), lone surrogates (which UTF-8 cannot encode) and tag characters."""
 
 
 def visible(text: str) -> str:
@@ -57,7 +57,7 @@ class DistillError(Exception):
 
 
 class RecipeError(DistillError):
-    """The recipe or the command line says something that cannot be done."""
+    """The recipe or the command line is invalid."""
 
     exit_code = 2
 
@@ -86,7 +86,7 @@ class RunLocked(RunFolderError):
 
 
 class MissingPackage(DistillError):
-    """An optional package is needed for what was asked."""
+    """An optional package is needed and not installed."""
 
 
 class ModelError(DistillError):
@@ -94,7 +94,7 @@ class ModelError(DistillError):
 
 
 class MaskError(DistillError):
-    """A row's loss mask is not what its template asks for; nothing has been trained."""
+    """A row's loss mask does not fit its template; nothing has been trained."""
 
 
 class EndpointError(DistillError):
@@ -102,7 +102,7 @@ class EndpointError(DistillError):
 
 
 class ServerError(DistillError):
-    """A server that we start ourselves did not become healthy, or died."""
+    """A server started by distill did not become healthy, or died."""
 
 
 class StageIncomplete(DistillError):

@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def pool(count: int, begin: Callable[..., None], *arguments: object) -> Iterator
     from concurrent.futures import ProcessPoolExecutor
 
     with current_folder_off_path():
-        context, first = multiprocessing.get_context("spawn"), (os.getpid(), begin, *arguments)
-        executor = ProcessPoolExecutor(count, context, _begin_worker, first)
+        first = partial(_begin_worker, os.getpid(), begin)
+        executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), first, arguments)
         try:
             yield executor
         finally:

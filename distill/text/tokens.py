@@ -50,9 +50,12 @@ _CONTROL = re.compile(
     r"<(?=\|[^|<>\s]{1,40}\|>|\uff5c[^\uff5c<>\s]{1,40}\uff5c>|/?s>|/?(?:bos|eos|pad|unk)>|<?/?SYS>>|(?:start|end)_of_turn>)"
     r"|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS)\])"
 )
-"""Where a chat template's control tokens begin: a server may read them inside a message as if they were its own."""
+"""Start of a chat template's control token, which a server may interpret inside a message."""
 
 
 def harmless(text: str) -> str:
-    """The text with a space in each control token of a chat template, which makes it plain text again."""
+    """The text with a space in each control token of a chat template, which makes it plain text again.
+
+    Other text stays as it is.
+    """
     return _CONTROL.sub(lambda match: f"{match[0]} ", text)

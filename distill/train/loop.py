@@ -21,7 +21,7 @@ from distill.models import loading
 from distill.models.pruning import kept_layers, least_changing
 from distill.models.quantization import require_right_gradients
 from distill.models.third_party import explained_errors, quiet
-from distill.models.token_bytes import MarkedExample, shown, write_masks
+from distill.models.token_bytes import MarkedExample, marked_examples, write_masks
 from distill.train.build import build
 from distill.train.callbacks import SKIPPED, Interrupt, Log, speed
 from distill.train.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, identity_of, require_space
@@ -133,7 +133,7 @@ def _job(
     tokenizer = loading.load_tokenizer(base)
     usable = checked_examples(sessions, template, tokenizer, options, say)
     if processes.is_first():
-        rows = shown(usable.ids, usable.examples, tokenizer, count=options.show_masks)
+        rows = marked_examples(usable.ids, usable.examples, tokenizer, count=options.show_masks)
         folder.mkdir(parents=True, exist_ok=True)
         checked = usable.checked.rows
         write_masks(folder / "masks.json", rows, template=template, train_on=options.train_on, checked=checked)

@@ -15,7 +15,7 @@ from distill.models import loading
 from distill.models.chat_template import Example
 from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.pruning import kept_layers
-from distill.models.token_bytes import MarkedExample, shown
+from distill.models.token_bytes import MarkedExample, marked_examples
 from distill.train.build import plan_of
 from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.dry_run import StepMeasurement, measured_pass
@@ -183,7 +183,7 @@ def masks(
     tokenizer = loading.load_tokenizer(loading.materialise(settings.model, say=say))
     examples = checked_examples(sessions, settings.template, tokenizer, settings.options, say)
     say(f"{examples.checked.rows} rows have passed the mask gate")
-    return shown(examples.ids, examples.examples, tokenizer, count=count)
+    return marked_examples(examples.ids, examples.examples, tokenizer, count=count)
 
 
 PADDING_SHARE = 0.15

@@ -97,7 +97,7 @@ def _put_in_place(folder: Path, record: StageRecord, counts: Mapping[str, Any]) 
     ended = {"status": "done", "seconds": round(seconds, 2), "counts": counts}
     outputs = {STUDENT: students.sha256_of_next(folder)}
     info = students.account(folder, read_record(folder), {**asdict(record), **ended, "outputs": outputs})
-    model_card.write(folder / NEXT / "README.md", folder, made=info)
+    model_card.write(folder / NEXT / "README.md", folder, training=info)
     students.finish(folder, info)
 
 
