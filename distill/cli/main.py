@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     signal.signal(signal.SIGTERM, _as_interrupt)
     sys.excepthook = console.crashed
+    logging.lastResort = console.LibraryLog(logging.WARNING)
     processes.share_cores()
     with processes.current_folder_off_path():
         sys.exit(_code(arguments))

@@ -7,6 +7,7 @@ several processes that a launcher has started, only the first prints; the others
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -87,6 +88,14 @@ def error(line: str) -> None:
 def crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback on standard error, as Python writes it."""
     _print("".join(traceback.format_exception(kind, error, trace)).rstrip(), sys.stderr)
+
+
+class LibraryLog(logging.Handler):
+    """Prints what libraries log as warnings or errors, in place of `logging.lastResort`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record on standard error."""
+        _print(self.format(record), sys.stderr)
 
 
 def result(line: str) -> None:

@@ -75,7 +75,8 @@ def learn_proxies() -> None:
         userinfo = (url.partition("://")[2] or url).rpartition("@")[0]
         if name.lower().endswith("_proxy") and userinfo:
             for text in {userinfo, unquote(userinfo)}:
-                learn(base64.b64encode(text.encode()).decode())  # as in a header; covers the password too
+                learn(text)
+                learn(base64.b64encode(text.encode()).decode())  # as in a header; learns the password alone, too
 
 
 def variables(base_url: str | None, body: Any) -> list[str]:

@@ -282,11 +282,12 @@ def test_a_variable_stands_in_a_key_and_its_value_leaves() -> None:
 @pytest.mark.parametrize("password", ["hunter2!", "p%40ss%2Fw/rd:1"])
 def test_the_password_of_a_proxy_is_not_shown(tmp_path: Path, name: str, password: str) -> None:
     url = f"http://alice:{password}@proxy.example:3128"
-    with environment({name: url}):
+    with environment({name: url, "FTP_PROXY": "a-token-alone@proxy.example"}):
         out = run(tmp_path, "sk-live/abc+def=0123", [["check", f"{url}/recipe.yaml"], ["show", f"alice:{password}"]])
     bare = unquote(password)
-    shown = redaction.strike(f"{url} {bare} {base64.b64encode(f'alice:{bare}'.encode()).decode()}")
-    assert shown == "http://***@proxy.example:3128 *** ***"
+    header = base64.b64encode(f"alice:{bare}".encode()).decode()
+    shown = redaction.strike(f"{url} {bare} {header} a-token-alone")
+    assert shown == "http://***@proxy.example:3128 *** *** ***"
     assert b"proxy.example" in out
     assert password.encode() not in out
 

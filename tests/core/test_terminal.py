@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import pty
 import re
@@ -102,10 +103,12 @@ def test_the_log_of_a_run_is_as_safe_as_the_terminal(tmp_path: Path) -> None:
     assert STEERING.findall(out.getvalue() + log) == []
 
 
-def test_a_traceback_is_made_visible() -> None:
+def test_a_traceback_and_what_libraries_log_are_made_visible() -> None:
     out = io.StringIO()
     with redirect_stderr(out):
         console.crashed(ValueError, ValueError(HOSTILE), None)
+        console.LibraryLog().handle(logging.makeLogRecord({"msg": HOSTILE}))
+    assert out.getvalue().count("⟦U+001B⟧]0;title") == 2
     assert STEERING.findall(out.getvalue()) == []
 
 
