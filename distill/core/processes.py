@@ -104,12 +104,11 @@ def start(
     command: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
-    pass_fds: Sequence[int] = (),
     **options: Any,
 ) -> subprocess.Popen[bytes]:
     """Start a child; `environment` defaults to that of this process, `options` are those of `subprocess.Popen`."""
     tied, pipe = _tied(command)
-    return subprocess.Popen(tied, env=_inherited(environment), pass_fds=(*pass_fds, *pipe), **options)
+    return subprocess.Popen(tied, env=_inherited(environment), pass_fds=pipe, **options)
 
 
 def run(command: Sequence[str], *, given: str) -> subprocess.CompletedProcess[str]:

@@ -92,7 +92,6 @@ class LocalServer:
         self._say = say
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: int | None = None
         self._log_start = 0
         self.base_url: str | None = None
         """Address; `None` until the server is healthy."""
@@ -131,19 +130,12 @@ class LocalServer:
         self._say(f"starting a server for {served_name(self._model)} (its log: {self._log})")
         atexit.register(self.stop)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        read_end, self._pipe = os.pipe()
-        try:
-            with self._log.open("ab") as log:
-                self._log_start = log.tell()
-                self._process = self._spawned(read_end, log)
-        except BaseException:
-            self.stop()
-            raise
-        finally:
-            os.close(read_end)
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = self._spawned(log)
 
-    def _spawned(self, read_end: int, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command, environment = self._command(read_end), {**_ENVIRONMENT, **os.environ}
+    def _spawned(self, log: BinaryIO) -> subprocess.Popen[bytes]:
+        command, environment = self._command(), {**_ENVIRONMENT, **os.environ}
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
         # In a new session, so that Ctrl-C reaches only this process, which then stops the child.
@@ -153,15 +145,14 @@ class LocalServer:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            pass_fds=(read_end,),
             start_new_session=True,
         )
 
-    def _command(self, read_end: int) -> list[str]:
+    def _command(self) -> list[str]:
         if self._server == "transformers":
             here = processes.python("-m", "distill", "serve", self._model)
             key = ["--api-key-env", _KEY_VARIABLES[self._server]]
-            return [*here, "--port", str(self._port), *key, "--parent-pipe", str(read_end)]
+            return [*here, "--port", str(self._port), *key]
         self.base_url = None
         self._port = self._port or _free_port()
         name = served_name(self._model)
@@ -229,13 +220,10 @@ class LocalServer:
         """End the child: SIGTERM, SIGKILL 5 s later. Does nothing where there is none."""
         with self._lock:
             process, self._process = self._process, None
-            pipe, self._pipe = self._pipe, None
             self.base_url = None
         atexit.unregister(self.stop)
         if process is not None:
             _end(process)
-        if pipe is not None:
-            os.close(pipe)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
