@@ -196,7 +196,7 @@ def _applied(messages: Sequence[Message], name: str, source: str, tokenizer: Tok
         return str(
             tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, add_generation_prompt=prompt)
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise DistillError(
             f"template {name} cannot render the conversation: {one_line(str(error))}; set student.template to "
             "chatml, which takes any turns, or leave such rows out by a rule of curate"
