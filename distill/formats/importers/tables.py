@@ -141,10 +141,11 @@ def _parquet(address: Address) -> Iterator[Any]:
                 row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
                 left = max(MOST_BYTES, MOST_RATIO * file.stat().st_size)
                 for batch in table.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))):
-                    left -= batch.nbytes
+                    rows = batch.to_pylist()
+                    left -= sum(len(repr(row)) for row in rows)
                     if left < 0:
-                        raise RecipeError(f"{file}: its rows are over {MOST_RATIO} times its size; is it damaged?")
-                    yield from batch.to_pylist()
+                        raise RecipeError(f"{file}: its rows are over {MOST_RATIO:,} times its size; is it damaged?")
+                    yield from rows
         except MemoryError:
             raise
         except (ArrowException, OSError) as error:
