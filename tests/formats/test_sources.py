@@ -317,7 +317,7 @@ def test_a_resolved_recipe_of_sources_is_read_back_as_the_same(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(first.to_yaml())
     assert load_recipe(tmp_path / "run").document() == first.document()
-    assert [one.called for one in first.sources] == ["a", "owner-name"]
+    assert [one.display_name for one in first.sources] == ["a", "owner-name"]
 
 
 @pytest.mark.parametrize(

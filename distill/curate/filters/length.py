@@ -23,24 +23,21 @@ _UNITS = ("words", "chars", "tokens")
 
 
 class Length:
-    """Bounds on the length of an answer, inclusive; of several turns, on all of them together."""
+    """Inclusive bounds on the length of an answer; of several answers, on their total length."""
 
     class Options(recipe.BaseOptions):
         """Options of `filter: length`; a bound left out does not apply."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("tokenizer",)
         min_words: Bound = None
-        """Fewest words, as split at white space; of scripts without spaces (Chinese, Thai …) each character is one."""
+        """Fewest words, split at white space; in scripts without spaces (Chinese, Thai …) each character is a word."""
         max_words: Bound = None
-        """Most words."""
         min_chars: Bound = None
         """Fewest characters; for languages that write no spaces."""
         max_chars: Bound = None
-        """Most characters."""
         min_tokens: Bound = None
-        """Fewest tokens of `tokenizer`, without begin and end marks."""
+        """Fewest tokens of `tokenizer`, without begin and end tokens."""
         max_tokens: Bound = None
-        """Most tokens."""
         tokenizer: str | None = None
         """Tokenizer for the token bounds: `smollm2`, or a local folder with a tokenizer.json."""
 
