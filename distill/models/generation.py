@@ -148,7 +148,7 @@ def fit(row: GenerationRow, request: Request, template: str, context: int) -> No
         row.prompt = (
             chat_template.prompt_ids(request.messages, template, row.tokenizer)
             if request.prompt is None
-            else list(row.tokenizer.encode(request.prompt))
+            else chat_template.token_ids(request.prompt, row.tokenizer)
         )
     except DistillError as error:
         row.error = ProviderError("template", str(error))

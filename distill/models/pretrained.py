@@ -170,9 +170,9 @@ def _only_data(folder: Path, what: str) -> Iterator[None]:
     try:
         with quietly():
             yield
-    except ModelError:
+    except (ModelError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # tokenizers raises nothing narrower
+    except BaseException as error:  # a panic in tokenizers is no Exception
         raise ModelError(_reason(folder, what, error)) from error
     finally:
         foreign_code.TIME_OUT_REMOTE_CODE, constants.HF_HUB_OFFLINE = before

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.errors import ModelError
+from distill.errors import DistillError, ModelError
 from distill.models import chat_template, pretrained
 from distill.models.third_party import is_bounded
 from distill.types import Message
@@ -79,3 +79,16 @@ def test_a_template_that_fails_is_an_error_of_the_conversation(folder, template)
     with pytest.raises(Exception, match="cannot render the conversation") as error:
         chat_template.prompt_ids([Message("user", "Hi?")], "own", tokenizer)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_panics_at_a_text_is_an_error_of_that_text():
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex("(a|a)*$"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
+    assert chat_template.token_ids("a", tokenizer) == [0]
+    with pytest.raises(DistillError, match="the tokenizer fails at a text of 41 characters"):
+        chat_template.token_ids("a" * 40 + "b", tokenizer)
