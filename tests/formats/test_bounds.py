@@ -18,7 +18,7 @@ from distill.errors import RecipeError
 from distill.formats.import_file import import_file
 from distill.formats.importers import Address
 from distill.formats.json_rows import MAX_ROW_CHARS, RejectedRow, json_rows
-from distill.formats.sources import Dataset
+from distill.formats.sources import MOST_REJECTED, Dataset
 from tests.support.importing import read, written
 from tests.support.spending import spend
 
@@ -160,3 +160,10 @@ def test_a_table_that_is_no_file_is_one_line(tmp_path):
     for name in ("alpaca", "lines", "oasst"):
         with pytest.raises(RecipeError, match="it is no file"):
             read(name, str(tmp_path / "pipe"))
+
+
+def test_rejected_rows_beyond_the_first_are_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_text("1\n" * (MOST_REJECTED + 2) + '{"instruction": "Hi?", "output": "Hello."}\n')
+    spent = spend("import", "a.jsonl", "--from", "alpaca", "--out", "out.jsonl", cwd=tmp_path)
+    assert "rejected: no_object 100,002\nsee out.rejected.jsonl (the first 100,000)" in spent.output
+    assert len((tmp_path / "out.rejected.jsonl").read_text().splitlines()) == MOST_REJECTED
