@@ -179,7 +179,7 @@ def killed_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> No
             process.send_signal(signal.SIGKILL)
             process.communicate()
             return
-        time.sleep(0.005)
+        time.sleep(0.05)
     out, error = process.communicate()
     raise AssertionError(f"the run was never there: {out}\n{error}")
 
