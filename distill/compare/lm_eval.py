@@ -17,7 +17,7 @@ from distill.compare.lm_eval_tasks import Harness, run
 from distill.compare.stats import mean_interval, paired_difference, sign_flip_p, with_holm
 from distill.core.console import say
 from distill.core.hashing import json_sha256
-from distill.core.jsonl import append_row, rewrite, whole_rows
+from distill.core.jsonl import append, rewrite, whole_rows
 from distill.core.student_folder import current
 from distill.core.weights import read_base, student_fingerprint
 from distill.models.in_process import base_fingerprint
@@ -95,8 +95,8 @@ class _Work:
             if (here := key("task", each)) not in rows:
                 say(f"lm-eval: {model} does {each}")
                 rows[here] = {"key": here, **run(*self._model(model), task, self._options)}
-                append_row(path, rows[here])
-        append_row(path, {"key": key("name", name), "name": name, "tasks": list(tasks)})
+                append(path, [rows[here]])
+        append(path, [{"key": key("name", name), "name": name, "tasks": list(tasks)}])
         return [rows[key("task", each)] for each in tasks]
 
     def _model(self, model: str) -> tuple[Any, Any]:

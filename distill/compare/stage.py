@@ -317,12 +317,12 @@ def _sampling(loaded: recipe.Recipe) -> Sampling:
 
 def _sides(context: Context, section: recipe.Compare) -> Sides:
     """Endpoints, recorded answers and judge of the recipe."""
-    teachers = tuple(context.teachers.hired) if context.teachers is not None else ()
-    others = context.teachers.others if context.teachers is not None else ()
+    teachers, others = context.teachers.all, context.teachers.others
     server = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None
     bench = None
-    if section.judge is not None and context.teachers is not None:
-        bench = Bench(context.teachers.endpoints["judge"].provider, section.judge, judge_sampling(context.recipe))
+    judge = context.teachers.endpoints.get("judge")
+    if section.judge is not None and judge is not None:
+        bench = Bench(judge.provider, section.judge, judge_sampling(context.recipe))
     return Sides(
         teachers={one.name: one.provider for one in teachers},
         release_teacher=lambda: stop_teacher(context),

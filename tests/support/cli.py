@@ -9,8 +9,6 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import pytest
-
 
 def distill(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -28,11 +26,14 @@ def here(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
     """The same in this process, for what does not depend on the process: a second less for each command."""
     from distill.cli.main import _code
 
-    out, error = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, chdir(folder), redirect_stdout(out), redirect_stderr(error):
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        code = _code(list(arguments))
+    out, error, before = StringIO(), StringIO(), os.environ.copy()
+    os.environ.update(environment)
+    try:
+        with chdir(folder), redirect_stdout(out), redirect_stderr(error):
+            code = _code(list(arguments))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
 
 
