@@ -23,12 +23,9 @@ SIZE = 1_000_000
 PROMPT_LINES = ["Write a task that nobody has written before, please."] * 20
 
 
-CHECK = {
-    **dict.fromkeys(("count", "least", "most", "columns", "rows"), 3),
-    **dict.fromkeys(("word", "text", "name", "language", "mark", "letter"), "q"),
-    **dict.fromkeys(("words", "keys", "options"), ["q"]),
-}
-"""What the checks of instructions need, of every kind."""
+CHECK = {"count": 3, "columns": 3, "rows": 3, "name": "q", "mark": "q", "keys": ["q"]}
+PATTERNS = ("sentences", "bullets", "numbered", "table", "sections", "parts", "bold", "json_keys", "quoted")
+"""The checks of instructions that search a text by patterns, and what they need."""
 
 
 def filled(piece: str, *, before: str = "", after: str = "") -> str:
@@ -84,7 +81,7 @@ FUNCTIONS: dict[str, Callable[[str], Any]] = {
     "rouge_l": lambda text: rouge_l(rouge_tokens(text), rouge_tokens(moved(text))),
     "near": near,
     "features": features,
-    **{f"follows {kind}": lambda text, kind=kind: KINDS[kind](text, CHECK) for kind in KINDS},
+    **{f"follows {kind}": lambda text, kind=kind: KINDS[kind](text, CHECK) for kind in PATTERNS},
 }
 
 

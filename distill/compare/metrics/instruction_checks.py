@@ -17,7 +17,9 @@ _NUMBERED = re.compile(r"^[^\S\n]*(\d{1,3})[.)]\s+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*")
 _PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
 _FENCE = re.compile(r"^```([\w+-]*)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bSt)[.!?]{1,8}(?=\s|$|[\"'”’)\]])")
+_SENTENCE_END = re.compile(
+    r"(?=[.!?])(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bSt)[.!?]{1,8}(?=\s|$|[\"'”’)\]])"
+)
 _ROW = re.compile(r"^[^\S\n]*\|(.+)\|\s*$", re.MULTILINE)
 
 
