@@ -77,7 +77,7 @@ FUNCTIONS: dict[str, Callable[[str], Any]] = {
     "is_repeated": lambda text: is_repeated(text, [moved(text)]),
     "repeats_prompt": lambda text: repeats_prompt(text, PROMPT_LINES),
     "read_grade": lambda text: read_grade(text, GradeScale(10), texts=[text], tag="tag1"),
-    "read_grade, a choice": lambda text: read_grade(text, GradeScale(10, ("A", "B", "tie")), texts=[text], tag="tag1"),
+    "read_grade, a choice": lambda text: read_grade(text, GradeScale(10, ("A", "B", "tie"))),
     "rouge_l": lambda text: rouge_l(rouge_tokens(text), rouge_tokens(moved(text))),
     "near": near,
     "features": features,
