@@ -15,7 +15,9 @@ from distill.engine.journal.store import Journal, to_request
 from distill.types import Endpoint
 
 LINES_PER_COMMIT = 500
-"""Answers that are committed together."""
+"""The most answers that are committed together."""
+BYTES_PER_COMMIT = 16 * 2**20
+"""Bytes of lines from which they are committed."""
 QUEUE_FULL = "token_limit_exceeded"
 """The code of a batch refused because too many tokens are queued (openai-python issue 2084 shows one)."""
 PENDING = "pending"
