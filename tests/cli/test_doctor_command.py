@@ -150,7 +150,7 @@ def test_doctor_refuses_a_key_variable_that_is_not_set(cache, capsys):
 
 def test_doctor_wants_an_address_for_a_model(cache, capsys):
     code, _, err = distill(capsys, "doctor", "--model", "tiny")
-    assert (code, err) == (2, "error: --model and --api-key-env are about an endpoint; give its URL as well\n")
+    assert (code, err) == (2, "error: --model and --api-key-env need the URL of an endpoint\n")
 
 
 @pytest.fixture
