@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from distill.core import console
-from distill.engine.journal.inspection import salvage
+from distill.engine.journal.inspection import NAMED, salvage
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
@@ -37,6 +37,7 @@ from distill.engine.journal.records import (
     read_failure,
     require_sound,
     set_aside,
+    stored,
 )
 from distill.engine.journal.schema import (
     UNREADABLE,
@@ -124,12 +125,16 @@ class Journal:
 
     def _set_aside(self, key: str, error: Exception) -> None:
         """Report a damaged answer once, and move it to the table `damaged`, so that its question is asked again."""
-        if key not in self._damaged:
-            self._damaged.add(key)
-            where = "left out" if self._writer is None else "set aside in the table damaged, and asked again"
+        if key in self._damaged:
+            return
+        self._damaged.add(key)
+        where = "left out" if self._writer is None else "set aside in the table damaged, and asked again"
+        if len(self._damaged) <= NAMED:
             console.warn(f"{self.path}: the answer {key[:12]} is damaged ({error}); it is {where}")
-            if self._writer is not None:
-                self.write(set_aside(key))
+        elif len(self._damaged) == NAMED + 1:
+            console.warn(f"{self.path}: more answers are damaged; `distill doctor RUN` counts them")
+        if self._writer is not None:
+            self.write(set_aside(key))
 
     def _failure(self, key: str) -> Failure | None:
         if not self._has_failures:
@@ -334,7 +339,7 @@ def _changed(connection: sqlite3.Connection, change: Change) -> int:
     """The number of the last row."""
     row = 0
     for statement, values in change:
-        row = connection.execute(statement, values).lastrowid or 0
+        row = connection.execute(statement, stored(statement, values)).lastrowid or 0
     return row
 
 
