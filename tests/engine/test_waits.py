@@ -104,7 +104,7 @@ def notes_while(journal: Journal, fault: Any, seconds: float, **options: Any) ->
     """The notes of a run that is stopped after so long."""
     progress = Notes()
     with MockServer(fault=fault) as server:
-        driven = Engine(journal, bound(teacher=remote(server, timeout_seconds=3)), progress=progress, **options)
+        driven = Engine(journal, bound(teacher=remote(server, timeout_seconds=1.8)), progress=progress, **options)
         timer = threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(Exception, match="interrupted"):
@@ -117,18 +117,18 @@ def test_a_wait_for_a_limit_is_named_while_nothing_is_in_flight(journal: Journal
     def fault(number: int, body: dict[str, Any]) -> Fault:
         return status(429, {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "30s"})
 
-    notes = notes_while(journal, fault, 2.2, concurrency=4)
+    notes = notes_while(journal, fault, 1.4, concurrency=4)
     assert any("waiting 2" in note and "(requests left by the headers)" in note for note in notes)
 
 
 def test_an_endpoint_that_is_down_is_named_while_requests_wait_to_be_sent_again(journal: Journal) -> None:
-    notes = notes_while(journal, lambda number, body: status(503), 2.2, concurrency=4, first_wait_seconds=20)
+    notes = notes_while(journal, lambda number, body: status(503), 1.4, concurrency=4, first_wait_seconds=20)
     assert any("8 to be sent again" in note and "HTTP 503" in note for note in notes)
 
 
 def test_a_silent_endpoint_is_named(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distill.engine.progress.SILENT_SECONDS", 1.0)
-    notes = notes_while(journal, lambda number, body: Fault("hang"), 2.5, concurrency=4)
+    monkeypatch.setattr("distill.engine.progress.SILENT_SECONDS", 0.5)
+    notes = notes_while(journal, lambda number, body: Fault("hang"), 1.4, concurrency=4)
     assert any("4 in flight" in note and "no answer for" in note for note in notes)
 
 

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from distill.core import console
-from distill.engine.journal.inspection import NAMED, salvage
+from distill.engine.journal.inspection import NAMED, note_damage, salvage
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
@@ -58,7 +58,15 @@ GROUP_SECONDS = 0.005
 
 _MOST = 1e15
 """Tokens or USD of a journal's sum that is no longer believed."""
-_UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+_UNSTORABLE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
 """Errors of SQLite and its Python module for a value that no column can hold, such as an integer over 64 bits."""
 
 
@@ -228,6 +236,7 @@ class Journal:
         try:
             yield from self._reader.execute(statement, values)
         except UNREADABLE as error:
+            note_damage(self.path, error)
             raise unusable(self.path, error) from error
 
     def write(self, change: Change) -> Future[int]:
@@ -305,7 +314,8 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
             results: list[int | RunFolderError] = _transaction(connection, group, _changed)
         except _UNSTORABLE:
             results = _transaction(connection, group, _changed_or_refused)
-    except UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 - the thread has to go on, or every later write waits forever
+        note_damage(path, error)
         results = [unusable(path, error)] * len(group)
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RunFolderError]]] = {}
     for number, write in enumerate(group):
