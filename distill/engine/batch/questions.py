@@ -62,4 +62,5 @@ def progress_of(batches: Sequence[BatchRecord], statuses: Sequence[BatchStatus])
     notes += [f"{done} of {sum(len(batch.sends) for batch in batches)} requests done"]
     notes += [f"{failures} failed"] if failures else []
     oldest = datetime.fromisoformat(min(batch.created for batch in batches))
-    return ", ".join([*notes, f"submitted {duration((datetime.now(UTC) - oldest).total_seconds())} ago"])
+    age_seconds = max(0.0, (datetime.now(UTC) - oldest).total_seconds())  # a clock may have been set back
+    return ", ".join([*notes, f"submitted {duration(age_seconds)} ago"])

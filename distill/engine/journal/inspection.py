@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,12 @@ CHECKED_BYTES = 32 * 2**20
 """A file up to this size is checked whenever it is opened for writing, in under 0.1 s."""
 NAMED = 5
 """Damaged rows that a message names; the rest are counted."""
-_READERS = {"answers": read_answer, "failures": read_failure, "batches": read_batch, "intents": require_sound}
+_READERS: dict[str, Callable[[Sequence[Any]], object]] = {
+    "answers": read_answer,
+    "failures": read_failure,
+    "batches": read_batch,
+    "intents": require_sound,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ def salvage(path: Path) -> None:
     """
     if not (faults := _faults_of(path)):
         return
-    new = path.with_name(f".{path.name}.new")
+    new = path.with_name(f".{path.name}.salvaged")  # `clean` removes what a kill leaves of it
     _remove(new)
     try:
         with closing(connect(path, "mode=rw")) as damaged, closing(open_to_write(new)) as connection:

@@ -278,9 +278,8 @@ def read_batch(row: Sequence[Any]) -> BatchRecord:
     require_sound(row)
     name, stage, role, state, file_id, batch_id, sends, detail, created, _ = row
     document = json.loads(sends) if isinstance(sends, str) else None
-    if not isinstance(document, dict):
+    if not isinstance(document, dict) or datetime.fromisoformat(created).tzinfo is None:
         raise ValueError("it is no batch")
-    datetime.fromisoformat(created)
     return BatchRecord(
         name=name, stage=stage, role=role, state=state, file_id=file_id, batch_id=batch_id, sends=document,
         detail=detail, created=created,
