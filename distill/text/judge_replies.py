@@ -13,6 +13,8 @@ from distill.text.thinking import in_text
 
 MAX_LINE = 400
 """Longest line that can be a grade."""
+MAX_REPLY = 20_000
+"""Characters examined, from the end of a reply."""
 MAX_NOTE = 400
 """Characters kept of the judge's reasons; the journal has all."""
 
@@ -105,7 +107,7 @@ def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str
     in one of the session's `texts` in the same words is not taken: an answer may ask for "Score: 10", and a judge may
     repeat it.
     """
-    text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer, tag).strip()
+    text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer[-MAX_REPLY:], tag).strip()
     grades, session = list(_statements(text, scale)), _folded("\n".join(texts))
     for piece, grade in grades:
         if _folded(piece) not in session:
