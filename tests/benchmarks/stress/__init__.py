@@ -107,7 +107,7 @@ def _recipe(url: str, *, trains: bool) -> dict[str, Any]:
         "budget_usd": 1e6,
         "teacher": asked,
         "judge": asked,
-        "expand": {"strategy": "self_instruct", "tasks": 20, "window": 4},
+        "expand": {"strategy": "self_instruct", "tasks": 15, "window": 4},
         "collect": {"test": 4, "concurrency": 8, "max_failed": 0.5},
         "curate": [{"filter": "length", "max_words": 1000}, {"filter": "near_duplicate"}, {"filter": "judge"}],
     }
