@@ -7,9 +7,9 @@ DistillError                    exit 1
 │   └── RunLocked                        another process writes in it
 ├── MissingPackage                       an optional package is not installed
 ├── ModelError                           weights are missing, corrupt, refused or cannot be cached
-├── MaskError                            a token would be trained that must not be, or the reverse
+├── MaskError                            the loss mask has a token too many or too few
 ├── EndpointError                        an endpoint cannot be used at all: unreachable, 401, 404 model
-├── ServerError                          our own loopback server did not start or died
+├── ServerError                          a loopback server of distill did not start, or died
 ├── StageIncomplete                      a stage ended with more failures than it may have
 ├── BudgetStop                  exit 3   the money ran out; what was bought is kept
 └── Interrupted                 exit 130 Ctrl-C; what was finished is kept
@@ -18,6 +18,7 @@ DistillError                    exit 1
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 
 def shorten(text: str, limit: int) -> str:
@@ -30,6 +31,11 @@ def one_line(text: str, limit: int = 200) -> str:
     return shorten(" ".join(text.split()), limit)
 
 
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names, with a mark where there are more."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
 class DistillError(Exception):
     """An error to be shown as its one line, without a traceback."""
 
@@ -37,7 +43,7 @@ class DistillError(Exception):
 
 
 class RecipeError(DistillError):
-    """The recipe or the command line says something that cannot be done."""
+    """The recipe or the command line is invalid."""
 
     exit_code = 2
 
@@ -62,7 +68,7 @@ class RunLocked(RunFolderError):
 
 
 class MissingPackage(DistillError):
-    """An optional package is needed for what was asked."""
+    """An optional package is needed and not installed."""
 
 
 class ModelError(DistillError):
@@ -70,7 +76,7 @@ class ModelError(DistillError):
 
 
 class MaskError(DistillError):
-    """A row's loss mask is not what its template asks for; nothing has been trained."""
+    """A row's loss mask does not fit its template; nothing has been trained."""
 
 
 class EndpointError(DistillError):
@@ -78,7 +84,7 @@ class EndpointError(DistillError):
 
 
 class ServerError(DistillError):
-    """A server that we start ourselves did not become healthy, or died."""
+    """A server started by distill did not become healthy, or died."""
 
 
 class StageIncomplete(DistillError):

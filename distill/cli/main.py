@@ -18,7 +18,7 @@ from distill.core import console, processes
 from distill.errors import DistillError, Interrupted, disk_fault
 
 UsageFault: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-"""The base of usage errors: click's, or that of the copy which newer typer brings."""
+"""The base class of usage errors: click's, or that of typer's own copy of click in newer versions."""
 
 
 @app.callback()

@@ -239,7 +239,7 @@ LITERALS: list[dict[str, Any]] = [
 def test_a_literal_secret_is_warned_of_and_struck_out_of_what_is_kept(tmp_path: Path, section: dict[str, Any]) -> None:
     home = tmp_path / "run"
     said = checked(tmp_path, section, "check RECIPE", f"run RECIPE --run-dir {home}", f"show {home}", f"collect {home}")
-    assert said.count("a secret stands in the recipe itself") == 2
+    assert said.count("a secret is written in the recipe itself") == 2
     assert "was struck out of this copy of the recipe; run the recipe itself" in said
     assert leaks("hunter2hunter2", said.encode() + written(tmp_path), b"") == []
     assert "***" in (home / "recipe.yaml").read_text()
