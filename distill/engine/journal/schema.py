@@ -154,4 +154,4 @@ _ADVICE = {
 def unusable(path: Path, error: Exception) -> RunFolderError:
     """SQLite's error in one line, with advice."""
     advice = next((advice for part, advice in _ADVICE.items() if part in str(error)), "check the file and its folder")
-    return RunFolderError(f"cannot use the journal {path}: {str(error) or 'out of memory'}; {advice}")
+    return RunFolderError(f"cannot use the journal {path}: {error}; {advice}")

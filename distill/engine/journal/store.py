@@ -249,7 +249,7 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
             results: list[int | RunFolderError] = _transaction(connection, group, _changed)
         except _UNSTORABLE:
             results = _transaction(connection, group, _changed_or_refused)
-    except (sqlite3.Error, MemoryError) as error:  # whatever it is, those who wait have to hear of it
+    except sqlite3.Error as error:
         results = [unusable(path, error)] * len(group)
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RunFolderError]]] = {}
     for number, write in enumerate(group):
