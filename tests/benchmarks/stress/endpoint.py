@@ -34,8 +34,8 @@ ECHOES, REFUSALS = 6, 12
 MARK = "\N{PILCROW SIGN}"
 """Stands for the secret until the response is written, as its spelling is not for `json.dumps` to choose."""
 ODD_WAITS = (
-    *("0", "-1", "nan", "inf", "soon", "", "0.2", "1e-3", "٣", "0x10", "1" * 400, "-" * 50),
-    *("Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Feb 2026 25:61:61 GMT", "Thu, 01 Jan 99999 00:00:00 GMT"),
+    *("0", "-1", "nan", "soon", "", "0.2", "1e-3", "٣", "0x10", "-" * 50),
+    *("Thu, 01 Jan 1970 00:00:00 GMT", "Fri, 31 Feb 2026 25:61:61 GMT"),
 )
 ODD_RESETS = ("0", "-5", "nan", "200ms", "0.3", "1s1s1s", "soon", "1e400", "0d", "1970-01-01T00:00:00Z", "ms", "٣s")
 LIES: tuple[Any, ...] = (
