@@ -30,6 +30,8 @@ LONGEST_SECONDS, LONGEST_TIMES = 30.0, 4
 POLL_SECONDS = 0.002
 INTERPRETER_SECONDS = 0.05
 """CPU time until Python runs any code of ours; what a signal does before is Python's own affair."""
+TRAINING_MEMORY_TIMES = 6
+"""The address space that a run takes with torch, in those of one without."""
 DISK_KB = 120_000
 """Of the disk that fills up: more than a run wants free when it starts."""
 ON_A_FULL_DISK = """
@@ -132,7 +134,7 @@ def invoke(
     """Start the command line, do `harm` to it, and wait for its end; `before` and `more` enclose the command."""
     command = [*before, sys.executable, "-m", "distill", "run", str(site.recipe), "--run-dir", str(site.run_dir), *more]
     ours = {"PYTHONPATH": str(ROOT), "TMPDIR": str(site.folder / "tmp"), "STRESS_FOLDER": str(site.folder)}
-    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(site.folder / "cache")}
     outputs = site.folder / "outputs"
     path = outputs / f"{len(list(outputs.iterdir())):02} {invocation.kind}.txt"
     invocation.started = time.monotonic()
@@ -199,6 +201,8 @@ def signalled(site: Site, chance: Random, *, kind: str, numbers: tuple[signal.Si
 def limited(site: Site, chance: Random, *, kind: str, limit: int, least: int, most: int) -> Invocation:
     """A low ulimit throughout, between `least` and `most`."""
     value = int(least * (most / least) ** chance.random())
+    if limit == resource.RLIMIT_AS and "train" in site.stages:
+        value *= TRAINING_MEMORY_TIMES
     invocation = Invocation(f"{kind}, {value:,}", may_lose=True)
     return invoke(site, invocation, limit=partial(resource.setrlimit, limit, (value, value)))
 
@@ -256,7 +260,7 @@ EVENTS: dict[str, Callable[..., Invocation]] = {
     "full disk": full_disk,
     "few open files": partial(limited, limit=resource.RLIMIT_NOFILE, least=16, most=64),
     "small files": partial(limited, limit=resource.RLIMIT_FSIZE, least=16_000, most=400_000),
-    "little memory": partial(limited, limit=resource.RLIMIT_AS, least=320 * MB, most=1200 * MB),
+    "little memory": partial(limited, limit=resource.RLIMIT_AS, least=512 * MB, most=1200 * MB),
     "small budget": small_budget,
     **dict.fromkeys(("redirect", "wait of years", "quota in years", "bad key"), ended_by_endpoint),
 }

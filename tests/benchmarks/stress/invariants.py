@@ -202,12 +202,11 @@ def contents(folder: Path) -> dict[str, str]:
 def _digest(path: Path) -> str:
     if path.name in {"journal.sqlite", "run.log", "training.json", "train_log.jsonl"}:
         return ""
-    if path.name == "run.json":
-        stages = json.loads(path.read_text("utf-8"))["stages"]
-        return json.dumps({name: (stage["status"], {**stage["counts"], "bytes": 0}) for name, stage in stages.items()})
     data = path.read_bytes()
-    if path.name in {"failures.jsonl", "recipe.yaml"}:
-        data = re.sub(rb'"attempts": \d+|budget_usd: .*', b"", data)
-    if path.name == "report.html":
-        data = re.sub(rb'[0-9a-f]{64}|[\d.,:]+| class="(?:alert)?"', b"#", data)
-    return hashlib.sha256(data).hexdigest()
+    if path.suffix in {".html", ".md"}:
+        data = re.sub(rb'[0-9a-f]{64}|(?:\d+ min )?[\d.,:]+| class="(?:alert)?"', b"#", data)
+    if path.name == "run.json":
+        stages = json.loads(data)["stages"]
+        data = json.dumps({name: (stage["status"], stage["counts"]) for name, stage in stages.items()}).encode()
+    counts = rb'"(?:attempts|bytes|tokens|tokens_per_second)": (?:[\d.]+|null)|budget_usd: .*'
+    return hashlib.sha256(re.sub(counts, b"", data)).hexdigest()
