@@ -4,60 +4,79 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+# isort: off
 if TYPE_CHECKING:
-    from distill.api import JournalCounts as JournalCounts
-    from distill.api import RunFolder as RunFolder
-    from distill.api import collect_sessions as collect_sessions
-    from distill.api import compare_models as compare_models
-    from distill.api import curate_sessions as curate_sessions
-    from distill.api import expand_tasks as expand_tasks
-    from distill.api import open_run as open_run
-    from distill.api import run_recipe as run_recipe
-    from distill.api import train_student as train_student
-    from distill.collect.sessions import one_turn as one_turn
-    from distill.collect.sessions import opening as opening
-    from distill.compare.metrics import Measure as Measure
-    from distill.compare.metrics import ModelAnswer as ModelAnswer
-    from distill.compare.metrics import ModelMetric as ModelMetric
-    from distill.compare.metrics import Sample as Sample
-    from distill.compare.metrics import Scores as Scores
-    from distill.compare.metrics import TextMetric as TextMetric
-    from distill.curate.filters import AskingOptions as AskingOptions
-    from distill.curate.filters import answers_of as answers_of
-    from distill.curate.filters import prompt_of as prompt_of
-    from distill.curate.filters import texts_of as texts_of
+    from distill.api import (
+        JournalCounts as JournalCounts,
+        RunFolder as RunFolder,
+        collect_sessions as collect_sessions,
+        compare_models as compare_models,
+        curate_sessions as curate_sessions,
+        expand_tasks as expand_tasks,
+        open_run as open_run,
+        run_recipe as run_recipe,
+        train_student as train_student,
+    )
+    from distill.collect.sessions import (
+        one_turn as one_turn,
+        opening as opening,
+    )
+    from distill.compare.metrics import (
+        Measure as Measure,
+        ModelAnswer as ModelAnswer,
+        ModelMetric as ModelMetric,
+        Sample as Sample,
+        Scores as Scores,
+        TextMetric as TextMetric,
+    )
+    from distill.curate.filters import (
+        AskingOptions as AskingOptions,
+        answers_of as answers_of,
+        prompt_of as prompt_of,
+        texts_of as texts_of,
+    )
     from distill.engine.engine import Engine as Engine
     from distill.engine.journal.store import Journal as Journal
-    from distill.engine.providers import Provider as Provider
-    from distill.engine.providers import ProviderError as ProviderError
-    from distill.engine.providers import Reply as Reply
+    from distill.engine.providers import (
+        Provider as Provider,
+        ProviderError as ProviderError,
+        Reply as Reply,
+    )
     from distill.errors import DistillError as DistillError
-    from distill.formats.exporters import Exporter as Exporter
-    from distill.formats.exporters import ExportJob as ExportJob
-    from distill.formats.exporters import ExportResult as ExportResult
-    from distill.formats.exporters import write_json_rows as write_json_rows
+    from distill.formats.exporters import (
+        ExportJob as ExportJob,
+        ExportResult as ExportResult,
+        Exporter as Exporter,
+        write_json_rows as write_json_rows,
+    )
     from distill.pipeline.parts import load_recipe as load_recipe
-    from distill.recipe import Asks as Asks
-    from distill.recipe import BaseOptions as BaseOptions
-    from distill.recipe import Recipe as Recipe
-    from distill.run.scores import Comparison as Comparison
-    from distill.run.scores import Measured as Measured
-    from distill.types import AskingFilter as AskingFilter
-    from distill.types import Completion as Completion
-    from distill.types import Endpoint as Endpoint
-    from distill.types import Failure as Failure
-    from distill.types import Flow as Flow
-    from distill.types import Growth as Growth
-    from distill.types import Message as Message
-    from distill.types import Request as Request
-    from distill.types import RowFilter as RowFilter
-    from distill.types import Sampling as Sampling
-    from distill.types import Session as Session
-    from distill.types import SetFilter as SetFilter
-    from distill.types import Task as Task
-    from distill.types import Usage as Usage
-    from distill.types import Verdict as Verdict
-
+    from distill.recipe import (
+        Asks as Asks,
+        BaseOptions as BaseOptions,
+        Recipe as Recipe,
+    )
+    from distill.run.scores import (
+        Comparison as Comparison,
+        Measured as Measured,
+    )
+    from distill.types import (
+        AskingFilter as AskingFilter,
+        Completion as Completion,
+        Endpoint as Endpoint,
+        Failure as Failure,
+        Flow as Flow,
+        Growth as Growth,
+        Message as Message,
+        Request as Request,
+        RowFilter as RowFilter,
+        Sampling as Sampling,
+        Session as Session,
+        SetFilter as SetFilter,
+        Task as Task,
+        Usage as Usage,
+        Verdict as Verdict,
+    )
+# isort: on
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-from distill.core import console, event_loop, processes
+from distill.core import console, credentials, event_loop, processes
 from distill.core.extras import install
 from distill.core.jsonl import read_jsonl
 from distill.core.student_folder import STUDENT, current
@@ -33,38 +33,38 @@ class Options(TypedDict, total=False):
     """Keyword options of every function here."""
 
     run_dir: str | PathLike[str] | None
-    """The run folder; left out, that of a run which is given, else `runs/NAME` in the current folder."""
+    """The run folder; by default the given run's, else `runs/NAME` in the current folder."""
     overrides: Overrides
     """Changes to the recipe: `{"train.epochs": 3}`, or `["train.epochs=3"]` as on the command line."""
     retry_failed: bool
     """Ask permanently failed requests again."""
     accept_partial: bool
-    """Go on from a stage that is only partly done."""
+    """Continue from a stage that is only partly done."""
     allow_parts: Collection[str]
     """Packages whose code the recipe may run."""
     wait: bool
-    """For a provider's batches; with False the stage ends while they are open."""
+    """Wait for a provider's batches; with False the stage ends while they are open."""
     redo: Collection[str]
-    """Stages to do again although they are current: `["train"]` starts over, whatever checkpoints there are."""
+    """Stages to run again although they are current: `["train"]` starts over, ignoring checkpoints."""
     fresh: bool
     """The same as `redo=["train"]`."""
     new_journal: bool
-    """Go on where the journal lacks sends that run.json knows of; what they cost stays spent."""
+    """Continue although the journal lacks sends that run.json counts; their cost stays spent."""
     quiet: bool
-    """Print nothing; the run's log has it all the same."""
+    """Print nothing; the run's log still has every line."""
 
 
 def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options: Unpack[Options]) -> RunFolder:
-    """Run a recipe from where it stands to its report, or those `stages` alone; returns the run, opened.
+    """Run all stages of a recipe that are not current, or only those of `stages`; returns the opened run.
 
-    `source` is a recipe's path, a shipped recipe's name, what a recipe's file holds, a loaded recipe, or a run. Stages
-    that are current are skipped, and bought answers never bought again. Lines and progress go to standard error. The
-    options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait, redo,
-    new_journal and quiet.
+    `source` is a recipe's path, a shipped recipe's name, the contents of a recipe's file, a loaded recipe, or a run.
+    Stages that are current are skipped, and bought answers are never bought again. Lines and progress go to standard
+    error. The options are those of `Options`: run_dir, overrides, retry_failed, accept_partial, allow_parts, wait,
+    redo, new_journal and quiet.
 
-    Raises `DistillError`, one line to be read: `RecipeError` for the recipe or an option, `StageIncomplete` where a
-    stage before is missing or too much has failed, `BudgetStop` at the end of the budget, `Interrupted` after Ctrl-C
-    (with what is finished kept: call again to go on), and those of the stages.
+    Raises `DistillError`, a message of one line: `RecipeError` for the recipe or an option, `StageIncomplete` where an
+    earlier stage is missing or too much has failed, `BudgetStop` at the end of the budget, `Interrupted` after Ctrl-C
+    (finished work is kept: call again to continue), and those of the stages.
     """
     processes.share_cores()
     run_dir = options.get("run_dir")
@@ -87,33 +87,34 @@ def run_recipe(source: Source, *, stages: Sequence[str] | None = None, **options
 
 
 def expand_tasks(source: Source, **options: Unpack[Options]) -> RunFolder:
-    """Grow tasks from the recipe's seeds; then `run.tasks` has them. As `run_recipe` otherwise."""
+    """Grow tasks from the recipe's seeds, into `run.tasks`; otherwise like `run_recipe`."""
     return run_recipe(source, stages=["expand"], **options)
 
 
 def collect_sessions(source: Source, **options: Unpack[Options]) -> RunFolder:
-    """Have the teachers answer the tasks; then `run.sessions` has them. As `run_recipe` otherwise."""
+    """Have the teachers answer the tasks, into `run.sessions`; otherwise like `run_recipe`."""
     return run_recipe(source, stages=["collect"], **options)
 
 
 def curate_sessions(source: Source, **options: Unpack[Options]) -> RunFolder:
-    """Keep or drop each session; then `run.kept`, `run.dropped` and `run.test` have them. As `run_recipe` otherwise."""
+    """Keep or drop each session, into `run.kept`, `run.dropped` and `run.test`; otherwise like `run_recipe`."""
     return run_recipe(source, stages=["curate"], **options)
 
 
 def train_student(source: Source, **options: Unpack[Options]) -> RunFolder:
-    """Train the student on the kept sessions; then `run.student` is its folder. As `run_recipe` otherwise."""
+    """Train the student on the kept sessions, into `run.student`; otherwise like `run_recipe`."""
     return run_recipe(source, stages=["train"], **options)
 
 
 def compare_models(source: Source, **options: Unpack[Options]) -> RunFolder:
-    """Ask base, student and teacher the held-out prompts; then see `run.comparison`. As `run_recipe` otherwise."""
+    """Ask base, student and teacher the held-out prompts, for `run.comparison`; otherwise like `run_recipe`."""
     return run_recipe(source, stages=["compare"], **options)
 
 
 @contextmanager
 def _as_distill_errors() -> Iterator[None]:
-    """Ctrl-C, and every fault that a user can meet, as a `DistillError`."""
+    """Turn Ctrl-C and faults of the disk into a `DistillError`."""
+    credentials.learn_proxies()
     try:
         with event_loop.interruptible(), processes.current_folder_off_path():
             yield
@@ -135,7 +136,7 @@ class JournalCounts:
     answers: int
     failures: int
     sends: int
-    """Requests that were sent, retries included."""
+    """Sent requests, including retries."""
     prompt_tokens: int
     """Prompt tokens of the answers, as the endpoints report them."""
     completion_tokens: int
@@ -152,7 +153,7 @@ class RunFolder:
     folder: Path
 
     def __fspath__(self) -> str:
-        """The folder's path, so that a run may stand wherever a run's path may."""
+        """The folder's path, so that a run can be used wherever a path can."""
         return os.fspath(self.folder)
 
     @property
@@ -162,14 +163,13 @@ class RunFolder:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe as it was resolved. Raises `RecipeError` where a file that it names has changed since."""
+        """The resolved recipe. Raises `RecipeError` where a file that it refers to has changed since."""
         return load_recipe(self.folder, importing=False)
 
     @property
     def stages(self) -> Mapping[str, Mapping[str, Any]]:
         """Entries of run.json by stage that has begun: `status`, `seconds`, `counts`, `tokens`, `usd` …"""
-        stages: Mapping[str, Mapping[str, Any]] = read_record(self.folder).get("stages", {})
-        return stages
+        return dict(read_record(self.folder).get("stages", {}))
 
     @property
     def tasks(self) -> Dataset:
@@ -183,17 +183,17 @@ class RunFolder:
 
     @property
     def kept(self) -> Dataset:
-        """The sessions that the student is trained on, with `verdicts`: one of each rule."""
+        """The sessions to train on, with `verdicts`, one per rule."""
         return self.rows("kept")
 
     @property
     def dropped(self) -> Dataset:
-        """The sessions that a rule has dropped, with all verdicts."""
+        """The sessions that a rule dropped, with all verdicts."""
         return self.rows("dropped")
 
     @property
     def test(self) -> Dataset:
-        """The sessions that are held out for compare, and never trained on."""
+        """The sessions held out for compare, never trained on."""
         return self.rows("test")
 
     @property
@@ -206,14 +206,14 @@ class RunFolder:
     @overload
     def rows(self, which: Rows, *, streaming: Literal[True]) -> IterableDataset: ...
     def rows(self, which: Rows, *, streaming: bool = False) -> Dataset | IterableDataset:
-        """The rows of a file; those of `refused` are as tasks are, those of `failures` tasks without an answer.
+        """The rows of a file; `refused` has the format of tasks, `failures` has tasks without an answer.
 
         Raises `MissingPackage` without `datasets`, and `RunFolderError` for a file that is not there or damaged.
         """
         path = self._file(f"{which}.jsonl")
         datasets = _datasets()
         if path.stat().st_size == 0:
-            return datasets.IterableDataset.from_generator(_nothing) if streaming else datasets.Dataset.from_dict({})
+            return datasets.IterableDataset.from_generator(tuple) if streaming else datasets.Dataset.from_dict({})
         try:
             return datasets.load_dataset("json", data_files=str(path), split="train", streaming=streaming)
         except datasets.exceptions.DatasetsError as error:
@@ -221,9 +221,9 @@ class RunFolder:
 
     @property
     def train_log(self) -> Dataset:
-        """A row each step: `step`, `steps`, `epoch`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `seconds`.
+        """One row per step: `step`, `steps`, `epoch`, `loss`, `learning_rate`, `grad_norm`, `tokens`, `seconds`.
 
-        The loss is in nats per trained token; tokens and seconds are those so far.
+        The loss is in nats per trained token; tokens and seconds are cumulative.
         """
         steps = [row for row in read_jsonl(self._file("student/train_log.jsonl")) if "event" not in row]
         return _datasets().Dataset.from_list(steps)
@@ -254,12 +254,12 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """The report's path; it opens in any browser, without a network."""
+        """The path of the report, which opens in any browser without a network."""
         return self._file("report.html")
 
     @property
     def journal(self) -> JournalCounts:
-        """Counts of the journal over all invocations. Raises `RunFolderError` without a journal."""
+        """Counts over all invocations. Raises `RunFolderError` without a journal."""
         with Journal.open(self.folder / NAME, read_only=True) as journal:
             counts, tokens = journal.counts(), journal.tokens()
         return JournalCounts(
@@ -279,14 +279,10 @@ class RunFolder:
 
 
 def open_run(path: str | os.PathLike[str]) -> RunFolder:
-    """A run's folder, opened for reading. Raises `RunFolderError` for what is none."""
+    """Open a run's folder for reading. Raises `RunFolderError` for another folder."""
     folder = Path(path)
     read_record(folder)
     return RunFolder(folder)
-
-
-def _nothing() -> Iterator[dict[str, Any]]:
-    yield from ()
 
 
 def _datasets() -> Any:

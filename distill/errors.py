@@ -7,9 +7,9 @@ DistillError                    exit 1
 │   └── RunLocked                        another process writes in it
 ├── MissingPackage                       an optional package is not installed
 ├── ModelError                           weights are missing, corrupt, refused or cannot be cached
-├── MaskError                            a token would be trained that must not be, or the reverse
+├── MaskError                            the loss mask has a token too many or too few
 ├── EndpointError                        an endpoint cannot be used at all: unreachable, 401, 404 model
-├── ServerError                          our own loopback server did not start or died
+├── ServerError                          a loopback server of distill did not start, or died
 ├── StageIncomplete                      a stage ended with more failures than it may have
 ├── BudgetStop                  exit 3   the money ran out; what was bought is kept
 └── Interrupted                 exit 130 Ctrl-C; what was finished is kept
@@ -18,6 +18,8 @@ DistillError                    exit 1
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Sequence
 
 
 def shorten(text: str, limit: int) -> str:
@@ -30,6 +32,24 @@ def one_line(text: str, limit: int = 200) -> str:
     return shorten(" ".join(text.split()), limit)
 
 
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names, with a mark where there are more."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Control characters except tab and line feed, direction marks, zero-width characters (except the joiners that scripts
+and emoji need), lone surrogates (which UTF-8 cannot encode) and tag characters."""
+
+
+def visible(text: str) -> str:
+    """The text with characters that hide or reorder others shown as ⟦U+202E⟧; line ends become line feeds."""
+    return _HIDDEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
+
+
 class DistillError(Exception):
     """An error to be shown as its one line, without a traceback."""
 
@@ -37,7 +57,7 @@ class DistillError(Exception):
 
 
 class RecipeError(DistillError):
-    """The recipe or the command line says something that cannot be done."""
+    """The recipe or the command line is invalid."""
 
     exit_code = 2
 
@@ -50,11 +70,15 @@ class RunFolderError(DistillError):
     """The run folder belongs to another recipe, is damaged, or cannot be written."""
 
 
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+
+
 def disk_fault(error: OSError) -> RunFolderError | None:
-    """The error to show for a full or unwritable disk; `None` for any other fault."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    """The error to show for a full or unwritable disk and for an unusable name; `None` for any other fault."""
+    if error.errno not in _DISK_FAULTS:
         return None
-    return RunFolderError(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")
+    name = one_line(str(error.filename or "a file"))
+    return RunFolderError(f"{error.strerror}: {name}; mend that and run the same command again")
 
 
 class RunLocked(RunFolderError):
@@ -62,7 +86,7 @@ class RunLocked(RunFolderError):
 
 
 class MissingPackage(DistillError):
-    """An optional package is needed for what was asked."""
+    """An optional package is needed and not installed."""
 
 
 class ModelError(DistillError):
@@ -70,7 +94,7 @@ class ModelError(DistillError):
 
 
 class MaskError(DistillError):
-    """A row's loss mask is not what its template asks for; nothing has been trained."""
+    """A row's loss mask does not fit its template; nothing has been trained."""
 
 
 class EndpointError(DistillError):
@@ -78,7 +102,7 @@ class EndpointError(DistillError):
 
 
 class ServerError(DistillError):
-    """A server that we start ourselves did not become healthy, or died."""
+    """A server started by distill did not become healthy, or died."""
 
 
 class StageIncomplete(DistillError):

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 
 def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """A question, or several, with what answers it: where a conversation may be cut."""
+    """Splits a conversation before each user turn that follows an assistant turn."""
     pair: list[Message] = []
     for message in messages:
         if message.role == "user" and pair and pair[-1].role == "assistant":
@@ -23,7 +23,7 @@ def pairs(messages: Sequence[Message]) -> Iterator[list[Message]]:
 
 
 def spans(count: int, fits: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
-    """Splits `count` items into spans (start, stop), each the longest that fits, and of one item at least."""
+    """Splits `count` items into spans (start, stop), each the longest that fits and of at least one item."""
     start = 0
     while start < count:
         stop = start + 1
@@ -57,20 +57,20 @@ class Sampling:
     """0 is greedy."""
     top_p: float | None = None
     max_tokens: int | None = None
-    """Upper bound of generated tokens."""
+    """Upper bound on generated tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer; they are not part of it."""
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
     response_format: Mapping[str, Any] | None = field(default=None, hash=False)
-    """The shape that the answer must have, such as `{"type": "json_object"}`."""
+    """The required format of the answer, such as `{"type": "json_object"}`."""
     logprobs: bool | None = None
     """Whether log-probabilities of the answer's tokens are wanted; they stay in the completion's `raw`."""
     top_logprobs: int | None = None
     reasoning_effort: str | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Anything else that the endpoint takes; `None` takes a field out of the body."""
+    """Other fields of the request body; `None` removes one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,15 +86,15 @@ class Request:
     prompt: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     replica: int = 0
-    """Tells apart several samples of the same question."""
+    """Distinguishes several samples of the same question."""
     kind: RequestKind = "answer"
     continuation: str | None = None
-    """For `kind="likelihood"`: the text whose probability after the prompt is asked."""
+    """For `kind="likelihood"`: the text whose probability after the prompt is computed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Everything that determines an endpoint's answers; never its port, never a key.
+    """Everything that determines an endpoint's answers; excludes a local port and keys.
 
     A remote endpoint has `url` (normalised, without userinfo and query); a local one has `fingerprint`.
     """
@@ -125,7 +125,7 @@ class Completion:
     usage: Usage | None = None
     """`None` where the endpoint reported none."""
     raw: Mapping[str, Any] = field(default_factory=dict)
-    """The response body, whole."""
+    """The whole response body."""
     loglikelihood: float | None = None
     """For `kind="likelihood"`: sum of log-probabilities of the continuation's tokens, in nats, end token excluded."""
 
@@ -138,7 +138,7 @@ class Failure:
     reason: str
     """A short code: `http_400`, `timeout`, `connection`, `malformed`, `filtered`, `cancelled` …"""
     detail: str
-    """One line for the reader, without secrets."""
+    """One line for people, without secrets."""
     transient: bool
     """Whether asking again may help."""
     attempts: int = 1
@@ -180,51 +180,51 @@ class Verdict:
     rule: str
     keep: bool
     reason: str
-    """A short code such as `too_short`; `ok` when there is nothing to say."""
+    """A short code such as `too_short`; `ok` by default."""
     value: float | str | None = None
     """The measured value."""
     threshold: float | str | None = None
-    """The limit that it was compared with."""
+    """The limit that the value was compared with."""
     neighbour: str | None = None
-    """The id of the other row, where the verdict rests on one."""
+    """The id of the other row, where the verdict is about two."""
     note: str | None = None
-    """Why, in words: a judge's reason, or what kept a rule from measuring."""
+    """The reason in words: a judge's, or why a rule could not measure."""
 
 
 class RowFilter(Protocol):
     """A curation rule on one session at a time.
 
-    It may also have `mend(session, value) -> Session`, called after `decide`: what it returns goes on in the session's
-    place, with the same id.
+    It may also have `mend(session, value) -> Session`, called after `decide`: its result replaces the session, with
+    the same id.
     """
 
     scope: Literal["row"]
 
     def measure(self, session: Session) -> Any:
-        """The value that the rule decides by; depends on no threshold."""
+        """The value to decide by; it depends on no threshold."""
 
     def decide(self, value: Any) -> Verdict:
         """Keep or drop, by the rule's options."""
 
 
 class AskingFilter(Protocol):
-    """A curation rule on one session that asks a model; otherwise as `RowFilter`."""
+    """A curation rule on one session that asks a model; otherwise like `RowFilter`."""
 
     scope: Literal["row"]
     role: str
-    """The role that it asks: `judge`, or `base` (the student's model before training)."""
+    """The role asked: `judge`, or `base` (the student's model before training)."""
     every_row: bool
-    """Whether it measures rows too that another rule has dropped; that may cost money."""
+    """Whether it also measures rows that another rule has dropped, which may cost money."""
 
     def measure(self, session: Session) -> Flow[Any]:
-        """As of a `RowFilter`; returns `None` where the answers failed it."""
+        """Like that of a `RowFilter`; returns `None` where the model's answers could not be used."""
 
     def decide(self, value: Any) -> Verdict:
         """Keep or drop, by the rule's options."""
 
 
 class SetFilter(Protocol):
-    """A curation rule on all sessions still kept, in task order."""
+    """A curation rule on all sessions kept so far, in task order."""
 
     scope: Literal["set"]
 
@@ -241,13 +241,13 @@ class Growth(Protocol):
 
     @property
     def window(self) -> int:
-        """How many proposals may be outstanding, now; part of the algorithm, not of the machine.
+        """How many proposals may be outstanding now; part of the algorithm, not of the machine.
 
-        It may grow with what was admitted, and never shrinks.
+        It may grow with the admitted tasks, and never shrinks.
         """
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """The k-th proposal (k = 0, 1, …): asks, parses, and returns candidate tasks."""
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Take those candidates that are new into the pool and return them, in order."""
+        """Add the candidates that are new to the pool, and return them in order."""

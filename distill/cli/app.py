@@ -29,13 +29,14 @@ AllowParts = Annotated[
     list[str] | None,
     typer.Option("--allow-parts", metavar="PACKAGE", help="let the recipe run code of this package (module:thing)"),
 ]
-AcceptPartial = Annotated[bool, typer.Option("--accept-partial", help="go on from a stage that is only partly done")]
+AcceptPartial = Annotated[bool, typer.Option("--accept-partial", help="continue from a stage that is only partly done")]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="with collect.mode batch: end while batches are open")]
 NewJournal = Annotated[
-    bool, typer.Option("--new-journal", help="go on where the journal lost what was bought; it stays spent")
+    bool,
+    typer.Option("--new-journal", help="continue although the journal lost bought answers; their cost stays spent"),
 ]
 Redo = Annotated[
     str | None,
-    typer.Option("--redo", metavar="A,B", help="do these stages again although they are current; buys nothing twice"),
+    typer.Option("--redo", metavar="A,B", help="run these stages again although they are current; buys nothing twice"),
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="ask permanently failed requests again")]

@@ -1,4 +1,4 @@
-"""The `chat` command: reads lines, obeys those that begin with `/`, and prints the answers of every side."""
+"""The `chat` command: reads lines, executes those that begin with `/`, and prints the answers of every side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from distill.pipeline.chat import Conversation
 
 HELP = (
-    "/base on|off: ask the untrained base too · /system TEXT · /temp NUMBER · /clear: begin anew · /save FILE · /quit"
+    "/base on|off: ask the untrained base too · /system TEXT · /temp NUMBER · /clear: start over · /save FILE · /quit"
 )
 
 
@@ -50,13 +50,13 @@ def replies(conversation: Conversation, line: str) -> Iterator[str]:
     from distill.text.tokens import visible
 
     if line.startswith("/"):
-        yield _obey(conversation, line)
+        yield _execute(conversation, line)
         return
     for side, text in conversation.answers(line):
         yield f"{NAMES[side]}: {visible(text)}"
 
 
-def _obey(conversation: Conversation, line: str) -> str:
+def _execute(conversation: Conversation, line: str) -> str:
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     if command == "/base" and rest in ("on", "off"):
@@ -66,13 +66,13 @@ def _obey(conversation: Conversation, line: str) -> str:
     if command == "/system":
         conversation.system = rest
         conversation.turns.clear()
-        return "begun anew under that system message" if rest else "begun anew without a system message"
+        return "started over with that system message" if rest else "started over without a system message"
     if command == "/temp" and _is_temperature(rest):
         conversation.sampling = replace(conversation.sampling, temperature=float(rest))
         return f"temperature {float(rest):g}"
     if command == "/clear":
         conversation.turns.clear()
-        return "begun anew"
+        return "started over"
     return _save(conversation, Path(rest).expanduser()) if command == "/save" and rest else HELP
 
 
@@ -89,7 +89,7 @@ def _save(conversation: Conversation, path: Path) -> str:
 
     sessions = conversation.sessions()
     if not sessions:
-        return "nothing was said yet"
+        return "there is no conversation yet"
     try:
         write_rows(path, sessions)
     except (OSError, DistillError) as error:

@@ -32,7 +32,7 @@ def import_(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="of a dataset")] = None,
     revision: Annotated[str | None, typer.Option("--revision", metavar="NAME", help="of a Hub dataset")] = None,
-    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="noted in every row")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="recorded in every row")] = None,
     allow_parts: AllowParts = None,
 ) -> None:
     """Import a foreign dataset as sessions or tasks.
@@ -51,21 +51,24 @@ def import_(
         console.result(line)
 
 
+To = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        help="rows: alpaca, sharegpt, openai, parquet, hub; the comparison: alpaca_eval, llm_comparator, inspect;"
+        " the student: adapter, merged, gguf, ollama",
+    ),
+]
+
+
 @app.command()
 def export(
     run_folder: RunFolder,
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to",
-            metavar="FORMAT",
-            help="rows: alpaca, sharegpt, openai, parquet, hub; the comparison: alpaca_eval, llm_comparator, inspect;"
-            " the student: adapter, merged, gguf, ollama",
-        ),
-    ],
+    to: To,
     out: Annotated[Path, typer.Option("--out", metavar="PATH", help="a file; for hub and the student, a new folder")],
     which: Annotated[
-        str | None, typer.Option("--which", metavar="ROWS", help="kept (unless you say otherwise), test or dropped")
+        str | None, typer.Option("--which", metavar="ROWS", help="kept (the default), test or dropped")
     ] = None,
     no_system: Annotated[bool, typer.Option("--no-system", help="of rows: leave their system turn out")] = False,
     dtype: Annotated[

@@ -25,7 +25,7 @@ def show(
 ) -> None:
     """Show a run's stages, rows, tokens and cost.
 
-    With --funnel, what curation took; with --worst, where the student does worst, with what differs marked.
+    With --funnel, what curation dropped; with --worst, where the student does worst, with the differences marked.
 
     Example: distill show runs/quickstart --worst 10
     """
@@ -45,8 +45,8 @@ def diff(
 ) -> None:
     """Compare two runs on the prompts that both have.
 
-    What got better or worse, and is it more than noise? Given three runs or more, each measure over how much the
-    students were trained on, with the untrained base at 0.
+    What got better or worse, and is it more than noise? For three runs or more: each measure over the amount of
+    training data, with the untrained base at 0.
 
     Example: distill diff runs/quickstart runs/quickstart-next
     """
@@ -56,12 +56,12 @@ def diff(
 
     if len(runs) < 2:
         raise RecipeError("diff: one run is given; name two, or more for a curve over data size")
-    compared = [held.read(folder) for folder in runs]
-    result = held.diff(*compared) if len(compared) == 2 else held.curve(compared)
+    results = [held.read(folder) for folder in runs]
+    result = held.diff(*results) if len(results) == 2 else held.curve(results)
     if as_json:
-        console.result(json.dumps(to_json(result), ensure_ascii=False, indent=1))
+        console.result(json.dumps(to_json(result), indent=1))
         return
-    for line in held.lines(result) if len(compared) == 2 else held.curve_lines(result):
+    for line in held.lines(result) if len(results) == 2 else held.curve_lines(result):
         console.result(line)
 
 
@@ -73,8 +73,8 @@ def next_round(
 ) -> None:
     """Plan another round from what the student does worst on.
 
-    Writes seeds near what it loses and was taught little of, and a recipe that uses them. No held-out prompt becomes a
-    seed.
+    Writes seeds near prompts that it loses, those with little training data first, and a recipe that uses them. No
+    held-out prompt becomes a seed.
 
     Example: distill next runs/quickstart --tasks 200
     """
@@ -111,8 +111,8 @@ def explain_miss(
 def clean(run_folder: RunFolder) -> None:
     """Make a run's folder smaller, keeping what it needs.
 
-    Removes the student before the present one (student.previous, which a retraining leaves), and temporary files of
-    killed processes; trims the journal. Answers, rows, the student and a training that is unfinished are never touched.
+    Removes the previous student (student.previous, which a retraining leaves) and temporary files of killed processes,
+    and trims the journal. Answers, rows, the student and an unfinished training are never touched.
 
     Example: distill clean runs/quickstart
     """

@@ -10,35 +10,37 @@ import typer
 from distill.cli.app import app
 from distill.core import console
 
+Host = Annotated[
+    str,
+    typer.Option(
+        help="the address to listen on; 0.0.0.0 is every address of this machine. Requests must name a loopback"
+        " name, this, or the address that they came to: no other DNS name"
+    ),
+]
+ApiKey = Annotated[
+    str | None, typer.Option("--api-key-env", metavar="VAR", help="require the key in this environment variable")
+]
+Origins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-origin",
+        metavar="URL",
+        help="let web pages of this origin use it, such as http://localhost:3000; may be given again",
+    ),
+]
+
 
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="smollm2, a folder, a .gguf, a Hub id, a run")],
     port: Annotated[int, typer.Option(help="0 takes a free one")] = 8000,
-    host: Annotated[
-        str,
-        typer.Option(
-            help="the address to listen on; 0.0.0.0 is every address of this machine. Requests must name a loopback"
-            " name, this, or the address that they came to: no other DNS name"
-        ),
-    ] = "127.0.0.1",
-    api_key_env: Annotated[
-        str | None,
-        typer.Option("--api-key-env", metavar="VAR", help="ask for the key that this environment variable holds"),
-    ] = None,
-    allow_origin: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-origin",
-            metavar="URL",
-            help="let web pages of this origin use it, such as http://localhost:3000; may be given again",
-        ),
-    ] = None,
-    parent_pipe: Annotated[int | None, typer.Option(hidden=True)] = None,
+    host: Host = "127.0.0.1",
+    api_key_env: ApiKey = None,
+    allow_origin: Origins = None,
 ) -> None:
     """Serve a local model, or a run's student.
 
-    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions). Web pages cannot use it, but those
+    The endpoint is OpenAI-compatible (/v1/chat/completions and /v1/completions). Web pages cannot use it, except those
     of --allow-origin. With --api-key-env every request but /health needs that key, as OpenAI's clients send it.
 
     Example: distill serve smollm2 --port 8000
@@ -58,6 +60,5 @@ def serve(
         port=port,
         origins=allow_origin or (),
         api_key=credentials.secret(api_key_env, "--api-key-env"),
-        parent_pipe=parent_pipe,
         say=console.say,
     )

@@ -17,17 +17,20 @@ def check(
     recipe: RecipePath,
     set_: Set = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="ask the teacher's endpoint a dozen tiny questions: what does it honour?")
+        bool,
+        typer.Option(
+            "--probe", help="ask the teacher's endpoint a dozen tiny questions: which options does it honour?"
+        ),
     ] = False,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="NAME", help="say where it departs from a shipped recipe")
+        str | None, typer.Option("--like", metavar="NAME", help="list the differences from a shipped recipe")
     ] = None,
 ) -> None:
     """Validate a recipe offline, and forecast what it will take.
 
     That is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
-    --probe, also ask the teacher's endpoint which parameters have any effect there, and say what of the recipe it
-    ignores; the findings are kept, and later checks and runs read them.
+    --probe, also ask the teacher's endpoint which parameters have any effect there, and list the recipe's options that
+    it ignores; the findings are cached for later checks and runs.
 
     Example: distill check recipes/quickstart.yaml --probe
     """
@@ -51,7 +54,9 @@ def check(
 @app.command()
 def smoke(
     recipe: RecipePath,
-    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="keep the run there; by default it is gone")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="keep the run there; by default it is deleted")
+    ] = None,
 ) -> None:
     """Run a recipe through once in seconds, with a tiny model.
 
@@ -107,10 +112,10 @@ def doctor(
     """Look at this machine, an endpoint or a run: what is missing?
 
     An endpoint is asked a dozen tiny questions, to show which parameters (temperature, seed, stop, logprobs …) it
-    honours, ignores or refuses; the findings are kept, and later checks and runs read them.
+    honours, ignores or refuses; the findings are cached for later checks and runs.
 
-    Of a run's student, or of an export with whole weights: is it asked in the very tokens that it was trained on, by
-    its saved chat template and when it is served? The first differing token is shown, and the exit code is 1.
+    For a run with a student, or an export with whole weights: do its saved chat template and its server produce the
+    very tokens that it was trained on? The first differing token is shown, and the exit code is 1.
 
     Example: distill doctor http://127.0.0.1:8000/v1 --model smollm2
 
@@ -121,7 +126,7 @@ def doctor(
     if url is not None and Path(url).is_dir():
         is_sound = examination.examine_student(Path(url), at=at, api_key_env=api_key_env)
     elif at is not None:
-        raise RecipeError("--at is about a run: give its folder as well")
+        raise RecipeError("--at needs a run: give its folder as well")
     else:
         is_sound = examination.examine(url, model=model, api_key_env=api_key_env)
     if not is_sound:

@@ -153,32 +153,37 @@ def collect(
 _verb("curate", "Keep or drop each session, and say why.\n\nWrites kept.jsonl, dropped.jsonl and test.jsonl.")
 
 
+Plan = Annotated[
+    bool, typer.Option("--plan", help="make one pass, and forecast memory and time of the training; write nothing")
+]
+ShowMasks = Annotated[
+    int | None,
+    typer.Option("--show-masks", min=1, metavar="N", help="show N examples with their trained tokens marked, and end"),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="the same as --redo train")]
+
+
 @app.command()
 def train(
     recipe_or_run: RecipeOrRun,
     run_dir: RunDir = None,
     set_: Set = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="make one pass and say what all will take: memory, time; write nothing")
-    ] = False,
-    show_masks: Annotated[
-        int | None,
-        typer.Option("--show-masks", min=1, metavar="N", help="show N examples with what is trained marked, and end"),
-    ] = None,
+    plan: Plan = False,
+    show_masks: ShowMasks = None,
     redo: Redo = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="the same as --redo train")] = False,
+    fresh: Fresh = False,
     accept_partial: AcceptPartial = False,
     new_journal: NewJournal = False,
     allow_parts: AllowParts = None,
 ) -> None:
     """Fine-tune the student on the kept sessions: writes student/.
 
-    A student that is there stays in use until the new one is finished; then it becomes student.previous, which
+    The present student stays in use until the new one is finished; then it becomes student.previous, which
     `distill clean` removes.
 
     Before the first step the loss mask of every row is checked against the template; a fault stops with the row and
-    the token. An interrupted training goes on where it stood when the same command is typed again, and says what has
-    changed where it cannot; --redo train starts over, whatever checkpoints or student there are.
+    the token. An interrupted training continues when the same command is typed again, or says what has changed;
+    --redo train starts over, ignoring checkpoints and student.
 
     Example: distill train runs/quickstart --plan
     """
@@ -191,17 +196,8 @@ def train(
     if show_masks is not None:
         training_plan.show_masks(recipe_or_run, show_masks, **address)
     if not plan and show_masks is None:
-        again = ["train"] if fresh else _names(redo)
-        _run(
-            recipe_or_run,
-            ["train"],
-            run_dir,
-            set_,
-            again,
-            allow_parts,
-            accept_partial=accept_partial,
-            new_journal=new_journal,
-        )
+        again, options = ["train"] if fresh else _names(redo), {"accept_partial": accept_partial}
+        _run(recipe_or_run, ["train"], run_dir, set_, again, allow_parts, **options, new_journal=new_journal)
 
 
 _verb("compare", "Ask student, base and teacher the held-out prompts.\n\nWrites answers.jsonl and scores.json.")

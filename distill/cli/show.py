@@ -10,8 +10,8 @@ from typing import Any
 
 from distill.core.console import Paint
 from distill.core.jsonl import read_jsonl
-from distill.pipeline.staleness import outdated
-from distill.report.answer_rows import ranked, titles_of, why
+from distill.pipeline.staleness import revision_remarks
+from distill.report.answer_rows import titles_of, why, worst_first
 from distill.run.funnel import Funnel, read
 from distill.run.layout import STAGES
 from distill.run.record import RunRecord, StageRecord, read_record, run_record
@@ -29,7 +29,7 @@ def status_lines(folder: Path) -> list[str]:
         f"{record.name} in {folder}",
         *filter(None, [student_remark(folder)]),
         *(_stage_line(name, record.stages[name], changes.get(name)) for name in names),
-        *outdated(folder, record),
+        *revision_remarks(folder, record),
         *cost_lines(record),
         *headline(folder),
         *(benchmark_lines(folder) if is_compared(folder, document) else []),
@@ -48,7 +48,7 @@ def benchmark_lines(folder: Path) -> list[str]:
 def _benchmark_line(measure: Measured) -> str:
     by, difference, p = measure.by, measure.student_minus_base, measure.p_holm
     if difference is None or difference.low is None or difference.high is None:
-        return f"lm-eval  {measure.title}: no document has a number of both"
+        return f"lm-eval  {measure.title}: no document has numbers of both"
     test = "too few documents to test" if p is None else f"adjusted p {p:.3f}" if p >= 0.001 else "adjusted p < 0.001"
     return (
         f"lm-eval  {visible(measure.title)}: student {by['student'].mean:.3f}, base {by['base'].mean:.3f}, "
@@ -57,7 +57,7 @@ def _benchmark_line(measure: Measured) -> str:
 
 
 def _stage_line(name: str, stage: StageRecord, change: str | None) -> str:
-    """`moved`: of a stage that is done, what has changed since."""
+    """`change`: what has changed since a finished stage."""
     pieces = [f"{name:8} {'stale' if change else stage.status:8} {stage.seconds:7.1f} s"]
     pieces += [f"{key} {value:,}" for key, value in stage.counts.items() if isinstance(value, int)]
     if stage.requests:
@@ -71,7 +71,7 @@ def _stage_line(name: str, stage: StageRecord, change: str | None) -> str:
 
 
 def cost_lines(record: RunRecord) -> list[str]:
-    """Where the sends and the money went: by stage, teacher and outcome."""
+    """Sends, tokens and USD by stage, teacher and outcome."""
     rows = [(name, cost) for name in STAGES if name in record.stages for cost in record.stages[name].costs]
     if all(cost["outcome"] == "kept" and cost["usd"] is None for _, cost in rows):
         return []
@@ -88,7 +88,7 @@ def cost_lines(record: RunRecord) -> list[str]:
 
 
 def funnel_lines(folder: Path) -> list[str]:
-    """The lines that `show --funnel` prints. Texts of the rows are made harmless for a terminal."""
+    """The lines that `show --funnel` prints, with control characters of the rows made visible."""
     funnel = read(folder)
     if funnel is None:
         return ["curate has not run yet, so there is no funnel"]
@@ -136,10 +136,10 @@ _PIECES = re.compile(r"\S+\s*|\s+")
 def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
     """The `count` worst prompts of a comparison. Raises `RunFolderError` where there is none.
 
-    `paint(text, what)` dresses what only the student (`added`) or only the teacher (`removed`) says, and headings.
+    `paint(text, what)` marks text that only the student (`added`) or only the teacher (`removed`) has, and headings.
     """
     titles = titles_of(require_scores(run))
-    rows = ranked(list(read_jsonl(run / "answers.jsonl")))
+    rows = worst_first(list(read_jsonl(run / "answers.jsonl")))
     yield from filter(None, [comparison_remark(run)])
     for place, row in enumerate(rows[:count], start=1):
         yield paint(
@@ -176,7 +176,7 @@ def _short(value: Any) -> str:
 
 
 def mark_differences(student: str, teacher: str, paint: Paint) -> tuple[str, str]:
-    """Both texts with the words marked that the other one does not have in that place."""
+    """Both texts, with the words marked that the other does not have in that place."""
     ours, theirs = _PIECES.findall(student), _PIECES.findall(teacher)
     matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
     student_marked, teacher_marked = [], []
@@ -188,7 +188,7 @@ def mark_differences(student: str, teacher: str, paint: Paint) -> tuple[str, str
 
 
 def _marked(text: str, what: str, paint: Paint) -> str:
-    """The text between its own white space, marked."""
+    """The text with everything but its outer white space marked."""
     inner = text.strip()
     if not inner:
         return text

@@ -207,7 +207,6 @@ def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     """A function from a task to the teacher that answers it and the strategy that asks."""
     section, teachers = context.recipe.collect, context.teachers
     assert section is not None
-    assert teachers is not None
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
     options = _with_samplings(section.options, context.recipe)
     choices = {

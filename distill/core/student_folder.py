@@ -5,25 +5,30 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from distill.core.files import require_no_link
+
 STUDENT, NEXT, PREVIOUS = "student", "student.next", "student.previous"
 TRAINING, CHECKPOINTS = "training.json", "checkpoints"
 
 
-# Where they lie
-
-
 def current(run: Path) -> Path:
-    """The folder of the student that is there; `student.next` where its renaming was cut short."""
-    moved = is_student(run / STUDENT) or not _is_finished(run / NEXT)
-    return run / (STUDENT if moved else NEXT)
+    """The folder of the current student; `student.next` where its renaming was interrupted.
+
+    Raises `RunFolderError` where it is a link.
+    """
+    moved = is_student(run / STUDENT) or not is_finished(run / NEXT)
+    folder = run / (STUDENT if moved else NEXT)
+    require_no_link(folder)
+    return folder
 
 
 def is_student(folder: Path) -> bool:
-    """Whether a whole student lies there."""
+    """Whether the folder holds a complete student."""
     return (folder / "base.json").is_file()
 
 
-def _is_finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a complete student with the record of its training."""
     return is_student(folder) and (folder / TRAINING).is_file()
 
 

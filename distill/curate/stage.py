@@ -239,8 +239,8 @@ def options(context: Context) -> dict[str, Any]:
     rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
     values = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
     roles = roles_of_filters(loaded, context.options.allowed)
-    if "judge" in roles and context.teachers is not None:
-        values |= flat(context.teachers.endpoints["judge"].provider.endpoint, "judge")
+    if "judge" in roles and (judge := context.teachers.endpoints.get("judge")) is not None:
+        values |= flat(judge.provider.endpoint, "judge")
         values |= flat(judge_sampling(loaded), "judge.sampling")
     if BASE in roles and loaded.student is not None:
         values |= flat(loaded.student, "student", only=("template",))
@@ -295,9 +295,9 @@ def roles_of_filters(loaded: Recipe, allowed: Collection[str] = ()) -> set[str]:
 def provider_for(context: Context, rule: str, role: str) -> Iterator[Any]:
     """The provider for a rule's requests; weights in this process are freed at the end. Raises `RecipeError`."""
     if role != BASE:
-        if context.teachers is None:
+        if (endpoint := context.teachers.endpoints.get(role)) is None:
             raise RecipeError(f"curate: the filter {rule} asks a {role}, and the recipe has no `teacher` to play it")
-        yield context.teachers.endpoints[role].provider
+        yield endpoint.provider
         return
     from distill.models.in_process import local_model
 

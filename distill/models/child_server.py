@@ -13,11 +13,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -39,29 +38,21 @@ START_SECONDS = 1800.0
 STOP_SECONDS = 5.0
 """From SIGTERM to SIGKILL."""
 SAY_SECONDS = 15.0
-"""Between two notes while a server loads."""
+"""Between two messages while a server loads."""
 RESTARTS = 2
-"""How often a server that dies in the middle of a run is started again."""
+"""Largest number of restarts of a server that dies during a run."""
 
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Unless the user sets them."""
+"""Defaults for variables that the user has not set."""
 _KEY_VARIABLES: dict[Server, str] = {"transformers": "DISTILL_SERVER_KEY", "vllm": "VLLM_API_KEY"}
-"""Variables that give a server its API key: other processes of this machine reach its port, too."""
+"""Variables with a server's API key, which is needed since other processes of this machine can reach its port."""
 _BROKEN = {"connection", "refused", "malformed"}
 """Failure reasons that a dying server can cause."""
 _LISTENING = re.compile(rb"listening (http://\S+)")
-_PROLOGUE = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent has died")
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-"""Asks Linux for SIGTERM when the parent dies (1 is PR_SET_PDEATHSIG, which exec keeps), then becomes the server."""
 
 
 def served_name(model: str) -> str:
-    """What requests call a model: an embedded name or Hub id as it is, a path by its last part."""
+    """Name of a model in requests: an embedded name or Hub id unchanged, the last part of a path."""
     if model in EMBEDDED or not (looks_like_path(model) or Path(model).exists()):
         return model
     return Path(model).expanduser().resolve().name
@@ -80,8 +71,7 @@ class LocalServer:
     """A model server in a child process; its output is appended to `log`.
 
     The child ends with `stop`, with the `with` block, at the exit of this process, and when this process dies in any
-    other way: it then sees the end of a pipe, and on Linux gets SIGTERM where it was started by the main thread.
-    vLLM, which knows of no pipe, has only the latter.
+    other way (`core.processes`).
     """
 
     def __init__(
@@ -102,7 +92,6 @@ class LocalServer:
         self._say = say
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: int | None = None
         self._log_start = 0
         self.base_url: str | None = None
         """Address; `None` until the server is healthy."""
@@ -125,7 +114,7 @@ class LocalServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the child is there and has not ended."""
+        """Whether the child is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> str:
@@ -134,44 +123,36 @@ class LocalServer:
         return self.wait_until_healthy()
 
     def launch(self) -> None:
-        """Start the child if it does not run. To be called in the main thread, so that Linux watches over it."""
+        """Start the child if it does not run."""
         if self.is_alive:
             return
         self.stop()
         self._say(f"starting a server for {served_name(self._model)} (its log: {self._log})")
         atexit.register(self.stop)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        read_end, self._pipe = os.pipe()
-        try:
-            with self._log.open("ab") as log:
-                self._log_start = log.tell()
-                self._process = self._spawned(read_end, log)
-        except BaseException:
-            self.stop()
-            raise
-        finally:
-            os.close(read_end)
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = self._spawned(log)
 
-    def _spawned(self, read_end: int, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
+    def _spawned(self, log: BinaryIO) -> subprocess.Popen[bytes]:
+        command, environment = self._command(), {**_ENVIRONMENT, **os.environ}
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
-        # In a new session, so that Ctrl-C reaches this process only, which then stops the child.
+        # In a new session, so that Ctrl-C reaches only this process, which then stops the child.
         return processes.start(
             command,
             environment=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            pass_fds=(read_end,),
             start_new_session=True,
         )
 
-    def _command(self, read_end: int) -> list[str]:
+    def _command(self) -> list[str]:
         if self._server == "transformers":
             here = processes.python("-m", "distill", "serve", self._model)
             key = ["--api-key-env", _KEY_VARIABLES[self._server]]
-            return [*here, "--port", str(self._port), *key, "--parent-pipe", str(read_end)]
+            return [*here, "--port", str(self._port), *key]
         self.base_url = None
         self._port = self._port or _free_port()
         name = served_name(self._model)
@@ -180,7 +161,7 @@ class LocalServer:
 
     def wait_until_healthy(self) -> str:
         """Wait for a first token; returns the base_url. Stops the child and raises `ServerError` if none comes."""
-        started = reply = time.monotonic()
+        started = last_message = time.monotonic()
         try:
             while not self._answers():
                 now = time.monotonic()
@@ -188,8 +169,8 @@ class LocalServer:
                     raise ServerError(self.ending())
                 if now - started > self._start_seconds:
                     raise ServerError(f"{self._about()} gave no answer for {now - started:.0f} s; see {self._log}")
-                if now - reply >= SAY_SECONDS:
-                    reply = now
+                if now - last_message >= SAY_SECONDS:
+                    last_message = now
                     self._say(f"still starting {served_name(self._model)} ({now - started:.0f} s): {self._last_line()}")
                 time.sleep(0.1)
         except BaseException:
@@ -214,7 +195,7 @@ class LocalServer:
         return match[1].decode() if match else None
 
     def _written(self) -> bytes:
-        """What this child has written to the log; its end, if it is much."""
+        """The last 64 KiB that this child has written to the log."""
         with self._log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - (1 << 16)))
@@ -239,17 +220,14 @@ class LocalServer:
         """End the child: SIGTERM, SIGKILL 5 s later. Does nothing where there is none."""
         with self._lock:
             process, self._process = self._process, None
-            pipe, self._pipe = self._pipe, None
             self.base_url = None
         atexit.unregister(self.stop)
         if process is not None:
             _end(process)
-        if pipe is not None:
-            os.close(pipe)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the child, a wait, SIGKILL to whatever is left of its process group; also when interrupted."""
+    """Send SIGTERM to the child, wait, and send SIGKILL to the rest of its process group; also when interrupted."""
     try:
         if process.poll() is None:
             process.terminate()
@@ -260,16 +238,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _watched(command: list[str]) -> list[str]:
-    """The command, with the kernel's watch over its parent where that is sound.
-
-    The kernel watches the thread that forks: one that ends earlier than the process would take the server with it.
-    """
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return command
-    return processes.python("-c", _PROLOGUE, str(os.getpid()), *command)
 
 
 def _vllm() -> str:
@@ -287,22 +255,19 @@ def _free_port() -> int:
 def _generates(port: int, name: str, api_key: str, seconds: float) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     body = json.dumps({"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
-    try:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+    with closing(connection), suppress(OSError, http.client.HTTPException):
         connection.request("POST", "/v1/completions", body, headers)
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False
 
 
 class LocalTeacher:
     """Provider for a model served by a child process, started at the first send and ended by `stop`.
 
-    `endpoint` names the model by its content, never by its port or path. A request without a seed is sent with one made
-    from its own content and replica, so that a run repeats (but for rounding). A server that dies is restarted twice;
-    the sends in flight are transient failures. Raises `ServerError` when it cannot be started.
+    `endpoint` identifies the model by its content, never by its port or path. A request without a seed gets one from
+    its own content and replica, so that a run is reproducible (but for rounding). A server that dies is restarted at
+    most twice; sends in flight become transient failures. Raises `ServerError` when it cannot be started.
     """
 
     def __init__(
@@ -324,7 +289,7 @@ class LocalTeacher:
         self._given_up: ServerError | None = None
 
     async def send(self, request: Request) -> Reply:
-        """Ask once, starting the server if need be."""
+        """Send once, starting the server if necessary."""
         client = await self._started()
         try:
             return await client.send(_seeded(request))
@@ -334,7 +299,7 @@ class LocalTeacher:
             raise ProviderError("server_died", self.server.ending(), transient=True) from error
 
     async def _has_died(self) -> bool:
-        """Whether the server has died, which may show a moment after a broken connection."""
+        """Whether the server has died, which may become visible a moment after a broken connection."""
         for _ in range(20):
             if not self.server.is_alive:
                 return True
@@ -371,13 +336,13 @@ class LocalTeacher:
         )
 
     async def close(self) -> None:
-        """Close the connections of the running loop; the server stays."""
+        """Close the connections of the running event loop; the server keeps running."""
         if self._client is not None:
             await self._client.close()
         self._starting = asyncio.Lock()
 
     def stop(self) -> None:
-        """End the server, and free its memory; the next send starts it again."""
+        """End the server and free its memory; the next send starts it again."""
         self.server.stop()
         self._client, self._starts, self._given_up = None, 0, None
 

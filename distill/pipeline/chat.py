@@ -1,6 +1,6 @@
 """A conversation with a run's student and its teacher side by side; `distill.cli.chat` is its terminal.
 
-What is said stays in memory. A local server for the teacher starts at the first line and stops at the end.
+The conversation stays in memory. A local server for the teacher starts at the first line and stops at the end.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from distill.engine.policy import BoundEndpoint
 from distill.errors import DistillError
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
-from distill.run.endpoints import hire
+from distill.run.endpoints import teachers_of
 from distill.types import Message, Model, Request, Sampling, Session
 
 
 @dataclass(slots=True)
 class Conversation:
-    """The turns of each side, and the endpoint that answers for it."""
+    """The turns of each side, and what asks its endpoint."""
 
     ask: Callable[[Model, tuple[Message, ...], Sampling], str]
     sides: list[Model]
@@ -38,7 +38,7 @@ class Conversation:
     turns: dict[Model, list[Message]] = field(default_factory=dict)
 
     def answers(self, line: str) -> Iterator[tuple[Model, str]]:
-        """The answer of every side to a line; a side without one says why, and forgets the line."""
+        """The answer of every side to a line, or why there is none; the line is then left out of its turns."""
         for side in self.sides:
             turns = self.turns.setdefault(side, [])
             turns.append(Message("user", line))
@@ -65,28 +65,27 @@ def opened(run: Path) -> Iterator[Conversation]:
     require_training_packages("distill chat")
     from distill.models.in_process import trained_student, untrained_base
 
-    loaded = load_recipe(run)
-    teachers = hire(loaded, run)
+    recipe = load_recipe(run)
+    teachers = teachers_of(recipe, run)
     student = student_folder.current(run)
     providers: dict[str, Any] = {"student": trained_student(student), "base": untrained_base(student)}
     sides: list[Model] = ["student"]
-    if teachers is not None and teachers.hired:
+    if teachers.all:
         providers["teacher"] = teachers.main.provider
         sides.append("teacher")
-    teacher = loaded.main_teacher
+    teacher = recipe.main_teacher
     sampling = teacher.sampling.sampling() if teacher is not None else Sampling(temperature=0.7, max_tokens=256)
     with ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory()))
         journal = ending.enter_context(Journal.open(folder / NAME))
-        if teachers is not None:
-            ending.callback(teachers.stop)
-        yield Conversation(partial(_asked, journal, providers), sides, sampling)
+        ending.callback(teachers.stop)
+        yield Conversation(partial(_answer, journal, providers), sides, sampling)
 
 
-def _asked(
+def _answer(
     journal: Journal, providers: Mapping[str, Any], side: Model, messages: tuple[Message, ...], sampling: Sampling
 ) -> str:
-    """One answer of one side. Raises `DistillError` where there is none."""
+    """One side's answer. Raises `DistillError` where there is none."""
     engine = Engine(journal, {side: BoundEndpoint(providers[side])}, progress=Silent(), stage="chat")
     question = Request(role=side, messages=messages, sampling=sampling, replica=len(messages))
     (outcome,) = engine.run([("chat", partial(answer_to, question))])

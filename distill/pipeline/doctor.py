@@ -1,4 +1,4 @@
-"""The `doctor` command: examines this machine or an endpoint, and says what to install or change."""
+"""The `doctor` command: examines this machine, an endpoint or a run, and says what to install or change."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from distill.run.record import versions
 from distill.types import Session
 
 LISTING_SECONDS = 10.0
-"""How long an endpoint may take to list its models."""
+"""Time limit for listing an endpoint's models."""
 NEEDED_GB = 4.0
-"""Memory that the quickstart may take; it was seen to take 3.2 to 3.5 GB."""
+"""Memory for the quickstart; measured: 3.2 to 3.5 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,45 +54,46 @@ class Listing:
     finding: Finding
     models: tuple[str, ...] = ()
     usable: bool = True
-    """Whether it makes sense to ask a model there."""
+    """Whether a model there can be asked."""
 
 
 def examine(url: str | None, *, model: str | None = None, api_key_env: str | None = None) -> bool:
-    """Print what was found; returns whether nothing is missing. An endpoint is asked what it honours.
+    """Print findings on this machine, and on the endpoint at `url`; returns whether nothing is missing.
 
-    Raises `RecipeError` for what is no address and for a key variable that is not set, before anything is looked at,
-    and `EndpointError` for an endpoint that lists its models but answers no question.
+    Raises `RecipeError` for an invalid address or a key variable that is not set, before anything is examined, and
+    `EndpointError` for an endpoint that lists its models but does not answer.
     """
     if url is None and (model or api_key_env):
-        raise RecipeError("--model and --api-key-env are about an endpoint; give its URL as well")
+        raise RecipeError("--model and --api-key-env need the URL of an endpoint")
     api_key = credentials.secret(api_key_env, "--api-key-env")
-    shown = normalise_url(url) if url is not None else ""
-    findings = [_python(), *_packages(), _memory(), _cache()]
+    address = normalise_url(url) if url is not None else ""
+    python = Finding(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or newer needed)")
+    findings = [python, *_packages(), _memory(), _cache()]
     for finding in findings:
         _print(finding)
     healthy = all(finding.ok for finding in findings)
-    return healthy if url is None else _examine_endpoint(url, shown, model, api_key) and healthy
+    return healthy if url is None else _examine_endpoint(url, address, model, api_key) and healthy
 
 
 def _print(finding: Finding) -> None:
     console.result(f"{'ok  ' if finding.ok else 'MISS'} {finding.what}")
 
 
-def _examine_endpoint(url: str, shown: str, model: str | None, api_key: str | None) -> bool:
-    listing = _listing(url, shown, api_key)
+def _examine_endpoint(url: str, address: str, model: str | None, api_key: str | None) -> bool:
+    listing = _listing(url, address, api_key)
     if model is None and listing.finding.ok and len(listing.models) == 1:
         model = listing.models[0]
     if model is None or not listing.usable:
         _print(listing.finding)
         if listing.usable:
-            _print(Finding(False, "a model was to be asked what it honours: say which with --model NAME"))
+            _print(Finding(False, "no model to probe: name one with --model NAME"))
         return False
     _print(Finding(True, listing.finding.what))
-    ask_what_it_honours(url, model, api_key=api_key)
+    probe_endpoint(url, model, api_key=api_key)
     return True
 
 
-def ask_what_it_honours(
+def probe_endpoint(
     url: str,
     model: str,
     *,
@@ -100,7 +101,7 @@ def ask_what_it_honours(
     headers: Mapping[str, str] | None = None,
     timeout_seconds: float = probe.CALL_SECONDS,
 ) -> probe.Findings:
-    """Probe an endpoint, print the table and keep it."""
+    """Probe an endpoint, print the table and cache it."""
     console.say(f"asking {normalise_url(url)} at most {probe.MOST_CALLS} tiny questions to see what it honours")
     findings = probe.probe(url, model, api_key=api_key, headers=headers, timeout_seconds=timeout_seconds)
     for line in probe.table(findings):
@@ -109,14 +110,10 @@ def ask_what_it_honours(
     return findings
 
 
-def _python() -> Finding:
-    return Finding(sys.version_info >= (3, 11), f"Python {sys.version.split()[0]} (3.11 or newer needed)")
-
-
 def _packages() -> list[Finding]:
-    installed = versions()
-    lines = [Finding(True, f"{name} {version}") for name, version in installed.items()]
-    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in installed]
+    packages = versions()
+    lines = [Finding(True, f"{name} {version}") for name, version in packages.items()]
+    missing = [name for name in ("torch", "transformers", "trl", "peft", "bitsandbytes") if name not in packages]
     if missing:
         advice = f"for train, compare and local teachers: {install('train')}"
         lines.append(Finding(False, f"{', '.join(missing)} {advice}"))
@@ -145,7 +142,7 @@ def _cache() -> Finding:
 
 
 def examine_teachers(recipe: Recipe) -> None:
-    """Probe each endpoint that a recipe's teachers are asked at, and say what of the recipe it ignores.
+    """Probe the endpoint of each teacher, and print which options of the recipe it ignores.
 
     Raises `RecipeError` for a key variable that is not set and `EndpointError` for an endpoint that does not answer.
     """
@@ -154,76 +151,71 @@ def examine_teachers(recipe: Recipe) -> None:
     for teacher in recipe.teachers:
         if teacher.base_url is None:
             continue
-        findings = ask_what_it_honours(
+        findings = probe_endpoint(
             teacher.base_url,
             teacher.model,
             api_key=credentials.secret(teacher.api_key_env, "teacher.api_key_env"),
             headers=secret_headers(teacher.headers_env),
             timeout_seconds=min(probe.CALL_SECONDS, teacher.timeout_seconds),
         )
-        for line in requirements.unheeded(recipe, teacher, findings):
+        for line in requirements.ignored_options(recipe, teacher, findings):
             console.result(f"warning: {line}")
 
 
-def _listing(url: str, shown: str, api_key: str | None) -> Listing:
+def _listing(url: str, address: str, api_key: str | None) -> Listing:
     try:
         status, reply = call(url, "GET", "/models", api_key=api_key, timeout_seconds=LISTING_SECONDS)
-        if status != 200:
-            return _no_listing(shown, status)
-        names = tuple(str(model["id"]) for model in json.loads(reply)["data"])
     except ProviderError as error:
-        line = error.detail if shown in error.detail else f"{shown}: {error.detail}"
+        line = error.detail if address in error.detail else f"{address}: {error.detail}"
         return Listing(Finding(False, line), usable=False)
+    if status != 200:
+        is_refusal = status in {401, 403}
+        advice = "; name the variable that holds the key with --api-key-env" if is_refusal else ""
+        return Listing(Finding(False, f"{address} answered {status} to GET /models{advice}"), usable=not is_refusal)
+    try:
+        names = tuple(str(model["id"]) for model in json.loads(reply)["data"])
     except (ValueError, RecursionError, KeyError, TypeError) as error:
-        line = f"{shown}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
+        line = f"{address}: {type(error).__name__}: no OpenAI-compatible endpoint; is the server running?"
         return Listing(Finding(False, line), usable=isinstance(error, (KeyError, TypeError)))
     shown_names = ", ".join(probe.printable(name, 100) for name in names[:5])
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return Listing(Finding(True, f"{shown} serves {shown_names or 'no model'}{more}"), names)
-
-
-def _no_listing(shown: str, status: int) -> Listing:
-    what = f"{shown} answered {status} to GET /models"
-    if status in {401, 403}:
-        advice = "name the variable that holds the key with --api-key-env"
-        return Listing(Finding(False, f"{what}; {advice}"), usable=False)
-    return Listing(Finding(False, what))
+    return Listing(Finding(True, f"{address} serves {shown_names or 'no model'}{more}"), names)
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
     """A student to examine."""
 
-    served: str
-    """As `distill serve` takes it."""
+    model: str
+    """The argument for `distill serve`."""
     template: str
     tokenizer: Any
     sessions: list[Session]
 
 
 def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | None = None) -> bool:
-    """Print whether trainer, saved chat template and server ask a student in the same tokens; returns whether they do.
+    """Print whether trainer, saved chat template and server give the student the same tokens; returns whether they do.
 
     `folder` is a run with a student, or an export with whole weights; `at` is the address of a server that runs it,
-    with its key in the variable `api_key_env`; else one is started. Raises `RunFolderError` for other folders,
+    with its key in the variable `api_key_env`, else one is started. Raises `RunFolderError` for other folders,
     `ServerError` and `EndpointError` for the server.
     """
     require_training_packages("doctor")
     from distill.models.template_check import SAVED, SERVED, by_server, by_template, check, dialogues_of
 
     target = _target(folder)
-    with _server(target.served, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
-        checked = check(
+    with _server(target.model, at, credentials.secret(api_key_env, "--api-key-env")) as (address, api_key):
+        comparison = check(
             dialogues_of(target.sessions),
             template=target.template,
             tokenizer=target.tokenizer,
             readings={SAVED: by_template(target.tokenizer), SERVED: by_server(address, api_key=api_key)},
         )
-    for difference in checked.differences:
+    for difference in comparison.differences:
         console.result(f"{'note' if difference.spelled else 'MISS'} {difference.line()}")
-    info = f"{checked.dialogues} dialogues by the trainer, {' and '.join(checked.by)}"
-    console.result(f"{'ok   the same tokens in' if checked.alike else 'MISS other tokens in some of'} {info}")
-    return checked.alike
+    info = f"{comparison.dialogues} dialogues by the trainer, {' and '.join(comparison.by)}"
+    console.result(f"{'ok   the same tokens in' if comparison.alike else 'MISS other tokens in some of'} {info}")
+    return comparison.alike
 
 
 def _target(folder: Path) -> _Target:
@@ -231,13 +223,13 @@ def _target(folder: Path) -> _Target:
 
     receipt = read_json(folder / "export.json")
     if isinstance(receipt, dict):
-        served = folder / "model.gguf" if (folder / "model.gguf").is_file() else folder
+        model = folder / "model.gguf" if (folder / "model.gguf").is_file() else folder
         if (folder / "adapter_config.json").is_file():
             raise RunFolderError(
                 f"{folder} holds an adapter, which is served only merged; type: distill export --to merged"
             )
-        tokenizer = loading.load_tokenizer(loading.materialise(str(served), say=console.say))
-        return _Target(str(served), str(receipt.get("template")), tokenizer, [])
+        tokenizer = loading.load_tokenizer(loading.materialise(str(model), say=console.say))
+        return _Target(str(model), str(receipt.get("template")), tokenizer, [])
     student = student_folder.current(folder)
     if not student_folder.is_student(student):
         raise RunFolderError(f"{folder} is no run with a student and no export; type: distill train {folder}")

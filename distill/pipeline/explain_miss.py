@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import islice
@@ -20,12 +20,12 @@ from distill.engine import EngineStopped
 from distill.engine.journal.keys import Question, endpoint_json
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, StageIncomplete
-from distill.pipeline.parts import load_recipe
+from distill.pipeline.parts import load_addressed, load_recipe
 from distill.pipeline.stages import PIPELINE
 from distill.run.context import Context, RunOptions
-from distill.run.endpoints import hire
+from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES
-from distill.run.record import StageRecord, journal_of, opened, read_record
+from distill.run.record import StageRecord, journal_of, opened, read_record, run_record
 
 LONGEST_SHOWN = 80
 """Characters of each of two texts that differ."""
@@ -40,19 +40,23 @@ def misses(
     limit: int = 5,
     allowed: Collection[str] = (),
 ) -> list[str]:
-    """For the first `limit` questions of any stage that the journal cannot answer, why.
+    """Explains the first `limit` questions of any stage that the journal cannot answer.
 
-    Of expand, curate and compare only the first proposal, rule or model with such questions counts: what comes later
+    In expand, curate and compare these are of the first proposal, rule or model with such questions: what comes later
     depends on its answers. Raises `RunFolderError` where there is no journal, or no such task.
     """
-    loaded = load_recipe(path, overrides=overrides, allowed=allowed)
-    folder = run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
+    recipe, folder = load_addressed(path, run_dir, overrides, allowed)
     with ExitStack() as journals:
-        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
+        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in recipe.reuse]
         journal = journals.enter_context(Journal.open(folder / NAME, read_only=True, reuse=reuse))
-        context = Context(folder, loaded, journal, hire(loaded, folder, to_ask=False), RunOptions(allowed=allowed))
-        first = islice(_misses(context, task), limit)
-        lines = [line for name, question in first for line in explanation(name, question, journal.questions())]
+        context = Context(
+            folder, recipe, journal, teachers_of(recipe, folder, to_ask=False), RunOptions(allowed=allowed)
+        )
+        lines = [
+            line
+            for name, question in islice(_misses(context, task), limit)
+            for line in explanation(name, question, journal.questions())
+        ]
     return lines or ["nothing would be asked again: the journal has every answer"]
 
 
@@ -65,24 +69,23 @@ def _misses(context: Context, task: str | None) -> Iterator[tuple[str, Question]
                 yield f"{part} {name}", question
 
 
-def _stages(context: Context, task: str | None) -> Iterator[str]:
-    """The stages that can ask: curate and compare where they have run before."""
-    recipe, begun = context.recipe, read_record(context.folder).get("stages", {})
-    if context.teachers is not None and recipe.expand is not None and task is None:
-        yield "expand"
+def _stages(context: Context, task: str | None) -> list[str]:
+    """The stages that can ask: collect where its tasks are there, curate and compare where they have run before."""
+    recipe, begun = context.recipe, run_record(context.folder).stages
     collect = recipe.collect
-    if context.teachers is not None and collect and (collect.tasks or (context.folder / "tasks.jsonl").exists()):
-        if task is not None and task not in {one.id for one in tasks_of(context)}:
-            raise RunFolderError(f'no task "{task}" in {context.folder}; expected an id of tasks.jsonl')
-        yield "collect"
-    if recipe.curate is not None and "curate" in begun:
-        yield "curate"
-    if recipe.compare is not None and "compare" in begun:
-        yield "compare"
+    can_ask = {
+        "expand": recipe.expand is not None and task is None,
+        "collect": collect is not None and (collect.tasks is not None or (context.folder / "tasks.jsonl").exists()),
+        "curate": recipe.curate is not None and "curate" in begun,
+        "compare": recipe.compare is not None and "compare" in begun,
+    }
+    if task is not None and can_ask["collect"] and task not in {one.id for one in tasks_of(context)}:
+        raise RunFolderError(f'no task "{task}" in {context.folder}; expected an id of tasks.jsonl')
+    return [stage for stage, asks in can_ask.items() if asks]
 
 
 def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
-    """Run a stage on its inputs in a folder apart, with an engine that sends nothing."""
+    """Run a stage on its inputs in a temporary folder, with an engine that sends nothing."""
     misses: list[tuple[str, str, Question]] = []
     with TemporaryDirectory() as folder, console.silenced():
         for name in STAGES[stage].inputs:
@@ -102,31 +105,34 @@ def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
     return misses
 
 
-def explanation(name: str, question: Question, journalled: Iterable[tuple[str, str, str]]) -> list[str]:
-    """In which fields a question differs from the nearest one in the journal.
+def explanation(name: str, question: Question, journal_rows: Iterable[tuple[str, str, str]]) -> list[str]:
+    """The fields in which a question differs from the nearest one in the journal.
 
-    That is the one that differs in the fewest fields, then in the fewest characters. `journalled` holds key, request
-    and endpoint, both as canonical JSON.
+    The nearest differs in the fewest fields, then in the fewest characters. `journal_rows` holds key, request and
+    endpoint, both as canonical JSON.
     """
     fields = _fields(question.request_json, endpoint_json(question.endpoint))
-    nearest: tuple[tuple[int, float], str, list[str]] | None = None
-    for key, request, endpoint in journalled:
-        other = _fields(request, endpoint)
-        names = sorted(name for name in fields.keys() | other.keys() if fields.get(name) != other.get(name))
-        if nearest is not None and len(names) > nearest[0][0]:
-            continue
-        pairs = [(fields.get(name), other.get(name)) for name in names]
-        rank = len(names), sum(_distance(one, another) for one, another in pairs)
-        if nearest is None or rank < nearest[0]:
-            lines = [f"  {field}: {_shown(*pair)}" for field, pair in zip(names, pairs, strict=True)]
-            nearest = rank, key, lines
+    differences = ((key, _differences(fields, _fields(*texts))) for key, *texts in journal_rows)
+    key, nearest = min(differences, key=lambda one: _rank(one[1]), default=("", None))
     if nearest is None:
         return [f"{name}: the journal is empty, everything is asked for the first time"]
-    _, key, lines = nearest
-    if not lines:
+    if not nearest:
         return [f"{name}: the same question is journalled, but failed and may be asked again"]
-    count = "one field" if len(lines) == 1 else f"{len(lines)} fields"
-    return [f"{name}: differs from the nearest journalled question ({key[:12]}) in {count}", *lines]
+    count = "one field" if len(nearest) == 1 else f"{len(nearest)} fields"
+    return [
+        f"{name}: differs from the nearest journalled question ({key[:12]}) in {count}",
+        *(f"  {field}: {_both_values(*pair)}" for field, pair in nearest.items()),
+    ]
+
+
+def _differences(fields: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of the fields that differ."""
+    pairs = {name: (fields.get(name), other.get(name)) for name in sorted(fields.keys() | other.keys())}
+    return {name: (one, another) for name, (one, another) in pairs.items() if one != another}
+
+
+def _rank(differences: Mapping[str, tuple[Any, Any]]) -> tuple[int, float]:
+    return len(differences), sum(_distance(one, another) for one, another in differences.values())
 
 
 def _fields(request: str, endpoint: str) -> dict[str, Any]:
@@ -139,13 +145,14 @@ def _distance(value: Any, other: Any) -> float:
     return Indel.normalized_distance(value, other) if are_texts else 1.0
 
 
-def _shown(asked: Any, journalled: Any) -> str:
-    """Both values; of texts, from a little before their first difference on."""
-    if isinstance(asked, str) and isinstance(journalled, str):
-        pairs = list(zip(asked, journalled, strict=False))
+def _both_values(now: Any, before: Any) -> str:
+    """Both values; texts from a few characters before their first difference."""
+    if isinstance(now, str) and isinstance(before, str):
+        pairs = list(zip(now, before, strict=False))
         same = next((place for place, (one, other) in enumerate(pairs) if one != other), len(pairs))
-        return f"{_cut(asked, max(0, same - 20))} was {_cut(journalled, max(0, same - 20))}"
-    return " was ".join("its default" if value is None else _json(value) for value in (asked, journalled))
+        start = max(0, same - 20)
+        return f"{_cut(now, start)} was {_cut(before, start)}"
+    return " was ".join("its default" if value is None else _json(value) for value in (now, before))
 
 
 def _cut(text: str, start: int) -> str:
@@ -158,32 +165,32 @@ def _json(value: Any) -> str:
 
 
 def clean(folder: Path) -> list[str]:
-    """Trim a run's journal, remove the student before the present one and what killed processes left; what was freed.
+    """Trim a run's journal; remove the previous student and leftovers of killed processes. Returns what was freed.
 
     Raises `RunFolderError` for what is no run, `RunLocked` while another process writes in it.
     """
     read_record(folder)
-    loaded = load_recipe(folder)
-    with opened(folder, loaded) as run:
+    recipe = load_recipe(folder)
+    with opened(folder, recipe) as run:
         leftovers = [path for path in folder.rglob(".*") if path.is_file() and LEFTOVER.match(path.name)]
         leftovers += [
             new for name in (student_folder.STUDENT, student_folder.NEXT) if (new := folder / name / ".new").is_dir()
         ]
-        freed = sum(map(_size, leftovers))
+        freed_bytes = sum(map(_size, leftovers))
         for path in leftovers:
             student_folder.remove(path)
         before = _remove_previous(folder)
         with journal_of(run) as journal:
-            trimmed = journal.trim()
+            trimmed_bytes = journal.trim()
     return [
         *before,
-        f"{folder}: {len(leftovers)} leftovers removed ({freed:,} bytes), "
-        f"the journal is {max(0, trimmed):,} bytes smaller",
+        f"{folder}: {len(leftovers)} leftovers removed ({freed_bytes:,} bytes), "
+        f"the journal is {max(0, trimmed_bytes):,} bytes smaller",
     ]
 
 
 def _remove_previous(folder: Path) -> list[str]:
-    """Remove the student before the one that is there; where none is, it is the only one, and stays."""
+    """Remove the previous student, unless it is the only one."""
     previous = folder / student_folder.PREVIOUS
     if not (previous.is_dir() and student_folder.is_student(student_folder.current(folder))):
         return []
@@ -195,5 +202,5 @@ def _remove_previous(folder: Path) -> list[str]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all in a folder."""
+    """Bytes of a file, or of all files in a folder."""
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())

@@ -1,18 +1,18 @@
-"""The `next` command: seeds and a recipe for another round, from prompts that the student loses.
+"""The `next` command: seeds and a recipe for another round, from the prompts on which the student does worst.
 
-For a student that beats its base everywhere, the prompts on which it gained least.
+These are the prompts that it lost, or, where it beats its base on all of them, those on which it gained least.
 
-Nothing that is held out goes into a seed: the seeds are training rows, and seeds of the run, that lie nearest to the
-lost prompts, and none whose ROUGE-L with a held-out prompt is over 0.7.
+Nothing held out goes into a seed: seeds are the training rows nearest to those prompts, and seeds of the run itself,
+none with a ROUGE-L over 0.7 to a held-out prompt.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,20 @@ from distill.types import Session
 SEEDED = ("self_instruct", "alpaca", "evol_instruct")
 """Strategies that grow tasks from seeds."""
 ALIKE = 0.15
-"""The cosine from which two lost prompts are of one cluster."""
+"""Least cosine similarity (TF-IDF) of two prompts of one cluster."""
 NEAR = 0.7
-"""ROUGE-L over which a row is too near to a held-out prompt to be a seed (Self-Instruct's bound of novelty)."""
+"""ROUGE-L above which a row is too near to a held-out prompt to be a seed (Self-Instruct's novelty threshold)."""
 FEWEST_SEEDS = 8
-"""The number that Self-Instruct shows at once."""
+"""The examples in one prompt of Self-Instruct."""
 UNTAUGHT = 1.5
-"""Weight of a lost prompt without training rows nearby."""
+"""Weight of a prompt without training rows nearby."""
 WORDS = 4
 """Words in a cluster's name."""
 
 
 @dataclass(slots=True)
 class Cluster:
-    """Similar prompts that the student lost."""
+    """Similar prompts on which the student did badly."""
 
     leader: Mapping[str, float]
     """The vector of its worst prompt."""
@@ -54,61 +54,63 @@ class Cluster:
 
     @property
     def need(self) -> float:
-        """Weight of the cluster: its prompts, those without training nearby counted more."""
+        """Weight of the cluster: its prompts, those without training rows nearby counting more."""
         return sum(UNTAUGHT if _is_untaught(row) else 1.0 for row in self.rows)
 
 
 def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, each: int = 6) -> list[str]:
-    """Write NAME-next.yaml and NAME-next-seeds.jsonl into the folder `out`; returns what to say of them.
+    """Write NAME-next.yaml and NAME-next-seeds.jsonl into the folder `out`; returns lines about them.
 
-    `each` is how many seeds a cluster gives at most. Raises `RunFolderError` where the run was not compared, loses
-    nothing, or a file is there already, `RecipeError` where its recipe has no teacher to collect from.
+    `each` is the most seeds per cluster. Raises `RunFolderError` where the run was not compared, lost no prompt, or a
+    file exists already, `RecipeError` where its recipe has no teacher to collect from.
     """
-    loaded = load_recipe(run)
-    if loaded.main_teacher is None:
-        raise RecipeError(f"{run}: its recipe has no `teacher`, so that there is nobody to collect from")
+    recipe = load_recipe(run)
+    if recipe.main_teacher is None:
+        raise RecipeError(f"{run}: its recipe has no `teacher` to collect from")
     rows, what = _prompts_to_train(run)
     rows_file = run / "kept.jsonl"
     selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
     seeds = list(_seeds(selection, {session.id: session for session in read_sessions(rows_file)}, _held_out(run), each))
-    seeds += _own_seeds(loaded, FEWEST_SEEDS - len(seeds))
+    seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
     if not seeds:
-        raise RunFolderError(f"{run}: no training row lies near what is lost; write seeds by hand: seeds/general.jsonl")
-    name = f"{loaded.name[:59]}-next"
-    recipe, file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
-    for path in (recipe, file):
+        raise RunFolderError(
+            f"{run}: no training row is near the lost prompts; write seeds by hand, like seeds/general.jsonl"
+        )
+    name = f"{recipe.name[:59]}-next"
+    recipe_file, seeds_file = out / f"{name}.yaml", out / f"{name}-seeds.jsonl"
+    for path in (recipe_file, seeds_file):
         if path.exists():
             raise RunFolderError(f"{path} is there already; remove it, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(file, seeds)
-    write_atomically(recipe, [_head(run), _recipe(loaded, run.resolve(), name, file, tasks)])
+    write_rows(seeds_file, seeds)
+    write_atomically(recipe_file, [_head(run), _recipe(recipe, run.resolve(), name, seeds_file, tasks)])
     return [
         *(_line(cluster, what) for cluster in selection),
-        f"{file}: {len(seeds)} seeds",
-        f"next: distill run {recipe}",
+        f"{seeds_file}: {len(seeds)} seeds",
+        f"next: distill run {recipe_file}",
     ]
 
 
 def _prompts_to_train(run: Path) -> tuple[list[Mapping[str, Any]], str]:
-    """The lines of answers.jsonl that ask for more, the worst first, and what to call them.
+    """The rows of answers.jsonl that call for more training, worst first, and a word for them.
 
-    Those that the student lost; where it is better than its base on all of them and still far from the teacher, the
-    third of them on which it gained least.
+    They are those that the student lost; where it beats its base on all of them and is still far from the teacher, the
+    third on which it gained least.
     """
     path = run / "answers.jsonl"
     if not path.is_file() or not (run / "kept.jsonl").is_file():
         raise RunFolderError(f"{run} was not trained and compared yet; type: distill run {run}")
     rows: list[Mapping[str, Any]] = sorted(read_jsonl(path), key=lambda row: row.get("outcome", {}).get("margin", 0.0))
-    if lost := [row for row in rows if row.get("coverage", {}).get("verdict", "fine") != "fine"]:
-        return lost, "lost"
-    gained = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
-    if not gained or not _is_behind(run):
-        raise RunFolderError(f"{run}: the student loses on no prompt, so that nothing asks for another round")
-    return gained[: math.ceil(len(gained) / 3)], "gained least"
+    if losses := [row for row in rows if row.get("coverage", {}).get("verdict", "fine") != "fine"]:
+        return losses, "lost"
+    gains = [row for row in rows if row.get("outcome", {}).get("against") == "base" and "coverage" in row]
+    if not gains or not _is_behind(run):
+        raise RunFolderError(f"{run}: the student loses on no prompt, so there is nothing to train on in another round")
+    return gains[: math.ceil(len(gains) / 3)], "gained least"
 
 
 def _is_behind(run: Path) -> bool:
-    """Whether the measure that leads says that a part of the way to the teacher is left, beyond noise."""
+    """Whether the leading measure shows a remaining gap to the teacher beyond noise."""
     lead = require_scores(run).leading
     gap = lead.gap_closed if lead is not None else None
     return gap is not None and gap.high is not None and gap.high < 1.0
@@ -123,7 +125,7 @@ def _question(row: Mapping[str, Any]) -> str:
 
 
 def _clusters(rows: Sequence[Mapping[str, Any]]) -> list[Cluster]:
-    """Each prompt joins the first cluster whose leader is like it, else leads one; the worst prompts lead."""
+    """Greedy clusters: each prompt joins the first one whose leader is similar, else leads a new one; worst first."""
     weights = Weights.of(map(_question, rows))
     clusters: list[Cluster] = []
     for row in rows:
@@ -161,13 +163,12 @@ def _seeds(
             (one for row in cluster.rows for one in row["coverage"]["nearest"]), key=lambda one: -one["similarity"]
         )
         count = 0
-        for id in dict.fromkeys(one["id"] for one in near):
-            session = sessions.get(id)
-            if count == each or id in used_ids or session is None:
-                continue
+        for session in filter(None, (sessions.get(one["id"]) for one in near)):
             seed = _seed(session, f"next-{number}-{count}")
-            if seed is not None and held_out.near(comparable(asked_of(session))) is None:
-                used_ids.add(id)
+            if count == each or seed is None or session.id in used_ids:
+                continue
+            if held_out.near(comparable(asked_of(session))) is None:
+                used_ids.add(session.id)
                 count += 1
                 yield {**seed, "name": cluster.name.replace(" ", "_")}
 
@@ -181,24 +182,23 @@ def _seed(session: Session, id: str) -> dict[str, Any] | None:
     return {"id": id, "name": id, "instruction": turns["user"], "instances": instances, "is_classification": False}
 
 
-def _own_seeds(loaded: Recipe, count: int) -> list[dict[str, Any]]:
-    """The first of the run's own seeds, where there are too few to show."""
-    if count <= 0 or loaded.expand is None:
+def _own_seeds(recipe: Recipe, count: int) -> list[dict[str, Any]]:
+    """The first `count` of the run's own seeds, to fill up."""
+    if count <= 0 or recipe.expand is None:
         return []
-    lines = Path(loaded.expand.seeds).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()][:count]
+    return list(islice(read_jsonl(Path(recipe.expand.seeds)), count))
 
 
-def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
-    """The run's recipe with new seeds, the rows of the run beside what is collected, and the same held-out prompts.
+def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:
+    """The run's recipe with new seeds, with the run's rows as a source, and with the same held-out prompts.
 
-    These are the file that the run was compared on, where its recipe names one, else the rows that it held out.
+    These are the file of `compare.prompts`, where the recipe has it, else the rows that the run held out.
     """
-    document = loaded.document()
+    document = recipe.document()
     document.pop("files", None)
-    same = loaded.expand is not None and loaded.expand.strategy in SEEDED
+    same = recipe.expand is not None and recipe.expand.strategy in SEEDED
     before = document.get("expand", {}) if same else {"strategy": "self_instruct"}
-    target = tasks or (loaded.expand.tasks if loaded.expand is not None else 100)
+    target = tasks or (recipe.expand.tasks if recipe.expand is not None else 100)
     rules = [rule for rule in document.get("curate", []) if rule["filter"] != "contamination"]
     file = document.get("compare", {}).get("prompts")
     held_out = [str(run / "test.jsonl"), *([file] if file is not None else [])]
@@ -219,7 +219,7 @@ def _recipe(loaded: Recipe, run: Path, name: str, seeds: Path, tasks: int | None
 
 
 def _contamination_rule(rules: Iterable[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, Any]:
-    """The rule that keeps held-out prompts out of training: the run's own with more files, else one of prompts."""
+    """A rule that drops rows near held-out prompts: the recipe's own with more files, else a new one."""
     own = next(
         (rule for rule in rules if rule["filter"] == "contamination"), {"filter": "contamination", "on": "prompt"}
     )
@@ -228,8 +228,8 @@ def _contamination_rule(rules: Iterable[Mapping[str, Any]], held_out: Sequence[s
 
 def _head(run: Path) -> str:
     return (
-        f"# The round after {run.name}: seeds near what its student lost, its rows beside the new ones, and the same\n"
-        "# held-out prompts, from which no seed was made. Answers that were bought for that run are not bought again.\n"
+        f"# The round after {run.name}: seeds near the prompts that its student lost, its rows beside the\n"
+        "# new ones, and the same held-out prompts, from which no seed was made. None of its answers is bought again.\n"
     )
 
 

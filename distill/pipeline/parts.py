@@ -59,7 +59,7 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
 
 
 Source: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Recipe
-"""A recipe's file, a run folder, a shipped recipe's bare name, what a recipe's file holds, or a loaded recipe."""
+"""A recipe's file, a run folder, the bare name of a shipped recipe, the contents of a recipe's file, or a recipe."""
 Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
 """Changes to a recipe: `["train.epochs=3"]`, or `{"train.epochs": 3}`."""
 
@@ -67,10 +67,11 @@ Overrides: TypeAlias = Iterable[str] | Mapping[str, Any]
 def load_recipe(
     source: Source, *, overrides: Overrides = (), allowed: Collection[str] = (), importing: bool = True
 ) -> Recipe:
-    """A recipe, validated whole: of a file, a run folder, a shipped one by its bare name, or of the values themselves.
+    """A validated recipe, from a file, a run folder, the bare name of a shipped one, or its values.
 
-    `allowed` are packages whose code it may name; with `importing=False` that code is believed unseen. Keys of a run's
-    own copy that are unknown now are left out with a line each. Raises `RecipeError` with a line for each fault.
+    `allowed` are packages whose code it may name; with `importing=False` that code is accepted without importing it.
+    Keys of a run's own copy that are unknown now are left out with a line each. Raises `RecipeError` with a line for
+    each fault.
     """
     content: Path | Mapping[str, Any]
     is_run = isinstance(source, (str, PathLike)) and os.path.isdir(source)
@@ -88,8 +89,23 @@ def load_recipe(
     return loaded
 
 
-def recorded(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
-    """A recipe as a run has written it down, its files unseen. Raises `RecipeError`."""
+def load_addressed(
+    source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
+) -> tuple[Recipe, Path]:
+    """The recipe as by `load_recipe`, and its run folder: `run_dir`, else the given run, else `runs/NAME`."""
+    loaded = load_recipe(source, overrides=overrides, allowed=allowed)
+    if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
+        return loaded, folder
+    return loaded, run_dir or Path("runs") / loaded.name
+
+
+def shipped() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(file.stem for file in assets.find("recipes").glob("*.yaml"))
+
+
+def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
+    """A recipe as recorded in a run; the files that it names are not read. Raises `RecipeError`."""
     return recipe.load_recorded(document, parts(allowed=allowed))
 
 
@@ -100,8 +116,7 @@ def _recipe_file(path: Path) -> Path:
             raise RecipeError(f"{path} is no run folder: it has no recipe.yaml; give a recipe or a run folder")
         return inside
     if not os.path.exists(path) and path.suffix == "" and len(path.parts) == 1:
-        shipped = sorted(file.stem for file in assets.find("recipes").glob("*.yaml"))
-        if path.name not in shipped:
-            raise RecipeError(f'no file and no shipped recipe "{path}"{registry.suggest(path.name, shipped)}')
+        if path.name not in shipped():
+            raise RecipeError(f'no file and no shipped recipe "{path}"{registry.suggest(path.name, shipped())}')
         return assets.find(f"recipes/{path.name}.yaml")
     return path

@@ -23,32 +23,32 @@ LM_EVAL = "lm_eval"
 TRAINING_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate")
 
 
-def require(loaded: Recipe, stages: Sequence[str], allowed: Collection[str]) -> None:
-    """Check for everything that must be there before these stages run.
+def require(recipe: Recipe, stages: Sequence[str], allowed: Collection[str]) -> None:
+    """Check that everything these stages need is present.
 
-    Raises `MissingPackage` for a package that is not installed, `RecipeError` for an unknown task of lm-eval, and where
-    a launcher has started several processes for more than training.
+    Raises `MissingPackage` for a package that is not installed; `RecipeError` for an unknown task of lm-eval, and where
+    a launcher has started several processes for stages other than train.
     """
-    if loaded.train is not None and "train" in stages:
-        require_trackers(loaded.train.options.report_to)
+    if recipe.train is not None and "train" in stages:
+        require_trackers(recipe.train.options.report_to)
     if processes.count() > 1 and list(stages) != ["train"]:
         raise RecipeError(
-            f"a launcher has started {processes.count()} processes of distill, and only training is shared by several; "
+            f"a launcher has started {processes.count()} processes of distill, but only training runs in several; "
             "type: accelerate launch -m distill train RUN, and the other commands without accelerate"
         )
-    compares = "compare" in stages and compares_here(loaded)
-    asks_base = "curate" in stages and BASE in roles_of_filters(loaded, allowed)
-    if "train" in stages or compares or asks_base or serves_here(loaded):
+    compares = "compare" in stages and compares_here(recipe)
+    asks_base = "curate" in stages and BASE in roles_of_filters(recipe, allowed)
+    if "train" in stages or compares or asks_base or serves_here(recipe):
         require_training_packages("distill run")
     if "compare" in stages:
-        require_benchmarks(loaded)
+        require_benchmarks(recipe)
 
 
-def require_roles(file: str | Path, loaded: Recipe) -> None:
+def require_roles(file: str | Path, recipe: Recipe) -> None:
     """Raise `RecipeError` where a shipped curation rule asks a model that the recipe does not have."""
-    has = {"judge": loaded.teacher is not None, "base": loaded.student is not None}
-    needs = {"judge": "a `teacher` to grade (and `judge`, where another shall)", "base": "a `student`, whom it asks"}
-    for rule in loaded.curate or ():
+    has = {"judge": recipe.teacher is not None, "base": recipe.student is not None}
+    needs = {"judge": "a `teacher` to grade (or a `judge`)", "base": "a `student`, whose model it asks"}
+    for rule in recipe.curate or ():
         part = registry.part(FILTERS, rule.filter, kind="filter") if ":" not in rule.filter else None
         if not has.get(role := getattr(part, "role", ""), True):
             raise RecipeError(f"{file}: curate.{rule.filter}: needs {needs[role]}")
@@ -61,19 +61,19 @@ def require_training_packages(command: str) -> None:
         raise MissingPackage(f"`{command}` needs {', '.join(absent)}, which is not installed; type: {install('train')}")
 
 
-def require_benchmarks(loaded: Recipe) -> None:
-    """Raise `MissingPackage` where compare wants lm_eval and it is not installed, `RecipeError` for an unknown task."""
-    if loaded.compare is None or loaded.compare.lm_eval is None:
+def require_benchmarks(recipe: Recipe) -> None:
+    """Raise `MissingPackage` where compare needs lm_eval and it is not installed, `RecipeError` for an unknown task."""
+    if recipe.compare is None or recipe.compare.lm_eval is None:
         return
     if find_spec(LM_EVAL) is None:
         raise MissingPackage(f"compare.lm_eval needs the package {LM_EVAL}; type: {install('lm-eval')}")
     from distill.compare.lm_eval_tasks import Harness
 
-    Harness().require(loaded.compare.lm_eval.tasks)
+    Harness().require(recipe.compare.lm_eval.tasks)
 
 
 def warnings(recipe: Recipe) -> list[str]:
-    """A line for each variable and package that the run will need and that is not there."""
+    """A line for each environment variable and package that the run will need and that is missing."""
     texts = [
         f"warning: {section}.{key}: the variable {credentials.shown(name)} is not set; the run will need it"
         for section, one in recipe.models.items()
@@ -86,62 +86,63 @@ def warnings(recipe: Recipe) -> list[str]:
 
 
 def literal_secrets(recipe: Recipe) -> list[str]:
-    """A line for each secret that stands in a recipe itself."""
+    """A line for each secret written in the recipe itself."""
     return [
-        f"{section}: a secret stands in the recipe itself ({name}); it is struck out of the run folder's copy, which "
-        "then cannot be run: put it into an environment variable, and write $NAME in its place"
+        f"{section}: a secret is written in the recipe itself ({name}); it is redacted in the run folder's copy, "
+        "which then cannot be run: put it into an environment variable, and write $NAME in its place"
         for section, one in recipe.models.items()
         for name, _ in one.literals
     ]
 
 
 def known_faults(recipe: Recipe) -> list[str]:
-    """Options that the teachers' endpoints ignore, by the findings in the cache; sends nothing."""
+    """Options that the teachers' endpoints ignore, by cached probe results; sends nothing."""
     texts = [f"warning: {line}" for line in literal_secrets(recipe)]
     for teacher in recipe.teachers:
         findings = probe.load(teacher.base_url, teacher.model) if teacher.base_url else None
         if findings is not None:
-            lines = unheeded(recipe, teacher, findings)
+            lines = ignored_options(recipe, teacher, findings)
             texts += [f"warning: {line} (probed {probe.age(findings)})" for line in lines]
     return texts
 
 
-def unheeded(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
+def ignored_options(recipe: Recipe, teacher: Teacher, findings: Findings) -> list[str]:
     """One line for each option of a recipe that a teacher's endpoint ignores or refuses."""
     texts = probe.warnings(findings, teacher.sampling.sampling())
     if recipe.compare is not None and recipe.compare.sampling is not None:
         texts += probe.warnings(findings, recipe.compare.sampling.sampling(), section="compare.sampling")
-    if recipe.collect is not None and getattr(recipe.collect.options, "system", None):
-        texts += _unheeded_system(findings)
-    asks_raw = recipe.collect is not None and getattr(recipe.collect.options, "ask", None) == "completion"
-    if asks_raw and findings.verdict("completions") == "refused":
-        texts.append("collect asks raw prompts, but this endpoint has no /completions: set collect.ask to chat")
-    ask = getattr(recipe.expand.options, "ask", None) if recipe.expand is not None else None
-    if ask is not None:
-        if ask != "chat" and findings.verdict("completions") == "refused":
-            texts.append("expand asks raw prompts, but this endpoint has no /completions: expand will fail")
-        if findings.verdict("stop") == "ignored":
-            texts.append("expand stops its answers, but this endpoint ignores stop: they are cut after the fact")
-    return texts
-
-
-def _unheeded_system(findings: Findings) -> list[str]:
+    collect = getattr(recipe.collect, "options", None)
+    expand = getattr(recipe.expand, "options", None)
+    collect_ask, expand_ask = getattr(collect, "ask", None), getattr(expand, "ask", None)
     lines = {
-        "ignored": "collect.system is set, but this endpoint ignores system messages: answers are given without it",
-        "refused": "collect.system is set, but this endpoint refuses system messages: requests will fail",
+        "collect.system is set, but this endpoint ignores system messages: answers are given without it": (
+            getattr(collect, "system", None) and findings.verdict("system") == "ignored"
+        ),
+        "collect.system is set, but this endpoint refuses system messages: requests will fail": (
+            getattr(collect, "system", None) and findings.verdict("system") == "refused"
+        ),
+        "collect asks raw prompts, but this endpoint has no /completions: set collect.ask to chat": (
+            collect_ask == "completion" and findings.verdict("completions") == "refused"
+        ),
+        "expand asks raw prompts, but this endpoint has no /completions: expand will fail": (
+            expand_ask not in (None, "chat") and findings.verdict("completions") == "refused"
+        ),
+        "expand stops its answers, but this endpoint ignores stop: they are cut after the fact": (
+            expand_ask is not None and findings.verdict("stop") == "ignored"
+        ),
     }
-    return [lines[verdict]] if (verdict := findings.verdict("system")) in lines else []
+    return texts + [line for line, applies in lines.items() if applies]
 
 
-def serves_here(loaded: Recipe) -> bool:
-    """Whether a teacher is a model that this process starts, which needs torch."""
-    others = (loaded.roles | loaded.respondents).values()
-    return any(one.serve == "transformers" for one in (*loaded.teachers, *others))
+def serves_here(recipe: Recipe) -> bool:
+    """Whether the recipe has a model served by this process, which needs torch."""
+    others = (recipe.roles | recipe.respondents).values()
+    return any(one.serve == "transformers" for one in (*recipe.teachers, *others))
 
 
-def compares_here(loaded: Recipe) -> bool:
-    """Whether compare asks a model that this process loads: the student or its base."""
-    section = loaded.compare
+def compares_here(recipe: Recipe) -> bool:
+    """Whether compare loads the student or its base into this process."""
+    section = recipe.compare
     return section is not None and any(
         getattr(section, side) is None and side not in section.answers for side in ("student", "base")
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,20 +13,20 @@ from distill.core.redaction import strike
 from distill.engine.batch.runner import StoppedPending
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
-from distill.pipeline.parts import Overrides, Source, load_recipe
+from distill.pipeline.parts import Overrides, Source, load_addressed
 from distill.pipeline.requirements import known_faults, require
 from distill.pipeline.stages import PIPELINE
-from distill.pipeline.staleness import adopt, as_it_would_begin, outdated
+from distill.pipeline.staleness import adopt, as_it_would_begin, revision_remarks
 from distill.recipe import Recipe
 from distill.run.context import ACCEPTABLE, DEFAULTS, Context, RunOptions, passes, stop_teacher
-from distill.run.endpoints import hire
+from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
 from distill.run.measuring import measured
 from distill.run.record import Run, journal_of, opened, run_record
 from distill.run.remarks import headline, student_remark
 
 MOST_CHANGES = 4
-"""Changes named when a stage runs again."""
+"""Changes listed when a stage runs again."""
 
 
 def run_recipe(
@@ -40,63 +39,53 @@ def run_recipe(
 ) -> Path:
     """Run a recipe's stages that are not current; returns the run folder.
 
-    Stages of `options.redo` run again although they are current: train then starts over, and collect is answered from
-    the journal. Raises `RecipeError` for a bad recipe, `BudgetStop` and `Interrupted` with everything finished kept.
+    Stages of `options.redo` run again although they are current: train starts over, and collect is answered from the
+    journal. Raises `RecipeError` for a bad recipe; `BudgetStop` and `Interrupted`, with everything finished kept.
     """
-    loaded, folder = _addressed(source, run_dir, overrides, options.allowed)
-    names = _selected(loaded, stages)
+    recipe, folder = load_addressed(source, run_dir, overrides, options.allowed)
+    names = _selection(recipe, stages)
     for name in options.redo:
         _require_known(name)
         if name not in names:
-            raise RecipeError(f"redo: {name} is not among the stages of this command, which are: {', '.join(names)}")
-    require(loaded, names, options.allowed)
-    teachers = hire(loaded, folder)
-    for line in known_faults(loaded):
+            raise RecipeError(f"redo: {name} is not a stage of this command; its stages are {', '.join(names)}")
+    require(recipe, names, options.allowed)
+    teachers = teachers_of(recipe, folder)
+    for line in known_faults(recipe):
         console.warn(line.removeprefix("warning: "))
-    with opened(folder, loaded) as run, _journal(run, loaded, options.new_journal) as journal:
-        context = Context(folder, loaded, journal, teachers, options, run.lost)
+    with opened(folder, recipe) as run, _journal(run, recipe, options.new_journal) as journal:
+        context = Context(folder, recipe, journal, teachers, options, run.lost_sends)
         try:
-            finished = _run_stages(context, run, names)
+            finished_stages = _run_stages(context, run, names)
         finally:
             stop_teacher(context)
-    for line in outdated(folder, run_record(folder)):
+    for line in revision_remarks(folder, run_record(folder)):
         console.say(line)
-    _farewell(folder, finished)
+    _farewell(folder, finished_stages)
     return folder
 
 
 def cancel_batches(
     path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), options: RunOptions = DEFAULTS
 ) -> None:
-    """Cancel what the run has open at a provider's batch interface; what was finished is kept, for it is paid.
+    """Cancel the run's open batches at the provider; answers that are finished are paid for, and kept.
 
-    Raises `StoppedPending` where a provider takes its time and `options.wait` is False.
+    Raises `StoppedPending` where the provider has not cancelled them yet and `options.wait` is False.
     """
-    loaded, folder = _addressed(path, run_dir, overrides, ())
+    recipe, folder = load_addressed(path, run_dir, overrides, ())
     with (
-        opened(folder, loaded) as run,
-        _journal(run, loaded, options.new_journal) as journal,
+        opened(folder, recipe) as run,
+        _journal(run, recipe, options.new_journal) as journal,
         console.progress("cancel") as bar,
     ):
-        context = Context(folder, loaded, journal, hire(loaded, folder), options, run.lost)
+        context = Context(folder, recipe, journal, teachers_of(recipe, folder), options, run.lost_sends)
         console.say(f"{folder}: {passes(context, 'collect', bar).cancel()} batches cancelled")
 
 
-def _addressed(
-    source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
-) -> tuple[Recipe, Path]:
-    """The recipe and its run folder."""
-    loaded = load_recipe(source, overrides=overrides, allowed=allowed)
-    if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
-        return loaded, folder
-    return loaded, run_dir or Path("runs") / loaded.name
-
-
 @contextmanager
-def _journal(run: Run, loaded: Recipe, new_journal: bool) -> Iterator[Journal]:
-    """The run's journal, and behind it those that it may reuse; an empty one in processes that may not write."""
+def _journal(run: Run, recipe: Recipe, new_journal: bool) -> Iterator[Journal]:
+    """The run's journal, with those it may reuse; an empty one in processes that may not write."""
     with ExitStack() as journals:
-        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in loaded.reuse]
+        reuse = [journals.enter_context(Journal.open(Path(other) / NAME, read_only=True)) for other in recipe.reuse]
         if processes.is_first():
             yield journals.enter_context(journal_of(run, reuse=reuse, new_journal=new_journal))
         else:
@@ -104,8 +93,8 @@ def _journal(run: Run, loaded: Recipe, new_journal: bool) -> Iterator[Journal]:
             yield journals.enter_context(Journal.open(folder / NAME, reuse=reuse))
 
 
-def _selected(loaded: Recipe, stages: Sequence[str] | None) -> list[str]:
-    available = stages_of(loaded)
+def _selection(recipe: Recipe, stages: Sequence[str] | None) -> list[str]:
+    available = stages_of(recipe)
     for name in stages or ():
         _require_known(name)
         if name not in available:
@@ -121,19 +110,16 @@ def _require_known(name: str) -> None:
 def _run_stages(context: Context, run: Run, names: Sequence[str]) -> list[str]:
     """Run those of the stages that are not current, in order; returns the names of those that ran."""
     adopt(run, context)
-    run.describe(context.teachers.facts() if context.teachers is not None else [])
-    if (
-        "train" not in names
-        and {"compare", "report"} & set(names)
-        and (line := student_remark(context.folder)) is not None
-    ):
-        console.warn(line)
-    finished = []
+    run.describe(context.teachers.facts())
+    if "train" not in names and {"compare", "report"} & set(names):
+        for line in filter(None, [student_remark(context.folder)]):
+            console.warn(line)
+    finished_stages = []
     for name in names:
         _require_earlier(context, run, name)
         if _run_stage(context, run, name):
-            finished.append(name)
-    return finished
+            finished_stages.append(name)
+    return finished_stages
 
 
 def _require_earlier(context: Context, run: Run, name: str) -> None:
@@ -147,7 +133,7 @@ def _require_earlier(context: Context, run: Run, name: str) -> None:
             and earlier == "train"
             and student_folder.is_student(student_folder.current(context.folder))
         ):
-            continue  # one that is there stays in use until another is finished
+            continue  # a finished student stays in use until the next one is finished
         if entry is None or entry["status"] in ("running", "failed"):
             raise StageIncomplete(f"`{name}` needs a finished `{earlier}`; type: distill {earlier} {context.folder}")
         if entry["status"] == "partial" and not (context.options.accept_partial or entry["detail"] == ACCEPTABLE):
@@ -194,8 +180,8 @@ def _brief(counts: Mapping[str, Any]) -> str:
     return f" ({', '.join(pieces)})" if pieces else ""
 
 
-def _farewell(folder: Path, finished: Sequence[str]) -> None:
-    if not finished:
+def _farewell(folder: Path, finished_stages: Sequence[str]) -> None:
+    if not finished_stages:
         console.say(f"{folder}: nothing to do, every stage is current")
     for line in headline(folder):
         console.result(line)

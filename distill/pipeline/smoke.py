@@ -1,8 +1,8 @@
 """The `smoke` command: runs every stage and part of a recipe in seconds, with a tiny random model and few rows.
 
-What is changed of the recipe are models and where they are, sizes, paths and counts; nothing else, so that a recipe
-which passes does in the large what it did in the small. The teacher is `mock_server.stand_in` behind a real server on
-loopback; the student is a random model of three layers, trained in real NF4 where the recipe says qlora.
+Only models and their addresses, sizes, paths and counts are changed, so that a recipe that passes does at full size
+what it did at this one. The teacher is `mock_server.stand_in` behind a real server on loopback; the student is a random
+model of three layers, trained in real NF4 where the recipe says qlora.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,13 @@ from typing import Any
 import yaml
 
 from distill.core import console
-from distill.core.files import cache_dir
+from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer, task
 from distill.errors import shorten
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.runner import run_recipe
-from distill.recipe import Recipe
 
 MODEL_LAYERS, KEPT_LAYERS = 3, 2
 ROWS, TASKS, TEST = 24, 24, 4
@@ -55,7 +54,6 @@ MOST: Mapping[str, int] = {
     "compare.sampling.max_tokens": 16,
 }
 """The most of each count and size; what a recipe does not set stays unset."""
-SOURCE_FORMATS = ("alpaca", "sharegpt", "openai")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,169 +76,111 @@ class SmokeResult:
 
 
 def smoke(path: Path, folder: Path) -> SmokeResult:
-    """Run the recipe in a new `folder`; what it raises is what a run of the recipe would raise."""
+    """Run the recipe in a new `folder`; raises what a run of the recipe would raise."""
     require_training_packages("distill smoke")
     started = time.monotonic()
-    loaded = load_recipe(path)
+    recipe = load_recipe(path)
     folder.mkdir(parents=True, exist_ok=True)
+    document = recipe.document()
+    document.pop("files", None)
+    before = flatten(document, lists=True)
     with MockServer(answer=answer) as server:
-        changes = tuple(_changes(loaded, folder, server.url, tiny_model()))
+        _replace_models(document, server.url, tiny_model())
+        _reduce_sizes(document)
+        _replace_sources(document, folder)
+        _replace_instructions(document.get("compare") or {}, folder)
         file = folder / "recipe.yaml"
-        file.write_text(yaml.safe_dump(_changed(loaded, changes), sort_keys=False, allow_unicode=True), "utf-8")
+        file.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True), "utf-8")
         run_recipe(file, run_dir=folder / "run")
-    return SmokeResult(loaded.name, time.monotonic() - started, changes, folder / "run")
+    changes = tuple(_changes(before, flatten(document, lists=True)))
+    return SmokeResult(recipe.name, time.monotonic() - started, changes, folder / "run")
 
 
-def lines(smoked: SmokeResult) -> Iterator[str]:
-    """What was changed, and that it went through."""
-    for change in smoked.changes:
+def lines(result: SmokeResult) -> Iterator[str]:
+    """The changed keys with both values, and how long it took."""
+    for change in result.changes:
         yield f"  {change.key}: {_short(change.before)} → {_short(change.after)}"
-    yield f"{smoked.name}: smoke passed in {smoked.seconds:.1f} s"
+    yield f"{result.name}: smoke passed in {result.seconds:.1f} s"
 
 
 def _short(value: Any) -> str:
     return shorten("unset" if value is None else str(value), 60)
 
 
-# What is changed
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[RecipeChange]:
+    for key in {**before, **after}:
+        if before.get(key) != after.get(key):
+            dotted_key = key.replace("[", ".").replace("]", "")
+            yield RecipeChange(dotted_key, before.get(key), after.get(key))
 
 
-def _changed(loaded: Recipe, changes: tuple[RecipeChange, ...]) -> dict[str, Any]:
-    document = loaded.document()
-    document.pop("files", None)
-    for change in changes:
-        _set(document, change.key.split("."), change.after)
-    return document
+# What is changed in the document of a recipe
 
 
-def _set(node: Any, keys: list[str], value: Any) -> None:
-    """Set a dotted key, a number of which is a place in a list; None takes it out."""
-    for key in keys[:-1]:
-        node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-    if value is None:
-        node.pop(keys[-1], None)
-    else:
-        node[keys[-1]] = value
-
-
-def _changes(loaded: Recipe, folder: Path, url: str, model: Path) -> Iterator[RecipeChange]:
-    document = loaded.document()
-    for key, before, after in (
-        *_models(document, url, model),
-        *_sizes(document),
-        *_sources(document, folder),
-        *_rules(document),
-        *_metrics(document, folder),
-    ):
-        if before != after:
-            yield RecipeChange(key, before, after)
-
-
-Overrides = Iterator[tuple[str, Any, Any]]
-
-
-def _models(document: Mapping[str, Any], url: str, model: Path) -> Overrides:
-    """Every endpoint becomes the stand-in, and the student a tiny model."""
-    teachers = document.get("teacher")
-    several = teachers if isinstance(teachers, list) else [teachers] if teachers else []
-    for place, section in enumerate(several):
-        yield from _stand_in(f"teacher.{place}" if isinstance(teachers, list) else "teacher", section, url)
-    for role in ("user", "judge"):
-        if section := document.get(role):
-            yield from _stand_in(role, section, url)
-    for side in ("student", "base"):
-        if section := (document.get("compare") or {}).get(side):
-            yield from _stand_in(f"compare.{side}", section, url)
+def _replace_models(document: Mapping[str, Any], url: str, model: Path) -> None:
+    """Every endpoint becomes the stand-in at `url`, and the student the tiny `model`."""
+    teachers, compare = document.get("teacher") or [], document.get("compare") or {}
+    sections = [document.get("user"), document.get("judge"), compare.get("student"), compare.get("base")]
+    for section in filter(None, [*(teachers if isinstance(teachers, list) else [teachers]), *sections]):
+        for name in ("serve", "api_key_env", "headers_env", "revision"):
+            section.pop(name, None)
+        section |= {"model": "stand-in", "base_url": url}
     if student := document.get("student"):
-        yield "student.model", student["model"], str(model)
-        if student.get("prune"):
-            yield "student.prune.layers", student["prune"]["layers"], KEPT_LAYERS
+        student["model"] = str(model)
+        if "prune" in student:
+            student["prune"]["layers"] = KEPT_LAYERS
 
 
-def _stand_in(key: str, section: Mapping[str, Any], url: str) -> Overrides:
-    yield f"{key}.model", section["model"], "stand-in"
-    yield f"{key}.base_url", section.get("base_url"), url
-    for gone in ("serve", "api_key_env", "headers_env", "revision"):
-        if section.get(gone):
-            yield f"{key}.{gone}", section[gone], None
-
-
-def _sizes(document: Mapping[str, Any]) -> Overrides:
+def _reduce_sizes(document: dict[str, Any]) -> None:
     for key, most in MOST.items():
-        before = _get(document, key)
-        if isinstance(before, (int, float)) and not isinstance(before, bool):
-            yield key, before, min(before, most)
-    if document.get("compare") and _get(document, "compare.sampling.max_tokens") is None:
-        yield "compare.sampling.max_tokens", None, MOST["compare.sampling.max_tokens"]
-    collect = document.get("collect") or {}
-    if collect.get("mode") == "batch":
-        yield "collect.mode", "batch", "live"
+        *path, name = key.split(".")
+        section = document
+        for part in path:
+            section = section.get(part) or {}
+        if isinstance(section.get(name), (int, float)):
+            section[name] = min(section[name], most)
+    if compare := document.get("compare"):
+        compare.setdefault("sampling", {}).setdefault("max_tokens", MOST["compare.sampling.max_tokens"])
+    if collect := document.get("collect"):
+        collect["mode"] = "live"
+    for rule in document.get("curate") or []:
+        _reduce(rule, count=ROWS // 2, most=ROWS // 2)
+        if rule["filter"] == "selection":
+            _reduce(rule, min_chars=20)
 
 
-def _get(document: Any, key: str) -> Any:
-    for part in key.split("."):
-        document = document.get(part) if isinstance(document, Mapping) else None
-    return document
+def _reduce(section: dict[str, Any], **most: int) -> None:
+    section |= {name: min(section[name], bound) for name, bound in most.items() if name in section}
 
 
-def _sources(document: Mapping[str, Any], folder: Path) -> Overrides:
-    """A few rows of our own in the place of data that lies elsewhere, and fewer of what lies here."""
+def _replace_sources(document: Mapping[str, Any], folder: Path) -> None:
+    """Data of the Hub becomes a few generated rows; of local files fewer rows are taken."""
     for place, source in enumerate(document.get("sources") or []):
-        key = f"sources.{place}"
-        if hub := source.get("hub"):
-            file = folder / f"source-{place}.jsonl"
-            _write_rows(file, source.get("from") if source.get("from") in SOURCE_FORMATS else "openai", place)
-            yield f"{key}.hub", hub, None
-            yield f"{key}.from", source.get("from"), "openai" if source.get("from") in (None, "hub") else source["from"]
-            yield f"{key}.path", None, str(file)
-            for gone in ("split", "revision"):
-                if source.get(gone):
-                    yield f"{key}.{gone}", source[gone], None
-        if (take := source.get("take")) is not None:
-            yield f"{key}.take", take, min(take, ROWS)
+        if source.pop("hub", None) is not None:
+            path = folder / f"source-{place}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in _rows(place)), encoding="utf-8")
+            source |= {"from": "openai", "path": str(path)}
+            for name in ("split", "revision"):
+                source.pop(name, None)
+        _reduce(source, take=ROWS)
 
 
-def _write_rows(path: Path, form: str | None, place: int) -> None:
-    shapes: Mapping[str | None, Callable[[str, str], dict[str, Any]]] = {
-        "alpaca": lambda questions, reply: {"instruction": questions, "input": "", "output": reply},
-        "sharegpt": lambda questions, reply: {
-            "conversations": [{"from": "human", "value": questions}, {"from": "gpt", "value": reply}]
-        },
-    }
-    shape = shapes.get(form, _messages)
-    questions = (task(random.Random(f"{place}:{number}")) for number in range(2 * ROWS))
-    rows = (shape(text, answer({"messages": [{"content": text}], "seed": text})) for text in questions)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _rows(place: int) -> Iterator[dict[str, Any]]:
+    for number in range(2 * ROWS):
+        question = task(random.Random(f"{place}:{number}"))
+        reply = answer({"messages": [{"content": question}], "seed": question})
+        yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
 
 
-def _messages(question: str, reply: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
-
-
-def _rules(document: Mapping[str, Any]) -> Overrides:
-    """Fewer rows where a rule counts rows."""
-    for place, rule in enumerate(document.get("curate") or []):
-        for name in ("count", "most"):
-            if (before := rule.get(name)) is not None:
-                yield f"curate.{place}.{name}", before, min(before, ROWS // 2)
-        for name in ("min_chars",):
-            if rule["filter"] == "selection" and (before := rule.get(name)) is not None:
-                yield f"curate.{place}.{name}", before, min(before, 20)
-
-
-def _metrics(document: Mapping[str, Any], folder: Path) -> Overrides:
-    """Two of the instructions in place of all, and no tasks whose documents lie elsewhere."""
-    if tasks := _get(document, "compare.lm_eval"):
-        yield "compare.lm_eval", tasks, None
-    metrics = (document.get("compare") or {}).get("metrics") or []
+def _replace_instructions(compare: dict[str, Any], folder: Path) -> None:
+    """Two instructions in place of all, and no tasks of lm-eval, whose documents must be downloaded."""
+    compare.pop("lm_eval", None)
+    metrics = compare.get("metrics", [])
     for place, metric in enumerate(metrics):
-        name = metric if isinstance(metric, str) else metric["metric"]
-        if name == "instructions":
+        if metric == "instructions" or (isinstance(metric, dict) and metric["metric"] == "instructions"):
             file = folder / "instructions.jsonl"
             file.write_text(_TWO_INSTRUCTIONS, encoding="utf-8")
-            yield "compare.metrics", metrics, [
-                *metrics[:place], {"metric": name, "prompts": str(file)}, *metrics[place + 1 :]
-            ]  # fmt: skip
+            metrics[place] = {"metric": "instructions", "prompts": str(file)}
 
 
 _TWO_INSTRUCTIONS = (

@@ -19,13 +19,13 @@ class Stage(Protocol):
     """The module of a stage."""
 
     REVISION: int
-    """To be raised with any change of what the stage writes for the same inputs and options."""
+    """Raise it with any change of what the stage writes for the same inputs and options."""
 
     def run(self, context: Context, record: StageRecord) -> Mapping[str, Any]:
         """Write the stage's outputs; returns counts."""
 
     def options(self, context: Context) -> dict[str, Any]:
-        """Options of the recipe that decide the stage's outputs, by key, defaults left out."""
+        """Options of the recipe that determine the stage's outputs, by key, without defaults."""
 
 
 PIPELINE: Mapping[str, Stage] = {

@@ -12,26 +12,26 @@ from distill.core import processes
 from distill.core.files import read_json, write_json
 from distill.core.student_folder import TRAINING, current
 from distill.errors import DistillError
-from distill.pipeline.parts import recorded
+from distill.pipeline.parts import recipe_of_record
 from distill.pipeline.stages import PIPELINE
 from distill.run import students
 from distill.run.context import Context
 from distill.run.decisive import completed
-from distill.run.endpoints import hire
+from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
 from distill.run.record import Run, RunRecord, StageRecord
 
 
 def as_it_would_begin(context: Context, name: str) -> StageRecord:
-    """A stage's record with everything that decides its outputs now."""
+    """A stage's record with everything that determines its outputs, as of now."""
     stage = PIPELINE[name]
     digests = {item: students.sha256(context.folder, item) for item in STAGES[name].inputs}
     inputs = {item: digest for item, digest in digests.items() if digest is not None}
     return StageRecord(revision=stage.REVISION, options=stage.options(context), inputs=inputs)
 
 
-def outdated(folder: Path, record: RunRecord) -> Iterator[str]:
-    """A line for each finished stage that an older revision of its code has made."""
+def revision_remarks(folder: Path, record: RunRecord) -> Iterator[str]:
+    """A line for each finished stage that was made by an older revision of its code."""
     for name, stage in PIPELINE.items():
         entry = record.stages.get(name)
         if entry is not None and entry.status == "done" and entry.revision < stage.REVISION:
@@ -42,9 +42,9 @@ def outdated(folder: Path, record: RunRecord) -> Iterator[str]:
 
 
 def adopt(run: Run, context: Context) -> None:
-    """Note the options of what was done in a folder made before run.json kept them, as its own recipe.yaml says them.
+    """Complete a run.json of a version that did not record options, with those of the folder's recipe.yaml.
 
-    To be called before that file is written anew.
+    Call it before that file is overwritten.
     """
     accounts = run.accounts_before()
     path = current(run.folder) / TRAINING
@@ -57,17 +57,17 @@ def adopt(run: Run, context: Context) -> None:
 
 
 def _complete(context: Context, account: dict[str, Any]) -> None:
-    """Give the finished stages of an account the options of its recipe; those whose parts are gone run again."""
+    """Add to an account's finished stages the options of its recipe; stages whose parts are gone run again."""
     with suppress(DistillError):
-        loaded = recorded(account["recipe"], allowed=context.options.allowed)
-        before = replace(context, recipe=loaded, teachers=hire(loaded, context.folder, to_ask=False))
+        recipe = recipe_of_record(account["recipe"], allowed=context.options.allowed)
+        before = replace(context, recipe=recipe, teachers=teachers_of(recipe, context.folder, to_ask=False))
         for name, entry in account["stages"].items():
-            if entry.get("status") == "done" and name in stages_of(loaded):
+            if entry.get("status") == "done" and name in stages_of(recipe):
                 _note(before, name, account["stages"])
 
 
 def _note(context: Context, name: str, stages: Mapping[str, dict[str, Any]]) -> None:
-    """Complete one stage; not a report that others have run after, which it cannot show."""
+    """Complete one stage, except a report older than another stage, which it cannot show."""
     entry = stages[name]
     if name == "report" and any(other["started"] > entry["started"] for other in stages.values()):
         return

@@ -10,55 +10,50 @@ from typing import Any
 from distill.core import assets
 from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError, shorten
-from distill.pipeline.parts import load_recipe
+from distill.pipeline.parts import load_recipe, shipped
 from distill.recipe import Recipe
 
 STARTER = "quickstart"
 NOT_COMPARED = ("name", "files", "reuse")
-"""Keys that say where a run is, not what it does."""
-
-
-def shipped() -> list[str]:
-    """The names of the shipped recipes."""
-    return sorted(file.stem for file in assets.find("recipes").glob("*.yaml"))
+"""Keys about where a run is, not what it does."""
 
 
 def init(folder: Path, *, like: str | None = None, name: str | None = None) -> list[str]:
-    """Copy a shipped recipe, its comments with it, into a folder; returns what to do next.
+    """Copy a shipped recipe with its comments into a folder; returns lines about it and what to type next.
 
-    The shipped seeds and prompts that it names are copied beside it, so that they can be changed. Raises
-    `RecipeError` for an unknown name, `RunFolderError` where a file is there already.
+    The shipped seeds and prompts that it refers to are copied beside it, to be changed. Raises `RecipeError` for an
+    unknown name, `RunFolderError` where the recipe exists already.
     """
-    chosen = like or STARTER
-    if chosen not in shipped():
-        raise RecipeError(f'no shipped recipe "{chosen}"{suggest(chosen, shipped())}')
-    called = name or (like if like is not None else "my-run")
-    out = folder / f"{called}.yaml"
+    original = like or STARTER
+    if original not in shipped():
+        raise RecipeError(f'no shipped recipe "{original}"{suggest(original, shipped())}')
+    name = name or like or "my-run"
+    out = folder / f"{name}.yaml"
     if out.exists():
         raise RunFolderError(f"{out} is there already; give another --name, or remove it")
-    source = assets.find(f"recipes/{chosen}.yaml")
-    text = source.read_text(encoding="utf-8").replace(f"\nname: {chosen}\n", f"\nname: {called}\n", 1)
+    source = assets.find(f"recipes/{original}.yaml")
+    text = source.read_text(encoding="utf-8").replace(f"\nname: {original}\n", f"\nname: {name}\n", 1)
     folder.mkdir(parents=True, exist_ok=True)
-    copied = list(_copied(load_recipe(source), folder))
+    copies = list(_copies(load_recipe(source), folder))
     out.write_text(text, encoding="utf-8")
     return [
-        f"{out}: a copy of {chosen}",
-        *(f"{file}: yours to change" for file in copied),
+        f"{out}: a copy of {original}",
+        *(f"{file}: yours to change" for file in copies),
         f"next: distill check {out}",
         f"      distill smoke {out}     # once through in seconds, with a tiny model",
         f"      distill run {out}",
     ]
 
 
-def _copied(loaded: Recipe, folder: Path) -> Iterator[Path]:
-    """The shipped files that a recipe names, copied under the same relative path."""
+def _copies(recipe: Recipe, folder: Path) -> Iterator[Path]:
+    """The shipped files of a recipe, copied under the same relative path."""
     root = assets.root() / "prompts"
-    for path in map(Path, loaded.files):
+    for path in map(Path, recipe.files):
         if path.is_relative_to(root):
             out = folder / path.relative_to(root)
             if not out.exists():
                 out.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, out)
+                shutil.copyfile(path, out)
                 yield out
 
 
@@ -69,32 +64,27 @@ def departures(path: Path, like: str) -> list[str]:
     ours = _flat(load_recipe(path, importing=False).document())
     theirs = _flat(load_recipe(assets.find(f"recipes/{like}.yaml"), importing=False).document())
     keys = [key for key in dict.fromkeys((*theirs, *ours)) if key.split(".")[0] not in NOT_COMPARED]
-    found = [
-        f"  {key}: {_shown(theirs, key)} → {_shown(ours, key)}" for key in keys if theirs.get(key) != ours.get(key)
-    ]
-    if not found:
+    changes = [key for key in keys if theirs.get(key) != ours.get(key)]
+    differences = [f"  {key}: {_value_text(theirs, key)} → {_value_text(ours, key)}" for key in changes]
+    if not differences:
         return [f"{path} does what {like} does"]
-    return [f"{path} departs from {like} in {len(found)} of {len(keys)} keys ({like} → here):", *found]
+    return [f"{path} departs from {like} in {len(differences)} of {len(keys)} keys ({like} → here):", *differences]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Every value by its dotted key; items of a list by their name (`curate.length`), else by position."""
-    if isinstance(value, Mapping) and value:
-        found: dict[str, Any] = {}
-        for key, each in value.items():
-            found |= _flat(each, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        found = {}
-        for place, item in enumerate(value):
-            named = item.get("filter") or item.get("metric") or item.get("name") or place
-            found |= _flat(
-                {key: each for key, each in item.items() if key not in ("filter", "metric")} or True,
-                f"{prefix}.{named}",
+    if isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+        value = {
+            item.get("filter") or item.get("metric") or item.get("name") or place: (
+                {key: each for key, each in item.items() if key not in ("filter", "metric")} or True
             )
-        return found
-    return {prefix: value}
+            for place, item in enumerate(value)
+        }
+    if not (isinstance(value, Mapping) and value):
+        return {prefix: value}
+    items = [(f"{prefix}.{key}" if prefix else str(key), each) for key, each in value.items()]
+    return {path: leaf for key, each in items for path, leaf in _flat(each, key).items()}
 
 
-def _shown(values: Mapping[str, Any], key: str) -> str:
+def _value_text(values: Mapping[str, Any], key: str) -> str:
     return shorten(str(values[key]), 60) if key in values else "not there"

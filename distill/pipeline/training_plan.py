@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill.core import console
 from distill.errors import StageIncomplete
-from distill.pipeline.parts import load_recipe
+from distill.pipeline.parts import load_addressed
 from distill.pipeline.requirements import require_training_packages
 from distill.run.layout import stages_of
 from distill.train.options import TrainSettings
@@ -17,7 +17,7 @@ from distill.train.stage import kept_sessions, settings_of, training_packages
 def plan(
     path: Path, *, run_dir: Path | None = None, overrides: Iterable[str] = (), allowed: Collection[str] = ()
 ) -> Iterator[str]:
-    """Lines on what training a run's kept rows would take, by formula and by one measured pass; writes nothing.
+    """Memory and time of training on a run's kept rows, by formula and by one measured pass; writes nothing.
 
     Raises `StageIncomplete` where there are no kept rows, and what training would raise.
     """
@@ -35,7 +35,7 @@ def show_masks(
     overrides: Iterable[str] = (),
     allowed: Collection[str] = (),
 ) -> None:
-    """Check the masks of all of a run's kept rows and show `count` of them; writes nothing."""
+    """Check the loss masks of all kept rows and print `count` of them; writes nothing."""
     folder, settings = _settings(path, run_dir, overrides, allowed)
     with training_packages():
         from distill.train import plan
@@ -47,12 +47,11 @@ def _settings(
     path: Path, run_dir: Path | None, overrides: Iterable[str], allowed: Collection[str]
 ) -> tuple[Path, TrainSettings]:
     """The run folder and the training settings."""
-    loaded = load_recipe(path, overrides=overrides, allowed=allowed)
-    settings = settings_of(loaded)
+    recipe, folder = load_addressed(path, run_dir, overrides, allowed)
+    settings = settings_of(recipe)
     require_training_packages("distill train")
-    folder = run_dir or (path if path.is_dir() else Path("runs") / loaded.name)
     if not (folder / "kept.jsonl").is_file():
-        stages = stages_of(loaded)
+        stages = stages_of(recipe)
         before = ",".join(stages[: stages.index("train")])
         into = f" --run-dir {run_dir}" if run_dir is not None else ""
         raise StageIncomplete(

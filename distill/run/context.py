@@ -1,4 +1,4 @@
-"""Shared by the stages of one invocation: recipe, run folder, journal and engines."""
+"""What the stages of one invocation share: recipe, run folder, journal and engines."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ACCEPTABLE = "failures within collect.max_failed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """Options of one invocation that are not of the recipe."""
+    """Options of one invocation, beside the recipe."""
 
     allowed: Collection[str] = ()
     """Packages whose code the recipe may run."""
@@ -45,7 +45,7 @@ class RunOptions:
     redo: Collection[str] = ()
     """Stages that run again although they are current."""
     new_journal: bool = False
-    """Go on where the journal lacks sends that run.json counts; what they cost stays spent."""
+    """Continue although the journal lacks sends that run.json counts; their cost stays spent."""
 
 
 DEFAULTS = RunOptions()
@@ -58,29 +58,28 @@ class Context:
     folder: Path
     recipe: Recipe
     journal: Journal
-    teachers: Teachers | None
+    teachers: Teachers
     """A local one starts its server at the first request."""
     options: RunOptions = DEFAULTS
-    lost: Mapping[str, StageSends] = field(default_factory=dict)
+    lost_sends: Mapping[str, StageSends] = field(default_factory=dict)
     """By stage, sends that the journal has lost; their cost stays spent."""
     on_miss: Callable[[str, str, Question], None] | None = None
-    """Called with the part of a stage that asks, a flow's name, and its first question without an answer in the
-    journal; nothing is sent then."""
+    """Where given, nothing is sent: it is called with the asking part of a stage, a flow's name, and the flow's first
+    question that the journal does not answer."""
 
 
 def stop_teacher(context: Context) -> None:
     """Stop local servers; they start again at the next request."""
-    if context.teachers is not None:
-        context.teachers.stop()
+    context.teachers.stop()
 
 
 def identity(context: Context, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
-    """Options of the teachers and of the endpoints for `roles` that decide the answers, by key."""
-    return context.teachers.identity(roles) if context.teachers is not None else {}
+    """Options of the teachers and of the endpoints for `roles` that determine the answers, by key."""
+    return context.teachers.identity(roles)
 
 
 def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:
-    """The options with `user_sampling` and `judge_sampling`, left out there, from those sections of the recipe."""
+    """The options, with missing `user_sampling` and `judge_sampling` taken from those sections of the recipe."""
     samplings = {
         f"{role}_sampling": one.sampling
         for role, one in loaded.roles.items()
@@ -90,7 +89,7 @@ def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseO
 
 
 def judge_sampling(loaded: Recipe) -> Sampling:
-    """The judge's own; of a teacher who judges, only what makes its endpoint work."""
+    """Sampling of the judge; where a teacher judges, only the settings that its endpoint needs."""
     if (judge := loaded.roles.get("judge")) is not None:
         return judge.sampling.sampling()
     teacher = loaded.main_teacher
@@ -110,7 +109,7 @@ def engine_for(
     local: bool = False,
     part: str = "",
 ) -> Engine:
-    """`local`: the models are in this process; they cost nothing and answer in batches. `part` of the stage asks."""
+    """An engine for `part` of a stage. `local`: the models run in this process, free of charge and in batches."""
     collect = context.recipe.collect or recipe.Collect()
     on_miss = None if context.on_miss is None else partial(context.on_miss, f"{stage} {part}".rstrip())
     return Engine(
@@ -127,18 +126,17 @@ def engine_for(
 
 
 def bound(context: Context, providers: Mapping[str, Provider]) -> dict[str, BoundEndpoint]:
-    """Providers with the limits and prices that the recipe gives those of their names."""
-    known = context.teachers.endpoints if context.teachers is not None else {}
+    """Providers with the limits and prices that the recipe has for their names."""
+    known = context.teachers.endpoints
     return {name: replace(known.get(name) or BoundEndpoint(one), provider=one) for name, one in providers.items()}
 
 
 def _prices(context: Context) -> dict[str, TokenPrice]:
-    endpoints = context.teachers.endpoints if context.teachers is not None else {}
-    return {name: one.price for name, one in endpoints.items() if one.price is not None}
+    return {name: one.price for name, one in context.teachers.endpoints.items() if one.price is not None}
 
 
 def _budget(context: Context, stage: str) -> Budget:
-    """The run's cap, or the stage's own where less of it is left; what the journal holds is spent of it."""
+    """The run's cap, or the stage's own where less of that is left; the sends of the journal count as spent."""
     loaded, prices = context.recipe, _prices(context)
     caps = [] if loaded.budget_usd is None else [(loaded.budget_usd, spent(context, None))]
     if stage == "collect" and loaded.collect is not None and loaded.collect.budget_usd is not None:
@@ -149,12 +147,12 @@ def _budget(context: Context, stage: str) -> Budget:
 
 def spent(context: Context, stage: str | None) -> float:
     """USD spent so far by one stage, or by all, lost sends included; 0 without prices."""
-    lost = sum(sent.usd for of, sent in context.lost.items() if stage in (None, of))
-    return lost + spent_usd(context.journal.costs(), _prices(context), stage)
+    lost_sends = sum(sent.usd for of, sent in context.lost_sends.items() if stage in (None, of))
+    return lost_sends + spent_usd(context.journal.costs(), _prices(context), stage)
 
 
 def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
-    """The runner that collects through a provider's batches."""
+    """The runner that collects through a provider's batch interface."""
     from distill.engine.batch.client import BatchJobs
 
     providers: dict[str, Any] = {name: one.provider for name, one in _endpoints(context, stage).items()}
@@ -171,15 +169,14 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
 
 
 def _endpoints(context: Context, stage: str) -> dict[str, BoundEndpoint]:
-    """Endpoints that a stage sends requests to; every role for a strategy that names none."""
-    assert context.teachers is not None
+    """Endpoints that a stage sends requests to; those of every role where the strategy does not name its roles."""
     section = context.recipe.collect if stage == "collect" else context.recipe.expand
     cost = getattr(section.options, "asks" if stage == "collect" else "cost", None) if section is not None else None
     return context.teachers.of_roles(getattr(cost, "roles", OTHER_ROLES) if section is not None else ())
 
 
 def _require_no_open_batch(context: Context, stage: str) -> None:
-    """Raise `RecipeError` for open batches, whose requests would be bought a second time."""
+    """Raise `RecipeError` for open batches, whose requests would be bought twice."""
     still = [batch.name for batch in context.journal.batches(stage) if batch.state != "ingested"]
     if still:
         raise RecipeError(
@@ -191,8 +188,7 @@ def _require_no_open_batch(context: Context, stage: str) -> None:
 
 @contextmanager
 def asking(context: Context, stage: str, record: StageRecord, total: int | None) -> Iterator[Any]:
-    """An engine for the teachers with a progress, whose tally ends up in the record however the stage ends."""
-    assert context.teachers is not None
+    """An engine for the teachers, with progress; its tally is recorded however the stage ends."""
     collect = context.recipe.collect
     is_batch = stage == "collect" and collect is not None and collect.mode == "batch" and context.on_miss is None
     if context.on_miss is None and not is_batch:
@@ -234,8 +230,8 @@ def account(context: Context, stage: str, record: StageRecord, engines: Sequence
         }
         for cost in costs
     ]
-    if (lost := context.lost.get(stage)) is not None:
+    if (lost_sends := context.lost_sends.get(stage)) is not None:
         free = {"prompt_tokens": 0, "completion_tokens": 0}
         record.costs.append(
-            {"teacher": "", "model": "", "outcome": "lost", "sends": lost.sends, **free, "usd": lost.usd}
+            {"teacher": "", "model": "", "outcome": "lost", "sends": lost_sends.sends, **free, "usd": lost_sends.usd}
         )

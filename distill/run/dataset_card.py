@@ -9,7 +9,7 @@ from typing import Any
 
 from distill.errors import RunFolderError
 from distill.run import students
-from distill.run.cards import rendered
+from distill.run.cards import render
 from distill.run.record import RunRecord, run_record
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -24,7 +24,7 @@ def card(run: Path, files: Mapping[str, str], rows: Mapping[str, int]) -> str:
     if not recipe:
         raise RunFolderError(f"{run}/recipe.yaml cannot be read; run its first stage again")
     name = record.name or run.name
-    return rendered(
+    return render(
         "dataset_card.md.jinja",
         _head(name, recipe, files, rows),
         name=name,

@@ -1,13 +1,12 @@
-"""The options that decide a stage's outputs, as run.json keeps them: values by recipe key, defaults left out.
+"""The options that determine a stage's outputs, as recorded in run.json: values by recipe key, without defaults.
 
-A key that an older version did not have is absent in its records, and so counts as its default.
+A key that an older version did not have is absent from its records, and so counts as its default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
-from dataclasses import Field as DataclassField
 from typing import Any
 
 from pydantic import BaseModel
@@ -20,8 +19,7 @@ from distill.recipe.validation import is_removed
 from distill.text.tokens import visible
 
 OLD_DEFAULTS: Mapping[str, tuple[int, Any, Any]] = {}
-"""By recipe key, a default that has changed: the stage's `REVISION` from which on it is another, the old one and the
-new one."""
+"""Defaults that have changed, by recipe key: the stage's `REVISION` that changed it, the old value, the new value."""
 ABSENT = object()
 _MAX_SHOWN = 40
 
@@ -31,8 +29,8 @@ def flat(
 ) -> dict[str, Any]:
     """A section's values by dotted key, without those at their default.
 
-    `section` is a pydantic model or a dataclass; of `only` these fields, all when empty. A path that `files` has (a
-    resolved recipe's `files`) is given as the SHA-256 of its content; secrets are struck out.
+    `section` is a pydantic model or a dataclass; with `only`, these fields of it. A path in `files` (a resolved
+    recipe's `files`) is replaced by the SHA-256 of its content; secrets are redacted.
     """
     values: dict[str, Any] = {}
     for key, value, default in _fields(section):
@@ -53,11 +51,8 @@ def _fields(section: Any) -> Iterator[tuple[str, Any, Any]]:
                 yield key, getattr(section, key), field.get_default(call_default_factory=True)
         return
     for one in fields(section):
-        yield one.name, getattr(section, one.name), _default(one)
-
-
-def _default(field: DataclassField[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        yield one.name, getattr(section, one.name), default
 
 
 def _plain(value: Any, files: Mapping[str, str]) -> Any:
@@ -74,9 +69,9 @@ def _plain(value: Any, files: Mapping[str, str]) -> Any:
 def parts(
     names: Iterable[tuple[str, BaseModel]], key: str, *, files: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """A list of parts with their options: their order, each part's options by its name, the source of the user's own.
+    """A list of parts: their order, each part's options by its name, and the source of user-defined ones.
 
-    A part that is named twice has its place in the list behind its name.
+    The name of a part that occurs twice is followed by its position.
     """
     pairs = list(names)
     names_in_order = [name for name, _ in pairs]
@@ -88,21 +83,21 @@ def parts(
 
 
 def of_part(key: str, name: str) -> dict[str, str]:
-    """The SHA-256 of the source of a part of the user's own; nothing of one that we ship."""
+    """The SHA-256 of a user-defined part's source; empty for a shipped one."""
     return {f"{key} source": source_sha256(name.partition(":")[0])} if ":" in name else {}
 
 
 def completed(options: Mapping[str, Any], revision: int) -> dict[str, Any]:
-    """The options with the defaults that have changed since, as they were for the code of that revision.
+    """The options, with the defaults of that revision where they have changed since.
 
-    Keys that the recipe no longer has are left out.
+    Keys that recipes no longer have are left out.
     """
     changed = {key: old if revision < since else new for key, (since, old, new) in OLD_DEFAULTS.items()}
     return {key: value for key, value in {**changed, **options}.items() if not is_removed(key)}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The changed keys with old and new value, one short text each."""
+    """The changed keys with old and new values, one short text each."""
     return [
         f"{key} {_short(old.get(key, ABSENT))} → {_short(new.get(key, ABSENT))}"
         for key in sorted(old.keys() | new.keys())

@@ -29,7 +29,7 @@ class RecipeEndpoint:
     section: Teacher
     provider: Any
     name: str
-    """In the engine: `teacher`, or `teacher:NAME` among several; else its role."""
+    """Its name in the engine: `teacher`, or `teacher:NAME` among several, else its role."""
 
     def bound(self) -> BoundEndpoint:
         """The provider with the limits and the price of its section."""
@@ -47,27 +47,27 @@ class RecipeEndpoint:
 
 @dataclass(frozen=True, slots=True)
 class Teachers:
-    """All teachers of a recipe, the main one first, and its other endpoints."""
+    """All teachers of a recipe, the main one first, and its other endpoints; both may be empty."""
 
-    hired: tuple[RecipeEndpoint, ...]
+    all: tuple[RecipeEndpoint, ...]
     seed: int
     others: tuple[RecipeEndpoint, ...] = ()
-    """Those of `user` and `judge` that the recipe gives, of which the main teacher plays the rest; and respondents."""
+    """Endpoints of `user` and `judge` where the recipe gives them (else the main teacher plays it), and respondents."""
 
     @property
     def main(self) -> RecipeEndpoint:
-        """The one that expands."""
-        return self.hired[0]
+        """The first teacher, which answers expand."""
+        return self.all[0]
 
     def __iter__(self) -> Iterator[RecipeEndpoint]:
-        return iter(self.hired)
+        return iter(self.all)
 
     @property
     def endpoints(self) -> dict[str, BoundEndpoint]:
-        """By name in the engine, a role's or a teacher's; the main teacher plays every role without another."""
-        roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.hired else {}
-        played = roles | {one.name: one for one in (*self.hired, *self.others)}
-        return {name: one.bound() for name, one in played.items()}
+        """By name in the engine; the main teacher plays each role without an endpoint of its own."""
+        roles = dict.fromkeys((ROLE, *OTHER_ROLES), self.main) if self.all else {}
+        by_role = roles | {one.name: one for one in (*self.all, *self.others)}
+        return {name: one.bound() for name, one in by_role.items()}
 
     def of_roles(self, roles: Collection[str]) -> dict[str, BoundEndpoint]:
         """The endpoints of the teachers and of the given roles."""
@@ -75,18 +75,18 @@ class Teachers:
         return {name: endpoint for name, endpoint in self.endpoints.items() if name not in absent}
 
     def pick(self, task: Task) -> RecipeEndpoint:
-        """The teacher of a task: one of those that name its kind, else of those that name none, drawn by weight.
+        """The teacher of a task, drawn by weight from those with its kind in `kinds`, else from those without `kinds`.
 
         The choice is a hash of the seed and the task's id, so that it depends on no other task and on no load.
         """
         kind = task.meta.get("kind")
-        specialised = [one for one in self.hired if kind in one.section.kinds]
-        candidates = specialised or [one for one in self.hired if not one.section.kinds]
-        return candidates[weighted([one.section.weight for one in candidates], f"{self.seed}:{task.id}")]
+        specialised = [one for one in self.all if kind in one.section.kinds]
+        candidates = specialised or [one for one in self.all if not one.section.kinds]
+        return candidates[weighted_choice([one.section.weight for one in candidates], f"{self.seed}:{task.id}")]
 
     def stop(self) -> None:
-        """Stop servers that distill started; they start again at the next request."""
-        for one in (*self.hired, *self.others):
+        """Stop the servers that distill has started; each starts again at its next request."""
+        for one in (*self.all, *self.others):
             if (stop := getattr(one.provider, "stop", None)) is not None:
                 stop()
 
@@ -95,7 +95,7 @@ class Teachers:
         return [
             {
                 "model": one.section.model,
-                **({"name": one.section.display_name} if len(self.hired) > 1 else {}),
+                **({"name": one.section.display_name} if len(self.all) > 1 else {}),
                 **({"role": one.name} if one in self.others else {}),
                 "url": one.provider.endpoint.url,
                 "fingerprint": one.provider.endpoint.fingerprint,
@@ -103,16 +103,16 @@ class Teachers:
                 "terms": one.section.terms,
                 "sampling": credentials.without_literals(one.section.sampling.model_dump(exclude_defaults=True)),
             }
-            for one in (*self.hired, *self.others)
+            for one in (*self.all, *self.others)
         ]
 
     def identity(self, roles: Collection[str] = OTHER_ROLES) -> dict[str, Any]:
-        """The options of the teachers, and of the given roles, that decide the answers: model, sampling, assignment."""
+        """The options of the teachers and roles that determine the answers: model, sampling, assignment."""
         decisive: dict[str, Any] = {}
-        for one in self.hired:
-            key = ROLE if len(self.hired) == 1 else f"{ROLE}.{one.section.display_name}"
+        for one in self.all:
+            key = ROLE if len(self.all) == 1 else f"{ROLE}.{one.section.display_name}"
             decisive |= _decisive(one, key)
-            if len(self.hired) > 1:
+            if len(self.all) > 1:
                 decisive |= flat(one.section, key, only=("weight", "kinds"))
                 decisive[ROLE] = [*decisive.get(ROLE, []), one.section.display_name]
         for one in self.others:
@@ -126,8 +126,8 @@ def _decisive(one: RecipeEndpoint, key: str) -> dict[str, Any]:
     return flat(one.provider.endpoint, key) | flat(one.section.sampling, f"{key}.sampling")
 
 
-def weighted(weights: Sequence[float], of: str) -> int:
-    """An index drawn by weight, from a hash: the same for the same text, on every machine."""
+def weighted_choice(weights: Sequence[float], of: str) -> int:
+    """An index drawn by weight from a hash of `of`: the same on every machine."""
     share = hash_share(of) * sum(weights)
     for index, weight in enumerate(weights):
         share -= weight
@@ -136,33 +136,31 @@ def weighted(weights: Sequence[float], of: str) -> int:
     return len(weights) - 1
 
 
-def hire(loaded: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers | None:
+def teachers_of(recipe: Recipe, folder: Path, *, to_ask: bool = True) -> Teachers:
     """The recipe's teachers and other endpoints; nothing is started or asked yet.
 
     `to_ask` reads their keys, and raises `RecipeError` for a variable that is not set.
     """
-    if not (loaded.teachers or loaded.roles or loaded.respondents):
-        return None
-    several = len(loaded.teachers) > 1
-    hired = tuple(
+    several = len(recipe.teachers) > 1
+    teachers = tuple(
         RecipeEndpoint(
             section, _provider(section, folder, to_ask), f"{ROLE}:{section.display_name}" if several else ROLE
         )
-        for section in loaded.teachers
+        for section in recipe.teachers
     )
-    return Teachers(hired, loaded.seed, tuple(_others(loaded, hired, folder, to_ask)))
+    return Teachers(teachers, recipe.seed, tuple(_others(recipe, teachers, folder, to_ask)))
 
 
-def _others(loaded: Recipe, hired: Sequence[RecipeEndpoint], folder: Path, to_ask: bool) -> Iterator[RecipeEndpoint]:
-    """The endpoints of the other roles; a model that is served anyway is not served twice."""
-    served: dict[tuple[str, str | None], Any] = {
-        (one.section.model, one.section.serve): one.provider for one in hired if one.section.serve is not None
+def _others(recipe: Recipe, teachers: Sequence[RecipeEndpoint], folder: Path, to_ask: bool) -> Iterator[RecipeEndpoint]:
+    """The endpoints of the other roles; roles of the same model share one server."""
+    servers: dict[tuple[str, str | None], Any] = {
+        (one.section.model, one.section.serve): one.provider for one in teachers if one.section.serve is not None
     }
-    for role, section in (loaded.roles | loaded.respondents).items():
+    for role, section in (recipe.roles | recipe.respondents).items():
         address = section.model, section.serve
-        provider = served[address] if address in served else _provider(section, folder, to_ask, role)
+        provider = servers[address] if address in servers else _provider(section, folder, to_ask, role)
         if section.serve is not None:
-            served[address] = provider
+            servers[address] = provider
         yield RecipeEndpoint(section, provider, role)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.jsonl import read_jsonl
+from distill.errors import one_line
 from distill.run.record import run_record
 from distill.types import Verdict
 
@@ -21,12 +22,12 @@ SHOWN = 60
 
 
 def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
-    """The funnel's counts of rows, each an id with its verdicts in the order in which the rules saw it.
+    """Counts for the funnel. `rows` are ids, each with its verdicts in the order of the rules.
 
-    `by_rule` and `against` count rows by `rule/reason`: those of which it was the first verdict against, and all that
-    it was against. `measured` counts by rule the rows that it saw; `overlaps`, for two rules, the rows that both would
-    drop (in the order of the rules; pairs without any are left out). `examples` are ids by `rule/reason`, of the first
-    verdict against. A rule sees a row that another has dropped unless it works on sets, or skips dropped rows.
+    `by_rule` and `against` count rows by `rule/reason`: those that it was the first to drop, and all that it would
+    drop. `measured` counts the rows that each rule saw; `overlaps` the rows that two rules would both drop (in the
+    order of the rules, without empty pairs). `examples` are ids of rows by the first `rule/reason` to drop them. A rule
+    sees rows that another has dropped unless it works on sets, or skips dropped rows.
     """
     first: Counter[str] = Counter()
     against: Counter[str] = Counter()
@@ -34,7 +35,7 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
     overlaps: dict[str, Counter[str]] = {}
     examples: dict[str, list[str]] = {}
     for id, verdicts in rows:
-        rows_by_rule.update({verdict.rule for verdict in verdicts})
+        rows_by_rule.update(list(dict.fromkeys(verdict.rule for verdict in verdicts)))
         codes = list(dict.fromkeys(_code(verdict) for verdict in verdicts if not verdict.keep))
         if not codes:
             continue
@@ -47,7 +48,7 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
     return {
         "by_rule": dict(first.most_common()),
         "against": dict(against.most_common()),
-        "measured": {rule: rows_by_rule[rule] for rule in _rules(rows)},
+        "measured": dict(rows_by_rule),
         "overlaps": {one: dict(others) for one, others in overlaps.items()},
         "examples": examples,
     }
@@ -55,10 +56,6 @@ def tally(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> dict[str, Any]:
 
 def _code(verdict: Verdict) -> str:
     return f"{verdict.rule}/{verdict.reason}"
-
-
-def _rules(rows: Sequence[tuple[str, Sequence[Verdict]]]) -> list[str]:
-    return list(dict.fromkeys(verdict.rule for _, verdicts in rows for verdict in verdicts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +91,31 @@ class Funnel:
     test: int
     dropped: int
     losses: Sequence[Loss]
-    """Those that took most first."""
+    """Largest first."""
     overlaps: Mapping[str, Mapping[str, int]]
-    """By two rules: rows that both would drop; both ways round, and by a rule and itself all that it would drop."""
+    """Symmetric matrix by rule: rows that both rules would drop; on the diagonal, all that one would drop."""
     labels: Mapping[str, int]
     mended: Mapping[str, int]
     """Rows that a rule changed, by rule."""
 
 
 def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None:
-    """The funnel of a run from what curate counted, with the examples' texts from dropped.jsonl.
+    """The funnel of a run from curate's counts, with texts of examples from dropped.jsonl; `None` without counts.
 
-    `counts` are curate's, read from run.json when left out. `None` where curate has not run. Whatever is missing in
-    them, as in a run of an earlier version, is empty.
+    `counts` are read from run.json when left out. Missing counts, as in a run of an earlier version, are empty.
     """
     if counts is None:
         counts = run_record(folder).counts("curate")
     if "rows" not in counts:
         return None
-    first, against = _numbers(counts.get("by_rule")), _numbers(counts.get("against"))
+    first, against = counts.get("by_rule") or {}, counts.get("against") or {}
     texts = _texts(folder / "dropped.jsonl", counts.get("examples") or {})
     codes = sorted(first | against, key=lambda code: (-first.get(code, 0), -against.get(code, 0), code))
-    losses = [_loss(code, first.get(code, 0), against.get(code, 0), texts.get(code, ())) for code in codes]
+    losses = []
+    for code in codes:
+        rule, _, reason = code.rpartition("/")
+        also = max(0, against.get(code, 0) - first.get(code, 0))
+        losses.append(Loss(rule, reason, first.get(code, 0), also, texts.get(code, ())))
     return Funnel(
         rows=counts["rows"],
         kept=counts.get("kept", 0),
@@ -123,22 +123,13 @@ def read(folder: Path, counts: Mapping[str, Any] | None = None) -> Funnel | None
         dropped=counts.get("dropped", 0),
         losses=losses,
         overlaps=_matrix(losses, counts.get("overlaps") or {}),
-        labels=_numbers(counts.get("labels")),
-        mended=_numbers(counts.get("mended")),
+        labels=counts.get("labels") or {},
+        mended=counts.get("mended") or {},
     )
 
 
-def _numbers(value: Any) -> dict[str, int]:
-    return {str(key): number for key, number in value.items()} if isinstance(value, Mapping) else {}
-
-
-def _loss(code: str, first: int, against: int, examples: Sequence[FunnelExample]) -> Loss:
-    rule, _, reason = code.rpartition("/")
-    return Loss(rule, reason, first, max(0, against - first), examples)
-
-
 def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Empty unless some row was refused by two rules."""
+    """The field `overlaps` of `Funnel`; empty unless two rules would drop the same row."""
     pairs = {(one, other): rows for one, others in overlaps.items() for other, rows in others.items()}
     rules = list(dict.fromkeys(loss.rule for loss in losses if any(loss.rule in pair for pair in pairs)))
     matrix = {one: {other: pairs.get((one, other), 0) + pairs.get((other, one), 0) for other in rules} for one in rules}
@@ -148,7 +139,7 @@ def _matrix(losses: Sequence[Loss], overlaps: Mapping[str, Mapping[str, int]]) -
 
 
 def _texts(path: Path, ids_by_code: Mapping[str, Sequence[str]]) -> dict[str, list[FunnelExample]]:
-    """The named rows of dropped.jsonl, in their order."""
+    """The rows of dropped.jsonl with these ids, in file order, by code."""
     examples: dict[str, list[FunnelExample]] = {code: [] for code in ids_by_code}
     codes = {str(id): code for code, ids in ids_by_code.items() for id in ids}
     for row in read_jsonl(path) if codes and path.is_file() else ():
@@ -169,8 +160,7 @@ def _example(row: Mapping[str, Any], code: str) -> FunnelExample:
 
 
 def _opening(text: str) -> str:
-    line = " ".join(text[: 10 * SHOWN].split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 1]}…"
+    return one_line(text[: 10 * SHOWN], SHOWN)
 
 
 def _why(verdict: Mapping[str, Any]) -> str:
@@ -181,11 +171,11 @@ def _why(verdict: Mapping[str, Any]) -> str:
 
 
 def short(value: Any) -> str:
-    """A verdict's value for a reader: three figures of a fraction, text as it is."""
+    """A verdict's value for a reader: a fraction with three significant digits, text as it is."""
     try:
         number = float(value)
     except (TypeError, ValueError):
-        return str(value)
+        number = math.nan
     if not math.isfinite(number):
         return str(value)
     return f"{number:.0f}" if number.is_integer() and abs(number) < 1e15 else f"{number:.3g}"

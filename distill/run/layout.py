@@ -1,4 +1,4 @@
-"""The stages in order, and the files of a run folder that each reads and writes."""
+"""The stages in order, with the files of a run folder that each reads and writes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FILES = {name.removesuffix(".jsonl"): name for name in STAGES["curate"].outputs}
 
 
 def stages_of(recipe: Recipe) -> list[str]:
-    """The stages that a recipe has, in order; the report is always one."""
+    """The stages of a recipe, in order; report is always among them."""
     has = {"report": True, "collect": recipe.collect is not None or bool(recipe.sources)}
     return [name for name in STAGES if has.get(name, getattr(recipe, name, None) is not None)]
 

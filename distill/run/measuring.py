@@ -12,7 +12,7 @@ from distill.run.record import StageRecord
 
 @contextmanager
 def measured(record: StageRecord) -> Iterator[None]:
-    """Fill in the seconds and the peak memory of the block."""
+    """Record the seconds and the peak memory of the block."""
     started = time.monotonic()
     ended = threading.Event()
     watcher = threading.Thread(target=_watch_memory, args=(record, ended), daemon=True)

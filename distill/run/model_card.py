@@ -1,7 +1,7 @@
 """Model card of a student: a README.md with YAML front matter for the Hugging Face Hub, with its provenance.
 
 All of it comes from the run's own records: teacher and terms, seeds and strategies, hashes, filters, training, cost,
-what the comparison found, and for an export its receipt.
+results of the comparison, and for an export its receipt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distill.core.embedded import EMBEDDED
 from distill.core.files import flatten, write_atomically
 from distill.core.student_folder import NEXT, current
 from distill.run import students
-from distill.run.cards import rendered
+from distill.run.cards import render
 from distill.run.dataset_card import dropped_by_rule
 from distill.run.reading import json_object, validated
 from distill.run.record import RunRecord, read_record
@@ -65,21 +65,21 @@ def card(
     *,
     form: str = "student",
     receipt: Mapping[str, Any] | None = None,
-    made: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole card. `form` is what lies beside it: `student` (the run's own folder) or the name of an export.
+    """The whole card. `form` is what it accompanies: `student` (the run's own folder) or the name of an export.
 
-    It describes the current student by the training that made it, whatever has begun since; with `made`, as
-    `students.account` returns it, the student that is about to replace it. Raises `RunFolderError` for no run.
+    It describes the current student by the training that made it, or, with `training` (as from `students.account`), the
+    student about to replace it. Raises `RunFolderError` for a folder that is no run.
     """
     whole = read_record(run)
-    base = json_object((current(run) if made is None else run / NEXT) / "base.json")
-    compared = made is None and is_compared(run, whole)
-    origin = made if made is not None else students.training(run, whole) or {}
-    stages = {**origin.get("stages", {}), **({"compare": whole["stages"]["compare"]} if compared else {})}
+    base = json_object((current(run) if training is None else run / NEXT) / "base.json")
+    has_scores = training is None and is_compared(run, whole)
+    origin = training if training is not None else students.training(run, whole) or {}
+    stages = {**origin.get("stages", {}), **({"compare": whole["stages"]["compare"]} if has_scores else {})}
     record = validated(RunRecord, {**origin, "stages": stages}, run / "run.json")
     recipe, name = dict(record.recipe), str(whole.get("name") or run.name)
-    return rendered(
+    return render(
         "model_card.md.jinja",
         _head(name, form, base),
         name=name,
@@ -89,7 +89,7 @@ def card(
         teachers=[_model_name(teacher.get("model")) for teacher in record.all_teachers],
         form=form,
         code=_code(form, receipt or {}, str((recipe.get("collect") or {}).get("system") or "")),
-        scores=read_scores(run) if compared else None,
+        scores=read_scores(run) if has_scores else None,
         models=MODELS,
         training=[(key, value) for key, value in flatten(recipe.get("train") or {}).items() if value is not None],
         dropped=dropped_by_rule(record, recipe),
@@ -116,7 +116,7 @@ def _head(name: str, form: str, base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_hub(base: Mapping[str, Any]) -> str | None:
-    """The base's id on the Hub, where it has one."""
+    """The base's Hub id, if any."""
     model = str(base.get("model"))
     if model in EMBEDDED:
         return EMBEDDED[model].source.partition(",")[0]
@@ -131,14 +131,14 @@ def _model_name(model: Any) -> str:
 
 
 def _code(form: str, receipt: Mapping[str, Any], system: str) -> str:
-    """How to load an export of this form and ask it as it was asked in training."""
+    """Python code that loads an export of this form and asks it in the format of its training."""
     load = _LOAD_WHOLE if form == "merged" else _adapter_code(receipt)
     turn = json.dumps({"role": "system", "content": system}) + ", " if system else ""
     return f"{load}\n{_ASK.replace('SYSTEM', turn)}"
 
 
 def _adapter_code(receipt: Mapping[str, Any]) -> str:
-    """How an adapter is loaded: on the base beside it, or on one from the Hub, in the 4 bits it was trained on."""
+    """Python code that loads an adapter on the base beside it, or on one from the Hub, in 4 bits if trained so."""
     hub = str(receipt.get("base") or "")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub):
         return _LOAD_ADAPTER

@@ -1,4 +1,4 @@
-"""Reads JSON files of a run folder as typed values; a damaged one is reported in one line."""
+"""Reads JSON files of a run folder as typed values; reports a damaged one in one line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from distill.errors import RunFolderError
 T = TypeVar("T")
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; empty where there is none. Raises `RunFolderError`."""
+AGAIN = "delete it and run its stage again"
+
+
+def json_object(path: Path, *, advice: str = AGAIN) -> dict[str, Any]:
+    """The JSON object of a file; empty where there is none. Raises `RunFolderError`, which ends with the advice."""
     if not path.is_file():
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} is not JSON ({error}); delete it and run its stage again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} is not JSON that can be read ({error}); {advice}") from error
     if not isinstance(value, dict):
-        raise RunFolderError(f"{path}: found {type(value).__name__}, expected a JSON object; run its stage again")
+        raise RunFolderError(f"{path}: found {type(value).__name__}, expected a JSON object; {advice}")
     return value
 
 

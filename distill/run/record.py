@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,20 +14,20 @@ from typing import Any
 
 import distill
 from distill.core import console, processes
-from distill.core.files import write_atomically, write_json
+from distill.core.files import require_no_links, write_atomically, write_json
 from distill.core.hashing import json_sha256
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import RunFolderError, RunLocked
 from distill.recipe import Recipe
 from distill.run import decisive, students
-from distill.run.reading import validated
+from distill.run.reading import json_object, validated
 
 REPORTED_PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "openai", "aiohttp")
 FORMAT = 2
-"""Version of run.json; the first, without a number, had one hash over inputs, options and sources."""
+"""Version of run.json; the first one was unnumbered, and had one hash over inputs, options and sources."""
 NOTE_SECONDS = 5.0
-"""Between two updates of the number of sends."""
+"""Interval at which the number of sends is written to run.json."""
 MIN_FREE_BYTES = 50_000_000
 """A run does not start with less free disk space than this."""
 
@@ -47,13 +46,13 @@ class StageRecord:
     tokens: dict[str, int] = field(default_factory=dict)
     requests: dict[str, int] = field(default_factory=dict)
     usd: float | None = None
-    """Spent by all invocations together, where the teacher has a price."""
+    """Spent over all invocations, where the teacher has a price."""
     costs: list[dict[str, Any]] = field(default_factory=list)
-    """By teacher and outcome (`kept`, `retried`, `wasted`, `in flight`): sends, tokens and USD of all invocations."""
+    """Sends, tokens and USD over all invocations, by teacher and outcome (`kept`, `retried`, `wasted`, `in flight`)."""
     peak_memory_bytes: int | None = None
-    """Largest sum of resident memory of this process and its children, sampled twice a second."""
+    """Peak resident memory of this process and its children together, sampled twice a second."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the recipe that decided the outputs, by key, defaults left out; see `decisive`."""
+    """Options of the recipe that determined the outputs, by key, without defaults; see `decisive`."""
     inputs: dict[str, str] = field(default_factory=dict)
     """SHA-256 by file, as of `outputs`."""
     outputs: dict[str, str] = field(default_factory=dict)
@@ -102,17 +101,17 @@ class Run:
         return stage
 
     def accounts_before(self) -> list[dict[str, Any]]:
-        """Stages and recipe of a folder made before run.json had options, and those of a student set aside."""
+        """Stages and recipe of a folder made before run.json recorded options, and those of a student set aside."""
         if "stages" not in self._record or "format" in self._record:
             return []
         own = {"stages": self._record["stages"], "recipe": students.recipe(self.folder)}
         return [own, *([self._record["student"]] if "student" in self._record else [])]
 
     def changes(self, name: str, current_record: StageRecord) -> list[str] | None:
-        """In what `made`, the stage as it would begin now, differs from when it was done; None where it never was.
+        """Differences of the stage as it would begin now from when it was last done; None where it never was.
 
         A stage whose inputs, options and outputs are the same is current, whatever the revision of its code. A student
-        that is there counts by what made it, whatever trainings were begun since and not finished.
+        counts by the training that made it, whatever unfinished trainings came after.
         """
         entries = [self.stage(name), self._own_training() if name == "train" else None]
         finished = [one for one in entries if one is not None and one["status"] == "done"]
@@ -124,7 +123,7 @@ class Run:
 
     def _differences(self, entry: Mapping[str, Any], new: StageRecord) -> list[str]:
         if "options" not in entry:
-            return ["how it was made is not known"]
+            return ["its options are not recorded"]
         was, now = (decisive.completed(one["options"], one["revision"]) for one in (entry, asdict(new)))
         inputs = entry["inputs"].keys() | new.inputs.keys()
         inputs_changed = [name for name in sorted(inputs) if entry["inputs"].get(name) != new.inputs.get(name)]
@@ -162,17 +161,17 @@ class Run:
             write_json(self.folder / "run.json", self._record)
 
     def hold_against(self, journal: Journal, *, new_journal: bool = False) -> None:
-        """Make sure that the journal has every send that run.json knows of, and count on from there.
+        """Check that the journal has every send that run.json counts.
 
-        With `new_journal` what is missing is noted as lost, and stays spent. Raises `RunFolderError` without it: else
-        all that is missing would be bought again, from a budget that begins anew.
+        With `new_journal`, missing sends are recorded as lost, and stay spent. Without it they raise `RunFolderError`:
+        they would be bought again, and the budget would start from zero.
         """
-        in_journal, lost = journal.sent(), self.lost
-        losses = {
-            stage: StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
-            for stage, sent in _sends_of(self._record).items()
-            if sent.sends > (here := in_journal.get(stage, StageSends())).sends + lost.get(stage, StageSends()).sends
-        }
+        in_journal, lost, none = journal.sent(), self.lost_sends, StageSends()
+        losses = {}
+        for stage, sent in _sends_of(self._record).items():
+            here = in_journal.get(stage, none)
+            if sent.sends > here.sends + lost.get(stage, none).sends:
+                losses[stage] = StageSends(sent.sends - here.sends, max(0.0, sent.usd - here.usd))
         if losses and not new_journal:
             raise RunFolderError(_loss(journal.path, losses, in_journal))
         if losses:
@@ -180,18 +179,17 @@ class Run:
         self.note(in_journal)
 
     @property
-    def lost(self) -> dict[str, StageSends]:
-        """By stage, the sends of journals that are gone."""
+    def lost_sends(self) -> dict[str, StageSends]:
+        """Sends that journals have lost, by stage."""
         return {stage: StageSends(**sent) for stage, sent in self._record.get("lost", {}).items()}
 
     def note(self, in_journal: Mapping[str, StageSends]) -> None:
-        """Write what each stage has sent by the journal, and by those that are lost."""
-        lost = self.lost
-        stages = dict.fromkeys((*in_journal, *lost))
-        both = {stage: (in_journal.get(stage, StageSends()), lost.get(stage, StageSends())) for stage in stages}
-        sent = {
-            stage: asdict(StageSends(one.sends + two.sends, one.usd + two.usd)) for stage, (one, two) in both.items()
-        }
+        """Write the sends of each stage, those that are lost included."""
+        lost_sends, none = self.lost_sends, StageSends()
+        sent = {}
+        for stage in dict.fromkeys((*in_journal, *lost_sends)):
+            here, gone = in_journal.get(stage, none), lost_sends.get(stage, none)
+            sent[stage] = asdict(StageSends(here.sends + gone.sends, here.usd + gone.usd))
         with self._writing:
             if sent != self._record.get("sent", {}):
                 self._record["sent"] = sent
@@ -199,7 +197,7 @@ class Run:
                     write_json(self.folder / "run.json", self._record)
 
     def describe(self, teachers: Sequence[Mapping[str, Any]]) -> None:
-        """Write the recipe, and what run.json says of the whole run."""
+        """Write the recipe, and the facts of run.json about the whole run."""
         if not self._writes:
             return
         own = students.set_aside(self.folder, self._record)
@@ -227,28 +225,17 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide results, as installed; read without importing them."""
+    """Installed versions of the packages that affect results; read without importing them."""
     by_package = {}
     for package in REPORTED_PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             by_package[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return by_package
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
-    if not path.exists():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(
-            f"{path} cannot be read ({error}); delete it: the stages run again, the answers stay bought"
-        ) from error
-    if not isinstance(record, dict):
-        raise RunFolderError(f"{path} is no JSON object; delete it: the stages run again, the answers stay bought")
+    record = json_object(path, advice="delete it: the stages run again, the answers stay bought")
     if record.get("format", 1) > FORMAT:
         raise RunFolderError(
             f"{path} has format {record['format']}, of a newer distill ({record.get('version')}); this one"
@@ -259,6 +246,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """run.json of a folder, for reading only. Raises `RunFolderError` when the folder is no run."""
+    require_no_links(folder)
     record = _read_record(folder)
     if not record:
         raise RunFolderError(f"{folder} is no run folder: it has no run.json; start one with `distill run RECIPE`")
@@ -271,7 +259,7 @@ def run_record(folder: Path) -> RunRecord:
 
 
 def _sends_of(record: Mapping[str, Any]) -> dict[str, StageSends]:
-    """By stage, what run.json says was sent; an earlier distill wrote it with the costs of each stage."""
+    """The sends in run.json, by stage; earlier versions kept them with the costs of each stage."""
     if "sent" in record:
         return {stage: StageSends(**sent) for stage, sent in record["sent"].items()}
     costs = {name: stage.get("costs") or [] for name, stage in record.get("stages", {}).items()}
@@ -293,7 +281,7 @@ def _loss(path: Path, losses: Mapping[str, StageSends], in_journal: Mapping[str,
 
 @contextmanager
 def journal_of(run: Run, *, reuse: Sequence[Journal] = (), new_journal: bool = False) -> Iterator[Journal]:
-    """The run's journal to write in, once held against run.json, which then follows it. Raises `RunFolderError`."""
+    """The run's journal, checked against run.json, which is kept up to date with it. Raises `RunFolderError`."""
     with Journal.open(run.folder / NAME, reuse=reuse) as journal:
         run.hold_against(journal, new_journal=new_journal)
         ended = threading.Event()
@@ -308,23 +296,23 @@ def journal_of(run: Run, *, reuse: Sequence[Journal] = (), new_journal: bool = F
 
 
 def _note_sends(run: Run, ended: threading.Event) -> None:
-    """Keep run.json close to the journal, so that a kill leaves it only seconds behind."""
+    """Keep run.json close to the journal, so that it is only seconds behind after a kill."""
     while not ended.wait(NOTE_SECONDS):
         with suppress(RunFolderError), Journal.open(run.folder / NAME, read_only=True) as journal:
             _note(run, journal)
 
 
 def _note(run: Run, journal: Journal) -> None:
-    with suppress(OSError, RunFolderError):  # the stage itself will say what is wrong with the disk
+    with suppress(OSError, RunFolderError):  # the stage itself reports faults of the disk
         run.note(journal.sent())
 
 
 @contextmanager
 def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
-    """A run folder made or continued, locked against a second writer, its log attached.
+    """Make or continue a run folder: lock it against a second writer, and log to it.
 
-    Of several processes that a launcher has started, the first has the lock and the log. Raises `RunFolderError` when
-    it belongs to a recipe of another name or cannot be written, `RunLocked` when another process writes in it.
+    Of several processes of a launcher, the first has the lock and the log. Raises `RunFolderError` where it belongs to
+    a recipe of another name or cannot be written, `RunLocked` where another process writes in it.
     """
     _make_folder(folder)
     with _locked(folder) if processes.is_first() else nullcontext():
@@ -343,6 +331,7 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_no_links(folder)
         state = os.statvfs(folder)
     except OSError as error:
         raise RunFolderError(

@@ -14,7 +14,7 @@ from distill.text.tokens import visible
 
 
 def headline(folder: Path) -> list[str]:
-    """The comparison's one sentence, when there is one, and why a judge gives no verdict, where it gives none."""
+    """The comparison's headline, and why the judge gives no verdict, each where there is one."""
     scores = read_scores(folder)
     if scores is None:
         return []
@@ -25,7 +25,7 @@ def headline(folder: Path) -> list[str]:
 
 
 def stale(folder: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """The finished stages whose inputs or recipe have changed since, each with the change."""
+    """The finished stages whose inputs or recipe have changed since, with the changes."""
     stages = record.get("stages", {})
     digests: dict[str, str | None] = {}
     reasons = {}
@@ -50,10 +50,10 @@ def student_remark(folder: Path) -> str | None:
 
 
 def comparison_remark(folder: Path) -> str | None:
-    """One line where scores.json and answers.jsonl are of another student than the current one."""
+    """One line where scores.json and answers.jsonl are not of the current student."""
     if not (folder / "scores.json").is_file() or is_compared(folder, _read_record(folder)):
         return None
-    return f"the last finished comparison is not of the student that is there; type: distill compare {folder}"
+    return f"the last finished comparison is not of the current student; type: distill compare {folder}"
 
 
 def is_compared(folder: Path, record: Mapping[str, Any]) -> bool:

@@ -15,12 +15,12 @@ from distill.run.reading import json_object, validated
 
 
 def finite(value: Any) -> float | None:
-    """A number that can be shown; JSON's NaN and Infinity are none."""
+    """The number if it is finite, else `None`."""
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _means(by_model: Any) -> Any:
-    """The models that have a mean."""
+    """The entries of models that have a mean."""
     return {model: one for model, one in (by_model or {}).items() if finite((one or {}).get("mean")) is not None}
 
 
@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def ends(self) -> list[float]:
-        """The mean and the ends that there are."""
+        """The mean and the known ends of the interval."""
         return [end for end in (self.mean, self.low, self.high) if end is not None]
 
 
@@ -74,7 +74,7 @@ class Measured:
     p: Number = None
     """Sign-flip p of that difference."""
     p_holm: Number = None
-    """The same, adjusted for looking at all categories or tasks."""
+    """The same, Holm-adjusted over all categories or tasks."""
     gap_closed: Interval = None
     """The student's share of the way from the base to `gap_target`."""
     gap_target: str | None = None
@@ -83,13 +83,13 @@ class Measured:
     """Prompts of a category."""
     categories: Mapping[str, Measured] = field(default_factory=dict)
     clean: Measured | None = None
-    """Without the prompts that were leaked."""
+    """The measure without leaked prompts."""
     leaked: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """The judge's verdicts on a pair of models, for the first of them."""
+    """The judge's verdicts on a pair of models, from the view of the first."""
 
     n: int | None = None
     wins: Number = None
@@ -138,7 +138,7 @@ class JudgeScores:
     single: Mapping[str, Grade] = field(default_factory=dict)
     audit: JudgeAudit | None = None
     withheld: str | None = None
-    """Why no verdict is given."""
+    """Why the judge gives no verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,26 +157,26 @@ class TaskScores:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The contents of scores.json; fields not named here are in the file."""
+    """The contents of scores.json; the file has more fields."""
 
     headline: str = ""
     prompts: int | None = None
-    """On which all models were compared."""
+    """Prompts on which all models were compared."""
     held_out: bool = True
-    """Whether they are the run's held-out rows, and no file's."""
+    """Whether the prompts are the run's held-out rows, not those of a file."""
     method: str | None = None
     models: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     metrics: Mapping[str, Measured] = field(default_factory=dict)
     lead: str | None = None
     """The measure that the headline begins with."""
     cut_share: Mapping[str, Number] = field(default_factory=dict)
-    """By model, the share of answers that were cut off at the token limit."""
+    """Share of answers cut off at the token limit, by model."""
     power: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     judge: JudgeScores | None = None
     coverage: Mapping[str, Any] | None = None
     leaks: Mapping[str, Any] | None = field(default_factory=dict)
-    """`None` where it is not known whether prompts were trained on."""
+    """`None` where it is unknown whether prompts were trained on."""
     lm_eval: TaskScores | None = None
 
     @property

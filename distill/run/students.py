@@ -1,7 +1,7 @@
-"""A run's students (current, in training, previous), and the record of what made each.
+"""A run's students (current, in training, previous), and the record of the training that made each.
 
-Training writes `student.next/`; the last file there is `training.json`. From then on it is finished: `student/` becomes
-`student.previous/`, and `student.next/` becomes `student/`. What stops a process on the way, `settle` takes up again.
+Training writes `student.next/`, `training.json` last. Then `student/` is renamed to `student.previous/`, and
+`student.next/` to `student/`. Where a process was killed in between, `settle` finishes the renaming.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from distill.core.student_folder import (
     PREVIOUS,
     STUDENT,
     TRAINING,
-    _is_finished,
     current,
+    is_finished,
     is_student,
     remove,
 )
@@ -36,12 +36,12 @@ LOGS = (
 )  # fmt: skip
 """Files besides checkpoints that a training writes before it is finished."""
 WITHOUT_EFFECT = frozenset({"save_steps", "show_masks", "report_to"})
-"""Keys of `train` that decide nothing of the student."""
+"""Keys of `train` that do not affect the student."""
 _LEFT_OUT = "(left out)"
 
 
 def sha256(run: Path, name: str) -> str | None:
-    """The SHA-256 of a file of the run, or of its student but for training.json, which holds it; None where none is."""
+    """The SHA-256 of a file of the run, or of its student without training.json, which holds it; None if missing."""
     path = current(run) if name == STUDENT else run / name
     if not path.exists():
         return None
@@ -50,32 +50,33 @@ def sha256(run: Path, name: str) -> str | None:
 
 def _student_sha256(folder: Path) -> str:
     files = ((str(file), file.stat()) for file in sorted(folder.rglob("*")) if file.is_file())
-    return _hashed(folder, tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files))
+    marks = tuple((name, at.st_size, at.st_mtime_ns, at.st_ctime_ns, at.st_ino) for name, at in files)
+    return _tree_hash(folder, marks)
 
 
 @cache
-def _hashed(folder: Path, _files: tuple[Any, ...]) -> str:
-    """Whole weights are large, and asked about several times in a command."""
+def _tree_hash(folder: Path, _files: tuple[Any, ...]) -> str:
+    """The hash of a folder, cached: whole weights are large, and a command needs it several times."""
     return tree_sha256(folder, without=(TRAINING, CHECKPOINTS))
 
 
 def sha256_of_next(run: Path) -> str:
-    """As `sha256` has it of the student that was trained last, once that is in place."""
+    """The value of `sha256` for the student in `student.next/`, once it is in place."""
     return _student_sha256(run / NEXT)
 
 
 def finish(run: Path, account: Mapping[str, Any]) -> None:
-    """Mark the student in `student.next` as finished with what made it, and put it in the place of the one before."""
+    """Write training.json into `student.next/`, which finishes it, and make it the current student."""
     write_json(run / NEXT / TRAINING, account)
     settle(run)
 
 
 def settle(run: Path) -> None:
-    """Finish the replacement of a student that was cut short, and take over a training that an older version began.
+    """Finish an interrupted replacement of a student, and move a training that an older version began.
 
     Only for the process that holds the run's lock.
     """
-    if _is_finished(run / NEXT):
+    if is_finished(run / NEXT):
         remove(run / NEXT / CHECKPOINTS)
         if is_student(run / STUDENT):
             remove(run / PREVIOUS)
@@ -91,7 +92,7 @@ def _take_over(student: Path, new: Path) -> None:
         student.rename(new)
     elif (student / CHECKPOINTS).is_dir() and not (new / CHECKPOINTS).exists():
         new.mkdir(exist_ok=True)
-        for name in (*LOGS, CHECKPOINTS):  # checkpoints last: they say that there is something to take over
+        for name in (*LOGS, CHECKPOINTS):  # checkpoints last: their presence marks a training to move
             if (student / name).exists():
                 remove(new / name)
                 (student / name).rename(new / name)
@@ -113,17 +114,18 @@ _BEFORE = ("expand", "collect", "curate")
 def training(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
     """The account of the current student's training; None where no account matches its files.
 
-    The student of an older version has no training.json: what run.json and recipe.yaml say is its own until another
-    training begins, and is set aside in run.json then.
+    The student of an older version has no training.json: its account is run.json and recipe.yaml until another training
+    begins, which sets it aside in run.json.
     """
     last = record.get("stages", {}).get("train") or {}
     candidates = [read_json(current(run) / TRAINING), record.get("student"), account(run, record, last)]
-    digest = sha256(run, STUDENT)
-    return next((one for one in candidates if digest is not None and _is_account(one) and _made(one) == digest), None)
+    if (digest := sha256(run, STUDENT)) is None:
+        return None
+    return next((one for one in candidates if _is_account(one) and _student_digest(one) == digest), None)
 
 
-def _made(account: Mapping[str, Any]) -> str | None:
-    """The SHA-256 of the student that a training has ended with."""
+def _student_digest(account: Mapping[str, Any]) -> str | None:
+    """The SHA-256 of the student that a finished training made."""
     train = account["stages"]["train"]
     digest: str | None = (train.get("outputs") or {}).get(STUDENT)
     return digest if train.get("status") == "done" else None
@@ -135,7 +137,7 @@ def _is_account(value: Any) -> TypeGuard[dict[str, Any]]:
 
 
 def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The account of a student of an older version, to be kept in run.json before another training replaces it."""
+    """The account of an older version's student, to keep in run.json before another training replaces that."""
     train = record.get("stages", {}).get("train") or {}
     if (current(run) / TRAINING).is_file():
         return None
@@ -157,7 +159,7 @@ def recipe(run: Path) -> dict[str, Any]:
 
 
 def deciding_options(loaded: Recipe) -> dict[str, Any]:
-    """Options of a recipe that decide the student, by key, defaults left out."""
+    """Options of a recipe that determine the student, by key, without defaults."""
     values = flat(loaded.student, "student") if loaded.student is not None else {}
     if loaded.train is not None:
         values |= flat(loaded.train.options, "train")
@@ -166,7 +168,7 @@ def deciding_options(loaded: Recipe) -> dict[str, Any]:
 
 
 def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) -> list[str]:
-    """Differences of the run's recipe and rows from those of the student, one short text each."""
+    """Differences of the run's recipe and rows from those that made the student, one short text each."""
     was, now = dict(_deciding(account["recipe"])), dict(_deciding(recipe(run)))
     differences = [
         f"{name} {visible(str(was.get(name, _LEFT_OUT)))} → {visible(str(now.get(name, _LEFT_OUT)))}"
@@ -178,7 +180,7 @@ def changes(run: Path, record: Mapping[str, Any], account: Mapping[str, Any]) ->
 
 
 def _is_default(record: Mapping[str, Any], account: Mapping[str, Any], name: str) -> bool:
-    """Whether a key that one version of the recipe lacks is at its default in the other, and so has not changed."""
+    """Whether a key missing in one version of the recipe has its default in the other, and so has not changed."""
     was, now = account["stages"]["train"].get("options"), record.get("chosen")
     return was is not None and now is not None and name not in was and name not in now
 
@@ -190,7 +192,7 @@ def has_other_rows(run: Path, account: Mapping[str, Any]) -> bool:
 
 
 def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys of a recipe's document that decide the student, with their values."""
+    """Keys of a recipe's document that determine the student, with their values."""
     for section in ("student", "train", "seed"):
         for name, value in flatten(document.get(section), section).items():
             if value is not None and name.removeprefix("train.") not in WITHOUT_EFFECT:
@@ -198,16 +200,16 @@ def _deciding(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def remark(run: Path, record: Mapping[str, Any]) -> str | None:
-    """One line on the current student, where run or recipe have changed since; None where they have not."""
+    """One line on the current student where the run or its recipe has changed since; else None."""
     if not is_student(current(run)):
         return None
     last = record.get("stages", {}).get("train") or {}
     own_account = training(run, record)
     if own_account is None:
-        return "how the student that is there was trained is not known: another training has begun since"
+        return "how the current student was trained is not known: another training has begun since"
     own = own_account["stages"]["train"]
     unfinished = last.get("status") != "done" and last.get("started") != own.get("started")
     differences = changes(run, record, own_account)
-    since = [f"the recipe has moved on ({'; '.join(differences)})"] if differences else []
+    since = [f"the recipe has changed ({'; '.join(differences)})"] if differences else []
     since += ["a later training is unfinished"] if unfinished else []
     return f"the student is that of {visible(str(own.get('started')))}; {', and '.join(since)}" if since else None

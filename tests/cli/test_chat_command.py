@@ -37,7 +37,7 @@ def test_each_side_hears_its_own_answers_only():
 def test_commands_change_how_everybody_is_asked():
     conversation = begin()
     said = [line for command in ("/base on", "/temp 0", "/system Be brief.") for line in replies(conversation, command)]
-    assert said == ["the base is on", "temperature 0", "begun anew under that system message"]
+    assert said == ["the base is on", "temperature 0", "started over with that system message"]
     assert list(replies(conversation, "Hi."))[2] == "the base: base at 0.0 heard Be brief. | Hi."
     assert list(replies(conversation, "/temp hot")) == [HELP]
 
@@ -55,7 +55,7 @@ def test_a_side_that_fails_says_why_and_the_others_go_on():
 
 def test_what_was_said_is_saved_as_sessions_when_asked(tmp_path: Path):
     conversation = begin()
-    assert list(replies(conversation, f"/save {tmp_path}/x.jsonl")) == ["nothing was said yet"]
+    assert list(replies(conversation, f"/save {tmp_path}/x.jsonl")) == ["there is no conversation yet"]
     list(replies(conversation, "Hi."))
     assert list(replies(conversation, f"/save {tmp_path}/x.jsonl")) == [f"{tmp_path}/x.jsonl: 2 conversations"]
     rows = [json.loads(line) for line in (tmp_path / "x.jsonl").read_text().splitlines()]

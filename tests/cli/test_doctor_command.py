@@ -85,7 +85,7 @@ def test_doctor_asks_the_only_model_and_keeps_what_it_found(cache, capsys):
     with listing("tiny") as server:
         _, out, _ = distill(capsys, "doctor", f"http://{server.address}")
     assert f"ok   http://{server.address} serves tiny" in out
-    assert 'the answer goes on behind "4"' in next(line for line in out.splitlines() if line.startswith("  stop"))
+    assert 'the answer goes on after "4"' in next(line for line in out.splitlines() if line.startswith("  stop"))
     found = probe.load(f"http://{server.address}", "tiny")
     assert found is not None
     assert odd(found) == {"stop": "ignored"}
@@ -150,7 +150,7 @@ def test_doctor_refuses_a_key_variable_that_is_not_set(cache, capsys):
 
 def test_doctor_wants_an_address_for_a_model(cache, capsys):
     code, _, err = distill(capsys, "doctor", "--model", "tiny")
-    assert (code, err) == (2, "error: --model and --api-key-env are about an endpoint; give its URL as well\n")
+    assert (code, err) == (2, "error: --model and --api-key-env need the URL of an endpoint\n")
 
 
 @pytest.fixture

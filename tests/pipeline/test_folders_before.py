@@ -101,7 +101,7 @@ def test_collect_done_again_is_answered_by_the_journal(before, server):
     ("redo", "why"),
     [
         ("colect", 'unknown stage "colect"; did you mean "collect"?'),
-        ("train", "redo: train is not among the stages of this command"),
+        ("train", "redo: train is not a stage of this command"),
     ],
 )
 def test_a_stage_that_cannot_be_done_again_is_one_line(before, redo, why, capsys):

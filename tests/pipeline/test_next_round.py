@@ -179,5 +179,5 @@ def test_without_a_teacher_there_is_nobody_to_ask(run, tmp_path):
         + "".join(f"    {model}: {tmp_path}/{model}.jsonl\n" for model in ("base", "student", "teacher")),
         encoding="utf-8",
     )
-    with pytest.raises(RecipeError, match="nobody to collect from"):
+    with pytest.raises(RecipeError, match="no `teacher` to collect from"):
         next_round.plan(run, tmp_path)

@@ -21,7 +21,7 @@ ALLOWED = re.compile(
     r"|student\.model|student\.prune\.layers"
     r"|sources\.\d+\.(hub|from|path|split|revision|take)"
     r"|curate\.\d+\.(count|most|min_chars)"
-    r"|compare\.metrics"
+    r"|compare\.metrics(\.\d+(\.(metric|prompts))?)?"
     rf"|{'|'.join(map(re.escape, MOST))}"
 )
 """Models and where they are, sizes, paths and counts."""

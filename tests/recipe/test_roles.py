@@ -26,11 +26,11 @@ from distill.errors import RecipeError
 from distill.expand.stage import growth_of
 from distill.pipeline.forecast import lines
 from distill.pipeline.parts import load_recipe
-from distill.pipeline.requirements import serves_here, unheeded
+from distill.pipeline.requirements import ignored_options, serves_here
 from distill.pipeline.runner import run_recipe
 from distill.recipe import Collect
 from distill.run.context import Context
-from distill.run.endpoints import hire
+from distill.run.endpoints import teachers_of
 from distill.types import Endpoint, Request, Sampling, Session, Task
 from tests.support.engine.engines import bound
 from tests.support.flowing import well_formed
@@ -69,7 +69,7 @@ def collected(folder: Path, journal: Journal, providers: dict, strategy, tasks=T
 
 
 def test_the_teacher_plays_every_role_that_nobody_else_has(tmp_path):
-    teachers = hire(recipe(tmp_path), tmp_path)
+    teachers = teachers_of(recipe(tmp_path), tmp_path)
     providers = {name: one.provider for name, one in teachers.endpoints.items()}
     assert set(providers) == {"teacher", "user", "judge"}
     assert providers["teacher"] is providers["user"] is providers["judge"]
@@ -82,7 +82,7 @@ def test_user_and_judge_may_be_models_of_their_own(tmp_path):
         judge={**REMOTE, "model": "critic", "price": {"input": 1, "output": 2}, "requests_per_minute": 9},
         user={**REMOTE, "model": "chatty", "concurrency": 3},
     )
-    teachers = hire(loaded, tmp_path)
+    teachers = teachers_of(loaded, tmp_path)
     endpoints = teachers.endpoints
     models = {name: one.provider.endpoint.model for name, one in endpoints.items()}
     assert models == {"teacher": "big", "user": "chatty", "judge": "critic"}
@@ -95,7 +95,7 @@ def test_user_and_judge_may_be_models_of_their_own(tmp_path):
 def test_a_model_that_is_served_anyway_is_not_served_twice(tmp_path):
     local = {"model": "smollm2", "serve": "transformers", "terms": "ours"}
     loaded = recipe(tmp_path, judge=local, user=local)
-    providers = {name: one.provider for name, one in hire(loaded, tmp_path).endpoints.items()}
+    providers = {name: one.provider for name, one in teachers_of(loaded, tmp_path).endpoints.items()}
     assert providers["user"] is providers["judge"] is not providers["teacher"]
     assert serves_here(loaded)
 
@@ -118,7 +118,7 @@ def test_a_resolved_recipe_has_the_roles_and_reads_back_the_same(tmp_path):
 
 
 def strategy_of(loaded, folder: Path):
-    context = Context(folder, loaded, None, hire(loaded, folder))
+    context = Context(folder, loaded, None, teachers_of(loaded, folder))
     return choice_of(context)(Task("t", "Hm?")).strategy
 
 
@@ -173,7 +173,7 @@ def test_a_role_is_called_by_its_name_whoever_the_teacher_is():
 )
 def test_a_strategy_is_given_the_roles_that_it_asks(tmp_path, section, names):
     loaded = recipe(tmp_path, collect={"tasks": "tasks.txt", "test": 0, **section})
-    assert set(hire(loaded, tmp_path).of_roles(loaded.collect.options.asks.roles)) == names
+    assert set(teachers_of(loaded, tmp_path).of_roles(loaded.collect.options.asks.roles)) == names
 
 
 def said_by_all(body) -> str:
@@ -256,7 +256,8 @@ def test_check_tells_of_raw_prompts_that_an_endpoint_does_not_take(tmp_path, ask
         prompt_tokens=0,
         completion_tokens=0,
     )
-    assert sum("set collect.ask to chat" in line for line in unheeded(loaded, loaded.main_teacher, findings)) == told
+    lines_said = ignored_options(loaded, loaded.main_teacher, findings)
+    assert sum("set collect.ask to chat" in line for line in lines_said) == told
 
 
 # --- several sessions of one task

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distill.core.hashing import tree_sha256
 from distill.run import model_card, students
-from distill.run.cards import fenced
+from distill.run.cards import fence
 from distill.run.record import read_record
 from tests.support.run_folder import HOSTILE, change, poison, write_run
 
@@ -91,7 +91,7 @@ def test_hashes_and_usd_are_on_the_card(run):
 
 def test_after_training_the_card_waits_for_the_comparison(run):
     made = students.account(run, read_record(run), {"counts": {"rows": 7, "steps": 3}})
-    fresh = model_card.card(run, made=made)
+    fresh = model_card.card(run, training=made)
     assert "Not compared with its base and its teacher yet." in fresh
     assert "| conversations | 7 |" in fresh
     (run / "scores.json").unlink()
@@ -174,9 +174,9 @@ def test_a_card_shows_what_others_wrote_and_does_nothing_with_it(run, payload):
 
 @given(st.text(st.characters(codec="utf-8") | st.sampled_from("`\n\r"), max_size=60))
 def test_no_text_ends_the_block_of_code_that_it_stands_in(text):
-    block = fenced(text, "yaml")
-    fence = block.splitlines()[0].removesuffix("yaml")
-    assert [line for line in block.splitlines() if line.startswith(fence)] == [f"{fence}yaml", fence]
+    block = fence(text, "yaml")
+    mark = block.splitlines()[0].removesuffix("yaml")
+    assert [line for line in block.splitlines() if line.startswith(mark)] == [f"{mark}yaml", mark]
 
 
 def test_a_new_card_makes_no_stage_stale(tmp_path):

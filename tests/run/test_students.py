@@ -190,7 +190,7 @@ def test_a_finished_student_of_an_older_version_is_left_as_it_is(tmp_path):
     assert student_remark(run) is None
 
 
-# What is said of the student that is there
+# Remarks on the current student
 
 
 @pytest.fixture(params=["trained by this version", "trained by an older one"])
@@ -221,7 +221,7 @@ def test_after_an_unfinished_training_all_speak_of_the_student_that_is_there(run
     assert files(run / "student") == before
     line = student_remark(run)
     assert line == (
-        "the student is that of 2026-03-02T09:00:00+00:00; the recipe has moved on (train.epochs 2 → 9), "
+        "the student is that of 2026-03-02T09:00:00+00:00; the recipe has changed (train.epochs 2 → 9), "
         "and a later training is unfinished"
     )
     card = model_card.card(run)
@@ -247,7 +247,7 @@ def test_after_a_finished_training_the_comparison_is_stale_everywhere(run):
     shown = "\n".join(show.status_lines(run))
     assert "compare  stale" in shown
     assert "report   stale" in shown
-    assert "the last finished comparison is not of the student that is there" in shown
+    assert "the last finished comparison is not of the current student" in shown
     headline = json.loads((run / "scores.json").read_text())["headline"]
     assert headline not in shown
     page = shape(run)

@@ -17,7 +17,7 @@ from distill.core import assets
 from distill.errors import RecipeError
 from distill.recipe import Asks, SamplingOptions
 from distill.text.answer_checks import CHECKS, Checking, pattern_fault, vote
-from distill.text.judge_replies import GradeScale, graded
+from distill.text.judge_replies import GradeScale, read_grade
 from distill.text.thinking import Handling, split_answer, split_thoughts
 from distill.text.tokens import harmless
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
@@ -265,7 +265,7 @@ def _verdict(reply: Answer, parse: Callable[..., float | None], *texts: str) -> 
 
 def score_of(reply: str, *texts: str) -> float | None:
     """The score from 1 to 10 in a judge's reply; `None` where there is none, or one that also stands in `texts`."""
-    score = graded(reply, _OF_TEN, texts=texts).score
+    score = read_grade(reply, _OF_TEN, texts=texts).score
     if score is None and (match := _ALONE.fullmatch(reply)) is not None:
         score = float(match[1])
     return score if score is not None and 1 <= score <= 10 else None
@@ -273,7 +273,7 @@ def score_of(reply: str, *texts: str) -> float | None:
 
 def better_of(reply: str, *texts: str) -> float | None:
     """The verdict of a comparing reply: 1 for A, 0 for B, ½ for a tie; `None` as in `score_of`."""
-    choice = graded(reply, _WHICH, texts=texts).choice
+    choice = read_grade(reply, _WHICH, texts=texts).choice
     if choice is None and (match := _LETTER.fullmatch(reply)) is not None:
         choice = match[1]
     return None if choice is None else {"a": 1.0, "b": 0.0, "tie": 0.5}[choice.casefold().removeprefix("reply ")]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from distill.core.assets import fill, load
 from distill.core.hashing import unused_tag
 from distill.curate.filters import AskingOptions, answers_of
-from distill.text.judge_replies import Grade, GradeScale, graded
+from distill.text.judge_replies import Grade, GradeScale, read_grade
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
@@ -89,7 +89,7 @@ class Judge:
         if isinstance(answer, Failure):
             return None
         texts = [message.content for message in session.messages]
-        grade = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
+        grade = read_grade(answer.text, self._scale, texts=texts, tag=tag_of(session))
         return replace(grade, problem="cut") if grade.problem and answer.finish == "length" else grade
 
     def decide(self, value: Grade) -> Verdict:

@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 from distill import recipe
 from distill.core.embedded import EMBEDDED, fetch
 from distill.core.extras import install
-from distill.core.model_files import require_sound
 from distill.curate.filters import answers_of
-from distill.errors import MissingPackage, ModelError
+from distill.errors import MissingPackage
 from distill.models import pretrained
 from distill.text.rouge_index import word_count
 from distill.types import Session, Verdict
@@ -93,18 +92,8 @@ def _counter(name: str) -> Callable[[str], int]:
             file = fetch(name)
             embedded = pretrained.load_tokenizer(file.parent, gguf_file=file.name)
             return lambda text: len(embedded.encode(text, add_special_tokens=False))
-        from tokenizers import Tokenizer
-
-        require_sound(Path(name))
-        tokenizer = Tokenizer.from_file(str(Path(name) / "tokenizer.json"))
+        return pretrained.token_counter(Path(name))
     except ImportError as error:
         raise MissingPackage(
             f"length counts tokens with {error.name}, which is not installed; type: {install('train')}"
         ) from error
-    except Exception as error:  # tokenizers raises nothing narrower
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"length.tokenizer: {name}: {reason}; give a folder with a tokenizer.json, or smollm2"
-        ) from error
-    tokenizer.no_truncation()
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

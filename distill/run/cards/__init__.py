@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 MAX_TEXT = 300
-"""Characters shown of a foreign text."""
+"""The most characters of a foreign text."""
 _MARKUP = re.compile(r"([\\`*_\[\]<>|#!~&$])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
 
-def rendered(template: str, head: Mapping[str, Any], **values: Any) -> str:
+def render(template: str, head: Mapping[str, Any], **values: Any) -> str:
     """A README.md: the YAML `head`, and a template of this folder with its `values`."""
     front = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)
     text = _environment().get_template(template).render(**values).strip()
@@ -42,7 +42,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "basename": lambda path: Path(str(path)).name,
         "decimal": lambda value: f"{value:.3f}" if isinstance(value, (int, float)) else "—",
-        "fenced": fenced,
+        "fenced": fence,
         "number": lambda value: f"{value:,}" if isinstance(value, (int, float)) else "—",
         "plain": lambda value, longest: Markup(plain(value, longest=longest)),
         "share": lambda value, decimals=0: f"{value:.{decimals}%}" if isinstance(value, (int, float)) else "—",
@@ -51,14 +51,14 @@ def _environment() -> Environment:
 
 
 def plain(value: Any, *, longest: int = MAX_TEXT) -> str:
-    """A foreign text as Markdown on one line: shown, and never interpreted."""
+    """A foreign text as one line of Markdown, with all markup escaped."""
     text = " ".join(_CONTROL.sub(" ", str(value)).split())
     text = text if len(text) <= longest else text[: longest - 1] + "…"
     return _MARKUP.sub(r"\\\1", text).replace("://", ":\u200b//").replace("@", "@\u200b")
 
 
-def fenced(text: str, language: str) -> Markup:
-    """A block of code whose fence is longer than any in it."""
+def fence(text: str, language: str) -> Markup:
+    """A code block whose fence is longer than any in the text."""
     from markupsafe import Markup
 
     lines = [_CONTROL.sub(" ", line) for line in text.splitlines()]
