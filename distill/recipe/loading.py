@@ -17,6 +17,8 @@ from distill.recipe.recipe import Recipe
 from distill.recipe.validation import Parts, validate, with_options
 from distill.recipe.yaml_reader import parse_yaml, plain, read_yaml
 
+MOST_ROUNDS = 10
+"""Rounds of validation in which unknown keys are dropped, up to `MAX_FAULTS` in each."""
 MAX_LINE = 1_000
 """Most characters of a fault."""
 
@@ -88,16 +90,17 @@ _UNKNOWN = re.compile(r'unknown key "([^"]+)"')
 
 
 def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
-    """Remove unknown keys from the document; returns them."""
+    """Remove unknown keys from the document, a few hundred at most; returns them."""
     removed: list[str] = []
-    while True:
+    for _ in range(MOST_ROUNDS):
         _, faults = _validate(document, parts)
         unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in removed]
-        if not unknown:
-            return removed
         for key in unknown:
             _drop(document, key.split("."))
         removed += unknown
+        if not unknown:
+            break
+    return removed
 
 
 def _drop(node: Any, keys: list[str]) -> None:

@@ -54,7 +54,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def _refuse(self, problem: str) -> None:
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]  # without a type in the stubs
 
 
 _Loader.yaml_implicit_resolvers = {
