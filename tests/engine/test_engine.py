@@ -27,6 +27,7 @@ from distill.errors import (
     Interrupted,
     ModelError,
     RecipeError,
+    RunFolderError,
 )
 from distill.models.in_process import Batched
 from distill.types import Completion, Endpoint, Flow, Request, Sampling
