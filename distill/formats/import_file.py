@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 from distill.core import console
@@ -67,19 +71,33 @@ def import_command(
         raise RecipeError("--tokenizer and --max-tokens belong together: one counts the tokens that the other limits")
     if not Path(path).exists() and format not in (None, "hub"):
         raise RecipeError(f"no file {path}; check the path")
-    if format is None:
-        format, why = importers.guess(path)
-        console.say(f"{path}: read as {format} ({why}); --from says otherwise")
-    dataset = Dataset(
-        format=format,
-        address=Address(path, split, revision),
-        licence=licence,
-        take=take,
-        splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
-    )
-    as_tasks: RowKind = "tasks" if kind == "tasks" else "sessions"
-    count, tally = import_file(dataset, out, kind=as_tasks, seed=seed, allowed=allowed)
+    with _seekable(path) as file:
+        if format is None:
+            format, why = importers.guess(file)
+            console.say(f"{path}: read as {format} ({why}); --from says otherwise")
+        dataset = Dataset(
+            format=format,
+            address=Address(file, split, revision),
+            licence=licence,
+            take=take,
+            splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
+        )
+        as_tasks: RowKind = "tasks" if kind == "tasks" else "sessions"
+        count, tally = import_file(dataset, out, kind=as_tasks, seed=seed, allowed=allowed)
     return [f"{out}: {count:,} {kind} of {tally.rows:,} rows", *_result_lines(tally, out)]
+
+
+@contextmanager
+def _seekable(path: str) -> Iterator[str]:
+    """The path, or within the block that of a copy of a pipe's contents, since rows are read more than once."""
+    if not Path(path).exists() or not stat.S_ISFIFO(Path(path).stat().st_mode):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, Path(path).name)
+        with Path(path).open("rb") as pipe, copy.open("wb") as out:
+            shutil.copyfileobj(pipe, out)
+        yield str(copy)
 
 
 def _result_lines(tally: SourceCounts, out: Path) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -51,6 +51,20 @@ def questions_of(journal: Journal, keys: Collection[str]) -> dict[str, Question]
         for of, request, endpoint in journal.questions()
         if of in keys
     }
+
+
+async def commit_groups(lines: AsyncIterator[bytes], *, most: int) -> AsyncIterator[list[bytes]]:
+    """Lines of a batch's output in groups to commit together; none after the first `most`."""
+    group, size, count = list[bytes](), 0, 0
+    async for line in lines:
+        group.append(line)
+        size, count = size + len(line), count + 1
+        if len(group) == LINES_PER_COMMIT or size > BYTES_PER_COMMIT or count == most:
+            yield group
+            group, size = [], 0
+        if count == most:
+            return
+    yield group
 
 
 def progress_of(batches: Sequence[BatchRecord], statuses: Sequence[BatchStatus]) -> str:

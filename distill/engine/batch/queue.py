@@ -20,12 +20,11 @@ from distill.core import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
 from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, BatchRefusal, BatchStatus, Result
 from distill.engine.batch.questions import (
-    BYTES_PER_COMMIT,
-    LINES_PER_COMMIT,
     PENDING,
     QUEUE_FULL,
     Line,
     PendingQuestion,
+    commit_groups,
     progress_of,
     questions_of,
 )
@@ -298,18 +297,9 @@ class Batches:
         await self._close(batch, (*change, batched(replace(batch, state="ingested", detail=done))))
 
     async def _ingest_file(self, batch: BatchRecord, file_id: str, missing: dict[str, int]) -> None:
-        group: list[bytes] = []
-        size = count = 0
         async with aclosing(self._jobs_here(batch).output(file_id)) as lines:
-            async for line in lines:
-                group.append(line)
-                size, count = size + len(line), count + 1
-                if count > 2 * len(batch.sends):
-                    break  # more than two lines per question: nothing more is awaited
-                if len(group) == LINES_PER_COMMIT or size > BYTES_PER_COMMIT:
-                    await self._commit(self._of_lines(batch, group, missing))
-                    group, size = [], 0
-        await self._commit(self._of_lines(batch, group, missing))
+            async for group in commit_groups(lines, most=2 * len(batch.sends)):
+                await self._commit(self._of_lines(batch, group, missing))
 
     async def _commit(self, changes: Iterable[Change]) -> None:
         """Commit each change by itself, so that one that cannot be stored affects no other."""
