@@ -19,8 +19,8 @@ from distill.formats.import_file import import_file
 from distill.formats.importers import Address
 from distill.formats.json_rows import MAX_ROW_CHARS, RejectedRow, json_rows
 from distill.formats.sources import MOST_REJECTED, Dataset
+from tests.support.cli import spend
 from tests.support.importing import read, written
-from tests.support.spending import spend
 
 MOST_SECONDS, MOST_MEGABYTES = 5, 500
 
