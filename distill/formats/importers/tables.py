@@ -19,7 +19,7 @@ BATCH_ROWS = 1024
 BATCH_BYTES = 32 * 2**20
 """Size of a batch according to the file's metadata, which do not count repeated references to one value."""
 AT_ONCE = 64
-"""Rows that are read between two looks at the memory."""
+"""Rows read under one bound on memory."""
 MOST_BYTES = 400_000_000
 """Memory that reading the next rows of a small file may take."""
 MOST_RATIO = 1000
@@ -49,9 +49,9 @@ def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partia
 
 
 def _most_bytes(path: Path) -> int:
-    """Memory that reading the next rows may take; a page of a large file may be large, too.
+    """Memory that reading the next rows may take; it grows with the file, whose pages may be large.
 
-    A table of a kilobyte can stand for gigabytes: a long value, and many references to it.
+    A table of a kilobyte can unpack to gigabytes: one long value with many references to it.
     """
     if not path.exists():
         return 10 * MOST_BYTES  # of the Hub, where sizes are unknown
