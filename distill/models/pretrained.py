@@ -26,7 +26,7 @@ _MODULES = re.compile(r"target_modules|exclude_modules|layers_pattern|(rank|alph
 """Settings of an adapter that PEFT may use as regular expressions, which can take exponential time."""
 _RANKS = re.compile(r"(r|rank_pattern\..*)\Z")
 WEIGHTS_PER_BYTE = 4
-"""More than any quantisation packs into a byte."""
+"""As many as 2-bit quantisation packs into a byte."""
 SPARE_WEIGHTS = 10_000_000
 """Weights that a file may lack, such as those of a pooler."""
 MOST_RANK = 4096
