@@ -1,7 +1,7 @@
 """Renders a chat template in a process with little time and memory; a script for `third_party.is_bounded`.
 
-Jinja's sandbox bounds neither nested loops nor the size of texts, and an operation that runs for hours can only be ended
-together with its process. Imports neither distill nor transformers, which would take seconds.
+Jinja's sandbox bounds neither nested loops nor the size of texts, and an operation that runs for hours ends only with
+its process. Imports neither distill nor transformers, which would take seconds.
 """
 
 from __future__ import annotations
