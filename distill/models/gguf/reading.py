@@ -29,8 +29,8 @@ _RESERVED = re.compile(r"\bpad\b|reserved|unused", re.IGNORECASE)
 _FACTORS = b"rope_freqs.weight"
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 10: 8, 11: 8}
 """Bytes of the integer types, in GGUF's numbering."""
-MOST_BYTES, MOST_RATIO = 400_000_000, 32
-"""Memory that reading may take, in bytes and multiples of the file's size: a weight of 1.5 bits becomes one of 32."""
+MOST_BYTES, MOST_RATIO = 1_000_000_000, 32
+"""Memory that reading may take, with imports, and per byte of the file, whose weights of 1.5 bits become 32."""
 
 
 def read_gguf(gguf: Path) -> tuple[Any, Any]:
