@@ -192,7 +192,8 @@ class _ArrayReader:
         piece = self._piece(max(CHUNK_CHARS, len(rest))) if len(rest) < MAX_ROW_CHARS else ""
         if not piece:
             why = f"not JSON ({getattr(error, 'msg', error)})" if error is not None else "the array has no end"
-            raise RecipeError(f"{self._path}:{self._line}: {why}; is the file cut off?")
+            size = f", or an element of over {MAX_ROW_CHARS:,} characters" if len(rest) >= MAX_ROW_CHARS else ""
+            raise RecipeError(f"{self._path}:{self._line}: {why}{size}; is the file cut off?")
         self._buffer, self._at = rest + piece, 0
 
     def _piece(self, size: int) -> str:

@@ -29,7 +29,7 @@ def threads(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
             yield _thread(row.line, row.value["prompt"], _nested, row.value)
         elif isinstance(id := row.value.get("message_id"), str):
             if id in flat:
-                yield RejectedRow(row.line, "same_id", f"line {flat[id][0]} has its message_id already")
+                yield RejectedRow(row.line, "same_id", f"line {flat[id][0]} has the same message_id")
             flat.setdefault(id, (row.line, row.value))
         else:
             yield RejectedRow(row.line, "unknown_shape", "found neither `prompt` nor `message_id`")
@@ -56,7 +56,7 @@ def _gathered(flat: Mapping[str, tuple[int, Mapping[str, Any]]]) -> Iterator[Par
         elif parent not in flat:
             yield RejectedRow(line, "no_parent", f"its parent {parent[:60]} is not in the file")
         elif id not in in_trees:
-            yield RejectedRow(line, "no_root", f"its parent {parent[:60]} belongs to no whole tree")
+            yield RejectedRow(line, "no_root", f"its parent {parent[:60]} does not lead to a first message")
 
 
 def _nested(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -23,14 +23,14 @@ _OWN_CODE = re.compile(r"trust_remote_code|custom code|not recognize|Unrecognize
 """In transformers' errors about a model that it does not know."""
 _DATA_ONLY = {"local_files_only": True, "trust_remote_code": False}
 _MODULES = re.compile(r"target_modules|exclude_modules|layers_pattern|(rank|alpha)_pattern")
-"""Settings of an adapter that PEFT may take for regular expressions, one of which can run for years."""
+"""Settings of an adapter that PEFT may use as regular expressions, which can take exponential time."""
 _RANKS = re.compile(r"(r|rank_pattern\..*)\Z")
 WEIGHTS_PER_BYTE = 4
-"""More than any quantisation packs into a byte."""
+"""As many as 2-bit quantisation packs into a byte."""
 SPARE_WEIGHTS = 10_000_000
-"""Weights that no file need hold, such as a pooler."""
+"""Weights that a file may lack, such as those of a pooler."""
 MOST_RANK = 4096
-"""Far more than any adapter has; as many are allocated before the first weight is looked for."""
+"""Far more than any adapter has; PEFT allocates matrices of this rank before it reads a weight."""
 
 
 # Loading
@@ -106,9 +106,9 @@ def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **optio
 
 
 def _require_modest(folder: Path, kind: Any) -> None:
-    """Refuse a configuration with far more weights than the files can hold.
+    """Raise `ModelError` for a configuration with far more weights than the files can hold.
 
-    Transformers would allocate them and initialise them at random before it reports that they are missing.
+    Transformers would allocate all of them, initialised at random, before it reports that they are missing.
     """
     import torch
 
@@ -143,7 +143,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 def _require_plain_adapter(file: Path) -> None:
-    """Raise `ModelError` for settings with which PEFT would import a module, or work or allocate without end."""
+    """Raise `ModelError` for settings that make PEFT import a module, match patterns or allocate too much memory."""
     settings = _settings(file)
     if (kind := settings.get("peft_type")) != "LORA":
         raise ModelError(f"{file} is of an adapter of type {_shown(kind)}; expected 'LORA'")

@@ -1,7 +1,7 @@
 """Renders a chat template in a process with little time and memory; a script for `third_party.is_bounded`.
 
-The sandbox of a template does not bound its loops or the size of its texts, and one call may run for hours, which
-nothing can interrupt in a process that must go on. Imports neither distill nor transformers, which takes seconds.
+Jinja's sandbox bounds neither nested loops nor the size of texts, and an operation that runs for hours ends only with
+its process. Imports neither distill nor transformers, which would take seconds.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import sys
 from collections.abc import Iterator
 
 SECONDS = 1
-"""Of CPU time, 0.2 of which the start takes; templates of known models take milliseconds."""
+"""CPU time, of which starting takes 0.2; templates of known models take milliseconds."""
 BYTES = 400_000_000
 LONG = 1 << 16
-"""Characters in a long message; two nested loops over them are over the limit."""
+"""Characters in a long message; two nested loops over them exceed the time."""
 OVER = 3
-"""The exit status of a template that takes too much memory; one that takes too long is killed."""
+"""Exit status where the template takes too much memory; one that takes too long is killed."""
 
 
 def render(source: str) -> None:
-    """Render conversations of several shapes as transformers does, whatever errors the template has."""
+    """Render conversations of several shapes as transformers does; errors of the template are ignored."""
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -53,7 +53,7 @@ def render(source: str) -> None:
 
 
 def conversations() -> Iterator[list[dict[str, str]]]:
-    """Turns of user and assistant, with a system turn and without; at the end a long message."""
+    """Conversations of 1 to 5 turns, with and without a system turn, and one long message."""
     for length in (1, 2, 3, 5):
         turns = [{"role": ("user", "assistant")[index % 2], "content": f"text {index}"} for index in range(length)]
         yield turns

@@ -19,10 +19,12 @@ from distill.formats.import_file import import_file
 from distill.formats.importers import Address
 from distill.formats.json_rows import MAX_ROW_CHARS, RejectedRow, json_rows
 from distill.formats.sources import MOST_REJECTED, Dataset
+from tests.support.cli import spend
 from tests.support.importing import read, written
-from tests.support.spending import spend
 
 MOST_SECONDS, MOST_MEGABYTES = 5, 500
+IMPORT_SECONDS = 5
+"""Of `datasets`, under load."""
 
 
 def parquet(path: Path, columns: dict[str, Any]) -> Path:
@@ -63,7 +65,7 @@ def test_a_small_table_of_gigabytes_ends_in_one_line(tmp_path, kind):
     spent = spend("import", *arguments, "--out", "out.jsonl", cwd=tmp_path)
     assert spent.code == 2
     assert re.findall(r"(?m)^(?!import |.*: read as parquet)\w+", spent.output) == ["error"], spent.output
-    assert spent.cpu_seconds < MOST_SECONDS
+    assert spent.cpu_seconds < MOST_SECONDS + IMPORT_SECONDS * (kind == "a folder of the Hub")
     assert spent.megabytes < MOST_MEGABYTES
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ BATCH_ROWS = 1024
 BATCH_BYTES = 32 * 2**20
 """Size of a batch according to the file's metadata, which do not count repeated references to one value."""
 AT_ONCE = 64
-"""Rows that are read between two looks at the memory."""
+"""Rows read under one bound on memory."""
 MOST_BYTES = 400_000_000
 """Memory that reading the next rows of a small file may take."""
 MOST_RATIO = 1000
@@ -35,7 +35,7 @@ def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partia
             try:
                 with bounded_memory(most):
                     group = [storable(value) for value in islice(source, AT_ONCE)]
-            except MemoryError as error:
+            except (MemoryError, SystemError) as error:  # the latter from C, where an allocation fails
                 size = f"{most // 10**6:,} MB"
                 raise RecipeError(
                     f"{address.path}: its next rows take over {size} of memory; write long texts as JSON lines"
@@ -49,9 +49,9 @@ def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partia
 
 
 def _most_bytes(path: Path) -> int:
-    """Memory that reading the next rows may take; a page of a large file may be large, too.
+    """Memory that reading the next rows may take; it grows with the file, whose pages may be large.
 
-    A table of a kilobyte can stand for gigabytes: a long value, and many references to it.
+    A table of a kilobyte can unpack to gigabytes: one long value with many references to it.
     """
     if not path.exists():
         return 10 * MOST_BYTES  # of the Hub, where sizes are unknown
@@ -92,21 +92,34 @@ def _streamed(address: Address) -> Iterator[Any]:
         raise MissingPackage(f"datasets is not installed; type: {install('data')}") from error
     try:
         # datasets has had no `trust_remote_code` since 4.0: it refuses a dataset that comes with a script
-        yield from datasets.load_dataset(
+        rows = datasets.load_dataset(
             address.path, split=address.split or "train", revision=address.revision, streaming=True
         )
-    except (OSError, ValueError, RuntimeError) as error:  # of datasets, huggingface_hub and HTTP, also without network
-        why = one_line(str(error), 160)
-        raise RecipeError(
-            f"{address.path}: cannot be read from the Hub ({why}); check id, split and revision"
-        ) from error
+    except _HUB_FAULTS as error:
+        raise _unreadable(address, error) from error
+    return _until_fault(rows, address)
+
+
+_HUB_FAULTS = (OSError, ValueError, RuntimeError)
+"""Of datasets, huggingface_hub and HTTP, also without a network."""
+
+
+def _until_fault(rows: Iterable[Any], address: Address) -> Iterator[Any]:
+    try:
+        yield from rows
+    except _HUB_FAULTS as error:
+        raise _unreadable(address, error) from error
+
+
+def _unreadable(address: Address, error: Exception) -> RecipeError:
+    why = one_line(str(error), 160)
+    return RecipeError(f"{address.path}: cannot be read from the Hub ({why}); check id, split and revision")
 
 
 def _parquet(address: Address) -> Iterator[Any]:
     """The rows of a file, or of a folder of files in the order of their names; a split is the start of their names."""
     try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+        import pyarrow.parquet  # noqa: F401 - here, before memory is bounded
     except ImportError as error:
         raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
     path = Path(address.path)
@@ -115,22 +128,28 @@ def _parquet(address: Address) -> Iterator[Any]:
     if not files:
         of_split = f" of the split {address.split}" if address.split else ""
         raise RecipeError(f"{path}: no .parquet file{of_split} in it")
-    for file in files:
-        try:
-            with ParquetFile(file) as table:
-                groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-                row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-                left = max(MOST_BYTES, MOST_RATIO * file.stat().st_size)
-                for batch in table.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))):
-                    rows = batch.to_pylist()
-                    left -= sum(len(repr(row)) for row in rows)
-                    if left < 0:
-                        raise RecipeError(f"{file}: its rows are over {MOST_RATIO:,} times its size; is it damaged?")
-                    yield from rows
-        except MemoryError:
-            raise
-        except (ArrowException, OSError) as error:
-            raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error
+    return chain.from_iterable(map(_file_rows, files))
+
+
+def _file_rows(file: Path) -> Iterator[Any]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(file) as table:
+            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+            row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+            left = max(MOST_BYTES, MOST_RATIO * file.stat().st_size)
+            for batch in table.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))):
+                rows = batch.to_pylist()
+                left -= sum(len(repr(row)) for row in rows)
+                if left < 0:
+                    raise RecipeError(f"{file}: its rows are over {MOST_RATIO:,} times its size; is it damaged?")
+                yield from rows
+    except MemoryError:
+        raise
+    except (ArrowException, OSError) as error:
+        raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error
 
 
 datasets = _importer(_saved, "split")

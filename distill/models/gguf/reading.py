@@ -29,8 +29,8 @@ _RESERVED = re.compile(r"\bpad\b|reserved|unused", re.IGNORECASE)
 _FACTORS = b"rope_freqs.weight"
 _WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 10: 8, 11: 8}
 """Bytes of the integer types, in GGUF's numbering."""
-MOST_BYTES, MOST_RATIO = 400_000_000, 32
-"""Memory that reading may take: this much, and so many times the file. A weight of 1.5 bits becomes one of 32."""
+MOST_BYTES, MOST_RATIO = 1_000_000_000, 32
+"""Memory that reading may take, with imports, and per byte of the file, whose weights of 1.5 bits become 32."""
 
 
 def read_gguf(gguf: Path) -> tuple[Any, Any]:
@@ -72,7 +72,7 @@ def _read(gguf: Path) -> tuple[Any, Any]:
 
 
 def _require_layers(gguf: Path) -> None:
-    """Raise `ModelError` for a number of layers that no model has: as many are built before any weight is read."""
+    """Raise `ModelError` for a number of layers that no model has: all of them are built before a weight is read."""
     if not gguf.stat().st_size:
         return
     with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill.errors import MissingPackage, ModelError
 from distill.models import chat_template
 from distill.models.gguf.rope import head_size, llama3_factors, parameters_of
@@ -176,16 +178,10 @@ def _announce(writer: Any, file_name: str, weight: Any, dtype: str, gguf: Any) -
     if kind == gguf.GGMLQuantizationType.Q8_0:
         shape = gguf.quants.quant_shape_to_byte_shape(shape, kind)
         size = math.prod(shape)
-        writer.add_tensor_info(file_name, shape, _numpy("uint8"), size, raw_dtype=kind)
+        writer.add_tensor_info(file_name, shape, np.dtype("uint8"), size, raw_dtype=kind)
     else:
         name = "float32" if kind == gguf.GGMLQuantizationType.F32 else "float16"
-        writer.add_tensor_info(file_name, shape, _numpy(name), math.prod(shape) * _numpy(name).itemsize)
-
-
-def _numpy(name: str) -> Any:
-    import numpy as np
-
-    return np.dtype(name)
+        writer.add_tensor_info(file_name, shape, np.dtype(name), math.prod(shape) * np.dtype(name).itemsize)
 
 
 def _kind(weight: Any, dtype: str, gguf: Any) -> Any:
