@@ -23,8 +23,8 @@ def require_plain(folder: Path) -> None:
     config = read_json(folder / "config.json")
     if isinstance(config, dict) and (settings := config.get("quantization_config")):
         raise ModelError(
-            f"{folder} holds weights quantised by {settings.get('quant_method', 'another tool')}; train on the model "
-            "before that (method: qlora quantises it itself)"
+            f"{folder} holds weights quantised by {settings.get('quant_method', 'another tool')}; train on the "
+            "unquantised model (method: qlora quantises it itself)"
         )
 
 

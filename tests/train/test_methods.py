@@ -130,7 +130,7 @@ def test_a_base_that_is_stored_quantised_is_refused(tiny, tmp_path):
     model = shutil.copytree(tiny, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     write_json(model / "config.json", {**config, "quantization_config": {"quant_method": "bitsandbytes"}})
-    with pytest.raises(ModelError, match="holds weights quantised by bitsandbytes; train on the model they were made"):
+    with pytest.raises(ModelError, match="holds weights quantised by bitsandbytes; train on the unquantised model"):
         trained(str(model), tmp_path / "student", method="full")
 
 
