@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 import sys
@@ -14,7 +16,7 @@ from distill.cli import runs, planning, folders, chat, models, data  # noqa: F40
 
 # isort: on
 from distill.cli.app import app
-from distill.core import console, processes
+from distill.core import console, credentials, processes
 from distill.errors import DistillError, Interrupted, disk_fault
 
 UsageFault: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -47,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     signal.signal(signal.SIGTERM, _as_interrupt)
     sys.excepthook = console.crashed
+    logging.lastResort = console.LibraryLog(logging.WARNING)
     processes.share_cores()
     with processes.current_folder_off_path():
         sys.exit(_code(arguments))
@@ -59,6 +62,7 @@ def _as_interrupt(*_: Any) -> None:
 
 def _code(arguments: list[str] | None) -> int:
     try:
+        credentials.learn_proxies()
         outcome = app(args=arguments, standalone_mode=False)
         if outcome == Interrupted.exit_code:  # newer typer makes an exit of Ctrl-C and says nothing
             raise KeyboardInterrupt
@@ -66,7 +70,9 @@ def _code(arguments: list[str] | None) -> int:
     except typer.Exit as stop:
         return stop.exit_code
     except UsageFault as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        console.say(usage.getvalue().rstrip())
         return 2
     except (KeyboardInterrupt, typer.Abort):
         console.error("interrupted; what was finished is kept: run the same command again to go on")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -73,7 +74,7 @@ def load_recipe(
     each fault.
     """
     content: Path | Mapping[str, Any]
-    is_run = isinstance(source, (str, PathLike)) and Path(source).is_dir()
+    is_run = isinstance(source, (str, PathLike)) and os.path.isdir(source)
     if isinstance(source, Recipe):
         content = source.document()
     else:
@@ -109,12 +110,12 @@ def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = 
 
 
 def _recipe_file(path: Path) -> Path:
-    if path.is_dir():
+    if os.path.isdir(path):
         inside = path / "recipe.yaml"
         if not inside.is_file():
             raise RecipeError(f"{path} is no run folder: it has no recipe.yaml; give a recipe or a run folder")
         return inside
-    if not path.exists() and path.suffix == "" and len(path.parts) == 1:
+    if not os.path.exists(path) and path.suffix == "" and len(path.parts) == 1:
         if path.name not in shipped():
             raise RecipeError(f'no file and no shipped recipe "{path}"{registry.suggest(path.name, shipped())}')
         return assets.find(f"recipes/{path.name}.yaml")

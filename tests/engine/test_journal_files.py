@@ -77,7 +77,7 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
     for read_only in (False, True):
-        assert "newer distill (version 3, this one knows 2); upgrade" in refused(path, read_only=read_only)
+        assert "newer distill (version 4, this one knows 3); upgrade" in refused(path, read_only=read_only)
 
 
 def test_a_damaged_journal_is_one_line(path: Path) -> None:
@@ -115,6 +115,23 @@ def test_a_full_disk_is_one_line_and_loses_nothing_older(path: Path) -> None:
         assert all(isinstance(journal.get(one), Completion) for one in kept)
         keep(journal, CHAT)  # space came back
         assert journal.counts()["answers"] == len(kept) + 2
+
+
+class Exhausting:
+    """A value for whose conversion there is no memory."""
+
+    def __conform__(self, protocol: object) -> object:
+        raise MemoryError
+
+
+def test_a_write_without_memory_fails_alone_and_ends_no_other(path: Path) -> None:
+    with Journal.open(path) as journal:
+        change = (("DELETE FROM failures WHERE key = ?", (Exhausting(),)),)
+        error = journal.write(change).exception(5)
+        assert isinstance(error, RunFolderError)
+        assert "free some memory" in str(error)
+        of = keep(journal, RAW)
+        assert isinstance(journal.get(of), Completion)
 
 
 @contextmanager

@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from distill.core.redaction import strike
 from distill.engine.journal.keys import endpoint_json
-from distill.types import Completion, Endpoint, Failure, Usage
+from distill.types import Completion, Endpoint, Failure, Finish, Usage
 
-_ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-FAILURE = "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FAILURE = "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INTENT = (
-    "INSERT INTO intents (key, attempt, stage, role, model, prompt_tokens, completion_tokens, usd, created)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO intents (key, attempt, stage, role, model, outcome, prompt_tokens, completion_tokens, usd, created,"
+    " checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_SETTLE = "UPDATE intents SET outcome = ?, prompt_tokens = ?, completion_tokens = ?, usd = ? WHERE id = ?"
-_SETTLE_AS_IS = "UPDATE intents SET outcome = ? WHERE id = ?"
+_SETTLE = (
+    "UPDATE intents SET outcome = ?1, prompt_tokens = ?2, completion_tokens = ?3, usd = ?4, checksum ="
+    " row_checksum(key, attempt, stage, role, model, ?1, ?2, ?3, ?4, created) WHERE id = ?5"
+)
+_SETTLE_SUMMED = (
+    "UPDATE intents SET outcome = ?, prompt_tokens = ?, completion_tokens = ?, usd = ?, checksum = ? WHERE id = ?"
+)
+_SETTLE_AS_IS = (
+    "UPDATE intents SET outcome = ?1, checksum = row_checksum(key, attempt, stage, role, model, ?1, prompt_tokens,"
+    " completion_tokens, usd, created) WHERE id = ?2"
+)
 FORGET = "DELETE FROM failures WHERE key = ?"
-_BATCH = "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_BATCH = "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _BATCH_OF_LAST = (
-    "INSERT INTO batches SELECT ?, ?, ?, ?, ?, ?, json_group_object(key, id), ?, ?"
-    " FROM (SELECT key, id FROM intents ORDER BY id DESC LIMIT ?)"
+    "INSERT INTO batches SELECT *, row_checksum(name, stage, role, state, file_id, batch_id, sends, detail, created)"
+    " FROM (SELECT ? AS name, ? AS stage, ? AS role, ? AS state, ? AS file_id, ? AS batch_id,"
+    " json_group_object(key, id) AS sends, ? AS detail, ? AS created"
+    " FROM (SELECT key, id FROM intents ORDER BY id DESC LIMIT ?))"
 )
+_SUMMED = {_ANSWER, FAILURE, _INTENT, _BATCH}
+"""Statements whose last value is the row's checksum."""
+LARGEST_RAW_BYTES = 64 * 2**20
+"""A compressed `raw` that unpacks to more is damaged: no response is that long."""
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 Change: TypeAlias = tuple[Statement, ...]
@@ -93,15 +110,23 @@ def intention(
     key: str, attempt: int, *, stage: str = "", role: str = "", model: str = "", most: Bill = Bill()
 ) -> Change:
     """A send that is about to begin. Its cost is `most` until it is settled, so a kill in flight is charged in full."""
-    row = (key, attempt, stage, role, model, most.prompt_tokens, most.completion_tokens, most.usd, _now())
+    row = (key, attempt, stage, role, model, None, most.prompt_tokens, most.completion_tokens, most.usd, _now())
     return ((_INTENT, row),)
 
 
-def settled(send: int, bill: Bill | None, outcome: str) -> Statement:
-    """A send's outcome (`kept`, `free` or `charged`) and its cost; without a bill, the worst case stays."""
+def settled(send: int, bill: Bill | None, outcome: str, intent: Change = ()) -> Statement:
+    """A send's outcome (`kept`, `free` or `charged`) and its cost; without a bill, the worst case stays.
+
+    With the send's `intent` its checksum is computed here; else by SQLite, whose calls into Python cost a hundred
+    thousand sends seconds.
+    """
     if bill is None:
         return _SETTLE_AS_IS, (outcome, send)
-    return _SETTLE, (outcome, bill.prompt_tokens, bill.completion_tokens, bill.usd, send)
+    cost = (outcome, bill.prompt_tokens, bill.completion_tokens, bill.usd)
+    if not intent:
+        return _SETTLE, (*cost, send)
+    row = intent[0][1]
+    return _SETTLE_SUMMED, (*cost, row_checksum(*row[:5], *cost, row[9]), send)
 
 
 def answered(
@@ -121,10 +146,17 @@ def answered(
     row = (
         completion.key, strike(request_json), endpoint_json(endpoint), kind, completion.text, completion.finish,
         None if usage is None else usage_json(usage), raw_json or json.dumps(completion.raw),
-        completion.loglikelihood,
-        stage, _now(),
+        completion.loglikelihood, stage, _now(),
     )  # fmt: skip
     return (_ANSWER, row), (FORGET, (completion.key,))
+
+
+def set_aside(key: str) -> Change:
+    """Move a damaged answer to the table `damaged`."""
+    return (
+        ("INSERT INTO damaged SELECT * FROM answers WHERE key = ?", (key,)),
+        ("DELETE FROM answers WHERE key = ?", (key,)),
+    )
 
 
 def bare(change: Change) -> Change:
@@ -136,7 +168,8 @@ def _bare(statement: str, values: tuple[Any, ...]) -> Statement:
     if statement is _ANSWER:
         key, request, endpoint, kind, text, finish, _, _, _, stage, created = values
         return _ANSWER, (key, request, endpoint, kind, text, finish, None, "{}", None, stage, created)
-    return (_SETTLE_AS_IS, (values[0], values[-1])) if statement is _SETTLE else (statement, values)
+    is_settling = statement in (_SETTLE, _SETTLE_SUMMED)
+    return (_SETTLE_AS_IS, (values[0], values[-1])) if is_settling else (statement, values)
 
 
 def usage_json(usage: Usage) -> str:
@@ -171,3 +204,83 @@ def batched(batch: BatchRecord) -> Statement:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# Checksums
+
+
+def row_checksum(*values: Any) -> int:
+    """CRC-32 of a row's values as they are read back: any changed byte shows."""
+    return zlib.crc32("\x1f".join(map(str, values)).encode("utf-8", "surrogatepass"))
+
+
+def stored(statement: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values as they are stored: an answer's response compressed, and each new row's checksum behind it."""
+    if statement is _ANSWER:
+        values = (*values[:7], _packed(values[7]), *values[8:])
+        loglikelihood = None if values[8] is None or math.isnan(values[8]) else float(values[8])  # as it is read back
+        return *values, row_checksum(*values[:8], loglikelihood, *values[9:])
+    return (*values, row_checksum(*values)) if statement in _SUMMED else values
+
+
+def require_sound(row: Sequence[Any]) -> None:
+    """Raise `ValueError` for a row whose last value, its checksum, does not match; a row without one passes."""
+    if row[-1] is not None and row[-1] != row_checksum(*row[:-1]):
+        raise ValueError("its checksum does not match")
+
+
+def _packed(raw_json: str) -> bytes:
+    packing = zlib.compressobj(1, zlib.DEFLATED, 13, 5)  # windows of 8 KB: larger ones take six times as long to set up
+    return packing.compress(raw_json.encode("utf-8", "replace")) + packing.flush()
+
+
+def _unpacked(raw: str | bytes) -> str:
+    if isinstance(raw, str):  # written by an earlier version
+        return raw
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(raw, LARGEST_RAW_BYTES)
+    if not unpacking.eof:
+        raise ValueError("the response is cut off or too long")
+    return data.decode("utf-8")
+
+
+def read_answer(row: Sequence[Any]) -> Completion:
+    """The answer in a row of the table `answers`. Raises `ValueError` for a damaged row."""
+    require_sound(row)
+    key, _, _, _, text, finish, usage, raw, loglikelihood, *_ = row
+    try:
+        completion = Completion(
+            key=key,
+            text=text.encode("utf-8").decode("utf-8"),
+            finish=finish,
+            usage=None if usage is None else Usage(**json.loads(usage)),
+            raw=json.loads(_unpacked(raw)),
+            loglikelihood=loglikelihood,
+        )
+    except (TypeError, AttributeError, RecursionError, zlib.error) as error:
+        raise ValueError(str(error)) from error
+    if finish not in get_args(Finish) or not isinstance(completion.raw, dict):
+        raise ValueError("it is no answer")
+    return completion
+
+
+def read_failure(row: Sequence[Any]) -> Failure:
+    """The failure in a row of the table `failures`. Raises `ValueError` for a damaged row."""
+    require_sound(row)
+    key, _, _, reason, detail, attempts, permanent, *_ = row
+    if not isinstance(attempts, int):
+        raise ValueError("it is no failure")
+    return Failure(key=key, reason=str(reason), detail=str(detail), transient=not permanent, attempts=attempts)
+
+
+def read_batch(row: Sequence[Any]) -> BatchRecord:
+    """The batch in a row of the table `batches`. Raises `ValueError` for a damaged row."""
+    require_sound(row)
+    name, stage, role, state, file_id, batch_id, sends, detail, created, _ = row
+    document = json.loads(sends) if isinstance(sends, str) else None
+    if not isinstance(document, dict) or datetime.fromisoformat(created).tzinfo is None:
+        raise ValueError("it is no batch")
+    return BatchRecord(
+        name=name, stage=stage, role=role, state=state, file_id=file_id, batch_id=batch_id, sends=document,
+        detail=detail, created=created,
+    )  # fmt: skip
