@@ -25,6 +25,7 @@ from tests.support.echo_server import SPELLINGS
 
 USD_PER_TOKEN = 0.001
 LATENCY_SECONDS = (0.0, 0.12)
+"""Between these at random, so that answers do not arrive in the order of their questions."""
 TIMEOUT_SECONDS = 1.5
 """Of one send; an answer that takes nearly as long may have come too late."""
 NOISE_SHARE = 0.2
@@ -47,6 +48,18 @@ LIES: tuple[Any, ...] = (
 """Usage that cannot be right; the worst case has to count in its place."""
 
 
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """One way to misbehave: a fault in place of an answer, or what is odd about an answer that can be read."""
+
+    fault: Fault | None = None
+    is_charged: bool = False
+    """Whether an answer was generated although a fault takes its place."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    usage: Any = ...
+    encoding: str = "utf-8"
+
+
 @dataclass(slots=True)
 class Sale:
     """One request as the endpoint saw it."""
@@ -58,20 +71,9 @@ class Sale:
     ended: float | None = None
     usd: float = 0.0
     """What the endpoint charges for it, whether or not the answer arrives."""
+    noise: Noise = Noise()
     is_answer: bool = False
     """Whether what was sent is an answer that the client can read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """One way to misbehave: a fault in place of an answer, or what is odd about an answer that can be read."""
-
-    fault: Fault | None = None
-    is_charged: bool = False
-    """Whether an answer was generated although a fault takes its place."""
-    headers: Mapping[str, str] = field(default_factory=dict)
-    usage: Any = ...
-    encoding: str = "utf-8"
 
 
 def noises(chance: Random, secret: str) -> dict[str, Noise]:
@@ -119,12 +121,11 @@ def spelling(chance: Random, secret: str) -> str:
     return SPELLINGS[chance.choice(sorted(SPELLINGS))](secret)
 
 
-_SALE: ContextVar[Sale] = ContextVar("sale")
-_NOISE: ContextVar[Noise] = ContextVar("noise")
+_sale: ContextVar[Sale] = ContextVar("sale")
 
 
 class Endpoint(MockServer):
-    """The mock server with noise and a ledger; every request is also one of `latency_seconds` at random."""
+    """The mock server with noise and a ledger."""
 
     def __init__(self, secrets: tuple[str, ...], seed: int) -> None:
         super().__init__(latency_seconds=self._latency, fault=self._dealt, keep=False)
@@ -141,8 +142,7 @@ class Endpoint(MockServer):
     async def _respond(self, request: web.Request) -> web.StreamResponse:
         sale = Sale(json.dumps(await request.json(), sort_keys=True), time.monotonic())
         self.ledger.append(sale)
-        _SALE.set(sale)
-        _NOISE.set(Noise())
+        _sale.set(sale)
         try:
             return await super()._respond(request)
         finally:
@@ -153,16 +153,14 @@ class Endpoint(MockServer):
         return self._chance.uniform(*LATENCY_SECONDS)
 
     def _dealt(self, number: int, body: dict[str, Any]) -> Fault | None:
-        noise, sale, of_question = self._noise(), _SALE.get(), Random(question(body))
+        noise, sale, of_question = self._noise(), _sale.get(), Random(question(body))
         is_answer = noise.fault is None or noise.fault.kind == "drip"
         if is_answer and of_question.randrange(REFUSALS) == 0:
             secret = spelling(of_question, of_question.choice(self._secrets))
             return status(400, body=f'{{"error": {{"message": "not with {secret}, it is too long"}}}}')
-        _NOISE.set(noise)
-        sale.is_answer = is_answer
-        if sale.is_answer or noise.is_charged:
-            usage = _usage(body, answer(body))
-            sale.usd = sum(usage.values()) * USD_PER_TOKEN
+        sale.noise, sale.is_answer = noise, is_answer
+        if is_answer or noise.is_charged:
+            sale.usd = sum(_usage(body, answer(body)).values()) * USD_PER_TOKEN
         return noise.fault
 
     def _noise(self) -> Noise:
@@ -180,7 +178,7 @@ class Endpoint(MockServer):
         return card[1]
 
     def _reply(self, body: dict[str, Any]) -> web.Response:
-        noise, of_question = _NOISE.get(), Random(f"answer {question(body)}")
+        noise, of_question = _sale.get().noise, Random(f"answer {question(body)}")
         text = answer(body)
         if of_question.randrange(ECHOES) == 0:
             text += f" The key is {MARK}."
