@@ -128,7 +128,7 @@ def test_terms_are_required(tmp_path):
 def test_a_file_that_is_no_yaml_is_one_line(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("name: [unclosed")
-    assert fault(path).startswith("no YAML")
+    assert fault(path).startswith("no usable YAML")
     assert "\n" not in fault(path)
 
 
