@@ -50,9 +50,15 @@ class RunFolderError(DistillError):
     """The run folder belongs to another recipe, is damaged, or cannot be written."""
 
 
+_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE", "EFBIG", "EIO", "ENOMEM")
+)
+
+
 def disk_fault(error: OSError) -> RunFolderError | None:
-    """The error to show for a full or unwritable disk; `None` for any other fault."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    """The error to show for a fault of the machine (disk, rights, open files, memory); `None` for any other fault."""
+    if error.errno not in _MACHINE:
         return None
     return RunFolderError(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")
 

@@ -26,15 +26,15 @@ def check(
         str | None, typer.Option("--like", metavar="NAME", help="list the differences from a shipped recipe")
     ] = None,
 ) -> None:
-    """Validate a recipe offline, and forecast what it will take.
+    """Validate a recipe offline; forecast what it takes, and list what it sends and reads.
 
-    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
+    The forecast is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
     --probe, also ask the teacher's endpoint which parameters have any effect there, and list the recipe's options that
     it ignores; the findings are cached for later checks and runs.
 
     Example: distill check recipes/quickstart.yaml --probe
     """
-    from distill.pipeline import forecast, parts
+    from distill.pipeline import disclosure, forecast, parts
 
     if like is not None:
         from distill.pipeline import starter
@@ -43,7 +43,8 @@ def check(
             console.result(line)
         return
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
-    for line in forecast.lines(loaded, probed=not probe):
+    disclosures = disclosure.disclosures(loaded, disclosure.folder_of(recipe))
+    for line in (*forecast.lines(loaded, probed=not probe), *disclosures):
         console.result(line)
     if probe:
         from distill.pipeline import doctor
