@@ -35,7 +35,7 @@ def listening() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(_NUMBERS, before, strict=True):
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(pipe_before)
         os.close(writer)
         _came.clear()
