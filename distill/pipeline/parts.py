@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 from pydantic import ConfigDict
 
-from distill import recipe
 from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
 from distill.core import assets, console, registry
@@ -18,7 +17,7 @@ from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
 from distill.pipeline.requirements import require_roles
-from distill.recipe import BaseOptions, Recipe
+from distill.recipe import BaseOptions, Parts, Recipe, load, recorded
 from distill.train.options import TrainOptions
 
 
@@ -28,7 +27,7 @@ class _Unchecked(BaseOptions):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Parts:
+def parts(*, allowed: Collection[str] = (), importing: bool = True) -> Parts:
     """The shelves' option models; with `importing=False`, user-defined parts are accepted without importing them."""
 
     def lookup(names: Mapping[str, str], kind: str, needs: str) -> Callable[[str], type[BaseOptions]]:
@@ -47,7 +46,7 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
     def importer(name: str) -> Any:
         return None if ":" in name and not importing else registry.part(IMPORTERS, name, kind="format", allowed=allowed)
 
-    return recipe.Parts(
+    return Parts(
         expand=lookup(GROWING, "strategy", "propose"),
         collect=lookup(ANSWERING, "strategy", "flow"),
         filter=lookup(FILTERS, "filter", "scope"),
@@ -78,24 +77,24 @@ def load_recipe(
         content = source.document()
     else:
         content = source if isinstance(source, Mapping) else _recipe_file(Path(source))
-    loaded = recipe.load(
+    recipe = load(
         content,
         parts(allowed=allowed, importing=importing),
         overrides=overrides,
         dropped=console.warn if is_run else None,
     )
-    require_roles("recipe" if isinstance(content, Mapping) else content, loaded)
-    return loaded
+    require_roles("recipe" if isinstance(content, Mapping) else content, recipe)
+    return recipe
 
 
 def load_addressed(
     source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
 ) -> tuple[Recipe, Path]:
     """The recipe as by `load_recipe`, and its run folder: `run_dir`, else the given run, else `runs/NAME`."""
-    loaded = load_recipe(source, overrides=overrides, allowed=allowed)
+    recipe = load_recipe(source, overrides=overrides, allowed=allowed)
     if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
-        return loaded, folder
-    return loaded, run_dir or Path("runs") / loaded.name
+        return recipe, folder
+    return recipe, run_dir or Path("runs") / recipe.name
 
 
 def shipped() -> list[str]:
@@ -105,7 +104,7 @@ def shipped() -> list[str]:
 
 def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
     """A recipe as recorded in a run; the files that it names are not read. Raises `RecipeError`."""
-    return recipe.recorded(document, parts(allowed=allowed))
+    return recorded(document, parts(allowed=allowed))
 
 
 def _recipe_file(path: Path) -> Path:
