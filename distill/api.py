@@ -212,8 +212,7 @@ class RunFolder:
         path = self._file(f"{which}.jsonl")
         datasets = _datasets()
         if path.stat().st_size == 0:
-            empty = datasets.Dataset.from_dict({})
-            return empty.to_iterable_dataset() if streaming else empty
+            return datasets.IterableDataset.from_generator(tuple) if streaming else datasets.Dataset.from_dict({})
         try:
             return datasets.load_dataset("json", data_files=str(path), split="train", streaming=streaming)
         except datasets.exceptions.DatasetsError as error:

@@ -18,6 +18,7 @@ DistillError                    exit 1
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 
 def shorten(text: str, limit: int) -> str:
@@ -28,6 +29,11 @@ def shorten(text: str, limit: int) -> str:
 def one_line(text: str, limit: int = 200) -> str:
     """The text on one line of at most `limit` characters."""
     return shorten(" ".join(text.split()), limit)
+
+
+def some_of(names: Sequence[str], most: int = 3) -> str:
+    """The first names, with a mark where there are more."""
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
 class DistillError(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 from distill.core.console import Paint
 from distill.core.jsonl import read_jsonl
 from distill.pipeline.staleness import revision_remarks
-from distill.report.answer_rows import ranked, titles_of, why
+from distill.report.answer_rows import titles_of, why, worst_first
 from distill.run.funnel import Funnel, read
 from distill.run.layout import STAGES
 from distill.run.record import RunRecord, StageRecord, read_record, run_record
@@ -139,7 +139,7 @@ def worst_lines(run: Path, count: int, paint: Paint) -> Iterator[str]:
     `paint(text, what)` marks text that only the student (`added`) or only the teacher (`removed`) has, and headings.
     """
     titles = titles_of(require_scores(run))
-    rows = ranked(list(read_jsonl(run / "answers.jsonl")))
+    rows = worst_first(list(read_jsonl(run / "answers.jsonl")))
     yield from filter(None, [comparison_remark(run)])
     for place, row in enumerate(rows[:count], start=1):
         yield paint(

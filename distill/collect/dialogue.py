@@ -1,4 +1,4 @@
-"""Conversation between a simulated user and the teacher; detects a user that falls out of its role."""
+"""Conversation between a simulated user and the teacher; detects a user model that leaves its role."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill.text.wrappers import strip_quotes
 from distill.types import Answer, Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
 FAREWELL_WORDS = 14
-"""Most words of a farewell; a longer turn says more than thanks."""
+"""Most words of a farewell; a longer turn has other content."""
 
 _SIDE = "user|human|person|customer|client|visitor|guest|assistant|ai|ai assistant|chatbot|bot|helper|system"
 _LABEL = re.compile(
@@ -47,7 +47,7 @@ class Turn:
     ended: str | None = None
     """Why it ends before this turn."""
     leak: str | None = None
-    """`cut`: another speaker began within the turn and was cut off; `answered`: it spoke as the assistant."""
+    """`cut`: the turn was cut where another speaker's begins; `answered`: the user spoke as the assistant."""
 
 
 @dataclass(slots=True)
@@ -59,9 +59,9 @@ class Dialogue:
     keys: list[str] = field(default_factory=list)
     """Keys of all answers in the conversation, in order."""
     ended: str = "rounds"
-    """Why it ends: `rounds` after the last one, else what the user or the teacher did."""
+    """Why it ends: `rounds` after the last round, else the reason given by `user_turn` or `converse`."""
     truncated: bool = False
-    """Whether the last answer is cut; no other is."""
+    """Whether the last answer is truncated; no other can be."""
     leaks: list[str] = field(default_factory=list)
 
 
@@ -75,9 +75,9 @@ def converse(
 ) -> Flow[Dialogue | Failure]:
     """Up to `rounds` exchanges, each a turn of the user and the teacher's answer; at least one, or a failure.
 
-    The teacher answers under `system`. With an `opening` the first turn of the user is not asked. A transient failure
-    ends it as a failure, so that it is asked again and the rest is replayed; a permanent failure or an unusable turn
-    ends it before that exchange.
+    The teacher answers under `system`. An `opening` is the user's first turn, and is not requested. A transient failure
+    is returned, so that a later run replays the exchanges before it; a permanent failure or an unusable turn ends the
+    dialogue before that exchange.
     """
     reply = Dialogue()
     for number in range(rounds):
@@ -85,7 +85,7 @@ def converse(
         if number or not opening:
             user_answer: Answer = yield ask_user(reply.messages)
             if isinstance(user_answer, Failure):
-                return _given_up(reply, user_answer)
+                return _give_up(reply, user_answer)
             turn, key = read_user(user_answer, reply.messages), user_answer.key
         reply.leaks += [turn.leak] if turn.leak else []
         if turn.ended is not None:
@@ -94,10 +94,10 @@ def converse(
         messages = [*reply.messages, Message("user", turn.text)]
         answer: Answer = yield Request(role=ROLE, messages=(*lead(system), *messages), sampling=sampling)
         if isinstance(answer, Failure):
-            return _given_up(reply, answer)
+            return _give_up(reply, answer)
         split = split_answer(answer, "strip")
         if isinstance(split, Failure):
-            return _given_up(reply, split)
+            return _give_up(reply, split)
         if not split.answer:
             reply.ended = "empty_answer"
             break
@@ -126,7 +126,7 @@ def dialogue_session(task: Task, reply: Dialogue, *, system: str, strategy: str,
     )
 
 
-def _given_up(reply: Dialogue, failure: Failure) -> Dialogue | Failure:
+def _give_up(reply: Dialogue, failure: Failure) -> Dialogue | Failure:
     if failure.transient or not reply.messages:
         return failure
     reply.ended = f"failed_{failure.reason}"
@@ -141,12 +141,12 @@ def user_turn(
     closing: str = "",
     prompt_lines: Sequence[str] = (),
 ) -> Turn:
-    """Read a simulated user's turn; a turn that is no user's ends the conversation before it.
+    """Read a simulated user's turn; one that no user would write ends the conversation before it.
 
-    `markers` are those of the transcript that it continues, cut like any speaker's label; `closing` is the text that
-    the user writes when nothing is left to ask, and `prompt_lines` are the lines of its other instructions. The reasons
-    of an end: `closed`, `cut_user` (the turn is cut at max_tokens), `role_leak`, `prompt_leak` (it repeats a line of
-    the prompt), `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
+    `markers` are speaker marks of the transcript, removed like any speaker's label; `closing` is the text by which the
+    user ends the conversation, and `prompt_lines` are the lines of its other instructions. Reasons for an end:
+    `closed`, `cut_user` (truncated at max_tokens), `role_leak`, `prompt_leak` (it repeats a line of the prompt),
+    `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
     """
     split = split_answer(answer, "strip")
     if isinstance(split, Failure):
@@ -169,7 +169,7 @@ def user_turn(
 
 
 def without_leak(text: str, markers: Sequence[str] = ()) -> tuple[str, str | None]:
-    """A turn up to where another speaker's begins, and `cut` if one did; a label in front of the turn is taken off."""
+    """The turn without a label in front, up to where another speaker's begins; and `cut` if one does."""
     starts = [_LABEL, *([re.compile("|".join(map(re.escape, markers)))] if markers else [])]
     text = text.strip()
     for pattern in starts:

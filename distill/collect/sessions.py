@@ -13,21 +13,21 @@ from distill.types import Completion, Failure, Message, Session, Task
 
 ROLE = "teacher"
 InputForm: TypeAlias = Literal["below", "labelled", "before", "varied"]
-"""Where a task's input stands. `below`: after the instruction and a blank line. `labelled`: the same under a heading
+"""Position of a task's input. `below`: after the instruction and a blank line. `labelled`: the same under a heading
 "Input:". `before`: in front of the instruction. `varied`: one of seven forms with an input or six without, drawn for
 each task, as Self-Instruct writes its training rows."""
 
 
 class TurnOptions(recipe.BaseOptions):
-    """Options of strategies whose sessions have one turn."""
+    """Options of strategies whose sessions have one exchange."""
 
     system: str = ""
-    """System message of every request, and of every session: the student learns under it. Empty: none."""
+    """System message of every request and every session, so that the student learns under it. Empty: none."""
     input: InputForm = "below"
-    """Where a task's input stands: `below`, `labelled` or `before` the instruction, or `varied`, which draws a form
-    for each task, with or without an input."""
+    """Position of a task's input: `below`, `labelled` or `before` the instruction; `varied` draws a form for each
+    task, with or without an input."""
     thoughts: Handling = "separate"
-    """What becomes of a reasoning teacher's thoughts: `separate` (into meta), `strip`, or `keep` (learned)."""
+    """How a reasoning teacher's thoughts are treated: `separate` (into meta), `strip`, or `keep` (learned)."""
 
 
 _FORMS = {
@@ -36,11 +36,11 @@ _FORMS = {
     "before": "$input\n\n$instruction",
 }
 VARIED = {True: "strategies/forms_with_input.txt", False: "strategies/forms_no_input.txt"}
-"""By whether the task has an input; lines of three dashes separate the forms."""
+"""Files of forms, separated by lines of three dashes, by whether the task has an input."""
 
 
 def put(task: Task, form: InputForm = "below", *, rng: Random) -> str:
-    """The task as a user would write it; `rng` is drawn from for `varied` only."""
+    """The task as a user would write it; `rng` is used for `varied` only."""
     if form == "varied":
         template = rng.choice(assets.load(VARIED[bool(task.input)]).split("\n---\n"))
         slots = {"input": task.input} if task.input else {}
@@ -56,7 +56,7 @@ def lead(system: str) -> tuple[Message, ...]:
 
 
 def opening(task: Task, *, system: str = "", form: InputForm = "below", rng: Random) -> tuple[Message, ...]:
-    """The messages before the answer in a session of one turn: the system message, if any, and the task."""
+    """The messages before the answer in a session of one exchange: the system message, if any, and the task."""
     return (*lead(system), Message("user", put(task, form, rng=rng)))
 
 
@@ -72,7 +72,7 @@ def one_turn(
     """The session of one answer to a prompt, or the failure in its place.
 
     An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
-    kept and marked `truncated`. `more` goes to `session`.
+    kept and marked `truncated`. `more` is passed to `session`.
     """
     if isinstance(answer, Failure):
         return answer
@@ -94,7 +94,7 @@ def session(
     labels: Iterable[str] = (),
     **more: Any,
 ) -> Session:
-    """The session of a task; entries of `more` that are neither `None` nor empty go into its meta."""
+    """The session of a task; its meta includes the entries of `more` that are neither `None` nor empty."""
     meta: dict[str, Any] = {"task": task.id, "strategy": strategy, "keys": list(keys)}
     if "lineage" in task.meta:
         meta["lineage"] = task.meta["lineage"]
@@ -103,5 +103,5 @@ def session(
 
 
 def text_of(meta: Mapping[str, Any], *names: str) -> str:
-    """The first of these entries that is a text and not blank."""
+    """The first of these entries that is a text and not blank, else the empty text."""
     return next((value for name in names if isinstance(value := meta.get(name), str) and value.strip()), "")

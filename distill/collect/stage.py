@@ -24,8 +24,6 @@ from distill.run.decisive import flat, of_part
 from distill.run.record import StageRecord
 from distill.types import Failure, Flow, Session, Task
 
-__all__ = ["REVISION", "Strategy", "TeacherChoice", "collect", "flows", "load_tasks", "model_of", "options", "run"]
-
 ROLE = "teacher"
 NO_SESSION = Failure(key="", reason="no_session", detail="the strategy returned no session", transient=False)
 UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
@@ -49,9 +47,9 @@ class TeacherChoice:
     """The teacher assigned to a task, and the strategy that asks it."""
 
     name: str
-    """In the engine."""
-    called: str
-    """In the session's meta."""
+    """Its name in the engine."""
+    display_name: str
+    """Its name in the session's meta."""
     strategy: Strategy
 
 
@@ -68,13 +66,12 @@ def collect(
 ) -> tuple[str, Mapping[str, Any]]:
     """Answer every task; returns the stage's status, `done` or `partial`, and its counts.
 
-    `partial` means that another run may answer more. `choose` names each task's teacher. The sessions of `before`,
-    which the recipe's sources hold, come first in sessions.jsonl. Raises `StageIncomplete` when
-    more than the share `max_failed` of the tasks failed, and what `Engine.run` raises; finished sessions are written
-    first in either case.
+    `partial` means that another run may answer more. `choose` assigns each task its teacher. The sessions of `before`,
+    those of the recipe's sources, come first in sessions.jsonl. Raises `StageIncomplete` when more than the share
+    `max_failed` of the tasks failed, and what `Engine.run` raises; in either case finished sessions are written first.
     """
     choices = {task.id: choose(task) for task in tasks}
-    marks = {task: {"strategy": strategy_name, "teacher": one.called} for task, one in choices.items()}
+    marks = {task: {"strategy": strategy_name, "teacher": one.display_name} for task, one in choices.items()}
     try:
         outcomes = engine.run(flows(tasks, choose, seed), choose=model_of(tasks, choose))
     except EngineStopped as stop:
@@ -89,9 +86,9 @@ def collect(
         counts[UNJUDGED] = unjudged
         if unjudged > MANY_UNJUDGED * len(sessions):
             console.warn(
-                f"collect: of {unjudged} of {len(sessions)} sessions no verdict of the judge can be read, and the first"
-                " whole answer was taken; take a stronger `judge`, a greater judge_sampling.max_tokens, or another"
-                " `pick`"
+                f"collect: {unjudged} of {len(sessions)} sessions have no readable verdict of the judge, and their"
+                " first complete answer was taken; use a stronger `judge`, a greater judge_sampling.max_tokens, or"
+                " another `pick`"
             )
     return "partial" if transient else "done", counts
 
@@ -108,7 +105,7 @@ def flows(
 
 
 def model_of(tasks: Sequence[Task], choose: Callable[[Task], TeacherChoice]) -> Callable[[str, str], str]:
-    """The engine's name of the model that plays a role in a task's flow."""
+    """A function from a task's id and a role in its flow to the engine's name of the model."""
     names = {task.id: choose(task).name for task in tasks}
     return lambda task, role: names[task] if role == ROLE else role
 
@@ -120,26 +117,24 @@ def _write(
     before: Sequence[Session],
 ) -> tuple[list[Session], list[dict[str, Any]]]:
     """Write the results in task order; returns the sessions and the rows of failures.jsonl."""
-    results = [(outcome, _sessions(outcome.value)) for outcome in outcomes]
     sessions = [
         replace(session, id=_session_id(outcome.id, number, marks), meta={**session.meta, **marks[outcome.id]})
-        for outcome, of_task in results
-        for number, session in enumerate(of_task, start=1)
+        for outcome in outcomes
+        for number, session in enumerate(_sessions(outcome), start=1)
     ]
     failed = [
         {"id": outcome.id, "stage": "collect", "failures": _failures(outcome)}
-        for outcome, of_task in results
-        if not of_task
+        for outcome in outcomes
+        if not _sessions(outcome)
     ]
     write_rows(folder / "sessions.jsonl", [*before, *sessions])
     write_rows(folder / "failures.jsonl", failed)
     return sessions, failed
 
 
-def _sessions(value: TaskResult | None) -> tuple[Session, ...]:
-    if isinstance(value, Session):
-        return (value,)
-    return value if isinstance(value, tuple) else ()
+def _sessions(outcome: Outcome[TaskResult]) -> tuple[Session, ...]:
+    results = outcome.value if isinstance(outcome.value, tuple) else (outcome.value,)
+    return tuple(result for result in results if isinstance(result, Session))
 
 
 def _session_id(task: str, number: int, tasks: Collection[str]) -> str:
@@ -153,13 +148,13 @@ def _session_id(task: str, number: int, tasks: Collection[str]) -> str:
 
 
 def _failures(outcome: Outcome[TaskResult]) -> list[Failure]:
-    """Failures sent into the flow, and the one it returned if that is another."""
+    """The failures sent into the flow, and the one it returned if that is another."""
     returned = [outcome.value] if isinstance(outcome.value, Failure) else [NO_SESSION] if outcome.value == () else []
     return [*outcome.failures, *(failure for failure in returned if failure not in outcome.failures)]
 
 
 def _accept(failed: Sequence[Mapping[str, Any]], tasks: int, max_failed: float) -> None:
-    """Raise `StageIncomplete` when more failed than may fail."""
+    """Raise `StageIncomplete` when more tasks failed than `max_failed` allows."""
     if len(failed) <= max_failed * tasks:
         return
     last: list[Failure] = failed[-1]["failures"]
@@ -189,9 +184,9 @@ def options(context: Context) -> dict[str, Any]:
 def _source_options(loaded: Recipe) -> dict[str, Any]:
     """The sources, with the hashes of their files and tokenizers."""
     model = loaded.student.model if loaded.student is not None else ""
-    values: dict[str, Any] = {"sources": [source.called for source in loaded.sources]} if loaded.sources else {}
+    values: dict[str, Any] = {"sources": [source.display_name for source in loaded.sources]} if loaded.sources else {}
     for source in loaded.sources:
-        key = f"sources.{source.called}"
+        key = f"sources.{source.display_name}"
         values |= flat(source, key, files=loaded.files) | of_part(key, source.importer)
         if source.max_tokens is not None:
             tokenizer = source.tokenizer or model
@@ -202,27 +197,29 @@ def _source_options(loaded: Recipe) -> dict[str, Any]:
 
 
 def tasks_of(context: Context) -> list[Task]:
-    """The tasks that collect has answered."""
+    """The tasks that collect answers."""
     section = context.recipe.collect
     assert section is not None
     return load_tasks(Path(section.tasks) if section.tasks else context.folder / "tasks.jsonl")
 
 
 def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
-    """Which teacher answers a task, and by which strategy."""
+    """A function from a task to the teacher that answers it and the strategy that asks."""
     section, teachers = context.recipe.collect, context.teachers
     assert section is not None
     part = registry.part(STRATEGIES, section.strategy, kind="strategy", allowed=context.options.allowed)
     options = _with_samplings(section.options, context.recipe)
     choices = {
-        one.name: TeacherChoice(one.name, one.section.called, part(options, sampling=one.section.sampling.sampling()))
+        one.name: TeacherChoice(
+            one.name, one.section.display_name, part(options, sampling=one.section.sampling.sampling())
+        )
         for one in teachers
     }
     return lambda task: choices[teachers.pick(task).name]
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
-    """The stage collect: tasks and sources become sessions."""
+    """Run the stage collect: tasks and sources become sessions."""
     imported, counts = _imported(context)
     section = context.recipe.collect
     if section is None:
@@ -258,7 +255,7 @@ def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
             format=source.importer,
             address=Address(source.path or source.hub or "", source.split, source.revision),
             licence=source.licence,
-            name=source.called,
+            name=source.display_name,
             take=source.take,
             weight=source.weight,
             splitter=splitter(source.tokenizer or default, source.max_tokens) if source.max_tokens else None,

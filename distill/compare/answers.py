@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from distill.compare.metrics import ModelAnswer, ModelMetric, Scores, TextMetric
 from distill.compare.metrics.likelihood import Likelihood
 from distill.compare.results import NAMES, ModelReplies, Prompt, shared_prompts
-from distill.compare.token_nll import surprise
+from distill.compare.token_nll import spans
 from distill.core import console
 from distill.core.console import Progress
 from distill.engine import Outcome
@@ -28,20 +28,18 @@ if TYPE_CHECKING:
 NO_WEIGHTS = "the teacher gives neither weights nor log-probabilities, so it has no value here"
 NO_STUDENT = "neither base nor student is a model at hand here"
 
-Asked: TypeAlias = tuple[int, tuple[Message, ...], ModelAnswer]
-"""A prompt's index, the conversation before the teacher's answer, and that answer."""
 _NamedFlow: TypeAlias = tuple[str, Callable[[], Flow[Any]]]
 
 
 class Engines(Protocol):
-    """Makes the engine of one phase; the caller keeps them to account for their requests."""
+    """Makes the engine of one phase; the caller keeps all engines to account for their requests."""
 
     def __call__(self, providers: Mapping[str, Provider], *, progress: Progress, local: bool) -> Runs:
-        """`local`: the model runs in this process, costs nothing, and wants at least 32 requests in flight."""
+        """`local`: the model runs in this process, costs nothing, and needs 32 requests in flight for its batches."""
 
 
 def answer_to(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
-    """A model's answer to a prompt; of several turns, to the last, after its own answers to those before."""
+    """A model's answer to the last of the user's turns, after its own answers to those before; `None` on failure."""
     earlier: list[str] = []
     for turn in later:
         reply: Completion | Failure = yield question
@@ -57,13 +55,12 @@ def answer_to(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswe
     return ModelAnswer(answer.text.strip(), answer.finish, tokens, tuple(earlier))
 
 
-def _probe(role: Model, references: Sequence[Asked]) -> Flow[float | None]:
-    """The log-likelihood of the first answer that is not empty; the metric's own request, so sent once."""
-    for _, messages, reference in references:
-        if reference.text:
-            answer = yield Request(role=role, messages=messages, kind="likelihood", continuation=reference.text)
-            return None if isinstance(answer, Failure) else float(answer.loglikelihood)
-    return None
+def _likelihood(role: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Completion | None]:
+    """The likelihood of a teacher's answer; the same request as the metric's, so sent once."""
+    answer: Completion | Failure = yield Request(
+        role=role, messages=messages, kind="likelihood", continuation=reference.text
+    )
+    return None if isinstance(answer, Failure) else answer
 
 
 def ask_endpoint(
@@ -76,10 +73,10 @@ def ask_endpoint(
     replica: int | None = 0,
     first_answers: Mapping[int, ModelAnswer] | None = None,
 ) -> ModelReplies:
-    """Answers of a model at its endpoints to the prompts without one in `first_answers`.
+    """`first_answers`, and a model's answers from its endpoints to the other prompts.
 
-    A prompt goes to the teacher that gave its first answer, where that is among the providers, else to the first of
-    them. `replica` numbers the samples of a prompt; `None` takes the prompt's own number of the second answer.
+    A prompt goes to the teacher that gave its first answer, where that is among the providers, else to the first
+    provider. `replica` is the number of the sample; `None` takes each prompt's `again`.
     """
     indices = [index for index in range(len(prompts)) if index not in (first_answers or {})]
     first = next(iter(providers))
@@ -106,7 +103,7 @@ def ask_here(
     sampling: Sampling,
     answering: Collection[Model] = MODELS[:2],
 ) -> list[ModelReplies]:
-    """Answers and likelihoods of base and student; only likelihoods of a model that is not in `answering`.
+    """Answers and likelihoods of base and student; only likelihoods for a model that is not in `answering`.
 
     Raises `DistillError` where both give the teacher's answer the same probability.
     """
@@ -140,7 +137,7 @@ def ask_teacher_weights(
     metrics: Sequence[TextMetric | ModelMetric],
     weights: str,
 ) -> list[ModelReplies]:
-    """Likelihoods of the teacher, for the metrics that need its weights; nothing where none does."""
+    """Likelihoods under the teacher's weights, for the metrics that need them; empty where none does."""
     from distill.models.in_process import local_model
 
     wanting = [metric for metric in metrics if metric.scope == "model" and "teacher" in metric.models]
@@ -151,7 +148,7 @@ def ask_teacher_weights(
 def absent_measures(
     metrics: Sequence[TextMetric | ModelMetric], models_here: Collection[Model], teacher_weights: str | None
 ) -> dict[str, str]:
-    """By name of a measure that has no value for want of a model's weights, the reason."""
+    """The measures that have no value because a model's weights are missing: the reason, by name of the measure."""
     why = NO_WEIGHTS if models_here else NO_STUDENT
     return {
         measure.name: why
@@ -170,41 +167,41 @@ def _ask_model(
     metrics: Sequence[TextMetric | ModelMetric],
     sampling: Sampling | None,
 ) -> ModelReplies:
-    """Answers (with a `sampling`), likelihoods of the `references`, and the probe of a model in this process."""
+    """Answers (with a `sampling`), likelihoods of the `references`, and the probe, of a model in this process."""
     answers = [_answer_flow(prompt, model, sampling) for prompt in prompts] if sampling is not None else []
     indices = [index for index in shared_prompts(prompts) if index in references]
-    references_of = [(index, prompts[index].with_turns(references[index]), references[index]) for index in indices]
+    before = {index: prompts[index].with_turns(references[index]) for index in indices}
     scores: list[_NamedFlow] = [
-        (prompts[index].id, partial(metric.score, messages, model, reference))
+        (prompts[index].id, partial(metric.score, before[index], model, references[index]))
         for metric in metrics
         if metric.scope == "model" and model in metric.models
-        for index, messages, reference in references_of
+        for index in indices
     ]
     has_spans = model in MODELS[:2] and any(isinstance(metric, Likelihood) for metric in metrics)
-    spans: list[_NamedFlow] = [
-        (prompts[index].id, partial(surprise, model, messages, reference))
-        for index, messages, reference in references_of
-        if has_spans
+    with_text = [index for index in indices if references[index].text][: None if has_spans else 1]
+    likelihoods: list[_NamedFlow] = [
+        (prompts[index].id, partial(_likelihood, model, before[index], references[index])) for index in with_text
     ]
-    probe = ("probe", partial(_probe, model, references_of))
-    outcomes = _run_here(model, load, engine, [*answers, *scores, *spans, probe])
+    outcomes = _run_here(model, load, engine, [*answers, *scores, *likelihoods])
     rest = outcomes[len(answers) :]
     replies = _answers(model, range(len(prompts)), outcomes[: len(answers)]) if answers else ModelReplies(model=model)
     values, note = _likelihoods(model, indices, rest[: len(scores)])
-    spans_of = zip(indices, rest[len(scores) : -1], strict=False)
+    values_of = zip(with_text, (outcome.value for outcome in rest[len(scores) :]), strict=True)
+    completions = {index: completion for index, completion in values_of if completion is not None}
+    spans_of = {index: spans(one.raw, references[index].text) for index, one in completions.items() if has_spans}
     return replace(
         replies,
         scores=values,
-        spans={index: outcome.value for index, outcome in spans_of if outcome.value is not None},
+        spans={index: each for index, each in spans_of.items() if each is not None},
         notes=(*replies.notes, *note),
-        probe=rest[-1].value,
+        probe=next((one.loglikelihood for one in completions.values()), None),
     )
 
 
 def _run_here(
     model: Model, load: Callable[..., InProcess], engine: Engines, flows: Sequence[_NamedFlow]
 ) -> list[Outcome[Any]]:
-    """Run the flows on a model that is loaded for them, and released afterwards."""
+    """Load a model, run the flows on it, and release it."""
     with console.progress(f"asking {NAMES[model]}", len(flows)) as bar:
         progress = _Live(bar)
         provider = load(watch=progress.watch)
@@ -249,7 +246,7 @@ def _reasons(outcomes: Iterable[Outcome[Any]]) -> str:
 
 
 class _Live:
-    """Sums the engine's journalled progress and that of the running batch."""
+    """Adds the progress within the running batch to the engine's."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,19 +1,19 @@
 """Compares runs on their common prompts: differences, with tests of significance.
 
-Two runs are paired prompt by prompt; of several, the measures are shown over how much each was trained on.
+Two runs are paired prompt by prompt; for more, the measures are shown over the number of trained tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
 from distill.compare.judge_audit import WORTH
 from distill.compare.lm_eval import TaskMeasure, student_measures
-from distill.compare.stats import Difference, by_category, paired_difference, sign_flip_p, with_holm
+from distill.compare.stats import by_category, paired_difference, sign_flip_p, with_holm
 from distill.core.jsonl import read_jsonl
 from distill.errors import RunFolderError, one_line
 from distill.run import students
@@ -48,7 +48,7 @@ class ComparedRun:
     """The student's numbers by tasks of the lm-evaluation-harness."""
 
     def value(self, prompt: str, measure: str, model: str = "student") -> float | None:
-        """A model's number on a prompt, where it has one; the judge's verdict on the student as a number too."""
+        """A model's number on a prompt, where it has one; the judge's verdict counts 1, ½ or 0."""
         row = self.rows[prompt]
         if measure == WIN_RATE:
             pair = row.get("judge", {}).get("pairs", {}).get(f"{model}:teacher", {})
@@ -58,7 +58,7 @@ class ComparedRun:
 
 
 def read(folder: Path) -> ComparedRun:
-    """A run's comparison. Raises `RunFolderError` where it was not compared, or with another student."""
+    """A run's comparison. Raises `RunFolderError` where there is none of the current student."""
     document, scores = read_record(folder), require_scores(folder)
     if "compare" in stale(folder, document):
         raise RunFolderError(f"{folder} was compared before its student was trained; type: distill compare {folder}")
@@ -78,28 +78,13 @@ def _key(row: Row) -> str:
 # Two runs
 
 
-@dataclass(frozen=True, slots=True)
-class MeasureChange:
-    """Difference in one measure between the students of two runs: the second minus the first."""
-
-    measure: str
-    title: str
-    first: float
-    second: float
-    difference: Difference
-    p: float | None
-    p_holm: float | None
-    """Adjusted for looking at several measures (Holm, 1979)."""
-    verdict: str
-    """`better`, `worse`, `changed` (where no direction is better), or `no clear difference`."""
-    categories: Mapping[str, Any]
-    """The same by category, where there are several: difference, p and p adjusted for looking at all."""
-
-
 def diff(one: ComparedRun, other: ComparedRun) -> dict[str, Any]:
     """Changes from the first run's student to the second's, over the prompts that both have.
 
-    Raises `RunFolderError` where they have no prompt, or no measure, in common.
+    Each of `changes` has the means of both, their difference (the second minus the first), its p and `p_holm`, adjusted
+    for looking at several measures; the same by category, where there are several; and a `verdict`: `better`, `worse`,
+    `changed` (where no direction is better), or `no clear difference`. Raises `RunFolderError` where they have no
+    prompt, or no measure, in common.
     """
     common = [key for key in one.rows if key in other.rows]
     if not common:
@@ -112,7 +97,8 @@ def diff(one: ComparedRun, other: ComparedRun) -> dict[str, Any]:
         raise RunFolderError(
             f"{one.folder} and {other.folder} have no measure in common; compare them by the same metrics"
         )
-    lead = next((change for change in changes if change.measure == one.scores.lead), changes[0])
+    measures = [change["measure"] for change in changes]
+    lead = next((name for name in measures if name == one.scores.lead), measures[0])
     return {
         "first": str(one.folder),
         "second": str(other.folder),
@@ -120,9 +106,9 @@ def diff(one: ComparedRun, other: ComparedRun) -> dict[str, Any]:
         "prompts_first": len(one.rows),
         "prompts_second": len(other.rows),
         "warnings": list(_warnings(one, other)),
-        "lead": lead.measure,
-        "changes": [asdict(change) for change in changes],
-        "largest": _largest(one, other, common, lead.measure),
+        "lead": lead,
+        "changes": changes,
+        "largest": _largest(one, other, common, lead),
     }
 
 
@@ -141,24 +127,24 @@ def _warnings(one: ComparedRun, other: ComparedRun) -> Iterator[str]:
             yield f"the {role} is another: {names[0] or 'none'}, against {names[1] or 'none'}"
 
 
-def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> list[MeasureChange]:
-    changes = []
+def _changes(one: ComparedRun, other: ComparedRun, common: Sequence[str]) -> list[dict[str, Any]]:
+    changes = {}
     for name, title, better in _measures(one, other):
-        pairs = _pairs(one, other, common, name)
-        if pairs:
-            kinds = {key: str(one.rows[key].get("category", "all")) for key in pairs}
-            changes.append(_change(name, title, better, pairs, kinds))
+        if pairs := _pairs(one, other, common, name):
+            categories = {key: str(one.rows[key].get("category", "all")) for key in pairs}
+            changes[name] = _change(name, title, better, pairs, categories)
     for name, task in one.tasks.items():
-        theirs = other.tasks[name].values if name in other.tasks else {}
-        both = {at: (value, theirs[at]) for at, value in task.values.items() if at in theirs}
-        if both:
-            changes.append(_change(name, f"{task.title} ({len(both)} documents)", task.better, both, {}))
-    adjusted = with_holm({str(place): {"p": change.p} for place, change in enumerate(changes)})
-    return [_with_verdict(change, p["p_holm"]) for change, p in zip(changes, adjusted.values(), strict=True)]
+        other_values = other.tasks[name].values if name in other.tasks else {}
+        if both := {at: (value, other_values[at]) for at, value in task.values.items() if at in other_values}:
+            changes[name] = _change(name, f"{task.title} ({len(both)} documents)", task.better, both, {})
+    return [
+        change if _is_clear(change) else {**change, "verdict": "no clear difference"}
+        for change in with_holm(changes).values()
+    ]
 
 
 def _measures(one: ComparedRun, other: ComparedRun) -> Iterator[tuple[str, str, str]]:
-    """Name, title and direction of what both runs measured; the judge's verdict first."""
+    """Name, title and direction of the measures of both runs, the judge's verdict first."""
     if one.scores.judge and other.scores.judge:
         yield WIN_RATE, "Win rate against the teacher", "higher"
     for name, measure in one.scores.metrics.items():
@@ -173,39 +159,40 @@ def _pairs(one: ComparedRun, other: ComparedRun, common: Sequence[str], measure:
 
 
 def _change(
-    measure: str, title: str, better: str, pairs: Mapping[K, tuple[float, float]], kinds: Mapping[K, str]
-) -> MeasureChange:
+    measure: str, title: str, better: str, pairs: Mapping[K, tuple[float, float]], categories: Mapping[K, str]
+) -> dict[str, Any]:
     first, second = zip(*pairs.values(), strict=True)
-    difference = paired_difference(second, first, seed=SEED)
-    assert difference is not None
-    word = _direction(better, first, second, difference)
-    return MeasureChange(
-        measure, title, fmean(first), fmean(second), difference, sign_flip_p(second, first, seed=SEED), None, word,
-        by_category(kinds, lambda keys: _figures([pairs[key] for key in keys])),
-    )  # fmt: skip
+    return {
+        "measure": measure,
+        "title": title,
+        "first": fmean(first),
+        "second": fmean(second),
+        **_figures(list(pairs.values())),
+        "verdict": _direction(better, first, second),
+        "categories": by_category(categories, lambda keys: _figures([pairs[key] for key in keys])),
+    }
 
 
-def _direction(better: str, first: Sequence[float], second: Sequence[float], difference: Difference) -> str:
-    """Which way it went; where 1 is best, the distances from it decide, if they differ."""
+def _direction(better: str, first: Sequence[float], second: Sequence[float]) -> str:
+    """`better`, `worse` or `changed`; where 1 is best, by the distances from it if they clearly differ."""
     if better == "near 1":
         nearer = paired_difference([abs(one - 1) for one in first], [abs(one - 1) for one in second], seed=SEED)
-        goodness = nearer.mean if nearer is not None and nearer.excludes_zero else None
+        gain = nearer.mean if nearer is not None and nearer.excludes_zero else None
     else:
-        goodness = {"higher": difference.mean, "lower": -difference.mean}.get(better)
-    return "changed" if goodness is None else "better" if goodness > 0 else "worse"
+        gain = {"higher": fmean(second) - fmean(first), "lower": fmean(first) - fmean(second)}.get(better)
+    return "changed" if gain is None else "better" if gain > 0 else "worse"
 
 
-def _with_verdict(change: MeasureChange, p_holm: float | None) -> MeasureChange:
-    clear = change.difference.excludes_zero and p_holm is not None and p_holm < 0.05
-    return replace(change, p_holm=p_holm, verdict=change.verdict if clear else "no clear difference")
+def _is_clear(change: Mapping[str, Any]) -> bool:
+    p_holm = change["p_holm"]
+    return change["difference"]["excludes_zero"] and p_holm is not None and p_holm < 0.05
 
 
 def _figures(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     first, second = zip(*pairs, strict=True)
-    return {
-        "difference": paired_difference(second, first, seed=SEED),
-        "p": sign_flip_p(second, first, seed=SEED),
-    }
+    difference = paired_difference(second, first, seed=SEED)
+    assert difference is not None
+    return {"difference": asdict(difference), "p": sign_flip_p(second, first, seed=SEED)}
 
 
 def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measure: str) -> list[dict[str, Any]]:
@@ -215,7 +202,7 @@ def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measur
     return [
         {
             "id": one.rows[key].get("id"),
-            "prompt": _last_asked(one.rows[key]),
+            "prompt": _last_question(one.rows[key]),
             "first": {"value": pairs[key][0], "text": _answer(one.rows[key])},
             "second": {"value": pairs[key][1], "text": _answer(other.rows[key])},
         }
@@ -224,7 +211,7 @@ def _largest(one: ComparedRun, other: ComparedRun, common: Sequence[str], measur
     ]
 
 
-def _last_asked(row: Row) -> str:
+def _last_question(row: Row) -> str:
     return str(row["messages"][-1]["content"]) if row.get("messages") else ""
 
 
@@ -236,9 +223,9 @@ def _answer(row: Row) -> str:
 
 
 def curve(runs: Sequence[ComparedRun]) -> dict[str, Any]:
-    """Each measure over how much the students were trained on, on the prompts that all runs have; the base is at 0.
+    """Each measure over the number of trained tokens, on the prompts that all runs have; the base is at 0.
 
-    Raises `RunFolderError` where they have no prompt in common, or a run does not say how much it trained on.
+    Raises `RunFolderError` where they have no prompt in common, or a run has no count of trained tokens.
     """
     common = [key for key in runs[0].rows if all(key in run.rows for run in runs)]
     if not common:
@@ -269,11 +256,11 @@ def _means(run: ComparedRun, common: Sequence[str], measures: Sequence[str], mod
     return means
 
 
-# Saying
+# For the terminal
 
 
 def lines(result: Row) -> Iterator[str]:
-    """The difference of two runs as a reader wants it."""
+    """The difference of two runs as `distill diff` prints it."""
     yield (
         f"{result['first']} → {result['second']}: {result['prompts']} common prompts of {result['prompts_first']} and "
         f"{result['prompts_second']}"
@@ -298,8 +285,7 @@ def _change_line(change: Row) -> str:
     )
 
 
-def _numbers(difference: Any, p_holm: float | None) -> str:
-    interval = asdict(difference) if isinstance(difference, Difference) else difference
+def _numbers(interval: Mapping[str, float], p_holm: float | None) -> str:
     p = "" if p_holm is None else f", p {p_holm:.3f} adjusted" if p_holm >= 0.001 else ", p < 0.001 adjusted"
     return f"{interval['mean']:+.3f} (95% CI {interval['low']:+.3f} to {interval['high']:+.3f}{p})"
 

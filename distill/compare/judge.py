@@ -20,7 +20,7 @@ from distill.core.assets import fill, load
 from distill.core.hashing import unused_tag
 from distill.engine.providers import Provider
 from distill.recipe import Judging
-from distill.text.judge_replies import GradeScale, graded
+from distill.text.judge_replies import GradeScale, read_grade
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Model, Request, Sampling
 
@@ -50,9 +50,9 @@ class JudgeQuestion:
 def judge(
     results: ComparisonResults, engine: Engines, provider: Provider, *, options: Judging, sampling: Sampling
 ) -> dict[int, dict[str, Any]]:
-    """By prompt, the judge's verdicts as `pairs` and its grades as `single`.
+    """The judge's verdicts (`pairs`) and grades (`single`) by prompt.
 
-    Requests that fail are verdicts that cannot be read. Raises what the engine does.
+    A failed request counts as an unreadable verdict. Raises what the engine raises.
     """
     sampling = _sampling(sampling, options)
     games = list(_games(results, options)) if options.mode != "single" else []
@@ -95,7 +95,7 @@ def _name(results: ComparisonResults, game: JudgeQuestion) -> str:
 
 
 def _games(results: ComparisonResults, options: Judging) -> Iterator[JudgeQuestion]:
-    """Both orders of each pair on each prompt that both answered in other words; some asked a second time."""
+    """Both orders of each pair on each prompt where their answers differ; `retest` of them once more."""
     for pair in options.pairs:
         one, other = _models(pair)
         indices = [index for index in results.shared if _differ(results, index, (one, other))]
@@ -136,8 +136,8 @@ def _play(
     prompt, models = results.prompts[game.prompt], (game.first, game.second)
     answers = [results.answers[model][game.prompt] for model in models]
     tag = tag_of(prompt, answers)
-    labelled = [(place, answer) for place, answer in zip(("A", "B"), answers, strict=True)]
-    text = _question("pairwise", prompt, labelled, tag, options)
+    places = [(place, answer) for place, answer in zip(("A", "B"), answers, strict=True)]
+    text = _question("pairwise", prompt, places, tag, options)
     answer: Completion | Failure = yield _request(text, sampling, again=game.again)
     if isinstance(answer, Failure):
         return None
@@ -155,7 +155,7 @@ def _grade(
     )
     if isinstance(reply, Failure):
         return None
-    grade = graded(reply.text, GradeScale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
+    grade = read_grade(reply.text, GradeScale(HIGHEST), texts=_texts(prompt, [answer]), tag=tag)
     return (None if grade.problem else grade.score), grade.reason
 
 
@@ -164,7 +164,7 @@ def _request(text: str, sampling: Sampling, *, again: bool = False) -> Request:
 
 
 def _question(kind: str, prompt: Prompt, answers: Sequence[tuple[str, ModelAnswer]], tag: str, options: Judging) -> str:
-    """The whole message to the judge: how to judge, and what, between tags that no text of it holds."""
+    """The message to the judge: criteria, and the texts between tags that none of them contains."""
     criteria = "\n".join(f"- {line}" for line in options.criteria or load("judges/quality.txt").splitlines())
     if prompt.solution is not None:
         criteria += f"\n- {load('judges/reference.txt')}"
@@ -195,13 +195,13 @@ def _dialogue(prompt: Prompt, answer: ModelAnswer) -> str:
 
 
 def _texts(prompt: Prompt, answers: Sequence[ModelAnswer]) -> list[str]:
-    """All texts in a question to the judge; a verdict quoted from them does not count."""
+    """All judged texts of a question; a verdict quoted from them does not count."""
     messages = [message.content for message in prompt.messages]
     return [*messages, *prompt.later, *(text for answer in answers for text in answer.texts)]
 
 
 def tag_of(prompt: Prompt, answers: Sequence[ModelAnswer]) -> str:
-    """A mark that none of the texts holds, the same in either order: eight hexadecimal digits of their SHA-256."""
+    """Eight hexadecimal digits that none of the texts contains, the same in either order of the answers."""
     text = "\n".join([*sorted(_texts(prompt, answers)), prompt.solution or ""])
     return unused_tag(text)
 
@@ -230,10 +230,10 @@ _BOXED_C = re.compile(r"\[\[\s*C\s*\]\]")
 def read_verdict(reply: str, *, texts: Sequence[str] = (), tag: str = "") -> tuple[str, str]:
     """`A`, `B`, `tie` or `unparsed`, and the judge's reasons.
 
-    The last verdict counts; thoughts, quoted lines, and whatever also stands in the `texts` that were judged do not
-    (see `distill.text.judge_replies`). Where no line is a verdict, the last sentence that is one counts.
+    The last verdict counts; thoughts, quoted lines, and verdicts that also stand in the judged `texts` do not (see
+    `distill.text.judge_replies`). Where no line is a verdict, the last sentence that states one counts.
     """
-    reading = graded(_BOXED_C.sub("[[tie]]", reply), GradeScale(HIGHEST, VERDICTS), texts=texts, tag=tag)
+    reading = read_grade(_BOXED_C.sub("[[tie]]", reply), GradeScale(HIGHEST, VERDICTS), texts=texts, tag=tag)
     if reading.choice is not None:
         return reading.choice, reading.reason
     if reading.problem == "echoed":
@@ -261,25 +261,20 @@ def _pair_entries(
         one, other = _models(pair)
         for index in results.shared:
             if _both(results, index, (one, other)):
-                games = [JudgeQuestion(index, pair, one, other), JudgeQuestion(index, pair, other, one)]
-                again = replies.get(replace(games[0], again=True))
-                yield (
-                    index,
-                    pair,
-                    _pair_entry(pair, [(game, replies[game]) for game in games if game in replies], again),
-                )
+                yield index, pair, _pair_entry(JudgeQuestion(index, pair, one, other), replies)
 
 
-def _pair_entry(
-    pair: str, games: Sequence[tuple[JudgeQuestion, tuple[Verdict, str]]], again: tuple[Verdict, str] | None
-) -> dict[str, Any]:
+def _pair_entry(question: JudgeQuestion, replies: Mapping[JudgeQuestion, tuple[Verdict, str]]) -> dict[str, Any]:
     """The games of a pair and their outcome for the first of the two; identical answers are a tie without a game."""
-    replies: list[dict[str, Any]] = [
-        {"first": game.first, "verdict": verdict, "reason": reason} for game, (verdict, reason) in games
+    questions = [question, replace(question, first=question.second, second=question.first)]
+    games: list[dict[str, Any]] = [
+        {"first": game.first, "verdict": replies[game][0], "reason": replies[game][1]}
+        for game in questions
+        if game in replies
     ]
-    if again is not None:
-        replies[0]["again"] = again[0]
-    return {"games": replies, "outcome": outcome_of(pair, [verdict for _, (verdict, _) in games])}
+    if (again := replies.get(replace(question, again=True))) is not None:
+        games[0]["again"] = again[0]
+    return {"games": games, "outcome": outcome_of(question.pair, [game["verdict"] for game in games])}
 
 
 def outcome_of(pair: str, verdicts: Sequence[Verdict]) -> str:

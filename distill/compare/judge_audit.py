@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from distill.compare.results import JUDGED, ComparisonResults
@@ -16,7 +15,7 @@ from distill.compare.stats import (
     length_controlled,
     mean_interval,
     paired_difference,
-    prompts_needed,
+    power_entry,
     sign_flip_p,
 )
 from distill.types import Model
@@ -25,13 +24,13 @@ WORTH = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 MAX_UNPARSED = 0.2
 """Share of unreadable replies above which no verdict is given."""
 BY_LENGTH = 0.9
-"""Share of decisions for the longer answer from which on the verdict warns that the judge may judge length."""
+"""Share of decisions for the longer answer above which the verdict warns that the judge may judge length."""
 FAMILIES = (
     "gpt", "claude", "llama", "vicuna", "alpaca", "qwen", "mistral", "mixtral", "gemma", "gemini", "phi", "smollm",
     "deepseek", "command", "yi", "falcon", "olmo", "granite", "grok", "nemotron", "zephyr", "glm", "kimi",
 )  # fmt: skip
 ALIKE = {"vicuna": "llama", "alpaca": "llama", "mixtral": "mistral", "zephyr": "mistral", "gemma": "gemini"}
-"""Families of one vendor, or trained from one base."""
+"""Families that count as another one: of the same vendor, or trained from the same base."""
 MAIN = "student:teacher"
 
 
@@ -46,7 +45,8 @@ def conclude(
 ) -> dict[str, Any]:
     """The `judge` entry of scores.json: win rates, grades, audit, and a verdict or why it is withheld.
 
-    `entries` are the entries of `distill.compare.judge.judge`, `judge` its model and mode, `names` the models' own.
+    `entries` are what `distill.compare.judge.judge` returned, `judge` is the judge's model and mode, `names` are the
+    names of the compared models.
     """
     pair_names = dict.fromkeys(pair for one in entries.values() for pair in one.get("pairs", {}))
     pairs = {name: _pair(results, _games(entries, name), name, seed) for name in pair_names}
@@ -66,7 +66,7 @@ def conclude(
 
 
 def judged_outcomes(entries: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """By prompt, its `outcome` for the student; the margin is the share of games won less the share lost, 1 to −1."""
+    """The student's `outcome` per prompt; the margin is the share of games won minus the share lost, −1 to 1."""
     outcomes = {}
     for index, pair in _games(entries, MAIN).items():
         verdicts = [game["verdict"] for game in pair["games"]]
@@ -83,10 +83,10 @@ def _games(entries: Mapping[int, Mapping[str, Any]], pair: str) -> dict[int, Map
 
 
 def _pair(results: ComparisonResults, games: Mapping[int, Mapping[str, Any]], name: str, seed: int) -> dict[str, Any]:
-    """Counts, and the win rate of the first of the pair: ties count half, what cannot be read is left out."""
+    """Counts, and the win rate of the first of the pair: ties count half, unreadable replies are left out."""
     worth = {index: WORTH[one["outcome"]] for index, one in games.items() if one["outcome"] in WORTH}
     counts = {kind: sum(one["outcome"] == kind for one in games.values()) for kind in (*WORTH, "unparsed")}
-    controlled, why = _length_controlled(results, worth, name, seed)
+    rate, why = _length_controlled(results, worth, name, seed)
     return {
         "n": len(worth),
         "wins": counts["win"],
@@ -98,7 +98,7 @@ def _pair(results: ComparisonResults, games: Mapping[int, Mapping[str, Any]], na
             {index: results.prompts[index].category for index in worth},
             lambda indices: _rates([worth[index] for index in indices], seed),
         ),
-        "length_controlled": controlled,
+        "length_controlled": rate,
         "length_note": why,
     }
 
@@ -114,7 +114,7 @@ def _rates(worth: Sequence[float], seed: int) -> dict[str, Any]:
 def _length_controlled(
     results: ComparisonResults, worth: Mapping[int, float], pair: str, seed: int
 ) -> tuple[Interval | None, str | None]:
-    """The win rate that answers of the same length would have by the judge's verdicts, or why there is none."""
+    """The win rate at equal length by the judge's verdicts, or why there is none."""
     one, other = pair.split(":")
     lengths = [_longer_by(results, index, one, other) for index in worth]
     result = length_controlled(list(worth.values()), lengths, seed=seed)
@@ -128,7 +128,7 @@ def _longer_by(results: ComparisonResults, index: int, one: str, other: str) -> 
 
 
 def _against_base(entries: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
-    """The difference of the two win rates against the teacher, paired by prompt."""
+    """The student's win rate against the teacher minus the base's, paired by prompt."""
     student, base = (_games(entries, f"{model}:teacher") for model in ("student", "base"))
     common = [
         index for index in student
@@ -142,59 +142,49 @@ def _against_base(entries: Mapping[int, Mapping[str, Any]], seed: int) -> Any:
 
 
 def _single(entries: Mapping[int, Mapping[str, Any]], seed: int) -> dict[str, Any]:
-    """The mean grade of each model; a grade that cannot be read is left out and counted."""
+    """The mean grade of each model; unreadable grades are left out and counted."""
     grades_by_model: dict[str, Any] = {}
     for model in JUDGED:
         grades = [one["single"][model]["score"] for one in entries.values() if model in one.get("single", {})]
-        read = [grade for grade in grades if grade is not None]
+        readable = [grade for grade in grades if grade is not None]
         if grades:
-            grades_by_model[model] = {"grade": mean_interval(read, seed=seed), "unparsed": len(grades) - len(read)}
+            unparsed = len(grades) - len(readable)
+            grades_by_model[model] = {"grade": mean_interval(readable, seed=seed), "unparsed": unparsed}
     return grades_by_model
 
 
 # Audit
 
 
-@dataclass(frozen=True, slots=True)
-class _JudgeReply:
-    """One parsed reply of the judge."""
-
-    prompt: int
-    first: str
-    second: str
-    verdict: str
-
-
 def _audit(
     results: ComparisonResults, entries: Mapping[int, Mapping[str, Any]], same_family: Sequence[Model], seed: int
 ) -> dict[str, Any]:
-    """Over all pairs: does the judge agree with itself, and what else would explain its verdicts?"""
+    """The judge's consistency over all pairs, and other explanations of its verdicts: position, length, family."""
     all_pairs = [(index, name, pair) for index, one in entries.items() for name, pair in one.get("pairs", {}).items()]
     pairs = [pair for _, _, pair in all_pairs]
-    games = [
-        _JudgeReply(
-            index, game["first"], next(each for each in name.split(":") if each != game["first"]), game["verdict"]
-        )
+    decisions = [
+        (index, name, game)
         for index, name, pair in all_pairs
         for game in pair["games"]
-        if game["verdict"] != "unparsed"
+        if game["verdict"] not in ("tie", "unparsed")
     ]
-    decided = [game for game in games if game.verdict != "tie"]
     return {
         "games": sum(len(pair["games"]) for pair in pairs),
-        "unparsed": _unparsed(pairs),
+        "unparsed": _unparsed_share(pairs),
         "order_consistency": _same_in_both_orders(pairs),
         "first_place": clustered_interval(
-            [float(game.verdict == game.first) for game in decided], [game.prompt for game in decided], seed=seed
+            [float(game["verdict"] == game["first"]) for _, _, game in decisions],
+            [index for index, _, _ in decisions],
+            seed=seed,
         ),
-        "longer_wins": _share(decided, lambda game: _picks_longer(results, game)),
+        "longer_wins": _share(decisions, lambda one: _picks_longer(results, *one)),
         "longer_would_say": _longer_would_say(results, entries, seed),
         "test_retest": _same_again(pairs),
         "same_family": same_family,
     }
 
 
-def _unparsed(pairs: Sequence[Mapping[str, Any]]) -> float | None:
+def _unparsed_share(pairs: Sequence[Mapping[str, Any]]) -> float | None:
     return _share([game for pair in pairs for game in pair["games"]], lambda game: game["verdict"] == "unparsed")
 
 
@@ -205,21 +195,22 @@ def _same_in_both_orders(pairs: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _same_again(pairs: Sequence[Mapping[str, Any]]) -> float | None:
     games = [game for pair in pairs for game in pair["games"] if "again" in game]
-    read = [game for game in games if "unparsed" not in (game["verdict"], game["again"])]
-    return _share(read, lambda game: game["verdict"] == game["again"])
+    readable = [game for game in games if "unparsed" not in (game["verdict"], game["again"])]
+    return _share(readable, lambda game: game["verdict"] == game["again"])
 
 
 def _share(items: Sequence[Any], is_so: Callable[[Any], bool]) -> float | None:
     return sum(is_so(item) for item in items) / len(items) if items else None
 
 
-def _picks_longer(results: ComparisonResults, game: _JudgeReply) -> bool:
-    other = game.second if game.verdict == game.first else game.first
-    return _longer_by(results, game.prompt, game.verdict, other) > 0
+def _picks_longer(results: ComparisonResults, index: int, pair: str, game: Mapping[str, Any]) -> bool:
+    one, other = pair.split(":")
+    gain = _longer_by(results, index, one, other)
+    return gain > 0 if game["verdict"] == one else gain < 0
 
 
 def _longer_would_say(results: ComparisonResults, entries: Mapping[int, Any], seed: int) -> Interval | None:
-    """The win rate of the student against the teacher for a judge that takes the longer answer."""
+    """The student's win rate against the teacher if the judge always took the longer answer."""
     gains = [_longer_by(results, index, "student", "teacher") for index in _games(entries, MAIN)]
     return mean_interval([1.0 if gain > 0 else 0.0 if gain < 0 else 0.5 for gain in gains], seed=seed)
 
@@ -232,24 +223,24 @@ def family(model: str) -> str | None:
 
 
 def _same_family(judge: str, names: Mapping[Model, str]) -> list[Model]:
-    """The entries models that may be of the judge's family: judges favour their own."""
+    """Which of student and teacher seem to be of the judge's family: judges favour their own."""
     own = family(judge)
     candidates: tuple[Model, ...] = ("student", "teacher")
     return [model for model in candidates if own is not None and family(names.get(model, "")) == own]
 
 
 def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why no verdict is given: the judge's noise on these pairs is larger than its win rate's distance from one half.
+    """Why no verdict is given: the judge's noise on these pairs exceeds the distance of its win rate from one half.
 
     A prompt on which it contradicts itself counts as a tie; if all of those fell on one side, the win rate would move
-    by half their share. The same holds for the share on which a repeated question gets another verdict.
+    by half their share. The same holds for repeated questions that get another verdict.
     """
     rate: Interval | None = main["win_rate"]
-    unparsed = _unparsed(pairs)
-    if unparsed is None:
+    unparsed_share = _unparsed_share(pairs)
+    if unparsed_share is None:
         return "no two answers differ, so the judge was asked nothing"
-    if unparsed > MAX_UNPARSED:
-        return f"{unparsed:.0%} of the judge's replies cannot be read"
+    if unparsed_share > MAX_UNPARSED:
+        return f"{unparsed_share:.0%} of the judge's replies cannot be read"
     if rate is None or rate.n < MIN_PROMPTS:
         return f"the judge decided {0 if rate is None else rate.n} prompts; at least {MIN_PROMPTS} are needed"
     doubts = {
@@ -268,7 +259,7 @@ def _withheld(main: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> st
 
 
 def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str, audit: Mapping[str, Any]) -> str:
-    """Share of prompts on which the student, and the base, win or tie against the teacher."""
+    """A sentence on the share of prompts on which student and base win or tie against the teacher."""
     rate: Interval = main["win_or_tie"]
     other = base["win_or_tie"] if base is not None else None
     against = f"; the base does on {other.mean:.0%}" if other is not None else ""
@@ -287,15 +278,9 @@ def _verdict(main: Mapping[str, Any], base: Mapping[str, Any] | None, judge: str
 
 def _power(games: Mapping[int, Mapping[str, Any]], prompts: int, usd: float | None) -> dict[str, Any] | None:
     worth = [WORTH[one["outcome"]] for one in games.values() if one["outcome"] in WORTH]
-    prompts_for_power = prompts_needed([one - 0.5 for one in worth], 0.05)
-    if prompts_for_power is None:
-        return None
-    each = usd / prompts if usd and prompts else None
-    return {
-        "measure": "win_rate",
-        "difference": 0.05,
-        "prompts": prompts_for_power,
-        "usd": None if each is None else prompts_for_power * each,
-        "explanation": "prompts that would show a difference of 5 points in the win rate four times of five, from the "
-        f"spread over these {len(worth)}",
-    }
+    explanation = (
+        "prompts that would show a difference of 5 points in the win rate four times of five, from the spread over "
+        f"these {len(worth)}"
+    )
+    entry = power_entry("win_rate", [one - 0.5 for one in worth], 0.05, usd / prompts if usd else None, explanation)
+    return entry if entry["prompts"] is not None else None

@@ -1,52 +1,44 @@
-"""Evaluates base and student on lm-evaluation-harness tasks, paired by document: abilities lost by training.
+"""Evaluates base and student on lm-evaluation-harness tasks, paired by document, to see abilities lost by training.
 
 Results are kept in the run folder's `lm_eval/`, one row per task, under a key of everything that determines them, so
-that a comparison that was killed runs no task twice.
+that an interrupted comparison runs no task twice.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from distill.compare.lm_eval_tasks import Harness, run
 from distill.compare.stats import mean_interval, paired_difference, sign_flip_p, with_holm
 from distill.core.console import say
 from distill.core.hashing import json_sha256
-from distill.core.jsonl import append_row, write_rows
+from distill.core.jsonl import append, rewrite, whole_rows
 from distill.core.student_folder import current
 from distill.core.weights import read_base, student_fingerprint
 from distill.models.in_process import base_fingerprint
 from distill.recipe import Benchmarks
 
-if TYPE_CHECKING:
-    from distill.compare.lm_eval_tasks import Harness, Setting
-
-
 FOLDER = "lm_eval"
 SIDES = ("base", "student")
 
 MAX_EXPLANATION = 300
-"""Characters of an explanation; a group may have a hundred tasks."""
+"""Longest explanation in characters; a group may have a hundred tasks."""
 
 
 def benchmarks(folder: Path, options: Benchmarks, *, seed: int, harness: Harness | None = None) -> dict[str, Any]:
-    """The `lm_eval` entry of scores.json; base and student do the tasks without results first.
+    """The `lm_eval` entry of scores.json; tasks without results are run first.
 
-    The package is installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one that
-    fails.
+    The package must be installed. Raises `RecipeError` for a task that is unknown or runs code, `DistillError` for one
+    that fails.
     """
-    from distill.compare.lm_eval_tasks import Setting
-
-    setting = Setting(limit=options.limit, shots=options.shots, chat=options.chat, batch=options.batch)
     package = version("lm_eval")
-    settings = [package, setting.limit, setting.shots, setting.chat]
-    work = _Work(folder, setting, harness)
+    settings = [package, options.limit, options.shots, options.chat]
+    work = _Work(folder, options, harness)
     rows = {model: {name: work.of(model, name, settings) for name in options.tasks} for model in SIDES}
     work.release()
     student_keys = [row["key"] for some in rows["student"].values() for row in some]
@@ -69,7 +61,7 @@ def student_measures(folder: Path, keys: Iterable[str]) -> dict[str, TaskMeasure
         f"{row['task']} {measure}": TaskMeasure(
             _title(row["task"], measure),
             _better([row], measure),
-            {(one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]},
+            _values(row, measure),
         )
         for row in (rows[key] for key in keys if key in rows)
         for measure in _measures([row])
@@ -77,51 +69,35 @@ def student_measures(folder: Path, keys: Iterable[str]) -> dict[str, TaskMeasure
 
 
 class _Work:
-    """Lazily loads one model at a time, and the harness."""
+    """Results of both models; loads the harness, and one model at a time, only for missing ones."""
 
-    def __init__(self, folder: Path, setting: Setting, harness: Harness | None) -> None:
+    def __init__(self, folder: Path, options: Benchmarks, harness: Harness | None) -> None:
         self._student = current(folder)
         self._folder = folder / FOLDER
-        self._setting = setting
+        self._options = options
         self._harness = harness
         self._loaded: dict[str, tuple[Any, Any]] = {}
 
     def of(self, model: str, name: str, settings: Sequence[Any]) -> list[dict[str, Any]]:
-        """A model's rows for the tasks of a name: from the folder, else by running them."""
+        """A model's rows for the tasks of a name: from the folder, else from a run."""
         path = self._folder / f"{model}.jsonl"
         weights = base_fingerprint(self._student) if model == "base" else student_fingerprint(self._student)
         key = partial(_key, weights, *settings)
-        rows = _repaired_rows(path)
+        rows = _rows_by_key(path)
         if (whole := rows.get(key("name", name))) is not None:
             return [rows[key("task", task)] for task in whole["tasks"]]
         path.parent.mkdir(exist_ok=True)
-        tasks = self._index().tasks(name)
+        rewrite(path, list(rows.values()))  # without a row that a kill has cut off
+        if self._harness is None:
+            self._harness = Harness()
+        tasks = self._harness.tasks(name)
         for each, task in tasks.items():
             if (here := key("task", each)) not in rows:
-                rows[here] = {"key": here, **self._do(model, each, task)}
-                append_row(path, rows[here])
-        append_row(path, {"key": key("name", name), "name": name, "tasks": list(tasks)})
+                say(f"lm-eval: {model} does {each}")
+                rows[here] = {"key": here, **run(*self._model(model), task, self._options)}
+                append(path, [rows[here]])
+        append(path, [{"key": key("name", name), "name": name, "tasks": list(tasks)}])
         return [rows[key("task", each)] for each in tasks]
-
-    def _do(self, model: str, name: str, task: Any) -> dict[str, Any]:
-        from distill.compare.lm_eval_tasks import run
-
-        say(f"lm-eval: {model} does {name}")
-        ran = run(*self._model(model), task, self._setting)
-        return {
-            "task": name,
-            "version": ran.version,
-            "higher": dict(ran.means),
-            "left_out": list(ran.others),
-            "documents": documents(ran.samples, ran.means),
-        }
-
-    def _index(self) -> Harness:
-        if self._harness is None:
-            from distill.compare.lm_eval_tasks import Harness
-
-            self._harness = Harness()
-        return self._harness
 
     def _model(self, model: str) -> tuple[Any, Any]:
         if model not in self._loaded:
@@ -129,13 +105,13 @@ class _Work:
             from distill.models.loading import load_student
 
             self.release()
-            loaded, tokenizer = load_student(self._student, adapter=model == "student")
+            network, tokenizer = load_student(self._student, adapter=model == "student")
             tokenizer.chat_template = chat_template.jinja(str(read_base(self._student)["template"]), tokenizer)
-            self._loaded[model] = loaded, tokenizer
+            self._loaded[model] = network, tokenizer
         return self._loaded[model]
 
     def release(self) -> None:
-        """Let go of the model."""
+        """Release the loaded model."""
         if self._loaded:
             from distill.models.device import free_memory
 
@@ -149,45 +125,7 @@ def _key(*parts: Any) -> str:
 
 def _rows_by_key(path: Path) -> dict[str, dict[str, Any]]:
     """The rows of a file by key, without one that a kill has cut off."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return {row["key"]: row for row in map(_row, lines) if row is not None}
-
-
-def _repaired_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The same, with that row taken out of the file, so that the next one does not continue it."""
-    rows = _rows_by_key(path)
-    if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        write_rows(path, rows.values())
-    return rows
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and "key" in row else None
-
-
-# Reading what the harness logs
-
-
-def documents(samples: Sequence[Mapping[str, Any]], means: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per document: its place and hash, and its finite number by each of the metrics and filter."""
-    by_document: dict[tuple[int, str], dict[str, float]] = {}
-    for sample in samples:
-        values = by_document.setdefault((sample["doc_id"], sample["doc_hash"]), {})
-        for metric in sample["metrics"]:
-            value = _number(sample.get(metric))
-            if metric in means and value is not None:
-                values[f"{metric},{sample['filter']}"] = value
-    return [{"id": id_, "hash": hash_, "values": values} for (id_, hash_), values in by_document.items()]
-
-
-def _number(value: Any) -> float | None:
-    """The number as JSON has it; numpy's are made plain, and what is none is left out."""
-    plain = value.item() if hasattr(value, "item") else value
-    return float(plain) if isinstance(plain, (bool, int, float)) and math.isfinite(plain) else None
+    return {row["key"]: row for row in whole_rows(path)}
 
 
 # The entry of scores.json
@@ -196,10 +134,10 @@ def _number(value: Any) -> float | None:
 def entries(
     names: Sequence[str], rows: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], seed: int
 ) -> dict[str, Any]:
-    """An entry for each measure of each name, as metrics have them; `p_holm` is adjusted for looking at all of them.
+    """An entry for each measure of each name, in the form of a metric's; `p_holm` is adjusted for all of them.
 
-    `rows`: by model and name, a row for each task that the name stands for. Several tasks are pooled, each document
-    counting once, and stand in `categories` one by one.
+    `rows`: by model and name, a row for each task that the name stands for. The documents of several tasks are pooled;
+    `categories` has each task.
     """
     measures = {
         f"{name} {measure}": _entry(name, measure, {model: rows[model][name] for model in SIDES}, seed)
@@ -217,17 +155,17 @@ def _measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _entry(name: str, measure: str, rows: Mapping[str, Sequence[Mapping[str, Any]]], seed: int) -> dict[str, Any]:
     pairs = {base["task"]: _pairs(measure, base, student) for base, student in zip(*rows.values(), strict=True)}
-    pooled = [pair for some in pairs.values() for pair in some]
+    all_pairs = [pair for some in pairs.values() for pair in some]
     parts = {task: {"n": len(some), **_figures(some, seed)} for task, some in pairs.items() if some}
-    every = sum(measure in document["values"] for row in rows["base"] for document in row["documents"])
+    every = sum(len(_values(row, measure)) for row in rows["base"])
     versions = ", ".join(dict.fromkeys(f"{row['task']} {row['version']}" for row in rows["base"]))
     return {
         "title": _title(name, measure),
         "unit": "mean over documents",
         "better": _better(rows["base"], measure),
-        "explanation": f"{len(pooled)} documents, each answered by both; {versions}"[:MAX_EXPLANATION],
-        "note": None if len(pooled) == every else f"documents without a number of both: {every - len(pooled)}",
-        **_figures(pooled, seed),
+        "explanation": f"{len(all_pairs)} documents, each answered by both; {versions}"[:MAX_EXPLANATION],
+        "note": None if len(all_pairs) == every else f"documents without a number of both: {every - len(all_pairs)}",
+        **_figures(all_pairs, seed),
         "categories": with_holm(parts) if len(parts) > 1 else {},
     }
 
@@ -243,11 +181,15 @@ def _better(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
     return "" if higher is None else "higher" if higher else "lower"
 
 
+def _values(row: Mapping[str, Any], measure: str) -> dict[tuple[int, str], float]:
+    """A measure's numbers by a document's place and hash."""
+    return {(one["id"], one["hash"]): one["values"][measure] for one in row["documents"] if measure in one["values"]}
+
+
 def _pairs(measure: str, base: Mapping[str, Any], student: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Base's and student's number for every document that both have, which place and hash tell."""
-    theirs = {(one["id"], one["hash"]): one["values"] for one in student["documents"]}
-    both = ((one["values"], theirs.get((one["id"], one["hash"]), {})) for one in base["documents"])
-    return [(first[measure], second[measure]) for first, second in both if measure in first and measure in second]
+    """Base's and student's number for every document that both have."""
+    second = _values(student, measure)
+    return [(value, second[at]) for at, value in _values(base, measure).items() if at in second]
 
 
 def _figures(pairs: Sequence[tuple[float, float]], seed: int) -> dict[str, Any]:

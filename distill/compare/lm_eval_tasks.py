@@ -1,15 +1,15 @@
 """Runs tasks of EleutherAI's lm-evaluation-harness (the package `lm_eval`) on a model in this process.
 
-Tasks are taken by their names from the package's own index: a name is never read as a path. Nothing brings code of its
-own: not a data set, not a metric of the Hub; and tasks that execute what a model writes are refused.
+Tasks are looked up by name in the package's own index; a name is never read as a path. No code is fetched, neither a
+data set's nor a metric's, and tasks that execute a model's output are refused.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from logging import ERROR, getLogger
@@ -17,35 +17,10 @@ from typing import Any
 
 from distill.errors import DistillError, MissingPackage, RecipeError
 from distill.models.third_party import first_line, quietly
+from distill.recipe import Benchmarks
 
 SEED, FEWSHOT_SEED = 0, 1234
 """The harness's own defaults, so that its command line gives the same examples and the same draws."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """Settings of a task; `None` is the task's default."""
-
-    limit: int | None = None
-    """Number of documents of each task, from its first on."""
-    shots: int | None = None
-    """Examples before each question."""
-    chat: bool = False
-    """Whether questions are put in the model's chat template."""
-    batch: int = 8
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRun:
-    """One model's results on a task."""
-
-    version: str
-    means: Mapping[str, bool | None]
-    """The metrics that are a mean over documents, each with whether higher is better."""
-    others: tuple[str, ...]
-    """The metrics that are none, and have no value for one document."""
-    samples: Sequence[Mapping[str, Any]]
-    """One row per document and filter, as the harness logs them."""
 
 
 class Harness:
@@ -74,7 +49,7 @@ class Harness:
             _require_harmless(name, (index[name].cfg or {}).get("unsafe_code"))
 
     def tasks(self, name: str) -> dict[str, Any]:
-        """The tasks that a name stands for, by their own names; fetches their documents.
+        """The tasks that a name stands for, by their own names, with their documents, which may be downloaded.
 
         Raises as `require`, `MissingPackage` where a task needs another, `DistillError` without its documents.
         """
@@ -105,13 +80,17 @@ def _require_harmless(name: str, runs_code: Any) -> None:
         raise RecipeError(f"compare.lm_eval: {name} runs code that the model writes, so it is refused; take it out")
 
 
-def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
-    """Have a model do one task. Raises `DistillError` where the harness cannot."""
+def run(model: Any, tokenizer: Any, task: Any, options: Benchmarks) -> dict[str, Any]:
+    """Run one task on a model; returns its row for lm_eval/.
+
+    `higher` has each metric that is a mean over documents, with whether higher is better; `left_out` has the other
+    metrics, which have no value for one document. Raises `DistillError` where the harness cannot.
+    """
     import numpy
     import torch
 
     name = str(task.task_name)
-    _settle(task, setting)
+    _settle(task, options.shots)
     random.seed(SEED)
     numpy.random.seed(FEWSHOT_SEED)
     torch.manual_seed(FEWSHOT_SEED)
@@ -120,10 +99,10 @@ def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
         from lm_eval.models.huggingface import HFLM
 
         try:
-            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=setting.batch)
+            lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch)
             results = evaluate(
-                lm=lm, task_dict={"tasks": {name: task}}, limit=setting.limit, bootstrap_iters=0,
-                apply_chat_template=setting.chat, fewshot_as_multiturn=setting.chat,
+                lm=lm, task_dict={"tasks": {name: task}}, limit=options.limit, bootstrap_iters=0,
+                apply_chat_template=options.chat, fewshot_as_multiturn=options.chat,
             )  # fmt: skip
         except Exception as error:  # tasks are code of many authors
             raise DistillError(f"compare.lm_eval: {name} cannot be run: {first_line(error)}") from error
@@ -131,25 +110,47 @@ def run(model: Any, tokenizer: Any, task: Any, setting: Setting) -> TaskRun:
     higher = task.higher_is_better()
     samples = results["samples"][name]
     metrics = sorted({metric for sample in samples for metric in sample["metrics"]})
-    return TaskRun(
-        str(task.VERSION),
-        {metric: higher.get(metric) for metric in metrics if metric in means},
-        tuple(metric for metric in metrics if metric not in means),
-        samples,
-    )
+    return {
+        "task": name,
+        "version": str(task.VERSION),
+        "higher": {metric: higher.get(metric) for metric in metrics if metric in means},
+        "left_out": [metric for metric in metrics if metric not in means],
+        "documents": documents(samples, means),
+    }
 
 
-def _settle(task: Any, setting: Setting) -> None:
-    """Set the number of examples before each question, unless the task forbids them with a 0 of its own."""
+def _settle(task: Any, shots: int | None) -> None:
+    """Set the number of examples before each question, unless the task itself sets 0, which forbids them."""
     own = task.get_config("num_fewshot")
-    if own is None or (setting.shots is not None and own != 0):
-        task.set_config(key="num_fewshot", value=setting.shots or 0)
+    if own is None or (shots is not None and own != 0):
+        task.set_config(key="num_fewshot", value=shots or 0)
     task.set_fewshot_seed(seed=FEWSHOT_SEED)
+
+
+def documents(samples: Sequence[Mapping[str, Any]], means: Collection[str]) -> list[dict[str, Any]]:
+    """One row per document: its place and hash, and its finite number by each of the metrics `means` and filter.
+
+    `samples`: one row per document and filter, as the harness logs them.
+    """
+    by_document: dict[tuple[int, str], dict[str, float]] = {}
+    for sample in samples:
+        values = by_document.setdefault((sample["doc_id"], sample["doc_hash"]), {})
+        for metric in sample["metrics"]:
+            value = _number(sample.get(metric))
+            if metric in means and value is not None:
+                values[f"{metric},{sample['filter']}"] = value
+    return [{"id": id_, "hash": hash_, "values": values} for (id_, hash_), values in by_document.items()]
+
+
+def _number(value: Any) -> float | None:
+    """A finite number as JSON has it, from Python's or numpy's; `None` for any other value."""
+    plain = value.item() if hasattr(value, "item") else value
+    return float(plain) if isinstance(plain, (bool, int, float)) and math.isfinite(plain) else None
 
 
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """Keep the harness's bars, and its advice, off the terminal."""
+    """Keep the harness's progress bars and advice off the terminal."""
     logger = getLogger("lm_eval")
     before = logger.level
     logger.setLevel(ERROR)

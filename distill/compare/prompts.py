@@ -36,7 +36,7 @@ def held_out(folder: Path, journal: Journal) -> list[Prompt]:
 
 
 def of_session(session: Session, journal: Journal) -> Prompt:
-    """A held-out session as a prompt, with the teacher's answer to its first question as the journal knows it."""
+    """A held-out session as a prompt, with the teacher's answer to its first question, tokens as journalled."""
     roles = [message.role for message in session.messages]
     first = roles.index("assistant") if "assistant" in roles else 0
     if first == 0:
@@ -44,21 +44,18 @@ def of_session(session: Session, journal: Journal) -> Prompt:
             f"test.jsonl: session {session.id} is no prompt with an answer; run `distill curate` again"
         )
     text = session.messages[first].content.strip()
-    cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
-    bought = next((answer for key in session.meta.get("keys", ()) if _has_text(answer := journal.get(key), text)), None)
-    tokens = bought.usage.completion_tokens if isinstance(bought, Completion) and bought.usage else None
+    is_cut = bool(session.meta.get("truncated")) and first == len(roles) - 1
+    answers = (journal.get(key) for key in session.meta.get("keys", ()))
+    answer = next((one for one in answers if isinstance(one, Completion) and one.text.strip() == text), None)
+    tokens = answer.usage.completion_tokens if answer is not None and answer.usage else None
     return Prompt(
         session.id,
         session.messages[:first],
-        ModelAnswer(text, "length" if cut else "stop", tokens),
+        ModelAnswer(text, "length" if is_cut else "stop", tokens),
         teacher=session.meta.get("teacher"),
         again=0 if session.meta.get("replica") == 1 else 1,
         category=_category(session.meta),
     )
-
-
-def _has_text(answer: Any, text: str) -> bool:
-    return isinstance(answer, Completion) and answer.text.strip() == text
 
 
 def _category(meta: Mapping[str, Any]) -> str:
@@ -70,18 +67,18 @@ def _category(meta: Mapping[str, Any]) -> str:
 
 
 def of_file(path: Path, *, system: str = "") -> list[Prompt]:
-    """The prompts of a file: text with one a line, or rows of JSON.
+    """The prompts of a file: plain text, one per line, or rows of JSON.
 
-    A row has `turns` (as MT-Bench and Vicuna's questions have), `messages` (ours and OpenAI's; what stands after the
-    last question is left out), or an `instruction`, `prompt` or `question`, with an `input` below it; and, if it likes,
-    an id, a `category` and a `reference` solution. `system` goes before those that have no system message. Raises
-    `RecipeError` for a file without prompts, a row that is none, or an id that comes twice.
+    A row has `turns` (as in MT-Bench and Vicuna's questions), `messages` (this project's and OpenAI's; answers are left
+    out), or an `instruction`, `prompt` or `question`, with an optional `input`; and optionally an id, a `category` and
+    a `reference` solution. `system` is added to prompts without a system message. Raises `RecipeError` for a file
+    without prompts, a row that is no prompt, or a repeated id.
     """
     where = f"compare.prompts: {path}"
     if path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
-        prompts = [_prompt(row, path) for row in _accepted(json_rows(path), where)]
+        prompts = [_prompt(row, path) for row in _valid_rows(json_rows(path), where)]
     else:
-        lines = _accepted(text_lines(path), where)
+        lines = _valid_rows(text_lines(path), where)
         prompts = [Prompt(f"prompt-{number}", (Message("user", text),)) for number, text in lines]
     if not prompts:
         raise RecipeError(f"compare.prompts: {path} holds no prompts; expected one a line, or rows of JSON")
@@ -94,7 +91,7 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
 
 
 def of_metrics(metrics: Iterable[Any]) -> list[Prompt]:
-    """The prompts that belong to one metric each."""
+    """The prompts that metrics bring themselves; each is scored by its own metric only."""
     return [
         replace(_prompt(ForeignRow(number, row), type(metric).__name__), asked_by=type(metric).__name__)
         for metric in metrics
@@ -109,8 +106,8 @@ def _with_system(prompt: Prompt, system: str) -> Prompt:
     return replace(prompt, messages=(Message("system", system), *prompt.messages))
 
 
-def _accepted(rows: Iterable[T | RejectedRow], where: str) -> Iterator[T]:
-    """The rows. Raises `RecipeError` for the first that cannot be read."""
+def _valid_rows(rows: Iterable[T | RejectedRow], where: str) -> Iterator[T]:
+    """The rows. Raises `RecipeError` for the first rejected one."""
     for row in rows:
         if isinstance(row, RejectedRow):
             raise RecipeError(f"{where}, line {row.line}: {row.detail}")
@@ -137,7 +134,7 @@ def _prompt(row: ForeignRow, path: Path | str) -> Prompt:
 
 
 def _checks(row: ForeignRow, path: Path | str) -> tuple[Mapping[str, Any], ...]:
-    """Instructions that a program can check; `checks` that are no list are another's, and left alone."""
+    """The row's checkable instructions; a `checks` that is no list belongs to another format and is ignored."""
     checks = row.value.get("checks")
     if not isinstance(checks, list):
         return ()
@@ -153,7 +150,7 @@ def _solution(value: Any) -> str | None:
 
 
 def _question_turns(row: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """The messages up to the first answer, and the user's turns behind it; empty where the row is no prompt."""
+    """The messages up to the first answer, and the user's later turns; empty where the row is no prompt."""
     turns = row.get("turns")
     if isinstance(turns, list) and turns and all(isinstance(turn, str) and turn.strip() for turn in turns):
         return (Message("user", turns[0]),), tuple(turns[1:])
@@ -189,24 +186,23 @@ def _id(row: Mapping[str, Any]) -> str | None:
 
 
 def recorded_answers(prompts: Sequence[Prompt], files: Mapping[Model, Path]) -> list[ModelReplies]:
-    """Answers from files, of the models that have one.
+    """Answers from files, for the models that have one.
 
-    A row has an answer as `text`, `output` (AlpacaEval's outputs), `answer`, `response`, `completion`, `turns`, or
-    `choices` with `turns` (FastChat's), and belongs to the prompt of the same id, else of the same question but for
-    case and white space; of prompts with the same question, each row takes the next. A prompt without an answer lacks
-    that model, which is noted. Raises `RecipeError` for a file of which no answer belongs to a prompt, or with two
-    answers to one.
+    A row has its answer as `text`, `output` (AlpacaEval), `answer`, `response`, `completion`, `turns`, or `choices`
+    with `turns` (FastChat). It belongs to the prompt with the same id, else with the same question, ignoring case and
+    white space; rows with the same question go to such prompts in order. Prompts without an answer are counted in a
+    note. Raises `RecipeError` for a file without an answer to any prompt, or with two answers to one.
     """
-    return [_recorded(prompts, model, files[model]) for model in MODELS if model in files]
+    return [_replies_of_file(prompts, model, files[model]) for model in MODELS if model in files]
 
 
-def _recorded(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelReplies:
+def _replies_of_file(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelReplies:
     ids = {prompt.id: index for index, prompt in enumerate(prompts)}
     same_text: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         same_text.setdefault(normalise(prompt.messages[-1].content), []).append(index)
     answers: dict[int, ModelAnswer] = {}
-    for row in _accepted(json_rows(path), f"compare.answers.{model}: {path}"):
+    for row in _valid_rows(json_rows(path), f"compare.answers.{model}: {path}"):
         place = ids.get(_id(row.value) or "")
         if place is None:
             place = _next_free(next((same_text[key] for key in _questions(row.value) if key in same_text), []), answers)
@@ -223,19 +219,19 @@ def _recorded(prompts: Sequence[Prompt], model: Model, path: Path) -> ModelRepli
             f"compare.answers.{model}: no answer in {path} belongs to a prompt; expected rows with the prompts' ids or "
             "their very questions"
         )
-    return _noted(prompts, model, answers)
+    return _with_note(prompts, model, answers)
 
 
 def _next_free(places: Sequence[int], answers: Collection[int]) -> int | None:
-    """The first of the prompts with the same question that has no answer yet, else the first; `None` of none."""
+    """The first of these prompts without an answer yet, else the first of all; `None` where there are none."""
     return next((place for place in places if place not in answers), places[0] if places else None)
 
 
-def _noted(prompts: Sequence[Prompt], model: Model, answers: Mapping[int, ModelAnswer]) -> ModelReplies:
-    shared = shared_prompts(prompts)
-    missing = sum(index not in answers for index in shared)
+def _with_note(prompts: Sequence[Prompt], model: Model, answers: Mapping[int, ModelAnswer]) -> ModelReplies:
+    indices = shared_prompts(prompts)
+    missing = sum(index not in answers for index in indices)
     note = (
-        f"{NAMES[model]} has no recorded answer to {missing} of {len(shared)} prompts; "
+        f"{NAMES[model]} has no recorded answer to {missing} of {len(indices)} prompts; "
         "each number rests on the prompts that have what it needs"
     )
     return ModelReplies(model=model, answers=answers, missing=missing, notes=(note,) if missing else ())
@@ -248,7 +244,7 @@ def _questions(row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
-    """The answer of a row; nothing says how it ended, unless the row has a `finish`."""
+    """The answer of a row; its finish is unknown unless the row says it."""
     choices = row.get("choices")
     inner = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     turns = next((value for value in (row.get("turns"), inner.get("turns")) if isinstance(value, list) and value), None)
@@ -266,6 +262,6 @@ def _answer(row: Mapping[str, Any]) -> ModelAnswer | None:
 
 
 def same_questions(prompts: Sequence[Prompt]) -> int:
-    """How many prompts ask what an earlier one has asked: they are no independent evidence."""
+    """Number of prompts that repeat an earlier one's question, and so are no independent evidence."""
     questions = [normalise("\n".join((prompt.messages[-1].content, *prompt.later))) for prompt in prompts]
     return len(questions) - len(set(questions))

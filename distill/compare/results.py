@@ -39,9 +39,9 @@ class Prompt:
     """Replica of the teacher's second answer; differs from the first answer's, of which best_of draws several."""
     category: str = EVERY
     later: tuple[str, ...] = ()
-    """The user's turns after each answer, in a question of several turns."""
+    """The user's further turns, where the question has several."""
     solution: str | None = None
-    """A correct answer by the prompt's author, for a judge."""
+    """A correct answer by the prompt's author, which the judge sees."""
     checks: tuple[Mapping[str, Any], ...] = ()
     """Instructions in it that a program can check."""
     asked_by: str | None = None
@@ -49,11 +49,11 @@ class Prompt:
 
     @property
     def question(self) -> str:
-        """Everything the user says."""
+        """All the user's turns."""
         return "\n".join([*(message.content for message in self.messages if message.role == "user"), *self.later])
 
     def with_turns(self, answer: ModelAnswer) -> tuple[Message, ...]:
-        """The conversation before the last answer: the prompt, and the turns that the model has answered before."""
+        """The conversation before the model's last answer: the prompt, its earlier answers and the later turns."""
         messages = list(self.messages)
         for reply, turn in zip(answer.earlier, self.later, strict=False):
             messages += [Message("assistant", reply), Message("user", turn)]
@@ -61,7 +61,7 @@ class Prompt:
 
 
 def shared_prompts(prompts: Sequence[Prompt]) -> list[int]:
-    """Indices of the prompts that all metrics score: all but those that belong to one metric."""
+    """Indices of the prompts that all metrics score; those that one metric brings are left out."""
     return [index for index, prompt in enumerate(prompts) if prompt.asked_by is None]
 
 
@@ -97,7 +97,7 @@ class ComparisonResults:
         return shared_prompts(self.prompts)
 
     def values(self, measure: Measure, model: Model) -> dict[int, float]:
-        """A model's numbers by prompt, for the prompts that have one."""
+        """A model's numbers by prompt, where it has one."""
         rows = self.scores.get(model, {})
         return {index: rows[index][measure.name] for index in sorted(rows) if measure.name in rows[index]}
 
@@ -108,7 +108,7 @@ def score_answers(
     metrics: Sequence[TextMetric | ModelMetric],
     folder: Path,
 ) -> ComparisonResults:
-    """All answers with their scores from likelihoods and by the metrics that read texts alone."""
+    """All answers, with scores from likelihoods and from text metrics."""
     answers: dict[Model, Mapping[int, ModelAnswer]] = {}
     scores: dict[Model, dict[int, dict[str, float]]] = {}
     for reply in replies:
@@ -128,7 +128,7 @@ def score_answers(
 
 
 def _add(scores: dict[Model, dict[int, dict[str, float]]], model: Model, index: int, values: Scores) -> None:
-    """Add a model's scores on a prompt; a number that is not finite is no score."""
+    """Add a model's scores on a prompt; numbers that are not finite are left out."""
     row = scores.setdefault(model, {}).setdefault(index, {})
     row.update({name: value for name, value in values.items() if math.isfinite(value)})
 

@@ -51,18 +51,18 @@ class Sides:
     teachers: Mapping[str, Provider] = field(default_factory=dict)
     """By name in the engine. The teacher that answered a prompt answers it again, else the first of them."""
     release_teacher: Callable[[], None] = lambda: None
-    """Called when the teacher is no longer needed."""
+    """Called when the teacher's endpoint is no longer needed."""
     teacher_weights: str | None = None
-    """The teacher's name in the recipe, where its weights can be loaded here."""
+    """The teacher's model in the recipe, where its weights can be loaded in this process."""
     endpoints: Mapping[Model, Provider] = field(default_factory=dict)
     """Endpoints that answer as `base` or `student`."""
     recorded: Mapping[Model, Path] = field(default_factory=dict)
-    """Files of recorded answers; these models generate none."""
+    """Files of recorded answers; these models are not asked."""
     judge: Bench | None = None
 
     @property
     def models_here(self) -> list[Model]:
-        """Those of base and student that answer in this process."""
+        """The models among base and student that answer in this process."""
         return [model for model in MODELS[:2] if model not in {*self.endpoints, *self.recorded}]
 
 
@@ -91,30 +91,30 @@ def compare(
 ) -> dict[str, int]:
     """Write answers.jsonl and scores.json of the held-out rows, or of a file of `prompts`; returns counts.
 
-    All models draw with `sampling`; `seed` decides the draws of base and student, and the resamples. `system` goes
-    before the prompts of a file. `tasks` are of the lm-evaluation-harness: base and student do them last. `usd` returns
-    what was spent so far. Reads the journal for what is known of the teacher's first answers, and kept.jsonl for what
-    the student was trained on. Raises `DistillError` when base and student are the same model, `RecipeError` for a
-    file of prompts or answers that does not fit.
+    All models use `sampling`; `seed` seeds the answers of base and student, and the resamples. `system` is the system
+    message of a file's prompts. `tasks` of the lm-evaluation-harness run last, on base and student. `usd` returns the
+    cost so far. Token counts of the teacher's first answers come from the journal, training rows from kept.jsonl.
+    Raises `DistillError` when base and student are the same model, `RecipeError` for an unusable file of prompts or
+    answers.
     """
-    shared = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
-    questions = [*shared, *of_metrics(metrics)]
+    common_prompts = of_file(prompts, system=system) if prompts is not None else held_out(folder, journal)
+    questions = [*common_prompts, *of_metrics(metrics)]
     replies = _ask(questions, current(folder), engine, metrics, sampling, seed, sides)
     results = score_answers(questions, replies, metrics, folder)
-    bench = sides.judge if shared else None
-    judged = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
-    measures, extras = _measures(folder, results, replies, judged, metrics, sides, seed, usd(), own=prompts is None)
+    bench = sides.judge if common_prompts else None
+    verdicts = judge(results, engine, bench.provider, options=bench.options, sampling=bench.sampling) if bench else None
+    measures, extras = _measures(folder, results, replies, verdicts, metrics, sides, seed, usd(), own=prompts is None)
     write_rows(folder / "answers.jsonl", (row(results, index, extras) for index in range(len(questions))))
     scores = {
-        "prompts": len(shared),
+        "prompts": len(common_prompts),
         "held_out": prompts is None,
-        "method": _method(sampling, seed, any_generated=not set(results.answers) <= set(sides.recorded)),
+        "method": _method(sampling, seed, has_generated=not set(results.answers) <= set(sides.recorded)),
         **measures,
         **({"lm_eval": benchmarks(folder, tasks, seed=seed)} if tasks is not None else {}),
     }
     write_json(folder / "scores.json", scores)
     missing = sum(reply.missing for reply in replies)
-    return {"prompts": len(shared), "answers": sum(map(len, results.answers.values())), "missing": missing}
+    return {"prompts": len(common_prompts), "answers": sum(map(len, results.answers.values())), "missing": missing}
 
 
 def _ask(
@@ -126,7 +126,7 @@ def _ask(
     seed: int,
     sides: Sides,
 ) -> list[ModelReplies]:
-    """Recorded answers, and the replies of the models without any; of each model at hand here likelihoods too."""
+    """Replies of all models: recorded, from endpoints, and from models in this process, which give likelihoods too."""
     if not prompts:
         sides.release_teacher()
         return []
@@ -146,8 +146,8 @@ def _ask(
     if not sides.models_here:
         return replies
     references = next((reply.answers for reply in reversed(replies) if reply.model == "teacher"), None) or {}
-    seeded = replace(sampling, seed=seed)
-    replies += ask_here(prompts, references, engine, student, metrics, seeded, sides.models_here)
+    here = replace(sampling, seed=seed)
+    replies += ask_here(prompts, references, engine, student, metrics, here, sides.models_here)
     if sides.teacher_weights is not None:
         replies += ask_teacher_weights(prompts, references, engine, metrics, sides.teacher_weights)
     return replies
@@ -157,7 +157,7 @@ def _measures(
     folder: Path,
     results: ComparisonResults,
     replies: Sequence[ModelReplies],
-    judged: Mapping[int, Mapping[str, Any]] | None,
+    verdicts: Mapping[int, Mapping[str, Any]] | None,
     metrics: Sequence[TextMetric | ModelMetric],
     sides: Sides,
     seed: int,
@@ -165,7 +165,10 @@ def _measures(
     *,
     own: bool,
 ) -> tuple[dict[str, Any], dict[str, Mapping[int, Any]]]:
-    """Models, measures, judge, coverage and leaks for scores.json; and by name the entries of each prompt."""
+    """Entries of scores.json, and by name the `EXTRAS` of each prompt for answers.jsonl.
+
+    `verdicts`: the judge's, by prompt; `own`: the prompts are the run's held-out rows, not a file's.
+    """
     kept, models = folder / "kept.jsonl", descriptions(current(folder), results, sides)
     absent = absent_measures(metrics, sides.models_here, sides.teacher_weights) if results.prompts else {}
     leak_entries = leaks(results.prompts, kept)
@@ -177,16 +180,16 @@ def _measures(
     notes += remarks(results, [one for one in measures if one.name not in absent], entries)
     scores = summary(results, entries, lead, notes=notes, usd=usd, own=own)
     outcomes = outcomes_by(results, lead) if lead is not None else {}
-    if judged is not None and sides.judge is not None:
+    if verdicts is not None and sides.judge is not None:
         names = {model: one["model"] or "" for model, one in models.items()}
         judge_info = {"model": sides.judge.provider.endpoint.model, "mode": sides.judge.options.mode}
-        scores = with_judge(scores, conclude(results, judged, judge_info, names, seed=seed, usd=usd))
-        outcomes |= judged_outcomes(judged)
+        scores = with_judge(scores, conclude(results, verdicts, judge_info, names, seed=seed, usd=usd))
+        outcomes |= judged_outcomes(verdicts)
     nearness, nearness_by_category = coverage(results.prompts, outcomes, kept)
     extras = {
         "surprise": by_prompt({reply.model: reply.spans for reply in replies if reply.spans}),
         "leak": leak_entries,
-        "judge": judged or {},
+        "judge": verdicts or {},
         "outcome": outcomes,
         "coverage": nearness,
     }
@@ -194,7 +197,7 @@ def _measures(
     return {"models": models, **scores, "coverage": nearness_by_category, "leaks": leaks_in_all}, extras
 
 
-def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
+def _method(sampling: Sampling, seed: int, *, has_generated: bool) -> str:
     settings = [
         f"{name} {value:g}"
         for name, value in (("temperature", sampling.temperature), ("top_p", sampling.top_p))
@@ -203,7 +206,7 @@ def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
     settings += [f"at most {sampling.max_tokens} tokens"] if sampling.max_tokens else []
     how = (
         f"all models drew with {', '.join(settings) or 'default sampling'}"
-        if any_generated
+        if has_generated
         else "all answers were recorded"
     )
     return (
@@ -213,7 +216,7 @@ def _method(sampling: Sampling, seed: int, *, any_generated: bool) -> str:
 
 
 def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dict[Model, dict[str, str | None]]:
-    """Each model with answers: its name, its part in the comparison, and the fingerprint of its weights."""
+    """Name, description and, where it was trained here, weight fingerprint of each model that has answers."""
     trained_here = _descriptions_here(student)
     again = {
         "teacher": "first answers, which are compared with",
@@ -237,7 +240,7 @@ def descriptions(student: Path, results: ComparisonResults, sides: Sides) -> dic
 
 
 def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
-    """Base and student as they were trained here, by what their folder says."""
+    """Base and student as the student's folder describes them; empty without one."""
     if not is_student(student):
         return {}
     base = read_base(student)
@@ -259,7 +262,7 @@ def _descriptions_here(student: Path) -> dict[Model, dict[str, str | None]]:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """The options of the recipe that decide answers and scores, by key."""
+    """Options of the recipe that decide answers and scores, by key."""
     loaded, section = context.recipe, context.recipe.compare
     assert section is not None
     own = ("prompts", "system", "answers", "judge", "sampling", "lm_eval")
@@ -306,16 +309,16 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
 
 def _sampling(loaded: recipe.Recipe) -> Sampling:
-    """Sampling of all models: of the section, else of the teacher."""
+    """Sampling of all models: the section's, else the teacher's."""
     teacher = loaded.main_teacher
     own = loaded.compare.sampling if loaded.compare is not None else None
     return (own or (teacher.sampling if teacher is not None else recipe.SamplingOptions())).sampling()
 
 
 def _sides(context: Context, section: recipe.Compare) -> Sides:
-    """Everything that answers beside what was trained here."""
+    """Endpoints, recorded answers and judge of the recipe."""
     teachers, others = context.teachers.all, context.teachers.others
-    served = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None
+    server = teachers[0].section if len(teachers) == 1 and teachers[0].section.serve is not None else None
     bench = None
     judge = context.teachers.endpoints.get("judge")
     if section.judge is not None and judge is not None:
@@ -323,7 +326,7 @@ def _sides(context: Context, section: recipe.Compare) -> Sides:
     return Sides(
         teachers={one.name: one.provider for one in teachers},
         release_teacher=lambda: stop_teacher(context),
-        teacher_weights=served.model if served is not None else None,
+        teacher_weights=server.model if server is not None else None,
         endpoints={name: one.provider for one in others for name in RESPONDENTS if one.name == name},
         recorded={model: Path(path) for model, path in section.answers.items()},
         judge=bench,

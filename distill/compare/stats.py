@@ -1,9 +1,9 @@
 """Bootstrap intervals and sign-flip tests over prompts, paired where two models answered the same prompts.
 
-The prompt is the unit: what one prompt gives, for several models or in several samples, is resampled together. The
-intervals are expanded percentile intervals: those of Efron & Tibshirani (1993, ch. 13), taken a little further out, so
-that few prompts do not give too narrow ones (Hesterberg, 2015, The American Statistician 69(4), section 5.3). Nothing
-here returns a NaN.
+The prompt is the unit of resampling: all numbers of a prompt, of several models or samples, are drawn together. The
+intervals are expanded percentile intervals: percentile intervals (Efron & Tibshirani, 1993, ch. 13), widened so that
+they hold for few prompts too (Hesterberg, 2015, The American Statistician 69(4), section 5.3). Nothing here returns a
+NaN.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Floats: TypeAlias = "numpy.ndarray[Any, numpy.dtype[numpy.float64]]"
 RESAMPLES = 10_000
 LEVEL = 0.95
 MIN_PROMPTS = 6
-"""With fewer, no difference is called one: even when all of five agree, a two-sided sign test has p = 0.06."""
+"""With fewer, no difference counts as clear: even when all five agree, a two-sided sign test has p = 0.06."""
 MIN_CONTROLLED = 20
 MIN_OTHER_SIGN = 0.05
-"""Fewest prompts, and the least share of them whose other answer is longer, that a control of length can rest on."""
+"""A length-controlled rate needs this many prompts, and this share of them with the longer answer on either side."""
 FLIPS = 10_000
-"""Random sign patterns of a permutation test; of up to `_EXACT_UP_TO` prompts all patterns are taken instead."""
+"""Random sign patterns of a permutation test; up to `_EXACT_UP_TO` prompts, all patterns are taken instead."""
 _EXACT_UP_TO = 13
 _CELLS_AT_ONCE = 1 << 20
-"""Resampled prompts held in memory at once (8 MB), whatever their number."""
+"""Resampled prompts held in memory at once (8 MB)."""
 _NORMAL = NormalDist()
 
 
@@ -61,7 +61,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Share of the distance from one mean to another covered by a third: 0 none, 1 all, below 0 the wrong way."""
+    """Share of the distance between two means that a third one has covered: 0 none, 1 all, below 0 the wrong way."""
 
     share: float
     low: float
@@ -88,9 +88,9 @@ def mean_interval(values: Sequence[float], *, seed: int = 0, resamples: int = RE
 def clustered_interval(
     values: Sequence[float], clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval | None:
-    """The mean of all values and its 95% interval when whole clusters are drawn: a prompt's two orders, or its samples.
+    """The mean of all values and its 95% interval when whole clusters are resampled, such as a prompt's two orders.
 
-    `n` is the number of clusters, which may be of different sizes. Raises `ValueError` when the two differ in length.
+    `n` is the number of clusters, which may differ in size. Raises `ValueError` when the two differ in length.
     """
     sums: dict[Hashable, list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
@@ -129,9 +129,9 @@ def gap_closed(
 ) -> Gap | Misleading:
     """(student − base) / (target − base) of the means, whichever direction is better, and its 95% interval.
 
-    The three lists hold the same prompts in the same order and are resampled together. Refused when the interval of
-    target − base includes 0, since then there is no gap to speak of. Resamples in which that difference is exactly 0
-    are left out of the interval.
+    The three lists hold the same prompts in the same order and are resampled together. `Misleading` when the interval
+    of target − base includes 0, since then there may be no gap. Resamples in which that difference is exactly 0 are
+    left out of the interval.
     """
     distance = paired_difference(target, base, seed=seed, resamples=resamples)
     if distance is None:
@@ -148,12 +148,12 @@ def gap_closed(
 
 
 def sign_flip_p(values: Sequence[float], others: Sequence[float], *, seed: int = 0) -> float | None:
-    """Two-sided p of the paired difference of means, if it were as likely the other way round for every prompt.
+    """Two-sided p of the mean paired difference, under the hypothesis that each prompt's sign is a coin flip.
 
-    Fisher's randomisation test for pairs: the share of sign patterns whose mean is as far from 0 as the one found. All
-    patterns are taken of up to 13 prompts that differ, else 10,000 at random and the one found (Phipson & Smyth, 2010).
-    `None` with fewer than `MIN_PROMPTS`; prompts that do not differ say nothing and are left out. Raises `ValueError`
-    when the two are not equally long.
+    Fisher's randomisation test for pairs: the share of sign patterns whose mean is as far from 0 as the observed one.
+    Up to 13 prompts that differ, all patterns are taken; else 10,000 random ones and the observed one (Phipson & Smyth,
+    2010). `None` with fewer than `MIN_PROMPTS`; prompts without a difference are left out. Raises `ValueError` when the
+    two are not equally long.
     """
     import numpy
 
@@ -163,18 +163,18 @@ def sign_flip_p(values: Sequence[float], others: Sequence[float], *, seed: int =
     differences = differences[differences != 0]
     if not len(differences):
         return 1.0
-    observed = abs(float(differences.sum()))
+    distance = abs(float(differences.sum()))
     slack = 1e-9 * float(numpy.abs(differences).sum())
-    reached = tried = 0
+    as_far = patterns = 0
     for signs in _signs(len(differences), seed):
-        reached += int((numpy.abs(signs @ differences) >= observed - slack).sum())
-        tried += len(signs)
+        as_far += int((numpy.abs(signs @ differences) >= distance - slack).sum())
+        patterns += len(signs)
     is_exact = len(differences) <= _EXACT_UP_TO
-    return reached / tried if is_exact else (reached + 1) / (tried + 1)
+    return as_far / patterns if is_exact else (as_far + 1) / (patterns + 1)
 
 
 def _signs(count: int, seed: int) -> Iterator[Floats]:
-    """Rows of −1 and 1, in parts: every pattern of few, random ones of many."""
+    """Sign patterns, (patterns, count) of −1 and 1, in parts: all of them up to `_EXACT_UP_TO`, else random ones."""
     import numpy
 
     if count <= _EXACT_UP_TO:
@@ -192,10 +192,10 @@ def length_controlled(
 ) -> Interval | Misleading:
     """The win rate at equal length, by a logistic regression of the outcome on the difference in length.
 
-    `worth` is 1, ½ or 0 a prompt, `longer_by` how much longer the answer is, in any unit: it enters as tanh(x / sd),
+    `worth` is 1, ½ or 0 per prompt, `longer_by` how much longer the answer is, in any unit; it enters as tanh(x / sd),
     as in AlpacaEval 2 (Dubois et al., 2024, arXiv 2404.04475), whose other terms belong to its own prompts. The
-    interval is of a refit on each resample of the prompts. Refused where nearly all differences have one sign, since
-    then length and model cannot be told apart, and of few prompts.
+    interval comes from a refit on each resample of the prompts. `Misleading` with few prompts, and where nearly all
+    differences have one sign, since then the effects of length and model cannot be separated.
     """
     import numpy
 
@@ -207,7 +207,7 @@ def length_controlled(
     if min((lengths > 0).mean(), (lengths < 0).mean()) < MIN_OTHER_SIGN:
         return Misleading("the answers of one are hardly ever longer, so length cannot be told from the model")
     scaled = numpy.tanh(lengths / lengths.std())
-    weights = numpy.concatenate([numpy.ones((1, len(outcomes))), _draws(len(outcomes), seed, resamples)])
+    weights = numpy.concatenate([numpy.ones((1, len(outcomes))), *_draws(len(outcomes), seed, resamples)])
     at_zero = _at_equal_length(outcomes, scaled, weights)
     low, high = _ends(at_zero[1:], len(outcomes))
     return Interval(float(at_zero[0]), low, high, len(outcomes))
@@ -216,7 +216,8 @@ def length_controlled(
 def _at_equal_length(outcomes: Floats, scaled: Floats, weights: Floats) -> Floats:
     """σ(intercept) of outcome ~ σ(intercept + slope · length) for each row of weights, by Newton's method.
 
-    A ridge of 0.01 keeps resamples in which all were won finite.
+    `outcomes` and `scaled`: (prompts,), `weights`: (fits, prompts); returns (fits,). A ridge of 0.01 keeps the fit
+    finite on resamples in which every prompt was won.
     """
     import numpy
 
@@ -234,7 +235,7 @@ def _at_equal_length(outcomes: Floats, scaled: Floats, weights: Floats) -> Float
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p of each, for looking at several at once; at most 1, in the order given."""
+    """The p-values adjusted for multiple tests (Holm, 1979), at most 1, in the same order."""
     order = sorted(range(len(ps)), key=lambda index: ps[index])
     results, highest = [0.0] * len(ps), 0.0
     for rank, index in enumerate(order):
@@ -244,14 +245,14 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def with_holm(entries: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The entries, each with its `p` adjusted for looking at all of them, as `p_holm`."""
+    """The entries, each with `p_holm`: its `p` adjusted for all of them; `None` without a `p`."""
     names = [name for name, entry in entries.items() if entry["p"] is not None]
     p_by_name = dict(zip(names, holm([entries[name]["p"] for name in names]), strict=True))
     return {name: {**entry, "p_holm": p_by_name.get(name)} for name, entry in entries.items()}
 
 
 def by_category(categories: Mapping[K, str], figures: Callable[[list[K]], dict[str, Any]]) -> dict[str, Any]:
-    """The `figures` of each category's prompts with their number `n` and `p_holm`; empty where there is but one."""
+    """Each category's `figures`, number of prompts `n` and `p_holm`; empty where there is only one category."""
     members: dict[str, list[K]] = {}
     for key, category in categories.items():
         members.setdefault(category, []).append(key)
@@ -261,10 +262,10 @@ def by_category(categories: Mapping[K, str], figures: Callable[[list[K]], dict[s
 
 
 def prompts_needed(differences: Sequence[float], difference: float, *, power: float = 0.8) -> int | None:
-    """How many prompts would show a true mean difference of this size, with that chance and 95% intervals.
+    """Number of prompts at which a 95% interval shows a true mean difference of this size with probability `power`.
 
     From the spread of a pilot's paired differences: n = ((z(0.975) + z(power)) · sd / difference)², at least
-    `MIN_PROMPTS`. `None` of fewer than `MIN_PROMPTS` differences, or of equal ones, whose spread says nothing.
+    `MIN_PROMPTS`. `None` for fewer than `MIN_PROMPTS` differences, and where all are equal, so that there is no spread.
     """
     import numpy
 
@@ -277,15 +278,26 @@ def prompts_needed(differences: Sequence[float], difference: float, *, power: fl
     return max(MIN_PROMPTS, math.ceil((z * deviation / difference) ** 2))
 
 
+def power_entry(
+    measure: str, differences: Sequence[float], difference: float, usd_each: float | None, explanation: str
+) -> dict[str, Any]:
+    """The `power` of scores.json: the prompts needed, and their cost at `usd_each` per prompt."""
+    prompts = prompts_needed(differences, difference)
+    usd = None if prompts is None or usd_each is None else prompts * usd_each
+    return {
+        "measure": measure, "difference": difference, "prompts": prompts, "usd": usd, "explanation": explanation
+    }  # fmt: skip
+
+
 def _ratios(means: Floats) -> Floats:
-    """Shares of the gap, for rows of (base, student, target)."""
+    """Shares of the gap for rows of (base, student, target); rows without a gap are left out."""
     above, below = means[:, 1] - means[:, 0], means[:, 2] - means[:, 0]
     ratios: Floats = above[below != 0] / below[below != 0]
     return ratios
 
 
 def _columns(*columns: Sequence[float]) -> Floats:
-    """One row per prompt, one column per model. Raises `ValueError` for a value that is not finite."""
+    """(prompts, models) of one list per model. Raises `ValueError` for a value that is not finite."""
     import numpy
 
     if not all(math.isfinite(value) for column in columns for value in column):
@@ -295,23 +307,20 @@ def _columns(*columns: Sequence[float]) -> Floats:
 
 
 def _resampled_means(columns: Floats, seed: int, resamples: int) -> Floats:
-    """Means of each column over prompts drawn with replacement, one row a resample; the same draws for all columns."""
+    """Means of each column over prompts drawn with replacement, the same draws for all columns: (resamples, models)."""
     import numpy
 
-    prompts = len(columns)
-    counts = _draws(prompts, seed, resamples)
-    step = max(1, _CELLS_AT_ONCE // prompts)
-    parts = [counts[start : start + step].astype(numpy.float64) @ columns for start in range(0, resamples, step)]
-    means: Floats = numpy.concatenate(parts) / prompts
+    parts = [counts.astype(numpy.float64) @ columns for counts in _draws(len(columns), seed, resamples)]
+    means: Floats = numpy.concatenate(parts) / len(columns)
     return means
 
 
 @lru_cache(maxsize=8)
-def _draws(prompts: int, seed: int, resamples: int) -> Any:
-    """How often each prompt is drawn in each resample: resamples × prompts whole numbers, of a byte each.
+def _draws(prompts: int, seed: int, resamples: int) -> list[Any]:
+    """How often each prompt is drawn in each resample: (resamples, prompts) whole numbers of a byte each, in parts.
 
-    All measures of a comparison share them, which makes a resample one matrix product. A count over 255 would wrap: the
-    chance that one prompt is drawn so often is below 1e-300 where there are more than 255 draws.
+    All measures of a comparison share them, so that resampling is a matrix product. A count over 255 would wrap; the
+    chance that a prompt is drawn so often is below 1e-300.
     """
     import numpy
 
@@ -321,11 +330,11 @@ def _draws(prompts: int, seed: int, resamples: int) -> Any:
         choices = generator.integers(prompts, size=(rows, prompts)) + numpy.arange(rows)[:, None] * prompts
         counts = numpy.bincount(choices.ravel(), minlength=rows * prompts).reshape(rows, prompts)
         parts.append(counts.astype(numpy.uint8))
-    return numpy.concatenate(parts)
+    return parts
 
 
 def _parts(rows: int, width: int) -> Iterator[int]:
-    """Numbers of rows that sum to `rows`, each small enough to be held at once."""
+    """Numbers of rows that sum to `rows`, each small enough for `_CELLS_AT_ONCE`."""
     step = max(1, _CELLS_AT_ONCE // width)
     for start in range(0, rows, step):
         yield min(step, rows - start)

@@ -19,13 +19,13 @@ from distill.compare.stats import (
     gap_closed,
     mean_interval,
     paired_difference,
-    prompts_needed,
+    power_entry,
     sign_flip_p,
 )
 from distill.types import MODELS, Model
 
 POINTS = 0.05
-"""The difference that the power estimate is for: five points of a share, or five hundredths of the gap."""
+"""Difference for the power estimate: five points of a share, or five hundredths of the gap."""
 
 Values = Mapping[Model, Mapping[int, float]]
 """A measure's numbers by model and prompt."""
@@ -42,10 +42,10 @@ def summary(
 ) -> dict[str, Any]:
     """The part of scores.json about the measures: `entries`, categories, power, notes, the headline.
 
-    `lead` is the measure that the headline begins with; `usd` what the comparison cost, for the price of a larger one;
-    `own`: the prompts are the run's held-out rows, and no file's.
+    `lead` is the measure that the headline begins with; `usd` the cost of the comparison, to estimate that of a larger
+    one; `own`: the prompts are the run's held-out rows, not a file's.
     """
-    cut = {model: _share_cut(list(answers.values())) for model in MODELS if (answers := results.answers.get(model))}
+    cut = {model: _cut_share(list(answers.values())) for model in MODELS if (answers := results.answers.get(model))}
     name = lead.name if lead is not None else None
     return {
         "metrics": entries,
@@ -72,7 +72,7 @@ def with_judge(summary: Mapping[str, Any], judged: Mapping[str, Any]) -> dict[st
 def leading(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]) -> Measure | None:
     """The measure that the headline begins with.
 
-    A likeness with a share of the gap, else any likeness, else what has a direction.
+    A likeness with a share of the gap, else any likeness, else any measure with a direction.
     """
     candidates = [
         one for one in measures if one.name in entries and entries[one.name]["student_minus_base"] is not None
@@ -82,10 +82,10 @@ def leading(measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]
     return next(iter([*shares, *likenesses, *(one for one in candidates if one.better != "near 1")]), None)
 
 
-def _share_cut(answers: Sequence[ModelAnswer]) -> float | None:
-    """Share of cut answers among those with a known end; `None` where there are none."""
-    ended = [answer for answer in answers if answer.finish != "unknown"]
-    return sum(answer.finish == "length" for answer in ended) / len(ended) if ended else None
+def _cut_share(answers: Sequence[ModelAnswer]) -> float | None:
+    """Share of answers cut at the token limit, among those whose end is known; `None` where there are none."""
+    with_end = [answer for answer in answers if answer.finish != "unknown"]
+    return sum(answer.finish == "length" for answer in with_end) / len(with_end) if with_end else None
 
 
 # A measure
@@ -117,8 +117,8 @@ def entry_of(
 
 
 def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
-    """Means, the student's difference from the base with its p, and the share of the gap, over the prompts given."""
-    student, base = _paired(values, "student", "base")
+    """Means by model, the student's difference from the base with its p, and the share of the gap."""
+    student, base = _common_values(values, "student", "base")
     gap, target, note = _gap(measure, values, seed)
     return {
         "by": {model: mean_interval(list(each.values()), seed=seed) for model, each in values.items()},
@@ -131,33 +131,33 @@ def _figures(measure: Measure, values: Values, seed: int) -> dict[str, Any]:
 
 
 def _within(values: Values, indices: Collection[int]) -> dict[Model, dict[int, float]]:
-    """The numbers of these prompts; a model without any is left out."""
+    """The numbers on these prompts; models without any are left out."""
     parts = {model: {at: one for at, one in each.items() if at in indices} for model, each in values.items()}
     return {model: part for model, part in parts.items() if part}
 
 
 def _gap(measure: Measure, values: Values, seed: int) -> tuple[Gap | None, Model | None, str | None]:
-    """The share of the gap, what it is the gap to, and why there is none.
+    """The share of the gap, the model at its end, and why there is no share.
 
-    A measure that is better near 1 has two sides to come from, and no share.
+    A measure that is best near 1 can be approached from two sides, so it has no share.
     """
     target = _target(values)
     if measure.better == "near 1" or not {"base", "student"} <= values.keys():
         return None, None, None
     if target not in values:
         return None, None, "no share of the gap: the teacher's second answers are not there to show how far it goes"
-    base, student, end = _paired(values, "base", "student", target)
+    base, student, end = _common_values(values, "base", "student", target)
     gap = gap_closed(base, student, end, seed=seed)
     return (None, None, f"no share of the gap: {gap.reason}") if isinstance(gap, Misleading) else (gap, target, None)
 
 
 def _target(values: Values) -> Model:
-    """The end of the gap: the teacher, or its second answer where the measure compares with its first."""
+    """The end of the gap: the teacher, or its second answers where a measure compares with its first ones."""
     return "teacher" if "teacher" in values else "teacher_again"
 
 
-def _paired(values: Values, *models: Model) -> list[list[float]]:
-    """One list a model, over the prompts that all of them have, in order."""
+def _common_values(values: Values, *models: Model) -> list[list[float]]:
+    """One list per model, over the prompts that all of them have, in order."""
     rows = [values.get(model, {}) for model in models]
     common = [index for index in rows[0] if all(index in row for row in rows)]
     return [[row[index] for index in common] for row in rows]
@@ -167,7 +167,7 @@ def _paired(values: Values, *models: Model) -> list[list[float]]:
 
 
 def outcomes_by(results: ComparisonResults, lead: Measure) -> dict[int, dict[str, Any]]:
-    """By prompt, its `outcome`: whether the student does better there than the base, by the measure that leads."""
+    """The `outcome` per prompt: whether the student does better than the base, by the leading measure."""
     sign = -1.0 if lead.better == "lower" else 1.0
     student, base = results.values(lead, "student"), results.values(lead, "base")
     outcomes = {}
@@ -181,28 +181,24 @@ def outcomes_by(results: ComparisonResults, lead: Measure) -> dict[int, dict[str
 def _power(
     results: ComparisonResults, lead: Measure, entries: Mapping[str, Mapping[str, Any]], usd: float | None
 ) -> dict[str, Any] | None:
-    """How many prompts would show a difference of five points between two students, and what they would cost."""
+    """Number of prompts needed to show a difference of five points between two students, and their cost."""
     values = {model: results.values(lead, model) for model in MODELS}
-    student, base = _paired(values, "student", "base")
+    student, base = _common_values(values, "student", "base")
     difference, what = _five_points(lead, entries[lead.name], values)
     if difference is None:
         return None
-    prompts = prompts_needed([a - b for a, b in zip(student, base, strict=True)], difference)
-    each = usd / len(results.prompts) if usd and results.prompts else None
-    return {
-        "measure": lead.name,
-        "difference": difference,
-        "prompts": prompts,
-        "usd": None if prompts is None or each is None else prompts * each,
-        "explanation": f"prompts that would show {what} four times of five, from the spread of the paired differences "
-        f"over these {len(student)}",
-    }
+    explanation = (
+        f"prompts that would show {what} four times of five, from the spread of the paired differences over these "
+        f"{len(student)}"
+    )
+    differences = [a - b for a, b in zip(student, base, strict=True)]
+    return power_entry(lead.name, differences, difference, usd / len(results.prompts) if usd else None, explanation)
 
 
 def _five_points(lead: Measure, entry: Mapping[str, Any], values: Values) -> tuple[float | None, str]:
     if lead.unit in {"share", ""}:
         return POINTS, f"a difference of {POINTS} in {lead.title}"
-    base, end = _paired(values, "base", _target(values))
+    base, end = _common_values(values, "base", _target(values))
     distance: Difference | None = paired_difference(end, base) if entry["gap_closed"] is not None else None
     if distance is None:
         return None, ""
@@ -210,7 +206,7 @@ def _five_points(lead: Measure, entry: Mapping[str, Any], values: Values) -> tup
 
 
 def headline(prompts: int, metrics: Mapping[str, Mapping[str, Any]], lead: str | None, *, own: bool = True) -> str:
-    """One sentence on how far the student came, from the entries of scores.json; `lead` names the one to start with.
+    """One sentence on how near the student is to the teacher, from the entries of scores.json, `lead` first.
 
     `own`: the prompts were held out of training by this run.
     """
@@ -285,11 +281,11 @@ def _percent(share: float) -> str:
 
 
 ALIKE = 0.2
-"""The share of equal answers of two models from which on a note says so."""
+"""Least share of equal answers of two models that a note mentions."""
 
 
 def absence_note(measures: Sequence[Measure], absent: Mapping[str, str]) -> Iterator[str]:
-    """One line on the `absent` measures, which share a reason."""
+    """One note on the `absent` measures, which share one reason."""
     if titles := [one.title for one in measures if one.name in absent]:
         yield f"{', '.join(titles)}: {next(iter(absent.values()))}"
 
@@ -297,7 +293,7 @@ def absence_note(measures: Sequence[Measure], absent: Mapping[str, str]) -> Iter
 def remarks(
     results: ComparisonResults, measures: Sequence[Measure], entries: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
-    """Notes on what weakens the numbers, one line each."""
+    """Notes on what weakens the numbers: repeated prompts, empty or equal answers, measures without values."""
     prompts = len(results.shared)
     if repeats := same_questions([results.prompts[index] for index in results.shared]):
         yield (

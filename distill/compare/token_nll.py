@@ -5,37 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distill.compare.metrics import ModelAnswer
 from distill.compare.results import Spans
-from distill.types import Completion, Failure, Flow, Message, Model, Request
-
-
-def surprise(model: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Spans | None]:
-    """Per-token NLL of the answer under a model; the likelihood metric's own request, so sent once.
-
-    `None` for an empty answer, a failed request, and tokens that do not spell the answer.
-    """
-    if not reference.text:
-        return None
-    answer: Completion | Failure = yield Request(
-        role=model, messages=messages, kind="likelihood", continuation=reference.text
-    )
-    return None if isinstance(answer, Failure) else spans(answer.raw, reference.text)
+from distill.types import Model
 
 
 def spans(raw: Mapping[str, Any], text: str) -> Spans | None:
-    """Spans from a likelihood's raw reply; tokens that share a character are merged."""
+    """Spans from a likelihood's raw reply; tokens that share a character are merged.
+
+    `None` for tokens that do not spell the answer `text`.
+    """
     widths, nats = raw.get("widths"), raw.get("logprobs")
     if not isinstance(widths, list) or not isinstance(nats, list) or len(widths) != len(nats) or not widths:
         return None
     more = sum(widths) - len(text)
     if more not in (0, 1) or widths[0] < more:
         return None
-    return _joined([widths[0] - more, *widths[1:]], nats)  # some tokenizers begin with a space that is not there
+    return _join([widths[0] - more, *widths[1:]], nats)  # some tokenizers begin with a space that is not there
 
 
-def _joined(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
-    """Those without a width of their own are part of the next one that has; the last ones, of the one before."""
+def _join(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
+    """Merge tokens of width 0 into the next token with a width, the last ones into the one before."""
     joined: Spans = ([], [])
     waiting = 0.0
     for width, logprob in zip(widths, logprobs, strict=True):
@@ -49,9 +38,9 @@ def _joined(widths: Sequence[int], logprobs: Sequence[float]) -> Spans:
 
 
 def by_prompt(spans_of: Mapping[Model, Mapping[int, Spans]]) -> dict[int, dict[str, Any]]:
-    """By prompt, its `surprise` in answers.jsonl: `{widths, nats: {base, student}}`, nats to two decimals.
+    """The `surprise` of answers.jsonl by prompt: `{widths, nats: {base, student}}`, nats to two decimals.
 
-    A model that cuts an answer into other tokens than the first one does is left out of it.
+    A model that splits an answer into other tokens than the first model is left out.
     """
     entries: dict[int, dict[str, Any]] = {}
     for model, spans_by_prompt in spans_of.items():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
@@ -13,31 +12,33 @@ from distill.compare.results import Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
 from distill.text.tfidf import NearRow, nearest
+from distill.text.tokens import n_grams
 from distill.types import Session
 
 NEAREST = 3
 SAMPLE = 200
-"""Training rows whose own nearest neighbours show how near rows of this set lie to each other."""
+"""Training rows sampled to see how near the rows of this set lie to each other."""
 TOO_FAR = 0.1
-"""A prompt farther from training than all but this share of training rows are from each other was not taught."""
+"""A lost prompt was not taught if it is farther from training than all but this share of training rows are."""
 SHOWN = 500
-"""Characters of a training prompt that are kept."""
+"""Characters of a training prompt in answers.jsonl."""
 
 
 def coverage(
     prompts: Sequence[Prompt], outcomes: Mapping[int, Mapping[str, Any]], kept: Path
 ) -> tuple[dict[int, dict[str, Any]], dict[str, Any] | None]:
-    """By prompt, the training rows nearest to it and why it was lost, if it was; and the summary by category.
+    """By prompt, the nearest training rows and the reason of a loss; and a summary by category.
 
-    Prompts are compared by their words (TF-IDF). Nothing and `None` without training rows or prompts.
+    Prompts are compared by their words (TF-IDF). Empty and `None` without training rows or prompts.
     """
-    rows = list(_sampled(kept)) if kept.is_file() else []
+    rows = [(session.id, asked_of(session)) for session in read_sessions(kept)] if kept.is_file() else []
     indices = shared_prompts(prompts)
     if not rows or not indices:
         return {}, None
+    sample = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     questions = [prompts[index].question for index in indices]
-    texts, own = [*questions, *(text for _, text in rows)], [*[None] * len(indices), *(id for id, _ in rows)]
-    near, _ = nearest(texts, lambda: _prompts(kept), count=NEAREST, own_ids=own)
+    texts, own_ids = [*questions, *(text for _, text in sample)], [*[None] * len(indices), *(id for id, _ in sample)]
+    near = nearest(texts, rows, count=NEAREST, own_ids=own_ids)
     reach = _reach([_similarity(one) for one in near[len(indices) :]])
     entries = {
         index: _nearness(one, reach, is_lost=outcomes.get(index, {}).get("value") == "loss")
@@ -47,19 +48,8 @@ def coverage(
 
 
 def asked_of(session: Session) -> str:
-    """Everything the user says in a session."""
+    """All the user's turns in a session."""
     return "\n".join(message.content for message in session.messages if message.role == "user")
-
-
-def _prompts(kept: Path) -> Iterator[tuple[str, str]]:
-    return ((session.id, asked_of(session)) for session in read_sessions(kept))
-
-
-def _sampled(kept: Path) -> Iterator[tuple[str, str]]:
-    """At most `SAMPLE` rows, evenly from the whole file."""
-    total = sum(1 for _ in read_sessions(kept))
-    step = max(1, total // SAMPLE)
-    return (row for place, row in enumerate(_prompts(kept)) if place % step == 0 and place // step < SAMPLE)
 
 
 def _similarity(near: list[NearRow]) -> float:
@@ -67,7 +57,7 @@ def _similarity(near: list[NearRow]) -> float:
 
 
 def _reach(similarities: list[float]) -> float:
-    """The similarity that all but the farthest tenth of training rows have with their nearest one."""
+    """The similarity to the nearest row that all but the farthest tenth of training rows reach."""
     return sorted(similarities)[int(TOO_FAR * len(similarities))] if similarities else 0.0
 
 
@@ -104,18 +94,18 @@ def _counts(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 RUN = 8
-"""Words in a row that count as copied; GPT-3 looked for runs of 8 to 13 (Brown et al. 2020, arXiv 2005.14165)."""
+"""Consecutive words that count as copied; GPT-3 used runs of 8 to 13 (Brown et al. 2020, arXiv 2005.14165)."""
 LEAKED = 0.5
-"""The share of a prompt's runs in one training row from which the prompt counts as leaked."""
+"""Least share of a prompt's runs in one training row for the prompt to count as leaked."""
 
 Runs: TypeAlias = frozenset[tuple[str, ...]]
 
 
 def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
-    """By prompt, the largest share of it that stands in one training row: `overlap`, `leaked` and the `row`.
+    """By prompt, its largest share in one training row: `overlap`, `leaked` and the `row`.
 
-    Words are compared without case and punctuation, in any script; a prompt of fewer than 8 words is one run, and must
-    be a whole turn. It sees copies, not paraphrases. Empty without kept.jsonl.
+    Words of any script are compared without case and punctuation; a prompt of fewer than 8 words is one run and must
+    equal a whole turn. Finds copies, not paraphrases. Empty without kept.jsonl.
     """
     if not kept.is_file():
         return {}
@@ -126,7 +116,7 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
             holders[run].append(index)
     most = [(0.0, "")] * len(runs_of)
     for session in read_sessions(kept):
-        for index, count in _shared(session.messages, holders).items():
+        for index, count in _shared_runs(session.messages, holders).items():
             most[index] = max(most[index], (count / len(runs_of[index]), session.id), key=lambda item: item[0])
     return {
         index: {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None}
@@ -137,11 +127,11 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
 def _runs(tokens: list[str]) -> Runs:
     if len(tokens) < RUN:
         return frozenset([tuple(tokens)] if tokens else [])
-    return frozenset(zip(*(islice(tokens, start, None) for start in range(RUN)), strict=False))
+    return frozenset(n_grams(tokens, RUN))
 
 
-def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
-    """How many runs of each prompt stand in a row."""
+def _shared_runs(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
+    """Number of each prompt's runs that a row contains."""
     runs = {run for message in messages if message.role != "system" for run in _runs(comparable(message.content))}
     counts: dict[int, int] = defaultdict(int)
     for run in runs & holders.keys():
@@ -151,7 +141,7 @@ def _shared(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[in
 
 
 def leak_summary(prompts: Sequence[Prompt], leaked: Mapping[int, Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How many of the prompts that all metrics score are leaked; `None` without training rows."""
+    """Number of leaked prompts among those that all metrics score; `None` without training rows."""
     entries = [leaked[index] for index in shared_prompts(prompts) if index in leaked]
     if not entries:
         return None

@@ -1,7 +1,7 @@
-"""Secrets named by environment variables in a recipe or an option: read, and registered for redaction.
+"""Secrets in environment variables that a recipe or an option names: read, and registered for redaction.
 
-In `base_url` and in `extra_body`, `$NAME` or `${NAME}` stands for a variable's value, which is filled in as a request
-leaves. Recipes, keys of the journal and run folders hold the name only.
+In `base_url` and in `extra_body`, `$NAME` or `${NAME}` stands for a variable's value, which is filled in when a request
+is sent. Recipes, journal keys and run folders contain only the name.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from distill.errors import RecipeError
 
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _USUAL_NAME = re.compile(r"[A-Z][A-Z0-9]{0,15}(_[A-Z0-9]{1,15})+|[A-Z]{1,12}", re.ASCII)
-"""A variable of this shape can be shown; anything else may be the secret itself, put in the wrong place."""
+"""The usual form of variable names; anything else may be the secret itself in the wrong place and is not shown."""
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))", re.ASCII)
 _SECRET = r"(key|token|secret|sig|signature|pwd|pass|passwd|password|code|auth|authorization|credentials?)"
 _IN_QUERY = re.compile(rf"(.*[._-])?\w*{_SECRET}", re.IGNORECASE)
-"""Names under which a secret usually stands in an address's query."""
+"""Query parameters that usually hold a secret."""
 _IN_BODY = re.compile(
     rf"(.*[._-])?api[._-]?key|((access|auth|bearer|client|private|secret|session|subscription)[._-]?)?{_SECRET}", re.I
 )
-"""The same in a body, where `stop_token` and `language_code` are none."""
+"""The same for body fields, where `stop_token` and `language_code` are no secrets."""
 _warned: set[str] = set()
 
 
 def check_name(value: Any) -> Any:
-    """The value, if it can be a variable's name. Raises `ValueError`, which does not show it."""
+    """The value, if it can be a variable's name. Raises a `ValueError` that does not show it."""
     if isinstance(value, str) and _NAME.fullmatch(value):
         return value
     raise ValueError(
@@ -41,14 +41,14 @@ def check_name(value: Any) -> Any:
 
 
 def shown(variable: str) -> str:
-    """The variable's name, or a word for it where it may be a secret."""
+    """The variable's name, or a description where it may be a secret."""
     return variable if _USUAL_NAME.fullmatch(variable) else "that it names (not shown: it may be the secret itself)"
 
 
 def secret(variable: str | None, option: str) -> str | None:
     """The value of an environment variable that `option` names; None for no variable.
 
-    It is struck from now on; one that is too short for that is warned of. Raises `RecipeError` where it is not set.
+    It is struck from now on; a warning says where it is too short for that. Raises `RecipeError` where it is not set.
     """
     if variable is None:
         return None
@@ -69,14 +69,13 @@ def secret(variable: str | None, option: str) -> str | None:
 
 
 def variables(base_url: str | None, body: Any) -> list[str]:
-    """Names of the variables in an address, and of those that are a text of an extra body (a JSON value)."""
-    names = [one or other for one, other in _VARIABLE.findall(base_url or "")]
-    matches = (_VARIABLE.fullmatch(text) for _, text in _texts(body))
-    return [*names, *(match[1] or match[2] for match in matches if match)]
+    """Names of the variables in an address, and of those that are whole texts in an extra body (a JSON value)."""
+    matches = [*_VARIABLE.finditer(base_url or ""), *(_VARIABLE.fullmatch(text) for _, text in _texts(body))]
+    return [match[1] or match[2] for match in matches if match]
 
 
 def _texts(body: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, with the name of the field that holds it."""
+    """Every text in a JSON value, after the name of its field."""
     if isinstance(body, str):
         yield name, body
     elif isinstance(body, Mapping):
@@ -93,7 +92,7 @@ def filled_url(url: str) -> str:
 
 
 def filled(value: Any) -> Any:
-    """A body's value in which every text that is a variable, and nothing else, is filled in. Raises `RecipeError`."""
+    """A body's value with every text that is exactly one variable filled in. Raises `RecipeError`."""
     if isinstance(value, str):
         match = _VARIABLE.fullmatch(value) if value.startswith("$") else None
         return _value(match, "extra_body") if match else value
@@ -110,7 +109,7 @@ def _value(match: re.Match[str], option: str) -> str:
 
 
 def literals(base_url: str | None, body: Any) -> list[tuple[str, str]]:
-    """Name and value of each secret that an address or an extra body holds itself, rather than by a variable."""
+    """Name and value of each literal secret in an address or an extra body."""
     query, texts = parse_qsl(urlsplit(base_url or "").query), _texts(body)
     secrets = [(name, value) for name, value in query if _is_literal(name, value, _IN_QUERY)]
     return secrets + [(name, value) for name, value in texts if _is_literal(name, value, _IN_BODY)]

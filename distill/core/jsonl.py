@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core import processes
-from distill.core.files import field_names, write_atomically
+from distill.core.files import field_names, replacing
 from distill.errors import DistillError
 from distill.types import Session
 
@@ -22,16 +22,16 @@ fraction among whole numbers could not be read.
 """
 
 
-def _opened(value: Any) -> dict[str, Any]:
-    """One core type as a dictionary of what it holds."""
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of one core type."""
     kind: type = type(value)
     if not (names := field_names(kind)):
         raise TypeError(f"{kind.__name__} is no JSON value")
     return {name: getattr(value, name) for name in names}
 
 
-_line: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=_opened).encode
-"""The JSON text of core types nested in dictionaries and lists, in half the time of `to_json` and `json.dumps`."""
+_line: Callable[[Any], str] = json.JSONEncoder(ensure_ascii=False, default=_fields).encode
+"""The JSON text of core types nested in dictionaries and lists; twice as fast as `to_json` and `json.dumps`."""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -70,33 +70,18 @@ def read_sessions(path: Path) -> list[Session]:
 
 
 def own_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's meta without what a file's first row says to its readers."""
+    """A row's meta without the extra key of a file's first row."""
     return {key: value for key, value in meta.items() if key not in FIRST_META}
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> int:
     """Write rows as JSONL beside `path` and rename; returns how many. A crash leaves the old file whole."""
     count = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal count
+    with replacing(path) as new, new.open("w", encoding="utf-8") as file:
         for row in rows:
+            file.write(f"{_line(row)}\n")
             count += 1
-            yield f"{_line(row)}\n"
-
-    write_atomically(path, lines())
     return count
-
-
-def append_row(path: Path, row: Any) -> None:
-    """Append one row to a log-like JSONL file."""
-    append_rows(path, [row])
-
-
-def append_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Append rows to a log-like JSONL file, in one go."""
-    with path.open("a", encoding="utf-8") as out:
-        out.write("".join(f"{_line(row)}\n" for row in rows))
 
 
 def cut(path: Path, step: int) -> list[dict[str, Any]]:
@@ -107,7 +92,7 @@ def cut(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def rewrite(path: Path, rows: Sequence[Any]) -> None:
-    """Have the file hold these rows, and be none where there are none; only the first of several processes writes."""
+    """Replace the file's rows, or delete the file where there are none; only the first of several processes writes."""
     if not processes.is_first():
         return
     if rows:
@@ -117,13 +102,14 @@ def rewrite(path: Path, rows: Sequence[Any]) -> None:
 
 
 def append(path: Path, rows: Iterable[Any]) -> None:
-    """Add rows; only the first of several processes writes."""
+    """Append rows in one write; only the first of several processes writes."""
     if processes.is_first():
-        append_rows(path, rows)
+        with path.open("a", encoding="utf-8") as out:
+            out.write("".join(f"{_line(row)}\n" for row in rows))
 
 
 def whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a file, but for a last line that was cut short."""
+    """The rows of a file, up to a line that was cut short."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:

@@ -12,7 +12,7 @@ from distill.core.files import read_json
 from distill.errors import ModelError, shorten
 
 WEIGHTS, INDEX = ".safetensors", ".safetensors.index.json"
-"""How the names of files with weights end, and of those that say which weight lies in which file."""
+"""Suffixes of files with weights, and of indexes that map each weight to its file."""
 
 CONFIGS = (
     "config.json",
@@ -22,13 +22,13 @@ CONFIGS = (
     "special_tokens_map.json",
     "adapter_config.json",
 )
-"""Files of settings that a loader acts upon."""
+"""Configuration files that a loader acts upon."""
 
 VOCABULARIES = ("*tekken*.json", "tokenizer.model.*", "bpe.codes", "emoji.json", "byte_maps.json")
-"""Files that a tokenizer without a tokenizer.json is made from, beside those that fingerprints have always covered."""
+"""Sources of a tokenizer without tokenizer.json, besides those that the first fingerprints cover."""
 
 MOST_LAYERS = 1000
-"""Far more than any model has; as many as a configuration says are built before the first weight is looked for."""
+"""Far more than any model has; a loader builds as many as the configuration says before it reads a weight."""
 
 _LAYERS = re.compile(r"(num|n)_(\w+_)?layers?|(en|de)coder_layers")
 
@@ -37,10 +37,10 @@ _LAYERS = re.compile(r"(num|n)_(\w+_)?layers?|(en|de)coder_layers")
 
 
 def require_sound(folder: Path) -> None:
-    """Raise `ModelError` where a loader that opens the folder would read anything that is not data in the folder.
+    """Raise `ModelError` where a loader that opens the folder would read anything but data inside it.
 
-    Names of further files must lead into the folder, and name weights as safetensors. Links may lead to other files of
-    the folder, and from a snapshot in the Hub's cache to that cache's blobs.
+    Configured file names must stay in the folder, and weights must be safetensors. Links may point to files in the
+    folder and, from a snapshot in the Hub's cache, to that cache's blobs.
     """
     if not folder.is_dir():
         raise ModelError(f"there is no folder {folder}; expected a model's folder")
@@ -59,9 +59,9 @@ def _links(folder: Path) -> list[Path]:
 
 
 def further_files(folder: Path) -> list[Path]:
-    """Files that a loader reads in a folder beside those of usual names there, sorted: `core.weights` has these.
+    """Files, sorted, that a loader reads in a folder besides the usual names, which `core.weights` lists.
 
-    Raises `ModelError` where one is named that is outside of the folder or no safetensors.
+    Raises `ModelError` where one is outside the folder, or has weights and is not safetensors.
     """
     files = set(folder.glob("additional_chat_templates/*.jinja"))
     files |= {folder / name for name in _configurations(folder)}
@@ -72,7 +72,7 @@ def further_files(folder: Path) -> list[Path]:
 
 
 def _configurations(folder: Path) -> list[str]:
-    """Names of configurations and tokenizers for certain versions of transformers."""
+    """Names of configuration and tokenizer files for certain versions of transformers."""
     inner = []
     for source, key in (("config.json", "configuration_files"), ("tokenizer_config.json", "fast_tokenizer_files")):
         values = _settings(folder / source).get(key)
@@ -81,7 +81,7 @@ def _configurations(folder: Path) -> list[str]:
 
 
 def _weights(folder: Path) -> set[str]:
-    """Names of the files of weights, and of their index, that configurations and indexes name."""
+    """Names of files with weights in configurations and indexes."""
     weights = set()
     indexes = set(folder.glob(f"*{INDEX}"))
     for name in ("config.json", *_configurations(folder)):
@@ -92,7 +92,7 @@ def _weights(folder: Path) -> set[str]:
 
 
 def shards(index: Path) -> set[str]:
-    """The names of the files that an index of weights names. Raises `ModelError` where one is no safetensors in it."""
+    """Names of the files in an index of weights. Raises `ModelError` unless all are safetensors in its folder."""
     weight_map = _settings(index).get("weight_map", {})
     if not isinstance(weight_map, dict):
         raise ModelError(f"{index} is damaged: its weight_map is {type(weight_map).__name__}, no object; copy it again")
@@ -109,14 +109,14 @@ def _weight_name(source: Path, name: object, *endings: str) -> str:
 
 
 def _inner(source: Path, name: object) -> str:
-    """A file's name as another file gives it, if it can only be in that file's folder. Raises `ModelError`."""
+    """A file name read from `source`, if it stays in the folder of `source`. Raises `ModelError`."""
     if not isinstance(name, str) or not name or PurePosixPath(name).is_absolute() or ".." in re.split(r"[/\\]", name):
         raise ModelError(f"{source} names {_shown(name)}; expected the name of a file in {source.parent}")
     return name
 
 
 def _require_harmless(source: Path, key: str, value: object) -> None:
-    """Raise `ModelError` for a value that has a loader read another file, fetch a kernel, or build without end."""
+    """Raise `ModelError` for a value that makes a loader read another file, fetch a kernel, or build endless layers."""
     if isinstance(value, str) and "_implementation" in key and "/" in value:
         raise ModelError(f"{source} asks for code from the Hub ({_shown(value)}), which distill does not run")
     if isinstance(value, str) and _names_file_outside(source.parent, key, value):
@@ -128,14 +128,14 @@ def _require_harmless(source: Path, key: str, value: object) -> None:
 
 
 def _names_file_outside(folder: Path, key: str, value: str) -> bool:
-    """Whether a text is the path of a file elsewhere; what a model was made from (`_name_or_path`) is never opened."""
+    """Whether a text is the path of an existing file elsewhere; the origin (`_name_or_path`) is never opened."""
     if key.endswith("name_or_path") or not ("/" in value or key.endswith("_file")):
         return False
     return any(os.path.isfile(path) and not _is_inside(folder, Path(path)) for path in (value, str(folder / value)))
 
 
 def _is_inside(folder: Path, file: Path) -> bool:
-    """Whether a file is in the folder, links followed; of a snapshot of the Hub's cache, its blobs are as well."""
+    """Whether a file is in the folder, following links; the blobs of a snapshot in the Hub's cache count as inside."""
     base = Path(os.path.realpath(folder))
     homes = [base]
     for parent in base.parents:
@@ -151,7 +151,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _values(value: Any) -> Iterator[tuple[str, object]]:
-    """Every text and number in a JSON value, with the keys that lead to it."""
+    """Every text and number in a JSON value, after its dotted key."""
     waiting = [("", value)]
     while waiting:
         key, one = waiting.pop()

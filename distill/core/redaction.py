@@ -1,7 +1,7 @@
 """Strikes secrets out of text, in any encoding an endpoint or a library may use.
 
-Whoever reads a key, a secret header or a password calls `learn`; every text of others passes `strike` once it is
-decoded, and before it is shortened, stored or shown. What is learnt holds for the whole process.
+Code that reads a key, a secret header or a password calls `learn`; every external text passes `strike` after it is
+decoded, and before it is shortened, stored or shown. Secrets are known to the whole process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 STRUCK = "***"
 """The text in place of a secret."""
 SHORTEST = 8
-"""Characters of the shortest secret that is struck: a shorter one (`EMPTY`, `none`) may be a word of an answer."""
+"""Characters of the shortest secret that is struck: shorter ones (`EMPTY`, `none`) may be words of an answer."""
 
 _SCHEME = re.compile(r"[A-Za-z][\w-]*\s+(\S.*)")
 """A header's value with its scheme word: `Bearer …`, `Basic …`."""
@@ -26,7 +26,7 @@ _known: dict[str, Any] = {}
 
 
 def learn(value: str) -> bool:
-    """Have a secret struck from now on, also without its scheme word; False where it is too short for that."""
+    """Strike a secret from now on, with and without its scheme word; False where it is too short for that."""
     whole = value.strip()
     bare = match[1] if (match := _SCHEME.fullmatch(whole)) else whole
     for secret in (whole, bare, *_basic(bare)):
@@ -36,14 +36,14 @@ def learn(value: str) -> bool:
 
 
 def forget() -> None:
-    """Know no secret."""
+    """Forget all secrets."""
     _known.clear()
 
 
 def strike(text: str) -> str:
-    r"""The text with `***` in place of every secret; the very same text where it holds none.
+    r"""The text with `***` in place of every secret; the same object where it holds none.
 
-    A secret is found as it is, and with any of its characters spelled as in JSON (`\/`, `\u002b`, at any depth of
+    A secret is found literally, and with any of its characters escaped as in JSON (`\/`, `\u002b`, at any depth of
     quoting), in a URL (`%2B`) or in HTML (`&#43;`, `&plus;`), or followed by NUL bytes (UTF-16 read as UTF-8).
     """
     if not _known:
@@ -60,17 +60,8 @@ def strike(text: str) -> str:
     return b"".join([*pieces, data[end:]]).decode("utf-8", "surrogatepass")
 
 
-def strike_all(value: Any) -> Any:
-    """The same for every text in a JSON value, names included."""
-    if isinstance(value, str):
-        return strike(value)
-    if isinstance(value, dict):
-        return {strike(str(name)): strike_all(each) for name, each in value.items()}
-    return [strike_all(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
 def _basic(value: str) -> list[str]:
-    """`user:password` and the password, where a value is the base64 of such."""
+    """`user:password` and the password, where a value is the base64 of them."""
     try:
         decoded = base64.b64decode(value, validate=True).decode("utf-8")
     except (binascii.Error, ValueError):
@@ -92,7 +83,7 @@ def _pattern(secret: str) -> Any:
 
 @cache
 def _spellings(character: str) -> str:
-    """A pattern for one character in each of its spellings."""
+    """A pattern for every spelling of one character."""
     code, encoded = ord(character), character.encode("utf-8", "surrogatepass")
     plain = "".join(f"\\x{byte:02x}" for byte in encoded)
     quoted = "".join(f"%(?:25)*{_either_case(f'{byte:02x}')}" for byte in encoded)
@@ -108,7 +99,7 @@ def _either_case(digits: str) -> str:
 
 @cache
 def _entities() -> dict[str, list[str]]:
-    """HTML's names of each character, with their semicolons."""
+    """HTML's entity names by character, with their semicolons."""
     names: dict[str, list[str]] = {}
     for name, character in html.entities.html5.items():
         if name.endswith(";") and len(character) == 1:

@@ -15,7 +15,7 @@ from distill.errors import RecipeError
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """`; did you mean "x"?`, or the list of what there is."""
+    """`; did you mean "x"?`, or the list of known names."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     if close:
         return f'; did you mean "{close[0]}"?'
@@ -51,7 +51,7 @@ def _foreign(name: str, kind: str, allowed: Collection[str]) -> Any:
 
 @cache
 def source_sha256(module: str) -> str:
-    """The SHA-256 of a module's source, found without running it; of its name where there is no source."""
+    """The SHA-256 of a module's source, without importing it; of its name where there is no source."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return text_sha256(module)

@@ -9,21 +9,19 @@ STUDENT, NEXT, PREVIOUS = "student", "student.next", "student.previous"
 TRAINING, CHECKPOINTS = "training.json", "checkpoints"
 
 
-# Where they lie
-
-
 def current(run: Path) -> Path:
-    """The folder of the student that is there; `student.next` where its renaming was cut short."""
-    moved = is_student(run / STUDENT) or not _is_finished(run / NEXT)
+    """The folder of the current student; `student.next` where its renaming was interrupted."""
+    moved = is_student(run / STUDENT) or not is_finished(run / NEXT)
     return run / (STUDENT if moved else NEXT)
 
 
 def is_student(folder: Path) -> bool:
-    """Whether a whole student lies there."""
+    """Whether the folder holds a complete student."""
     return (folder / "base.json").is_file()
 
 
-def _is_finished(folder: Path) -> bool:
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a complete student with the record of its training."""
     return is_student(folder) and (folder / TRAINING).is_file()
 
 

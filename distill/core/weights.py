@@ -18,7 +18,7 @@ from distill.core.model_files import further_files, require_sound
 from distill.errors import ModelError, RunFolderError
 
 _RACY_NANOSECONDS = 2_000_000_000
-"""A file younger than this may change again without its time stamp showing it, so its hash is not kept."""
+"""A younger file may change again within the resolution of its time stamp, so its hash is not kept."""
 
 
 WEIGHT_FILES = ("*.safetensors",)
@@ -71,27 +71,28 @@ def looks_like_path(model: str) -> bool:
 
 
 def student_fingerprint(student_folder: Path) -> str:
-    """SHA-256 in hex over what a trained student is: base, kept layers, template, adapter and tokenizer.
+    """SHA-256 in hex of a trained student: base, kept layers, template, adapter and tokenizer.
 
-    The path that the base is read from is left out. Raises `ModelError` when base.json or the adapter is missing.
+    The path of the base is left out. Raises `ModelError` when base.json or the adapter is missing.
     """
     base = read_base(student_folder)
     files = _folder_files(student_folder)
     if not any(file.suffix == ".safetensors" for file in files):
         raise ModelError(f"{student_folder} holds no adapter (*.safetensors); train the student first")
-    info = [_without(base, "model"), _adapter_settings(student_folder), _hash_files(files, student_folder)]
+    settings = {key: value for key, value in base.items() if key != "model"}
+    info = [settings, _adapter_settings(student_folder), _hash_files(files, student_folder)]
     return text_sha256(json.dumps(info, sort_keys=True))
 
 
 def _adapter_settings(student_folder: Path) -> dict[str, Any]:
     """The settings in adapter_config.json, without the base's path; PEFT writes its sets in any order."""
     document = read_json(student_folder / "adapter_config.json")
-    settings = _without(document if isinstance(document, dict) else {}, "base_model_name_or_path")
-    return {key: sorted(map(str, value)) if isinstance(value, list) else value for key, value in settings.items()}
-
-
-def _without(settings: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != key}
+    settings = document if isinstance(document, dict) else {}
+    return {
+        key: sorted(map(str, value)) if isinstance(value, list) else value
+        for key, value in settings.items()
+        if key != "base_model_name_or_path"
+    }
 
 
 def read_base(student_folder: Path) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def read_base(student_folder: Path) -> dict[str, Any]:
 
 
 def _folder_files(folder: Path) -> list[Path]:
-    """Every file that decides what a model answers, those first that fingerprints have always covered."""
+    """Every file that affects a model's answers; those that the first release's fingerprints cover come first."""
     require_sound(folder)
     patterns = (*WEIGHT_FILES, *CONFIG_FILES)
     usual = sorted(f for f in folder.iterdir() if f.is_file() and any(fnmatch(f.name, p) for p in patterns))
@@ -117,7 +118,7 @@ def _hash_files(files: list[Path], folder: Path) -> str:
 
 
 def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str:
-    """The files' hash, from the cache where none of them has changed or been replaced since."""
+    """The files' hash, from the cache unless one of them has changed since."""
     if not any(file.suffix in {".safetensors", ".gguf"} for file in files):
         raise ModelError(f"{path} holds no *.safetensors; expected a model folder as `save_pretrained` writes it")
     store = cache_dir() / "fingerprints.json"
@@ -130,18 +131,15 @@ def _remembered(path: Path, files: list[Path], hashed: Callable[[], str]) -> str
     sha256 = hashed()
     if time.time_ns() - max(time_ns for file in files for time_ns in _state(file)[-2:]) > _RACY_NANOSECONDS:
         with suppress(OSError, RunFolderError):
-            _remember(store, key, {"signature": signature, "sha256": sha256})
+            store.parent.mkdir(parents=True, exist_ok=True)
+            with locked(store.with_suffix(".lock")):
+                stored = read_json(store)
+                rest = stored if isinstance(stored, dict) else {}
+                write_json(store, {**rest, key: {"signature": signature, "sha256": sha256}})
     return sha256
 
 
 def _state(file: Path) -> tuple[int, int, int, int]:
-    """Size, inode, and the times of the last change to the content and to the inode; no program can set the latter."""
+    """Size, inode, mtime and ctime (in nanoseconds); no program can set the last."""
     status = file.stat()
     return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _remember(store: Path, key: str, entry: dict[str, Any]) -> None:
-    store.parent.mkdir(parents=True, exist_ok=True)
-    with locked(store.with_suffix(".lock")):
-        stored = read_json(store)
-        write_json(store, {**(stored if isinstance(stored, dict) else {}), key: entry})

@@ -21,19 +21,19 @@ from distill.types import AskingFilter, Message, RowFilter, Session, Verdict
 Rules: TypeAlias = Sequence[tuple[str, RowFilter]]
 
 MANY_CHARACTERS = 10_000_000
-"""Text size from which other processes are worth their start: two save 1.5 s of 3 to 10."""
+"""Text size from which worker processes pay for their start: two save 1.5 s of 3 to 10."""
 MOST_PROCESSES = 4
-"""With more, the serial part dominates; each takes some 100 MB."""
+"""With more, the serial part dominates; each needs some 100 MB."""
 CHUNK_CHARACTERS, CHUNK_ROWS = 400_000, 500
 """Most characters and rows sent to a process at once, except for a single longer row."""
 AHEAD = 3
 """Chunks in flight per process: less than 10 MB is copied at a time."""
 
 Packed: TypeAlias = tuple[str, list[tuple[str, str]], Any]
-"""A session as plain values, which are pickled in a fifth of the time."""
+"""A session as plain values, which take a fifth of the time to pickle."""
 VERDICT_FIELDS = ("keep", "reason", "value", "threshold", "neighbour", "note")
 PackedVerdicts: TypeAlias = tuple[list[tuple[Any, ...]], list[str], Packed | None]
-"""A row's verdicts as values of these fields, the rules that changed it, and the session that they made of it."""
+"""A row's verdicts as values of these fields, the rules that changed its session, and the changed session."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class MeasuredRow:
     session: Session
     verdicts: list[Verdict] = field(default_factory=list)
     mended: list[str] = field(default_factory=list)
-    """The rules that changed it."""
+    """The rules that changed the session."""
     is_kept: bool = True
     """Whether no rule has dropped it so far."""
 
@@ -62,9 +62,8 @@ class MeasuredRow:
         verdict = rule.decide(value)
         self.add(verdict if verdict.rule == name else replace(verdict, rule=name))
         mend = getattr(rule, "mend", None)
-        mended = self.session if mend is None else mend(self.session, value)
-        if mended is not self.session and mended != self.session:
-            self.session = mended
+        if mend is not None and (session := mend(self.session, value)) != self.session:
+            self.session = session
             self.mended.append(name)
 
 
@@ -72,26 +71,26 @@ def sift(rows: Sequence[MeasuredRow], rules: Rules, *, processes: int | None = N
     """Apply every rule, in order, to every row, dropped or not; changes the rows in place.
 
     `processes` share the work; when left out, one for little text, else one per core up to `MOST_PROCESSES`. The
-    verdicts do not depend on it. A rule that cannot be pickled keeps all rules in this process. Raises what the rules
+    verdicts do not depend on their number. If a rule cannot be pickled, all run in this process. Raises what the rules
     raise.
     """
     if not rules or not rows:
         return
-    processes = _useful(rows) if processes is None else processes
+    processes = _useful_processes(rows) if processes is None else processes
     with console.progress("curate: rules on each row", len(rows)) as bar:
-        if processes > 1 and _may_leave(rules):
+        if processes > 1 and _can_be_pickled(rules):
             _in_processes(rows, rules, processes, bar)
         else:
             _in_this_process(rows, rules, bar, done=0)
 
 
-def _useful(rows: Sequence[MeasuredRow]) -> int:
+def _useful_processes(rows: Sequence[MeasuredRow]) -> int:
     characters = sum(len(message.content) for row in rows for message in row.session.messages)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_PROCESSES) if characters >= MANY_CHARACTERS else 1
 
 
-def _may_leave(rules: Rules) -> bool:
+def _can_be_pickled(rules: Rules) -> bool:
     try:
         pickle.dumps(rules)
     except (pickle.PicklingError, AttributeError, TypeError):
@@ -127,7 +126,7 @@ def _chunks(rows: Sequence[MeasuredRow]) -> Iterator[Sequence[MeasuredRow]]:
 
 
 def _in_processes(rows: Sequence[MeasuredRow], rules: Rules, processes: int, bar: console.Progress) -> None:
-    """Chunks are sent and received in the rows' order; if a process dies, the rest is done in this one."""
+    """Sends and receives chunks in the rows' order; if a process dies, the rest is measured in this one."""
     done = 0
     try:
         for chunk, reply in _results(rows, rules, processes):
@@ -147,7 +146,7 @@ def _results(
     with processes.pool(count, _begin, rules) as pool:
         for chunk in _chunks(rows):
             with _interrupts_held():
-                futures.append((chunk, pool.submit(_verdicts_of, [_packed(row.session) for row in chunk])))
+                futures.append((chunk, pool.submit(_verdicts_of, [_pack(row.session) for row in chunk])))
             if len(futures) >= AHEAD * count:
                 yield futures[0][0], futures.popleft()[1].result()
         while futures:
@@ -156,7 +155,7 @@ def _results(
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started in the block never see Ctrl-C, which a terminal sends to all: the first process ends them."""
+    """Block Ctrl-C for processes started in the block: a terminal sends it to all, and this process ends the others."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -164,11 +163,11 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _packed(session: Session) -> Packed:
+def _pack(session: Session) -> Packed:
     return session.id, [(message.role, message.content) for message in session.messages], session.meta
 
 
-def _unpacked(packed: Packed) -> Session:
+def _unpack(packed: Packed) -> Session:
     id, messages, meta = packed
     return Session(id, tuple(Message(role, content) for role, content in messages), meta)
 
@@ -178,7 +177,7 @@ def _unpack_into(row: MeasuredRow, packed: PackedVerdicts, rules: Rules) -> None
     for (name, _), values in zip(rules, verdicts, strict=True):
         row.add(Verdict(rule=name, **dict(zip(VERDICT_FIELDS, values, strict=True))))
     if mended is not None:
-        row.session = _unpacked(mended)
+        row.session = _unpack(mended)
 
 
 # --- in the worker processes
@@ -188,10 +187,8 @@ _RULES: list[tuple[str, RowFilter]] = []
 
 
 def _begin(rules: Rules) -> None:
-    """Set the rules, and make this process end with its parent, however that ends."""
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", "1"
-    )  # numpy, loaded by the rules: the other cores have processes of their own
+    """Set the rules, and make this process end when its parent does, for any reason."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for numpy, which rules load: each core has its own process
     _RULES[:] = rules
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -204,13 +201,13 @@ def _end_with_parent() -> None:
 
 
 def _verdicts_of(packed: Sequence[Packed]) -> list[PackedVerdicts]:
-    rows = [MeasuredRow(_unpacked(one)) for one in packed]
+    rows = [MeasuredRow(_unpack(one)) for one in packed]
     _judge(rows, _RULES)
     return [
         (
             [tuple(getattr(verdict, field) for field in VERDICT_FIELDS) for verdict in row.verdicts],
             row.mended,
-            _packed(row.session) if row.mended else None,
+            _pack(row.session) if row.mended else None,
         )
         for row in rows
     ]

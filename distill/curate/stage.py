@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
-from distill import recipe
 from distill.core import console, registry, weights
 from distill.core.jsonl import FIRST_META, read_sessions, write_rows
 from distill.curate.filters import FILTERS
@@ -19,7 +18,7 @@ from distill.curate.test_split import candidates, drop_near, held_out
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
 from distill.errors import RecipeError, StageIncomplete
-from distill.recipe import Recipe
+from distill.recipe import Collect, Recipe, Rule
 from distill.run import funnel
 from distill.run.context import ACCEPTABLE, BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
 from distill.run.decisive import flat, parts
@@ -31,29 +30,24 @@ REVISION = 1
 Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"
 """Reason of a verdict that keeps a row because the rule's model gave no answer."""
-
 UNPARSED, MANY_UNPARSED = "unparsed", 0.2
-"""Reason of a verdict on an unreadable reply, and the share of such replies above which we warn."""
-
-
+"""Reason of a verdict on an unreadable reply, and the share of such replies above which a warning is printed."""
 Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[Any]]]]
 """One flow per row; its id is the row's place, a colon and the session's id."""
 
 
-class Asking(Protocol):
-    """Runs the flows of one filter; the caller chooses the engine and accounts for its requests."""
-
-    def __call__(self, flows: Flows, *, rule: str, role: str) -> Sequence[Outcome[Any]]:
-        """One outcome per flow, in their order. Raises what `Engine.run` raises."""
+Ask: TypeAlias = Callable[[Flows, str, str], Sequence[Outcome[Any]]]
+"""Runs the flows of one filter, by its name, with the role that it asks; returns one outcome per flow, in their order.
+Raises what `Engine.run` raises."""
 
 
 @dataclass(slots=True)
 class _Measurements:
-    """Results of the filters that ask a model."""
+    """Outcome of the filters that ask a model."""
 
     flows: int = 0
     failed: list[tuple[str, Sequence[Failure]]] = field(default_factory=list)
-    """The rule and its failures, for each row that a rule could not measure."""
+    """The rule and its failures, for each row that the rule could not measure."""
     stopped: EngineStopped | None = None
 
 
@@ -64,22 +58,22 @@ def curate(
     test: int,
     seed: int,
     near: float = 0.7,
-    ask: Asking | None = None,
+    ask: Ask | None = None,
     max_failed: float = 0.05,
     processes: int | None = None,
-    tell: Callable[[Mapping[str, Any]], None] | None = None,
+    report_counts: Callable[[Mapping[str, Any]], None] = lambda counts: None,
 ) -> Mapping[str, Any]:
     """Write kept.jsonl, test.jsonl and dropped.jsonl from sessions.jsonl; returns the stage's counts.
 
-    Row rules measure every row in order, dropped or not, in `processes` (see `rows.sift`). Rules that ask a model come
-    after them, through `ask`, and by default only about rows still kept. Then `test` rows are held out (`held_out`),
-    set rules run in order over the other kept rows, and rows whose prompt is near (ROUGE-L above `near`) that of a
-    held-out row are dropped. Every row is written with all its verdicts, those against it first.
+    Row rules measure every row in order, dropped or not, in `processes` (see `rows.sift`). Rules that ask a model
+    follow, through `ask`, by default only about rows still kept. Then `test` rows are held out (`held_out`), set rules
+    run in order over the other kept rows, and rows whose prompt is near (ROUGE-L above `near`) that of a held-out row
+    are dropped. Every row is written with all its verdicts, those against it first.
 
-    `tell` gets the counts as soon as all is written: those of `_write`, `test_missing`, and where a model was asked
-    `failed` (rows kept without a measurement) and `retryable` (those with a transient failure). Then raises what `ask`
-    raised, or `StageIncomplete` when no row is left to train on or more than the share `max_failed` of the
-    measurements failed.
+    `report_counts` is called with the counts as soon as all is written: those of `_write`, `test_missing`, and if a
+    model was asked `failed` (rows kept without a measurement) and `retryable` (those with a transient failure). Then
+    raises what `ask` raised, or `StageIncomplete` when no row is left to train on or more than the share `max_failed`
+    of the measurements failed.
     """
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
     sift(rows, [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)], processes=processes)
@@ -95,8 +89,7 @@ def curate(
         counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in measurements.failed)
     if len(test_rows) < test:
         counts["test_missing"] = test - len(test_rows)
-    if tell is not None:
-        tell(counts)
+    report_counts(counts)
     _require_few_failures(measurements, max_failed)
     _require_rows(counts)
     return counts
@@ -106,8 +99,8 @@ def _asks(rule: RowFilter | AskingFilter) -> TypeGuard[AskingFilter]:
     return hasattr(rule, "role")
 
 
-def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking | None) -> _Measurements:
-    """Once the engine has stopped nothing more is asked; rows without a measurement are kept."""
+def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Ask | None) -> _Measurements:
+    """Measure rows by the rules that ask a model, until the engine stops; rows without a measurement are kept."""
     measurements = _Measurements()
     for name, rule in filters:
         if rule.scope != "row" or not _asks(rule):
@@ -125,27 +118,27 @@ def _apply_asking_rules(rows: Sequence[MeasuredRow], filters: Rules, ask: Asking
         unparsed = sum(1 for row in subjects if row.verdicts[-1].reason == UNPARSED)
         if unparsed > MANY_UNPARSED * len(subjects):
             console.warn(
-                f"{name}: {unparsed} of {len(subjects)} replies cannot be read; see the notes in kept.jsonl, and take a"
+                f"{name}: {unparsed} of {len(subjects)} replies cannot be read; see the notes in kept.jsonl, and use a"
                 " stronger model or a greater max_tokens"
             )
     return measurements
 
 
 def _outcomes(
-    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Asking | None, measurements: _Measurements
+    rows: Sequence[MeasuredRow], name: str, rule: AskingFilter, ask: Ask | None, measurements: _Measurements
 ) -> Sequence[Outcome[Any] | None]:
-    """How the rule's flow for each row ended; `None` where the engine stopped before."""
+    """The outcome of the rule's flow for each row; `None` where the engine stopped before it."""
     if ask is None:
         raise TypeError(f"the filter {name} asks the {rule.role}, and curate was called without `ask`")
     if measurements.stopped is not None:
         return [None] * len(rows)
     flows = [(f"{place}:{row.session.id}", partial(rule.measure, row.session)) for place, row in enumerate(rows)]
     try:
-        return ask(flows, rule=name, role=rule.role)
+        return ask(flows, name, rule.role)
     except EngineStopped as stop:
         measurements.stopped = stop
-        finished = {outcome.id: outcome for outcome in stop.outcomes}
-        return [finished.get(id) for id, _ in flows]
+        outcomes = {outcome.id: outcome for outcome in stop.outcomes}
+        return [outcomes.get(id) for id, _ in flows]
 
 
 def _require_few_failures(measurements: _Measurements, max_failed: float) -> None:
@@ -179,7 +172,7 @@ def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules) -> None:
 def _write(
     folder: Path, rows: Sequence[MeasuredRow], training: Sequence[MeasuredRow], test_rows: Sequence[MeasuredRow]
 ) -> dict[str, Any]:
-    """Write the rows; returns counts of rows, of verdicts by rule (`funnel.tally`), of labels and of mended rows."""
+    """Write the rows; returns counts of rows, verdicts by rule (`funnel.tally`), labels and changed rows."""
     kept = [row for row in training if row.is_kept]
     dropped = [row for row in rows if not row.is_kept]
     for name, part in (("kept", kept), ("test", test_rows), ("dropped", dropped)):
@@ -208,10 +201,10 @@ def _lines(rows: Iterable[MeasuredRow]) -> Iterator[dict[str, Any]]:
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:
-    """A verdict whose values are all texts, empty where there is none.
+    """A verdict whose values are all texts, empty for `None`.
 
-    Arrow takes a column's type from a file's first 10 MB: a null there, or a whole number, and a later text or fraction
-    could not be read by `datasets`.
+    Arrow infers a column's type from a file's first 10 MB: after nulls or whole numbers there, `datasets` could not
+    read a later text or fraction.
     """
     return {
         "rule": verdict.rule,
@@ -225,7 +218,7 @@ def _text(verdict: Verdict) -> dict[str, Any]:
 
 
 def _require_rows(counts: Mapping[str, Any]) -> None:
-    """Warn where test rows are missing; raise `StageIncomplete` where there is no training row."""
+    """Warn if test rows are missing; raise `StageIncomplete` if there is no training row."""
     if missing := counts.get("test_missing"):
         test = counts["test"]
         console.warn(f"{test} of {test + missing} prompts could be held out; add sessions, or lower `test`")
@@ -241,7 +234,7 @@ def _require_rows(counts: Mapping[str, Any]) -> None:
 
 
 def options(context: Context) -> dict[str, Any]:
-    """The recipe's values that determine the verdicts, by key, and the models that the rules ask."""
+    """The recipe's values that determine the verdicts, by key, those of the models that rules ask included."""
     loaded = context.recipe
     rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
     values = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
@@ -256,12 +249,12 @@ def options(context: Context) -> dict[str, Any]:
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
-    """The stage curate: every rule's verdict on every session."""
-    section = context.recipe.collect or recipe.Collect(test=0)
+    """Run the stage curate: every rule's verdict on every session."""
+    section = context.recipe.collect or Collect(test=0)
     engines: list[Engine] = []
 
-    def ask(flows: Flows, *, rule: str, role: str) -> Sequence[Outcome[Any]]:
-        with console.progress(f"curate: {rule}", len(flows)) as bar, asked_by_rule(context, rule, role) as provider:
+    def ask(flows: Flows, rule: str, role: str) -> Sequence[Outcome[Any]]:
+        with console.progress(f"curate: {rule}", len(flows)) as bar, provider_for(context, rule, role) as provider:
             engines.append(
                 engine_for(context, "curate", bar, bound(context, {role: provider}), local=role == BASE, part=rule)
             )
@@ -275,7 +268,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
             seed=context.recipe.seed,
             ask=ask,
             max_failed=section.max_failed,
-            tell=record.counts.update,
+            report_counts=record.counts.update,
         )
     finally:
         if engines:
@@ -284,8 +277,8 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     return counts
 
 
-def filter_of(context: Context, rule: recipe.Rule) -> Any:
-    """The filter of one rule, with the judge's sampling where it asks a judge."""
+def filter_of(context: Context, rule: Rule) -> Any:
+    """The filter of one rule, constructed with the judge's sampling if it asks a judge."""
     part = registry.part(FILTERS, rule.filter, kind="filter", allowed=context.options.allowed)
     if getattr(part, "role", None) == "judge":
         return part(rule.options, sampling=judge_sampling(context.recipe))
@@ -299,8 +292,8 @@ def roles_of_filters(loaded: Recipe, allowed: Collection[str] = ()) -> set[str]:
 
 
 @contextmanager
-def asked_by_rule(context: Context, rule: str, role: str) -> Iterator[Any]:
-    """The provider that answers a rule; weights in this process are released at the end. Raises `RecipeError`."""
+def provider_for(context: Context, rule: str, role: str) -> Iterator[Any]:
+    """The provider for a rule's requests; weights in this process are freed at the end. Raises `RecipeError`."""
     if role != BASE:
         if (endpoint := context.teachers.endpoints.get(role)) is None:
             raise RecipeError(f"curate: the filter {rule} asks a {role}, and the recipe has no `teacher` to play it")

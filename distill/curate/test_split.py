@@ -16,9 +16,9 @@ IMPORTED = "imported"
 
 
 def candidates(rows: Sequence[MeasuredRow]) -> list[Session]:
-    """The sessions that may be held out: those of this run's teacher, or imported ones where there are none.
+    """The kept sessions that may be held out: those of this run's teacher, or imported ones where there are none.
 
-    So compare measures the student against the teacher that it asks again, not against the author of a source.
+    So compare measures the student against the teacher, not against the author of a source.
     """
     collected = [row for row in rows if IMPORTED not in row.session.meta]
     return [row.session for row in collected or rows if row.is_kept]
@@ -28,9 +28,8 @@ def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) 
     """Ids of the sessions to hold out: the first `test` in task order whose prompt falls on the test side.
 
     A prompt falls there when the SHA-256 of seed and normalised prompt begins with a 0 bit, whatever else is in the
-    set. So appended tasks move no row from one side to the other, and at most about half of a small set is held out,
-    which may be fewer than `test` rows. A prompt near one already held out is left to the training side, where it is
-    dropped.
+    set. So appended tasks move no row between the sides, and at most about half of a small set is held out, perhaps
+    fewer than `test` rows. A prompt near one already held out stays on the training side, where `drop_near` drops it.
     """
     ids: set[str] = set()
     index = _Prompts(near)
@@ -45,7 +44,7 @@ def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) 
 
 
 class _Prompts:
-    """Prompts held out; a prompt that differs in case and white space only is near, whatever its tokens."""
+    """The held-out prompts; a prompt that differs only in case and white space is near, whatever its tokens."""
 
     def __init__(self, near: float) -> None:
         self._index = NoveltyIndex(near)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from distill.errors import BudgetStop, DistillError, EndpointError, Interrupted, StageIncomplete
-from distill.types import Failure, Task
+from distill.types import Failure, Task, Usage
 
 T = TypeVar("T")
 
@@ -20,9 +20,9 @@ class Outcome(Generic[T]):
     value: T | None
     """Its return value; `None` where it raised."""
     failures: tuple[Failure, ...] = ()
-    """Every failure that was sent into it, and last, with the reason `error`, that it raised."""
+    """Every failure that was sent into the flow; last, with the reason `error`, the exception that it raised."""
     error: str | None = None
-    """One line, where it raised."""
+    """The exception in one line, where it raised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ class GrowthResult:
     failures: tuple[Failure, ...] = ()
     """Permanent failures that were sent into proposals."""
     errors: tuple[str, ...] = ()
-    """One line per proposal that raised; it was admitted as empty."""
+    """One line per proposal that raised; such proposals count as admitted, without a task."""
 
 
 @dataclass(slots=True)
@@ -50,16 +50,22 @@ class Tally:
     replayed: int = 0
     """Answers and permanent failures taken from the journal."""
     failed: int = 0
-    """Requests asked that ended in a failure."""
+    """Requests sent that ended in a failure."""
     retried: int = 0
     """Sends beyond a request's first."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    """As reported, of answers asked now."""
+    """As reported, for answers bought by this engine."""
     usd: float | None = None
-    """Spent now, where prices are given; a send that may have been billed without an answer counts in full."""
+    """Spent by this engine, where there are prices; sends that may have been billed without an answer count in full."""
     wasted_usd: float = 0.0
     """The part of `usd` that brought no answer."""
+
+    def count(self, usage: Usage | None) -> None:
+        """Add an answer's tokens, where they were reported."""
+        if usage is not None:
+            self.prompt_tokens += usage.prompt_tokens
+            self.completion_tokens += usage.completion_tokens
 
 
 class EngineStopped(DistillError):
@@ -67,8 +73,8 @@ class EngineStopped(DistillError):
 
     outcomes: Sequence[Outcome[Any]] = ()
     """The finished flows of `Engine.run`, in input order."""
-    grown: GrowthResult | None = None
-    """The unfinished growth of `Engine.grow`."""
+    growth: GrowthResult | None = None
+    """What `Engine.grow` had admitted."""
 
 
 class StoppedByUser(EngineStopped, Interrupted):

@@ -1,4 +1,4 @@
-"""Hard spending cap: reserves the worst case before a request leaves, and settles it when the cost is known."""
+"""Hard spending cap: reserves the worst case before a request is sent, and settles it when the cost is known."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 
 from distill.engine.journal.records import Bill, SendCost
 from distill.engine.providers import ProviderError, Reply
+from distill.engine.providers.bounded_numbers import MOST_TOKENS
 from distill.errors import RecipeError
 from distill.types import Request, Usage
 
-TOKENS_A_MESSAGE = 16
-"""Upper bound of what a chat template adds to a message."""
-TOKENS_A_TEMPLATE = 128
-"""Upper bound of what a chat template writes of its own accord: gpt-oss about 70 tokens, Llama 3.1 about 30."""
-MOST_TOKENS = 10_000_000
-"""More than any context holds; a larger bound or count is none."""
+TOKENS_PER_MESSAGE = 16
+"""Upper bound of the tokens that a chat template adds per message."""
+TOKENS_PER_TEMPLATE = 128
+"""Upper bound of a chat template's own text: gpt-oss has about 70 tokens, Llama 3.1 about 30."""
 BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """Names under which `extra_body` may bound an answer."""
 
@@ -36,8 +35,8 @@ class TokenPrice:
 class Budget:
     """Accounts for spending by each model's price, and blocks any send that could exceed the cap.
 
-    `prices` are by the model's name in the engine, which is the request's role where one model plays it. `spent_usd` is
-    what earlier runs spent of the same cap. Without a cap it only counts.
+    `prices` are by the model's name in the engine, which is the request's role where one model plays it. `spent_usd`
+    was spent by earlier runs under the same cap. Without a cap it only counts.
     """
 
     def __init__(
@@ -47,7 +46,7 @@ class Budget:
         self.earlier_usd = spent_usd
         self.cap_usd = cap_usd
         self.spent_usd = 0.0
-        """By this budget's own requests."""
+        """Spent by requests settled here."""
         self.reserved_usd = 0.0
         self.in_flight = 0
 
@@ -61,9 +60,9 @@ class Budget:
             )
 
     def most(self, name: str, request: Request) -> Bill:
-        """The most that one send can cost: a token is at least a byte of UTF-8.
+        """The most that one send can cost; a token has at least one byte of UTF-8.
 
-        Raises `RecipeError` where there is a cap, and nothing bounds the answer.
+        Raises `RecipeError` where there is a cap and nothing bounds the answer.
         """
         prompt, completion = most_prompt_tokens(request), most_completion_tokens(request)
         if completion is None and self.cap_usd is not None:
@@ -72,7 +71,7 @@ class Budget:
         return Bill(prompt, completion, None if price is None else price.usd(Usage(prompt, completion or 0)))
 
     def reserve(self, most: Bill) -> bool:
-        """Set a worst case aside; False, and nothing is set aside, where it does not fit now."""
+        """Reserve a worst case; False, with nothing reserved, where it does not fit now."""
         usd = most.usd or 0.0
         if self.cap_usd is not None and usd > self.cap_usd - self.earlier_usd - self.spent_usd - self.reserved_usd:
             return False
@@ -81,14 +80,14 @@ class Budget:
         return True
 
     def settle(self, name: str, most: Bill, usage: Usage | None) -> Bill:
-        """Book an answer, and return what it cost: as reported, or the worst case where nothing was reported."""
+        """Book an answer and return its cost: as reported, or the worst case where nothing was reported."""
         bill = most if usage is None else self.bill(name, usage)
         self._release(most)
         self.spent_usd += bill.usd or 0.0
         return bill
 
     def settle_error(self, most: Bill, error: BaseException) -> Bill:
-        """Book a send without an answer: nothing where the endpoint refused it, else the worst case."""
+        """Book a send without an answer: it is free where the endpoint refused it, else costs the worst case."""
         self._release(most)
         if isinstance(error, ProviderError) and is_free(error):
             return Bill(0, 0, None if most.usd is None else 0.0)
@@ -102,15 +101,15 @@ class Budget:
 
     @property
     def usd(self) -> float | None:
-        """Spent by this budget's own requests; `None` where nothing has a price."""
+        """Spent by requests settled here; `None` where nothing has a price."""
         return self.spent_usd if self._prices else None
 
     def verdict(self, most: Bill) -> str:
-        """One line for a request that does not fit."""
+        """One line on why a request does not fit."""
         return (
             f"the budget of {self.cap_usd:g} USD is used up: {self.earlier_usd + self.spent_usd:.4f} USD are spent and"
-            f" the next request may cost up to {most.usd or 0:.4f}; all that was bought is kept; raise the"
-            " budget or lower max_tokens, and run again to go on"
+            f" the next request may cost up to {most.usd or 0:.4f}; all answers are kept; raise the budget or lower"
+            " max_tokens, and run again to go on"
         )
 
     def _release(self, most: Bill) -> None:
@@ -121,8 +120,8 @@ class Budget:
 def spent_usd(costs: Iterable[SendCost], prices: Mapping[str, TokenPrice], stage: str | None = None) -> float:
     """The cost of a journal's sends, of one stage or of all, over all invocations.
 
-    By the price at the time of buying; what was bought without a price counts by today's. Sends that may have been
-    billed and reported nothing, and those in flight at a kill, count at most.
+    Prices are those at the time of buying, or today's for sends that had none. Sends that may have been billed and
+    reported nothing, and those in flight at a kill, count with their worst case.
     """
     return sum(cost_usd(cost, prices) for cost in costs if stage in (None, cost.stage))
 
@@ -134,14 +133,14 @@ def cost_usd(cost: SendCost, prices: Mapping[str, TokenPrice]) -> float:
 
 
 def most_prompt_tokens(request: Request) -> int:
-    """Upper bound of a request's prompt tokens: the bytes of all that is sent, 16 a message, and 128 a template."""
+    """Upper bound of a request's prompt tokens: all bytes sent, 16 per message, and 128 for the template."""
     texts = [message.content for message in request.messages] + [request.prompt or "", request.continuation or ""]
     size = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in texts)
     sampling = request.sampling
     for extra in (sampling.response_format, sampling.extra_body):
-        size += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools are read as a prompt
-    template = TOKENS_A_TEMPLATE if request.messages else 0
-    return min(size + TOKENS_A_MESSAGE * (len(request.messages) + 1) + template, MOST_TOKENS)
+        size += len(json.dumps(dict(extra))) if extra else 0  # schemas and tools become part of the prompt
+    template = TOKENS_PER_TEMPLATE if request.messages else 0
+    return min(size + TOKENS_PER_MESSAGE * (len(request.messages) + 1) + template, MOST_TOKENS)
 
 
 def most_completion_tokens(request: Request) -> int | None:
@@ -157,10 +156,10 @@ def most_completion_tokens(request: Request) -> int | None:
 
 
 def with_credible_usage(reply: Reply, most: Bill) -> Reply:
-    """The reply, without its usage where that is more than the request allows: no such count can be right.
+    """The reply, without its usage where that is more than the request allows, as such counts cannot be right.
 
-    The prompt is bounded by its bytes, the answer by max_tokens where that was sent. What then counts is the worst
-    case, as where nothing is reported.
+    The prompt is bounded by its bytes, the answer by max_tokens where that was sent. Without a usage, the worst case
+    counts.
     """
     usage = reply.usage
     if usage is None:
@@ -171,5 +170,5 @@ def with_credible_usage(reply: Reply, most: Bill) -> Reply:
 
 
 def is_free(error: ProviderError) -> bool:
-    """Whether an error says that nothing was generated: no connection, or an answer of HTTP 4xx."""
+    """Whether an error means that nothing was generated: no connection, or HTTP 4xx."""
     return error.reason in {"refused", "filtered"} or error.reason.startswith("http_4")

@@ -34,23 +34,23 @@ from distill.types import Failure, Flow, Growth, Task
 
 T = TypeVar("T")
 
-ALIVE_A_SLOT = 2
-"""Flows alive for each request that may be in flight: enough to fill every slot, few enough to hold in memory."""
+FLOWS_PER_SLOT = 2
+"""Flows begun per request that may be in flight: enough to fill every slot, few enough to hold in memory."""
 COLLECT_EVERY = 50_000
-"""New objects between two looks for cycles while requests are in flight; Python's own number is 700."""
+"""New objects between two garbage collections while requests are in flight; Python's default is 700."""
 BARREN_WINDOWS, BARREN_MORE = 3, 24
-"""A growth stops after 3 · window + 24 proposals in a row that brought nothing new."""
+"""A growth stops after 3 · window + 24 proposals in a row without a new task."""
 
 
 class Engine:
-    """Asks for flows: journal first, then the provider of each request's role, every answer committed before use.
+    """Answers the requests of flows: from the journal, else from the provider of each request's role.
 
-    `endpoints` are by name: a request's role, unless `run` gets another `choose`; a bare provider has no limits of its
-    own and no price. `concurrency` bounds the requests in
-    flight to an endpoint whose own rates do not, `attempts` the sends of one request. `stage` is written beside every
-    answer. `retry_failed` asks again what failed for good in an earlier run. `budget` counts USD and may cap them. With
-    `on_miss` nothing is sent: it is called with the name of each flow that the journal cannot finish, and the flow's
-    first question without an answer.
+    Every answer is committed before it is used. `endpoints` are by name: a request's role, unless `run` gets another
+    `choose`; a bare provider has no limits and no price. `concurrency` bounds the requests in flight to an endpoint
+    whose own rates do not, `attempts` the sends of one request. `stage` is written beside every answer. `retry_failed`
+    asks again what failed permanently in an earlier run. `budget` counts USD and may cap them. With `on_miss` nothing
+    is sent: it is called with the name of each flow that the journal cannot finish, and the flow's first question
+    without an answer.
     """
 
     def __init__(
@@ -87,18 +87,18 @@ class Engine:
         self._budget.check(self._endpoints)
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """Drive every flow to its end; one outcome per flow, in input order.
+        """Run every flow to its end; one outcome per flow, in input order.
 
-        `choose` says which model answers a flow's role. Flows are made in order, as late as possible. Raises
-        `EngineStopped` with the finished outcomes on Ctrl-C, at the end of the budget, or where an endpoint cannot
-        serve; `StoppedAtMiss` where nothing may be sent; and any `DistillError` of a provider as it is.
+        `choose` maps a flow's name and a request's role to an endpoint's name. Flows are made in order, as late as
+        possible. Raises `EngineStopped` with the finished outcomes on Ctrl-C, at the end of the budget, or where an
+        endpoint cannot serve; `StoppedAtMiss` where nothing may be sent; and any `DistillError` of a provider as it is.
         """
         outcomes: dict[int, Outcome[T]] = {}
         report = ProgressReport(self._progress, len(flows), self.tally)
 
         async def work(sender: RequestSender) -> None:
             admission = iter(enumerate(flows))
-            workers = min(len(flows), ALIVE_A_SLOT * self._slots())
+            workers = min(len(flows), FLOWS_PER_SLOT * self._slots())
             await asyncio.gather(*(_worker(sender, admission, choose, outcomes, report) for _ in range(workers)))
             if sender.misses:
                 raise StoppedAtMiss(f"the journal cannot finish {sender.misses} of {len(flows)} flows")
@@ -113,17 +113,17 @@ class Engine:
     def grow(self, growth: Growth, target: int) -> GrowthResult:
         """Grow until `target` tasks are admitted; the same tasks at any concurrency and latency.
 
-        Raises `StoppedShort` where a transient failure outlives its retries, or where proposals stay without
-        anything new; and what `run` raises. What was admitted so far is in the exception's `grown`.
+        Raises `StoppedShort` where a transient failure outlives its retries, or where proposals bring no new task; and
+        what `run` raises. The exception's `growth` has what was admitted so far.
         """
         report = ProgressReport(self._progress, target, self.tally)
         growing = _Growing(growth, target, report)
         try:
             self._drive(growing.work, report)
         except EngineStopped as stop:
-            stop.grown = growing.grown()
+            stop.growth = growing.result()
             raise
-        return growing.grown()
+        return growing.result()
 
     def _slots(self) -> int:
         """Requests that may be in flight in all."""
@@ -138,7 +138,7 @@ class Engine:
         report.end()
 
     async def _with_sender(self, work: Callable[[RequestSender], Awaitable[None]], report: ProgressReport) -> None:
-        """Run `work` in this loop until it ends and nothing is in flight; the first Ctrl-C stops it gently."""
+        """Run `work` until it ends and nothing is in flight; after the first Ctrl-C nothing more is sent."""
         sender = RequestSender(
             self._journal,
             self._endpoints,
@@ -154,20 +154,20 @@ class Engine:
             for provider in {id(one.provider): one.provider for one in self._endpoints.values()}.values():
                 await provider.close()
         if isinstance(sender.stopped, StoppedByUser):
-            raise StoppedByUser(_interrupted(report))  # raised at the end, when answers in flight are counted
+            raise StoppedByUser(_interrupted(report))  # a new one: its message counts the answers that were in flight
         if sender.stopped is not None:
             raise sender.stopped
 
 
 @contextmanager
 def _fewer_collections() -> Iterator[None]:
-    """Let Python look for cycles less often.
+    """Collect garbage less often.
 
-    Thousands of requests in flight survive each look, which costs a third of the CPU at 1,000 in flight and frees
-    nothing.
+    Thousands of requests in flight survive each collection, which takes a third of the CPU time at 1,000 in flight and
+    frees nothing.
     """
     before = gc.get_threshold()
-    if before[0]:  # 0 means that it is turned off
+    if before[0]:  # 0 turns collection off
         gc.set_threshold(max(before[0], COLLECT_EVERY), *before[1:])
     try:
         yield
@@ -185,7 +185,7 @@ async def _to_the_end(work: Callable[[RequestSender], Awaitable[None]], sender: 
 
 
 async def _patiently(work: asyncio.Future[None], sender: RequestSender, report: ProgressReport) -> None:
-    """Wait for the work. `loops.run` turns the first Ctrl-C into a cancellation and the second into an exception."""
+    """Wait for the work. `event_loop.run` turns the first Ctrl-C into a cancellation, the second into an exception."""
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:
@@ -203,7 +203,7 @@ def _interrupted(report: ProgressReport) -> str:
 
 
 async def _finish(state: FlowState[T], sender: RequestSender) -> Outcome[T]:
-    """Take a flow to its end. Raises `SenderStopping` when it cannot get there."""
+    """Run a flow to its end. Raises `SenderStopping` where nothing more may be sent."""
     try:
         while state.outcome is None:
             answers = await sender.answers(state)
@@ -222,7 +222,7 @@ async def _worker(
     outcomes: dict[int, Outcome[T]],
     report: ProgressReport,
 ) -> None:
-    """Drive one flow after another; at the end of the budget only those that the journal can answer."""
+    """Run one flow after another; once the budget is used up, only those that the journal can answer finish."""
     for index, (name, make) in admission:
         if sender.is_stopping and not isinstance(sender.stopped, StoppedByBudget):
             return
@@ -230,14 +230,14 @@ async def _worker(
             state = FlowState(name, make, choose)
             outcomes[index] = await _finish(state, sender)
             report.finished(len(outcomes), state.usd)
-        await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C and other flows run
+        await asyncio.sleep(0)  # a replayed flow never waits: let Ctrl-C and other flows in
 
 
 class _Growing:
     """A growth in progress: proposals start and are admitted strictly in order, whatever the order of answers.
 
-    A proposal's first request goes out only when its turn comes or an earlier one has to wait, so that replaying a
-    finished growth asks nothing.
+    A proposal's first request is sent only when its turn comes or an earlier proposal has to wait, so that replaying a
+    finished growth sends nothing.
     """
 
     def __init__(self, growth: Growth, target: int, report: ProgressReport) -> None:
@@ -245,15 +245,15 @@ class _Growing:
         self._target = target
         self._report = report
         self._tasks: list[Task] = []
-        self._begun: dict[int, FlowState[list[Task]]] = {}
+        self._proposals: dict[int, FlowState[list[Task]]] = {}
         self._running: dict[int, asyncio.Task[Outcome[list[Task]]]] = {}
         self._next = self._admitted = self._candidates = 0
         self._barren = self._barren_candidates = 0
         self._failures: list[Failure] = []
         self._errors: list[str] = []
 
-    def grown(self) -> GrowthResult:
-        """The growth so far."""
+    def result(self) -> GrowthResult:
+        """What was admitted so far."""
         return GrowthResult(
             tasks=self._tasks[: self._target],
             requests=self._admitted,
@@ -263,15 +263,15 @@ class _Growing:
         )
 
     async def work(self, sender: RequestSender) -> None:
-        """Propose and admit until the target is reached; what is begun beyond it is dropped."""
+        """Propose and admit until the target is reached; proposals begun beyond it are dropped."""
         try:
             while len(self._tasks) < self._target:
                 window = max(1, self._growth.window)
-                while len(self._begun) < window:
+                while len(self._proposals) < window:
                     self._begin()
-                k = min(self._begun)
+                k = min(self._proposals)
                 await self._finish(k, sender)
-                self._admit(k, self._begun.pop(k).outcome)
+                self._admit(k, self._proposals.pop(k).outcome)
                 if self._barren >= BARREN_WINDOWS * window + BARREN_MORE:
                     raise StoppedShort(self._nothing_new())
         except DistillError as error:
@@ -282,22 +282,22 @@ class _Growing:
 
     def _begin(self) -> None:
         k, self._next = self._next, self._next + 1
-        self._begun[k] = FlowState(f"proposal {k}", lambda: self._growth.propose(k), by_role)
+        self._proposals[k] = FlowState(f"proposal {k}", lambda: self._growth.propose(k), by_role)
 
     async def _finish(self, k: int, sender: RequestSender) -> None:
-        """Take proposal k to its end: from the journal where that has everything, else all begun ones at once."""
-        state = self._begun[k]
+        """Run proposal k to its end: from the journal if that has every answer, else together with all begun ones."""
+        state = self._proposals[k]
         if k not in self._running:
             while state.outcome is None and (answers := sender.recall(state)) is not None:
                 state.send(answers)
         if sender.misses:
             raise StoppedAtMiss(self._so_far())
         if state.outcome is None:
-            for other in sorted(self._begun.keys() - self._running.keys()):
-                self._running[other] = asyncio.create_task(_finish(self._begun[other], sender))
+            for other in sorted(self._proposals.keys() - self._running.keys()):
+                self._running[other] = asyncio.create_task(_finish(self._proposals[other], sender))
         if (running := self._running.pop(k, None)) is not None:
             await running
-        await asyncio.sleep(0)  # a replayed proposal never waits; let Ctrl-C through
+        await asyncio.sleep(0)  # a replayed proposal never waits: let Ctrl-C in
 
     def _admit(self, k: int, outcome: Outcome[list[Task]] | None) -> None:
         assert outcome is not None
@@ -305,24 +305,24 @@ class _Growing:
             if failure.transient:
                 raise StoppedShort(self._not_answered(failure))
         candidates = outcome.value or []
-        admitted = self._growth.admit(k, candidates)
-        self._tasks += admitted
+        tasks = self._growth.admit(k, candidates)
+        self._tasks += tasks
         self._admitted = k + 1
         self._candidates += len(candidates)
-        self._barren = 0 if admitted else self._barren + 1
-        self._barren_candidates = 0 if admitted else self._barren_candidates + len(candidates)
+        self._barren = 0 if tasks else self._barren + 1
+        self._barren_candidates = 0 if tasks else self._barren_candidates + len(candidates)
         self._failures += [failure for failure in outcome.failures if failure.key]
         self._errors += [outcome.error] if outcome.error else []
         self._report.done = min(len(self._tasks), self._target)
         self._report.tick()
 
     async def _drop(self) -> None:
-        """Drop proposals begun beyond the end; requests in flight are finished for the journal."""
+        """Drop proposals begun beyond the target; their requests in flight are finished for the journal."""
         if self._running:
             await asyncio.wait(list(self._running.values()))
         for running in self._running.values():
             running.cancelled() or running.exception()
-        for state in self._begun.values():
+        for state in self._proposals.values():
             state.close()
 
     def _so_far(self) -> str:
@@ -335,11 +335,10 @@ class _Growing:
         )
 
     def _nothing_new(self) -> str:
-        last = (self._errors[-1:] or [f"{failure.reason}: {failure.detail}" for failure in self._failures[-1:]]) or [""]
-        candidates = (
-            f"{self._barren_candidates} candidates, all refused" if self._barren_candidates else "no candidates"
-        )
+        faults = self._errors or [f"{failure.reason}: {failure.detail}" for failure in self._failures]
+        notes = [f"{self._barren_candidates} candidates, all refused" if self._barren_candidates else "no candidates"]
+        notes += [f"last: {fault}" for fault in faults[-1:]]
         return (
-            f"{self._so_far()}: the last {self._barren} proposals brought nothing new ({candidates}"
-            f"{'; last: ' + last[0] if last[0] else ''}); ask for fewer tasks, give more seeds or a higher temperature"
+            f"{self._so_far()}: the last {self._barren} proposals brought nothing new ({'; '.join(notes)}); ask for"
+            " fewer tasks, give more seeds or a higher temperature"
         )

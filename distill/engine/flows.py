@@ -13,13 +13,13 @@ from distill.types import Answer, Failure, Flow, Request
 T = TypeVar("T")
 
 Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[T]]]]
-"""By their ids, how each begins."""
+"""Each flow's id and the function that makes it."""
 Choose: TypeAlias = Callable[[str, str], str]
-"""From a flow's id and a request's role to the name of the model that answers it."""
+"""Maps a flow's id and a request's role to the name of the model that answers it."""
 
 
 def by_role(flow: str, role: str) -> str:
-    """The model that is called like the role."""
+    """The model of the same name as the role."""
     return role
 
 
@@ -29,7 +29,7 @@ class FlowState(Generic[T]):
     def __init__(self, name: str, make: Callable[[], Flow[T]], choose: Choose) -> None:
         self.name = name
         self.usd = 0.0
-        """Cost of its answers, bought now or before."""
+        """Cost of its answers, whether bought now or replayed."""
         self._choose = choose
         self.requests: tuple[Request, ...] = ()
         self.outcome: Outcome[T] | None = None
@@ -48,7 +48,7 @@ class FlowState(Generic[T]):
         return tuple([self._choose(self.name, request.role) for request in self.requests])
 
     def send(self, answers: tuple[Answer, ...]) -> None:
-        """Send the answers into the flow, and run it to its next request or its end."""
+        """Send the answers into the flow and run it to its next requests or its end."""
         flow = self._flow
         assert flow is not None
         self._failures += [answer for answer in answers if isinstance(answer, Failure)]
@@ -56,32 +56,32 @@ class FlowState(Generic[T]):
 
     def _step(self, advance: Callable[[], Any]) -> None:
         try:
-            yielded = advance()
-            self._is_single = isinstance(yielded, Request)
-            self.requests = (yielded,) if isinstance(yielded, Request) else _checked(yielded)
+            value = advance()
+            self._is_single = isinstance(value, Request)
+            self.requests = (value,) if isinstance(value, Request) else _requests(value)
         except StopIteration as end:
             self.outcome = Outcome(self.name, end.value, tuple(self._failures))
-        except Exception as error:  # noqa: BLE001 - a part that raises loses its own row, and no answer
+        except Exception as error:  # noqa: BLE001 - a part that raises loses its own row, no answer
             line = one_line(f"{type(error).__name__}: {error}")
             failure = Failure(key="", reason="error", detail=line, transient=False)
             self.outcome = Outcome(self.name, None, (*self._failures, failure), line)
             self.close()
 
     def close(self) -> None:
-        """End a flow that cannot go on; exceptions that it raises then are ignored."""
+        """Close the generator; exceptions that it raises meanwhile are ignored."""
         if self._flow is not None:
             with suppress(Exception):
                 self._flow.close()
 
 
-def _checked(yielded: Any) -> tuple[Request, ...]:
-    if isinstance(yielded, tuple) and all(isinstance(request, Request) for request in yielded):
-        return yielded
-    raise TypeError(f"the flow yielded a {type(yielded).__name__}, expected a Request or a tuple of them")
+def _requests(value: Any) -> tuple[Request, ...]:
+    if isinstance(value, tuple) and all(isinstance(request, Request) for request in value):
+        return value
+    raise TypeError(f"the flow yielded a {type(value).__name__}, expected a Request or a tuple of them")
 
 
 class Runs(Protocol):
-    """Interface of what runs flows to completion: an engine, or passes of batches."""
+    """Interface of `Engine` and of `Passes`, which runs flows through batches."""
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """One outcome per flow, in their order."""
+        """Run every flow to its end; one outcome per flow, in input order."""

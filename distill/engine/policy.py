@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from distill.engine import Tally
@@ -12,15 +12,15 @@ from distill.engine.journal.records import Bill, Statement
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.rate_limits import Limiter, Rates
 from distill.engine.retry import RetryPolicy
-from distill.errors import DistillError
-from distill.types import Request
+from distill.errors import DistillError, RecipeError
+from distill.types import Completion, Request
 
 REFUSALS = 4
-"""Sends of one request without a connection, after which an endpoint that never answered counts as unreachable."""
+"""Refused connections for one request after which an endpoint that never answered counts as unreachable."""
 FAULT = "error"
-"""The reason of a provider's own fault: not sent again in this run, as it may have been billed."""
+"""The reason of an exception inside a provider: not sent again in this run, as it may have been billed."""
 BYTES_A_TOKEN = 4
-"""Approximate bytes of English text per token; for expected tokens only, never for money."""
+"""Approximate bytes of English text per token; for expected tokens only, never for cost bounds."""
 EXPECTED_TOKENS = 256
 """Expected tokens of an unbounded answer before the first one has come."""
 NOT_SENT = ProviderError("refused", "nothing was sent")
@@ -44,12 +44,13 @@ class RequestPolicy:
     """Settings of an engine's requests."""
 
     concurrency: int
-    """Requests in flight to an endpoint whose rates do not say."""
+    """Requests in flight to an endpoint whose rates do not limit them."""
     retries: RetryPolicy
     retry_failed: bool
     stage: str
     on_miss: Callable[[str, Question], None] | None
-    """Called with a flow's name and its first question without an answer in the journal; nothing is sent then."""
+    """Called with a flow's name and its first question without an answer in the journal; where it is set, nothing is
+    sent."""
 
 
 @dataclass(slots=True)
@@ -62,22 +63,39 @@ class OpenQuestion:
     limiter: Limiter
     most: Bill
     unsettled: list[Statement] = field(default_factory=list)
-    """How its failed sends ended; written with the next change."""
+    """Outcomes of its failed sends, written with the next change."""
     sends: int = 0
 
 
 async def reply_of(provider: Provider, request: Request) -> Reply:
-    """The reply of a provider. A fault of the provider itself is a failed send, on record."""
+    """A provider's reply. Any exception of the provider itself becomes a `ProviderError`."""
     try:
         return await provider.send(request)
     except (ProviderError, DistillError):
         raise
-    except Exception as error:  # a user's provider may raise anything; it may have been billed, so it goes on record
+    except Exception as error:  # a user's provider may raise anything, and the send may have been billed
         raise ProviderError(FAULT, f"{type(error).__name__}: {error}", transient=True) from error
 
 
+def completion_of(key: str, reply: Reply) -> Completion:
+    """The answer to be journalled; half surrogate pairs, which no file can hold, are replaced."""
+    return Completion(
+        key=key,
+        text=reply.text.encode("utf-8", "replace").decode("utf-8"),
+        finish=reply.finish,
+        usage=reply.usage,
+        raw=reply.raw,
+        loglikelihood=reply.loglikelihood,
+    )
+
+
+def missing_role(name: str, known: Iterable[str]) -> RecipeError:
+    """The error for a role that no model plays."""
+    return RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {", ".join(sorted(known))})')
+
+
 def expected_tokens(most: Bill, tally: Tally, in_flight: int) -> float:
-    """Expected tokens of a send, for a limit of tokens per minute: those of the prompt and of a mean answer."""
+    """Expected tokens of a send, for a limit of tokens per minute: the prompt's, and the mean of an answer's."""
     prompt = (most.prompt_tokens or 0) / BYTES_A_TOKEN
     answers = tally.asked - tally.failed - in_flight
     if answers > 0 and tally.completion_tokens:

@@ -1,8 +1,7 @@
 """Probes which parameters an endpoint honours, with a dozen tiny calls, and caches the result.
 
-OpenAI-compatible servers ignore parameters in silence. `probe` asks (`doctor URL` and `check --probe` call it, a run
-never does), `save` and `load` keep the findings in the user's cache, `warnings` and `ignored` say what they mean for a
-recipe.
+OpenAI-compatible servers ignore parameters silently. `probe` sends the calls (for `doctor URL` and `check --probe`,
+never in a run), `save` and `load` keep the findings in the user's cache, `warnings` applies them to a recipe.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ Judgement: TypeAlias = tuple[Verdict, str]
 PARAMETERS = (
     "temperature", "seed", "stop", "max_tokens", "system", "logprobs", "top_logprobs", "response_format", "completions",
 )  # fmt: skip
-"""The parameters that are examined, in the table's order."""
+"""The parameters that are probed, in the table's order."""
 MOST_CALLS = 26
-"""An endpoint that honours everything is asked 12 times; one that is busy, each question twice."""
+"""An endpoint that honours everything gets 12 calls; a busy one gets each call twice."""
 CALL_SECONDS = 60.0
-"""How long one call may take; a local server may load its model at the first."""
+"""How long one call may take; a local server may load its model at the first one."""
 WAIT_SECONDS = 20.0
 """The longest wait for a busy endpoint, once per call."""
 SHORT_TOKENS, COUNT_TOKENS, DRAWN_TOKENS = 3, 40, 32
 EARLY, LATE = 0.25, 0.5
-"""Shares of two answers' length at which they part: sampling parts them early, rounding on a busy GPU late."""
+"""Shares of two answers' length at which they begin to differ: early by sampling, late by rounding on a busy GPU."""
 REFUSALS = {f"http_{status}" for status in (400, 401, 403, 404, 405, 406, 410, 413, 415, 422, 501)}
-"""Errors that refuse the parameter by which a call differs from one that was answered."""
+"""Errors that mean a refusal of the parameter in which a call differs from one that was answered."""
 STOP = "4"
 
 COUNT = "Count from 1 to 12 in digits, with one space between the numbers. Write plain text, not JSON."
-"""Answered alike by any model at any temperature, so that one changed parameter shows."""
+"""Any model gives the same answer at any temperature, so that the effect of one parameter shows."""
 DRAW = "Write a sentence of twelve random words that have nothing to do with each other."
-"""Has enough answers that two samples are never the same by chance."""
+"""Has so many answers that two samples are never the same by chance."""
 SYSTEM = "Whatever the user writes, answer only with the single word PINEAPPLE, in capital letters."
 
 
@@ -76,15 +75,15 @@ class Findings:
     completion_tokens: int
 
     def verdict(self, parameter: str) -> Verdict:
-        """Of one parameter; `unclear` for one that was not examined."""
+        """The verdict on one parameter; `unclear` for one that was not probed."""
         return next((one.verdict for one in self.probes if one.parameter == parameter), "unclear")
 
 
 def probe(base_url: str, model: str, **options: Any) -> Findings:
-    """Ask the endpoint one question after the other, as a run would, and judge the answers.
+    """Send the calls one after the other, through the client that runs use, and judge the answers.
 
     `options` are those of `OpenAIProvider`. At most `MOST_CALLS` calls of at most `COUNT_TOKENS` answer tokens. Raises
-    `EndpointError` where it cannot be asked at all, and `RecipeError` for an address or a key that cannot be sent.
+    `EndpointError` where no question is answered, and `RecipeError` for an address or a key that cannot be sent.
     """
     examiner = _Examiner(base_url, model, {"timeout_seconds": CALL_SECONDS, **options})
     judgements = event_loop.run(examiner.examine())
@@ -100,7 +99,7 @@ def probe(base_url: str, model: str, **options: Any) -> Findings:
 
 
 class _Examiner:
-    """Sends the probe's requests through the client used by runs, which redacts secrets."""
+    """Sends the probe's calls and counts them."""
 
     def __init__(self, base_url: str, model: str, options: Mapping[str, Any]) -> None:
         self._base_url, self._model, self._options = base_url, model, options
@@ -137,7 +136,7 @@ class _Examiner:
         return {name: _judged(_judge_logprobs, least, reply) for name, (least, reply) in replies.items()}
 
     async def _draw(self) -> dict[str, Judgement]:
-        """Temperature and seed. Equal calls differ by one token in their limit, as the endpoint may have a cache."""
+        """Temperature and seed. Repeated calls differ by one token in their limit, as the endpoint may have a cache."""
         cold = [await self._chat(DRAW, DRAWN_TOKENS + more, temperature=0) for more in (0, 1)]
         heat: dict[str, Any] = {} if isinstance(cold[0], ProviderError) else {"temperature": 1}
         warm = await self._chat(DRAW, DRAWN_TOKENS, **heat)
@@ -153,7 +152,7 @@ class _Examiner:
         return await self._ask({"messages": messages[not system :]}, {self._limit: tokens, **parameters})
 
     async def _ask(self, question: Mapping[str, Any], parameters: Mapping[str, Any]) -> Reply | ProviderError:
-        """The reply, or why there is none; raises `EndpointError` where nothing can be learnt from the endpoint."""
+        """The reply, or why there is none. Raises `EndpointError` where further calls are pointless."""
         reply = await self._send(question, parameters)
         if isinstance(reply, ProviderError) and reply.busy:
             await asyncio.sleep(min(reply.retry_after or 2.0, WAIT_SECONDS))
@@ -199,13 +198,13 @@ def _judged(judge: Callable[[Any, Any], Judgement], expected: Any, reply: Reply 
 
 
 def _drawn(reply: Any) -> str:
-    """Everything that was generated, a reasoning model's thoughts first."""
+    """The whole generated text, a reasoning model's thoughts first."""
     message = reply.raw["choices"][0].get("message") or {}
     return f"{message.get('reasoning_content') or message.get('reasoning') or ''}{reply.text}".strip()
 
 
 def _shared(one: str, other: str) -> float:
-    """The share of the shorter answer after which the two part; 1 where the longer one goes on behind it."""
+    """The share of the shorter answer that both begin with; 1 where the longer one only goes on."""
     pairs = list(zip(one, other, strict=False))
     return next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs)) / len(pairs)
 
@@ -215,21 +214,21 @@ def _judge_temperature(cold: str, again: str, warm: str) -> Judgement:
     if (shared := _shared(cold, again)) < 1:
         return "ignored" if shared < EARLY else "unclear", "two answers at 0 differ, as those of some hosted models do"
     if _shared(cold, warm) < 1:
-        return "honoured", "answers at 0 are the same, at 1 another"
+        return "honoured", "answers at 0 are the same, the one at 1 differs"
     return "ignored", "answers at 0 and at 1 are all the same"
 
 
 def _judge_seed(first: str, again: str, unseeded: str) -> Judgement:
-    """From two answers with one seed and one without any."""
+    """From two answers with the same seed and one without a seed."""
     if (shared := _shared(first, again)) < 1:
         return "unclear" if shared >= LATE else "ignored", "two answers to the same seed differ"
     if _shared(first, unseeded) < 1:
-        return "honoured", "the same seed gives the same answer, no seed another"
-    return "unclear", "answers do not vary, so that a seed has nothing to decide"
+        return "honoured", "the same seed gives the same answer, no seed a different one"
+    return "unclear", "answers do not vary, so that a seed cannot show an effect"
 
 
 def _judge_max_tokens(plain: Reply, short: Reply) -> Judgement:
-    """From an answer with room and one under a limit of 3 tokens; a word is at least one token."""
+    """From an answer without a tight limit and one under a limit of 3 tokens; a word is at least one token."""
     tokens, words = (short.usage.completion_tokens if short.usage else 0), len(_drawn(short).split())
     if max(tokens, words) > 2 * SHORT_TOKENS:
         return "ignored", f"{max(tokens, words)} tokens came where {SHORT_TOKENS} were allowed"
@@ -238,17 +237,17 @@ def _judge_max_tokens(plain: Reply, short: Reply) -> Judgement:
 
 
 def _judge_stop(plain: Reply, reply: Reply) -> Judgement:
-    """From an answer that holds the stop string, and one that may not go on behind it."""
+    """From an answer that contains the stop string, and one that must end before it."""
     text, end = reply.text.strip(), f'"{STOP}"'
     if text.partition(STOP)[2]:
-        return "ignored", f"the answer goes on behind {end}"
+        return "ignored", f"the answer goes on after {end}"
     if STOP in plain.text and (text.endswith(STOP) or text == plain.text.partition(STOP)[0].strip()):
         return "honoured", f"the answer ends at {end}"
-    return "unclear", "another answer came, which shows nothing"
+    return "unclear", "a different answer came, which shows nothing"
 
 
 def _judge_system(plain: Reply, reply: Reply) -> Judgement:
-    """From an answer with a system message: obeyed, or at least counted, as weak models do not obey."""
+    """From an answer with a system message, which must be obeyed or at least counted: weak models do not obey it."""
     if "PINEAPPLE" in reply.text.upper():
         return "honoured", "the model obeys it"
     if plain.usage is None or reply.usage is None:
@@ -258,7 +257,7 @@ def _judge_system(plain: Reply, reply: Reply) -> Judgement:
 
 
 def _judge_json(plain: Reply, reply: Reply) -> Judgement:
-    """From an answer to a question that asks for plain text, with JSON demanded by the parameter."""
+    """From an answer to a question that asks for plain text while the parameter demands JSON."""
     if not reply.text.strip().startswith(("{", "[")):
         return "unclear" if "```" in reply.text else "ignored", "the answer is no bare JSON"
     is_usual = plain.text.strip().startswith(("{", "["))
@@ -266,7 +265,7 @@ def _judge_json(plain: Reply, reply: Reply) -> Judgement:
 
 
 def _judge_logprobs(alternatives: int, reply: Reply) -> Judgement:
-    """From an answer with log-probabilities: whether each token has one, and that many alternatives."""
+    """From an answer with log-probabilities: whether each token has one, and enough alternatives."""
     tokens = (reply.raw["choices"][0].get("logprobs") or {}).get("content") or []
     if not any(token.get("logprob") for token in tokens):
         return "ignored", "none in the answer"
@@ -283,7 +282,7 @@ def _file(url: str, model: str) -> Path:
 
 
 def save(findings: Findings) -> Path:
-    """Keep the findings in the user's cache, in place of older ones. Raises `DistillError` where that fails."""
+    """Write the findings to the user's cache, in place of older ones. Raises `DistillError` where that fails."""
     path = _file(findings.url, findings.model)
     with writing(path.parent):
         write_json(path, findings)
@@ -291,7 +290,7 @@ def save(findings: Findings) -> Path:
 
 
 def load(url: str, model: str) -> Findings | None:
-    """The last findings for a model behind an address; `None` where nothing, or nothing readable, is kept."""
+    """The last findings for a model at an address; `None` where none are kept, or they are unreadable."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -319,7 +318,7 @@ def table(findings: Findings) -> list[str]:
 
 
 def age(findings: Findings, *, now: datetime | None = None) -> str:
-    """How long ago the endpoint was asked, in words."""
+    """How long ago the endpoint was probed, in words."""
     seconds = ((now or datetime.now(UTC)) - datetime.fromisoformat(findings.date)).total_seconds()
     for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
         if (count := int(seconds // size)) > 0:
@@ -328,10 +327,10 @@ def age(findings: Findings, *, now: datetime | None = None) -> str:
 
 
 _CONSEQUENCES = {
-    "temperature": "answers are drawn as the endpoint likes",
+    "temperature": "answers are sampled at the endpoint's own temperature",
     "max_tokens": "answers may be longer, and cost more, than forecast",
     "stop": "answers are cut after the fact",
-    "seed": "asking again draws other answers",
+    "seed": "repeated requests get different answers",
 }
 
 
@@ -340,11 +339,9 @@ def warnings(findings: Findings, sampling: Sampling, *, section: str = "teacher.
     lines = []
     for name in (item.name for item in fields(sampling)):
         value, verdict = getattr(sampling, name), findings.verdict(name)
-        if value is None or value is False or value == ():
+        if value is None or value is False or value == () or verdict not in {"ignored", "refused"}:
             continue
-        if verdict == "ignored":
-            then = _CONSEQUENCES.get(name, "it has no effect")
-            lines.append(f"{section}.{name} is set, but this endpoint ignores {name}: {then}")
-        if verdict == "refused":
-            lines.append(f"{section}.{name} is set, but this endpoint refuses {name}: requests with it will fail")
+        effect = _CONSEQUENCES.get(name, "it has no effect") if verdict == "ignored" else "requests with it will fail"
+        verb = "ignores" if verdict == "ignored" else "refuses"
+        lines.append(f"{section}.{name} is set, but this endpoint {verb} {name}: {effect}")
     return lines

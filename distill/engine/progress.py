@@ -20,7 +20,7 @@ RATE_SECONDS = 10.0
 """Rates are means over the last 10 seconds."""
 AGAIN = "Ctrl-C again drops them"
 PILOT = 20
-"""Flows after whose end the cost of all is forecast."""
+"""Finished flows after which the cost of all is forecast."""
 
 
 class ProgressReport:
@@ -40,13 +40,13 @@ class ProgressReport:
         self._usd = RunningMean()
 
     def finished(self, done: int, usd: float) -> None:
-        """Count a finished flow, whose answers cost `usd`."""
+        """Record that `done` flows are finished, the last one with answers for `usd`."""
         self.done = done
         self._usd.add(usd)
         self.tick()
 
     def tick(self) -> None:
-        """Update the display, unless that was done within the last tenth of a second."""
+        """Update the display, at most every tenth of a second."""
         if time.monotonic() - self._reported >= TICK_SECONDS:
             self.end()
 
@@ -79,11 +79,11 @@ class ProgressReport:
         return ", ".join(notes)
 
     def _cost(self, usd: float) -> str:
-        """Spent now, and after the pilot what all flows will have cost, with its range."""
+        """USD spent now; after the pilot also the forecast for all flows, with its range."""
         forecast = self._usd.total(self.total)
         if forecast is None or self.done >= self.total:
             return f"{usd:.4f} USD"
-        wasted = self._tally.wasted_usd * self.total / self.done  # sends that bring nothing go on coming
+        wasted = self._tally.wasted_usd * self.total / self.done  # sends without an answer will go on
         digits = 2 if forecast[0] + wasted >= 1 else 4
         expected, low, high = (f"{value + wasted:.{digits}f}" for value in forecast)
         return f"{usd:.4f} USD, all {expected} ({low}-{high})"
@@ -107,7 +107,7 @@ class RunningMean:
     def total(self, of: int) -> tuple[float, float, float] | None:
         """The forecast sum of `of` values, and a 95% range for it; `None` before the pilot has ended.
 
-        What is known is exact; each of the rest varies as those did, around a mean that is known from those only.
+        The values added are exact; the rest are taken to vary as those did, around their mean, which has its own error.
         """
         if self.count < PILOT:
             return None

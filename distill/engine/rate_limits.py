@@ -1,7 +1,7 @@
 """One limiter per endpoint and key; combines all rate-limit signals.
 
-It obeys each of these: the recipe's concurrency, its requests and tokens per minute, the remaining quota in the
-endpoint's headers, Retry-After, the share of rejected requests (for endpoints that state no limit), and a breaker.
+The signals: the recipe's concurrency and its requests and tokens per minute, the remaining quota in the endpoint's
+headers, Retry-After, the share of rejected requests (for endpoints that state no limit), and a circuit breaker.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from distill.engine.backpressure import BREAKER_FIRST_SECONDS, Breaker, Concurre
 from distill.engine.providers.rate_limit_headers import RateLimitReport, RemainingQuota
 
 BURST_SECONDS = 1.0
-"""Seconds' worth of requests that may leave at once: providers quantise a limit per minute to seconds or less."""
+"""Seconds' worth of requests that may be sent at once: providers quantise a limit per minute to seconds or less."""
 HOLD_SHARE = 0.25
-"""Share of a window's answers with Retry-After from which it holds all requests; below, only its own."""
+"""Share of a window's answers with Retry-After from which all requests are held; below it, only those that got one."""
 LEAST_WINDOW, MOST_WINDOW = 8, 1000
-"""A window is as many answers as may be in flight, within these."""
+"""A window is as many answers as requests may be in flight, within these bounds."""
 
 
 class LimiterClosed(Exception):
-    """Raised in tasks that wait for a slot when no more requests are sent."""
+    """Raised in tasks that wait for a ticket when no more requests are sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +50,12 @@ class Pace:
         self._at = -math.inf
 
     def wait_seconds(self, units: float, now: float) -> float:
-        """Seconds until `units` may be spent; more than a burst waits for an unused one and goes into debt."""
+        """Seconds until `units` may be spent; more than a burst waits for a whole burst and goes into debt."""
         over = self._level(now) + min(units, self._burst) - self._burst
         return max(0.0, over / self._per_second) if over > 1e-9 else 0.0
 
     def spend(self, units: float, now: float) -> None:
-        """Count them, or give them back where negative."""
+        """Count units as spent, or as given back where negative."""
         self._used = max(0.0, self._level(now) + units)
         self._at = now
 
@@ -64,7 +64,7 @@ class Pace:
 
 
 class Remainder:
-    """Remaining quota by the endpoint's headers, minus what was sent since."""
+    """Remaining quota as the endpoint's headers report it, minus what was sent since."""
 
     def __init__(self) -> None:
         self._amount: float | None = None
@@ -73,7 +73,7 @@ class Remainder:
         self._latest = -1
 
     def hear(self, quota: RemainingQuota, ticket: Ticket, now: float) -> None:
-        """Take the report of the latest send; an earlier one's, arriving late, is stale."""
+        """Take the report of the latest send; that of an earlier send, arriving late, is stale."""
         if ticket.number < self._latest or quota.reset_seconds is None:
             return
         self._latest = ticket.number
@@ -81,7 +81,7 @@ class Remainder:
         self._reset = now + quota.reset_seconds
 
     def wait_seconds(self, units: float, now: float) -> float:
-        """Until the reset, where not enough is left."""
+        """Seconds until the reset, where not enough is left."""
         if self._amount is None or self._amount >= min(units, self._limit or units):
             return 0.0
         if now >= self._reset:
@@ -89,8 +89,8 @@ class Remainder:
             return 0.0
         return self._reset - now
 
-    def spend(self, units: float) -> None:
-        """Count what leaves now."""
+    def spend(self, units: float, now: float) -> None:
+        """Count units as sent."""
         if self._amount is not None:
             self._amount -= units
 
@@ -104,7 +104,7 @@ class _Waiter:
 class Limiter:
     """Issues tickets and adapts to their outcomes. Belongs to one event loop.
 
-    Requests asked again wait in a lane of their own, which takes turns with the first tries.
+    Retries wait in a lane of their own, which takes turns with the lane of first tries.
     """
 
     def __init__(
@@ -118,9 +118,17 @@ class Limiter:
         self.in_flight = 0
         self.concurrency = Concurrency(rates.concurrency or 2**31)
         self.breaker = Breaker(breaker_seconds)
-        self._requests = Pace(rates.requests_per_minute) if rates.requests_per_minute else None
         self._tokens = Pace(rates.tokens_per_minute, least=0.0) if rates.tokens_per_minute else None
         self._requests_left, self._tokens_left = Remainder(), Remainder()
+        self._limits: list[tuple[str, bool, Pace | Remainder]] = [
+            ("requests left by the headers", False, self._requests_left),
+            ("tokens left by the headers", True, self._tokens_left),
+        ]
+        """Each with its name and whether it counts tokens; otherwise it counts requests."""
+        if rates.requests_per_minute:
+            self._limits.append(("requests per minute", False, Pace(rates.requests_per_minute)))
+        if self._tokens is not None:
+            self._limits.append(("tokens per minute", True, self._tokens))
         self._clock = clock
         self._first: deque[_Waiter] = deque()
         self._again: deque[_Waiter] = deque()
@@ -134,7 +142,7 @@ class Limiter:
         """The reason of the last wait, in a few words."""
 
     async def enter(self, tokens: float, *, again: bool = False) -> Ticket:
-        """Wait for the right to send. Raises `LimiterClosed` when nothing more is sent."""
+        """Wait for the permission to send. Raises `LimiterClosed` when nothing more is sent."""
         if self._closed:
             raise LimiterClosed
         if not self._first and not self._again and self.wait_seconds(tokens) == 0:
@@ -145,7 +153,7 @@ class Limiter:
         return await waiter.future
 
     def is_healthy(self) -> bool:
-        """Whether the endpoint answers most of what it is asked, and is not overloaded."""
+        """Whether the endpoint answers most requests and is not overloaded."""
         low = self.concurrency.limit < self.concurrency.most
         return not (low or self.breaker.is_doubtful() or self._clock() < self._hold_until)
 
@@ -158,14 +166,15 @@ class Limiter:
         report: RateLimitReport | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """Give a ticket back. `used` tokens as reported. Raises `EndpointError` when the endpoint stays down."""
+        """Give a ticket back. `used` are tokens as reported. Raises `EndpointError` when the endpoint stays down."""
         now = self._clock()
         self.in_flight -= 1
         self._hear(ticket, report, used, now)
         in_use = self.in_flight + 1 + len(self._first) + len(self._again)
-        silent = outcome is SendOutcome.BUSY and retry_after is None and not _says_empty(report)
-        self.concurrency.note(ticket, busy=silent, latest=self._number, in_use=in_use)
-        self._hold(ticket, retry_after if outcome is SendOutcome.BUSY else None, now)
+        is_busy = outcome is SendOutcome.BUSY
+        unexplained = is_busy and retry_after is None and not _says_empty(report)
+        self.concurrency.note(ticket, busy=unexplained, latest=self._number, in_use=in_use)
+        self._hold(ticket, retry_after if is_busy else None, now)
         try:
             self.breaker.note(ticket, outcome, now)
         finally:
@@ -189,7 +198,7 @@ class Limiter:
         if retry_after is None or sum(self._waits) < HOLD_SHARE * window:
             return
         if now >= self._hold_until and ticket.number <= self._sent_when_held + window and self._sent_when_held:
-            self.concurrency.shrink()  # held again right after a hold: fewer at once are needed too
+            self.concurrency.shrink()  # held again right after a hold: waiting alone does not help
         self._hold_until = max(self._hold_until, now + retry_after)
         self._sent_when_held = self._number
 
@@ -205,7 +214,7 @@ class Limiter:
             self._timer.cancel()
 
     def _pump(self) -> None:
-        """Release all requests that may leave, and schedule the next look."""
+        """Issue tickets to all requests that may be sent, and schedule the next look."""
         while lane := self._lane():
             waiter = lane[0]
             if waiter.future.done():
@@ -231,7 +240,7 @@ class Limiter:
         self._timer = asyncio.get_running_loop().call_later(seconds + 1e-3, self._pump)
 
     def wait_seconds(self, tokens: float) -> float:
-        """Seconds until a request may leave; infinite until another one returns. Notes the reason in `bound_by`."""
+        """Seconds until a request may be sent; infinite if another must end first. Notes the reason in `bound_by`."""
         if self.in_flight >= int(self.concurrency.limit):
             low = self.concurrency.limit < self.concurrency.most
             self.bound_by = "turned away" if low else "concurrency"
@@ -243,32 +252,20 @@ class Limiter:
         if now < self._hold_until:
             self.bound_by = "Retry-After"
             return self._hold_until - now
-        wait, bound = 0.0, ""
-        if self._requests is not None and (seconds := self._requests.wait_seconds(1, now)) > wait:
-            wait, bound = seconds, "requests per minute"
-        if self._tokens is not None and (seconds := self._tokens.wait_seconds(tokens, now)) > wait:
-            wait, bound = seconds, "tokens per minute"
-        if (seconds := self._requests_left.wait_seconds(1, now)) > wait:
-            wait, bound = seconds, "requests left by the headers"
-        if (seconds := self._tokens_left.wait_seconds(tokens, now)) > wait:
-            wait, bound = seconds, "tokens left by the headers"
-        self.bound_by = bound or self.bound_by
+        wait = 0.0
+        for name, counts_tokens, limit in self._limits:
+            if (seconds := limit.wait_seconds(tokens if counts_tokens else 1, now)) > wait:
+                wait, self.bound_by = seconds, name
         return wait
 
     def _ticket(self, tokens: float) -> Ticket:
         now = self._clock()
         self.in_flight += 1
         self._number += 1
-        if self._requests is not None:
-            self._requests.spend(1, now)
-        if self._tokens is not None:
-            self._tokens.spend(tokens, now)
-        self._requests_left.spend(1)
-        self._tokens_left.spend(tokens)
-        trial = self.breaker.until is not None
-        if trial:
-            self.breaker.on_trial = True
-        return Ticket(self._number, tokens, trial)
+        for _, counts_tokens, limit in self._limits:
+            limit.spend(tokens if counts_tokens else 1, now)
+        self.breaker.on_trial = self.breaker.until is not None
+        return Ticket(self._number, tokens, self.breaker.on_trial)
 
     def describe(self) -> str:
         """The limit now and what sets it, such as `limit 24 of 32 (turned away)` or `waiting 4 s (Retry-After)`."""
@@ -284,6 +281,6 @@ class Limiter:
 
 
 def _says_empty(report: RateLimitReport | None) -> bool:
-    """Whether the headers explain why a request was turned away."""
+    """Whether the headers explain why a request was rejected."""
     quotas = [] if report is None else [report.requests, report.tokens]
     return any(quota is not None and quota.amount < 1 and quota.reset_seconds is not None for quota in quotas)

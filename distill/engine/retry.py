@@ -1,60 +1,45 @@
-"""Retry policy: tenacity's stop and wait rules, for retries that wait without holding a concurrency slot."""
+"""Retry policy: how often a request is sent, and the waits in between, during which it holds no concurrency slot."""
 
 from __future__ import annotations
 
 import random
-
-import tenacity
+from dataclasses import dataclass
 
 from distill.engine.providers import ProviderError
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 """The first wait between two sends of a request, and the longest; ten attempts bridge about two minutes."""
 HEALTHY_WAIT_SECONDS = 1.0
-"""The longest wait while the endpoint answers others: the fault is not one of overload."""
+"""The longest wait while the endpoint answers other requests: it is not overloaded then."""
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 """An endpoint that asks for a longer wait than this stops the run instead."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often, and how far apart, one request is sent.
+    """How often one request is sent, and how long to wait in between.
 
     Waits grow as `first_wait_seconds` · 2ⁿ up to `longest_wait_seconds`, half of each drawn at random, so that requests
     that failed together do not return together.
     """
 
-    def __init__(
-        self,
-        *,
-        attempts: int = 10,
-        first_wait_seconds: float = FIRST_WAIT_SECONDS,
-        longest_wait_seconds: float = LONGEST_WAIT_SECONDS,
-    ) -> None:
-        first, longest = first_wait_seconds / 2, longest_wait_seconds / 2
-        self._stop = tenacity.stop_after_attempt(attempts)
-        self._wait = tenacity.wait_combine(
-            tenacity.wait_exponential(multiplier=first, max=longest),
-            tenacity.wait_random_exponential(multiplier=first, max=longest),
-        )
+    attempts: int = 10
+    first_wait_seconds: float = FIRST_WAIT_SECONDS
+    longest_wait_seconds: float = LONGEST_WAIT_SECONDS
 
     def is_over(self, attempt: int) -> bool:
         """Whether the `attempt`-th send (1, 2, …) was the last."""
-        return self._stop(_state(attempt))
+        return attempt >= self.attempts
 
     def wait_seconds(self, attempt: int, error: ProviderError, *, is_healthy: bool = False) -> float:
-        """How long to wait after the `attempt`-th send: never less than the endpoint asked for.
+        """Seconds to wait after the `attempt`-th send: never less than the endpoint asked for.
 
         `is_healthy` says that the endpoint answers other requests; then the wait is short.
         """
-        wait = float(self._wait(_state(attempt)))
+        usual = min(self.first_wait_seconds * 2.0 ** min(attempt - 1, 60), self.longest_wait_seconds)
+        wait = usual * random.uniform(0.5, 1.0)
         if is_healthy:
             wait = min(wait, HEALTHY_WAIT_SECONDS * random.uniform(0.5, 1.0))
         if error.retry_after is None:
             return wait
         return max(wait, error.retry_after * random.uniform(1.0, 1.1))
-
-
-def _state(attempt: int) -> tenacity.RetryCallState:
-    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    state.attempt_number = attempt
-    return state

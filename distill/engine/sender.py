@@ -24,20 +24,22 @@ from distill.engine.policy import (
     OpenQuestion,
     RequestPolicy,
     SenderStopping,
+    completion_of,
     expected_tokens,
+    missing_role,
     reply_of,
 )
 from distill.engine.providers import ProviderError, Reply
 from distill.engine.rate_limits import Limiter, LimiterClosed
 from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS
-from distill.errors import DistillError, EndpointError, RecipeError
+from distill.errors import DistillError, EndpointError
 from distill.types import Answer, Completion, Failure, Request
 
 
 class RequestSender:
     """Sends the requests of one drive; belongs to one event loop.
 
-    `stop` ends it: requests in flight are finished and committed, nothing else is sent.
+    After `stop`, requests in flight are finished and committed, and nothing else is sent.
     """
 
     def __init__(
@@ -58,20 +60,21 @@ class RequestSender:
         self._on_change = on_change
         self._limiters: dict[str, Limiter] = {}
         self._open: dict[str, list[asyncio.Future[Answer]]] = {}
-        """By the key of each question in flight, the futures that wait for the same answer."""
+        """Futures that wait for the answer to a question in flight, by its key."""
         self._idle = asyncio.Event()
         self._failed: dict[str, Failure] = {}
         self._reached: set[str] = set()
+        """Names of endpoints that have responded."""
         self._stopping = asyncio.Event()
         self._settled = asyncio.Event()
         self._last_write: asyncio.Future[int] | None = None
         self.stopped: DistillError | None = None
         self.in_flight = 0
         self.misses = 0
-        """Flows that ended at a question without an answer in the journal, where nothing may be sent."""
+        """Flows that ended at a question that the journal cannot answer, where nothing may be sent."""
 
     def stop(self, error: DistillError | None) -> None:
-        """Send nothing more; `error` is the reason, if anything is wrong. The first call counts."""
+        """Send nothing more. `error` is the reason unless the work is done; only the first call counts."""
         if not self._stopping.is_set():
             self.stopped = error
             self._stopping.set()
@@ -108,42 +111,40 @@ class RequestSender:
     def _recalled(self, key: str) -> Answer | None:
         if key in self._failed:
             return self._failed[key]
-        journalled = self._journal.get(key)
-        return None if isinstance(journalled, Failure) and self._policy.retry_failed else journalled
+        answer = self._journal.get(key)
+        return None if isinstance(answer, Failure) and self._policy.retry_failed else answer
 
     async def answers(self, flow: FlowState[Any]) -> tuple[Answer, ...]:
         """One answer to each of a flow's requests, all sent at once. Raises `SenderStopping` if one is not sent."""
         if self._policy.on_miss is not None:
-            if (journalled := self.recall(flow)) is None:
+            if (answers := self.recall(flow)) is None:
                 raise SenderStopping
-            return journalled
-        requests, names = flow.requests, flow.names
-        if len(requests) == 1:
-            return (await self.answer(requests[0], names[0]),)
-        pairs = zip(requests, names, strict=True)
+            return answers
+        pairs = list(zip(flow.requests, flow.names, strict=True))
+        if len(pairs) == 1:
+            return (await self.answer(*pairs[0]),)
         return tuple(await asyncio.gather(*(self.answer(request, name) for request, name in pairs)))
 
     async def answer(self, request: Request, name: str) -> Answer:
-        """The journal's answer, or the endpoint's; the same question in flight is asked once."""
+        """The journal's answer, or the endpoint's; a question that is already in flight is not sent again."""
         endpoint = self._endpoint(name)
         question = Question.of(request, endpoint.provider.endpoint)
-        if (waiting := self._open.get(question.key)) is not None:
-            waiting.append(asyncio.get_running_loop().create_future())
-            return await waiting[-1]
-        if (journalled := self._recalled(question.key)) is not None:
+        if (waiters := self._open.get(question.key)) is not None:
+            waiters.append(asyncio.get_running_loop().create_future())
+            return await waiters[-1]
+        if (answer := self._recalled(question.key)) is not None:
             self._tally.replayed += 1
-            return journalled
+            return answer
         self._check()
-        waiting = self._open[question.key] = []
-        answer: Answer | None = None
+        waiters = self._open[question.key] = []
         try:
             return (answer := await self._ask(question, name, endpoint))
         finally:
             del self._open[question.key]
-            self._resolve(waiting, answer)
+            self._resolve(waiters, answer)
 
-    def _resolve(self, waiting: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
-        for future in waiting:
+    def _resolve(self, waiters: list[asyncio.Future[Answer]], answer: Answer | None) -> None:
+        for future in waiters:
             if answer is None and not future.done():
                 future.set_exception(SenderStopping())
             elif answer is not None and not future.done():
@@ -159,12 +160,11 @@ class RequestSender:
             await self._idle.wait()
         if self._last_write is not None:
             await asyncio.wait([self._last_write])
-            self._last_write.exception()  # whatever needed the write has met its error already
+            self._last_write.exception()  # the request that needed the write has raised its error already
 
     def _endpoint(self, name: str) -> BoundEndpoint:
         if name not in self._endpoints:
-            names = ", ".join(sorted(self._endpoints))
-            self.stop(RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {names})'))
+            self.stop(missing_role(name, self._endpoints))
             raise SenderStopping
         return self._endpoints[name]
 
@@ -181,7 +181,7 @@ class RequestSender:
             raise SenderStopping
 
     async def _ask(self, question: Question, name: str, endpoint: BoundEndpoint) -> Answer:
-        """The answer, committed. A `DistillError` on the way stops everything."""
+        """The answer, committed. A `DistillError` stops the sender."""
         try:
             most = self._budget.most(name, question.request)
             open_question = OpenQuestion(question, name, endpoint.provider, self._limiter(endpoint), most)
@@ -209,7 +209,7 @@ class RequestSender:
                 self._commit(sending, ())  # not waited for; `drain` does
 
     async def _send(self, sending: OpenQuestion, attempt: int) -> Completion:
-        """One send in a slot: reserved, noted in the journal, sent, settled; its answer committed."""
+        """One send with a ticket: budget reserved, intent written, request sent, cost settled, answer committed."""
         expected = expected_tokens(sending.most, self._tally, self.in_flight)
         try:
             ticket = await sending.limiter.enter(expected, again=attempt > 1)
@@ -234,11 +234,11 @@ class RequestSender:
         usage = reply.usage if reply is not None else None
         refusal = error if isinstance(error, ProviderError) else None
         response = refusal or reply
-        # `_failure` ends a run whose endpoint was never there; that is no outcome for the limiter to adapt to
-        never_there = refusal is not None and refusal.reason == "refused" and sending.name not in self._reached
+        # `_failure` stops a run whose endpoint is unreachable; the limiter has nothing to adapt to then
+        is_unreachable = refusal is not None and refusal.reason == "refused" and sending.name not in self._reached
         sending.limiter.leave(
             ticket,
-            SendOutcome.REFUSAL if never_there else outcome_of(error),
+            SendOutcome.REFUSAL if is_unreachable else outcome_of(error),
             used=None if usage is None else usage.prompt_tokens + usage.completion_tokens,
             report=response.report if response is not None else None,
             retry_after=refusal.retry_after if refusal is not None else None,
@@ -246,7 +246,7 @@ class RequestSender:
         self._on_change()
 
     async def _reserve(self, most: Bill) -> None:
-        """Set the worst case aside, waiting for others to settle where it does not fit yet."""
+        """Reserve the worst case, waiting for other sends to settle where it does not fit yet."""
         while not self._budget.reserve(most):
             if self._budget.in_flight == 0:
                 raise StoppedByBudget(self._budget.verdict(most))
@@ -255,7 +255,7 @@ class RequestSender:
             self._check()
 
     async def _intend(self, sending: OpenQuestion, attempt: int) -> int:
-        """Note the send in the journal, and how the one before ended; the send's number."""
+        """Write the send's intent, and the outcome of the one before; returns the send's number."""
         try:
             self._check()
             change = intention(
@@ -277,7 +277,7 @@ class RequestSender:
         return send
 
     async def _sent(self, sending: OpenQuestion, send: int) -> Reply:
-        """The provider's reply; a failure is booked."""
+        """The provider's reply; the cost of a failed send is booked."""
         try:
             return await reply_of(sending.provider, sending.question.request)
         except BaseException as error:
@@ -292,7 +292,7 @@ class RequestSender:
         self._settled.set()
 
     def _failure(self, sending: OpenQuestion, error: ProviderError, attempt: int) -> Failure | None:
-        """The failure that an error amounts to, or `None` to ask again. Raises `StoppedByEndpoint` for the hopeless."""
+        """The failure to record, or `None` to send again. Raises `StoppedByEndpoint` where no request can succeed."""
         is_over = self._policy.retries.is_over(attempt)
         if error.reason != "refused":
             self._reached.add(sending.name)
@@ -323,18 +323,11 @@ class RequestSender:
         return failure
 
     async def _keep(self, sending: OpenQuestion, send: int, reply: Reply) -> Completion:
-        """Commit an answer and what it cost, then hand it on."""
+        """Commit an answer with its cost."""
         bill = self._budget.settle(sending.name, sending.most, reply.usage)
         self._account()
         question = sending.question
-        completion = Completion(
-            key=question.key,
-            text=reply.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair fits in no file
-            finish=reply.finish,
-            usage=reply.usage,
-            raw=reply.raw,
-            loglikelihood=reply.loglikelihood,
-        )
+        completion = completion_of(question.key, reply)
         change = answered(
             completion,
             question.request_json,
@@ -345,19 +338,17 @@ class RequestSender:
         )
         await self._commit(sending, (*change, settled(send, bill, "kept")))
         self._reached.add(sending.name)
-        if reply.usage is not None:
-            self._tally.prompt_tokens += reply.usage.prompt_tokens
-            self._tally.completion_tokens += reply.usage.completion_tokens
+        self._tally.count(reply.usage)
         return completion
 
     def _commit(self, sending: OpenQuestion, change: Change) -> asyncio.Future[int]:
-        """Write a change, and before it how earlier sends of the question ended."""
+        """Write a change, and before it the outcomes of the question's earlier sends."""
         sending.unsettled, earlier = [], sending.unsettled
         self._last_write = self._journal.commit((*earlier, *change))
         return self._last_write
 
     def usd(self, answers: tuple[Answer, ...], names: tuple[str, ...]) -> float:
-        """The cost of these answers by today's prices, whenever they were bought."""
+        """The cost of these answers at today's prices, whenever they were bought."""
         return sum(
             self._budget.bill(name, answer.usage).usd or 0.0
             for answer, name in zip(answers, names, strict=True)
@@ -365,7 +356,7 @@ class RequestSender:
         )
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait without a slot; a stop ends the wait."""
+        """Wait without holding a ticket; a stop ends the wait."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()

@@ -7,11 +7,13 @@ import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from random import Random
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field
 
 from distill import recipe
+from distill.core import assets
 from distill.expand.seeds import Seed
 from distill.text.rouge_index import NoveltyIndex, comparable, word_count
 from distill.text.thinking import split_thoughts
@@ -29,12 +31,12 @@ FORBIDDEN_WORDS = (
     *("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot"),
     *("go to", "video", "audio", "music", "flowchart", "diagram"),
 )
-"""Words of tasks that a text model cannot do: Self-Instruct's list, then Alpaca's five."""
+"""Words of tasks that a text model cannot do: Self-Instruct's list, then Alpaca's five additions."""
 OwnRule: TypeAlias = Literal["needs_input", "statement", "common_opening"]
 OPENING_WORDS = 3
-"""Number of first words that make an opening."""
+"""Number of first words that count as a task's opening."""
 OPENINGS_FREE, OPENINGS_SHARE = 8, 8
-"""An opening is common from 8 tasks on, and from one in 8 of all tasks."""
+"""An opening is common when at least 8 tasks, and at least one in 8 of all tasks, have it."""
 
 Ask: TypeAlias = Literal["completion", "chatml", "chat"]
 
@@ -61,21 +63,21 @@ class PoolOptions(recipe.BaseOptions):
 
     window: Annotated[int, Field(ge=1)] | None = None
     """Most requests in flight: request k sees the tasks of the requests up to k - window. When left out: 4, and one
-    more for every 4 requests admitted, up to 128, so that a small run wastes little and a large one runs wide. It
-    determines the result."""
+    more for every 4 requests admitted, up to 128, so that a small run wastes few requests and a large one is fast. The
+    tasks depend on it."""
     rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """Greatest similarity of a new task to any before (Self-Instruct, section 2.2)."""
+    """Greatest similarity (ROUGE-L) of a new task to any earlier one (Self-Instruct, section 2.2)."""
     reject: tuple[OwnRule, ...] = ()
-    """Rules beside the original's: `needs_input` for an instruction about a text that is not in it ("Summarise
-    this paragraph."), `statement` for one that asks nothing ("The sky is blue."), `common_opening` for one whose first
-    three words open an eighth of the tasks before it (at least 8). Of 999 Alpaca tasks the first rejects 203 of 412
-    that come with an input and 8 of 587 that do not, the second 2."""
+    """Rules in addition to the original's: `needs_input` rejects an instruction about a text that it does not contain
+    ("Summarise this paragraph."), `statement` one that asks nothing ("The sky is blue."), `common_opening` one whose
+    first three words open an eighth of the earlier tasks (at least 8). Of 999 Alpaca tasks the first rejects 203 of the
+    412 with an input and 8 of the 587 without, the second 2."""
     forbidden: tuple[str, ...] = ()
-    """Words or phrases that no task may contain, beside those that the strategy forbids; case is ignored."""
+    """Words or phrases that no task may contain, in addition to those that the strategy forbids; case is ignored."""
 
 
 class ExpansionSampling(recipe.SamplingOptions):
-    """Sampling of expansion requests; the teacher's own sampling applies to its answers."""
+    """Sampling of expansion requests; the teacher's own sampling applies to collect's requests."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 0.9
@@ -92,6 +94,11 @@ def request(text: str, k: int, sampling: Sampling, *, ask: Ask = "chat") -> Requ
     return Request(role=ROLE, prompt=text, sampling=sampling, replica=k)
 
 
+def list_template(name: str, ask: Ask) -> str:
+    """The prompt of a strategy that has the teacher continue a list; a form of its own for `chatml`."""
+    return assets.load(f"strategies/{name}{'_chatml' if ask == 'chatml' else ''}.txt")
+
+
 def origin(strategy: str, k: int, answer: Completion, lineage: Sequence[str]) -> dict[str, Any]:
     """The provenance in the meta of every task."""
     return {"strategy": strategy, "request": k, "replica": k, "lineage": list(lineage), "key": answer.key}
@@ -103,9 +110,10 @@ def reply_text(answer: Completion) -> str:
 
 
 def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut: bool) -> list[Task]:
-    """Items of one answer as tasks with provisional ids (`k.item`).
+    """The items of one answer as tasks with provisional ids (`k.item`).
 
-    The last of a cut answer has a fault; an answer without an item is one candidate with the fault `no_item`.
+    The last item of a truncated answer gets the fault `cut_off`; an answer without items becomes one candidate with the
+    fault `no_item`.
     """
     tasks = [Task(f"{k}.{number}", item, meta=meta) for number, item in enumerate(items)]
     if not tasks:
@@ -114,7 +122,7 @@ def candidates(k: int, items: Iterable[str], meta: Mapping[str, Any], *, is_cut:
 
 
 def with_fault(task: Task, reason: str) -> Task:
-    """The same candidate, marked to be refused for this reason."""
+    """The same candidate, marked for refusal with this reason."""
     return replace(task, meta={**task.meta, "fault": reason})
 
 
@@ -142,9 +150,9 @@ _LONE_BULLET = re.compile(r"\A[-*\u2022][ \t]+(?=[^\n]+\Z)")
 
 
 def marked_items(text: str) -> list[tuple[int, str]]:
-    """The items behind marks such as `TASK 3:`, with their numbers; white space within them stays.
+    """The items after marks such as `TASK 3:`, with their numbers; white space inside an item is kept.
 
-    Text before the first mark is no item. Where no line begins with a mark, plain numbers (`3.`) count, and an item
+    Text before the first mark is ignored. Where no line begins with a mark, plain numbers (`3.`) are marks, and an item
     ends at a blank line.
     """
     whole = _MARK.search(text) is not None
@@ -155,7 +163,7 @@ def marked_items(text: str) -> list[tuple[int, str]]:
 
 
 def _bare_item(item: str) -> str:
-    """Without rulers, quotation marks around the whole, a second mark, and a bullet that is the only one."""
+    """The item without rulers, quotation marks around the whole, a second mark, and a single leading bullet."""
     item = _MARK_AGAIN.sub("", strip_quotes(without_rulers(item)))
     if item.count("**") % 2:  # the end of a bold face whose beginning was in the mark
         item = item.strip().removesuffix("**").rstrip()
@@ -188,21 +196,21 @@ _SENTENCES = re.compile(r"(?<=[.!?])\s+")
 
 
 def needs_input(instruction: str) -> bool:
-    """Whether it refers to a text that it does not contain: behind a colon, in quotation marks, or in further lines."""
+    """Whether it refers to a text that it does not contain: after a colon, in quotation marks or on further lines."""
     brings = "\n" in instruction.strip() or _BRINGS_TEXT.search(instruction) is not None
     return not brings and _NEEDS_INPUT.search(instruction) is not None
 
 
 def is_statement(instruction: str) -> bool:
-    """Whether no sentence asks anything: each begins with its subject, or with a clause before it."""
+    """Whether no sentence is a question or request: each begins with its subject, or with a clause before that."""
     sentences = _SENTENCES.split(instruction)
     return "?" not in instruction and all(_TELLS.match(each) or _CLAUSE_FIRST.match(each) for each in sentences)
 
 
 def form_fault(instruction: str, rules: Collection[str] | None = None) -> str | None:
-    """Why the form of an instruction rules it out, or `None`: Self-Instruct's rules, in its order, or some of them."""
-    applicable = FORM_RULES if rules is None else {name: FORM_RULES[name] for name in FORM_RULES if name in rules}
-    return next((reason for reason, applies in applicable.items() if applies(instruction)), None)
+    """The first of Self-Instruct's rules of form, or of those in `rules`, that an instruction breaks; else `None`."""
+    applicable = {name: breaks for name, breaks in FORM_RULES.items() if rules is None or name in rules}
+    return next((name for name, breaks in applicable.items() if breaks(instruction)), None)
 
 
 def _opening(instruction: str) -> str:
@@ -221,11 +229,11 @@ FORM_RULES: Mapping[str, Callable[[str], object]] = {
     "punctuation_first": lambda text: text[0] in string.punctuation,
     "not_ascii_first": lambda text: not text[0].isascii(),
 }
-"""Tests by reason."""
+"""Self-Instruct's rules of form, in its order: whether an instruction breaks each, by reason."""
 
 
 def form_rules(seeds: Iterable[Seed]) -> frozenset[str]:
-    """Self-Instruct's rules of form; without `not_ascii_first` where a seed begins with another script."""
+    """The rules of form that fit the seeds: `not_ascii_first` only where every seed begins with an ASCII character."""
     is_ascii = all(seed.instruction.strip()[0].isascii() for seed in seeds)
     return frozenset(FORM_RULES) - (frozenset() if is_ascii else {"not_ascii_first"})
 
@@ -238,34 +246,44 @@ class PoolGrowth:
 
     A candidate is refused for the `fault` in its meta, by one of the `rules` of form, by a forbidden word, by a rule of
     `reject`, or because it is too similar to a seed or an earlier task. `rejected` counts the refused candidates by
-    reason, `refused` holds them, and `candidates` counts all. The result depends on the order of `admit`.
+    reason, `refused` lists them, and `candidates` counts all. The result depends on the order of `admit` calls.
     """
 
     def __init__(
-        self, options: PoolOptions, *, seeds: Sequence[Seed] = (), rules: Collection[str] = ("too_short",)
+        self,
+        options: PoolOptions,
+        *,
+        seeds: Sequence[Seed] = (),
+        rules: Collection[str] = ("too_short",),
+        seed: int = 0,
     ) -> None:
+        self.options = options
+        self.seed = seed
         self.seeds = len(seeds)
         self.tasks: list[Task] = []
         self.candidates = 0
         self.rejected: Counter[str] = Counter()
         self.refused: list[Task] = []
         """With provisional ids (`k.item`), the reason in `meta.refused`, and the nearest text in `meta.nearest`."""
-        self._options = options
         self._rules = frozenset(rules)
         self._requests = 0
         self._openings: Counter[str] = Counter()
         self._forbidden = _any_of(options.forbidden) if options.forbidden else None
         self._index = NoveltyIndex(options.rouge_l)
-        for seed in seeds:
-            self._index.add(seed.id, comparable(seed.instruction))
+        for each in seeds:
+            self._index.add(each.id, comparable(each.instruction))
 
     @property
     def window(self) -> int:
         """Most requests in flight now; depends on the number of requests admitted, never on the machine."""
-        return self._options.window or min(MOST_OUTSTANDING, FEWEST_OUTSTANDING + self._requests // FEWEST_OUTSTANDING)
+        return self.options.window or min(MOST_OUTSTANDING, FEWEST_OUTSTANDING + self._requests // FEWEST_OUTSTANDING)
+
+    def random(self, k: object) -> Random:
+        """A generator that depends on the recipe's seed and `k` only."""
+        return Random(f"{self.seed}:{k}")
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Admit the candidates of request `k` that no rule refuses, and number them; refused ones are counted."""
+        """Admit and number the candidates of request `k` that no rule refuses; the others are counted."""
         self._requests += 1
         self.candidates += len(tasks)
         return [admitted for task in tasks if (admitted := self._take(task)) is not None]
@@ -289,15 +307,15 @@ class PoolGrowth:
 
     def _refusal(self, task: Task) -> str | None:
         """Why a task is refused, apart from its similarity to others."""
-        if (info := task.meta.get("fault")) is not None:
-            return str(info)
+        if (fault := task.meta.get("fault")) is not None:
+            return str(fault)
         if not task.instruction.strip():
             return "empty"
         if (reason := form_fault(task.instruction, self._rules)) is not None:
             return reason
         if self._forbidden is not None and self._forbidden.search(f"{task.instruction}\n{task.input}"):
             return "forbidden_word"
-        return next((rule for rule in self._options.reject if self._breaks(rule, task)), None)
+        return next((rule for rule in self.options.reject if self._breaks(rule, task)), None)
 
     def _breaks(self, rule: OwnRule, task: Task) -> bool:
         if rule == "common_opening":

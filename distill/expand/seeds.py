@@ -10,8 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.errors import SeedsError
 
-# --- seeds
-
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -70,17 +68,18 @@ _EXPECTED = (
 
 
 def seed_text(seed: Seed) -> str:
-    """Its instruction, followed by the input of its first instance, if any."""
+    """The instruction, followed by the input of the first instance, if any."""
     input_text = seed.instances[0].input.strip() if seed.instances else ""
     return f"{seed.instruction}\n\n{input_text}" if input_text else seed.instruction
 
 
 def lines_of(path: str) -> list[str]:
-    """The lines of a text file that are not empty. Raises `SeedsError` where there are none."""
+    """The stripped lines of a text file that are not empty. Raises `SeedsError` where there are none."""
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").split("\n")]
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SeedsError(f"cannot read {path}: {error}; expected a UTF-8 file with a value on each line") from error
-    if not any(lines):
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
         raise SeedsError(f"{path} is empty; expected a value on each line")
-    return [line for line in lines if line]
+    return lines

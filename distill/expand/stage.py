@@ -29,8 +29,8 @@ def expand(folder: Path, *, growth: Growth, target: int, engine: Engine) -> Mapp
     try:
         result = engine.grow(growth, target)
     except EngineStopped as stop:
-        if stop.grown is not None:
-            _write(folder, stop.grown.tasks, growth)
+        if stop.growth is not None:
+            _write(folder, stop.growth.tasks, growth)
         raise
     _write(folder, result.tasks, growth)
     return _counts(growth, result)

@@ -1,7 +1,7 @@
 """Converts scraped chat pages to text: HTML to markdown, without the page's own controls.
 
-After FastChat's `fastchat/data/clean_sharegpt.py`. Unlike there, only a turn that is a piece of a page is converted (a
-question *about* HTML keeps its tags), nothing is escaped, and code blocks are found by their elements.
+After FastChat's `fastchat/data/clean_sharegpt.py`. Unlike there, only turns copied from a page are converted (a
+question *about* HTML keeps its tags), nothing is escaped, and code blocks are recognised by their elements.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import re
 from typing import Any
 
 _PAGE = re.compile(r"""class=["'][^"'>]{0,200}\b(markdown|whitespace-pre-wrap)\b""")
-"""Marks of a turn on ChatGPT's page."""
+"""Classes that mark a turn on ChatGPT's page."""
 _FRAGMENT = re.compile(r"\s*<(p|div|ol|ul|pre|h[1-6]|table|blockquote)\b[^>]*>", re.I)
 _VARIANT = re.compile(r"\A\d{1,3} / \d{1,3}(?=<|\n|\Z|[A-Z])")
-"""The page's count of regenerated answers, such as `2 / 3`; FastChat cuts `1 / 2 cup of milk` too."""
+"""The page's counter of regenerated answers, such as `2 / 3`; FastChat also cuts `1 / 2 cup of milk`."""
 _BLOCK = '<pre><div class="bg-black'
-"""Start of its code blocks, where a browser extension has converted all else to markdown."""
+"""Start of a code block of the page; some browser extensions convert everything else to markdown."""
 _EMPTY_BLOCK = re.compile(r"```\s*[\w+#.-]{0,30}?(?:Copy code)+\s*```")
 _COPY_CODE = re.compile(r"```\s*([\w+#.-]{0,30}?)(?:Copy code)+[ \t]*\n?")
 _COPY_COUNT = re.compile(r"Copy\d{1,9} chars / \d{1,9} words")
@@ -27,7 +27,7 @@ MAX_HTML_CHARS = 2_000_000
 def cleaned(text: str, *, answer: bool) -> tuple[str, list[str]]:
     """The stripped text of a scraped turn, and the names of the repairs.
 
-    `answer`: written by the model; a person's text is converted only where it bears the page's own marks. Raises
+    `answer`: written by the model; a user's text is converted only where it has classes of the page. Raises
     `ValueError` for HTML that cannot be parsed.
     """
     repairs = []
@@ -87,7 +87,7 @@ def _markdown(html: str) -> str:
 
 
 def _only_code(block: Any) -> None:
-    """Keep only the code of a code block: the page put a title bar with the language before it."""
+    """Keep only the code of a code block, without the page's title bar with the language."""
     code = block.find("code")
     if code is not None:
         block["class"] = code.get("class") or []

@@ -36,10 +36,10 @@ def export(
 ) -> list[str]:
     """Write a run's rows, its comparison or its student; returns the lines to report.
 
-    `which` is for rows (default `kept`), as is `system`: whether they keep their system turn. `dtype` and `max_kl` are
-    for students. Raises `RecipeError` for an unknown format or rows, `RunFolderError` where there is no run or nothing
-    can be written, `ModelError` for a student without that form or an export over a limit, `MissingPackage` without the
-    training packages.
+    `which` (default `kept`) and `system` (whether to keep system turns) are for rows, `dtype` and `max_kl` for
+    students. Raises `RecipeError` for an unknown format or unknown rows, `RunFolderError` where there is no run or
+    nothing can be written, `ModelError` for a student that cannot have the form or an export over a limit,
+    `MissingPackage` without the training packages.
     """
     rows = {**EXPORTERS, **COMPARISONS}
     if to not in MODELS and to not in rows:
@@ -86,10 +86,10 @@ def _student(run: Path, *, to: str, out: Path, dtype: str | None, max_kl: float 
 
 
 def harness_commands(run: Path, out: Path, *, to: str) -> list[str]:
-    """Commands of the lm-evaluation-harness for an export, and for its base if that lies beside it.
+    """Commands of the lm-evaluation-harness for an export, and for a base that was exported with it.
 
-    The tasks are those of the run's comparison, else TASK. There is none for an adapter on quantised weights that lie
-    elsewhere, since the harness would apply it to other weights than those it was trained on.
+    The tasks are those of the run's comparison, else TASK. An adapter on quantised weights that were not exported has
+    no command, since the harness would apply it to other weights than those of its training.
     """
     info = (files.read_json(run / "scores.json") or {}).get("lm_eval") or {}
     receipt = files.read_json(out / "export.json") or {}

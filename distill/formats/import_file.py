@@ -1,8 +1,8 @@
-"""The `import` command: converts a foreign file to sessions or tasks."""
+"""The `import` command: converts a file of another format to sessions or tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -27,8 +27,8 @@ def import_file(
     """
     _require_writable(out, dataset.address)
     counts = SourceCounts()
-    rows: Iterator[Session | Task]
-    rows = tasks(dataset, counts, seed, allowed) if kind == "tasks" else sessions(dataset, counts, seed, allowed)
+    rows_of: Callable[..., Iterator[Session | Task]] = tasks if kind == "tasks" else sessions
+    rows = rows_of(dataset, counts, seed, allowed)
     if (first := next(rows, None)) is None:
         raise RecipeError(nothing_read(dataset, counts, kind))
     count = write_rows(out, chain([first], rows))

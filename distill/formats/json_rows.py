@@ -1,7 +1,7 @@
 """Streams rows of foreign JSON Lines or JSON array files, each with its line number.
 
-A row that cannot be read is rejected with its line number, and reading goes on; only a broken array ends it, since
-nothing says where the next element would start.
+A row that cannot be read is rejected with its line number, and reading goes on; only a broken array ends it, since the
+start of its next element is unknown.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from distill.errors import RecipeError
 
 CHUNK_CHARS = 1 << 20
 MAX_ROW_CHARS = 1 << 28
-"""A longer element of an array is assumed to be unterminated."""
+"""A longer element of an array counts as unterminated."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-_BETWEEN = re.compile(r"[\s,]*")
+_ELEMENT = re.compile(r"[^\s,]")
+
+
+decoder = json.JSONDecoder(parse_constant=lambda _: None)
+"""Reads NaN and infinities, which are not JSON, as null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,56 +54,53 @@ Rows: TypeAlias = Iterator[ForeignRow | RejectedRow]
 
 def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
     """Every object of a JSONL file, or of a file that holds one JSON array. Raises `RecipeError`."""
-    with _opened(path) as file:
-        if _first_char(file) == b"[":
-            yield from _array_rows(file, path)
-        else:
-            for row in _text_lines(file):
-                yield row if isinstance(row, RejectedRow) else _line_row(*row)
+    if _first_char(path) == b"[":
+        yield from _array_rows(path)
+        return
+    for row in text_lines(path):
+        yield row if isinstance(row, RejectedRow) else _line_row(*row)
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
-    with _opened(path) as file:
-        yield from _text_lines(file)
-
-
-def _text_lines(file: BinaryIO) -> Iterator[tuple[int, str] | RejectedRow]:
-    for line, raw in enumerate(file, start=1):
-        try:
-            text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            yield RejectedRow(line, "not_utf8", str(error))
-            continue
-        if text:
-            yield line, text
+    with _open(path) as file:
+        for line, raw in enumerate(file, start=1):
+            try:
+                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                yield RejectedRow(line, "not_utf8", str(error))
+                continue
+            if text:
+                yield line, text
 
 
 def starts_with(path: Path, magic: bytes) -> bool:
     """Whether the file begins with these bytes. Raises `RecipeError`."""
-    with _opened(path) as file:
+    with _open(path) as file:
         return file.read(len(magic)) == magic
 
 
-def _opened(path: Path) -> BinaryIO:
+def _open(path: Path) -> BinaryIO:
+    if path.exists() and not path.is_file():
+        raise RecipeError(f"cannot read {path}: it is no file, and rows are read more than once; save them to a file")
     try:
         return path.open("rb")
     except OSError as error:
         raise RecipeError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
-def _first_char(file: BinaryIO) -> bytes:
-    """The first byte that is no white space and no byte order mark; the file is at its start again."""
+def _first_char(path: Path) -> bytes:
+    """The first byte after white space and a byte order mark."""
     char = b""
-    while not char and (piece := file.read(4096)):
-        char = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    file.seek(0)
+    with _open(path) as file:
+        while not char and (piece := file.read(4096)):
+            char = piece.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     return char
 
 
 def _line_row(line: int, text: str) -> ForeignRow | RejectedRow:
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = decoder.decode(text)
     except (ValueError, RecursionError) as error:
         return RejectedRow(line, "not_json", f"not JSON ({error})")
     return _row(value, text, line)
@@ -114,7 +115,7 @@ def _row(value: Any, text: str, line: int) -> ForeignRow | RejectedRow:
 
 
 def _without_surrogates(value: Any) -> Any:
-    """The value with every lone surrogate, which UTF-8 cannot encode, replaced by U+FFFD."""
+    """The value with U+FFFD for every lone surrogate, which UTF-8 cannot encode."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
@@ -124,57 +125,47 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def _array_rows(file: BinaryIO, path: Path) -> Rows:
+def _array_rows(path: Path) -> Rows:
     """The elements of an array, read in pieces; memory holds one element and one piece."""
-    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as decoded:
-        reader = _ArrayReader(decoded, path)
-        reader.skip_to("[")
-        while (element := reader.element()) is not None:
-            text, value, line = element
-            yield _row(value, text, line)
+    with io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline="") as text:
+        reader = _ArrayReader(text, path)
+        while (row := reader.row()) is not None:
+            yield row
 
 
 class _ArrayReader:
-    """The part of a long text being parsed."""
+    """The part of a long array being parsed."""
 
     def __init__(self, text: io.TextIOWrapper, path: Path) -> None:
         self._text, self._path = text, path
         self._buffer, self._at, self._line = "", 0, 1
-        self._decoder = json.JSONDecoder(parse_constant=lambda _: None)
+        self._next_char()
+        self._at += 1  # the bracket that opens the array
 
-    def skip_to(self, char: str) -> None:
-        while (place := self._buffer.find(char)) < 0:
-            self._read()
-        self._move(place + 1)
-
-    def element(self) -> tuple[str, Any, int] | None:
-        """The next element with its text and its line; `None` at the array's end."""
-        self._skip_between()
-        if self._buffer[self._at] == "]":
-            self._require_end()
+    def row(self) -> ForeignRow | RejectedRow | None:
+        """The next element; `None` at the array's end."""
+        if self._next_char() == "]":
+            if (self._buffer[self._at + 1 :] + self._piece(CHUNK_CHARS)).strip():
+                where = f"{self._path}:{self._line}"
+                raise RecipeError(f"{where}: text after the array's end; expected one array, or JSONL")
             return None
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._buffer, self._at)
+                value, end = decoder.raw_decode(self._buffer, self._at)
                 break
             except (ValueError, RecursionError) as error:
                 self._read(error)
-        text, line = self._buffer[self._at : end], self._line
+        row = _row(value, self._buffer[self._at : end], self._line)
         self._move(end)
-        return text, value, line
+        return row
 
-    def _skip_between(self) -> None:
-        while True:
-            match = _BETWEEN.match(self._buffer, self._at)
-            self._move(match.end() if match else self._at)
-            if self._at < len(self._buffer):
-                return
+    def _next_char(self) -> str:
+        """Go to the next character that is neither white space nor a comma, and return it."""
+        while (match := _ELEMENT.search(self._buffer, self._at)) is None:
+            self._move(len(self._buffer))
             self._read()
-
-    def _require_end(self) -> None:
-        rest = self._buffer[self._at + 1 :] + self._piece(CHUNK_CHARS)
-        if rest.strip():
-            raise RecipeError(f"{self._path}:{self._line}: text after the array's end; expected one array, or JSONL")
+        self._move(match.start())
+        return match[0]
 
     def _move(self, to: int) -> None:
         self._line += self._buffer.count("\n", self._at, to)

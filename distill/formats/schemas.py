@@ -1,6 +1,6 @@
 """Row schemas of foreign datasets, and their parsers.
 
-A row is repaired where its meaning is plain, and rejected with a reason where it is malformed. Filtering by words,
+A row is repaired where its meaning is clear, and rejected with a reason where it is malformed. Filtering by words,
 language, length or duplicates is left to curate.
 """
 
@@ -29,7 +29,7 @@ PROMPT_KEYS, ANSWER_KEYS, SYSTEM_KEYS = (
     ("system_prompt", "system"),
 )
 SERVICE_ERROR = "Too many requests in 1 hour"
-"""Shown by ChatGPT's page in place of an answer."""
+"""Shown on ChatGPT's page instead of an answer."""
 TASK_EXPECTED = 'expected an object with the key `instruction`, such as {"instruction": "Name three rivers."}'
 
 
@@ -39,7 +39,7 @@ class ParsedRow:
 
     line: int
     messages: tuple[Message, ...]
-    """The conversation; it ends with the question where there is no answer."""
+    """The conversation; without an answer it ends with the question."""
     instruction: str
     """The first user turn, without its input."""
     input: str = ""
@@ -68,7 +68,7 @@ Shape: TypeAlias = Callable[[ForeignRow], Iterator[ParsedRow | RejectedRow]]
 
 
 def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | RejectedRow]:
-    """The contents of every row by a shape; without one, each row's keys determine it."""
+    """The contents of every row, parsed by a shape; without one, the keys of each row determine it."""
     for row in rows:
         if isinstance(row, RejectedRow):
             yield row
@@ -81,7 +81,7 @@ def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | Reject
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:
-    """The name of the shape that a row's keys indicate; `None` for an unknown one."""
+    """The name of the shape that a row's keys indicate; `None` for an unknown shape."""
     tests = (
         ("self_instruct", "instruction" in row and "instances" in row),
         ("distill", "messages" in row and _is_meta(row.get("meta"))),
@@ -115,7 +115,7 @@ def self_instruct(row: ForeignRow) -> Iterator[ParsedRow | RejectedRow]:
     """Self-Instruct's seed tasks: `instruction` and `instances` of `input` and `output`, each a session."""
     instruction, instances = _text(row, "instruction"), row.value.get("instances")
     if not isinstance(instances, list) or not instances:
-        raise MalformedRow("no_instances", "`instances` is no list with something in it")
+        raise MalformedRow("no_instances", "`instances` is no list, or is empty")
     meta = {name: row.value[name] for name in ("name", "is_classification") if name in row.value}
     for number, instance in enumerate(instances, start=1):
         try:
@@ -156,9 +156,9 @@ def openai(row: ForeignRow) -> Iterator[ParsedRow]:
 
 
 def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
-    """ShareGPT's `conversations` of `from` and `value`, cleaned of the page they come from.
+    """ShareGPT's `conversations` of `from` and `value`, without remains of the web page they were copied from.
 
-    A row with `"cleaned": true` is not cleaned.
+    A row with `"cleaned": true` is left unchanged.
     """
     turns = _turns(row.value.get("conversations", row.value.get("conversation")))
     if row.value.get("cleaned") is True:
@@ -199,7 +199,7 @@ def own(row: ForeignRow) -> Iterator[ParsedRow]:
 
 
 def _is_meta(value: Any) -> bool:
-    """Whether it can be the meta of our own rows: an object or, in a table, its JSON text."""
+    """Whether a value can be the meta of our own rows: an object or, in a table, its JSON text."""
     return isinstance(value, dict) or (isinstance(value, str) and value.startswith("{"))
 
 
@@ -234,20 +234,15 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def irregularity(messages: Sequence[Message]) -> str | None:
-    """Why not every format can hold a conversation; `None` if all can.
+    """Why some formats cannot hold a conversation; `None` if all can.
 
-    It may start with a system turn, then questions and answers take turns, and an answer ends it; no turn is blank.
+    It may start with a system turn; then questions and answers alternate, with an answer at the end; no turn is blank.
     """
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if any(not message.content.strip() for message in messages):
         return "empty_turn"
-    if (
-        not turns
-        or len(turns) % 2
-        or any(message.role != ("assistant" if index % 2 else "user") for index, message in enumerate(turns))
-    ):
-        return "not_alternating"
-    return None
+    is_alternating = [message.role for message in turns] == ["user", "assistant"] * (len(turns) // 2)
+    return None if turns and is_alternating else "not_alternating"
 
 
 # Parts of rows
@@ -306,7 +301,7 @@ def _single(
 
 
 def _turns(items: Any) -> list[Message]:
-    """The turns of a list, unchanged but for the names of roles."""
+    """The turns of a list, with our names of the roles."""
     if not isinstance(items, list):
         raise MalformedRow("no_turns", f"found {type(items).__name__}, expected a list of turns")
     return [_turn(item, number) for number, item in enumerate(items, start=1)]
@@ -315,12 +310,12 @@ def _turns(items: Any) -> list[Message]:
 def _turn(item: Any, number: int) -> Message:
     if not isinstance(item, Mapping):
         raise MalformedRow("bad_turn", f"turn {number}: found {type(item).__name__}, expected an object")
-    reply = item.get("role", item.get("from"))
-    if reply in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
+    name = item.get("role", item.get("from"))
+    if name in TOOL_ROLES or item.get("tool_calls") or item.get("function_call"):
         raise MalformedRow("tool_turn", f"turn {number} calls or answers a tool; only text can be learnt")
-    role = ROLES.get(reply) if isinstance(reply, str) else None
+    role = ROLES.get(name) if isinstance(name, str) else None
     if role is None:
-        raise MalformedRow("unknown_role", f"turn {number}: {str(reply)[:40]!r} is no role that is known")
+        raise MalformedRow("unknown_role", f"turn {number}: unknown role {str(name)[:40]!r}")
     content = item.get("content", item.get("value", item.get("text")))
     return Message(role, _content(content, number))
 
@@ -334,7 +329,7 @@ def _content(content: Any, number: int) -> str:
     texts = [_part_text(part) for part in content] if isinstance(content, list) else [None]
     if None not in texts:
         return "\n".join(map(str, texts))
-    raise MalformedRow("not_text", f"turn {number} holds something else than text; only text can be learnt")
+    raise MalformedRow("not_text", f"turn {number} is not only text; only text can be learnt")
 
 
 def _part_text(part: Any) -> str | None:
@@ -355,7 +350,7 @@ def _conversation(row: ForeignRow, turns: Sequence[Message]) -> ParsedRow:
 
 
 def regular(turns: Sequence[Message]) -> tuple[list[Message], list[str]]:
-    """The sound part of a conversation, and what was repaired: (system), then question, answer, question, answer …
+    """The usable part of a conversation (system turn, question, answer, question, answer …) and the repairs.
 
     An unanswered conversation is reduced to its first question. Raises `MalformedRow`.
     """
@@ -380,7 +375,7 @@ def regular(turns: Sequence[Message]) -> tuple[list[Message], list[str]]:
             continue
         sound.append(message)
     if not sound:
-        raise MalformedRow("no_turns", f"no sound turn in {len(turns)}" + (f" ({repairs[-1]})" if repairs else ""))
+        raise MalformedRow("no_turns", f"no usable turn of {len(turns)}" + (f" ({repairs[-1]})" if repairs else ""))
     if len(sound) > 1 and sound[-1].role == "user":
         sound.pop()
         repairs.append("trailing_question_dropped")
@@ -388,10 +383,12 @@ def regular(turns: Sequence[Message]) -> tuple[list[Message], list[str]]:
 
 
 def _system(turns: Sequence[Message]) -> tuple[list[Message], list[Message], list[str]]:
-    """The system turn, the turns behind it, and what was repaired."""
+    """The system turn, the turns after it, and the repairs."""
     count = next((index for index, message in enumerate(turns) if message.role != "system"), len(turns))
     if count > 1 or any(message.role == "system" for message in turns[count:]):
-        raise MalformedRow("system_turn_inside", "a system turn that is not the first; expected one at most, in front")
+        raise MalformedRow(
+            "system_turn_inside", "a system turn that is not the first; expected at most one, at the start"
+        )
     system, rest = list(turns[:count]), list(turns[count:])
     if system and not system[0].content.strip():
         return [], rest, ["empty_system_dropped"]

@@ -1,4 +1,4 @@
-"""A recipe's `sources`: foreign data whose sessions join those of collect."""
+"""A recipe's `sources`: existing datasets whose sessions are added to those of collect."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
 from distill.core import console
-from distill.core.extras import install
 from distill.core.files import to_json
 from distill.core.hashing import hash_share
 from distill.core.jsonl import write_rows
-from distill.core.model_files import require_sound
-from distill.errors import MissingPackage, RecipeError
+from distill.errors import RecipeError
 from distill.formats import importers
 from distill.formats.importers import Address
 from distill.formats.json_rows import RejectedRow
 from distill.formats.schemas import ParsedRow
+from distill.models.pretrained import token_counter
 from distill.types import Session, Task, pairs, spans
 
 TURN_TOKENS = 6
@@ -46,9 +45,9 @@ class Dataset:
     address: Address
     licence: str | None = None
     name: str = ""
-    """Prefix of its sessions' ids, where it is one of several."""
+    """Prefix of its sessions' ids, for one of several datasets."""
     take: int | None = None
-    """Size of the sample; all rows when left out."""
+    """Size of the sample; `None` takes all rows."""
     weight: float = 1.0
     """Copies of each session: 0.5 takes about half of them, 2 takes each twice."""
     splitter: Splitter | None = None
@@ -61,11 +60,11 @@ class SourceCounts:
     rows: int = 0
     rejected: list[RejectedRow] = field(default_factory=list)
     repairs: Counter[str] = field(default_factory=Counter)
-    """Repairs of all rows read, sampled or not."""
+    """Repairs of all rows read, including those outside the sample."""
     split: int = 0
     """Conversations that were split."""
     over_long: int = 0
-    """Sessions too long that cannot be split: a single question with its answer."""
+    """Sessions that are too long and cannot be split: a single question with its answer."""
 
     def reasons(self) -> dict[str, int]:
         """Number of rejected rows by reason, the most frequent first."""
@@ -73,7 +72,7 @@ class SourceCounts:
 
 
 def nothing_read(dataset: Dataset, counts: SourceCounts, kind: RowKind) -> str:
-    """Why a dataset has no row that can be used."""
+    """Why a dataset has no usable row."""
     if not counts.rejected:
         return f"{dataset.address.path}: nothing in it; expected {kind} in the format {dataset.format}"
     first = counts.rejected[0]
@@ -86,10 +85,10 @@ def nothing_read(dataset: Dataset, counts: SourceCounts, kind: RowKind) -> str:
 def ingest(
     folder: Path, *, sources: Sequence[Dataset], seed: int, allowed: Collection[str] = ()
 ) -> tuple[list[Session], dict[str, object]]:
-    """The sessions of a recipe's sources, in their order, and counts; writes rejected.jsonl.
+    """The sessions of a recipe's sources, in order, and counts; writes rejected.jsonl.
 
-    Every id starts with its source's name, so that no two are the same. Raises `RecipeError` for a source that cannot
-    be read, or of which no row can be used.
+    Every id starts with the name of its source, so that ids are unique. Raises `RecipeError` for a source that cannot
+    be read or has no usable row.
     """
     imported: dict[str, list[Session]] = {}
     rejected: list[dict[str, object]] = []
@@ -121,7 +120,7 @@ def ingest(
 
 
 def sessions(dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Session]:
-    """The sessions of a dataset, in its order: sampled, then split."""
+    """The sessions of a dataset, in order: sampled, then split."""
     names = importers.Names()
     for session in _sampled(_rows(dataset, importers.session, names, counts, allowed), dataset.take, seed):
         parts = [session] if dataset.splitter is None else split(session, dataset.splitter)
@@ -131,7 +130,7 @@ def sessions(dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collect
 
 
 def tasks(dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Task]:
-    """The tasks of a dataset, in its order."""
+    """The tasks of a dataset, in order."""
     return _sampled(_rows(dataset, importers.task, importers.Names(), counts, allowed), dataset.take, seed)
 
 
@@ -142,7 +141,7 @@ def _rows(
     counts: SourceCounts,
     allowed: Collection[str],
 ) -> Iterator[AnyRow]:
-    """The rows of a dataset as sessions or tasks; rejected ones go to the counts."""
+    """The rows of a dataset as sessions or tasks; rejected rows are added to the counts."""
     provenance = {"source": dataset.address.name, "importer": dataset.format}
     if dataset.licence is not None:
         provenance["licence"] = dataset.licence
@@ -164,9 +163,9 @@ def _rows(
 
 
 def _sampled(rows: Iterator[AnyRow], take: int | None, seed: int) -> Iterator[AnyRow]:
-    """`take` rows, those whose hash of seed and id is smallest, in the order of the file; all of them for `None`.
+    """The `take` rows with the smallest hashes of seed and id, in the order of the file; all rows for `None`.
 
-    The choice depends on nothing else: a larger sample contains the smaller one, and added rows only displace others.
+    The choice depends on nothing else: a larger sample contains the smaller one, and new rows only displace others.
     Memory holds at most `take` rows.
     """
     if take is None:
@@ -176,7 +175,7 @@ def _sampled(rows: Iterator[AnyRow], take: int | None, seed: int) -> Iterator[An
 
 
 def _weighted(session: Session, weight: float, seed: int) -> Iterator[Session]:
-    """Copies of a session by its weight; the fraction is a probability, decided by a hash of seed and id."""
+    """Copies of a session by its weight; the fraction is a probability, drawn from a hash of seed and id."""
     times = int(weight) + (hash_share(f"{seed}:weight:{session.id}") < weight % 1)
     for number in range(1, times + 1):
         yield session if number == 1 else replace(session, id=f"{session.id}*{number}")
@@ -186,11 +185,11 @@ def _weighted(session: Session, weight: float, seed: int) -> Iterator[Session]:
 
 
 def split(session: Session, splitter: Splitter) -> list[Session]:
-    """The session in parts of at most `max_tokens` tokens, cut before questions; each has the system turn in front.
+    """The session in parts of at most `max_tokens` tokens, cut before questions; each begins with the system turn.
 
-    Packs whole pairs as FastChat's `split_long_conversation.py` does, with its 6 tokens per turn for the template, but
-    loses nothing: FastChat drops a last pair that does not fit, and a pair that is too long by itself. Here such a pair
-    stays whole, with its tokens in `meta.over_long`.
+    Packs whole pairs like FastChat's `split_long_conversation.py`, with its 6 tokens per turn for the template.
+    FastChat drops a last pair that does not fit, and a pair that is too long by itself; here such a pair stays whole,
+    with its tokens in `meta.over_long`.
     """
     system = [message for message in session.messages[:1] if message.role == "system"]
     turns = list(pairs(session.messages[len(system) :]))
@@ -216,34 +215,13 @@ def split(session: Session, splitter: Splitter) -> list[Session]:
 
 
 def splitter(tokenizer: str, max_tokens: int) -> Splitter:
-    """A splitter that counts by a model's tokenizer: `smollm2`, or a folder with a tokenizer.json.
+    """A splitter that counts by the tokenizer of a model: `smollm2`, or a folder with a tokenizer.json.
 
-    Raises `RecipeError` for a folder without one, `MissingPackage`, `ModelError`.
+    Raises `ModelError` where there is none, `MissingPackage`.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingPackage(f"splitting needs tokenizers; type: {install('train')}") from error
-    path = _tokenizer_file(tokenizer)
-    try:
-        encoder = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise RecipeError(
-            f"{path}: no tokenizer ({str(error)[:100]}); expected a Hugging Face tokenizer.json"
-        ) from error
-    encoder.no_truncation()
-    return Splitter(count=lambda text: len(encoder.encode(text, add_special_tokens=False).ids), max_tokens=max_tokens)
-
-
-def _tokenizer_file(tokenizer: str) -> Path:
-    folder = Path(tokenizer).expanduser()
-    if not folder.exists():
+    path = Path(tokenizer).expanduser()
+    if not path.exists():
         from distill.models.loading import materialise
 
-        folder = materialise(tokenizer, say=console.say)
-    path = folder if folder.is_file() else folder / "tokenizer.json"
-    if folder.is_dir():
-        require_sound(folder)
-    if not path.is_file():
-        raise RecipeError(f"{folder} has no tokenizer.json; expected a model's folder, or smollm2")
-    return path
+        path = materialise(tokenizer, say=console.say)
+    return Splitter(count=token_counter(path), max_tokens=max_tokens)

@@ -1,7 +1,7 @@
 r"""Renders conversations to token ids and a loss mask, identically for training, likelihoods and generation.
 
-A template is a Jinja chat template, and training uses the very one that is saved with the student, so the two cannot
-drift apart. The mask is found by rendering: what a conversation has more than its own prompt is the answer.
+A template is a Jinja chat template, and training uses the same one that is saved with the student, so the two cannot
+diverge. The mask is found by rendering: the answer is what a conversation has beyond its own prompt.
 
 - `alpaca`  Stanford Alpaca's form without input (a task's input follows its instruction in the user message); the
   first system message replaces the preamble.
@@ -11,7 +11,7 @@ drift apart. The mask is found by rendering: what a conversation has more than i
 - `own`     the chat template of the model's tokenizer; it needs no {% generation %} marks.
 
 In the first three, white space around an answer is not part of it: a newline there would merge with the template's.
-`distill.train.mask_check` checks every mask by another way before the first step.
+`distill.train.mask_check` verifies every mask independently before the first step.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ TrainOn = Literal["all", "last"]
 
 IGNORED = -100
 """The label of a token that is not trained."""
+_UNUSED_CHARS = "".join(map(chr, (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))))
+"""Characters that texts rarely hold: Unicode's noncharacters and its private use area."""
 
 _ALPACA = (
     "BOS{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
@@ -66,7 +68,7 @@ _TEXTS = {"alpaca": _ALPACA, "vicuna": _VICUNA, "chatml": _CHATML}
 
 
 class Tokenizer(Protocol):
-    """The part of a Hugging Face tokenizer that is used here."""
+    """The parts of a Hugging Face tokenizer that are used here."""
 
     eos_token: Any
     bos_token: Any
@@ -93,7 +95,7 @@ class Example:
 
     @property
     def trained(self) -> int:
-        """How many tokens bear on the loss."""
+        """Number of tokens in the loss."""
         return sum(label != IGNORED for label in self.labels)
 
 
@@ -131,7 +133,7 @@ def encode(
 def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> list[int]:
     """Ids up to where the next answer starts: exactly the untrained prefix that `encode` gives with that answer.
 
-    Generated text starts after these; strip its white space.
+    Generated text continues them; strip its white space.
     """
     rendering = _Rendering(template, tokenizer, messages)
     return rendering.example(rendering.prompt_spans()).input_ids
@@ -178,6 +180,29 @@ def starts_with_bos(tokenizer: Tokenizer) -> bool:
     return tokenizer.encode("a")[:1] == tokenizer.encode(tokenizer.bos_token, add_special_tokens=False)[:1]
 
 
+def render(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> str:
+    """The text up to the next answer as `apply_chat_template` gives it: a special token in a message becomes real.
+
+    Raises `DistillError` for a conversation that the template cannot render.
+    """
+    return _applied(messages, template, jinja(template, tokenizer), tokenizer, prompt=True)
+
+
+def _applied(messages: Sequence[Message], name: str, source: str, tokenizer: Tokenizer, *, prompt: bool) -> str:
+    from jinja2 import TemplateError
+
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return str(
+            tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, add_generation_prompt=prompt)
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        raise DistillError(
+            f"template {name} cannot render the conversation: {one_line(str(error))}; set student.template to "
+            "chatml, which takes any turns, or leave such rows out by a rule of curate"
+        ) from error
+
+
 def _check_roles(messages: Sequence[Message], template: str) -> None:
     for index, message in enumerate(messages):
         if message.role not in ("system", "user", "assistant"):
@@ -190,17 +215,8 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
             )
 
 
-def _line(error: Exception) -> str:
-    return one_line(str(error))
-
-
-def _unused(text: str) -> str:
-    """A character that the text does not hold, from Unicode's noncharacters and private use area."""
-    return next(char for char in map(chr, chain(range(0xFDD0, 0xFDF0), range(0xE000, 0xF900))) if char not in text)
-
-
 class _Rendering:
-    """One conversation in one template, in which special tokens that messages mention are broken up by a mark."""
+    """One conversation in one template, with a mark inside each special token that a message merely mentions."""
 
     def __init__(self, template: str, tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
         self._jinja, self._tokenizer, self._name = jinja(template, tokenizer), tokenizer, template
@@ -211,33 +227,23 @@ class _Rendering:
         }
         longest_first = sorted(self._special, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._mark = _unused("".join(message.content for message in messages))
-        self._messages = [{"role": message.role, "content": self._broken(message.content)} for message in messages]
+        text = "".join(message.content for message in messages)
+        self._mark = next(char for char in _UNUSED_CHARS if char not in text)
+        self._messages = [Message(message.role, self._broken(message.content)) for message in messages]
 
     def _broken(self, text: str) -> str:
         return self._pattern.sub(lambda match: match[0][0] + self._mark + match[0][1:], text)
 
     def _render(self, count: int, *, prompt: bool) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            text = self._tokenizer.apply_chat_template(
-                self._messages[:count], chat_template=self._jinja, tokenize=False, add_generation_prompt=prompt
-            )
-        except (TemplateError, TypeError, ValueError) as error:
-            raise DistillError(
-                f"template {self._name} cannot render the conversation: {_line(error)}; set student.template to "
-                "chatml, which takes any turns, or leave such rows out by a rule of curate"
-            ) from error
-        return str(text)
+        return _applied(self._messages[:count], self._name, self._jinja, self._tokenizer, prompt=prompt)
 
     def spans(self, *, truncated: bool, train_on: TrainOn) -> list[_Span]:
-        """The conversation's text, untrained and trained in turns; nothing follows the last end token.
+        """The text of the conversation in untrained and trained spans; nothing follows the last end token.
 
-        Raises `RecipeError` where an answer that is to be trained cannot be.
+        Raises `RecipeError` where an answer cannot be trained.
         """
         last = len(self._messages) - 1
-        answers = {index for index, message in enumerate(self._messages) if message["role"] == "assistant"}
+        answers = {index for index, message in enumerate(self._messages) if message.role == "assistant"}
         spans = list(self._answers(self._render(last + 1, prompt=False), answers if train_on == "all" else {last}))
         if truncated:
             answer = spans[-1].text
@@ -251,10 +257,10 @@ class _Rendering:
         return [*spans, _Span(whole[sum(len(span.text) for span in spans) :], trained=False)]
 
     def _answers(self, whole: str, turns: Collection[int]) -> Iterator[_Span]:
-        """Each answer and what stands before it; an unwanted one that is shown differently later is not cut out."""
+        """Each answer and the text before it; one outside `turns` that is rendered differently later is skipped."""
         position = 0
         for index, message in enumerate(self._messages):
-            if message["role"] != "assistant":
+            if message.role != "assistant":
                 continue
             place = self._answer(index, whole, is_trained=index in turns)
             if place is not None:
@@ -264,7 +270,7 @@ class _Rendering:
                 position = start + len(answer)
 
     def _answer(self, index: int, whole: str, *, is_trained: bool) -> tuple[int, str] | None:
-        """Where an answer starts, and its text with the end token."""
+        """Start of an answer in `whole`, and its text with the end token."""
         prompt, full = self._render(index, prompt=True), self._render(index + 1, prompt=False)
         if full.startswith(prompt):
             answer = full[len(prompt) :]
@@ -280,8 +286,8 @@ class _Rendering:
         )
 
     def _end(self, index: int, answer: str) -> re.Match[str]:
-        """The special token that ends an answer: the first one behind its words."""
-        words, start = self._messages[index]["content"].strip(), 0
+        """The special token that ends an answer: the first one after its words."""
+        words, start = self._messages[index].content.strip(), 0
         matches = list(self._pattern.finditer(answer))
         if not matches:
             raise RecipeError(f"template {self._name} ends answers with no special token; use template chatml")
@@ -293,20 +299,18 @@ class _Rendering:
         return (holding or matches)[-1]
 
     def example(self, spans: Sequence[_Span]) -> Example:
-        """Ids and labels of the spans; no token crosses from one into the next."""
+        """Ids and labels of the spans; no token extends from one span into the next."""
         input_ids: list[int] = []
         labels: list[int] = []
         place: _Place = "start"
         alike = _places_alike(self._tokenizer)
         for piece, trained in self._pieces(spans):
-            ids = [piece] if isinstance(piece, int) else self._plain_ids(piece, alone=place in alike)
+            ids_of = _split_ids if place in alike else _inner_ids
+            ids = [piece] if isinstance(piece, int) else ids_of(piece, self._tokenizer)
             input_ids += ids
             labels += ids if trained else [IGNORED] * len(ids)
             place = "special" if isinstance(piece, int) else "text"
         return Example(input_ids, labels)
-
-    def _plain_ids(self, run: str, *, alone: bool) -> list[int]:
-        return _split_ids(run, self._tokenizer) if alone else _inner_ids(run, self._tokenizer)
 
     def _pieces(self, spans: Sequence[_Span]) -> Iterator[tuple[int | str, bool]]:
         """Ids of the template's special tokens, the runs of plain text between them, and whether each is trained."""
@@ -327,14 +331,14 @@ class _Rendering:
 
 
 _Place = Literal["start", "special", "text"]
-"""What a run of plain text follows."""
+"""What precedes a run of plain text."""
 
 
 def _places_alike(tokenizer: Tokenizer) -> frozenset[_Place]:
-    """Where a run of plain text has the ids that it has alone.
+    """The places at which a run of plain text has the same ids as by itself.
 
-    SentencePiece-like tokenizers put a space before every text, or only at the start of one: elsewhere, the ids that a
-    run has alone would hold a space too many.
+    SentencePiece-like tokenizers add a space before every text, or only at its start: in the other places, the ids of
+    the run by itself would contain an extra space.
     """
     alone = _split_ids("a", tokenizer)
     if alone == _inner_ids("a", tokenizer):
@@ -349,7 +353,7 @@ def _split_ids(text: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def _inner_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of a text that follows other text, found after a character that does not merge with its beginning."""
+    """Ids of a text that follows other text, taken after a character that does not merge with its beginning."""
     for anchor in "\n", "a", "0", ".":
         before, ids = _split_ids(anchor, tokenizer), _split_ids(anchor + text, tokenizer)
         if ids[: len(before)] == before:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -39,14 +39,14 @@ START_SECONDS = 1800.0
 STOP_SECONDS = 5.0
 """From SIGTERM to SIGKILL."""
 SAY_SECONDS = 15.0
-"""Between two notes while a server loads."""
+"""Between two messages while a server loads."""
 RESTARTS = 2
-"""How often a server that dies in the middle of a run is started again."""
+"""Largest number of restarts of a server that dies during a run."""
 
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Unless the user sets them."""
+"""Defaults for variables that the user has not set."""
 _KEY_VARIABLES: dict[Server, str] = {"transformers": "DISTILL_SERVER_KEY", "vllm": "VLLM_API_KEY"}
-"""Variables that give a server its API key: other processes of this machine reach its port, too."""
+"""Variables with a server's API key, which is needed since other processes of this machine can reach its port."""
 _BROKEN = {"connection", "refused", "malformed"}
 """Failure reasons that a dying server can cause."""
 _LISTENING = re.compile(rb"listening (http://\S+)")
@@ -61,7 +61,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 
 def served_name(model: str) -> str:
-    """What requests call a model: an embedded name or Hub id as it is, a path by its last part."""
+    """Name of a model in requests: an embedded name or Hub id unchanged, the last part of a path."""
     if model in EMBEDDED or not (looks_like_path(model) or Path(model).exists()):
         return model
     return Path(model).expanduser().resolve().name
@@ -125,7 +125,7 @@ class LocalServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the child is there and has not ended."""
+        """Whether the child is running."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> str:
@@ -156,7 +156,7 @@ class LocalServer:
         command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
-        # In a new session, so that Ctrl-C reaches this process only, which then stops the child.
+        # In a new session, so that Ctrl-C reaches only this process, which then stops the child.
         return processes.start(
             command,
             environment=environment,
@@ -180,7 +180,7 @@ class LocalServer:
 
     def wait_until_healthy(self) -> str:
         """Wait for a first token; returns the base_url. Stops the child and raises `ServerError` if none comes."""
-        started = reply = time.monotonic()
+        started = last_message = time.monotonic()
         try:
             while not self._answers():
                 now = time.monotonic()
@@ -188,8 +188,8 @@ class LocalServer:
                     raise ServerError(self.ending())
                 if now - started > self._start_seconds:
                     raise ServerError(f"{self._about()} gave no answer for {now - started:.0f} s; see {self._log}")
-                if now - reply >= SAY_SECONDS:
-                    reply = now
+                if now - last_message >= SAY_SECONDS:
+                    last_message = now
                     self._say(f"still starting {served_name(self._model)} ({now - started:.0f} s): {self._last_line()}")
                 time.sleep(0.1)
         except BaseException:
@@ -214,7 +214,7 @@ class LocalServer:
         return match[1].decode() if match else None
 
     def _written(self) -> bytes:
-        """What this child has written to the log; its end, if it is much."""
+        """The last 64 KiB that this child has written to the log."""
         with self._log.open("rb") as log:
             size = log.seek(0, os.SEEK_END)
             log.seek(max(self._log_start, size - (1 << 16)))
@@ -249,7 +249,7 @@ class LocalServer:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the child, a wait, SIGKILL to whatever is left of its process group; also when interrupted."""
+    """Send SIGTERM to the child, wait, and send SIGKILL to the rest of its process group; also when interrupted."""
     try:
         if process.poll() is None:
             process.terminate()
@@ -287,22 +287,19 @@ def _free_port() -> int:
 def _generates(port: int, name: str, api_key: str, seconds: float) -> bool:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=seconds)
     body = json.dumps({"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0})
-    try:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {api_key}"}
+    with closing(connection), suppress(OSError, http.client.HTTPException):
         connection.request("POST", "/v1/completions", body, headers)
         return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    return False
 
 
 class LocalTeacher:
     """Provider for a model served by a child process, started at the first send and ended by `stop`.
 
-    `endpoint` names the model by its content, never by its port or path. A request without a seed is sent with one made
-    from its own content and replica, so that a run repeats (but for rounding). A server that dies is restarted twice;
-    the sends in flight are transient failures. Raises `ServerError` when it cannot be started.
+    `endpoint` identifies the model by its content, never by its port or path. A request without a seed gets one from
+    its own content and replica, so that a run is reproducible (but for rounding). A server that dies is restarted at
+    most twice; sends in flight become transient failures. Raises `ServerError` when it cannot be started.
     """
 
     def __init__(
@@ -324,7 +321,7 @@ class LocalTeacher:
         self._given_up: ServerError | None = None
 
     async def send(self, request: Request) -> Reply:
-        """Ask once, starting the server if need be."""
+        """Send once, starting the server if necessary."""
         client = await self._started()
         try:
             return await client.send(_seeded(request))
@@ -334,7 +331,7 @@ class LocalTeacher:
             raise ProviderError("server_died", self.server.ending(), transient=True) from error
 
     async def _has_died(self) -> bool:
-        """Whether the server has died, which may show a moment after a broken connection."""
+        """Whether the server has died, which may become visible a moment after a broken connection."""
         for _ in range(20):
             if not self.server.is_alive:
                 return True
@@ -371,13 +368,13 @@ class LocalTeacher:
         )
 
     async def close(self) -> None:
-        """Close the connections of the running loop; the server stays."""
+        """Close the connections of the running event loop; the server keeps running."""
         if self._client is not None:
             await self._client.close()
         self._starting = asyncio.Lock()
 
     def stop(self) -> None:
-        """End the server, and free its memory; the next send starts it again."""
+        """End the server and free its memory; the next send starts it again."""
         self.server.stop()
         self._client, self._starts, self._given_up = None, 0, None
 

@@ -14,7 +14,6 @@ from random import Random, getrandbits
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -26,19 +25,19 @@ from distill.models.padding import context_tokens
 from distill.types import Request
 
 MOST_ROWS = 64
-"""Requests decoded together; more wait their turn."""
+"""Largest number of requests decoded together; the others wait."""
 MOST_TOKENS = 65_536
 """Prompts and longest possible answers of those rows, padding included: 3 GB of float32 cache for SmolLM2-135M."""
 PREFILL_TOKENS = 8_192
 """Prompt tokens, padding included, in one prefill pass; a longer prompt has its own pass."""
 JOIN_EVERY = 4
-"""Steps between two prefills: a pass over one short prompt costs as much as a decoding step."""
+"""Decoding steps between two prefills: prefilling one short prompt costs as much as a decoding step."""
 
 PIECE = 2
-"""Characters per token of the context in the first piece of a long prompt that is tokenised; the next is double."""
+"""Characters per token of the context in the first piece of a long prompt to be tokenised; each next one is double."""
 
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""Raised by a model on inputs that it cannot take, and by torch on out-of-memory."""
+"""Raised by a model on unusable inputs, and by torch on out-of-memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +47,18 @@ class DecodedAnswer:
     reply: Reply
     prompt_ids: list[int]
     token_ids: list[int]
-    """All tokens drawn, with the end token and those of a stop string."""
+    """All sampled tokens, including the end token and those of a stop string."""
 
 
 @dataclass(slots=True)
 class _Job:
     request: Request
     future: Future[DecodedAnswer]
-    row: GenerationRow | None = None
+    row: GenerationRow
 
     def settle(self) -> bool:
         """Set the future's result if there is one; returns whether the job is over."""
         row = self.row
-        assert row is not None
         if self.future.cancelled():
             row.error = row.error or ProviderError("cancelled", "the request was cancelled")
         if row.done and self.future.set_running_or_notify_cancel():
@@ -75,8 +73,8 @@ class Decoder:
     """Continuous batching of a causal language model with padded batches.
 
     Compared with transformers' own (5.23, paged attention through SDPA) on one CPU core, SmolLM2-135M in float32, 32
-    answers of 60 tokens together: 67 against 30 tokens a CPU second, 1.3 against 5.7 GB. Each request is sampled as it
-    asks. With a `seed` in its sampling an answer repeats (but for rounding, see `generate`), else it does not.
+    answers of 60 tokens together: 67 against 30 tokens per CPU second, 1.3 against 5.7 GB. Each request has its own
+    sampling settings. With a `seed` among them an answer is reproducible (but for rounding, see `generation`).
     """
 
     def __init__(self, model: Any, tokenizer: Any, template: str, *, most_rows: int = MOST_ROWS) -> None:
@@ -104,10 +102,11 @@ class Decoder:
             thread.start()
 
     def submit(self, request: Request) -> Future[DecodedAnswer]:
-        """Ask; cancel the future to give up. Its exception is a `ProviderError` with the reason."""
-        future: Future[DecodedAnswer] = Future()
-        self._requests.put(_Job(request, future))
-        return future
+        """Queue a request; cancel the future to abandon it. The future's exception is a `ProviderError`."""
+        row = GenerationRow(request.sampling, Random(), self._ends, self._tokenizer)
+        job = _Job(request, Future(), row)
+        self._requests.put(job)
+        return job.future
 
     @property
     def is_alive(self) -> bool:
@@ -115,7 +114,7 @@ class Decoder:
         return all(thread.is_alive() for thread in self._threads)
 
     def stop(self, *, seconds: float) -> bool:
-        """End after the current step, giving up what is unfinished; returns whether the threads ended in time."""
+        """End after the current step and cancel what is unfinished; returns whether the threads ended in time."""
         self._stopping = True
         self._requests.put(None)
         self._inbox.put(None)
@@ -129,9 +128,9 @@ class Decoder:
     # what follows runs in the reader
 
     def _read(self) -> None:
-        """Tokenise requests, so that no answer waits for another's prompt.
+        """Tokenise requests, so that no answer waits for the prompt of another.
 
-        With a copy of the tokenizer, as one in two threads is sometimes "already borrowed".
+        This thread has its own copy of the tokenizer: one shared by two threads sometimes fails as "already borrowed".
         """
         tokenizer = copy.deepcopy(self._tokenizer)
         while (job := self._requests.get()) is not None:
@@ -139,13 +138,13 @@ class Decoder:
                 job.future.cancel()
             if job.future.cancelled():
                 continue
-            job.row = self._prepared(job.request, tokenizer)
+            self._prepare(job.row, job.request, tokenizer)
             if not job.settle():
                 self._inbox.put(job)
 
-    def _prepared(self, request: Request, tokenizer: Any) -> GenerationRow:
-        """The request with its prompt's ids."""
-        row = GenerationRow(request.sampling, Random(), self._ends, tokenizer)
+    def _prepare(self, row: GenerationRow, request: Request, tokenizer: Any) -> None:
+        """Set the ids of the row's prompt, or its error."""
+        row.tokenizer = tokenizer
         try:
             row.random = row_random(request, getrandbits(64) if request.sampling.seed is None else 0)
             context = context_tokens(self._model)
@@ -158,7 +157,6 @@ class Decoder:
             detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
             row.error = ProviderError("prompt", detail)
         row.tokenizer = self._tokenizer
-        return row
 
     # what follows runs in the decoder
 
@@ -169,16 +167,12 @@ class Decoder:
                     self._receive()
                     if self._stopping:
                         return
-                    self._work(intake=self._batch is None or step % JOIN_EVERY == 0)
+                    if self._batch is None or step % JOIN_EVERY == 0:
+                        self._take_in()
+                    self._advance()
         finally:
             for job in (*self._jobs, *self._waiting):
                 job.future.cancel()
-
-    def _work(self, *, intake: bool) -> None:
-        if self._waiting and intake:
-            self._take_in()
-        if self._batch is not None:
-            self._advance()
 
     def _receive(self) -> None:
         """Receive tokenised requests; blocks while there is nothing to do."""
@@ -190,32 +184,17 @@ class Decoder:
 
     def _take_in(self) -> None:
         """Prefill the next prompts, and join them to the batch."""
-        group = list(self._next_group())
-        self._jobs += group
-        try:
-            self._admit([job.row for job in group if job.row])
-        except _FAULTS as error:
-            if len(group) == 1:
-                self._fail(group, error)
-            for job in group if len(group) > 1 else ():
-                self._admit_alone(job)
-        self._settle()
-
-    def _admit_alone(self, job: _Job) -> None:
-        """Retry one request of a group that has failed."""
-        assert job.row is not None
-        try:
-            self._admit([job.row])
-        except _FAULTS as error:
-            self._fail([job], error)
+        if group := list(self._next_group()):
+            self._jobs += group
+            self._admit(group)
+            self._settle()
 
     def _next_group(self) -> Iterator[_Job]:
         """Waiting requests that fit, in order of arrival; at least one when nothing is running."""
-        lengths = [len(job.row.prompt) + job.row.limit for job in self._jobs if job.row]
+        lengths = [len(job.row.prompt) + job.row.limit for job in self._jobs]
         prompts: list[int] = []
         while self._waiting and len(lengths) < self._most_rows:
             row = self._waiting[0].row
-            assert row is not None
             prompts.append(len(row.prompt))
             lengths.append(len(row.prompt) + row.limit)
             if len(prompts) > 1 and max(prompts) * len(prompts) > PREFILL_TOKENS:
@@ -224,30 +203,31 @@ class Decoder:
                 return
             yield self._waiting.popleft()
 
-    def _admit(self, rows: list[GenerationRow]) -> None:
-        if not rows:
-            return
-        fresh = _OpenBatch(self._model, rows)
-        fresh.step()
-        if self._batch is None:
-            self._batch = fresh
-        else:
-            self._batch.join(fresh)
+    def _admit(self, jobs: list[_Job]) -> None:
+        """Prefill jobs together; where the model fails, one by one, so that the fault of one harms no other."""
+        try:
+            joining = _OpenBatch(self._model, [job.row for job in jobs])
+            joining.step()
+            if self._batch is None:
+                self._batch = joining
+            else:
+                self._batch.join(joining)
+        except _FAULTS as error:
+            if len(jobs) == 1:
+                _fail(jobs, error)
+                return
+            for job in jobs:
+                self._admit([job])
 
     def _advance(self) -> None:
-        assert self._batch is not None
+        if self._batch is None:
+            return
         try:
             self._batch.step()
         except _FAULTS as error:
             self._batch = None
-            self._fail(self._jobs, error)
+            _fail(self._jobs, error)
         self._settle()
-
-    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
-        detail = one_line(f"the model failed: {type(error).__name__}: {error}")
-        for job in jobs:
-            if job.row is not None and not job.row.done:
-                job.row.error = ProviderError("model_failed", detail)
 
     def _settle(self) -> None:
         self._jobs = [job for job in self._jobs if not job.settle()]
@@ -255,25 +235,28 @@ class Decoder:
             self._batch = None
 
 
+def _fail(jobs: list[_Job], error: BaseException) -> None:
+    detail = one_line(f"the model failed: {type(error).__name__}: {error}")
+    for job in jobs:
+        if not job.row.done:
+            job.row.error = ProviderError("model_failed", detail)
+
+
 def _text(request: Request, template: str, tokenizer: Any) -> str:
-    """The prompt as one text; nothing for a conversation that cannot be rendered, of which `fit` says why."""
+    """The prompt as one text; empty for a conversation that cannot be rendered, for which `fit` gives the reason."""
     if request.prompt is not None:
         return request.prompt
-    turns = [{"role": turn.role, "content": turn.content} for turn in request.messages]
     try:
-        source = chat_template.jinja(template, tokenizer)
-        return str(
-            tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, add_generation_prompt=True)
-        )
-    except (DistillError, TemplateError, *_FAULTS):
+        return chat_template.render(request.messages, template, tokenizer)
+    except (DistillError, *_FAULTS):
         return ""
 
 
 def _excess(text: str, tokenizer: Any, context: int) -> int | None:
-    """How many tokens a text has at least, where these are surely more than the context.
+    """A lower bound of the text's tokens if it certainly exceeds the context, else `None`.
 
-    Tokenised from its start in growing pieces, so that one of megabytes costs little more than one that fits. A cut
-    changes the tokens of a word or two before it, far fewer than the margin.
+    The text is tokenised from its start in growing pieces, so that megabytes cost little more than a text that fits. A
+    cut changes the tokens of a word or two before it, far fewer than the margin.
     """
     characters = PIECE * context
     while characters < len(text):
@@ -285,16 +268,16 @@ def _excess(text: str, tokenizer: Any, context: int) -> int | None:
 
 
 class _OpenBatch(Batch):
-    """A batch that others can join: all rows end at the same column, so a row's past is contiguous before it."""
+    """A batch that others can join: all rows end in the same column, so the cached tokens of a row are contiguous."""
 
     def __init__(self, model: Any, rows: list[GenerationRow]) -> None:
         super().__init__(model, rows)
-        # Sliding layers too keep all of the past here; the model's own mask hides what lies outside the window.
+        # Sliding layers keep the whole past as well; the model's own mask hides what lies outside the window.
         self._cache = DynamicCache()
         self._cache.layer_class_to_replicate = GrowingLayer
 
     def join(self, other: _OpenBatch) -> None:
-        """Take in the rows of another batch; finished ones of both leave."""
+        """Add the rows of another batch; finished rows of both are removed."""
         for batch in (self, other):
             batch._keep([index for index, row in enumerate(batch.rows) if not row.done])
         width = max(self._mask.shape[1], other._mask.shape[1])
@@ -315,14 +298,12 @@ class _OpenBatch(Batch):
 
 
 def _stacked(first: torch.Tensor, second: torch.Tensor, width: int) -> torch.Tensor:
-    """Keys or values, each B × heads × T × size, over one another and ending at the same column."""
+    """Keys or values (each B × heads × T × size) stacked along B, left-padded to T = `width`."""
     return torch.cat([_left_padded(first, width, dim=2), _left_padded(second, width, dim=2)])
 
 
 def _left_padded(tensor: torch.Tensor, width: int, *, dim: int) -> torch.Tensor:
     missing = width - tensor.shape[dim]
-    if not missing:
-        return tensor
     behind = (0, 0) * (tensor.dim() - 1 - dim)
     return torch.nn.functional.pad(tensor, (*behind, missing, 0))
 

@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 AT_ONCE = 32
-"""Texts embedded together."""
+"""Texts per batch."""
 _UNUSED = ("pooler.",)
-"""Names of weights that no vector is made with, so that a folder may lack them."""
+"""Names of weights that do not affect the vectors, so that a folder may lack them."""
 
 
 def embedded(texts: Sequence[str], folder: Path, max_tokens: int, *, key: str) -> Vectors:
-    """Vectors of length 1, a row per text (N × D, float32); texts of like length are embedded together.
+    """Vectors of length 1, one row per text (N × D, float32).
 
-    A text becomes the mean of the model's last hidden states, or its first one where the folder says so. Nothing is
-    fetched and no foreign code runs. `key` is the recipe's key that named the folder, for errors: `ModelError` where it
-    is no model, `MissingPackage` without torch.
+    The vector of a text is the mean of the model's last hidden states, or the first of them where the folder's pooling
+    settings say so. Nothing is fetched and no third-party code runs. `key` is the recipe key that names the folder, for
+    errors. Raises `ModelError` where the folder is no model, `MissingPackage` without torch.
     """
     import numpy as np
 
@@ -63,7 +63,7 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
 
 
 def _takes_first_token(folder: Path) -> bool:
-    """What the folder of a sentence-transformers model says of its pooling."""
+    """Whether the settings of a sentence-transformers model choose the first token, not the mean."""
     try:
         return bool(json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"])
     except (OSError, ValueError, KeyError):
@@ -71,6 +71,7 @@ def _takes_first_token(folder: Path) -> bool:
 
 
 def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, first: bool) -> Any:
+    """Vectors, N × D, of hidden states N × T × D."""
     import torch
 
     batch = tokenizer(list(texts), padding=True, truncation=True, max_length=max_tokens, return_tensors="pt")

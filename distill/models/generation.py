@@ -1,8 +1,8 @@
 """Batched sampling in this process; an answer does not depend on the rest of its batch.
 
-Each request has random numbers of its own, from (seed, prompt, replica). Batch, order and role do not enter, so two
-models asked the same prompts are compared under common random numbers. What remains is rounding: in another batch a
-float32 model differs only where a draw falls within about 1e-6 of the border between two tokens.
+Each request has its own random numbers, seeded by (seed, prompt, replica). Batch, order and role have no influence, so
+two models that answer the same prompts are compared under common random numbers. Only rounding remains: in another
+batch, a float32 model differs only where a draw falls within about 1e-6 of the border between two tokens.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from distill.models.padding import by_length, context_tokens, padded
 from distill.types import Finish, Request, Sampling, Usage
 
 Watch: TypeAlias = Callable[[int, int], None]
-"""Called after each step with the number of answers done (an unfinished one counts by its share of its bound) and of
-tokens drawn."""
+"""Called after each step with the numbers of finished answers (an unfinished one counts by the share of its
+`max_tokens` that it has) and of sampled tokens."""
 
 DEFAULT_MAX_TOKENS = 512
-"""Bound where a request gives none; an untrained base may never stop."""
+"""Limit for a request without one; an untrained base may never stop."""
 BATCH_TOKENS = 32_768
-"""Most tokens, prompts and answers together, in one batch: 1.5 GB of float32 cache for SmolLM2-135M."""
+"""Largest number of tokens, prompts and answers together, in one batch: 1.5 GB of float32 cache for SmolLM2-135M."""
 GROWTH = 64
-"""Tokens by which the cache grows at once."""
+"""Tokens of spare capacity added when the cache is full."""
 FIRST_CANDIDATES = 64
-"""Most probable tokens among which a nucleus is looked for first; sorting all 49,152 costs more than the model."""
+"""Size of the first top-k in which a nucleus is sought; sorting all 49,152 tokens costs more than the model."""
 
 
 def answer(
@@ -48,12 +48,12 @@ def answer(
     seed: int = 0,
     watch: Watch | None = None,
 ) -> list[Reply | ProviderError]:
-    """One reply, or the reason why there is none, for each request, in their order.
+    """A reply for each request, or the reason why there is none, in order.
 
-    Chat requests are rendered with `template`; a raw `prompt` is taken as it stands. Temperature 0 is greedy; an unset
+    Chat requests are rendered with `template`; a raw `prompt` is used unchanged. Temperature 0 is greedy; an unset
     temperature or top_p is 1. `finish` is `stop` after an end token or a stop string (neither is in the text), `length`
-    at `max_tokens` or the end of the context. `usage` counts the end token. A prompt that fills the context, one that
-    the template cannot render, and logits that are not finite are errors of that request alone.
+    at `max_tokens` or the end of the context. `usage` counts the end token. A prompt that fills the context or that the
+    template cannot render, and logits that are not finite, fail that request only.
     """
     ends = all_end_ids(model, tokenizer, template)
     rows = [GenerationRow(request.sampling, row_random(request, seed), ends, tokenizer) for request in requests]
@@ -77,7 +77,7 @@ def _notify(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:
 
 
 def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
-    """Ids that end an answer: the model's, the tokenizer's, and the template's where it has one."""
+    """Ids of the end tokens of the model, of the tokenizer and, where there is one, of the chat template."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
     with suppress(DistillError):  # a base model without a chat template still completes text
@@ -95,14 +95,14 @@ class GenerationRow:
     tokenizer: Any
     prompt: list[int] = field(default_factory=list)
     limit: int = 0
-    """Most tokens to draw."""
+    """Largest number of tokens to sample."""
     new: list[int] = field(default_factory=list)
     finish: Finish | None = None
     error: ProviderError | None = None
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing more to draw."""
+        """Whether nothing more is sampled."""
         return self.finish is not None or self.error is not None
 
     def take(self, token: int) -> None:
@@ -114,7 +114,7 @@ class GenerationRow:
             self.finish = "length"
 
     def _stops(self) -> bool:
-        """Whether a stop string has just appeared; a token is a byte or more, so a short tail is enough."""
+        """Whether a stop string has just appeared; each token is at least a byte, so a short tail is enough."""
         if not self.sampling.stop:
             return False
         tail = self._decode(self.new[-max(len(stop.encode()) for stop in self.sampling.stop) - 8 :])
@@ -137,15 +137,19 @@ class GenerationRow:
 
 
 def row_random(request: Request, seed: int) -> Random:
-    """A request's own random numbers, independent of its batch and of the role."""
+    """A generator of random numbers for one request, independent of its batch and of the role."""
     identity = json_sha256([request.messages, request.prompt, request.replica, request.sampling.seed])
     return Random(f"{seed}:{identity}")
 
 
 def fit(row: GenerationRow, request: Request, template: str, context: int) -> None:
-    """Set the row's prompt and the bound of its answer, or its error."""
+    """Set the row's prompt and the limit of its answer, or its error."""
     try:
-        row.prompt = _prompt_ids(request, row.tokenizer, template)
+        row.prompt = (
+            chat_template.prompt_ids(request.messages, template, row.tokenizer)
+            if request.prompt is None
+            else list(row.tokenizer.encode(request.prompt))
+        )
     except DistillError as error:
         row.error = ProviderError("template", str(error))
         return
@@ -158,14 +162,11 @@ def fit(row: GenerationRow, request: Request, template: str, context: int) -> No
         row.error = ProviderError("empty_prompt", "the prompt has no tokens")
 
 
-def _prompt_ids(request: Request, tokenizer: Any, template: str) -> list[int]:
-    if request.prompt is not None:
-        return list(tokenizer.encode(request.prompt))
-    return chat_template.prompt_ids(request.messages, template, tokenizer)
-
-
 class Batch:
-    """Rows that are decoded together, left-padded, with their cache; finished ones leave by the quarter."""
+    """Rows that are decoded together, left-padded, with their cache.
+
+    Finished rows stay in the batch until they are a quarter of it, since each removal copies the cache.
+    """
 
     def __init__(self, model: Any, rows: list[GenerationRow]) -> None:
         self.rows = rows
@@ -187,20 +188,16 @@ class Batch:
         return output.logits[:, -1].float()
 
     def step(self) -> None:
-        """Draw one token for every row."""
+        """Sample one token for every row; the tokens of finished rows are ignored."""
         logits = penalised(self.logits(), self.rows)
         is_finite = torch.isfinite(logits).all(-1).tolist()
         samplings, uniforms = [row.sampling for row in self.rows], [row.random.random() for row in self.rows]
         tokens = draw(logits.nan_to_num(), samplings, uniforms)
         for row, token, fine in zip(self.rows, tokens, is_finite, strict=True):
             if not fine and not row.done:
-                row.error = ProviderError("not_finite", "the model's logits are not finite: its training diverged")
+                row.error = not_finite()
             elif not row.done:
                 row.take(token)
-        self.extend(tokens)
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Make each row's token its next input; those of finished rows do not matter."""
         self._next = torch.tensor(tokens, device=self._mask.device)[:, None]
         going = [index for index, row in enumerate(self.rows) if not row.done]
         if 4 * len(going) <= 3 * len(self.rows):
@@ -214,15 +211,20 @@ class Batch:
         self._cache.batch_select_indices(indices)
 
 
+def not_finite() -> ProviderError:
+    """The error for logits with a NaN or an infinity."""
+    return ProviderError("not_finite", "the model's logits are not finite: its training diverged")
+
+
 def _growing_cache(model: Any) -> Any:
-    """A cache whose full-attention layers grow in place; layers of other kinds stay as the library makes them."""
+    """A cache whose full-attention layers grow in place; layers of other kinds are the library's."""
     cache = DynamicCache(config=model.config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no types
-    """Keys and values in buffers with room to grow, where the library copies everything for each new token."""
+    """Keys and values in buffers with spare capacity; the library copies them whole for each new token."""
 
     keys: Any
     values: Any
@@ -237,7 +239,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # the library has no ty
 
 
 def _appended(buffer: Any, new: Any) -> Any:
-    """`held` with `new` behind it along the tokens: in the room that its storage has left, or in a new one."""
+    """`buffer` with `new` appended along T, both B × heads × T × size: in its spare capacity or in a larger copy."""
     tokens = buffer.shape[-2] if buffer.numel() else 0
     whole = tokens + new.shape[-2]
     if not tokens or whole > buffer.stride(1) // buffer.stride(2):
@@ -260,7 +262,7 @@ def penalised(logits: torch.Tensor, rows: Sequence[GenerationRow]) -> torch.Tens
 
 
 def draw(logits: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
-    """One token id a row of `logits` (B × V): the greatest at temperature 0, else by inverse CDF at the row's uniform.
+    """One token id per row of `logits` (B × V): argmax at temperature 0, else the inverse CDF at the row's uniform.
 
     The nucleus is the smallest set of most probable tokens whose probability, after temperature, reaches top_p
     (Holtzman et al., 2020).
@@ -278,12 +280,12 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence
 def _sampled(
     logits: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float], rows: list[int]
 ) -> list[int]:
-    """For rows that all have a top_p below 1, or all have none."""
+    """Token ids of some `rows` of the logits (B × V), of which either all or none have a top_p below 1."""
 
     def column(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
 
-    temperatures = column([_or_one(samplings[row].temperature) for row in rows])
+    temperatures = column([samplings[row].temperature or 1.0 for row in rows])
     probabilities = torch.softmax(logits[rows] / temperatures.float(), dim=-1)
     top_p = column([samplings[row].top_p or 1.0 for row in rows])
     if bool((top_p < 1).all()):
@@ -299,7 +301,10 @@ def _sampled(
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities (0 outside the nucleus) and ids of the most probable tokens, in falling order."""
+    """Probabilities (0 outside the nucleus) and ids of the most probable tokens, in falling order, both B × count.
+
+    `probabilities` is B × V, `top_p` is B × 1.
+    """
     vocabulary, count = probabilities.shape[-1], FIRST_CANDIDATES
     while True:
         best, ids = probabilities.topk(min(count, vocabulary), dim=-1)
@@ -307,7 +312,3 @@ def _nucleus(probabilities: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Te
         if count >= vocabulary or bool((cumulative[:, -1:] >= top_p).all()):
             return torch.where(cumulative - best < top_p, best.double(), 0.0), ids
         count *= 8
-
-
-def _or_one(value: float | None) -> float:
-    return 1.0 if value is None else value

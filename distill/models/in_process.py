@@ -7,11 +7,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from distill.core import console
 from distill.core.hashing import canonical, json_sha256
 from distill.core.weights import fingerprint, read_base, student_fingerprint
 from distill.engine.providers import ProviderError, Reply
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.02
 """Time without a new request after which a batch that is not full starts: a few times the journal's group commit."""
 Result: TypeAlias = Reply | ProviderError
+_Job: TypeAlias = tuple[Sequence[Request], Future[Sequence[Result | DistillError]]]
 Watch: TypeAlias = Callable[[int, str], None]
 """Called with the answered requests of the running batch and a short note; (0, "") at its end."""
 
@@ -41,19 +45,16 @@ class LoadedModel:
 class InProcess:
     """Answers and likelihoods of one model, in batches; `release` frees its memory, and a later request loads it again.
 
-    `endpoint` must tell everything of `load` that can change an answer. Another seed than the request's own enters no
-    key, so there is none: draws depend on `sampling.seed`.
+    `endpoint` must identify everything in `load` that can change an answer. The only seed is `sampling.seed`, since any
+    other would be missing from the request's key.
     """
 
-    def __init__(
-        self, load: Callable[[], LoadedModel], endpoint: Endpoint, *, batch: int = 32, watch: Watch | None = None
-    ) -> None:
+    def __init__(self, load: Callable[[], LoadedModel], endpoint: Endpoint, *, watch: Watch | None = None) -> None:
         self.endpoint = endpoint
         self._load = load
-        self._batch = batch
         self._watch = watch or _ignore
         self._loaded: LoadedModel | None = None
-        self._batched = Batched(self._replies, endpoint, batch=batch)
+        self._batched = Batched(self._replies, endpoint)
 
     async def send(self, request: Request) -> Reply:
         """Wait for the batch that takes this request. Raises `ProviderError` for what this model cannot answer."""
@@ -72,7 +73,7 @@ class InProcess:
             free_memory()
 
     def _replies(self, requests: Sequence[Request]) -> Sequence[Result]:
-        """Results of one batch, which Batched makes of one kind."""
+        """Results of one batch, whose requests `Batched` has chosen to be of one kind."""
         self._watch(0, "loading the model" if self._loaded is None else "")
         self._loaded = self._loaded or self._load()
         ask = self._likelihoods if requests[0].kind == "likelihood" else self._answers
@@ -88,7 +89,7 @@ class InProcess:
         def watch(done: int, tokens: int) -> None:
             self._watch(done, f"{tokens / max(time.monotonic() - started, 1e-3):.0f} tok/s")
 
-        return answer(loaded.model, loaded.tokenizer, loaded.template, requests, batch_size=self._batch, watch=watch)
+        return answer(loaded.model, loaded.tokenizer, loaded.template, requests, watch=watch)
 
     def _likelihoods(self, loaded: LoadedModel, requests: Sequence[Request]) -> Sequence[Result]:
         from distill.models.likelihood import loglikelihoods
@@ -101,7 +102,7 @@ class InProcess:
 
 
 def _likelihood(scored: ContinuationScores) -> Reply:
-    """The sum, how each token fared and how long it is; four decimals of a nat are as much as batches agree on."""
+    """The sum and the scores per token; rounded to four decimals of a nat, which is as far as batches agree."""
     nats = [round(one, 4) for one in scored.logprobs]
     tokens = {"logprobs": nats, "agrees": sum(scored.agrees), "widths": list(scored.widths)}
     return Reply(loglikelihood=scored.total, raw=tokens)
@@ -110,11 +111,11 @@ def _likelihood(scored: ContinuationScores) -> Reply:
 def untrained_base(student_folder: Path, *, watch: Watch | None = None) -> InProcess:
     """The student before training: its pruned base without the adapter. Raises `ModelError` where there is none."""
     identity = Endpoint(model="base", fingerprint=base_fingerprint(student_folder))
-    return InProcess(lambda: _student(student_folder, adapter=False), identity, watch=watch)
+    return InProcess(partial(load_student, student_folder, adapter=False), identity, watch=watch)
 
 
 def base_fingerprint(student_folder: Path) -> str:
-    """SHA-256 in hex over what the student was before training. Raises `ModelError`."""
+    """SHA-256 in hex that identifies the student before training. Raises `ModelError`."""
     info = {name: value for name, value in read_base(student_folder).items() if name != "model"}
     return json_sha256({**info, "adapter": None})
 
@@ -122,29 +123,31 @@ def base_fingerprint(student_folder: Path) -> str:
 def trained_student(student_folder: Path, *, watch: Watch | None = None) -> InProcess:
     """The student. Raises `ModelError` where there is none."""
     identity = Endpoint(model="student", fingerprint=student_fingerprint(student_folder))
-    return InProcess(lambda: _student(student_folder, adapter=True), identity, watch=watch)
+    return InProcess(partial(load_student, student_folder), identity, watch=watch)
 
 
 def local_model(model: str, *, name: str, template: str = "own", watch: Watch | None = None) -> InProcess:
     """A model by its recipe name (embedded, folder, .gguf, Hub id), under a chat template."""
     weights = fingerprint(model)
     identity = weights if template == "own" else json_sha256([weights, template])
-    return InProcess(lambda: _whole(model, template), Endpoint(model=name, fingerprint=identity), watch=watch)
+    load = partial(load_whole, model, template, say=console.say)
+    return InProcess(load, Endpoint(model=name, fingerprint=identity), watch=watch)
 
 
-def _student(folder: Path, *, adapter: bool) -> LoadedModel:
-    from distill.models.loading import load_student
+def load_student(folder: Path, *, adapter: bool = True) -> LoadedModel:
+    """A student with the chat template of its training, or its base without the adapter. Raises `ModelError`."""
+    from distill.models import loading
 
-    model, tokenizer = load_student(folder, adapter=adapter)
+    model, tokenizer = loading.load_student(folder, adapter=adapter)
     return LoadedModel(model, tokenizer, str(read_base(folder)["template"]))
 
 
-def _whole(model: str, template: str) -> LoadedModel:
-    from distill.core.console import say
-    from distill.models.loading import load_causal, load_tokenizer, materialise
+def load_whole(model: str, template: str, *, say: console.Say) -> LoadedModel:
+    """A model by its recipe name, under a chat template. Raises `ModelError`."""
+    from distill.models import loading
 
-    folder = materialise(model, say=say)
-    return LoadedModel(load_causal(folder), load_tokenizer(folder), template)
+    folder = loading.materialise(model, say=say)
+    return LoadedModel(loading.load_causal(folder), loading.load_tokenizer(folder), template)
 
 
 def _ignore(done: int, note: str) -> None:
@@ -154,9 +157,9 @@ def _ignore(done: int, note: str) -> None:
 class Batched:
     """Calls `answer` with batches of at most `batch` requests; it returns one reply or error per request, in order.
 
-    A batch holds one kind and one sampling only, the first that waits; its requests go longest first, then by their
-    content, so that the same requests make the same batch in whatever order they came. A `DistillError` of `answer`
-    stops the run as it is; any other exception stops it too, with its one line.
+    A batch holds one kind and one sampling only, those of the first request that waits. Its requests are sorted longest
+    first, then by content, so that the same requests make the same batch in whatever order they arrive. A
+    `DistillError` of `answer` stops the run as it is; any other exception stops it too, as one line.
     """
 
     def __init__(
@@ -168,8 +171,8 @@ class Batched:
         self._waiting: dict[asyncio.Future[Reply], Request] = {}
         self._arrived = asyncio.Event()
         self._batches: asyncio.Task[None] | None = None
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] | None = None
-        """Jobs of the thread, `None` to end it; there is a thread while there is a queue."""
+        self._jobs: queue.SimpleQueue[_Job | None] | None = None
+        """Batches for the thread, `None` to end it; there is a thread while there is a queue."""
 
     async def send(self, request: Request) -> Reply:
         """Wait for the batch that takes this request."""
@@ -187,61 +190,61 @@ class Batched:
         """Answer batch after batch until nothing waits."""
         while self._waiting:
             await self._gather()
-            pairs = self._choose()
+            pairs = self._next_batch()
             for future, _ in pairs:
                 self._waiting.pop(future, None)
-            outcome = await self._in_thread([request for _, request in pairs])
-            for number, (future, _) in enumerate(pairs):
+            results = await self._in_thread([request for _, request in pairs])
+            for (future, _), result in zip(pairs, results, strict=True):
                 if future.done():
                     continue
-                result = outcome if isinstance(outcome, Exception) else outcome[number]
                 if isinstance(result, Exception):
                     future.set_exception(result)
                 else:
                     future.set_result(result)
 
     async def _gather(self) -> None:
-        """Until a batch is full, or nothing more arrives."""
-        while len(self._waiting) < self._batch:
-            self._arrived.clear()
-            try:
+        """Wait until a batch is full, or nothing more arrives."""
+        with suppress(TimeoutError):
+            while len(self._waiting) < self._batch:
+                self._arrived.clear()
                 async with asyncio.timeout(GATHER_SECONDS):
                     await self._arrived.wait()
-            except TimeoutError:
-                return
 
-    def _choose(self) -> list[tuple[asyncio.Future[Reply], Request]]:
+    def _next_batch(self) -> list[tuple[asyncio.Future[Reply], Request]]:
         first = next(iter(self._waiting.values()))
         alike = [pair for pair in self._waiting.items() if _group(pair[1]) == _group(first)]
         return sorted(alike[: self._batch], key=lambda pair: _order(pair[1]))
 
-    async def _in_thread(self, requests: Sequence[Request]) -> Sequence[Result] | Exception:
-        """The function's replies, or what it raised; run in our own thread, which never keeps the process alive."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[Sequence[Result] | Exception] = loop.create_future()
-
-        def job() -> None:
-            outcome = self._outcome(requests)
-            with suppress(RuntimeError):  # the loop was left while the model worked
-                loop.call_soon_threadsafe(lambda: None if done.done() else done.set_result(outcome))
-
+    async def _in_thread(self, requests: Sequence[Request]) -> Sequence[Result | DistillError]:
+        """A result for each request, computed in our own thread, which never keeps the process alive."""
         if self._jobs is None:
             self._jobs = queue.SimpleQueue()
-            threading.Thread(target=_work, args=[self._jobs], name="batched", daemon=True).start()
-        self._jobs.put(job)
-        return await done
+            threading.Thread(target=self._work, args=[self._jobs], name="batched", daemon=True).start()
+        future: Future[Sequence[Result | DistillError]] = Future()
+        self._jobs.put((requests, future))
+        return await asyncio.wrap_future(future)
 
-    def _outcome(self, requests: Sequence[Request]) -> Sequence[Result] | Exception:
+    def _work(self, jobs: queue.SimpleQueue[_Job | None]) -> None:
+        """Run the thread: answer batches until there is a `None`."""
+        while (job := jobs.get()) is not None:
+            requests, future = job
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._results(requests))
+
+    def _results(self, requests: Sequence[Request]) -> Sequence[Result | DistillError]:
+        error: ProviderError | DistillError
         try:
             replies = self._answer(requests)
-        except DistillError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - whatever a model raises would meet every other batch as well
-            return ProviderError("model", f"the model failed: {type(error).__name__}: {error}", fatal=True)
-        if len(replies) != len(requests):
+            if len(replies) == len(requests):
+                return replies
             detail = f"the model gave {len(replies)} replies to {len(requests)} requests"
-            return ProviderError("model", detail, fatal=True)
-        return replies
+            error = ProviderError("model", detail, fatal=True)
+        except DistillError as fault:
+            error = fault
+        except Exception as fault:  # noqa: BLE001 - whatever a model raises would meet every other batch as well
+            detail = f"the model failed: {type(fault).__name__}: {fault}"
+            error = ProviderError("model", detail, fatal=True)
+        return [error] * len(requests)
 
     async def close(self) -> None:
         """End the thread after its batch."""
@@ -252,11 +255,6 @@ class Batched:
             self._jobs.put(None)
             self._jobs = None
         self._arrived = asyncio.Event()  # the old one belongs to the loop that waited on it
-
-
-def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
 
 
 def _group(request: Request) -> tuple[Any, ...]:

@@ -12,14 +12,14 @@ import torch
 from distill.engine.providers import ProviderError
 from distill.errors import DistillError
 from distill.models import chat_template
+from distill.models.generation import not_finite
 from distill.models.padding import by_length, context_tokens, padded
-from distill.models.token_bytes import Spelling
-from distill.models.token_bytes import texts as spelt
+from distill.models.token_bytes import Spelling, token_texts
 from distill.types import Message
 
 BATCH_TOKENS = 1_024
-"""Padded tokens in one batch: enough for full speed on a CPU, few enough that lengths in it are alike; its float32
-logits take at most 0.2 GB at 49,152 words."""
+"""Padded tokens in one batch: enough for full speed on a CPU, few enough that rows have similar lengths. Their float32
+logits take at most 0.2 GB with a vocabulary of 49,152."""
 MAX_ROWS = 64
 
 
@@ -34,9 +34,9 @@ def loglikelihoods(
 ) -> list[ContinuationScores | ProviderError]:
     """For each (prompt, continuation): log-probabilities, in nats, of the continuation's tokens.
 
-    Prompt and continuation are rendered and tokenised as for training; the end token is excluded. An empty
-    continuation has none. One that does not fit the context, cannot be rendered or has no finite sum is an error of
-    that pair alone. `watch` is called with the pairs done, after each batch.
+    Prompt and continuation are rendered and tokenised as for training; the end token is excluded, and an empty
+    continuation has no tokens. A pair that does not fit the context, cannot be rendered or has no finite sum fails
+    alone. `watch` is called after each batch with the number of pairs done.
     """
     texts = [_text(model, tokenizer, template, *pair) for pair in pairs]
     results: list[ContinuationScores | ProviderError] = [
@@ -50,8 +50,8 @@ def loglikelihoods(
             scores = _scores(model, [scored[place][1] for place in group])
         for place, one in zip(group, scores, strict=True):
             index, text = scored[place]
-            widths = tuple(map(len, spelt(spelling.pieces(text.ids[text.start :]))))
-            results[index] = replace(one, widths=widths) if math.isfinite(one.total) else _not_finite()
+            widths = tuple(map(len, token_texts(spelling.pieces(text.ids[text.start :]))))
+            results[index] = replace(one, widths=widths) if math.isfinite(one.total) else not_finite()
         done += len(group)
         if watch is not None:
             watch(done)
@@ -60,14 +60,14 @@ def loglikelihoods(
 
 @dataclass(frozen=True, slots=True)
 class ContinuationScores:
-    """Per-token scores of a continuation; all lists have one entry per token."""
+    """Scores of a continuation, all with one entry per token."""
 
     logprobs: tuple[float, ...] = ()
-    """Nats, given all before it."""
+    """In nats, given all tokens before."""
     agrees: tuple[bool, ...] = ()
-    """Whether the token is the one that the model itself finds most probable there."""
+    """Whether the token is the model's most probable one there."""
     widths: tuple[int, ...] = ()
-    """Characters that the token spells; one in several tokens counts at the last of them."""
+    """Characters that the token spells; a character in several tokens counts at the last of them."""
 
     @property
     def total(self) -> float:
@@ -77,11 +77,11 @@ class ContinuationScores:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A prompt with its continuation."""
+    """Ids of a prompt with its continuation."""
 
     ids: list[int]
     start: int
-    """Where the continuation begins."""
+    """Position at which the continuation begins."""
 
     @property
     def scored(self) -> int:
@@ -103,10 +103,6 @@ def _text(
     if not start:
         return ProviderError("empty_prompt", "the prompt has no tokens")
     return _Text(ids, start)
-
-
-def _not_finite() -> ProviderError:
-    return ProviderError("not_finite", "the model's logits are not finite: its training diverged")
 
 
 def _scores(model: Any, texts: Sequence[_Text]) -> list[ContinuationScores]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -43,8 +42,8 @@ _MANIFEST = "manifest.json"
 def materialise(model: str, *, say: Say = silent) -> Path:
     """A folder with safetensors and tokenizer for an embedded name, a .gguf file, a folder or a Hub id.
 
-    The first two are converted once into the cache; a damaged conversion is found and built again. A folder's own code
-    is never run and pickles are never read. Raises `ModelError`.
+    The first two are converted once into the cache; a damaged conversion is detected and built again. A folder's own
+    code is never run and pickles are never read. Raises `ModelError`.
     """
     if model in EMBEDDED:
         return _converted(EMBEDDED[model].name, EMBEDDED[model].sha256, lambda: fetch(model, say=say), say)
@@ -54,16 +53,16 @@ def materialise(model: str, *, say: Say = silent) -> Path:
     if path.is_file() and path.suffix == ".gguf":
         return _converted(re.sub(r"[^\w.-]", "_", path.stem), fingerprint(model), lambda: path, say)
     if looks_like_path(model):
-        fingerprint(model)  # raises, saying what is expected
+        fingerprint(model)  # raises with what is expected
         raise ModelError(f"{model} is neither a folder nor a .gguf file")
     return _from_hub(model, say)
 
 
 def _checked_folder(folder: Path) -> Path:
-    """The folder, if it has a configuration, a tokenizer and all of its safetensors."""
+    """The folder, if it has a configuration, a tokenizer and all of its safetensors. Raises `ModelError`."""
     if not (folder / "config.json").is_file():
         if files := sorted(folder.glob("*.gguf")):
-            raise ModelError(f"{folder} is no model folder, but holds {files[0].name}: give that file, {files[0]}")
+            raise ModelError(f"{folder} is no model folder, but holds {files[0].name}; give that file: {files[0]}")
         raise ModelError(f"{folder} has no config.json; expected a model folder as `save_pretrained` writes it")
     if not any(folder.glob("*.safetensors")):
         pickles = [f.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in sorted(folder.glob(pattern))]
@@ -83,7 +82,7 @@ def _checked_folder(folder: Path) -> Path:
 
 
 def _from_hub(model: str, say: Say) -> Path:
-    """The Hub's snapshot: as it lies in the Hub's own cache if it is complete there, else fetched."""
+    """The Hub's snapshot: from the Hub's own cache if it is complete there, else fetched."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -105,7 +104,7 @@ def _from_hub(model: str, say: Say) -> Path:
 
 
 def _converted(name: str, sha256: str, source: Callable[[], Path], say: Say) -> Path:
-    """The conversion of a GGUF file in the cache; built where it is missing, half-finished or damaged."""
+    """The conversion of a GGUF file in the cache; built where it is missing, incomplete or damaged."""
     folder = cache_dir() / "models" / f"{name}-{sha256[:12]}"
     if _is_whole(folder, sha256):
         return folder
@@ -119,22 +118,16 @@ def _converted(name: str, sha256: str, source: Callable[[], Path], say: Say) -> 
 
 
 def _is_whole(folder: Path, sha256: str) -> bool:
-    """Whether every file is as the manifest has it: sizes always, contents where a time stamp has changed."""
+    """Whether every file matches the manifest: sizes always, contents where a time stamp has changed."""
     manifest = read_json(folder / _MANIFEST)
     if not isinstance(manifest, dict) or (manifest.get("source"), manifest.get("conversion")) != (sha256, CONVERSION):
         return False
-    touched = False
-    for name, entry in manifest["files"].items():
-        try:
-            status = (folder / name).stat()
-        except OSError:
-            return False
-        if status.st_size != entry["size"]:
-            return False
-        if status.st_mtime_ns != entry["mtime_ns"]:
-            if file_sha256(folder / name) != entry["sha256"]:
-                return False
-            touched = True
+    files = {folder / name: entry for name, entry in manifest["files"].items()}
+    if any(not file.is_file() or file.stat().st_size != entry["size"] for file, entry in files.items()):
+        return False
+    touched = [file for file, entry in files.items() if file.stat().st_mtime_ns != entry["mtime_ns"]]
+    if any(file_sha256(file) != files[file]["sha256"] for file in touched):
+        return False
     if touched and os.access(folder, os.W_OK):
         _write_manifest(folder, sha256)
     return True
@@ -150,7 +143,7 @@ def _write_manifest(folder: Path, sha256: str) -> None:
 
 
 def _build(folder: Path, gguf: Path, sha256: str, say: Say) -> None:
-    """Convert into a temporary folder and rename it, manifest last; the lock is held, so leftovers can be deleted."""
+    """Convert into a temporary folder and rename it; the caller holds the lock, so leftovers can be deleted."""
     for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(leftover, ignore_errors=True)
     beside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
@@ -168,7 +161,7 @@ def _build(folder: Path, gguf: Path, sha256: str, say: Say) -> None:
 
 
 def _check_space(folder: Path, gguf: Path) -> None:
-    size = 5 * gguf.stat().st_size  # float16 takes 3.6 times the room of Q4
+    size = 5 * gguf.stat().st_size  # float16 takes 3.6 times the space of Q4
     free = shutil.disk_usage(folder).free
     if free < size:
         raise ModelError(
@@ -180,9 +173,10 @@ def _check_space(folder: Path, gguf: Path) -> None:
 def convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's weights and tokenizer as safetensors into an existing folder.
 
-    Weights are stored in float16: it keeps the products of a GGUF's float16 scales and small integers best (KL to
-    the exact float32 weights, SmolLM2 Q4_1, mean over 12 answers: 1.5e-6 nats per token; bfloat16 5.0e-5; float32 would
-    take 538 MB instead of 269). Raises `ModelError` when the file is damaged or of an unknown architecture.
+    Weights are stored in float16, which represents the products of a GGUF's float16 scales and small integers best (KL
+    to the exact float32 weights, SmolLM2 Q4_1, mean over 12 answers: 1.5e-6 nats per token; bfloat16 5.0e-5; float32
+    would take 538 MB instead of 269). config.json then says bfloat16 for `dtype="auto"`, which no activation overflows.
+    Raises `ModelError` when the file is damaged or of an unknown architecture.
     """
     model, tokenizer = read_gguf(gguf)
     for config in (model.config, model.generation_config):
@@ -196,7 +190,9 @@ def convert(gguf: Path, folder: Path) -> None:
         raise ModelError(
             f"{folder} cannot be written ({first_line(error)}); free space, or set DISTILL_CACHE"
         ) from error
-    _mend_config(folder)
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)
+    write_json(folder / "config.json", {**config, "dtype": "bfloat16"})
 
 
 def _storage(model: Any) -> torch.dtype:
@@ -204,16 +200,8 @@ def _storage(model: Any) -> torch.dtype:
     return torch.float16 if widest < torch.finfo(torch.float16).max else torch.bfloat16
 
 
-def _mend_config(folder: Path) -> None:
-    """Make `dtype="auto"` mean bfloat16, which no activation overflows."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["dtype"] = "bfloat16"
-    config.pop("_name_or_path", None)
-    write_json(folder / "config.json", config)
-
-
 def load_tokenizer(folder: Path | str) -> Any:
-    """The folder's tokenizer, with a pad token that differs from the end token where there is one."""
+    """The folder's tokenizer, with a pad token that differs from the end token where the vocabulary has one."""
     tokenizer = pretrained.load_tokenizer(Path(folder))
     part_pad_from_eos(tokenizer)
     return tokenizer
@@ -230,8 +218,8 @@ def load_causal(
     """A causal language model in evaluation mode.
 
     `layers` keeps only these decoder layers; `quantise` stores the linear weights as NF4 with double quantisation
-    and computes in `dtype`. NF4 codes are taken from the float32 values, so that they are the same whatever `dtype`
-    is. Raises `ModelError` when the folder cannot be read, `MissingPackage` without bitsandbytes.
+    and computes in `dtype`. NF4 codes are computed from float32 values, so that they do not depend on `dtype`.
+    Raises `ModelError` when the folder cannot be read, `MissingPackage` without bitsandbytes.
     """
     place = torch.device(device) if device is not None else default_device()
     kind = dtype or default_dtype(place)
@@ -262,13 +250,12 @@ def load_student(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Any, Any]:
-    """A student as (model, tokenizer): its pruned base, dequantised from NF4, with the adapter merged or untouched.
+    """A student as (model, tokenizer): its pruned base, dequantised from NF4, with the adapter merged in float32.
 
     So what is compared is what was trained: KL to the trained 4-bit model 8.9e-7, against 1.3e-4 when merged into
-    the weights before quantisation. `adapter=False` is the student before training. Merging is done in float32. A
-    fully trained student has its weights in its own folder, and no adapter.
-    `merge=False` is the student as it was trained: 4-bit weights, computing in float32, and the adapter beside them.
-    Raises `ModelError` when the base has changed since.
+    the weights before quantisation. `adapter=False` is the student before training. `merge=False` is the student as it
+    was trained: 4-bit weights, computing in float32, with a separate adapter. A fully trained student has its weights
+    in its own folder, and no adapter. Raises `ModelError` when the base has changed since.
     """
     info = read_base(student_folder)
     place = torch.device(device) if device is not None else default_device()
@@ -296,6 +283,6 @@ def load_student(
 
 
 def adapted(model: Any, adapter: Path, *, merge: bool) -> Any:
-    """A model with the adapter in a folder: merged into its weights, or beside them."""
+    """A model with the adapter in a folder, merged into its weights or separate from them."""
     both = pretrained.load_adapter(model, adapter)
     return both.merge_and_unload(safe_merge=True) if merge else both

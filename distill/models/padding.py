@@ -9,11 +9,9 @@ import torch
 
 
 def by_length(lengths: Sequence[int], *, rows: int, tokens: int) -> Iterator[list[int]]:
-    """Indices in groups of at most `rows`, padded to at most `tokens`.
+    """Indices in groups of at most `rows` rows and, padded, `tokens` tokens; a longer row is a group by itself.
 
-    Longest first, so that an out-of-memory error comes at once or never.
-
-    One longer than `tokens` is a group by itself.
+    The longest rows come first, so that an out-of-memory error comes at once or never.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0

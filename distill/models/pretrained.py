@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from distill.core.extras import install
 from distill.core.files import read_json
 from distill.core.model_files import _settings, _shown, _values, require_sound
-from distill.errors import ModelError
+from distill.errors import MissingPackage, ModelError
 from distill.models.third_party import first_line, quietly
 
 _OWN_CODE = re.compile(r"trust_remote_code|custom code|not recognize|Unrecognized")
-"""What transformers says of a model that it does not know."""
+"""In transformers' errors about a model that it does not know."""
 _DATA_ONLY = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -46,11 +47,31 @@ def load_tokenizer(folder: Path, kind: str = "AutoTokenizer", *, gguf_file: str 
         return getattr(transformers, kind).from_pretrained(folder, **_DATA_ONLY, **options)
 
 
+def token_counter(path: Path) -> Callable[[str], int]:
+    """Counts the tokens of a text, without special tokens; `path` is a tokenizer.json, or a folder with one.
+
+    Needs neither torch nor transformers. Raises `ModelError`, and `MissingPackage` without tokenizers.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingPackage(f"counting tokens needs tokenizers; type: {install('train')}") from error
+    if path.is_dir():
+        require_sound(path)
+        path = path / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise ModelError(f"{path}: {first_line(error)}; give a folder with a tokenizer.json, or smollm2") from error
+    tokenizer.no_truncation()
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
 def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **options: Any) -> Any:
     """The model in a folder, by a class of transformers; from its safetensors, or from `gguf_file` in it.
 
-    Weights whose names begin with one of `unused` may be missing. Raises `ModelError`, also where another is missing:
-    transformers would make it up.
+    Weights whose names begin with one of `unused` may be missing. Raises `ModelError`, also where another weight is
+    missing, which transformers would initialise at random.
     """
     import transformers
 
@@ -63,18 +84,14 @@ def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **optio
         )
         lacking = sorted(name for name in report["missing_keys"] if not name.startswith(unused))
         if lacking:
-            raise ModelError(_lacks(folder, lacking))
+            count = "one of the weights" if len(lacking) == 1 else f"{len(lacking)} of the weights"
+            examples = ", ".join(lacking[:3]) + (" …" if len(lacking) > 3 else "")
+            raise ModelError(f"{folder} lacks {count} that its configuration needs ({examples}); copy the model again")
         return model
 
 
-def _lacks(folder: Path, names: list[str]) -> str:
-    count = "one of the weights" if len(names) == 1 else f"{len(names)} of the weights"
-    examples = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-    return f"{folder} lacks {count} that its configuration needs ({examples}); copy the whole model again"
-
-
 def _require_no_adapter(folder: Path) -> None:
-    """Transformers would put it on the model, whose missing weights it then does not report."""
+    """Refuse an adapter beside a model: transformers would apply it, and then not report missing weights."""
     if (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{folder} holds an adapter beside a whole model (adapter_config.json); merge it, or move it elsewhere"
@@ -92,16 +109,16 @@ def load_adapter(model: Any, folder: Path) -> Any:
         raise ModelError(f"{folder} has no adapter_model.safetensors; pickles, such as adapter_model.bin, are not read")
     with warnings.catch_warnings(), _only_data(folder, "adapter"):
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
-        warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would go on with those it makes up
+        warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would initialise them and go on
         return PeftModel.from_pretrained(model, folder)
 
 
 @contextmanager
 def _only_data(folder: Path, what: str) -> Iterator[None]:
-    """Have the libraries neither fetch nor run anything, and say in one line why something cannot be read.
+    """Keep the libraries from fetching or running anything, and turn their errors into one line.
 
-    Transformers asks on the terminal whether to run a model's code where one of its own calls leaves that open, such
-    as for a part of a model; with no time to answer it does not ask.
+    Where one of its own calls leaves `trust_remote_code` open, such as for a part of a model, transformers asks on the
+    terminal whether to run the model's code; with a time limit of 0 it does not ask.
     """
     from huggingface_hub import constants
     from transformers import dynamic_module_utils as foreign_code
@@ -126,13 +143,13 @@ def _reason(folder: Path, what: str, error: Exception) -> str:
             f"{folder} needs its own Python code (auto_map in {source}), which distill does not run; "
             "use a model that transformers knows"
         )
-    if "the above report" in reply:  # of sizes that differ, and of parts that do not make a whole; nobody sees it
+    if "the above report" in reply:  # a table of weights whose sizes differ, which transformers has logged
         return f"the model in {folder} cannot be read: its weights are not those that its config.json describes"
     return f"the {what} in {folder} cannot be read: {first_line(error)}"
 
 
 def _code_named_in(folder: Path) -> str | None:
-    """The first file that names classes of the folder's own, for the model or for a part of it."""
+    """The first file that names Python classes in the folder, for the model or for a part of it."""
     for file in sorted(folder.glob("*config*.json")):
         if any("auto_map" in key.split(".") for key, _ in _values(read_json(file))):
             return file.name

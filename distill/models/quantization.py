@@ -18,13 +18,13 @@ from distill.models.trial import agree, random_rows
 def require_plain(folder: Path) -> None:
     """Raise `ModelError` for a base whose weights are stored quantised.
 
-    They cannot be trained, and an adapter on them could not be served here as what it was trained on.
+    They cannot be trained, and an adapter could not be served here on the same weights.
     """
     config = read_json(folder / "config.json")
     if isinstance(config, dict) and (settings := config.get("quantization_config")):
         raise ModelError(
             f"{folder} holds weights quantised by {settings.get('quant_method', 'another tool')}; train on the model "
-            "they were made of (method: qlora quantises it itself)"
+            "before that (method: qlora quantises it itself)"
         )
 
 
@@ -40,15 +40,15 @@ def _nf4(dtype: torch.dtype) -> Any:
 
 
 def _settle_quantised(model: Any, dtype: torch.dtype) -> None:
-    """Have everything but the NF4 codes in `dtype`, and bitsandbytes' packed CPU kernel off.
+    """Convert everything but the NF4 codes to `dtype`, and switch off bitsandbytes' packed CPU kernel.
 
-    On CPUs with AVX512-BF16 an evaluation repacks each Linear4bit for a kernel without autograd; gradients after it
-    were wrong: layer-0 cosine 0.10 to the true ones, loss 3.7 -> 5.3 instead of -> 1.8 (bitsandbytes 0.50.2).
+    On CPUs with AVX512-BF16 an evaluation repacks each Linear4bit for a kernel without autograd; later gradients were
+    wrong: layer-0 cosine 0.10 to the true ones, loss 3.7 -> 5.3 instead of -> 1.8 (bitsandbytes 0.50.2).
     """
     for module in model.modules():
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None:
-            state.dtype = dtype  # what its weights dequantise to
+            state.dtype = dtype  # of the dequantised weights
             module.support_avx512bf16_for_cpu = False
     for weight in model.parameters():
         if weight.is_floating_point() and weight.dtype != dtype:
@@ -64,7 +64,7 @@ MOST_BYTES = 4_000_000_000
 def unpacked(model: Any) -> Iterator[None]:
     """While the block runs, 4-bit layers on the CPU compute with dequantized copies of their weights.
 
-    bitsandbytes dequantizes each layer for each token: 0.6 s per token and more for SmolLM2-135M's 24 layers on two
+    bitsandbytes dequantizes each layer for each token: at least 0.6 s per token for 24 layers of SmolLM2-135M on two
     busy cores, against 0.17 s here, adapters included.
     """
     layers = [layer for layer in packed_layers(model) if layer.weight.device.type == "cpu"]
@@ -80,7 +80,7 @@ def unpacked(model: Any) -> Iterator[None]:
 
 
 def packed_layers(model: Any) -> list[Any]:
-    """The 4-bit layers themselves, without the adapters around them."""
+    """The 4-bit linear layers, without the adapters that wrap them."""
     if not getattr(model, "is_loaded_in_4bit", False):
         return []
     from bitsandbytes.nn import Linear4bit
@@ -105,9 +105,9 @@ _TRIAL_ROWS = 4
 def require_right_gradients(model: Any) -> None:
     """Raise `ModelError` where the first 4-bit layer's gradient after an evaluation is not that of its plain weights.
 
-    bitsandbytes 0.50 repacks such layers in evaluation on CPUs with AVX512-BF16, for a kernel that has no gradient:
-    training would go on, and learn wrong. `load_causal` switches that off; this is for the next such fault. It takes
-    milliseconds on a CPU.
+    bitsandbytes 0.50 repacks such layers in evaluation on CPUs with AVX512-BF16, for a kernel without a gradient:
+    training would go on with wrong updates. `load_causal` switches that off; this check is for the next such fault and
+    takes milliseconds on a CPU.
     """
     layers = packed_layers(model)
     if not layers:

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -22,10 +23,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from distill.core import student_folder
 from distill.core.console import Say
-from distill.core.weights import read_base
 from distill.engine.providers import ProviderError, one_line
 from distill.errors import ServerError
 from distill.models.child_server import served_name
+from distill.models.in_process import load_student, load_whole
 from distill.models.server_access import AccessControl, AccessRefusal, is_loopback
 from distill.types import Message, Request, Sampling
 
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
 
 
 LARGEST_BODY_BYTES = 4 * 2**20
-"""A longer request is refused with 413."""
+"""A larger request is refused with 413."""
 MOST_MESSAGES = 1024
-"""Per request. A template is rendered once for each earlier answer: 800 messages take 1.3 s, 3,200 would take 19."""
+"""Per request. The template is rendered once per earlier answer: 800 messages take 1.3 s, 3,200 would take 19."""
 STOP_SECONDS = 2.0
 """Longest wait for the current step when the server stops."""
 LOOK_SECONDS = 1.0
@@ -56,7 +57,7 @@ _NEUTRAL: dict[str, Any] = {
     "store": False,
     "parallel_tool_calls": True,
 }
-"""Fields of the API that are not supported, with the one value that has no effect."""
+"""Fields of the API that are not supported, each with the one value that has no effect."""
 _WITHOUT_EFFECT = {"user", "metadata", "stream_options", "safety_identifier", "prompt_cache_key"}
 _UNUSABLE_REQUEST = {"context_length", "template", "empty_prompt", "prompt"}
 
@@ -65,7 +66,7 @@ _UNUSABLE_REQUEST = {"context_length", "template", "empty_prompt", "prompt"}
 
 
 def _text_of(content: Any) -> Any:
-    """A message's content as one string, also where it is a list of text parts."""
+    """The content of a message as one string; a list of text parts is joined."""
     if not isinstance(content, list):
         return content
     parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
@@ -74,7 +75,7 @@ def _text_of(content: Any) -> Any:
     return "".join(map(str, parts))
 
 
-def _listed(stop: Any) -> Any:
+def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
@@ -95,7 +96,7 @@ class _Body(BaseModel):
     temperature: Annotated[float | None, Field(ge=0, le=100)] = None
     top_p: Annotated[float | None, Field(gt=0, le=1)] = None
     max_tokens: Annotated[int | None, Field(ge=1)] = None
-    stop: Annotated[_Stops | None, BeforeValidator(_listed)] = None
+    stop: Annotated[_Stops | None, BeforeValidator(_as_list)] = None
     presence_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     frequency_penalty: Annotated[float | None, Field(ge=-2, le=2)] = None
     seed: int | None = None
@@ -135,15 +136,14 @@ class _TokensBody(_ChatBody):
     add_generation_prompt: Literal[True] = True
 
     def request(self) -> Request:
-        turns = tuple(Message(turn.role, turn.content) for turn in self.messages)
-        return Request(role="served", messages=turns, sampling=Sampling(temperature=0, max_tokens=1))
+        return replace(super().request(), sampling=Sampling(temperature=0, max_tokens=1))
 
 
 _Kind: TypeAlias = type[_ChatBody] | type[_PromptBody]
 
 
 def _parsed(data: bytes, kind: _Kind) -> _ChatBody | _PromptBody:
-    """The body of a request. Raises `AccessRefusal` where it is malformed or asks for what is not supported."""
+    """The body of a request. Raises `AccessRefusal` where it is malformed or uses unsupported features."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -195,7 +195,7 @@ class _App:
 
     async def _chat(self, request: web.Request) -> web.Response:
         decoded = await self._answer(await request.read(), _ChatBody)
-        # Our own templates trim answers in training, so white space around one belongs to the template.
+        # Our own templates trim answers in training, so white space around an answer belongs to the template.
         text = decoded.reply.text.strip() if self._strips else decoded.reply.text
         message = {"role": "assistant", "content": text}
         return self._response("chat.completion", "chatcmpl", decoded, {"message": message})
@@ -205,7 +205,7 @@ class _App:
         return self._response("text_completion", "cmpl", decoded, {"text": decoded.reply.text})
 
     async def _tokens(self, request: web.Request) -> web.Response:
-        """The prompt's ids, computed as for an answer."""
+        """The ids of the prompt, computed as for an answer."""
         decoded = await self._answer(await request.read(), _TokensBody)
         return web.json_response({"count": len(decoded.prompt_ids), "tokens": decoded.prompt_ids})
 
@@ -266,9 +266,9 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT. `model` is what `materialise` takes, or a run folder with a student.
 
-    Says "listening http://HOST:PORT/v1" when it answers. `port` 0 takes a free one. With `parent_pipe`, the read end
-    of an inherited pipe, the process ends when the pipe does, that is when its parent has died in whatever way.
-    Chat goes through the tokenizer's own template (a student's: the one it was trained with), in which special tokens
+    Says "listening http://HOST:PORT/v1" when it answers; `port` 0 takes a free port. With `parent_pipe`, the read end
+    of an inherited pipe, the process ends when the pipe is closed, which is when its parent has died in any way.
+    Chat uses the tokenizer's own template (for a student the template of its training), in which special tokens
     that a message mentions stay text; a raw prompt is tokenised unchanged. A request without max_tokens gets at most
     512. `origins` and `api_key` are those of `AccessControl`. Raises `ServerError` when the port is taken,
     `ModelError` for the model, and `RecipeError` for an invalid origin or key.
@@ -278,13 +278,13 @@ def serve(
         threading.Thread(target=_die_with, args=(parent_pipe,), name="parent", daemon=True).start()
     listener = _bound(host, port)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # while it loads there is nothing to tidy up
+        signal.signal(number, signal.SIG_DFL)  # while the model loads there is nothing to clean up
     if not is_loopback(host) and api_key is None:
         say(
             f"warning: anyone who can reach {host} can use this server; to ask for a key, type: export NAME=…, and add"
             " --api-key-env NAME"
         )
-    app, decoder = _loaded(model, say)
+    app, decoder = _load(model, say)
     decoder.start()
     asyncio.run(_listen(app.application(access), listener, decoder, host, say))
     if not decoder.stop(seconds=STOP_SECONDS):
@@ -301,7 +301,7 @@ def _die_with(pipe: int) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket bound to its address but not listening yet, so that no client connects before the model is loaded."""
+    """A socket that is bound but does not listen yet, so that no client connects before the model is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -313,23 +313,18 @@ def _bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _loaded(model: str, say: Say) -> tuple[_App, Decoder]:
+def _load(model: str, say: Say) -> tuple[_App, Decoder]:
     import torch
 
-    from distill.models import loading
     from distill.models.continuous_batching import Decoder
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     student = student_folder.current(Path(model).expanduser())
-    if student_folder.is_student(student):
-        network, tokenizer = loading.load_student(student, adapter=True)
-        template = str(read_base(student)["template"])
-    else:
-        folder = loading.materialise(model, say=say)
-        network, tokenizer, template = loading.load_causal(folder), loading.load_tokenizer(folder), "own"
-    decoder = Decoder(network, tokenizer, template)
-    return _App(decoder, served_name(model), {model}, strips=template != "own"), decoder
+    is_student = student_folder.is_student(student)
+    loaded = load_student(student) if is_student else load_whole(model, "own", say=say)
+    decoder = Decoder(loaded.model, loaded.tokenizer, loaded.template)
+    return _App(decoder, served_name(model), {model}, strips=loaded.template != "own"), decoder
 
 
 async def _listen(app: web.Application, listener: socket.socket, decoder: Decoder, host: str, say: Say) -> None:
@@ -341,7 +336,7 @@ async def _listen(app: web.Application, listener: socket.socket, decoder: Decode
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1, auto_decompress=False)
     await runner.setup()
     try:
-        await _opened(runner, listener, host, say)
+        await _start_site(runner, listener, host, say)
         while not stop.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
@@ -352,11 +347,11 @@ async def _listen(app: web.Application, listener: socket.socket, decoder: Decode
 
 
 def _is_not_the_clients(record: logging.LogRecord) -> bool:
-    """Whether a log line is about the server; malformed HTTP gets its 400 and no traceback."""
+    """Whether a log record is about the server; malformed HTTP is answered with 400, without a traceback."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
-async def _opened(runner: web.AppRunner, listener: socket.socket, host: str, say: Say) -> None:
+async def _start_site(runner: web.AppRunner, listener: socket.socket, host: str, say: Say) -> None:
     try:
         await web.SockSite(runner, listener, backlog=1024).start()
     except OSError as error:

@@ -1,8 +1,8 @@
 """Access control of `distill serve`: origins, Host header and API key.
 
-A page may post plain text to any address without asking (fetch.spec.whatwg.org, "CORS-safelisted"), and reads the
-answer where it has its own name resolve to this machine (DNS rebinding). So each request must name this server in
-Host, come from no foreign Origin, and post JSON, which a page cannot send without a preflight.
+A web page may post plain text to any address without a preflight (fetch.spec.whatwg.org, "CORS-safelisted"), and can
+read the answer if its own domain name resolves to this machine (DNS rebinding). So each request must name this server
+in Host, must not come from another Origin, and must post JSON, which a page cannot send without a preflight.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from distill.engine.providers import one_line
 from distill.errors import RecipeError
 
 PREFLIGHT_SECONDS = 600
-"""How long a browser may keep the answer to a preflight."""
+"""How long a browser may cache the answer to a preflight."""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:@/%\s]+)(:[0-9]{1,5})?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\[\]:@/%*?#\s]+)(:[0-9]{1,5})?")
@@ -30,7 +30,7 @@ Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class AccessRefusal(Exception):
-    """A request that cannot be answered, in the shape of OpenAI's API."""
+    """A request that is refused, as an error of OpenAI's API."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class AccessRefusal(Exception):
         self.param = param
 
     def response(self) -> web.Response:
-        """The response that says so."""
+        """The response with the error."""
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         headers = {"WWW-Authenticate": "Bearer"} if self.status == 401 else None
@@ -48,10 +48,10 @@ class AccessRefusal(Exception):
 
 
 class AccessControl:
-    """The checks that every request passes, whatever its method and path, before its body is read.
+    """The checks of every request, whatever its method and path, before its body is read.
 
-    `host` is the address listened on as it was given. `origins` are those of other pages that may use the server.
-    With an `api_key`, everything but /health needs it. Raises `RecipeError` for an origin or key that cannot be one.
+    `host` is the address to listen on, as the user wrote it. `origins` are other web origins that may use the server.
+    With an `api_key`, everything but /health needs it. Raises `RecipeError` for an invalid origin or key.
     """
 
     def __init__(self, host: str, *, origins: Sequence[str] = (), api_key: str | None = None) -> None:
@@ -61,7 +61,7 @@ class AccessControl:
 
     @web.middleware
     async def admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer a request or refuse it; errors are JSON."""
+        """Answer or refuse a request; errors are JSON."""
         try:
             self._check(request)
             response = _preflight(request) if _is_preflight(request) else await handler(request)
@@ -88,7 +88,7 @@ class AccessControl:
             _check_body(request)
 
     def _check_host(self, request: web.Request) -> None:
-        """Raise `AccessRefusal` unless Host is a loopback name, `--host`, or the local address of the connection."""
+        """Raise `AccessRefusal` unless Host is a loopback name, `--host`, or the connection's local address."""
         header = request.headers.get("Host", "")
         match = _HOST.fullmatch(header)
         name = _canonical(match[1].strip("[]")) if match else ""
@@ -102,9 +102,9 @@ class AccessControl:
             )
 
     def _check_origin(self, request: web.Request) -> None:
-        """Raise `AccessRefusal` for a request from a page of another origin, which a browser names in Origin.
+        """Raise `AccessRefusal` for a page of another origin, which the browser names in Origin.
 
-        Without an Origin, as for images and links, browsers send Sec-Fetch-Site.
+        Where they send no Origin, as for images and links, browsers send Sec-Fetch-Site.
         """
         origin = request.headers.get("Origin")
         site = request.headers.get("Sec-Fetch-Site", "none")
@@ -130,7 +130,7 @@ class AccessControl:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address means this machine alone."""
+    """Whether a name or address can only mean this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -164,9 +164,8 @@ def _bearer(api_key: str) -> bytes:
 
 
 def _is_preflight(request: web.Request) -> bool:
-    """Whether a browser asks if a page of an origin, which has been checked, may send a request."""
-    asks = "Origin" in request.headers and "Access-Control-Request-Method" in request.headers
-    return request.method == "OPTIONS" and asks
+    """Whether a browser asks if a page may send a request; the page's origin has been checked."""
+    return request.method == "OPTIONS" and {"Origin", "Access-Control-Request-Method"} <= request.headers.keys()
 
 
 def _preflight(request: web.Request) -> web.Response:

@@ -1,7 +1,7 @@
 """Train–serve check: whether serving renders a conversation to the tokens used in training.
 
-A conversation up to its next answer has the same token ids by (a) the trainer (`chat.prompt_ids`), (b) the chat
-template saved with the student, as `apply_chat_template` renders it, (c) a running server. Where one differs, the first
+A conversation up to its next answer must have the same token ids from (a) the trainer (`chat_template.prompt_ids`),
+(b) the chat template saved with the student, as `apply_chat_template` renders it, (c) a running server. The first
 differing position is reported with its tokens.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -21,7 +21,7 @@ from distill.models import chat_template
 from distill.types import Message, Session
 
 MOST = 64
-"""Most conversations of a run that are compared."""
+"""Largest number of a run's conversations that are compared."""
 SAVED, SERVED = "the saved chat template", "the server"
 
 Reading: TypeAlias = Callable[[Sequence[Message]], list[int]]
@@ -38,7 +38,7 @@ class TokenDifference:
     trained: str
     other: str
     spelled: str | None
-    """A special token that a message spells: the template makes it real, training kept it as text."""
+    """A special token that a message spells: it is real in the template's rendering and text in training."""
 
     def line(self) -> str:
         """The difference in one line."""
@@ -63,17 +63,18 @@ class TemplateReport:
 
 
 def dialogues_of(sessions: Iterable[Session]) -> list[tuple[str, tuple[Message, ...]]]:
-    """Conversations to compare: those of a run, each up to its last answer, and a few of several turns."""
-    dialogues: list[tuple[str, tuple[Message, ...]]] = []
-    for session in sessions:
-        if len(dialogues) < MOST and session.messages and session.messages[-1].role == "assistant":
-            dialogues.append((session.id, session.messages[:-1]))
+    """Conversations to compare: those of a run, each up to its last answer, and the examples."""
+    answered = (session for session in sessions if session.messages and session.messages[-1].role == "assistant")
+    dialogues = [(session.id, session.messages[:-1]) for session in islice(answered, MOST)]
     return [*dialogues, *((f"example {number}", turns) for number, turns in enumerate(examples(), start=1))]
 
 
 def examples(*, system: bool = True) -> list[tuple[Message, ...]]:
-    """Conversations up to a question with content that templates often mishandle; with `system`, half begin with it."""
-    reply = (
+    """Conversations up to a question, with contents that templates often change; half of them have a system turn.
+
+    Without `system`, none has.
+    """
+    texts = (
         "What is 2 + 2?",
         '<think>\nAdd them.\n</think>\n\n4, of "course": {{ .Content }}\n\nAnd `more`.',
         "Why?\n\n\tTell me.",
@@ -81,12 +82,9 @@ def examples(*, system: bool = True) -> list[tuple[Message, ...]]:
     )
     conversations: list[tuple[Message, ...]] = []
     for length in (1, 3, 5):
-        turns = tuple(
-            Message("assistant" if number % 2 else "user", reply[number % len(reply)]) for number in range(length)
-        )
-        conversations.append(turns)
-        if system:
-            conversations.append((Message("system", "Be brief.\nBe kind."), *turns))
+        roles = ("user", "assistant", "user", "assistant", "user")[:length]
+        turns = tuple(map(Message, roles, (*texts, texts[0])))
+        conversations += [turns, (Message("system", "Be brief.\nBe kind."), *turns)] if system else [turns]
     return conversations
 
 
@@ -97,7 +95,7 @@ def check(
     tokenizer: Any,
     readings: Mapping[str, Reading],
 ) -> TemplateReport:
-    """Compare every reading with the trainer's ids; conversations that the template has no place for are left out."""
+    """Compare every reading with the trainer's ids, except for conversations that the template cannot render."""
     differences: list[TokenDifference] = []
     compared = 0
     for name, messages in dialogues:
@@ -106,15 +104,18 @@ def check(
         except DistillError:
             continue
         compared += 1
-        spelled = _spelled(messages, tokenizer)
+        spelled = _special_token_in(messages, tokenizer)
         for by, reading in readings.items():
-            difference = _first(name, by, trained, reading(messages), tokenizer, spelled)
-            differences += [difference] if difference is not None else []
+            for position, (ours, theirs) in enumerate(zip_longest(trained, reading(messages))):
+                if ours != theirs:
+                    tokens = _token_text(tokenizer, ours), _token_text(tokenizer, theirs)
+                    differences.append(TokenDifference(name, by, position, *tokens, spelled))
+                    break
     return TemplateReport(compared, tuple(readings), tuple(differences))
 
 
 def by_template(tokenizer: Any) -> Reading:
-    """Ids by a tokenizer's own chat template, as plain transformers uses it."""
+    """Ids from a tokenizer's own chat template, as plain transformers uses it."""
 
     def reading(messages: Sequence[Message]) -> list[int]:
         plain = [{"role": message.role, "content": message.content} for message in messages]
@@ -124,7 +125,7 @@ def by_template(tokenizer: Any) -> Reading:
 
 
 def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.0) -> Reading:
-    """Ids by a server that has `/tokenize`: ours, or vLLM's. Raises `EndpointError` where it gives none."""
+    """Ids from a server with `/tokenize`: ours, or vLLM's. Raises `EndpointError` where it gives none."""
     parts = urlsplit(base_url)
     address = parts._replace(path=parts.path.rstrip("/").removesuffix("/v1")).geturl()
 
@@ -145,23 +146,12 @@ def by_server(base_url: str, *, api_key: str | None = None, seconds: float = 60.
     return reading
 
 
-def _spelled(messages: Sequence[Message], tokenizer: Any) -> str | None:
+def _special_token_in(messages: Sequence[Message], tokenizer: Any) -> str | None:
     """A special token that a message spells out."""
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return next((token for message in messages for token in special if token in message.content), None)
 
 
-def _first(
-    dialogue: str, by: str, trained: Sequence[int], other: Sequence[int], tokenizer: Any, spelled: str | None
-) -> TokenDifference | None:
-    for position, (ours, theirs) in enumerate(zip_longest(trained, other)):
-        if ours != theirs:
-            return TokenDifference(
-                dialogue, by, position, _token_text(tokenizer, ours), _token_text(tokenizer, theirs), spelled
-            )
-    return None
-
-
 def _token_text(tokenizer: Any, id_: int | None) -> str:
-    """A token with its id; `the end` behind the last."""
+    """A token with its id; `the end` after the last one."""
     return "the end" if id_ is None else f"{tokenizer.decode([id_])!r} ({id_})"

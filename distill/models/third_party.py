@@ -16,7 +16,7 @@ _NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep the libraries' progress bars and advice off the terminal."""
+    """Suppress progress bars and advice of the libraries."""
     from transformers.utils import logging as transformers_logging
 
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -37,7 +37,7 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """The same for a whole training, with warnings and the libraries' use of the network off too."""
+    """The same for a whole training, also without warnings and network use."""
     import datasets
     from huggingface_hub import constants as hub
 
@@ -54,7 +54,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException, folder: str = "") -> str:
-    """A library's error on one line of at most 200 characters; `folder` is left out of the paths in it."""
+    """A library's error in one line of at most 200 characters; paths in it are relative to `folder`."""
     info = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
     return (info.replace(f"{folder}/", "") if folder else info)[:200]
 
@@ -64,7 +64,7 @@ _UNWRITTEN = r"\(os error \d+\)|PytorchStreamWriter|inline_container"
 
 @contextmanager
 def explained_errors(student_folder: Path) -> Iterator[None]:
-    """Turn errors of a full disk or a full GPU into errors with a remedy."""
+    """Turn a full disk and out-of-memory into errors that name a remedy."""
     import torch
 
     try:
@@ -84,12 +84,12 @@ def explained_errors(student_folder: Path) -> Iterator[None]:
 
 
 def is_of_the_disk(error: Exception) -> bool:
-    """Whether an error means that a file cannot be written: Python's, PyTorch's, safetensors' or tokenizers'."""
+    """Whether an error of Python, PyTorch, safetensors or tokenizers means that a file cannot be written."""
     from safetensors import SafetensorError
 
     return isinstance(error, OSError | SafetensorError) or re.search(_UNWRITTEN, str(error)) is not None
 
 
 def reason_of(error: Exception) -> str:
-    """The system's message where there is one, else the first line of the library's."""
+    """The system's message where there is one, else the first line of the error."""
     return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
-"""Largest difference between two tensors, relative to the largest value of the library's, by the dtype computed in."""
+"""Largest difference between two tensors, relative to the library's largest value, by the dtype of the computation."""
 _FAULTS = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What calling a library's private function raises where another version has changed it."""
+"""Raised by private functions of a library that another version has changed."""
 
 
 def agree(
@@ -20,9 +20,10 @@ def agree(
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor] = (),
 ) -> bool:
-    """Whether both functions give the same output and the same gradients of inputs and weights, to `TOLERANCE`.
+    """Whether both functions give the same output and the same gradients of inputs and weights, within `TOLERANCE`.
 
-    Both draw the same random numbers; the caller's random state stays as it is.
+    `inputs` and `weights` may have any shape that the functions take. Both functions use the same random numbers; the
+    caller's random state is not changed.
     """
     expected = _results(library, inputs, weights)
     try:
@@ -52,6 +53,6 @@ def _results(function: Callable[..., Tensor], inputs: Sequence[Tensor], weights:
 
 
 def random_rows(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal numbers, the same in every process."""
+    """Standard normal numbers of the given shape, the same in every process."""
     generator = torch.Generator(device).manual_seed(0)
     return torch.randn(shape, generator=generator, device=device).to(dtype)

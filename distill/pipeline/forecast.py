@@ -176,8 +176,8 @@ def _caps(recipe: Recipe) -> list[str]:
     collect = recipe.collect.budget_usd if recipe.collect is not None else None
     caps = {"budget_usd": recipe.budget_usd, "collect.budget_usd": collect}
     lines_on_caps = [f"{name} stops it at USD {cap:g}" for name, cap in caps.items() if cap is not None]
-    unpriced = [one.called for one in (*recipe.teachers, *recipe.roles.values()) if one.price is None]
-    unbound = [teacher.called for teacher in recipe.teachers if most_tokens(teacher) is None]
+    unpriced = [one.display_name for one in (*recipe.teachers, *recipe.roles.values()) if one.price is None]
+    unbound = [teacher.display_name for teacher in recipe.teachers if most_tokens(teacher) is None]
     if lines_on_caps and unpriced:
         lines_on_caps.append(
             f"warning: a budget needs a price, and {', '.join(unpriced)} has none: the run will refuse"

@@ -17,7 +17,7 @@ from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
 from distill.pipeline.requirements import require_roles
-from distill.recipe import BaseOptions, Parts, Recipe, load, recorded
+from distill.recipe import BaseOptions, Parts, Recipe, load, load_recorded
 from distill.train.options import TrainOptions
 
 
@@ -81,7 +81,7 @@ def load_recipe(
         content,
         parts(allowed=allowed, importing=importing),
         overrides=overrides,
-        dropped=console.warn if is_run else None,
+        report_dropped=console.warn if is_run else None,
     )
     require_roles("recipe" if isinstance(content, Mapping) else content, recipe)
     return recipe
@@ -104,7 +104,7 @@ def shipped() -> list[str]:
 
 def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
     """A recipe as recorded in a run; the files that it names are not read. Raises `RecipeError`."""
-    return recorded(document, parts(allowed=allowed))
+    return load_recorded(document, parts(allowed=allowed))
 
 
 def _recipe_file(path: Path) -> Path:

@@ -76,7 +76,7 @@ def warnings(recipe: Recipe) -> list[str]:
     """A line for each environment variable and package that the run will need and that is missing."""
     texts = [
         f"warning: {section}.{key}: the variable {credentials.shown(name)} is not set; the run will need it"
-        for section, one in recipe.asked.items()
+        for section, one in recipe.models.items()
         for name, key in one.variables.items()
         if name not in os.environ
     ]
@@ -90,7 +90,7 @@ def literal_secrets(recipe: Recipe) -> list[str]:
     return [
         f"{section}: a secret is written in the recipe itself ({name}); it is redacted in the run folder's copy, "
         "which then cannot be run: put it into an environment variable, and write $NAME in its place"
-        for section, one in recipe.asked.items()
+        for section, one in recipe.models.items()
         for name, _ in one.literals
     ]
 

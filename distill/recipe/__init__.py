@@ -6,7 +6,7 @@ part's own options; callers pass them in as `Parts`, so that this package knows 
 
 from __future__ import annotations
 
-from distill.recipe.loading import load, recorded
+from distill.recipe.loading import load, load_recorded
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import (
     Asks,
@@ -52,7 +52,7 @@ __all__ = [
     "Teacher",
     "Train",
     "load",
-    "recorded",
+    "load_recorded",
 ]
 
 Options = BaseOptions

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from distill.core.embedded import EMBEDDED
 from distill.core.redaction import STRUCK, learn
 from distill.core.registry import suggest
 from distill.errors import RecipeError
-from distill.recipe.paths import resolved
+from distill.recipe.paths import resolve_paths
 from distill.recipe.recipe import Recipe
 from distill.recipe.validation import Parts, validate, with_options
 
@@ -26,49 +26,49 @@ def load(
     parts: Parts,
     *,
     overrides: Iterable[str] | Mapping[str, Any] = (),
-    dropped: Callable[[str], None] | None = None,
+    report_dropped: Callable[[str], None] | None = None,
 ) -> Recipe:
-    """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault found.
+    """Read, override, validate and resolve a recipe. Raises `RecipeError` with one line for each fault.
 
-    `source` is a file, or what such a file holds. `overrides` are texts `a.b=c` whose value is YAML, or values by
-    dotted key; a path in them is relative to the current folder. Other paths are relative to the recipe's
-    folder (the current one where there is no file), then to the shipped prompts/. `dropped` is for a run's own copy:
-    unknown keys of the file are dropped and reported one by one.
+    `source` is a file, or the content of one. `overrides` are texts `a.b=c` whose value is YAML, or values by dotted
+    key; their paths are relative to the current folder. Other paths are relative to the recipe's folder (the current
+    one where there is no file), then to the shipped prompts/. `report_dropped` is for a run's own copy of the recipe:
+    unknown keys of the file are dropped, with a call for each.
     """
     path, document = (source, _read_yaml(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
     if isinstance(overrides, str):
         raise RecipeError(f"overrides: found the text {overrides!r}, expected a list of such, or a mapping")
-    if dropped is not None:
+    if report_dropped is not None:
         for key in _drop_unknown(document, parts):
-            dropped(f'{path}: "{key}" is no key any more; left out')
-    for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parsed, overrides):
+            report_dropped(f'{path}: "{key}" is no longer a key; left out')
+    for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides):
         override(document, key, _plain(value), parts)
-    recipe, faults = _validated(document, parts)
+    recipe, faults = _validate(document, parts)
     if not faults and recipe is not None:
-        recipe, faults = resolved(recipe, path.resolve().parent)
+        recipe, faults = resolve_paths(recipe, path.resolve().parent)
     if faults or recipe is None:
         raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults))
-    for section in recipe.asked.values():
+    for section in recipe.models.values():
         for _, literal in section.literals:
             learn(literal)
     return recipe
 
 
-def recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
-    """A recipe as resolved by a run, with the files' hashes of that time; unknown keys are dropped.
+def load_recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
+    """A recipe as a run has recorded it, with its files' hashes of that time; unknown keys are dropped.
 
     Raises `RecipeError` as `load` does.
     """
     plain = _unstruck(_plain(document))
     _drop_unknown(plain, parts)
-    recipe, faults = _validated(plain, parts)
+    recipe, faults = _validate(plain, parts)
     if faults or recipe is None:
         raise RecipeError("\n".join(faults))
     return recipe
 
 
 def _unstruck(value: Any, *, within: bool = False) -> Any:
-    """The value with another word in place of struck-out secrets, which a recipe may not contain."""
+    """The value with `struck` in place of struck-out secrets, which `validate` would refuse."""
     if isinstance(value, dict):
         return {k: _unstruck(one, within=within or k in ("base_url", "extra_body")) for k, one in value.items()}
     if isinstance(value, list):
@@ -76,7 +76,7 @@ def _unstruck(value: Any, *, within: bool = False) -> Any:
     return value.replace(STRUCK, "struck") if within and isinstance(value, str) else value
 
 
-def _validated(document: dict[str, Any], parts: Parts) -> tuple[Recipe | None, list[str]]:
+def _validate(document: dict[str, Any], parts: Parts) -> tuple[Recipe | None, list[str]]:
     recipe, faults = validate(document)
     return with_options(recipe, parts) if recipe is not None else (None, faults)
 
@@ -86,36 +86,32 @@ _UNKNOWN = re.compile(r'unknown key "([^"]+)"')
 
 def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
     """Remove unknown keys from the document; returns them."""
-    dropped: list[str] = []
+    removed: list[str] = []
     while True:
-        _, faults = _validated(document, parts)
-        unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in dropped]
+        _, faults = _validate(document, parts)
+        unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in removed]
         if not unknown:
-            return dropped
+            return removed
         for key in unknown:
             _drop(document, key.split("."))
-        dropped += unknown
+        removed += unknown
 
 
 def _drop(node: Any, keys: list[str]) -> None:
-    """Remove a key; on its path, a number or a name selects items of a list by position or by one of their values."""
+    """Remove a key; on its path, a number or a name selects a list's items by position or by one of their values."""
     first, *rest = keys
-    if isinstance(node, list):
-        items = node[int(first) :][:1] if first.isdecimal() else [one for one in node if first in _values(one)]
-    else:
-        items = [node.get(first)] if isinstance(node, dict) else []
-    if not rest and isinstance(node, dict):
+    if isinstance(node, dict) and not rest:
         node.pop(first, None)
-    for item in items if rest else ():
-        _drop(item, rest)
-
-
-def _values(item: Any) -> Collection[Any]:
-    return [value for value in item.values() if isinstance(value, str)] if isinstance(item, dict) else ()
+    elif isinstance(node, dict):
+        _drop(node.get(first), rest)
+    elif isinstance(node, list) and rest:
+        for place, item in enumerate(node):
+            if first == str(place) or (isinstance(item, dict) and first in item.values()):
+                _drop(item, rest)
 
 
 def _plain(value: Any) -> Any:
-    """A copy with plain dictionaries, lists and texts in place of paths."""
+    """A copy of plain dictionaries and lists, in which paths are texts."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -124,7 +120,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Booleans as in YAML 1.2: `on: answer` has a key of two letters, and `no` is Norwegian."""
+    """Booleans as in YAML 1.2: `on` and `no` are texts (a filter's key `on`, the language code `no`)."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -154,7 +150,7 @@ PATH_KEYS = (
 """Keys whose value is, or may be, a path."""
 
 
-def parsed(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
     """The key of an `a.b=c` and its YAML value. Raises `RecipeError`."""
     key, equals, yaml_text = text.partition("=")
     if not equals or not key:
@@ -166,7 +162,7 @@ def parsed(text: str) -> tuple[str, Any]:
 
 
 def why_no_yaml(error: Exception) -> str:
-    """The parser's message and its place, without the parsed text, which may hold a secret."""
+    """The parser's message with line and column, without the text itself, which may contain a secret."""
     mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
     where = f", in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     return f"{problem or 'it cannot be decoded'}{where}"
@@ -180,7 +176,7 @@ def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> No
 
 
 def _is_rule_path(key: str, parts: Parts) -> bool:
-    """Whether a key such as `curate.contamination.files` is one of its filter's paths."""
+    """Whether a key such as `curate.contamination.files` names a path field of a filter."""
     section, _, rest = key.partition(".")
     name, _, field = rest.rpartition(".")
     try:
@@ -190,7 +186,7 @@ def _is_rule_path(key: str, parts: Parts) -> bool:
 
 
 def _from_here(value: Any) -> Any:
-    """An absolute path, if the value exists in the current folder."""
+    """The absolute path, if the value names a file or folder in the current folder."""
     if isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
         return str(Path(value).resolve())
     return value
@@ -204,7 +200,7 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
                 node[key] = {}
             node = node[key]
         elif isinstance(node, list):
-            node = _rule_named(node, key, dotted)
+            node = _item_named(node, key, dotted)
         else:
             raise RecipeError(f"--set {dotted}: {'.'.join(keys[:index])} is a value, not a section")
     if not isinstance(node, dict):
@@ -212,8 +208,8 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
     node[keys[-1]] = value
 
 
-def _rule_named(items: list[Any], name: str, dotted: str) -> Any:
-    """The rule of a filter, or the teacher of a name, in a list of them."""
+def _item_named(items: list[Any], name: str, dotted: str) -> Any:
+    """The item of a list of rules, teachers or sources that has this name."""
     names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
     if name not in names:
         raise RecipeError(f'--set {dotted}: no "{name}" in the recipe\'s list{suggest(name, names)}')

@@ -39,7 +39,7 @@ class Recipe(BaseModel):
     expand: Expand | None = None
     collect: Collect | None = None
     sources: list[Source] = []
-    """Foreign data, whose sessions precede collect's in sessions.jsonl."""
+    """Existing data, whose sessions precede collect's in sessions.jsonl."""
     test: Annotated[int, Field(ge=0)] | None = None
     """Prompts held out where there are sources and no `collect`: 32 with `compare`, else none. See collect.test."""
     curate: list[Rule] | None = None
@@ -47,11 +47,11 @@ class Recipe(BaseModel):
     train: Train | None = None
     compare: Compare | None = None
     files: dict[str, str] = {}
-    """SHA-256 of every file that the recipe names, in a resolved recipe; a change since is an error."""
+    """In a resolved recipe: SHA-256 of each file that it names, by path; a file that has changed is an error."""
 
     @property
     def teachers(self) -> tuple[Teacher, ...]:
-        """All teachers; the first one also expands."""
+        """All teachers; the first one also answers the requests of expand."""
         if self.teacher is None:
             return ()
         return tuple(self.teacher) if isinstance(self.teacher, list) else (self.teacher,)
@@ -76,10 +76,10 @@ class Recipe(BaseModel):
         return {name: one for name, one in sides if one is not None}
 
     @property
-    def asked(self) -> dict[str, Teacher]:
-        """All models that this recipe asks, by the key of their section; several teachers by name."""
+    def models(self) -> dict[str, Teacher]:
+        """All models that this recipe asks, by the key of their section; of several teachers also by name."""
         several = len(self.teachers) > 1
-        teachers = {f"teacher.{one.called}" if several else "teacher": one for one in self.teachers}
+        teachers = {f"teacher.{one.display_name}" if several else "teacher": one for one in self.teachers}
         return teachers | self.roles | {f"compare.{side}": one for side, one in self.respondents.items()}
 
     @property
@@ -89,7 +89,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _teachers_fit(self) -> Recipe:
-        names = [teacher.called for teacher in self.teachers]
+        names = [teacher.display_name for teacher in self.teachers]
         if self.teacher is not None and not names:
             raise ValueError("teacher: the list is empty")
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -98,6 +98,9 @@ class Recipe(BaseModel):
             raise ValueError("teacher: each names its kinds, so that other tasks have none; leave one without `kinds`")
         if self.collect is not None and self.collect.mode == "batch":
             self._batch_fits()
+        for role, one in (self.roles | self.respondents).items():
+            if one.kinds or one.weight != 1:
+                raise ValueError(f"{role}: `kinds` and `weight` share tasks among teachers; take them out")
         return self
 
     def _batch_fits(self) -> None:
@@ -115,13 +118,6 @@ class Recipe(BaseModel):
             )
         if len(self.teachers) > 1:
             raise ValueError("collect.mode: batch: takes one teacher; make a run for each, and join them by `reuse`")
-
-    @model_validator(mode="after")
-    def _roles_fit(self) -> Recipe:
-        for role, one in (self.roles | self.respondents).items():
-            if one.kinds or one.weight != 1:
-                raise ValueError(f"{role}: `kinds` and `weight` share tasks among teachers; take them out")
-        return self
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Recipe:
@@ -158,7 +154,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _sources_fit(self) -> Recipe:
-        names = [source.called for source in self.sources]
+        names = [source.display_name for source in self.sources]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f'sources: two are called "{twice}"; give each a `name`')
         if self.test is not None and (self.collect is not None or not self.sources):
@@ -169,15 +165,15 @@ class Recipe(BaseModel):
         for source in self.sources:
             if source.weight > 1 and unique:
                 raise ValueError(
-                    f"sources: {source.called}: weight {source.weight:g} repeats sessions, which {unique[0]} drops"
-                    " again; take that rule out, or lower the weights of the others instead"
+                    f"sources: {source.display_name}: weight {source.weight:g} repeats sessions, which {unique[0]}"
+                    " drops again; take that rule out, or lower the weights of the others instead"
                 )
             if source.max_tokens is not None and source.tokenizer is None and self.student is None:
-                raise ValueError(f"sources: {source.called}: max_tokens needs a `tokenizer`, such as smollm2")
+                raise ValueError(f"sources: {source.display_name}: max_tokens needs a `tokenizer`, such as smollm2")
         return self
 
     def document(self) -> dict[str, Any]:
-        """The recipe as plain values, the parts' options resolved among them, without secrets that stand in it."""
+        """The recipe as plain values, its parts' options included, with `***` for each secret written in it."""
         document: dict[str, Any] = without_literals(self.model_dump(exclude_none=True))
         for name in ("expand", "collect", "train"):
             if (section := getattr(self, name)) is not None:
@@ -193,7 +189,7 @@ class Recipe(BaseModel):
         return document
 
     def to_yaml(self) -> str:
-        """The recipe as a file that `load` reads back as the same."""
+        """The recipe as YAML, which `load` reads back as an equal one."""
         return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=120)
 
 

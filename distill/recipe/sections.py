@@ -28,7 +28,8 @@ class BaseOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=False)
     path_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields that hold a path, paths in a list or by name, or an embedded model's name: `load` resolves and hashes."""
+    """Fields whose value is a path, a list or mapping of paths, or an embedded model's name; `load` makes the paths
+    absolute and hashes their files."""
 
 
 class Price(BaseOptions):
@@ -55,8 +56,8 @@ class SamplingOptions(BaseOptions):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     reasoning_effort: str | None = None
     extra_body: dict[str, Any] = {}
-    """Anything else that the endpoint takes, such as `{top_k: 40}`; `null` takes a field out of the body, and a text
-    `$NAME` is the value of an environment variable."""
+    """Other fields of the request's body, such as `{top_k: 40}`; `null` removes a field, and a text `$NAME` is replaced
+    by the environment variable's value."""
 
     @model_validator(mode="after")
     def _one_answer(self) -> SamplingOptions:
@@ -66,30 +67,29 @@ class SamplingOptions(BaseOptions):
         return self
 
     def sampling(self) -> Sampling:
-        """The same as a core value."""
+        """The equivalent core value."""
         return Sampling(**{**self.model_dump(), "stop": tuple(self.stop)})
 
 
 VariableName = Annotated[str, BeforeValidator(credentials.check_name)]
-"""Name of an environment variable."""
 
 
 class Teacher(BaseOptions):
-    """The model to imitate: one that we serve ourselves, or an endpoint. A list of them shares the tasks."""
+    """The model to imitate: one served by this run, or an endpoint. Several teachers share the tasks."""
 
     name: Annotated[str, Field(pattern=r"^[^\s:]{1,100}$")] | None = None
-    """Distinguishes it from other teachers, and stands in each session's meta; the model's name when left out."""
+    """Distinguishes it from other teachers, and is written into each session's meta; the model's name when left out."""
     model: str
     """`smollm2` (embedded), a local folder, a `.gguf`, a Hub id, or the remote model's name."""
     serve: Literal["transformers", "vllm"] | None = None
     """Serve it on loopback while a stage needs it."""
     base_url: str | None = None
-    """Use this OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; `$NAME` in its path or query is the
-    value of an environment variable."""
+    """An OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; `$NAME` in its path or query is replaced by the
+    environment variable's value."""
     api_key_env: VariableName | None = None
-    """Name of the environment variable that holds the key; the key itself is written nowhere."""
+    """Name of the environment variable that holds the key; the key itself is never written to a file."""
     headers_env: dict[str, VariableName] = {}
-    """Secret headers: header name to the name of the variable that holds its value."""
+    """Secret headers: by header name, the environment variable that holds the value."""
     revision: str | None = None
     price: Price | None = None
     terms: Annotated[str, Field(min_length=1)]
@@ -100,21 +100,21 @@ class Teacher(BaseOptions):
     """Requests in flight to this endpoint; collect.concurrency when left out."""
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
-    """Prompts and answers together. Limits in the endpoint's headers are obeyed, too."""
+    """Prompt and answer tokens together. Limits in the endpoint's response headers are obeyed as well."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Its share of the tasks, among several teachers."""
     kinds: list[str] = []
-    """The kinds of tasks (`meta.kind`) that it answers, among several teachers; empty: those that no other names."""
+    """Kinds of tasks (`meta.kind`) that it answers, among several teachers; empty: kinds that no other one names."""
     sampling: SamplingOptions = SamplingOptions()
 
     @property
-    def called(self) -> str:
-        """Its name."""
+    def display_name(self) -> str:
+        """Its name, else the model's."""
         return self.name or self.model
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment variables that it names, each with the key that does."""
+        """The environment variables that it names, each with the key that names it."""
         names = {} if self.api_key_env is None else {self.api_key_env: "api_key_env"}
         names |= {variable: f"headers_env.{header}" for header, variable in self.headers_env.items()}
         others = credentials.variables(self.base_url, self.sampling.extra_body)
@@ -122,7 +122,7 @@ class Teacher(BaseOptions):
 
     @property
     def literals(self) -> list[tuple[str, str]]:
-        """Name and value of each secret that stands in it, rather than in a variable."""
+        """Name and value of each secret written in the section itself instead of in an environment variable."""
         return credentials.literals(self.base_url, self.sampling.extra_body)
 
     @model_validator(mode="after")
@@ -140,7 +140,7 @@ class Teacher(BaseOptions):
 
 
 def _check_address(base_url: str) -> None:
-    """Raise `ValueError` for no address, and for secrets where no variable can replace them."""
+    """Raise `ValueError` for a malformed address, and for a user, password or variable in its host."""
     if not re.match(r"https?://[^/]+", base_url):
         raise ValueError("base_url is no http(s) address, such as http://127.0.0.1:8000/v1")
     host = urlsplit(base_url).netloc
@@ -153,19 +153,16 @@ def _check_address(base_url: str) -> None:
         raise ValueError("base_url names a variable in its host; only its path and query may, as in …/v1?key=$API_KEY")
 
 
-def _how_many(value: Any) -> str:
-    return "several" if isinstance(value, list) else "one"
-
-
 OneOrMore = Annotated[
-    Annotated[Teacher, Tag("one")] | Annotated[list[Teacher], Tag("several")], Discriminator(_how_many)
+    Annotated[Teacher, Tag("one")] | Annotated[list[Teacher], Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
 ]
 """A teacher or a list of them; discriminated by the value, so that a fault is reported once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """Upper bound of a strategy's requests per task, for `check`; the `asks` of its options."""
+    """Upper bound of a strategy's requests per task, for the forecast of `check`; the options' property `asks`."""
 
     requests: int = 1
     prompt_tokens: int = 0
@@ -177,7 +174,7 @@ class Asks:
 
 
 class PartSection(BaseModel):
-    """A section that names a part and carries that part's options beside its own keys."""
+    """A section that names a part and holds that part's options beside its own keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     path_fields: ClassVar[tuple[str, ...]] = ()
@@ -200,13 +197,13 @@ class Collect(PartSection):
     path_fields = ("tasks",)
     strategy: str = "answer"
     tasks: str | None = None
-    """A file of tasks (our JSONL, or text with a prompt per line) in place of `expand`."""
+    """A file of tasks (JSONL, or text with one prompt per line) in place of `expand`."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of tasks that may fail before the stage counts as failed."""
     attempts: Annotated[int, Field(ge=1)] = 10
-    """Sends of one request, the first included."""
+    """Most times that one request is sent."""
     mode: Literal["live", "batch"] = "live"
     """`batch`: through the provider's batch interface (/v1/batches), for half the price and within a day."""
     test: Annotated[int, Field(ge=0)] = 32
@@ -214,7 +211,7 @@ class Collect(PartSection):
 
 
 class Source(BaseOptions):
-    """Foreign answered sessions, in addition to collect's or in their place."""
+    """Existing conversations, in addition to collect's sessions or in their place."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     name: Annotated[str, Field(pattern=r"^[^\s/]{1,100}$")] | None = None
@@ -229,19 +226,19 @@ class Source(BaseOptions):
     revision: str | None = None
     """Branch or tag of a Hub dataset; or a commit, which never changes."""
     licence: str | None = None
-    """What its licence says about training on it; stands in each session's meta."""
+    """What its licence says about training on it; written into each session's meta."""
     take: Annotated[int, Field(ge=1)] | None = None
     """Size of a sample, drawn by a hash of seed and id."""
     weight: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Copies of each session: 0.5 takes about half of them, 2 takes each twice."""
     max_tokens: Annotated[int, Field(ge=16)] | None = None
-    """Split longer conversations before a question; a single longer pair stays whole and is marked."""
+    """Longer conversations are split before a question; a single longer pair stays whole and is labelled."""
     tokenizer: str | None = None
     """Tokenizer for `max_tokens`: `smollm2` or a model's folder; that of student.model when left out."""
 
     @property
-    def called(self) -> str:
-        """Its name."""
+    def display_name(self) -> str:
+        """Its name, else that of its dataset or file."""
         return self.name or re.sub(r"[\s/]+", "-", self.hub or Path(self.path or "").stem)
 
     @property
@@ -256,7 +253,7 @@ class Source(BaseOptions):
         if self.path is not None and self.format is None:
             raise ValueError("`from` is missing: the format of the file, such as alpaca or sharegpt")
         if self.hub is not None and self.format not in (None, "hub"):
-            raise ValueError(f"`from: {self.format}` is for a `path`; a `hub` dataset tells its format itself")
+            raise ValueError(f"`from: {self.format}` is for a `path`; a `hub` dataset states its format itself")
         return self
 
 
@@ -272,8 +269,8 @@ class Prune(BaseOptions):
     layers: Annotated[int, Field(ge=1)]
     """Number of layers to keep."""
     by: Literal["uniform", "block"] = "uniform"
-    """`uniform` keeps layers evenly spaced over the depth; `block` leaves out consecutive ones, those that change the
-    states least, measured on kept sessions."""
+    """`uniform` keeps layers evenly spaced over the depth; `block` removes the consecutive layers that change the
+    hidden states least, measured on kept sessions."""
 
 
 class Student(BaseOptions):
@@ -299,18 +296,14 @@ class Metric(PartSection):
         return {"metric": value} if isinstance(value, str) else value
 
 
-def _usual_metrics() -> list[Metric]:
-    return [Metric(metric=name) for name in ("likelihood", "overlap", "style")]
-
-
 class Respondent(Teacher):
-    """An endpoint that answers in a comparison; its answers are not trained on."""
+    """An endpoint whose answers are compared and never trained on."""
 
     terms: str = "not trained on"
 
 
 class Judging(BaseOptions):
-    """How a judge compares answers. Judges favour their own family: name another one in the section `judge`."""
+    """How a judge compares answers. Judges favour models of their own family: take one of another in `judge`."""
 
     mode: Literal["pairwise", "single", "both"] = "pairwise"
     """`pairwise`: which of two is better, asked in both orders; `single`: a grade of 0 to 10 for each answer."""
@@ -336,9 +329,8 @@ class Benchmarks(BaseOptions):
     shots: Annotated[int, Field(ge=0)] | None = None
     """Examples before each question; the task's own number when left out."""
     chat: bool = False
-    """Use the student's chat template, as suits tasks that are answered in free text."""
+    """Use the student's chat template; for tasks answered in free text."""
     batch: Annotated[int, Field(ge=1)] = 8
-    """Batch size."""
 
     @model_validator(mode="before")
     @classmethod
@@ -358,7 +350,7 @@ class Compare(BaseOptions):
     """Ask student, base and teacher the same prompts."""
 
     path_fields = ("prompts", "answers")
-    metrics: Annotated[list[Metric], Field(default_factory=_usual_metrics)]
+    metrics: list[Metric] = [Metric(metric=name) for name in ("likelihood", "overlap", "style")]
     """Names, or mappings such as `{metric: similarity, model: FOLDER}`."""
     prompts: str | None = None
     """A file of prompts in place of held-out rows: questions with `turns`, tasks, messages, or text with one per

@@ -17,7 +17,7 @@ from distill.recipe.sections import BaseOptions, PartSection
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Option models by part name, injected by the caller. Each raises `RecipeError`."""
+    """Option models by part name, injected by the caller. Each lookup raises `RecipeError` for an unknown name."""
 
     expand: Callable[[str], type[BaseOptions]]
     collect: Callable[[str], type[BaseOptions]]
@@ -28,7 +28,7 @@ class Parts:
 
 
 def validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
-    """The recipe without its parts' options, or its faults."""
+    """The recipe, its parts' options not yet validated, or its faults."""
     try:
         return Recipe.model_validate(document), []
     except ValidationError as error:
@@ -36,7 +36,7 @@ def validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
 
 
 def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, ...]) -> str:
-    """One line for one pydantic error, with a suggestion for an unknown key."""
+    """One pydantic error as one line, with a suggestion for an unknown key."""
     where = ".".join([*prefix, *(str(part) for part in item["loc"] if part not in {"one", "several"})])
     if item["type"] == "extra_forbidden":
         return _unknown(where, _known_keys(model, item["loc"][:-1]))
@@ -47,7 +47,7 @@ def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, .
         return message
     if item["type"] == "value_error" or not _HIDDEN.isdisjoint(item["loc"]):
         return f"{where}: {message}"
-    return f"{where}: {message[0].lower() + message[1:]}, found {_shown(item.get('input'))}"
+    return f"{where}: {message[0].lower() + message[1:]}, found {_excerpt(item.get('input'))}"
 
 
 REMOVED_KEYS: Mapping[str, str] = {
@@ -58,7 +58,7 @@ REMOVED_KEYS: Mapping[str, str] = {
         "leave it out"
     ),
 }
-"""Keys of earlier versions, and what took their place."""
+"""Keys of earlier versions, and what replaced them."""
 
 
 def is_removed(key: str) -> bool:
@@ -76,7 +76,7 @@ _HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
 """Keys whose values are never shown, because users put secrets there."""
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     return shorten(repr(value), 60)
 
 
@@ -96,33 +96,33 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def with_options(recipe: Recipe, parts: Parts) -> tuple[Recipe, list[str]]:
     """The recipe with every part's options validated and filled in."""
     faults: list[str] = []
-    changed: dict[str, Any] = {}
+    updates: dict[str, Any] = {}
     for name, lookup in (("expand", parts.expand), ("collect", parts.collect)):
         section = getattr(recipe, name)
         if section is not None:
-            changed[name] = _filled(section, partial(lookup, section.strategy), (name,), faults)
+            updates[name] = _with_part_options(section, partial(lookup, section.strategy), (name,), faults)
     if recipe.train is not None:
-        changed["train"] = _filled(recipe.train, lambda: parts.train, ("train",), faults)
+        updates["train"] = _with_part_options(recipe.train, lambda: parts.train, ("train",), faults)
     if recipe.curate is not None:
-        rules = [
-            _filled(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults) for rule in recipe.curate
+        updates["curate"] = [
+            _with_part_options(rule, partial(parts.filter, rule.filter), ("curate", rule.filter), faults)
+            for rule in recipe.curate
         ]
-        changed["curate"] = rules
     for source in recipe.sources:
         try:
             parts.source(source.importer)
         except RecipeError as error:
-            faults.append(f"sources.{source.called}.from: {error}")
+            faults.append(f"sources.{source.display_name}.from: {error}")
     if recipe.compare is not None:
         metrics = [
-            _filled(one, partial(parts.metric, one.metric), ("compare", "metrics", one.metric), faults)
+            _with_part_options(one, partial(parts.metric, one.metric), ("compare", "metrics", one.metric), faults)
             for one in recipe.compare.metrics
         ]
-        changed["compare"] = recipe.compare.model_copy(update={"metrics": metrics})
-    return recipe.model_copy(update=changed), faults
+        updates["compare"] = recipe.compare.model_copy(update={"metrics": metrics})
+    return recipe.model_copy(update=updates), faults
 
 
-def _filled(
+def _with_part_options(
     section: PartSection, model_of: Callable[[], type[BaseOptions]], prefix: tuple[str, ...], faults: list[str]
 ) -> PartSection:
     extra = dict(section.model_extra or {})

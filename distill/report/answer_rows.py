@@ -17,22 +17,24 @@ from distill.text.tokens import visible
 from distill.types import MODELS
 
 MAX_TEXT = 4_000
-"""Characters kept of one text; 500 prompts with four such answers are the most that 3 MB hold, and few are so long."""
+"""Characters shown of one text; few are so long, and 3 MB hold 500 prompts with four of them."""
 MAX_PAGE_TEXT = 1_900_000
-"""Bytes of all texts together, about; where they are more, each is cut shorter."""
+"""Approximate limit in bytes of all texts together, beyond which each is cut shorter."""
 LEAST_TEXT = 400
+REASON_PART = 10
+"""A judge's reason may have a tenth of the characters of a text; a prompt has up to nine reasons."""
 BADGES = {"rouge_l": "ROUGE-L", "nll_per_byte": "NLL/byte", "repetition": "repetition"}
-"""Metrics shown on each answer, where an answer has them."""
+"""Metrics shown on an answer that has them."""
 VIEWED = frozenset((*BADGES, "similarity", "style_distance", "instructions"))
 """Measures that the viewer shows of an answer."""
 MAX_NEAR = 160
-"""Characters of a training prompt that is near."""
+"""Characters shown of a nearby training prompt."""
 WORST = 5
 SUBSTANCE = ("similarity", "rouge_l", "nll_per_byte")
 ORDER = {"loss": 0, "unparsed": 1, "tie": 2, "win": 3}
 
 
-def ranked(answers: Sequence[Row]) -> list[Row]:
+def worst_first(answers: Sequence[Row]) -> list[Row]:
     """The prompts, the worst for the student first: by outcome and margin, else by likeness to the teacher."""
     return sorted(answers, key=_badness)
 
@@ -48,7 +50,7 @@ def _badness(row: Row) -> tuple[int, float, float]:
 
 
 def text_of(value: Any) -> dict[str, Any]:
-    """A text as far as it is shown, and how many characters are not."""
+    """The shown part of a text, and the number of characters left out."""
     text = value if isinstance(value, str) else as_text(value) or ""
     return {"shown": text[:MAX_TEXT], "rest": max(0, len(text) - MAX_TEXT)}
 
@@ -115,7 +117,7 @@ def samples(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]:
     """All prompts for the viewer, the worst first; texts that hide characters show them, and long ones are cut."""
-    limit, titles, rows = _limit(answers), titles_of(scores), ranked(answers)
+    limit, titles, rows = _limit(answers), titles_of(scores), worst_first(answers)
     tokens, with_tokens = token_shading.select(rows, limit)
     return {
         "run": run,
@@ -129,7 +131,7 @@ def data(answers: Sequence[Row], scores: Comparison, run: str) -> dict[str, Any]
             "shown": len(tokens),
             "known": with_tokens,
         },
-        "prompts": [_prompt(row, limit, titles) | _tokens(row, tokens) for row in rows],
+        "prompts": [_prompt(row, limit, titles, tokens) for row in rows],
     }
 
 
@@ -139,11 +141,11 @@ def titles_of(scores: Comparison) -> dict[str, str]:
 
 
 def _limit(answers: Sequence[Row]) -> int:
-    """Characters of a text, so that all together stay within bounds."""
+    """Characters shown per text, so that all texts together stay within `MAX_PAGE_TEXT`."""
     lengths = [len(text.encode("utf-8", "replace")) for row in answers for text in _texts(row)]
     limit, room = MAX_TEXT, MAX_PAGE_TEXT - token_shading.bytes_of(answers)
     reasons = [len(one.encode("utf-8", "replace")) for row in answers for one in _reasons(row.get("judge"))]
-    while limit > LEAST_TEXT and _sum(lengths, limit) + _sum(reasons, _of_reasons(limit)) > room:
+    while limit > LEAST_TEXT and _sum(lengths, limit) + _sum(reasons, limit // REASON_PART) > room:
         limit = max(LEAST_TEXT, int(limit * 0.9))
     return limit
 
@@ -152,13 +154,8 @@ def _sum(lengths: Sequence[int], limit: int) -> int:
     return sum(min(limit, length) for length in lengths)
 
 
-def _of_reasons(limit: int) -> int:
-    """Characters of a judge's reason for a limit of texts; a prompt has up to nine reasons."""
-    return limit // 10
-
-
 def _reasons(judge: Any) -> Iterator[str]:
-    """Every reason that the judge gave of a prompt."""
+    """All of the judge's reasons for a prompt."""
     if isinstance(judge, Mapping):
         for name, value in judge.items():
             yield from [value] if name == "reason" and isinstance(value, str) else _reasons(value)
@@ -184,21 +181,22 @@ def _texts(row: Row) -> list[str]:
     return [text for text in texts if isinstance(text, str)]
 
 
-def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
-    """One prompt under short keys; what there is not is left out."""
+def _prompt(row: Row, limit: int, titles: Mapping[str, str], tokens: Mapping[str, Any]) -> dict[str, Any]:
+    """One prompt for the viewer; empty entries are left out."""
     optional = {
-        "turns": [_cut(turn, limit) for turn in row.get("turns") or []],
+        "turns": [_shortened(turn, limit) for turn in row.get("turns") or []],
         "outcome": row.get("outcome"),
-        "judge": _shorter(row.get("judge"), _of_reasons(limit)),
+        "judge": _shorter(row.get("judge"), limit // REASON_PART),
         "leak": row.get("leak"),
         "coverage": _near(row.get("coverage") or {}),
+        "surprise": tokens.get(str(row.get("id"))),
     }
     entry: dict[str, Any] = _visible(
         {
             "id": str(row.get("id")),
             "category": str(row.get("category") or "all"),
             "messages": [
-                {"role": turn.get("role"), "text": _cut(turn.get("content"), limit)}
+                {"role": turn.get("role"), "text": _shortened(turn.get("content"), limit)}
                 for turn in row.get("messages") or []
             ],
             "answers": {
@@ -222,11 +220,6 @@ def _prompt(row: Row, limit: int, titles: Mapping[str, str]) -> dict[str, Any]:
     return entry
 
 
-def _tokens(row: Row, tokens: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    packed = tokens.get(str(row.get("id")))
-    return {"surprise": packed} if packed else {}
-
-
 def _near(coverage: Row) -> dict[str, Any]:
     """A prompt's coverage, with the nearest training prompts shortened."""
     near = [{**one, "prompt": str(one.get("prompt"))[:MAX_NEAR]} for one in coverage.get("nearest") or []]
@@ -234,12 +227,13 @@ def _near(coverage: Row) -> dict[str, Any]:
 
 
 def _answer_data(answer: Row, limit: int) -> dict[str, Any]:
-    earlier = [_cut(text, limit) for text in answer.get("earlier") or []]
-    entry = {"text": _cut(answer.get("text"), limit), "finish": answer.get("finish"), "tokens": answer.get("tokens")}
+    earlier = [_shortened(text, limit) for text in answer.get("earlier") or []]
+    text = _shortened(answer.get("text"), limit)
+    entry = {"text": text, "finish": answer.get("finish"), "tokens": answer.get("tokens")}
     return {**entry, **({"earlier": earlier} if earlier else {})}
 
 
-def _cut(value: Any, limit: int) -> str:
+def _shortened(value: Any, limit: int) -> str:
     text = value if isinstance(value, str) else as_text(value) or ""
     if len(text) <= limit:
         return text
@@ -247,7 +241,7 @@ def _cut(value: Any, limit: int) -> str:
 
 
 def _visible(value: Any) -> Any:
-    """Every text in it with hidden characters shown, and no number that JSON does not have."""
+    """The value with hidden characters of its texts made visible, and numbers that JSON lacks as None."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, Mapping):
@@ -258,7 +252,7 @@ def _visible(value: Any) -> Any:
 
 
 def in_script(value: Any) -> str:
-    """JSON that can stand inside a script element: no text in it can end the element or open a comment."""
+    """JSON for a script element: no text in it can end the element or open a comment."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
@@ -267,11 +261,11 @@ def in_script(value: Any) -> str:
 
 MAX_DROPPED = 10
 MAX_TOKENS = 1_200
-"""Tokens shown of a session whose mask is shown."""
+"""Tokens shown of the session whose mask is shown."""
 
 
 def spread(rows: Iterable[Row]) -> tuple[list[Row], int]:
-    """At most `MAX_DROPPED` rows, of each reason in turn, and how many there are."""
+    """At most `MAX_DROPPED` rows, one of each reason in turn, and the number of all rows."""
     groups: dict[Any, list[Row]] = {}
     total = 0
     for row in rows:
@@ -303,7 +297,7 @@ def _figure(value: Any) -> str | None:
 
 
 def mask(masks: Row) -> dict[str, Any] | None:
-    """The first session of student/masks.json in runs of tokens, trained and not in turn; None where there is none."""
+    """The first session of student/masks.json as alternating runs of trained and other tokens; None without one."""
     session = next(iter(masks.get("sessions") or []), None)
     if not session:
         return None

@@ -15,7 +15,7 @@ from distill.types import MODELS
 TITLES: dict[str, str] = {model: model.replace("_", " ").capitalize() for model in MODELS}
 """Column heads of the answers, in order; the base is the student before training."""
 EXTREMES = 3
-"""Categories shown of the best, and of the worst."""
+"""Categories shown at either end."""
 CLEAR = 0.05
 """The adjusted p below which a category is coloured."""
 
@@ -43,13 +43,13 @@ class MetricRow:
 
     @property
     def decimals(self) -> int:
-        """Three figures of the greatest mean, and no more than three decimals."""
+        """Decimals for three significant figures of the greatest mean, at most three."""
         greatest = max((abs(value.mean) for value in self.measure.by.values()), default=0)
         return 0 if greatest >= 1000 else 1 if greatest >= 100 else 2 if greatest >= 1 else 3
 
 
 def metric_of(name: str, measure: Measured, better: str | None = None) -> MetricRow:
-    """A measure's row; with `better`, the direction of the whole measure, that of a part of its prompts."""
+    """A measure's row; `better`, the whole measure's direction, is given for a part of its prompts."""
     parts = [] if better is not None else _parts(name, measure)
     return MetricRow(name, measure, _judgement(measure.better if better is None else better, measure), parts)
 
@@ -62,7 +62,7 @@ def _parts(name: str, measure: Measured) -> list[tuple[str, int | None, MetricRo
 
 
 def _judgement(better: str, measure: Measured) -> str | None:
-    """By the interval; of several that are looked at together by the adjusted p as well."""
+    """By the interval, and for one of several measures by the adjusted p as well."""
     difference = measure.student_minus_base
     if difference is None:
         return None
@@ -73,7 +73,7 @@ def _judgement(better: str, measure: Measured) -> str | None:
 
 
 def _gain(better: str, by: Mapping[str, Estimate], difference: Estimate) -> float:
-    """By how much the student is better than the base; 0 where no direction is."""
+    """By how much the student is better than the base; 0 without a direction."""
     aims = {"near 1": 1.0, **({"teacher": by["teacher"].mean} if "teacher" in by else {})}
     if better in aims and {"base", "student"} <= by.keys():
         return abs(by["base"].mean - aims[better]) - abs(by["student"].mean - aims[better])
@@ -81,7 +81,7 @@ def _gain(better: str, by: Mapping[str, Estimate], difference: Estimate) -> floa
 
 
 def gap(metrics: Sequence[MetricRow], lead: str | None) -> dict[str, Any] | None:
-    """The drawing under the headline: the measure that leads, else the first whose share of the gap is known."""
+    """The chart under the headline: the leading measure, else the first whose share of the gap is known."""
     drawable = [metric for metric in metrics if {"base", "student"} <= metric.measure.by.keys()]
     if not drawable:
         return None
@@ -104,7 +104,7 @@ class Category:
     n: int
     value: Estimate
     clear: bool
-    """Whether it is more than noise, after looking at all categories."""
+    """Whether it is significant after adjusting for all categories."""
     good: bool
     """Whether it is on the good side."""
 
@@ -118,7 +118,7 @@ def extremes(scores: Comparison) -> dict[str, Any] | None:
     else:
         lead = scores.leading or Measured()
         categories, what = _by_measure(lead), f"student less base in {lead.title}"
-        form = _signed
+        form = _with_sign
     if len(categories) < 2:
         return None
     best_first = sorted(categories, key=lambda pair: -pair[0])
@@ -127,7 +127,7 @@ def extremes(scores: Comparison) -> dict[str, Any] | None:
     return {"what": what, "best": best, "worst": worst, "shown": form}
 
 
-def _signed(value: float | None) -> str | None:
+def _with_sign(value: float | None) -> str | None:
     return fixed(value, 2, signed=True)
 
 
@@ -172,7 +172,7 @@ def judge(judge: JudgeScores | None) -> dict[str, Any] | None:
 
 
 def benchmarks(tasks: TaskScores | None) -> dict[str, Any] | None:
-    """The table of tasks that base and student did."""
+    """The table of lm-evaluation-harness tasks; None without tasks."""
     if tasks is None or not (tasks.entries or tasks.notes):
         return None
     return {"tasks": tasks, "rows": [metric_of(name, measure) for name, measure in tasks.entries.items()]}
@@ -185,13 +185,13 @@ def _losses(tasks: TaskScores | None) -> str | None:
         return None
     rows: list[MetricRow] = table["rows"]
     worse = [
-        f"{row.title} {_signed(row.measure.student_minus_base.mean)}"
+        f"{row.title} {_with_sign(row.measure.student_minus_base.mean)}"
         for row in rows
         if row.judgement == "worse" and row.measure.student_minus_base is not None
     ]
     rose = sum(row.judgement == "better" for row in rows)
-    lost = f"worse than the base in {', '.join(worse)}" if worse else "no clear loss"
-    return f"{lost}; {rose} of {len(rows)} measures clearly better"
+    losses_text = f"worse than the base in {', '.join(worse)}" if worse else "no clear loss"
+    return f"{losses_text}; {rose} of {len(rows)} measures clearly better"
 
 
 # Trust
@@ -274,7 +274,7 @@ def _split(record: RunRecord) -> str | None:
 
 
 def _ceiling(scores: Comparison, metrics: Sequence[MetricRow]) -> str | None:
-    """The teacher's own second answer: no student can be expected to be more like the first one."""
+    """The similarity of the teacher's own second answer, which no student can be expected to exceed."""
     again = [metric for metric in metrics if "teacher_again" in metric.measure.by]
     if not again:
         has_student = any("student" in metric.measure.by for metric in metrics)

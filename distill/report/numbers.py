@@ -13,11 +13,11 @@ from distill.core import console
 from distill.core.jsonl import read_jsonl
 
 Row: TypeAlias = Mapping[str, Any]
-"""A JSON object as another stage left it."""
+"""A JSON object written by another stage."""
 
 
 def number(value: float | None) -> str | None:
-    """A count with its thousands set apart; None stays None, which the page shows as a dash."""
+    """A count with thousands separators; None stays None, which the page shows as a dash."""
     return None if value is None else f"{value:,.0f}"
 
 
@@ -47,12 +47,12 @@ def stream(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The same, all at once."""
+    """The rows of a JSONL file as a list."""
     return list(stream(path))
 
 
 def plain_text(path: Path) -> str:
-    """A file as text, whatever it holds; empty where there is none."""
+    """A file as text, invalid UTF-8 replaced; empty where there is no file."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
@@ -71,7 +71,7 @@ class AxisScale:
 
 
 def ticks(low: float, high: float, *, least: float = 1e-6) -> list[float]:
-    """Round values, `least` or more apart (1, 2 or 5 times a power of ten), that enclose low and high; about five."""
+    """About five round values that enclose low and high, spaced 1, 2 or 5 times a power of ten, at least `least`."""
     rough = max((high - low) / 5, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -80,7 +80,7 @@ def ticks(low: float, high: float, *, least: float = 1e-6) -> list[float]:
 
 
 def as_text(value: Any) -> str | None:
-    """A value on one line, with three figures of a fraction."""
+    """A value on one line; a float has three significant figures."""
     if value is None or isinstance(value, str):
         return value
     return f"{value:.3g}" if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.report.numbers import AxisScale, Row, number, ticks
-from distill.run.layout import STAGES
 from distill.run.record import RunRecord, StageRecord
 from distill.run.scores import finite
 
 MAX_POINTS = 400
-"""Points drawn of a loss curve; of a longer one every k-th, and the last."""
-
-
-def in_order(stages: Collection[str]) -> list[str]:
-    """The stages in order, those of other names first; the report's own entry is of an earlier report."""
-    order = list(STAGES)
-    return sorted(set(stages) - {"report"}, key=lambda name: (order.index(name) if name in order else -1, name))
+"""Most points drawn of a loss curve; a longer one is thinned to every k-th point and the last."""
 
 
 def headline(record: RunRecord) -> str:
@@ -32,7 +25,7 @@ def headline(record: RunRecord) -> str:
 
 
 def warning(name: str, stage: StageRecord) -> str:
-    """The notice on a stage that is not done."""
+    """The notice about a stage that is not done."""
     return ": ".join(filter(None, [f"{name} is {stage.status}", stage.detail]))
 
 
@@ -50,17 +43,17 @@ class Bar:
 
 
 def funnel_bars(record: RunRecord) -> list[Bar]:
-    """Rows on their way from seeds to training."""
+    """The bars of the funnel, from seeds to training rows; empty ones are left out."""
     expand, collect, curate = (record.counts(name) for name in ("expand", "collect", "curate"))
     bars = [
         Bar("seed tasks", expand.get("seeds") or 0, "asked"),
         Bar("requests for new tasks", expand.get("requests") or 0, "asked"),
         Bar("candidate tasks", expand.get("candidates") or 0, "kept"),
-        *_lost("rejected", expand.get("rejected")),
+        *_losses("rejected", expand.get("rejected")),
         Bar("tasks", expand.get("tasks") or collect.get("tasks") or 0, "kept"),
         Bar("failed: no answer", collect.get("failed") or 0, "lost"),
         Bar("answered sessions", collect.get("sessions") or curate.get("rows") or 0, "kept"),
-        *_lost("dropped", curate.get("by_rule")),
+        *_losses("dropped", curate.get("by_rule")),
         Bar("held out for the comparison", curate.get("test") or 0, "test"),
         Bar("kept for training", curate.get("kept") or 0, "kept"),
         Bar("trained on", record.counts("train").get("rows") or 0, "kept"),
@@ -68,20 +61,20 @@ def funnel_bars(record: RunRecord) -> list[Bar]:
     return [bar for bar in bars if bar.rows]
 
 
-def _lost(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
-    """The most frequent reason first."""
+def _losses(verb: str, reasons: Mapping[str, int] | None) -> list[Bar]:
+    """A bar per reason, the most frequent first."""
     rows_by_reason = sorted((reasons or {}).items(), key=lambda item: (-item[1], item[0]))
     return [Bar(f"{verb}: {_reason(reason)}", rows, "lost") for reason, rows in rows_by_reason]
 
 
 def _reason(code: str) -> str:
-    """`length/too_short` as a reader says it: too short (length)."""
+    """`length/too_short` in words: too short (length)."""
     rule, _, reason = code.replace("_", " ").rpartition("/")
     return f"{reason} ({rule})" if rule not in ("", reason) else reason
 
 
 def with_places(bars: Sequence[Bar]) -> Iterator[Bar]:
-    """The bars with their places: what is taken out lies under the end of what it is taken from."""
+    """The bars with their positions: a loss lies under the end of the bar that it is taken from."""
     longest = max((bar.rows for bar in bars), default=0)
     remaining = 0
     for bar in bars:
@@ -102,17 +95,18 @@ def stage_row(name: str, stage: StageRecord) -> dict[str, Any]:
 
 
 def total(table: Sequence[Row]) -> dict[str, Any]:
-    """Sums over the stages that have the figure; the peak is the highest of them."""
+    """Sums over the stages that have the figure, and the highest memory peak."""
     figures = {key: [row[key] for row in table if row[key] is not None] for key in (*_SUMMED, "peak_memory_bytes")}
     sums = {key: sum(figures[key]) if figures[key] else None for key in _SUMMED}
     return {"name": "total", "status": "", **sums, "peak_memory_bytes": max(figures["peak_memory_bytes"], default=None)}
 
 
 _LOGGED = ("step", "steps", "loss", "eval_loss", "learning_rate", "tokens", "seconds")
+_EVALUATED = ("step", "eval_loss", "stop_rate", "length_ratio", "rows")
 
 
 def curve(log: Sequence[Row]) -> dict[str, Any] | None:
-    """The loss in nats per token over the steps; steps whose loss is no number cannot be drawn and are counted."""
+    """The loss in nats per token over the steps; steps without a finite loss are counted, not drawn."""
     steps: list[dict[str, Any]] = [{key: row.get(key) for key in _LOGGED} for row in log if "step" in row]
     points = [row for row in steps if finite(row["loss"]) is not None]
     evaluations = [row for row in steps if finite(row["eval_loss"]) is not None]
@@ -126,15 +120,10 @@ def curve(log: Sequence[Row]) -> dict[str, Any] | None:
         "points": points[::every] + ([points[-1]] if (len(points) - 1) % every else []),
         "every": every,
         "evaluations": evaluations,
-        "watched": [_evaluation(row) for row in log if row.get("event") == "eval"],
+        "watched": [{key: finite(row.get(key)) for key in _EVALUATED} for row in log if row.get("event") == "eval"],
         "unfinite": sum(row["loss"] is not None for row in steps) - len(points),
         "x": AxisScale(x_ticks[0], x_ticks[-1]),
         "y": AxisScale(y_ticks[0], y_ticks[-1], flip=True),
         "x_ticks": x_ticks,
         "y_ticks": y_ticks,
     }
-
-
-def _evaluation(row: Row) -> dict[str, Any]:
-    """Figures of an evaluation during training."""
-    return {key: finite(row.get(key)) for key in ("step", "eval_loss", "stop_rate", "length_ratio", "rows")}

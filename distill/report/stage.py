@@ -1,8 +1,7 @@
 """Stage report: one HTML file that opens without a network; headline first, details below.
 
-The page opens from a disk with no network. Its Content-Security-Policy allows its own style and scripts, by hash, and
-nothing else; every value passes `visible` and Jinja's escaping, or stands as JSON that the script puts into the page as
-text, because a teacher's text is not to be trusted.
+Its Content-Security-Policy allows only its own style and scripts, by hash. Texts of models are not trusted: every value
+passes `visible` and Jinja's escaping, or is JSON that the script inserts as text.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from distill.report import answer_rows, comparison, numbers, run_sections
 from distill.report.comparison import facts
 from distill.run import funnel, model_card, students
 from distill.run.context import Context
+from distill.run.layout import STAGES
 from distill.run.reading import json_object, validated
-from distill.run.record import RunRecord, StageRecord, read_record, run_record
+from distill.run.record import RunRecord, StageRecord, read_record
 from distill.run.remarks import stale, student_remark
 from distill.run.scores import Comparison, read_scores
 from distill.text.tokens import visible
@@ -40,7 +40,7 @@ SECTIONS = {
 }
 """Section of the page that needs each file."""
 LIBRARIES = ("vendor/diff.min.js", "vendor/markdown-it.min.js")
-"""Kept libraries that the viewer uses, with their licences beside them in page/vendor."""
+"""Libraries of the viewer, with their licences beside them in page/vendor."""
 PAGE = Path(__file__).parent / "page"
 """Template, style and script of the page."""
 UNSHOWN = ("fingerprint", "revision", "options")
@@ -49,7 +49,7 @@ TABLE_MODELS = ("base", "student", "teacher_again", "teacher")
 
 
 def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
-    """Write `folder`/report.html from the run's files; what has not run is left out, and the page says so.
+    """Write `folder`/report.html from the run's files; the page names the sections that are left out.
 
     The same files give the same bytes. Returns counts: `bytes` of the page, `prompts` and `dropped` rows shown,
     `left_out` sections. Raises `RunFolderError` when `folder` is no run, a file is damaged or nothing can be written.
@@ -62,16 +62,12 @@ def report(folder: Path, *, title: str | None = None) -> dict[str, int]:
 
 
 def shape(folder: Path, *, title: str | None = None) -> dict[str, Any]:
-    """The values of the template, from the run's files."""
+    """The template's values from the run's files."""
     document, student = read_record(folder), current(folder)
-    record = run_record(folder)
-    changes = stale(folder, document)
-    stages = {
-        name: replace(record.stages[name], status="stale", detail=changes[name])
-        if name in changes
-        else record.stages[name]
-        for name in run_sections.in_order(record.stages)
-    }
+    record = validated(RunRecord, document, folder / "run.json")
+    before = {name: record.stages[name] for name in STAGES if name in record.stages and name != "report"}
+    changes = {name: change for name, change in stale(folder, document).items() if name in before}
+    stages = before | {name: replace(before[name], status="stale", detail=change) for name, change in changes.items()}
     record = replace(record, stages=stages)
     training = students.training(folder, document) if is_student(student) else None
     origin = validated(RunRecord, {**document, **(training or {})}, folder / "run.json")
@@ -112,7 +108,7 @@ def _comparison_parts(folder: Path, record: RunRecord, title: str) -> dict[str, 
         "judge": comparison.judge(shown_scores.judge),
         "benchmarks": comparison.benchmarks(shown_scores.lm_eval),
         "notes": shown_scores.notes,
-        "worst": [answer_rows.card(row, titles) for row in answer_rows.ranked(answers)[: answer_rows.WORST]],
+        "worst": [answer_rows.card(row, titles) for row in answer_rows.worst_first(answers)[: answer_rows.WORST]],
         "data": answer_rows.in_script(answer_rows.data(answers, shown_scores, title)) if answers else None,
         "prompts": len(answers),
         "coverage": shown_scores.coverage,

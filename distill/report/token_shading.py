@@ -13,7 +13,7 @@ from distill.text.tokens import visible
 from distill.types import MODELS
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-"""A digit each: of √nats in steps of 1/14, so that 1 nat is exact to 0.07 and 20 are the most; and of a width."""
+"""Digits for a token's width and for its √nats in steps of 1/14: exact to 0.07 at 1 nat, up to 20 nats."""
 STEPS = 14
 MOST = len(ALPHABET) - 1
 SHADED: tuple[str, ...] = MODELS[:2]
@@ -31,18 +31,18 @@ def bytes_of(answers: Sequence[Row]) -> int:
 def select(ranked: Sequence[Row], limit: int) -> tuple[dict[str, dict[str, str]], int]:
     """Packed tokens by prompt id as far as they fit into the page, and the number of prompts that have any.
 
-    `ranked`: the worst first. Where all are too much, the worst and the best in turns until `MAX_BYTES` are full.
-    `limit`: characters shown of an answer.
+    `ranked`: the worst first. Where not all fit, the worst and the best alternate until `MAX_BYTES` are full. `limit`:
+    characters shown of an answer.
     """
-    packed_rows = [(str(row.get("id")), info) for row in ranked if (info := packed(row, limit)) is not None]
+    rows_with_tokens = [(str(row.get("id")), info) for row in ranked if (info := pack(row, limit)) is not None]
     selection: dict[str, dict[str, str]] = {}
     room = MAX_BYTES
-    for name, info in _ends_first(packed_rows):
+    for name, info in _ends_first(rows_with_tokens):
         room -= sum(map(len, info.values()))
         if room < 0:
             break
         selection[name] = info
-    return selection, len(packed_rows)
+    return selection, len(rows_with_tokens)
 
 
 def _ends_first(rows: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -51,8 +51,8 @@ def _ends_first(rows: Sequence[tuple[str, dict[str, str]]]) -> Iterator[tuple[st
     return (one for one in turns if one is not None)
 
 
-def packed(row: Row, limit: int) -> dict[str, str] | None:
-    """`widths` in UTF-16 units of the text as it is shown, and each model's nats; None where they do not fit it."""
+def pack(row: Row, limit: int) -> dict[str, str] | None:
+    """`widths` in UTF-16 units of the shown text, and each model's nats; None where they do not match the text."""
     surprise, text = row.get("surprise"), ((row.get("answers") or {}).get("teacher") or {}).get("text")
     if not isinstance(surprise, dict) or not isinstance(text, str):
         return None
@@ -69,7 +69,7 @@ def packed(row: Row, limit: int) -> dict[str, str] | None:
 
 
 def _pieces(text: str, widths: Sequence[int]) -> Iterator[str]:
-    """The tokens as they are shown, as far as the text goes."""
+    """The tokens as shown, to the end of the text."""
     start = 0
     for width in widths:
         if start >= len(text):
@@ -88,6 +88,6 @@ def _level(nats: float) -> str:
 
 
 def _width(piece: str) -> str:
-    """Its digit; `_` says that 63 units are not all."""
+    """The digits of a token's width: their sum, as `_` (63) is followed by a further digit."""
     more, rest = divmod(len(piece.encode("utf-16-le")) // 2, MOST)
     return ALPHABET[MOST] * more + ALPHABET[rest]

@@ -95,7 +95,7 @@ class Teachers:
         return [
             {
                 "model": one.section.model,
-                **({"name": one.section.called} if len(self.all) > 1 else {}),
+                **({"name": one.section.display_name} if len(self.all) > 1 else {}),
                 **({"role": one.name} if one in self.others else {}),
                 "url": one.provider.endpoint.url,
                 "fingerprint": one.provider.endpoint.fingerprint,
@@ -110,11 +110,11 @@ class Teachers:
         """The options of the teachers and roles that determine the answers: model, sampling, assignment."""
         decisive: dict[str, Any] = {}
         for one in self.all:
-            key = ROLE if len(self.all) == 1 else f"{ROLE}.{one.section.called}"
+            key = ROLE if len(self.all) == 1 else f"{ROLE}.{one.section.display_name}"
             decisive |= _decisive(one, key)
             if len(self.all) > 1:
                 decisive |= flat(one.section, key, only=("weight", "kinds"))
-                decisive[ROLE] = [*decisive.get(ROLE, []), one.section.called]
+                decisive[ROLE] = [*decisive.get(ROLE, []), one.section.display_name]
         for one in self.others:
             if one.name in roles:
                 decisive |= _decisive(one, one.name if one.name in OTHER_ROLES else f"compare.{one.name}")
@@ -143,7 +143,9 @@ def teachers_of(recipe: Recipe, folder: Path, *, to_ask: bool = True) -> Teacher
     """
     several = len(recipe.teachers) > 1
     teachers = tuple(
-        RecipeEndpoint(section, _provider(section, folder, to_ask), f"{ROLE}:{section.called}" if several else ROLE)
+        RecipeEndpoint(
+            section, _provider(section, folder, to_ask), f"{ROLE}:{section.display_name}" if several else ROLE
+        )
         for section in recipe.teachers
     )
     return Teachers(teachers, recipe.seed, tuple(_others(recipe, teachers, folder, to_ask)))

@@ -21,8 +21,8 @@ from distill.core.student_folder import (
     PREVIOUS,
     STUDENT,
     TRAINING,
-    _is_finished,
     current,
+    is_finished,
     is_student,
     remove,
 )
@@ -76,7 +76,7 @@ def settle(run: Path) -> None:
 
     Only for the process that holds the run's lock.
     """
-    if _is_finished(run / NEXT):
+    if is_finished(run / NEXT):
         remove(run / NEXT / CHECKPOINTS)
         if is_student(run / STUDENT):
             remove(run / PREVIOUS)

@@ -26,7 +26,7 @@ _POWER = re.compile(r"(?<=[a-z])\^\{?-?\d\}?")
 _ASIDE = re.compile(r"(?<=\S)[ \t]*\([^()\n]*\)?[ \t]*$")
 """A remark behind a final answer: "7 (because 3 + 4 = 7)"."""
 UNIT_WORDS = 4
-"""Most words of a number with its unit; a longer text is a sentence."""
+"""Most words of a number with its unit; a longer text counts as a sentence."""
 LONGEST_LOOKED_AT = 20_000
 """Characters examined, from the end of an answer."""
 
@@ -36,16 +36,16 @@ def final_answer(text: str) -> str:
     is 7"), else the last line that is not blank. Empty for a blank text.
     """
     text = text[-LONGEST_LOOKED_AT:]
-    if (boxed := _boxed(text)) is not None:
-        return _plain(boxed)
-    if announced := _ANNOUNCED.findall(text):
-        return _plain(announced[-1])
+    if (box := _box(text)) is not None:
+        return _plain(box)
+    if announcements := _ANNOUNCED.findall(text):
+        return _plain(announcements[-1])
     lines = [line for line in text.splitlines() if line.strip()]
     return _plain(lines[-1]) if lines else ""
 
 
-def _boxed(text: str) -> str | None:
-    """The content of the last box, whose braces may be nested."""
+def _box(text: str) -> str | None:
+    r"""The content of the last `\boxed{…}`, braces nested or not; None without one, and where it is not closed."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -63,7 +63,7 @@ def _plain(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    """The last number of a text: `1,234.5`, `-3/4`, `7`. `None` where there is none; a fraction over 0 is none."""
+    """The last number of a text: `1,234.5`, `-3/4`, `7`. `None` without one, and for a fraction over 0."""
     numbers = _NUMBER.findall(text[-LONGEST_LOOKED_AT:])
     if not numbers:
         return None
@@ -75,21 +75,21 @@ def number(text: str) -> Fraction | None:
 
 
 def same_number(text: str, reference: str) -> bool:
-    """Whether the final answer's number is the reference's, exactly; 0.5 is 1/2."""
+    """Whether the final answer's number equals the reference's exactly; 0.5 equals 1/2."""
     expected = number(reference)
     value = number(_without_aside(final_answer(text)))
     return expected is not None and (value if value is not None else number(text)) == expected
 
 
 def _without_aside(final: str) -> str:
-    """The final answer without its unit's power and a remark in brackets."""
+    """The final answer without the power of its unit and without a bracketed remark."""
     return _ASIDE.sub("", _POWER.sub("", final))
 
 
 def vote(text: str) -> str:
-    """The key by which final answers are counted: the value of a short one with one number, else its folded text.
+    """The key for majority votes: the value of a short final answer with one number, else its case-folded text.
 
-    Of an equation, the last side counts.
+    For an equation, the last side counts.
     """
     final = _plain(_without_aside(final_answer(text)).rpartition("=")[2])
     value = number(final)
@@ -100,17 +100,17 @@ def vote(text: str) -> str:
 Checking: TypeAlias = Literal["numeric", "exact", "contains", "regex"]
 
 LONGEST_PATTERN = 200
-"""Characters of a regular expression that a task may bring."""
+"""Longest regular expression in a task, in characters."""
 MOST_BYTES = 1 << 18
-"""Size of a compiled pattern; the worst one then takes a fifth of a second on 10,000 characters."""
+"""Memory limit of a compiled pattern; the worst one takes a fifth of a second on 10,000 characters."""
 
 
 def pattern_fault(pattern: str) -> str | None:
-    """Why a pattern is refused."""
+    """Why a pattern is refused; `None` for a valid one."""
     if len(pattern) > LONGEST_PATTERN:
         return f"meta.answer is a pattern of {len(pattern)} characters, at most {LONGEST_PATTERN} are taken"
     try:
-        _compiled(pattern)
+        _compile(pattern)
     except re2.error as error:
         info = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else error
         return f"meta.answer is no regular expression of RE2 ({info}); it has no look-arounds and no back-references"
@@ -125,7 +125,7 @@ def _options() -> Any:
     return options
 
 
-def _compiled(pattern: str) -> Any:
+def _compile(pattern: str) -> Any:
     """RE2's time is linear in the text for any pattern. Raises `re2.error`."""
     return re2.compile(_utf8(pattern), _options())
 
@@ -139,5 +139,5 @@ CHECKS: Mapping[Checking, Callable[[str, str], bool]] = {
     "numeric": same_number,
     "exact": lambda text, reference: normalise(final_answer(text)) == normalise(final_answer(reference)),
     "contains": lambda text, reference: normalise(reference) in normalise(text),
-    "regex": lambda text, reference: _compiled(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None,
+    "regex": lambda text, reference: _compile(reference).search(_utf8(text[-LONGEST_LOOKED_AT:])) is not None,
 }

@@ -10,17 +10,17 @@ from rapidfuzz.distance import LCSseq
 from distill.text.tokens import normalise, rouge_l, rouge_tokens
 
 SAME_QUESTION = 0.9
-"""ROUGE-L of two turns of the user above which the second repeats the first."""
+"""ROUGE-L above which a user's turn counts as a repetition of an earlier one."""
 ECHO_SHARE, ECHO_TOKENS = 0.8, 6
-"""Share of a turn's tokens found in one answer in the same order, and least tokens, for an echo. SmolLM2-135M-Instruct,
-playing both sides, did so in 3 of 8 conversations that came to a second turn."""
+"""Share of a turn's tokens that stand in one answer in the same order, and least number of tokens, for an echo. With
+SmolLM2-135M-Instruct in both roles, 3 of 8 conversations that reached a second turn had one."""
 PROMPT_TOKENS = 8
 """A shorter sentence may resemble an instruction by chance."""
 _SENTENCE = re.compile(r"(?<=[.!?:])\s+|\n+")
 
 
 def is_echo(text: str, answers: Sequence[str]) -> bool:
-    """Whether a turn only repeats an answer; a turn that quotes it and asks a question does not."""
+    """Whether a turn only repeats an answer; one that quotes the answer to ask a question does not."""
     tokens = rouge_tokens(text)
     shares = (LCSseq.similarity(tokens, rouge_tokens(answer)) / len(tokens) for answer in answers if tokens)
     quotes = "?" not in text and len(tokens) >= ECHO_TOKENS and any(share > ECHO_SHARE for share in shares)
@@ -28,7 +28,7 @@ def is_echo(text: str, answers: Sequence[str]) -> bool:
 
 
 def is_repeated(text: str, before: Sequence[str]) -> bool:
-    """Whether an earlier text is nearly the same."""
+    """Whether the text nearly equals an earlier one."""
     tokens, normal = rouge_tokens(text), normalise(text)
     return any(
         normal == normalise(earlier) or rouge_l(tokens, rouge_tokens(earlier)) > SAME_QUESTION for earlier in before
@@ -36,14 +36,14 @@ def is_repeated(text: str, before: Sequence[str]) -> bool:
 
 
 def repeats_prompt(text: str, prompt_lines: Sequence[str]) -> bool:
-    """Whether a text, or a longer sentence of it, repeats lines of its writer's prompt (see `instructions`).
+    """Whether a text, or a longer sentence of it, repeats lines of the prompt that it answers (see `instructions`).
 
-    SmolLM2-135M-Instruct did so in 2 of 23 turns of a user, and in 11 of 115 evolutions.
+    SmolLM2-135M-Instruct did so in 2 of 23 user turns, and in 11 of 115 evolutions.
     """
     sentences = [each for each in _SENTENCE.split(text) if len(rouge_tokens(each)) >= PROMPT_TOKENS]
     return any(is_echo(each, prompt_lines) for each in (text, *sentences))
 
 
 def instructions(*templates: str) -> list[str]:
-    """The lines of prompts that are the same for every task."""
+    """The lines of prompt templates that are the same for every task."""
     return [line for template in templates for line in template.splitlines() if line.strip() and "$" not in line]

@@ -28,9 +28,8 @@ class Grade:
     """In place of a score, where the recipe gives choices."""
     reason: str = ""
     problem: Problem = ""
-    """Why there is neither: nothing to grade (`no_answer`), no grade found in the reply (`unparsed`), a reply cut
-    before its grade (`cut`), or a grade that stands in the session in the same words and may be the session's own
-    (`echoed`)."""
+    """Why there is neither: nothing to grade (`no_answer`), no grade in the reply (`unparsed`), a reply cut before its
+    grade (`cut`), or a grade in the same words as in the session, which may be a quotation (`echoed`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +40,9 @@ class GradeScale:
     choices: tuple[str, ...] = ()
 
     def read(self, reply: str) -> Grade | None:
-        """The grade in a text, with a remark after it as its reason; `None` where the text is no grade.
+        """The grade that a text consists of, a remark after it as its reason; `None` where the text is no grade.
 
-        A number outside the scale, a range, and a number of another scale ("4/5" of 10) are no grades.
+        A number outside the scale, a range, and a number on another scale ("4/5" for 10) are no grades.
         """
         return self._choice(reply.strip()) if self.choices else self._score(reply.strip())
 
@@ -64,7 +63,7 @@ class GradeScale:
 
 
 def _names(text: str, choice: str) -> bool:
-    """Whether a remark names a choice; a single letter must match in case, because "a" is a word."""
+    """Whether a remark names a choice; a single letter must match in case, because "a" is a word too."""
     return re.search(rf"\b{re.escape(choice)}\b", text, 0 if len(choice) == 1 else re.IGNORECASE) is not None
 
 
@@ -87,7 +86,7 @@ _BARE = re.compile(
 )
 """A last line that is "[[8]]", as MT-Bench asks for, or "8/10"; a bare number may be an answer to the question."""
 _RESULT = re.compile(r"\[RESULT\][\s*:(]*(?P<said>[^\n\[\]()]{1,40}?)[\s*).]*\Z", re.IGNORECASE)
-"""How Prometheus ends (Kim et al., 2024)."""
+"""The end of a reply of Prometheus (Kim et al., 2024)."""
 _OBJECT_LAST = re.compile(r"\{[^{}]*\}\s*\Z")
 _REASONING = re.compile(r"<(/?)reasoning>", re.IGNORECASE)
 _SIGN = re.compile(r"\s*[:=\uff1a]\s*")
@@ -97,18 +96,17 @@ _GRADES = ("score", "verdict", "grade", "rating", "final_score", "overall_score"
 _REASONS = ("reason", "reasons", "reasoning", "explanation", "rationale", "justification", "feedback")
 
 
-def graded(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
-    """The last line of a reply that is a grade and no quotation, with the reasons before it.
+def read_grade(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag: str = "") -> Grade:
+    """The grade in the last line of a reply that states one and is no quotation, with the reasons before it.
 
     Thoughts (`<think>`), fenced and quoted lines, and turns of the session that the judge repeats between their tags
-    (`tag`) are not looked at; what ends the reply in another form counts where no line is a grade. A grade that stands
-    in one of the session's `texts` in the same words is not taken: an answer may ask for "Score: 10", and a judge may
-    repeat it.
+    (`tag`) are ignored. Where no line is a grade, other forms at the end of the reply count. A grade that stands in one
+    of the session's `texts` in the same words is ignored: an answer may ask for "Score: 10", and a judge may repeat it.
     """
     text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer, tag).strip()
-    grades, session = list(_statements(text, scale)), _folded("\n".join(texts))
+    grades, session = list(_statements(text, scale)), _fold("\n".join(texts))
     for piece, grade in grades:
-        if _folded(piece) not in session:
+        if _fold(piece) not in session:
             return replace(grade, reason=one_line(grade.reason, MAX_NOTE))
     return Grade(problem="echoed" if grades else "unparsed", reason=one_line(text, MAX_NOTE))
 
@@ -117,13 +115,13 @@ def _without_echo(text: str, tag: str) -> str:
     return re.sub(rf"<(\w+)-{tag}>.*?</\1-{tag}>", "", text, flags=re.DOTALL) if tag else text
 
 
-def _folded(text: str) -> str:
-    """The text without markup, so that a quoted line is found however the judge formats it."""
+def _fold(text: str) -> str:
+    """The text without case and markup, so that a quoted line matches however the judge formats it."""
     return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
 
 
 def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
-    """Every grade in a reply with the text that states it, the most certain first."""
+    """The grades in a reply with the text that states each, the most certain first."""
     if (whole := _of_object(text, scale)) is not None:
         yield text, whole
     lines = list(_plain_lines(text))

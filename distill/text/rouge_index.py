@@ -33,7 +33,7 @@ _IS_SPACELESS = re.compile(f"[{_SPACELESS}]")
 _ALNUM = re.compile(r"[^\W_]")
 _CODE_POINTS = 0x110000
 _SLACK = 1e-6
-"""Subtracted from bounds, so that rounding excludes no text."""
+"""Margin of bounds, so that rounding excludes no text."""
 _UNKNOWN = "\0"
 AT_FIRST = 32
 """Texts compared in the first round."""
@@ -50,9 +50,9 @@ class Neighbour(NamedTuple):
 def comparable(text: str) -> list[str]:
     """The tokens by which two texts are compared.
 
-    These are rouge_score's where it keeps at least half of the letters and digits. It knows [a-z0-9] alone: Chinese,
-    Arabic or Hindi texts would have no token and never be near anything, so they are split into words of any alphabet,
-    with the signs that stand above and below letters, and into letters where the script writes no spaces.
+    These are rouge_score's where it keeps at least half of the letters and digits. It keeps only [a-z0-9], so Chinese,
+    Arabic or Hindi texts would have no tokens; they are split into words of any script, combining marks included, and
+    into single letters where the script writes no spaces.
     """
     tokens = rouge_tokens(text)
     if text.isascii() or 2 * sum(map(len, tokens)) >= len(_ALNUM.findall(text)):
@@ -61,13 +61,13 @@ def comparable(text: str) -> list[str]:
 
 
 def word_count(text: str) -> int:
-    """The number of words between white space; of letters, in a script without spaces between words."""
+    """The number of words between white space; in a script without spaces, the number of letters."""
     return len(_any_script().findall(text) if _IS_SPACELESS.search(text) else text.split())
 
 
 @cache
 def _any_script() -> re.Pattern[str]:
-    """Finds words of any script; the vowel signs of Arabic, Hindi or Thai are no letters to `re`.
+    """Pattern of a word in any script, with combining marks, which `re` does not count as letters.
 
     A class with marks beyond U+FFFF too would be forty times as slow.
     """
@@ -79,13 +79,13 @@ def _any_script() -> re.Pattern[str]:
 class NoveltyIndex:
     """An index of texts that returns the one most similar to a new text; exact.
 
-    Decisions equal those of rouge_score's `fmeasure > threshold` over every text, without a stemmer: F is computed in
-    its order of operations, for of the length triples at exactly 0.7 about half come out above (L=7, m=8, n=12), and
-    those are near.
+    Decisions equal those of rouge_score's `fmeasure > threshold` over every text, without a stemmer. F is computed in
+    its order of operations, because rounding lifts about half of the length triples at exactly 0.7 above it (L=7, m=8,
+    n=12), and those count as near.
 
     Each distinct token becomes one character, so that a bit-parallel LCS runs over plain strings. It runs over few
-    texts, and leaves none out that counts: two texts of m and n tokens that share s of them, in whatever order, have
-    an F of 2s/(m+n) at most. So s is counted for all texts at once (`Overlaps`); the most promising are compared, and
+    texts without missing one: two texts of m and n tokens that share s of them, in any order, have an F of at most
+    2s/(m+n). So s is counted for all texts at once (`Overlaps`); the texts with the greatest bounds are compared first,
     then those that can still be as similar as the best of them.
     """
 
@@ -107,7 +107,7 @@ class NoveltyIndex:
         self._overlaps.add(text)
 
     def nearest(self, tokens: Sequence[str]) -> Neighbour | None:
-        """The most similar text, the earliest of equals; `None` when none shares a token."""
+        """The most similar text, the earliest of equals; `None` when no text shares a token."""
         return self._best(tokens, least=0.0)
 
     def near(self, tokens: Sequence[str]) -> Neighbour | None:
@@ -122,7 +122,7 @@ class NoveltyIndex:
     def _best(self, tokens: Sequence[str], *, least: float) -> Neighbour | None:
         """The most similar of the texts whose F can be `least` or more.
 
-        Those that share nearly the most tokens are looked at first: what the best of them has rules out most others.
+        Those that share nearly the most tokens are compared first; the best F among them rules out most others.
         """
         query = "".join([self._characters.get(token, _UNKNOWN) for token in tokens])
         shared = self._overlaps.shared(query)
@@ -170,15 +170,15 @@ class NoveltyIndex:
 
 
 def _fewest(least: float, length: int) -> int:
-    """Tokens that a text of any length must share with one of this length for an F of `least`.
+    """Least tokens that a text of any length must share with one of this length for an F of `least`.
 
-    With s shared tokens it has s or more, so that F is 2s/(length+s) at most.
+    A text that shares s tokens has at least s, so that F is at most 2s/(length+s).
     """
     return max(1, math.ceil((least - _SLACK) * length / (2 - least + _SLACK)))
 
 
 def _greatest(places: Places, bounds: NDArray[np.float64]) -> Places:
-    """The places with the greatest bounds, in order."""
+    """The `AT_FIRST` places with the greatest bounds, in ascending order."""
     import numpy as np
 
     if len(places) <= AT_FIRST:
@@ -197,11 +197,10 @@ Token: TypeAlias = str | tuple[str, int]
 class Overlaps:
     """Texts encoded as one character per token, to count the tokens each shares with a new one.
 
-    A token's second occurrence in a text counts as another token than its first, so that the count is that of the two
-    multisets. The places of the texts that have a token are kept as a list; those of common tokens as a column with a
-    byte for each text, which is added as a whole, some 30 texts in a nanosecond. Which tokens are common is
-    recomputed whenever the number of texts has doubled. A query of m tokens over n texts takes about m + n/1,000
-    microseconds.
+    A token's second occurrence in a text counts as another token than its first, so that the count is that of two
+    multisets. For each token, the places of its texts are stored as a list; for a common token, as a column with a byte
+    per text, which is added as a whole at some 30 texts per nanosecond. Common tokens are recomputed whenever the
+    number of texts has doubled. A query of m tokens over n texts takes about m + n/1,000 microseconds.
     """
 
     def __init__(self) -> None:
@@ -263,7 +262,7 @@ class Overlaps:
 
 
 def _distinct_tokens(text: str) -> list[Token]:
-    """The tokens of a text, repetitions numbered."""
+    """The tokens of a text, repetitions numbered, so that all are distinct."""
     if len(set(text)) == len(text):
         return list(text)
     counts: dict[str, int] = {}

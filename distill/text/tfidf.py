@@ -1,4 +1,4 @@
-"""TF-IDF cosine similarity over rows read as a stream."""
+"""TF-IDF cosine similarity of texts."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ DIMENSIONS = 256
 SCALE = 4_000
 """Norm of a hashed vector, whose values are whole numbers: products of two stay below 2^24, so that float32 adds them
 up exactly in any order of the rows or terms; rounding leaves a cosine off by 0.001 at most."""
-Rows: TypeAlias = Callable[[], Iterable[tuple[str, str]]]
-"""Yields ids and texts at each call; they are read twice and never stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +72,9 @@ class Weights:
 
 
 def hashed_vectors(texts: Sequence[Sequence[str]], hash64: Callable[[str], int]) -> Vectors:
-    """TF-IDF of each text's tokens, signs and places by a hash of 64 bits, in whole numbers: (texts, DIMENSIONS).
+    """TF-IDF of each text's tokens in whole numbers, sign and place of a token by its 64-bit hash.
 
-    The norm of each is about `SCALE` (0 without tokens).
+    Shape (texts, DIMENSIONS); the norm of each row is about `SCALE`, 0 without tokens.
     """
     import numpy
 
@@ -94,23 +92,23 @@ def hashed_vectors(texts: Sequence[Sequence[str]], hash64: Callable[[str], int])
 
 
 def cosine(one: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """The cosine of two vectors of length 1, or less where words were left out."""
+    """The cosine of two vectors of length 1 as `Weights.vector` makes them."""
     if len(other) < len(one):
         one, other = other, one
     return sum(value * other[word] for word, value in one.items() if word in other)
 
 
 def nearest(
-    texts: Sequence[str], rows: Rows, *, count: int = 3, own_ids: Sequence[str | None] = ()
-) -> tuple[list[list[NearRow]], Weights]:
-    """The `count` nearest rows of each text, the nearest first, and the weights by which they are.
+    texts: Sequence[str], rows: Sequence[tuple[str, str]], *, count: int = 3, own_ids: Sequence[str | None] = ()
+) -> list[list[NearRow]]:
+    """The `count` nearest rows (id and text) of each text, the nearest first.
 
     `own_ids` names, for texts that are rows themselves, the row that is left out. Equal rows keep the order of the
     file. Costs one vector addition of len(texts) numbers for each word of each row.
     """
     import numpy
 
-    weights = Weights.of(text for _, text in rows())
+    weights = Weights.of(text for _, text in rows)
     columns: dict[str, Row] = {}
     for index, text in enumerate(texts):
         for word, value in weights.vector(text).items():
@@ -119,27 +117,22 @@ def nearest(
             columns[word][index] = value
     own_places = {(row, index) for index, row in enumerate(own_ids) if row is not None}
     best: list[list[tuple[float, int, str, str]]] = [[] for _ in texts]
-    for place, (id, text) in enumerate(rows()):
-        if (cosines := _dots(weights.vector(text), columns, len(texts))) is None:
-            continue
+    for place, (id, text) in enumerate(rows):
+        cosines = _dots(weights.vector(text), columns, len(texts))
         for index in numpy.flatnonzero(cosines).tolist():
             if (id, index) not in own_places:
                 heappush(best[index], (float(cosines[index]), -place, id, text))
                 if len(best[index]) > count:
                     heappop(best[index])
-    return [
-        [NearRow(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best
-    ], (weights)
+    return [[NearRow(id, min(1.0, value), text) for value, _, id, text in sorted(each, reverse=True)] for each in best]
 
 
-def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -> Row | None:
-    """The cosine of a row with each text: (texts,); `None` where they share no word."""
+def _dots(vector: Mapping[str, float], columns: Mapping[str, Row], texts: int) -> Row:
+    """The cosine of a row with each text: (texts,); 0 where they share no word."""
     import numpy
 
-    shared = [word for word in vector if word in columns]
-    if not shared:
-        return None
     total: Row = numpy.zeros(texts)
-    for word in shared:
-        total += vector[word] * columns[word]
+    for word, value in vector.items():
+        if word in columns:
+            total += value * columns[word]
     return total

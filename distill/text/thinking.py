@@ -30,9 +30,9 @@ class SplitAnswer:
 def split_thoughts(answer: Completion) -> SplitAnswer:
     """Thoughts and answer of a completion.
 
-    Thoughts are what the endpoint reports beside the text, and blocks in the text: a tag opens one where a line begins.
-    A closing tag without an opening one, at an end of its line, closes thoughts that began with the text, because some
-    chat templates open the block inside the prompt; if cut, such thoughts look like an answer.
+    Thoughts are those that the endpoint reports beside the text, and blocks in the text that a tag opens at the start
+    of a line. A closing tag without an opening one, at either end of a line, closes thoughts that began with the text,
+    because some chat templates open the block in the prompt; if cut, such thoughts look like an answer.
     """
     beside = _beside(answer.raw)
     reply = in_text(answer.text)
@@ -52,9 +52,9 @@ def in_text(text: str) -> SplitAnswer:
         closes = _CLOSES.search(text, opens.end())
         pieces.append(text[opens.end() : closes.start() if closes else len(text)])
         if closes is None:
-            return SplitAnswer(_joined(answer), _joined(pieces), is_open=True)
+            return SplitAnswer(_join(answer), _join(pieces), is_open=True)
         text = text[closes.end() :]
-    return SplitAnswer(_joined([*answer, text]), _joined(pieces))
+    return SplitAnswer(_join([*answer, text]), _join(pieces))
 
 
 def _beside(raw: Mapping[str, Any]) -> str:
@@ -68,18 +68,18 @@ def _beside(raw: Mapping[str, Any]) -> str:
     return next((text.strip() for text in texts if isinstance(text, str) and text.strip()), "")
 
 
-def _joined(pieces: list[str]) -> str:
+def _join(pieces: list[str]) -> str:
     texts = (piece.strip() for piece in pieces)
     return "\n\n".join(piece for piece in texts if piece)
 
 
 Handling: TypeAlias = Literal["separate", "strip", "keep"]
-"""`separate`: thoughts go to `meta.thoughts`, where training does not see them. `strip`: they are dropped; the journal
-still has them. `keep`: the student learns them, written `<think>`, a line each for the tags, in front of the answer."""
+"""`separate`: thoughts go to `meta.thoughts`, which training ignores. `strip`: they are dropped; the journal still has
+them. `keep`: the student learns them, in `<think>` tags on lines of their own before the answer."""
 
 
 def split_answer(answer: Completion, handling: Handling = "separate") -> SplitAnswer | Failure:
-    """The answer and thoughts that a session may use, by `handling`; or a failure.
+    """The answer and thoughts for a session, by `handling`; or a failure.
 
     A failure replaces an answer that the endpoint withheld (`filtered`), one that ends inside its thoughts
     (`open_thoughts`), and thoughts without an answer (`only_thoughts`); none of them is transient.

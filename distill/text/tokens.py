@@ -46,8 +46,8 @@ _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Control characters but tab and line feed, direction marks, zero-width ones (not the joiners that scripts and emoji
-need), lone surrogates (which UTF-8 cannot hold) and tag characters."""
+"""Control characters except tab and line feed, direction marks, zero-width characters (except the joiners that scripts
+and emoji need), lone surrogates (which UTF-8 cannot encode) and tag characters."""
 
 
 def visible(text: str) -> str:
@@ -59,9 +59,12 @@ _CONTROL = re.compile(
     r"<(?=\|[^|<>\s]{1,40}\|>|\uff5c[^\uff5c<>\s]{1,40}\uff5c>|/?s>|/?(?:bos|eos|pad|unk)>|<?/?SYS>>|(?:start|end)_of_turn>)"
     r"|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS)\])"
 )
-"""Where a chat template's control tokens begin: a server may read them inside a message as if they were its own."""
+"""Start of a chat template's control token, which a server may interpret inside a message."""
 
 
 def harmless(text: str) -> str:
-    """The text with a space in each control token of a chat template, which makes it plain text again."""
+    """The text with a space in each control token of a chat template, which makes it plain text again.
+
+    Other text stays as it is.
+    """
     return _CONTROL.sub(lambda match: f"{match[0]} ", text)

@@ -40,7 +40,7 @@ _NO_INPUT = re.compile(
 
 
 def strip_wrappers(text: str) -> str:
-    """A list or transcript without a fence around it, and without a closing remark about the whole.
+    """A list or transcript without a fence around it and without a closing remark.
 
     Line ends become line feeds. A fence that holds only part of the text stays.
     """
@@ -61,12 +61,12 @@ def without_rulers(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """A single text without a greeting line before it ("Sure! Here it is:") and quotation marks around the whole."""
+    """A single text without a greeting line before it ("Sure! Here it is:") or quotation marks around it."""
     return strip_quotes(_PREFACE.sub("", strip_wrappers(text)))
 
 
 def strip_quotes(text: str) -> str:
-    """A text without quotation marks around the whole; where some end within it, all stay."""
+    """A text without quotation marks around it; they stay where the closing mark also occurs within."""
     text = text.strip()
     closing = _QUOTES.get(text[:1])
     is_quoted = closing is not None and len(text) > 1 and text.endswith(closing) and closing not in text[1:-1]
@@ -74,10 +74,10 @@ def strip_quotes(text: str) -> str:
 
 
 def refuses(text: str) -> bool:
-    """Whether it begins as a refusal, which no user would write."""
+    """Whether the text begins with a refusal, as a user's turn never would."""
     return _REFUSES.match(text) is not None
 
 
 def is_no_input(text: str) -> bool:
-    """Whether an input says that there is none: nothing, `<noinput>`, "N/A", "None needed"."""
+    """Whether an input field means none: empty, `<noinput>`, "N/A", "None needed"."""
     return _NO_INPUT.fullmatch(text) is not None

@@ -1,6 +1,6 @@
 """Builds the trainer: quantized or full base, adapter, TRL arguments.
 
-With a `model` that is loaded already it needs no pydantic, so that training can be measured with its own packages only.
+With a loaded `model` it needs no pydantic, so that training can be measured with its own packages only.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def build(
     model: Any = None,
     room: float | None = None,
 ) -> GuardedTrainer:
-    """A trainer that is ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
+    """A trainer ready to train: the base in 4 bits or whole, trainable weights in float32, the step plan.
 
-    `layers` are those of the base that the student keeps; `output` is where checkpoints go; `model` is the base if it
-    is loaded, and `room` the bytes of a GPU that may be used, by default its free memory. Raises `RecipeError` and
-    `ModelError` for what this machine or this base cannot do.
+    `layers` are those of the base that the student keeps; `output` is the folder for checkpoints; `model` is the base
+    if it is loaded; `room` is the GPU memory to use in bytes, by default what is free. Raises `RecipeError` and
+    `ModelError` for options that this machine or this base does not support.
     """
     device = default_device()
     dtype = compute_dtype(options.dtype, device)
@@ -98,7 +98,7 @@ def _configure(trainer: GuardedTrainer, model: Any, options: TrainOptions) -> No
 
 
 def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: torch.dtype, device: torch.device) -> Any:
-    """The base: in float32 where its own weights change, be it in training or as an adapter begins."""
+    """The base: in float32 where its own weights change, in training or by the adapter's initialisation."""
     from distill.train.options import RESIDUAL
 
     whole = options.method == "full" or options.lora.init in RESIDUAL
@@ -116,7 +116,7 @@ def _base(base: Path, layers: list[int] | None, options: TrainOptions, dtype: to
 
 
 def _require_embeddings(model: Any, examples: Examples, tokenizer: Any) -> None:
-    """Raise `ModelError` where an example holds a token that the tokenizer has gained and the model has not."""
+    """Raise `ModelError` where an example has a token that was added to the tokenizer and not to the model."""
     rows = model.get_input_embeddings().weight.shape[0]
     for id_, one in zip(examples.ids, examples.examples, strict=True):
         if (highest := max(one.input_ids)) >= rows:
@@ -129,7 +129,7 @@ def _require_embeddings(model: Any, examples: Examples, tokenizer: Any) -> None:
 
 
 def _require_whole_weights(method: str) -> None:
-    """Raise `RecipeError` for 4-bit weights that a launcher's configuration would divide among GPUs."""
+    """Raise `RecipeError` for 4-bit weights that the launcher's configuration would shard."""
     if method == "qlora" and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise RecipeError(
             "train.method: 4-bit weights are not divided among GPUs by FSDP here; give accelerate multi_gpu.yaml, with "
@@ -146,7 +146,7 @@ def _require_optimizer(optimizer: str, device: torch.device) -> None:
 
 
 def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> PackingPlan:
-    """The steps that the options make of examples of these lengths."""
+    """The steps for examples of these lengths, by the options."""
     return packing.plan(
         lengths,
         epochs=options.epochs,
@@ -158,7 +158,7 @@ def plan_of(lengths: Sequence[int], options: TrainOptions, seed: int) -> Packing
 
 
 def _sample(examples: Examples) -> Any:
-    """A table with one row, for TRL to look at; the steps come from the plan."""
+    """A table with one row, which TRL inspects; the steps come from the plan."""
     return datasets.Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples.examples[:1]])
 
 
@@ -188,13 +188,7 @@ def _arguments(device: torch.device, bf16: bool, *, options: TrainOptions, seed:
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
         seed=seed,
-        **{_checkpointing_name(): False},
+        activation_checkpointing=False,  # TRL turns it on by default; `recompute` does it here
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several visible GPUs would make Trainer replicate the model
     return arguments
-
-
-def _checkpointing_name() -> str:
-    """TRL turns it on by default, and its name has changed; `recompute` does it here."""
-    fields = SFTConfig.__dataclass_fields__
-    return "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"

@@ -1,11 +1,11 @@
 """Training logs and progress.
 
 `train_log.jsonl` has one row per step: `step`, `steps`, `epoch`, `loss` in nats per trained token, `learning_rate`,
-`grad_norm` before it is cut, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows
-with an `event` are others: `eval` (see `evaluation`), and `skipped` with `step`, `reason`, `line` and the `ids` of
-sessions that are quarantined from then on.
+`grad_norm` before clipping, `tokens` and `seconds` so far (of training, without evaluations and checkpoints). Rows with
+an `event` are not steps: `eval` (see `evaluation`), and `skipped` with `step`, `reason`, `line` and the `ids` of
+sessions quarantined from then on.
 `example_losses.jsonl` has one row per example and step: `step`, `id` of the session, its `loss` before that step in
-nats per token, and `tokens`, its trained ones. Steps are counted from 1.
+nats per trained token, and `tokens`, the number of its trained tokens. Steps are counted from 1.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from distill.train.step_guard import GuardedTrainer
 
 TRAIN_LOG, EXAMPLE_LOSSES = "train_log.jsonl", "example_losses.jsonl"
 SKIPPED = "skipped"
-"""The event of a step that left the weights as they were."""
+"""The event of a step that did not change the weights."""
 
 
 class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
-    """Writes the log, reports progress, marks checkpoints, and stops a run whose loss is no number."""
+    """Writes the log, reports progress, marks checkpoints, and stops a run whose loss is not finite."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
         self._progress.update(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Take one step's figures. Raises `ModelError` when they are no numbers, before a checkpoint is written."""
+        """Log a step. Raises `ModelError` when its loss or gradient is not finite, before a checkpoint is written."""
         if not logs or "loss" not in logs:
             return
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
@@ -90,18 +90,18 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
         self._progress.update(state.global_step, state.max_steps, note)
 
     def skipped(self, row: dict[str, Any]) -> None:
-        """Note a step that was skipped."""
+        """Log a skipped step."""
         self.event({"event": SKIPPED, **row})
         self._say(row["line"])
 
     def event(self, row: dict[str, Any]) -> None:
-        """Add a row that is no step's."""
+        """Log a row that is not a step's."""
         self.events.append(row)
         append(self._path, [row])
 
     @contextmanager
     def paused(self, state: Any, note: str) -> Iterator[None]:
-        """While something other than training goes on: its time is not training's."""
+        """Exclude the time of the block from the training time, and show `note` as progress."""
         started = time.monotonic()
         self._progress.update(state.global_step, state.max_steps, note)
         yield
@@ -110,14 +110,14 @@ class Log(TrainerCallback):  # type: ignore[misc]  # the library has no types
             self._show(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Mark the checkpoint that has just been written, by all processes."""
+        """Mark the new checkpoint as complete once all processes have written their part."""
         self._trainer.accelerator.wait_for_everyone()
         if processes.is_first():
             self._checkpoints.mark(state.global_step)
 
 
 def speed(rows: Sequence[dict[str, Any]]) -> float:
-    """Tokens a second over all steps of the log, padding excluded."""
+    """Tokens per second over all steps of the log, padding excluded."""
     return float(rows[-1]["tokens"] / max(rows[-1]["seconds"], 1e-9)) if rows else 0.0
 
 
@@ -129,13 +129,13 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]  # the library has no ty
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
-        self._came = False
+        self._was_interrupted = False
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Listen while the block runs, which must end soon after the step; raises `KeyboardInterrupt` when it has.
+    def handled(self) -> Iterator[None]:
+        """Handle Ctrl-C within the block, which must end soon after the step; then raises `KeyboardInterrupt`.
 
-        Where a launcher has started several processes, which must save together, Ctrl-C ends all of them at once.
+        With several processes, which must save together, Ctrl-C ends all of them at once.
         """
         if processes.count() > 1 or threading.current_thread() is not threading.main_thread():
             yield
@@ -145,17 +145,17 @@ class Interrupt(TrainerCallback):  # type: ignore[misc]  # the library has no ty
             yield
         finally:
             signal.signal(signal.SIGINT, before)
-        if self._came:
+        if self._was_interrupted:
             raise KeyboardInterrupt
 
     def _take(self, *_: Any) -> None:
-        """Says so in another thread, for this one may be in the midst of a print."""
-        if self._came:
+        """Print in another thread, as this one may be interrupted within a print."""
+        if self._was_interrupted:
             raise KeyboardInterrupt
-        self._came = True
+        self._was_interrupted = True
         threading.Thread(target=self._say, args=[WAITING], daemon=True).start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and end, where Ctrl-C came."""
-        if self._came:
+        """Save and stop after Ctrl-C."""
+        if self._was_interrupted:
             control.should_save = control.should_training_stop = True

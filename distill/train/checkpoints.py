@@ -1,15 +1,15 @@
 """Training checkpoints: identity of the run they belong to, integrity, and where to resume.
 
-`student/checkpoints/` holds `identity.json` (what decides the run's weights), and the last two `checkpoint-STEP/`. Of
-these, one counts that holds a mark, `distill.json`: the SHA-256 of the identity and of every file. The mark comes last,
-so that a checkpoint without one was cut short. Optimizer and random states are pickles by PyTorch's habit: they are
-ours when the mark says so, and even then only tensors and numbers are read from them.
+`student/checkpoints/` holds `identity.json` (everything that determines the run's weights) and the last two
+`checkpoint-STEP/`. A checkpoint is complete once it holds the mark `distill.json`, written last: the SHA-256 of the
+identity and of every file. Optimizer and random states are pickles, PyTorch's format: they are read only from a
+checkpoint with a valid mark, and then only tensors and numbers.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from typing import Any
 from distill.core import processes
 from distill.core.files import flatten, read_json, write_json
 from distill.core.hashing import file_sha256, json_sha256
-from distill.errors import ModelError, RunFolderError, shorten
+from distill.errors import ModelError, RunFolderError, shorten, some_of
 from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
 from distill.recipe.validation import is_removed
@@ -31,12 +31,10 @@ from distill.train.options import TrainOptions
 MARK = "distill.json"
 IDENTITY = "identity.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-OURS = ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin")
+OWN_PICKLES = ("optimizer.pt", "scheduler.pt", "scaler.pt", "training_args.bin")
 """Pickles in a checkpoint that distill writes, besides rng_state*.pth."""
-
-
 CHECKPOINTS_AT_ONCE = 3
-"""The last two, and the next while it is written."""
+"""Most on disk: the last two, and the next while it is written."""
 
 
 def require_space(student_folder: Path, size: int) -> None:
@@ -71,14 +69,14 @@ class Checkpoints:
         return step_of(self.last) if self.last is not None else 0
 
     def open(self, *, fresh: bool = False) -> None:
-        """Find the last whole checkpoint, delete those cut short, and claim the folder for this run.
+        """Find the last complete checkpoint, delete incomplete ones after it, and claim the folder for this run.
 
-        `fresh` deletes them all. Of several processes the first must have done so before the others look. Raises as
-        `require_ours`.
+        `fresh` deletes all checkpoints. With several processes the first must have returned before the others begin.
+        Raises as `require_same_run`.
         """
         if fresh and processes.is_first():
             shutil.rmtree(self.folder, ignore_errors=True)
-        self.require_ours()
+        self.require_same_run()
         self.folder.mkdir(parents=True, exist_ok=True)
         info = self._recorded()
         if info is not None and not changes(info, self._identity):
@@ -88,21 +86,24 @@ class Checkpoints:
         folders = self._newest_first()
         self.last = next((folder for folder in folders if self._is_whole(folder)), None)
         if processes.is_first():
-            _delete_after(self.step, folders)
+            for folder in folders:
+                if step_of(folder) > self.step:
+                    shutil.rmtree(folder)
             write_json(self.folder / IDENTITY, asdict(self._identity))
-        if self.last is not None and info is not None and (moved := machine_changes(info, self._identity)):
-            self._say(f"resuming, but not bit-for-bit: {'; '.join(moved)} changed since the last checkpoint")
-        if self.last is not None:
-            self._say(f"going on from step {self.step}")
+        if self.last is None:
+            return
+        if info is not None and (differences := machine_changes(info, self._identity)):
+            self._say(f"resuming, but not bit-for-bit: {'; '.join(differences)} changed since the last checkpoint")
+        self._say(f"going on from step {self.step}")
 
-    def require_ours(self) -> None:
-        """Raise `RunFolderError` where the checkpoints are another run's, and say what has changed.
+    def require_same_run(self) -> None:
+        """Raise `RunFolderError` where the checkpoints belong to another run, naming the differences.
 
-        Raises `ModelError` where one holds a pickle that is not ours.
+        Raises `ModelError` where one holds a pickle that distill does not write.
         """
         folders = self._newest_first()
         for folder in folders:
-            _require_ours(folder)
+            _require_own_pickles(folder)
         if any((folder / MARK).exists() for folder in folders):
             self._require_same()
 
@@ -114,9 +115,9 @@ class Checkpoints:
 
     @contextmanager
     def saving(self, step: int) -> Iterator[None]:
-        """While a checkpoint is written: where it cannot be, nothing of it is left to take up room.
+        """While a checkpoint is written: deletes it where the disk is full.
 
-        Raises `RunFolderError` that names the checkpoint from which training will go on.
+        The `RunFolderError` then raised names the checkpoint from which training can resume.
         """
         try:
             yield
@@ -170,23 +171,16 @@ class Checkpoints:
         return f"to start over, type: distill train {self._student.parent} --redo train"
 
 
-def _delete_after(step: int, folders: Iterable[Path]) -> None:
-    """Delete the checkpoints of more than `step` steps"""
-    for folder in folders:
-        if step_of(folder) > step:
-            shutil.rmtree(folder)
-
-
 def step_of(checkpoint: Path) -> int:
-    """The steps that were done; -1 for a folder of another name."""
+    """Steps done at a checkpoint; -1 for a folder of another name."""
     number = checkpoint.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
 
 
-def _require_ours(folder: Path) -> None:
-    """Pickles run code where they are loaded carelessly, so one that we do not write is never left lying there."""
+def _require_own_pickles(folder: Path) -> None:
+    """Pickles can run code when they are loaded, so any that distill does not write is refused."""
     names = [file.name for file in folder.rglob("*") if file.suffix in PICKLES]
-    foreign = [name for name in names if name not in OURS and not name.startswith("rng_state")]
+    foreign = [name for name in names if name not in OWN_PICKLES and not name.startswith("rng_state")]
     if foreign:
         raise ModelError(
             f"{folder} was not written by distill: {foreign[0]} is a pickle, which can run code when it is read; "
@@ -195,8 +189,6 @@ def _require_ours(folder: Path) -> None:
 
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
-_NAMED = 3
-"""Changed sessions that are named."""
 _LEFT_OUT = "(left out)"
 
 
@@ -231,13 +223,13 @@ def identity_of(examples: Examples, info: Mapping[str, Any], options: TrainOptio
 
 
 def _without_effect(options: TrainOptions) -> set[str]:
-    """Options that change no weight: evaluations do not, unless something is chosen by them."""
-    chooses = options.early_stopping is not None or options.best is not None
-    return {"eval_rows"} | (set() if chooses else {"eval_steps", "eval_tokens"})
+    """Options that change no weight: those of evaluations, unless early stopping or `best` depends on them."""
+    matters = options.early_stopping is not None or options.best is not None
+    return {"eval_rows"} | (set() if matters else {"eval_steps", "eval_tokens"})
 
 
 def _defaults() -> dict[str, Any]:
-    """Values that keys had before they existed."""
+    """Values that count for keys missing in an identity of an earlier version."""
     old = {key: old for key, (_, old, _) in OLD_DEFAULTS.items()}
     return flatten(TrainOptions().model_dump(mode="json"), "train") | old
 
@@ -248,8 +240,9 @@ def changes(old: Identity, new: Identity) -> list[str]:
     before = {**{key: value for key, value in _defaults().items() if key in new.settings}, **settings}
     fields = sorted(before.keys() | new.settings.keys())
     pairs = [(name, before.get(name, _LEFT_OUT), new.settings.get(name, _LEFT_OUT)) for name in fields]
-    info = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in pairs if was != now]
-    reread = any(name.startswith("student.") for name, was, now in pairs if was != now)
+    different = [(name, was, now) for name, was, now in pairs if was != now]
+    reread = any(name.startswith("student.") for name, *_ in different)
+    info = [f"{name} {_short(was)} → {_short(now)}" for name, was, now in different]
     return info + _rows(old, new, reread=reread)
 
 
@@ -270,17 +263,13 @@ def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
         "removed": [id_ for id_ in was if id_ not in now],
         "changed": [] if reread else [id_ for id_ in now if id_ in was and was[id_] != now[id_]],
     }
-    info = [f"{len(ids)} {_count(ids)} {how} ({_names(ids)})" for how, ids in ids_by_kind.items() if ids]
+    info = [
+        f"{len(ids)} row{'s' if len(ids) > 1 else ''} {how} ({visible(some_of(ids))})"
+        for how, ids in ids_by_kind.items()
+        if ids
+    ]
     moved = not info and not reread and old.rows != new.rows
     return ["the rows are in another order"] if moved else info
-
-
-def _count(ids: Sequence[str]) -> str:
-    return "row" if len(ids) == 1 else "rows"
-
-
-def _names(ids: Sequence[str]) -> str:
-    return visible(", ".join(ids[:_NAMED])) + (" …" if len(ids) > _NAMED else "")
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Converts sessions to token ids and loss masks, each checked; reports what is left out."""
+"""Converts sessions to token ids and checked loss masks, holds some out, and reports what is left out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from distill import types as types_module
 from distill.core import console
-from distill.core.console import Progress, Silent
 from distill.core.hashing import text_sha256
 from distill.errors import DistillError
 from distill.models import chat_template
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 
 REPORT_ROWS = 100
+"""Rows between two updates of the progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Examples:
     """Session id of each example; `ID#2` is the second part of a session that was split."""
     examples: list[chat_template.Example]
     left_out: Counter[str]
-    """Counts of sessions `too_long` and `empty`, of `parts` of split sessions that are too long, and of rows `unspelt`:
-    with characters that the tokenizer has no tokens for."""
+    """Counts: sessions that are `too_long` or have an `empty` answer, `parts` of split sessions that are too long, and
+    `unspelt` rows, with characters that the tokenizer cannot encode."""
     split: Counter[str] = field(default_factory=Counter)
     """Counts of split `sessions`, and of their `parts`."""
     too_long: list[tuple[int, int]] = field(default_factory=list)
@@ -48,10 +48,8 @@ class Examples:
         return [len(example.input_ids) for example in self.examples]
 
 
-def examples_of(
-    sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions, progress: Progress | None = None
-) -> Examples:
-    """The sessions' examples, without empty answers and, depending on `over_length`, without those over `max_length`.
+def examples_of(sessions: Sequence[Session], template: str, tokenizer: Any, options: TrainOptions) -> Examples:
+    """Examples of the sessions that have an answer and, depending on `over_length`, fit `max_length`.
 
     Raises `MaskError` where the gate finds a fault, and `DistillError` when a session does not fit the template, when
     one is too long under `over_length: raise`, or when none is left.
@@ -59,25 +57,25 @@ def examples_of(
     gate = MaskGate(template, tokenizer, train_on=options.train_on, lost_system=options.lost_system)
     examples = Examples([], [], Counter(), checked=gate.checked)
     maker = _Maker(template, tokenizer, options, examples)
-    bar = progress or Silent()
-    for number, session in enumerate(sessions, start=1):
-        for row in maker.rows(session):
-            try:
-                gate.check(row)
-            except UnspeltError:
-                examples.left_out["unspelt"] += 1
-                continue
-            examples.ids.append(row.id)
-            examples.examples.append(row.example)
-        if number % REPORT_ROWS == 0:
-            bar.update(number, len(sessions))
+    with console.progress("masks", len(sessions), unit="rows") as bar:
+        for number, session in enumerate(sessions, start=1):
+            for row in maker.rows(session):
+                try:
+                    gate.check(row)
+                except UnspeltError:
+                    examples.left_out["unspelt"] += 1
+                    continue
+                examples.ids.append(row.id)
+                examples.examples.append(row.example)
+            if number % REPORT_ROWS == 0:
+                bar.update(number)
     if not examples.examples:
         raise DistillError(f"none of the {len(sessions)} sessions can be trained on: {_why(examples, options)}")
     return examples
 
 
 def _why(examples: Examples, options: TrainOptions) -> str:
-    """Why rows were left out, and the remedy."""
+    """Why rows were left out, and what to do about it."""
     reasons = {
         "too_long": f"are longer than train.max_length={options.max_length} tokens (raise it)",
         "empty": "have no answer (collect more)",
@@ -99,7 +97,7 @@ class _Maker:
         self._template, self._tokenizer, self._options, self._examples = template, tokenizer, options, examples
 
     def rows(self, session: Session) -> Iterator[MaskRow]:
-        """The session's row, or those of its parts, or none."""
+        """The session's row, the rows of its parts, or none."""
         if _has_empty_answer(session, self._options.train_on):
             self._examples.left_out["empty"] += 1
             return
@@ -139,7 +137,7 @@ class _Maker:
         self._examples.too_long.append((len(row.example.input_ids), pairs))
 
     def _parts(self, session: Session, whole: MaskRow) -> Iterator[MaskRow]:
-        """The rows of a session cut before questions, each with the system turn in front."""
+        """The rows of a session that is split before questions, each starting with the system turn."""
         rows = [self._row(part) for part in self._divided(session)]
         fitting = [row for row in rows if self._fits(row)]
         if not fitting:
@@ -150,7 +148,7 @@ class _Maker:
         yield from fitting
 
     def _divided(self, session: Session) -> Iterator[Session]:
-        """Parts of as many whole pairs as fit; where only the last answer is trained, one part of the last pairs."""
+        """Parts with as many whole pairs as fit; with `train_on: last`, one part with the last pairs."""
         system = [message for message in session.messages[:1] if message.role == "system"]
         pairs = list(types_module.pairs(session.messages[len(system) :]))
         end = len(pairs)
@@ -171,7 +169,7 @@ class _Maker:
 def _part(
     session: Session, system: Sequence[Message], pairs: Sequence[Sequence[Message]], number: int, *, last: bool
 ) -> Session:
-    """A session of some pairs; only the last part ends with the answer that may be truncated."""
+    """A session of some pairs; only the last part contains the answer that may be truncated."""
     messages = (*system, *(message for pair in pairs for message in pair))
     truncated = last and bool(session.meta.get("truncated"))
     return replace(
@@ -191,16 +189,15 @@ def checked_examples(
     options: TrainOptions,
     say: Callable[[str], None],
 ) -> Examples:
-    """The examples, each row through the mask gate; says what is left out and what the gate has found."""
-    with console.progress("masks", len(sessions), unit="rows") as bar:
-        examples = examples_of(sessions, template, tokenizer, options, bar)
+    """Examples whose rows have all passed the mask gate; reports what is left out and the gate's findings."""
+    examples = examples_of(sessions, template, tokenizer, options)
     for line in notes(examples, len(sessions), options):
         say(line)
     return examples
 
 
 def notes(examples: Examples, total: int, options: TrainOptions) -> Iterator[str]:
-    """Lines on what is left out of `total` sessions and why, and on what the mask gate has found."""
+    """Lines on what is left out of `total` sessions and why, and on the mask gate's findings."""
     left_out, limit = examples.left_out, f"train.max_length={options.max_length}"
     if left_out["too_long"]:
         yield f"{left_out['too_long']} of {total} sessions are longer than {limit} and left out"
@@ -233,10 +230,11 @@ def _mask_findings(checked: MaskReport) -> Iterator[str]:
 
 
 NEAR = 0.7
-"""ROUGE-L of two questions from which on they count as the same, as for the test split."""
+"""ROUGE-L from which two questions count as the same, as for the test split."""
 SHARE, LEAST, MOST, LEAST_SESSIONS = 0.05, 4, 64, 40
-"""Share of the sessions held out by default, its bounds, and the fewest sessions to hold any out of."""
+"""Share of the sessions held out by default, its bounds in sessions, and the smallest set that is split."""
 CHOICE = 4
+"""Candidates per session to hold out."""
 
 
 def rows_to_hold(rows: int | None, sessions: int) -> int:
@@ -251,8 +249,8 @@ def hold_out(
 ) -> tuple[list[Session], set[str]]:
     """The sessions to hold out, in their order, and the ids of others with nearly the same question.
 
-    Those are not trained on either, as evaluations would then measure memorisation. The choice depends on the seed and
-    the questions: of `CHOICE` times as many candidates, those with the fewest similar sessions.
+    The latter are not trained on either, as evaluations would then measure memorisation. The choice depends on the seed
+    and the questions only: of `CHOICE` times as many candidates, those with the fewest similar sessions.
     """
     if not rows:
         return [], set()

@@ -1,7 +1,7 @@
 """Measures one forward pass, backward pass and optimizer step in a separate process.
 
-There its memory can be told from ours, and running out of it ends nothing else. The job comes as JSON on standard
-input; the measurement is written as JSON to the file that it names.
+There its memory can be measured apart from ours, and an out-of-memory kill ends nothing else. The job is JSON on
+standard input; the measurement is the last line on standard output, an error message the last on standard error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from typing import Any
 
 from distill.core import processes
 from distill.core.console import silent
-from distill.core.files import write_json
 from distill.errors import DistillError, ModelError
 from distill.models.chat_template import Example
 from distill.train.options import TrainOptions
 
 SECONDS, STEPS = 15.0, 4
-"""When the measurement ends; the first step is a warm-up unless it is the only one."""
+"""Limits of the measurement; the first step is a warm-up unless it is the only one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,50 +33,45 @@ class StepMeasurement:
     device: str
     """Such as `2 CPU threads`, or a GPU's name."""
     tokens: int
-    """In the pass, padding included."""
+    """Tokens of the pass, padding included."""
     seconds: float
-    """Forward and backward."""
+    """Of forward and backward."""
     optimizer_seconds: float
-    """The optimizer's step."""
     before_bytes: int
-    """In use once the base was loaded: weights, and on a CPU the libraries."""
+    """In use with the base loaded: weights, and on a CPU the libraries."""
     peak_bytes: int
-    """The most in use during a step: on a CPU of resident memory, on a GPU of what torch allocated."""
+    """Peak during a step: resident memory on a CPU, torch's allocations on a GPU."""
     room_bytes: int
-    """What is free, and what the process has."""
+    """Free memory plus that of the process."""
     micro_tokens: int
-    """Most tokens in a pass that memory allowed: fewer than `tokens` after an out-of-memory error."""
+    """Most tokens that fit in a pass: fewer than `tokens` after an out-of-memory error."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Forward and backward, padding counted."""
+        """Of forward and backward, padding included."""
         return self.tokens / max(self.seconds, 1e-9)
 
 
 def measured_pass(
     base: Path, layers: Sequence[int] | None, examples: Sequence[Example], options: TrainOptions, seed: int
 ) -> StepMeasurement:
-    """Train on these examples, which make one pass, in a child process; nothing of it stays.
+    """Measure training on these examples, as one pass, in a child process that leaves no files.
 
-    Raises `ModelError` where the child fails, or where the system kills it, as on out-of-memory.
+    Raises `ModelError` where the child fails, or is killed by the system, as on out-of-memory.
     """
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "measured.json"
         job = {
             "base": str(base),
-            "kept": list(layers) if layers is not None else None,
+            "layers": list(layers) if layers is not None else None,
             "examples": [[example.input_ids, example.labels] for example in examples],
             "options": options.model_dump(),
             "seed": seed,
-            "out": str(out),
+            "output": folder,
         }
         ended = processes.run(processes.python("-m", "distill.train.dry_run"), given=json.dumps(job))
-        info = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
-    if "error" in info:
-        raise ModelError(info["error"])
-    if not info:
+    if ended.returncode:
         raise ModelError(_failure(ended.returncode, ended.stderr, sum(len(example.input_ids) for example in examples)))
-    return StepMeasurement(**info)
+    return StepMeasurement(**json.loads(ended.stdout.splitlines()[-1]))
 
 
 def _failure(code: int, errors: str, tokens: int) -> str:
@@ -90,17 +84,16 @@ def _failure(code: int, errors: str, tokens: int) -> str:
     return f"one pass of {tokens} tokens could not be tried: {last[:300]}"
 
 
-# In the child
+# The child process
 
 
 def main() -> None:
-    """Do the job of standard input."""
-    job = json.load(sys.stdin)
+    """Run the job on standard input."""
     try:
-        info: dict[str, Any] = asdict(_measure(job))
+        measurement = _measure(json.load(sys.stdin))
     except DistillError as error:
-        info = {"error": str(error)}
-    write_json(Path(job["out"]), info)
+        sys.exit(str(error))
+    sys.stdout.write(f"{json.dumps(asdict(measurement))}\n")
 
 
 def _measure(job: dict[str, Any]) -> StepMeasurement:
@@ -117,12 +110,12 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
     with quiet(), explained_errors(base):
         trainer = build(
             base,
-            job["kept"],
+            job["layers"],
             loading.load_tokenizer(base),
             examples,
             options=TrainOptions.model_validate(job["options"]),
             seed=job["seed"],
-            output=Path(job["out"]).parent / "none",
+            output=Path(job["output"]),
             say=silent,
         )
         trainer.use_kernels()
@@ -142,7 +135,7 @@ def _measure(job: dict[str, Any]) -> StepMeasurement:
 
 
 def _timed_steps(trainer: Any, rows: Sequence[int]) -> list[tuple[float, float]]:
-    """Seconds of forward and backward, and of the optimizer, of each step."""
+    """For each step, the seconds of forward and backward, and of the optimizer."""
     model, started = trainer.model.train(), time.monotonic()
     steps: list[tuple[float, float]] = []
     while len(steps) < STEPS and time.monotonic() - started < SECONDS:
@@ -157,7 +150,7 @@ def _timed_steps(trainer: Any, rows: Sequence[int]) -> list[tuple[float, float]]
 
 
 def _now() -> float:
-    """Seconds, once the GPU has finished its work."""
+    """Monotonic seconds, after the GPU's queued work."""
     import torch
 
     if torch.cuda.is_available():
@@ -166,7 +159,7 @@ def _now() -> float:
 
 
 def _begin() -> int:
-    """Bytes in use now; a peak is counted from here on, where the system can."""
+    """Bytes in use now; resets the peak, where the system can."""
     import psutil
     import torch
 
@@ -179,7 +172,7 @@ def _begin() -> int:
 
 
 def _peak(before: int) -> dict[str, Any]:
-    """The device, the peak since `_begin`, at least `before`, and all that the process could have had."""
+    """Device, peak bytes since `_begin` (at least `before`), and the bytes available to the process."""
     import resource
 
     import psutil

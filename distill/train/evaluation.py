@@ -3,12 +3,12 @@
 The sessions are taken from the kept rows and not trained on. The test split stays unseen, so that early stopping and
 the choice of the best weights do not bias the comparison.
 
-An evaluation is a row of `train_log.jsonl` with `event: eval`: `step`, `steps`, `eval_loss` (nats per token of the
-teacher's last answers, the sum over all by their number of tokens, end tokens excluded), `stop_rate` (share of greedy
-answers that end by themselves within `train.eval_tokens`), `length_ratio` (tokens of the student's greedy answers by
-those of the teacher's to the same prompts, both counted up to `train.eval_tokens`), `rows`, `answers` and `seconds`;
-null where nothing could be measured. `samples.jsonl` has three rows per evaluation: `step`, `id`, `messages` (the
-prompt), `teacher`, `student`, and `finish` of the latter (`stop` or `length`).
+An evaluation is a row of `train_log.jsonl` with `event: eval`: `step`, `steps`, `eval_loss` (nats per token over the
+teacher's last answers, without end tokens), `stop_rate` (share of greedy answers that end within `train.eval_tokens`),
+`length_ratio` (tokens of the student's greedy answers divided by those of the teacher's to the same prompts, each
+counted up to `train.eval_tokens`), `rows`, `answers` and `seconds`; null where nothing could be measured.
+`samples.jsonl` has three rows per evaluation: `step`, `id`, `messages` (the prompt), `teacher`, `student`, and the
+student's `finish` (`stop` or `length`).
 """
 
 from __future__ import annotations
@@ -34,15 +34,14 @@ from distill.models.likelihood import ContinuationScores, loglikelihoods
 from distill.models.quantization import unpacked
 from distill.train.callbacks import Log
 from distill.train.options import EarlyStopping
-from distill.train.sft_trainer import random_state, restore
 from distill.train.step_guard import GuardedTrainer
 from distill.types import Message, Request, Sampling, Session
 
 SAMPLES = "samples.jsonl"
 SHOWN, ANSWERED = 3, 8
-"""Answers of an evaluation that are logged, and those that are generated."""
+"""Answers per evaluation: how many are logged, and how many are generated."""
 EVALUATIONS = 4
-"""Per run, by default."""
+"""Evaluations per run by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class HeldOutSession:
 
 
 def held_out_sessions(sessions: Sequence[Session], template: str, tokenizer: Any) -> list[HeldOutSession]:
-    """The sessions as prompts with the teacher's answers; those with an empty answer are left out."""
+    """Split the sessions into prompt and last answer; sessions whose last answer is empty are left out."""
     held_out = []
     for session in sessions:
         *before, last = session.messages
@@ -98,7 +97,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         cut(self._samples, log.steps[-1]["step"] if log.steps else 0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Evaluate after the row of a step, and before its checkpoint."""
+        """Evaluate after a step's row is logged and before its checkpoint is saved."""
         step, last = state.global_step, state.global_step >= state.max_steps
         if not logs or "loss" not in logs or not (last or step % self._every == 0):
             return
@@ -112,10 +111,10 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         if self._stopping is not None and (reason := reason_to_stop(self._stopping, self._log.events)) and not last:
             self._say(reason)
             control.should_training_stop = True
-            control.should_save = False  # going on from a checkpoint of this step would go past it
+            control.should_save = False  # a run resumed from a checkpoint of this step would train beyond it
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Delete weights that cannot be the best any more."""
+        """Delete the weights of all but the best evaluation."""
         if self._best is not None:
             self._best.forget_worse(self._log.events)
 
@@ -125,13 +124,14 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
             loss = self._loss()
             answers = self._answers()
         sessions = self._held_out[: len(answers)]
-        append(self._samples, self._samples_of(step, sessions, answers))
+        rows = [_sample(step, one, reply) for one, reply in zip(sessions, answers, strict=True)]
+        append(self._samples, rows[:SHOWN])
         values = {"eval_loss": loss, "stop_rate": stop_rate(answers), "length_ratio": self._ratio(sessions, answers)}
         counts = {"rows": len(self._held_out), "answers": len(answers), "seconds": round(time.monotonic() - started, 3)}
         return {"event": "eval", "step": step, "steps": steps, **values, **counts}
 
     def _loss(self) -> float | None:
-        """Nats per token of the teacher's answers; answers that cannot be scored are left out."""
+        """Nats per token over the teacher's answers; answers that cannot be scored are left out."""
         pairs = [(one.messages, one.teacher) for one in self._held_out]
         scores = loglikelihoods(self._trainer.model, self._tokenizer, self._template, pairs)
         scored = [one for one in scores if isinstance(one, ContinuationScores)]
@@ -139,7 +139,7 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         return -sum(one.total for one in scored) / tokens if tokens else None
 
     def _answers(self) -> list[Reply]:
-        """Greedy answers to the first prompts; empty where a prompt fills the context, or the model has diverged."""
+        """Greedy answers to the first prompts; empty where the prompt fills the context or the model has diverged."""
         sampling = Sampling(temperature=0.0, max_tokens=self._max_tokens)
         requests = [
             Request(role="student", messages=one.messages, sampling=sampling) for one in self._held_out[:ANSWERED]
@@ -149,23 +149,14 @@ class EvaluationCallback(TrainerCallback):  # type: ignore[misc]  # the library 
         return [reply if isinstance(reply, Reply) else Reply() for reply in replies]
 
     def _ratio(self, sessions: Sequence[HeldOutSession], answers: Sequence[Reply]) -> float | None:
-        most = self._max_tokens
-        expected = sum(min(one.tokens, most) for one in sessions)
+        expected = sum(min(one.tokens, self._max_tokens) for one in sessions)
         written = sum(reply.usage.completion_tokens - (reply.finish == "stop") for reply in answers if reply.usage)
         return written / expected if expected and answers else None
 
-    def _samples_of(
-        self, step: int, sessions: Sequence[HeldOutSession], answers: Sequence[Reply]
-    ) -> Iterator[dict[str, Any]]:
-        for one, reply in list(zip(sessions, answers, strict=True))[:SHOWN]:
-            yield {
-                "step": step,
-                "id": one.id,
-                "messages": one.messages,
-                "teacher": one.teacher,
-                "student": reply.text,
-                "finish": reply.finish,
-            }
+
+def _sample(step: int, session: HeldOutSession, reply: Reply) -> dict[str, Any]:
+    row = {"step": step, "id": session.id, "messages": session.messages, "teacher": session.teacher}
+    return {**row, "student": reply.text, "finish": reply.finish}
 
 
 LOGGED = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_ratio"}
@@ -173,12 +164,12 @@ LOGGED = {"nll": "eval_loss", "stop_rate": "stop_rate", "length_ratio": "length_
 
 
 def stop_rate(answers: Sequence[Reply]) -> float | None:
-    """Share of the answers that end by themselves."""
+    """Share of the answers that end with an end token or a stop string."""
     return sum(reply.finish == "stop" for reply in answers) / len(answers) if answers else None
 
 
 def line(row: dict[str, Any]) -> str:
-    """An evaluation in one line."""
+    """An evaluation as one line for the reader."""
     info = [f"held-out NLL {row['eval_loss']:.3f} nats per token"] if row["eval_loss"] is not None else []
     if row["stop_rate"] is not None:
         info.append(f"{row['stop_rate']:.0%} of answers stop")
@@ -189,19 +180,19 @@ def line(row: dict[str, Any]) -> str:
 
 @contextmanager
 def aside(model: Any) -> Iterator[None]:
-    """Evaluation mode within the block; dropout, random state and the cache are restored afterwards."""
-    training, random, cache = model.training, random_state(), model.config.use_cache
+    """Switch to evaluation mode within the block; training mode, random state and cache are restored on exit."""
+    training, cache = model.training, model.config.use_cache
     model.eval()
     try:
-        yield
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
     finally:
         model.train(training)
         model.config.use_cache = cache
-        restore(random)
 
 
 def badness(row: dict[str, Any], watch: str) -> float:
-    """The metric with a sign such that less is better; infinite where it is missing. For a length, |log ratio|."""
+    """The metric as a number to be minimised, |log ratio| for `length_ratio`; infinite where it is missing."""
     value = row[LOGGED[watch]]
     if value is None or not math.isfinite(value):
         return math.inf
@@ -216,17 +207,17 @@ def evaluations(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def best_of(events: Sequence[dict[str, Any]], watch: str, *, min_delta: float = 0.0) -> int | None:
-    """Index of the best evaluation: better by more than `min_delta` than the best before it."""
-    best: int | None = None
-    values = [badness(row, watch) for row in evaluations(events)]
-    for place, value in enumerate(values):
-        if value < math.inf and (best is None or value < values[best] - min_delta):
-            best = place
+    """Index of the best evaluation, where each new best must improve on the last by more than `min_delta`."""
+    best, least = None, math.inf
+    for place, row in enumerate(evaluations(events)):
+        value = badness(row, watch)
+        if value < least - (min_delta if best is not None else 0):
+            best, least = place, value
     return best
 
 
 def reason_to_stop(options: EarlyStopping, events: Sequence[dict[str, Any]]) -> str:
-    """One line that says why training ends early; empty while it goes on."""
+    """Why training stops early, as one line; empty while it continues."""
     rows, best = evaluations(events), best_of(events, options.watch, min_delta=options.min_delta)
     since = len(rows) - 1 - (best if best is not None else -1)
     if since < options.patience:
@@ -247,28 +238,23 @@ class BestCheckpoint:
         return evaluations(events)[place]["step"] if place is not None else None
 
     def consider(self, model: Any, events: Sequence[dict[str, Any]]) -> None:
-        """Save the weights if the last evaluation is the best; earlier ones stay until the next checkpoint."""
+        """Save the weights if the last evaluation is the best; the previous best stays until the next checkpoint."""
         from safetensors.torch import save_file
 
         rows = evaluations(events)
-        if self.step(events) != rows[-1]["step"]:
-            return
-        if not processes.is_first():
-            return
-        with replacing(self._path(rows[-1]["step"])) as path:
-            save_file({name: weight.detach().cpu().contiguous() for name, weight in _learnt(model)}, path)
+        if self.step(events) == rows[-1]["step"] and processes.is_first():
+            with replacing(self._path(rows[-1]["step"])) as path:
+                save_file({name: weight.detach().cpu().contiguous() for name, weight in _trainable(model)}, path)
 
     def forget_worse(self, events: Sequence[dict[str, Any]]) -> None:
         """Delete all but the best weights."""
-        best = self.step(events)
-        if not processes.is_first():
-            return
+        best = self._path(self.step(events))
         for path in self._folder.glob("best-*"):
-            if best is None or path != self._path(best):
+            if path != best and processes.is_first():
                 path.unlink()
 
     def load(self, model: Any, events: Sequence[dict[str, Any]]) -> int | None:
-        """Put the best weights back into the model; returns their step."""
+        """Load the best weights into the model; returns their step."""
         from safetensors.torch import load_file
 
         step = self.step(events)
@@ -276,13 +262,13 @@ class BestCheckpoint:
             return None
         weights = load_file(self._path(step))
         with torch.no_grad():
-            for name, weight in _learnt(model):
+            for name, weight in _trainable(model):
                 weight.copy_(weights[name])
         return step
 
-    def _path(self, step: int) -> Path:
+    def _path(self, step: int | None) -> Path:
         return self._folder / f"best-{step}.safetensors"
 
 
-def _learnt(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+def _trainable(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]

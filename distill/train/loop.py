@@ -21,7 +21,7 @@ from distill.models import loading
 from distill.models.pruning import kept_layers, least_changing
 from distill.models.quantization import require_right_gradients
 from distill.models.third_party import explained_errors, quiet
-from distill.models.token_bytes import MarkedExample, shown, write_masks
+from distill.models.token_bytes import MarkedExample, marked_examples, write_masks
 from distill.train.build import build
 from distill.train.callbacks import SKIPPED, Interrupt, Log, speed
 from distill.train.checkpoints import CHECKPOINTS_AT_ONCE, Checkpoints, identity_of, require_space
@@ -49,22 +49,22 @@ class TrainResult:
     held: int
     """Sessions held out to watch training by."""
     near_held: int
-    """Sessions left out because their question is near to that of a held-out one."""
+    """Sessions left out because their question is nearly that of a held-out one."""
     quarantined: int
     """Sessions excluded during training because their loss was not finite; see quarantined.jsonl."""
     tokens: int
-    """Tokens of the sessions trained on, once."""
+    """Tokens of those sessions, for one epoch."""
     trained_tokens: int
-    """Those of them that bear on the loss: answers and their end tokens."""
+    """Tokens per epoch that count towards the loss: answers and their end tokens."""
     steps: int
     planned_steps: int
-    """More than `steps` where early stopping ended training."""
+    """More than `steps` after early stopping."""
     best_step: int | None
-    """Whose weights the student has, where `best` asked for the best ones; else it has the last."""
+    """The step whose weights the student has with `train.best`; None for the last."""
     final_loss: float
     """Mean loss over the last tenth of the steps, nats per token."""
     tokens_per_second: float
-    """All tokens seen, by the time spent in training steps."""
+    """Tokens seen, padding excluded, per second of training steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +72,15 @@ class TrainingJob:
     """Inputs of a training run, checked and split."""
 
     folder: Path
-    """The student's."""
+    """Where the student is written."""
     base: Path
     layers: list[int] | None
-    """Layers of the base that are kept; all when None."""
+    """Layers of the base that the student keeps; all when None."""
     tokenizer: Any
     usable: Examples
-    """All examples, held-out ones among them."""
+    """All examples, including held-out ones."""
     examples: Examples
-    """Those that are trained on."""
+    """Examples to train on."""
     held_out: Sequence[Session]
     """Sessions for evaluations during training."""
     settings: TrainSettings
@@ -99,17 +99,16 @@ def train(
     show: Callable[[MarkedExample], None] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
-    """Train and leave a student in `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
+    """Train a student and write it to `student_folder`: adapter, tokenizer, logs, masks.json, and base.json last.
 
-    The checkpoints stay until the student is in use, so that a kill before then does not repeat the training.
+    Every row passes the mask gate before a model is loaded; `show` receives some of the rows.
 
-    Every row passes the mask gate before anything is loaded or written; `show` gets some of them.
-
-    A run that was stopped, even by SIGKILL, goes on from its last whole checkpoint and ends with the very weights of an
-    uninterrupted one (on the same machine); Ctrl-C saves the current step. `fresh` starts over instead.
-    `callbacks` receive the trainer's events before ours do. Raises `MaskError` at a fault in a mask, `RunFolderError`
-    when data, options or base have changed since the last checkpoint (it says what) or the disk is full, `ModelError`
-    when the base cannot be read or too many steps are bad, `DistillError` when nothing is left to train on.
+    A stopped run, even by SIGKILL, resumes from its last complete checkpoint and ends with the same weights as an
+    uninterrupted one (on the same machine); Ctrl-C saves the current step. `fresh` starts over instead. Checkpoints are
+    kept until the student is in place. `callbacks` receive the trainer's events before our own callbacks. Raises
+    `MaskError` for a wrong mask, `RunFolderError` when data, options or base have changed since the last checkpoint or
+    the disk is full, `ModelError` when the base cannot be read or too many steps were skipped, `DistillError` when
+    nothing is left to train on.
     """
     say = say or silent
     require_trackers(settings.options.report_to)
@@ -117,7 +116,7 @@ def train(
     identity = identity_of(job.examples, job.info, settings.options, settings.seed)
     checkpoints = Checkpoints(student_folder, identity, say)
     if not fresh:
-        checkpoints.require_ours()
+        checkpoints.require_same_run()
     with quiet(), explained_errors(student_folder):
         return _run(job, checkpoints, progress or Silent(), say, fresh=fresh, callbacks=callbacks)
 
@@ -134,7 +133,7 @@ def _job(
     tokenizer = loading.load_tokenizer(base)
     usable = checked_examples(sessions, template, tokenizer, options, say)
     if processes.is_first():
-        rows = shown(usable.ids, usable.examples, tokenizer, count=options.show_masks)
+        rows = marked_examples(usable.ids, usable.examples, tokenizer, count=options.show_masks)
         folder.mkdir(parents=True, exist_ok=True)
         checked = usable.checked.rows
         write_masks(folder / "masks.json", rows, template=template, train_on=options.train_on, checked=checked)
@@ -177,7 +176,7 @@ def _run(
     fresh: bool,
     callbacks: Sequence[TrainerCallback],
 ) -> TrainResult:
-    """Build the trainer, train from the last checkpoint on, and write the student."""
+    """Build the trainer, train from the last checkpoint, and write the student."""
     options = job.settings.options
     trainer = build(
         job.base,
@@ -200,7 +199,7 @@ def _run(
     best = _add_callbacks(job, trainer, checkpoints, log, say)
     interrupt = Interrupt(say)
     trainer.add_callback(interrupt)
-    with interrupt.heard():
+    with interrupt.handled():
         trainer.train(resume_from_checkpoint=str(checkpoints.last) if checkpoints.last else None)
     trainer.accelerator.wait_for_everyone()
     best_step = best.load(trainer.model, log.events) if best is not None else None
@@ -241,7 +240,7 @@ def _bytes_to_write(job: TrainingJob, trainer: GuardedTrainer) -> int:
 
 
 def _guard(job: TrainingJob, trainer: GuardedTrainer, checkpoints: Checkpoints, log: Log) -> None:
-    """Check each step; sessions that the same run has quarantined before stay so."""
+    """Turn on the step guard; sessions that the same run has already quarantined stay so."""
     path = job.folder / QUARANTINE
     entries = list(whole_rows(path)) if checkpoints.is_same_run else []
     trainer.guard(path, entries, [row["step"] for row in log.events if row["event"] == SKIPPED], log.skipped)
@@ -257,7 +256,7 @@ def _guard(job: TrainingJob, trainer: GuardedTrainer, checkpoints: Checkpoints, 
 def _add_callbacks(
     job: TrainingJob, trainer: GuardedTrainer, checkpoints: Checkpoints, log: Log, say: Callable[[str], None]
 ) -> BestCheckpoint | None:
-    """Trackers, the log and, where there are held-out rows, evaluations; returns what keeps the best weights."""
+    """Add trackers, the log and, with held-out rows, evaluations; returns the keeper of the best weights."""
     options = job.settings.options
     names, arguments = options.report_to, trainer.args
     for tracker in trackers(names, job.folder, checkpoints.step, plan=trainer.plan, arguments=arguments):
@@ -265,8 +264,13 @@ def _add_callbacks(
     trainer.add_callback(log)
     held_out = held_out_sessions(job.held_out, job.settings.template, job.tokenizer)
     steps = evaluation_interval(options.eval_steps, len(trainer.plan.steps))
+    watching = "early_stopping" if options.early_stopping is not None else "best" if options.best is not None else None
+    if watching is not None and not (held_out and steps):
+        raise DistillError(
+            f"train.{watching} goes by held-out rows, and none are held out of {len(job.examples.ids)}; set "
+            "train.eval_rows, such as 8"
+        )
     if not (held_out and steps):
-        _require_no_evaluations(job)
         return None
     best = BestCheckpoint(checkpoints.folder, options.best) if options.best is not None else None
     if best is not None and trainer.is_fsdp_enabled:
@@ -286,12 +290,3 @@ def _add_callbacks(
     )
     trainer.add_callback(evaluation)
     return best
-
-
-def _require_no_evaluations(job: TrainingJob) -> None:
-    options = job.settings.options
-    if options.early_stopping is not None or options.best is not None:
-        name, rows = "early_stopping" if options.early_stopping is not None else "best", len(job.examples.ids)
-        raise DistillError(
-            f"train.{name} goes by held-out rows, and none are held out of {rows}; set train.eval_rows, such as 8"
-        )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def adapter_of(options: LoraOptions) -> LoraConfig:
-    """PEFT's settings."""
+    """The options as PEFT's configuration."""
     return LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
@@ -49,8 +49,8 @@ def require_targets(model: Any, options: LoraOptions) -> None:
 def train_in_float32(model: Any) -> None:
     """Undo TRL's cast of the adapter to bfloat16.
 
-    There a quarter and more of the weights do not move in a step at 2e-4, and a resumed run differs from the next step
-    on. The second loop is for modules that the adapter has wrapped since `load_causal` saw to it.
+    In bfloat16, at a learning rate of 2e-4, a quarter or more of the weights do not change in a step, and a resumed run
+    diverges from the next step on. The second loop is for modules that the adapter has wrapped since `load_causal`.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -61,7 +61,7 @@ def train_in_float32(model: Any) -> None:
 
 
 def initial_adapter(model: Any, options: LoraOptions) -> dict[str, Any] | None:
-    """A copy of the adapter as it begins, where it was taken out of the base's weights; else None."""
+    """A copy of the initial adapter where it was subtracted from the base's weights (`RESIDUAL`); else None."""
     from distill.train.options import RESIDUAL
 
     if options.init not in RESIDUAL:
@@ -70,21 +70,21 @@ def initial_adapter(model: Any, options: LoraOptions) -> dict[str, Any] | None:
 
 
 def save_adapter(model: Any, folder: Path, *, base: str, first: dict[str, Any] | None, state: Any = None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, which name `base` as their base.
+    """Write adapter_model.safetensors and adapter_config.json, which refer to `base`.
 
-    With `first`, from `initial_adapter`, a product BA that began as B₀A₀ is written as BA − B₀A₀, of twice the rank,
-    for the original base. `state` are the gathered weights of a sharded model.
+    With `first`, from `initial_adapter`, the product BA, initially B₀A₀, is written as BA − B₀A₀ with twice the rank,
+    so that it fits the original base. `state` are the gathered weights of a sharded model.
     """
     settings = model.peft_config["default"]
-    settings.base_model_name_or_path = base  # not where it lies on this machine
+    settings.base_model_name_or_path = base  # not its path on this machine
     if not isinstance(settings.target_modules, str):
-        settings.target_modules = sorted(settings.target_modules)  # a set, in another order each time
+        settings.target_modules = sorted(settings.target_modules)  # a set, whose order varies
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     if first is not None:
-        _take_out(folder, first)
+        _subtract(folder, first)
 
 
-def _take_out(folder: Path, first: dict[str, Any]) -> None:
+def _subtract(folder: Path, first: dict[str, Any]) -> None:
     file = folder / "adapter_model.safetensors"
     trained = load_file(file)
     for name, tensor in trained.items():
@@ -94,6 +94,6 @@ def _take_out(folder: Path, first: dict[str, Any]) -> None:
             trained[name] = torch.cat([tensor, -first[name]], dim=1)
     save_file(trained, file, metadata={"format": "pt"})
     settings = read_json(folder / "adapter_config.json")
-    growth = 2**0.5 if settings["use_rslora"] else 2  # keeps the scale
-    changed = {"r": 2 * settings["r"], "lora_alpha": growth * settings["lora_alpha"], "init_lora_weights": True}
-    write_json(folder / "adapter_config.json", {**settings, **changed})
+    factor = 2**0.5 if settings["use_rslora"] else 2  # keeps the scale
+    changes = {"r": 2 * settings["r"], "lora_alpha": factor * settings["lora_alpha"], "init_lora_weights": True}
+    write_json(folder / "adapter_config.json", {**settings, **changes})

@@ -1,9 +1,9 @@
 """Verifies every row's loss mask by a second method before the first step.
 
-`models.chat_template` masks by rendering a conversation piece by piece. Here all of it is rendered at once
-by the template that is saved with the student; a second rendering, in which every message stands between two
-characters that occur nowhere else, says which part of the text is whose. From the bytes of each token follows whether
-it may be trained. One token that is trained against that, or not trained, stops the run with its name.
+`models.chat_template` finds the mask by rendering a conversation piece by piece. Here the whole conversation is
+rendered at once by the template that is saved with the student; a second rendering, with every message between two
+characters that occur nowhere else, shows which message each part of the text belongs to. The byte offsets of each token
+then decide whether it may be trained. A single wrong label stops the run and is named.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from distill.types import Message
 
 LostSystem = Literal["refuse", "accept"]
 _PRIVATE = (0xF0000, 0xF8000, 0x100000, 0x108000)
-"""Where characters begin that Unicode leaves to private use; messages are marked with those that none of them holds."""
+"""Starts of ranges for private use in Unicode; messages are marked with a range that none of them uses."""
 
 
 class UnspeltError(MaskError):
@@ -48,41 +48,13 @@ class MaskReport:
 
     rows: int = 0
     merging: list[str] = field(default_factory=list)
-    """Rows whose text has other ids when tokenised at once: a token would cross an answer's edge."""
+    """Rows that have other ids when tokenised at once, where a token would cross the edge of an answer."""
     mentioning: list[str] = field(default_factory=list)
-    """Rows whose messages spell special tokens; they stay text."""
+    """Rows whose messages spell special tokens, which stay text."""
     joined: list[str] = field(default_factory=list)
-    """Rows whose system turn the template puts into the user's."""
+    """Rows whose system turn the template merges into the user turn."""
     lost: list[str] = field(default_factory=list)
-    """Rows whose system turn the template leaves out, which was accepted."""
-
-
-class _Letters:
-    """Maps the n-th non-whitespace character to its byte offsets."""
-
-    def __init__(self, text: str) -> None:
-        self._text, self._plain = text, text.isascii()
-        words = [match.span() for match in re.finditer(r"\S+", text)]
-        self._starts = [start for start, _ in words]
-        self._before = list(accumulate((end - start for start, end in words), initial=0))
-
-    def __len__(self) -> int:
-        return self._before[-1]
-
-    def start(self, number: int) -> int:
-        """The byte where a character starts."""
-        return self._byte(self._place(number))
-
-    def end(self, number: int) -> int:
-        """The byte behind it."""
-        return self._byte(self._place(number) + 1)
-
-    def _place(self, number: int) -> int:
-        word = bisect_right(self._before, number) - 1
-        return self._starts[word] + number - self._before[word]
-
-    def _byte(self, place: int) -> int:
-        return place if self._plain else len(self._text[:place].encode())
+    """Rows whose system turn the template drops, as `lost_system: accept` allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +64,10 @@ class _Text:
     text: str
     starts: list[int]
     ends: list[int]
-    letters: _Letters
-    """Its characters that are no white space."""
     readable: str
-    """What the template renders, as tokens can spell it."""
+    """The rendered template, normalised as the tokenizer does."""
     exact: bool
-    """Whether the text is the template's to the letter; else only but for white space."""
+    """Whether the text equals the rendered template; otherwise they differ in white space."""
 
 
 class MaskGate:
@@ -115,13 +85,13 @@ class MaskGate:
         self.checked = MaskReport()
 
     def check(self, row: MaskRow) -> None:
-        """Raise `MaskError`, with the row's id and the token, where a mask is not what the template asks for.
+        """Raise `MaskError`, naming row and token, where a mask differs from what the template requires.
 
-        It is `UnspeltError` where that is no fault of the mask, but of a character.
+        Raises `UnspeltError` instead where the tokenizer cannot encode a character.
 
-        Asserted: each label is the token's own id or none; the tokens spell what the template renders, and are those
-        of one pass over it; every special token is the template's own; no turn is lost; trained are the answers with
-        their end tokens, and nothing else; a truncated answer is the end of its row.
+        Checked: each label is the token's own id or `IGNORED`; the tokens spell the rendered template, and equal its
+        tokenisation at once; every special token comes from the template; no turn is lost; exactly the answers and
+        their end tokens are trained; a truncated answer ends its row.
         """
         self._check_labels(row)
         rendered = self._render(row.messages)
@@ -154,7 +124,7 @@ class MaskGate:
             raise self._fault(row, "no token is trained")
 
     def _check_text(self, row: MaskRow, rendered: str, natural: Sequence[int]) -> _Text:
-        """The row's tokens, joined, against the whole that the template renders."""
+        """Compare the text of the row's tokens with the rendered template."""
         pieces = self.spelling.pieces(row.example.input_ids)
         spelt = b"".join(pieces).decode("utf-8", "backslashreplace")
         whole = b"".join(self.spelling.pieces(natural)).decode("utf-8", "backslashreplace")
@@ -172,10 +142,10 @@ class MaskGate:
         if rest.strip():
             raise self._fault(row, f"the tokens end early: the template goes on with {_quoted(rest.strip())}")
         ends = list(accumulate(map(len, pieces)))
-        return _Text(spelt, [0, *ends[:-1]], ends, _Letters(spelt), readable, exact)
+        return _Text(spelt, [0, *ends[:-1]], ends, readable, exact)
 
     def _parting(self, row: MaskRow, pieces: Sequence[bytes], expected: str) -> str:
-        """Where tokens and template part."""
+        """Describes the first token that differs from the template."""
         expected_bytes, spelt = expected.encode(), b"".join(pieces)
         parting = next((at for at, (a, b) in enumerate(zip_longest(spelt, expected_bytes)) if a != b), 0)
         place = bisect_right(list(accumulate(map(len, pieces))), parting)
@@ -185,7 +155,7 @@ class MaskGate:
         return f"{info} {has}"
 
     def _check_ids(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> None:
-        """Joined parts against the whole: what differs must be a message's special token, or a merge at an edge."""
+        """Compare with the ids of the whole text; only a message's special token or a merge at an edge may differ."""
         ids = row.example.input_ids
         if ids == list(natural[: len(ids)]):
             return
@@ -202,7 +172,7 @@ class MaskGate:
         )
 
     def _merges(self, row: MaskRow, rendered: str, text: _Text, natural: Sequence[int]) -> bool:
-        """Whether a token of the whole text crosses an answer's edge, or cutting the text there gives the row's ids."""
+        """Whether a token of the whole text crosses the edge of an answer, or cutting there gives the row's ids."""
         edges = self._edges(row, rendered, text)
         if not set(edges) <= set(accumulate(map(len, self.spelling.pieces(natural)))):
             return True
@@ -212,7 +182,7 @@ class MaskGate:
         return ids == row.example.input_ids
 
     def _edges(self, row: MaskRow, rendered: str, text: _Text) -> list[int]:
-        """Where, in bytes, training begins and ends, and where the answers begin that are not trained."""
+        """Byte offsets where trained spans begin and end, and where untrained answers begin."""
         trained = [label != IGNORED for label in row.example.labels]
         edges = {text.starts[at] for at in range(1, len(trained)) if trained[at] != trained[at - 1]}
         for at, message in enumerate(row.messages):
@@ -225,7 +195,7 @@ class MaskGate:
         return any(token in message.content for message in row.messages for token in self._special.values())
 
     def _check_special(self, row: MaskRow) -> None:
-        """The row's special tokens against those of the same turns with nothing in them."""
+        """Compare the row's special tokens with those of the same turns without their contents."""
         frame = self._frame(tuple(message.role for message in row.messages))
         places = [at for at, id_ in enumerate(row.example.input_ids) if id_ in self._special]
         for place, expected in zip_longest(places, frame[: len(places)]):
@@ -242,7 +212,7 @@ class MaskGate:
     # Turns
 
     def _check_turns(self, row: MaskRow, rendered: str, text: _Text) -> dict[int, int]:
-        """No turn is lost; returns where each answer ends, as a number of characters that are no white space."""
+        """Check that no turn is lost; returns the end of each answer, in characters that are not white space."""
         marks, framed = self._framed(row)
         positions = _places(framed, marks)
         for at, message in enumerate(row.messages):
@@ -256,7 +226,7 @@ class MaskGate:
         return {at: positions[2 * at + 1] for at in range(len(row.messages)) if 2 * at + 1 in positions}
 
     def _framed(self, row: MaskRow) -> tuple[re.Pattern[str], str]:
-        """The conversation with every message between two marks, rendered; and what finds the marks, in their order."""
+        """The conversation rendered with every message between two marks, after the pattern that finds the marks."""
         count, contents = 2 * len(row.messages), "".join(message.content for message in row.messages)
         classes = {base: re.compile(f"[{chr(base)}-{chr(base + count - 1)}]") for base in _PRIVATE}
         base = next((base for base, marks in classes.items() if not marks.search(contents)), _PRIVATE[0])
@@ -269,7 +239,7 @@ class MaskGate:
     def _check_lost(self, row: MaskRow, at: int) -> None:
         role, content = row.messages[at].role, row.messages[at].content
         if role == "assistant":
-            return  # answers are looked for one by one
+            return  # `_answer` checks each
         if role == "system" and self._accepts_loss:
             self.checked.lost.append(row.id)
             return
@@ -280,7 +250,7 @@ class MaskGate:
         )
 
     def _note_joined(self, row: MaskRow, framed: str, marks: re.Pattern[str]) -> None:
-        """Note a system turn that no special token parts from the question behind it."""
+        """Note a system turn that no special token separates from the question after it."""
         marks_by_number = {ord(mark[0]) % 0x8000: mark for mark in marks.finditer(framed)}
         if row.messages[0].role == "system" and {1, 2} <= marks_by_number.keys() and self._name == "own":
             between = framed[marks_by_number[1].end() : marks_by_number[2].start()]
@@ -290,7 +260,7 @@ class MaskGate:
     # The mask
 
     def _trainable(self, row: MaskRow, rendered: str, text: _Text, ends: dict[int, int]) -> list[range]:
-        """The tokens of each answer that is to be trained, its end token among them."""
+        """Token range of each answer to train, including its end token."""
         answers = [at for at, message in enumerate(row.messages) if message.role == "assistant"]
         turns = answers if self._train_on == "all" else answers[-1:]
         if empty := [at for at in turns if not row.messages[at].content.strip()]:
@@ -310,10 +280,10 @@ class MaskGate:
         end = whole.find(words, begin) + len(words) if end is None else end
         if not whole[begin:end].endswith(words):
             raise self._fault(row, f"the template changes the answer in turn {at + 1}, {_quoted(words)}")
-        if end > len(text.letters):
+        if end > len(_bare(text.text)):
             raise self._fault(row, f"{self._describe(row, len(text.ends) - 1)} is the last, before the answer ends")
         first = self._first(row, text, begin, len(prompt.encode()) if text.exact else None)
-        last = bisect_left(text.ends, text.letters.end(end - 1)) if end > begin else first - 1
+        last = bisect_left(text.ends, _span(text.text, end - 1)[1]) if end > begin else first - 1
         if row.truncated and at == len(row.messages) - 1:
             return self._cut(row, text, first, last)
         for place in range(last + 1, len(text.ends)):
@@ -322,10 +292,10 @@ class MaskGate:
         raise self._fault(row, f"{self._describe(row, last)} is the last of an answer, and no end token follows")
 
     def _first(self, row: MaskRow, text: _Text, begin: int, exact: int | None) -> int:
-        """The answer's first token: where its prompt ends, or, in a text that differs in spaces, about there."""
-        least = text.letters.end(begin - 1) if begin else 0
-        most = text.letters.start(begin) if begin < len(text.letters) else text.ends[-1]
-        least, most = (least, most) if exact is None else (exact, exact)
+        """The answer's first token: at the end of its prompt, or near it where the text differs in white space."""
+        least = most = exact or 0
+        if exact is None:
+            least, most = _span(text.text, begin - 1)[1], _span(text.text, begin)[0]
         place = bisect_left(text.starts, least)
         if place == len(text.starts) or text.starts[place] > most:
             token = self._describe(row, max(place - 1, 0))
@@ -336,7 +306,7 @@ class MaskGate:
         return place
 
     def _cut(self, row: MaskRow, text: _Text, first: int, last: int) -> range:
-        """All tokens from the first on; after the answer's last there is white space at most."""
+        """All tokens from the first on; only white space may follow the answer's last."""
         rest = text.text.encode()[text.ends[last] :]
         if rest.decode(errors="ignore").strip():
             raise self._fault(row, f"{self._describe(row, last + 1)} follows an answer that was cut off")
@@ -374,8 +344,21 @@ def _bare(text: str) -> str:
     return "".join(text.split())
 
 
+def _span(text: str, number: int) -> tuple[int, int]:
+    """Byte offsets of the n-th character that is not white space, from 0; those of the text's edges beyond them."""
+    if number < 0:
+        return 0, 0
+    for match in re.finditer(r"\S+", text):
+        if number < len(match[0]):
+            start = len(text[: match.start() + number].encode())
+            return start, start + len(match[0][number].encode())
+        number -= len(match[0])
+    size = len(text.encode())
+    return size, size
+
+
 def _places(framed: str, marks: re.Pattern[str]) -> dict[int, int]:
-    """How many characters that are no white space stand before each mark, by the mark's number."""
+    """By the number of each mark, the count of characters before it that are not white space."""
     counts: dict[int, int] = {}
     count = position = 0
     for mark in marks.finditer(framed):

@@ -1,7 +1,7 @@
-"""Memory of training by formula, and how a step is made to fit a GPU; loads no torch.
+"""Memory of training by formula, and the layout of a step that fits a GPU; loads no torch.
 
-The terms are those of a step as `kernels` computes it; tests/benchmarks/train_memory.py compares the sum with what
-four trainings take on a CPU.
+The terms are those of a step as `kernels` computes it; tests/benchmarks/train_memory.py compares the sum with four
+trainings on a CPU.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ STATE_BYTES = {"adamw": 8, "paged_adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit"
 LIBRARY_BYTES = {"cpu": 0.6e9, "cuda": 0.7e9}
 """The interpreter, torch, transformers, TRL and bitsandbytes; on a GPU its context and the libraries' workspaces."""
 LOGIT_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
-"""Float32 logits that exist at a time; `kernels` takes as many rows of the output head at once."""
+"""Float32 logits that `kernels` computes at once."""
 HEAP = {"cpu": 1.5, "cuda": 1.0}
-"""Factor on activations: glibc returns no block below 32 MB to the system, so some of the last pass's stay."""
+"""Factor on activations: glibc keeps freed blocks below 32 MB, so part of the last pass's memory stays in use."""
 MICRO_BATCH_TOKENS = {"cpu": 512, "cuda": 4096}
-"""Tokens in one forward pass where memory does not decide: on a CPU, longer ones lose more to attention than they
-save on unpacking 4-bit weights."""
+"""Tokens in one forward pass unless memory decides: on a CPU, longer passes lose more to attention than they save on
+unpacking 4-bit weights."""
 SIZES = (16384, 8192, 4096, 2048, 1024, 512)
-"""Tokens in a forward pass that are tried on a GPU: large passes unpack 4-bit weights and launch kernels less often."""
+"""Candidates for the tokens in a forward pass on a GPU: large passes unpack 4-bit weights and launch kernels less
+often."""
 FULLEST = 0.92
 """Share of a GPU's memory that the formula may fill."""
 FEW_LAYERS = 1 / 8
@@ -113,14 +114,14 @@ class Pass:
     recomputed: int = 0
     """Layers whose activations are computed again in the backward pass."""
     trained_share: float = 1.0
-    """Share of the tokens that bear on the loss."""
+    """Share of the tokens that count towards the loss."""
     device: Literal["cpu", "cuda"] = "cpu"
     width: int = 4
-    """Bytes of a number that is computed with."""
+    """Bytes of a number in the dtype of computation."""
 
 
 def usual_pass(options: TrainOptions, device: Literal["cpu", "cuda"], layers: int) -> Pass:
-    """The largest pass that these options ask for on a device, for a model of that many layers."""
+    """The largest pass by these options on a device, for a model of that many layers."""
     return Pass(
         options.micro_batch_tokens or MICRO_BATCH_TOKENS[device],
         recomputed=layers if options.checkpointing in ("selective", "full") else 0,
@@ -140,9 +141,9 @@ class Memory:
     activations: float
     """Kept from the forward for the backward pass."""
     working: float
-    """Needed by one layer, or by the output head, while it computes, and one weight unpacked from 4 bits."""
+    """Temporaries of one layer or of the output head, including one weight unpacked from 4 bits."""
     library: float
-    """Before a model is loaded."""
+    """In use before a model is loaded."""
 
     @property
     def total(self) -> float:
@@ -151,7 +152,7 @@ class Memory:
 
 
 def estimate(shape: Shape, options: TrainOptions, one: Pass, *, method: str | None = None) -> Memory:
-    """Peak memory of training in such passes; `method` replaces the options' own."""
+    """Peak memory of training in such passes; `method` overrides that of the options."""
     method = method or options.method
     whole, recomputed = _layer_bytes(shape, options, one, method)
     learning = (
@@ -169,10 +170,10 @@ def estimate(shape: Shape, options: TrainOptions, one: Pass, *, method: str | No
 
 
 def _layer_bytes(shape: Shape, options: TrainOptions, one: Pass, method: str) -> tuple[float, float]:
-    """Bytes that a layer keeps per token: with all that the backward pass reads, and when it is recomputed.
+    """Bytes that a layer keeps per token: all that the backward pass reads, and when the layer is recomputed.
 
-    Both norms' inputs (their outputs are made again), queries, keys, values, attention's output (on a CPU once more
-    where sessions are joined), the two outputs of the gated feed-forward; the adapters' inner values beside.
+    Kept are both norms' inputs (their outputs are recomputed), queries, keys, values, attention's output (on a CPU
+    twice, as sessions are concatenated), the two outputs of the gated feed-forward, and the adapters' inner values.
     """
     attention = (1 if one.device == "cuda" else 2) * shape.queries
     outputs = 2 * shape.hidden + shape.queries + 2 * shape.keys + attention + 2 * shape.intermediate
@@ -183,23 +184,23 @@ def _layer_bytes(shape: Shape, options: TrainOptions, one: Pass, method: str) ->
 
 
 def _layer_working(shape: Shape, one: Pass, method: str) -> float:
-    """The backward pass of a feed-forward: four tensors as wide as it, three as wide as the hidden size, a weight."""
+    """The feed-forward's backward pass: four tensors of its width, three of the hidden size, an unpacked weight."""
     rows = one.tokens * (4 * shape.intermediate + 3 * shape.hidden)
     return one.width * (rows + (shape.hidden * shape.intermediate if method == "qlora" else 0))
 
 
 def _head_working(shape: Shape, one: Pass) -> float:
-    """Some rows of logits, computed and in float32, and the hidden states with their gradient, of trained tokens."""
+    """Some rows of logits, as computed and in float32, and hidden states with their gradient of trained tokens."""
     tile = min(LOGIT_BYTES[one.device], 4 * shape.vocabulary * one.tokens * one.trained_share)
     return tile * (1 + one.width / 4) + 3 * one.tokens * shape.hidden * one.width
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a step's passes are computed so that they fit."""
+    """Layout of a step's passes."""
 
     tokens: int
-    """Most in a forward pass."""
+    """Most tokens in a forward pass."""
     checkpointing: Checkpointing = "none"
     layers: int | None = None
     """Layers whose activations are recomputed; all when None."""
@@ -214,10 +215,10 @@ def fit(
     width: int,
     room: float | None,
 ) -> Fit:
-    """The options' own layout where they give it; else the largest pass that `room` bytes of a GPU hold by formula.
+    """The layout that the options set; otherwise, by formula, the largest pass that fits `room` bytes of a GPU.
 
-    `kept` are the layers of the base that the student keeps, `longest` the tokens of the longest session, `width` the
-    bytes of a number that is computed with; `room` is None on a CPU, where nothing is recomputed.
+    `longest` are the tokens of the longest session, `width` the bytes of a number in the dtype of computation; `room`
+    is None on a CPU, where nothing is recomputed.
     """
     default = options.micro_batch_tokens or MICRO_BATCH_TOKENS["cpu" if room is None else "cuda"]
     if options.checkpointing != "auto":
@@ -238,7 +239,7 @@ def fit(
 
 
 def _fewest_recomputed(shape: Shape, options: TrainOptions, one: Pass, room: float) -> int:
-    """Layers to recompute so that a pass fits; all where none fits."""
+    """Fewest layers to recompute so that a pass fits; all where it does not fit."""
     passes = (replace(one, recomputed=count) for count in range(shape.layers))
     fitting = (each.recomputed for each in passes if estimate(shape, options, each).total <= FULLEST * room)
     return next(fitting, shape.layers)

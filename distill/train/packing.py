@@ -9,9 +9,9 @@ from itertools import accumulate, islice
 from random import Random
 
 AIMED_STEPS = 36
-"""Optimizer steps that a small set is divided into; with few large ones it learns little."""
+"""Optimizer steps that a small set is divided into; a student learns little from a few large steps."""
 BATCH_TOKENS = (128, 16_384)
-"""Least and most tokens per step where the recipe says nothing. The field's usual 128 rows are about 20,000."""
+"""Least and most tokens per step by default. The field's usual 128 rows are about 20,000."""
 MEGABATCH_STEPS = 50
 """Steps whose examples are sorted by length together when rows are grouped."""
 
@@ -40,9 +40,9 @@ def plan(
 ) -> PackingPlan:
     """Shuffle examples of these lengths (in tokens) and divide them into steps, independently for each epoch.
 
-    A step has about `batch_tokens` tokens, or exactly `batch_rows` examples but for an epoch's last; by default what
-    makes about `AIMED_STEPS` of the run. `grouped`: the examples of a step are of like length (50 steps' examples are
-    sorted together), which spares padding and makes steps less alike. The result depends on nothing else.
+    A step has about `batch_tokens` tokens, or exactly `batch_rows` examples except an epoch's last; by default, the run
+    has about `AIMED_STEPS` steps. `grouped`: the examples of a step have similar lengths (those of 50 steps are sorted
+    together), which saves padding and makes steps less alike. The result depends on these arguments only.
     """
     aimed = batch_tokens or min(max(math.ceil(sum(lengths) * epochs / AIMED_STEPS), BATCH_TOKENS[0]), BATCH_TOKENS[1])
     steps: list[tuple[int, ...]] = []
@@ -69,7 +69,7 @@ def _by_rows(order: Sequence[int], rows: int) -> list[tuple[int, ...]]:
 
 
 def _by_tokens(order: Sequence[int], lengths: Sequence[int], aimed: int) -> list[tuple[int, ...]]:
-    """Steps of near equal size: an example goes where its middle falls when all are laid end to end."""
+    """Steps of nearly equal size: with all examples end to end, an example belongs where its middle falls."""
     total = sum(lengths)
     count = max(1, round(total / aimed))
     steps: list[list[int]] = [[] for _ in range(count)]
@@ -84,9 +84,9 @@ def passes(
 ) -> list[list[int]]:
     """Divide the examples of a step into forward passes of at most `tokens` tokens; a longer example has its own pass.
 
-    `packed`: laid end to end (as few passes as hold them, evenly filled); otherwise padded to the longest of a pass,
-    neighbours in length together. The largest come first, so that an out-of-memory error comes at once or never. Their
-    number is a multiple of `processes`, with empty ones where there are too few examples.
+    `packed`: end to end, in as few passes as possible, evenly filled; otherwise padded to the longest of a pass, with
+    examples of similar length together. The largest come first, so that an out-of-memory error comes at once or never.
+    The number of passes is a multiple of `processes`; some are empty where there are too few examples.
     """
     order = sorted(rows, key=lambda row: -lengths[row])
     groups = _packed(order, lengths, tokens) if packed else _padded(order, lengths, tokens)
@@ -107,7 +107,7 @@ def _padded(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[l
 
 
 def _packed(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """As few rows as best fit needs, evenly filled where possible, as attention's cost grows with the square."""
+    """As few rows as best fit needs, evenly filled where possible, as attention's cost is quadratic in length."""
     alone = [[row] for row in order if lengths[row] >= tokens]
     fitting = order[len(alone) :]
     groups = _best_fit(fitting, lengths, tokens)
@@ -121,7 +121,7 @@ def _packed(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[l
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Best fit decreasing: each into the fullest row that has room for it (Johnson, 1974), else into a new one."""
+    """Best fit decreasing (Johnson, 1974): each example into the fullest row with room for it, else into a new row."""
     groups: list[list[int]] = []
     room: list[int] = []
     for row in order:

@@ -1,6 +1,6 @@
 """The training plan: rows, tokens, steps, memory, time, and advice.
 
-Memory and time come from one real pass over the largest batch, all else from the rows.
+Memory and time come from one real pass over the largest batch, the rest from the rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distill.models import loading
 from distill.models.chat_template import Example
 from distill.models.device import compute_dtype, default_device, free_bytes
 from distill.models.pruning import kept_layers
-from distill.models.token_bytes import MarkedExample, shown
+from distill.models.token_bytes import MarkedExample, marked_examples
 from distill.train.build import plan_of
 from distill.train.dataset import Examples, checked_examples, split_held_out
 from distill.train.dry_run import StepMeasurement, measured_pass
@@ -27,27 +27,27 @@ from distill.types import Session
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """All passes of a training."""
+    """All passes of a training, over all epochs."""
 
     steps: int
     passes: int
     tokens: int
-    """Over all epochs, without padding."""
+    """Without padding."""
     padding: int
-    """Tokens of padding, over all epochs."""
+    """Tokens of padding."""
     examples: tuple[int, int]
-    """Fewest and most in a step."""
+    """Fewest and most examples in a step."""
     largest: tuple[int, ...]
-    """Examples of the largest pass."""
+    """Indices of the examples of the largest pass."""
 
     @property
     def padding_share(self) -> float:
-        """Share of all tokens that are computed."""
+        """Share of padding in all tokens that are computed."""
         return self.padding / (self.tokens + self.padding)
 
 
 def work_of(plan: PackingPlan, lengths: Sequence[int], *, micro_tokens: int, packed: bool) -> Work:
-    """The passes, of at most `micro_tokens` tokens, that a plan makes of examples of these lengths."""
+    """The work of a plan for examples of these lengths, in passes of at most `micro_tokens` tokens."""
     count = tokens = computed = 0
     largest: tuple[int, tuple[int, ...]] = (0, ())
     for step in plan.steps:
@@ -61,14 +61,14 @@ def work_of(plan: PackingPlan, lengths: Sequence[int], *, micro_tokens: int, pac
 
 
 def seconds_of(work: Work, measurement: StepMeasurement) -> float:
-    """Seconds that all steps take at the measured pace."""
+    """Estimated seconds of all steps at the measured speed."""
     return (work.tokens + work.padding) / measurement.tokens_per_second + work.steps * measurement.optimizer_seconds
 
 
 def plan(sessions: Sequence[Session], settings: TrainSettings, *, say: Callable[[str], None]) -> Iterator[str]:
-    """The lines of the plan; every row passes the mask gate, and one pass is really made. Nothing is left behind.
+    """The lines of the plan; every row passes the mask gate, and one real pass is measured. Leaves no files.
 
-    Raises what training would raise of its rows, options and base.
+    Raises what training would raise for these rows, options and base.
     """
     options, layers = settings.options, settings.layers
     base = loading.materialise(settings.model, say=say)
@@ -179,23 +179,23 @@ def _bytes(size: float) -> str:
 def masks(
     sessions: Sequence[Session], settings: TrainSettings, *, count: int, say: Callable[[str], None]
 ) -> list[MarkedExample]:
-    """`count` examples for the reader, all rows having passed the mask gate."""
+    """`count` examples to display, once every row has passed the mask gate."""
     tokenizer = loading.load_tokenizer(loading.materialise(settings.model, say=say))
     examples = checked_examples(sessions, settings.template, tokenizer, settings.options, say)
     say(f"{examples.checked.rows} rows have passed the mask gate")
-    return shown(examples.ids, examples.examples, tokenizer, count=count)
+    return marked_examples(examples.ids, examples.examples, tokenizer, count=count)
 
 
 PADDING_SHARE = 0.15
 """Share of padding above which packing is advised."""
 FEW_STEPS = 10
-"""Steps below which a student learns little, however large they are."""
-SPARE = 0.85
-"""Share of the memory that advice lets a pass take."""
+"""Steps below which a student learns little, whatever their size."""
+MOST_FILLED = 0.85
+"""Share of the memory that advice allows a pass to use."""
 
 
 def of_rows(examples: Examples, work: Work, options: TrainOptions) -> Iterator[str]:
-    """Advice from rows and options alone."""
+    """Advice from rows and options."""
     yield from _of_length(examples, options)
     if work.padding_share > PADDING_SHARE:
         yield f"train.packing: best_fit would spare the padding, {work.padding_share:.0%} of what is computed now"
@@ -219,11 +219,11 @@ def _of_length(examples: Examples, options: TrainOptions) -> Iterator[str]:
 def of_memory(
     work: Work, options: TrainOptions, measurement: StepMeasurement, *, whole_bytes: float | None, gpu: bool
 ) -> Iterator[str]:
-    """Advice from the measured pass; `whole_bytes` is the formula for the same training with the base in 16 bits."""
+    """Advice from the measured pass; `whole_bytes` is the estimate for the same training with `method: lora`."""
     tokens = max(measurement.tokens, 1)
     if measurement.micro_tokens < tokens:
         yield f"train.micro_batch_tokens: {measurement.micro_tokens} is what memory holds; {tokens} was too much"
-    elif measurement.peak_bytes > SPARE * measurement.room_bytes:
+    elif measurement.peak_bytes > MOST_FILLED * measurement.room_bytes:
         yield f"memory is almost full: train.micro_batch_tokens: {tokens // 2} would be safer"
     elif (
         gpu
@@ -232,7 +232,8 @@ def of_memory(
         and work.passes > work.steps
     ):
         yield f"train.micro_batch_tokens: {fitting} fits, and larger passes keep a GPU busier"
-    if gpu and options.method == "qlora" and whole_bytes is not None and whole_bytes < SPARE * measurement.room_bytes:
+    fits = whole_bytes is not None and whole_bytes < MOST_FILLED * measurement.room_bytes
+    if gpu and options.method == "qlora" and whole_bytes is not None and fits:
         yield (
             f"train.method: lora needs about {whole_bytes / 1e9:.1f} GB here, which fits: with the base in 16 bits it "
             "is faster than QLoRA, which unpacks 4-bit weights in every pass"
@@ -240,6 +241,6 @@ def of_memory(
 
 
 def _fitting(measurement: StepMeasurement) -> int:
-    """Tokens of the largest pass that fits, a multiple of 1,024, taking memory to grow linearly with them."""
+    """Tokens of the largest pass that fits, a multiple of 1,024, if memory grows linearly with tokens."""
     each = (measurement.peak_bytes - measurement.before_bytes) / measurement.tokens
-    return int((SPARE * measurement.room_bytes - measurement.before_bytes) / max(each, 1) // 1024 * 1024)
+    return int((MOST_FILLED * measurement.room_bytes - measurement.before_bytes) / max(each, 1) // 1024 * 1024)

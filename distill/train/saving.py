@@ -20,9 +20,9 @@ WEIGHTS = ("adapter_model*", "adapter_config.json", "model*.safetensors*", "conf
 def save(
     trainer: Trainer, tokenizer: Any, template: str, info: dict[str, Any], folder: Path, *, first: dict[str, Any] | None
 ) -> None:
-    """Write the student; base.json, without which it is not a student, comes last.
+    """Write the student; base.json comes last, as its presence marks a complete student.
 
-    `info` is the contents of base.json; `first` is the initial adapter, where it was taken out of the base.
+    `info` is the content of base.json; `first` is the initial adapter where it was subtracted from the base.
     """
     state = _gathered(trainer)
     if not processes.is_first():
@@ -42,14 +42,14 @@ def save(
 
 
 def _gathered(trainer: Trainer) -> dict[str, Any] | None:
-    """All weights on the first process where they are sharded, else None. Every process must call it."""
+    """All weights, on the first process, of a sharded model; else None. Every process must call it."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
     return None
 
 
 def _save_whole(model: Any, folder: Path, state: dict[str, Any] | None, *, dtype: torch.dtype) -> None:
-    """Write all weights in `dtype`, with the cache, which training switches off, switched on again."""
+    """Write all weights in `dtype`, and enable the cache again, which training disables."""
     weights = model.state_dict() if state is None else state
     model.config.use_cache = True
     model.config.dtype = dtype

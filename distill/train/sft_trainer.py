@@ -29,8 +29,8 @@ _LAYOUT = "layout.json"
 class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     """TRL's trainer without its model cards and telemetry.
 
-    To it, an optimizer step is one batch: `training_step` divides it into forward passes. So the examples of a step
-    are the same however many passes and processes there are, and the sampler's position is the number of steps done.
+    An optimizer step is one batch for TRL; `training_step` divides it into forward passes. So the examples of a step
+    do not depend on the number of passes and processes, and the sampler's position is the number of steps done.
     """
 
     def __init__(
@@ -40,20 +40,20 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self.micro_tokens = micro_tokens
         """Most tokens in a forward pass, padding included; halved on out-of-memory."""
         self.tokens_seen = 0
-        """By all processes, padding excluded."""
+        """Over all processes, padding excluded."""
         self.may_recompute = False
-        """Whether activations may be computed again where a single example is too large otherwise."""
+        """Whether to recompute activations when a single example does not fit otherwise."""
         self.may_patch = True
         """Whether `train.kernels` is auto."""
         self.noise: Noise | None = None
         self.row_losses: dict[int, torch.Tensor] = {}
-        """Summed loss, in nats, of each example that this process has passed in the current step; on its device."""
+        """Summed loss in nats (a scalar tensor) of each example of this process in the current step."""
         self.saving: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
-        """Context in which the checkpoint of a step is written."""
+        """Context manager around the writing of a step's checkpoint."""
         self.kernels: dict[str, int] | None = None
-        """Modules of each kind that compute with our kernels; None until `use_kernels`."""
+        """Number of patched modules by kind; None until `use_kernels`."""
         self.passed: dict[str, bool] = {}
-        """By trial, whether the kernel agreed with the library's own function."""
+        """By trial, whether the kernel agreed with the library."""
         self._group: Sequence[int] = ()
         self._lengths, self._say = examples.lengths(), say
         super().__init__(**arguments)
@@ -61,9 +61,9 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
     def use_kernels(self, earlier: Mapping[str, bool] | None = None) -> None:
         """Patch the model with the kernels that pass their trial here.
 
-        `earlier` are the results of the run that is resumed: what failed there stays off, so that both compute the
-        same. With several processes a kernel is used where its trial passes on all of them. Sharded weights exist only
-        inside a module's own forward, so nothing is patched there.
+        `earlier` are the results of the run that is resumed: a kernel that failed there stays off, so that both compute
+        the same. With several processes a kernel must pass on all of them. Sharded weights exist only inside a module's
+        own forward, so such models are not patched.
         """
         self.kernels = {}
         if not self.may_patch or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -79,36 +79,39 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         """Send nothing."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write none: the export does, with the teacher's name."""
+        """Write none; the export writes one that names the teacher."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One batch a step: the indices of its examples, on every process the same."""
-        return DataLoader(self.plan.steps, batch_size=1, collate_fn=_rows)
+        """One batch per step: the indices of its examples, the same on every process."""
+        return DataLoader(self.plan.steps, batch_size=1, collate_fn=lambda steps: {"rows": steps[0]})
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward for all examples of a step; returns their mean loss per trained token, a scalar.
 
-        On out-of-memory, the passes are made half as large, or activations are no longer kept, and the step is done
-        again from its start: nothing has been updated yet. Raises `torch.OutOfMemoryError` where neither can be.
+        On out-of-memory, passes are halved or activations recomputed, and the step is repeated from its start: no
+        weight has changed yet. Raises `torch.OutOfMemoryError` where neither is possible.
         """
-        rows, random = inputs["rows"], random_state()
+        rows, random = inputs["rows"], _random_state()
         while True:
             try:
                 loss = self._step(model, rows)
+                break
             except torch.OutOfMemoryError:
-                relief = self._relief(rows)
-                if relief is None:
+                change = self._save_memory(rows)
+                if change is None:
                     raise
-            else:
-                self.tokens_seen += sum(self._lengths[row] for row in rows)
-                return loss
-            model.zero_grad()
+            model.zero_grad()  # after the handler, whose traceback holds the step's tensors
             free_memory()
-            restore(random)
-            self._say(f"out of memory: going on from step {self.state.global_step + 1} {relief()}")
+            torch.set_rng_state(random[0])
+            for state in random[1:]:
+                torch.cuda.set_rng_state(state)
+            step = self.state.global_step + 1
+            self._say(f"out of memory: going on from step {step} {change}; the steps stay the same")
+        self.tokens_seen += sum(self._lengths[row] for row in rows)
+        return loss
 
     def _step(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
-        """All passes of this process; returns its share of the step's mean loss."""
+        """All passes of this process; returns its share of the step's mean loss, a scalar."""
         items = sum(self.examples[row].trained for row in rows)
         mine = self._passes(rows)[self.args.process_index :: self.args.world_size]
         total = torch.zeros((), device=self.args.device)
@@ -117,14 +120,10 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             last = number == len(mine)
             self.accelerator.gradient_state._set_sync_gradients(last)
             self._group = group
-            with nullcontext() if last else self._unsynchronised(model):
+            # gradients are exchanged after the last pass only; DeepSpeed reads `sync_gradients` instead
+            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
                 total += super().training_step(model, self.batch(group), torch.tensor(items, device=self.args.device))
         return total
-
-    def _unsynchronised(self, model: Any) -> AbstractContextManager[None]:
-        """Gradients are exchanged after the last pass only; DeepSpeed goes by `sync_gradients`."""
-        context: AbstractContextManager[None] = self.accelerator.no_sync(model)
-        return nullcontext() if self.is_deepspeed_enabled else context
 
     def _passes(self, rows: Sequence[int]) -> list[list[int]]:
         return passes(
@@ -136,7 +135,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         )
 
     def batch(self, group: Sequence[int]) -> dict[str, Any]:
-        """The tensors of one pass (B × T, or 1 × T packed); without examples, one with nothing to train."""
+        """The tensors of one pass (B × T, or 1 × T packed); an empty group gets a batch with nothing to train."""
         examples = [self.examples[row] for row in group]
         rows = [{"input_ids": one.input_ids, "labels": one.labels} for one in examples]
         idle = {"input_ids": self.examples[0].input_ids, "labels": [chat_template.IGNORED] * self._lengths[0]}
@@ -145,37 +144,31 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
             self.noise.lengths = token_lengths(batch)
         return batch
 
-    def _largest(self, rows: Sequence[int]) -> int:
-        """Tokens of the largest pass, padding included."""
-        shapes = [[self._lengths[row] for row in group] for group in self._passes(rows) if group]
-        return max(sum(shape) if self.padding_free else len(shape) * max(shape) for shape in shapes)
+    def _save_memory(self, rows: Sequence[int]) -> str | None:
+        """Halve the tokens per pass while a pass has two examples, then recompute activations; returns what changed.
 
-    def _relief(self, rows: Sequence[int]) -> Callable[[], str] | None:
-        """A way to save memory, which returns its description: half the tokens per pass while it has two examples, then
-        recomputation. None where neither is left, and with several processes, which could not agree on it.
+        None where neither is possible, and with several processes, which could not agree on it.
         """
         if self.args.world_size > 1:
             return None
-        if (before := self._largest(rows)) > max(self._lengths[row] for row in rows):
-            return partial(self._halve, before)
-        return self._recompute if self.may_recompute else None
-
-    def _halve(self, before: int) -> str:
-        self.micro_tokens = before // 2
-        return f"with {self.micro_tokens} tokens a forward pass at most, after {before}; the steps stay the same"
-
-    def _recompute(self) -> str:
+        passes = [[self._lengths[row] for row in group] for group in self._passes(rows)]
+        largest = max(sum(lengths) if self.padding_free else len(lengths) * max(lengths) for lengths in passes)
+        if largest > max(self._lengths[row] for row in rows):
+            self.micro_tokens = largest // 2
+            return f"with {self.micro_tokens} tokens a forward pass at most, after {largest}"
+        if not self.may_recompute:
+            return None
         self.may_recompute = False
         recompute(self.model, "full")
-        return "with activations computed again instead of kept; the steps stay the same"
+        return "with activations computed again instead of kept"
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The summed cross entropy of the trained tokens by `num_items_in_batch`, their number in the whole step.
+        """Summed cross entropy of the trained tokens divided by `num_items_in_batch`, their number in the whole step.
 
-        TRL's own scores every position on a CPU, prompts too, and computes an entropy for its log; doing without was
-        measured to save a quarter of the time of a step.
+        `inputs` are those of `batch`; the result is a scalar. On a CPU, TRL's own computes logits at every position,
+        prompts included, and an entropy for its log; without these a step takes a quarter less time.
         """
         if return_outputs or self.aux_loss_enabled:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -187,7 +180,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return losses.sum() * averaged / items
 
     def _token_losses(self, model: Any, inputs: dict[str, Any], trained: torch.Tensor) -> torch.Tensor:
-        """Nats of each trained token, in their order; by our own function where the model has it, else by TRL's."""
+        """Nats of each trained token (N of the True in `trained`, B × T − 1); by our kernel, else by TRL's."""
         if self.kernels and self.kernels["loss"]:
             losses: torch.Tensor = model(**inputs, token_losses=True)
             return losses
@@ -195,7 +188,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return -model(**inputs, fused_lm_head=True).log_probs[trained].float()
 
     def _note(self, trained: torch.Tensor, losses: torch.Tensor) -> None:
-        """Add up the losses of each example of the pass; `trained` is B × T − 1, `losses` has one value per True."""
+        """Sum the losses by example; `trained` is B × T − 1, `losses` has one value per True."""
         if not self._group:
             return
         lengths = torch.tensor([self._lengths[row] for row in self._group], device=trained.device)
@@ -207,7 +200,7 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         self.row_losses |= dict(zip(self._group, sums, strict=True))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Keep in a checkpoint what its options do not determine."""
+        """Save the layout too, which the options do not determine."""
         with self.saving(self.state.global_step):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
@@ -224,33 +217,22 @@ class Trainer(SFTTrainer):  # type: ignore[misc]  # the library has no types
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **arguments)
 
 
-def _rows(batch: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    return {"rows": batch[0]}
-
-
-def random_state() -> list[torch.Tensor]:
-    """PyTorch's random state on the CPU and, where there is one, on the GPU."""
+def _random_state() -> list[torch.Tensor]:
+    """PyTorch's random state on the CPU and, where there is one, on this process's GPU."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])]
-
-
-def restore(state: Sequence[torch.Tensor]) -> None:
-    """Set the random state to one from `random_state`."""
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state(state[1])
 
 
 class Noise:
     """Adds uniform noise of at most alpha / √(L x d) to a session of L tokens in d dimensions.
 
-    Jain et al., 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning", algorithm 1. What transformers has
-    goes by the length of the row, which in packed rows is that of several sessions.
+    Jain et al., 2023, "NEFTune: Noisy Embeddings Improve Instruction Finetuning", algorithm 1. transformers' version
+    uses the length of the row, which in packed rows holds several sessions.
     """
 
     def __init__(self, model: Any, alpha: float) -> None:
         self._alpha = alpha
         self.lengths = torch.empty(0)
-        """B × T: at each position, the tokens of the session that it belongs to; set before each forward pass."""
+        """B × T: at each position, the length of its session; to be set before each forward pass."""
         model.get_input_embeddings().register_forward_hook(self._add)
 
     def _add(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -262,7 +244,7 @@ class Noise:
 
 
 def token_lengths(batch: dict[str, Any]) -> torch.Tensor:
-    """B × T: the tokens of the session at each position of a padded or a packed batch."""
+    """The length of the session at each position (B × T) of a padded or packed batch."""
     if "attention_mask" in batch:
         counts: torch.Tensor = batch["attention_mask"].sum(1, keepdim=True)
         return counts.expand_as(batch["attention_mask"])
@@ -271,7 +253,7 @@ def token_lengths(batch: dict[str, Any]) -> torch.Tensor:
 
 
 def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
-    """Recompute activations of the first `layers` layers, or of all, in the backward pass; changes the model in place.
+    """Set the first `layers` layers, or all, to recompute activations in the backward pass; changes the model in place.
 
     `how` is `none`, `full` (keeps each layer's input) or `selective` (attention's output too).
     """
@@ -280,16 +262,13 @@ def recompute(model: Any, how: str, *, layers: int | None = None) -> None:
     settings: dict[str, Any] = {"use_reentrant": False}
     if how == "selective":
         settings["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
-    else:  # transformers before 5.2x
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
     stack = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for layer in stack[layers:] if layers is not None else []:
         layer.gradient_checkpointing = False
 
 
 def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    """Keep attention's output: it costs most to recompute, and its backward pass needs it anyway."""
+    """Keep attention's output: it is the most expensive to recompute, and its backward pass needs it."""
     is_attention = "attention" in str(operation)
     return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE

@@ -24,11 +24,11 @@ from distill.train.options import LoraOptions, TrainOptions, TrainSettings
 from distill.types import Session
 
 REVISION = 1
-"""To be raised with any change of what the stage writes for the same inputs and options."""
+"""To be raised when the stage writes something else for the same inputs and options."""
 
 
 def options(context: Context) -> dict[str, Any]:
-    """What of the recipe decides the student, by key."""
+    """The recipe's options that affect the student, by key."""
     student = context.recipe.student
     assert student is not None
     return {**students.deciding_options(context.recipe), "student.model sha256": weights.fingerprint(student.model)}
@@ -38,7 +38,7 @@ __all__ = ["REVISION", "LoraOptions", "TrainOptions", "TrainSettings", "options"
 
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
-    """The stage train; the student before stays in its place until this one is finished."""
+    """The stage train; the previous student stays in place until the new one is complete."""
     settings = settings_of(context.recipe)
     stop_teacher(context)
     counts = train(context.folder, settings, fresh="train" in context.options.redo)
@@ -48,7 +48,7 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
 
 
 def train(folder: Path, settings: TrainSettings, *, fresh: bool = False) -> dict[str, Any]:
-    """Train a student on `folder/kept.jsonl` and leave it in `folder/student.next`; returns counts for run.json.
+    """Train a student on `folder/kept.jsonl` into `folder/student.next`; returns counts for run.json.
 
     `fresh` ignores existing checkpoints. Raises `DistillError` for missing or unusable rows, `RunFolderError` for
     checkpoints of another run, `MissingPackage` without the training packages, `ModelError` for the model.
@@ -82,7 +82,7 @@ def kept_sessions(folder: Path) -> list[Session]:
 def training_packages() -> Iterator[None]:
     """Prepare the process for torch; an `ImportError` within the block becomes `MissingPackage`."""
     grow_in_place()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises on a CPU kernel that is never used here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice on a CPU kernel that is never used here
     try:
         yield
     except ImportError as error:
@@ -92,7 +92,7 @@ def training_packages() -> Iterator[None]:
 
 
 def _put_in_place(folder: Path, record: StageRecord, counts: Mapping[str, Any]) -> None:
-    """Write down what made the student in `student.next`, and have it replace the one before."""
+    """Record how the student in `student.next` was made, and move it into place."""
     seconds = (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds()
     ended = {"status": "done", "seconds": round(seconds, 2), "counts": counts}
     outputs = {STUDENT: students.sha256_of_next(folder)}

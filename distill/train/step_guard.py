@@ -17,14 +17,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from distill.core.jsonl import append, rewrite
-from distill.errors import ModelError
+from distill.errors import ModelError, some_of
 from distill.text.tokens import visible
 from distill.train.sft_trainer import Trainer
 
 QUARANTINE = "quarantined.jsonl"
 MOST_SKIPPED = 5
 """Skipped steps after which training stops."""
-_MOST_NAMED = 5
 
 
 class GuardedTrainer(Trainer):
@@ -32,7 +31,7 @@ class GuardedTrainer(Trainer):
 
     is_guarded = False
     example_losses: Sequence[Mapping[str, Any]] = ()
-    """Of the last step, over all processes, finite ones only: `id`, `loss` in nats per trained token, `tokens`."""
+    """The last step's examples with a finite loss, of all processes: `id`, `loss` (nats per token), `tokens`."""
     quarantined: dict[str, int]
     """First step without each quarantined session."""
 
@@ -45,9 +44,9 @@ class GuardedTrainer(Trainer):
     ) -> None:
         """Check every step from now on.
 
-        `path` is quarantined.jsonl and `entries` its rows where a run is resumed; `skipped` are the steps skipped
-        before the checkpoint. `log` gets a row for each step skipped: `step`, `reason`, the `ids` quarantined from the
-        next step on, and `line`, all of it in words.
+        `path` is quarantined.jsonl, `entries` are its rows when a run is resumed, and `skipped` the steps skipped
+        before the checkpoint. `log` receives a row per skipped step: `step`, `reason`, `ids` (quarantined from the
+        next step on) and `line`, a message with all of these.
         """
         rows = list(entries)
         rewrite(path, rows)
@@ -56,7 +55,7 @@ class GuardedTrainer(Trainer):
         self.is_guarded = True
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """A step without the quarantined sessions; without gradients, so that no weight moves, where it is skipped.
+        """A step without the quarantined sessions; a skipped step drops its gradients, so that no weight moves.
 
         Returns the mean loss in nats per trained token (a scalar), of the finite examples only. Raises `ModelError`
         when `MOST_SKIPPED` steps have been skipped, and for sharded weights, whose gradients cannot be dropped.
@@ -83,7 +82,7 @@ class GuardedTrainer(Trainer):
 
     def _skip(self, model: Any, step: int, reason: str) -> None:
         ids = self._gathered([self.ids[row] for row in self.row_losses if not self._is_finite_alone(row)])
-        names = visible(", ".join(ids[:_MOST_NAMED])) + (" …" if len(ids) > _MOST_NAMED else "")
+        names = visible(some_of(ids, 5))
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ModelError(
                 f"training stopped at step {step} of {self.state.max_steps}: {reason} ({names or 'no session alone'}); "
@@ -106,7 +105,7 @@ class GuardedTrainer(Trainer):
             )
 
     def _is_finite_alone(self, row: int) -> bool:
-        """Whether an example has a finite loss in a pass of its own; in one pass, NaN may spread between examples."""
+        """Whether an example's loss is finite in a pass of its own; within a pass, NaN may spread between examples."""
         if math.isfinite(float(self.row_losses[row])):
             return True
         self._group = ()
@@ -115,7 +114,7 @@ class GuardedTrainer(Trainer):
             return bool(torch.isfinite(self.compute_loss(self.model, inputs)))
 
     def _gradient_norm_is_finite(self) -> bool:
-        """On every process."""
+        """Whether it is, on every process."""
         gradients = [one.grad for one in self.model.parameters() if one.requires_grad and one.grad is not None]
         norm = get_total_norm(gradients) if gradients else torch.zeros(())
         is_finite = math.isfinite(float(norm.full_tensor() if isinstance(norm, DTensor) else norm))

@@ -15,7 +15,7 @@ from distill.models.third_party import first_line
 from distill.train.packing import PackingPlan
 
 PROJECT = "distill"
-"""Project name of the figures, unless WANDB_PROJECT is set."""
+"""Project name in the trackers, unless WANDB_PROJECT is set."""
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -29,7 +29,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 def is_installed(name: str) -> bool:
-    """By its metadata: a folder `wandb` here, as wandb leaves them, is no package."""
+    """By its metadata: a folder `wandb`, as wandb leaves one, could be imported as well."""
     try:
         version(name)
     except PackageNotFoundError:
@@ -38,13 +38,12 @@ def is_installed(name: str) -> bool:
 
 
 def trackers(names: Sequence[str], folder: Path, step: int, *, plan: PackingPlan, arguments: Any) -> list[Any]:
-    """A callback for each service, after one that corrects the epochs.
+    """A callback for each tracker, after one that corrects the epochs.
 
-    TensorBoard's files go to `folder/tensorboard`, cut back to `step` where a run goes on, and those that wandb keeps
-    to `folder/wandb`; trackio has its own place (TRACKIO_DIR). The last two name a run by its folder and the time, so
-    that a resumed one is a new run there. `arguments` are the trainer's.
+    TensorBoard writes to `folder/tensorboard`, truncated to `step` when a run is resumed, and wandb to `folder/wandb`;
+    trackio has its own folder (TRACKIO_DIR). The last two name a run by its folder and the time, so that a resumed run
+    is a new one there. `arguments` are the trainer's.
     """
-    require_trackers(names)
     if not names or not processes.is_first():
         return []
     arguments.project, arguments.run_name = PROJECT, f"{folder.resolve().parent.name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -52,7 +51,7 @@ def trackers(names: Sequence[str], folder: Path, step: int, *, plan: PackingPlan
 
 
 def _epochs(plan: PackingPlan) -> Any:
-    """Replaces the epochs that transformers logs, for which a whole run is one, by the plan's."""
+    """Replaces the epochs in transformers' log, where a whole run is one, by those of the plan."""
     from transformers import TrainerCallback
 
     class Epochs(TrainerCallback):  # type: ignore[misc]  # the library has no types
@@ -77,7 +76,7 @@ def _tracker(name: str, folder: Path, step: int, run: str) -> Any:
 
 
 def _begin_wandb(folder: Path, run: str) -> None:
-    """Start a run, which the callback then uses. Raises `DistillError` where wandb cannot."""
+    """Start a run for the callback to use. Raises `DistillError` where wandb cannot."""
     import wandb
 
     if wandb.run is not None:

@@ -85,7 +85,7 @@ def test_doctor_asks_the_only_model_and_keeps_what_it_found(cache, capsys):
     with listing("tiny") as server:
         _, out, _ = distill(capsys, "doctor", f"http://{server.address}")
     assert f"ok   http://{server.address} serves tiny" in out
-    assert 'the answer goes on behind "4"' in next(line for line in out.splitlines() if line.startswith("  stop"))
+    assert 'the answer goes on after "4"' in next(line for line in out.splitlines() if line.startswith("  stop"))
     found = probe.load(f"http://{server.address}", "tiny")
     assert found is not None
     assert odd(found) == {"stop": "ignored"}

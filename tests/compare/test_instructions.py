@@ -212,7 +212,7 @@ def test_a_prompt_without_checks_has_no_score():
         ('{"turns": ["Hi."], "checks": [{"kind": "words_between", "least": 9}]}', "lacks or misuses 'most'"),
         ('{"turns": ["Hi."], "checks": [{"kind": "json_keys", "keys": 3}]}', "`json_keys` lacks or misuses"),
         ('{"turns": ["Hi."], "checks": [{"kind": "without_letter", "letter": 3}]}', "lacks or misuses"),
-        ("no json", "no JSON"),
+        ("no json", "not JSON"),
     ],
 )
 def test_a_bad_row_of_ones_own_prompts_is_told_by_its_line(tmp_path, row, message):

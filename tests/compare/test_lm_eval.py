@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from distill.cli.show import benchmark_lines
-from distill.compare.lm_eval import documents, entries
+from distill.compare.lm_eval import entries
+from distill.compare.lm_eval_tasks import documents
 from distill.core.extras import install
 from distill.core.files import write_json
 from distill.core.jsonl import read_jsonl

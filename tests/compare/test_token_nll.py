@@ -9,7 +9,7 @@ import pytest
 
 from distill.compare.token_nll import by_prompt, spans
 from distill.report.stage import report
-from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, packed, select
+from distill.report.token_shading import ALPHABET, MAX_BYTES, STEPS, pack, select
 from distill.text.tokens import visible
 from tests.support.run_folder import change, write_run
 
@@ -67,13 +67,13 @@ def test_two_models_share_their_widths_or_one_is_left_out():
 def test_what_is_packed_is_read_back_within_its_steps():
     nats = [0.0, 0.1, 1.0, 4.4, 9.2, 20.0]
     words = ["A", " 𝄞", "\u202e", " lake", "x" * 130, "y" * 63]
-    found = unpacked(packed(row("".join(words), [len(word) for word in words], nats), 4_000), "".join(words))
+    found = unpacked(pack(row("".join(words), [len(word) for word in words], nats), 4_000), "".join(words))
     assert [text for text, _ in found] == [visible(word) for word in words]
     assert [value for _, value in found] == pytest.approx(nats, abs=math.sqrt(20) / STEPS)
 
 
 def test_an_answer_that_is_cut_keeps_the_tokens_that_are_shown():
-    told = packed(row("abcdef", [2, 2, 2], [1.0, 1.0, 1.0]), 3)
+    told = pack(row("abcdef", [2, 2, 2], [1.0, 1.0, 1.0]), 3)
     assert [text for text, _ in unpacked(told, "abc")] == ["ab", "c"]
 
 
@@ -91,7 +91,7 @@ def test_an_answer_that_is_cut_keeps_the_tokens_that_are_shown():
     ],
 )
 def test_figures_that_do_not_fit_the_answer_are_not_shown(damaged):
-    assert packed(damaged, 4_000) is None
+    assert pack(damaged, 4_000) is None
 
 
 def test_where_all_are_too_much_the_worst_and_the_best_are_shown():

@@ -31,7 +31,7 @@ def judged(folder: Path, sessions: list[Session], *filters, script, **options):
     judge = Scripted(script)
     with Journal.open(folder / "journal.sqlite") as journal:
 
-        def ask(flows, *, rule, role):
+        def ask(flows, rule, role):
             assert role == "judge"
             return Engine(journal, bound(**{role: judge}), stage="curate", attempts=1, concurrency=4).run(flows)
 

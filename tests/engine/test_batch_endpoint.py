@@ -68,8 +68,7 @@ def test_an_endpoint_without_batches_is_one_line(journal: Journal, server: Batch
 
 def test_an_endpoint_that_is_not_there_is_one_line(journal: Journal, server: BatchServer) -> None:
     server.url = "http://127.0.0.1:9/v1"
-    provider = jobs(server)
-    provider._here().max_retries = 0
+    provider = jobs(server, attempts=1)
     with pytest.raises(StoppedByEndpoint, match="cannot reach its files"):
         Passes(journal, {"teacher": provider}).run(many(1))
 
@@ -99,8 +98,7 @@ def test_a_batch_that_was_begun_while_the_answer_broke_off_is_not_begun_again(
 
 def test_an_outage_while_waiting_is_sat_out(journal: Journal, server: BatchServer) -> None:
     server.looks, server.breaks = 3, ["retrieve"] * 2
-    provider = jobs(server)
-    provider._here().max_retries = 0
+    provider = jobs(server, attempts=1)
     assert values(Passes(journal, {"teacher": provider}, poll_seconds=0.01).run(many(5))) == answers(5)
 
 

@@ -136,7 +136,7 @@ def test_a_failure_that_may_pass_stops_a_growth_and_the_next_run_goes_on(journal
         engine(journal, remote(server), attempts=2).grow(Pool(), 20)
     assert isinstance(caught.value, EngineStopped)
     assert "was not answered in 2 attempts (http_503: HTTP 503" in str(caught.value)
-    grown = caught.value.grown
+    grown = caught.value.growth
     assert grown is not None
     assert grown.requests == 6
     with MockServer() as server:
@@ -149,8 +149,8 @@ def test_a_growth_that_runs_out_of_money_brings_what_it_has_and_goes_on_with_mor
     with pytest.raises(EngineStopped) as caught:
         engine(journal, uneven(), budget=budget(0.1)).grow(Pool(), 20)
     assert isinstance(caught.value, BudgetStop)
-    assert caught.value.grown is not None
-    some = caught.value.grown.tasks
+    assert caught.value.growth is not None
+    some = caught.value.growth.tasks
     assert 0 < len(some) < 20
     assert engine(journal, uneven()).grow(Pool(), 20).tasks[: len(some)] == some
 
@@ -164,8 +164,8 @@ def test_ctrl_c_in_a_growth_brings_what_it_has_and_the_next_run_goes_on(journal:
     with pytest.raises(Interrupted, match="of 20 are finished and kept") as caught:
         engine(journal, Scripted(script, latency_seconds=0.005)).grow(Pool(), 20)
     assert isinstance(caught.value, EngineStopped)
-    assert caught.value.grown is not None
-    some = caught.value.grown.tasks
+    assert caught.value.growth is not None
+    some = caught.value.growth.tasks
     assert 0 < len(some) < 20
     assert engine(journal, uneven()).grow(Pool(), 20).tasks[: len(some)] == some
 

@@ -11,6 +11,7 @@ from email.utils import format_datetime
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 from distill.engine.mock_server import EMPTY, HANG, HTML, RESET, TRUNCATED, Fault, MockServer, first, status
 from distill.engine.providers import ProviderError, Reply, one_line
@@ -210,7 +211,7 @@ def test_retry_after_is_read_as_seconds_and_as_a_date() -> None:
 
 @pytest.mark.parametrize(("said", "seconds"), [("0.5", 0.5), ("soon", None), ("-1", None), ("", None)])
 def test_an_unreadable_retry_after_is_none(said: str, seconds: float | None) -> None:
-    assert retry_after_seconds({"retry-after": said}) == seconds
+    assert retry_after_seconds(CIMultiDict({"retry-after": said})) == seconds
 
 
 def test_a_retry_after_in_the_past_is_no_wait() -> None:

@@ -84,10 +84,10 @@ def test_nothing_leaves_when_nothing_is_left_until_the_reset() -> None:
     left = Remainder()
     left.hear(RemainingQuota(2, 30.0, 500), ticket(1), 100.0)
     assert left.wait_seconds(1, 100.0) == 0
-    left.spend(2)
+    left.spend(2, 100.0)
     assert left.wait_seconds(1, 110.0) == 20.0
     assert left.wait_seconds(1, 130.0) == 0
-    left.spend(499)
+    left.spend(499, 130.0)
     assert left.wait_seconds(1, 131.0) == 0
 
 
@@ -191,7 +191,7 @@ def test_an_endpoint_that_stays_down_ends_the_run_after_half_an_hour() -> None:
     for _ in range(BREAKER_TRIALS - 1):
         now = breaker.until or 0.0
         breaker.note(ticket(1, trial=True), SendOutcome.FAULT, now)
-    with pytest.raises(EndpointError, match=r"has failed for 3\d minutes, and 20 trials since were in vain"):
+    with pytest.raises(EndpointError, match=r"has failed for 3\d minutes, and 20 trials since have failed too"):
         breaker.note(ticket(1, trial=True), SendOutcome.FAULT, now)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 
@@ -10,8 +11,8 @@ from distill.core import assets
 from distill.expand.seeds import load_seeds, seed_text
 from distill.expand.strategies.evol_instruct import (
     FORMATS,
-    OPERATIONS,
     EvolInstruct,
+    Operation,
     answer_fault,
     has_marker_words,
     verdict,
@@ -60,7 +61,7 @@ def fresh(number: int) -> str:
 @pytest.mark.slow
 def test_every_operation_is_drawn_about_equally_often():
     counts = Counter(asked(growth(), k).split("\n\n")[1][:45] for k in range(300))
-    assert len(counts) == len(OPERATIONS) == 6
+    assert len(counts) == len(get_args(Operation)) == 6
     assert min(counts.values()) > 30
 
 
@@ -90,7 +91,7 @@ def test_an_evolution_is_what_evolves_in_the_next_round():
     assert fresh(4) in asked(part, 7)
     assert (second[0].meta["parent"], second[0].meta["round"]) == (first[0].id, 2)
     assert second[0].meta["lineage"] == [first[0].meta["parent"], first[0].id]
-    assert second[0].meta["operation"] in OPERATIONS
+    assert second[0].meta["operation"] in get_args(Operation)
 
 
 def test_an_eliminated_evolution_leaves_its_parent_for_the_next_round():
@@ -203,7 +204,7 @@ def test_what_no_criterion_needs_is_not_asked(criteria, roles):
     assert found == roles
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", get_args(Operation))
 def test_an_evolution_that_says_our_instructions_is_eliminated(operation):
     part = growth(operations=[operation])
     told = asked(part, 0).split("\n\n")[2].split(". ")[0]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import get_args
 
 import pytest
 
 from distill.core import assets
 from distill.expand.pool import is_statement, marked_items, needs_input, numbered_items
 from distill.expand.strategies.alpaca import blocks
-from distill.expand.strategies.topics import KINDS, Topics, listed_topics
+from distill.expand.strategies.topics import Kind, Topics, listed_topics
 from distill.types import Completion, Failure, Task
 
+KINDS = get_args(Kind)
 OWN = ("beekeeping", "tides", "old clocks")
 
 

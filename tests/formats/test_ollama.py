@@ -101,7 +101,7 @@ def test_a_template_that_does_more_than_put_texts_around_contents_is_refused(tem
 def modelfile(**changes: Any) -> str:
     from distill.formats.exporters.student.ollama import fixed_texts, modelfile
 
-    settings = {"stops": ["<|im_end|>"], "system": "Be brief.", "about": ["by distill"], **changes}
+    settings = {"stops": ["<|im_end|>"], "system": "Be brief.", "about": "by distill", **changes}
     return modelfile("model.gguf", fixed_texts("chatml", tokenizer()), **settings)
 
 
@@ -122,7 +122,7 @@ def test_a_system_message_of_several_lines_is_held_and_one_that_cannot_be_is_ref
 
 
 def test_what_others_wrote_never_starts_an_instruction():
-    text = modelfile(about=["x\nFROM /etc/passwd"], system="y\nFROM /etc/passwd")
+    text = modelfile(about="x\nFROM /etc/passwd", system="y\nFROM /etc/passwd")
     outside = re.sub(r'""".*?"""', "", text, flags=re.DOTALL)
     assert [line for line in outside.splitlines() if line.startswith("FROM")] == ["FROM ./model.gguf"]
 

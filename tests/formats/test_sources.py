@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.engine.mock_server import MockServer
-from distill.errors import RecipeError, RunFolderError
+from distill.errors import ModelError, RecipeError, RunFolderError
 from distill.formats import sources as sources_module
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import Address, load_tasks
@@ -175,7 +175,7 @@ def test_tokens_are_counted_by_a_tokenizer_json(tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     assert splitter(str(tmp_path), 64).count("one two three four") == 4
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(RecipeError, match=r"tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
         splitter(str(tmp_path), 64)
 
 
@@ -317,7 +317,7 @@ def test_a_resolved_recipe_of_sources_is_read_back_as_the_same(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text(first.to_yaml())
     assert load_recipe(tmp_path / "run").document() == first.document()
-    assert [one.called for one in first.sources] == ["a", "owner-name"]
+    assert [one.display_name for one in first.sources] == ["a", "owner-name"]
 
 
 @pytest.mark.parametrize(

@@ -136,12 +136,12 @@ def test_an_adapter_merged_into_the_weights_before_quantisation_is_over_the_limi
     student = read_student(run_folder / "student", name="tiny")
     rows = rows_of(HELD_OUT, student.template, student.tokenizer, context=student.context)
     reference = Reference(tmp_path / "kept", rows)
-    reference.record(student.trained(), lambda done: None)
+    reference.record(student.trained(), lambda done, total: None)
     limits = FORMS["merged"].limits
-    right = reference.compare(student.merged(), lambda done: None)
+    right = reference.compare(student.merged(), lambda done, total: None)
     assert right.within(limits["float32"])
     base = loading.load_causal(Path(student.info["model"]), layers=student.info["layers"], dtype=torch.float32)
-    found = reference.compare(loading.adapted(base, run_folder / "student", merge=True), lambda done: None)
+    found = reference.compare(loading.adapted(base, run_folder / "student", merge=True), lambda done, total: None)
     assert not found.within(limits["float16"])
     reference.close()
     assert list(tmp_path.iterdir()) == []

@@ -118,7 +118,7 @@ def test_keys_that_have_gone_are_dropped_from_a_folders_own_copy_with_a_line_eac
     assert _code(["run", str(before)]) == 0
     said = capsys.readouterr().err
     for key in ("teacher.gone", "collect.gone", "curate.length.gone"):
-        assert said.count(f'"{key}" is no key any more; left out') == 1
+        assert said.count(f'"{key}" is no longer a key; left out') == 1
     assert "nothing to do" in said
     assert "gone: 1" not in path.read_text()
 

@@ -326,7 +326,7 @@ def test_a_judge_that_decides_nothing_is_told(tmp_path, journal, capsys):
     strategy = BestOf(BestOf.Options(samples=2), sampling=Sampling(temperature=1.0))
     _, counts = collected(tmp_path, journal, {"teacher": teacher, "judge": Scripted(lambda _: "Fine.")}, strategy)
     assert counts["unjudged"] == 2
-    assert "of 2 of 2 sessions no verdict of the judge can be read" in capsys.readouterr().err
+    assert "2 of 2 sessions have no readable verdict of the judge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

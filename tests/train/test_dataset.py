@@ -13,7 +13,7 @@ import pytest
 from distill.core.files import read_json
 from distill.errors import DistillError, MaskError
 from distill.models import chat_template
-from distill.models.token_bytes import shown, write_masks
+from distill.models.token_bytes import marked_examples, write_masks
 from distill.train.dataset import examples_of, notes
 from distill.train.options import TrainOptions
 from distill.types import Message, Session
@@ -169,13 +169,13 @@ def test_a_lost_system_turn_stops_the_run_unless_it_is_accepted(smollm):
 
 def test_shown_examples_are_spread_over_all_and_spell_their_tokens(smollm, tmp_path: Path):
     found, _ = made([talk(pairs=1, name=f"s{number}") for number in range(9)], smollm)
-    rows = shown(found.ids, found.examples, smollm, count=3)
+    rows = marked_examples(found.ids, found.examples, smollm, count=3)
     assert [row.id for row in rows] == ["s0", "s3", "s6"]
     assert (
         "".join(text for text, trained in rows[0].stretches() if trained)
         == "Answer 0 word word word word word<|im_end|>"
     )
-    assert shown(found.ids, found.examples, smollm, count=0) == []
+    assert marked_examples(found.ids, found.examples, smollm, count=0) == []
     write_masks(tmp_path / "masks.json", rows, template="chatml", train_on="all", checked=9)
     told = read_json(tmp_path / "masks.json")
     assert {key: told[key] for key in ("template", "train_on", "checked")} == {

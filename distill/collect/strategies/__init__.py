@@ -1,7 +1,5 @@
 """Registry of strategies that answer tasks (`flow`)."""
 
-from __future__ import annotations
-
 STRATEGIES = {
     "answer": "distill.collect.strategies.answer:Answer",
     "best_of": "distill.collect.strategies.best_of:BestOf",

@@ -25,10 +25,7 @@ class Answer:
         self.sampling = sampling or Sampling()
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session of a task, or the failure in its place; see `one_turn`.
-
-        `rng` draws the form of a task that is put in `varied` forms.
-        """
+        """The session of a task, or the failure in its place; see `one_turn`. `rng` draws `varied` forms."""
         prompt = opening(task, system=self.options.system, form=self.options.input, rng=rng)
         answer: Completion | Failure = yield Request(role=ROLE, messages=prompt, sampling=self.sampling)
         return one_turn(task, prompt, answer, strategy="answer", handling=self.options.thoughts)

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from distill import recipe
 from distill.collect.sessions import ROLE, InputForm, one_turn, opening, text_of
 from distill.core import assets
 from distill.core.registry import suggest
-from distill.recipe import Asks
+from distill.recipe import Asks, BaseOptions
 from distill.text.thinking import Handling
 from distill.types import Completion, Failure, Flow, Request, Sampling, Session, Task
 
@@ -46,7 +45,7 @@ WEIGHTS: Weights = {
     "questions": {"none": 1, "detailed": 1, "long": 1, "obedient": 1, "question_steps": 1},
     "choices": {"long": 1, "explain_simply": 1, "describe_and_explain": 1, "choice_with_knowledge": 1, "obedient": 1},
 }
-"""Which system messages a collection of tasks draws from. Orca drew by sub-collection of FLAN-v2, from sets of which
+"""Weights of the system messages that each collection draws from. Orca drew by sub-collection of FLAN-v2, on which
 these are modelled: reasoning on CoT, instructions on NIV2, questions on T0, choices on Flan2021."""
 ALIASES = {
     **{"cot": "reasoning", "math": "reasoning", "niv2": "instructions", "t0": "questions", "knowledge": "questions"},
@@ -56,30 +55,28 @@ ALIASES = {
 
 
 class Explanations:
-    """One request per task, under one of sixteen system messages that ask for explanations; training keeps it.
+    """One request per task, under one of sixteen system messages that ask for explanations; the session keeps it.
 
-    A task's collection is its `meta.collection`, else its `meta.kind`; it decides what may be drawn, and is kept in the
-    session's meta, with the message's name as `meta.explanation`.
+    A task's collection is its `meta.collection`, else its `meta.kind`; it determines the weights, and is recorded in
+    the session's meta, with the message's name as `meta.explanation`.
 
-    Progressive teachers (5 million answers of one, then one million of a stronger) are two teachers in the recipe, the
-    stronger with `kinds: [hard]`; `stages: {hard: 2}` then marks the sessions of those tasks with `meta.stage: 2` and
-    all others with 1, for training to take them in order. A prompt that both answer stands in the task file twice,
-    under two ids.
+    Progressive teachers (5 million answers of one, then one million of a stronger one) are two teachers in the recipe,
+    the stronger with `kinds: [hard]`; `stages: {hard: 2}` then gives the sessions of those tasks `meta.stage: 2` and
+    all others 1, so that training can take them in order. A prompt that both teachers answer stands in the task file
+    twice, under two ids.
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(BaseOptions):
         """Options of `collect: {strategy: explanations}`."""
 
         weights: Weights = Field(default_factory=dict)
-        """By collection, the weights of system messages by name; added to the shipped ones, or in place of those of the
-        same collection. `default` is for tasks of other collections, or of none."""
+        """By collection, the weights of system messages by name; those of a shipped collection are replaced, others are
+        added. `default` is for tasks of other collections, or of none."""
         stages: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-        """By collection or kind, the stage of training that a session is meant for; 1 for those not named. Empty: a
-        session has the `meta.stage` of its task, if any."""
+        """By collection or kind, the stage of training that a session is meant for; 1 for all others. Empty: a session
+        gets the `meta.stage` of its task, if any."""
         input: InputForm = "below"
-        """Where a task's input stands; see the strategy `answer`."""
         thoughts: Handling = "separate"
-        """How to treat a reasoning teacher's thoughts; see the strategy `answer`."""
 
         @field_validator("weights")
         @classmethod

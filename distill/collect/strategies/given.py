@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from random import Random
 
-from distill.collect.sessions import TurnOptions, one_turn, opening
+from distill.collect.sessions import TurnOptions, one_turn, opening, text_of
 from distill.recipe import Asks
 from distill.types import Completion, Failure, Flow, Sampling, Session, Task
 
 
 class Given:
-    """The task's own `meta.output` as the answer, as Alpaca has it: one completion wrote instruction, input and output.
+    """Takes the task's `meta.output` as the answer, as Alpaca does: instruction, input and output of one completion.
 
-    The answer is the teacher's of the expansion, so `meta.key` of the task, where it has one, is the session's key.
+    The answer was written by expand's teacher, so the task's `meta.key`, if any, becomes the session's key.
     """
 
     class Options(TurnOptions):
@@ -20,21 +20,20 @@ class Given:
 
         @property
         def asks(self) -> Asks:
-            """Nothing."""
+            """No request."""
             return Asks(0)
 
     def __init__(self, options: Options, *, sampling: Sampling | None = None) -> None:
         self.options = options
 
     def flow(self, task: Task, rng: Random) -> Flow[Session | Failure]:
-        """The session of a task, or a failure where it brings no output. `rng` draws `varied` forms."""
+        """The session of a task, or a failure where it has no output. `rng` draws `varied` forms."""
         yield from ()
-        output = task.meta.get("output")
-        if not isinstance(output, str) or not output.strip():
+        output = text_of(task.meta, "output")
+        if not output:
             detail = "the task has no meta.output to take as the answer"
             return Failure(key="", reason="no_output", detail=detail, transient=False)
-        key = task.meta.get("key")
         is_cut = bool(task.meta.get("truncated"))
-        answer = Completion(key=key if isinstance(key, str) else "", text=output, finish="length" if is_cut else "stop")
+        answer = Completion(key=text_of(task.meta, "key"), text=output, finish="length" if is_cut else "stop")
         prompt = opening(task, system=self.options.system, form=self.options.input, rng=rng)
         return one_turn(task, prompt, answer, strategy="given", handling=self.options.thoughts)

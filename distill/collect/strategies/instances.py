@@ -11,10 +11,9 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from distill import recipe
 from distill.collect.sessions import ROLE, InputForm, lead, put, session
 from distill.core import assets
-from distill.recipe import Asks
+from distill.recipe import Asks, BaseOptions, SamplingOptions
 from distill.text.thinking import split_answer
 from distill.text.wrappers import is_no_input, strip_wrappers
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
@@ -25,7 +24,7 @@ IS_LABEL, LABEL_FIRST, INPUT_FIRST, IN_CHAT = (
 MOST_INSTANCES = 5
 """Kept of one instruction (Self-Instruct's code)."""
 MAX_TOKENS = {True: 300, False: 350}
-"""Bound of a request for instances, by whether the task is answered with labels (Self-Instruct's code)."""
+"""`max_tokens` of a request for instances, by whether the task is answered with labels (Self-Instruct's code)."""
 STOP = ("\nExample 6", "\nTask:")
 
 Ask: TypeAlias = Literal["completion", "chat"]
@@ -51,45 +50,43 @@ class GeneratedInstance:
     output: str
 
 
-class InstanceSampling(recipe.SamplingOptions):
+class InstanceSampling(SamplingOptions):
     """Sampling of instances (Self-Instruct's code); the teacher's own sampling applies to its answers."""
 
     temperature: Annotated[float, Field(ge=0, le=5)] | None = 0.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = 1.5
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """300 for tasks that are answered by labels and 350 for others, when left out."""
+    """300 for tasks answered with labels and 350 for others, when left out."""
 
 
 class Instances:
-    """Up to five sessions of an instruction, each with its own input and output, from two requests.
+    """Up to five sessions per instruction, each with its own input and output, from two requests.
 
-    The first asks whether the instruction is answered with labels, unless `meta.is_classification` of the task says so.
-    Then either the labels come first and an input for each, so that no label is left out, or inputs come first and
-    their outputs. A task with an input of its own has that as its first instance, and more are requested.
+    The first asks whether the instruction is answered with labels, unless the task's `meta.is_classification` says so.
+    The second asks for labels and then an input for each, so that every label occurs, or for inputs and then their
+    outputs. A task with an input of its own has that as its first instance, and more are requested.
 
-    Where this differs from the original, and why:
+    Differences from the original, and why:
     - a request that fails is a failure; the original stores it as an empty answer, and takes that for "no";
-    - the words Task, Example, Output and Class label end or part instances where a line begins, for they occur in
-      sentences too;
+    - the words Task, Example, Output and Class label separate instances only at the start of a line, since they occur
+      in sentences too;
     - an example without an output is dropped; the original takes its input for the output;
-    - of equal instances the first stays and five are drawn in their order, so that a second run gives the same.
+    - the first of equal instances is kept, and the five drawn keep their order, so that runs can be repeated.
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(BaseOptions):
         """Options of `collect: {strategy: instances}`."""
 
         ask: Ask = "completion"
         """`completion`: let the teacher continue a list of worked tasks as raw text. `chat`: the same in a message,
         for endpoints without completions."""
         sampling: InstanceSampling = InstanceSampling()
-        """Sampling of instances."""
         system: str = ""
-        """System message of every session; nothing is asked under it. Empty: none."""
+        """System message of every session, not of the requests. Empty: none."""
         input: InputForm = "below"
-        """Where an instance's input stands; `varied` draws one of Self-Instruct's forms for each. See `answer`."""
         plain_inputs: Annotated[float, Field(ge=0, le=1)] = 0.5
-        """Share of inputs that lose the name of their only field ("Text: …") and their blank lines (Self-Instruct's
-        code), so that the student meets inputs as people write them."""
+        """Share of inputs from which the name of their only field ("Text: …") and blank lines are removed
+        (Self-Instruct's code), so that the student sees inputs as people write them."""
 
         @property
         def asks(self) -> Asks:
@@ -130,7 +127,7 @@ class Instances:
         )
 
     def _ask_whether_label(self, task: Task, keys: list[str]) -> Flow[bool | str | Failure]:
-        """Whether a task is answered with labels; `unparsed`, which counts as no, where the reply says neither."""
+        """Whether a task is answered with labels; `unparsed`, treated as no, where the reply is neither yes nor no."""
         answer: Completion | Failure = yield self._to_request(
             assets.fill(assets.load(IS_LABEL), instruction=_line(task.instruction)),
             Sampling(temperature=0.0, max_tokens=3, stop=("\n", "Task")),
@@ -185,7 +182,7 @@ def _line(instruction: str) -> str:
 
 
 def by_labels(text: str) -> list[GeneratedInstance]:
-    """The instances of a continuation in which each label is followed by its input; the first may be bare."""
+    """The instances of a continuation of labels, each followed by its input; the first label may lack its heading."""
     body = _NEXT_TASK.split(strip_wrappers(text))[0].strip()
     pieces = (piece.strip() for piece in _LABEL.split(body))
     fields = (piece.partition("\n") for piece in pieces if piece)
@@ -193,23 +190,22 @@ def by_labels(text: str) -> list[GeneratedInstance]:
 
 
 def by_inputs(text: str) -> list[GeneratedInstance]:
-    """The instances of a continuation in which each input is followed by its output; no input, a single output."""
+    """The instances of a continuation of inputs, each followed by its output; or of a single output without input."""
     body = _NEXT_TASK.split(strip_wrappers(text))[0].strip()
     pieces = [piece.strip() for piece in _EXAMPLE.split(body)]
     return [_example(piece) for piece in pieces if piece]
 
 
 def _example(text: str) -> GeneratedInstance:
-    """One example; its output is empty where it names none."""
+    """One example; its output is empty where none is marked."""
     parts = _OUTPUT.split(text)
     parts = parts if len(parts) > 1 else _OUTPUT_INLINE.split(text)
-    input_text = _input_text(parts[0])
     output = _INPUT.split(parts[1])[0].strip() if len(parts) > 1 else ""
-    return GeneratedInstance(input_text, output)
+    return GeneratedInstance(_input_text(parts[0]), output)
 
 
 def _input_text(text: str) -> str:
-    """An input without its field name; empty where it says that there is none."""
+    """The input without its field name; empty where the text says that there is none."""
     input_text = _INPUT.sub("", text.strip(), count=1).strip()
     return "" if is_no_input(input_text) else input_text
 
@@ -219,14 +215,8 @@ def valid(instances: Sequence[GeneratedInstance]) -> tuple[list[GeneratedInstanc
 
     Where one input has two outputs, all are rejected: the task was not understood.
     """
-    rejected: Counter[str] = Counter()
-    usable: list[GeneratedInstance] = []
-    for each in instances:
-        reason = _fault(each)
-        if reason is None:
-            usable.append(each)
-        else:
-            rejected[reason] += 1
+    rejected = Counter(reason for each in instances if (reason := _fault(each)) is not None)
+    usable = [each for each in instances if _fault(each) is None]
     outputs: dict[str, str] = {}
     if any(each.input and outputs.setdefault(each.input, each.output) != each.output for each in usable):
         return [], rejected + Counter({"contradiction": len(usable)})
@@ -243,6 +233,6 @@ def _fault(instance: GeneratedInstance) -> str | None:
 
 
 def plain(text: str) -> str:
-    """An input without the name of its field, where it has one only, and without blank lines."""
+    """The input without its field's name, if it has a single field, and without blank lines."""
     bare = _FIELD.sub("", text) if len(_FIELD.findall(text)) == 1 and _FIELD.match(text) else text
     return re.sub(r"\n{2,}", "\n", bare.strip())

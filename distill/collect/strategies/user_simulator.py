@@ -8,11 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill import recipe
 from distill.collect.dialogue import Turn, converse, dialogue_session, user_turn
 from distill.collect.sessions import put, text_of
 from distill.core import assets
-from distill.recipe import Asks
+from distill.recipe import Asks, BaseOptions, SamplingOptions
 from distill.text.echoes import instructions
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Task
 
@@ -22,27 +21,28 @@ CLOSING = "[nothing more]"
 
 
 class UserSimulator:
-    """A conversation of the role `user`, under a persona, with the teacher; the teacher plays both where there is none.
+    """A conversation between the role `user`, under a persona, and the teacher, which plays both without such a role.
 
-    The user sees the conversation with the sides exchanged: its own turns are the assistant's. The conversation ends
-    after a number of exchanges drawn from a range, or before a turn in which the user says that it is done, thanks,
-    asks the same again, or speaks as the assistant; `meta.ended` says which. A turn in which it writes both sides is
-    cut after its own (`meta.leaks`).
+    The user model sees the conversation with the roles swapped: its own turns are the assistant's. The conversation
+    ends after a number of exchanges drawn from a range, or before a turn in which the user says that it is done, says
+    thanks, repeats a question, or speaks as the assistant; `meta.ended` says which. A turn in which it writes both
+    sides is cut after the user's (`meta.leaks`).
     """
 
-    class Options(recipe.BaseOptions):
+    class Options(BaseOptions):
         """Options of `collect: {strategy: user_simulator}`."""
 
         min_rounds: Annotated[int, Field(ge=1, le=50)] = 3
-        """Least number of exchanges drawn for a task (UltraChat: 3 to 7 about the world, 2 to 4 for writing)."""
+        """Least number of exchanges drawn for a task (UltraChat: 3 to 7 on world knowledge, 2 to 4 on writing)."""
         max_rounds: Annotated[int, Field(ge=1, le=50)] = 7
         opening: Literal["task", "simulated"] = "task"
         """The first turn: the task itself, or one written by the simulated user, for tasks that are topics."""
         personas: tuple[str, ...] = ()
-        """Who the user is, one drawn for each task; a task's `meta.persona` goes before. Empty: ten shipped ones."""
+        """Descriptions of the user, one drawn per task; a task's `meta.persona` takes precedence. Empty: ten shipped
+        ones."""
         system: str = ""
         """System message of the teacher and of every session. Empty: none."""
-        user_sampling: recipe.SamplingOptions | None = None
+        user_sampling: SamplingOptions | None = None
         """Sampling of the user's turns; that of the section `user`, else that of the teacher's answers."""
 
         @model_validator(mode="after")
@@ -53,7 +53,7 @@ class UserSimulator:
 
         @property
         def asks(self) -> Asks:
-            """Two requests an exchange, each reading what was said before, for the longest conversation."""
+            """Two requests per exchange of the longest conversation, whose prompts contain it so far."""
             count = self.max_rounds
             return Asks(2 * count, 230 * count, count + 2 * count * (count - 1), (USER,))
 
@@ -74,7 +74,7 @@ class UserSimulator:
         part = assets.fill(self._part, persona=persona, topic=topic, closing=CLOSING)
 
         def ask_user(before: Sequence[Message]) -> Request:
-            messages = (Message("system", part), self._begin, *exchanged(before))
+            messages = (Message("system", part), self._begin, *swap_roles(before))
             return Request(role=USER, messages=messages, sampling=self._playing)
 
         def read_user(answer: Completion, before: Sequence[Message]) -> Turn:
@@ -95,7 +95,7 @@ class UserSimulator:
         )
 
 
-def exchanged(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with the sides exchanged."""
+def swap_roles(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with user and assistant swapped."""
     sides = {"user": "assistant", "assistant": "user"}
     return [Message(sides[message.role], message.content) for message in messages]

@@ -31,13 +31,13 @@ class ModelAnswer:
     text: str
     finish: Finish
     tokens: int | None = None
-    """As the model's own tokenizer counts them; `None` where that is not known."""
+    """By the model's own tokenizer; `None` where not known."""
     earlier: tuple[str, ...] = ()
-    """Its answers to the turns before, where the question has several."""
+    """Its answers to the earlier turns, where the question has several."""
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All that the model said, in order."""
+        """All answers of the model, in order."""
         return (*self.earlier, self.text)
 
 
@@ -46,17 +46,17 @@ class Sample:
     """A metric's input: one prompt, one model, its answer, and the teacher's."""
 
     messages: tuple[Message, ...]
-    """The prompt; of a question with several turns, with the answers that this model gave before."""
+    """The conversation before the answer; with several turns, it includes this model's earlier answers."""
     model: Model
     answer: ModelAnswer
     reference: ModelAnswer | None
-    """The teacher's first answer, where there is one; for the model `teacher` it is `answer` itself."""
+    """The teacher's first answer, where there is one; for the model `teacher`, `answer` itself."""
     category: str = "all"
     """Category of the prompt."""
     prompt: int = 0
     """Index of the prompt."""
     checks: tuple[Mapping[str, Any], ...] = ()
-    """Instructions of the prompt that a program can check; see `distill.compare.metrics.instruction_checks`."""
+    """The prompt's checkable instructions; see `distill.compare.metrics.instruction_checks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,32 +68,32 @@ class Measure:
     unit: str
     better: Better
     explanation: str
-    """One sentence or two for the reader of the report: how it is computed and what it leaves out."""
+    """One or two sentences for the reader of the report: how it is computed and what it leaves out."""
     likeness: bool = False
-    """Whether it says how like the teacher's the answers are; such a measure leads, before those of manners."""
+    """Whether it measures similarity to the teacher's answers; such a measure leads the headline, before style."""
 
 
 class NoOptions(BaseOptions):
-    """Options of a metric without any."""
+    """Options of a metric that has none."""
 
 
 class TextMetric(Protocol):
     """A metric of texts alone.
 
-    It may also have `prepare(folder, samples) -> None`, called once before with the run folder and every sample that
-    will be scored, for what takes all answers, or the training rows, to know; and `prompts() -> rows`, prompts of its
-    own to ask beside the others, which no other metric sees.
+    It may also have `prepare(folder, samples) -> None`, called once before scoring with the run folder and all samples,
+    for metrics that need all answers or the training rows; and `prompts() -> rows`, additional prompts that only this
+    metric scores.
     """
 
     scope: Literal["text"]
     measures: tuple[Measure, ...]
 
     def score(self, sample: Sample) -> Scores:
-        """The numbers of one answer by the measure's name; one that is not defined for it is left out."""
+        """One answer's numbers by name of the measure; undefined ones are left out."""
 
 
 class ModelMetric(Protocol):
-    """A metric computed from likelihoods; it looks at no answer, so models without one are scored too."""
+    """A metric computed from likelihoods of the teacher's answers; models without an answer are scored too."""
 
     scope: Literal["model"]
     measures: tuple[Measure, ...]
@@ -101,4 +101,4 @@ class ModelMetric(Protocol):
     """The models that it scores."""
 
     def score(self, messages: tuple[Message, ...], model: Model, reference: ModelAnswer) -> Flow[Scores]:
-        """As for texts; yields its requests, and leaves a number out when one fails."""
+        """As for texts; yields its requests, and leaves out numbers whose request failed."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.core.jsonl import read_sessions
 from distill.text.rouge_index import comparable
+from distill.text.tokens import n_grams
 from distill.types import MODELS
 
 RUN = 8
 """Words of the shortest span that counts; shorter ones are common phrases."""
 
 LEARNERS = MODELS[:2]
-"""The models that may recite; the teacher's answers are what was trained on."""
+"""The models that are scored; the teacher's answers are the training data itself."""
 
 Run: TypeAlias = tuple[str, ...]
 
@@ -43,7 +43,7 @@ class Copied:
         self._trained: frozenset[Run] | None = None
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Find which runs of the answers stand in kept.jsonl, which is read once as a stream."""
+        """Find which runs of the answers stand in kept.jsonl."""
         path = folder / "kept.jsonl"
         if not path.is_file():
             self._trained = None
@@ -62,16 +62,15 @@ class Copied:
         """`copied_words`, 0 or at least 8; none without kept.jsonl, of the teacher, or of an empty answer."""
         if self._trained is None or sample.model not in LEARNERS or not sample.answer.text.strip():
             return {}
-        permitted = {run for message in sample.messages for run in _runs(message.content)}
-        permitted.update(_runs(sample.reference.text) if sample.reference is not None else ())
+        quotable = {run for message in sample.messages for run in _runs(message.content)}
+        quotable.update(_runs(sample.reference.text) if sample.reference is not None else ())
         longest = length = 0
         for run in _runs(sample.answer.text):
-            length = length + 1 if run in self._trained and run not in permitted else 0
+            length = length + 1 if run in self._trained and run not in quotable else 0
             longest = max(longest, length)
         return {"copied_words": float(longest + RUN - 1 if longest else 0)}
 
 
 def _runs(text: str) -> Iterator[Run]:
     """Every run of words, in order."""
-    tokens = comparable(text)
-    return zip(*(islice(tokens, start, None) for start in range(RUN)), strict=False)
+    return n_grams(comparable(text), RUN)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
+from distill.text.tokens import n_grams
 from distill.types import Model
 
 N = 4
-"""Words of a phrase."""
+"""Words per phrase."""
 
 Phrases: TypeAlias = frozenset[tuple[str, ...]]
 
@@ -46,14 +46,14 @@ class Diversity:
         self._holders: dict[Model, Counter[tuple[str, ...]]] = {}
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Count in how many answers of a model each phrase stands."""
+        """Count each phrase's answers, by model."""
         self._holders = {}
         for sample in samples:
             self._holders.setdefault(sample.model, Counter()).update(_phrases(sample))
 
     def score(self, sample: Sample) -> Scores:
         """`stock_phrases` and `distinct_words`, 0 to 1; none of an empty answer."""
-        answer_words = [word.casefold() for word in sample.answer.text.split()]
+        answer_words = sample.answer.text.casefold().split()
         scores = {"distinct_words": len(set(answer_words)) / len(answer_words)} if answer_words else {}
         phrases, holders = _phrases(sample), self._holders.get(sample.model, Counter())
         if phrases:
@@ -62,5 +62,4 @@ class Diversity:
 
 
 def _phrases(sample: Sample) -> Phrases:
-    answer_words = [word.casefold() for word in sample.answer.text.split()]
-    return frozenset(zip(*(islice(answer_words, start, None) for start in range(N)), strict=False))
+    return frozenset(n_grams(sample.answer.text.casefold().split(), N))

@@ -1,6 +1,6 @@
 """Programmatic checks of instructions, after IFEval (Zhou et al., 2023, arXiv 2311.07911).
 
-A check is a mapping with a `kind` and what that kind needs. Each is decided on the answer alone, the same every time.
+A check is a mapping with a `kind` and the parameters of that kind. Each depends on the answer alone.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _ROW = re.compile(r"^\s*\|(.+)\|\s*$", re.MULTILINE)
 
 
 def _words(text: str) -> list[str]:
-    """Words between white space that have a letter or a digit: a dash or a bullet alone is none."""
+    """Words between white space that have a letter or a digit; a lone dash or bullet is no word."""
     return [word for word in text.split() if any(char.isalnum() for char in word)]
 
 
 def _sentences(text: str) -> int:
-    """Sentence ends, and a last one that lacks its mark; initials and common titles end none."""
+    """Number of sentences, the last one with or without its mark; initials and common titles end none."""
     ends = len(_SENTENCE_END.findall(text))
     tail = _SENTENCE_END.split(text)[-1] if ends else text
     return ends + bool(re.search(r"\w", tail))
@@ -38,15 +38,15 @@ def _paragraphs(text: str) -> int:
 
 
 def _times(text: str, word: str) -> int:
-    """How often a word or phrase stands whole in the text, whatever its case."""
+    """Occurrences of a whole word or phrase, ignoring case."""
     return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE))
 
 
 def _json(text: str) -> Any:
-    """The JSON that the whole text is, in a fenced block or bare; None where it is none."""
-    fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", text, re.DOTALL | re.IGNORECASE)
+    """The whole text parsed as JSON, bare or in a fenced block; None where it is no JSON."""
+    fence = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", text, re.DOTALL | re.IGNORECASE)
     try:
-        return json.loads(fenced[1] if fenced else text)
+        return json.loads(fence[1] if fence else text)
     except (ValueError, RecursionError):
         return None
 
@@ -65,7 +65,7 @@ def _letters(text: str) -> list[str]:
 
 
 def _table(text: str, columns: int, rows: int) -> bool:
-    """Whether the text has one Markdown table with these numbers of columns and rows, without head and rule."""
+    """Whether the text has one Markdown table of this size; head and rule are not counted as rows."""
     cells = [[cell.strip() for cell in row.split("|")] for row in _ROW.findall(text)]
     if len(cells) < 2 or not all(re.fullmatch(r":?-+:?", cell) for cell in cells[1]):
         return False
@@ -73,7 +73,7 @@ def _table(text: str, columns: int, rows: int) -> bool:
 
 
 def _sections(text: str, name: str, count: int) -> bool:
-    """Whether lines that begin with the name and 1, 2, … stand in that order, each once."""
+    """Whether lines begin with the name and 1, 2, … to `count`, in that order, each once."""
     numbers = re.findall(rf"^[#*\s]*{re.escape(name)}\s+(\d+)\b", text, re.MULTILINE | re.IGNORECASE)
     return [int(number) for number in numbers] == list(range(1, count + 1))
 
@@ -85,7 +85,7 @@ def _spells(text: str, word: str) -> bool:
 
 
 def _parts(text: str, mark: str, count: int) -> bool:
-    """Whether lines with only the mark split the text into `count` pieces, none empty."""
+    """Whether lines that hold only the mark split the text into `count` pieces, none of them empty."""
     pieces = re.split(rf"^[ \t]*{re.escape(mark)}[ \t]*$", text, flags=re.MULTILINE)
     return len(pieces) == count and all(piece.strip() for piece in pieces)
 
@@ -104,8 +104,8 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "starts_with": lambda text, check: text.lstrip().startswith(check["text"]),
     "ends_with": lambda text, check: text.rstrip().endswith(check["text"]),
     "json_keys": lambda text, check: _has_keys(text, set(check["keys"])),
-    "lowercase": lambda text, check: bool(found := _letters(text)) and all(char.islower() for char in found),
-    "uppercase": lambda text, check: bool(found := _letters(text)) and all(char.isupper() for char in found),
+    "lowercase": lambda text, check: bool(letters := _letters(text)) and all(char.islower() for char in letters),
+    "uppercase": lambda text, check: bool(letters := _letters(text)) and all(char.isupper() for char in letters),
     "no_commas": lambda text, check: bool(text.strip()) and not re.search("[,，、]", text),
     "heading_first": lambda text, check: bool(re.match(r"\s*# +\S", text)),
     "sections": lambda text, check: _sections(text, check["name"], check["count"]),
@@ -122,7 +122,7 @@ KINDS: Mapping[str, Callable[[str, Check], bool]] = {
     "parts": lambda text, check: _parts(text, check["mark"], check["count"]),
     "lines": lambda text, check: len(_lines(text)) == check["count"],
 }
-"""The check of each kind; an empty answer follows none."""
+"""The check of each kind; an empty answer passes none."""
 
 
 def _fences(text: str) -> list[tuple[str, str]]:
@@ -130,7 +130,7 @@ def _fences(text: str) -> list[tuple[str, str]]:
 
 
 def problem(check: Any) -> str | None:
-    """The fault of a check from a file, for its author; `None` where it can be decided."""
+    """The fault of a check from a file; `None` for a valid one."""
     kind = check.get("kind") if isinstance(check, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
         return f"unknown kind {kind!r}; expected one of {', '.join(KINDS)}"
@@ -147,9 +147,9 @@ def follows(text: str, check: Check) -> bool:
 
 
 def follows_loosely(text: str, check: Check) -> bool:
-    """The same for any of eight forms: without its first line, its last or both, each also without asterisks.
+    """Whether any of eight forms follows it: without the first line, the last or both, each also without asterisks.
 
-    So "Sure, here it is:" and bold type cost nothing (IFEval's loose reading).
+    So "Sure, here it is:" and bold type cost nothing (IFEval's loose criterion).
     """
     return any(follows(form, check) for form in _forms(text))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -12,12 +11,13 @@ from distill.compare.metrics import Measure, Sample, Scores
 from distill.compare.metrics.instruction_checks import follows, follows_loosely, problem
 from distill.core import assets
 from distill.errors import RecipeError
+from distill.formats.json_rows import RejectedRow, json_rows
 
 SHIPPED = "instructions.jsonl"
 
 
 class Instructions:
-    """Asks prompts of its own beside the held-out ones, each with checks; held-out prompts with checks count too."""
+    """Adds prompts of its own with checks; other prompts with checks are scored too."""
 
     class Options(recipe.BaseOptions):
         """Options of `metric: instructions`."""
@@ -56,35 +56,28 @@ class Instructions:
         self.options = options or self.Options()
 
     def prompts(self) -> Iterator[Mapping[str, Any]]:
-        """Rows of prompts to ask beside the held-out ones. Raises `RecipeError` for a row with no or unknown checks."""
-        path = self.options.prompts
-        text = assets.load(SHIPPED) if path is None else Path(path).read_text(encoding="utf-8")
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield _checked(line, f"{path or SHIPPED}, line {number}")
+        """Rows of the additional prompts. Raises `RecipeError` for a row without checks or with unknown ones."""
+        path = Path(self.options.prompts or assets.find(f"prompts/{SHIPPED}"))
+        for row in json_rows(path):
+            fault = row.detail if isinstance(row, RejectedRow) else _fault(row.value.get("checks"))
+            if isinstance(row, RejectedRow) or fault is not None:
+                raise RecipeError(f"instructions: {path}, line {row.line}: {fault}")
+            yield row.value
 
     def score(self, sample: Sample) -> Scores:
-        """The three shares, 0 to 1, of a prompt with checks; nothing of others."""
+        """The three shares, 0 to 1; empty for a prompt without checks."""
         if not sample.checks:
             return {}
         text = sample.answer.text
-        followed = [follows(text, check) for check in sample.checks]
+        results = [follows(text, check) for check in sample.checks]
         return {
-            "instructions": float(all(followed)),
+            "instructions": float(all(results)),
             "instructions_loose": float(all(follows_loosely(text, check) for check in sample.checks)),
-            "instructions_each": sum(followed) / len(followed),
+            "instructions_each": sum(results) / len(results),
         }
 
 
-def _checked(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise RecipeError(f"instructions: {where}: no JSON ({error})") from error
-    checks = row.get("checks") if isinstance(row, dict) else None
+def _fault(checks: Any) -> str | None:
     if not isinstance(checks, list) or not checks:
-        raise RecipeError(f"instructions: {where}: no `checks`; expected a list of mappings with a `kind`")
-    for check in checks:
-        if (wrong := problem(check)) is not None:
-            raise RecipeError(f"instructions: {where}: {wrong}")
-    return dict(row)
+        return "no `checks`; expected a list of mappings with a `kind`"
+    return next(filter(None, map(problem, checks)), None)

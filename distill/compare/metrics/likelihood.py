@@ -1,4 +1,4 @@
-"""NLL of the teacher's answers under a model, and how often its most likely token agrees."""
+"""NLL of the teacher's answers under a model, and agreement of its most likely tokens."""
 
 from __future__ import annotations
 

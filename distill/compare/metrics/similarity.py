@@ -23,7 +23,7 @@ class Similarity:
         model: Annotated[str, Field(min_length=1)]
         """A local folder with config.json, a tokenizer and safetensors, such as all-MiniLM-L6-v2."""
         max_tokens: Annotated[int, Field(ge=1)] = 256
-        """So much of an answer is read (all-MiniLM-L6-v2's own limit)."""
+        """Tokens read of each answer (all-MiniLM-L6-v2's own limit)."""
 
     scope: Literal["text"] = "text"
     measures = (

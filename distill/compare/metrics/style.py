@@ -1,6 +1,6 @@
-"""Style of answers: length, formatting, openings, and whether they end.
+"""Style of answers: length, formatting, openings, and whether they stop.
 
-Style is learned sooner than facts (Gudibande et al., 2023, arXiv 2305.15717), so it is measured apart from likeness.
+Style is learned sooner than facts (Gudibande et al., 2023, arXiv 2305.15717), so it is measured apart from similarity.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from statistics import fmean, pstdev
 from typing import Literal
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
+from distill.text.tokens import n_grams
 
 N = 4
-"""Words in a row that count as repeated when they come again (Welleck et al., 2020, use 4 too)."""
+"""Length of repeated word sequences (4 as in Welleck et al., 2020)."""
 MIN_PAIRS = 6
-"""Prompts with two answers of the teacher, from which its own spread is taken."""
+"""Least prompts with two answers of the teacher to take its own spread from."""
 
 _FENCE = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
 _LIST = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
@@ -51,8 +52,8 @@ FEATURES: Mapping[str, tuple[Callable[[str, int], float], float]] = {
     "questions": (lambda text, count: 100 * text.count("?") / count, 0.25),
     "opening": (lambda text, count: float(_OPENING.match(text) is not None), 0.1),
 }
-"""What the manner of an answer consists of, from its text and number of words, and the least unit of each: what a
-teacher never does has no spread to measure with. Densities are by 100 words."""
+"""Style features of an answer from its text and number of words, each with its least unit: a feature that the teacher
+never shows has no spread to measure with. Densities are per 100 words."""
 
 
 class Style:
@@ -123,7 +124,7 @@ class Style:
         self._units = {name: unit for name, (_, unit) in FEATURES.items()}
 
     def prepare(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Take the units of the distance from the teacher's own answers."""
+        """Take the units of the distance from the spread of the teacher's own answers."""
         again = [
             [features(sample.answer.text), features(sample.reference.text)]
             for sample in samples
@@ -140,13 +141,13 @@ class Style:
     def score(self, sample: Sample) -> Scores:
         """`style_distance` and `length_ratio` (0 or more), densities, `stopped` (0, 1), `repetition` (0–1).
 
-        Left out: what needs an answer of the teacher where there is none or it is empty, and the end of an answer that
-        was recorded without how it ended.
+        Excluded: comparisons with an absent or empty answer of the teacher, and `stopped` where it is not known how a
+        recorded answer ended.
         """
         answer_words = sample.answer.text.split()
         values = features(sample.answer.text)
-        reported = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
-        scores = {name: values[feature] for name, feature in reported} if answer_words else {}
+        names = (("list_items", "lists"), ("hedges", "hedges"), ("stock_opening", "opening"))
+        scores = {name: values[feature] for name, feature in names} if answer_words else {}
         if sample.answer.finish != "unknown":
             scores["stopped"] = float(sample.answer.finish == "stop")
         if sample.reference is not None and (reference := sample.reference.text.split()):
@@ -162,12 +163,12 @@ class Style:
 
 
 def features(text: str) -> dict[str, float]:
-    """The manner of a text, by the names of `FEATURES`; an empty one has all at 0."""
+    """The style features of a text by name in `FEATURES`; all 0 for an empty text."""
     count = len(text.split())
     return {name: measure(text, count) if count else 0.0 for name, (measure, _) in FEATURES.items()}
 
 
 def repetition(tokens: list[str]) -> float:
-    """1 − distinct / all of the token list's 4-grams; it needs four tokens or more."""
-    grams = list(zip(*(tokens[start:] for start in range(N)), strict=False))
+    """1 − distinct / all 4-grams of a list of four tokens or more."""
+    grams = list(n_grams(tokens, N))
     return 1 - len(set(grams)) / len(grams)

@@ -1,4 +1,4 @@
-"""Registry of filters, and helpers that extract the text of a session."""
+"""Registry of filters, and functions that extract a session's texts."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class AskingOptions(recipe.BaseOptions):
     """Options shared by filters that ask a model."""
 
     every_row: bool = False
-    """Ask about rows that another rule has dropped, too; by default nothing is paid for them."""
+    """Ask about rows that another rule has dropped as well; by default nothing is paid for them."""
 
 
 Compared = Literal["prompt", "answer", "both"]
 """The text by which duplicates are compared: the first user message, the answer, or both as one text.
 
-By `answer`, every `Yes` is a duplicate of the first: `both` is for tasks whose answers are labels.
+By `answer`, every `Yes` is a duplicate of the first one: use `both` for tasks whose answers are labels.
 """
 
 
@@ -56,7 +56,7 @@ def answers_of(session: Session) -> list[str]:
 
 
 def texts_of(session: Session, on: Compared) -> list[str]:
-    """Every user turn (`prompt`), every answer, or both, in order; system messages are left out."""
+    """Every user turn (`prompt`), every answer, or both, in order; system messages are excluded."""
     roles = {"prompt": ("user",), "answer": ("assistant",), "both": ("user", "assistant")}[on]
     return [message.content for message in session.messages if message.role in roles]
 
@@ -70,9 +70,10 @@ def compared_text(session: Session, on: Compared) -> str:
 
 
 def prose_of(text: str) -> tuple[str, str | None]:
-    """The text without code, and the line of an unclosed code fence.
+    """The text without code, and the opening line of an unclosed code fence.
 
-    Fences as in CommonMark 0.31, section 4.5, at any indentation, because lists indent them; and `code` within a line.
+    Code is text in fences (CommonMark 0.31, section 4.5; at any indentation, because lists indent them) and in
+    backticks within a line.
     """
     if "`" not in text and "~~~" not in text:
         return text, None

@@ -27,11 +27,11 @@ Hit: TypeAlias = tuple[str, str]
 class Contamination:
     """Runs of 13 words, as GPT-3 was cleaned (Brown et al. 2020, arXiv 2005.14165, appendix C); datatrove takes 12.
 
-    A benchmark row of 8 to 12 words is one run; a shorter one must be the whole of a turn. Words are compared without
-    case and punctuation, in any script. Runs in more than `common` rows are the benchmark's own phrasing and are
-    ignored, as GPT-3 ignores runs found more than ten times. It finds copies, not paraphrases: MT-Bench's questions
-    pass with a word changed in every ten, and do not with one in every fourteen. Code of a usual form may be that of a
-    reference answer; `keys: [turns]` leaves MT-Bench's out.
+    A benchmark row of 8 to 12 words is one run; a shorter one must be a whole turn. Words are compared without case and
+    punctuation, in any script. Runs in more than `common` rows are the benchmark's own phrasing and are ignored, as
+    GPT-3 ignores runs found more than ten times. The filter finds copies, not paraphrases: it misses MT-Bench's
+    questions with one word in ten changed, and finds them with one in fourteen. Common code may equal that of a
+    reference answer; `keys: [turns]` excludes MT-Bench's reference answers.
     """
 
     class Options(recipe.BaseOptions):
@@ -39,9 +39,9 @@ class Contamination:
 
         path_fields: ClassVar[tuple[str, ...]] = ("files",)
         files: Annotated[list[str], Field(min_length=1)]
-        """Benchmarks: JSONL (every text in a row, however deep), a JSON list, or text with an item a line."""
+        """Benchmarks: JSONL (every text in a row, however deep), a JSON list, or text with one item per line."""
         keys: tuple[str, ...] = ()
-        """Keys of a JSONL row whose texts are read; all when empty."""
+        """Keys whose texts are read; all when empty."""
         words: Annotated[int, Field(ge=LEAST, le=50)] = 13
         """Length of a run (GPT-3: 13)."""
         common: Annotated[int, Field(ge=1)] = 10
@@ -49,7 +49,7 @@ class Contamination:
         on: Compared = "both"
         """`prompt` (the user's turns), `answer`, or `both`."""
         drop: bool = True
-        """Drop them; else they are labelled."""
+        """Drop contaminated sessions; otherwise they are labelled."""
 
     scope: Literal["row"] = "row"
 
@@ -65,7 +65,7 @@ class Contamination:
         return type(self), (self.options,)
 
     def measure(self, session: Session) -> Hit | None:
-        """The first shared run, with the row it is from; reads the files at the first call."""
+        """The first shared run and the benchmark row it is from; reads the files at the first call."""
         if self._runs is None:
             self._runs = self._read_runs()
         for text in texts_of(session, self.options.on):
@@ -75,15 +75,14 @@ class Contamination:
 
     def decide(self, value: Sequence[str] | None) -> Verdict:
         """Drop or label a session with a shared run; the neighbour is the benchmark's row."""
-        if value is None:
-            return Verdict(rule="contamination", keep=True, reason="ok", threshold=self.options.words)
+        words, row = value or (None, None)
         return Verdict(
             rule="contamination",
-            keep=not self.options.drop,
-            reason="contaminated",
-            value=value[0],
+            keep=value is None or not self.options.drop,
+            reason="ok" if value is None else "contaminated",
+            value=words,
             threshold=self.options.words,
-            neighbour=value[1],
+            neighbour=row,
         )
 
     def _hit(self, tokens: Sequence[str], runs: dict[int, str]) -> Hit | None:
@@ -127,7 +126,7 @@ class Contamination:
 
 
 def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:
-    """The texts of each row. Raises `RecipeError` for a file that is no UTF-8 or no JSON."""
+    """The texts of each row. Raises `RecipeError` for a file that is not UTF-8 or not JSON."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":

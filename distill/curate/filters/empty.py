@@ -12,7 +12,7 @@ _OTHER = bytes(code for code in range(256) if not (code < 128 and chr(code).isal
 
 
 class Empty:
-    """An answer without a letter or a digit, of any script, is empty: white space, or punctuation alone."""
+    """An answer without a letter or digit of any script is empty: only white space or punctuation."""
 
     class Options(recipe.BaseOptions):
         """`filter: empty` has no options."""
@@ -23,11 +23,11 @@ class Empty:
         self.options = options
 
     def measure(self, session: Session) -> int:
-        """Letters and digits of the turn that has the fewest; 0 for a session without an answer."""
+        """Letters and digits in the answer with the fewest; 0 for a session without an answer."""
         return min(map(_letters_and_digits, answers_of(session)), default=0)
 
     def decide(self, value: int) -> Verdict:
-        """Keep what has at least one."""
+        """Keep sessions whose answers all have at least one."""
         return Verdict(rule="empty", keep=value > 0, reason="ok" if value else "empty", value=value, threshold=1)
 
 

@@ -18,7 +18,6 @@ class ExactDuplicate:
         """Options of `filter: exact_duplicate`."""
 
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both`."""
 
     scope: Literal["set"] = "set"
 
@@ -26,7 +25,7 @@ class ExactDuplicate:
         self.options = options
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A dropped session's neighbour is the one that stays for it."""
+        """A dropped session's neighbour is the first equal one."""
         first: dict[str, str] = {}
         verdicts = []
         for session in sessions:

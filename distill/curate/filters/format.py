@@ -32,12 +32,12 @@ _SPEAKER = re.compile(r"^(?:human|user|assistant|ai|chatgpt|gpt-?4?|bot) ?: ", r
 
 
 class Format:
-    """Turns that alternate from user to assistant, and texts that end where their turn ends.
+    """Checks that turns alternate and that texts contain nothing of a template or another turn.
 
     Marks inside code are ignored, because an answer may explain them. The lists of marks are our own, after the formats
-    themselves. `roles`: turns do not alternate, or the first is not the user's; `end`: the last turn is not
-    the assistant's; `marker`: a mark of a training format, such as `### Instruction:` or `<|im_start|>`; `leftover`: a
-    template's empty field, such as `{instruction}` or `<noinput>`; `speaker`: an answer with a line `Human: …`;
+    themselves. `roles`: turns do not alternate, or the first is not the user's; `end`: the last turn is not the
+    assistant's; `marker`: a mark of a training format, such as `### Instruction:` or `<|im_start|>`; `leftover`: an
+    unfilled template field, such as `{instruction}` or `<noinput>`; `speaker`: an answer with a line `Human: …`;
     `fence`: an answer with an unclosed code fence.
     """
 
@@ -45,7 +45,7 @@ class Format:
         """Options of `filter: format`."""
 
         drop: tuple[Problem, ...] = ("roles", "end", "marker")
-        """Problems that drop a session; the others label it, because a task may ask for dialogues and templates."""
+        """Problems that drop a session; others label it, since a task may ask for dialogues and templates."""
 
     scope: Literal["row"] = "row"
 
@@ -53,7 +53,7 @@ class Format:
         self.options = options
 
     def measure(self, session: Session) -> dict[str, str]:
-        """Each problem, with a piece of text that shows it."""
+        """By problem, an excerpt that shows it."""
         has_end = bool(session.messages) and session.messages[-1].role == "assistant"
         wrong_end = "" if has_end else "the last turn is not the assistant's"
         problems = {"roles": _wrong_order(session.messages), "end": wrong_end}
@@ -89,7 +89,7 @@ def _in_text(message: Message) -> dict[str, str]:
 
 
 def _half_a_thought(text: str) -> str:
-    """The tag of a teacher's thoughts whose other half is missing."""
+    """The tag of a teacher's thoughts whose counterpart is missing, else the empty text."""
     openings, closings = text.count("<think>"), text.count("</think>")
     return "" if openings == closings else "<think>" if openings > closings else "</think>"
 

@@ -10,22 +10,22 @@ from pydantic import Field, model_validator
 from distill.core.assets import fill, load
 from distill.core.hashing import unused_tag
 from distill.curate.filters import AskingOptions, answers_of
-from distill.text.judge_replies import Grade, GradeScale, graded
+from distill.text.judge_replies import Grade, GradeScale, read_grade
 from distill.text.tokens import harmless
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Session, Verdict
 
 DEFAULT_SAMPLING = Sampling(temperature=0.0, max_tokens=512)
-"""Default of the recipe's judge: the likeliest grade, and room for reasons."""
+"""Default for the recipe's judge: greedy, with room for reasons."""
 
 
 class Judge:
     """A judge's grade of the assistant's part of a session, from 0 (useless) to `highest`, or one of `choices`.
 
-    Alpagasus (Chen et al., 2023, section 2) keeps what its judge grades 4.5 of 5 or better, 9k of Alpaca's 52k:
-    `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` it only measures; grade and reason are in each
-    row's verdict. A reply without a grade, or with one that only repeats the session's own words, is
-    `unparsed` and keeps the row, unless `drop_unparsed` is set. SmolLM2-135M-Instruct cannot grade: none of 48 replies
-    held a grade, by number or by choice.
+    Alpagasus (Chen et al., 2023, section 2) keeps rows with a grade of at least 4.5 of 5, 9k of Alpaca's 52k:
+    `{filter: judge, highest: 5, min_score: 4.5}`. Without `min_score` the filter only measures; grade and reason are in
+    each row's verdict. A reply without a grade, or whose grade only repeats the session's own words, is `unparsed` and
+    keeps the row, unless `drop_unparsed` is set. SmolLM2-135M-Instruct cannot grade: none of 48 replies contained a
+    grade, by number or by choice.
     """
 
     class Options(AskingOptions):
@@ -44,7 +44,7 @@ class Judge:
         drop_unparsed: bool = False
         """Drop sessions without a readable grade."""
         max_tokens: Annotated[int, Field(ge=16)] | None = None
-        """Bound of the judge's reply; that of the recipe's judge, or 512, when left out."""
+        """Bound of the judge's reply; that of the recipe's judge, else 512, when left out."""
 
         @model_validator(mode="after")
         def _consistent(self) -> Judge.Options:
@@ -53,7 +53,7 @@ class Judge:
             if self.min_score is not None and not 0 <= self.min_score <= self.highest:
                 raise ValueError(f"min_score {self.min_score:g} is outside of 0 to {self.highest}")
             if len({choice.casefold() for choice in self.choices}) < len(self.choices) or len(self.choices) == 1:
-                raise ValueError("choices: give two or more, each another")
+                raise ValueError("choices: give two or more that differ")
             if odd := sorted(set(self.accept) - set(self.choices)):
                 raise ValueError(f"accept names {', '.join(odd)}, which is none of the choices")
             if self.choices and not self.accept:
@@ -76,7 +76,7 @@ class Judge:
 
     @classmethod
     def most_tokens(cls, options: Options) -> int:
-        """Most tokens of one reply, for a forecast."""
+        """Most tokens of one reply, for the forecast of `check`."""
         return options.max_tokens or DEFAULT_SAMPLING.max_tokens or 0
 
     def measure(self, session: Session) -> Flow[Grade | None]:
@@ -89,37 +89,31 @@ class Judge:
         if isinstance(answer, Failure):
             return None
         texts = [message.content for message in session.messages]
-        grade = graded(answer.text, self._scale, texts=texts, tag=tag_of(session))
+        grade = read_grade(answer.text, self._scale, texts=texts, tag=tag_of(session))
         return replace(grade, problem="cut") if grade.problem and answer.finish == "length" else grade
 
     def decide(self, value: Grade) -> Verdict:
         """By `min_score` or `accept`; a verdict's note holds the judge's reasons."""
-        options, choice = self.options, value.choice if value.choice is not None else value.score
+        options, note = self.options, value.reason or None
         if value.problem == "no_answer":
             return Verdict(rule="judge", keep=True, reason="no_answer")
         if value.problem:
-            note = value.reason or None
-            return Verdict(
-                rule="judge", keep=not options.drop_unparsed, reason="unparsed", value=value.problem, note=note
-            )
+            keep = not options.drop_unparsed
+            return Verdict(rule="judge", keep=keep, reason="unparsed", value=value.problem, note=note)
         if value.choice is not None:
             keep, limit = value.choice in options.accept, ", ".join(options.accept)
-            return Verdict(
-                rule="judge", keep=keep, reason="ok" if keep else "not_accepted", value=choice, threshold=limit,
-                note=value.reason or None,
-            )  # fmt: skip
-        keep = options.min_score is None or (value.score or 0.0) >= options.min_score
+            reason = "ok" if keep else "not_accepted"
+            return Verdict(rule="judge", keep=keep, reason=reason, value=value.choice, threshold=limit, note=note)
+        keep, least = options.min_score is None or (value.score or 0.0) >= options.min_score, options.min_score
         reason = "ok" if keep else "low_score"
-        return Verdict(
-            rule="judge", keep=keep, reason=reason, value=choice, threshold=options.min_score, note=value.reason or None
-        )
+        return Verdict(rule="judge", keep=keep, reason=reason, value=value.score, threshold=least, note=note)
 
 
 # --- asking
 
 
 def question(session: Session, options: Judge.Options) -> str:
-    """The whole message to the judge; the session's texts stand in it as data."""
+    """The whole message to the judge; the session's texts are marked as data."""
     tag = tag_of(session)
     criteria = "\n".join(f"- {line}" for line in options.criteria or load("judges/quality.txt").splitlines())
     conversation = "\n".join(
@@ -135,6 +129,5 @@ def _form(options: Judge.Options) -> str:
 
 
 def tag_of(session: Session) -> str:
-    """A mark that the session's own texts do not hold: eight hexadecimal digits of their SHA-256."""
-    text = "\n".join(message.content for message in session.messages)
-    return unused_tag(text)
+    """A tag that does not occur in the session's texts: eight hexadecimal digits of their SHA-256."""
+    return unused_tag("\n".join(message.content for message in session.messages))

@@ -14,7 +14,7 @@ from distill.curate.filters import Compared, texts_of
 from distill.types import Session, Verdict
 
 MAX_BACKTRACKS = 10_000
-"""Most ways in which the bounded repeats of a pattern may match at one place."""
+"""Most ways in which the bounded repeats of a pattern may match at one position."""
 
 Short = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -25,22 +25,21 @@ class Keyword:
     """Plain words of any language, or regular expressions of the recipe's author.
 
     Self-Instruct and Alpaca drop tasks by such a list (image, graph, file, plot …: what a text model cannot do).
-    Patterns that could take longer than the square of a text's length are refused when the recipe is read.
+    Patterns whose time could grow faster than the square of a text's length are refused when the recipe is read.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: keyword`."""
 
         words: Annotated[tuple[Short, ...], Field(max_length=10_000)] = ()
-        """Words or phrases, found as whole words; white space in them matches any white space."""
+        """Words or phrases, matched as whole words; white space in them matches any white space."""
         patterns: Annotated[tuple[Short, ...], Field(max_length=100)] = ()
-        """Regular expressions, found anywhere."""
+        """Regular expressions, searched anywhere in a text."""
         on: Compared = "both"
         """`prompt` (every user turn), `answer`, or `both`."""
         ignore_case: bool = True
-        """Whether case does not count."""
         drop: bool = True
-        """Drop them; else they are labelled."""
+        """Drop sessions with a match; otherwise they are labelled."""
 
         @model_validator(mode="after")
         def _some_and_safe(self) -> Keyword.Options:
@@ -67,23 +66,23 @@ class Keyword:
         return None
 
     def decide(self, value: str | None) -> Verdict:
-        """Drop or label a session with a hit."""
+        """Drop or label a session with a match."""
         keep = value is None or not self.options.drop
         return Verdict(rule="keyword", keep=keep, reason="ok" if value is None else "keyword", value=value)
 
 
 def _word_pattern(words: Sequence[str]) -> Iterable[str]:
-    """One pattern for all words, longest first; a boundary is where no letter or digit goes on."""
-    escaped = [r"\s+".join(map(re.escape, word.split())) for word in sorted(set(words), key=lambda w: (-len(w), w))]
-    escaped = [word for word in escaped if word]
-    return [rf"(?<!\w)(?:{'|'.join(escaped)})(?!\w)"] if escaped else []
+    """One pattern for all words, longest first; a word is bounded where no letter or digit adjoins."""
+    longest_first = sorted(set(words), key=lambda word: (-len(word), word))
+    alternatives = [r"\s+".join(map(re.escape, word.split())) for word in longest_first if word.strip()]
+    return [rf"(?<!\w)(?:{'|'.join(alternatives)})(?!\w)"] if alternatives else []
 
 
 def slow_or_wrong(pattern: str) -> str | None:
     """Why a pattern is refused, or `None`.
 
-    Refused are back-references, repeats of what itself repeats or branches (exponential), a second unbounded repeat
-    (cubic) and bounded ones with more than `MAX_BACKTRACKS` ways together.
+    Refused are back-references, repeats of an expression that repeats or branches itself (exponential), a second
+    unbounded repeat (cubic), and bounded repeats with more than `MAX_BACKTRACKS` combinations.
     """
     try:
         nodes = _parser.parse(pattern)
@@ -105,16 +104,11 @@ def slow_or_wrong(pattern: str) -> str | None:
 
 
 def _nodes(pattern: Any) -> Iterable[tuple[str, Any]]:
-    """Every node of a parsed pattern, from outside in."""
-    for name, argument in pattern:
-        yield str(name), argument
-        for inner in _parts(argument):
-            yield from _nodes(inner)
-
-
-def _parts(argument: Any) -> Iterable[Any]:
-    if isinstance(argument, _parser.SubPattern):
-        yield argument
-    elif isinstance(argument, (tuple, list)):
-        for each in argument:
-            yield from _parts(each)
+    """Name and argument of every node within a parsed pattern or a node's argument, outer ones first."""
+    if isinstance(pattern, _parser.SubPattern):
+        for name, argument in pattern:
+            yield str(name), argument
+            yield from _nodes(argument)
+    elif isinstance(pattern, (tuple, list)):
+        for each in pattern:
+            yield from _nodes(each)

@@ -15,19 +15,19 @@ from distill.curate.filters import Compared, prose_of, texts_of
 from distill.types import Session, Verdict
 
 MOST_CHARACTERS = 200
-"""Characters examined per side; the whole of 999 Alpaca answers gives the same verdicts in twice the time."""
+"""Characters examined per side; with all characters, 999 Alpaca answers get the same verdicts in twice the time."""
 LEAST_PROBABILITY = 0.0005
 """Less likely languages are not reported."""
 
 OPENING_LETTERS, LEAST_OPENING = 12, 0.1
-"""Fewest letters of an opening, and the least probability of the wanted languages (measured: English openings such as
-`Translate this:` have 0.14 at least in 15 of 15, openings in 13 other languages 0.02 at most in 18 of 18)."""
+"""Fewest letters of an opening, and the least probability of the wanted languages (measured: all of 15 English openings
+such as `Translate this:` have at least 0.14, all of 18 openings in 13 other languages at most 0.02)."""
 
 _OPENING = re.compile(r"\n|(?<=[.:?!])\s")
 _NOT_PROSE = re.compile(r"https?://\S+|[\w.+-]{1,64}@[\w.-]{1,64}|[\d_]+")
 _NO_LANGUAGE = "zxx"
 _SAME = {"arz": "ar", "nb": "no", "nn": "no", "zlm": "ms", "wuu": "zh", "yue": "zh"}
-"""Codes that the library distinguishes and recipes seldom do."""
+"""Languages that the library distinguishes and recipes usually do not."""
 
 
 class Side(NamedTuple):
@@ -44,8 +44,8 @@ class Side(NamedTuple):
 class Language:
     """Language of prompt, answer or both, by py3langid (a naive Bayes model over bytes; Lui and Baldwin, ACL 2012).
 
-    Code, addresses and digits are left out. A text is dropped when no wanted language is likely; very short texts are
-    `unknown` and kept. A prompt that only quotes another language is kept, too: one whose opening, up to the first
+    Code, addresses and digits are ignored. A text is dropped when no wanted language is likely; very short texts are
+    `unknown` and kept. A prompt that only quotes another language is kept as well: one whose opening, up to the first
     colon, line break or sentence end, is in a wanted language ("Translate into English: …").
     """
 
@@ -55,15 +55,15 @@ class Language:
         keep: Annotated[tuple[str, ...], Field(min_length=1)] = ("en",)
         """ISO 639-1 codes, such as `en`, `de`, `zh`."""
         on: Compared = "prompt"
-        """`prompt` (the user's turns), `answer`, or `both`: each must be in one of the languages, on its own.
-        A right translation is in another language, so answers are not examined by default."""
+        """`prompt` (the user's turns), `answer`, or `both`, of which each must be in one of the languages. A correct
+        translation is in another language, so answers are not examined by default."""
         min_letters: Annotated[int, Field(ge=1)] = 24
-        """Texts with fewer letters are unknown. Letters count by their bytes in UTF-8: a Chinese one says as much as
-        three Latin ones. Measured: of 999 Alpaca answers 9 are single words or lists of names, wrongly taken for
-        another language, and all of those have at most 22."""
+        """Texts with fewer letters are unknown. Letters count as their bytes in UTF-8, since a Chinese character holds
+        as much information as three Latin letters. Measured: 9 of 999 Alpaca answers are single words or lists of
+        names, mistaken for another language, and all of those have at most 22."""
         min_probability: Annotated[float, Field(ge=0, le=1)] = 0.02
-        """Least probability of the wanted languages together (measured: English has 0.022 at least in each of 999
-        Alpaca prompts, and 0.014 at most in 65 short sentences of 15 other languages)."""
+        """Least probability of the wanted languages together (measured: English has at least 0.022 in each of 999
+        Alpaca prompts, and at most 0.014 in 65 short sentences of 15 other languages)."""
         unknown: Literal["keep", "drop"] = "keep"
 
         @field_validator("keep")
@@ -92,7 +92,7 @@ class Language:
         return Side(letters, languages, likely if opening >= OPENING_LETTERS else {})
 
     def decide(self, value: Sequence[Side]) -> Verdict:
-        """Drop a session with a side in another language; a verdict names the first such, else the first language."""
+        """Drop a session with a side in another language; a verdict names that language, else the first side's."""
         results = [self._result(side) for side in value]
         faults = [(reason, language) for reason, language in results if reason != "ok"]
         reason, language = (faults or results)[0]
@@ -112,7 +112,7 @@ class Language:
 
 
 def _letters(texts: Sequence[str]) -> str:
-    """The beginning of the prose, with white space collapsed."""
+    """The beginning of the texts' prose, with white space collapsed."""
     prose = " ".join(prose_of(text[: 4 * MOST_CHARACTERS])[0] for text in texts)
     return " ".join(_NOT_PROSE.sub(" ", prose[: 2 * MOST_CHARACTERS]).split())[:MOST_CHARACTERS]
 
@@ -129,7 +129,7 @@ def _languages(text: str) -> tuple[int, dict[str, float]]:
 
 @cache
 def _identifier() -> Any:
-    """The model that comes with the library, 100 languages, loaded once (0.8 s)."""
+    """The library's own model of 100 languages, loaded once (0.8 s)."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -11,9 +11,8 @@ from pydantic import Field, model_validator
 from distill import recipe
 from distill.core.embedded import EMBEDDED, fetch
 from distill.core.extras import install
-from distill.core.model_files import require_sound
 from distill.curate.filters import answers_of
-from distill.errors import MissingPackage, ModelError
+from distill.errors import MissingPackage
 from distill.models import pretrained
 from distill.text.rouge_index import word_count
 from distill.types import Session, Verdict
@@ -24,24 +23,21 @@ _UNITS = ("words", "chars", "tokens")
 
 
 class Length:
-    """Bounds on the length of an answer, inclusive; of several turns, on all of them together."""
+    """Inclusive bounds on the length of an answer; of several answers, on their total length."""
 
     class Options(recipe.BaseOptions):
         """Options of `filter: length`; a bound left out does not apply."""
 
         path_fields: ClassVar[tuple[str, ...]] = ("tokenizer",)
         min_words: Bound = None
-        """Fewest words, as split at white space; of scripts without spaces (Chinese, Thai …) each character is one."""
+        """Fewest words, split at white space; in scripts without spaces (Chinese, Thai …) each character is a word."""
         max_words: Bound = None
-        """Most words."""
         min_chars: Bound = None
         """Fewest characters; for languages that write no spaces."""
         max_chars: Bound = None
-        """Most characters."""
         min_tokens: Bound = None
-        """Fewest tokens of `tokenizer`, without begin and end marks."""
+        """Fewest tokens of `tokenizer`, without begin and end tokens."""
         max_tokens: Bound = None
-        """Most tokens."""
         tokenizer: str | None = None
         """Tokenizer for the token bounds: `smollm2`, or a local folder with a tokenizer.json."""
 
@@ -96,18 +92,8 @@ def _counter(name: str) -> Callable[[str], int]:
             file = fetch(name)
             embedded = pretrained.load_tokenizer(file.parent, gguf_file=file.name)
             return lambda text: len(embedded.encode(text, add_special_tokens=False))
-        from tokenizers import Tokenizer
-
-        require_sound(Path(name))
-        tokenizer = Tokenizer.from_file(str(Path(name) / "tokenizer.json"))
+        return pretrained.token_counter(Path(name))
     except ImportError as error:
         raise MissingPackage(
             f"length counts tokens with {error.name}, which is not installed; type: {install('train')}"
         ) from error
-    except Exception as error:  # tokenizers raises nothing narrower
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"length.tokenizer: {name}: {reason}; give a folder with a tokenizer.json, or smollm2"
-        ) from error
-    tokenizer.no_truncation()
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,4 +1,4 @@
-"""Drops answers by likelihoods under the student's base model: perplexity, instruction-following difficulty."""
+"""Drops answers by their likelihood under the student's base model: perplexity, instruction-following difficulty."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from distill.types import Completion, Failure, Flow, Message, Request, Session, 
 
 ROLE = "base"
 NO_PROMPT = (Message("user", ""),)
-"""An answer's frame without an instruction; every template can render it."""
+"""The prompt of an answer without its instruction; every template can render it."""
 
 
-def spoken(session: Session) -> list[int]:
-    """Positions of the non-empty answers."""
+def answer_places(session: Session) -> list[int]:
+    """Positions of the non-empty answers among the messages."""
     return [
         place
         for place, message in enumerate(session.messages)
@@ -25,12 +25,12 @@ def spoken(session: Session) -> list[int]:
     ]
 
 
-def likelihoods(session: Session, turns: Sequence[int], *, prompted: bool = True) -> list[Request]:
-    """Requests for how probable each turn is after the turns before it, or without any prompt."""
+def likelihoods(session: Session, turns: Sequence[int], *, with_prompt: bool = True) -> list[Request]:
+    """Requests for the likelihood of each turn after the messages before it, or after `NO_PROMPT`."""
     return [
         Request(
             role=ROLE,
-            messages=session.messages[:turn] if prompted else NO_PROMPT,
+            messages=session.messages[:turn] if with_prompt else NO_PROMPT,
             kind="likelihood",
             continuation=session.messages[turn].content.strip(),
         )
@@ -51,7 +51,7 @@ def total_of(answers: Sequence[Completion | Failure]) -> float | str | None:
 
 
 class Bounds(AskingOptions):
-    """Options of a filter that keeps values within two bounds; a bound that is `None` does not apply."""
+    """Options of a filter that keeps values between two bounds; a bound of `None` does not apply."""
 
     min: float | None = None
     max: float | None = None
@@ -64,7 +64,7 @@ class Bounds(AskingOptions):
 
 
 class LikelihoodFilter:
-    """Base of the filters; each adds `Options`, `measure`, and the names of the rule and of what is above its bound."""
+    """Base of the filters; each adds `Options`, `measure`, the rule's name, and the reason for values above `max`."""
 
     rule: str
     above: str
@@ -76,7 +76,7 @@ class LikelihoodFilter:
         self.every_row = options.every_row
 
     def decide(self, value: float | str) -> Verdict:
-        """Keep what is within both bounds, and what has no value, with the reason for that."""
+        """Keep values within both bounds, and sessions without a value, labelled with the reason."""
         least, most = self.options.min, self.options.max
         if isinstance(value, str):
             return Verdict(rule=self.rule, keep=True, reason=value)
@@ -90,26 +90,26 @@ class LikelihoodFilter:
 class Perplexity(LikelihoodFilter):
     """Perplexity of a session's answers after their prompts, per byte: exp(negative log-likelihood / bytes).
 
-    Per byte, so that the bounds hold for any tokenizer; 1 is certain, 256 is noise, and the embedded model finds nine
-    in ten of Alpaca's answers between 1.2 and 2.1 (median 1.4). It is computed with the student's model before pruning,
-    in the student's template, without the end token. A session without an answer and one beyond the model's context are
-    kept and labelled.
+    Per byte, so that the bounds hold for any tokenizer; 1 is certainty, 256 is noise, and with the embedded model nine
+    in ten of Alpaca's answers are between 1.2 and 2.1 (median 1.4). It is computed with the student's model before
+    pruning, in the student's template, without the end token. A session without an answer, and one beyond the model's
+    context, are kept and labelled.
     """
 
     class Options(Bounds):
         """Options of `filter: perplexity`; a bound left out does not apply."""
 
         min: Annotated[float, Field(ge=1)] | None = None
-        """Least perplexity per byte: below it there is nothing to learn, or a text repeats itself."""
+        """Least perplexity per byte; lower ones have nothing to teach, or repeat themselves."""
         max: Annotated[float, Field(ge=1)] | None = None
-        """Greatest perplexity per byte: above it are noise, garbled text and languages unknown to the model."""
+        """Greatest perplexity per byte; higher ones are noise, garbled text and languages unknown to the model."""
 
     rule = "perplexity"
     above = "too_strange"
 
     def measure(self, session: Session) -> Flow[float | str | None]:
         """The perplexity, or the reason why there is none; `None` where the model failed."""
-        turns = spoken(session)
+        turns = answer_places(session)
         if not turns:
             return "no_answer"
         answers: tuple[Completion | Failure, ...] = yield tuple(likelihoods(session, turns))
@@ -123,17 +123,17 @@ class Ifd(LikelihoodFilter):
     """Instruction-following difficulty: loss of the answer after its instruction / loss of the answer alone.
 
     Li et al., 2023 ("From Quantity to Quality", arXiv 2308.12032, section 2.2). Near 0 the instruction gives the
-    answer away; at 1 it is of no help; above 1 it misleads, and the paper leaves such rows out, as is done here by
-    default. Both losses are means over the same tokens, so their quotient is that of the log-likelihoods. "Alone" is
-    after an empty instruction in the student's template. Of several turns the log-likelihoods are summed. A session
-    without an answer and one beyond the model's context are kept and labelled.
+    answer away; at 1 it does not help; above 1 it misleads, and such rows are dropped by default, as in the paper. Both
+    losses are means over the same tokens, so their quotient is that of the log-likelihoods. "Alone" means after an
+    empty instruction in the student's template. The log-likelihoods of several turns are summed. A session without an
+    answer, and one beyond the model's context, are kept and labelled.
     """
 
     class Options(Bounds):
         """Options of `filter: ifd`."""
 
         min: Annotated[float, Field(ge=0)] | None = None
-        """Least difficulty: below it there is little to learn from the row."""
+        """Least difficulty; rows below it have little to teach."""
         max: Annotated[float, Field(ge=0)] | None = 1.0
         """Greatest difficulty; `null` keeps answers that the instruction makes less likely."""
 
@@ -142,10 +142,10 @@ class Ifd(LikelihoodFilter):
 
     def measure(self, session: Session) -> Flow[float | str | None]:
         """The quotient, or the reason why there is none; `None` where the model failed."""
-        turns = spoken(session)
+        turns = answer_places(session)
         if not turns:
             return "no_answer"
-        requests = (*likelihoods(session, turns), *likelihoods(session, turns, prompted=False))
+        requests = (*likelihoods(session, turns), *likelihoods(session, turns, with_prompt=False))
         answers: tuple[Completion | Failure, ...] = yield requests
         after, by_itself = total_of(answers[: len(turns)]), total_of(answers[len(turns) :])
         if not isinstance(after, float) or not isinstance(by_itself, float):

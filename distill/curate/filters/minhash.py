@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from distill import recipe
@@ -15,19 +17,12 @@ from distill.text.rouge_index import comparable
 from distill.text.tokens import normalise
 from distill.types import Session, Verdict
 
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Hashes: TypeAlias = NDArray[np.uint64]
-
+Hashes: TypeAlias = NDArray[np.uint64]
 
 HASHES = 128
-"""Minima of a signature."""
+"""Length of a signature: the number of minima."""
 MOST_MISSED = 0.01
-"""Share of pairs exactly at the threshold that may be missed; those above it are missed less often."""
+"""Greatest probability of missing a pair exactly at the threshold; pairs above it are missed less often."""
 AT_ONCE = 2_000
 """Texts hashed together, so that their shingles stay in the core's cache."""
 
@@ -36,13 +31,13 @@ class MinHash:
     """MinHash signatures in bands (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4).
 
     Rows that share a band are candidates, and are compared by the true Jaccard index of their shingles: no row is
-    dropped by an estimate. Clusters are greedy and in task order: each row is compared with those kept before it, the
-    first of its kind stays, and a dropped row drops no other. So appended rows change no verdict, rows of other kinds
-    may stand anywhere between, and of rows that are all near each other exactly the first is kept. Connected components
-    (datatrove, text-dedup) would drop rows that resemble no kept one, and let a late row drop an early one.
+    dropped by an estimate. Clustering is greedy and in task order: each row is compared with the earlier rows still
+    kept, the first of similar rows is kept, and a dropped row causes no other to be dropped. So appended rows change no
+    verdict, and of rows that are all near each other exactly the first is kept. Connected components (datatrove,
+    text-dedup) would drop rows that resemble no kept one, and let a late row drop an early one.
 
-    Time grows with the candidates: near-linear for texts that differ, quadratic in rows of one template that stay just
-    below the threshold (1 µs per pair; put `near_duplicate` first, which thins them out).
+    Time grows with the number of candidates: nearly linear for texts that differ, quadratic in rows of one template
+    that stay just below the threshold (1 µs per pair; put `near_duplicate` first, which removes most of them).
     """
 
     class Options(recipe.BaseOptions):
@@ -51,12 +46,11 @@ class MinHash:
         jaccard: Annotated[float, Field(gt=0, le=1)] = 0.7
         """Least Jaccard index of duplicates (datatrove's 14 bands of 8 find half of the pairs at 0.72)."""
         shingle: Literal["words", "chars"] = "words"
-        """Runs of words, without case and punctuation; or of characters, case folded."""
+        """Runs of words, without case and punctuation; or of characters, case-folded."""
         size: Annotated[int, Field(ge=1, le=50)] | None = None
-        """Length of a run: 3 words (prompts have about ten words; datatrove takes 5 for pages), or 24 characters
-        (NeMo Curator)."""
+        """Length of a run; by default 3 words (prompts have about ten words; datatrove takes 5 for pages), or 24
+        characters (NeMo Curator)."""
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both` as one text."""
 
     scope: Literal["set"] = "set"
 
@@ -64,7 +58,7 @@ class MinHash:
         self.options = options
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A verdict's value is the Jaccard index with the most similar row that stays, among the candidates."""
+        """A verdict's value is the Jaccard index with the most similar kept row among the candidates."""
         shingles = [one for some in self._shingles(sessions) for one in some]
         bands = _shared_bands(shingles, bands_and_rows(self.options.jaccard))
         kept: dict[int, list[int]] = {}
@@ -76,18 +70,17 @@ class MinHash:
             keep = jaccard < self.options.jaccard
             for band in own_bands if keep else ():
                 kept.setdefault(band, []).append(place)
-            verdicts.append(self._verdict(jaccard, None if keep else sessions[near].id))
+            verdicts.append(
+                Verdict(
+                    rule="minhash",
+                    keep=keep,
+                    reason="ok" if keep else "near_duplicate",
+                    value=round(jaccard, 4),
+                    threshold=self.options.jaccard,
+                    neighbour=None if keep else sessions[near].id,
+                )
+            )
         return verdicts
-
-    def _verdict(self, jaccard: float, neighbour: str | None) -> Verdict:
-        return Verdict(
-            rule="minhash",
-            keep=neighbour is None,
-            reason="ok" if neighbour is None else "near_duplicate",
-            value=round(jaccard, 4),
-            threshold=self.options.jaccard,
-            neighbour=neighbour,
-        )
 
     def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
@@ -95,40 +88,36 @@ class MinHash:
         hash_of = cache(hash64)
         for start in range(0, len(sessions), AT_ONCE):
             texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
-            yield _hashed([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
+            yield _shingle_hashes([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
 
 
 def bands_and_rows(jaccard: float) -> tuple[int, int]:
-    """Bands and rows of a signature: the most rows at which a pair at the threshold is missed 1% of the time at most.
+    """Bands and rows per band: the most rows at which a pair at the threshold is missed 1% of the time at most.
 
     A pair with Jaccard index s shares none of b bands of r rows with probability (1 - s^r)^b.
     """
-    candidates = [rows for rows in range(1, 17) if (1 - jaccard**rows) ** (HASHES // rows) <= MOST_MISSED]
-    rows = max(candidates, default=1)
+    fitting = (rows for rows in range(1, 17) if (1 - jaccard**rows) ** (HASHES // rows) <= MOST_MISSED)
+    rows = max(fitting, default=1)
     return HASHES // rows, rows
 
 
-def _hashed(texts: Sequence[Sequence[str]], size: int, hash_of: Callable[[str], int]) -> list[Hashes]:
-    """The distinct shingles of each text as sorted 64-bit hashes; a text shorter than a shingle is one of its own."""
-    import numpy as np
-
+def _shingle_hashes(texts: Sequence[Sequence[str]], size: int, hash_of: Callable[[str], int]) -> list[Hashes]:
+    """The distinct shingles of each text as sorted 64-bit hashes; a text shorter than a shingle is one shingle."""
     lengths = np.array([len(text) for text in texts])
     tokens = np.fromiter((hash_of(token) for text in texts for token in text), np.uint64, int(lengths.sum()))
     ends = np.cumsum(lengths)
-    hashed = []
+    results = []
     runs = _runs(tokens, size)
     for end, length in zip(ends.tolist(), lengths.tolist(), strict=True):
         if 0 < length < size:
-            hashed.append(_runs(tokens[end - length : end], length))
+            results.append(_runs(tokens[end - length : end], length))
         else:
-            hashed.append(np.unique(runs[end - length : max(end - size + 1, end - length)]))
-    return hashed
+            results.append(np.unique(runs[end - length : max(end - size + 1, end - length)]))
+    return results
 
 
 def _runs(tokens: Hashes, size: int) -> Hashes:
-    """A hash of each `size` tokens in a row, mixed as SplitMix64 does (Steele et al. 2014)."""
-    import numpy as np
-
+    """A hash of each run of `size` tokens, mixed as in SplitMix64 (Steele et al. 2014): (tokens,) to (runs,)."""
     count = max(0, len(tokens) - size + 1)
     hashes = np.full(count, size, dtype=np.uint64)
     for place in range(size):
@@ -139,27 +128,23 @@ def _runs(tokens: Hashes, size: int) -> Hashes:
 
 
 def _shared_bands(shingles: Sequence[Hashes], shape: tuple[int, int]) -> dict[int, list[int]]:
-    """For each text that shares a band with another: the numbers of those bands' buckets."""
-    import numpy as np
-
+    """For each text that shares a band with another, the numbers of those bands' buckets; `shape`: (bands, rows)."""
     bands, rows = shape
     signatures = _signatures(shingles, bands * rows)
     nonempty = np.flatnonzero([len(one) > 0 for one in shingles])
-    shared: dict[int, list[int]] = {}
+    buckets: dict[int, list[int]] = {}
     bucket = 0
     for band in range(bands):
         keys = _runs_of_columns(signatures[band * rows : (band + 1) * rows, nonempty])
         _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
         for member in np.flatnonzero(counts[group] > 1).tolist():
-            shared.setdefault(int(nonempty[member]), []).append(bucket + int(group[member]))
+            buckets.setdefault(int(nonempty[member]), []).append(bucket + int(group[member]))
         bucket += len(counts)
-    return shared
+    return buckets
 
 
 def _signatures(shingles: Sequence[Hashes], hashes: int) -> NDArray[np.uint32]:
-    """The minimum of each permutation of 32-bit values (odd factor, addend): (hashes, texts)."""
-    import numpy as np
-
+    """The minimum under each permutation of 32-bit values (odd factor, addend): (hashes, texts)."""
     random = np.random.Generator(np.random.PCG64(1997))
     factors = random.integers(0, 2**32, hashes, dtype=np.uint32) | np.uint32(1)
     addends = random.integers(0, 2**32, hashes, dtype=np.uint32)
@@ -176,9 +161,7 @@ def _signatures(shingles: Sequence[Hashes], hashes: int) -> NDArray[np.uint32]:
 
 
 def _runs_of_columns(rows: Any) -> Hashes:
-    """One hash of each column."""
-    import numpy as np
-
+    """One hash per column: (rows, texts) to (texts,)."""
     hashes = np.zeros(rows.shape[1], dtype=np.uint64)
     for row in rows:
         hashes = (hashes ^ row) * np.uint64(0x9E3779B97F4A7C15)
@@ -187,12 +170,10 @@ def _runs_of_columns(rows: Any) -> Hashes:
 
 
 def _nearest(shingles: Sequence[Hashes], place: int, others: Sequence[int]) -> tuple[float, int]:
-    """Greatest Jaccard index of a row's shingles with those of others, and that row, the first of equals.
+    """The greatest Jaccard index of a row's shingles with those of others, and that row, the first of equals.
 
-    Hashes of 64 bits stand for shingles. Without others: 0 and no row.
+    Without others: 0 and -1.
     """
-    import numpy as np
-
     if not others:
         return 0.0, -1
     lengths = np.array([len(shingles[other]) for other in others])

@@ -14,19 +14,18 @@ from distill.types import Session, Verdict
 
 
 class NearDuplicate:
-    """Keeps the first of similar sessions: greedy in task order, each compared with those kept before it.
+    """Keeps the first of similar sessions: greedy in task order, each compared with the earlier ones that are kept.
 
-    Questions in one long frame ("… Try to explain your answer. Your explanation should …") are similar because of the
-    frame: `minhash` distinguishes them, but misses short texts with one word changed.
+    Questions within one long frame ("… Try to explain your answer. Your explanation should …") are similar because of
+    the frame: `minhash` distinguishes them, but misses short texts with one word changed.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: near_duplicate`."""
 
         rouge_l: Annotated[float, Field(ge=0, le=1)] = 0.7
-        """Greatest ROUGE-L F-measure with any session kept before (Self-Instruct, section 2.2)."""
+        """Greatest ROUGE-L F-measure with any earlier kept session (Self-Instruct, section 2.2)."""
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both` as one text."""
 
     scope: Literal["set"] = "set"
 
@@ -34,7 +33,7 @@ class NearDuplicate:
         self.options = options
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A dropped session's neighbour is the most similar one that stays."""
+        """A dropped session's neighbour is the most similar kept one."""
         index = NoveltyIndex(self.options.rouge_l)
         return [self._decide(session, index) for session in sessions]
 

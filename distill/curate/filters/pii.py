@@ -50,25 +50,21 @@ class _Finder(NamedTuple):
     length: Callable[[str], int]
     """Length of the valid part of a match, from its start; 0 for none."""
 
-    def may_be_in(self, text: str, digits: int) -> bool:
-        """Whether a search can find anything: most texts are not searched at all."""
-        return digits >= self.digits and (not self.hints or any(hint in text for hint in self.hints))
-
 
 class PersonalData:
-    """Numbers are checked where they can be: Luhn's sum of cards, ISO 13616's of IBANs, what the SSA gives out.
+    """Personal data by patterns of our own; numbers with a checksum or a known range are verified.
 
-    Left alone are the addresses and numbers kept for examples (RFC 2606, 555-01xx), area code 555, domains such as
-    yourcompany.com, and private addresses (RFC 1918). National numbers are found in the American form alone.
-    Patterns are ours; secrets by the prefixes that their issuers publish. Names and streets are not found: that takes
-    a model.
+    Verified are cards (Luhn), IBANs (ISO 13616) and social security numbers (the SSA's ranges). Not reported are
+    addresses and numbers reserved for examples (RFC 2606, 555-01xx), area code 555, domains such as yourcompany.com,
+    and private addresses (RFC 1918). National phone numbers are found in the American form only; secrets by the
+    prefixes that their issuers publish. Names and streets are not found, as that takes a model.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: pii`."""
 
         action: Literal["label", "drop", "mask"] = "label"
-        """`mask` replaces them by `[EMAIL]` and the like, and labels."""
+        """`label` or `drop` the session; `mask` replaces the data by `[EMAIL]` and the like, and labels the session."""
         kinds: tuple[Kind, ...] = get_args(Kind)
 
     scope: Literal["row"] = "row"
@@ -78,11 +74,11 @@ class PersonalData:
         self._finders = [finder for finder in _FINDERS if finder.kind in options.kinds]
 
     def measure(self, session: Session) -> dict[str, int]:
-        """The number of each kind; the data themselves are recorded nowhere."""
+        """The number of findings by kind; the data themselves are not recorded."""
         return dict(Counter(kind for each in session.messages for _, _, kind in self._spans(each.content)))
 
     def decide(self, value: Mapping[str, int]) -> Verdict:
-        """Label or drop a session with any; the value names the kinds."""
+        """Label or drop a session with personal data; the value names the kinds."""
         keep = not value or self.options.action != "drop"
         counts = " ".join(f"{kind}:{count}" for kind, count in sorted(value.items()))
         return Verdict(rule="pii", keep=keep, reason="pii" if value else "ok", value=counts or None, threshold=0)
@@ -91,21 +87,21 @@ class PersonalData:
         """The masked session, if the action is `mask`; else the session itself."""
         if not value or self.options.action != "mask":
             return session
-        messages = tuple(replace(message, content=self._masked(message.content)) for message in session.messages)
+        messages = tuple(replace(message, content=self._mask(message.content)) for message in session.messages)
         return replace(session, messages=messages)
 
-    def _masked(self, text: str) -> str:
-        while spans := self._spans(text):  # a mask may part what hid another: on until none is left
+    def _mask(self, text: str) -> str:
+        while spans := self._spans(text):  # a mask may expose another match: repeat until there is none
             for start, end, kind in reversed(spans):
                 text = f"{text[:start]}[{kind.upper()}]{text[end:]}"
         return text
 
     def _spans(self, text: str) -> list[tuple[int, int, str]]:
-        """Start, end and kind of each, in order; of two that overlap, the one that begins first, then the longer."""
+        """Start, end and kind of each match, in order; of overlapping ones, the first to begin, then the longer."""
         spans = []
         digits = sum(map(text.count, "0123456789"))
         for finder in self._finders:
-            if finder.may_be_in(text, digits):
+            if digits >= finder.digits and (not finder.hints or any(hint in text for hint in finder.hints)):
                 for match in finder.pattern.finditer(text):
                     if length := finder.length(match.group()):
                         spans.append((match.start(), match.start() + length, finder.kind))
@@ -118,12 +114,12 @@ class PersonalData:
 
 def _email(text: str) -> int:
     domain = text.rpartition("@")[2].lower()
-    reserved = re.search(r"(?:^|\.)example\.(?:com|org|net)$|\.(?:example|invalid|test|localhost)$", domain)
-    return 0 if reserved or _PLACEHOLDER.search(domain) or text.startswith("git@") else len(text)
+    example = re.search(r"(?:^|\.)example\.(?:com|org|net)$|\.(?:example|invalid|test|localhost)$", domain)
+    return 0 if example or _PLACEHOLDER.search(domain) or text.startswith("git@") else len(text)
 
 
 def _ip(text: str) -> int:
-    """Public addresses alone; an IPv6 one must have three groups, or `a::b` of a programming language would be one."""
+    """Public addresses only; an IPv6 one needs three groups, as `a::b` occurs in programming languages."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -141,13 +137,13 @@ def _phone(text: str) -> int:
 def _card(text: str) -> int:
     """By issuer's prefix and length (ISO/IEC 7812) and Luhn's sum."""
     digits = re.sub(r"\D", "", text)
-    doubled = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
-    valid = sum(value - 9 * (value > 9) for value in doubled) % 10 == 0
+    products = [int(digit) * (1 + place % 2) for place, digit in enumerate(reversed(digits))]
+    valid = sum(value - 9 * (value > 9) for value in products) % 10 == 0
     return len(text) if valid and _ISSUERS.fullmatch(digits) else 0
 
 
 def _iban(text: str) -> int:
-    """The longest beginning whose remainder modulo 97 is 1 (ISO 13616): a word may follow in capitals."""
+    """The longest prefix whose remainder modulo 97 is 1 (ISO 13616), since a word in capitals may follow."""
     while len(text) >= 15:
         plain = text.replace(" ", "")
         if len(plain) <= 34 and int("".join(str(int(letter, 36)) for letter in plain[4:] + plain[:4])) % 97 == 1:

@@ -22,11 +22,10 @@ class Quota:
         by: Annotated[str, Field(min_length=1)] = "source"
         """The key of `meta` whose value makes a group: `source`, `topic`, `kind`, `strategy`, `teacher` …"""
         most: Annotated[int, Field(ge=1)] | None = None
-        """Most rows of a group."""
         share: Annotated[float, Field(gt=0, le=1)] | None = None
-        """Most rows of a group, as a share of the rows that reach this rule; at least one."""
+        """Most rows of a group, as a share of the rows that reach this rule; never less than one row."""
         missing: Literal["keep", "group"] = "keep"
-        """Whether rows without the key are all kept, or form a group of their own."""
+        """`keep` all rows without the key, or treat them as one `group`."""
 
         @model_validator(mode="after")
         def _one_bound(self) -> Quota.Options:
@@ -55,8 +54,8 @@ class Quota:
         )
 
     def _most(self, rows: int) -> int:
-        shared = rows if self.options.share is None else max(1, int(self.options.share * rows))
-        return min(shared, rows if self.options.most is None else self.options.most)
+        by_share = rows if self.options.share is None else max(1, int(self.options.share * rows))
+        return min(by_share, rows if self.options.most is None else self.options.most)
 
     def _group(self, session: Session) -> str | None:
         value = session.meta.get(self.options.by)

@@ -1,4 +1,4 @@
-"""Labels or drops refusals and answers that speak of themselves as a model."""
+"""Labels or drops refusals, and answers in which the model speaks about itself."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ _INSIDE = re.compile("|".join(_ANYWHERE))
 class Refusal:
     """English refusals at the start of an answer, and a model's remarks about itself anywhere.
 
-    The list is our own. It labels by default, because declining is sometimes the right answer, and a student that
-    never sees a refusal never declines.
+    The patterns are our own. Sessions are labelled by default, because declining is sometimes right, and a student
+    that never sees a refusal never declines.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: refusal`."""
 
         drop: bool = False
-        """Drop them; else they are labelled."""
+        """Drop such sessions; otherwise they are labelled."""
 
     scope: Literal["row"] = "row"
 
@@ -78,7 +78,7 @@ class Refusal:
         self.options = options
 
     def measure(self, session: Session) -> str | None:
-        """The first phrase found, in lower case, or `None`."""
+        """The first such phrase, in lower case, or `None`."""
         return next((phrase for answer in answers_of(session) if (phrase := refusing_phrase(answer))), None)
 
     def decide(self, value: str | None) -> Verdict:

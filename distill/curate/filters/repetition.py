@@ -1,4 +1,4 @@
-"""Labels repetitive answers, by thresholds from web corpora, and drops loops."""
+"""Labels repetitive answers, by thresholds for web text, and drops loops."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 class Repetition:
-    """Shares of an answer that are repeats, each in [0, 1]; of several answers, the worst.
+    """Shares of an answer that are repeats, each in [0, 1]; of several answers, the greatest.
 
-    All thresholds are those of Gopher (Rae et al. 2021, arXiv 2112.11446, Table A1), which datatrove's
-    GopherRepetitionFilter has as defaults too. Counted as datatrove counts: a line or n-gram is a repeat from its
-    second time on, and repeats do not overlap; but an n-gram said once is no repeat here, and what has neither letter
-    nor digit (a bracket alone on a line, a rule) is not looked at. Words repeated without others between are a loop,
-    however small their share: a long answer may end in one.
+    All thresholds are those of Gopher (Rae et al. 2021, arXiv 2112.11446, Table A1), also the defaults of datatrove's
+    GopherRepetitionFilter. Counted as datatrove counts: a line or n-gram is a repeat from its second occurrence on, and
+    repeats do not overlap; but here an n-gram that occurs once is never a repeat, and lines without a letter or digit
+    (a single bracket, a rule) are ignored. Words that repeat with no others between are a loop, however small their
+    share, since a long answer may end in one.
     """
 
     class Options(recipe.BaseOptions):
-        """Options of `filter: repetition`; the greatest share that is kept."""
+        """Options of `filter: repetition`: the greatest shares that get no label."""
 
         duplicate_lines: Share = 0.30
         """Share of lines (Gopher, Table A1)."""
@@ -48,19 +48,19 @@ class Repetition:
         duplicate_paragraph_chars: Share = 0.20
         """Share of characters in repeated paragraphs (Gopher, Table A1)."""
         top_n_grams: dict[Annotated[int, Field(ge=1, le=20)], Share] = Field(default_factory=_TOP.copy)
-        """Share of characters in the n-gram that covers most (Gopher, Table A1)."""
+        """By n, the share of characters in the n-gram that covers most (Gopher, Table A1)."""
         duplicate_n_grams: dict[Annotated[int, Field(ge=1, le=50)], Share] = Field(default_factory=_DUPLICATE.copy)
-        """Share of characters in repeated n-grams (Gopher, Table A1)."""
+        """By n, the share of characters in repeated n-grams (Gopher, Table A1)."""
         min_words: Annotated[int, Field(ge=0)] = 50
-        """Shorter answers are not judged: 50 words is the least that Gopher keeps (its section A.1.1)."""
+        """Shorter answers are not examined: 50 words is the least that Gopher keeps (its section A.1.1)."""
         drop_above: Share = 0.4
-        """A share above its threshold labels the session, and drops it if above this, too; 0 drops all. Measured:
-        Gopher's thresholds find 19 of 999 Alpaca answers, all sound (sums, choruses, definitions), with shares up to
+        """A share above its threshold labels the session, and drops it if it is also above this; 0 drops all. Measured:
+        Gopher's thresholds label 19 of 999 Alpaca answers, all sound (sums, choruses, definitions), with shares up to
         0.33, while the loops of an untrained 13B model begin at 0.41."""
         loop: Annotated[int, Field(ge=2)] = 5
-        """Repetitions in a row from which up to 40 words are a loop, if it has 20 words, and drop the session
-        (measured: 4 times and 13 words are the most in 1,913 answers of Alpaca's, Self-Instruct's, ShareGPT's and
-        Vicuna's)."""
+        """Consecutive repetitions of up to 40 words, 20 words or more in all, that are a loop and drop the session
+        (measured: 1,913 answers of Alpaca, Self-Instruct, ShareGPT and Vicuna have at most 4 repetitions and 13
+        words)."""
 
     scope: Literal["row"] = "row"
 
@@ -68,12 +68,12 @@ class Repetition:
         self.options = options
 
     def measure(self, session: Session) -> list[dict[str, float]]:
-        """For each answer its `words`, every share by name, such as `top_2_gram`, and the times of a `loop`."""
+        """For each answer its `words`, every share by name, such as `top_2_gram`, and the repetitions in its `loop`."""
         options = self.options
         return [_shares(text, [*options.top_n_grams], [*options.duplicate_n_grams]) for text in answers_of(session)]
 
     def decide(self, value: Sequence[Mapping[str, float]]) -> Verdict:
-        """A verdict names the greatest share above its threshold, else the greatest at all."""
+        """A verdict names the greatest share above its threshold, else the greatest share."""
         answers = [answer for answer in value if answer["words"] >= self.options.min_words]
         times = int(max((answer["loop"] for answer in answers), default=1))
         if times >= self.options.loop:
@@ -106,7 +106,7 @@ def _shares(text: str, top: Sequence[int], duplicates: Sequence[int]) -> dict[st
     has_repeats = may_loop = True
     for n in sorted({*top, *duplicates}):
         grams = list(n_grams(tokens, n)) if has_repeats else []
-        has_repeats = len(set(grams)) < len(grams)  # where no n-gram is, no longer one is
+        has_repeats = len(set(grams)) < len(grams)  # without a repeated n-gram, no longer one repeats either
         may_loop = has_repeats if n <= LOOP_WORDS // 2 else may_loop
         if n in top:
             shares[f"top_{n}_gram"] = round(_top(tokens, grams) / chars, 4) if has_repeats else 0.0
@@ -117,7 +117,7 @@ def _shares(text: str, top: Sequence[int], duplicates: Sequence[int]) -> dict[st
 
 
 def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
-    """Shares of pieces, and of their characters, that were there before."""
+    """Share of pieces that repeat an earlier one, and their share of the characters."""
     lines = [piece for line in pieces if any(map(str.isalnum, piece := line.strip()))]
     distinct = set(lines)
     if len(distinct) == len(lines):
@@ -127,7 +127,7 @@ def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
 
 
 def _top(tokens: Sequence[str], grams: Sequence[tuple[str, ...]]) -> int:
-    """Characters in the n-gram that covers most of them, said at least twice, each token counted once."""
+    """Most characters that one n-gram covers, of those that occur at least twice; overlaps are counted once."""
     most = ((count * sum(map(len, gram)), gram) for gram, count in Counter(grams).items() if count > 1)
     best = 0
     for bound, gram in sorted(most, reverse=True):
@@ -148,7 +148,7 @@ def _without_overlap(tokens: Sequence[str], gram: Sequence[str]) -> int:
 
 
 def _repeated_chars(grams: Sequence[tuple[str, ...]], n: int) -> int:
-    """Characters in n-grams from their second time on; none counts twice."""
+    """Characters in n-grams from their second occurrence on; overlaps are counted once."""
     earlier: set[tuple[str, ...]] = set()
     covered = place = 0
     while place < len(grams):
@@ -161,7 +161,7 @@ def _repeated_chars(grams: Sequence[tuple[str, ...]], n: int) -> int:
 
 
 def _times_in_a_row(tokens: Sequence[str]) -> int:
-    """The most times that 1 to 40 tokens follow each other without another between, 20 tokens at least in all."""
+    """The most consecutive repetitions of 1 to `LOOP_PERIOD` tokens, `LOOP_WORDS` tokens at least in all; else 1."""
     most = 1
     for period in range(1, min(LOOP_PERIOD, len(tokens) // 2) + 1):
         again = map(eq, tokens, islice(tokens, period, None))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from distill import recipe
@@ -15,23 +17,18 @@ from distill.text.rouge_index import comparable
 from distill.text.tfidf import SCALE, hashed_vectors
 from distill.types import Session, Verdict
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from distill.text.tfidf import Vectors
-
+Vectors: TypeAlias = NDArray[np.float32]
 AT_ONCE = 2_000
 
 
 class Selection:
     """A small set that covers the prompts, as LIMA's 1,000 do (Zhou et al. 2023, arXiv 2305.11206).
 
-    Farthest point first (Gonzalez 1985), which is at most twice as far from every row as the best set: it begins with
-    the row nearest to the mean and adds the row least similar to all chosen so far, by the cosine of TF-IDF vectors
-    that are hashed to 256 dimensions. The same rows give the same set in any order: sums are exact, and ties go to the
-    text that comes first in the alphabet. 1,000 of 100,000 take some 10 s. Outliers are far from all other rows and so
-    are chosen early: put the quality rules before this one.
+    Farthest point first (Gonzalez 1985), whose greatest distance of a row to the set is at most twice the optimum: it
+    begins with the row nearest to the mean and repeatedly adds the row least similar to the selected ones, by the
+    cosine of TF-IDF vectors hashed to 256 dimensions. The same rows give the same set in any order: sums are exact, and
+    ties go to the text that sorts first. Selecting 1,000 of 100,000 takes some 10 s. Outliers are far from all other
+    rows and so are selected early: put the quality rules before this one.
     """
 
     class Options(recipe.BaseOptions):
@@ -40,11 +37,10 @@ class Selection:
         count: Annotated[int, Field(ge=1)] = 1_000
         """Rows to keep (LIMA: 1,000)."""
         on: Compared = "prompt"
-        """The text that must differ: `prompt` (the first user message), `answer`, or `both`."""
         min_chars: Annotated[int, Field(ge=0)] | None = None
-        """Rows with a shorter answer are dropped before (LIMA: 1,200 for Stack Exchange)."""
+        """Rows with a shorter answer are dropped first (LIMA: 1,200 for Stack Exchange)."""
         max_chars: Annotated[int, Field(ge=0)] | None = None
-        """Rows with a longer answer are dropped before (LIMA: 4,096 for Stack Exchange)."""
+        """Rows with a longer answer are dropped first (LIMA: 4,096 for Stack Exchange)."""
 
         @model_validator(mode="after")
         def _ordered(self) -> Selection.Options:
@@ -60,7 +56,7 @@ class Selection:
         self.options = options
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A verdict's value is the cosine with the most similar chosen row; a dropped row's neighbour is that row."""
+        """A verdict's value is the cosine with the most similar selected row; a dropped row's neighbour is that row."""
         verdicts = [self._window(session) for session in sessions]
         inside = [place for place, verdict in enumerate(verdicts) if verdict.keep]
         if len(inside) <= self.options.count:
@@ -83,23 +79,22 @@ class Selection:
         return verdicts
 
     def _window(self, session: Session) -> Verdict:
-        chars = len("\n".join(answers_of(session)))
-        for bound, outside, reason in (
-            (self.options.min_chars, chars < (self.options.min_chars or 0), "too_few_chars"),
-            (self.options.max_chars, chars > (self.options.max_chars or chars), "too_many_chars"),
-        ):
-            if outside:
-                return Verdict(rule="selection", keep=False, reason=reason, value=chars, threshold=bound)
+        chars, least, most = len("\n".join(answers_of(session))), self.options.min_chars, self.options.max_chars
+        if least is not None and chars < least:
+            return Verdict(rule="selection", keep=False, reason="too_few_chars", value=chars, threshold=least)
+        if most is not None and chars > most:
+            return Verdict(rule="selection", keep=False, reason="too_many_chars", value=chars, threshold=most)
         return Verdict(rule="selection", keep=True, reason="ok", value=chars)
 
 
 def farthest_first(
     rows: Vectors, texts: Sequence[str], count: int
 ) -> tuple[list[int], NDArray[np.float64], NDArray[np.int64]]:
-    """The chosen rows in order; for each row the cosine with the nearest chosen one, itself left out, and that one.
+    """The selected rows in order; and for each row the cosine with, and the place of, the nearest other selected row.
 
-    A row's cosine with the nearest chosen one can only grow, so that what was true of fewer chosen rows is a bound: a
-    row is looked at again only when its bound is the least of all (lazily, as Minoux 1978 does for greedy maxima).
+    `rows` is (rows, dimensions), the two results (rows,). A row's cosine with the nearest selected row can only grow,
+    so an earlier value is a lower bound: a row is compared again only when its bound is the least of all (the lazy
+    evaluation of Minoux 1978).
     """
     selection = [_middle(rows, texts)]
     products = rows @ rows[selection[0]]
@@ -108,19 +103,17 @@ def farthest_first(
     ]
     heapify(bounds)
     while len(selection) < count:
-        product, text, place, compared = heappop(bounds)
-        if compared == len(selection):
+        product, text, place, comparisons = heappop(bounds)
+        if comparisons == len(selection):
             selection.append(place)
         else:
-            product_now = float((rows[selection[compared:]] @ rows[place]).max())
+            product_now = float((rows[selection[comparisons:]] @ rows[place]).max())
             heappush(bounds, (max(product, product_now), text, place, len(selection)))
     return selection, *_nearest(rows, selection)
 
 
 def _middle(rows: Vectors, texts: Sequence[str]) -> int:
-    """The row nearest to the mean, of equals the one whose text comes first; sums of whole numbers below 2^53."""
-    import numpy as np
-
+    """The row nearest to the mean, of equals the one whose text sorts first; sums are exact (integers below 2^53)."""
     total = rows.sum(axis=0, dtype=np.float64)
     blocks = (rows[start : start + AT_ONCE].astype(np.float64) @ total for start in range(0, len(rows), AT_ONCE))
     products = np.concatenate([*blocks])
@@ -128,9 +121,7 @@ def _middle(rows: Vectors, texts: Sequence[str]) -> int:
 
 
 def _nearest(rows: Vectors, places: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Cosine and place of the nearest chosen row, for each row; a chosen one is not its own."""
-    import numpy as np
-
+    """Cosine and place of the nearest selected row, other than itself, for each row: two arrays (rows,)."""
     selection = np.array(places)
     cosines, owners = np.empty(len(rows)), np.empty(len(rows), dtype=np.int64)
     order = np.full(len(rows), -1)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from distill import recipe
@@ -13,19 +15,16 @@ from distill.curate.filters import Compared, compared_text
 from distill.models.embeddings import embedded
 from distill.types import Session, Verdict
 
-if TYPE_CHECKING:
-    from distill.models.embeddings import Vectors
-
-
 BLOCK = 256
-"""Rows compared with all kept rows at once: 100 MB of cosines at 100,000 rows."""
+"""Rows compared with all kept rows at once: 100 MB of cosines for 100,000 rows."""
 
 
 class SemanticDuplicate:
     """Keeps the first of semantically similar sessions: greedy in task order, as `near_duplicate` is.
 
-    Texts become means of a model's last hidden states (or its first token, where the model's folder says so), of
-    length 1. The model is read from a local folder of safetensors; nothing is downloaded and no foreign code runs.
+    A text's embedding is the mean of a model's last hidden states (or that of the first token, where the model's folder
+    says so), scaled to length 1. The model is read from a local folder of safetensors; nothing is downloaded and no
+    foreign code runs.
     """
 
     class Options(recipe.BaseOptions):
@@ -37,9 +36,8 @@ class SemanticDuplicate:
         cosine: Annotated[float, Field(gt=0, le=1)] = 0.9
         """Least cosine of duplicates (semhash's default; Magpie takes 0.975: L2 distance 0.05, squared)."""
         max_tokens: Annotated[int, Field(ge=1)] = 256
-        """Tokens read of each text (all-MiniLM-L6-v2's own limit)."""
+        """Tokens of each text that are read (all-MiniLM-L6-v2's own limit)."""
         on: Compared = "prompt"
-        """`prompt` (the first user message), `answer`, or `both` as one text."""
 
     scope: Literal["set"] = "set"
 
@@ -47,13 +45,12 @@ class SemanticDuplicate:
         self.options = options
 
     def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A dropped session's neighbour is the most similar one that stays. Raises `ModelError`, `MissingPackage`."""
+        """A dropped session's neighbour is the most similar kept one. Raises `ModelError`, `MissingPackage`."""
         texts = [compared_text(session, self.options.on) for session in sessions]
         if not texts:
             return []
         rows = embedded(texts, Path(self.options.model), self.options.max_tokens, key="semantic_duplicate.model")
-        neighbours = greedy(rows, self.options.cosine)
-        return [self._verdict(cosine, sessions[near].id) for cosine, near in neighbours]
+        return [self._verdict(cosine, sessions[near].id) for cosine, near in greedy(rows, self.options.cosine)]
 
     def _verdict(self, cosine: float, near: str) -> Verdict:
         keep = cosine < self.options.cosine
@@ -67,10 +64,8 @@ class SemanticDuplicate:
         )
 
 
-def greedy(rows: Vectors, threshold: float) -> list[tuple[float, int]]:
-    """For each row the greatest cosine with a row kept before it (0 for the first), and that row's place."""
-    import numpy as np
-
+def greedy(rows: NDArray[np.float32], threshold: float) -> list[tuple[float, int]]:
+    """For each of (rows, dimensions) the greatest cosine with an earlier kept row (0 for the first), and its place."""
     neighbours: list[tuple[float, int]] = []
     kept: list[int] = []
     for start in range(0, len(rows), BLOCK):

@@ -1,4 +1,4 @@
-"""Labels or drops answers cut at the teacher's `max_tokens`, or that end within a sentence."""
+"""Labels or drops answers that were cut at the teacher's `max_tokens`, or that end within a sentence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill.types import Session, Verdict
 Cut: TypeAlias = Literal["truncated", "unfinished", ""]
 
 LEAST_WORDS = 10
-"""A shorter answer may be a single word that the task asks for."""
+"""Fewest words of an `unfinished` answer; a shorter one may be the single word that the task asks for."""
 LONGEST_END = 16
 """Characters at the end of an answer that the pattern can match."""
 _UNFINISHED = re.compile(
@@ -22,18 +22,18 @@ _UNFINISHED = re.compile(
 
 
 class Truncated:
-    """Cut answers are good text without an end: training gives them no end token, so that they may stay.
+    """Truncated answers are usable text without an end: training gives them no end token, so they may be kept.
 
-    Foreign data seldom say how an answer ended. One of ten words or more that ends in a comma, a colon, an opening
-    bracket or a word that must go on (`the`, `of` …) is `unfinished`: all 4 such among 1,913 answers were cut.
-    Most answers cut at a random letter end otherwise and stay unnoticed.
+    Imported data seldom say how an answer ended. One of ten words or more that ends with a comma, a colon, an opening
+    bracket or a word that needs a successor (`the`, `of` …) is `unfinished`: all 4 such among 1,913 answers were cut.
+    Most answers cut at a random character end otherwise and are not detected.
     """
 
     class Options(recipe.BaseOptions):
         """Options of `filter: truncated`."""
 
         drop: bool = False
-        """Drop them; else they are labelled."""
+        """Drop such sessions; otherwise they are labelled."""
 
     scope: Literal["row"] = "row"
 

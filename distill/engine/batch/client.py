@@ -1,29 +1,26 @@
-"""Client for a provider's Files and Batches API, over openai's SDK.
+"""Client for a provider's Files and Batches API.
 
 A batch is a file of requests that the provider answers within a day, usually at half the price. Its answers come as a
-file too, in any order, and beside it one with what went wrong.
+file too, in any order, with a second file of errors.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from secrets import token_hex
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from distill.core.redaction import strike
 from distill.engine.providers import ProviderError, Reply, one_line
+from distill.engine.providers.bounded_numbers import count_of
+from distill.engine.providers.openai import JSON, OpenAIProvider
+from distill.engine.providers.replies import json_object, shown
 from distill.errors import EndpointError
 from distill.types import Endpoint, Request
-
-if TYPE_CHECKING:
-    from openai import AsyncOpenAI
-
-    from distill.engine.providers.openai import OpenAIProvider
-
 
 REQUESTS_A_BATCH = 50_000
 """OpenAI's limit of requests per batch (platform.openai.com/docs/api-reference/batch/create, `input_file_id`)."""
@@ -35,8 +32,15 @@ OVER = frozenset({"completed", "failed", "expired", "cancelled"})
 """Final statuses of a batch (platform.openai.com/docs/guides/batch, "Check the status of a batch")."""
 ATTEMPTS = 5
 """Calls of one method, the first included, before an outage counts as one."""
-PAGE = 100
-"""Batches asked for at once, which is the most."""
+LONGEST_WAIT_SECONDS = 60.0
+"""The longest wait between two of them."""
+CALL_SECONDS = 3600.0
+"""The longest call: an upload of 200 MB."""
+PAGE, MOST_PAGES = 100, 1000
+"""Batches or files per page of a list, which is the most, and pages that are read."""
+NO_API = "it may have no Batch API; collect with mode: live"
+NO_LIST = "check base_url, which usually ends in /v1"
+ACCOUNT = "set the key of the account that submitted it"
 
 _NO_RESPONSE = frozenset({"connection", "refused", "timeout", "malformed"})
 
@@ -61,10 +65,9 @@ class BatchStatus:
     completed: int = 0
     """Requests that were answered."""
     failed: int = 0
-    total: int = 0
     output_file: str | None = None
     error_file: str | None = None
-    refused: tuple[BatchRefusal, ...] = ()
+    refusals: tuple[BatchRefusal, ...] = ()
 
     @property
     def is_over(self) -> bool:
@@ -75,15 +78,16 @@ class BatchStatus:
 class BatchJobs:
     """The batches of one model behind one address.
 
-    Bodies, answers and refusals are the provider's own, so that a question is the same one by either way. Every method
-    raises `EndpointError` where no call can succeed (401, 403, 404, no credit), and `ProviderError` where this one did
-    not: a transient one after `ATTEMPTS` calls. No error has the key in it. `first_wait_seconds` doubles at each wait.
+    The provider writes the request bodies and reads answers and refusals, so that a question has the same key in both
+    modes. Every method raises `EndpointError` where no call can succeed (401, 403, 404, no credit), and `ProviderError`
+    where this one did not: a transient one after `attempts` calls. No error has the key in it. `first_wait_seconds`
+    doubles at each wait.
     """
 
-    def __init__(self, provider: OpenAIProvider, *, first_wait_seconds: float = 1.0) -> None:
+    def __init__(self, provider: OpenAIProvider, *, first_wait_seconds: float = 1.0, attempts: int = ATTEMPTS) -> None:
         self._provider = provider
         self._first_wait_seconds = first_wait_seconds
-        self._client: AsyncOpenAI | None = None
+        self._attempts = attempts
 
     @property
     def endpoint(self) -> Endpoint:
@@ -96,16 +100,16 @@ class BatchJobs:
         return self._provider.shown_url
 
     def line(self, of: str, request: Request) -> tuple[str, bytes]:
-        """The method's path, and a request's line of the input file. Raises a fatal `ProviderError` for a likelihood.
+        """The method's path, and a request's line of the input file, with the id `of`.
 
-        A batch holds requests of one path and one model only.
+        A batch holds requests of one path and one model only. Raises a fatal `ProviderError` for a likelihood.
         """
         path, body = self._provider.body(request)
         line = {"custom_id": of, "method": "POST", "url": f"/v1{path}", "body": body}
         return f"/v1{path}", json.dumps(line).encode("ascii") + b"\n"
 
     def result(self, line: bytes) -> tuple[str, Result] | None:
-        """The key in a line of an output or error file, and what came of it; `None` for what is no such line."""
+        """The key in a line of an output or error file, and its result; `None` for an unreadable line."""
         try:
             row = json.loads(strike(line.decode("utf-8", "replace")))
             of, response, error = str(row["custom_id"]), row.get("response"), row.get("error")
@@ -126,123 +130,145 @@ class BatchJobs:
 
     async def upload(self, name: str, lines: Sequence[bytes]) -> str:
         """Upload an input file under our name; the provider's id for it."""
-        with self._translating("its files", "it may have no Batch API; collect with mode: live"):
-            file = (file_name(name), b"".join(lines), "application/jsonl")
-            return (await self._here().files.create(file=file, purpose="batch")).id
+        boundary = token_hex(16)
+        part = f"--{boundary}\r\nContent-Disposition: form-data; name="
+        head = f'{part}"purpose"\r\n\r\nbatch\r\n{part}"file"; filename="{file_name(name)}"\r\n'
+        head += "Content-Type: application/jsonl\r\n\r\n"
+        data = b"".join([head.encode("ascii"), *lines, f"\r\n--{boundary}--\r\n".encode("ascii")])
+        kind = f"multipart/form-data; boundary={boundary}"
+        return str((await self._call("POST", "/files", data, kind=kind, what="its files", advice=NO_API))["id"])
 
     async def create(self, name: str, file_id: str, path: str) -> str:
         """Begin a batch under our name; the provider's id for it.
 
-        The client's own retries are off here: a call that broke off may have begun one, which would be paid twice. So
-        the list of batches is asked before another call.
+        After a failed call the list of batches is read first: a call that broke off may have begun one, and a second
+        one would be paid twice.
         """
-        batches = self._here().with_options(max_retries=0).batches
-        for attempt in range(1, ATTEMPTS + 1):
+        fields = {"input_file_id": file_id, "endpoint": path, "completion_window": COMPLETION_WINDOW}
+        data = json.dumps({**fields, "metadata": {"distill": name}}).encode("ascii")
+        for attempt in range(1, self._attempts + 1):
             try:
-                with self._translating("its batches", "it may have no Batch API; collect with mode: live"):
-                    fixed: Any = {"endpoint": path, "completion_window": COMPLETION_WINDOW}
-                    return (await batches.create(input_file_id=file_id, metadata={"distill": name}, **fixed)).id
+                created = await self._call("POST", "/batches", data, what="its batches", advice=NO_API, attempts=1)
+                return str(created["id"])
             except ProviderError as error:
-                if not error.transient or attempt == ATTEMPTS:
+                if not error.transient or attempt == self._attempts:
                     raise
-                await asyncio.sleep(max(self._first_wait_seconds * 2 ** (attempt - 1), error.retry_after or 0))
+                await self._wait(attempt, error)
             if (batch_id := await self.find_batch(name)) is not None:
                 return batch_id
         raise AssertionError("the last attempt returns or raises")
 
     async def find_file(self, name: str) -> str | None:
         """The id of an input file that was uploaded under this name, whether or not its upload was confirmed."""
-        with self._translating("its files", "check base_url, which usually ends in /v1"):
-            async for file in self._here().files.list(purpose="batch"):
-                if file.filename == file_name(name):
-                    return file.id
-        return None
+        return await self._find(
+            "/files?purpose=batch&", "its files", lambda file: file.get("filename") == file_name(name)
+        )
 
     async def find_batch(self, name: str) -> str | None:
         """The id of a batch that was begun under this name, whether or not that was confirmed."""
-        with self._translating("its batches", "check base_url, which usually ends in /v1"):
-            async for batch in self._here().batches.list(limit=PAGE):
-                if (batch.metadata or {}).get("distill") == name:
-                    return batch.id
+        return await self._find(
+            "/batches?", "its batches", lambda batch: _object(batch.get("metadata")).get("distill") == name
+        )
+
+    async def _find(self, path: str, what: str, is_ours: Callable[[dict[str, Any]], bool]) -> str | None:
+        """The id of the newest of ours in a list, which is read page by page."""
+        after = ""
+        for _ in range(MOST_PAGES):
+            page = await self._call("GET", f"{path}limit={PAGE}{after}", what=what, advice=NO_LIST, field="data")
+            entries = [entry for entry in map(_object, page["data"]) if isinstance(entry.get("id"), str)]
+            for entry in filter(is_ours, entries):
+                return str(entry["id"])
+            if not (page.get("has_more") and entries):
+                break
+            after = f"&after={quote(entries[-1]['id'], safe='')}"
         return None
 
     async def status(self, batch_id: str) -> BatchStatus:
         """The status of a batch."""
-        with self._translating(f"batch {batch_id}", "set the key of the account that submitted it"):
-            batch = await self._here().batches.retrieve(batch_id)
-        counts, errors = batch.request_counts, batch.errors.data if batch.errors else None
+        what = f"batch {batch_id}"
+        batch = await self._call("GET", f"/batches/{quote(batch_id, safe='')}", what=what, advice=ACCOUNT)
+        counts, errors = _object(batch.get("request_counts")), _object(batch.get("errors")).get("data")
+        output_file, error_file = batch.get("output_file_id"), batch.get("error_file_id")
         return BatchStatus(
-            status=batch.status,
-            completed=counts.completed if counts else 0,
-            failed=counts.failed if counts else 0,
-            total=counts.total if counts else 0,
-            output_file=batch.output_file_id,
-            error_file=batch.error_file_id,
-            refused=tuple(
-                BatchRefusal(error.code or "", one_line(error.message or ""), error.line) for error in errors or ()
-            ),
+            status=one_line(str(batch.get("status")), 40),
+            completed=count_of(counts.get("completed"), most=REQUESTS_A_BATCH) or 0,
+            failed=count_of(counts.get("failed"), most=REQUESTS_A_BATCH) or 0,
+            output_file=output_file if isinstance(output_file, str) else None,
+            error_file=error_file if isinstance(error_file, str) else None,
+            refusals=tuple(map(_refusal, errors)) if isinstance(errors, list) else (),
         )
 
     async def output(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The lines of an output or error file, as they come."""
-        with self._translating(
-            f"file {file_id}", "set the key of the account that submitted it; a file may have expired"
-        ):
+        try:
             async for line in self._provider.lines(f"/files/{quote(file_id, safe='')}/content"):
                 yield line
+        except ProviderError as error:
+            raise self._translated(error, f"file {file_id}", f"{ACCOUNT}; a file may have expired") from error
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for nothing more of a batch; it ends within minutes, and what was answered is kept and paid."""
-        with self._translating(f"batch {batch_id}", "set the key of the account that submitted it"):
-            await self._here().batches.cancel(batch_id)
+        path = f"/batches/{quote(batch_id, safe='')}/cancel"
+        await self._call("POST", path, what=f"batch {batch_id}", advice=ACCOUNT)
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
-        if self._client is not None:
-            await self._client.close()
-        self._client = None
         await self._provider.close()
 
-    def _here(self) -> AsyncOpenAI:
-        if self._client is None:
-            import httpx2
-            from openai import AsyncOpenAI
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        data: bytes | None = None,
+        *,
+        what: str,
+        advice: str,
+        kind: str = JSON,
+        field: str = "id",
+        attempts: int | None = None,
+    ) -> dict[str, Any]:
+        """The object in the response, which has `field`. `what` is asked for; `advice` is for HTTP 404."""
+        for attempt in range(1, (attempts or self._attempts) + 1):
+            try:
+                reply = await self._provider.exchange(method, path, data, kind=kind, timeout_seconds=CALL_SECONDS)
+                return self._object(*reply, field=field)
+            except ProviderError as error:
+                if not error.transient or attempt == (attempts or self._attempts):
+                    raise self._translated(error, what, advice) from error
+                await self._wait(attempt, error)
+        raise AssertionError("the last attempt returns or raises")
 
-            from distill.engine.batch.transport import BASE, Transport
+    def _object(self, status: int, headers: Mapping[str, str], reply: str, *, field: str) -> dict[str, Any]:
+        if status // 100 != 2:
+            raise self._provider.refusal(status, headers, reply)
+        body = json_object(reply)
+        if not isinstance(body.get(field), list if field == "data" else str):
+            raise ProviderError("malformed", f"no {field} in the response: {shown(reply)}", transient=True)
+        return body
 
-            client = httpx2.AsyncClient(transport=Transport(self._provider), follow_redirects=False)
-            self._client = AsyncOpenAI(
-                api_key="in the provider", base_url=BASE, max_retries=ATTEMPTS - 1, http_client=client
-            )
-        return self._client
+    async def _wait(self, attempt: int, error: ProviderError) -> None:
+        wait_seconds = max(self._first_wait_seconds * 2 ** (attempt - 1), error.retry_after or 0.0)
+        await asyncio.sleep(min(wait_seconds, LONGEST_WAIT_SECONDS))
 
-    @contextmanager
-    def _translating(self, what: str, advice: str) -> Iterator[None]:
-        """Translate the client's exceptions; `advice` is for HTTP 404."""
-        import openai
-
-        try:
-            yield
-        except openai.APIStatusError as error:
-            refusal = self._provider.refusal(error.status_code, error.response.headers, error.response.text)
-            raise self._translated(refusal, what, advice) from error
-        except openai.APIConnectionError as error:
-            cause = error.__cause__ or error
-            raise self._translated(cause, what, advice) from error
-        except ProviderError as error:
-            raise self._translated(error, what, advice) from error
-        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
-            raise ProviderError("malformed", f"{self.url} says of {what} nothing readable", transient=True) from error
-
-    def _translated(self, error: BaseException, what: str, advice: str) -> Exception:
+    def _translated(self, error: ProviderError, what: str, advice: str) -> Exception:
         """The error that a failed call about a file or a batch amounts to."""
-        detail = error.detail if isinstance(error, ProviderError) else type(error).__name__
-        if not isinstance(error, ProviderError) or error.reason in _NO_RESPONSE:
-            return ProviderError("connection", f"cannot reach {what} at {self.url}: {detail}", transient=True)
+        if error.reason in _NO_RESPONSE:
+            verb = "read" if error.reason == "malformed" else "reach"
+            return ProviderError("connection", f"cannot {verb} {what} at {self.url}: {error.detail}", transient=True)
         if error.reason == "http_404":
-            reply = detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
+            reply = error.detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
             return EndpointError(f"{self.url} does not know {what} ({reply}); {advice}")
-        return EndpointError(detail) if error.fatal else error
+        return EndpointError(error.detail) if error.fatal else error
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _refusal(value: Any) -> BatchRefusal:
+    error = _object(value)
+    line = count_of(error.get("line"), least=1, most=REQUESTS_A_BATCH)
+    return BatchRefusal(one_line(str(error.get("code") or ""), 100), one_line(str(error.get("message") or "")), line)
 
 
 def file_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Questions of a batch: pending, as lines of a file, and answered."""
+"""Questions of a batch: pending, as lines of a file, and as the journal has them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from distill.engine.journal.records import BatchRecord, Bill
 from distill.engine.journal.store import Journal, to_request
 from distill.types import Endpoint
 
-LINES_A_COMMIT = 500
+LINES_PER_COMMIT = 500
 """Answers that are committed together."""
 QUEUE_FULL = "token_limit_exceeded"
-"""The code of a batch refused because too many tokens wait already (openai-python issue 2084 shows one)."""
+"""The code of a batch refused because too many tokens are queued (openai-python issue 2084 shows one)."""
 PENDING = "pending"
-"""The reason under which a question in a batch stands in the journal until it is answered."""
+"""The failure reason that the journal has for a question in a batch until it is answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Line:
 
 
 def questions_of(journal: Journal, keys: Collection[str]) -> dict[str, Question]:
-    """The questions under these keys, as the journal has them."""
+    """The questions with these keys, read from the journal."""
     return {
         of: Question(to_request(json.loads(request)), Endpoint(**json.loads(endpoint)), request, of)
         for of, request, endpoint in journal.questions()
@@ -51,11 +51,11 @@ def questions_of(journal: Journal, keys: Collection[str]) -> dict[str, Question]
     }
 
 
-def progress_of(batches: Sequence[BatchRecord], standings: Sequence[BatchStatus]) -> str:
-    """The state of open batches in a few words; empty where there is none. `standings` are their known statuses."""
+def progress_of(batches: Sequence[BatchRecord], statuses: Sequence[BatchStatus]) -> str:
+    """The state of open batches in a few words; empty where there is none. `statuses` are those that are known."""
     if not batches:
         return ""
-    done, failures = sum(one.completed for one in standings), sum(one.failed for one in standings)
+    done, failures = sum(one.completed for one in statuses), sum(one.failed for one in statuses)
     notes = [f"{len(batches)} {'batch' if len(batches) == 1 else 'batches'} open"]
     notes += [f"{done} of {sum(len(batch.sends) for batch in batches)} requests done"]
     notes += [f"{failures} failed"] if failures else []

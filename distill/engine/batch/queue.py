@@ -1,7 +1,8 @@
 """Tracks a stage's batches between journal and provider; no question is ever in two batches at once.
 
-Each step is in the journal before the next begins: a batch is `prepared` with its sends and the money set aside,
-`uploaded`, `submitted`, and at last `ingested`. After a kill, what was begun is looked for by its name at the provider.
+Each step is in the journal before the next begins: a batch is `prepared` with its sends and their reserved cost,
+`uploaded`, `submitted`, and at last `ingested`. After a kill, the provider is searched by name for the next step's file
+or batch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from distill.core import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
 from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, BatchRefusal, BatchStatus, Result
 from distill.engine.batch.questions import (
-    LINES_A_COMMIT,
+    LINES_PER_COMMIT,
     PENDING,
     QUEUE_FULL,
     Line,
@@ -41,9 +42,10 @@ from distill.engine.journal.records import (
     settled,
 )
 from distill.engine.journal.store import Journal
+from distill.engine.policy import completion_of
 from distill.engine.providers import ProviderError, Reply
 from distill.engine.providers.replies import cut_at_stop
-from distill.types import Completion, Failure
+from distill.types import Failure
 
 _UNASKED = ProviderError("refused", "nothing was generated, and nothing is charged")
 
@@ -51,9 +53,9 @@ _UNASKED = ProviderError("refused", "nothing was generated, and nothing is charg
 class Batches:
     """A stage's batches at its providers. Belongs to one run of the stage; keeps `tally` and `budget` up to date.
 
-    What earlier processes left open is taken over at once: its worst case moves from what `budget` counts as spent
-    (for the journal's accounts charge it in full) to what is set aside. A question that fails
-    transiently is sent `attempts` times before it counts as a failure.
+    Batches that earlier processes left open are taken over at once: their worst case, which the journal's accounts
+    charge in full, moves from the spent to the reserved part of `budget`. A question that fails transiently is sent
+    `attempts` times before it counts as a failure.
     """
 
     def __init__(
@@ -77,35 +79,36 @@ class Batches:
         self._requests = requests_a_batch
         self._bytes = bytes_a_batch
         self._new: set[str] = set()
-        """Batches of which the provider cannot have heard yet."""
+        """Batches that the provider cannot know yet."""
         self._refusals = 0
         self._is_queue_full = False
+        """Whether a provider has refused a batch because its queue was full."""
         self._hopeless = ""
         """Why no request can succeed."""
-        self._standings: dict[str, BatchStatus] = {}
+        self._statuses: dict[str, BatchStatus] = {}
         every = journal.batches(stage)
         self._times = Counter(of for batch in every for of in batch.sends)
-        """How many batches ever held a question."""
+        """In how many batches each question has been."""
         rest = [batch for batch in every if batch.state != "ingested"]
         self._questions = questions_of(journal, {of for batch in rest for of in batch.sends}) if rest else {}
         self._open = {batch.name: batch for batch in rest if self._is_reachable(batch)}
         self._most = self._taken_over(journal.unsettled(stage)) if rest else {}
-        """The worst case of each send that is not settled."""
+        """The worst case of each unsettled send."""
         self.failed: dict[str, Failure] = {}
-        """Questions that were given up by this process."""
+        """Failures recorded by this process, by key."""
         self.asked: set[str] = set()
-        """Questions that this process sent, or took the answer of."""
+        """Keys of questions that this process sent or whose results it took in."""
         self.unaffordable: Bill | None = None
-        """The worst case of the first question that did not fit under the cap, at the last submission."""
+        """The worst case of the first question that did not fit under the cap at the last submission."""
 
     @property
     def count(self) -> int:
-        """How many are open."""
+        """Number of open batches."""
         return len(self._open)
 
     def note(self) -> str:
         """The state of open batches in a few words; empty where none is open."""
-        return progress_of([*self._open.values()], [one for name, one in self._standings.items() if name in self._open])
+        return progress_of([*self._open.values()], [one for name, one in self._statuses.items() if name in self._open])
 
     # --- taking over
 
@@ -117,7 +120,7 @@ class Batches:
         return False
 
     def _jobs_of(self, batch: BatchRecord) -> BatchJobs | None:
-        """The way to a batch's provider: of the same identity, else at the same address."""
+        """The jobs of a batch's provider: with the same identity, else at the same address."""
         endpoint = self._questions[next(iter(batch.sends))].endpoint
         by_name = sorted(self._jobs.items(), key=lambda pair: pair[0] != batch.role)
         same = [jobs for _, jobs in by_name if jobs.endpoint == endpoint]
@@ -136,9 +139,9 @@ class Batches:
     # --- sending
 
     async def submit(self, misses: Mapping[str, PendingQuestion]) -> None:
-        """Send what no open batch holds, as far as the money goes; sets `unaffordable`.
+        """Send the questions that are in no open batch, as far as the budget goes; sets `unaffordable`.
 
-        Where a provider's queue was full once, one batch at a time. Raises `StoppedByEndpoint`.
+        Once a provider's queue was full, one batch at a time. Raises `StoppedByEndpoint`.
         """
         self.unaffordable = None
         if self._is_queue_full and self._open:
@@ -150,7 +153,7 @@ class Batches:
         await self.forward()
 
     def _chunks(self, misses: Sequence[PendingQuestion]) -> Generator[list[Line], None, None]:
-        """Lines with their money set aside, within the limits of a batch, one model and one method each."""
+        """Lines with their cost reserved, in chunks within the limits of a batch, of one model and one method each."""
         chunks: dict[tuple[str, str], list[Line]] = {}
         sizes: Counter[tuple[str, str]] = Counter()
         try:
@@ -178,7 +181,7 @@ class Batches:
         return Line(miss, path, len(data), self._budget.most(miss.name, miss.question.request))
 
     async def _prepare(self, lines: Sequence[Line]) -> None:
-        """Write a batch, its sends and its questions: an answer must find its question in whatever process it comes."""
+        """Write a batch, its sends and its questions, so that another process can take in the answers."""
         name = f"{self._stage or 'stage'}-{token_hex(8)}"
         batch = BatchRecord(name=name, stage=self._stage, role=lines[0].miss.name, state="prepared")
         await self._journal.commit(prepared(batch, [self._intention(line, name) for line in lines]))
@@ -196,17 +199,17 @@ class Batches:
     def _intention(self, line: Line, batch: str) -> Change:
         question, name = line.miss.question, line.miss.name
         attempt = self._times[question.key] + 1
-        sent = intention(
+        intent = intention(
             question.key, attempt, stage=self._stage, role=name, model=question.endpoint.model, most=line.most
         )
         pending = Failure(
             key=question.key, reason=PENDING, detail=f"in batch {batch}", transient=True, attempts=attempt
         )
-        return *sent, *failed(pending, question.request_json, question.endpoint, stage=self._stage)
+        return *intent, *failed(pending, question.request_json, question.endpoint, stage=self._stage)
 
     async def forward(self) -> None:
-        """Bring every batch to its provider that is not there yet. Raises `StoppedByEndpoint`."""
-        for batch in [batch for batch in self._open.values() if batch.state != "submitted"]:
+        """Upload and submit every batch that is not submitted yet. Raises `StoppedByEndpoint`."""
+        for batch in self._unsubmitted():
             try:
                 await self._forward(batch)
             except ProviderError as error:
@@ -214,8 +217,11 @@ class Batches:
                     await self._undo(self._open[batch.name], error.detail)
                 raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error
 
+    def _unsubmitted(self) -> list[BatchRecord]:
+        return [batch for batch in self._open.values() if batch.state != "submitted"]
+
     async def _forward(self, batch: BatchRecord) -> None:
-        """Upload and submit; what may have been done before a kill is looked for first."""
+        """Upload and submit, unless a process that was killed has done so already."""
         if (jobs := self._jobs_of(batch)) is None:
             await self._undo(batch, "never submitted, and the recipe's model has another identity now")
             return
@@ -235,33 +241,33 @@ class Batches:
         return (jobs.line(of, self._questions[of].request) for of in batch.sends)
 
     async def _moved(self, batch: BatchRecord, **changes: Any) -> BatchRecord:
-        self._open[batch.name] = moved = replace(batch, **changes)
-        await self._journal.commit((batched(moved),))
-        return moved
+        self._open[batch.name] = batch = replace(batch, **changes)
+        await self._journal.commit((batched(batch),))
+        return batch
 
     async def _undo(self, batch: BatchRecord, why: str, change: Change = ()) -> None:
-        """Close a batch in which nothing was asked: its questions are free, and free to be asked again."""
+        """Close a batch of which nothing was answered: its sends are free, and its questions can be sent again."""
         for of, send in batch.sends.items():
             self._times[of] -= 1
             change += self._free(send)
-        closed = replace(batch, state="ingested", sends={}, detail=why)
-        await self._close(batch, (*change, batched(closed)))
+        record = replace(batch, state="ingested", sends={}, detail=why)
+        await self._close(batch, (*change, batched(record)))
 
     # --- taking in
 
     async def take_in(self) -> bool:
-        """Ask how every batch stands and take in those that are over; whether there was one.
+        """Read every batch's status and take in those that are over; returns whether there was one.
 
         Raises `StoppedByEndpoint` where no request can succeed, and `StoppedShort` for a batch that someone cancelled.
         """
         ended, cancelled = False, ""
         for batch in [batch for batch in self._open.values() if batch.state == "submitted"]:
-            was_seen = batch.name in self._standings
-            self._standings[batch.name] = standing = await self._jobs_here(batch).status(str(batch.batch_id))
-            if standing.is_over:
+            was_seen = batch.name in self._statuses
+            self._statuses[batch.name] = status = await self._jobs_here(batch).status(str(batch.batch_id))
+            if status.is_over:
                 ended = True
-                await (self._refused if standing.status == "failed" else self._ingest)(batch, standing)
-                cancelled = str(batch.batch_id) if was_seen and standing.status == "cancelled" else cancelled
+                await (self._refused if status.status == "failed" else self._ingest)(batch, status)
+                cancelled = str(batch.batch_id) if was_seen and status.status == "cancelled" else cancelled
         if self._hopeless:
             raise StoppedByEndpoint(self._hopeless)
         if cancelled:
@@ -273,17 +279,17 @@ class Batches:
         assert jobs is not None  # only such batches are open
         return jobs
 
-    async def _ingest(self, batch: BatchRecord, standing: BatchStatus) -> None:
-        """Take in both files, then what neither has. Doing it twice does nothing twice."""
+    async def _ingest(self, batch: BatchRecord, status: BatchStatus) -> None:
+        """Take in both files, then the questions that neither has. A repetition changes nothing."""
         missing = dict(batch.sends)
-        for file_id in (standing.output_file, standing.error_file):
+        for file_id in (status.output_file, status.error_file):
             if file_id is not None:
                 await self._ingest_file(batch, file_id, missing)
-        never = ProviderError("unfinished", f"the batch was {standing.status} before it was answered", transient=True)
+        never = ProviderError("unfinished", f"the batch was {status.status} before it was answered", transient=True)
         change: Change = ()
         for of, send in missing.items():
             change += self._result_change(batch.role, of, send, never)
-        done = f"{standing.status}: {len(batch.sends) - len(missing)} of {len(batch.sends)} came back"
+        done = f"{status.status}: {len(batch.sends) - len(missing)} of {len(batch.sends)} came back"
         await self._close(batch, (*change, batched(replace(batch, state="ingested", detail=done))))
 
     async def _ingest_file(self, batch: BatchRecord, file_id: str, missing: dict[str, int]) -> None:
@@ -291,13 +297,13 @@ class Batches:
         async with aclosing(self._jobs_here(batch).output(file_id)) as lines:
             async for line in lines:
                 group.append(line)
-                if len(group) == LINES_A_COMMIT:
+                if len(group) == LINES_PER_COMMIT:
                     await self._commit(self._of_lines(batch, group, missing))
                     group = []
         await self._commit(self._of_lines(batch, group, missing))
 
     async def _commit(self, changes: Iterable[Change]) -> None:
-        """Each by itself, so that one that cannot be stored takes no other with it."""
+        """Commit each change by itself, so that one that cannot be stored affects no other."""
         await asyncio.gather(*(self._journal.commit(change) for change in changes if change))
 
     def _of_lines(self, batch: BatchRecord, lines: Sequence[bytes], missing: dict[str, int]) -> Iterator[Change]:
@@ -308,7 +314,7 @@ class Batches:
                 yield self._result_change(batch.role, of, send, result)
 
     def _result_change(self, name: str, of: str, send: int, result: Result) -> Change:
-        """The change of the journal that a question's result amounts to."""
+        """The journal's change for a question's result."""
         self.asked.add(of)
         if isinstance(result, ProviderError):
             return self._failure_change(of, send, result)
@@ -319,25 +325,20 @@ class Batches:
         reply = with_credible_usage(reply, most)
         bill = self._budget.settle(name, most, reply.usage)
         self._tally.usd = self._budget.usd
-        if reply.usage is not None:
-            self._tally.prompt_tokens += reply.usage.prompt_tokens
-            self._tally.completion_tokens += reply.usage.completion_tokens
+        self._tally.count(reply.usage)
         question = self._questions[of]
         reply = cut_at_stop(reply, question.request.sampling.stop)
-        completion = Completion(
-            key=of,
-            text=reply.text.encode("utf-8", "replace").decode("utf-8"),  # half a surrogate pair fits in no file
-            finish=reply.finish,
-            usage=reply.usage,
-            raw=reply.raw,
+        change = answered(
+            completion_of(of, reply),
+            question.request_json,
+            question.request.kind,
+            question.endpoint,
+            stage=self._stage,
         )
-        written = answered(
-            completion, question.request_json, question.request.kind, question.endpoint, stage=self._stage
-        )
-        return *written, settled(send, bill, "kept")
+        return *change, settled(send, bill, "kept")
 
     def _failure_change(self, of: str, send: int, error: ProviderError) -> Change:
-        """Errors inside a batch are free, but for an answer that was given and cannot be read."""
+        """The journal's change for an error, which is free unless an answer came that cannot be read."""
         change = self._free(send, error)
         if error.fatal:
             self._hopeless = error.detail
@@ -361,9 +362,9 @@ class Batches:
         question = self._questions[of]
         return failed(failure, question.request_json, question.endpoint, stage=self._stage)
 
-    async def _refused(self, batch: BatchRecord, standing: BatchStatus) -> None:
-        """A batch that failed as a whole, before anything was asked: by a full queue, by single lines, or for good."""
-        reply = standing.refused or (BatchRefusal("failed", "without a reason"),)
+    async def _refused(self, batch: BatchRecord, status: BatchStatus) -> None:
+        """Handle a batch that was refused as a whole: because of a full queue, of single lines, or permanently."""
+        reply = status.refusals or (BatchRefusal("failed", "without a reason"),)
         why = f"{reply[0].code}: {reply[0].message}"
         keys, change = list(batch.sends), list[Statement]()
         at_fault = {keys[one.line - 1]: one for one in reply if one.line is not None and 1 <= one.line <= len(keys)}
@@ -381,13 +382,13 @@ class Batches:
     async def _close(self, batch: BatchRecord, change: Change) -> None:
         await self._journal.commit(change)
         del self._open[batch.name]
-        self._standings.pop(batch.name, None)
+        self._statuses.pop(batch.name, None)
         for of in batch.sends:
             self._questions.pop(of, None)
 
     async def cancel(self) -> int:
-        """Ask the providers for nothing more; how many batches were on their way."""
-        for batch in [batch for batch in self._open.values() if batch.state != "submitted"]:
+        """Cancel every open batch; returns how many the providers still had."""
+        for batch in self._unsubmitted():
             jobs = self._jobs_of(batch)
             batch_id = await jobs.find_batch(batch.name) if jobs and batch.state == "uploaded" else None
             if batch_id is None:

@@ -1,6 +1,6 @@
 """Runs flows through batches: each pass replays every flow to its first cache miss; the misses form batches.
 
-Nothing is kept alive between passes, so that a process may end after each and another take over a day later.
+No state is kept between passes, so that a process may end after each and another take over a day later.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from distill.engine.budget import Budget
 from distill.engine.flows import Choose, Flows, FlowState, by_role
 from distill.engine.journal.keys import Question
 from distill.engine.journal.store import Journal
+from distill.engine.policy import missing_role
 from distill.engine.providers import ProviderError
-from distill.errors import EndpointError, RecipeError
+from distill.errors import EndpointError
 from distill.types import Answer, Failure, Request
 
 T = TypeVar("T")
 
 POLLS_MISSED = 20
-"""Polls in a row that an outage may swallow: ten minutes at the usual pace, of a day's wait."""
+"""Failed polls in a row after which an outage stops the run: ten minutes at the default pace."""
 
 
 class StoppedPending(EngineStopped):
@@ -46,10 +47,10 @@ class StoppedPending(EngineStopped):
 class Passes:
     """Counterpart of `Engine` for a provider's batch interface.
 
-    `jobs` are by name, as an engine's endpoints are. `stage` is written beside every answer, and its batches are found
-    again by it. `budget` must count what the journal says is spent, open batches included (`spent_usd` does).
-    `poll_seconds` lie between two looks at what is open; with `wait` off, a run ends after one. `attempts` bounds how
-    often a question that fails transiently is sent. `retry_failed` asks again what failed for good.
+    `jobs` are by name, as an engine's endpoints are. `stage` is written beside every answer; a stage's open batches are
+    found by it. `budget` must count all that the journal says is spent, open batches included (`spent_usd` does). Open
+    batches are polled every `poll_seconds`; without `wait`, a run ends after one poll. `attempts` bounds the sends of a
+    question that fails transiently. `retry_failed` asks again what failed permanently.
     """
 
     def __init__(
@@ -79,16 +80,16 @@ class Passes:
         self._progress = progress or Silent()
         self._retry_failed = retry_failed
         self._missed = 0
-        """Polls in vain, since the last one that was not."""
+        """Failed polls since the last successful one."""
         self._limits = {"requests_a_batch": requests_a_batch, "bytes_a_batch": bytes_a_batch}
 
     def run(self, flows: Flows[T], *, choose: Choose = by_role) -> list[Outcome[T]]:
-        """Drive every flow to its end; one outcome per flow, in input order.
+        """Run every flow to its end; one outcome per flow, in input order.
 
-        Each flow is made once a pass, and must ask the same each time: a random number generator has to be made with
-        it. Raises an `EngineStopped` with the finished outcomes: `StoppedPending` with `wait` off, `StoppedByUser` on
-        Ctrl-C (what is open stays so, and is taken over by the next run), `StoppedByBudget` once nothing is open and
-        the next question does not fit, `StoppedByEndpoint` where a provider cannot serve. Likelihoods are no batch.
+        Each flow is made once per pass and must ask the same each time, so it has to make its own random numbers.
+        Raises an `EngineStopped` with the finished outcomes: `StoppedPending` without `wait`, `StoppedByUser` on Ctrl-C
+        (open batches go on, and the next run takes them over), `StoppedByBudget` once nothing is open and the next
+        question does not fit, `StoppedByEndpoint` where a provider cannot serve, also for likelihoods.
         """
         course = self._course(flows, choose)
         try:
@@ -99,9 +100,9 @@ class Passes:
         return course.finished()
 
     def cancel(self) -> int:
-        """Cancel whatever is open and take in what was finished, all of which is paid; how many batches it was.
+        """Cancel all open batches and take in the answers that were finished, which are paid; the number of batches.
 
-        Raises `StoppedPending` with `wait` off while providers still work on them.
+        Raises `StoppedPending` without `wait` while providers still work on them.
         """
         course: _Course[Any] = self._course((), by_role)
         cancelled = 0
@@ -133,7 +134,7 @@ class Passes:
     def _drive(self, work: Coroutine[Any, Any, None], course: _Course[Any]) -> None:
         try:
             event_loop.run(self._closing(work))
-        except KeyboardInterrupt:  # loops.run cancels the work, which is as harmless here as a kill
+        except KeyboardInterrupt:  # `event_loop.run` cancels the work, which is as harmless here as a kill
             raise StoppedByUser(f"interrupted: {course.so_far()}; run the same command again to go on") from None
         except ProviderError as error:
             raise StoppedByEndpoint(f"{error.detail}; run again to go on") from error
@@ -163,12 +164,12 @@ class Passes:
 
     async def _replay(self, course: _Course[Any]) -> None:
         for _ in course.replay():
-            await asyncio.sleep(0)  # a replayed flow never waits; let Ctrl-C in
+            await asyncio.sleep(0)  # a replayed flow never waits: let Ctrl-C in
         self.tally.replayed = len(course.replayed)
         course.report(self._progress)
 
     async def _took_in(self, batches: Batches) -> bool:
-        """Whether a batch was over; an outage of the provider is not yet the end of a day's wait."""
+        """Whether a batch was over; a short outage of the provider does not stop the run."""
         try:
             ended = await batches.take_in()
         except ProviderError as error:
@@ -180,7 +181,7 @@ class Passes:
         return ended
 
     async def _sleep(self, course: _Course[Any]) -> None:
-        """Until the next look. Raises what ends a run that has nothing to wait for, or may not."""
+        """Wait for the next poll. Raises an `EngineStopped` where there is nothing to wait for, or `wait` is off."""
         course.report(self._progress)
         batches = course.batches
         if batches.count == 0 and batches.unaffordable is not None:
@@ -205,7 +206,7 @@ class _Course(Generic[T]):
     ) -> None:
         self.batches = batches
         self.misses: dict[str, PendingQuestion] = {}
-        """Questions without an answer in the last replay, by key, in the order of the flows."""
+        """Unanswered questions of the last replay, by key, in the order of the flows."""
         self.replayed: set[str] = set()
         """Questions that were answered before this run."""
         self._flows = flows
@@ -215,7 +216,7 @@ class _Course(Generic[T]):
         self._retry_failed = retry_failed
         self._outcomes: dict[int, Outcome[T]] = {}
         self._missed: dict[int, set[str]] = {}
-        """The questions at which each flow came to a halt in the last replay."""
+        """Keys of the questions at which each flow stopped in the last replay."""
 
     @property
     def is_finished(self) -> bool:
@@ -236,46 +237,46 @@ class _Course(Generic[T]):
         progress.update(len(self._outcomes), len(self._flows), self.batches.note())
 
     def replay(self) -> Iterator[None]:
-        """Take every unfinished flow from its beginning to its end or its first misses; yields after each."""
+        """Run every unfinished flow from its beginning to its end or its first misses; yields after each."""
         self.misses = {}
         for index, (name, make) in enumerate(self._flows):
             if index not in self._outcomes:
-                steps = FlowState(name, make, self._choose)
-                self._take(index, steps)
-                if steps.outcome is None:
-                    steps.close()
+                flow = FlowState(name, make, self._choose)
+                self._replay(index, flow)
+                if flow.outcome is None:
+                    flow.close()
                 else:
-                    self._outcomes[index] = steps.outcome
+                    self._outcomes[index] = flow.outcome
                 yield
 
-    def _take(self, index: int, steps: FlowState[T]) -> None:
-        halted = self._missed.pop(index, set())
-        while steps.outcome is None:
-            questions = [self._miss(*pair) for pair in zip(steps.names, steps.requests, strict=True)]
-            halted -= {miss.question.key for miss in questions}
-            answers_or_none = [self._recalled(miss.question.key) for miss in questions]
-            answers = tuple(answer for answer in answers_or_none if answer is not None)
+    def _replay(self, index: int, flow: FlowState[T]) -> None:
+        earlier = self._missed.pop(index, set())
+        while flow.outcome is None:
+            questions = [self._question(*pair) for pair in zip(flow.names, flow.requests, strict=True)]
+            earlier -= {one.question.key for one in questions}
+            recalled = [self._recalled(one.question.key) for one in questions]
+            answers = tuple(answer for answer in recalled if answer is not None)
             if len(answers) < len(questions):
-                missed = [miss for miss, answer in zip(questions, answers_or_none, strict=True) if answer is None]
-                self._missed[index] = {miss.question.key for miss in missed}
-                self.misses |= {miss.question.key: miss for miss in missed}
+                known = {answer.key for answer in answers}
+                misses = {one.question.key: one for one in questions if one.question.key not in known}
+                self._missed[index] = set(misses)
+                self.misses |= misses
                 break
             self.replayed |= {answer.key for answer in answers} - self.batches.asked
-            steps.send(answers)
-        if halted:
+            flow.send(answers)
+        if earlier:
             raise StoppedShort(
-                f"{steps.name} asked something else when it was made again, so that its answers cannot be used;"
-                " a flow must ask the same each time, and make its random numbers itself"
+                f"{flow.name} asked something else when it was made again, so that its answers cannot be used;"
+                " a flow must ask the same each time, and make its own random numbers"
             )
 
-    def _miss(self, name: str, request: Request) -> PendingQuestion:
+    def _question(self, name: str, request: Request) -> PendingQuestion:
         if name not in self._jobs:
-            names = ", ".join(sorted(self._jobs))
-            raise RecipeError(f'no model for the role "{name}"; add it to the recipe (there is: {names})')
+            raise missing_role(name, self._jobs)
         return PendingQuestion(name, Question.of(request, self._jobs[name].endpoint))
 
     def _recalled(self, of: str) -> Answer | None:
         if of in self.batches.failed:
             return self.batches.failed[of]
-        journalled = self._journal.get(of)
-        return None if isinstance(journalled, Failure) and self._retry_failed else journalled
+        answer = self._journal.get(of)
+        return None if isinstance(answer, Failure) and self._retry_failed else answer

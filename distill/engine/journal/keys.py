@@ -11,7 +11,7 @@ from distill.types import Endpoint, Request
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request to an endpoint with its key, computed once."""
+    """A request to an endpoint, with its key."""
 
     request: Request
     endpoint: Endpoint

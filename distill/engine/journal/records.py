@@ -42,15 +42,15 @@ class SendCost:
     model: str
     outcome: Literal["kept", "retried", "wasted", "in flight"]
     """`kept`: the answer is in the journal. `retried`: no answer, but a later send brought one. `wasted`: no answer at
-    all, or one too many. `in flight`: begun and not heard of again, as at a kill; charged at most."""
+    all, or a second one. `in flight`: begun without a known end, as at a kill; charged with its worst case."""
     sends: int
     prompt_tokens: int
     completion_tokens: int
-    """As reported; at most, where a send may have been billed and nothing was reported."""
+    """As reported; the worst case where a send may have been billed and nothing was reported."""
     usd: float
-    """By the price at the time of buying."""
+    """At the price of the time of buying."""
     unpriced: Usage
-    """Tokens of those sends that had no price when they were bought; not in `usd`."""
+    """Tokens of sends that had no price at that time; not in `usd`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class StageSends:
 
     sends: int = 0
     usd: float = 0.0
-    """By the price at the time of buying; what had none counts nothing."""
+    """At the price of the time of buying; sends that had none count nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class BatchRecord:
     """One batch job at a provider."""
 
     name: str
-    """Ours; the provider keeps it as metadata, so that a job is found again whose id was never written down."""
+    """Our name, which the provider keeps as metadata, so that a job is found whose id was never recorded."""
     stage: str
     role: str
     state: str
@@ -92,13 +92,13 @@ class Bill:
 def intention(
     key: str, attempt: int, *, stage: str = "", role: str = "", model: str = "", most: Bill = Bill()
 ) -> Change:
-    """A send that is about to begin. `most` stands until it is settled: what is killed in flight is charged in full."""
+    """A send that is about to begin. Its cost is `most` until it is settled, so a kill in flight is charged in full."""
     row = (key, attempt, stage, role, model, most.prompt_tokens, most.completion_tokens, most.usd, _now())
     return ((_INTENT, row),)
 
 
 def settled(send: int, bill: Bill | None, outcome: str) -> Statement:
-    """How a send ended: `kept`, `free` or `charged`, and what it cost; without a bill, at most, as noted before."""
+    """A send's outcome (`kept`, `free` or `charged`) and its cost; without a bill, the worst case stays."""
     if bill is None:
         return _SETTLE_AS_IS, (outcome, send)
     return _SETTLE, (outcome, bill.prompt_tokens, bill.completion_tokens, bill.usd, send)
@@ -113,7 +113,7 @@ def answered(
     stage: str = "",
     raw_json: str | None = None,
 ) -> Change:
-    """An answer; the first one under a key stays, and an earlier failure under it is forgotten.
+    """An answer; the first one with a key stays, and an earlier failure with that key is deleted.
 
     `raw_json` is the completion's `raw` as JSON, where the caller has it. Known secrets in the request are struck.
     """
@@ -128,7 +128,7 @@ def answered(
 
 
 def bare(change: Change) -> Change:
-    """A change with only its answers' texts, where the rest cannot be stored; such sends cost their worst case."""
+    """A change with only its answers' texts, for when the rest cannot be stored; its sends cost their worst case."""
     return tuple(_bare(statement, values) for statement, values in change)
 
 
@@ -140,7 +140,7 @@ def _bare(statement: str, values: tuple[Any, ...]) -> Statement:
 
 
 def usage_json(usage: Usage) -> str:
-    """The usage as it stands in the table."""
+    """The usage as the table has it."""
     return f'{{"prompt_tokens": {usage.prompt_tokens}, "completion_tokens": {usage.completion_tokens}}}'
 
 
@@ -154,14 +154,14 @@ def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: st
 
 
 def prepared(batch: BatchRecord, intentions: Sequence[Change]) -> Change:
-    """A new batch and its sends, one per question, in one change: their numbers are not known before it."""
+    """A new batch and its sends, one per question, in one change, as it refers to the numbers that they get."""
     of_batch = (batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id)
     row = (*of_batch, batch.detail, batch.created or _now(), len(intentions))
     return *(statement for intention in intentions for statement in intention), (_BATCH_OF_LAST, row)
 
 
 def batched(batch: BatchRecord) -> Statement:
-    """A batch as it stands now; replaces what was written of it."""
+    """A batch's present state, in place of the one before."""
     row = (
         batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id, json.dumps(dict(batch.sends)),
         batch.detail, batch.created or _now(),

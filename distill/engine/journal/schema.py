@@ -15,7 +15,7 @@ NETWORK_FILE_SYSTEMS = (
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ceph", "fuse.ceph", "glusterfs", "fuse.glusterfs", "afs",
     "lustre", "beegfs", "gpfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone",
 )  # fmt: skip
-"""Where SQLite's WAL loses data, for it needs shared memory between processes (sqlite.org/wal.html)."""
+"""Where SQLite's WAL loses data, as it needs shared memory between processes (sqlite.org/wal.html)."""
 
 _SCHEMA = """
 CREATE TABLE answers (
@@ -65,10 +65,10 @@ def _connect(path: Path, options: str) -> sqlite3.Connection:
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
-    """A connection for the one thread that writes; makes the file, or migrates it. Raises `RunFolderError`."""
+    """A connection for the one thread that writes; creates or migrates the file. Raises `RunFolderError`."""
     if (kind := file_system(path)) in NETWORK_FILE_SYSTEMS:
         raise RunFolderError(
-            f"{path} is on a network file system ({kind}), where SQLite's write-ahead log loses data, for it needs"
+            f"{path} is on a network file system ({kind}), where SQLite's write-ahead log loses data, as it needs"
             " memory that processes share; put the run folder on a local disk (--run-dir), and copy it when it is done"
         )
     connection = _connect(path, "mode=rwc")
@@ -88,7 +88,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """A connection that never writes, not even in a folder where it could not. Raises `RunFolderError`."""
+    """A connection that never writes, so that it works in read-only folders too. Raises `RunFolderError`."""
     if not path.exists():
         raise RunFolderError(f"no journal at {path}; expected the folder of a run that has asked a model")
     connection = _connect(path, "mode=ro")
@@ -98,7 +98,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
         connection.close()
         if Path(f"{path}-wal").exists():
             raise
-        connection = _connect(path, "mode=ro&immutable=1")  # a folder in which SQLite cannot put its -shm file
+        connection = _connect(path, "mode=ro&immutable=1")  # SQLite cannot write its -shm file in this folder
     try:
         if version_of(connection, path) == 0:
             raise RunFolderError(f"{path} is empty; expected the journal of a run that has asked a model")
@@ -143,9 +143,9 @@ def bytes_of(path: Path) -> int:
 _ADVICE = {
     "file is not a database": "move it away, or choose another run folder",
     "malformed": "the file is damaged; restore it from a copy, or move it away and start again",
-    "disk is full": "free some space and run again; nothing that was bought is lost",
+    "disk is full": "free some space and run again; no answer is lost",
     "disk I/O": "check the disk and its quota, then run again",
-    "readonly": "mend the permissions and run again",
+    "readonly": "correct the permissions and run again",
     "unable to open": "check that the folder exists and that you may write in it",
     "locked": "another process holds it; wait for that to end and run again",
 }

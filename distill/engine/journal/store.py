@@ -1,7 +1,7 @@
-"""The journal's store: SQLite with group commit, one row per answer under its key.
+"""The journal's store: SQLite with group commit, one row per answer, with its question's key.
 
-Nothing here looks inside an answer. One thread writes, and commits in groups; a write counts as done only after its
-commit. A kill at any moment loses the writes in flight and nothing else.
+Answers are stored unparsed. One thread writes, and commits in groups; a write counts as done only after its commit. A
+kill at any moment loses the writes in flight and nothing else.
 """
 
 from __future__ import annotations
@@ -37,11 +37,10 @@ from distill.types import Answer, Completion, Failure, Message, Request, Samplin
 
 NAME = "journal.sqlite"
 GROUP_SECONDS = 0.005
-"""Shortest time between two commits; what arrives in between shares one (one fsync each)."""
-
+"""Shortest time between two commits; the writes that arrive in between share one (one fsync each)."""
 
 _UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
-"""Errors of SQLite and its Python module for a value that no column takes, such as an integer over 64 bits."""
+"""Errors of SQLite and its Python module for a value that no column can hold, such as an integer over 64 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +52,8 @@ class _Write:
 class Journal:
     """One journal file, opened by `Journal.open`; close it, or use it in a `with` block.
 
-    Reading is for the thread that opened it. Writes may come from any thread; each returns a future that is done
-    once the write is on the disk, or holds a `RunFolderError`.
+    Only the thread that opened it may read. Any thread may write; each write returns a future that is done once the
+    write is on the disk, or has a `RunFolderError`.
     """
 
     def __init__(
@@ -73,8 +72,8 @@ class Journal:
     def open(cls, path: Path, *, read_only: bool = False, reuse: Sequence[Journal] = ()) -> Journal:
         """Open the journal at `path`, or create it.
 
-        `read_only` may read while another process writes, and never creates. `reuse` are other journals, whose answers
-        serve when this one has none. Raises `RunFolderError` for what is no journal, or one of a newer version.
+        With `read_only`, another process may write meanwhile, and no file is created. `reuse` are other journals, read
+        where this one has no answer. Raises `RunFolderError` for a file that is no journal, or is of a newer version.
         """
         path = Path(path)
         try:
@@ -84,7 +83,7 @@ class Journal:
             raise unusable(path, error) from error
 
     def get(self, key: str) -> Answer | None:
-        """The answer under this key, from here or a reused journal; else a permanent failure of our own; else None."""
+        """The answer with this key, from here or a reused journal; else a permanent failure from here; else `None`."""
         statement = "SELECT key, text, finish, usage, raw, loglikelihood FROM answers WHERE key = ?"
         for journal in (self, *self._reuse):
             for row in journal._select(statement, key):
@@ -100,15 +99,13 @@ class Journal:
         return None
 
     def questions(self) -> Iterator[tuple[str, str, str]]:
-        """Key, request and endpoint of all that was answered or failed, as canonical JSON."""
+        """Key, request and endpoint of every answer and failure; the latter two as canonical JSON."""
         for table in ("answers", "failures"):
             yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
 
     def costs(self) -> list[SendCost]:
         """The cost of all sends by stage, role, model and outcome, over all invocations."""
-        if self._is_old:
-            return []
-        rows = self._select(
+        rows = self._select_newer(
             "SELECT stage, role, model, CASE WHEN outcome IS NULL THEN 'in flight' WHEN outcome = 'kept' THEN 'kept'"
             " WHEN key IN (SELECT key FROM answers) THEN 'retried' ELSE 'wasted' END AS became, count(*),"
             " total(prompt_tokens), total(completion_tokens), total(usd),"
@@ -124,17 +121,13 @@ class Journal:
         ]  # fmt: skip
 
     def sent(self) -> dict[str, StageSends]:
-        """The sends of each stage. Their number never shrinks: an intent is never deleted."""
-        if self._is_old:
-            return {}
-        rows = self._select("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
+        """The sends of each stage. Their number never decreases: an intent is never deleted."""
+        rows = self._select_newer("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
         return {stage: StageSends(sends, round(usd, 8)) for stage, sends, usd in rows}
 
     def batches(self, stage: str | None = None, *, name: str | None = None) -> list[BatchRecord]:
-        """Every batch of a stage or of all, or the one so called, oldest first."""
-        if self._is_old:
-            return []
-        rows = self._select(
+        """Every batch, or those of one stage or with one name, oldest first."""
+        rows = self._select_newer(
             "SELECT * FROM batches WHERE (?1 IS NULL OR stage = ?1) AND (?2 IS NULL OR name = ?2) ORDER BY rowid",
             stage,
             name,
@@ -148,16 +141,14 @@ class Journal:
         ]  # fmt: skip
 
     def unsettled(self, stage: str) -> dict[int, Bill]:
-        """Sends of a stage that have no outcome, each with the most that it may cost."""
-        if self._is_old:
-            return {}
-        rows = self._select(
+        """Sends of a stage without an outcome, each with its worst case."""
+        rows = self._select_newer(
             "SELECT id, prompt_tokens, completion_tokens, usd FROM intents WHERE outcome IS NULL AND stage = ?", stage
         )
         return {send: Bill(*most) for send, *most in rows}
 
     def tokens(self, stage: str | None = None) -> Usage:
-        """Tokens of the answers bought here, as reported; those without a report count nothing."""
+        """Tokens of the answers in this journal, as reported; answers without a report count nothing."""
         ((prompt, completion),) = self._select(
             "SELECT total(json_extract(usage, '$.prompt_tokens')), total(json_extract(usage, '$.completion_tokens'))"
             " FROM answers WHERE ?1 IS NULL OR stage = ?1",
@@ -166,12 +157,16 @@ class Journal:
         return Usage(int(prompt), int(completion))
 
     def counts(self) -> dict[str, int]:
-        """Rows in each table. `intents` are sends begun: one without an answer was failed, or killed in flight."""
+        """Rows in each table. `intents` are sends begun: those without an answer failed, or were killed in flight."""
         tables = ("answers", "failures", "intents")
         return {table: self._select(f"SELECT count(*) FROM {table}")[0][0] for table in tables}
 
     def _select(self, statement: str, *values: Any) -> list[Any]:
         return list(self._rows(statement, *values))
+
+    def _select_newer(self, statement: str, *values: Any) -> list[Any]:
+        """Nothing from a journal of version 1, which has no such columns."""
+        return [] if self._is_old else self._select(statement, *values)
 
     def _rows(self, statement: str, *values: Any) -> Iterator[Any]:
         try:
@@ -180,14 +175,14 @@ class Journal:
             raise unusable(self.path, error) from error
 
     def write(self, change: Change) -> Future[int]:
-        """Hand in a change from any thread; done once it is on the disk, with the number of the last row inserted."""
+        """Write a change from any thread; done once it is on the disk, with the number of the last row inserted."""
         done: Future[int] = Future()
         done.set_running_or_notify_cancel()  # a waiter that gives up must not undo the write
         self._put(_Write(change, done))
         return done
 
     def commit(self, change: Change) -> asyncio.Future[int]:
-        """The same from an event loop, which is woken once per group instead of once per write."""
+        """Write a change from an event loop, which is woken once per group of writes instead of once per write."""
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._put(_Write(change, done))
         return done
@@ -206,7 +201,7 @@ class Journal:
         self._writes.put(write)
 
     def trim(self) -> int:
-        """Move the write-ahead log into the file, give unused pages back, and return the bytes freed."""
+        """Move the write-ahead log into the file, free unused pages, and return the bytes freed."""
         assert self._writer is not None
         before = bytes_of(self.path)
         try:
@@ -229,7 +224,7 @@ class Journal:
             last = time.monotonic()
 
     def close(self) -> None:
-        """Commit what was handed in, and let go of the file."""
+        """Commit all pending writes and close the file."""
         if self._thread is not None:
             self._writes.put(None)
             self._thread.join()
@@ -248,7 +243,7 @@ class Journal:
 
 
 def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path) -> None:
-    """Write a group in one transaction and resolve its futures; a change that cannot be stored fails by itself."""
+    """Write a group in one transaction and resolve its futures; a change that cannot be stored fails alone."""
     try:
         try:
             results: list[int | RunFolderError] = _transaction(connection, group, _changed)
@@ -264,7 +259,7 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
         else:
             _resolve([(write.done, result)])
     for loop, waiters in loops.items():
-        with suppress(RuntimeError):  # the loop was left while this was written
+        with suppress(RuntimeError):  # the loop was closed meanwhile
             loop.call_soon_threadsafe(_resolve, waiters)
 
 
@@ -293,7 +288,7 @@ def _changed(connection: sqlite3.Connection, change: Change) -> int:
 
 
 def _changed_or_refused(connection: sqlite3.Connection, change: Change) -> int | RunFolderError:
-    """The same; of a change that cannot be stored only its answers' texts, else the reason why not even those."""
+    """The same; of a change that cannot be stored, only its answers' texts, or the reason why not even those."""
     refusal: Exception | None = None
     for attempt in (change, bare(change)):
         connection.execute("SAVEPOINT change")
@@ -330,7 +325,7 @@ def _to_completion(row: Sequence[Any]) -> Completion:
 
 
 def to_request(document: Mapping[str, Any]) -> Request:
-    """A request from its canonical JSON, read."""
+    """The request that a parsed canonical JSON document describes."""
     sampling = document.get("sampling", {})
     return Request(
         **{

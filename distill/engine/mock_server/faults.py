@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 MOST_429 = 0.04
-"""The most, as a share of all requests, that `faults` answers with 429; by chance a few thousand stay under 5%."""
+"""Largest share of all requests that `faults` answers with 429; of a few thousand requests, under 5% then get one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault in place of an answer; `drip` is an answer, sent slowly."""
+    """A fault in place of an answer; `drip` is an answer that is sent slowly."""
 
     kind: Literal["status", "hang", "reset", "truncated", "drip"]
     code: int = 200
@@ -25,14 +25,14 @@ class Fault:
 
 
 def status(code: int, headers: Mapping[str, str] | None = None, body: Any = None) -> Fault:
-    """An HTTP status with an error body of OpenAI's shape, or the body given."""
+    """An HTTP status with `body`, or an error body of OpenAI's shape."""
     reply = {"error": {"message": f"this is a {code}", "type": "test"}} if body is None else body
     text = reply if isinstance(reply, str) else json.dumps(reply)
     return Fault("status", code, {"Content-Type": "application/json", **(headers or {})}, text)
 
 
 def drip(seconds: float) -> Fault:
-    """The right answer, its body a few bytes at a time over this long."""
+    """The right answer, its body sent a few bytes at a time over this many seconds."""
     return Fault("drip", seconds=seconds)
 
 
@@ -53,7 +53,6 @@ NO_MODEL = status(404, body=error_body("The model `m` does not exist", "invalid_
 FAULTS = (*map(status, (500, 502, 503, 408, 409, 425)), RESET, TRUNCATED, HTML, EMPTY, HANG)
 """Every transient fault except rate limits."""
 
-
 Script = Callable[[int, dict[str, Any]], Fault | None]
 """From a request's number (0, 1, … in order of arrival) and its body to a fault, or `None` to answer."""
 
@@ -64,25 +63,25 @@ def never(number: int, body: dict[str, Any]) -> Fault | None:
 
 
 def first(count: int, fault: Fault) -> Script:
-    """Misbehaves at the first `count` requests."""
+    """The fault at the first `count` requests."""
     return lambda number, body: fault if number < count else None
 
 
 def asking(text: str, fault: Fault) -> Script:
-    """Misbehaves whenever the question contains `text`."""
+    """The fault whenever the question contains `text`."""
     return lambda number, body: fault if text in question(body) else None
 
 
 def some(share: float, fault: Fault, *, seed: int = 0) -> Script:
-    """Misbehaves at a share of the requests, 0 to 1, drawn from the request's number."""
+    """The fault at a share of the requests, 0 to 1, drawn from the request's number."""
     return lambda number, body: fault if _draw(seed, number).random() < share else None
 
 
 def faults(share: float, *, seed: int = 0, retry_after_seconds: float = 1.0, drip_seconds: float = 0.5) -> Script:
-    """Fails a share of the requests, 0 to 1, by every transient fault, drawn from the request's number.
+    """Every transient fault at a share of the requests, 0 to 1, drawn from the request's number.
 
-    The ways are equally frequent, but 429, with and without Retry-After, comes at most at `MOST_429` of all requests.
-    Besides, as many as fail in any one way are answered in drips.
+    All are equally frequent, except that 429, with and without Retry-After, takes at most `MOST_429` of all requests.
+    As many requests as have any one fault are answered in drips.
     """
     waits = [status(429), status(429, {"Retry-After": f"{retry_after_seconds:g}"})]
     each = share / (len(FAULTS) + len(waits))
@@ -103,7 +102,7 @@ def _draw(seed: int, number: int) -> random.Random:
 
 
 def question(body: Mapping[str, Any]) -> str:
-    """The last thing asked in a request's body."""
+    """The last question in a request's body."""
     return str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
 
 

@@ -19,7 +19,7 @@ UNSET_MAX_TOKENS = 16
 class RateLimits:
     """Limits per `per_seconds`; a request over a limit gets a 429 and is not counted.
 
-    A request's tokens are the words of its question and the bound of its answer (`max_tokens`).
+    A request's tokens are the words of its question plus the bound of its answer (`max_tokens`).
     """
 
     requests_per_minute: int | None = None
@@ -40,15 +40,15 @@ class _Window:
         self.limit = limit
         self.used = 0
         self._seconds = seconds
-        self._tokens_used: deque[tuple[float, int]] = deque()
+        self._requests: deque[tuple[float, int]] = deque()
 
     def wait_seconds(self, amount: int, now: float) -> float:
-        """How long until this much fits; infinite where it never will."""
+        """Seconds until this amount fits; infinite where it never will."""
         self._forget(now)
         over = self.used + amount - self.limit
         if over <= 0:
             return 0.0
-        for at, taken in self._tokens_used:
+        for at, taken in self._requests:
             over -= taken
             if over <= 0:
                 return at + self._seconds - now
@@ -56,23 +56,23 @@ class _Window:
 
     def take(self, amount: int, now: float) -> None:
         """Count an admitted request."""
-        self._tokens_used.append((now, amount))
+        self._requests.append((now, amount))
         self.used += amount
 
     def headers(self, now: float) -> dict[str, str]:
-        """The limit, what is left of it, and how long until all of it is."""
+        """The limit, its remainder, and the time until it is whole again."""
         self._forget(now)
-        reset = self._tokens_used[-1][0] + self._seconds - now if self._tokens_used else 0.0
+        reset = self._requests[-1][0] + self._seconds - now if self._requests else 0.0
         values = {"limit": self.limit, "remaining": self.limit - self.used, "reset": header_duration(reset)}
         return {f"x-ratelimit-{value}-{self.name}": str(reply) for value, reply in values.items()}
 
     def _forget(self, now: float) -> None:
-        while self._tokens_used and self._tokens_used[0][0] + self._seconds <= now:
-            self.used -= self._tokens_used.popleft()[1]
+        while self._requests and self._requests[0][0] + self._seconds <= now:
+            self.used -= self._requests.popleft()[1]
 
 
 def header_duration(seconds: float) -> str:
-    """As rate limit headers write it: `120ms`, `1s`, `6m0s`, `1h0m0s`; rounded up to a millisecond."""
+    """In the form of rate-limit headers: `120ms`, `1s`, `6m0s`, `1h0m0s`; rounded up to a millisecond."""
     milliseconds = math.ceil(round(seconds * 1000, 3))
     if milliseconds < 1000:
         return f"{milliseconds}ms"

@@ -17,14 +17,14 @@ from distill.engine.mock_server.rate_limits import RateLimitGate, RateLimits
 from distill.engine.mock_server.thread import LoopThread
 
 DRIP_PIECES = 20
-"""Into how many pieces a dripped body is cut; an answer of some hundred bytes then comes about ten at a time."""
+"""Number of pieces of a dripped body; an answer of some hundred bytes then comes about ten bytes at a time."""
 
 
 class MockServer:
     """The server, in its own thread; use it in a `with` block. Its record of requests stays readable afterwards.
 
-    `fault` decides after the latency, `limits` before it. With `keep=False` the requests themselves are not kept, so
-    that it can run for long; the counters are.
+    `fault` decides after the latency, `limits` before it. With `keep=False` only the counters are kept, not the
+    requests, so that the server can run for long.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MockServer:
         port: int = 0,
     ) -> None:
         self._latency_seconds = latency_seconds
-        self._misdeed = fault
+        self._fault = fault
         self._answer = answer
         self._finish = finish
         self._gate = RateLimitGate(limits or RateLimits())
@@ -49,9 +49,9 @@ class MockServer:
         self.count = 0
         """Requests received."""
         self.answered = 0
-        """Answers written whole; faults do not count, not even those with status 200, but drips do."""
+        """Answers written whole, drips included; faults do not count, not even those with status 200."""
         self.limited = 0
-        """Requests that the limits refused; the 429s of faults are in `statuses` only."""
+        """Requests that `limits` refused; the 429s of faults are in `statuses` only."""
         self.statuses: Counter[int] = Counter()
         """Responses written whole, by HTTP status."""
         self.in_flight = 0
@@ -122,7 +122,7 @@ class MockServer:
             if fault is None:
                 latency = self._latency_seconds
                 await asyncio.sleep(latency(number) if callable(latency) else latency)
-                fault = self._misdeed(number, body)
+                fault = self._fault(number, body)
             return await self._write(request, body, fault)
         finally:
             self.in_flight -= 1
@@ -170,7 +170,7 @@ def _refused(fault: Fault) -> web.Response:
 
 
 async def _send(request: web.Request, response: web.Response, *, drip_seconds: float) -> None:
-    """Write a response whole, so that it is counted only then; its body in pieces over `drip_seconds`, if any."""
+    """Write a whole response, its body in pieces over `drip_seconds`, if any."""
     if not drip_seconds:
         await response.prepare(request)
         await response.write_eof()

@@ -1,7 +1,7 @@
 """Canned teacher, user and judge: well-formed answers for each strategy, without a model.
 
-What it says is nonsense about everyday things, the same for the same question. It serves to run a recipe through once
-(`distill smoke`), not to teach anybody.
+Its answers are nonsense about everyday things, the same for the same question. They serve to run a recipe through once
+(`distill smoke`), not to train on.
 """
 
 from __future__ import annotations
@@ -14,17 +14,8 @@ from typing import Any, TypeAlias
 from distill.engine.mock_server import question
 
 VERBS = (
-    "Explain",
-    "Describe",
-    "Compare",
-    "Praise",
-    "Recall",
-    "Sketch",
-    "Defend",
-    "Rank",
-    "Invent",
-    "Outline",
-    "Rewrite",
+    *("Explain", "Describe", "Compare", "Praise", "Recall", "Sketch"),
+    *("Defend", "Rank", "Invent", "Outline", "Rewrite"),
 )
 THINGS = (
     *("rivers", "kites", "soups", "clocks", "owls", "tools", "coins", "songs", "hats", "tides", "bees", "tents"),
@@ -32,16 +23,16 @@ THINGS = (
 )
 QUALITIES = ("quiet", "useful", "old", "bright", "heavy", "simple", "rare", "round", "slow", "warm")
 
-Says: TypeAlias = Callable[[str, random.Random], str]
+Answers: TypeAlias = Callable[[str, random.Random], str]
 
 
 def answer(body: Mapping[str, Any]) -> str:
     """The answer to a request in OpenAI's form; drawn from its question, its seed and its turn."""
     prompt = question(body)
     chance = random.Random(f"{prompt}:{body.get('seed')}:{len(body.get('messages', ()))}")
-    for mark, says in _FORMS:
+    for mark, write in _FORMS:
         if re.search(mark, prompt, re.IGNORECASE | re.DOTALL):
-            return says(prompt, chance)
+            return write(prompt, chance)
     return _continued(prompt, chance) if "prompt" in body else _sentences(prompt, chance)
 
 
@@ -107,7 +98,7 @@ def _labelled(prompt: str, chance: random.Random) -> str:
     return f"Class label: yes\n{_sentences(prompt, chance)}\nClass label: no\n{_sentences(prompt, chance)}\n"
 
 
-def _one_of(*choices: str) -> Says:
+def _one_of(*choices: str) -> Answers:
     return lambda prompt, chance: chance.choice(choices)
 
 
@@ -115,7 +106,7 @@ def _rewritten(prompt: str, chance: random.Random) -> str:
     return f"{task(chance)[:-1]}, and give two reasons with an example of each."
 
 
-_FORMS: Sequence[tuple[str, Says]] = (
+_FORMS: Sequence[tuple[str, Answers]] = (
     (r"Answer with one word or two, Equal or Not Equal", _one_of("Not Equal", "Not Equal", "Equal")),
     (
         r"Better: tie\s*$",

@@ -5,41 +5,34 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 
 
 class LoopThread:
-    """An event loop in a thread of its own, with a server in it that `start` made and `end` takes down."""
+    """An event loop in its own thread, with a server that `start` begins and `end` stops."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
 
     def start(self, start: Callable[[], Awaitable[int]], end: Callable[[], Awaitable[None]]) -> int:
-        """Run until `stop`; returns the port, which `start` returned. Raises `OSError` where the port is taken."""
-        self._port: int | OSError = OSError("the server did not start within 10 s")
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=[start, end, started], daemon=True)
+        """Run until `stop`; returns the port that `start` returns. Raises `OSError` where the port is taken."""
+        port: Future[int] = Future()
+        self._thread = threading.Thread(target=self._run, args=[start, end, port], daemon=True)
         self._thread.start()
-        started.wait(10)
-        if isinstance(self._port, OSError):
-            raise self._port
-        return self._port
+        return port.result(10)
 
-    def _run(
-        self, start: Callable[[], Awaitable[int]], end: Callable[[], Awaitable[None]], started: threading.Event
-    ) -> None:
+    def _run(self, start: Callable[[], Awaitable[int]], end: Callable[[], Awaitable[None]], port: Future[int]) -> None:
         asyncio.set_event_loop(self._loop)
         try:
-            self._port = self._loop.run_until_complete(start())
-            started.set()
+            port.set_result(self._loop.run_until_complete(start()))
             self._loop.run_forever()
         except OSError as error:
-            self._port = error
+            port.set_exception(error)
         self._loop.run_until_complete(end())
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(asyncio.sleep(0))
         self._loop.close()
-        started.set()
 
     def stop(self) -> None:
         """End it, at once; harmless the second time."""

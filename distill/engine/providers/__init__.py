@@ -1,6 +1,6 @@
 """The provider interface: one seam between the engine and a model, wherever the model runs.
 
-A provider binds a role to one endpoint. It sends one request once; waiting, retrying and counting are the engine's.
+A provider binds a role to one endpoint. It sends each request once; the engine waits, retries and counts.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ class Provider(Protocol):
         """Ask once. Raises `ProviderError`, or a `DistillError` that stops the run as it is."""
 
     async def close(self) -> None:
-        """Let go of what belongs to the running event loop, such as connections; the next send opens it again.
+        """Release what belongs to the running event loop, such as connections; the next send opens it again.
 
-        The engine calls it at the end of every drive. A process that should outlive a drive ends elsewhere.
+        The engine calls it at the end of every run. A server process that outlives a run is stopped elsewhere.
         """
 
 

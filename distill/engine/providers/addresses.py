@@ -15,7 +15,7 @@ from distill.errors import RecipeError
 def normalise_url(url: str) -> str:
     """The address as an identity: without userinfo, query, fragment and trailing slash; nothing is added.
 
-    Raises `RecipeError` for what is no http(s) address.
+    Raises `RecipeError` for anything but an http(s) address.
     """
     try:
         parts = urlsplit(url.strip())
@@ -30,7 +30,7 @@ def normalise_url(url: str) -> str:
 
 
 def join(base_url: str, path: str) -> str:
-    """The address of a method; a query of the base, as some gateways want one, stays."""
+    """The address of a method; the base's query, which some gateways need, stays."""
     parts = urlsplit(base_url.strip())
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + path, parts.query, ""))
 

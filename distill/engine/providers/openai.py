@@ -1,8 +1,8 @@
 """Provider for OpenAI-compatible endpoints, over aiohttp: chat completions, or completions for a raw prompt.
 
-`OpenAIProvider.exchange` is the only way to an endpoint: a run's requests, a provider's batches and `doctor` all go
-through it, so that one policy holds for them. No redirect is followed, the body's bytes and the whole time are bounded,
-and known secrets are struck out of whatever comes back.
+A run's requests, a provider's batches and `doctor` all reach endpoints through `OpenAIProvider.exchange`, so that one
+policy applies: no redirect is followed, the body's bytes and the whole time are bounded, and known secrets are struck
+out of every response.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from distill.engine.providers.replies import (
     cut_at_stop,
     encoding_of,
     json_object,
-    location_in,
     message_of,
     shown,
     text_of,
@@ -41,13 +40,12 @@ if TYPE_CHECKING:
 
 JSON = "application/json"
 LARGEST_BODY_BYTES = 32 * 2**20
-"""A longer response is refused: no answer of a model is this long."""
+"""A longer response is refused: no model's answer is this long."""
 CONNECT_SECONDS = 15.0
 LARGEST_FILE_BYTES = 4 * 2**30
 """The largest file of a batch's output: twenty times the largest input."""
 FILE_SECONDS = 3600.0
 """The longest download of such a file."""
-
 
 _TRANSIENT = {408, 409, 425, 429}
 _BUSY = {429, 503}
@@ -57,12 +55,12 @@ _SAMPLING = tuple(field.name for field in fields(Sampling) if field.name != "ext
 class OpenAIProvider:
     """One model at one address.
 
-    `endpoint` is the identity that enters the keys; without one it is the model, the normalised address and, where the
-    endpoint has one, the `revision`. `api_key` and the values of `headers` are secrets: they appear in no error, no
-    `repr` and no answer. So are variables that `base_url` or an extra body names (`$NAME`), which are filled in as a
-    request leaves. `extra_body` joins every request's body (`None` takes a field out) and, as it can change answers,
+    `endpoint` is the identity that enters the keys; by default it is the model, the normalised address and the
+    `revision`, if any. `api_key` and the values of `headers` are secrets: they appear in no error, no `repr` and no
+    answer. So are the variables that `base_url` or an extra body names (`$NAME`), which are filled in when a request is
+    sent. `extra_body` is merged into every request's body (`None` removes a field) and, as it can change answers, into
     the identity. `timeout_seconds` bounds one send. The environment's proxies are used, but never for a loopback
-    address. Raises `RecipeError` for what cannot be sent.
+    address. Raises `RecipeError` for options that cannot be sent.
     """
 
     def __init__(
@@ -89,7 +87,7 @@ class OpenAIProvider:
         self.headers = request_headers(api_key, headers or {})
         """The headers of every request; secret."""
         self.account = text_sha256(canonical([self.shown_url, model, self.headers]))
-        """Equal for what shares the endpoint's limits: address, model and key; never written anywhere."""
+        """Equal for providers that share the endpoint's limits: same address, model and key. Never written anywhere."""
         for secret in (api_key or "", *(headers or {}).values(), *secrets_in(base_url)):
             learn(secret)
         self._timeout_seconds = timeout_seconds
@@ -102,7 +100,7 @@ class OpenAIProvider:
         return f"{type(self).__name__}({self.shown_url!r}, {self.model!r})"
 
     async def send(self, request: Request) -> Reply:
-        """Ask once. Raises `ProviderError`."""
+        """Send the request once. Raises `ProviderError`."""
         path, body = self.body(request)
         status, headers, reply = await self.exchange("POST", path, json.dumps(body).encode("ascii"))
         if status != 200:
@@ -121,7 +119,7 @@ class OpenAIProvider:
     ) -> tuple[int, Mapping[str, str], str]:
         """Status, headers and text of one response; `kind` is the media type of `data`, and `path` may hold a query.
 
-        Raises `ProviderError` where none came, or one that is too long.
+        Raises `ProviderError` where there is no response, or one that is too long.
         """
         import aiohttp
 
@@ -136,7 +134,7 @@ class OpenAIProvider:
             raise self._broken(error) from error
 
     async def lines(self, path: str) -> AsyncGenerator[bytes, None]:
-        r"""The lines of a file that are not empty, as they come; only b"\n" ends one, for U+2028 is part of a text.
+        r"""The non-empty lines of a file, as they come; only b"\n" ends a line, as U+2028 may be part of a text.
 
         Raises `ProviderError`, also for a status other than 200, for a line longer than a body may be, and for a file
         longer than `LARGEST_FILE_BYTES`.
@@ -166,7 +164,7 @@ class OpenAIProvider:
             yield bytes(rest)
 
     def _address(self, path: str) -> str:
-        """The address of a method, its variables filled in."""
+        """The address of a method, with its variables filled in."""
         if path not in self._addresses:
             self._addresses[path] = join(credentials.filled_url(self.base_url), path)
         return self._addresses[path]
@@ -186,7 +184,7 @@ class OpenAIProvider:
             if (value := getattr(sampling, name)) not in (None, ()):
                 body[name] = value
         if request.prompt is not None and body.pop("logprobs", None):
-            body["logprobs"] = body.pop("top_logprobs", 1)  # /completions takes a number in place of a yes
+            body["logprobs"] = body.pop("top_logprobs", 1)  # /completions takes a number instead of a boolean
         for extra_body in (sampling.extra_body, self._extra_body):
             if extra_body:
                 body |= credentials.filled(extra_body)
@@ -195,7 +193,7 @@ class OpenAIProvider:
         return "/chat/completions" if request.prompt is None else "/completions", body
 
     def _here(self) -> aiohttp.ClientSession:
-        """The session of the running loop; a loop that has ended takes its session with it."""
+        """The session of the running event loop; that of an earlier loop cannot be used."""
         import aiohttp
 
         loop = asyncio.get_running_loop()
@@ -230,7 +228,7 @@ class OpenAIProvider:
         )
 
     def refusal(self, status: int, headers: Mapping[str, str], body: str) -> ProviderError:
-        """The error that an HTTP status other than 200 amounts to: transient, permanent or fatal.
+        """The error for an HTTP status other than 200: transient, permanent or fatal.
 
         `headers` looks names up without regard to case.
         """
@@ -261,11 +259,11 @@ class OpenAIProvider:
         if status in {404, 405}:
             return "check base_url, which usually ends in /v1"
         if 300 <= status < 400:
-            return f"it points to {one_line(location_in(headers), 100)}; put that address into base_url"
+            return f"it points to {one_line(headers.get('Location', 'nowhere'), 100)}; put that address into base_url"
         return None
 
     def _broken(self, error: Exception) -> ProviderError:
-        """The error for an exception of the client; transient but for an untrusted certificate or a bad address."""
+        """The error for a client's exception; transient unless it is an untrusted certificate or a bad address."""
         import aiohttp
 
         reply = one_line(str(error) or type(error).__name__, 160)
@@ -298,7 +296,7 @@ def call(
     api_key: str | None = None,
     timeout_seconds: float,
 ) -> tuple[int, str]:
-    """Status and text of one exchange, from plain code. Raises `ProviderError` where there is no response."""
+    """Status and text of one exchange, from synchronous code. Raises `ProviderError` where there is no response."""
 
     async def once() -> tuple[int, str]:
         provider = OpenAIProvider(base_url, "", api_key=api_key, timeout_seconds=timeout_seconds)

@@ -8,8 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+from distill.engine.providers.bounded_numbers import number_of
+
+LONGEST_SECONDS = 1e9
+"""A longer wait is read as this one, 32 years."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 _EPOCH_SECONDS, _EPOCH_MILLISECONDS = 1e9, 1e12
 """A reset that large is a moment, not a duration."""
 
@@ -46,53 +51,47 @@ def report(headers: Mapping[str, str]) -> RateLimitReport | None:
 
 
 def _quota(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
-    remaining = headers.get(pattern.format("remaining"))
-    if remaining is None or (amount := _number(remaining)) is None:
-        return None
-    reset, limit = headers.get(pattern.format("reset")), headers.get(pattern.format("limit"))
-    return RemainingQuota(
-        amount, None if reset is None else duration_seconds(reset), None if limit is None else _number(limit)
-    )
+    amount, limit = (_amount(headers.get(pattern.format(name), "")) for name in ("remaining", "limit"))
+    reset = headers.get(pattern.format("reset"))
+    return None if amount is None else RemainingQuota(amount, None if reset is None else duration_seconds(reset), limit)
 
 
-def _number(reply: str) -> float | None:
-    try:
-        number = float(reply.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0])
-    except ValueError:
-        return None
-    return number if 0 <= number < _EPOCH_MILLISECONDS else None
+def _amount(reply: str) -> float | None:
+    return number_of(reply.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0], most=_EPOCH_MILLISECONDS)
 
 
 def duration_seconds(reply: str) -> float | None:
     """`6m0s`, `120ms`, `59.7` (seconds) or a moment since the epoch, as seconds from now; `None` if unreadable."""
     text = reply.strip().lower()
-    try:
+    if _NUMBER.fullmatch(text.removeprefix("-")):
         number = float(text)
-    except ValueError:
-        parts = _DURATION.findall(text)
-        whole = "".join(amount + unit for amount, unit in parts) == text and bool(parts)
-        return sum(float(amount) * _UNITS[unit] for amount, unit in parts) if whole else _date_seconds(text)
-    if number >= _EPOCH_MILLISECONDS:
-        number = number / 1000 - time.time()
-    elif number >= _EPOCH_SECONDS:
-        number -= time.time()
-    return max(0.0, number) if number < _EPOCH_SECONDS else None
+        if number >= _EPOCH_SECONDS:
+            number = number / (1000 if number >= _EPOCH_MILLISECONDS else 1) - time.time()
+        return _bounded(number)
+    parts = _DURATION.findall(text)
+    if parts and "".join(amount + unit for amount, unit in parts) == text:
+        return _bounded(sum(float(amount) * _UNITS[unit] for amount, unit in parts))
+    return _date_seconds(text)
 
 
 def _date_seconds(reply: str) -> float | None:
     try:
-        return max(0.0, parsedate_to_datetime(reply).timestamp() - time.time())
+        return _bounded(parsedate_to_datetime(reply).timestamp() - time.time())
     except (ValueError, OverflowError):
         return None
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(0.0, seconds), LONGEST_SECONDS)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait by `retry-after-ms` or `Retry-After`, which may be an HTTP date (RFC 9110 §10.2.3).
 
-    `None` without a readable one.
+    `None` without a readable one. `headers` looks names up without regard to case.
     """
-    values = {name.lower(): value.strip() for name, value in headers.items()}
-    if re.fullmatch(r"\d+(\.\d+)?", milliseconds := values.get("retry-after-ms", "")):
-        return float(milliseconds) / 1000
-    reply = values.get("retry-after", "")
-    return float(reply) if re.fullmatch(r"\d+(\.\d+)?", reply) else _date_seconds(reply)
+    for name, unit in (("retry-after-ms", 0.001), ("Retry-After", 1.0)):
+        reply = headers.get(name, "").strip()
+        if _NUMBER.fullmatch(reply):
+            return _bounded(float(reply) * unit)
+    return _date_seconds(headers.get("Retry-After", ""))

@@ -10,10 +10,11 @@ from typing import Any
 
 from distill.core.redaction import strike
 from distill.engine.providers import ProviderError, Reply, one_line
+from distill.engine.providers.bounded_numbers import count_of
 from distill.types import Finish, Usage
 
 DEEPEST_BODY = 100
-"""Nested lists and objects of a response; more could be written to the journal and not be read again."""
+"""Nested lists and objects of a response; deeper ones could be written to the journal but not read again."""
 
 FINISH_REASONS: dict[str, Finish] = {
     "stop": "stop",
@@ -26,12 +27,11 @@ FINISH_REASONS: dict[str, Finish] = {
     "function_call": "tool",
 }
 
-
 FILTERED_WORDS = ("content_filter", "content_policy", "content management policy", "moderation", "flagged")
 
 
 def cut_at_stop(reply: Reply, stop: Sequence[str]) -> Reply:
-    """The reply up to the first of our stop strings, for endpoints that ignore them; that is how it stopped."""
+    """The reply up to the first of the request's stop strings, for endpoints that ignore them; it counts as stopped."""
     places = [place for text in stop if text and (place := reply.text.find(text)) >= 0]
     return replace(reply, text=reply.text[: min(places)], finish="stop") if places else reply
 
@@ -40,14 +40,14 @@ _WIDER = re.compile(r"utf-(16|32)(le|be)?", re.IGNORECASE)
 
 
 def encoding_of(first: bytes, kind: str) -> str:
-    """UTF-8, or one of its wider kin, by the first bytes or by what the header says (RFC 4627, section 3)."""
+    """UTF-8, UTF-16 or UTF-32, by the first bytes or the header (RFC 4627, section 3)."""
     guess = json.detect_encoding(first) if b"\0" in first or first[:1] > b"\x7f" else "utf-8"
     wider = _WIDER.search(kind) if guess == "utf-8" and "utf-8" not in kind else None
     return wider[0].lower() if wider else guess
 
 
 def json_object(reply: str) -> dict[str, Any]:
-    """The object that a body holds. Raises `ProviderError` where it is none, or is nested too deeply."""
+    """The JSON object in a body. Raises `ProviderError` where there is none, or one that is nested too deeply."""
     try:
         body = json.loads("" if _is_deep(reply) else reply)
     except ValueError:
@@ -58,7 +58,7 @@ def json_object(reply: str) -> dict[str, Any]:
 
 
 def _is_deep(reply: str) -> bool:
-    """Whether lists and objects may be nested deeper than `DEEPEST_BODY`; brackets in strings count as well."""
+    """Whether lists and objects are nested deeper than `DEEPEST_BODY`; brackets in strings do not count."""
     if reply.count("[") + reply.count("{") <= DEEPEST_BODY:
         return False
     depth = deepest = 0
@@ -69,7 +69,7 @@ def _is_deep(reply: str) -> bool:
 
 
 def text_of(choice: Mapping[str, Any]) -> str:
-    """The answer's text; a refusal's own field, or the text parts of a list, where there is no plain content."""
+    """The answer's text; without plain content, the field `refusal` or the text parts of a list."""
     message = choice.get("message")
     if not isinstance(message, dict):
         return str(choice.get("text") or "")
@@ -80,22 +80,16 @@ def text_of(choice: Mapping[str, Any]) -> str:
 
 
 def usage_of(reply: Any, text: str) -> Usage | None:
-    """The counts as reported; None for what cannot be one. The engine holds them against what was asked."""
+    """The counts as reported; `None` where they cannot be true. The engine also checks them against the request."""
     if not isinstance(reply, dict):
         return None
-    prompt: Any = reply.get("prompt_tokens")
-    completion: Any = reply.get("completion_tokens", 0)
-    if not (_is_count(prompt, 1) and _is_count(completion, 1 if text else 0)):
-        return None
-    return Usage(int(prompt), int(completion))
-
-
-def _is_count(reply: Any, least: int) -> bool:
-    return isinstance(reply, (int, float)) and not isinstance(reply, bool) and reply >= least and reply == reply // 1
+    prompt = count_of(reply.get("prompt_tokens"), least=1)
+    completion = count_of(reply.get("completion_tokens", 0), least=1 if text else 0)
+    return None if prompt is None or completion is None else Usage(prompt, completion)
 
 
 def message_of(body: str) -> tuple[str, str]:
-    """An error body's message and its code: OpenAI's shape, FastAPI's `detail`, or any text without its tags."""
+    """An error body's message and code: in OpenAI's shape, FastAPI's `detail`, or any text without its tags."""
     try:
         document = json.loads("" if _is_deep(body) else body)
     except ValueError:
@@ -110,8 +104,3 @@ def message_of(body: str) -> tuple[str, str]:
 def shown(body: str) -> str:
     """The beginning of a body on one line, without tags."""
     return one_line(re.sub(r"<[^>]*>", " ", body[:4000]), 160) or "nothing"
-
-
-def location_in(headers: Mapping[str, str]) -> str:
-    """Where a redirect points."""
-    return next((value for name, value in headers.items() if name.lower() == "location"), "nowhere")

@@ -14,10 +14,10 @@ Line: TypeAlias = "Reply | str | ProviderError"
 
 
 class Scripted:
-    """Plays a script instead of asking a model.
+    """Follows a script instead of asking a model.
 
     `script` is a function from the request to a line, or lines in the order of sending; a list that runs out is a
-    fatal error. `latency_seconds` is a number or a function of the request. `requests` holds what was sent, in order.
+    fatal error. `latency_seconds` is a number or a function of the request. `requests` has the requests sent, in order.
     """
 
     def __init__(

@@ -1,7 +1,5 @@
 """Registry of strategies that grow tasks from seeds (`propose`, `admit`)."""
 
-from __future__ import annotations
-
 STRATEGIES = {
     "self_instruct": "distill.expand.strategies.self_instruct:SelfInstruct",
     "alpaca": "distill.expand.strategies.alpaca:Alpaca",

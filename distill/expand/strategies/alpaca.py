@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from random import Random
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -17,13 +16,6 @@ from distill.expand.seeds import Seed
 from distill.text.wrappers import is_no_input, without_rulers
 from distill.types import Completion, Failure, Flow, Request, Task
 
-PROMPTS: dict[Ask, str] = {
-    "completion": "strategies/alpaca.txt",
-    "chatml": "strategies/alpaca_chatml.txt",
-    "chat": "strategies/alpaca.txt",
-}
-SHOWN = 3
-"""Seeds in context; never the teacher's own tasks."""
 NO_INPUT = "<noinput>"
 
 _COLON = r"[^\w\n:\uff1a]*[:\uff1a][*_]*[^\S\n]*"
@@ -32,9 +24,9 @@ _BEGIN = tuple(re.compile(rf"^[^\w\n]*{number}Instruction{_COLON}", re.MULTILINE
 _FIELDS = tuple(
     re.compile(rf"^[^\w\n]*{number}(Instruction|Input|Output){_COLON}", re.MULTILINE) for number in (_NUMBER, "")
 )
-"""Marks of a block's fields: numbered, as in the prompt, else plain."""
+"""The fields of a block: numbered as in the prompt, else without numbers."""
 _HEADING = re.compile(r"\n[^\w\n]*(?:(?:task|block|example)[ \t]*|(?<=#)[ \t]*)\d+[^\w\n]*\Z", re.IGNORECASE)
-"""A block's title ("### Task 5"), which stands at the end of the block before."""
+"""A block's title ("### Task 5"), which after the split ends the previous block."""
 
 
 class BatchSampling(ExpansionSampling):
@@ -48,15 +40,16 @@ class BatchSampling(ExpansionSampling):
 class Alpaca(PoolGrowth):
     """Stanford Alpaca's expansion as a `Growth`: a batch of 20 tasks per request, each with its input and output.
 
-    Each request shows 3 seeds as blocks of Instruction, Input (`<noinput>` where there is none) and Output, and lets
-    the teacher continue at 4. Tasks carry their input, and the output from the same answer in `meta["output"]`. There
-    is one instance per task and no classification step: Alpaca's simplifications of Self-Instruct.
+    Each request shows 3 seeds (never the teacher's own tasks) as blocks of Instruction, Input (`<noinput>` where there
+    is none) and Output, and lets the teacher continue at 4. A task has its input, and the output from the same answer
+    in `meta["output"]`. There is one instance per task and no classification step: Alpaca's simplifications of
+    Self-Instruct.
 
-    Where this differs from the original, and why:
+    Differences from the original, and why:
     - a batch ends where a line begins with `21. Instruction:`; the bare stop string "20." also cuts "in 2020.";
     - blocks are split at their numbered Instruction line, so a heading (`###`) in an output does no harm; a block
       needs an Input and an Output, once each and in this order, or it is `malformed`;
-    - empty outputs and outputs that repeat the input are refused: the original's data hold thousands;
+    - empty outputs and outputs that repeat the input are refused: the original's data contain thousands;
     - the first letter of an instruction is not changed, and rules of form are added (option `reject`);
     - a prompt that is too long for the endpoint is a failure; the original retries with a fifth less until it fits
       (`sampling.max_tokens` bounds the reply);
@@ -67,17 +60,16 @@ class Alpaca(PoolGrowth):
         """Options of `expand: {strategy: alpaca}`."""
 
         sampling: BatchSampling = BatchSampling()
-        """Sampling of batches."""
         batch: Annotated[int, Field(ge=2, le=100)] = 20
         """Tasks in one list, including those shown: 20 yield at most 17."""
-        shown: Annotated[int, Field(ge=1, le=20)] = SHOWN
+        shown: Annotated[int, Field(ge=1, le=20)] = 3
         """Seeds in context."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
         ask: Ask = "completion"
-        """`completion`: let the teacher continue the list as raw text. `chatml`: the same inside an answer that it has
-        begun, for teachers whose chat template is ChatML. `chat`: as a plain message, for other endpoints.
-        SmolLM2-135M-Instruct brought 24 tasks in 27, 38 and 139 requests (`batch: 8`, temperature 0.7), and few of
-        their outputs were right: it takes a larger teacher."""
+        """`completion`: let the teacher continue the list as raw text. `chatml`: the same inside an assistant turn that
+        it has begun, for teachers whose chat template is ChatML. `chat`: as a plain message, for other endpoints.
+        SmolLM2-135M-Instruct needed 27, 38 and 139 requests for 24 tasks (`batch: 8`, temperature 0.7), and few of
+        their outputs were right: use a larger teacher."""
 
         @model_validator(mode="after")
         def _some_are_new(self) -> Alpaca.Options:
@@ -91,16 +83,16 @@ class Alpaca(PoolGrowth):
             new = self.batch - self.shown
             return ProposalCost(new / 2, 250 + 80 * self.shown, min(80 * new, self.sampling.max_tokens or 80 * new))
 
+    options: Options
+
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
-        super().__init__(options, seeds=seeds, rules=pool.form_rules(seeds))
-        self.options = options
-        self._seed = seed
+        super().__init__(options, seeds=seeds, rules=pool.form_rules(seeds), seed=seed)
         self._complete = [each for each in seeds if each.instances] or list(seeds)
-        self._template = assets.load(PROMPTS[options.ask])
+        self._template = pool.list_template("alpaca", options.ask)
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Request the rest of a batch; returns its blocks, unreadable ones with a fault."""
-        examples = Random(f"{self._seed}:{k}").sample(self._complete, min(self.options.shown, len(self._complete)))
+        examples = self.random(k).sample(self._complete, min(self.options.shown, len(self._complete)))
         answer: Completion | Failure = yield self._request(examples, k)
         if isinstance(answer, Failure):
             return []
@@ -118,8 +110,8 @@ class Alpaca(PoolGrowth):
             next=str(len(seeds) + 1),
         )
         sampling = self.options.sampling.sampling()
-        behind = f"\n{self.options.batch + 1}. Instruction:"
-        return pool.request(text, k, replace(sampling, stop=(*sampling.stop, behind)), ask=self.options.ask)
+        end = f"\n{self.options.batch + 1}. Instruction:"
+        return pool.request(text, k, replace(sampling, stop=(*sampling.stop, end)), ask=self.options.ask)
 
 
 def _example_block(number: int, seed: Seed) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from random import Random
 from typing import Annotated, ClassVar, TypeAlias
 
 from pydantic import Field, model_validator
@@ -17,7 +16,7 @@ from distill.types import Completion, Failure, Flow, Task
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^\w+$")]
 COUNT = "count"
-"""The slot of the number of tasks; no attribute may have this name."""
+"""The template's slot for the number of tasks; no attribute may have this name."""
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
@@ -31,8 +30,8 @@ class AttributesSampling(ExpansionSampling):
 class Attributes(PoolGrowth):
     """A sampler over lists as a `Growth`: each request draws a value of every attribute and asks for matching tasks.
 
-    The values stand in `meta.attributes`; one called `kind` is also the task's kind, by which several teachers can
-    share the work. A task is new if its ROUGE-L with every earlier task is at most 0.7.
+    The values are recorded in `meta.attributes`; that of an attribute `kind` is also the task's kind, by which several
+    teachers can share the tasks.
     """
 
     class Options(PoolOptions):
@@ -42,14 +41,13 @@ class Attributes(PoolGrowth):
         attributes: dict[Name, Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
         """Names and their values, such as `{difficulty: [easy, hard], format: [a question, a request]}`."""
         attribute_files: dict[Name, str] = Field(default_factory=dict)
-        """Names and text files with a value on each line, such as `{persona: personas.txt}`."""
+        """Names, and text files with a value on each line, such as `{persona: personas.txt}`."""
         template: str = ""
         """Your own prompt, with a `{name}` for every attribute, and optionally `{count}`. The format of the reply is
         described after it."""
         sampling: AttributesSampling = AttributesSampling()
-        """Sampling of tasks."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 3
-        """Tasks per request; fewer make more combinations."""
+        """Tasks per request; with fewer, more combinations are drawn."""
         reject: tuple[OwnRule, ...] = ("needs_input", "statement")
 
         @model_validator(mode="after")
@@ -69,18 +67,18 @@ class Attributes(PoolGrowth):
             """Estimate: two of three tasks are admitted, at 50 tokens per task."""
             return ProposalCost(self.new_tasks * 2 / 3, 130, 50 * self.new_tasks)
 
+    options: Options
+
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
-        super().__init__(options)
-        self.options = options
-        self._seed = seed
+        super().__init__(options, seed=seed)
         from_files = {name: lines_of(path) for name, path in options.attribute_files.items()}
         self._values: dict[str, Sequence[str]] = {**options.attributes, **from_files}
         self._frame = assets.load("strategies/attributes.txt")
         self._wish = assets.load("strategies/attributes_wish.txt")
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Request tasks for the values drawn for k; returns the unfiltered items, or nothing on a failure."""
-        rng = Random(f"{self._seed}:{k}")
+        """Request tasks for the values drawn for request k; returns the unfiltered items, or nothing on a failure."""
+        rng = self.random(k)
         combination = {name: rng.choice(values) for name, values in self._values.items()}
         answer: Completion | Failure = yield pool.request(
             self._prompt(combination), k, self.options.sampling.sampling()
@@ -95,13 +93,13 @@ class Attributes(PoolGrowth):
     def _prompt(self, combination: Mapping[str, str]) -> str:
         count = str(self.options.new_tasks)
         if self.options.template:
-            wish = slotted(self.options.template, {**combination, COUNT: count})
+            wish = fill_slots(self.options.template, {**combination, COUNT: count})
         else:
             lines = "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in combination.items())
             wish = assets.fill(self._wish, attributes=lines)
         return assets.fill(self._frame, wish=wish, count=count)
 
 
-def slotted(template: str, values: Mapping[str, str]) -> str:
-    """The template with each `{name}` replaced once; other braces stay, and values are never looked into."""
+def fill_slots(template: str, values: Mapping[str, str]) -> str:
+    """The template with each known `{name}` replaced; other braces stay, and slots within values are not replaced."""
     return _SLOT.sub(lambda slot: values.get(slot[1], slot[0]), template)

@@ -22,19 +22,17 @@ from distill.text.wrappers import bare, refuses
 from distill.types import Completion, Failure, Flow, Message, Request, Sampling, Task
 
 Operation: TypeAlias = Literal["constraints", "deepening", "concretizing", "reasoning", "complicate_input", "breadth"]
-OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """Five in depth and one in breadth (WizardLM, section 3.2)."""
 FORMATS = ("a CSV table", "XML", "JSON", "a SQL table with its rows", "Python code", "an HTML page", "a log file")
-"""What `complicate_input` may add; one is drawn for each request."""
+"""Formats that `complicate_input` may add; one is drawn for each request."""
 Criterion: TypeAlias = Literal["equal", "sorry", "no_words", "marker_words"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 SORRY_WORDS = 80
-"""An answer with "sorry" in it and fewer words shows a task that the teacher cannot do."""
+"""An answer that contains "sorry" and has fewer words shows that the teacher cannot do the task."""
 MARKER_WORDS = (
     *("original instruction", "rewritten instruction", "revised instruction"),
     *("given prompt", "rewritten prompt", "created prompt"),
 )
-"""Words of our prompts, and of WizardLM's, which models have memorised."""
+"""Words of our prompts and of WizardLM's, which models have memorised."""
 _STOP_WORDS = """
 a about am an and any are as at be been but by can could did do does for from had has have he her here him his how i if
 in into is it its just me more my no not of on or our she so some such than that the their them then there these they
@@ -62,56 +60,53 @@ class EvolvingSampling(ExpansionSampling):
 
 
 class TrialSampling(ExpansionSampling):
-    """Sampling of the answer by which an evolution is examined."""
+    """Sampling of the teacher's trial answer to an evolution."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = 512
 
 
 class EvolInstruct(PoolGrowth):
-    """Evol-Instruct as a `Growth`: seeds evolve side by side, `window` of them, each through every round.
+    """Evol-Instruct as a `Growth`: `window` seeds at a time evolve in parallel, each through every round.
 
-    Request k evolves one instruction by an operation drawn for it. Two more requests examine the result: is it equal to
-    its parent, and, if not, how does the teacher answer it. An evolution is eliminated, and its parent stays for the
-    next round, where it adds nothing (`equal`), where the answer is short and sorry (`sorry`) or has only stop words
-    and punctuation (`no_words`), and where it copies words or sentences of the prompt (`marker_words`). All others are
+    Request k evolves one instruction by an operation drawn for it. Two more requests examine the result: whether it is
+    equal to its parent and, if not, how the teacher answers it. An evolution is eliminated, and its parent kept for the
+    next round, when it adds nothing (`equal`), when the answer is a short apology (`sorry`) or has only stop words and
+    punctuation (`no_words`), or when it copies words or sentences of the prompt (`marker_words`). All others become
     tasks, with the answer in `meta["output"]`. After the last round the next seeds follow, and after the last seed the
     first ones again.
 
-    Where this differs from the original, and why:
-    - the paper takes all seeds through a round before the next; here as many as the window, so that a run of any size
-      has tasks of every round, and a larger one extends it. Seeds are taken in a new random order for each pass;
+    Differences from the original, and why:
+    - the paper takes all seeds through a round before the next; here only as many as the window, so that a run of any
+      size has tasks of every round, and a larger one extends it. Each pass takes the seeds in a new random order;
     - the released code has neither the elimination nor `complicate_input`; the latter draws a format in place of the
       paper's worked examples;
-    - a yes or no that cannot be read eliminates (`unjudged`), as does an answer that never came (`unanswered`), and a
-      refusal in place of an evolution is none (`refusal`);
+    - an unreadable verdict eliminates an evolution (`unjudged`), as do a failed trial answer (`unanswered`) and a
+      refusal in place of an instruction (`refusal`);
     - near copies (over ROUGE-L 0.95) are refused; the limit is high because an evolution resembles its parent.
 
-    It takes a teacher that follows instructions: SmolLM2-135M-Instruct brought 8 tasks in 189 evolutions (303 requests,
-    at temperature 0.7), one of them sensible; as the judge it gave a verdict in 11 of 57 replies.
+    The teacher must follow instructions: SmolLM2-135M-Instruct yielded 8 tasks in 189 evolutions (303 requests, at
+    temperature 0.7), one of them sensible; as the judge it gave a verdict in 11 of 57 replies.
     """
 
     class Options(PoolOptions):
         """Options of `expand: {strategy: evol_instruct}`."""
 
         sampling: EvolvingSampling = EvolvingSampling()
-        """Sampling of evolutions."""
         answer: TrialSampling = TrialSampling()
-        """Sampling of the answers by which evolutions are examined."""
         judge_sampling: recipe.SamplingOptions | None = None
         """Sampling of the judge; that of the section `judge`, else greedy with at most 8 tokens. A reasoning judge
         needs room for its thoughts."""
         window: Annotated[int, Field(ge=1)] = 16
-        """Instructions that evolve side by side, and so the most requests in flight. It determines the result."""
+        """Instructions that evolve in parallel, and so the most requests in flight. The tasks depend on it."""
         rounds: Annotated[int, Field(ge=1, le=100)] = 4
         """Successive evolutions of one seed."""
-        operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = OPERATIONS
-        """Operations from which one is drawn for each request."""
-        eliminate: tuple[Criterion, ...] = CRITERIA
-        """Criteria of the elimination. Without `equal` the comparison, and without `sorry` and `no_words` the answer is
-        omitted: one request per task each."""
+        operations: Annotated[tuple[Operation, ...], Field(min_length=1)] = get_args(Operation)
+        eliminate: tuple[Criterion, ...] = get_args(Criterion)
+        """Criteria of elimination. Without `equal` no comparison is requested, without `sorry` and `no_words` no trial
+        answer: each saves one request per task."""
         reject: tuple[OwnRule, ...] = ("statement",)
         rouge_l: Annotated[float, Field(gt=0, le=1)] = 0.95
-        """Greatest similarity of a new task to any before, its parent included."""
+        """Greatest similarity (ROUGE-L) of a new task to any earlier one, its parent included."""
 
         @property
         def cost(self) -> ProposalCost:
@@ -121,11 +116,11 @@ class EvolInstruct(PoolGrowth):
             roles = (JUDGE,) if compares else ()
             return ProposalCost(0.75, prompt, 100 + 8 * compares + 300 * answers, 1 + compares + answers, roles)
 
+    options: Options
+
     def __init__(self, options: Options, *, seeds: Sequence[Seed], seed: int, target: int) -> None:
         self._roots = [Task(each.id, seed_text(each)) for each in seeds]
-        super().__init__(options, seeds=[replace(each, instruction=seed_text(each)) for each in seeds])
-        self.options = options
-        self._seed = seed
+        super().__init__(options, seeds=[replace(each, instruction=seed_text(each)) for each in seeds], seed=seed)
         judge_sampling = options.judge_sampling
         self._judging = JUDGING if judge_sampling is None else _greedy(judge_sampling.sampling())
         self._order = lru_cache(maxsize=4)(self._drawn_order)
@@ -134,10 +129,10 @@ class EvolInstruct(PoolGrowth):
         self._judge = assets.load("strategies/evol_judge.txt")
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Evolve one instruction and examine the result; returns it as one task, with a fault if it is eliminated."""
+        """Evolve one instruction and examine the result; returns one task, with a fault if it is eliminated."""
         place, round = self._turn(k)
         parent = self._alive.get(place) or self._root(place)
-        rng = Random(f"{self._seed}:{k}")
+        rng = self.random(k)
         operation = rng.choice(self.options.operations)
         sampling = self.options.sampling.sampling()
         reply: Completion | Failure = yield pool.request(self._prompt(parent, operation, rng), k, sampling)
@@ -148,10 +143,10 @@ class EvolInstruct(PoolGrowth):
         task = Task(f"{k}.0", bare(split_thoughts(reply).answer), meta=meta)
         if (reason := self._fault(task.instruction, operation, is_cut=reply.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
-        return [(yield from self._examined(task, parent, k))]
+        return [(yield from self._examine(task, parent, k))]
 
     def admit(self, k: int, tasks: Sequence[Task]) -> list[Task]:
-        """Admit it if it passes every rule: it then replaces its parent in the next round."""
+        """Admit the task if it passes every rule; it then replaces its parent in the next round."""
         admitted = super().admit(k, tasks)
         place, round = self._turn(k)
         if round + 1 == self.options.rounds:
@@ -167,12 +162,12 @@ class EvolInstruct(PoolGrowth):
         return group * self.window + place, round
 
     def _root(self, place: int) -> Task:
-        """The seed of a place: all in a drawn order, then all again in another."""
+        """The seed at a place in the sequence of passes, each of which has all seeds in a random order of its own."""
         turn, index = divmod(place, len(self._roots))
         return self._order(turn)[index]
 
     def _drawn_order(self, turn: int) -> list[Task]:
-        return Random(f"{self._seed}:order:{turn}").sample(self._roots, len(self._roots))
+        return self.random(f"order:{turn}").sample(self._roots, len(self._roots))
 
     def _prompt(self, parent: Task, operation: Operation, rng: Random) -> str:
         format = {"format": rng.choice(FORMATS)} if operation == "complicate_input" else {}
@@ -182,17 +177,15 @@ class EvolInstruct(PoolGrowth):
         """Why an evolution is eliminated before it is examined."""
         if is_cut:
             return "cut_off"
-        template_lines = instructions(self._templates[operation])
-        if "marker_words" in self.options.eliminate and (
-            has_marker_words(text) or repeats_prompt(text, template_lines)
-        ):
+        copies = has_marker_words(text) or repeats_prompt(text, instructions(self._templates[operation]))
+        if copies and "marker_words" in self.options.eliminate:
             return "marker_words"
         if refuses(text):
             return "refusal"
         return None if text else "empty"
 
-    def _examined(self, task: Task, parent: Task, k: int) -> Flow[Task]:
-        """Compare it with its parent, and have it answered if it differs."""
+    def _examine(self, task: Task, parent: Task, k: int) -> Flow[Task]:
+        """Compare the task with its parent, and have it answered if it differs."""
         criteria = set(self.options.eliminate)
         if "equal" in criteria:
             question = assets.fill(self._judge, first=parent.instruction, second=task.instruction)
@@ -204,30 +197,24 @@ class EvolInstruct(PoolGrowth):
                 return pool.with_fault(task, reason)
         if criteria & {"sorry", "no_words"}:
             answer: Completion | Failure = yield pool.request(task.instruction, k, self.options.answer.sampling())
-            reason = _unanswered(answer)
-            if reason == "unanswered" or reason in criteria:
+            if isinstance(answer, Failure):
+                return pool.with_fault(task, "unanswered")
+            trial = split_thoughts(answer)
+            if not trial.is_open and (reason := answer_fault(trial.answer)) in criteria:
                 return pool.with_fault(task, str(reason))
-            if isinstance(answer, Completion) and answer.finish != "length":
-                return replace(task, meta={**task.meta, "output": split_thoughts(answer).answer})
+            if answer.finish != "length":
+                return replace(task, meta={**task.meta, "output": trial.answer})
         return task
 
 
 def _greedy(sampling: Sampling) -> Sampling:
-    """With the temperature and bound of `JUDGING` where it has none."""
+    """The sampling with the temperature and `max_tokens` of `JUDGING` where it sets none."""
     temperature = JUDGING.temperature if sampling.temperature is None else sampling.temperature
     return replace(sampling, temperature=temperature, max_tokens=sampling.max_tokens or JUDGING.max_tokens)
 
 
-def _unanswered(answer: Completion | Failure) -> str | None:
-    """Why an answer eliminates its task; `None` for an answer cut inside its thoughts."""
-    if isinstance(answer, Failure):
-        return "unanswered"
-    reply = split_thoughts(answer)
-    return None if reply.is_open else answer_fault(reply.answer)
-
-
 def has_marker_words(text: str) -> bool:
-    """Whether it copies words of the prompt."""
+    """Whether a text contains words of the prompt."""
     lower = " ".join(text.lower().replace("#", " ").split())
     return any(words in lower for words in MARKER_WORDS)
 
@@ -235,7 +222,7 @@ def has_marker_words(text: str) -> bool:
 def verdict(text: str) -> str | None:
     """`equal`, `None` for unequal, or `unjudged` where the judge says neither or both.
 
-    The last line that is only a verdict counts; where none is, what the whole reply says.
+    The last line that is only a verdict counts; where there is none, the whole reply.
     """
     verdict_lines = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
     reply = verdict_lines[-1][1] if verdict_lines else text
@@ -246,7 +233,7 @@ def verdict(text: str) -> str | None:
 
 
 def answer_fault(text: str) -> str | None:
-    """`sorry` or `no_words`, where the answer shows that the task is no good (WizardLM, section 3.2)."""
+    """`sorry` or `no_words` where the answer shows that the task is unusable, else `None` (WizardLM, section 3.2)."""
     words = [word.lower() for word in _WORD.findall(text)]
     if "sorry" in words and len(text.split()) < SORRY_WORDS:
         return "sorry"

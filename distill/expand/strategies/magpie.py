@@ -24,7 +24,7 @@ class Turns:
     system: str
     """Precedes it where there is a system message, at `{system}`."""
     stop: tuple[str, ...]
-    """At most three: with the line break they are the four that most endpoints take."""
+    """At most three: with the line break that makes four, the most that many endpoints accept."""
 
 
 TEMPLATES = {
@@ -43,9 +43,9 @@ TEMPLATES = {
     "phi3": Turns("<|user|>\n", "<|system|>\n{system}<|end|>\n", ("<|end|>", "<|assistant|>", "<|user|>")),
     "vicuna": Turns("USER: ", "{system} ", ("ASSISTANT:", "USER:", "</s>")),
 }
-"""Chat templates by name; Qwen and SmolLM speak chatml."""
+"""Chat templates by name; Qwen and SmolLM use chatml."""
 _USER_IN_SYSTEM = {"gemma", "mistral"}
-"""Templates without a system turn: the system message opens the user's."""
+"""Templates without a system turn: the system message stands at the start of the user's."""
 
 
 class FreeSampling(ExpansionSampling):
@@ -57,14 +57,14 @@ class FreeSampling(ExpansionSampling):
 
 
 class Magpie(PoolGrowth):
-    """Magpie's first half as a `Growth`: one instruction per request, written by the teacher in the user's place.
+    """Magpie's first half as a `Growth`: one instruction per request, which the teacher writes in the user's role.
 
     The prompt is the teacher's chat template up to the user's first word, so it needs an endpoint with completions and
     an aligned model. An instruction ends at a line break or at the template's own tokens; it is refused if it ends
     with a colon, is cut, or resembles an earlier one. The second half, the answer, is `collect`.
 
-    Where this differs from the original: one instruction per request in place of n = 200, with a random seed of its
-    own, since equal requests would get the same cached answer; and similarity is ROUGE-L, not of embeddings.
+    Differences from the original: one instruction per request instead of n = 200, each with its own random seed, since
+    equal requests would get the same cached answer; and similarity is ROUGE-L, not that of embeddings.
     """
 
     class Options(PoolOptions):
@@ -72,11 +72,10 @@ class Magpie(PoolGrowth):
 
         ask: ClassVar[Ask] = "completion"
         sampling: FreeSampling = FreeSampling()
-        """Sampling of instructions."""
         template: Literal["chatml", "gemma", "llama3", "mistral", "own", "phi3", "vicuna"] = "chatml"
         """The teacher's chat template; `own`: the text of `before_user`."""
         before_user: str = ""
-        """For `template: own`: all text up to the user's first word. Put its end tokens into `sampling.stop`."""
+        """For `template: own`: all text up to the user's first word; list its end tokens in `sampling.stop`."""
         system: str | tuple[str, ...] = ()
         """System message that steers the subject; of several, one is drawn for each request."""
         one_line: bool = True
@@ -98,15 +97,15 @@ class Magpie(PoolGrowth):
             """Measured with the embedded teacher: half are admitted, at 25 tokens; other teachers need 40."""
             return ProposalCost(0.5, 10, 40)
 
+    options: Options
+
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
-        super().__init__(options)
-        self.options = options
-        self._seed = seed
+        super().__init__(options, seed=seed)
         self._systems = (options.system,) if isinstance(options.system, str) else options.system
 
     def propose(self, k: int) -> Flow[list[Task]]:
         """Request a user's message; returns it as one task, with a fault where it is cut or ends with a colon."""
-        rng = Random(f"{self._seed}:{k}")
+        rng = self.random(k)
         system = rng.choice(self._systems) if self._systems else ""
         sampling = self._sampling(rng)
         answer: Completion | Failure = yield pool.request(self._prompt(system), k, sampling, ask="completion")

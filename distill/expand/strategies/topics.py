@@ -6,7 +6,6 @@ import re
 import string
 from collections.abc import Sequence
 from dataclasses import replace
-from random import Random
 from typing import Annotated, ClassVar, Literal, TypeAlias, get_args
 
 from pydantic import Field
@@ -31,11 +30,10 @@ Kind: TypeAlias = Literal[
     "opinion",
     "editing",
 ]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 _BULLET = re.compile(r"^[ \t]*[-*\u2022][ \t]+(\S[^\n]*)$", re.MULTILINE)
 _NUMBER_AGAIN = re.compile(r"\A\d+[.)][ \t]*")
 TOPIC_WORDS = 8
-"""A topic of more words is a sentence, and no topic."""
+"""Most words of a topic; anything longer is a sentence."""
 
 
 class TopicsSampling(ExpansionSampling):
@@ -46,13 +44,13 @@ class TopicsSampling(ExpansionSampling):
 
 
 class Topics(PoolGrowth):
-    """Topics first, then tasks of one kind per request, each about one of the topics, as a `Growth`.
+    """Topics first, then requests for tasks of one kind, each task about another topic, as a `Growth`.
 
     `topic_requests` lists of 20 topics are requested once and shared by all requests. Request k takes the next kind in
-    turn, draws a topic for each of its tasks, and asks for `TASK 1:` to `TASK n:`. Tasks say their `kind` and topic in
-    meta, and are new where their ROUGE-L with every task before is at most 0.7.
+    turn, draws a topic for each of its tasks, and asks for `TASK 1:` to `TASK n:`. Kind and topic are recorded in
+    `meta`.
 
-    Where this differs from airoboros, and why:
+    Differences from airoboros, and why:
     - each list of topics asks for three initial letters, because "random" topics of equal requests repeat;
     - similarity is ROUGE-L in place of embeddings, which would need another model;
     - twelve kinds in place of its 28, with equal shares; no reading-level hint and no judge: `curate` has filters.
@@ -62,8 +60,7 @@ class Topics(PoolGrowth):
         """Options of `expand: {strategy: topics}`."""
 
         sampling: TopicsSampling = TopicsSampling()
-        """Sampling of topics and tasks."""
-        kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = KINDS
+        kinds: Annotated[tuple[Kind, ...], Field(min_length=1)] = get_args(Kind)
         """Kinds of tasks, used in turn."""
         new_tasks: Annotated[int, Field(ge=1, le=100)] = 10
         """Tasks per request, each about a different topic."""
@@ -75,7 +72,6 @@ class Topics(PoolGrowth):
         topic_requests: Annotated[int, Field(ge=1, le=1000)] = 20
         """Number of lists of topics requested from the teacher."""
         topics_each: Annotated[int, Field(ge=1, le=100)] = 20
-        """Topics per list."""
         reject: tuple[OwnRule, ...] = ("needs_input",)
 
         @property
@@ -83,20 +79,20 @@ class Topics(PoolGrowth):
             """Estimate: two of three tasks are admitted, at 80 tokens per task; lists of topics add little."""
             return ProposalCost(self.new_tasks * 2 / 3, 120 + 8 * self.new_tasks, 80 * self.new_tasks)
 
+    options: Options
+
     def __init__(self, options: Options, *, seed: int, target: int, seeds: Sequence[Seed] = ()) -> None:
-        super().__init__(options)
-        self.options = options
-        self._seed = seed
+        super().__init__(options, seed=seed)
         self._topics = [*options.topics, *(lines_of(options.topics_file) if options.topics_file else ())]
         self._list = assets.load("strategies/topics_list.txt")
         self._templates = {kind: assets.load(f"strategies/topics_{kind}.txt") for kind in options.kinds}
 
     def propose(self, k: int) -> Flow[list[Task]]:
-        """Request topics (the same lists at every k, so they are paid once), then tasks about some of them."""
+        """Request topics (the same lists for every k, so they are paid for once), then tasks about some of them."""
         topics = self._topics or (yield from self._ask_topics())
         if not topics:
             return []
-        rng, kind = Random(f"{self._seed}:{k}"), self.options.kinds[k % len(self.options.kinds)]
+        rng, kind = self.random(k), self.options.kinds[k % len(self.options.kinds)]
         sample = rng.sample(topics, min(self.options.new_tasks, len(topics)))
         answer: Completion | Failure = yield self._request(kind, sample, k)
         if isinstance(answer, Failure):
@@ -104,11 +100,11 @@ class Topics(PoolGrowth):
         return _tasks_of(answer, sample, pool.origin("topics", k, answer, []) | {"kind": kind}, k)
 
     def _ask_topics(self) -> Flow[list[str]]:
-        """The distinct topics of all lists, in order; remembered, since every request would get the same."""
+        """The distinct topics of all lists, in order; kept, since every request would get the same."""
         sampling, count = self.options.sampling.sampling(), self.options.topics_each
         requests = []
         for number in range(self.options.topic_requests):
-            letters = Random(f"{self._seed}:topics:{number}").sample(string.ascii_uppercase, 3)
+            letters = self.random(f"topics:{number}").sample(string.ascii_uppercase, 3)
             text = assets.fill(self._list, count=str(count), letters=f"{letters[0]}, {letters[1]} and {letters[2]}")
             requests.append(pool.request(text, number, sampling))
         answers: tuple[Completion | Failure, ...] = yield tuple(requests)
@@ -123,7 +119,7 @@ class Topics(PoolGrowth):
 
 
 def listed_topics(text: str) -> list[str]:
-    """The topics of a list, numbered or of bullets, in lower case, without explanations behind a colon or dash."""
+    """The topics of a numbered or bulleted list, in lower case, without explanations after a colon or dash."""
     items = [item.split("\n")[0] for _, item in pool.marked_items(text)] or _BULLET.findall(text)
     names = (
         _NUMBER_AGAIN.sub("", item).split(":")[0].split(" - ")[0].split(" \u2013 ")[0].strip(" .*_\"'").lower()
@@ -133,7 +129,7 @@ def listed_topics(text: str) -> list[str]:
 
 
 def _tasks_of(answer: Completion, topics: Sequence[str], meta: dict[str, object], k: int) -> list[Task]:
-    """Each item with the topic of its number; a number beyond them has none."""
+    """The items as tasks, each with the topic of its number, if there is one."""
     items = pool.marked_items(pool.reply_text(answer))
     tasks = pool.candidates(k, [item for _, item in items], meta, is_cut=answer.finish == "length")
     if not items:

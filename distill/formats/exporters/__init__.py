@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,14 +32,14 @@ COMPARISONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportJob:
-    """The source and the target of an export."""
+    """Input and output of an export."""
 
     run: Path
     out: Path
     which: str = "kept"
     """`kept`, `test` or `dropped`."""
     system: bool = True
-    """Whether the rows keep their system turn."""
+    """Whether rows keep their system turn."""
 
     def sessions(self, which: str | None = None) -> list[Session]:
         """The rows to write, without their system turn unless `system`. Raises `RunFolderError`."""
@@ -69,43 +69,30 @@ class Exporter(Protocol):
     """A part that writes one format."""
 
     def export(self, job: ExportJob) -> ExportResult:
-        """Write it whole or not at all. Raises `RunFolderError`."""
+        """Write all of it or nothing. Raises `RunFolderError`."""
 
 
 Reshape = Callable[[Session], dict[str, Any] | str]
-"""Makes the row of a session, or the reason why the format cannot hold it."""
+"""Returns the row of a session, or the reason why the format cannot hold it."""
 
 
-def reshaped(sessions: Sequence[Session], reshape: Reshape) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """The rows, and the number refused by reason. Raises `RunFolderError` where there is no row."""
-    rows: list[dict[str, Any]] = []
+def write_json_rows(job: ExportJob, reshape: Reshape, *, array: bool) -> ExportResult:
+    """Write the sessions as JSON lines; with `array` as one JSON array, unless the file is called .jsonl.
+
+    Raises `RunFolderError` where the format can hold none of them.
+    """
+    lines: list[str] = []
     refused: Counter[str] = Counter()
-    for session in sessions:
+    for session in job.sessions():
         row = reshape(session)
         if isinstance(row, str):
             refused[row] += 1
         else:
-            rows.append(row)
-    if not rows:
+            lines.append(json.dumps(row, ensure_ascii=False))
+    if not lines:
         why = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "there are none"
         advice = "leave it out with --no-system, or " if "system_turn" in refused else ""
         raise RunFolderError(f"none of the run's rows can be written in this format ({why}); {advice}try another --to")
-    return rows, refused
-
-
-def write_json_rows(job: ExportJob, reshape: Reshape, *, array: bool) -> ExportResult:
-    """Write the sessions as JSON lines; with `array` as one JSON array, unless the file is called .jsonl."""
-    rows, refused = reshaped(job.sessions(), reshape)
-    write_atomically(job.out, _array(rows) if array and job.out.suffix != ".jsonl" else _lines(rows))
-    return ExportResult(len(rows), refused)
-
-
-def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    return (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _array(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    yield "["
-    for number, row in enumerate(rows):
-        yield ("," if number else "") + "\n" + json.dumps(row, ensure_ascii=False)
-    yield "\n]\n"
+    is_array = array and job.out.suffix != ".jsonl"
+    write_atomically(job.out, ["[\n", ",\n".join(lines), "\n]\n"] if is_array else (f"{line}\n" for line in lines))
+    return ExportResult(len(lines), refused)

@@ -6,13 +6,14 @@ from typing import Any
 
 from distill.errors import MissingPackage, RecipeError
 from distill.formats.exporters import ExportJob, ExportResult
-from distill.formats.exporters.comparisons import Row, answer_text, display_name, prompt_text, rows_of, scores_of
+from distill.formats.exporters.comparisons import Row, answer_text, compared, display_name, prompt_text
+from distill.run.scores import Comparison
 
 SUFFIXES = (".json", ".eval")
 
 
 class InspectExporter:
-    """One file, .json or .eval: a sample a prompt, the teacher's answer as its target."""
+    """One file, .json or .eval: a sample per prompt, with the teacher's answer as its target."""
 
     def export(self, job: ExportJob) -> ExportResult:
         """Write the prompts that the student answered. Raises `MissingPackage` without inspect-ai."""
@@ -24,7 +25,7 @@ class InspectExporter:
             raise MissingPackage(
                 "--to inspect needs inspect-ai, which is not installed; type: pip install inspect-ai"
             ) from error
-        scores, rows = scores_of(job.run), rows_of(job.run)
+        scores, rows = compared(job.run)
         answered = [row for row in rows if "student" in row["answers"]]
         write_eval_log(_log(answered, scores, job.run.name), str(job.out))
         return ExportResult(
@@ -32,7 +33,7 @@ class InspectExporter:
         )
 
 
-def _log(rows: list[Row], scores: Row, run: str) -> Any:
+def _log(rows: list[Row], scores: Comparison, run: str) -> Any:
     from datetime import UTC, datetime
 
     from inspect_ai.log import EvalConfig, EvalDataset, EvalLog, EvalPlan, EvalResults, EvalSpec, EvalStats
@@ -54,20 +55,20 @@ def _log(rows: list[Row], scores: Row, run: str) -> Any:
     )
 
 
-def _results(scores: Row) -> list[Any]:
+def _results(scores: Comparison) -> list[Any]:
     """The student's mean of each measure."""
     from inspect_ai.log import EvalMetric, EvalScore
 
     results = []
-    for name, entry in (scores.get("metrics") or {}).items():
-        info = (entry.get("by") or {}).get("student")
-        if info is not None:
-            metrics = {key: EvalMetric(name=key, value=info[key]) for key in ("mean", "low", "high")}
+    for name, entry in scores.metrics.items():
+        if (estimate := entry.by.get("student")) is not None:
+            values = {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+            metrics = {key: EvalMetric(name=key, value=value) for key, value in values.items() if value is not None}
             results.append(EvalScore(name=name, scorer="distill", metrics=metrics))
     return results
 
 
-def _sample(row: Row, scores: Row) -> Any:
+def _sample(row: Row, scores: Comparison) -> Any:
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ModelOutput
     from inspect_ai.scorer import Score

@@ -8,30 +8,23 @@ from typing import Any
 from distill.core.files import building, write_json
 from distill.errors import RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
-from distill.formats.exporters.comparisons import (
-    PAIRS,
-    Row,
-    answer_text,
-    display_name,
-    prompt_text,
-    rows_of,
-    scores_of,
-)
+from distill.formats.exporters.comparisons import PAIRS, Row, answer_text, compared, display_name, prompt_text
+from distill.run.scores import Comparison
 
 POINTS = {"win": 1.0, "tie": 0.0, "loss": -1.0}
-"""Above 0 the first is better, on its scale of −1.5 to 1.5; beyond ±0.25 it counts as won."""
+"""On LLM Comparator's scale of −1.5 to 1.5: above 0 the first model is better, and beyond ±0.25 it has won."""
 
 
 class LlmComparatorExporter:
     """A folder with student-teacher.json, base-teacher.json and student-base.json.
 
-    Its page stops on a missing field, so every example has all of them. It knows two models: the third one's answer
-    stands in a custom field.
+    LLM Comparator's page fails on a missing field, so every example has all of them. It shows two models; the answer of
+    the third is in a custom field.
     """
 
     def export(self, job: ExportJob) -> ExportResult:
         """Write each pair that has an answer to compare."""
-        scores, rows = scores_of(job.run), rows_of(job.run)
+        scores, rows = compared(job.run)
         answered = {pair: [row for row in rows if row["answers"].keys() >= set(pair)] for pair in PAIRS}
         pairs = {pair: answers for pair, answers in answered.items() if answers}
         if not pairs:
@@ -43,24 +36,18 @@ class LlmComparatorExporter:
         return ExportResult(max(map(len, pairs.values())))
 
 
-def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Row, run: str) -> dict[str, Any]:
+def _comparison(rows: Sequence[Row], pair: tuple[str, str], scores: Comparison, run: str) -> dict[str, Any]:
     third = next(model for model in ("base", "student", "teacher") if model not in pair)
-    measures = _measures(rows, pair, scores)
+    measures = {
+        name: entry.title or name
+        for name, entry in scores.metrics.items()
+        if all(name in row["scores"].get(model, {}) for row in rows for model in pair)
+    }
     numbers = [{"name": title, "type": "per_model_number"} for title in measures.values()]
     return {
         "metadata": {"source_path": run, "custom_fields_schema": [{"name": third, "type": "text"}, *numbers]},
         "models": [{"name": display_name(scores, model)} for model in pair],
         "examples": [_example(row, pair, third, measures) for row in rows],
-    }
-
-
-def _measures(rows: Sequence[Row], pair: tuple[str, str], scores: Row) -> dict[str, str]:
-    """Name and title of the measures that both models have on every prompt."""
-    titles = {name: str(entry.get("title", name)) for name, entry in (scores.get("metrics") or {}).items()}
-    return {
-        name: title
-        for name, title in titles.items()
-        if all(name in row["scores"].get(model, {}) for row in rows for model in pair)
     }
 
 
@@ -79,7 +66,7 @@ def _example(row: Row, pair: tuple[str, str], third: str, measures: Mapping[str,
 
 
 def _ratings(judgement: Mapping[str, Any], pair: tuple[str, str]) -> Iterator[dict[str, Any]]:
-    """Each game as a rater's score, which the format wants reversed where the order was reversed."""
+    """Each game as a rater's score, marked as flipped where the order of the answers was reversed."""
     points = {pair[0]: 1.0, pair[1]: -1.0, "tie": 0.0}
     for game in judgement["games"]:
         if game["verdict"] in points:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -19,13 +19,13 @@ from distill.types import Session, Task
 
 IMPORTERS = {
     "alpaca": "distill.formats.importers.json_files:alpaca",
-    "datasets": "distill.formats.importers.tables:DatasetsImporter",
+    "datasets": "distill.formats.importers.tables:datasets",
     "distill": "distill.formats.importers.json_files:distill",
-    "hub": "distill.formats.importers.tables:HubImporter",
+    "hub": "distill.formats.importers.tables:hub",
     "lines": "distill.formats.importers.json_files:LinesImporter",
-    "oasst": "distill.formats.importers.json_files:OasstImporter",
+    "oasst": "distill.formats.importers.json_files:oasst",
     "openai": "distill.formats.importers.json_files:openai",
-    "parquet": "distill.formats.importers.tables:ParquetImporter",
+    "parquet": "distill.formats.importers.tables:parquet",
     "prompt_response": "distill.formats.importers.json_files:prompt_response",
     "questions": "distill.formats.importers.json_files:questions",
     "self_instruct": "distill.formats.importers.json_files:self_instruct",
@@ -62,6 +62,19 @@ class Importer(Protocol):
         """The contents of every row. Raises `RecipeError` where nothing can be read."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowImporter:
+    """An importer that reads objects and then parses them."""
+
+    rows: Callable[[Address], Rows]
+    parse: Callable[[Rows], Iterator[ParsedRow | RejectedRow]]
+    takes: frozenset[str] = frozenset()
+
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
+        """The contents of every row."""
+        return self.parse(self.rows(address))
+
+
 def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Iterator[ParsedRow | RejectedRow]:
     """The contents of every row at an address, by the importer of that name. Raises `RecipeError`."""
     importer: Importer = registry.part(IMPORTERS, name, kind="format", allowed=allowed)()
@@ -72,7 +85,7 @@ def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Itera
 
 
 def guess(path: str) -> tuple[str, str]:
-    """The format of the data at a path, and the evidence for it. Raises `RecipeError` for an unknown format."""
+    """The format of the data at a path, and how it was recognised. Raises `RecipeError` for an unknown format."""
     place = Path(path)
     if place.is_dir():
         return _guess_folder(place)
@@ -99,8 +112,8 @@ def _guess_file(file: Path) -> tuple[str, str]:
             return name, f"by the keys {', '.join(list(row.value)[:4])}"
     if not is_json and (len(rows) < len(peeked) or not peeked):
         return "lines", "no JSON in it"
-    keys = f"the keys {', '.join(list(rows[0].value)[:6])} tell of none" if rows else "no JSON object in it"
-    raise RecipeError(f"{file}: its format is not known: {keys}; expected {', '.join(IMPORTERS)}")
+    keys = f"it has the keys {', '.join(list(rows[0].value)[:6])}" if rows else "no JSON object in it"
+    raise RecipeError(f"{file}: unknown format ({keys}); expected {', '.join(IMPORTERS)}")
 
 
 def _guess_folder(folder: Path) -> tuple[str, str]:
@@ -117,7 +130,7 @@ def _guess_folder(folder: Path) -> tuple[str, str]:
 
 
 def known_shapes(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
-    """The contents of a table's rows: trees of messages, or rows whose keys determine their shape."""
+    """The contents of a table's rows: messages of trees, or rows whose keys determine their shape."""
     peeked = list(islice(rows, PEEKED))
     first = next((row for row in peeked if isinstance(row, ForeignRow)), None)
     again = chain(peeked, rows)
@@ -147,7 +160,7 @@ class Names:
 
 
 def session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | RejectedRow:
-    """The session of a row; rejected without an answer."""
+    """The session of a row; a row without an answer is rejected."""
     if not parsed.is_answered:
         return RejectedRow(
             parsed.line, "no_answer", "no turn answers the question; --as tasks takes the question alone"
@@ -156,7 +169,7 @@ def session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> S
 
 
 def task(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Task | RejectedRow | None:
-    """The task of a row; `None` where the previous row has the same."""
+    """The task of a row; `None` where the previous row has the same task."""
     if parsed.again:
         return None
     if not parsed.instruction.strip():

@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.core.extras import install
 from distill.core.registry import suggest
 from distill.errors import MissingPackage, RecipeError, one_line
-from distill.formats.importers import HUB_ID, Address, known_shapes
-from distill.formats.json_rows import ForeignRow, RejectedRow
-from distill.formats.schemas import ParsedRow
+from distill.formats.importers import HUB_ID, Address, RowImporter, known_shapes
+from distill.formats.json_rows import ForeignRow, Rows
 
 BATCH_ROWS = 1024
 
 
-class DatasetsImporter:
-    """A folder written by `save_to_disk`: one dataset, or a split of several (`train` where it is left out)."""
+def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partial[RowImporter]:
+    """An importer of values in known shapes; the line of a row is its number."""
 
-    takes: frozenset[str] = frozenset({"split"})
+    def rows(address: Address) -> Rows:
+        return (ForeignRow(number, value) for number, value in enumerate(values(address), start=1))
 
-    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
-        """The contents of every row."""
-        return _numbered(_saved(address))
-
-
-class HubImporter:
-    """`owner/name`, or a local folder laid out as one on the Hub; `split` is `train` where it is left out."""
-
-    takes: frozenset[str] = frozenset({"split", "revision"})
-
-    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
-        """The contents of every row. Runs no code of the dataset."""
-        if not Path(address.path).is_dir() and not HUB_ID.match(address.path):
-            raise RecipeError(f"{address.path!r} is no Hub id; expected owner/name, such as OpenAssistant/oasst1")
-        return _numbered(_streamed(address))
-
-
-class ParquetImporter:
-    """A file, or a folder of them in the order of their names; `split` picks those whose name starts with it."""
-
-    takes: frozenset[str] = frozenset({"split"})
-
-    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
-        """The contents of every row; its line is its number over all files."""
-        path = Path(address.path)
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        files = [file for file in files if address.split is None or file.name.startswith(address.split)]
-        if not files:
-            of_split = f" of the split {address.split}" if address.split else ""
-            raise RecipeError(f"{path}: no .parquet file{of_split} in it")
-        return _numbered(value for file in files for value in _parquet(file))
-
-
-def _numbered(values: Iterator[Any]) -> Iterator[ParsedRow | RejectedRow]:
-    return known_shapes(ForeignRow(number, value) for number, value in enumerate(values, start=1))
+    return partial(RowImporter, rows, known_shapes, frozenset(takes))
 
 
 def _saved(address: Address) -> Iterator[Any]:
+    """The rows of a folder written by `save_to_disk`: one dataset, or a split of several (by default `train`)."""
     try:
         from datasets import DatasetDict, load_from_disk
     except ImportError as error:
@@ -79,6 +47,12 @@ def _saved(address: Address) -> Iterator[Any]:
 
 
 def _streamed(address: Address) -> Iterator[Any]:
+    """The rows of `owner/name`, or of a local folder laid out as on the Hub, without running code of the dataset.
+
+    The split is `train` by default.
+    """
+    if not Path(address.path).is_dir() and not HUB_ID.match(address.path):
+        raise RecipeError(f"{address.path!r} is no Hub id; expected owner/name, such as OpenAssistant/oasst1")
     try:
         import datasets
     except ImportError as error:
@@ -88,22 +62,35 @@ def _streamed(address: Address) -> Iterator[Any]:
         yield from datasets.load_dataset(
             address.path, split=address.split or "train", revision=address.revision, streaming=True
         )
-    except (OSError, ValueError, RuntimeError) as error:  # of datasets, huggingface_hub and HTTP, no network among them
+    except (OSError, ValueError, RuntimeError) as error:  # of datasets, huggingface_hub and HTTP, also without network
         why = one_line(str(error), 160)
         raise RecipeError(
             f"{address.path}: cannot be read from the Hub ({why}); check id, split and revision"
         ) from error
 
 
-def _parquet(file: Path) -> Iterator[Any]:
+def _parquet(address: Address) -> Iterator[Any]:
+    """The rows of a file, or of a folder of files in the order of their names; a split is the start of their names."""
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
-    try:
-        with ParquetFile(file) as table:
-            for batch in table.iter_batches(BATCH_ROWS):
-                yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
-        raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error
+    path = Path(address.path)
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = [file for file in files if address.split is None or file.name.startswith(address.split)]
+    if not files:
+        of_split = f" of the split {address.split}" if address.split else ""
+        raise RecipeError(f"{path}: no .parquet file{of_split} in it")
+    for file in files:
+        try:
+            with ParquetFile(file) as table:
+                for batch in table.iter_batches(BATCH_ROWS):
+                    yield from batch.to_pylist()
+        except (ArrowException, OSError) as error:
+            raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error
+
+
+datasets = _importer(_saved, "split")
+hub = _importer(_streamed, "split", "revision")
+parquet = _importer(_parquet, "split")

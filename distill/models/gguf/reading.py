@@ -1,4 +1,4 @@
-"""Reads GGUF through transformers, and repairs what that loses: pre-tokenizer, padding, rotary scaling."""
+"""Reads GGUF through transformers, and restores what that loses: pre-tokenizer, pad token, rotary scaling."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from distill.models.gguf.rope import llama3_parameters
 from distill.models.third_party import first_line
 
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|PAD_TOKEN|>", "<unk>")
-"""Reserved tokens that may fill up a batch, in order of preference."""
+"""Reserved tokens that may serve as padding, in order of preference."""
 
 _RESERVED = re.compile(r"\bpad\b|reserved|unused", re.IGNORECASE)
-"""What the names of tokens say that stand for nothing yet."""
+"""Matches the names of tokens that models reserve and do not use."""
 
 _FACTORS = b"rope_freqs.weight"
 
@@ -38,7 +38,7 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingPackage("a .gguf file is read with the package `gguf`; pip install gguf") from error
     model, tokenizer = _read(gguf)
-    model.hf_quantizer = None  # the weights are plain by now, and transformers refuses to cast and save those of GGUF
+    model.hf_quantizer = None  # the weights are dequantised, and transformers would refuse to cast and save GGUF ones
     del model.config.quantization_config
     _mend_rotary(model, gguf)
     _repair_tokenizer(tokenizer, _text(gguf, "tokenizer.ggml.pre"), model.config.max_position_embeddings)
@@ -46,7 +46,7 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
 
 
 def _read(gguf: Path) -> tuple[Any, Any]:
-    """Both as transformers reads them, from a folder that holds nothing else to be mixed in."""
+    """Model and tokenizer as transformers reads them, from a temporary folder with no other files."""
     # AutoTokenizer parses the whole file for a configuration that a byte-level BPE does not need: 4 s of 10.
     kind = "PreTrainedTokenizerFast" if _text(gguf, "tokenizer.ggml.model") == "gpt2" else "AutoTokenizer"
     with tempfile.TemporaryDirectory() as alone, redirect_stderr(io.StringIO()):
@@ -64,7 +64,7 @@ def _read(gguf: Path) -> tuple[Any, Any]:
 
 
 def _mend_rotary(model: Any, gguf: Path) -> None:
-    """Restore Llama 3's rotary scaling, which such files hold as factors and transformers 5.23 passes over."""
+    """Restore Llama 3's rotary scaling, which GGUF stores as factors and transformers 5.23 ignores."""
     if _after(gguf, _FACTORS) is None:
         return
     from gguf import GGUFReader
@@ -81,16 +81,16 @@ def _mend_rotary(model: Any, gguf: Path) -> None:
 
 
 def _after(gguf: Path, name: bytes, size: int = 0) -> bytes | None:
-    """Up to `size` bytes behind a name in the file; None where it is not there. Parsing the file would take seconds."""
+    """Up to `size` bytes after a name in the file, `None` without that name; parsing the file would take seconds."""
     if not gguf.stat().st_size:
-        return None  # nothing that mmap takes
+        return None  # mmap refuses an empty file
     with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         at = content.find(name)
         return None if at < 0 else content[at + len(name) : at + len(name) + size]
 
 
 def _text(gguf: Path, key: str) -> str:
-    """The value of a key that holds text, such as llama.cpp's name for how text is split; empty where there is none."""
+    """The text under a key, such as llama.cpp's name of the pre-tokenizer; empty where there is none."""
     value = _after(gguf, key.encode() + struct.pack("<I", 8), 8 + 64)  # 8: the value is a string, its length first
     if value is None:
         return ""
@@ -99,10 +99,10 @@ def _text(gguf: Path, key: str) -> str:
 
 
 def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
-    r"""Restore what transformers' GGUF conversion loses: how digits are split, the pad token and the context length.
+    r"""Restore what transformers' GGUF conversion loses: the splitting of digits, the pad token and the context length.
 
-    SmolLM splits each digit off before the byte-level rule looks at the spaces (llama.cpp calls that `smollm`);
-    without it "\n\n1." becomes other ids than the model was trained on.
+    SmolLM splits off each digit before the byte-level rule applies (llama.cpp calls that pre-tokenizer `smollm`);
+    otherwise "\n\n1." gets different ids than in the model's training.
     """
     from tokenizers import pre_tokenizers
 
@@ -115,10 +115,10 @@ def _repair_tokenizer(tokenizer: Any, pre: str, context: int) -> None:
 
 
 def part_pad_from_eos(tokenizer: Any) -> None:
-    """Make the pad token another than the end token where the vocabulary reserves one.
+    """Give the tokenizer a pad token that differs from the end token, where the vocabulary reserves one.
 
     With pad = eos, trainers that mask padding by its id teach a student never to stop (trl#1623, #3083, #3091). Here
-    padding is masked by position; where nothing is reserved, eos stays: any other token would vanish from answers.
+    padding is masked by position. Without a reserved token, eos stays: any other token would be lost from answers.
     """
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
         return

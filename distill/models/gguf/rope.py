@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _META = {"original_max_position_embeddings": 8192, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-"""What every model of Meta's has; a GGUF file holds factors only, from which `factor` can be told and these not."""
+"""Settings of all of Meta's Llama 3 models; a GGUF file holds only the factors, from which these cannot be derived."""
 
 
 def parameters_of(config: Any) -> dict[str, Any]:
@@ -24,10 +24,10 @@ def head_size(config: Any) -> int:
 
 
 def llama3_factors(config: Any) -> torch.Tensor | None:
-    """Factor by which each frequency (half a head's width of them) is divided; None for another kind of scaling.
+    """Divisors of the rotary frequencies, head size / 2 in float32; `None` for another kind of scaling.
 
-    As in transformers' `_compute_llama3_parameters`: short wavelengths stay, long ones are divided by `factor`, and
-    between the two bounds the change is gradual.
+    As in transformers' `_compute_llama3_parameters`: the frequencies of short wavelengths stay, those of long ones are
+    divided by `factor`, with a gradual change between the two bounds.
     """
     settings = parameters_of(config)
     if settings.get("rope_type") != "llama3":
@@ -43,7 +43,7 @@ def llama3_factors(config: Any) -> torch.Tensor | None:
 
 
 def llama3_parameters(factors: torch.Tensor, config: Any) -> dict[str, Any] | None:
-    """The settings that give these factors, with the bounds that Meta's models have; None where they do not."""
+    """The settings that give these factors (head size / 2), with Meta's bounds; `None` where there are none."""
     settings = {**parameters_of(config), **_META, "rope_type": "llama3", "factor": float(factors.max())}
     candidate = type(config)(**{**config.to_dict(), "rope_parameters": settings})
     result = llama3_factors(candidate)

@@ -10,7 +10,7 @@ from typing import Any
 from distill.errors import ModelError
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""Kinds of tokens, in llama.cpp's numbering (`llama_token_type`)."""
+"""Types of tokens, in llama.cpp's numbering (`llama_token_type`)."""
 
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -24,26 +24,26 @@ _SPLITS: Mapping[str, tuple[tuple[str, Any], ...]] = {
     "llama-bpe": (("Split", _LLAMA3), ("ByteLevel", False)),
     "qwen2": (("Split", _QWEN2), ("ByteLevel", False)),
 }
-"""How text is split before merging, by llama.cpp's name (`tokenizer.ggml.pre`): single digits or not, a regular
-expression, and whether the byte level splits by GPT-2's."""
+"""Pre-tokenizer steps by llama.cpp's name (`tokenizer.ggml.pre`): for `Digits`, whether each is split off; for `Split`,
+the regular expression; for `ByteLevel`, whether it splits by GPT-2's expression."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The tokenizer's part of a GGUF file."""
+    """The tokenizer in a GGUF file."""
 
     pre: str
     tokens: tuple[str, ...]
     """By id."""
     kinds: tuple[int, ...]
     merges: tuple[str, ...]
-    """Pairs with a space between, in the order of their rank."""
+    """Pairs separated by a space, in order of rank."""
 
 
 def read_vocabulary(tokenizer: Any, *, rows: int) -> Vocabulary:
-    """The vocabulary of a Hugging Face tokenizer; `rows` are the embedding's, and ids without a token get a filler.
+    """The vocabulary of a Hugging Face tokenizer for an embedding of `rows` rows; ids without a token get a filler.
 
-    Raises `ModelError` for a tokenizer that is no byte-level BPE, or that splits text in a way without a name.
+    Raises `ModelError` for a tokenizer that is no byte-level BPE, or whose pre-tokenizer has no name in llama.cpp.
     """
     info = json.loads(tokenizer.backend_tokenizer.to_str())
     pre = _pre(info)
@@ -67,7 +67,7 @@ def _kind(id_: int, names: Mapping[int, str], added: Mapping[int, Any]) -> int:
 
 
 def _pre(info: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how the tokenizer splits text."""
+    """llama.cpp's name of the pre-tokenizer. Raises `ModelError` where it has none."""
     if info["model"].get("type") != "BPE" or info["model"].get("byte_fallback"):
         raise ModelError(
             f"no GGUF can be written with a tokenizer of type {info['model'].get('type')}, only with byte-level BPE;"
@@ -84,7 +84,7 @@ def _pre(info: Mapping[str, Any]) -> str:
 
 
 def _steps(info: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
-    """The pre-tokenizer's steps with what distinguishes them; one with a setting of its own matches none."""
+    """The pre-tokenizer's steps with their settings, in the form of `_SPLITS`; unusual settings match none of those."""
     if info is None:
         return ()
     kind = info["type"]

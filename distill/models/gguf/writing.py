@@ -23,12 +23,12 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-"""What llama.cpp calls the architectures that are written here."""
+"""llama.cpp's names of the supported architectures."""
 DTYPES = ("float16", "float32", "q8_0")
 _FILE_TYPES = {"float32": 0, "float16": 1, "q8_0": 7}
 """`general.file_type`, in llama.cpp's numbering (`llama_ftype`)."""
 _BLOCK = 32
-"""Weights in one block of Q8_0."""
+"""Weights per block of Q8_0."""
 
 
 def write_gguf(
@@ -41,10 +41,10 @@ def write_gguf(
     dtype: str = "float16",
     watch: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write `model` (on the CPU, any float dtype) to `path`; `watch` is called with the tensors done and their number.
+    """Write `model` (on the CPU, any float dtype) to `path`; `watch` gets the number of tensors written and of all.
 
-    `template` is how chat is rendered (as in `chat.TEMPLATES`); `dtype` is one of `DTYPES`, for matrices: vectors are
-    always float32. Raises `ModelError` for an architecture, a rotary scaling or a tokenizer that has no place here.
+    `template` is a chat template (one of `chat_template.TEMPLATES`); `dtype` is one of `DTYPES`, for matrices: vectors
+    are always float32. Raises `ModelError` for an unsupported architecture, rotary scaling or tokenizer.
     """
     gguf = _package()
     require_supported(model.config, tokenizer)
@@ -72,7 +72,7 @@ def write_gguf(
 
 
 def require_supported(config: Any, tokenizer: Any) -> None:
-    """Raise `ModelError`, in one line, for a model that cannot be written."""
+    """Raise `ModelError` for a model that cannot be written."""
     name = (config.architectures or ["?"])[0]
     if name not in ARCHITECTURES:
         raise ModelError(
@@ -97,7 +97,7 @@ def _package() -> Any:
 
 
 def _describe(writer: Any, config: Any, *, name: str, dtype: str) -> None:
-    """Sizes and settings of the architecture."""
+    """Write sizes and settings of the architecture."""
     rope = parameters_of(config)
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[dtype])
@@ -141,7 +141,7 @@ def _write_vocabulary(writer: Any, vocabulary: Vocabulary, tokenizer: Any, templ
 
 
 def _names(model: Any, gguf: Any) -> Iterator[tuple[str, Any]]:
-    """Each tensor with its name in the file; tied ones once. Raises `ModelError` for one without a name there."""
+    """Each tensor with its name in the file, tied ones once. Raises `ModelError` where llama.cpp has none."""
     kind = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHITECTURES[type(model).__name__])
     names = gguf.get_tensor_name_map(kind, model.config.num_hidden_layers)
     tied = bool(model.config.tie_word_embeddings)
@@ -155,7 +155,7 @@ def _names(model: Any, gguf: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _ordered(file_name: str, weight: Any, config: Any) -> Any:
-    """The tensor with its rows as llama.cpp wants them."""
+    """The tensor with its rows in llama.cpp's order."""
     if ARCHITECTURES[config.architectures[0]] != "llama":
         return weight
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -164,13 +164,13 @@ def _ordered(file_name: str, weight: Any, config: Any) -> Any:
 
 
 def permuted(weight: Any, heads: int) -> Any:
-    """A weight (heads · d × …) with the rows of each head interleaved: 0, d/2, 1, d/2 + 1 …"""
+    """A weight, heads · d × …, with the rows of each head interleaved: 0, d/2, 1, d/2 + 1 …"""
     rows = weight.shape[0]
     return weight.reshape(heads, 2, rows // heads // 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
 
 
 def _announce(writer: Any, file_name: str, weight: Any, dtype: str, gguf: Any) -> None:
-    """Say what a tensor will be like, before any is written."""
+    """Declare a tensor's shape and type, which come before all data in the file."""
     kind = _kind(weight, dtype, gguf)
     shape = tuple(weight.shape)
     if kind == gguf.GGMLQuantizationType.Q8_0:
@@ -196,7 +196,7 @@ def _kind(weight: Any, dtype: str, gguf: Any) -> Any:
 
 
 def _values(file_name: str, weight: Any, dtype: str, gguf: Any) -> Any:
-    """The tensor as a NumPy array in the form that is stored."""
+    """The tensor as a NumPy array in its stored form; Q8_0 as bytes."""
     kind = _kind(weight, dtype, gguf)
     values = weight.detach().float().cpu().contiguous().numpy()
     if kind == gguf.GGMLQuantizationType.F16 and abs(values).max() > 65_504:

@@ -1,4 +1,4 @@
-"""Attention over packed sequences, without computing across sessions."""
+"""Attention within each session of a packed row."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -24,9 +24,9 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def run_trials(model: Any) -> dict[str, bool]:
-    """Whether each implementation agrees with transformers' `sdpa` under a mask that parts two sessions.
+    """By implementation, whether it agrees with transformers' `sdpa` under a mask that separates two sessions.
 
-    Empty for a model that does more than plain causal attention.
+    Empty for a model with more than plain causal attention.
     """
     if not _is_plain(model):
         return {}
@@ -58,9 +58,9 @@ def run_trials(model: Any) -> dict[str, bool]:
 
 
 def use(model: Any, passed: Mapping[str, bool]) -> bool:
-    """Have a model attend session by session in packed rows, in place, by the best implementation that has passed.
+    """Switch a model, in place, to the fastest implementation that passed its trial; returns whether there is one.
 
-    Padded rows, and those of generation, are masked as by transformers.
+    Padded rows and generation are masked as in transformers.
     """
     name = next((name for name in (FLASH, BY_SESSION) if passed.get(name, False)), None)
     if name is None or not _is_plain(model):
@@ -76,16 +76,12 @@ def _is_plain(model: Any) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     is_known = config._attn_implementation == "sdpa" and hasattr(config, "num_attention_heads")
-    return is_known and kinds == {"full_attention"} and not _window(config)
-
-
-def _window(config: Any) -> bool:
-    """Whether attention reaches back only so far."""
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return is_known and kinds == {"full_attention"} and not has_window
 
 
 def _mask(*args: Any, **options: Any) -> Tensor | None:
-    """None for one row without padding and cache, where `attend` parts the sessions itself."""
+    """None for one row without padding and cache, where `attend` separates the sessions itself."""
     alone = options.get("batch_size") == 1 and options.get("attention_mask") is None
     if alone and options.get("q_length") == options.get("kv_length"):
         return None
@@ -110,8 +106,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Causal attention, B × heads × T × width in, B × T × heads × width out.
 
-    `cu_seq_lens_q` are the ends of the sessions in a row, 0 before them (int32), `max_length_q` is the longest one's
-    length; where they are missing, they follow from positions that restart. A padded or cached batch goes through
+    `cu_seq_lens_q` are 0 and the ends of the N sessions in a row (N + 1, int32), `max_length_q` the longest one's
+    length; without them, sessions begin where `position_ids` (1 × T) restart. A padded or cached batch goes through
     transformers' own `sdpa`.
     """
     ends = cu_seq_lens_q
@@ -129,18 +125,15 @@ def attend(
 
 
 def _ends(position_ids: Tensor) -> Tensor | None:
-    """Ends of the sessions in a row (N + 1, int32), found where positions restart; None for one session."""
+    """Ends of the sessions in a row (N + 1, int32), where `position_ids` (1 × T) restart; None for one session."""
     starts = (position_ids[0].diff() != 1).nonzero().flatten() + 1
-    if not len(starts):
-        return None
-    edge = starts.new_tensor([0]), starts.new_tensor([position_ids.shape[-1]])
-    return torch.cat([edge[0], starts, edge[1]]).to(torch.int32)
+    return pad(pad(starts, (1, 0)), (0, 1), value=position_ids.shape[-1]).to(torch.int32) if len(starts) else None
 
 
 def one_by_one(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, scaling: float | None, dropout: float = 0.0
 ) -> Tensor:
-    """Each session by torch's attention; shapes as in `attend`."""
+    """Each session by torch's attention; `ends` is N + 1, other shapes as in `attend`."""
     lengths = ends.diff().tolist()
     parts = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
     grouped = query.shape[1] != key.shape[1]
@@ -152,7 +145,7 @@ def one_by_one(
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None) -> Tensor:
-    """All sessions in one kernel of FlashAttention-2 (Dao, 2023), part of torch for CUDA; shapes as in `attend`."""
+    """All sessions in torch's FlashAttention-2 kernel (Dao, 2023; CUDA); shapes as in `one_by_one`."""
     rows = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     results = torch.ops.aten._flash_attention_forward(
         *rows, ends, ends, longest, longest, 0.0, True, False, scale=scaling

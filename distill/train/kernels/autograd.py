@@ -1,6 +1,6 @@
 """Memory-saving autograd functions for LoRA linears, norms, MLPs and the loss.
 
-They equal what transformers and PEFT compute, to rounding. Base weights are frozen: no gradient is made for them.
+They equal what transformers and PEFT compute, to rounding. Base weights are frozen and get no gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.functional import linear, silu
 from distill.train.memory import LOGIT_BYTES
 
 Source = tuple[Tensor, Tensor, Tensor]
-"""From which a norm's output can be recomputed: its input (… × H), inverse root mean squares (… × 1), weight (H)."""
+"""What a norm's output can be recomputed from: input (… × H), inverse root mean squares (… × 1), weight (H)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Linear:
     scale: float
 
     def weight(self, dtype: torch.dtype) -> Tensor:
-        """The weight, O × I; made from its 4-bit codes each time."""
+        """The weight, O × I; dequantised on each call."""
         weight: Tensor = self.base.weight
         state = getattr(weight, "quant_state", None)
         if state is None:
@@ -48,8 +48,8 @@ class Linear:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b.T` of two matrices, M × K and N × K in, M × N out.
 
-    In float32 on a CPU it is oneDNN's: the BLAS that torch is built with uses half of the vector unit of AMD's.
-    Measured on one Zen 5 core for 512 × 576 × 1536: 245 GFLOP/s against 108.
+    In float32 on a CPU it is oneDNN's: torch's BLAS uses half of the vector width of AMD CPUs. Measured on one Zen 5
+    core for 512 × 576 × 1536: 245 GFLOP/s against 108.
     """
     if a.dtype == torch.float32 and a.device.type == "cpu" and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
@@ -57,24 +57,18 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def norm(x: Tensor, epsilon: float, weight: Tensor) -> tuple[Tensor, Source]:
-    """RMSNorm (Zhang and Sennrich, 2019) of x (B × T × H), and its source.
+    """RMSNorm (Zhang and Sennrich, 2019) of x (B × T × H, weight: H): its output (B × T × H) and its source.
 
-    It keeps its input only; a layer that reads the output can recompute it from the source instead of keeping it.
+    Only the input is kept; the next layer can recompute the output from the source instead of keeping it.
     """
     inverse = torch.rsqrt(x.detach().float().pow(2).mean(-1, keepdim=True) + epsilon)
     return _Norm.apply(x, inverse, weight), (x.detach(), inverse, weight)
 
 
-def frozen_linear(x: Tensor, layer: Linear) -> Tensor:
-    """A linear layer without its adapter: … × I in, … × O out; keeps nothing for the backward pass."""
-    y: Tensor = _FrozenLinear.apply(x, layer)
-    return y
-
-
 def adapted_linear(x: Tensor, a: Tensor, b: Tensor, layer: Linear, source: Source | None = None) -> Tensor:
     """A linear layer with its LoRA adapter (Hu et al., 2021; a: r × I, b: O × r): … × I in, … × O out.
 
-    It keeps x, or only the `source` of x where there is one.
+    It keeps x for the backward pass, or only the `source` of x where there is one.
     """
     y: Tensor = _AdaptedLinear.apply(x, a, b, layer, source)
     return y
@@ -85,23 +79,23 @@ def gated_mlp(
 ) -> Tensor:
     """down(silu(gate(x)) · up(x)) (SwiGLU: Shazeer, 2020), … × H in and out; keeps the outputs of gate and up.
 
-    `layers` are gate, up and down, `adapters` their a, b, a, b, a, b.
+    `layers` are gate, up and down; `adapters` are a (r × I) and b (O × r) of each, in this order.
     """
     y: Tensor = _GatedMLP.apply(x, layers, source, *adapters)
     return y
 
 
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy, in nats, of each of N labels under a frozen output head (V × H) on hidden states (N × H).
+    """Cross entropy in nats (N) of N labels under a frozen output head (V × H) on hidden states (N × H).
 
-    Logits exist for some rows at a time. The gradient is computed in the forward pass, as in Liger-Kernel (Hsu et al.,
-    2024), so that no logits are kept or computed twice.
+    Logits exist for a few rows at a time. The gradient is computed in the forward pass, as in Liger-Kernel (Hsu et
+    al., 2024), so that logits are neither kept nor computed twice.
     """
     losses: Tensor = _TokenLosses.apply(hidden, weight, labels)
     return losses
 
 
-# How
+# Implementations
 
 
 def _scaled(x: Tensor, inverse: Tensor, weight: Tensor) -> Tensor:
@@ -124,19 +118,19 @@ class _Norm(Function):  # type: ignore[misc]  # the library has no types
 
 
 def _rows(x: Tensor) -> Tensor:
-    """The rows of x (T × width), in autocast's dtype where that is on."""
+    """X as rows (T × width), in autocast's dtype where autocast is on."""
     kind, rows = x.device.type, x.reshape(-1, x.shape[-1])
     return rows.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else rows
 
 
 def _input(saved: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The input (T × width) from what was saved: itself, or its source."""
+    """The input (T × width) from the saved tensors: itself, or its source."""
     x = saved[0] if len(saved) == 1 else _scaled(*saved)
     return x.reshape(-1, x.shape[-1]).to(dtype)
 
 
 def _as_gradient(dx: Tensor | None, like: tuple[torch.Size, torch.dtype]) -> Tensor | None:
-    """A gradient in the shape and dtype of its tensor."""
+    """A gradient in the shape and dtype `like`."""
     return None if dx is None else dx.view(like[0]).to(like[1])
 
 
@@ -166,18 +160,6 @@ def _backward(
     dx = product(dy, layer.weight(dy.dtype).t())
     dx = dx if into is None else into.add_(dx)
     return dx.addmm_(d_inner, a.to(dy.dtype)), da, db
-
-
-class _FrozenLinear(Function):  # type: ignore[misc]  # the library has no types
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Linear) -> Tensor:
-        ctx.layer, ctx.like = layer, (x.shape, x.dtype)
-        return layer.apply(_rows(x)).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None]:
-        dx = product(dy.reshape(-1, dy.shape[-1]), ctx.layer.weight(dy.dtype).t())
-        return _as_gradient(dx, ctx.like), None
 
 
 class _AdaptedLinear(Function):  # type: ignore[misc]  # the library has no types
@@ -214,10 +196,10 @@ class _GatedMLP(Function):  # type: ignore[misc]  # the library has no types
         g, u, inner_g, inner_u, inner_d, ag, bg, au, bu, ad, bd, *saved = ctx.saved_tensors
         gate, up, down = ctx.layers
         dy, needs_input = dy.reshape(-1, dy.shape[-1]), ctx.needs_input_grad[0]
-        opened = silu(g)
-        inside, dad, dbd = _backward(dy, opened * u, inner_d, ad, bd, down, into=None, needs_input=True)
+        gate_output = silu(g)
+        inside, dad, dbd = _backward(dy, gate_output * u, inner_d, ad, bd, down, into=None, needs_input=True)
         assert inside is not None
-        du = opened.mul_(inside)
+        du = gate_output.mul_(inside)
         dg = torch.ops.aten.silu_backward(inside.mul_(u), g)
         rows = _input(saved, dy.dtype)
         dx, dag, dbg = _backward(dg, rows, inner_g, ag, bg, gate, into=None, needs_input=needs_input)

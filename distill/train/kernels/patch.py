@@ -22,9 +22,9 @@ SCALED_HEADS = (
 )  # fmt: skip
 """Settings of architectures that do more after the output head than a softmax."""
 FEWEST_ROWS = 32
-"""Tokens below which PEFT's own forward is used where no gradient is asked for: bitsandbytes generates faster."""
+"""Rows below which PEFT's own forward is used when no gradient is needed: bitsandbytes generates faster."""
 HEAD_ROWS = 2048
-"""Trained tokens whose logits are kept where the output head learns."""
+"""Trained tokens whose logits are kept where the output head is trainable."""
 _SILU = ("SiLU", "SiLUActivation")
 _LOSS = "loss"
 
@@ -43,14 +43,14 @@ class Candidate:
 
     @property
     def trial(self) -> str:
-        """Name of the trial that decides it: one per class, sizes and dtype."""
+        """Name of its trial: one per class, sizes, dtype and device."""
         outputs = getattr(self.module, "out_features", self.width)
         weight = next(self.module.parameters())
         return f"{self.kind} {type(self.module).__name__} {self.width}x{outputs} {weight.dtype} {weight.device.type}"
 
 
 def run_trials(model: Any) -> dict[str, bool]:
-    """Whether each kernel that the model can use agrees with the library's own forward and backward, by trial.
+    """By trial, whether a kernel that the model can use agrees with the library's own forward and backward.
 
     To be called before `patch`, with the dtypes and autocast of training. Weights and random state stay as they are.
     """
@@ -66,10 +66,10 @@ def run_trials(model: Any) -> dict[str, bool]:
 
 
 def patch(model: Any, passed: Mapping[str, bool]) -> dict[str, int]:
-    """Replace what has passed its trial; returns how many modules of each kind compute with our functions.
+    """Replace forwards whose kernel passed its trial; returns the number of patched modules by kind.
 
-    Other architectures, DoRA, and weights that learn themselves keep their own. `loss` is 1 where
-    `model(…, labels=…, token_losses=True)` gives the loss of each trained token.
+    Other architectures, DoRA and modules with trainable weights keep their own. `loss` is 1 where
+    `model(…, labels=…, token_losses=True)` returns the loss of each trained token.
     """
     causal = _causal(model)
     counts = {"linear": 0, "mlp": 0, "norm": 0}
@@ -101,9 +101,9 @@ def _candidates(causal: Any) -> Iterator[Candidate]:
 
 
 def _agrees(one: Candidate) -> bool:
-    """Both forwards on the same random rows (1 × 32 × width), gradients of the input and of adapters included.
+    """Compare both forwards and their gradients (input and adapters) on the same random rows (1 × 32 × width).
 
-    Readers of a norm are tried behind one too, as they recompute its output from its source.
+    Linear and feed-forward layers are tried behind a norm too, as they recompute its output from its source.
     """
     weights = [weight for weight in one.module.parameters() if weight.requires_grad]
     own, device = one.module.forward, next(one.module.parameters()).device
@@ -123,7 +123,9 @@ def _agrees(one: Candidate) -> bool:
 
 @contextmanager
 def _started_adapters(module: Any) -> Iterator[None]:
-    """Adapters begin with B = 0, which would hide half of their arithmetic: random ones while the block runs."""
+    """Within the block, random B (its initial zeros would hide half of an adapter's arithmetic) and no dropout."""
+    training = module.training
+    module.eval()
     zeros = [weight for name, weight in module.named_parameters() if "lora_B" in name]
     before = [weight.detach().clone() for weight in zeros]
     for weight in zeros:
@@ -133,10 +135,11 @@ def _started_adapters(module: Any) -> Iterator[None]:
     finally:
         for weight, value in zip(zeros, before, strict=True):
             weight.data = value
+        module.train(training)
 
 
 def _compute_dtype(module: Any) -> torch.dtype:
-    """Dtype of a module's input: its weight's, or that which a 4-bit weight is unpacked to."""
+    """Dtype of a module's input: that of its weight, or of the dequantised weight."""
     layer = getattr(module, "gate_proj", module)
     weight = getattr(layer, "base_layer", layer).weight
     state = getattr(weight, "quant_state", None)
@@ -171,18 +174,16 @@ def _linear_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if args or options or not _is_ours(self, x):
             return own(x, *args, **options)
         a, b, layer = _parts(self)
-        dropout = self.lora_dropout[self.active_adapters[0]]
-        if getattr(dropout, "p", 0.0) and self.training:
-            return autograd.frozen_linear(x, layer) + _dropped(dropout(x), a, b, layer)
         return autograd.adapted_linear(x, a, b, layer, _source_of(x))
 
     return forward
 
 
 def _is_ours(module: Any, x: Tensor) -> bool:
-    """Whether the adapter is on and unmerged, and the input large enough to be worth it."""
+    """Whether the adapter is on, unmerged and without dropout, and x (… × I) large enough to be worth it."""
     plain = not module.disable_adapters and not module.merged and len(module.active_adapters) == 1
-    return plain and (torch.is_grad_enabled() or x.numel() // x.shape[-1] >= FEWEST_ROWS)
+    dropped = module.training and any(getattr(dropout, "p", 0) for dropout in module.lora_dropout.values())
+    return plain and not dropped and (torch.is_grad_enabled() or x.numel() // x.shape[-1] >= FEWEST_ROWS)
 
 
 def _parts(module: Any) -> tuple[Tensor, Tensor, autograd.Linear]:
@@ -191,17 +192,11 @@ def _parts(module: Any) -> tuple[Tensor, Tensor, autograd.Linear]:
     return module.lora_A[name].weight, module.lora_B[name].weight, layer
 
 
-def _dropped(x: Tensor, a: Tensor, b: Tensor, layer: autograd.Linear) -> Tensor:
-    """The adapter's output by torch's own functions."""
-    inner = torch.nn.functional.linear(x, a.to(x.dtype))
-    return torch.nn.functional.linear(inner, b.to(x.dtype)) * layer.scale
-
-
 # Norms and feed-forward layers
 
 
 def _is_plain_norm(module: Any) -> bool:
-    """A norm like Llama's: named so, with a weight that does not learn."""
+    """An RMSNorm like Llama's, by its name, with a frozen weight."""
     weight = getattr(module, "weight", None)
     is_norm = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
     return is_norm and weight is not None and not weight.requires_grad
@@ -210,7 +205,7 @@ def _is_plain_norm(module: Any) -> bool:
 def _norm_forward(self: Any, x: Tensor) -> Tensor:
     y, source = autograd.norm(x, self.variance_epsilon, self.weight)
     if y.requires_grad:
-        y._source = source, y._version  # for the layers that read it
+        y._source = source, y._version  # for the layers whose input it is
     return y
 
 
@@ -229,10 +224,7 @@ def _is_plain_mlp(module: Any) -> bool:
 def _mlp_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
         modules = self.gate_proj, self.up_proj, self.down_proj
-        dropped = self.training and any(
-            getattr(dropout, "p", 0.0) for module in modules for dropout in module.lora_dropout.values()
-        )
-        if dropped or not all(_is_ours(module, x) for module in modules):
+        if not all(_is_ours(module, x) for module in modules):
             return own(x)
         parts = [_parts(module) for module in modules]
         gate, up, down = (layer for *_, layer in parts)
@@ -246,7 +238,7 @@ def _mlp_forward(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _has_plain_head(causal: Any) -> bool:
-    """An output head without a bias, whose logits are not scaled: a frozen one, or on a CPU one that learns."""
+    """An output head without bias or scaling of its logits; frozen, or on a CPU."""
     head = causal.get_output_embeddings()
     scaled = any(getattr(causal.config.get_text_config(), name, None) for name in SCALED_HEADS)
     if scaled or type(head) is not torch.nn.Linear or head.bias is not None:
@@ -268,10 +260,9 @@ def _loss_agrees(causal: Any) -> bool:
 
 
 def _token_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
-    """Nats of each of N labels, on hidden states of N × H.
+    """Nats of each of N labels (N), on hidden states of N × H.
 
-    Where the head learns, at most `HEAD_ROWS` rows of logits exist at once; beyond that they are computed again in the
-    backward pass.
+    With a trainable head, at most `HEAD_ROWS` rows of logits exist at once; more are recomputed in the backward pass.
     """
     if not head.weight.requires_grad:
         return autograd.token_losses(hidden, head.weight, labels)
@@ -286,7 +277,7 @@ def _head_losses(hidden: Tensor, head: Any, labels: Tensor) -> Tensor:
 
 
 def _causal_forward(own: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward that can give the losses of the trained tokens, so that wrappers around the model see a forward."""
+    """A forward with the option `token_losses`, so that wrappers around the model (DDP, accelerate) see a forward."""
 
     def forward(self: Any, *args: Any, token_losses: bool = False, **inputs: Any) -> Any:
         if not token_losses:

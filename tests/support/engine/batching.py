@@ -49,8 +49,8 @@ def values(outcomes: list[Outcome[str]]) -> list[str | None]:
 
 
 def jobs(server: BatchServer, key: str = KEY, **options: Any) -> BatchJobs:
-    provider = OpenAIProvider(server.url, "m", endpoint=Endpoint(model="m"), api_key=key, **options)
-    return BatchJobs(provider, first_wait_seconds=0.01)
+    provider = OpenAIProvider(server.url, "m", endpoint=Endpoint(model="m"), api_key=key)
+    return BatchJobs(provider, first_wait_seconds=0.01, **options)
 
 
 def passes(journal: Journal, server: BatchServer, **options: Any) -> Passes:

@@ -8,25 +8,24 @@ from typing import Any
 
 import torch
 
-from distill.core.files import write_json
+from distill.core.files import read_json, write_json
 from distill.errors import ModelError
 from distill.formats.exporters.student.merged import write_tokenizer, write_whole
-from distill.formats.exporters.student.source import StudentFolder, base_name, peft_settings
+from distill.formats.exporters.student.receipt import Watch
+from distill.formats.exporters.student.source import StudentFolder, base_name
 from distill.models import loading
 
 BASE = "base"
-"""The folder of the base beside the adapter."""
+"""Name of the base's folder, inside that of the adapter."""
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def write_adapter(student: StudentFolder, folder: Path, *, dtype: str) -> None:
-    """Write the adapter into an existing folder; the base, dequantised, in `dtype`.
+def write_adapter(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
+    """Write the adapter into an existing folder, and the dequantised base in `dtype`.
 
-    A base that lies on the Hub as it was trained on is named, not copied. Raises `ModelError` for a student that was
-    trained whole.
+    A base that is on the Hub is named, not copied.
     """
-    require_adapter(student)
-    settings = peft_settings(student.folder)
+    settings = read_json(student.folder / "adapter_config.json")
     settings["base_model_name_or_path"] = base_name(student.info) or BASE
     settings["inference_mode"] = True
     shutil.copyfile(student.folder / _WEIGHTS, folder / _WEIGHTS)
@@ -34,17 +33,17 @@ def write_adapter(student: StudentFolder, folder: Path, *, dtype: str) -> None:
     write_tokenizer(student, folder)
     if base_name(student.info) is None:
         (folder / BASE).mkdir()
-        write_whole(student, student.base(), folder / BASE, dtype=dtype)
+        write_whole(student, student.base(), folder / BASE, dtype)
 
 
 def require_adapter(student: StudentFolder) -> None:
-    """Raise `ModelError` for whole weights."""
+    """Raise `ModelError` for a fully trained student, which has no adapter."""
     if not student.is_adapter:
         raise ModelError(f"the student in {student.folder} was trained whole and has no adapter; use --to merged")
 
 
-def load_adapter(student: StudentFolder, folder: Path) -> Any:
-    """Base and adapter loaded as by any user, computing in float32."""
+def load_adapter(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
+    """Model (base and adapter, computing in float32) and tokenizer, loaded as by any user."""
     is_beside = (folder / BASE).is_dir()
     base = loading.load_causal(
         folder / BASE if is_beside else student.weights,
@@ -52,4 +51,4 @@ def load_adapter(student: StudentFolder, folder: Path) -> Any:
         dtype=torch.float32,
         device=student.device,
     )
-    return loading.adapted(base, folder, merge=False).eval()
+    return loading.adapted(base, folder, merge=False).eval(), loading.load_tokenizer(folder)

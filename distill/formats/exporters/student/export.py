@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 
 from distill.core import student_folder
@@ -23,9 +22,8 @@ from distill.core.jsonl import read_sessions
 from distill.core.weights import student_fingerprint
 from distill.errors import ModelError, RecipeError, RunFolderError
 from distill.formats.exporters.student import adapter, merged, ollama
-from distill.formats.exporters.student.receipt import ExportDeviation, Limits, Reference, rows_of
+from distill.formats.exporters.student.receipt import ExportDeviation, Limits, Reference, Watch, rows_of
 from distill.formats.exporters.student.source import StudentFolder, base_name, read_student
-from distill.models import loading
 from distill.models.device import free_memory
 from distill.models.gguf import writing
 from distill.models.gguf.reading import read_gguf
@@ -37,11 +35,8 @@ from distill.types import Session
 
 RECEIPT = "export.json"
 GGUF = "model.gguf"
-_PHASES = 3
-"""Phases of the progress: the trained model reads, the export is written, the export reads."""
-
-Watch = Callable[[int, int], None]
-"""Called with the work done in a phase, and all of it."""
+_PHASES = ("the trained student reads", "writing", "the {to} export reads")
+"""Notes of the progress bar; each phase counts a third."""
 
 _WHOLE = {
     "float16": Limits(kl=1e-4, disagree=0.005),
@@ -49,10 +44,10 @@ _WHOLE = {
     "float32": Limits(kl=1e-5, disagree=0.001),
 }
 _GGUF = {"float16": _WHOLE["float16"], "float32": _WHOLE["float32"], "q8_0": Limits(kl=2e-2, disagree=0.06)}
-"""Some ten times what rounding the weights was measured to cost a trained student (SmolLM2-135M, 24 of 30 layers,
+"""About ten times the measured effect of rounding the weights of a trained student (SmolLM2-135M, 24 of 30 layers,
 QLoRA; KL in nats per token, top-1 agreement of 1,116 tokens): float32 2.7e-9, 100%; float16 1.2e-6, 100%; bfloat16
-1.1e-4, 99.5%; q8_0 1.5e-3, 97.9%. The faults that they are there to catch cost far more: the same adapter merged into
-the weights before their quantisation 0.26, 75.6%."""
+1.1e-4, 99.5%; q8_0 1.5e-3, 97.9%. The faults that they should catch cost far more: the same adapter merged into the
+weights before their quantisation 0.26, 75.6%."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +57,10 @@ class Form:
     limits: Mapping[str, Limits]
     """By storage dtype; the first is the default."""
     require: Callable[[StudentFolder], None] | None
-    """Raises `ModelError` for a student that has no such form, before any work."""
+    """Raises `ModelError` for a student that cannot have this form, before any work."""
     write: Callable[[StudentFolder, Path, str, Watch], None]
     load: Callable[[StudentFolder, Path], tuple[Any, Any]]
-    """Model and tokenizer of what was written, loaded as by any user."""
+    """Model and tokenizer of the written export, loaded as by any user."""
 
 
 def _require_gguf(student: StudentFolder) -> None:
@@ -75,14 +70,6 @@ def _require_gguf(student: StudentFolder) -> None:
 def _require_ollama(student: StudentFolder) -> None:
     _require_gguf(student)
     ollama.fixed_texts(student.template, student.tokenizer)
-
-
-def _write_adapter(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
-    adapter.write_adapter(student, folder, dtype=dtype)
-
-
-def _write_merged(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
-    merged.write_whole(student, student.merged(), folder, dtype=dtype)
 
 
 def _write_gguf(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
@@ -99,24 +86,14 @@ def _write_gguf(student: StudentFolder, folder: Path, dtype: str, watch: Watch) 
 
 def _write_ollama(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
     _write_gguf(student, folder, dtype, watch)
-    about = [f"{student.name}, a student trained with distill; what it is made of stands in README.md"]
     text = ollama.modelfile(
         GGUF,
         ollama.fixed_texts(student.template, student.tokenizer),
-        stops=[str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
+        stops=student.end_tokens,
         system=student.system,
-        about=about,
+        about=f"{student.name}, a student trained with distill; README.md says what it is made of",
     )
     (folder / "Modelfile").write_text(text, encoding="utf-8")
-
-
-def _load_adapter(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
-    return adapter.load_adapter(student, folder), loading.load_tokenizer(folder)
-
-
-def _load_merged(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
-    model = loading.load_causal(folder, dtype=torch.float32, device=student.device)
-    return model, loading.load_tokenizer(folder)
 
 
 def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
@@ -125,8 +102,8 @@ def _load_gguf(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
 
 
 FORMS: Mapping[str, Form] = {
-    "adapter": Form(_WHOLE, adapter.require_adapter, _write_adapter, _load_adapter),
-    "merged": Form(_WHOLE, None, _write_merged, _load_merged),
+    "adapter": Form(_WHOLE, adapter.require_adapter, adapter.write_adapter, adapter.load_adapter),
+    "merged": Form(_WHOLE, None, merged.write_merged, merged.load_merged),
     "gguf": Form(_GGUF, _require_gguf, _write_gguf, _load_gguf),
     "ollama": Form(_GGUF, _require_ollama, _write_ollama, _load_gguf),
 }
@@ -142,11 +119,11 @@ def export_student(
     progress: Progress | None = None,
     say: Say,
 ) -> list[str]:
-    """Write a run's student to the new folder `out` and say what was written, a line each.
+    """Write a run's student to the new folder `out`; returns the lines to report.
 
     `to` is one of `FORMS`, `dtype` one of its `limits`; `max_kl` replaces the limit of nats per token. Raises
-    `RecipeError` for a dtype that the form has not, `ModelError` for a student that has no such form and for an export
-    that is over a limit (it is left at OUT.failed), `RunFolderError` where nothing can be written.
+    `RecipeError` for a dtype that the form does not have, `ModelError` for a student that cannot have the form and for
+    an export over a limit (it is left at OUT.failed), `RunFolderError` where nothing can be written.
     """
     form = FORMS[to]
     dtype = dtype or next(iter(form.limits))
@@ -154,11 +131,12 @@ def export_student(
         raise RecipeError(f"--dtype {dtype}: {to} is written in {', '.join(form.limits)}")
     limits = form.limits[dtype] if max_kl is None else replace(form.limits[dtype], kl=max_kl)
     _require_free(run, out)
-    student = read_student(student_folder.current(run), name=_name(run), system=_system(run))
+    name = str(read_record(run).get("name") or run.name)
+    student = read_student(student_folder.current(run), name=name, system=_system(run))
     if form.require is not None:
         form.require(student)
     with building(out, faults=(SafetensorError,)) as folder:
-        outcome = _make(student, run, folder, form=form, to=to, dtype=dtype, steps=_Steps(progress or Silent()))
+        outcome = _make(student, run, folder, to=to, dtype=dtype, progress=progress or Silent())
         passed = outcome.comparison.within(limits)
         receipt = _receipt(student, folder, to=to, dtype=dtype, outcome=outcome, limits=limits, passed=passed)
         write_json(folder / RECEIPT, receipt)
@@ -176,38 +154,28 @@ def export_student(
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """Facts gathered during an export."""
+    """Results of the checks of an export."""
 
     comparison: ExportDeviation
     checked: TemplateReport
     on: str
-    """Which rows it was compared on."""
+    """The rows that it was compared on."""
 
 
-class _Steps:
-    """Progress over the phases, in percent."""
+def _watch(progress: Progress, phase: int, to: str) -> Watch:
+    """Reports the work done in one of the phases, as percent of all."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._phase = 0
-        self._note = ""
+    def watch(done: int, total: int) -> None:
+        share = (phase + done / max(1, total)) / len(_PHASES)
+        progress.update(round(100 * share), 100, _PHASES[phase].format(to=to))
 
-    def begin(self, note: str) -> None:
-        """Go on to the next phase."""
-        self._phase += 1
-        self._note = note
-        self.watch(0, 1)
-
-    def watch(self, done: int, total: int) -> None:
-        """Report the work done in the phase."""
-        share = (self._phase - 1 + done / max(1, total)) / _PHASES
-        self._progress.update(round(100 * share), 100, self._note)
+    watch(0, 1)
+    return watch
 
 
-def _make(
-    student: StudentFolder, run: Path, folder: Path, *, form: Form, to: str, dtype: str, steps: _Steps
-) -> _Outcome:
+def _make(student: StudentFolder, run: Path, folder: Path, *, to: str, dtype: str, progress: Progress) -> _Outcome:
     """Write the export into `folder` and compare it."""
+    form = FORMS[to]
     on, sessions = _sessions(run)
     rows = rows_of(sessions, student.template, student.tokenizer, context=student.context)
     if not rows:
@@ -216,15 +184,14 @@ def _make(
         )
     reference = Reference(folder / ".trained", rows)
     try:
-        steps.begin("the trained student reads")
-        reference.record(student.trained(), lambda done: steps.watch(done, reference.tokens))
+        watch = _watch(progress, 0, to)
+        reference.record(student.trained(), watch)
         free_memory()
-        steps.begin("writing")
-        form.write(student, folder, dtype, steps.watch)
+        form.write(student, folder, dtype, _watch(progress, 1, to))
         free_memory()
-        steps.begin(f"the {to} export reads")
+        watch = _watch(progress, 2, to)
         model, tokenizer = form.load(student, folder)
-        comparison = reference.compare(model, lambda done: steps.watch(done, reference.tokens))
+        comparison = reference.compare(model, watch)
     finally:
         reference.close()
     readings = {SAVED: by_template(tokenizer)}
@@ -243,12 +210,8 @@ def _sessions(run: Path) -> tuple[str, list[Session]]:
     return "no rows", []
 
 
-def _name(run: Path) -> str:
-    return str(read_record(run).get("name") or run.name)
-
-
 def _system(run: Path) -> str | None:
-    """The system message that all training began with, if there was one; by its recipe where rows are others."""
+    """The system message that begins all training rows, if there is one; from the recipe where rows have changed."""
     training = students.training(run, read_record(run))
     if training is not None and students.has_other_rows(run, training):
         return (training["recipe"].get("collect") or {}).get("system") or None
@@ -278,13 +241,13 @@ def _failed(out: Path) -> Path:
 
 
 def _place(folder: Path, out: Path) -> None:
-    """Move a whole export to where it belongs; an earlier failed one makes room."""
+    """Rename a complete export to its final path, replacing an earlier failed one."""
     if out.name.endswith(".failed"):
         shutil.rmtree(out, ignore_errors=True)
     if out.is_dir():
-        out.rmdir()  # empty, as was made sure of
+        out.rmdir()  # empty: `require_free` has checked it
     for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # libraries make some of them the owner's alone
+        path.chmod(0o755 if path.is_dir() else 0o644)  # libraries give some of them to the owner only
     folder.rename(out)
 
 
@@ -304,7 +267,7 @@ def _receipt(
         "base": base_name(student.info),
         "quantised": bool(student.info["quantised"]),
         "template": student.template,
-        "end_tokens": [str(student.tokenizer.convert_ids_to_tokens(id_)) for id_ in student.end_ids],
+        "end_tokens": student.end_tokens,
         "passed": passed,
         "compared": {
             "on": outcome.on,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +10,42 @@ import torch
 
 from distill.core.files import read_json, write_json
 from distill.errors import ModelError
+from distill.formats.exporters.student.receipt import Watch
 from distill.formats.exporters.student.source import FLOATS, StudentFolder
-from distill.models import chat_template
+from distill.models import chat_template, loading
 from distill.models.third_party import quietly
 
 SHARD = "4GB"
-"""Largest file of weights."""
+"""Largest size of a file of weights."""
 
 
-def write_whole(student: StudentFolder, model: Any, folder: Path, *, dtype: str) -> None:
+def write_merged(student: StudentFolder, folder: Path, dtype: str, watch: Watch) -> None:
+    """Write the student with its adapter merged. Raises `ModelError` where `dtype` cannot hold a weight."""
+    write_whole(student, student.merged(), folder, dtype)
+
+
+def load_merged(student: StudentFolder, folder: Path) -> tuple[Any, Any]:
+    """Model, in float32, and tokenizer, loaded as by any user."""
+    model = loading.load_causal(folder, dtype=torch.float32, device=student.device)
+    return model, loading.load_tokenizer(folder)
+
+
+def write_whole(student: StudentFolder, model: Any, folder: Path, dtype: str) -> None:
     """Write weights, configuration, end tokens, tokenizer and chat template into an existing folder.
 
-    float16 keeps a merged weight best for its size, and bfloat16 is what it is computed in unless its reader says
-    otherwise. Raises `ModelError` where `dtype` cannot hold a weight.
+    Of the 16-bit types, float16 stores a merged weight more exactly; config.json then names bfloat16 to compute in,
+    which no activation overflows. Raises `ModelError` where `dtype` cannot hold a weight.
     """
     _require_room(model, dtype)
     model = model.to(device="cpu", dtype=FLOATS[dtype])
-    model.hf_quantizer = None  # the weights are plain by now
+    model.hf_quantizer = None  # the weights are no longer quantised
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    _settle_ends(model, student)
+    _set_end_tokens(model, student)
     with quietly():
         model.save_pretrained(folder, max_shard_size=SHARD)
-    config = read_json(folder / "config.json")
-    for key in ("_name_or_path", "_model_name_or_path"):
-        config.pop(key, None)  # of its base
-    config["dtype"] = "bfloat16" if dtype == "float16" else dtype  # no activation overflows that
-    write_json(folder / "config.json", config)
+    compute_dtype = "bfloat16" if dtype == "float16" else dtype
+    _rewrite(folder / "config.json", without=("_name_or_path", "_model_name_or_path"), dtype=compute_dtype)
     write_tokenizer(student, folder)
 
 
@@ -44,18 +54,20 @@ def write_tokenizer(student: StudentFolder, folder: Path) -> None:
     student.tokenizer.chat_template = chat_template.jinja(student.template, student.tokenizer)
     with quietly():
         student.tokenizer.save_pretrained(folder)
-    settings = read_json(folder / "tokenizer_config.json")
-    for key in ("name_or_path", "is_local", "local_files_only"):
-        settings.pop(key, None)  # of this machine
-    write_json(folder / "tokenizer_config.json", settings)
+    _rewrite(folder / "tokenizer_config.json", without=("name_or_path", "is_local", "local_files_only"))
 
 
-def _settle_ends(model: Any, student: StudentFolder) -> None:
-    """Have `generate` stop at the tokens that ended answers in training, and sample as its caller says."""
+def _rewrite(path: Path, *, without: Collection[str], **changes: str) -> None:
+    """Remove from a JSON file the keys that describe this machine, and set others."""
+    settings = {key: value for key, value in read_json(path).items() if key not in without}
+    write_json(path, {**settings, **changes})
+
+
+def _set_end_tokens(model: Any, student: StudentFolder) -> None:
+    """Make `generate` stop at the tokens that ended answers in training, and leave sampling to its caller."""
     from transformers import GenerationConfig
 
-    ends = student.end_ids
-    tokenizer = student.tokenizer
+    ends, tokenizer = student.end_ids, student.tokenizer
     settings = {
         "eos_token_id": ends if len(ends) > 1 else ends[0],
         "pad_token_id": tokenizer.pad_token_id,

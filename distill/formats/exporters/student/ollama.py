@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from jinja2 import TemplateError
-
-from distill.errors import ModelError
+from distill.errors import DistillError, ModelError
 from distill.models import chat_template
 from distill.models.chat_template import Tokenizer
 from distill.models.template_check import examples
@@ -34,7 +32,7 @@ class FixedTexts:
     before: Mapping[tuple[str, str], str]
     """By (role of the turn before, role): everything between the two contents."""
     asking: Mapping[str, str]
-    """By role of the last turn: everything behind it, up to where the answer starts."""
+    """By role of the last turn: everything after it, up to where the answer starts."""
 
     def render(self, messages: Sequence[Message]) -> str:
         """A conversation up to its next answer, as the Go template renders it."""
@@ -44,9 +42,10 @@ class FixedTexts:
 
 
 def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
-    """The fixed texts of a chat template; a begin token that the GGUF adds by itself is left out.
+    """The fixed texts of a chat template, without a begin token that the GGUF adds by itself.
 
-    Raises `ModelError` for a template that does more than put texts around contents.
+    They are compared with the template on conversations whose contents templates often change. Raises `ModelError` for
+    a template that does more than put texts around contents.
     """
     before: dict[tuple[str, str], str] = {}
     asking: dict[str, str] = {}
@@ -54,7 +53,7 @@ def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
         messages = [Message(role, f"\ue000{number}\ue001") for number, role in enumerate(roles)]
         try:
             text = _rendered(messages, template, tokenizer)
-        except (TemplateError, TypeError, ValueError) as error:
+        except DistillError as error:
             if roles[0] == "system":
                 continue  # it has no place for a system turn
             raise ModelError(f"the chat template fails at {', '.join(roles)}: {error}") from error
@@ -65,31 +64,20 @@ def fixed_texts(template: str, tokenizer: Tokenizer) -> FixedTexts:
         if asking.setdefault(roles[-1], text) != text:
             raise _untranslatable()
     texts = FixedTexts(before, asking)
-    _check(texts, template, tokenizer)
+    for dialogue in examples(system=(START, "system") in before):
+        if texts.render(dialogue) != _rendered(dialogue, template, tokenizer):
+            raise _untranslatable()
     return texts
 
 
 def _rendered(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> str:
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    text = str(
-        tokenizer.apply_chat_template(
-            plain, chat_template=chat_template.jinja(template, tokenizer), tokenize=False, add_generation_prompt=True
-        )
-    )
     begin = str(tokenizer.bos_token) if chat_template.starts_with_bos(tokenizer) else ""
-    return text.removeprefix(begin)
-
-
-def _check(texts: FixedTexts, template: str, tokenizer: Tokenizer) -> None:
-    """Compare on conversations with contents that a template may treat in its own way."""
-    for messages in examples(system=(START, "system") in texts.before):
-        if texts.render(messages) != _rendered(messages, template, tokenizer):
-            raise _untranslatable()
+    return chat_template.render(messages, template, tokenizer).removeprefix(begin)
 
 
 def _untranslatable() -> ModelError:
     return ModelError(
-        "the chat template does more than put texts around what is said, so it has no form in Go's template language;"
+        "the chat template does more than put texts around messages, so it has no form in Go's template language;"
         " train with student.template chatml, or use --to gguf, whose file holds it in Jinja"
     )
 
@@ -97,8 +85,8 @@ def _untranslatable() -> ModelError:
 def go_template(texts: FixedTexts) -> str:
     """The template in Go's language (pkg.go.dev/text/template) with Ollama's variables (`.Messages`).
 
-    All texts are quoted strings, so nothing in them is read as an instruction. Go's language has no means to trim, so
-    answers must come back as they were given.
+    All texts are quoted strings, so nothing in them is read as an instruction. Go templates cannot trim, so earlier
+    answers must be sent back unchanged.
     """
     lines = ['{{- $before := "" -}}', "{{- range .Messages -}}"]
     for word, role in zip(("if", "else if", "else if"), ("system", "user", "assistant"), strict=True):
@@ -109,7 +97,7 @@ def go_template(texts: FixedTexts) -> str:
 
 
 def _cases(texts: Mapping[str, str]) -> list[str]:
-    """The text that belongs to the role before."""
+    """The text to write, by the role of the turn before."""
     lines = []
     for number, (role, text) in enumerate(texts.items()):
         word = "else if" if number else "if"
@@ -122,9 +110,9 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def modelfile(gguf: str, texts: FixedTexts, *, stops: Sequence[str], system: str | None, about: Sequence[str]) -> str:
-    """The whole Modelfile. `gguf` is the file's name beside it; `about` are lines of comment."""
-    lines = [*(f"# {' '.join(line.split())}" for line in about), f"FROM ./{gguf}"]
+def modelfile(gguf: str, texts: FixedTexts, *, stops: Sequence[str], system: str | None, about: str) -> str:
+    """The whole Modelfile. `gguf` is the name of the file beside it; `about` becomes a comment."""
+    lines = [f"# {' '.join(about.split())}", f"FROM ./{gguf}"]
     lines.append(f'TEMPLATE """{go_template(texts)}"""')
     lines += [f"PARAMETER stop {_value(stop)}" for stop in stops]
     if system:

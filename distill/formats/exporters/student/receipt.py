@@ -1,8 +1,8 @@
 """Verifies an exported student against the trained one; the numbers of the export's receipt.
 
-Both read the same held-out conversations, teacher-forced: at each token of the teacher's answers, end tokens among
-them, the two distributions of the next token are compared. Everything is computed in float32 where the device can, so
-that the weights that were written are measured, not the rounding of a runtime.
+Both read the same held-out conversations, teacher-forced: at each token of the teacher's answers, including end tokens,
+the two distributions of the next token are compared. Everything is computed in float32, so that what is measured is the
+weights that were written, not the rounding of a runtime.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from distill.models.third_party import quietly
 from distill.types import Session
 
 MOST_TOKENS = 2_048
-"""Tokens that are compared at most; their distributions over 49,152 words take 0.4 GB of disk while it lasts."""
+"""Largest number of tokens compared; their distributions over 49,152 words take 0.4 GB of disk during the export."""
 
-Watch = Callable[[int], None]
-"""Called with the number of tokens done."""
+Watch = Callable[[int, int], None]
+"""Called with the work done in a phase, and all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Limits:
     """Tolerances of an export."""
 
     kl: float
-    """Most nats per token, on average."""
+    """Largest mean divergence, in nats per token."""
     disagree: float
-    """Largest share of tokens at which another one is the most probable."""
+    """Largest share of tokens at which the most probable token differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class ExportDeviation:
     mean_kl: float
     """KL(trained ‖ exported), mean over tokens, in nats."""
     max_kl: float
-    """At the token where it is greatest."""
+    """The largest KL at one token."""
     top1_agreement: float
-    """Share of tokens at which both find the same one most probable."""
+    """Share of tokens at which both models have the same most probable token."""
 
     def within(self, limits: Limits) -> bool:
-        """Whether it keeps to the limits; one token may always disagree, as two words may be equally probable."""
+        """Whether it keeps the limits; one token may always disagree, as two tokens may be equally probable."""
         disagreeing = round((1 - self.top1_agreement) * self.tokens)
         return self.mean_kl <= limits.kl and disagreeing <= max(1, math.ceil(limits.disagree * self.tokens))
 
@@ -60,7 +60,7 @@ class ExportDeviation:
 def rows_of(
     sessions: Sequence[Session], template: str, tokenizer: Any, *, context: int, most_tokens: int = MOST_TOKENS
 ) -> list[chat_template.Example]:
-    """Conversations to compare on, in order, until they have `most_tokens` answer tokens, without those too long."""
+    """Conversations to compare on, in order, until they have `most_tokens` answer tokens; too long ones are skipped."""
     rows: list[chat_template.Example] = []
     tokens = 0
     for session in sessions:
@@ -69,7 +69,7 @@ def rows_of(
                 session.messages, template, tokenizer, truncated=bool(session.meta.get("truncated"))
             )
         except DistillError:
-            continue  # training has refused it as well
+            continue  # training has left it out as well
         if row.trained and len(row.input_ids) <= context and tokens < most_tokens:
             rows.append(row)
             tokens += row.trained
@@ -77,7 +77,7 @@ def rows_of(
 
 
 class Reference:
-    """The trained model's outputs, kept in a file during the export, so that only one model is in memory."""
+    """The outputs of the trained model, kept in a file during the export so that only one model is in memory."""
 
     def __init__(self, path: Path, rows: Sequence[chat_template.Example]) -> None:
         self.rows = rows
@@ -86,7 +86,7 @@ class Reference:
         self._logprobs: Any = None
 
     def record(self, model: Any, watch: Watch) -> None:
-        """Have the trained model read every row."""
+        """Store the log-probabilities of the trained model, tokens × V."""
         done = 0
         for row in self.rows:
             logprobs = _logprobs(model, row)
@@ -95,10 +95,10 @@ class Reference:
                 self._logprobs = np.memmap(self._path, dtype=np.float32, mode="w+", shape=shape)
             self._logprobs[done : done + len(logprobs)] = logprobs.cpu().numpy()
             done += len(logprobs)
-            watch(done)
+            watch(done, self.tokens)
 
     def compare(self, model: Any, watch: Watch) -> ExportDeviation:
-        """Have the exported model read the same; words that only one of the two has are left out."""
+        """Compare the exported model on the same rows; tokens that only one of the two models has are left out."""
         done, total, most, agreeing = 0, 0.0, 0.0, 0
         for row in self.rows:
             ours = _logprobs(model, row)
@@ -108,7 +108,7 @@ class Reference:
             total, most = total + float(kl.sum()), max(most, float(kl.max()))
             agreeing += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
             done += len(ours)
-            watch(done)
+            watch(done, self.tokens)
         mean = total / done
         return ExportDeviation(len(self.rows), done, 0.0 if mean < 0 else mean, most, agreeing / done)  # keeps a NaN
 
@@ -119,13 +119,13 @@ class Reference:
 
 
 def divergence(trained: torch.Tensor, exported: torch.Tensor) -> torch.Tensor:
-    """KL(trained ‖ exported) in nats by row of two T × V log-probabilities, summed in float64."""
+    """KL(trained ‖ exported) in nats per token (T), of log-probabilities T × V; summed in float64."""
     p, q = trained.double(), exported.double()
     return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
 
 
 def _logprobs(model: Any, row: chat_template.Example) -> torch.Tensor:
-    """Log-probabilities, T × V in float32, of the next token before each token that is trained."""
+    """Log-probabilities, T × V in float32, that predict each of the T trained tokens."""
     predicting = [place - 1 for place, label in enumerate(row.labels) if label != chat_template.IGNORED and place]
     with torch.inference_mode(), quietly():
         logits = model(

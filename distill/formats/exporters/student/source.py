@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from distill.core.files import read_json
 from distill.core.weights import read_base
 from distill.errors import ModelError
 from distill.models import chat_template, loading, pretrained
-from distill.models.device import default_device
+from distill.models.device import default_device, free_bytes
 
 FLOATS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Storage dtypes of weights."""
 RESERVE_BYTES = 2 * 10**9
-"""Bytes of a GPU kept free for activations and logits."""
+"""GPU memory kept free for activations and logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,7 @@ class StudentFolder:
     """base.json."""
     tokenizer: Any
     system: str | None = None
-    """The system message that all of its training began with."""
+    """The system message with which all training rows began."""
 
     @property
     def template(self) -> str:
@@ -40,7 +39,7 @@ class StudentFolder:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether it is an adapter beside a base; else its folder holds whole weights."""
+        """Whether it is an adapter on a base; otherwise its folder holds whole weights."""
         return (self.folder / "adapter_config.json").is_file()
 
     @property
@@ -49,8 +48,13 @@ class StudentFolder:
         return chat_template.end_ids(self.template, self.tokenizer)
 
     @property
+    def end_tokens(self) -> list[str]:
+        """The texts of those tokens."""
+        return [str(self.tokenizer.convert_ids_to_tokens(id_)) for id_ in self.end_ids]
+
+    @property
     def context(self) -> int:
-        """Tokens that it can read at once."""
+        """Length of the context, in tokens."""
         return int(getattr(self.config(), "max_position_embeddings", None) or 1 << 30)
 
     @property
@@ -60,12 +64,14 @@ class StudentFolder:
 
     @property
     def device(self) -> torch.device:
-        """Where it is read: the GPU, if all of its weights fit there in float32, else the CPU."""
+        """The GPU if all weights fit there in float32, else the CPU."""
+        device, free = default_device(), free_bytes(default_device())
         sixteen_bits = sum(file.stat().st_size for file in self.weights.glob("*.safetensors"))
-        return fitting(default_device(), size=int(2.2 * sixteen_bits) + RESERVE_BYTES)
+        is_full = free is not None and free < 2.2 * sixteen_bits + RESERVE_BYTES
+        return torch.device("cpu") if is_full else device
 
     def trained(self) -> Any:
-        """As it was trained, such as an adapter beside 4-bit weights; computes in float32."""
+        """As it was trained, such as an adapter on 4-bit weights; computes in float32."""
         return self._read(adapter=True, merge=False)
 
     def merged(self) -> Any:
@@ -84,13 +90,6 @@ class StudentFolder:
         return pretrained.load_config(self.weights)
 
 
-def fitting(device: torch.device, *, size: int) -> torch.device:
-    """The device, or the CPU where that has less than `needed` bytes free."""
-    if device.type == "cuda" and torch.cuda.mem_get_info(device)[0] < size:
-        return torch.device("cpu")
-    return device
-
-
 def read_student(folder: Path, *, name: str, system: str | None = None) -> StudentFolder:
     """The student in a folder. Raises `ModelError` where there is none, or where it holds pickles."""
     info = read_base(folder)
@@ -102,12 +101,6 @@ def read_student(folder: Path, *, name: str, system: str | None = None) -> Stude
 
 
 def base_name(info: dict[str, Any]) -> str | None:
-    """The Hub id of the base as it was trained on; None where it is local only."""
-    settings = info if str(info["fingerprint"]).startswith("hub:") else {}
-    return str(settings["model"]) if settings and info["layers"] is None else None
-
-
-def peft_settings(folder: Path) -> dict[str, Any]:
-    """adapter_config.json."""
-    settings = read_json(folder / "adapter_config.json")
-    return settings if isinstance(settings, dict) else {}
+    """The Hub id of the base, if it is the whole model of the Hub; `None` for a local or pruned base."""
+    is_on_hub = str(info["fingerprint"]).startswith("hub:") and info["layers"] is None
+    return str(info["model"]) if is_on_hub else None
