@@ -16,6 +16,8 @@ TOKENS_PER_MESSAGE = 16
 """Upper bound of the tokens that a chat template adds per message."""
 TOKENS_PER_TEMPLATE = 128
 """Upper bound of a chat template's own text: gpt-oss has about 70 tokens, Llama 3.1 about 30."""
+BYTES_PER_TOKEN = 16
+"""A longer mean over a whole answer is no answer: English has about 4 bytes per token, other languages up to 12."""
 BOUNDS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """Names under which `extra_body` may bound an answer."""
 
@@ -155,18 +157,27 @@ def most_completion_tokens(request: Request) -> int | None:
     return most if most is not None and 0 < most <= MOST_TOKENS else None
 
 
-def with_credible_usage(reply: Reply, most: Bill) -> Reply:
-    """The reply, without its usage where that is more than the request allows, as such counts cannot be right.
+def within_bounds(reply: Reply, most: Bill) -> Reply:
+    """The reply within what the request allows: a longer text is cut off, an impossible usage is left out.
 
-    The prompt is bounded by its bytes, the answer by max_tokens where that was sent. Without a usage, the worst case
-    counts.
+    The text may have `BYTES_PER_TOKEN` for each token of max_tokens, where that was sent. The prompt's tokens are
+    bounded by its bytes, the answer's by max_tokens. Without a usage, the worst case counts.
     """
+    if reply.text and most.completion_tokens is not None:
+        reply = _cut_off(reply, most.completion_tokens * BYTES_PER_TOKEN)
     usage = reply.usage
     if usage is None:
         return reply
     prompt, completion = most.prompt_tokens or MOST_TOKENS, most.completion_tokens or MOST_TOKENS
     is_credible = 0 <= usage.prompt_tokens <= prompt and 0 <= usage.completion_tokens <= completion
     return reply if is_credible else replace(reply, usage=None)
+
+
+def _cut_off(reply: Reply, most_bytes: int) -> Reply:
+    data = reply.text.encode("utf-8", "replace")
+    if len(data) <= most_bytes:
+        return reply
+    return replace(reply, text=data[:most_bytes].decode("utf-8", "ignore"), finish="length")
 
 
 def is_free(error: ProviderError) -> bool:

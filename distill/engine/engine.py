@@ -148,9 +148,11 @@ class Engine:
             on_change=report.tick,
         )
         report.sender = sender
+        ticking = asyncio.ensure_future(report.keep_ticking())
         try:
             await _patiently(asyncio.ensure_future(_to_the_end(work, sender)), sender, report)
         finally:
+            ticking.cancel()
             for provider in {id(one.provider): one.provider for one in self._endpoints.values()}.values():
                 await provider.close()
         if isinstance(sender.stopped, StoppedByUser):

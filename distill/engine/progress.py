@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
-from distill.core.console import Progress
+from distill.core.console import Progress, duration
 from distill.engine import Tally
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ TICK_SECONDS = 0.1
 """Shortest time between two reports of progress."""
 RATE_SECONDS = 10.0
 """Rates are means over the last 10 seconds."""
+SILENT_SECONDS = 10.0
+"""Time without an answer from which that is reported."""
 AGAIN = "Ctrl-C again drops them"
 PILOT = 20
 """Finished flows after which the cost of all is forecast."""
@@ -33,7 +36,7 @@ class ProgressReport:
         self.is_interrupted = False
         self._progress = progress
         self._tally = tally
-        self._reported = time.monotonic()
+        self._reported = self._answer_time = time.monotonic()
         self._samples: deque[tuple[float, int, int]] = deque(
             [(self._reported, self._answered(), tally.completion_tokens)]
         )
@@ -45,6 +48,12 @@ class ProgressReport:
         self._usd.add(usd)
         self.tick()
 
+    async def keep_ticking(self) -> None:
+        """Update the display every second, so that waiting is never silent; ends when it is cancelled."""
+        while True:
+            await asyncio.sleep(1.0)
+            self.tick()
+
     def tick(self) -> None:
         """Update the display, at most every tenth of a second."""
         if time.monotonic() - self._reported >= TICK_SECONDS:
@@ -53,6 +62,8 @@ class ProgressReport:
     def end(self) -> None:
         """Update the display."""
         self._reported = time.monotonic()
+        if self._answered() != self._samples[-1][1]:
+            self._answer_time = self._reported
         self._samples.append((self._reported, self._answered(), self._tally.completion_tokens))
         while len(self._samples) > 2 and self._samples[1][0] < self._reported - RATE_SECONDS:
             self._samples.popleft()
@@ -75,7 +86,9 @@ class ProgressReport:
         notes += [f"{rate:.0f} req/s" if rate >= 10 else f"{rate:.1f} req/s"] if rate >= 0.05 else []
         notes += [f"{token_rate:.0f} tok/s"] if token_rate >= 1 else []
         notes += [self._cost(tally.usd)] if tally.usd is not None else []
-        notes += [limits] if in_flight and self.sender and (limits := self.sender.describe_limits()) else []
+        silent_seconds = now - self._answer_time
+        notes += [f"no answer for {duration(silent_seconds)}"] if in_flight and silent_seconds >= SILENT_SECONDS else []
+        notes += [waits] if self.sender and (waits := self.sender.describe_waits()) else []
         return ", ".join(notes)
 
     def _cost(self, usd: float) -> str:

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from distill.core.console import duration
 from distill.engine.backpressure import BREAKER_FIRST_SECONDS, Breaker, Concurrency, SendOutcome, Ticket
 from distill.engine.providers.rate_limit_headers import RateLimitReport, RemainingQuota
+from distill.errors import EndpointError
 
 BURST_SECONDS = 1.0
 """Seconds' worth of requests that may be sent at once: providers quantise a limit per minute to seconds or less."""
@@ -22,6 +24,11 @@ HOLD_SHARE = 0.25
 """Share of a window's answers with Retry-After from which all requests are held; below it, only those that got one."""
 LEAST_WINDOW, MOST_WINDOW = 8, 1000
 """A window is as many answers as requests may be in flight, within these bounds."""
+
+
+REQUESTS_LEFT, TOKENS_LEFT = "requests left by the headers", "tokens left by the headers"
+LONGEST_WAIT_SECONDS = 3600.0
+"""An endpoint that asks for a longer wait, by whatever header, stops the run instead."""
 
 
 class LimiterClosed(Exception):
@@ -121,8 +128,8 @@ class Limiter:
         self._tokens = Pace(rates.tokens_per_minute, least=0.0) if rates.tokens_per_minute else None
         self._requests_left, self._tokens_left = Remainder(), Remainder()
         self._limits: list[tuple[str, bool, Pace | Remainder]] = [
-            ("requests left by the headers", False, self._requests_left),
-            ("tokens left by the headers", True, self._tokens_left),
+            (REQUESTS_LEFT, False, self._requests_left),
+            (TOKENS_LEFT, True, self._tokens_left),
         ]
         """Each with its name and whether it counts tokens; otherwise it counts requests."""
         if rates.requests_per_minute:
@@ -142,7 +149,11 @@ class Limiter:
         """The reason of the last wait, in a few words."""
 
     async def enter(self, tokens: float, *, again: bool = False) -> Ticket:
-        """Wait for the permission to send. Raises `LimiterClosed` when nothing more is sent."""
+        """Wait for the permission to send.
+
+        Raises `LimiterClosed` when nothing more is sent, and `EndpointError` where the endpoint's headers ask to wait
+        over an hour.
+        """
         if self._closed:
             raise LimiterClosed
         if not self._first and not self._again and self.wait_seconds(tokens) == 0:
@@ -221,6 +232,10 @@ class Limiter:
                 lane.popleft()
                 continue
             wait = self.wait_seconds(waiter.tokens)
+            if wait > LONGEST_WAIT_SECONDS and self.bound_by in (REQUESTS_LEFT, TOKENS_LEFT):
+                lane.popleft()
+                waiter.future.set_exception(too_long(wait, self.bound_by))
+                continue
             if wait > 0:
                 if wait < math.inf:
                     self._look_again_in(wait)
@@ -269,15 +284,20 @@ class Limiter:
 
     def describe(self) -> str:
         """The limit now and what sets it, such as `limit 24 of 32 (turned away)` or `waiting 4 s (Retry-After)`."""
-        now = self._clock()
-        until = max(self._hold_until, self.breaker.until or 0.0)
-        if until > now:
-            return f"waiting {until - now:.0f} s ({'errors' if self.breaker.until is not None else 'Retry-After'})"
-        if self.bound_by in {"", "concurrency", "Retry-After", "errors"}:
-            return f"limit {int(self.concurrency.limit)}"
+        waiter = next(iter(self._first or self._again), None)
+        wait = self.wait_seconds(waiter.tokens if waiter else 1.0)
+        if self.breaker.on_trial:
+            return "waiting for a trial request (errors)"
+        if 1 <= wait < math.inf:
+            return f"waiting {f'{wait:.0f} s' if wait < 60 else duration(wait)} ({self.bound_by})"
         if self.bound_by == "turned away":
             return f"limit {int(self.concurrency.limit)} of {self.concurrency.most} (turned away)"
-        return f"limited by {self.bound_by}"
+        return f"limited by {self.bound_by}" if 0 < wait < 1 else f"limit {int(self.concurrency.limit)}"
+
+
+def too_long(wait_seconds: float, reason: str) -> EndpointError:
+    """The error for an endpoint that asks to wait over an hour."""
+    return EndpointError(f"the endpoint asks to wait {wait_seconds / 3600:.1f} hours ({reason}); run again then")
 
 
 def _says_empty(report: RateLimitReport | None) -> bool:

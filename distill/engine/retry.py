@@ -11,8 +11,6 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 30.0
 """The first wait between two sends of a request, and the longest; ten attempts bridge about two minutes."""
 HEALTHY_WAIT_SECONDS = 1.0
 """The longest wait while the endpoint answers other requests: it is not overloaded then."""
-LONGEST_RETRY_AFTER_SECONDS = 3600.0
-"""An endpoint that asks for a longer wait than this stops the run instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

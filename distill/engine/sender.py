@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from distill.engine import StoppedByBudget, StoppedByEndpoint, Tally
 from distill.engine.backpressure import SendOutcome, Ticket, outcome_of
-from distill.engine.budget import Budget, with_credible_usage
+from distill.engine.budget import Budget, within_bounds
 from distill.engine.flows import FlowState
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Change, answered, failed, intention, settled
@@ -29,9 +30,8 @@ from distill.engine.policy import (
     missing_role,
     reply_of,
 )
-from distill.engine.providers import ProviderError, Reply
-from distill.engine.rate_limits import Limiter, LimiterClosed
-from distill.engine.retry import LONGEST_RETRY_AFTER_SECONDS
+from distill.engine.providers import ProviderError, Reply, one_line
+from distill.engine.rate_limits import LONGEST_WAIT_SECONDS, Limiter, LimiterClosed, too_long
 from distill.errors import DistillError, EndpointError
 from distill.types import Answer, Completion, Failure, Request
 
@@ -63,6 +63,8 @@ class RequestSender:
         """Futures that wait for the answer to a question in flight, by its key."""
         self._idle = asyncio.Event()
         self._failed: dict[str, Failure] = {}
+        self._retries: dict[str, tuple[float, str]] = {}
+        """By the key of each question to be sent again, when (monotonic) and why."""
         self._reached: set[str] = set()
         """Names of endpoints that have responded."""
         self._stopping = asyncio.Event()
@@ -87,9 +89,16 @@ class RequestSender:
         """Whether nothing more is sent."""
         return self._stopping.is_set()
 
-    def describe_limits(self) -> str:
-        """The limit of each endpoint and what sets it, in a few words."""
-        return "; ".join(dict.fromkeys(limiter.describe() for limiter in self._limiters.values()))
+    def describe_waits(self) -> str:
+        """What requests wait for, in a few words: the limit of each endpoint, and errors before another send."""
+        if not self._open:
+            return ""
+        notes = dict.fromkeys(limiter.describe() for limiter in self._limiters.values())
+        if self._retries:
+            until, reason = min(self._retries.values())
+            seconds = max(0.0, until - time.monotonic())
+            notes |= {f"{len(self._retries)} to be sent again, the next in {seconds:.0f} s ({reason})": None}
+        return "; ".join(notes)
 
     def recall(self, flow: FlowState[Any]) -> tuple[Answer, ...] | None:
         """The answers to a flow's requests if the journal has all of them; counts them as replayed."""
@@ -202,9 +211,13 @@ class RequestSender:
                     if (failure := self._failure(sending, error, attempt)) is not None:
                         return await self._fail(sending, failure)
                     is_healthy = sending.limiter.is_healthy()
-                    await self._sleep(self._policy.retries.wait_seconds(attempt, error, is_healthy=is_healthy))
+                    wait_seconds = self._policy.retries.wait_seconds(attempt, error, is_healthy=is_healthy)
+                    self._retries[sending.question.key] = (time.monotonic() + wait_seconds, one_line(error.detail, 80))
+                    await self._sleep(wait_seconds)
+                    self._retries.pop(sending.question.key, None)
             raise AssertionError("count ended")
         finally:
+            self._retries.pop(sending.question.key, None)
             if sending.unsettled:
                 self._commit(sending, ())  # not waited for; `drain` does
 
@@ -221,7 +234,7 @@ class RequestSender:
         try:
             await self._reserve(sending.most)
             send = await self._intend(sending, attempt)
-            reply = with_credible_usage(await self._sent(sending, send), sending.most)
+            reply = within_bounds(await self._sent(sending, send), sending.most)
         except BaseException as raised:
             failed_with = raised
             raise
@@ -279,9 +292,10 @@ class RequestSender:
     async def _sent(self, sending: OpenQuestion, send: int) -> Reply:
         """The provider's reply; the cost of a failed send is booked."""
         try:
+            self._check()  # Ctrl-C may have come while the intent was written
             return await reply_of(sending.provider, sending.question.request)
         except BaseException as error:
-            bill = self._budget.settle_error(sending.most, error)
+            bill = self._budget.settle_error(sending.most, NOT_SENT if isinstance(error, SenderStopping) else error)
             self._tally.wasted_usd += bill.usd or 0.0
             sending.unsettled.append(settled(send, bill, "free" if bill is not sending.most else "charged"))
             self._account()
@@ -300,9 +314,8 @@ class RequestSender:
             raise StoppedByEndpoint(error.detail)
         if error.fatal:
             raise StoppedByEndpoint(error.detail)
-        if (error.retry_after or 0) > LONGEST_RETRY_AFTER_SECONDS:
-            hours = (error.retry_after or 0) / 3600
-            raise StoppedByEndpoint(f"the endpoint asks to wait {hours:.1f} hours ({error.detail}); run again then")
+        if error.retry_after is not None and error.retry_after > LONGEST_WAIT_SECONDS:
+            raise too_long(error.retry_after, error.detail)
         if error.transient and error.reason != FAULT and not is_over:
             return None
         return Failure(

@@ -77,7 +77,7 @@ def test_a_newer_journal_is_refused(path: Path) -> None:
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")
     connection.close()
     for read_only in (False, True):
-        assert "newer distill (version 3, this one knows 2); upgrade" in refused(path, read_only=read_only)
+        assert "newer distill (version 4, this one knows 3); upgrade" in refused(path, read_only=read_only)
 
 
 def test_a_damaged_journal_is_one_line(path: Path) -> None:

@@ -28,7 +28,7 @@ from distill.engine.batch.questions import (
     progress_of,
     questions_of,
 )
-from distill.engine.budget import Budget, with_credible_usage
+from distill.engine.budget import Budget, within_bounds
 from distill.engine.journal.records import (
     BatchRecord,
     Bill,
@@ -322,7 +322,7 @@ class Batches:
         return () if most is None else self._answer_change(name, of, send, most, result)
 
     def _answer_change(self, name: str, of: str, send: int, most: Bill, reply: Reply) -> Change:
-        reply = with_credible_usage(reply, most)
+        reply = within_bounds(reply, most)
         bill = self._budget.settle(name, most, reply.usage)
         self._tally.usd = self._budget.usd
         self._tally.count(reply.usage)

@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from distill.core import event_loop
-from distill.core.console import Progress, Silent
+from distill.core import console, event_loop
+from distill.core.console import Progress, Silent, duration
 from distill.engine import (
     EngineStopped,
     Outcome,
@@ -176,6 +176,7 @@ class Passes:
             self._missed += 1
             if not (error.transient and self._wait and self._missed <= POLLS_MISSED):
                 raise
+            console.warn(f"{error.detail}; asking again in {duration(self._poll_seconds)}")
             return False
         self._missed = 0
         return ended

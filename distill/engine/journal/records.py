@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from distill.core.redaction import strike
 from distill.engine.journal.keys import endpoint_json
-from distill.types import Completion, Endpoint, Failure, Usage
+from distill.types import Completion, Endpoint, Failure, Finish, Usage
 
-_ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-FAILURE = "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FAILURE = "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INTENT = (
-    "INSERT INTO intents (key, attempt, stage, role, model, prompt_tokens, completion_tokens, usd, created)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO intents (key, attempt, stage, role, model, outcome, prompt_tokens, completion_tokens, usd, created,"
+    " checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_SETTLE = "UPDATE intents SET outcome = ?, prompt_tokens = ?, completion_tokens = ?, usd = ? WHERE id = ?"
-_SETTLE_AS_IS = "UPDATE intents SET outcome = ? WHERE id = ?"
+_SETTLE = (
+    "UPDATE intents SET outcome = ?1, prompt_tokens = ?2, completion_tokens = ?3, usd = ?4, checksum ="
+    " row_checksum(key, attempt, stage, role, model, ?1, ?2, ?3, ?4, created) WHERE id = ?5"
+)
+_SETTLE_AS_IS = (
+    "UPDATE intents SET outcome = ?1, checksum = row_checksum(key, attempt, stage, role, model, ?1, prompt_tokens,"
+    " completion_tokens, usd, created) WHERE id = ?2"
+)
 FORGET = "DELETE FROM failures WHERE key = ?"
-_BATCH = "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_BATCH = "INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _BATCH_OF_LAST = (
-    "INSERT INTO batches SELECT ?, ?, ?, ?, ?, ?, json_group_object(key, id), ?, ?"
-    " FROM (SELECT key, id FROM intents ORDER BY id DESC LIMIT ?)"
+    "INSERT INTO batches SELECT *, row_checksum(name, stage, role, state, file_id, batch_id, sends, detail, created)"
+    " FROM (SELECT ? AS name, ? AS stage, ? AS role, ? AS state, ? AS file_id, ? AS batch_id,"
+    " json_group_object(key, id) AS sends, ? AS detail, ? AS created"
+    " FROM (SELECT key, id FROM intents ORDER BY id DESC LIMIT ?))"
 )
+LARGEST_RAW_BYTES = 64 * 2**20
+"""A compressed `raw` that unpacks to more is damaged: no response is that long."""
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]
 Change: TypeAlias = tuple[Statement, ...]
@@ -93,8 +105,8 @@ def intention(
     key: str, attempt: int, *, stage: str = "", role: str = "", model: str = "", most: Bill = Bill()
 ) -> Change:
     """A send that is about to begin. Its cost is `most` until it is settled, so a kill in flight is charged in full."""
-    row = (key, attempt, stage, role, model, most.prompt_tokens, most.completion_tokens, most.usd, _now())
-    return ((_INTENT, row),)
+    row = (key, attempt, stage, role, model, None, most.prompt_tokens, most.completion_tokens, most.usd, _now())
+    return ((_INTENT, _summed(row)),)
 
 
 def settled(send: int, bill: Bill | None, outcome: str) -> Statement:
@@ -120,11 +132,18 @@ def answered(
     usage = completion.usage
     row = (
         completion.key, strike(request_json), endpoint_json(endpoint), kind, completion.text, completion.finish,
-        None if usage is None else usage_json(usage), raw_json or json.dumps(completion.raw),
-        completion.loglikelihood,
-        stage, _now(),
+        None if usage is None else usage_json(usage), _packed(raw_json or json.dumps(completion.raw)),
+        completion.loglikelihood, stage, _now(),
     )  # fmt: skip
-    return (_ANSWER, row), (FORGET, (completion.key,))
+    return (_ANSWER, _summed(row)), (FORGET, (completion.key,))
+
+
+def set_aside(key: str) -> Change:
+    """Move a damaged answer to the table `damaged`."""
+    return (
+        ("INSERT INTO damaged SELECT * FROM answers WHERE key = ?", (key,)),
+        ("DELETE FROM answers WHERE key = ?", (key,)),
+    )
 
 
 def bare(change: Change) -> Change:
@@ -134,8 +153,8 @@ def bare(change: Change) -> Change:
 
 def _bare(statement: str, values: tuple[Any, ...]) -> Statement:
     if statement is _ANSWER:
-        key, request, endpoint, kind, text, finish, _, _, _, stage, created = values
-        return _ANSWER, (key, request, endpoint, kind, text, finish, None, "{}", None, stage, created)
+        key, request, endpoint, kind, text, finish, _, _, _, stage, created, _ = values
+        return _ANSWER, _summed((key, request, endpoint, kind, text, finish, None, "{}", None, stage, created))
     return (_SETTLE_AS_IS, (values[0], values[-1])) if statement is _SETTLE else (statement, values)
 
 
@@ -150,7 +169,7 @@ def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: st
         failure.key, strike(request_json), endpoint_json(endpoint), failure.reason, failure.detail, failure.attempts,
         int(not failure.transient), stage, _now(),
     )  # fmt: skip
-    return ((FAILURE, row),)
+    return ((FAILURE, _summed(row)),)
 
 
 def prepared(batch: BatchRecord, intentions: Sequence[Change]) -> Change:
@@ -166,8 +185,93 @@ def batched(batch: BatchRecord) -> Statement:
         batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id, json.dumps(dict(batch.sends)),
         batch.detail, batch.created or _now(),
     )  # fmt: skip
-    return _BATCH, row
+    return _BATCH, _summed(row)
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# Checksums
+
+
+def row_checksum(*values: Any) -> int:
+    """CRC-32 of a row's values as they are read back: any changed byte shows."""
+    return zlib.crc32(b"\x1f".join([_bytes_of(value) for value in values]))
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if value is None or math.isnan(value):  # SQLite stores nan as NULL
+        return b""
+    return repr(float(value)).encode("ascii")
+
+
+def _summed(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*row, row_checksum(*row))
+
+
+def require_sound(row: Sequence[Any]) -> None:
+    """Raise `ValueError` for a row whose last value, its checksum, does not match; a row without one passes."""
+    if row[-1] is not None and row[-1] != row_checksum(*row[:-1]):
+        raise ValueError("its checksum does not match")
+
+
+def _packed(raw_json: str) -> bytes:
+    return zlib.compress(raw_json.encode("utf-8", "replace"), level=1)
+
+
+def _unpacked(raw: str | bytes) -> str:
+    if isinstance(raw, str):  # written by an earlier version
+        return raw
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(raw, LARGEST_RAW_BYTES)
+    if not unpacking.eof:
+        raise ValueError("the response is cut off or too long")
+    return data.decode("utf-8")
+
+
+def read_answer(row: Sequence[Any]) -> Completion:
+    """The answer in a row of the table `answers`. Raises `ValueError` for a damaged row."""
+    require_sound(row)
+    key, _, _, _, text, finish, usage, raw, loglikelihood, *_ = row
+    try:
+        completion = Completion(
+            key=key,
+            text=text.encode("utf-8").decode("utf-8"),
+            finish=finish,
+            usage=None if usage is None else Usage(**json.loads(usage)),
+            raw=json.loads(_unpacked(raw)),
+            loglikelihood=loglikelihood,
+        )
+    except (TypeError, AttributeError, RecursionError, zlib.error) as error:
+        raise ValueError(str(error)) from error
+    if finish not in get_args(Finish) or not isinstance(completion.raw, dict):
+        raise ValueError("it is no answer")
+    return completion
+
+
+def read_failure(row: Sequence[Any]) -> Failure:
+    """The failure in a row of the table `failures`. Raises `ValueError` for a damaged row."""
+    require_sound(row)
+    key, _, _, reason, detail, attempts, permanent, *_ = row
+    if not isinstance(attempts, int):
+        raise ValueError("it is no failure")
+    return Failure(key=key, reason=str(reason), detail=str(detail), transient=not permanent, attempts=attempts)
+
+
+def read_batch(row: Sequence[Any]) -> BatchRecord:
+    """The batch in a row of the table `batches`. Raises `ValueError` for a damaged row."""
+    require_sound(row)
+    name, stage, role, state, file_id, batch_id, sends, detail, created, _ = row
+    document = json.loads(sends) if isinstance(sends, str) else None
+    if not isinstance(document, dict):
+        raise ValueError("it is no batch")
+    datetime.fromisoformat(created)
+    return BatchRecord(
+        name=name, stage=stage, role=role, state=state, file_id=file_id, batch_id=batch_id, sends=document,
+        detail=detail, created=created,
+    )  # fmt: skip

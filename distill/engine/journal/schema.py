@@ -5,9 +5,10 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from distill.errors import RunFolderError
+from distill.engine.journal.records import row_checksum
+from distill.errors import RunFolderError, one_line
 
-VERSION = 2
+VERSION = 3
 """`PRAGMA user_version` of the files that this module writes; an older file is migrated, a newer one refused."""
 BUSY_SECONDS = 10.0
 """How long to wait for another process's lock before giving up."""
@@ -56,12 +57,29 @@ INSERT INTO intents (key, attempt, stage, role, model, outcome, prompt_tokens, c
 DROP TABLE intents_1;
 """
 )
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""Errors of SQLite; the second one for a damaged column's name."""
+TABLES = ("answers", "failures", "intents", "batches")
+_CHECKSUMS = (
+    "".join(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER;\n" for table in TABLES)
+    + "CREATE TABLE damaged AS SELECT * FROM answers WHERE false;"
+)
+_STEPS = {0: _SCHEMA + _SENDS + _CHECKSUMS, 1: _MIGRATE + _CHECKSUMS, 2: _CHECKSUMS}
+"""What brings a file of each version to the present one; 0 is a new file."""
 
 
-def _connect(path: Path, options: str) -> sqlite3.Connection:
+def connect(path: Path, options: str) -> sqlite3.Connection:
     """A connection in autocommit mode, to be used by one thread at a time."""
     uri = f"{path.absolute().as_uri()}?{options}"
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.text_factory = _text
+    connection.create_function("row_checksum", -1, row_checksum, deterministic=True)
+    return connection
+
+
+def _text(data: bytes) -> str:
+    """Text as it was written; of a damaged one, bytes that are no UTF-8 become half surrogate pairs."""
+    return data.decode("utf-8", "surrogateescape")
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
@@ -71,17 +89,17 @@ def open_to_write(path: Path) -> sqlite3.Connection:
             f"{path} is on a network file system ({kind}), where SQLite's write-ahead log loses data, as it needs"
             " memory that processes share; put the run folder on a local disk (--run-dir), and copy it when it is done"
         )
-    connection = _connect(path, "mode=rwc")
+    connection = connect(path, "mode=rwc")
     try:
         connection.execute("BEGIN IMMEDIATE")
         if (version := version_of(connection, path)) < VERSION:
-            for statement in filter(str.strip, (_MIGRATE if version else _SCHEMA + _SENDS).split(";")):
+            for statement in filter(str.strip, _STEPS[version].split(";")):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {VERSION}")
         connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-    except (sqlite3.Error, RunFolderError):
+    except (*UNREADABLE, RunFolderError):
         connection.close()
         raise
     return connection
@@ -91,18 +109,18 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     """A connection that never writes, so that it works in read-only folders too. Raises `RunFolderError`."""
     if not path.exists():
         raise RunFolderError(f"no journal at {path}; expected the folder of a run that has asked a model")
-    connection = _connect(path, "mode=ro")
+    connection = connect(path, "mode=ro")
     try:
         connection.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.OperationalError:
         connection.close()
         if Path(f"{path}-wal").exists():
             raise
-        connection = _connect(path, "mode=ro&immutable=1")  # SQLite cannot write its -shm file in this folder
+        connection = connect(path, "mode=ro&immutable=1")  # SQLite cannot write its -shm file in this folder
     try:
         if version_of(connection, path) == 0:
             raise RunFolderError(f"{path} is empty; expected the journal of a run that has asked a model")
-    except (sqlite3.Error, RunFolderError):
+    except (*UNREADABLE, RunFolderError):
         connection.close()
         raise
     return connection
@@ -142,6 +160,8 @@ def bytes_of(path: Path) -> int:
 
 _ADVICE = {
     "file is not a database": "move it away, or choose another run folder",
+    "disk image is malformed": "the file is damaged; run again, which saves every row that can be read",
+    "can't decode": "the file is damaged; restore it from a copy, or move it away and start again",
     "malformed": "the file is damaged; restore it from a copy, or move it away and start again",
     "disk is full": "free some space and run again; no answer is lost",
     "disk I/O": "check the disk and its quota, then run again",
@@ -154,4 +174,4 @@ _ADVICE = {
 def unusable(path: Path, error: Exception) -> RunFolderError:
     """SQLite's error in one line, with advice."""
     advice = next((advice for part, advice in _ADVICE.items() if part in str(error)), "check the file and its folder")
-    return RunFolderError(f"cannot use the journal {path}: {error}; {advice}")
+    return RunFolderError(f"cannot use the journal {path}: {one_line(str(error))}; {advice}")

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from distill.core import console
+from distill.engine.journal.inspection import salvage
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
@@ -30,15 +32,31 @@ from distill.engine.journal.records import (
     SendCost,
     StageSends,
     bare,
+    read_answer,
+    read_batch,
+    read_failure,
+    require_sound,
+    set_aside,
 )
-from distill.engine.journal.schema import VERSION, bytes_of, open_to_read, open_to_write, unusable, version_of
+from distill.engine.journal.schema import (
+    UNREADABLE,
+    VERSION,
+    bytes_of,
+    open_to_read,
+    open_to_write,
+    unusable,
+    version_of,
+)
+from distill.engine.providers.bounded_numbers import count_of, number_of
 from distill.errors import RunFolderError
-from distill.types import Answer, Completion, Failure, Message, Request, Sampling, Usage
+from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
 
 NAME = "journal.sqlite"
 GROUP_SECONDS = 0.005
 """Shortest time between two commits; the writes that arrive in between share one (one fsync each)."""
 
+_MOST = 1e15
+"""Tokens or USD of a journal's sum that is no longer believed."""
 _UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 """Errors of SQLite and its Python module for a value that no column can hold, such as an integer over 64 bits."""
 
@@ -64,7 +82,12 @@ class Journal:
         self._writer = writer
         self._reuse = tuple(reuse)
         self._has_failures = bool(self._select("SELECT EXISTS (SELECT 1 FROM failures)")[0][0])
-        self._is_old = version_of(reader, path) < VERSION  # opened for reading: written by an earlier distill
+        version = version_of(reader, path)  # an earlier one where the journal is opened for reading
+        self._is_old = version < 2
+        self._columns = "*" if version == VERSION else "*, NULL"
+        """All columns of a table, and NULL in place of the checksum that an earlier version has none of."""
+        self._damaged: set[str] = set()
+        """Keys of damaged rows that were reported."""
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -77,31 +100,53 @@ class Journal:
         """
         path = Path(path)
         try:
+            if not read_only:
+                salvage(path)
             writer = None if read_only else open_to_write(path)
             return cls(path, open_to_read(path), writer, reuse)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise unusable(path, error) from error
 
     def get(self, key: str) -> Answer | None:
         """The answer with this key, from here or a reused journal; else a permanent failure from here; else `None`."""
-        statement = "SELECT key, text, finish, usage, raw, loglikelihood FROM answers WHERE key = ?"
         for journal in (self, *self._reuse):
-            for row in journal._select(statement, key):
-                return _to_completion(row)
+            if (completion := journal._answer(key)) is not None:
+                return completion
         return self._failure(key)
+
+    def _answer(self, key: str) -> Completion | None:
+        for row in self._select(f"SELECT {self._columns} FROM answers WHERE key = ?", key):
+            try:
+                return read_answer(row)
+            except ValueError as error:
+                self._set_aside(key, error)
+        return None
+
+    def _set_aside(self, key: str, error: Exception) -> None:
+        """Report a damaged answer once, and move it to the table `damaged`, so that its question is asked again."""
+        if key not in self._damaged:
+            self._damaged.add(key)
+            where = "left out" if self._writer is None else "set aside in the table damaged, and asked again"
+            console.warn(f"{self.path}: the answer {key[:12]} is damaged ({error}); it is {where}")
+            if self._writer is not None:
+                self.write(set_aside(key))
 
     def _failure(self, key: str) -> Failure | None:
         if not self._has_failures:
             return None
-        rows = self._select("SELECT reason, detail, attempts FROM failures WHERE key = ? AND permanent", key)
-        for reason, detail, attempts in rows:
-            return Failure(key=key, reason=reason, detail=detail, transient=False, attempts=attempts)
+        for row in self._select(f"SELECT {self._columns} FROM failures WHERE key = ? AND permanent", key):
+            with suppress(ValueError):  # a damaged failure is asked again
+                return read_failure(row)
         return None
 
     def questions(self) -> Iterator[tuple[str, str, str]]:
-        """Key, request and endpoint of every answer and failure; the latter two as canonical JSON."""
+        """Key, request and endpoint of every sound answer and failure; the latter two as canonical JSON."""
         for table in ("answers", "failures"):
-            yield from self._rows(f"SELECT key, request, endpoint FROM {table} ORDER BY rowid")
+            for row in self._rows(f"SELECT {self._columns} FROM {table} ORDER BY rowid"):
+                with suppress(ValueError, TypeError, AttributeError, RecursionError):
+                    require_sound(row)
+                    to_request(json.loads(row[1])), Endpoint(**json.loads(row[2]))
+                    yield row[0], row[1], row[2]
 
     def costs(self) -> list[SendCost]:
         """The cost of all sends by stage, role, model and outcome, over all invocations."""
@@ -114,8 +159,9 @@ class Journal:
         )
         return [
             SendCost(
-                stage=stage, role=role, model=model, outcome=outcome, sends=sends, prompt_tokens=int(prompt),
-                completion_tokens=int(completion), usd=usd, unpriced=Usage(int(free_prompt), int(free_completion)),
+                stage=stage, role=role, model=model, outcome=outcome, sends=sends, prompt_tokens=_count(prompt),
+                completion_tokens=_count(completion), usd=number_of(usd, most=_MOST) or 0.0,
+                unpriced=Usage(_count(free_prompt), _count(free_completion)),
             )
             for stage, role, model, outcome, sends, prompt, completion, usd, free_prompt, free_completion in rows
         ]  # fmt: skip
@@ -123,38 +169,43 @@ class Journal:
     def sent(self) -> dict[str, StageSends]:
         """The sends of each stage. Their number never decreases: an intent is never deleted."""
         rows = self._select_newer("SELECT stage, count(*), total(usd) FROM intents GROUP BY stage ORDER BY min(id)")
-        return {stage: StageSends(sends, round(usd, 8)) for stage, sends, usd in rows}
+        return {stage: StageSends(sends, round(number_of(usd, most=_MOST) or 0.0, 8)) for stage, sends, usd in rows}
 
     def batches(self, stage: str | None = None, *, name: str | None = None) -> list[BatchRecord]:
         """Every batch, or those of one stage or with one name, oldest first."""
         rows = self._select_newer(
-            "SELECT * FROM batches WHERE (?1 IS NULL OR stage = ?1) AND (?2 IS NULL OR name = ?2) ORDER BY rowid",
+            f"SELECT {self._columns} FROM batches"
+            " WHERE (?1 IS NULL OR stage = ?1) AND (?2 IS NULL OR name = ?2) ORDER BY rowid",
             stage,
             name,
         )
-        return [
-            BatchRecord(
-                name=name, stage=of, role=role, state=state, file_id=file_id, batch_id=batch_id,
-                sends=json.loads(sends), detail=detail, created=created,
-            )
-            for name, of, role, state, file_id, batch_id, sends, detail, created in rows
-        ]  # fmt: skip
+        batches = []
+        for row in rows:
+            try:
+                batches.append(read_batch(row))
+            except (ValueError, TypeError) as error:
+                console.warn(f"{self.path}: batch {row[0]} ({row[5]}) is damaged ({error}); it is left out")
+        return batches
 
     def unsettled(self, stage: str) -> dict[int, Bill]:
         """Sends of a stage without an outcome, each with its worst case."""
         rows = self._select_newer(
             "SELECT id, prompt_tokens, completion_tokens, usd FROM intents WHERE outcome IS NULL AND stage = ?", stage
         )
-        return {send: Bill(*most) for send, *most in rows}
+        return {
+            send: Bill(count_of(prompt), count_of(completion), number_of(usd, most=_MOST))
+            for send, prompt, completion, usd in rows
+        }
 
     def tokens(self, stage: str | None = None) -> Usage:
         """Tokens of the answers in this journal, as reported; answers without a report count nothing."""
         ((prompt, completion),) = self._select(
             "SELECT total(json_extract(usage, '$.prompt_tokens')), total(json_extract(usage, '$.completion_tokens'))"
-            " FROM answers WHERE ?1 IS NULL OR stage = ?1",
+            " FROM (SELECT CASE WHEN json_valid(usage) THEN usage END AS usage, stage FROM answers)"
+            " WHERE ?1 IS NULL OR stage = ?1",
             stage,
         )
-        return Usage(int(prompt), int(completion))
+        return Usage(_count(prompt), _count(completion))
 
     def counts(self) -> dict[str, int]:
         """Rows in each table. `intents` are sends begun: those without an answer failed, or were killed in flight."""
@@ -171,7 +222,7 @@ class Journal:
     def _rows(self, statement: str, *values: Any) -> Iterator[Any]:
         try:
             yield from self._reader.execute(statement, values)
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise unusable(self.path, error) from error
 
     def write(self, change: Change) -> Future[int]:
@@ -208,7 +259,7 @@ class Journal:
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._writer.execute("VACUUM")
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:
+        except UNREADABLE as error:
             raise unusable(self.path, error) from error
         return before - bytes_of(self.path)
 
@@ -249,7 +300,7 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
             results: list[int | RunFolderError] = _transaction(connection, group, _changed)
         except _UNSTORABLE:
             results = _transaction(connection, group, _changed_or_refused)
-    except sqlite3.Error as error:
+    except UNREADABLE as error:
         results = [unusable(path, error)] * len(group)
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RunFolderError]]] = {}
     for number, write in enumerate(group):
@@ -312,16 +363,9 @@ def _resolve(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | Ru
             done.set_result(result)
 
 
-def _to_completion(row: Sequence[Any]) -> Completion:
-    key, text, finish, usage, raw, loglikelihood = row
-    return Completion(
-        key=key,
-        text=text,
-        finish=finish,
-        usage=None if usage is None else Usage(**json.loads(usage)),
-        raw=json.loads(raw),
-        loglikelihood=loglikelihood,
-    )
+def _count(total: Any) -> int:
+    """A sum of tokens; 0 where damaged rows make it absurd."""
+    return int(number_of(total, most=_MOST) or 0)
 
 
 def to_request(document: Mapping[str, Any]) -> Request:

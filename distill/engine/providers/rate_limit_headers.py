@@ -53,30 +53,41 @@ def report(headers: Mapping[str, str]) -> RateLimitReport | None:
 def _quota(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
     amount, limit = (_amount(headers.get(pattern.format(name), "")) for name in ("remaining", "limit"))
     reset = headers.get(pattern.format("reset"))
-    return None if amount is None else RemainingQuota(amount, None if reset is None else duration_seconds(reset), limit)
+    if amount is None:
+        return None
+    return RemainingQuota(amount, None if reset is None else duration_seconds(reset, _now(headers)), limit)
+
+
+def _now(headers: Mapping[str, str]) -> float:
+    """Seconds since the epoch by the endpoint's own clock, so that a wrong clock here does no harm; else by ours."""
+    try:
+        return parsedate_to_datetime(headers.get("Date", "")).timestamp()
+    except (ValueError, OverflowError):
+        return time.time()
 
 
 def _amount(reply: str) -> float | None:
     return number_of(reply.split(",", maxsplit=1)[0].split(";", maxsplit=1)[0], most=_EPOCH_MILLISECONDS)
 
 
-def duration_seconds(reply: str) -> float | None:
-    """`6m0s`, `120ms`, `59.7` (seconds) or a moment since the epoch, as seconds from now; `None` if unreadable."""
+def duration_seconds(reply: str, now: float | None = None) -> float | None:
+    """`6m0s`, `120ms`, `59.7` (seconds) or a moment since the epoch, as seconds from `now`; `None` if unreadable."""
+    now = time.time() if now is None else now
     text = reply.strip().lower()
     if _NUMBER.fullmatch(text.removeprefix("-")):
         number = float(text)
         if number >= _EPOCH_SECONDS:
-            number = number / (1000 if number >= _EPOCH_MILLISECONDS else 1) - time.time()
+            number = number / (1000 if number >= _EPOCH_MILLISECONDS else 1) - now
         return _bounded(number)
     parts = _DURATION.findall(text)
     if parts and "".join(amount + unit for amount, unit in parts) == text:
         return _bounded(sum(float(amount) * _UNITS[unit] for amount, unit in parts))
-    return _date_seconds(text)
+    return _date_seconds(text, now)
 
 
-def _date_seconds(reply: str) -> float | None:
+def _date_seconds(reply: str, now: float) -> float | None:
     try:
-        return _bounded(parsedate_to_datetime(reply).timestamp() - time.time())
+        return _bounded(parsedate_to_datetime(reply).timestamp() - now)
     except (ValueError, OverflowError):
         return None
 
@@ -94,4 +105,4 @@ def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
         reply = headers.get(name, "").strip()
         if _NUMBER.fullmatch(reply):
             return _bounded(float(reply) * unit)
-    return _date_seconds(headers.get("Retry-After", ""))
+    return _date_seconds(headers.get("Retry-After", ""), _now(headers))
