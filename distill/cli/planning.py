@@ -43,8 +43,8 @@ def check(
             console.result(line)
         return
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
-    disclosures = disclosure.disclosures(loaded, disclosure.folder_of(recipe))
-    for line in (*forecast.lines(loaded, probed=not probe), *disclosures):
+    valid, *forecasts = forecast.lines(loaded, probed=not probe)
+    for line in (valid, *disclosure.disclosures(loaded, disclosure.folder_of(recipe)), *forecasts):
         console.result(line)
     if probe:
         from distill.pipeline import doctor
@@ -115,8 +115,9 @@ def doctor(
     An endpoint is asked a dozen tiny questions, to show which parameters (temperature, seed, stop, logprobs …) it
     honours, ignores or refuses; the findings are cached for later checks and runs.
 
-    For a run with a student, or an export with whole weights: do its saved chat template and its server produce the
-    very tokens that it was trained on? The first differing token is shown, and the exit code is 1.
+    For a run: is every row of its journal sound? With a student, and for an export with whole weights: do its saved
+    chat template and its server produce the very tokens that it was trained on? The first differing token is shown, and
+    the exit code is 1.
 
     Example: distill doctor http://127.0.0.1:8000/v1 --model smollm2
 
@@ -125,7 +126,7 @@ def doctor(
     from distill.pipeline import doctor as examination
 
     if url is not None and Path(url).is_dir():
-        is_sound = examination.examine_student(Path(url), at=at, api_key_env=api_key_env)
+        is_sound = examination.examine_folder(Path(url), at=at, api_key_env=api_key_env)
     elif at is not None:
         raise RecipeError("--at needs a run: give its folder as well")
     else:

@@ -113,7 +113,7 @@ def test_check_and_the_first_lines_of_run_say_it(tmp_path):
         ]
         command = [sys.executable, "-P", "-m", "distill"]
         checked = subprocess.run([*command, "check", path], capture_output=True, text=True, check=True)
-        assert checked.stdout.splitlines()[-2:] == expected
+        assert checked.stdout.splitlines()[1:3] == expected
         assert server.count == 0
         ran = subprocess.run(
             [*command, "run", path, "--run-dir", tmp_path / "run"], capture_output=True, text=True, check=True
