@@ -39,7 +39,7 @@ def folder_of(source: object) -> Path:
 
 
 def _endpoints(recipe: Recipe) -> Iterator[str]:
-    sections = {key: one for key, one in recipe.asked.items() if one.base_url is not None}
+    sections = {key: one for key, one in recipe.models.items() if one.base_url is not None}
     for url in dict.fromkeys(normalise_url(one.base_url or "") for one in sections.values()):
         there = {key: one for key, one in sections.items() if normalise_url(one.base_url or "") == url}
         variables = dict.fromkeys(name for one in there.values() for name in one.variables)
@@ -65,7 +65,7 @@ def _tasks(recipe: Recipe) -> list[str]:
 
 def _served_models(recipe: Recipe) -> list[str]:
     """Models that this machine loads."""
-    models = [one.model for one in recipe.asked.values() if one.base_url is None]
+    models = [one.model for one in recipe.models.values() if one.base_url is None]
     return models + ([recipe.student.model] if recipe.student is not None else [])
 
 

@@ -136,12 +136,13 @@ def test_no_path_of_this_machine_is_on_a_card(run):
     recipe["files"] = {f"{private}/bench.jsonl": "ab" * 32}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     change(run / "run.json", lambda record: {**record, "teacher": {**record["teacher"], "model": f"{private}/teacher"}})
-    change(run / "student/base.json", lambda base: {**base, "model": f"{private}/base.gguf"})
     for text in (model_card.card(run), dataset_card.card(run, {"train": "data/x.parquet"}, {"train": 1})):
         assert "alice" not in text
         assert "secret" not in text
         assert "| contamination | files: \\['bench.jsonl'\\], min\\_words: 3 |" in text
     assert "under the system message: /no" in model_card.card(run)
+    change(run / "student/base.json", lambda base: {**base, "model": f"{private}/base.gguf"})
+    assert "alice" not in model_card.card(run)
 
 
 def test_the_card_of_an_export_has_its_receipt_and_how_it_is_used(run):
