@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
-from distill.core import console, event_loop, processes
+from distill.core import console, credentials, event_loop, processes
 from distill.core.extras import install
 from distill.core.jsonl import read_jsonl
 from distill.core.student_folder import STUDENT, current
@@ -114,6 +114,7 @@ def compare_models(source: Source, **options: Unpack[Options]) -> RunFolder:
 @contextmanager
 def _as_distill_errors() -> Iterator[None]:
     """Turn Ctrl-C and faults of the disk into a `DistillError`."""
+    credentials.learn_proxies()
     try:
         with event_loop.interruptible(), processes.current_folder_off_path():
             yield

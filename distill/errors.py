@@ -18,6 +18,7 @@ DistillError                    exit 1
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 
 
@@ -34,6 +35,19 @@ def one_line(text: str, limit: int = 200) -> str:
 def some_of(names: Sequence[str], most: int = 3) -> str:
     """The first names, with a mark where there are more."""
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Control characters except tab and line feed, direction marks, zero-width characters (except the joiners that scripts
+and emoji need), lone surrogates (which UTF-8 cannot encode) and tag characters."""
+
+
+def visible(text: str) -> str:
+    """The text with characters that hide or reorder others shown as ⟦U+202E⟧; line ends become line feeds."""
+    return _HIDDEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
 
 
 class DistillError(Exception):
@@ -56,17 +70,18 @@ class RunFolderError(DistillError):
     """The run folder belongs to another recipe, is damaged, or cannot be written."""
 
 
-_MACHINE = frozenset(
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EMFILE", "ENFILE", "EFBIG", "EIO", "ENOMEM")
-)
+_MACHINE_FAULTS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ENOMEM,
+)  # fmt: skip
 
 
 def disk_fault(error: OSError) -> RunFolderError | None:
-    """The error to show for a fault of the machine (disk, rights, open files, memory); `None` for any other fault."""
-    if error.errno not in _MACHINE:
+    """The error to show for a fault of the machine (disk, rights, names, open files, memory); `None` for any other."""
+    if error.errno not in _MACHINE_FAULTS:
         return None
-    return RunFolderError(f"{error.strerror}: {error.filename or 'a file'}; mend that and run the same command again")
+    name = one_line(str(error.filename or "a file"))
+    return RunFolderError(f"{error.strerror}: {name}; mend that and run the same command again")
 
 
 class RunLocked(RunFolderError):

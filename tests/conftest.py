@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.option.markexpr != QUICK or not collection_path.match("test_*.py"):
         return None
     return bool(LEFT_OUT.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+MANY_MODULES = 500
+_modules = 0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Leave the objects of freshly loaded packages out of later garbage collections.
+
+    With torch and what is built on it they are a million: a collection takes most of a second, and each training and
+    each model that is released ask for several.
+    """
+    global _modules  # noqa: PLW0603
+    if len(sys.modules) > _modules + MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        _modules = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

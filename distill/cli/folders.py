@@ -59,7 +59,7 @@ def diff(
     results = [held.read(folder) for folder in runs]
     result = held.diff(*results) if len(results) == 2 else held.curve(results)
     if as_json:
-        console.result(json.dumps(to_json(result), ensure_ascii=False, indent=1))
+        console.result(json.dumps(to_json(result), indent=1))
         return
     for line in held.lines(result) if len(results) == 2 else held.curve_lines(result):
         console.result(line)

@@ -44,15 +44,20 @@ def _interrupted() -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
+    import io
+    import logging
+
     import typer
 
     from distill.cli.commands import UsageFault, app
-    from distill.core import console, processes
-    from distill.errors import DistillError, Interrupted, disk_fault
+    from distill.core import console, credentials, processes
+    from distill.errors import DistillError, Interrupted
 
     sys.excepthook = console.crashed
+    logging.lastResort = console.LibraryLog(logging.WARNING)
     processes.share_cores()
     try:
+        credentials.learn_proxies()
         with processes.current_folder_off_path():
             outcome = app(args=arguments, standalone_mode=False)
     except typer.Exit as stop:
@@ -60,25 +65,31 @@ def _run(arguments: list[str] | None) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except UsageFault as error:
-        error.show()
+        usage = io.StringIO()
+        error.show(usage)
+        console.say(usage.getvalue().rstrip())
         return 2
     except DistillError as error:
         _raise_when_debugging(error)
         for line in str(error).splitlines():
             (console.error if error.exit_code else console.say)(line)
         return error.exit_code
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         _raise_when_debugging(error)
-        named = f": {error.filename}" if error.filename else ""
-        console.error(str(disk_fault(error) or f"{error.strerror or error}{named}; --debug shows where"))
-        return 1
-    except MemoryError as error:
-        _raise_when_debugging(error)
-        console.error("out of memory; free some, or give it less to do, and run the same command again")
+        console.error(_machine_fault(error))
         return 1
     if outcome == Interrupted.exit_code:  # newer typer makes an exit of Ctrl-C and says nothing
         raise KeyboardInterrupt
     return outcome if isinstance(outcome, int) else 0
+
+
+def _machine_fault(error: OSError | MemoryError) -> str:
+    from distill.errors import disk_fault
+
+    if isinstance(error, MemoryError):
+        return "out of memory; free some, or give it less to do, and run the same command again"
+    name = f": {error.filename}" if error.filename else ""
+    return str(disk_fault(error) or f"{error.strerror or error}{name}; --debug shows where")
 
 
 def _raise_when_debugging(error: BaseException) -> None:

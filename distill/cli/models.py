@@ -37,7 +37,6 @@ def serve(
     host: Host = "127.0.0.1",
     api_key_env: ApiKey = None,
     allow_origin: Origins = None,
-    parent_pipe: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve a local model, or a run's student.
 
@@ -61,6 +60,5 @@ def serve(
         port=port,
         origins=allow_origin or (),
         api_key=credentials.secret(api_key_env, "--api-key-env"),
-        parent_pipe=parent_pipe,
         say=console.say,
     )

@@ -34,7 +34,8 @@ def check(
 
     Example: distill check recipes/quickstart.yaml --probe
     """
-    from distill.pipeline import disclosure, forecast, parts
+    from distill.pipeline import forecast, parts
+    from distill.recipe import reach_of
 
     if like is not None:
         from distill.pipeline import starter
@@ -44,7 +45,7 @@ def check(
         return
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
     valid, *forecasts = forecast.lines(loaded, probed=not probe)
-    for line in (valid, *disclosure.disclosures(loaded, disclosure.folder_of(recipe)), *forecasts):
+    for line in (valid, *reach_of(loaded, parts.folder_of(recipe)).lines(), *forecasts):
         console.result(line)
     if probe:
         from distill.pipeline import doctor

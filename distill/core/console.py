@@ -1,12 +1,16 @@
-"""Terminal and log output: lines, warnings, progress; the only module that prints, with secrets struck out.
+"""Terminal and log output: lines, warnings, progress; the only module that prints.
 
-Everything goes to standard error but the results of commands (`result`), so that pipes stay clean. Of
-several processes that a launcher has started the first one speaks; the others only say what ends them.
+Every text passes `_shown` on its way out: secrets are struck out, and characters that steer a terminal or hide become
+visible. Everything goes to standard error except the results of commands (`result`), so that pipes stay clean. Of
+several processes that a launcher has started, only the first prints; the others print what ends them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -15,11 +19,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
 from distill.core import processes
 from distill.core.redaction import strike
+from distill.errors import visible
 
 PLAIN_SECONDS = 5.0
 """Seconds between two progress lines where the output is no terminal."""
@@ -31,12 +37,23 @@ _observers: list[Callable[[str], None]] = []
 _silences: list[bool] = []
 """One for each block in which nothing is printed."""
 
+_STYLES = {
+    "error": ("31", "", ""),
+    "warning": ("33", "", ""),
+    "head": ("1", "", ""),
+    "who": ("36", "", ""),
+    "added": ("32", "{+", "+}"),
+    "removed": ("31", "[-", "-]"),
+    "trained": ("30;42", "", ""),
+}
+"""By kind of text, its colour and the marks around it where there are no colours."""
+
 
 class Progress(Protocol):
     """Interface for reporting progress of long work."""
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        """Say how much is done, of how much, and one short note."""
+        """Report how much is done, of how much, and a short note."""
 
 
 class Silent:
@@ -48,30 +65,78 @@ class Silent:
 
 def say(line: str) -> None:
     """One line for the reader, on standard error and in the run's log."""
-    _emit(line, "")
+    if not processes.is_first():
+        return
+    for observer in _observers:
+        observer(_shown(line, coloured=False))
+    if not _silences:
+        _print(line, sys.stderr)
 
 
 def warn(line: str) -> None:
     """One line about something that the reader should look at."""
-    _emit(f"warning: {line}", "33")
+    say(painted(f"warning: {line}", "warning"))
 
 
 def error(line: str) -> None:
     """The one line that ends a failed command."""
     if not processes.is_first():
-        print(f"error in process {processes.number()}: {strike(line)}", file=sys.stderr, flush=True)
-    _emit(f"error: {line}", "31")
+        _print(f"error in process {processes.number()}: {line}", sys.stderr)
+    say(painted(f"error: {line}", "error"))
 
 
 def crashed(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback on standard error, as Python writes it."""
-    print(strike("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+    _print("".join(traceback.format_exception(kind, error, trace)).rstrip(), sys.stderr)
+
+
+class LibraryLog(logging.Handler):
+    """Prints what libraries log as warnings or errors, in place of `logging.lastResort`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record on standard error."""
+        _print(self.format(record), sys.stderr)
 
 
 def result(line: str) -> None:
     """A line of a command's result, on standard output."""
     if processes.is_first() and not _silences:
-        print(strike(line), flush=True)
+        _print(line, sys.stdout)
+
+
+def _print(line: str, stream: Any) -> None:
+    print(_shown(line, coloured=_has_colours(stream)), file=stream, flush=True)
+
+
+def _has_colours(stream: Any) -> bool:
+    return bool(stream.isatty()) and "NO_COLOR" not in os.environ
+
+
+Paint: TypeAlias = Callable[[str, str], str]
+"""Marks a text by its kind: `head`, `who`, `added`, `removed`."""
+
+
+def painted(text: str, kind: str) -> str:
+    """The text, shown in the colour of its kind on a terminal, elsewhere between the marks of word diffs."""
+    return f"⟪{_tag()} {kind}⟫{text}⟪{_tag()} /{kind}⟫"
+
+
+@cache
+def _tag() -> str:
+    """Random, so that no text from elsewhere can be taken for one of `painted`."""
+    return secrets.token_hex(8)
+
+
+def _shown(line: str, *, coloured: bool) -> str:
+    """The text as it may be printed or logged."""
+
+    def sign(match: re.Match[str]) -> str:
+        colour, begin, end = _STYLES[match[2]]
+        if coloured:
+            return "\x1b[0m" if match[1] else f"\x1b[{colour}m"
+        return end if match[1] else begin
+
+    return re.sub(rf"⟪{_tag()} (/?)(\w+)⟫", sign, visible(strike(line)))
 
 
 class MarkedText(Protocol):
@@ -93,59 +158,32 @@ def say_marked(text: MarkedText) -> None:
     """A training example for the reader, on standard error and, with marks for colours, in the run's log."""
     for line in _marked_lines(text, coloured=False):
         for observer in _observers:
-            observer(strike(line))
+            observer(_shown(line, coloured=False))
     for line in _marked_lines(text, coloured=_has_colours(sys.stderr)) if not _silences else ():
-        print(strike(line), file=sys.stderr, flush=True)
+        _print(line, sys.stderr)
 
 
 def show_marked(text: MarkedText) -> None:
-    """A training example that a command was asked for, on standard output."""
+    """A training example as a command's result, on standard output."""
     for line in _marked_lines(text, coloured=_has_colours(sys.stdout)):
         result(line)
 
 
-def _has_colours(stream: Any) -> bool:
-    return bool(stream.isatty()) and "NO_COLOR" not in os.environ
-
-
 def _marked_lines(text: MarkedText, *, coloured: bool) -> list[str]:
-    """Trained text is green, or stands in ⟦ ⟧; nothing in it can steer the terminal."""
-    begin, end = ("\x1b[30;42m", "\x1b[0m") if coloured else ("⟦", "⟧")
+    """Trained text is green, or between ⟦ and ⟧; characters that are not printable are written out."""
+    pieces = []
+    for piece, trained in text.stretches():
+        plain = "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in piece)
+        if trained and coloured:
+            plain = "\n".join(painted(line, "trained") for line in plain.split("\n"))
+        pieces.append(f"⟦{plain}⟧" if trained and not coloured else plain)
     how = "green" if coloured else "in ⟦ ⟧"
-    pieces = [
-        _each_line(plain, begin, end) if trained and coloured else f"{begin}{plain}{end}" if trained else plain
-        for plain, trained in ((_plain(piece), trained) for piece, trained in text.stretches())
-    ]
     title = f"session {text.id}: {sum(text.trained)} of {len(text.trained)} tokens are trained ({how})"
     return [title, *(f"  {line}" for line in "".join(pieces).split("\n"))]
 
 
-def _each_line(text: str, begin: str, end: str) -> str:
-    return "\n".join(f"{begin}{line}{end}" for line in text.split("\n"))
-
-
-def _plain(text: str) -> str:
-    """The text with every character that could steer a terminal, or hide, written out."""
-    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
-
-
-Paint = Callable[[str, str], str]
-"""Marks a text by its kind: `head`, `who`, `added`, `removed`."""
-
-_COLOURS = {"head": "1", "who": "36", "added": "32", "removed": "31"}
-_MARKS = {"added": ("{+", "+}"), "removed": ("[-", "-]")}
-
-
-def painted(text: str, what: str) -> str:
-    """In colours on a terminal that has them, else with the marks of word diffs."""
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        return f"\x1b[{_COLOURS[what]}m{text}\x1b[0m"
-    before, after = _MARKS.get(what, ("", ""))
-    return f"{before}{text}{after}"
-
-
 def asked(prompt: str) -> Iterator[str]:
-    """Lines that a person types after the prompt, until they end the input; lines of a pipe without one."""
+    """Lines that a person types after the prompt, until the end of input; from a pipe, without a prompt."""
     while True:
         try:
             yield input(prompt if sys.stdin.isatty() else "")
@@ -154,35 +192,23 @@ def asked(prompt: str) -> Iterator[str]:
 
 
 def page(lines: Iterable[str]) -> None:
-    """Results page by page on a terminal that has `less`, else as they come."""
+    """Results, through `less` on a terminal that has it."""
     pager = shutil.which("less")
     if not sys.stdout.isatty() or pager is None:
         for line in lines:
             result(line)
         return
-    with subprocess.Popen([pager, "-RFX"], stdin=subprocess.PIPE, text=True, encoding="utf-8") as process:
+    with processes.start([pager, "-RFX"], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
-        with suppress(BrokenPipeError):  # the reader has seen enough
-            process.stdin.writelines(f"{strike(line)}\n" for line in lines)
+        with suppress(BrokenPipeError):  # the reader has quit
+            coloured = _has_colours(sys.stdout)
+            process.stdin.writelines(f"{_shown(line, coloured=coloured)}\n".encode() for line in lines)
             process.stdin.close()
-
-
-def _emit(line: str, colour: str) -> None:
-    if not processes.is_first():
-        return
-    line = strike(line)
-    for observer in _observers:
-        observer(line)
-    if _silences:
-        return
-    if colour and sys.stderr.isatty():
-        line = f"\x1b[{colour}m{line}\x1b[0m"
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def observed(observer: Callable[[str], None]) -> Iterator[None]:
-    """Hand every line to `observer` too, while the block runs (the run's log)."""
+    """Pass every line to `observer` too, while the block runs (the run's log)."""
     _observers.append(observer)
     try:
         yield
@@ -201,7 +227,7 @@ def silenced() -> Iterator[None]:
 
 
 def progress(title: str, total: float | None = None, unit: str = "") -> _Bar | _Lines:
-    """A progress to be used in a `with` block: a live bar on a terminal, a plain line every few seconds elsewhere."""
+    """Progress to use in a `with` block: a live bar on a terminal, a plain line every few seconds elsewhere."""
     live = sys.stderr.isatty() and processes.is_first() and not _silences
     return _Bar(title, total, unit) if live else _Lines(title, total, unit)
 
@@ -215,16 +241,17 @@ class _Bar:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        columns: list[Any] = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
         columns += [TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(), TimeRemainingColumn()]
         self._rich = RichProgress(*columns, console=Console(stderr=True))
         self._rich.start()
-        self._task = self._rich.add_task(self._title, total=self._total, note=self._unit)
+        self._task = self._rich.add_task(_shown(self._title, coloured=False), total=self._total, note=self._unit)
         return self
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         self._total = self._total if total is None else total
-        self._rich.update(self._task, completed=done, total=self._total, note=strike(note) or self._unit)
+        text = _shown(note, coloured=False) or self._unit
+        self._rich.update(self._task, completed=done, total=self._total, note=text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -268,7 +295,7 @@ class _Lines:
         say(f"{self._title}: {done:g}{of}{unit}, {seconds:.0f} s{time_left}{', ' + note if note else ''}")
 
     def _time_left(self, done: float) -> str:
-        """How long the rest takes at the pace of the last minute."""
+        """Estimated time left, at the pace of the last minute."""
         self._samples.append((self._spoke, done))
         while len(self._samples) > 2 and self._samples[0][0] < self._spoke - ETA_SECONDS:
             self._samples.popleft()

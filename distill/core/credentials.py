@@ -6,11 +6,12 @@ is sent. Recipes, journal keys and run folders contain only the name.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from distill.core import console
 from distill.core.redaction import SHORTEST, STRUCK, learn
@@ -66,6 +67,16 @@ def secret(variable: str | None, option: str) -> str | None:
             "of what an endpoint says; it might be a word of an answer"
         )
     return value
+
+
+def learn_proxies() -> None:
+    """Have the user names and passwords in proxy variables struck out (`HTTPS_PROXY=http://user:password@host`)."""
+    for name, url in os.environ.items():
+        userinfo = (url.partition("://")[2] or url).rpartition("@")[0]
+        if name.lower().endswith("_proxy") and userinfo:
+            for text in {userinfo, unquote(userinfo)}:
+                learn(text)
+                learn(base64.b64encode(text.encode()).decode())  # as in a header; learns the password alone, too
 
 
 def variables(base_url: str | None, body: Any) -> list[str]:

@@ -150,10 +150,7 @@ def _download(embedded: Embedded, folder: Path, options: tuple[str, ...], say: S
     with log.open("wb") as output:
         process = processes.start(
             command,
-            environment={
-                **os.environ,
-                "TMPDIR": str(folder),
-            },  # to measure progress and remove leftovers
+            environment={**os.environ, "TMPDIR": str(folder)},  # so that its growth is seen and nothing is left
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -69,6 +69,20 @@ LEFTOVER = re.compile(r"^\..+\.[a-z0-9_]{8}$")
 """Names of the files that `replacing` leaves behind in a killed process."""
 
 
+def set_usual_modes(path: Path) -> None:
+    """Give a file, or a folder with all in it, the permissions of new files: libraries make some for the owner only."""
+    for each in (path, *path.rglob("*")):
+        if not each.is_symlink():
+            each.chmod((0o777 if each.is_dir() else 0o666) & ~_umask())
+
+
+@cache
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to within the block; the file then replaces `path`, so no reader sees half of it.
@@ -81,6 +95,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield new
         with new.open("rb") as written:
             os.fsync(written.fileno())
+        set_usual_modes(new)
         new.replace(path)
     except OSError as error:
         raise RunFolderError(
@@ -99,6 +114,22 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write one indented JSON value of core types, atomically. Raises `RunFolderError` when it cannot be written."""
     write_atomically(path, [json.dumps(to_json(value), ensure_ascii=False, indent=1) + "\n"])
+
+
+def require_no_links(run: Path) -> None:
+    """Raise `RunFolderError` where a run folder holds a link, which would have other files read or written."""
+    for pattern in ("*", "student*/*", "student*/checkpoints/*", "student*/checkpoints/*/*"):
+        for path in run.glob(pattern):
+            require_no_link(path)
+
+
+def require_no_link(path: Path) -> None:
+    """Raise `RunFolderError` where a path in a run folder is a link."""
+    if path.is_symlink():
+        raise RunFolderError(
+            f"{path} is a link to {os.readlink(path)}; a run reads and writes files of its own only: put a copy in its "
+            "place, or remove the link"
+        )
 
 
 def require_free(out: Path) -> None:

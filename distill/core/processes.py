@@ -5,16 +5,22 @@ shared folder would run. Every child is started here, with that turned off. Fold
 `PYTHONPATH=.` and an empty entry of PYTHONPATH, which means the same. The console script `distill` imports nothing from
 the current folder; `python -m distill` does, before any of our code runs.
 
+No child outlives this process, even after SIGKILL: the Linux kernel sends it SIGTERM when the thread that started it
+ends; where that is not the main thread, and on other systems, it is watched for the end of a pipe.
+
 Stdlib only.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +29,24 @@ if TYPE_CHECKING:
 
 _SAFE_PATH = "PYTHONSAFEPATH"
 """Any text in this variable keeps the current folder off the import path of child Pythons (3.11 and later)."""
+_PROLOGUE = """
+import ctypes, os, select, signal, sys
+parent, watch, *command = sys.argv[1:]
+target = os.getpid()
+if watch == "kernel":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        sys.exit("the parent has died")
+elif os.fork() == 0:
+    os.closerange(0, 3)
+    while os.getppid() == target:
+        if select.select([int(watch)], [], [], 1)[0]:
+            os.kill(target, signal.SIGTERM)
+            break
+    os._exit(0)
+os.execvp(command[0], command)
+"""
+"""Ties the process to its parent, by PR_SET_PDEATHSIG (1, which exec keeps) or a watcher, and becomes the command."""
 
 
 def count() -> int:
@@ -77,15 +101,36 @@ def python(*arguments: str) -> list[str]:
 
 
 def start(
-    command: Sequence[str], *, environment: Mapping[str, str] | None = None, **options: Any
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> subprocess.Popen[bytes]:
     """Start a child; `environment` defaults to that of this process, `options` are those of `subprocess.Popen`."""
-    return subprocess.Popen(command, env=_inherited(environment), **options)
+    tied, pipe = _tied(command)
+    return subprocess.Popen(tied, env=_inherited(environment), pass_fds=pipe, **options)
 
 
 def run(command: Sequence[str], *, given: str) -> subprocess.CompletedProcess[str]:
     """Run a child to its end with the text `given` on standard input; returns its output as text."""
-    return subprocess.run(command, env=_inherited(None), input=given, text=True, capture_output=True, check=False)
+    tied, pipe = _tied(command)
+    return subprocess.run(
+        tied, env=_inherited(None), pass_fds=pipe, input=given, text=True, capture_output=True, check=False
+    )
+
+
+def _tied(command: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The command behind the prologue, and the pipe's end that it needs, if any."""
+    by_kernel = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
+    pipe = [] if by_kernel else [_lifeline()]
+    watch = "kernel" if by_kernel else str(pipe[0])
+    return [*python("-c", _PROLOGUE, str(os.getpid()), watch), *command], pipe
+
+
+@cache
+def _lifeline() -> int:
+    """The read end of a pipe whose write end stays open until this process dies."""
+    return os.pipe()[0]
 
 
 def _inherited(environment: Mapping[str, str] | None) -> dict[str, str]:
@@ -99,11 +144,33 @@ def pool(count: int, begin: Callable[..., None], *arguments: object) -> Iterator
     from concurrent.futures import ProcessPoolExecutor
 
     with current_folder_off_path():
-        executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), begin, arguments)
+        first = partial(_begin_worker, os.getpid(), begin)
+        executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), first, arguments)
         try:
             yield executor
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int, begin: Callable[..., None], *arguments: object) -> None:
+    """Tie a pool's process to its parent, without which it would wait for work for ever."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+    else:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    begin(*arguments)
+
+
+def _end_with_parent() -> None:
+    import multiprocessing
+
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)
 
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

@@ -5,14 +5,21 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from distill.core.files import require_no_link
+
 STUDENT, NEXT, PREVIOUS = "student", "student.next", "student.previous"
 TRAINING, CHECKPOINTS = "training.json", "checkpoints"
 
 
 def current(run: Path) -> Path:
-    """The folder of the current student; `student.next` where its renaming was interrupted."""
+    """The folder of the current student; `student.next` where its renaming was interrupted.
+
+    Raises `RunFolderError` where it is a link.
+    """
     moved = is_student(run / STUDENT) or not is_finished(run / NEXT)
-    return run / (STUDENT if moved else NEXT)
+    folder = run / (STUDENT if moved else NEXT)
+    require_no_link(folder)
+    return folder
 
 
 def is_student(folder: Path) -> bool:

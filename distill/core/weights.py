@@ -98,9 +98,11 @@ def _adapter_settings(student_folder: Path) -> dict[str, Any]:
 def read_base(student_folder: Path) -> dict[str, Any]:
     """The content of a student's base.json: model, fingerprint, layers, template, quantised. Raises `ModelError`."""
     value = read_json(student_folder / "base.json")
-    keys = {"model", "fingerprint", "layers", "template", "quantised"}
-    if not isinstance(value, dict) or not keys <= set(value):
+    kinds: dict[str, Any] = {"model": str, "fingerprint": str, "template": str, "quantised": int}
+    if not isinstance(value, dict) or not all(isinstance(value.get(key), kind) for key, kind in kinds.items()):
         raise ModelError(f"{student_folder}/base.json is missing or incomplete; train the student first")
+    if "layers" not in value or not isinstance(value["layers"], list | None):
+        raise ModelError(f"{student_folder}/base.json has no list of layers, or null for all; train the student again")
     return value
 
 

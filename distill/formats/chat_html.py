@@ -21,7 +21,7 @@ _COPY_CODE = re.compile(r"```\s*([\w+#.-]{0,30}?)(?:Copy code)+[ \t]*\n?")
 _COPY_COUNT = re.compile(r"Copy\d{1,9} chars / \d{1,9} words")
 _BLANKS = re.compile(r"\n{3,}")
 _LANGUAGE = re.compile(r"(?:language|lang)-([\w+#.-]{1,30})\Z")
-MAX_HTML_CHARS = 2_000_000
+MAX_HTML_CHARS = 500_000
 
 
 def cleaned(text: str, *, answer: bool) -> tuple[str, list[str]]:

@@ -13,7 +13,16 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.importers import Address
-from distill.formats.sources import Dataset, RowKind, SourceCounts, nothing_read, sessions, splitter, tasks
+from distill.formats.sources import (
+    MOST_REJECTED,
+    Dataset,
+    RowKind,
+    SourceCounts,
+    nothing_read,
+    sessions,
+    splitter,
+    tasks,
+)
 from distill.types import Session, Task
 
 
@@ -79,10 +88,11 @@ def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
         lines.append(f"{tally.split:,} conversations were split")
     if tally.over_long:
         lines.append(f"{tally.over_long:,} pairs are too long to split and stay whole, marked `over_long`")
-    for what, counts in (("repaired", tally.repairs), ("rejected", tally.reasons())):
+    for what, counts in (("repaired", tally.repairs), ("rejected", dict(tally.reasons.most_common()))):
         if counts:
             lines.append(f"{what}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
-    return [*lines, f"see {rejected_path(out)}"] if tally.rejected else lines
+    first = f" (the first {MOST_REJECTED:,})" if tally.reasons.total() > MOST_REJECTED else ""
+    return [*lines, f"see {rejected_path(out)}{first}"] if tally.rejected else lines
 
 
 def rejected_path(out: Path) -> Path:

@@ -11,20 +11,35 @@ import json
 import re
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from distill.errors import RecipeError
 
 CHUNK_CHARS = 1 << 20
-MAX_ROW_CHARS = 1 << 28
-"""A longer element of an array counts as unterminated."""
+MAX_ROW_CHARS = 1 << 22
+"""Largest line in bytes, and element of an array in characters: a million tokens, or 0.2 GB where it is empty lists.
+A longer line is rejected; a longer element counts as unterminated."""
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _ELEMENT = re.compile(r"[^\s,]")
 
 
-decoder = json.JSONDecoder(parse_constant=lambda _: None)
-"""Reads NaN and infinities, which are not JSON, as null."""
+def storable(value: Any) -> Any:
+    """A value that JSON in UTF-8 can hold: U+FFFD for lone surrogates, null for infinities, text for other types."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, Mapping):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if value is None or isinstance(value, int) else str(value)
+
+
+decoder = json.JSONDecoder(parse_constant=lambda _: None, parse_float=lambda text: storable(float(text)))
+"""Reads NaN and infinities, which JSON cannot hold, as null."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +79,10 @@ def json_rows(path: Path) -> Generator[ForeignRow | RejectedRow, None, None]:
 def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
     """Every line of a text file that is not blank, without the white space around it. Raises `RecipeError`."""
     with _open(path) as file:
-        for line, raw in enumerate(file, start=1):
+        for line, raw in enumerate(iter(lambda: file.readline(MAX_ROW_CHARS), b""), start=1):
+            if _is_cut(raw, file):
+                yield RejectedRow(line, "too_long", f"over {MAX_ROW_CHARS:,} bytes in one line")
+                continue
             try:
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
@@ -72,6 +90,14 @@ def text_lines(path: Path) -> Iterator[tuple[int, str] | RejectedRow]:
                 continue
             if text:
                 yield line, text
+
+
+def _is_cut(raw: bytes, file: BinaryIO) -> bool:
+    """Whether a line is longer than `raw`, its start; reads on to its end."""
+    cut = False
+    while len(raw) == MAX_ROW_CHARS and not raw.endswith(b"\n"):
+        raw, cut = file.readline(MAX_ROW_CHARS), True
+    return cut
 
 
 def starts_with(path: Path, magic: bytes) -> bool:
@@ -109,20 +135,9 @@ def _line_row(line: int, text: str) -> ForeignRow | RejectedRow:
 def _row(value: Any, text: str, line: int) -> ForeignRow | RejectedRow:
     if not isinstance(value, dict):
         return RejectedRow(line, "no_object", f"found {type(value).__name__}, expected an object")
-    if _SURROGATE.search(text) and (mended := _without_surrogates(value)) != value:
-        return ForeignRow(line, mended, ("half_character_replaced",))
+    if _SURROGATE.search(text) and (repaired := storable(value)) != value:
+        return ForeignRow(line, repaired, ("half_character_replaced",))
     return ForeignRow(line, value)
-
-
-def _without_surrogates(value: Any) -> Any:
-    """The value with U+FFFD for every lone surrogate, which UTF-8 cannot encode."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_without_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
-    return value
 
 
 def _array_rows(path: Path) -> Rows:

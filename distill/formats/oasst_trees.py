@@ -7,7 +7,6 @@ per row (`prompt` with nested `replies`), and one message per row (`parent_id`),
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -28,28 +27,36 @@ def threads(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
             yield row
         elif isinstance(row.value.get("prompt"), Mapping):
             yield _thread(row.line, row.value["prompt"], _nested, row.value)
-        elif isinstance(row.value.get("message_id"), str):
-            flat.setdefault(row.value["message_id"], (row.line, row.value))
+        elif isinstance(id := row.value.get("message_id"), str):
+            if id in flat:
+                yield RejectedRow(row.line, "same_id", f"line {flat[id][0]} has its message_id already")
+            flat.setdefault(id, (row.line, row.value))
         else:
             yield RejectedRow(row.line, "unknown_shape", "found neither `prompt` nor `message_id`")
     yield from _gathered(flat)
 
 
 def _gathered(flat: Mapping[str, tuple[int, Mapping[str, Any]]]) -> Iterator[ParsedRow | RejectedRow]:
-    replies: dict[str, list[Mapping[str, Any]]] = {}
-    for line, message in flat.values():
+    replies: dict[Any, list[Mapping[str, Any]]] = {}
+    for _, message in flat.values():
         parent = message.get("parent_id")
-        if parent is not None and (not isinstance(parent, str) or parent not in flat):
-            yield RejectedRow(line, "no_parent", f"its parent {str(parent)[:60]} is not in the file")
-        elif parent is not None:
-            replies.setdefault(parent, []).append(message)
+        replies.setdefault(parent if parent is None else str(parent), []).append(message)
 
     def below(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return replies.get(message["message_id"], [])
 
-    for line, message in flat.values():
+    waiting = [*replies.get(None, [])]
+    for message in waiting:
+        waiting += below(message)
+    in_trees = {message["message_id"] for message in waiting}
+    for id, (line, message) in flat.items():
+        parent = str(message.get("parent_id"))
         if message.get("parent_id") is None:
             yield _thread(line, message, below, message)
+        elif parent not in flat:
+            yield RejectedRow(line, "no_parent", f"its parent {parent[:60]} is not in the file")
+        elif id not in in_trees:
+            yield RejectedRow(line, "no_root", f"its parent {parent[:60]} belongs to no whole tree")
 
 
 def _nested(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -67,8 +74,10 @@ def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, A
         return RejectedRow(line, fault.reason, str(fault))
     meta = {"language": root["lang"]} if isinstance(root.get("lang"), str) else {}
     id = next((value for name in ("message_tree_id", "message_id") if isinstance(value := tree.get(name), str)), None)
-    row = ParsedRow(line=line, messages=tuple(messages), instruction=messages[0].content, id=id, meta=meta)
-    return replace(row, repairs=tuple(dict.fromkeys(repairs)))
+    parts = tuple(messages)
+    return ParsedRow(
+        line=line, messages=parts, instruction=parts[0].content, id=id, meta=meta, repairs=tuple(dict.fromkeys(repairs))
+    )
 
 
 def _path(root: Mapping[str, Any], below: Any) -> list[Message]:

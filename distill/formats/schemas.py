@@ -6,14 +6,13 @@ language, length or duplicates is left to curate.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from distill.core.jsonl import own_meta
 from distill.formats.chat_html import cleaned
-from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
+from distill.formats.json_rows import ForeignRow, RejectedRow, Rows, decoder
 from distill.types import Message
 
 ROLES = {
@@ -205,7 +204,7 @@ def _is_meta(value: Any) -> bool:
 
 def _decoded_meta(meta: str) -> Any:
     try:
-        return json.loads(meta)
+        return decoder.decode(meta)
     except (ValueError, RecursionError) as error:
         raise MalformedRow("bad_meta", f"`meta`: not JSON ({error})") from error
 

@@ -24,6 +24,8 @@ from distill.types import Session, Task, pairs, spans
 TURN_TOKENS = 6
 """Approximate tokens that a template adds per turn (FastChat, `split_long_conversation.py`)."""
 REPORT_ROWS = 500
+MOST_REJECTED = 100_000
+"""Rejected rows of a source that are held in memory and written; the others are counted."""
 RowKind = Literal["sessions", "tasks"]
 CountTokens: TypeAlias = Callable[[str], int]
 AnyRow = TypeVar("AnyRow", Session, Task)
@@ -59,6 +61,9 @@ class SourceCounts:
 
     rows: int = 0
     rejected: list[RejectedRow] = field(default_factory=list)
+    """The first `MOST_REJECTED` of them."""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Number of rejected rows by reason."""
     repairs: Counter[str] = field(default_factory=Counter)
     """Repairs of all rows read, including those outside the sample."""
     split: int = 0
@@ -66,9 +71,11 @@ class SourceCounts:
     over_long: int = 0
     """Sessions that are too long and cannot be split: a single question with its answer."""
 
-    def reasons(self) -> dict[str, int]:
-        """Number of rejected rows by reason, the most frequent first."""
-        return dict(Counter(row.reason for row in self.rejected).most_common())
+    def reject(self, row: RejectedRow) -> None:
+        """Count a rejected row."""
+        self.reasons[row.reason] += 1
+        if len(self.rejected) < MOST_REJECTED:
+            self.rejected.append(row)
 
 
 def nothing_read(dataset: Dataset, counts: SourceCounts, kind: RowKind) -> str:
@@ -92,7 +99,7 @@ def ingest(
     """
     imported: dict[str, list[Session]] = {}
     rejected: list[dict[str, object]] = []
-    repairs: Counter[str] = Counter()
+    repairs, reasons = Counter[str](), Counter[str]()
     for source in sources:
         counts = SourceCounts()
         imported[source.name] = [
@@ -108,13 +115,14 @@ def ingest(
             raise RecipeError(f"sources: {nothing_read(source, counts, 'sessions')}")
         rejected += [{"source": source.name, **to_json(row)} for row in counts.rejected]
         repairs += counts.repairs
+        reasons += counts.reasons
     write_rows(folder / "rejected.jsonl", rejected)
     by_source = {name: len(rows) for name, rows in imported.items()}
     return [session for rows in imported.values() for session in rows], {
         "imported": sum(by_source.values()),
         "by_source": by_source,
-        "import_rejected": len(rejected),
-        "import_reasons": dict(Counter(row["reason"] for row in rejected).most_common()),
+        "import_rejected": reasons.total(),
+        "import_reasons": dict(reasons.most_common()),
         "import_repairs": dict(repairs.most_common()),
     }
 
@@ -149,7 +157,7 @@ def _rows(
         for parsed in importers.read(dataset.format, dataset.address, allowed=allowed):
             counts.rows += 1
             if counts.rows % REPORT_ROWS == 0:
-                bar.update(counts.rows, note=f"{len(counts.rejected):,} rejected" if counts.rejected else "")
+                bar.update(counts.rows, note=f"{counts.reasons.total():,} rejected" if counts.rejected else "")
             row: AnyRow | RejectedRow | None
             if isinstance(parsed, RejectedRow):
                 row = parsed
@@ -157,7 +165,7 @@ def _rows(
                 counts.repairs.update(parsed.repairs)
                 row = build(parsed, names, provenance)
             if isinstance(row, RejectedRow):
-                counts.rejected.append(row)
+                counts.reject(row)
             elif row is not None:
                 yield row
 

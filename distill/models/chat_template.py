@@ -196,7 +196,7 @@ def _applied(messages: Sequence[Message], name: str, source: str, tokenizer: Tok
         return str(
             tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, add_generation_prompt=prompt)
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise DistillError(
             f"template {name} cannot render the conversation: {one_line(str(error))}; set student.template to "
             "chatml, which takes any turns, or leave such rows out by a rule of curate"
@@ -349,7 +349,18 @@ def _places_alike(tokenizer: Tokenizer) -> frozenset[_Place]:
 
 
 def _split_ids(text: str, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    return token_ids(text, tokenizer, add_special_tokens=False, split_special_tokens=True)
+
+
+def token_ids(text: str, tokenizer: Tokenizer, **options: bool) -> list[int]:
+    """Ids of a text. Raises `DistillError` where the tokenizer panics, as at a regular expression without end."""
+    try:
+        return list(tokenizer.encode(text, **options))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust; no Exception
+            raise
+        reason = one_line(str(error))
+        raise DistillError(f"the tokenizer fails at a text of {len(text):,} characters: {reason}") from error
 
 
 def _inner_ids(text: str, tokenizer: Tokenizer) -> list[int]:

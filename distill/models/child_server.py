@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -50,14 +49,6 @@ _KEY_VARIABLES: dict[Server, str] = {"transformers": "DISTILL_SERVER_KEY", "vllm
 _BROKEN = {"connection", "refused", "malformed"}
 """Failure reasons that a dying server can cause."""
 _LISTENING = re.compile(rb"listening (http://\S+)")
-_PROLOGUE = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent has died")
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-"""Asks Linux for SIGTERM when the parent dies (1 is PR_SET_PDEATHSIG, which exec keeps), then becomes the server."""
 
 
 def served_name(model: str) -> str:
@@ -80,8 +71,7 @@ class LocalServer:
     """A model server in a child process; its output is appended to `log`.
 
     The child ends with `stop`, with the `with` block, at the exit of this process, and when this process dies in any
-    other way: it then sees the end of a pipe, and on Linux gets SIGTERM where it was started by the main thread.
-    vLLM, which knows of no pipe, has only the latter.
+    other way (`core.processes`).
     """
 
     def __init__(
@@ -102,7 +92,6 @@ class LocalServer:
         self._say = say
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: int | None = None
         self._log_start = 0
         self.base_url: str | None = None
         """Address; `None` until the server is healthy."""
@@ -134,26 +123,19 @@ class LocalServer:
         return self.wait_until_healthy()
 
     def launch(self) -> None:
-        """Start the child if it does not run. To be called in the main thread, so that Linux watches over it."""
+        """Start the child if it does not run."""
         if self.is_alive:
             return
         self.stop()
         self._say(f"starting a server for {served_name(self._model)} (its log: {self._log})")
         atexit.register(self.stop)
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        read_end, self._pipe = os.pipe()
-        try:
-            with self._log.open("ab") as log:
-                self._log_start = log.tell()
-                self._process = self._spawned(read_end, log)
-        except BaseException:
-            self.stop()
-            raise
-        finally:
-            os.close(read_end)
+        with self._log.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = self._spawned(log)
 
-    def _spawned(self, read_end: int, log: BinaryIO) -> subprocess.Popen[bytes]:
-        command, environment = _watched(self._command(read_end)), {**_ENVIRONMENT, **os.environ}
+    def _spawned(self, log: BinaryIO) -> subprocess.Popen[bytes]:
+        command, environment = self._command(), {**_ENVIRONMENT, **os.environ}
         environment[_KEY_VARIABLES[self._server]] = self.api_key
         processes.share_cores(environment)
         # In a new session, so that Ctrl-C reaches only this process, which then stops the child.
@@ -163,15 +145,14 @@ class LocalServer:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            pass_fds=(read_end,),
             start_new_session=True,
         )
 
-    def _command(self, read_end: int) -> list[str]:
+    def _command(self) -> list[str]:
         if self._server == "transformers":
             here = processes.python("-m", "distill", "serve", self._model)
             key = ["--api-key-env", _KEY_VARIABLES[self._server]]
-            return [*here, "--port", str(self._port), *key, "--parent-pipe", str(read_end)]
+            return [*here, "--port", str(self._port), *key]
         self.base_url = None
         self._port = self._port or _free_port()
         name = served_name(self._model)
@@ -239,13 +220,10 @@ class LocalServer:
         """End the child: SIGTERM, SIGKILL 5 s later. Does nothing where there is none."""
         with self._lock:
             process, self._process = self._process, None
-            pipe, self._pipe = self._pipe, None
             self.base_url = None
         atexit.unregister(self.stop)
         if process is not None:
             _end(process)
-        if pipe is not None:
-            os.close(pipe)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -260,16 +238,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def _watched(command: list[str]) -> list[str]:
-    """The command, with the kernel's watch over its parent where that is sound.
-
-    The kernel watches the thread that forks: one that ends earlier than the process would take the server with it.
-    """
-    if sys.platform != "linux" or threading.current_thread() is not threading.main_thread():
-        return command
-    return processes.python("-c", _PROLOGUE, str(os.getpid()), *command)
 
 
 def _vllm() -> str:

@@ -153,7 +153,7 @@ class Decoder:
                 row.error = ProviderError("context_length", detail)
             else:
                 fit(row, request, self._template, context)
-        except _FAULTS as error:
+        except (DistillError, *_FAULTS) as error:
             detail = one_line(f"the prompt cannot be tokenised: {type(error).__name__}: {error}")
             row.error = ProviderError("prompt", detail)
         row.tokenizer = self._tokenizer
@@ -260,7 +260,7 @@ def _excess(text: str, tokenizer: Any, context: int) -> int | None:
     """
     characters = PIECE * context
     while characters < len(text):
-        tokens = len(tokenizer.encode(text[:characters]))
+        tokens = len(chat_template.token_ids(text[:characters], tokenizer))
         if tokens > context + context // 4 + 64:
             return tokens
         characters *= 2

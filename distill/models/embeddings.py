@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.core.extras import install
+from distill.core.files import read_json
 from distill.errors import MissingPackage, ModelError
 from distill.models import pretrained
 
@@ -64,10 +64,8 @@ def _load(folder: Path, key: str) -> tuple[Any, Any]:
 
 def _takes_first_token(folder: Path) -> bool:
     """Whether the settings of a sentence-transformers model choose the first token, not the mean."""
-    try:
-        return bool(json.loads((folder / "1_Pooling" / "config.json").read_text())["pooling_mode_cls_token"])
-    except (OSError, ValueError, KeyError):
-        return False
+    settings = read_json(folder / "1_Pooling" / "config.json")
+    return isinstance(settings, dict) and bool(settings.get("pooling_mode_cls_token"))
 
 
 def _pooled(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int, *, first: bool) -> Any:

@@ -79,10 +79,10 @@ def _notify(watch: Watch | None, rows: Sequence[GenerationRow]) -> None:
 def all_end_ids(model: Any, tokenizer: Any, template: str) -> frozenset[int]:
     """Ids of the end tokens of the model, of the tokenizer and, where there is one, of the chat template."""
     configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    ids = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
     with suppress(DistillError):  # a base model without a chat template still completes text
-        ids |= set(chat_template.end_ids(template, tokenizer))
-    return frozenset(ids - {None})
+        ids += chat_template.end_ids(template, tokenizer)
+    return frozenset(id_ for id_ in ids if isinstance(id_, int))
 
 
 @dataclass(slots=True)
@@ -148,7 +148,7 @@ def fit(row: GenerationRow, request: Request, template: str, context: int) -> No
         row.prompt = (
             chat_template.prompt_ids(request.messages, template, row.tokenizer)
             if request.prompt is None
-            else list(row.tokenizer.encode(request.prompt))
+            else chat_template.token_ids(request.prompt, row.tokenizer)
         )
     except DistillError as error:
         row.error = ProviderError("template", str(error))

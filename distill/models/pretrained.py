@@ -17,11 +17,20 @@ from distill.core.extras import install
 from distill.core.files import read_json
 from distill.core.model_files import _settings, _shown, _values, require_sound
 from distill.errors import MissingPackage, ModelError
-from distill.models.third_party import first_line, quietly
+from distill.models.third_party import first_line, is_bounded, quietly
 
 _OWN_CODE = re.compile(r"trust_remote_code|custom code|not recognize|Unrecognized")
 """In transformers' errors about a model that it does not know."""
 _DATA_ONLY = {"local_files_only": True, "trust_remote_code": False}
+_MODULES = re.compile(r"target_modules|exclude_modules|layers_pattern|(rank|alpha)_pattern")
+"""Settings of an adapter that PEFT may take for regular expressions, one of which can run for years."""
+_RANKS = re.compile(r"(r|rank_pattern\..*)\Z")
+WEIGHTS_PER_BYTE = 4
+"""More than any quantisation packs into a byte."""
+SPARE_WEIGHTS = 10_000_000
+"""Weights that no file need hold, such as a pooler."""
+MOST_RANK = 4096
+"""Far more than any adapter has; as many are allocated before the first weight is looked for."""
 
 
 # Loading
@@ -44,7 +53,11 @@ def load_tokenizer(folder: Path, kind: str = "AutoTokenizer", *, gguf_file: str 
         require_sound(folder)
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     with _only_data(folder, "tokenizer"):
-        return getattr(transformers, kind).from_pretrained(folder, **_DATA_ONLY, **options)
+        tokenizer = getattr(transformers, kind).from_pretrained(folder, **_DATA_ONLY, **options)
+        tokenizer.encode("a")  # fails here, if its settings have other types
+        if isinstance(tokenizer.chat_template, str) and not is_bounded(tokenizer.chat_template):
+            raise ModelError(f"the chat template in {folder} takes over 1 s or 400 MB to render; mend it")
+        return tokenizer
 
 
 def token_counter(path: Path) -> Callable[[str], int]:
@@ -79,6 +92,8 @@ def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **optio
         require_sound(folder)
         _require_no_adapter(folder)
     with _only_data(folder, "model"):
+        if "gguf_file" not in options:
+            _require_modest(folder, getattr(transformers, kind))
         model, report = getattr(transformers, kind).from_pretrained(
             folder, **_DATA_ONLY, use_safetensors=True, output_loading_info=True, **options
         )
@@ -88,6 +103,21 @@ def load_model(folder: Path, kind: str, *, unused: tuple[str, ...] = (), **optio
             examples = ", ".join(lacking[:3]) + (" …" if len(lacking) > 3 else "")
             raise ModelError(f"{folder} lacks {count} that its configuration needs ({examples}); copy the model again")
         return model
+
+
+def _require_modest(folder: Path, kind: Any) -> None:
+    """Refuse a configuration with far more weights than the files can hold.
+
+    Transformers would allocate them and initialise them at random before it reports that they are missing.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = kind.from_config(load_config(folder), trust_remote_code=False)
+    count = sum(weight.numel() for weight in model.parameters())
+    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    if count > WEIGHTS_PER_BYTE * size + SPARE_WEIGHTS:
+        raise ModelError(f"{folder}/config.json describes {count:,} weights, and the files hold {size:,} bytes of them")
 
 
 def _require_no_adapter(folder: Path) -> None:
@@ -103,14 +133,27 @@ def load_adapter(model: Any, folder: Path) -> Any:
     from peft import PeftModel
 
     require_sound(folder)
-    if (kind := _settings(folder / "adapter_config.json").get("peft_type")) != "LORA":
-        raise ModelError(f"{folder}/adapter_config.json is of an adapter of type {_shown(kind)}; expected 'LORA'")
+    _require_plain_adapter(folder / "adapter_config.json")
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} has no adapter_model.safetensors; pickles, such as adapter_model.bin, are not read")
     with warnings.catch_warnings(), _only_data(folder, "adapter"):
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT 0.21
         warnings.filterwarnings("error", "Found missing adapter keys")  # PEFT would initialise them and go on
         return PeftModel.from_pretrained(model, folder)
+
+
+def _require_plain_adapter(file: Path) -> None:
+    """Raise `ModelError` for settings with which PEFT would import a module, or work or allocate without end."""
+    settings = _settings(file)
+    if (kind := settings.get("peft_type")) != "LORA":
+        raise ModelError(f"{file} is of an adapter of type {_shown(kind)}; expected 'LORA'")
+    if settings.get("megatron_config"):
+        raise ModelError(f"{file} names a module to import (megatron_core), which distill does not do")
+    for key, value in _values(settings):
+        if _MODULES.match(key) and not re.fullmatch(r"[\w.]*", f"{key}.{value}"):
+            raise ModelError(f"{file}: {key} is {_shown(value)}; expected names of modules, without patterns")
+        if _RANKS.match(key) and not (type(value) is int and 0 < value <= MOST_RANK):
+            raise ModelError(f"{file}: {key} is {_shown(value)}; expected 1 to {MOST_RANK}")
 
 
 @contextmanager
@@ -128,15 +171,15 @@ def _only_data(folder: Path, what: str) -> Iterator[None]:
     try:
         with quietly():
             yield
-    except ModelError:
+    except (ModelError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # tokenizers raises nothing narrower
+    except BaseException as error:  # a panic in tokenizers is no Exception
         raise ModelError(_reason(folder, what, error)) from error
     finally:
         foreign_code.TIME_OUT_REMOTE_CODE, constants.HF_HUB_OFFLINE = before
 
 
-def _reason(folder: Path, what: str, error: Exception) -> str:
+def _reason(folder: Path, what: str, error: BaseException) -> str:
     reply = str(error)
     if _OWN_CODE.search(reply) and (source := _code_named_in(folder)):
         return (

@@ -76,7 +76,7 @@ def _angles(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def prune(model: Any, layers: Sequence[int]) -> None:
     """Keep only these decoder layers, in place, and renumber them for the key-value cache."""
     name, stack = _layer_stack(model)
-    if not layers or not all(0 <= index < len(stack) for index in layers):
+    if not layers or not all(type(index) is int and 0 <= index < len(stack) for index in layers):
         raise ModelError(f"layers {list(layers)} cannot be kept: the model has {len(stack)}, numbered from 0")
     model.set_submodule(name, torch.nn.ModuleList([stack[index] for index in layers]))
     for number, layer in enumerate(model.get_submodule(name)):

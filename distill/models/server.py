@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -261,21 +260,17 @@ def serve(
     port: int = 8000,
     origins: Sequence[str] = (),
     api_key: str | None = None,
-    parent_pipe: int | None = None,
     say: Say,
 ) -> None:
     """Serve until SIGTERM or SIGINT. `model` is what `materialise` takes, or a run folder with a student.
 
-    Says "listening http://HOST:PORT/v1" when it answers; `port` 0 takes a free port. With `parent_pipe`, the read end
-    of an inherited pipe, the process ends when the pipe is closed, which is when its parent has died in any way.
+    Says "listening http://HOST:PORT/v1" when it answers; `port` 0 takes a free port.
     Chat uses the tokenizer's own template (for a student the template of its training), in which special tokens
     that a message mentions stay text; a raw prompt is tokenised unchanged. A request without max_tokens gets at most
     512. `origins` and `api_key` are those of `AccessControl`. Raises `ServerError` when the port is taken,
     `ModelError` for the model, and `RecipeError` for an invalid origin or key.
     """
     access = AccessControl(host, origins=origins, api_key=api_key)
-    if parent_pipe is not None:
-        threading.Thread(target=_die_with, args=(parent_pipe,), name="parent", daemon=True).start()
     listener = _bound(host, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)  # while the model loads there is nothing to clean up
@@ -289,15 +284,6 @@ def serve(
     asyncio.run(_listen(app.application(access), listener, decoder, host, say))
     if not decoder.stop(seconds=STOP_SECONDS):
         os._exit(0)  # no client waits for a step that takes longer
-
-
-def _die_with(pipe: int) -> None:
-    """Wait for the end of a pipe that only the parent holds open."""
-    try:
-        while os.read(pipe, 1):
-            pass
-    finally:
-        os._exit(1)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
+from distill.core import processes
 from distill.errors import ModelError, RunFolderError
+from distill.models.template_trial import OVER
 
 _NOISY = ("trl", "accelerate", "datasets", "bitsandbytes", "peft", "huggingface_hub")
 
@@ -51,6 +55,14 @@ def quiet() -> Iterator[None]:
     finally:
         hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY = online
         datasets.enable_progress_bars()
+
+
+@cache
+def is_bounded(template: str) -> bool:
+    """Whether a chat template renders conversations within 1 s and 400 MB, tried once in another process."""
+    script = Path(__file__).with_name("template_trial.py")
+    status = processes.run(processes.python(str(script)), given=json.dumps(template)).returncode
+    return status >= 0 and status != OVER
 
 
 def first_line(error: BaseException, folder: str = "") -> str:

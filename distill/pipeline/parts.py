@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -72,7 +73,7 @@ def load_recipe(
     each fault.
     """
     content: Path | Mapping[str, Any]
-    is_run = isinstance(source, (str, PathLike)) and Path(source).is_dir()
+    is_run = isinstance(source, (str, PathLike)) and os.path.isdir(source)
     if isinstance(source, Recipe):
         content = source.document()
     else:
@@ -97,6 +98,12 @@ def load_addressed(
     return recipe, run_dir or Path("runs") / recipe.name
 
 
+def folder_of(source: Source) -> Path:
+    """The folder of a recipe's file, or a run; the current folder for a recipe that is no file."""
+    path = Path(source) if isinstance(source, (str, PathLike)) else Path()
+    return path if os.path.isdir(path) else path.parent
+
+
 def shipped() -> list[str]:
     """The names of the shipped recipes."""
     return sorted(file.stem for file in assets.find("recipes").glob("*.yaml"))
@@ -108,12 +115,12 @@ def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = 
 
 
 def _recipe_file(path: Path) -> Path:
-    if path.is_dir():
+    if os.path.isdir(path):
         inside = path / "recipe.yaml"
         if not inside.is_file():
             raise RecipeError(f"{path} is no run folder: it has no recipe.yaml; give a recipe or a run folder")
         return inside
-    if not path.exists() and path.suffix == "" and len(path.parts) == 1:
+    if not os.path.exists(path) and path.suffix == "" and len(path.parts) == 1:
         if path.name not in shipped():
             raise RecipeError(f'no file and no shipped recipe "{path}"{registry.suggest(path.name, shipped())}')
         return assets.find(f"recipes/{path.name}.yaml")

@@ -13,12 +13,11 @@ from distill.core.redaction import strike
 from distill.engine.batch.runner import StoppedPending
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
-from distill.pipeline.disclosure import disclosures, folder_of
-from distill.pipeline.parts import Overrides, Source, load_addressed
+from distill.pipeline.parts import Overrides, Source, folder_of, load_addressed
 from distill.pipeline.requirements import known_faults, require
 from distill.pipeline.stages import PIPELINE
 from distill.pipeline.staleness import adopt, as_it_would_begin, revision_remarks
-from distill.recipe import Recipe
+from distill.recipe import Recipe, reach_of
 from distill.run.context import ACCEPTABLE, DEFAULTS, Context, RunOptions, passes, stop_teacher
 from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
@@ -51,7 +50,7 @@ def run_recipe(
         if name not in names:
             raise RecipeError(f"redo: {name} is not a stage of this command; its stages are {', '.join(names)}")
     if any(STAGES[name].asks_teacher for name in names):
-        for line in disclosures(recipe, folder_of(source)):
+        for line in reach_of(recipe, folder_of(source)).lines():
             console.say(line)
     require(recipe, names, options.allowed)
     teachers = teachers_of(recipe, folder)

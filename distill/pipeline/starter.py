@@ -53,7 +53,7 @@ def _copies(recipe: Recipe, folder: Path) -> Iterator[Path]:
             out = folder / path.relative_to(root)
             if not out.exists():
                 out.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, out)
+                shutil.copyfile(path, out)
                 yield out
 
 

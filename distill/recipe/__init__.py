@@ -7,6 +7,7 @@ part's own options; callers pass them in as `Parts`, so that this package knows 
 from __future__ import annotations
 
 from distill.recipe.loading import load, load_recorded
+from distill.recipe.reach import Reach, reach_of
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import (
     Asks,
@@ -44,6 +45,7 @@ __all__ = [
     "Parts",
     "Price",
     "Prune",
+    "Reach",
     "Recipe",
     "Rule",
     "SamplingOptions",
@@ -53,6 +55,7 @@ __all__ = [
     "Train",
     "load",
     "load_recorded",
+    "reach_of",
 ]
 
 Options = BaseOptions

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from distill.core.embedded import EMBEDDED
 from distill.core.redaction import STRUCK, learn
 from distill.core.registry import suggest
-from distill.errors import RecipeError
+from distill.errors import RecipeError, one_line
 from distill.recipe.paths import resolve_paths
 from distill.recipe.recipe import Recipe
 from distill.recipe.validation import Parts, validate, with_options
+from distill.recipe.yaml_reader import parse_yaml, plain, read_yaml
 
-MAX_RECIPE_BYTES = 1_000_000
+MOST_ROUNDS = 10
+"""Rounds of validation in which unknown keys are dropped, up to `MAX_FAULTS` in each."""
+MAX_LINE = 1_000
+"""Most characters of a fault."""
 
 
 def load(
@@ -35,19 +37,19 @@ def load(
     one where there is no file), then to the shipped prompts/. `report_dropped` is for a run's own copy of the recipe:
     unknown keys of the file are dropped, with a call for each.
     """
-    path, document = (source, _read_yaml(source)) if isinstance(source, Path) else (Path("recipe"), _plain(source))
+    path, document = (source, read_yaml(source)) if isinstance(source, Path) else (Path("recipe"), plain(source))
     if isinstance(overrides, str):
         raise RecipeError(f"overrides: found the text {overrides!r}, expected a list of such, or a mapping")
     if report_dropped is not None:
         for key in _drop_unknown(document, parts):
             report_dropped(f'{path}: "{key}" is no longer a key; left out')
     for key, value in overrides.items() if isinstance(overrides, Mapping) else map(parse_override, overrides):
-        override(document, key, _plain(value), parts)
+        override(document, key, plain(value, *key.split(".")), parts)
     recipe, faults = _validate(document, parts)
     if not faults and recipe is not None:
         recipe, faults = resolve_paths(recipe, path.resolve().parent)
     if faults or recipe is None:
-        raise RecipeError("\n".join(f"{path}: {fault}" for fault in faults))
+        raise RecipeError("\n".join(f"{path}: {one_line(fault, MAX_LINE)}" for fault in faults))
     for section in recipe.models.values():
         for _, literal in section.literals:
             learn(literal)
@@ -59,11 +61,11 @@ def load_recorded(document: Mapping[str, Any], parts: Parts) -> Recipe:
 
     Raises `RecipeError` as `load` does.
     """
-    plain = _unstruck(_plain(document))
-    _drop_unknown(plain, parts)
-    recipe, faults = _validate(plain, parts)
+    values = _unstruck(plain(document))
+    _drop_unknown(values, parts)
+    recipe, faults = _validate(values, parts)
     if faults or recipe is None:
-        raise RecipeError("\n".join(faults))
+        raise RecipeError("\n".join(one_line(fault, MAX_LINE) for fault in faults))
     return recipe
 
 
@@ -77,7 +79,10 @@ def _unstruck(value: Any, *, within: bool = False) -> Any:
 
 
 def _validate(document: dict[str, Any], parts: Parts) -> tuple[Recipe | None, list[str]]:
-    recipe, faults = validate(document)
+    try:
+        recipe, faults = validate(plain(document))
+    except RecipeError as error:
+        return None, [str(error)]
     return with_options(recipe, parts) if recipe is not None else (None, faults)
 
 
@@ -85,16 +90,17 @@ _UNKNOWN = re.compile(r'unknown key "([^"]+)"')
 
 
 def _drop_unknown(document: dict[str, Any], parts: Parts) -> list[str]:
-    """Remove unknown keys from the document; returns them."""
+    """Remove unknown keys from the document, a few hundred at most; returns them."""
     removed: list[str] = []
-    while True:
+    for _ in range(MOST_ROUNDS):
         _, faults = _validate(document, parts)
         unknown = [match[1] for fault in faults if (match := _UNKNOWN.match(fault)) and match[1] not in removed]
-        if not unknown:
-            return removed
         for key in unknown:
             _drop(document, key.split("."))
         removed += unknown
+        if not unknown:
+            break
+    return removed
 
 
 def _drop(node: Any, keys: list[str]) -> None:
@@ -110,39 +116,6 @@ def _drop(node: Any, keys: list[str]) -> None:
                 _drop(item, rest)
 
 
-def _plain(value: Any) -> Any:
-    """A copy of plain dictionaries and lists, in which paths are texts."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """Booleans as in YAML 1.2: `on` and `no` are texts (a filter's key `on`, the language code `no`)."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] != "tag:yaml.org,2002:bool" or first in "tTfF"]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"{path}: over {MAX_RECIPE_BYTES} bytes; expected a recipe")
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: no YAML: {why_no_yaml(error)}") from None
-    if not isinstance(document, dict):
-        raise RecipeError(f"{path}: found {type(document).__name__}, expected a mapping of sections (name, teacher …)")
-    return document
-
-
 PATH_KEYS = (
     "expand.seeds", "collect.tasks", "teacher.model", "user.model", "judge.model", "student.model", "compare.prompts",
     *(f"compare.answers.{model}" for model in ("base", "student", "teacher", "teacher_again")),
@@ -155,17 +128,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, yaml_text = text.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {text}: expected KEY=VALUE, such as --set train.epochs=3")
-    try:
-        return key, yaml.safe_load(yaml_text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: the value is no YAML: {why_no_yaml(error)}") from None
-
-
-def why_no_yaml(error: Exception) -> str:
-    """The parser's message with line and column, without the text itself, which may contain a secret."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    where = f", in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-    return f"{problem or 'it cannot be decoded'}{where}"
+    return key, parse_yaml(yaml_text, f"--set {key}: the value is no usable YAML")
 
 
 def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> None:
@@ -187,7 +150,7 @@ def _is_rule_path(key: str, parts: Parts) -> bool:
 
 def _from_here(value: Any) -> Any:
     """The absolute path, if the value names a file or folder in the current folder."""
-    if isinstance(value, str) and value not in EMBEDDED and Path(value).exists():
+    if isinstance(value, str) and value not in EMBEDDED and os.path.exists(value):
         return str(Path(value).resolve())
     return value
 
@@ -210,7 +173,10 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
 
 def _item_named(items: list[Any], name: str, dotted: str) -> Any:
     """The item of a list of rules, teachers or sources that has this name."""
-    names = [str(item.get("filter") or item.get("name") or item.get("model") or item.get("from")) for item in items]
+    keys = ("filter", "name", "model", "from")
+    names = [
+        next((str(item[key]) for key in keys if item.get(key)), "") if isinstance(item, dict) else "" for item in items
+    ]
     if name not in names:
         raise RecipeError(f'--set {dotted}: no "{name}" in the recipe\'s list{suggest(name, names)}')
     return items[names.index(name)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +14,13 @@ from distill.core import assets
 from distill.core.embedded import EMBEDDED
 from distill.core.hashing import tree_sha256
 from distill.core.registry import suggest
+from distill.errors import RecipeError
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import Source, Student, Teacher
 
 WithModel = TypeVar("WithModel", Teacher, Student)
+NOT_DATA = ("/proc", "/sys", "/dev")
+"""Folders of the system that hold the environment, memory and devices in place of files."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
 
 
@@ -77,29 +82,38 @@ class _Paths:
             return type(value)(self._each(key, one, may_be_folder) for one in value)
         if not value or value in EMBEDDED:
             return value
-        candidates = [self.folder / value, assets.root() / "prompts" / value]
-        path = next((one for one in candidates if one.is_file() or (may_be_folder and one.is_dir())), None)
-        if path is None:
+        with self._faults_of(key):
+            path = _find(value, self.folder, assets.root() / "prompts", may_be_folder=may_be_folder)
+            if path is not None:
+                return self._add(path)
             self.faults.append(f"{key}: no file {value}; looked in {self.folder} and in the shipped prompts/")
-            return value
-        return self._add(path)
+        return value
 
     def _add(self, path: Path) -> str:
-        name = str(path.resolve())
-        self.files[name] = tree_sha256(Path(name))
-        return name
+        self.files[str(path)] = tree_sha256(path)
+        return str(path)
+
+    @contextmanager
+    def _faults_of(self, key: str) -> Iterator[None]:
+        """Turns what goes wrong with a path in the block into a fault of the key."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError, RecipeError) as error:
+            self.faults.append(f"{key}: {getattr(error, 'strerror', None) or error}; give another path")
 
     def source(self, source: Source) -> Source:
         """The source with its file or folder (hashed) and its tokenizer (not hashed) as absolute paths."""
         updates = {"name": source.display_name}
         for key, value in (("path", source.path), ("tokenizer", source.tokenizer)):
-            local = None if value is None or value in EMBEDDED else self.folder / Path(value).expanduser()
-            if local is not None and not local.exists():
-                self.faults.append(
-                    f"sources.{source.display_name}.{key}: no file or folder {value}; looked in {self.folder}"
-                )
-            elif local is not None:
-                updates[key] = self._add(local) if key == "path" else str(local.resolve())
+            if value is None or value in EMBEDDED:
+                continue
+            where = f"sources.{source.display_name}.{key}"
+            with self._faults_of(where):
+                path = _find(value, self.folder)
+                if path is None:
+                    self.faults.append(f"{where}: no file or folder {value}; looked in {self.folder}")
+                else:
+                    updates[key] = self._add(path) if key == "path" else str(path)
         return source.model_copy(update=updates)
 
     def model(self, key: str, section: WithModel) -> WithModel:
@@ -107,23 +121,48 @@ class _Paths:
         value = section.model
         if getattr(section, "base_url", None) or value in EMBEDDED:
             return section
-        path = self.folder / Path(value).expanduser()
-        if path.exists():
-            return section.model_copy(update={"model": str(path.resolve())})
-        if value.startswith((".", "/", "~")) or value.endswith((".gguf", ".safetensors")):
-            self.faults.append(f"{key}.model: no such file or folder {value}; looked in {self.folder}")
-        elif not _HUB_ID.match(value):
-            self.faults.append(f"{key}.model: {value!r} is no embedded model, local path or Hub id (owner/name)")
-        elif "/" not in value:
-            suggestion = suggest(value, EMBEDDED)
-            self.faults.append(f'{key}.model: unknown model "{value}"{suggestion} (or a path, or a Hub id owner/name)')
+        with self._faults_of(f"{key}.model"):
+            if (path := _find(value, self.folder)) is not None:
+                return section.model_copy(update={"model": str(path)})
+            if value.startswith((".", "/", "~")) or value.endswith((".gguf", ".safetensors")):
+                raise RecipeError(f"no such file or folder {value}; looked in {self.folder}")
+            if not _HUB_ID.match(value):
+                raise RecipeError(f"{value!r} is no embedded model, local path or Hub id (owner/name)")
+            if "/" not in value:
+                suggestion = suggest(value, EMBEDDED)
+                raise RecipeError(f'unknown model "{value}"{suggestion} (or a path, or a Hub id owner/name)')
         return section
 
     def run_folder(self, value: str) -> str:
         """The absolute path of another run: relative to the current folder, to the recipe, or its name in runs/."""
-        candidates = [Path(value).expanduser(), self.folder / value, Path("runs") / value]
-        for path in candidates:
-            if (path / "journal.sqlite").is_file():
-                return str(path.resolve())
-        self.faults.append(f"reuse: {value} is no run with a journal; looked in {', '.join(map(str, candidates))}")
+        with self._faults_of("reuse"):
+            if (journal := _find(f"{value}/journal.sqlite", Path(), self.folder, Path("runs"))) is not None:
+                return str(journal.parent)
+            places = ", ".join(map(str, (Path(value), self.folder / value, Path("runs") / value)))
+            self.faults.append(f"reuse: {value} is no run with a journal; looked in {places}")
         return value
+
+
+def _find(value: str, *folders: Path, may_be_folder: bool = True) -> Path | None:
+    """The resolved path of a file or folder in the first of the folders that has it.
+
+    Raises `RecipeError` for one in `NOT_DATA`, and for a folder with links to there, and what looking it up raises.
+    """
+    for folder in folders:
+        path = folder / Path(value).expanduser()
+        _require_data(path)
+        if path.is_file():
+            return path.resolve()
+        if may_be_folder and path.is_dir():
+            for each in path.rglob("*"):
+                if each.is_symlink():
+                    _require_data(each)
+            return path.resolve()
+    return None
+
+
+def _require_data(path: Path) -> None:
+    """Raise `RecipeError` for a path in `NOT_DATA`, as written or with links followed."""
+    for place in (Path(os.path.abspath(path)), path.resolve()):
+        if any(place.is_relative_to(one) for one in NOT_DATA):
+            raise RecipeError(f"{path} lies in {', '.join(NOT_DATA[:-1])} or {NOT_DATA[-1]}, which no recipe may read")

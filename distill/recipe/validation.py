@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from reprlib import Repr
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,9 @@ from distill.core.registry import suggest
 from distill.errors import RecipeError, shorten
 from distill.recipe.recipe import Recipe
 from distill.recipe.sections import BaseOptions, PartSection
+
+MAX_FAULTS = 50
+"""Most lines about one section."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,14 @@ def validate(document: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
     try:
         return Recipe.model_validate(document), []
     except ValidationError as error:
-        return None, [_fault(item, Recipe, ()) for item in error.errors()]
+        return None, _faults(error, lambda item: _fault(item, Recipe, ()))
+
+
+def _faults(error: ValidationError, line: Callable[[Mapping[str, Any]], str]) -> list[str]:
+    """One line for each of the first errors, and for the number of the others."""
+    errors = error.errors(include_url=False)
+    more = [f"and {len(errors) - MAX_FAULTS} more faults"] if len(errors) > MAX_FAULTS else []
+    return [*(line(item) for item in errors[:MAX_FAULTS]), *more]
 
 
 def _fault(item: Mapping[str, Any], model: type[BaseModel], prefix: tuple[str, ...]) -> str:
@@ -77,7 +88,12 @@ _HIDDEN = frozenset({"api_key_env", "headers_env", "base_url", "extra_body"})
 
 
 def _excerpt(value: Any) -> str:
-    return shorten(repr(value), 60)
+    """The beginning of the value's text; of a large value only a few items are looked at."""
+    return shorten(_BOUNDED.repr(value), 60)
+
+
+_BOUNDED = Repr()
+_BOUNDED.maxstring = _BOUNDED.maxother = 200
 
 
 def _known_keys(model: type[BaseModel], location: Iterable[Any]) -> list[str]:
@@ -133,7 +149,7 @@ def _with_part_options(
         faults.append(f"{'.'.join(prefix)}: {error}")
         return section
     except ValidationError as error:
-        faults.extend(_part_fault(item, model, type(section), prefix) for item in error.errors())
+        faults += _faults(error, lambda item: _part_fault(item, model, type(section), prefix))
         return section
     return section.model_copy(update={"options": options})
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import distill
 from distill.core import console, processes
-from distill.core.files import write_atomically, write_json
+from distill.core.files import require_no_links, write_atomically, write_json
 from distill.core.hashing import json_sha256
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
@@ -246,6 +246,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """run.json of a folder, for reading only. Raises `RunFolderError` when the folder is no run."""
+    require_no_links(folder)
     record = _read_record(folder)
     if not record:
         raise RunFolderError(f"{folder} is no run folder: it has no run.json; start one with `distill run RECIPE`")
@@ -330,6 +331,7 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_no_links(folder)
         state = os.statvfs(folder)
     except OSError as error:
         raise RunFolderError(

@@ -11,8 +11,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
 from distill.core.files import flatten, read_json, write_json
 from distill.core.hashing import tree_sha256
 from distill.core.student_folder import (
@@ -26,7 +24,9 @@ from distill.core.student_folder import (
     is_student,
     remove,
 )
+from distill.errors import RecipeError
 from distill.recipe import Recipe
+from distill.recipe.yaml_reader import read_yaml
 from distill.run.decisive import flat
 from distill.text.tokens import visible
 
@@ -150,10 +150,9 @@ def set_aside(run: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
 def recipe(run: Path) -> dict[str, Any]:
     """The run's recipe as it is now, resolved; empty where it cannot be read."""
     try:
-        document = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_yaml(run / "recipe.yaml")
+    except RecipeError:
         return {}
-    return document if isinstance(document, dict) else {}
 
 
 # Changes since

@@ -16,7 +16,7 @@ _ANNOUNCED = re.compile(
     r"(?:####|\b(?:final answer|answer|result|solution)\b\s*(?:is|are|[:=])\s*[:=]?)\s*([^\n]+)", re.IGNORECASE
 )
 _NUMBER = re.compile(
-    r"(?:(?<![\d.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?|(?<!\d)\.\d{1,30})(?![\d/])"
+    r"(?:(?<![\d.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3}){1,10}|\d{1,30})(?:\.\d{1,30}|/\d{1,30})?|(?<!\d)\.\d{1,30})(?![\d/])"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf)\{([^{}]*)\}")

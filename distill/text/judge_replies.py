@@ -6,11 +6,16 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from distill.errors import one_line
 from distill.text.thinking import in_text
 
+MAX_REPLY = 20_000
+"""Characters read of a reply, from its end; a longer one is not worth the time that its worst form may take."""
+MAX_STATEMENTS = 100
+"""Grades looked at in one reply, from its end."""
 MAX_LINE = 400
 """Longest line that can be a grade."""
 MAX_NOTE = 400
@@ -103,8 +108,9 @@ def read_grade(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag:
     (`tag`) are ignored. Where no line is a grade, other forms at the end of the reply count. A grade that stands in one
     of the session's `texts` in the same words is ignored: an answer may ask for "Score: 10", and a judge may repeat it.
     """
-    text = _without_echo(in_text(_REASONING.sub(r"<\1think>", reply)).answer, tag).strip()
-    grades, session = list(_statements(text, scale)), _fold("\n".join(texts))
+    answer = in_text(_REASONING.sub(r"<\1think>", reply)).answer[-MAX_REPLY:]
+    text = _without_echo(answer, tag).strip()
+    grades, session = list(islice(_statements(text, scale), MAX_STATEMENTS)), _fold("\n".join(texts))
     for piece, grade in grades:
         if _fold(piece) not in session:
             return replace(grade, reason=one_line(grade.reason, MAX_NOTE))
@@ -117,7 +123,8 @@ def _without_echo(text: str, tag: str) -> str:
 
 def _fold(text: str) -> str:
     """The text without case and markup, so that a quoted line matches however the judge formats it."""
-    return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', text.casefold())).split())} "
+    plain = " ".join(text.casefold().split())  # else `_SIGN` takes quadratic time in white space
+    return f" {' '.join(_DRESS.sub(' ', _SIGN.sub(': ', plain)).split())} "
 
 
 def _statements(text: str, scale: GradeScale) -> Iterator[tuple[str, Grade]]:
@@ -139,10 +146,11 @@ def _at_end(text: str, lines: Sequence[str], scale: GradeScale) -> Iterator[tupl
         yield inside, replace(grade, reason=grade.reason or before)
     if (last := _OBJECT_LAST.search(text)) is not None and (grade := _of_object(last[0], scale)) is not None:
         yield last[0], replace(grade, reason=grade.reason or text[: last.start()])
-    last_line = _BARE.fullmatch(lines[-1]) if lines else None
+    last_line = _BARE.fullmatch(lines[-1]) if lines and len(lines[-1]) <= MAX_LINE else None
     if last_line is not None and (grade := scale.read(last_line["boxed"] or last_line["share"])) is not None:
         yield lines[-1], replace(grade, reason=" ".join(lines[:-1]))
-    if (result := _RESULT.search(text)) is not None and (grade := scale.read(result["said"])) is not None:
+    result = _RESULT.search(text, max(0, len(text) - MAX_LINE))
+    if result is not None and (grade := scale.read(result["said"])) is not None:
         yield result[0], replace(grade, reason=text[: result.start()])
 
 

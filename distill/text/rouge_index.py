@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from unicodedata import category, normalize
 
 from distill.errors import DistillError
-from distill.text.tokens import rouge_tokens
+from distill.text.tokens import MAX_TOKENS, rouge_tokens
 
 if TYPE_CHECKING:
     from typing import Any
@@ -77,7 +77,7 @@ def _any_script() -> re.Pattern[str]:
 
 
 class NoveltyIndex:
-    """An index of texts that returns the one most similar to a new text; exact.
+    """An index of texts that returns the one most similar to a new text; exact for their first `MAX_TOKENS` tokens.
 
     Decisions equal those of rouge_score's `fmeasure > threshold` over every text, without a stemmer. F is computed in
     its order of operations, because rounding lifts about half of the length triples at exactly 0.7 above it (L=7, m=8,
@@ -101,7 +101,7 @@ class NoveltyIndex:
 
     def add(self, id: str, tokens: Sequence[str]) -> None:
         """Append a text, as `comparable` tokens."""
-        text = "".join([self._character(token) for token in tokens])
+        text = "".join([self._character(token) for token in tokens[:MAX_TOKENS]])
         self._ids.append(id)
         self._texts.append(text)
         self._overlaps.add(text)
@@ -124,7 +124,7 @@ class NoveltyIndex:
 
         Those that share nearly the most tokens are compared first; the best F among them rules out most others.
         """
-        query = "".join([self._characters.get(token, _UNKNOWN) for token in tokens])
+        query = "".join([self._characters.get(token, _UNKNOWN) for token in tokens[:MAX_TOKENS]])
         shared = self._overlaps.shared(query)
         most = int(shared.max(initial=0))
         if most < _fewest(least, len(query)):

@@ -11,6 +11,7 @@ from distill.types import Completion, Failure
 
 _TAG = "(?:think|thinking)"
 _OPENS = re.compile(rf"^[ \t]*<{_TAG}>", re.IGNORECASE | re.MULTILINE)
+_OPENS_HERE = re.compile(rf"[ \t]*<{_TAG}>", re.IGNORECASE)
 _CLOSES = re.compile(rf"</{_TAG}>", re.IGNORECASE)
 _CLOSES_ALONE = re.compile(rf"^[ \t]*</{_TAG}>|</{_TAG}>[ \t]*$", re.IGNORECASE | re.MULTILINE)
 FIELDS = ("reasoning_content", "reasoning")
@@ -47,14 +48,15 @@ def in_text(text: str) -> SplitAnswer:
         pieces.append(text[: closing.start()])
         text = text[closing.end() :]
     answer: list[str] = []
-    while (opens := _OPENS.search(text)) is not None:
-        answer.append(text[: opens.start()])
+    end = 0
+    while (opens := _OPENS_HERE.match(text, end) or _OPENS.search(text, end)) is not None:
+        answer.append(text[end : opens.start()])
         closes = _CLOSES.search(text, opens.end())
         pieces.append(text[opens.end() : closes.start() if closes else len(text)])
         if closes is None:
             return SplitAnswer(_join(answer), _join(pieces), is_open=True)
-        text = text[closes.end() :]
-    return SplitAnswer(_join([*answer, text]), _join(pieces))
+        end = closes.end()
+    return SplitAnswer(_join([*answer, text[end:]]), _join(pieces))
 
 
 def _beside(raw: Mapping[str, Any]) -> str:

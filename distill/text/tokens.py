@@ -6,6 +6,12 @@ import re
 from collections.abc import Sequence
 from itertools import islice
 
+from distill.errors import visible
+
+__all__ = ["harmless", "n_grams", "normalise", "rouge_l", "rouge_tokens", "visible"]
+
+MAX_TOKENS = 20_000
+"""Tokens of a text that are compared, from its start: the time for a pair grows with their square, to 0.01 s here."""
 _NOT_ROUGE = re.compile(r"[^a-z0-9]+")
 _ASCII = {code: chr(code).lower() if chr(code).isalnum() else " " for code in range(128)}
 """Translation of ASCII characters; five times as fast as a regular expression."""
@@ -29,30 +35,18 @@ def n_grams(tokens: Sequence[str], n: int) -> zip[tuple[str, ...]]:
 
 
 def rouge_l(prediction: Sequence[str], target: Sequence[str]) -> float:
-    """ROUGE-L F-measure (Lin, 2004) of two token lists, in [0, 1].
+    """ROUGE-L F-measure (Lin, 2004) of the first `MAX_TOKENS` of two token lists, in [0, 1].
 
     The float expression is rouge_score's own, so that decisions at a threshold are the same to the last bit.
     """
     from rapidfuzz.distance import LCSseq
 
+    prediction, target = prediction[:MAX_TOKENS], target[:MAX_TOKENS]
     common = LCSseq.similarity(prediction, target)
     if not common:
         return 0.0
     precision, recall = common / len(prediction), common / len(target)
     return 2 * precision * recall / (precision + recall)
-
-
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Control characters except tab and line feed, direction marks, zero-width characters (except the joiners that scripts
-and emoji need), lone surrogates (which UTF-8 cannot encode) and tag characters."""
-
-
-def visible(text: str) -> str:
-    """The text with characters that hide or reorder others shown as ⟦U+202E⟧; line ends become line feeds."""
-    return _HIDDEN.sub(lambda match: f"⟦U+{ord(match[0]):04X}⟧", text.replace("\r\n", "\n"))
 
 
 _CONTROL = re.compile(

@@ -6,6 +6,12 @@ import re
 
 _FENCED = re.compile(r"\A(?P<mark>```|~~~)[^\n]*\n(?P<inside>.*?)\n?(?P=mark)\Z", re.DOTALL)
 _RULER = re.compile(r"[-=#*_]{3,}")
+_LINE = r"[^\n]{0,300}"
+"""The rest of a line that may be a greeting or a preface; unbounded, it would take quadratic time."""
+MAX_REMARK = 500
+"""Characters of the longest closing remark."""
+MAX_NO_INPUT = 100
+"""Characters of the longest way to say that there is no input."""
 _OF_THE_WHOLE = "(?:tasks?|lists?|topics|blocks|batch|conversation|dialogue|transcript)"
 _REMARK = re.compile(
     r"\W*(?:(?:please )?let me know|i hope|would you like|do you want|that (?:makes|completes))\b"
@@ -14,13 +20,13 @@ _REMARK = re.compile(
     r"|\W*i hope (?:this|these|that) helps?\W*",
     re.IGNORECASE,
 )
-_GREETING = r"(?:sure|certainly|of course|okay|ok|absolutely)\b[^\n]*[:!.]"
+_GREETING = rf"(?:sure|certainly|of course|okay|ok|absolutely)\b{_LINE}[:!.]"
 _HERE = r"here(?:'s|\u2019s| is| are)\b"
 _PREFACE = re.compile(
-    rf"\A(?:{_GREETING}|{_HERE}[^\n]*\b(?:revis|rewrit|version|prompt|instruction)[^\n]*:)[ \t]*\n\s*(?=\S)",
+    rf"\A(?:{_GREETING}|{_HERE}{_LINE}\b(?:revis|rewrit|version|prompt|instruction){_LINE}:)[ \t]*\n\s*(?=\S)",
     re.IGNORECASE,
 )
-_BEFORE_FENCE = re.compile(rf"\A(?:{_GREETING}|{_HERE}[^\n]*:)\s*\n(?=```|~~~)", re.IGNORECASE)
+_BEFORE_FENCE = re.compile(rf"\A(?:{_GREETING}|{_HERE}{_LINE}:)\s*\n(?=```|~~~)", re.IGNORECASE)
 _QUOTES = {'"': '"', "\u201c": "\u201d", "\u201e": "\u201c", "\u00ab": "\u00bb"}
 _DONE = "help|assist|fulfil|comply|continue|provide|create|write|rewrite|revise|generate|produce|do (?:that|this|so)"
 _UNABLE = (
@@ -49,7 +55,7 @@ def strip_wrappers(text: str) -> str:
     if fence is not None and fence["mark"] not in fence["inside"]:
         text = fence["inside"].strip()
     rest, gap, last = text.rpartition("\n\n")
-    return without_rulers(rest) if gap and _REMARK.fullmatch(last) else text
+    return without_rulers(rest) if gap and len(last) <= MAX_REMARK and _REMARK.fullmatch(last) else text
 
 
 def without_rulers(text: str) -> str:
@@ -80,4 +86,5 @@ def refuses(text: str) -> bool:
 
 def is_no_input(text: str) -> bool:
     """Whether an input field means none: empty, `<noinput>`, "N/A", "None needed"."""
-    return _NO_INPUT.fullmatch(text) is not None
+    text = text.strip()
+    return len(text) <= MAX_NO_INPUT and _NO_INPUT.fullmatch(text) is not None

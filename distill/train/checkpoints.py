@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.core import processes
-from distill.core.files import flatten, read_json, write_json
+from distill.core.files import flatten, read_json, set_usual_modes, write_json
 from distill.core.hashing import file_sha256, json_sha256
 from distill.errors import ModelError, RunFolderError, shorten, some_of
 from distill.models import device
 from distill.models.third_party import is_of_the_disk, reason_of
 from distill.recipe.validation import is_removed
 from distill.run.decisive import OLD_DEFAULTS
-from distill.text.tokens import visible
 from distill.train.dataset import Examples
 from distill.train.options import TrainOptions
 
@@ -110,6 +109,7 @@ class Checkpoints:
     def mark(self, step: int) -> None:
         """Mark a checkpoint as complete and as this run's."""
         folder = self.folder / f"checkpoint-{step}"
+        set_usual_modes(folder)
         files = {file.name: file_sha256(file) for file in folder.iterdir() if file.is_file()}
         write_json(folder / MARK, {"identity": self._sha256, "files": files})
 
@@ -264,13 +264,11 @@ def _rows(old: Identity, new: Identity, *, reread: bool) -> list[str]:
         "changed": [] if reread else [id_ for id_ in now if id_ in was and was[id_] != now[id_]],
     }
     info = [
-        f"{len(ids)} row{'s' if len(ids) > 1 else ''} {how} ({visible(some_of(ids))})"
-        for how, ids in ids_by_kind.items()
-        if ids
+        f"{len(ids)} row{'s' if len(ids) > 1 else ''} {how} ({some_of(ids)})" for how, ids in ids_by_kind.items() if ids
     ]
     moved = not info and not reread and old.rows != new.rows
     return ["the rows are in another order"] if moved else info
 
 
 def _short(value: Any) -> str:
-    return shorten(visible(str(value)), 60)
+    return shorten(str(value), 60)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from distill.core import processes
-from distill.core.files import write_json
+from distill.core.files import set_usual_modes, write_json
 from distill.models import chat_template
 from distill.train.lora import save_adapter
 from distill.train.sft_trainer import Trainer
@@ -38,6 +38,7 @@ def save(
     tokenizer.chat_template = chat_template.jinja(template, tokenizer)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
+    set_usual_modes(folder)
     write_json(folder / "base.json", info)
 
 

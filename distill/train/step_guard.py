@@ -18,7 +18,6 @@ from torch.nn.utils import get_total_norm
 
 from distill.core.jsonl import append, rewrite
 from distill.errors import ModelError, some_of
-from distill.text.tokens import visible
 from distill.train.sft_trainer import Trainer
 
 QUARANTINE = "quarantined.jsonl"
@@ -82,7 +81,7 @@ class GuardedTrainer(Trainer):
 
     def _skip(self, model: Any, step: int, reason: str) -> None:
         ids = self._gathered([self.ids[row] for row in self.row_losses if not self._is_finite_alone(row)])
-        names = visible(some_of(ids, 5))
+        names = some_of(ids, 5)
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ModelError(
                 f"training stopped at step {step} of {self.state.max_steps}: {reason} ({names or 'no session alone'}); "

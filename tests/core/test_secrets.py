@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import json
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 import yaml
@@ -275,6 +276,20 @@ def test_a_variable_stands_in_a_key_and_its_value_leaves() -> None:
         assert provider.body(request)[1] == {"model": "m", "prompt": "x", "token": "sk/1+2=", "text": "a $THE_KEY"}
     assert provider.endpoint.url == "http://127.0.0.1:9/$TENANT/v1"
     assert key(request, provider.endpoint) == before
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("password", ["hunter2!", "p%40ss%2Fw/rd:1"])
+def test_the_password_of_a_proxy_is_not_shown(tmp_path: Path, name: str, password: str) -> None:
+    url = f"http://alice:{password}@proxy.example:3128"
+    with environment({name: url, "FTP_PROXY": "a-token-alone@proxy.example"}):
+        out = run(tmp_path, "sk-live/abc+def=0123", [["check", f"{url}/recipe.yaml"], ["show", f"alice:{password}"]])
+    bare = unquote(password)
+    header = base64.b64encode(f"alice:{bare}".encode()).decode()
+    shown = redaction.strike(f"{url} {bare} {header} a-token-alone")
+    assert shown == "http://***@proxy.example:3128 *** *** ***"
+    assert b"proxy.example" in out
+    assert password.encode() not in out
 
 
 def test_a_variable_in_the_host_is_refused(tmp_path: Path) -> None:

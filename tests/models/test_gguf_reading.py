@@ -126,11 +126,19 @@ def test_a_copied_cache_is_taken_as_it_is(converted: Path, gguf_file: Path) -> N
     assert lines == []
 
 
-@pytest.mark.parametrize("damage", ["truncated", "header", "magic", "empty"])
+@pytest.mark.parametrize("damage", ["truncated", "header", "magic", "empty", "cut string", "long string"])
 def test_a_damaged_gguf_is_one_line(gguf_file: Path, tmp_path: Path, monkeypatch: Any, damage: str) -> None:
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     whole = gguf_file.read_bytes()
-    broken = {"truncated": whole[:-2000], "header": whole[:300], "magic": b"GGML" + whole[4:], "empty": b""}
+    key = whole.index(b"tokenizer.ggml.model") + len(b"tokenizer.ggml.model") + 4  # the length of its value
+    broken = {
+        "truncated": whole[:-2000],
+        "header": whole[:300],
+        "magic": b"GGML" + whole[4:],
+        "empty": b"",
+        "cut string": whole[: key + 3],
+        "long string": whole[:key] + b"\xff" * 8 + whole[key + 8 :],
+    }
     (tmp_path / "broken.gguf").write_bytes(broken[damage])
     with pytest.raises(ModelError) as error:
         models.materialise(str(tmp_path / "broken.gguf"))

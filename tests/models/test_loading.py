@@ -182,6 +182,19 @@ def trained(tiny: Path, tmp_path: Path) -> tuple[Path, Any]:
     return folder, model.eval()
 
 
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "changes",
+    [{"layers": "all"}, {"layers": ["all"]}, {"layers": 3}, {"model": 5}, {"template": []}, {"quantised": ""}],
+)
+def test_a_base_json_with_other_values_is_one_line(tiny: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    base = {"model": str(tiny), "fingerprint": fingerprint(str(tiny)), "layers": None, "template": "chatml"}
+    write_json(tmp_path / "base.json", {**base, "quantised": False, **changes})
+    with pytest.raises(ModelError) as error:
+        models.load_student(tmp_path, adapter=False)
+    one_line(error)
+
+
 def divergence(true: Any, other: Any, ids: Any) -> float:
     """KL in nats per token."""
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,28 @@ def test_weights_that_do_not_fit_their_configuration_are_one_line(model, setting
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vocab_size": 10**7},
+        {"head_dim": 10**6},
+        {"hidden_size": 10**9},
+        {"num_key_value_heads": 10**6},
+        {"intermediate_size": -1},
+        {"model_type": "gpt2", "n_positions": 10**8},
+        {"model_type": "mixtral", "num_local_experts": 10**6},
+    ],
+)
+def test_a_configuration_of_more_weights_than_the_files_hold_allocates_nothing(model, settings):
+    change(model / "config.json", **settings)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as error:
+        load(model)
+    one_line(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+@pytest.mark.model
 def test_a_pickle_beside_safetensors_is_not_opened(model):
     (model / "pytorch_model.bin").write_bytes(b"\x80no pickle")
     assert load(model).config.num_hidden_layers == 4
@@ -145,3 +168,26 @@ def test_an_adapter_in_a_pickle_is_refused(adapter):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match="pickles"):
         pretrained.load_adapter(None, adapter)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "(.*)*x"},
+        {"target_modules": ["q_proj", "(.*)*x"], "layers_to_transform": [0]},
+        {"exclude_modules": "(a|a)*$"},
+        {"layers_pattern": "(.*)*x", "layers_to_transform": [0]},
+        {"rank_pattern": {"(.*)*x": 8}},
+        {"alpha_pattern": {"(.*)*x": 8}},
+        {"r": 10**9},
+        {"r": 0},
+        {"rank_pattern": {"q_proj": 10**9}},
+        {"megatron_config": {"a": None}, "megatron_core": "this"},
+    ],
+)
+def test_an_adapter_that_imports_matches_patterns_or_allocates_without_end_is_refused(adapter, settings):
+    change(adapter / "adapter_config.json", **settings)
+    with pytest.raises(ModelError) as error:
+        pretrained.load_adapter(None, adapter)
+    assert "adapter_config.json" in one_line(error)

@@ -68,16 +68,85 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     return out, error
 
 
-@pytest.fixture(scope="module")
-def finished(recipe, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "tiny"
-    out, _ = finish(start(recipe, folder))
-    assert str(folder / "report.html") in out
-    return folder
-
-
 def stages(folder: Path) -> dict[str, dict]:
     return json.loads((folder / "run.json").read_text())["stages"]
+
+
+def keys(folder: Path, table: str) -> list[str]:
+    """The keys of a table of the journal, in the order of writing; none while there is no such table yet."""
+    path = folder / "journal.sqlite"
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
+        try:
+            return [key for (key,) in journal.execute(f"SELECT key FROM {table} ORDER BY rowid")]
+        except sqlite3.OperationalError:
+            return []
+
+
+def sends(folder: Path) -> list[str]:
+    return keys(folder, "intents")
+
+
+def answers(folder: Path) -> set[str]:
+    return set(keys(folder, "answers"))
+
+
+def killed_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    """SIGKILL the run as soon as it is where the test wants it."""
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if ready():
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            return
+        time.sleep(0.05)
+    out, error = process.communicate()
+    raise AssertionError(f"the run was never there: {out}\n{error}")
+
+
+def status(folder: Path, stage: str) -> str | None:
+    path = folder / "run.json"
+    return stages(folder).get(stage, {}).get("status") if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def resumed(recipe, tmp_path_factory) -> tuple[Path, list[tuple[set[str], list[str]]]]:
+    """A run killed in collect, train and compare, and then completed.
+
+    With it, for each time that it was started: the answers that were there, and the sends since.
+    """
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+
+    def mid_collect() -> bool:
+        return len(answers(folder)) >= 5
+
+    def mid_train() -> bool:
+        log = folder / "student" / "train_log.jsonl"
+        logs = [log] if log.exists() else list(folder.rglob("train_log.jsonl"))
+        return status(folder, "train") == "running" and any(path.read_text().count("\n") >= 1 for path in logs)
+
+    def mid_compare() -> bool:
+        return status(folder, "compare") == "running" and len(answers(folder)) > len(answered) + 2
+
+    answered: set[str] = set()
+    asked = 0
+    starts = []
+    for ready in (mid_collect, mid_train, mid_compare, None):
+        process = start(recipe, folder)
+        if ready is not None:
+            killed_when(process, ready)
+        else:
+            out, _ = finish(process)
+            assert str(folder / "report.html") in out
+        starts.append((answered, sends(folder)[asked:]))
+        answered, asked = answers(folder), len(sends(folder))
+    return folder, starts
+
+
+@pytest.fixture(scope="module")
+def finished(resumed) -> Path:
+    return resumed[0]
 
 
 def rows(path: Path) -> list[dict]:
@@ -140,26 +209,6 @@ def test_the_resolved_recipe_alone_repeats_the_run(finished):
     assert "nothing to do" in error
 
 
-def keys(folder: Path, table: str) -> list[str]:
-    """The keys of a table of the journal, in the order of writing; none while there is no such table yet."""
-    path = folder / "journal.sqlite"
-    if not path.exists():
-        return []
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as journal:
-        try:
-            return [key for (key,) in journal.execute(f"SELECT key FROM {table} ORDER BY rowid")]
-        except sqlite3.OperationalError:
-            return []
-
-
-def sends(folder: Path) -> list[str]:
-    return keys(folder, "intents")
-
-
-def answers(folder: Path) -> set[str]:
-    return set(keys(folder, "answers"))
-
-
 def test_another_threshold_runs_again_from_curate_without_a_teacher_call(recipe, finished, tmp_path):
     folder = tmp_path / "again"
     subprocess.run(["cp", "-r", str(finished), str(folder)], check=True)
@@ -171,48 +220,7 @@ def test_another_threshold_runs_again_from_curate_without_a_teacher_call(recipe,
     assert sends(folder) == before
 
 
-def killed_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    """SIGKILL the run as soon as it is where the test wants it."""
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
-        if ready():
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            return
-        time.sleep(0.005)
-    out, error = process.communicate()
-    raise AssertionError(f"the run was never there: {out}\n{error}")
-
-
-def status(folder: Path, stage: str) -> str | None:
-    path = folder / "run.json"
-    return stages(folder).get(stage, {}).get("status") if path.exists() else None
-
-
-def test_killed_in_collect_train_and_compare_it_completes_and_asks_nothing_twice(recipe, tmp_path):
-    folder = tmp_path / "killed"
-
-    def mid_collect() -> bool:
-        return len(answers(folder)) >= 5
-
-    def mid_train() -> bool:
-        log = folder / "student" / "train_log.jsonl"
-        logs = [log] if log.exists() else list(folder.rglob("train_log.jsonl"))
-        return status(folder, "train") == "running" and any(path.read_text().count("\n") >= 1 for path in logs)
-
-    collected = 0
-
-    def mid_compare() -> bool:
-        return status(folder, "compare") == "running" and len(answers(folder)) > collected + 2
-
-    answered: set[str] = set()
-    asked = 0
-    for ready in (mid_collect, mid_train, mid_compare):
-        killed_when(start(recipe, folder), ready)
-        again = sends(folder)[asked:]
-        assert answered.isdisjoint(again)
-        answered, asked = answers(folder), len(sends(folder))
-        collected = len(answered)
-    finish(start(recipe, folder))
-    assert answered.isdisjoint(sends(folder)[asked:])
+def test_killed_in_collect_train_and_compare_it_completes_and_asks_nothing_twice(resumed):
+    folder, starts = resumed
+    assert [answered.isdisjoint(again) for answered, again in starts] == [True] * 4
     assert {stage["status"] for stage in stages(folder).values()} == {"done"}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import yaml
 from distill.engine.journal.store import Journal
 from distill.engine.mock_server import MockServer, asking, status
 from distill.run.endpoints import weighted_choice
+from tests.support.cli import here
 from tests.support.engine.batch_server import BatchServer
 
 pytestmark = pytest.mark.slow
@@ -24,15 +23,7 @@ KEY = "sk-a-secret-key-of-ours"
 
 
 def distill(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "distill", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "THE_KEY": KEY, "DISTILL_CACHE": str(folder / "c")},
-        timeout=60,
-    )
+    return here(folder, *arguments, THE_KEY=KEY, DISTILL_CACHE=str(folder / "c"))
 
 
 def teacher(url: str, name: str = "m", **options: Any) -> dict[str, Any]:

@@ -189,8 +189,8 @@ def test_without_a_judge_the_teacher_grades_and_the_budget_stops_it(tmp_path: Pa
 @pytest.mark.parametrize(
     ("rule", "line"),
     [
-        ({"filter": "ifd"}, "curate.ifd: needs a `student`, whom it asks"),
-        ({"filter": "perplexity", "max": 9}, "curate.perplexity: needs a `student`, whom it asks"),
+        ({"filter": "ifd"}, "curate.ifd: needs a `student`, whose model it asks"),
+        ({"filter": "perplexity", "max": 9}, "curate.perplexity: needs a `student`, whose model it asks"),
         ({"filter": "judge", "min_score": 11}, "min_score 11 is outside of 0 to 10"),
     ],
 )

@@ -1,10 +1,13 @@
-"""The command line in a process of its own."""
+"""The command line, in a process of its own or in this one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
 
 
 def distill(*arguments: str, cwd=None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -17,6 +20,21 @@ def distill(*arguments: str, cwd=None, **environment: str) -> subprocess.Complet
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
         timeout=120,
     )
+
+
+def here(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what does not depend on the process: a second less for each command."""
+    from distill.cli.main import _code
+
+    out, error, before = StringIO(), StringIO(), os.environ.copy()
+    os.environ.update(environment)
+    try:
+        with chdir(folder), redirect_stdout(out), redirect_stderr(error):
+            code = _code(list(arguments))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), error.getvalue())
 
 
 def only_line(finished: subprocess.CompletedProcess[str]) -> str:

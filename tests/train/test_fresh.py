@@ -59,7 +59,7 @@ def kill_after_a_checkpoint(run: Path, *arguments: str) -> None:
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as training:
         while not list(run.glob("student.next/checkpoints/*/distill.json")):
             assert training.poll() is None, training.stderr.read()
-            time.sleep(0.01)
+            time.sleep(0.05)
         training.send_signal(signal.SIGKILL)
 
 

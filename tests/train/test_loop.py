@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 
@@ -84,6 +86,14 @@ def test_a_student_folder_tells_its_base(trained, tiny):
     names = {path.name for path in trained[0].iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "train_log.jsonl"} <= names
     assert "README.md" not in names
+
+
+def test_every_file_has_the_usual_permissions(trained):
+    before = os.umask(0)
+    os.umask(before)
+    files = [path for path in trained[0].rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~before}
 
 
 def test_every_linear_layer_has_an_adapter_in_float32(trained):

@@ -7,8 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,10 @@ import yaml
 from distill.cli.main import _code
 from distill.core import student_folder
 from distill.run.record import read_record
-from tests.train.test_fresh import ROOT, curated, kill_after_a_checkpoint, write_curated
+from tests.train.test_fresh import kill_after_a_checkpoint, write_curated
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.model
-
-__all__ = ["curated"]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -46,17 +43,36 @@ def trained(trained_once, tmp_path) -> Path:
 LONGER = ["--set", "train.epochs=9"]
 
 
-def interrupted(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Train, and press Ctrl-C once a step is logged."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    command = [sys.executable, "-m", "distill", "train", str(run), *arguments]
-    log = run / student_folder.NEXT / "train_log.jsonl"
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as training:
-        while not log.is_file():
-            assert training.poll() is None, training.stderr.read()
-        training.send_signal(signal.SIGINT)
-        _, lines = training.communicate()
-    return subprocess.CompletedProcess(command, training.returncode, "", lines)
+@pytest.fixture(scope="module")
+def killed_once(tiny, tmp_path_factory) -> Path:
+    run = write_curated(tmp_path_factory.mktemp("killed"), tiny)
+    kill_after_a_checkpoint(run)
+    return run
+
+
+@pytest.fixture
+def killed(killed_once, tmp_path) -> Path:
+    """A run whose training was killed after its first checkpoint."""
+    return Path(shutil.copytree(killed_once, tmp_path / "run"))
+
+
+def interrupted(run: Path, *arguments: str) -> int:
+    """Train, and press Ctrl-C once a step is logged; the exit code."""
+    ended = threading.Event()
+
+    def press() -> None:
+        while not (run / student_folder.NEXT / "train_log.jsonl").is_file():
+            if ended.wait(0.02):
+                return
+        os.kill(os.getpid(), signal.SIGINT)
+
+    finger = threading.Thread(target=press)
+    finger.start()
+    try:
+        return _code(["train", str(run), *arguments])
+    finally:
+        ended.set()
+        finger.join()
 
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9", "--fresh, Ctrl-C"])
@@ -65,7 +81,7 @@ def test_a_training_that_is_cut_short_leaves_the_student_to_the_byte(trained, ho
     if how == "kill -9":
         kill_after_a_checkpoint(trained, *LONGER)
     else:
-        assert interrupted(trained, *(LONGER if how == "Ctrl-C" else ["--fresh"])).returncode == 130
+        assert interrupted(trained, *(LONGER if how == "Ctrl-C" else ["--fresh"])) == 130
     assert digests(trained / "student") == before
 
     capsys.readouterr()
@@ -109,19 +125,18 @@ def test_a_student_that_was_put_in_place_and_not_noted_in_run_json_is_not_traine
 
 
 @pytest.mark.parametrize("beside", ["beside a finished student", "alone"])
-def test_checkpoints_of_an_older_version_resume(curated, beside, capsys):
-    kill_after_a_checkpoint(curated)
-    (curated / student_folder.NEXT).rename(curated / "student")
+def test_checkpoints_of_an_older_version_resume(killed, beside, capsys):
+    (killed / student_folder.NEXT).rename(killed / "student")
     if beside != "alone":
-        (curated / "student/base.json").write_text("{}")
-        (curated / "student/adapter_model.safetensors").write_bytes(b"old")
+        (killed / "student/base.json").write_text("{}")
+        (killed / "student/adapter_model.safetensors").write_bytes(b"old")
     capsys.readouterr()
-    assert _code(["train", str(curated)]) == 0
+    assert _code(["train", str(killed)]) == 0
     assert "going on from step" in capsys.readouterr().err
-    assert (curated / "student/training.json").is_file()
+    assert (killed / "student/training.json").is_file()
     if beside != "alone":
-        assert (curated / student_folder.PREVIOUS / "adapter_model.safetensors").read_bytes() == b"old"
-        assert not (curated / student_folder.PREVIOUS / "checkpoints").exists()
+        assert (killed / student_folder.PREVIOUS / "adapter_model.safetensors").read_bytes() == b"old"
+        assert not (killed / student_folder.PREVIOUS / "checkpoints").exists()
 
 
 def test_a_student_says_what_made_it(trained):

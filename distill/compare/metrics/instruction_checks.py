@@ -12,13 +12,15 @@ from typing import Any, TypeAlias
 
 Check: TypeAlias = Mapping[str, Any]
 
-_BULLET = re.compile(r"^\s*[-*•]\s+\S", re.MULTILINE)
-_NUMBERED = re.compile(r"^\s*(\d{1,3})[.)]\s+\S", re.MULTILINE)
+_BULLET = re.compile(r"^[^\S\n]*[-*•]\s+\S", re.MULTILINE)
+_NUMBERED = re.compile(r"^[^\S\n]*(\d{1,3})[.)]\s+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*")
 _PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
 _FENCE = re.compile(r"^```([\w+-]*)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bSt)[.!?]+(?=\s|$|[\"'”’)\]])")
-_ROW = re.compile(r"^\s*\|(.+)\|\s*$", re.MULTILINE)
+_SENTENCE_END = re.compile(
+    r"(?=[.!?])(?<!\b[A-Z])(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)(?<!\bSt)[.!?]{1,8}(?=\s|$|[\"'”’)\]])"
+)
+_ROW = re.compile(r"^[^\S\n]*\|(.+)\|\s*$", re.MULTILINE)
 
 
 def _words(text: str) -> list[str]:
@@ -74,7 +76,7 @@ def _table(text: str, columns: int, rows: int) -> bool:
 
 def _sections(text: str, name: str, count: int) -> bool:
     """Whether lines begin with the name and 1, 2, … to `count`, in that order, each once."""
-    numbers = re.findall(rf"^[#*\s]*{re.escape(name)}\s+(\d+)\b", text, re.MULTILINE | re.IGNORECASE)
+    numbers = re.findall(rf"^(?:[#*]|[^\S\n])*{re.escape(name)}\s+(\d+)\b", text, re.MULTILINE | re.IGNORECASE)
     return [int(number) for number in numbers] == list(range(1, count + 1))
 
 

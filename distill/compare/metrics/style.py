@@ -24,7 +24,7 @@ _FENCE = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
 _LIST = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
 _HEADING = re.compile(r"^ {0,3}#{1,6} +\S|^\*\*[^*\n]+\*\*:?[ \t]*$", re.MULTILINE)
 _BOLD = re.compile(r"\*\*[^*\n]+\*\*|__[^_\n]+__")
-_SENTENCE = re.compile(r"[.!?…。！？]+(?=\s|$|[\"'”’)\]])")
+_SENTENCE = re.compile(r"[.!?…。！？]{1,8}(?=\s|$|[\"'”’)\]])")
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _HEDGES = re.compile(
     r"\b(?:may|might|could|perhaps|possibly|probably|likely|generally|usually|typically|often|sometimes|tends? to|"

@@ -69,6 +69,17 @@ def compared_text(session: Session, on: Compared) -> str:
     return prompt_of(session) if on == "prompt" else answer
 
 
+MOST_EXAMINED = 200_000
+"""Characters of a text that a rule examines which needs more than a second per million."""
+MOST_COMPARED = 50_000
+"""Characters of a text that are compared by ROUGE-L, in time that grows with their square; two texts take 0.1 s."""
+
+
+def both_ends(text: str, most: int = MOST_EXAMINED) -> str:
+    """The text; of one over `most` characters, the first and the last half of as many, as two paragraphs."""
+    return text if len(text) <= most else f"{text[: most // 2]}\n\n{text[-most // 2 :]}"
+
+
 def prose_of(text: str) -> tuple[str, str | None]:
     """The text without code, and the opening line of an unclosed code fence.
 

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from re import _parser  # type: ignore[attr-defined]  # the only reader of a pattern's structure
 from typing import Annotated, Any, Literal
 
+import re2
 from pydantic import Field, model_validator
 
 from distill import recipe
-from distill.curate.filters import Compared, texts_of
+from distill.curate.filters import Compared, both_ends, texts_of
 from distill.types import Session, Verdict
 
+MOST_BACKTRACKED = 20_000
+"""Characters of a text that are searched by `re`, in up to 10 s; a longer one is searched by RE2, in linear time."""
 MAX_BACKTRACKS = 10_000
 """Most ways in which the bounded repeats of a pattern may match at one position."""
 
@@ -25,7 +28,9 @@ class Keyword:
     """Plain words of any language, or regular expressions of the recipe's author.
 
     Self-Instruct and Alpaca drop tasks by such a list (image, graph, file, plot …: what a text model cannot do).
-    Patterns whose time could grow faster than the square of a text's length are refused when the recipe is read.
+    Patterns whose time could grow faster than the square of a text's length are refused when the recipe is read. Texts
+    of over `MOST_BACKTRACKED` characters are searched by RE2, to which only ASCII has letters, digits, white space and
+    word boundaries; for a pattern that RE2 does not know, such as a look-ahead, only both ends of a text are searched.
     """
 
     class Options(recipe.BaseOptions):
@@ -55,14 +60,28 @@ class Keyword:
     def __init__(self, options: Options) -> None:
         self.options = options
         case = re.IGNORECASE if options.ignore_case else 0
-        self._patterns = [re.compile(pattern, case) for pattern in (*_word_pattern(options.words), *options.patterns)]
+        words = _word_pattern(options.words, ignore_case=options.ignore_case)
+        self._words = re.compile(words, case) if words else None
+        self._patterns = [(re.compile(each, case), _linear(each, options.ignore_case)) for each in options.patterns]
+
+    def __reduce__(self) -> tuple[type[Keyword], tuple[Keyword.Options]]:
+        """Pickles the options only: RE2's patterns cannot be pickled."""
+        return type(self), (self.options,)
 
     def measure(self, session: Session) -> str | None:
         """The first match, as written in the text; `None` where there is none."""
-        for text in texts_of(session, self.options.on):
-            for pattern in self._patterns:
-                if match := pattern.search(text):
-                    return match.group()[:200]
+        texts = texts_of(session, self.options.on)
+        return next((match[:200] for text in texts if (match := self._match(text)) is not None), None)
+
+    def _match(self, text: str) -> str | None:
+        if self._words is not None and (match := self._words.search(text)) is not None:
+            return match.group()
+        for pattern, linear in self._patterns:
+            if len(text) <= MOST_BACKTRACKED or linear is None:
+                if (match := pattern.search(both_ends(text, MOST_BACKTRACKED))) is not None:
+                    return match.group()
+            elif (encoded := linear.search(text.encode(errors="replace"))) is not None:
+                return str(encoded.group(), errors="replace")
         return None
 
     def decide(self, value: str | None) -> Verdict:
@@ -71,11 +90,28 @@ class Keyword:
         return Verdict(rule="keyword", keep=keep, reason="ok" if value is None else "keyword", value=value)
 
 
-def _word_pattern(words: Sequence[str]) -> Iterable[str]:
-    """One pattern for all words, longest first; a word is bounded where no letter or digit adjoins."""
-    longest_first = sorted(set(words), key=lambda word: (-len(word), word))
-    alternatives = [r"\s+".join(map(re.escape, word.split())) for word in longest_first if word.strip()]
-    return [rf"(?<!\w)(?:{'|'.join(alternatives)})(?!\w)"] if alternatives else []
+def _linear(pattern: str, ignore_case: bool) -> Any:
+    """The pattern compiled by RE2, for UTF-8; `None` where RE2 does not know its syntax."""
+    options = re2.Options()
+    options.case_sensitive, options.log_errors = not ignore_case, False
+    try:
+        return re2.compile(pattern.encode(errors="replace"), options)
+    except re2.error:
+        return None
+
+
+def _word_pattern(words: Sequence[str], *, ignore_case: bool) -> str:
+    """One pattern for all words, longest first; a word is bounded where no letter or digit adjoins.
+
+    Words are grouped by their first letter, so that at most places few of them are tried.
+    """
+    groups: dict[str, list[str]] = {}
+    for word in sorted({" ".join(word.split()) for word in words}, key=lambda word: (-len(word), word)):
+        if word:
+            first = word[0].lower() if ignore_case and word[0].isascii() else word[0]
+            groups.setdefault(first, []).append(r"\s+".join(map(re.escape, word[1:].split(" "))))
+    alternatives = [f"{re.escape(first)}(?:{'|'.join(rests)})" for first, rests in groups.items()]
+    return rf"(?<!\w)(?:{'|'.join(alternatives)})(?!\w)" if alternatives else ""
 
 
 def slow_or_wrong(pattern: str) -> str | None:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from distill import recipe
 from distill.core.hashing import hash64
-from distill.curate.filters import Compared, compared_text
+from distill.curate.filters import Compared, both_ends, compared_text
 from distill.text.rouge_index import comparable
 from distill.text.tokens import normalise
 from distill.types import Session, Verdict
@@ -87,7 +87,9 @@ class MinHash:
         size = self.options.size or (3 if words else 24)
         hash_of = cache(hash64)
         for start in range(0, len(sessions), AT_ONCE):
-            texts = [compared_text(session, self.options.on) for session in sessions[start : start + AT_ONCE]]
+            texts = [
+                both_ends(compared_text(session, self.options.on)) for session in sessions[start : start + AT_ONCE]
+            ]
             yield _shingle_hashes([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
 
 

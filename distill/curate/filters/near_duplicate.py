@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill import recipe
-from distill.curate.filters import Compared, compared_text
+from distill.curate.filters import MOST_COMPARED, Compared, both_ends, compared_text
 from distill.text.rouge_index import NoveltyIndex, comparable
 from distill.types import Session, Verdict
 
@@ -38,7 +38,7 @@ class NearDuplicate:
         return [self._decide(session, index) for session in sessions]
 
     def _decide(self, session: Session, index: NoveltyIndex) -> Verdict:
-        tokens = comparable(compared_text(session, self.options.on))
+        tokens = comparable(both_ends(compared_text(session, self.options.on), MOST_COMPARED))
         near = index.near(tokens)
         if near is None:
             index.add(session.id, tokens)

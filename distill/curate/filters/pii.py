@@ -92,8 +92,11 @@ class PersonalData:
 
     def _mask(self, text: str) -> str:
         while spans := self._spans(text):  # a mask may expose another match: repeat until there is none
-            for start, end, kind in reversed(spans):
-                text = f"{text[:start]}[{kind.upper()}]{text[end:]}"
+            ends = [0, *(end for _, end, _ in spans)]
+            pieces = [
+                f"{text[before:start]}[{kind.upper()}]" for before, (start, _, kind) in zip(ends, spans, strict=False)
+            ]
+            text = "".join([*pieces, text[ends[-1] :]])
         return text
 
     def _spans(self, text: str) -> list[tuple[int, int, str]]:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from distill import recipe
-from distill.curate.filters import answers_of
+from distill.curate.filters import answers_of, both_ends
 from distill.text.rouge_index import comparable
 from distill.text.tokens import n_grams
 from distill.types import Session, Verdict
@@ -98,6 +98,7 @@ class Repetition:
 
 
 def _shares(text: str, top: Sequence[int], duplicates: Sequence[int]) -> dict[str, float]:
+    text = both_ends(text)
     tokens = comparable(text)
     chars = max(1, sum(map(len, tokens)))
     shares: dict[str, float] = {"words": len(tokens)}
@@ -109,7 +110,7 @@ def _shares(text: str, top: Sequence[int], duplicates: Sequence[int]) -> dict[st
         has_repeats = len(set(grams)) < len(grams)  # without a repeated n-gram, no longer one repeats either
         may_loop = has_repeats if n <= LOOP_WORDS // 2 else may_loop
         if n in top:
-            shares[f"top_{n}_gram"] = round(_top(tokens, grams) / chars, 4) if has_repeats else 0.0
+            shares[f"top_{n}_gram"] = round(_top(grams, n) / chars, 4) if has_repeats else 0.0
         if n in duplicates:
             shares[f"duplicate_{n}_grams"] = round(_repeated_chars(grams, n) / chars, 4) if has_repeats else 0.0
     shares["loop"] = _times_in_a_row(tokens) if may_loop else 1
@@ -126,25 +127,16 @@ def _repeats(pieces: Sequence[str]) -> tuple[float, float]:
     return round(1 - len(distinct) / len(lines), 4), round((chars - sum(map(len, distinct))) / chars, 4)
 
 
-def _top(tokens: Sequence[str], grams: Sequence[tuple[str, ...]]) -> int:
+def _top(grams: Sequence[tuple[str, ...]], n: int) -> int:
     """Most characters that one n-gram covers, of those that occur at least twice; overlaps are counted once."""
-    most = ((count * sum(map(len, gram)), gram) for gram, count in Counter(grams).items() if count > 1)
-    best = 0
-    for bound, gram in sorted(most, reverse=True):
-        if bound <= best:
-            break
-        best = max(best, _without_overlap(tokens, gram))
-    return best
-
-
-def _without_overlap(tokens: Sequence[str], gram: Sequence[str]) -> int:
-    n, place, times = len(gram), 0, 0
-    while place <= len(tokens) - n:
-        if tokens[place] == gram[0] and tuple(tokens[place : place + n]) == gram:
-            times, place = times + 1, place + n
-        else:
-            place += 1
-    return times * sum(map(len, gram)) if times > 1 else 0
+    repeated = {gram for gram, count in Counter(grams).items() if count > 1}
+    times: Counter[tuple[str, ...]] = Counter()
+    ends: dict[tuple[str, ...], int] = {}
+    for place, gram in enumerate(grams):
+        if gram in repeated and place >= ends.get(gram, 0):
+            times[gram] += 1
+            ends[gram] = place + n
+    return max((count * sum(map(len, gram)) for gram, count in times.items() if count > 1), default=0)
 
 
 def _repeated_chars(grams: Sequence[tuple[str, ...]], n: int) -> int:

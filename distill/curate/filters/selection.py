@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from distill import recipe
 from distill.core.hashing import hash64
-from distill.curate.filters import Compared, answers_of, compared_text
+from distill.curate.filters import Compared, answers_of, both_ends, compared_text
 from distill.text.rouge_index import comparable
 from distill.text.tfidf import SCALE, hashed_vectors
 from distill.types import Session, Verdict
@@ -61,7 +61,7 @@ class Selection:
         inside = [place for place, verdict in enumerate(verdicts) if verdict.keep]
         if len(inside) <= self.options.count:
             return verdicts
-        texts = [compared_text(sessions[place], self.options.on) for place in inside]
+        texts = [both_ends(compared_text(sessions[place], self.options.on)) for place in inside]
         places, cosines, owners = farthest_first(
             hashed_vectors([*map(comparable, texts)], hash64), texts, self.options.count
         )

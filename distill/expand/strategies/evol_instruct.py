@@ -46,6 +46,8 @@ _EQUAL = re.compile(
 _VERDICT_LINE = re.compile(
     r"\W*(?:(?:my |the |final )*(?:answer|verdict)\W+(?:is\W+)?)?((?:not|un|in)?[\s-]*equal)\W*", re.IGNORECASE
 )
+LONGEST_VERDICT = 200
+"""Characters of a line that can be a verdict."""
 JUDGE = "judge"
 JUDGING = Sampling(temperature=0.0, max_tokens=8)
 """Default sampling of the judge, whose reply is a word or two."""
@@ -224,7 +226,8 @@ def verdict(text: str) -> str | None:
 
     The last line that is only a verdict counts; where there is none, the whole reply.
     """
-    verdict_lines = [match for line in text.splitlines() if (match := _VERDICT_LINE.fullmatch(line)) is not None]
+    lines = [line for line in text.splitlines() if len(line) <= LONGEST_VERDICT]
+    verdict_lines = [match for line in lines if (match := _VERDICT_LINE.fullmatch(line)) is not None]
     reply = verdict_lines[-1][1] if verdict_lines else text
     opinions = {not match["not"] for match in _EQUAL.finditer(reply)}
     if len(opinions) != 1:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,67 @@ from distill.core.extras import install
 from distill.core.registry import suggest
 from distill.errors import MissingPackage, RecipeError, one_line
 from distill.formats.importers import HUB_ID, Address, RowImporter, known_shapes
-from distill.formats.json_rows import ForeignRow, Rows
+from distill.formats.json_rows import ForeignRow, Rows, storable
 
 BATCH_ROWS = 1024
+BATCH_BYTES = 32 * 2**20
+"""Size of a batch according to the file's metadata, which do not count repeated references to one value."""
+AT_ONCE = 64
+"""Rows that are read between two looks at the memory."""
+MOST_BYTES = 400_000_000
+"""Memory that reading the next rows of a small file may take."""
+MOST_RATIO = 1000
+"""Largest size of all rows over `MOST_BYTES`, in multiples of the size of their file."""
 
 
 def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partial[RowImporter]:
     """An importer of values in known shapes; the line of a row is its number."""
 
     def rows(address: Address) -> Rows:
-        return (ForeignRow(number, value) for number, value in enumerate(values(address), start=1))
+        source, numbers, most = values(address), count(1), _most_bytes(Path(address.path))
+        while True:
+            with _bounded_memory(address.path, most):
+                group = [storable(value) for value in islice(source, AT_ONCE)]
+            if not group:
+                return
+            for value in group:
+                yield ForeignRow(next(numbers), value)
 
     return partial(RowImporter, rows, known_shapes, frozenset(takes))
+
+
+def _most_bytes(path: Path) -> int:
+    """Memory that reading the next rows may take: of a large file, one page may be large, too."""
+    if not path.exists():
+        return 10 * MOST_BYTES  # of the Hub, where sizes are unknown
+    return MOST_BYTES + 8 * sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+
+
+@contextmanager
+def _bounded_memory(path: str, most: int) -> Iterator[None]:
+    """Raise `RecipeError` where the block takes over `most` bytes of memory; Linux only.
+
+    A table of a kilobyte can stand for gigabytes: a long value, and many references to it.
+    """
+    import resource
+
+    import psutil
+
+    if sys.platform != "linux":
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    total = psutil.Process().memory_info().data + most
+    soft = min([total, *(limit for limit in before if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
+    try:
+        yield
+    except MemoryError as error:
+        raise RecipeError(
+            f"{path}: its next rows take over {most // 10**6:,} MB of memory; write long texts as JSON lines"
+        ) from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def _saved(address: Address) -> Iterator[Any]:
@@ -85,8 +137,17 @@ def _parquet(address: Address) -> Iterator[Any]:
     for file in files:
         try:
             with ParquetFile(file) as table:
-                for batch in table.iter_batches(BATCH_ROWS):
-                    yield from batch.to_pylist()
+                groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
+                row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
+                left = max(MOST_BYTES, MOST_RATIO * file.stat().st_size)
+                for batch in table.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))):
+                    rows = batch.to_pylist()
+                    left -= sum(len(repr(row)) for row in rows)
+                    if left < 0:
+                        raise RecipeError(f"{file}: its rows are over {MOST_RATIO:,} times its size; is it damaged?")
+                    yield from rows
+        except MemoryError:
+            raise
         except (ArrowException, OSError) as error:
             raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error
 

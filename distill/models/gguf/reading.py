@@ -94,7 +94,7 @@ def _text(gguf: Path, key: str) -> str:
     value = _after(gguf, key.encode() + struct.pack("<I", 8), 8 + 64)  # 8: the value is a string, its length first
     if value is None:
         return ""
-    (length,) = struct.unpack_from("<Q", value)
+    length = int.from_bytes(value[:8], "little")
     return value[8 : 8 + min(length, 64)].decode(errors="replace")
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from distill.core import student_folder
 from distill.core.console import Progress, Say, Silent
-from distill.core.files import building, require_free, write_json
+from distill.core.files import building, require_free, set_usual_modes, write_json
 from distill.core.hashing import file_sha256
 from distill.core.jsonl import read_sessions
 from distill.core.weights import student_fingerprint
@@ -246,8 +246,7 @@ def _place(folder: Path, out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
     if out.is_dir():
         out.rmdir()  # empty: `require_free` has checked it
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # libraries give some of them to the owner only
+    set_usual_modes(folder)
     folder.rename(out)
 
 

@@ -1,0 +1,70 @@
+"""Renders a chat template in a process with little time and memory; a script for `third_party.is_bounded`.
+
+The sandbox of a template does not bound its loops or the size of its texts, and one call may run for hours, which
+nothing can interrupt in a process that must go on. Imports neither distill nor transformers, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+
+SECONDS = 1
+"""Of CPU time, 0.2 of which the start takes; templates of known models take milliseconds."""
+BYTES = 400_000_000
+LONG = 1 << 16
+"""Characters in a long message; two nested loops over them are over the limit."""
+OVER = 3
+"""The exit status of a template that takes too much memory; one that takes too long is killed."""
+
+
+def render(source: str) -> None:
+    """Render conversations of several shapes as transformers does, whatever errors the template has."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag {% generation %} of transformers, which marks answers."""
+
+        tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            """The nodes in the block."""
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value)
+    environment.globals["strftime_now"] = lambda _: ""
+    template = environment.from_string(source)
+    for messages in conversations():
+        try:
+            template.render(messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>")
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - a template that refuses a conversation may still render the next
+            continue
+
+
+def conversations() -> Iterator[list[dict[str, str]]]:
+    """Turns of user and assistant, with a system turn and without; at the end a long message."""
+    for length in (1, 2, 3, 5):
+        turns = [{"role": ("user", "assistant")[index % 2], "content": f"text {index}"} for index in range(length)]
+        yield turns
+        yield [{"role": "system", "content": "text"}, *turns]
+    yield [{"role": "user", "content": "a" * LONG}]
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
+    try:
+        render(json.load(sys.stdin))
+    except MemoryError:
+        sys.exit(OVER)
