@@ -188,6 +188,7 @@ async def _to_the_end(work: Callable[[RequestSender], Awaitable[None]], sender: 
 
 async def _patiently(work: asyncio.Future[None], sender: RequestSender, report: ProgressReport) -> None:
     """Wait for the work. `event_loop.run` turns the first Ctrl-C into a cancellation, the second into an exception."""
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())  # a second Ctrl-C may end it alone
     try:
         await asyncio.wait([work])
     except asyncio.CancelledError:

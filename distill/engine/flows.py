@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from distill.engine import Outcome
 from distill.engine.providers import one_line
+from distill.errors import RunFolderError, disk_fault
 from distill.types import Answer, Failure, Flow, Request
 
 T = TypeVar("T")
@@ -61,7 +62,11 @@ class FlowState(Generic[T]):
             self.requests = (value,) if isinstance(value, Request) else _requests(value)
         except StopIteration as end:
             self.outcome = Outcome(self.name, end.value, tuple(self._failures))
-        except Exception as error:  # noqa: BLE001 - a part that raises loses its own row, no answer
+        except Exception as error:
+            if isinstance(error, MemoryError):
+                raise RunFolderError("memory ran out; free some and run the same command again") from error
+            if isinstance(error, OSError) and (fault := disk_fault(error)) is not None:
+                raise fault from error  # the machine is at fault, not the part
             line = one_line(f"{type(error).__name__}: {error}")
             failure = Failure(key="", reason="error", detail=line, transient=False)
             self.outcome = Outcome(self.name, None, (*self._failures, failure), line)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from distill.engine import Tally
 from distill.engine.budget import TokenPrice
 from distill.engine.journal.keys import Question
-from distill.engine.journal.records import Bill, Statement
+from distill.engine.journal.records import Bill, Change, Statement
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.rate_limits import Limiter, Rates
 from distill.engine.retry import RetryPolicy
@@ -65,6 +65,8 @@ class OpenQuestion:
     unsettled: list[Statement] = field(default_factory=list)
     """Outcomes of its failed sends, written with the next change."""
     sends: int = 0
+    intent: Change = ()
+    """That of its last send."""
 
 
 async def reply_of(provider: Provider, request: Request) -> Reply:

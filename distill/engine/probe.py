@@ -19,6 +19,7 @@ from distill.core.hashing import text_sha256
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.addresses import normalise_url
 from distill.engine.providers.openai import OpenAIProvider
+from distill.engine.providers.replies import object_of
 from distill.errors import EndpointError
 from distill.types import Message, Request, Sampling
 
@@ -199,7 +200,7 @@ def _judged(judge: Callable[[Any, Any], Judgement], expected: Any, reply: Reply 
 
 def _drawn(reply: Any) -> str:
     """The whole generated text, a reasoning model's thoughts first."""
-    message = reply.raw["choices"][0].get("message") or {}
+    message = object_of(reply.raw["choices"][0].get("message"))
     return f"{message.get('reasoning_content') or message.get('reasoning') or ''}{reply.text}".strip()
 
 
@@ -266,10 +267,12 @@ def _judge_json(plain: Reply, reply: Reply) -> Judgement:
 
 def _judge_logprobs(alternatives: int, reply: Reply) -> Judgement:
     """From an answer with log-probabilities: whether each token has one, and enough alternatives."""
-    tokens = (reply.raw["choices"][0].get("logprobs") or {}).get("content") or []
+    tokens = object_of(reply.raw["choices"][0].get("logprobs")).get("content")
+    tokens = [object_of(token) for token in tokens] if isinstance(tokens, list) else []
     if not any(token.get("logprob") for token in tokens):
         return "ignored", "none in the answer"
-    fewest = min(len(token.get("top_logprobs") or ()) for token in tokens)
+    lists = [token.get("top_logprobs") for token in tokens]
+    fewest = min(len(one) if isinstance(one, list) else 0 for one in lists)
     return "honoured" if fewest >= alternatives else "ignored", f"{len(tokens)} tokens, {fewest} alternatives of each"
 
 

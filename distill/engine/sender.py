@@ -271,7 +271,7 @@ class RequestSender:
         """Write the send's intent, and the outcome of the one before; returns the send's number."""
         try:
             self._check()
-            change = intention(
+            sending.intent = intention(
                 sending.question.key,
                 attempt,
                 stage=self._policy.stage,
@@ -279,7 +279,7 @@ class RequestSender:
                 model=sending.question.endpoint.model,
                 most=sending.most,
             )
-            send = await self._commit(sending, change)
+            send = await self._commit(sending, sending.intent)
         except BaseException:
             self._budget.settle_error(sending.most, NOT_SENT)
             self._settled.set()
@@ -297,7 +297,8 @@ class RequestSender:
         except BaseException as error:
             bill = self._budget.settle_error(sending.most, NOT_SENT if isinstance(error, SenderStopping) else error)
             self._tally.wasted_usd += bill.usd or 0.0
-            sending.unsettled.append(settled(send, bill, "free" if bill is not sending.most else "charged"))
+            outcome = "free" if bill is not sending.most else "charged"
+            sending.unsettled.append(settled(send, bill, outcome, sending.intent))
             self._account()
             raise
 
@@ -349,7 +350,7 @@ class RequestSender:
             stage=self._policy.stage,
             raw_json=reply.raw_json,
         )
-        await self._commit(sending, (*change, settled(send, bill, "kept")))
+        await self._commit(sending, (*change, settled(send, bill, "kept", sending.intent)))
         self._reached.add(sending.name)
         self._tally.count(reply.usage)
         return completion

@@ -25,7 +25,8 @@ FILL = """
 WITH RECURSIVE number(value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM number LIMIT ?)
 INSERT INTO answers
 SELECT printf('%064x', value), '{"prompt":"question","role":"teacher"}', '{"model":"m"}', 'answer', 'an answer', 'stop',
-    '{"prompt_tokens": 10, "completion_tokens": 10}', '{}', NULL, 'collect', '2026-01-01T00:00:00.000+00:00'
+    '{"prompt_tokens": 10, "completion_tokens": 10}', '{}', NULL, 'collect', '2026-01-01T00:00:00.000+00:00',
+    NULL
 FROM number
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import signal
@@ -26,6 +27,7 @@ from distill.errors import (
     Interrupted,
     ModelError,
     RecipeError,
+    RunFolderError,
 )
 from distill.models.in_process import Batched
 from distill.types import Completion, Endpoint, Flow, Request, Sampling
@@ -299,3 +301,17 @@ def test_a_script_plays_its_lines_and_then_says_that_it_is_over(journal: Journal
     assert driven.tally.completion_tokens == 1
     with pytest.raises(EndpointError, match="the script ended after 3 lines"):
         driven.run(flows("another"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
+def test_a_fault_of_the_machine_inside_a_flow_stops_the_run_and_is_no_failure(
+    journal: Journal, error: Exception
+) -> None:
+    def broken() -> Flow[str]:
+        yield ask("q0")
+        raise error
+
+    with pytest.raises(RunFolderError, match="run the same command again"):
+        engine(journal).run([("broken", broken), *many(3)])
+    assert journal.counts()["failures"] == 0
+    assert values(engine(journal).run(many(3))) == [f"answer to q{number}" for number in range(3)]

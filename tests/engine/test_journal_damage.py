@@ -15,6 +15,7 @@ import pytest
 from distill.core import console
 from distill.core.hashing import canonical
 from distill.engine.budget import spent_usd
+from distill.engine.journal import inspection
 from distill.engine.journal.inspection import Inspection, inspect
 from distill.engine.journal.keys import key
 from distill.engine.journal.records import BatchRecord, Bill, batched, intention, settled
@@ -72,8 +73,8 @@ def one_line_at_most() -> Iterator[None]:
             raise AssertionError(str(error)) from error
 
 
-def damaged(inspection: Inspection) -> dict[str, tuple[str, ...]]:
-    return {table.name: table.damaged for table in inspection.tables if table.damaged}
+def damaged(found: Inspection) -> dict[str, tuple[str, ...]]:
+    return {table.name: table.damaged for table in found.tables if table.damaged}
 
 
 def warnings(path: Path) -> list[str]:
@@ -239,6 +240,19 @@ def test_of_a_file_with_destroyed_pages_every_readable_row_is_saved(path: Path, 
     assert (path.parent / "damaged-1.sqlite").read_bytes() == bytes(data)
     assert inspect(path).faults == ()
     assert kept(path) == saved
+    assert sorted(file.name for file in path.parent.iterdir()) == ["damaged-1.sqlite", "journal.sqlite"]
+
+
+def test_a_large_file_is_checked_once_its_damage_was_met(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "CHECKED_BYTES", 0)
+    data = bytearray(path.read_bytes())
+    for page in range(1, len(data) // 4096):
+        if data[page * 4096] == LEAF and b"answer 7 " in data[page * 4096 : (page + 1) * 4096]:
+            data[page * 4096 : (page + 1) * 4096] = bytes(4096)
+    path.write_bytes(bytes(data))
+    with pytest.raises(RunFolderError, match="run again, which saves every row"):
+        kept(path)
+    assert len(kept(path)) >= COUNT - 10
     assert sorted(file.name for file in path.parent.iterdir()) == ["damaged-1.sqlite", "journal.sqlite"]
 
 

@@ -117,6 +117,23 @@ def test_a_full_disk_is_one_line_and_loses_nothing_older(path: Path) -> None:
         assert journal.counts()["answers"] == len(kept) + 2
 
 
+class Exhausting:
+    """A value for whose conversion there is no memory."""
+
+    def __conform__(self, protocol: object) -> object:
+        raise MemoryError
+
+
+def test_a_write_without_memory_fails_alone_and_ends_no_other(path: Path) -> None:
+    with Journal.open(path) as journal:
+        change = (("DELETE FROM failures WHERE key = ?", (Exhausting(),)),)
+        error = journal.write(change).exception(5)
+        assert isinstance(error, RunFolderError)
+        assert "free some memory" in str(error)
+        of = keep(journal, RAW)
+        assert isinstance(journal.get(of), Completion)
+
+
 @contextmanager
 def without_permissions(folder: Path) -> Iterator[None]:
     """Nothing in the folder can be written meanwhile, not even by root."""

@@ -274,7 +274,7 @@ def test_the_headers_remainder_holds_everybody_and_says_so() -> None:
         out = await gate.enter(1)
         gate.leave(out, SendOutcome.ANSWER, report=RateLimitReport(requests=RemainingQuota(0, 12.0, 60)))
         assert gate.wait_seconds(1) > 0
-        assert gate.describe() == "limited by requests left by the headers"
+        assert gate.describe() == "waiting 12 s (requests left by the headers)"
         clock.now += 12
         assert gate.wait_seconds(1) == 0
 

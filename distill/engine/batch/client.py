@@ -18,7 +18,7 @@ from distill.core.redaction import strike
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.bounded_numbers import count_of
 from distill.engine.providers.openai import JSON, OpenAIProvider
-from distill.engine.providers.replies import json_object, shown
+from distill.engine.providers.replies import json_object, object_of, shown
 from distill.errors import EndpointError
 from distill.types import Endpoint, Request
 
@@ -34,8 +34,8 @@ ATTEMPTS = 5
 """Calls of one method, the first included, before an outage counts as one."""
 LONGEST_WAIT_SECONDS = 60.0
 """The longest wait between two of them."""
-CALL_SECONDS = 3600.0
-"""The longest call: an upload of 200 MB."""
+UPLOAD_SECONDS, CALL_SECONDS = 3600.0, 60.0
+"""The longest upload, which may have 200 MB, and the longest other call."""
 PAGE, MOST_PAGES = 100, 1000
 """Batches or files per page of a list, which is the most, and pages that are read."""
 NO_API = "it may have no Batch API; collect with mode: live"
@@ -167,7 +167,7 @@ class BatchJobs:
     async def find_batch(self, name: str) -> str | None:
         """The id of a batch that was begun under this name, whether or not that was confirmed."""
         return await self._find(
-            "/batches?", "its batches", lambda batch: _object(batch.get("metadata")).get("distill") == name
+            "/batches?", "its batches", lambda batch: object_of(batch.get("metadata")).get("distill") == name
         )
 
     async def _find(self, path: str, what: str, is_ours: Callable[[dict[str, Any]], bool]) -> str | None:
@@ -175,7 +175,7 @@ class BatchJobs:
         after = ""
         for _ in range(MOST_PAGES):
             page = await self._call("GET", f"{path}limit={PAGE}{after}", what=what, advice=NO_LIST, field="data")
-            entries = [entry for entry in map(_object, page["data"]) if isinstance(entry.get("id"), str)]
+            entries = [entry for entry in map(object_of, page["data"]) if isinstance(entry.get("id"), str)]
             for entry in filter(is_ours, entries):
                 return str(entry["id"])
             if not (page.get("has_more") and entries):
@@ -187,7 +187,7 @@ class BatchJobs:
         """The status of a batch."""
         what = f"batch {batch_id}"
         batch = await self._call("GET", f"/batches/{quote(batch_id, safe='')}", what=what, advice=ACCOUNT)
-        counts, errors = _object(batch.get("request_counts")), _object(batch.get("errors")).get("data")
+        counts, errors = object_of(batch.get("request_counts")), object_of(batch.get("errors")).get("data")
         output_file, error_file = batch.get("output_file_id"), batch.get("error_file_id")
         return BatchStatus(
             status=one_line(str(batch.get("status")), 40),
@@ -230,7 +230,8 @@ class BatchJobs:
         """The object in the response, which has `field`. `what` is asked for; `advice` is for HTTP 404."""
         for attempt in range(1, (attempts or self._attempts) + 1):
             try:
-                reply = await self._provider.exchange(method, path, data, kind=kind, timeout_seconds=CALL_SECONDS)
+                seconds = CALL_SECONDS if kind == JSON else UPLOAD_SECONDS
+                reply = await self._provider.exchange(method, path, data, kind=kind, timeout_seconds=seconds)
                 return self._object(*reply, field=field)
             except ProviderError as error:
                 if not error.transient or attempt == (attempts or self._attempts):
@@ -261,12 +262,8 @@ class BatchJobs:
         return EndpointError(error.detail) if error.fatal else error
 
 
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _refusal(value: Any) -> BatchRefusal:
-    error = _object(value)
+    error = object_of(value)
     line = count_of(error.get("line"), least=1, most=REQUESTS_A_BATCH)
     return BatchRefusal(one_line(str(error.get("code") or ""), 100), one_line(str(error.get("message") or "")), line)
 

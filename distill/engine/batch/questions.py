@@ -15,7 +15,9 @@ from distill.engine.journal.store import Journal, to_request
 from distill.types import Endpoint
 
 LINES_PER_COMMIT = 500
-"""Answers that are committed together."""
+"""The most answers that are committed together."""
+BYTES_PER_COMMIT = 16 * 2**20
+"""Bytes of lines from which they are committed."""
 QUEUE_FULL = "token_limit_exceeded"
 """The code of a batch refused because too many tokens are queued (openai-python issue 2084 shows one)."""
 PENDING = "pending"
@@ -60,4 +62,5 @@ def progress_of(batches: Sequence[BatchRecord], statuses: Sequence[BatchStatus])
     notes += [f"{done} of {sum(len(batch.sends) for batch in batches)} requests done"]
     notes += [f"{failures} failed"] if failures else []
     oldest = datetime.fromisoformat(min(batch.created for batch in batches))
-    return ", ".join([*notes, f"submitted {duration((datetime.now(UTC) - oldest).total_seconds())} ago"])
+    age_seconds = max(0.0, (datetime.now(UTC) - oldest).total_seconds())  # a clock may have been set back
+    return ", ".join([*notes, f"submitted {duration(age_seconds)} ago"])

@@ -20,6 +20,7 @@ from distill.core import console
 from distill.engine import StoppedByEndpoint, StoppedShort, Tally
 from distill.engine.batch.client import BYTES_A_BATCH, REQUESTS_A_BATCH, BatchJobs, BatchRefusal, BatchStatus, Result
 from distill.engine.batch.questions import (
+    BYTES_PER_COMMIT,
     LINES_PER_COMMIT,
     PENDING,
     QUEUE_FULL,
@@ -91,7 +92,11 @@ class Batches:
         """In how many batches each question has been."""
         rest = [batch for batch in every if batch.state != "ingested"]
         self._questions = questions_of(journal, {of for batch in rest for of in batch.sends}) if rest else {}
-        self._open = {batch.name: batch for batch in rest if self._is_reachable(batch)}
+        # a question that is damaged in the journal cannot take its answer in, and is asked again
+        rest = [
+            replace(batch, sends={of: batch.sends[of] for of in batch.sends if of in self._questions}) for batch in rest
+        ]
+        self._open = {batch.name: batch for batch in rest if batch.sends and self._is_reachable(batch)}
         self._most = self._taken_over(journal.unsettled(stage)) if rest else {}
         """The worst case of each unsettled send."""
         self.failed: dict[str, Failure] = {}
@@ -294,12 +299,16 @@ class Batches:
 
     async def _ingest_file(self, batch: BatchRecord, file_id: str, missing: dict[str, int]) -> None:
         group: list[bytes] = []
+        size = count = 0
         async with aclosing(self._jobs_here(batch).output(file_id)) as lines:
             async for line in lines:
                 group.append(line)
-                if len(group) == LINES_PER_COMMIT:
+                size, count = size + len(line), count + 1
+                if count > 2 * len(batch.sends):
+                    break  # more than two lines per question: nothing more is awaited
+                if len(group) == LINES_PER_COMMIT or size > BYTES_PER_COMMIT:
                     await self._commit(self._of_lines(batch, group, missing))
-                    group = []
+                    group, size = [], 0
         await self._commit(self._of_lines(batch, group, missing))
 
     async def _commit(self, changes: Iterable[Change]) -> None:

@@ -24,6 +24,9 @@ _SETTLE = (
     "UPDATE intents SET outcome = ?1, prompt_tokens = ?2, completion_tokens = ?3, usd = ?4, checksum ="
     " row_checksum(key, attempt, stage, role, model, ?1, ?2, ?3, ?4, created) WHERE id = ?5"
 )
+_SETTLE_SUMMED = (
+    "UPDATE intents SET outcome = ?, prompt_tokens = ?, completion_tokens = ?, usd = ?, checksum = ? WHERE id = ?"
+)
 _SETTLE_AS_IS = (
     "UPDATE intents SET outcome = ?1, checksum = row_checksum(key, attempt, stage, role, model, ?1, prompt_tokens,"
     " completion_tokens, usd, created) WHERE id = ?2"
@@ -36,6 +39,8 @@ _BATCH_OF_LAST = (
     " json_group_object(key, id) AS sends, ? AS detail, ? AS created"
     " FROM (SELECT key, id FROM intents ORDER BY id DESC LIMIT ?))"
 )
+_SUMMED = {_ANSWER, FAILURE, _INTENT, _BATCH}
+"""Statements whose last value is the row's checksum."""
 LARGEST_RAW_BYTES = 64 * 2**20
 """A compressed `raw` that unpacks to more is damaged: no response is that long."""
 
@@ -106,14 +111,22 @@ def intention(
 ) -> Change:
     """A send that is about to begin. Its cost is `most` until it is settled, so a kill in flight is charged in full."""
     row = (key, attempt, stage, role, model, None, most.prompt_tokens, most.completion_tokens, most.usd, _now())
-    return ((_INTENT, _summed(row)),)
+    return ((_INTENT, row),)
 
 
-def settled(send: int, bill: Bill | None, outcome: str) -> Statement:
-    """A send's outcome (`kept`, `free` or `charged`) and its cost; without a bill, the worst case stays."""
+def settled(send: int, bill: Bill | None, outcome: str, intent: Change = ()) -> Statement:
+    """A send's outcome (`kept`, `free` or `charged`) and its cost; without a bill, the worst case stays.
+
+    With the send's `intent` its checksum is computed here; else by SQLite, whose calls into Python cost a hundred
+    thousand sends seconds.
+    """
     if bill is None:
         return _SETTLE_AS_IS, (outcome, send)
-    return _SETTLE, (outcome, bill.prompt_tokens, bill.completion_tokens, bill.usd, send)
+    cost = (outcome, bill.prompt_tokens, bill.completion_tokens, bill.usd)
+    if not intent:
+        return _SETTLE, (*cost, send)
+    row = intent[0][1]
+    return _SETTLE_SUMMED, (*cost, row_checksum(*row[:5], *cost, row[9]), send)
 
 
 def answered(
@@ -132,10 +145,10 @@ def answered(
     usage = completion.usage
     row = (
         completion.key, strike(request_json), endpoint_json(endpoint), kind, completion.text, completion.finish,
-        None if usage is None else usage_json(usage), _packed(raw_json or json.dumps(completion.raw)),
+        None if usage is None else usage_json(usage), raw_json or json.dumps(completion.raw),
         completion.loglikelihood, stage, _now(),
     )  # fmt: skip
-    return (_ANSWER, _summed(row)), (FORGET, (completion.key,))
+    return (_ANSWER, row), (FORGET, (completion.key,))
 
 
 def set_aside(key: str) -> Change:
@@ -153,9 +166,10 @@ def bare(change: Change) -> Change:
 
 def _bare(statement: str, values: tuple[Any, ...]) -> Statement:
     if statement is _ANSWER:
-        key, request, endpoint, kind, text, finish, _, _, _, stage, created, _ = values
-        return _ANSWER, _summed((key, request, endpoint, kind, text, finish, None, "{}", None, stage, created))
-    return (_SETTLE_AS_IS, (values[0], values[-1])) if statement is _SETTLE else (statement, values)
+        key, request, endpoint, kind, text, finish, _, _, _, stage, created = values
+        return _ANSWER, (key, request, endpoint, kind, text, finish, None, "{}", None, stage, created)
+    is_settling = statement in (_SETTLE, _SETTLE_SUMMED)
+    return (_SETTLE_AS_IS, (values[0], values[-1])) if is_settling else (statement, values)
 
 
 def usage_json(usage: Usage) -> str:
@@ -169,7 +183,7 @@ def failed(failure: Failure, request_json: str, endpoint: Endpoint, *, stage: st
         failure.key, strike(request_json), endpoint_json(endpoint), failure.reason, failure.detail, failure.attempts,
         int(not failure.transient), stage, _now(),
     )  # fmt: skip
-    return ((FAILURE, _summed(row)),)
+    return ((FAILURE, row),)
 
 
 def prepared(batch: BatchRecord, intentions: Sequence[Change]) -> Change:
@@ -185,7 +199,7 @@ def batched(batch: BatchRecord) -> Statement:
         batch.name, batch.stage, batch.role, batch.state, batch.file_id, batch.batch_id, json.dumps(dict(batch.sends)),
         batch.detail, batch.created or _now(),
     )  # fmt: skip
-    return _BATCH, _summed(row)
+    return _BATCH, row
 
 
 def _now() -> str:
@@ -197,21 +211,16 @@ def _now() -> str:
 
 def row_checksum(*values: Any) -> int:
     """CRC-32 of a row's values as they are read back: any changed byte shows."""
-    return zlib.crc32(b"\x1f".join([_bytes_of(value) for value in values]))
+    return zlib.crc32("\x1f".join(map(str, values)).encode("utf-8", "surrogatepass"))
 
 
-def _bytes_of(value: Any) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
-    if value is None or math.isnan(value):  # SQLite stores nan as NULL
-        return b""
-    return repr(float(value)).encode("ascii")
-
-
-def _summed(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (*row, row_checksum(*row))
+def stored(statement: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values as they are stored: an answer's response compressed, and each new row's checksum behind it."""
+    if statement is _ANSWER:
+        values = (*values[:7], _packed(values[7]), *values[8:])
+        loglikelihood = None if values[8] is None or math.isnan(values[8]) else float(values[8])  # as it is read back
+        return *values, row_checksum(*values[:8], loglikelihood, *values[9:])
+    return (*values, row_checksum(*values)) if statement in _SUMMED else values
 
 
 def require_sound(row: Sequence[Any]) -> None:
@@ -221,7 +230,8 @@ def require_sound(row: Sequence[Any]) -> None:
 
 
 def _packed(raw_json: str) -> bytes:
-    return zlib.compress(raw_json.encode("utf-8", "replace"), level=1)
+    packing = zlib.compressobj(1, zlib.DEFLATED, 13, 5)  # windows of 8 KB: larger ones take six times as long to set up
+    return packing.compress(raw_json.encode("utf-8", "replace")) + packing.flush()
 
 
 def _unpacked(raw: str | bytes) -> str:
@@ -268,9 +278,8 @@ def read_batch(row: Sequence[Any]) -> BatchRecord:
     require_sound(row)
     name, stage, role, state, file_id, batch_id, sends, detail, created, _ = row
     document = json.loads(sends) if isinstance(sends, str) else None
-    if not isinstance(document, dict):
+    if not isinstance(document, dict) or datetime.fromisoformat(created).tzinfo is None:
         raise ValueError("it is no batch")
-    datetime.fromisoformat(created)
     return BatchRecord(
         name=name, stage=stage, role=role, state=state, file_id=file_id, batch_id=batch_id, sends=document,
         detail=detail, created=created,

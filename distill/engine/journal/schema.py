@@ -167,11 +167,12 @@ _ADVICE = {
     "disk I/O": "check the disk and its quota, then run again",
     "readonly": "correct the permissions and run again",
     "unable to open": "check that the folder exists and that you may write in it",
+    "MemoryError": "free some memory and run again; no answer is lost",
     "locked": "another process holds it; wait for that to end and run again",
 }
 
 
 def unusable(path: Path, error: Exception) -> RunFolderError:
     """SQLite's error in one line, with advice."""
-    advice = next((advice for part, advice in _ADVICE.items() if part in str(error)), "check the file and its folder")
-    return RunFolderError(f"cannot use the journal {path}: {one_line(str(error))}; {advice}")
+    advice = next((advice for part, advice in _ADVICE.items() if part in repr(error)), "check the file and its folder")
+    return RunFolderError(f"cannot use the journal {path}: {one_line(str(error) or type(error).__name__)}; {advice}")

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from distill.core import console
-from distill.engine.journal.inspection import salvage
+from distill.engine.journal.inspection import NAMED, note_damage, salvage
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
@@ -37,6 +37,7 @@ from distill.engine.journal.records import (
     read_failure,
     require_sound,
     set_aside,
+    stored,
 )
 from distill.engine.journal.schema import (
     UNREADABLE,
@@ -57,7 +58,15 @@ GROUP_SECONDS = 0.005
 
 _MOST = 1e15
 """Tokens or USD of a journal's sum that is no longer believed."""
-_UNSTORABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
+_UNSTORABLE = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
 """Errors of SQLite and its Python module for a value that no column can hold, such as an integer over 64 bits."""
 
 
@@ -124,12 +133,16 @@ class Journal:
 
     def _set_aside(self, key: str, error: Exception) -> None:
         """Report a damaged answer once, and move it to the table `damaged`, so that its question is asked again."""
-        if key not in self._damaged:
-            self._damaged.add(key)
-            where = "left out" if self._writer is None else "set aside in the table damaged, and asked again"
+        if key in self._damaged:
+            return
+        self._damaged.add(key)
+        where = "left out" if self._writer is None else "set aside in the table damaged, and asked again"
+        if len(self._damaged) <= NAMED:
             console.warn(f"{self.path}: the answer {key[:12]} is damaged ({error}); it is {where}")
-            if self._writer is not None:
-                self.write(set_aside(key))
+        elif len(self._damaged) == NAMED + 1:
+            console.warn(f"{self.path}: more answers are damaged; `distill doctor RUN` counts them")
+        if self._writer is not None:
+            self.write(set_aside(key))
 
     def _failure(self, key: str) -> Failure | None:
         if not self._has_failures:
@@ -223,6 +236,7 @@ class Journal:
         try:
             yield from self._reader.execute(statement, values)
         except UNREADABLE as error:
+            note_damage(self.path, error)
             raise unusable(self.path, error) from error
 
     def write(self, change: Change) -> Future[int]:
@@ -300,7 +314,8 @@ def _commit(connection: sqlite3.Connection, group: Sequence[_Write], path: Path)
             results: list[int | RunFolderError] = _transaction(connection, group, _changed)
         except _UNSTORABLE:
             results = _transaction(connection, group, _changed_or_refused)
-    except UNREADABLE as error:
+    except Exception as error:  # noqa: BLE001 - the thread has to go on, or every later write waits forever
+        note_damage(path, error)
         results = [unusable(path, error)] * len(group)
     loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], int | RunFolderError]]] = {}
     for number, write in enumerate(group):
@@ -334,7 +349,7 @@ def _changed(connection: sqlite3.Connection, change: Change) -> int:
     """The number of the last row."""
     row = 0
     for statement, values in change:
-        row = connection.execute(statement, values).lastrowid or 0
+        row = connection.execute(statement, stored(statement, values)).lastrowid or 0
     return row
 
 

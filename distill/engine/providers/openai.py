@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ LARGEST_FILE_BYTES = 4 * 2**30
 """The largest file of a batch's output: twenty times the largest input."""
 FILE_SECONDS = 3600.0
 """The longest download of such a file."""
+SLOW_SECONDS, SLOW_BYTES = 30.0, 1000
+"""A download is given up when, after this time, it has brought fewer bytes per second."""
 
 _TRANSIENT = {408, 409, 425, 429}
 _BUSY = {429, 503}
@@ -142,7 +145,7 @@ class OpenAIProvider:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(total=FILE_SECONDS, sock_connect=CONNECT_SECONDS)
-        rest, total = bytearray(), 0
+        rest, total, started = bytearray(), 0, time.monotonic()
         try:
             async with self._here().get(self._address(path), allow_redirects=False, timeout=timeout) as response:
                 if response.status != 200:
@@ -153,6 +156,10 @@ class OpenAIProvider:
                     rest += chunk
                     if len(rest) > self._largest_body_bytes + len(chunk) or total > LARGEST_FILE_BYTES:
                         raise ProviderError("too_large", f"{total} bytes of a file are read, and it goes on")
+                    if (seconds := time.monotonic() - started) > SLOW_SECONDS and total < SLOW_BYTES * seconds:
+                        raise ProviderError(
+                            "timeout", f"only {total} bytes of a file in {seconds:.0f} s", transient=True
+                        )
                     if b"\n" in chunk:
                         *whole, rest = rest.split(b"\n")
                         for line in whole:

@@ -51,10 +51,10 @@ def report(headers: Mapping[str, str]) -> RateLimitReport | None:
 
 
 def _quota(headers: Mapping[str, str], pattern: str) -> RemainingQuota | None:
-    amount, limit = (_amount(headers.get(pattern.format(name), "")) for name in ("remaining", "limit"))
-    reset = headers.get(pattern.format("reset"))
-    if amount is None:
+    remaining = headers.get(pattern.format("remaining"))
+    if remaining is None or (amount := _amount(remaining)) is None:
         return None
+    reset, limit = headers.get(pattern.format("reset")), _amount(headers.get(pattern.format("limit"), ""))
     return RemainingQuota(amount, None if reset is None else duration_seconds(reset, _now(headers)), limit)
 
 

@@ -57,6 +57,11 @@ def json_object(reply: str) -> dict[str, Any]:
     return body
 
 
+def object_of(value: Any) -> dict[str, Any]:
+    """The value where it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
 def _is_deep(reply: str) -> bool:
     """Whether lists and objects are nested deeper than `DEEPEST_BODY`; brackets in strings do not count."""
     if reply.count("[") + reply.count("{") <= DEEPEST_BODY:
