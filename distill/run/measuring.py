@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from distill.run.record import StageRecord
 
@@ -30,12 +30,8 @@ def _watch_memory(record: StageRecord, ended: threading.Event) -> None:
 
     me = psutil.Process()
     while True:
-        total = 0
-        for process in (me, *me.children(recursive=True)):
-            try:
-                total += process.memory_info().rss
-            except psutil.Error:
-                continue
-        record.peak_memory_bytes = max(record.peak_memory_bytes or 0, total)
+        with suppress(psutil.Error, OSError):  # a child has ended meanwhile, or no more files may be opened
+            total = sum(process.memory_info().rss for process in (me, *me.children(recursive=True)))
+            record.peak_memory_bytes = max(record.peak_memory_bytes or 0, total)
         if ended.wait(0.5):
             return

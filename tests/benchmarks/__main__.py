@@ -21,6 +21,7 @@ from tests.benchmarks import (
     memory,
     novelty,
     retry_after,
+    stress,
     throughput,
     train,
     train_memory,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "curate": curate.run,
     "compare": compare.run,
     "kill": kill.run,
+    "stress": stress.run,
     "faults": faults.run,
     "retry-after": retry_after.run,
     "novelty": novelty.run,
@@ -49,7 +51,8 @@ def main() -> int:
     missed = 0
     for name in given.names or BENCHMARKS:
         started = time.monotonic()
-        found = BENCHMARKS[name](quick=given.quick)
+        own = {"seed": given.seed, "minutes": given.minutes} if name == "stress" else {}
+        found = BENCHMARKS[name](quick=given.quick, **own)
         title = f"{name}{', quick: sizes too small to judge by' if given.quick else ''}"
         sys.stdout.write(
             f"\n{title} ({time.monotonic() - started:.0f} s)\n{_shown(found)}\n{_keep(name, found, given)}\n"
@@ -63,6 +66,8 @@ def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
+    parser.add_argument("--seed", type=int, default=0, help="of stress: which events are drawn")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of stress without --quick")
     given = parser.parse_args()
     if unknown := [name for name in given.names if name not in BENCHMARKS]:
         parser.error(f"no benchmark {unknown[0]}; there are {', '.join(BENCHMARKS)}")

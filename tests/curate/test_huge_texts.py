@@ -1,4 +1,4 @@
-"""Answers of a megabyte, made to exhaust a rule: each ends soon, with its verdict on less of the same."""
+"""Answers of a megabyte, made to exhaust a rule: each rule ends soon, with its verdict on less of the same."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,28 @@ def test_a_damaged_gguf_is_one_line(gguf_file: Path, tmp_path: Path, monkeypatch
         models.materialise(str(tmp_path / "broken.gguf"))
     assert "broken.gguf cannot be read as GGUF" in one_line(error)
     assert [f.name for f in (tmp_path / "cache" / "models").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 0),
+        ("block_count", 10**6),
+        ("embedding_length", 2**32 - 1),
+        ("feed_forward_length", 10**9),
+        ("vocab_size", 10**9),
+        ("attention.head_count", 0),
+    ],
+)
+def test_a_gguf_that_declares_absurd_sizes_is_one_line(gguf_file: Path, tmp_path: Path, key: str, value: int) -> None:
+    whole = gguf_file.read_bytes()
+    start = whole.index(f"llama.{key}".encode()) + len(f"llama.{key}") + 4
+    (tmp_path / "lying.gguf").write_bytes(whole[:start] + value.to_bytes(4, "little") + whole[start + 4 :])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as error:
+        models.read_gguf(tmp_path / "lying.gguf")
+    assert "lying.gguf" in one_line(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
 @pytest.mark.parametrize("name", ["blk.1.ffn_up.weight", "output_norm.weight", "token_embd.weight"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+from distill.core.bounded_memory import bounded_memory
 from distill.core.extras import install
 from distill.core.registry import suggest
 from distill.errors import MissingPackage, RecipeError, one_line
@@ -33,8 +32,14 @@ def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partia
     def rows(address: Address) -> Rows:
         source, numbers, most = values(address), count(1), _most_bytes(Path(address.path))
         while True:
-            with _bounded_memory(address.path, most):
-                group = [storable(value) for value in islice(source, AT_ONCE)]
+            try:
+                with bounded_memory(most):
+                    group = [storable(value) for value in islice(source, AT_ONCE)]
+            except MemoryError as error:
+                size = f"{most // 10**6:,} MB"
+                raise RecipeError(
+                    f"{address.path}: its next rows take over {size} of memory; write long texts as JSON lines"
+                ) from error
             if not group:
                 return
             for value in group:
@@ -44,37 +49,13 @@ def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partia
 
 
 def _most_bytes(path: Path) -> int:
-    """Memory that reading the next rows may take: of a large file, one page may be large, too."""
-    if not path.exists():
-        return 10 * MOST_BYTES  # of the Hub, where sizes are unknown
-    return MOST_BYTES + 8 * sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-
-
-@contextmanager
-def _bounded_memory(path: str, most: int) -> Iterator[None]:
-    """Raise `RecipeError` where the block takes over `most` bytes of memory; Linux only.
+    """Memory that reading the next rows may take; a page of a large file may be large, too.
 
     A table of a kilobyte can stand for gigabytes: a long value, and many references to it.
     """
-    import resource
-
-    import psutil
-
-    if sys.platform != "linux":
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    total = psutil.Process().memory_info().data + most
-    soft = min([total, *(limit for limit in before if limit != resource.RLIM_INFINITY)])
-    resource.setrlimit(resource.RLIMIT_DATA, (soft, before[1]))
-    try:
-        yield
-    except MemoryError as error:
-        raise RecipeError(
-            f"{path}: its next rows take over {most // 10**6:,} MB of memory; write long texts as JSON lines"
-        ) from error
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+    if not path.exists():
+        return 10 * MOST_BYTES  # of the Hub, where sizes are unknown
+    return MOST_BYTES + 8 * sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
 def _saved(address: Address) -> Iterator[Any]:

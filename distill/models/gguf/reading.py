@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from distill.core.bounded_memory import bounded_memory
+from distill.core.model_files import MOST_LAYERS
 from distill.errors import MissingPackage, ModelError
 from distill.models import pretrained
 from distill.models.gguf.rope import llama3_parameters
@@ -25,6 +27,10 @@ _RESERVED = re.compile(r"\bpad\b|reserved|unused", re.IGNORECASE)
 """Matches the names of tokens that models reserve and do not use."""
 
 _FACTORS = b"rope_freqs.weight"
+_WIDTHS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 10: 8, 11: 8}
+"""Bytes of the integer types, in GGUF's numbering."""
+MOST_BYTES, MOST_RATIO = 400_000_000, 32
+"""Memory that reading may take: this much, and so many times the file. A weight of 1.5 bits becomes one of 32."""
 
 
 def read_gguf(gguf: Path) -> tuple[Any, Any]:
@@ -37,6 +43,7 @@ def read_gguf(gguf: Path) -> tuple[Any, Any]:
         import gguf as gguf_package  # noqa: F401 - transformers reads the file with it
     except ImportError as error:
         raise MissingPackage("a .gguf file is read with the package `gguf`; pip install gguf") from error
+    _require_layers(gguf)
     model, tokenizer = _read(gguf)
     model.hf_quantizer = None  # the weights are dequantised, and transformers would refuse to cast and save GGUF ones
     del model.config.quantization_config
@@ -53,14 +60,27 @@ def _read(gguf: Path) -> tuple[Any, Any]:
         folder, name = Path(alone), "model.gguf"
         (folder / name).symlink_to(gguf.resolve())
         try:
-            tokenizer = pretrained.load_tokenizer(folder, kind, gguf_file=name)
-            model = pretrained.load_model(folder, "AutoModelForCausalLM", gguf_file=name, dtype=torch.float32)
+            with bounded_memory(MOST_BYTES + MOST_RATIO * gguf.stat().st_size):
+                tokenizer = pretrained.load_tokenizer(folder, kind, gguf_file=name)
+                model = pretrained.load_model(folder, "AutoModelForCausalLM", gguf_file=name, dtype=torch.float32)
         except ModelError as error:
             reason = first_line(error.__cause__, alone) if error.__cause__ else str(error).replace(alone, "it")
             raise ModelError(
                 f"{gguf} cannot be read as GGUF ({reason}); it is damaged or of an unknown kind"
             ) from error
         return model, tokenizer
+
+
+def _require_layers(gguf: Path) -> None:
+    """Raise `ModelError` for a number of layers that no model has: as many are built before any weight is read."""
+    if not gguf.stat().st_size:
+        return
+    with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        entries = re.findall(rb"\.block_count(....)(.{8})", content, re.DOTALL)
+    for kind, value in entries:
+        count = int.from_bytes(value[: _WIDTHS.get(int.from_bytes(kind, "little"), 0)], "little")
+        if not 1 <= count <= MOST_LAYERS:
+            raise ModelError(f"{gguf} says block_count: {count:,}; expected 1 to {MOST_LAYERS:,}")
 
 
 def _mend_rotary(model: Any, gguf: Path) -> None:
