@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill.cli.main import main
-
 if __name__ == "__main__":
+    from distill.cli.main import main
+
     main()

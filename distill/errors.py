@@ -70,12 +70,15 @@ class RunFolderError(DistillError):
     """The run folder belongs to another recipe, is damaged, or cannot be written."""
 
 
-_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+_MACHINE_FAULTS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EMFILE, errno.ENFILE, errno.EFBIG, errno.EIO, errno.ENOMEM,
+)  # fmt: skip
 
 
 def disk_fault(error: OSError) -> RunFolderError | None:
-    """The error to show for a full or unwritable disk and for an unusable name; `None` for any other fault."""
-    if error.errno not in _DISK_FAULTS:
+    """The error to show for a fault of the machine (disk, rights, names, open files, memory); `None` for any other."""
+    if error.errno not in _MACHINE_FAULTS:
         return None
     name = one_line(str(error.filename or "a file"))
     return RunFolderError(f"{error.strerror}: {name}; mend that and run the same command again")

@@ -1,93 +1,95 @@
-"""Entry point of the command line: parses, calls the layers below, maps errors to exit codes."""
+"""Entry point of the command line: runs a command, and maps errors and signals to exit codes.
+
+It imports little at first, so that Ctrl-C is obeyed in one line from the first moment on.
+"""
 
 from __future__ import annotations
 
-import io
-import logging
 import os
-import signal
 import sys
-from typing import Annotated, Any
-
-import typer
-
-# isort: off
-from distill.cli import runs, planning, folders, chat, models, data  # noqa: F401 - commands register in the order of --help
-
-# isort: on
-from distill.cli.app import app
-from distill.core import console, credentials, processes
-from distill.errors import DistillError, Interrupted, disk_fault
-
-UsageFault: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-"""The base class of usage errors: click's, or that of typer's own copy of click in newer versions."""
-
-
-@app.callback()
-def common(
-    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
-    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
-) -> None:
-    """Train a small model to imitate a large one.
-
-    One recipe (YAML) describes a run: grow tasks from seeds, collect a teacher's answers, curate them, train a
-    student, compare it with its untrained base and the teacher, write a report.
-
-    Start with: distill run quickstart
-    """
-    if debug:
-        os.environ["DISTILL_DEBUG"] = "1"
-    if version:
-        import distill
-
-        console.result(distill.__version__)
-        raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; a `DistillError` becomes one line."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-    signal.signal(signal.SIGTERM, _as_interrupt)
-    sys.excepthook = console.crashed
-    logging.lastResort = console.LibraryLog(logging.WARNING)
-    processes.share_cores()
-    with processes.current_folder_off_path():
-        sys.exit(_code(arguments))
+    try:
+        from distill.core import interrupts
 
-
-def _as_interrupt(*_: Any) -> None:
-    """SIGTERM stops a run as Ctrl-C does: finished work is kept, local servers are stopped."""
-    signal.raise_signal(signal.SIGINT)
+        with interrupts.listening():
+            code = _code(arguments)
+        if arguments is None:
+            interrupts.end_at_once()
+    except KeyboardInterrupt:
+        code = _interrupted()
+    sys.exit(code)
 
 
 def _code(arguments: list[str] | None) -> int:
+    """Run a command; returns its exit code. After a signal, whatever ends it is one line."""
+    from distill.core import interrupts
+
+    try:
+        return _run(arguments)
+    except BaseException as error:
+        if not (isinstance(error, KeyboardInterrupt) or interrupts.came()):
+            raise
+        _raise_when_debugging(error)
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    from distill.core import console
+
+    console.error("interrupted; what was finished is kept: run the same command again to go on")
+    return 130
+
+
+def _run(arguments: list[str] | None) -> int:
+    import io
+    import logging
+
+    import typer
+
+    from distill.cli.commands import UsageFault, app
+    from distill.core import console, credentials, processes
+    from distill.errors import DistillError, Interrupted
+
+    sys.excepthook = console.crashed
+    logging.lastResort = console.LibraryLog(logging.WARNING)
+    processes.share_cores()
     try:
         credentials.learn_proxies()
-        outcome = app(args=arguments, standalone_mode=False)
-        if outcome == Interrupted.exit_code:  # newer typer makes an exit of Ctrl-C and says nothing
-            raise KeyboardInterrupt
-        return outcome if isinstance(outcome, int) else 0
+        with processes.current_folder_off_path():
+            outcome = app(args=arguments, standalone_mode=False)
     except typer.Exit as stop:
         return stop.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
     except UsageFault as error:
         usage = io.StringIO()
         error.show(usage)
         console.say(usage.getvalue().rstrip())
         return 2
-    except (KeyboardInterrupt, typer.Abort):
-        console.error("interrupted; what was finished is kept: run the same command again to go on")
-        return Interrupted.exit_code
     except DistillError as error:
         _raise_when_debugging(error)
         for line in str(error).splitlines():
             (console.error if error.exit_code else console.say)(line)
         return error.exit_code
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         _raise_when_debugging(error)
-        if (fault := disk_fault(error)) is None:
-            raise
-        console.error(str(fault))
-        return fault.exit_code
+        console.error(_machine_fault(error))
+        return 1
+    if outcome == Interrupted.exit_code:  # newer typer makes an exit of Ctrl-C and says nothing
+        raise KeyboardInterrupt
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _machine_fault(error: OSError | MemoryError) -> str:
+    from distill.errors import disk_fault
+
+    if isinstance(error, MemoryError):
+        return "out of memory; free some, or give it less to do, and run the same command again"
+    name = f": {error.filename}" if error.filename else ""
+    return str(disk_fault(error) or f"{error.strerror or error}{name}; --debug shows where")
 
 
 def _raise_when_debugging(error: BaseException) -> None:

@@ -26,15 +26,16 @@ def check(
         str | None, typer.Option("--like", metavar="NAME", help="list the differences from a shipped recipe")
     ] = None,
 ) -> None:
-    """Validate a recipe offline, and forecast what it will take.
+    """Validate a recipe offline; forecast what it takes, and list what it sends and reads.
 
-    That is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
+    The forecast is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
     --probe, also ask the teacher's endpoint which parameters have any effect there, and list the recipe's options that
     it ignores; the findings are cached for later checks and runs.
 
     Example: distill check recipes/quickstart.yaml --probe
     """
     from distill.pipeline import forecast, parts
+    from distill.recipe import reach_of
 
     if like is not None:
         from distill.pipeline import starter
@@ -43,7 +44,8 @@ def check(
             console.result(line)
         return
     loaded = parts.load_recipe(recipe, overrides=set_ or (), importing=False)
-    for line in forecast.lines(loaded, probed=not probe):
+    valid, *forecasts = forecast.lines(loaded, probed=not probe)
+    for line in (valid, *reach_of(loaded, parts.folder_of(recipe)).lines(), *forecasts):
         console.result(line)
     if probe:
         from distill.pipeline import doctor
@@ -114,8 +116,9 @@ def doctor(
     An endpoint is asked a dozen tiny questions, to show which parameters (temperature, seed, stop, logprobs …) it
     honours, ignores or refuses; the findings are cached for later checks and runs.
 
-    For a run with a student, or an export with whole weights: do its saved chat template and its server produce the
-    very tokens that it was trained on? The first differing token is shown, and the exit code is 1.
+    For a run: is every row of its journal sound? With a student, and for an export with whole weights: do its saved
+    chat template and its server produce the very tokens that it was trained on? The first differing token is shown, and
+    the exit code is 1.
 
     Example: distill doctor http://127.0.0.1:8000/v1 --model smollm2
 
@@ -124,7 +127,7 @@ def doctor(
     from distill.pipeline import doctor as examination
 
     if url is not None and Path(url).is_dir():
-        is_sound = examination.examine_student(Path(url), at=at, api_key_env=api_key_env)
+        is_sound = examination.examine_folder(Path(url), at=at, api_key_env=api_key_env)
     elif at is not None:
         raise RecipeError("--at needs a run: give its folder as well")
     else:

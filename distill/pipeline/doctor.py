@@ -20,6 +20,8 @@ from distill.core.files import cache_dir, read_json
 from distill.core.jsonl import read_sessions
 from distill.core.weights import read_base
 from distill.engine import probe
+from distill.engine.journal.inspection import inspect
+from distill.engine.journal.store import NAME
 from distill.engine.providers import ProviderError
 from distill.engine.providers.addresses import normalise_url
 from distill.engine.providers.openai import call
@@ -191,6 +193,24 @@ class _Target:
     template: str
     tokenizer: Any
     sessions: list[Session]
+
+
+def examine_folder(folder: Path, *, at: str | None = None, api_key_env: str | None = None) -> bool:
+    """Print which rows of a run's journal are sound, then what `examine_student` finds; returns whether all is well.
+
+    A run without a student has only its journal examined. Raises what `examine_student` raises.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return examine_student(folder, at=at, api_key_env=api_key_env)
+    journal = inspect(path)
+    for line in journal.lines():
+        console.result(f"     journal: {line}")
+    damage = "damaged; the next run sets such rows aside, and asks for their answers again"
+    _print(Finding(journal.is_sound, f"journal: {'every row is sound' if journal.is_sound else damage}"))
+    if at is None and not student_folder.is_student(student_folder.current(folder)):
+        return journal.is_sound
+    return examine_student(folder, at=at, api_key_env=api_key_env) and journal.is_sound
 
 
 def examine_student(folder: Path, *, at: str | None = None, api_key_env: str | None = None) -> bool:

@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 from pydantic import ConfigDict
 
-from distill import recipe
 from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
 from distill.core import assets, console, registry
@@ -19,7 +18,7 @@ from distill.errors import RecipeError
 from distill.expand.strategies import STRATEGIES as GROWING
 from distill.formats.importers import IMPORTERS
 from distill.pipeline.requirements import require_roles
-from distill.recipe import BaseOptions, Recipe
+from distill.recipe import BaseOptions, Parts, Recipe, load, load_recorded
 from distill.train.options import TrainOptions
 
 
@@ -29,7 +28,7 @@ class _Unchecked(BaseOptions):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Parts:
+def parts(*, allowed: Collection[str] = (), importing: bool = True) -> Parts:
     """The shelves' option models; with `importing=False`, user-defined parts are accepted without importing them."""
 
     def lookup(names: Mapping[str, str], kind: str, needs: str) -> Callable[[str], type[BaseOptions]]:
@@ -48,7 +47,7 @@ def parts(*, allowed: Collection[str] = (), importing: bool = True) -> recipe.Pa
     def importer(name: str) -> Any:
         return None if ":" in name and not importing else registry.part(IMPORTERS, name, kind="format", allowed=allowed)
 
-    return recipe.Parts(
+    return Parts(
         expand=lookup(GROWING, "strategy", "propose"),
         collect=lookup(ANSWERING, "strategy", "flow"),
         filter=lookup(FILTERS, "filter", "scope"),
@@ -79,24 +78,30 @@ def load_recipe(
         content = source.document()
     else:
         content = source if isinstance(source, Mapping) else _recipe_file(Path(source))
-    loaded = recipe.load(
+    recipe = load(
         content,
         parts(allowed=allowed, importing=importing),
         overrides=overrides,
         report_dropped=console.warn if is_run else None,
     )
-    require_roles("recipe" if isinstance(content, Mapping) else content, loaded)
-    return loaded
+    require_roles("recipe" if isinstance(content, Mapping) else content, recipe)
+    return recipe
 
 
 def load_addressed(
     source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
 ) -> tuple[Recipe, Path]:
     """The recipe as by `load_recipe`, and its run folder: `run_dir`, else the given run, else `runs/NAME`."""
-    loaded = load_recipe(source, overrides=overrides, allowed=allowed)
+    recipe = load_recipe(source, overrides=overrides, allowed=allowed)
     if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
-        return loaded, folder
-    return loaded, run_dir or Path("runs") / loaded.name
+        return recipe, folder
+    return recipe, run_dir or Path("runs") / recipe.name
+
+
+def folder_of(source: Source) -> Path:
+    """The folder of a recipe's file, or a run; the current folder for a recipe that is no file."""
+    path = Path(source) if isinstance(source, (str, PathLike)) else Path()
+    return path if os.path.isdir(path) else path.parent
 
 
 def shipped() -> list[str]:
@@ -106,7 +111,7 @@ def shipped() -> list[str]:
 
 def recipe_of_record(document: Mapping[str, Any], *, allowed: Collection[str] = ()) -> Recipe:
     """A recipe as recorded in a run; the files that it names are not read. Raises `RecipeError`."""
-    return recipe.load_recorded(document, parts(allowed=allowed))
+    return load_recorded(document, parts(allowed=allowed))
 
 
 def _recipe_file(path: Path) -> Path:

@@ -8,16 +8,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from distill.core import console, processes, registry, student_folder
+from distill.core import console, interrupts, processes, registry, student_folder
 from distill.core.redaction import strike
 from distill.engine.batch.runner import StoppedPending
 from distill.engine.journal.store import NAME, Journal
 from distill.errors import BudgetStop, Interrupted, RecipeError, StageIncomplete
-from distill.pipeline.parts import Overrides, Source, load_addressed
+from distill.pipeline.parts import Overrides, Source, folder_of, load_addressed
 from distill.pipeline.requirements import known_faults, require
 from distill.pipeline.stages import PIPELINE
 from distill.pipeline.staleness import adopt, as_it_would_begin, revision_remarks
-from distill.recipe import Recipe
+from distill.recipe import Recipe, reach_of
 from distill.run.context import ACCEPTABLE, DEFAULTS, Context, RunOptions, passes, stop_teacher
 from distill.run.endpoints import teachers_of
 from distill.run.layout import STAGES, stages_of
@@ -25,6 +25,7 @@ from distill.run.measuring import measured
 from distill.run.record import Run, journal_of, opened, run_record
 from distill.run.remarks import headline, student_remark
 
+AGAIN = "run the same command again to go on"
 MOST_CHANGES = 4
 """Changes listed when a stage runs again."""
 
@@ -48,6 +49,9 @@ def run_recipe(
         _require_known(name)
         if name not in names:
             raise RecipeError(f"redo: {name} is not a stage of this command; its stages are {', '.join(names)}")
+    if any(STAGES[name].asks_teacher for name in names):
+        for line in reach_of(recipe, folder_of(source)).lines():
+            console.say(line)
     require(recipe, names, options.allowed)
     teachers = teachers_of(recipe, folder)
     for line in known_faults(recipe):
@@ -148,6 +152,7 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
     if changes == [] and name not in options.redo and not (options.retry_failed and STAGES[name].asks_teacher):
         return False
     console.say(f"{name} runs again: {_few(changes)}" if changes else f"{name}: started")
+    interrupts.check()
     run.begin(name, record)
     try:
         with measured(record):
@@ -159,8 +164,8 @@ def _run_stage(context: Context, run: Run, name: str) -> bool:
             raise
         console.warn(f"{stop}; going on with what there is")
     except KeyboardInterrupt:
-        record.status, record.detail = "failed", "interrupted; run the same command again to go on"
-        raise
+        record.status, record.detail = "failed", f"interrupted; {AGAIN}"
+        raise Interrupted(f"interrupted in {name}; what was finished is kept: {AGAIN}") from None
     except BaseException as error:
         record.status, record.detail = "failed", strike(str(error)) or type(error).__name__
         raise

@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill import recipe
-from distill.core import console
+from distill.core import console, interrupts
 from distill.engine.batch.runner import Passes
 from distill.engine.budget import Budget, TokenPrice, cost_usd, spent_usd
 from distill.engine.engine import Engine
@@ -20,7 +19,7 @@ from distill.engine.journal.store import Journal
 from distill.engine.policy import BoundEndpoint
 from distill.engine.providers import Provider
 from distill.errors import RecipeError
-from distill.recipe import Recipe
+from distill.recipe import BaseOptions, Collect, Recipe, SamplingOptions
 from distill.run.endpoints import OTHER_ROLES, Teachers
 from distill.run.record import StageRecord
 from distill.types import Sampling
@@ -78,21 +77,21 @@ def identity(context: Context, roles: Collection[str] = OTHER_ROLES) -> dict[str
     return context.teachers.identity(roles)
 
 
-def _with_samplings(options: recipe.BaseOptions, loaded: Recipe) -> recipe.BaseOptions:
+def _with_samplings(options: BaseOptions, recipe: Recipe) -> BaseOptions:
     """The options, with missing `user_sampling` and `judge_sampling` taken from those sections of the recipe."""
     samplings = {
         f"{role}_sampling": one.sampling
-        for role, one in loaded.roles.items()
-        if one.sampling != recipe.SamplingOptions() and getattr(options, f"{role}_sampling", one) is None
+        for role, one in recipe.roles.items()
+        if one.sampling != SamplingOptions() and getattr(options, f"{role}_sampling", one) is None
     }
     return options.model_copy(update=samplings)
 
 
-def judge_sampling(loaded: Recipe) -> Sampling:
+def judge_sampling(recipe: Recipe) -> Sampling:
     """Sampling of the judge; where a teacher judges, only the settings that its endpoint needs."""
-    if (judge := loaded.roles.get("judge")) is not None:
+    if (judge := recipe.roles.get("judge")) is not None:
         return judge.sampling.sampling()
-    teacher = loaded.main_teacher
+    teacher = recipe.main_teacher
     own = teacher.sampling.sampling() if teacher is not None else Sampling()
     return Sampling(extra_body=own.extra_body, reasoning_effort=own.reasoning_effort)
 
@@ -110,7 +109,8 @@ def engine_for(
     part: str = "",
 ) -> Engine:
     """An engine for `part` of a stage. `local`: the models run in this process, free of charge and in batches."""
-    collect = context.recipe.collect or recipe.Collect()
+    interrupts.check()
+    collect = context.recipe.collect or Collect()
     on_miss = None if context.on_miss is None else partial(context.on_miss, f"{stage} {part}".rstrip())
     return Engine(
         context.journal,
@@ -137,10 +137,10 @@ def _prices(context: Context) -> dict[str, TokenPrice]:
 
 def _budget(context: Context, stage: str) -> Budget:
     """The run's cap, or the stage's own where less of that is left; the sends of the journal count as spent."""
-    loaded, prices = context.recipe, _prices(context)
-    caps = [] if loaded.budget_usd is None else [(loaded.budget_usd, spent(context, None))]
-    if stage == "collect" and loaded.collect is not None and loaded.collect.budget_usd is not None:
-        caps.append((loaded.collect.budget_usd, spent(context, stage)))
+    recipe, prices = context.recipe, _prices(context)
+    caps = [] if recipe.budget_usd is None else [(recipe.budget_usd, spent(context, None))]
+    if stage == "collect" and recipe.collect is not None and recipe.collect.budget_usd is not None:
+        caps.append((recipe.collect.budget_usd, spent(context, stage)))
     cap, already = min(caps, key=lambda item: item[0] - item[1], default=(None, 0.0))
     return Budget(prices, cap_usd=cap, spent_usd=already)
 
@@ -155,6 +155,7 @@ def passes(context: Context, stage: str, progress: console.Progress) -> Passes:
     """The runner that collects through a provider's batch interface."""
     from distill.engine.batch.client import BatchJobs
 
+    interrupts.check()
     providers: dict[str, Any] = {name: one.provider for name, one in _endpoints(context, stage).items()}
     jobs = {name: BatchJobs(provider) for name, provider in providers.items()}
     return Passes(

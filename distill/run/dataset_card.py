@@ -9,8 +9,9 @@ from typing import Any
 
 from distill.errors import RunFolderError
 from distill.run import students
-from distill.run.cards import render
-from distill.run.record import RunRecord, run_record
+from distill.run.cards import public, render
+from distill.run.reading import validated
+from distill.run.record import RunRecord, read_record
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -20,7 +21,8 @@ def card(run: Path, files: Mapping[str, str], rows: Mapping[str, int]) -> str:
 
     Raises `RunFolderError` for a folder that is no run.
     """
-    record, recipe = run_record(run), students.recipe(run)
+    record = validated(RunRecord, public(read_record(run)), run / "run.json")
+    recipe = public(students.recipe(run))
     if not recipe:
         raise RunFolderError(f"{run}/recipe.yaml cannot be read; run its first stage again")
     name = record.name or run.name

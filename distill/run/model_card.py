@@ -18,7 +18,7 @@ from distill.core.embedded import EMBEDDED
 from distill.core.files import flatten, write_atomically
 from distill.core.student_folder import NEXT, current
 from distill.run import students
-from distill.run.cards import render
+from distill.run.cards import public, render
 from distill.run.dataset_card import dropped_by_rule
 from distill.run.reading import json_object, validated
 from distill.run.record import RunRecord, read_record
@@ -26,8 +26,6 @@ from distill.run.remarks import is_compared
 from distill.run.scores import read_scores
 from distill.types import MODELS
 
-LEFT_OUT = ("base_url", "api_key_env", "headers_env")
-"""Keys of a recipe that hold addresses."""
 LIBRARIES = {"adapter": "peft", "student": "peft", "merged": "transformers"}
 
 _LOAD_WHOLE = """\
@@ -77,7 +75,8 @@ def card(
     has_scores = training is None and is_compared(run, whole)
     origin = training if training is not None else students.training(run, whole) or {}
     stages = {**origin.get("stages", {}), **({"compare": whole["stages"]["compare"]} if has_scores else {})}
-    record = validated(RunRecord, {**origin, "stages": stages}, run / "run.json")
+    system = str((origin.get("recipe", {}).get("collect") or {}).get("system") or "")
+    record = validated(RunRecord, public({**origin, "stages": stages}), run / "run.json")
     recipe, name = dict(record.recipe), str(whole.get("name") or run.name)
     return render(
         "model_card.md.jinja",
@@ -85,10 +84,10 @@ def card(
         name=name,
         record=record,
         recipe=recipe,
-        base={**base, "model": _model_name(base.get("model", "—"))},
-        teachers=[_model_name(teacher.get("model")) for teacher in record.all_teachers],
+        base={"model": "—", **public(base)},
+        teachers=[teacher.get("model") for teacher in record.all_teachers],
         form=form,
-        code=_code(form, receipt or {}, str((recipe.get("collect") or {}).get("system") or "")),
+        code=_code(form, receipt or {}, system),
         scores=read_scores(run) if has_scores else None,
         models=MODELS,
         training=[(key, value) for key, value in flatten(recipe.get("train") or {}).items() if value is not None],
@@ -97,7 +96,7 @@ def card(
         packages=[
             f"{key} {value}" for key, value in ({"distill": record.version or "—"} | dict(record.versions)).items()
         ],
-        public_recipe=yaml.safe_dump(_public(recipe), sort_keys=False, allow_unicode=True),
+        public_recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
     )
 
 
@@ -124,12 +123,6 @@ def _on_hub(base: Mapping[str, Any]) -> str | None:
     return model if is_id and str(base.get("fingerprint")).startswith("hub:") else None
 
 
-def _model_name(model: Any) -> str:
-    """A model as the card names it: a path by its last part."""
-    text = str(model)
-    return Path(text).name if text.startswith(("/", "~", ".")) else text
-
-
 def _code(form: str, receipt: Mapping[str, Any], system: str) -> str:
     """Python code that loads an export of this form and asks it in the format of its training."""
     load = _LOAD_WHOLE if form == "merged" else _adapter_code(receipt)
@@ -147,12 +140,3 @@ def _adapter_code(receipt: Mapping[str, Any]) -> str:
     code = _LOAD_ADAPTER.replace('"FOLDER/base"', f'"{hub}", quantization_config=settings')
     code = code.replace("AutoTokenizer\n", "AutoTokenizer, BitsAndBytesConfig\n", 1)
     return code.replace("base = ", f"{_NF4}base = ")
-
-
-def _public(value: Any) -> Any:
-    """The recipe without addresses, paths shortened to their last part."""
-    if isinstance(value, dict):
-        return {_public(key): _public(item) for key, item in value.items() if key not in LEFT_OUT}
-    if isinstance(value, list):
-        return [_public(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~/")) and "\n" not in value else value

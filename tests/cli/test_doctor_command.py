@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,7 +15,10 @@ import yaml
 
 from distill.cli.main import main
 from distill.engine import probe
+from distill.engine.journal.keys import key
+from distill.engine.journal.store import Journal
 from distill.engine.mock_server import MockServer, status
+from tests.support.engine.journal_rows import HERE, answer, numbered, write_answer
 from tests.support.engine.probed_model import KEY, Model, odd
 
 pytestmark = pytest.mark.slow
@@ -151,6 +155,21 @@ def test_doctor_refuses_a_key_variable_that_is_not_set(cache, capsys):
 def test_doctor_wants_an_address_for_a_model(cache, capsys):
     code, _, err = distill(capsys, "doctor", "--model", "tiny")
     assert (code, err) == (2, "error: --model and --api-key-env need the URL of an endpoint\n")
+
+
+def test_doctor_says_which_rows_of_a_runs_journal_are_sound(cache, capsys, tmp_path):
+    with Journal.open(tmp_path / "journal.sqlite") as journal:
+        for number in range(3):
+            write_answer(journal, answer(key(numbered(number), HERE), f"answer {number}"), numbered(number), HERE)
+    code, out, _ = distill(capsys, "doctor", str(tmp_path))
+    assert (code, out.splitlines()[-1]) == (0, "ok   journal: every row is sound")
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite")) as connection:
+        connection.execute("UPDATE answers SET text = 'another' WHERE rowid = 2")
+        connection.commit()
+    code, out, err = distill(capsys, "doctor", str(tmp_path))
+    assert (code, err) == (1, "")
+    assert "     journal: 3 answers; 1 damaged: " in out
+    assert out.splitlines()[-1].startswith("MISS journal: damaged; ")
 
 
 @pytest.fixture

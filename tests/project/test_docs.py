@@ -15,7 +15,7 @@ import yaml
 
 import distill
 from distill.api import Options
-from distill.cli import app
+from distill.cli.commands import app
 from distill.collect.strategies import STRATEGIES as ANSWERING
 from distill.compare.metrics import METRICS
 from distill.curate.filters import FILTERS
@@ -34,7 +34,7 @@ README = ROOT / "README.md"
 MARKS = re.compile(r"run|prints|recipe|file \S+|keys \S+|not run: .{8,}")
 HOW_TO = ("collect/strategies", "curate/filters", "compare/metrics", "formats/exporters", "engine/providers", "")
 SHELVES = (ANSWERING, GROWING, FILTERS, METRICS, EXPORTERS, COMPARISONS, MODELS, IMPORTERS)
-COMMANDS: dict[str, Any] = dict(typer.main.get_command(app.app).commands)
+COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)
 
 
 def of(page: Path) -> str:

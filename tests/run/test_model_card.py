@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.hashing import tree_sha256
-from distill.run import model_card, students
+from distill.run import dataset_card, model_card, students
 from distill.run.cards import fence
 from distill.run.record import read_record
 from tests.support.run_folder import HOSTILE, change, poison, write_run
@@ -125,6 +125,24 @@ def test_addresses_and_folders_stay_here(run):
     assert "10.0.0.7" not in text
     assert "SECRET_NAME" not in text
     assert f"Seeds: seeds.jsonl, SHA-256 {'ef' * 32}" in text
+
+
+def test_no_path_of_this_machine_is_on_a_card(run):
+    private = "/home/alice/secret project"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["teacher"]["model"] = f"{private}/teacher"
+    recipe["collect"] |= {"tasks": f"{private}/tasks.jsonl", "system": "/no_think"}
+    recipe["curate"] = [{"filter": "contamination", "files": [f"{private}/bench.jsonl"], "min_words": 3}]
+    recipe["files"] = {f"{private}/bench.jsonl": "ab" * 32}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    change(run / "run.json", lambda record: {**record, "teacher": {**record["teacher"], "model": f"{private}/teacher"}})
+    for text in (model_card.card(run), dataset_card.card(run, {"train": "data/x.parquet"}, {"train": 1})):
+        assert "alice" not in text
+        assert "secret" not in text
+        assert "| contamination | files: \\['bench.jsonl'\\], min\\_words: 3 |" in text
+    assert "under the system message: /no" in model_card.card(run)
+    change(run / "student/base.json", lambda base: {**base, "model": f"{private}/base.gguf"})
+    assert "alice" not in model_card.card(run)
 
 
 def test_the_card_of_an_export_has_its_receipt_and_how_it_is_used(run):

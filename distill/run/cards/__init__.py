@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 300
 """The most characters of a foreign text."""
+ADDRESSES = ("base_url", "url", "api_key_env", "headers_env")
+"""Keys of a recipe or a record that hold addresses."""
 _MARKUP = re.compile(r"([\\`*_\[\]<>|#!~&$])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 
@@ -25,6 +27,19 @@ def render(template: str, head: Mapping[str, Any], **values: Any) -> str:
     front = yaml.safe_dump(dict(head), sort_keys=False, allow_unicode=True)
     text = _environment().get_template(template).render(**values).strip()
     return f"---\n{front}---\n\n{text}\n"
+
+
+def public(value: Any) -> Any:
+    """A recipe's or a record's values without addresses; a path is its last part, which says nothing of the machine.
+
+    A path begins with `/` or `~/` and has a folder; `/no_think` is a text.
+    """
+    if isinstance(value, dict):
+        return {public(key): public(item) for key, item in value.items() if key not in ADDRESSES}
+    if isinstance(value, list):
+        return [public(item) for item in value]
+    is_path = isinstance(value, str) and value.startswith(("/", "~/", "./", "../")) and value.count("/") > 1
+    return Path(value).name if is_path and "\n" not in value else value
 
 
 @cache

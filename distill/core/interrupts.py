@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM: the first ends a command at its next safe point, the second within a second.
+
+Python runs a signal's handler in the main thread, between two bytecodes, which a product of matrices or the loading of
+a library can delay for long; and a library may swallow the `KeyboardInterrupt`. So a thread also reads each signal from
+a pipe that the interpreter writes to at once: it remembers the first, and ends the process soon after the second.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+GRACE_SECONDS = 0.5
+"""Time that a command has after the second signal to end by itself."""
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_came = threading.Event()
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM raise `KeyboardInterrupt` in the block, and the second end the process."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = [signal.getsignal(number) for number in _NUMBERS]
+    pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in zip(_NUMBERS, before, strict=True):
+            signal.signal(number, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(pipe_before)
+        os.close(writer)
+        _came.clear()
+
+
+def end_at_once() -> None:
+    """Have signals end the process from now on: its work is done, only the interpreter is left to end."""
+    for number in _NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def came() -> bool:
+    """Whether a signal has come; it may still be on its way through the code that it ends."""
+    return _came.is_set()
+
+
+def check() -> None:
+    """Raise `KeyboardInterrupt` where a signal has come that a library has swallowed."""
+    if came():
+        raise KeyboardInterrupt
+
+
+def _as_interrupt(_: int, frame: Any) -> None:
+    """What Ctrl-C does now: a running event loop or training has a handler of its own."""
+    handler: Any = signal.getsignal(signal.SIGINT)
+    handler(signal.SIGINT, frame)
+
+
+def _watch(pipe: int) -> None:
+    """Wait for signals until the other end of the pipe is closed."""
+    count = 0
+    while number := os.read(pipe, 1):
+        count += number[0] in _NUMBERS
+        if count:
+            _came.set()
+        if count > 1:
+            time.sleep(GRACE_SECONDS)
+            os.write(2, b"error: interrupted a second time: left at once; run the same command again to go on\n")
+            os._exit(130)
+    os.close(pipe)
