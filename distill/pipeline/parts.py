@@ -91,7 +91,10 @@ def load_recipe(
 def load_addressed(
     source: Source, run_dir: Path | None, overrides: Overrides, allowed: Collection[str]
 ) -> tuple[Recipe, Path]:
-    """The recipe as by `load_recipe`, and its run folder: `run_dir`, else the given run, else `runs/NAME`."""
+    """The recipe as by `load_recipe`, and its run folder: `run_dir`, else the given run, else `runs/NAME`.
+
+    The folder may not exist yet. Raises `RecipeError`.
+    """
     recipe = load_recipe(source, overrides=overrides, allowed=allowed)
     if run_dir is None and isinstance(source, (str, PathLike)) and (folder := Path(source)).is_dir():
         return recipe, folder

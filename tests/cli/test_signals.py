@@ -102,7 +102,6 @@ def rows(run: Path) -> dict[str, bytes]:
 
 MOMENTS = [
     ("import", "typer", ""),
-    ("import", "distill.pipeline.runner", ""),
     ("import", "aiohttp", ""),
     ("sqlite3.connect", "journal.sqlite", ""),
     ("os.rename", "sessions.jsonl", "collect"),
