@@ -14,7 +14,7 @@ from typing import Any
 
 import distill
 from distill.core import console, processes
-from distill.core.files import require_no_links, write_atomically, write_json
+from distill.core.files import LEFTOVER, require_no_links, write_atomically, write_json
 from distill.core.hashing import json_sha256
 from distill.engine.journal.records import StageSends
 from distill.engine.journal.store import NAME, Journal
@@ -324,6 +324,8 @@ def opened(folder: Path, recipe: Recipe) -> Iterator[Run]:
             )
         if processes.is_first():
             students.settle(folder)
+            for leftover in filter(LEFTOVER.match, os.listdir(folder)):  # of a process killed while it wrote
+                (folder / leftover).unlink()
         with console.observed(_log(folder / "run.log")):
             yield run
 

@@ -161,3 +161,11 @@ def test_the_record_is_json_with_every_field(tmp_path):
     stage = json.loads((tmp_path / "run.json").read_text())["stages"]["expand"]
     assert stage["status"] == "done"
     assert set(stage["outputs"]) == {"tasks.jsonl"}
+
+
+def test_what_a_killed_process_was_writing_is_removed_when_the_run_goes_on(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in (".run.json.a1b2c3d4", "kept.jsonl"):
+        (tmp_path / "run" / name).write_text("{}")
+    with record_module.opened(tmp_path / "run", RECIPE):
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "kept.jsonl"}
