@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -84,13 +86,23 @@ def _stages(context: Context, task: str | None) -> list[str]:
     return [stage for stage, asks in can_ask.items() if asks]
 
 
+def _link(source: str, target: str) -> None:
+    """A hard link, or a copy on another disk: a symbolic link out of a model's folder is refused."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
 def _misses_of(stage: str, context: Context) -> list[tuple[str, str, Question]]:
     """Run a stage on its inputs in a temporary folder, with an engine that sends nothing."""
     misses: list[tuple[str, str, Question]] = []
     with TemporaryDirectory() as folder, console.silenced():
         for name in STAGES[stage].inputs:
             path = student_folder.current(context.folder) if name == student_folder.STUDENT else context.folder / name
-            if path.exists():
+            if path.is_dir():
+                shutil.copytree(path, Path(folder) / name, copy_function=_link)
+            elif path.exists():
                 (Path(folder) / name).symlink_to(path.absolute())
         compare = context.recipe.compare
         without: dict[str, Any] = {"sources": [], "compare": compare and compare.model_copy(update={"lm_eval": None})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -74,7 +75,7 @@ def student(model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(student, tmp_path) -> Path:
-    (tmp_path / "student").symlink_to(student)
+    shutil.copytree(student, tmp_path / "student")
     return tmp_path
 
 
@@ -131,7 +132,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def finished(model, student, tmp_path_factory) -> Bench:
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "student").symlink_to(student)
+    shutil.copytree(student, folder / "student")
     bench = Bench(folder)
     bench.counts = bench.compare(teacher_weights=str(model))
     return bench

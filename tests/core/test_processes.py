@@ -87,7 +87,7 @@ def test_other_stages_are_not_shared(folder):
     )
     assert finished.returncode == 2
     assert finished.stderr.startswith(
-        "error in process 1: a launcher has started 2 processes of distill, and only train"
+        "error in process 1: a launcher has started 2 processes of distill, but only train"
     )
     assert finished.stderr.count("\n") == 1
 

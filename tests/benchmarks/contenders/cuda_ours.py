@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,12 @@ LORA = {
 }
 
 
+def _largest(trainer: Any, rows: Sequence[int]) -> int:
+    """Tokens of a step's largest pass, padding included."""
+    passes = [[trainer._lengths[row] for row in group] for group in trainer._passes(rows) if group]
+    return max(sum(lengths) if trainer.padding_free else len(lengths) * max(lengths) for lengths in passes)
+
+
 def main() -> None:
     """Train for one epoch."""
     given = Given.read()
@@ -103,7 +110,7 @@ def _train(given: Given) -> None:
     place, dtype = device(), compute_dtype("auto", device())
     recomputed = sum(getattr(one, "gradient_checkpointing", False) for one in trainer.model.modules())
     one = Pass(
-        max(map(trainer._largest, trainer.plan.steps)),
+        max(_largest(trainer, rows) for rows in trainer.plan.steps),
         recomputed=recomputed,
         trained_share=sum(one.trained for one in examples) / sum(found.lengths()),
         device="cuda" if place.type == "cuda" else "cpu",
