@@ -158,9 +158,12 @@ def test_a_key_is_in_no_byte_of_a_run(secret: str, named: str, place: str, spell
     assert any(secret.encode() in unquote_to_bytes(each) or json.dumps(secret)[1:-1].encode() in each for each in sent)
     plain = [row["messages"] for row in rows if "plain" in row["messages"][0]["content"]]
     questions = [f"Question {number}, plain." for number in (1, 3)]
-    assert [[turn["content"] for turn in turns] for turns in plain] == [
-        [one, f"{one} is answered."] for one in questions
-    ]
+    answers = [[turn["content"] for turn in turns] for turns in plain]
+    expected = [[one, f"{one} is answered."] for one in questions]
+    if place == "redirect":  # it ends the stage, whose other questions may not have left yet
+        assert [pair for pair in answers if pair not in expected] == []
+    else:
+        assert answers == expected
 
 
 def test_the_search_would_find_what_is_there() -> None:
