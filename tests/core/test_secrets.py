@@ -218,12 +218,12 @@ def test_a_key_in_the_place_of_a_variable_is_not_shown(tmp_path: Path, slip: str
 def test_a_recipe_that_is_no_yaml_shows_no_line_of_itself(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("teacher:\n  api_key_env: %sk-live-0123456789abcdef\n")
     said = run(tmp_path, CONTROL, [["check", str(tmp_path / "bad.yaml")]]).decode()
-    assert "no YAML: found character '%' that cannot start any token, in line 2, column 16" in said
+    assert "no usable YAML: found character '%' that cannot start any token, in line 2, column 16" in said
     assert "sk-live" not in said
     said = run(
         tmp_path, CONTROL, [["check", "quickstart", "--set", "teacher.api_key_env=%sk-live-0123456789"]]
     ).decode()
-    assert "--set teacher.api_key_env: the value is no YAML" in said
+    assert "--set teacher.api_key_env: the value is no usable YAML" in said
     assert "sk-live" not in said
 
 
