@@ -359,7 +359,6 @@ class RequestSender:
         """Write a change, and before it the outcomes of the question's earlier sends."""
         sending.unsettled, earlier = [], sending.unsettled
         self._last_write = self._journal.commit((*earlier, *change))
-        self._last_write.add_done_callback(lambda write: write.cancelled() or write.exception())  # read by none
         return self._last_write
 
     def usd(self, answers: tuple[Answer, ...], names: tuple[str, ...]) -> float:

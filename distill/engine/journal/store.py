@@ -374,6 +374,7 @@ def _resolve(waiters: Sequence[tuple[Future[int] | asyncio.Future[int], int | Ru
             continue
         if isinstance(result, RunFolderError):
             done.set_exception(result)
+            done.exception()  # counts as read, or asyncio logs a traceback for a write that nothing waits for
         else:
             done.set_result(result)
 
