@@ -1,9 +1,11 @@
-"""Retry policy: how often a request is sent, and the waits in between, during which it holds no concurrency slot."""
+"""Retry policy: tenacity's stop and wait rules, for retries that wait without holding a concurrency slot."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+
+import tenacity
 
 from distill.engine.providers import ProviderError
 
@@ -27,17 +29,24 @@ class RetryPolicy:
 
     def is_over(self, attempt: int) -> bool:
         """Whether the `attempt`-th send (1, 2, …) was the last."""
-        return attempt >= self.attempts
+        return tenacity.stop_after_attempt(self.attempts)(_state(attempt))
 
     def wait_seconds(self, attempt: int, error: ProviderError, *, is_healthy: bool = False) -> float:
         """Seconds to wait after the `attempt`-th send: never less than the endpoint asked for.
 
         `is_healthy` says that the endpoint answers other requests; then the wait is short.
         """
-        usual = min(self.first_wait_seconds * 2.0 ** min(attempt - 1, 60), self.longest_wait_seconds)
-        wait = usual * random.uniform(0.5, 1.0)
+        first, longest = self.first_wait_seconds / 2, self.longest_wait_seconds / 2
+        usual = tenacity.wait_exponential(multiplier=first, max=longest)
+        wait = float((usual + tenacity.wait_random_exponential(multiplier=first, max=longest))(_state(attempt)))
         if is_healthy:
             wait = min(wait, HEALTHY_WAIT_SECONDS * random.uniform(0.5, 1.0))
         if error.retry_after is None:
             return wait
         return max(wait, error.retry_after * random.uniform(1.0, 1.1))
+
+
+def _state(attempt: int) -> tenacity.RetryCallState:
+    state = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+    state.attempt_number = attempt
+    return state

@@ -1,4 +1,4 @@
-"""Client for a provider's Files and Batches API.
+"""Client for a provider's Files and Batches API, over openai's SDK.
 
 A batch is a file of requests that the provider answers within a day, usually at half the price. Its answers come as a
 file too, in any order, with a second file of errors.
@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from secrets import token_hex
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from distill.core.redaction import strike
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.bounded_numbers import count_of
-from distill.engine.providers.openai import JSON, OpenAIProvider
-from distill.engine.providers.replies import json_object, object_of, shown
-from distill.errors import EndpointError
+from distill.errors import DistillError, EndpointError
 from distill.types import Endpoint, Request
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+    from distill.engine.providers.openai import OpenAIProvider
 
 REQUESTS_A_BATCH = 50_000
 """OpenAI's limit of requests per batch (platform.openai.com/docs/api-reference/batch/create, `input_file_id`)."""
@@ -34,8 +36,6 @@ ATTEMPTS = 5
 """Calls of one method, the first included, before an outage counts as one."""
 LONGEST_WAIT_SECONDS = 60.0
 """The longest wait between two of them."""
-UPLOAD_SECONDS, CALL_SECONDS = 3600.0, 60.0
-"""The longest upload, which may have 200 MB, and the longest other call."""
 PAGE, MOST_PAGES = 100, 1000
 """Batches or files per page of a list, which is the most, and pages that are read."""
 NO_API = "it may have no Batch API; collect with mode: live"
@@ -45,6 +45,7 @@ ACCOUNT = "set the key of the account that submitted it"
 _NO_RESPONSE = frozenset({"connection", "refused", "timeout", "malformed"})
 
 Result: TypeAlias = "Reply | ProviderError"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class BatchJobs:
         self._provider = provider
         self._first_wait_seconds = first_wait_seconds
         self._attempts = attempts
+        self._client: AsyncOpenAI | None = None
 
     @property
     def endpoint(self) -> Endpoint:
@@ -130,13 +132,11 @@ class BatchJobs:
 
     async def upload(self, name: str, lines: Sequence[bytes]) -> str:
         """Upload an input file under our name; the provider's id for it."""
-        boundary = token_hex(16)
-        part = f"--{boundary}\r\nContent-Disposition: form-data; name="
-        head = f'{part}"purpose"\r\n\r\nbatch\r\n{part}"file"; filename="{file_name(name)}"\r\n'
-        head += "Content-Type: application/jsonl\r\n\r\n"
-        data = b"".join([head.encode("ascii"), *lines, f"\r\n--{boundary}--\r\n".encode("ascii")])
-        kind = f"multipart/form-data; boundary={boundary}"
-        return str((await self._call("POST", "/files", data, kind=kind, what="its files", advice=NO_API))["id"])
+        file = (file_name(name), b"".join(lines), "application/jsonl")
+        uploaded = await self._call(
+            lambda client: client.files.create(file=file, purpose="batch"), what="its files", advice=NO_API
+        )
+        return self._id(uploaded)
 
     async def create(self, name: str, file_id: str, path: str) -> str:
         """Begin a batch under our name; the provider's id for it.
@@ -144,12 +144,16 @@ class BatchJobs:
         After a failed call the list of batches is read first: a call that broke off may have begun one, and a second
         one would be paid twice.
         """
-        fields = {"input_file_id": file_id, "endpoint": path, "completion_window": COMPLETION_WINDOW}
-        data = json.dumps({**fields, "metadata": {"distill": name}}).encode("ascii")
+        fixed: Any = {"endpoint": path, "completion_window": COMPLETION_WINDOW}
         for attempt in range(1, self._attempts + 1):
             try:
-                created = await self._call("POST", "/batches", data, what="its batches", advice=NO_API, attempts=1)
-                return str(created["id"])
+                created = await self._call(
+                    lambda client: client.batches.create(input_file_id=file_id, metadata={"distill": name}, **fixed),
+                    what="its batches",
+                    advice=NO_API,
+                    attempts=1,
+                )
+                return self._id(created)
             except ProviderError as error:
                 if not error.transient or attempt == self._attempts:
                     raise
@@ -161,41 +165,47 @@ class BatchJobs:
     async def find_file(self, name: str) -> str | None:
         """The id of an input file that was uploaded under this name, whether or not its upload was confirmed."""
         return await self._find(
-            "/files?purpose=batch&", "its files", lambda file: file.get("filename") == file_name(name)
+            lambda client: client.files.list(purpose="batch", limit=PAGE),
+            "its files",
+            lambda file: file.filename == file_name(name),
         )
 
     async def find_batch(self, name: str) -> str | None:
         """The id of a batch that was begun under this name, whether or not that was confirmed."""
         return await self._find(
-            "/batches?", "its batches", lambda batch: object_of(batch.get("metadata")).get("distill") == name
+            lambda client: client.batches.list(limit=PAGE),
+            "its batches",
+            lambda batch: bool(batch.metadata) and batch.metadata.get("distill") == name,
         )
 
-    async def _find(self, path: str, what: str, is_ours: Callable[[dict[str, Any]], bool]) -> str | None:
+    async def _find(self, first: Callable[[Any], Any], what: str, is_ours: Callable[[Any], bool]) -> str | None:
         """The id of the newest of ours in a list, which is read page by page."""
-        after = ""
-        for _ in range(MOST_PAGES):
-            page = await self._call("GET", f"{path}limit={PAGE}{after}", what=what, advice=NO_LIST, field="data")
-            entries = [entry for entry in map(object_of, page["data"]) if isinstance(entry.get("id"), str)]
-            for entry in filter(is_ours, entries):
-                return str(entry["id"])
-            if not (page.get("has_more") and entries):
-                break
-            after = f"&after={quote(entries[-1]['id'], safe='')}"
-        return None
+
+        async def search(client: AsyncOpenAI) -> str | None:
+            page = await first(client)
+            for _ in range(MOST_PAGES):
+                for entry in filter(is_ours, page.data):
+                    return self._id(entry)
+                if not page.has_next_page():
+                    break
+                page = await page.get_next_page()
+            return None
+
+        return await self._call(search, what=what, advice=NO_LIST)
 
     async def status(self, batch_id: str) -> BatchStatus:
         """The status of a batch."""
-        what = f"batch {batch_id}"
-        batch = await self._call("GET", f"/batches/{quote(batch_id, safe='')}", what=what, advice=ACCOUNT)
-        counts, errors = object_of(batch.get("request_counts")), object_of(batch.get("errors")).get("data")
-        output_file, error_file = batch.get("output_file_id"), batch.get("error_file_id")
+        batch = await self._call(
+            lambda client: client.batches.retrieve(batch_id), what=f"batch {batch_id}", advice=ACCOUNT
+        )
+        counts, errors = batch.request_counts, batch.errors.data if batch.errors else None
         return BatchStatus(
-            status=one_line(str(batch.get("status")), 40),
-            completed=count_of(counts.get("completed"), most=REQUESTS_A_BATCH) or 0,
-            failed=count_of(counts.get("failed"), most=REQUESTS_A_BATCH) or 0,
-            output_file=output_file if isinstance(output_file, str) else None,
-            error_file=error_file if isinstance(error_file, str) else None,
-            refusals=tuple(map(_refusal, errors)) if isinstance(errors, list) else (),
+            status=one_line(str(batch.status), 40),
+            completed=count_of(counts.completed if counts else 0, most=REQUESTS_A_BATCH) or 0,
+            failed=count_of(counts.failed if counts else 0, most=REQUESTS_A_BATCH) or 0,
+            output_file=batch.output_file_id,
+            error_file=batch.error_file_id,
+            refusals=tuple(map(_refusal, errors or ())),
         )
 
     async def output(self, file_id: str) -> AsyncGenerator[bytes, None]:
@@ -208,44 +218,65 @@ class BatchJobs:
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for nothing more of a batch; it ends within minutes, and what was answered is kept and paid."""
-        path = f"/batches/{quote(batch_id, safe='')}/cancel"
-        await self._call("POST", path, what=f"batch {batch_id}", advice=ACCOUNT)
+        await self._call(lambda client: client.batches.cancel(batch_id), what=f"batch {batch_id}", advice=ACCOUNT)
 
     async def close(self) -> None:
         """Close the connections of the running loop."""
+        if self._client is not None:
+            await self._client.close()
+        self._client = None
         await self._provider.close()
 
     async def _call(
         self,
-        method: str,
-        path: str,
-        data: bytes | None = None,
+        call: Callable[[AsyncOpenAI], Awaitable[T]],
         *,
         what: str,
         advice: str,
-        kind: str = JSON,
-        field: str = "id",
         attempts: int | None = None,
-    ) -> dict[str, Any]:
-        """The object in the response, which has `field`. `what` is asked for; `advice` is for HTTP 404."""
+    ) -> T:
+        """The response of a call that `what` describes; `advice` is for HTTP 404."""
         for attempt in range(1, (attempts or self._attempts) + 1):
             try:
-                seconds = CALL_SECONDS if kind == JSON else UPLOAD_SECONDS
-                reply = await self._provider.exchange(method, path, data, kind=kind, timeout_seconds=seconds)
-                return self._object(*reply, field=field)
+                return await self._once(call)
             except ProviderError as error:
                 if not error.transient or attempt == (attempts or self._attempts):
                     raise self._translated(error, what, advice) from error
                 await self._wait(attempt, error)
         raise AssertionError("the last attempt returns or raises")
 
-    def _object(self, status: int, headers: Mapping[str, str], reply: str, *, field: str) -> dict[str, Any]:
-        if status // 100 != 2:
-            raise self._provider.refusal(status, headers, reply)
-        body = json_object(reply)
-        if not isinstance(body.get(field), list if field == "data" else str):
-            raise ProviderError("malformed", f"no {field} in the response: {shown(reply)}", transient=True)
-        return body
+    async def _once(self, call: Callable[[AsyncOpenAI], Awaitable[T]]) -> T:
+        """One call, with the client's exceptions as ours."""
+        import openai
+
+        try:
+            return await call(self._here())
+        except openai.APIStatusError as error:
+            raise self._provider.refusal(error.status_code, error.response.headers, error.response.text) from error
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, ProviderError | DistillError):
+                raise error.__cause__ from None
+            raise ProviderError("connection", type(error.__cause__ or error).__name__, transient=True) from error
+        except (openai.OpenAIError, AttributeError, TypeError, ValueError) as error:
+            raise ProviderError("malformed", "its response has another form", transient=True) from error
+
+    def _here(self) -> AsyncOpenAI:
+        if self._client is None:
+            import httpx2
+            from openai import AsyncOpenAI
+
+            from distill.engine.batch.transport import BASE, Transport
+
+            client = httpx2.AsyncClient(transport=Transport(self._provider), follow_redirects=False)
+            self._client = AsyncOpenAI(api_key="in the provider", base_url=BASE, max_retries=0, http_client=client)
+        return self._client
+
+    @staticmethod
+    def _id(value: Any) -> str:
+        """The id of a file or batch. Raises `ProviderError` where it is none."""
+        if not isinstance(identity := getattr(value, "id", None), str):
+            raise ProviderError("malformed", "no id in the response", transient=True)
+        return identity
 
     async def _wait(self, attempt: int, error: ProviderError) -> None:
         wait_seconds = max(self._first_wait_seconds * 2 ** (attempt - 1), error.retry_after or 0.0)
@@ -262,10 +293,9 @@ class BatchJobs:
         return EndpointError(error.detail) if error.fatal else error
 
 
-def _refusal(value: Any) -> BatchRefusal:
-    error = object_of(value)
-    line = count_of(error.get("line"), least=1, most=REQUESTS_A_BATCH)
-    return BatchRefusal(one_line(str(error.get("code") or ""), 100), one_line(str(error.get("message") or "")), line)
+def _refusal(error: Any) -> BatchRefusal:
+    line = count_of(error.line, least=1, most=REQUESTS_A_BATCH)
+    return BatchRefusal(one_line(str(error.code or ""), 100), one_line(str(error.message or "")), line)
 
 
 def file_name(name: str) -> str:
