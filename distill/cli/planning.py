@@ -26,7 +26,7 @@ def check(
         str | None, typer.Option("--like", metavar="NAME", help="list the differences from a shipped recipe")
     ] = None,
 ) -> None:
-    """Validate a recipe offline; forecast what it takes, and list what it sends and reads.
+    """Validate a recipe; forecast its cost and what it sends.
 
     The forecast is requests, tokens, USD, memory and time, by formulas: no model is loaded and no request is sent. With
     --probe, also ask the teacher's endpoint which parameters have any effect there, and list the recipe's options that

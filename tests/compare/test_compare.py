@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from types import MappingProxyType
 
@@ -243,15 +244,16 @@ def test_a_journal_that_knows_everything_loads_no_model(tmp_path):
 
 @pytest.mark.model
 def test_what_was_asked_before_an_interruption_is_not_asked_again(folder):
-    lines = (
-        ["It is wide."] * 5 + [ProviderError("http_401", "the key has expired", fatal=True)] * 3 + ["It is wide."] * 3
-    )
-    script = iter(lines)
+    expired = ProviderError("http_401", "the key has expired", fatal=True)
+    script = chain(repeat("It is wide.", 5), repeat(expired))
     bench = Bench(folder, script=lambda request: next(script))
     with pytest.raises(EndpointError, match="expired"):
         bench.compare()
+    refusals = len(bench.teacher.requests) - 5  # as many as had left before the first one was back
+    script = repeat("It is wide.")
     bench.compare()
-    assert len(bench.teacher.requests) == len(lines)
+    assert 1 <= refusals <= 3
+    assert len(bench.teacher.requests) == 8 + refusals
 
 
 @pytest.mark.model

@@ -193,7 +193,8 @@ def test_clean_loses_nothing(tmp_path: Path) -> None:
         write(tmp_path, teacher(server.url))
         distill(tmp_path, "run", "one.yaml")
         before = sessions(tmp_path)
-        (tmp_path / "runs/one/.tasks.jsonl.abcd1234").write_text("half a file")
+        (tmp_path / "runs/one/lm_eval").mkdir()
+        (tmp_path / "runs/one/lm_eval/.base.jsonl.abcd1234").write_text("half a file")
         finished = distill(tmp_path, "clean", "runs/one")
         assert "1 leftovers removed (11 bytes)" in finished.stdout
         distill(tmp_path, "collect", "runs/one", "--set", "collect.max_failed=0.5")

@@ -40,8 +40,8 @@ def here(folder: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 def only_line(finished: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a failed command says."""
-    lines = finished.stderr.strip().splitlines()
+    """The one line that a failed command says, besides where a run sends to and reads from."""
+    lines = [line for line in finished.stderr.splitlines() if not line.startswith(("sends to ", "reads "))]
     assert len(lines) == 1, finished.stderr
     return lines[0]
 
