@@ -80,15 +80,19 @@ def noises(chance: Random, secret: str) -> dict[str, Noise]:
     """Every way to misbehave once, by name, with what may vary drawn anew; `secret` is spelled at random."""
     spelled = spelling(chance, secret)
     json_type = {"Content-Type": "application/json"}
-    body = f'{{"error": {{"message": "key {spelled} met a fault", "code": %s}}}}'
+    body = f'{{"error": {{"message": "key {spelled} met a fault", "code": CODE}}}}'
     quota = {"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": chance.choice(ODD_RESETS)}
     return {
         "reset": Noise(RESET, is_charged=True),
         "cut connection": Noise(TRUNCATED, is_charged=True),
         "cut JSON": Noise(Fault("status", 200, json_type, f'{{"choices": [{{"text": "{spelled}'), is_charged=True),
-        "billed error": Noise(status(chance.choice((500, 502, 504)), body=body % 500), is_charged=True),
-        "error inside 200": Noise(status(200, body=body % 503), is_charged=True),
-        "secret in a header": Noise(status(503, {"x-request-id": secret, "retry-after": secret}, body % '"x"')),
+        "billed error": Noise(
+            status(chance.choice((500, 502, 504)), body=body.replace("CODE", "500")), is_charged=True
+        ),
+        "error inside 200": Noise(status(200, body=body.replace("CODE", "503")), is_charged=True),
+        "secret in a header": Noise(
+            status(503, {"x-request-id": secret, "retry-after": secret}, body.replace("CODE", '"x"'))
+        ),
         "page": Noise(HTML),
         "no choices": Noise(EMPTY),
         "no answer": Noise(HANG, is_charged=True),
