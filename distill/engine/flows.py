@@ -62,7 +62,7 @@ class FlowState(Generic[T]):
             self.requests = (value,) if isinstance(value, Request) else _requests(value)
         except StopIteration as end:
             self.outcome = Outcome(self.name, end.value, tuple(self._failures))
-        except Exception as error:
+        except Exception as error:  # a part of the user may raise anything; that ends this flow alone
             if isinstance(error, MemoryError):
                 raise RunFolderError("memory ran out; free some and run the same command again") from error
             if isinstance(error, OSError) and (fault := disk_fault(error)) is not None:
