@@ -255,7 +255,7 @@ class _Live:
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         self._finished, self._total = done, total
-        self._show(note)
+        self._show("" if self._running else note)  # the engine sees no answer before the batch ends
 
     def watch(self, running: int, note: str) -> None:
         self._running = running
