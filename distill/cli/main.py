@@ -74,20 +74,29 @@ def _run(arguments: list[str] | None) -> int:
         for line in str(error).splitlines():
             (console.error if error.exit_code else console.say)(line)
         return error.exit_code
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, ImportError, RuntimeError) as error:
+        if (fault := _machine_fault(error)) is None:
+            raise
         _raise_when_debugging(error)
-        console.error(_machine_fault(error))
+        console.error(fault)
         return 1
     if outcome == Interrupted.exit_code:  # newer typer makes an exit of Ctrl-C and says nothing
         raise KeyboardInterrupt
     return outcome if isinstance(outcome, int) else 0
 
 
-def _machine_fault(error: OSError | MemoryError) -> str:
+_OUT_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "can't start new thread")
+"""The words of the dynamic linker and of Python's threads for a lack of memory."""
+
+
+def _machine_fault(error: Exception) -> str | None:
+    """One line on a lack of memory or a fault of the disk; `None` for any other error."""
     from distill.errors import disk_fault
 
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_MEMORY):
         return "out of memory; free some, or give it less to do, and run the same command again"
+    if not isinstance(error, OSError):
+        return None
     name = f": {error.filename}" if error.filename else ""
     return str(disk_fault(error) or f"{error.strerror or error}{name}; --debug shows where")
 

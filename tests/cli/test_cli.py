@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from distill.cli import main
 from tests.support.cli import distill, only_line
 
 pytestmark = pytest.mark.slow
@@ -165,3 +166,22 @@ def test_waiting_threads_of_the_command_line_soon_sleep_unless_told(given, found
         timeout=60,
     ).stdout
     assert said.splitlines()[-1] == found
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("libgfortran.so.5: failed to map segment from shared object"),
+        ImportError("libtorch.so: cannot allocate memory in static TLS block"),
+        RuntimeError("can't start new thread"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_a_lack_of_memory_is_one_line_of_advice(error):
+    assert main._machine_fault(error).startswith("out of memory; free some")
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named 'x'"), RuntimeError("dictionary changed size")])
+def test_a_fault_of_the_program_is_no_lack_of_memory(error):
+    assert main._machine_fault(error) is None
