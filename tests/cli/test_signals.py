@@ -17,6 +17,8 @@ import yaml
 
 from distill.engine.mock_server import MockServer, question
 
+pytestmark = pytest.mark.slow
+
 CHILD = """
 import os, sys, time
 event, place, number, swallowed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "swallowed"

@@ -62,6 +62,7 @@ def commands_in_a_process(folder: Path, commands: list[list[str]], *, first: str
     return done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_every_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
     folder = tmp_path / "work"

@@ -14,6 +14,8 @@ from distill.curate.rows import MeasuredRow
 from distill.curate.test_split import candidates, held_out
 from distill.types import Message, Session
 
+pytestmark = pytest.mark.slow
+
 MEGABYTE = 1_000_000
 UNITS = {
     "a letter": "a",

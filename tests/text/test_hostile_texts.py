@@ -19,6 +19,8 @@ from distill.text.thinking import in_text
 from distill.text.tokens import harmless, normalise, rouge_l, rouge_tokens, visible
 from distill.text.wrappers import bare, is_no_input, refuses, strip_quotes, strip_wrappers, without_rulers
 
+pytestmark = pytest.mark.slow
+
 SIZE = 1_000_000
 PROMPT_LINES = ["Write a task that nobody has written before, please."] * 20
 
