@@ -305,7 +305,7 @@ class _Growing:
     def _admit(self, k: int, outcome: Outcome[list[Task]] | None) -> None:
         assert outcome is not None
         for failure in outcome.failures:
-            if failure.transient:
+            if failure.transient and failure.reason != "http_403":  # others were answered: a firewall refuses this text
                 raise StoppedShort(self._not_answered(failure))
         candidates = outcome.value or []
         tasks = self._growth.admit(k, candidates)

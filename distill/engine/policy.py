@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from distill.engine import Tally
+from distill.engine import StoppedByEndpoint, Tally
 from distill.engine.budget import TokenPrice
 from distill.engine.journal.keys import Question
 from distill.engine.journal.records import Bill, Change, Statement
+from distill.engine.journal.store import Journal
 from distill.engine.providers import Provider, ProviderError, Reply
 from distill.engine.rate_limits import Limiter, Rates
 from distill.engine.retry import RetryPolicy
 from distill.errors import DistillError, RecipeError
-from distill.types import Completion, Request
+from distill.types import Completion, Endpoint, Failure, Request
 
 REFUSALS = 4
 """Refused connections for one request after which an endpoint that never answered counts as unreachable."""
@@ -23,6 +27,8 @@ BYTES_A_TOKEN = 4
 """Approximate bytes of English text per token; for expected tokens only, never for cost bounds."""
 EXPECTED_TOKENS = 256
 """Expected tokens of an unbounded answer before the first one has come."""
+JUDGED = 20
+"""Last responses of an endpoint by which its refusals are judged, and first ones that may not all fail alike."""
 NOT_SENT = ProviderError("refused", "nothing was sent")
 
 
@@ -53,6 +59,64 @@ class RequestPolicy:
     sent."""
 
 
+class Standing:
+    """What an endpoint's responses say of it as a whole. Belongs to one event loop.
+
+    A refusal that may concern every request (of the key, the credit, the model, the address) counts as one of the
+    endpoint where it has never answered and nothing in flight beside it is answered, or where most of its last
+    responses were such refusals.
+    """
+
+    def __init__(self) -> None:
+        self.has_answered = False
+        self.in_flight = 0
+        self.first: list[Failure] | None = []
+        """Its responses as long as all were permanent failures with the same words, else `None`."""
+        self._refusals: deque[bool] = deque(maxlen=JUDGED)
+        self._is_certain = asyncio.Event()
+        self._is_certain.set()
+
+    def ended(self, error: BaseException | None) -> None:
+        """Count a send that ended with this error, or with an answer."""
+        self.in_flight -= 1
+        if error is None:
+            self.has_answered, self.first = True, None
+        if error is None or (isinstance(error, ProviderError) and not error.transient):
+            self._refusals.append(error is not None and bool(error.reply))
+        if isinstance(error, ProviderError) and error.reply and not self.has_answered:
+            self._is_certain.clear()
+        if self.has_answered or not self.in_flight:
+            self._is_certain.set()
+
+    async def certain(self) -> None:
+        """Wait until a request in flight beside a refused one is answered, or none is left."""
+        if not self._is_certain.is_set():
+            await self._is_certain.wait()
+
+    async def judge(self, refusal: ProviderError, journal: Journal, endpoint: Endpoint) -> None:
+        """Return where a refusal concerns its request alone. Raises `StoppedByEndpoint` where it concerns all."""
+        if not self.has_answered and journal.has_answer_of(endpoint):
+            self.has_answered = True
+            self._is_certain.set()
+        await self.certain()
+        if not self.has_answered or 2 * sum(self._refusals) > JUDGED:
+            raise StoppedByEndpoint(refusal.detail)
+
+    def fails_alike(self, failure: Failure) -> bool:
+        """Whether this permanent failure is the last of the first `JUDGED` responses, and all were alike."""
+        if self.first is None:
+            return False
+        self.first.append(failure)
+        if _likeness(failure) != _likeness(self.first[0]):
+            self.first = None
+        return self.first is not None and len(self.first) >= JUDGED
+
+
+def _likeness(failure: Failure) -> tuple[str, str]:
+    """What two failures of one cause have in common: the words without quotations and numbers."""
+    return failure.reason, re.sub(r"""(["'`]).*?\1|\S*\d\S*""", "", failure.detail)
+
+
 @dataclass(slots=True)
 class OpenQuestion:
     """One question being sent to its endpoint."""
@@ -61,6 +125,7 @@ class OpenQuestion:
     name: str
     provider: Provider
     limiter: Limiter
+    standing: Standing
     most: Bill
     unsettled: list[Statement] = field(default_factory=list)
     """Outcomes of its failed sends, written with the next change."""

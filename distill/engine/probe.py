@@ -160,7 +160,9 @@ class _Examiner:
             reply = await self._send(question, parameters)
         if isinstance(reply, ProviderError):
             self._lost += reply.reason in {"timeout", "connection", "refused"}
-            if self._lost > 1 or not (self._was_answered or reply.reason in {"http_400", "http_422"}):
+            if self._lost > 1 or not (
+                self._was_answered or (reply.reason in {"http_400", "http_422"} and not reply.fatal)
+            ):
                 raise EndpointError(reply.detail) from reply
             return reply
         self._was_answered = True
@@ -187,10 +189,7 @@ def _unanswered(*replies: Reply | ProviderError) -> Judgement | None:
     """The verdict where an answer is missing or empty."""
     for reply in replies:
         if isinstance(reply, ProviderError):
-            detail = reply.detail.partition(" answers ")[2] or reply.detail
-            if reply.fatal:
-                detail = detail.rpartition("; ")[0]  # advice for an endpoint that takes nothing at all
-            return "refused" if reply.reason in REFUSALS else "unclear", detail
+            return "refused" if reply.reason in REFUSALS else "unclear", reply.reply or reply.detail
     return None if all(map(_drawn, replies)) else ("unclear", "an answer came back empty")
 
 

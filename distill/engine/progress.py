@@ -89,6 +89,7 @@ class ProgressReport:
         silent_seconds = now - self._answer_time
         notes += [f"no answer for {duration(silent_seconds)}"] if in_flight and silent_seconds >= SILENT_SECONDS else []
         notes += [waits] if self.sender and (waits := self.sender.describe_waits()) else []
+        notes += [f"last fault: {self.sender.last_fault}"] if self.sender and self.sender.last_fault else []
         return ", ".join(notes)
 
     def _cost(self, usd: float) -> str:

@@ -15,22 +15,24 @@ from distill.engine.backpressure import SendOutcome, Ticket, outcome_of
 from distill.engine.budget import Budget, within_bounds
 from distill.engine.flows import FlowState
 from distill.engine.journal.keys import Question
-from distill.engine.journal.records import Bill, Change, answered, failed, intention, settled
+from distill.engine.journal.records import FORGET, Bill, Change, answered, failed, intention, settled
 from distill.engine.journal.store import Journal
 from distill.engine.policy import (
     FAULT,
+    JUDGED,
     NOT_SENT,
     REFUSALS,
     BoundEndpoint,
     OpenQuestion,
     RequestPolicy,
     SenderStopping,
+    Standing,
     completion_of,
     expected_tokens,
     missing_role,
     reply_of,
 )
-from distill.engine.providers import ProviderError, Reply, one_line
+from distill.engine.providers import ProviderError, Reply
 from distill.engine.rate_limits import LONGEST_WAIT_SECONDS, Limiter, LimiterClosed, too_long
 from distill.errors import DistillError, EndpointError
 from distill.types import Answer, Completion, Failure, Request
@@ -58,13 +60,14 @@ class RequestSender:
         self._budget = budget
         self._tally = tally
         self._on_change = on_change
-        self._limiters: dict[str, Limiter] = {}
+        self._accounts: dict[str, tuple[Limiter, Standing]] = {}
+        """By endpoint and key, which several names may share."""
         self._open: dict[str, list[asyncio.Future[Answer]]] = {}
         """Futures that wait for the answer to a question in flight, by its key."""
         self._idle = asyncio.Event()
         self._failed: dict[str, Failure] = {}
-        self._retries: dict[str, tuple[float, str]] = {}
-        """By the key of each question to be sent again, when (monotonic) and why."""
+        self._retries: dict[str, float] = {}
+        """By the key of each question to be sent again, when (monotonic)."""
         self._reached: set[str] = set()
         """Names of endpoints that have responded."""
         self._stopping = asyncio.Event()
@@ -72,6 +75,8 @@ class RequestSender:
         self._last_write: asyncio.Future[int] | None = None
         self.stopped: DistillError | None = None
         self.in_flight = 0
+        self.last_fault = ""
+        """The last failed send, in a few words; empty where a request was answered since and none has failed."""
         self.misses = 0
         """Flows that ended at a question that the journal cannot answer, where nothing may be sent."""
 
@@ -81,7 +86,7 @@ class RequestSender:
             self.stopped = error
             self._stopping.set()
             self._settled.set()
-            for limiter in self._limiters.values():
+            for limiter, _ in self._accounts.values():
                 limiter.close()
 
     @property
@@ -90,14 +95,13 @@ class RequestSender:
         return self._stopping.is_set()
 
     def describe_waits(self) -> str:
-        """What requests wait for, in a few words: the limit of each endpoint, and errors before another send."""
+        """What requests wait for, in a few words: the limit of each endpoint, and the next retry."""
         if not self._open:
             return ""
-        notes = dict.fromkeys(limiter.describe() for limiter in self._limiters.values())
+        notes = dict.fromkeys(limiter.describe() for limiter, _ in self._accounts.values())
         if self._retries:
-            until, reason = min(self._retries.values())
-            seconds = max(0.0, until - time.monotonic())
-            notes |= {f"{len(self._retries)} to be sent again, the next in {seconds:.0f} s ({reason})": None}
+            seconds = max(0.0, min(self._retries.values()) - time.monotonic())
+            notes |= {f"{len(self._retries)} to be sent again, the next in {seconds:.0f} s": None}
         return "; ".join(notes)
 
     def recall(self, flow: FlowState[Any]) -> tuple[Answer, ...] | None:
@@ -177,13 +181,12 @@ class RequestSender:
             raise SenderStopping
         return self._endpoints[name]
 
-    def _limiter(self, endpoint: BoundEndpoint) -> Limiter:
-        """The limiter of the endpoint and key, which several names may share."""
+    def _account_of(self, endpoint: BoundEndpoint) -> tuple[Limiter, Standing]:
         account = getattr(endpoint.provider, "account", None) or str(id(endpoint.provider))
-        if account not in self._limiters:
+        if account not in self._accounts:
             concurrency = endpoint.rates.concurrency or self._policy.concurrency
-            self._limiters[account] = Limiter(replace(endpoint.rates, concurrency=concurrency))
-        return self._limiters[account]
+            self._accounts[account] = Limiter(replace(endpoint.rates, concurrency=concurrency)), Standing()
+        return self._accounts[account]
 
     def _check(self) -> None:
         if self._stopping.is_set():
@@ -193,7 +196,7 @@ class RequestSender:
         """The answer, committed. A `DistillError` stops the sender."""
         try:
             most = self._budget.most(name, question.request)
-            open_question = OpenQuestion(question, name, endpoint.provider, self._limiter(endpoint), most)
+            open_question = OpenQuestion(question, name, endpoint.provider, *self._account_of(endpoint), most)
             return await self._until_answered(open_question)
         except EndpointError as error:
             self.stop(error if isinstance(error, StoppedByEndpoint) else StoppedByEndpoint(str(error)))
@@ -208,11 +211,14 @@ class RequestSender:
                 try:
                     return await self._send(sending, attempt)
                 except ProviderError as error:
+                    self.last_fault = error.words
+                    if error.reply:
+                        await sending.standing.judge(error, self._journal, sending.question.endpoint)
                     if (failure := self._failure(sending, error, attempt)) is not None:
                         return await self._fail(sending, failure)
                     is_healthy = sending.limiter.is_healthy()
                     wait_seconds = self._policy.retries.wait_seconds(attempt, error, is_healthy=is_healthy)
-                    self._retries[sending.question.key] = (time.monotonic() + wait_seconds, one_line(error.detail, 80))
+                    self._retries[sending.question.key] = time.monotonic() + wait_seconds
                     await self._sleep(wait_seconds)
                     self._retries.pop(sending.question.key, None)
             raise AssertionError("count ended")
@@ -228,9 +234,11 @@ class RequestSender:
             ticket = await sending.limiter.enter(expected, again=attempt > 1)
         except LimiterClosed:
             raise SenderStopping from None
+        await sending.standing.certain()
         reply: Reply | None = None
         failed_with: BaseException | None = None
         self.in_flight += 1
+        sending.standing.in_flight += 1
         try:
             await self._reserve(sending.most)
             send = await self._intend(sending, attempt)
@@ -240,6 +248,7 @@ class RequestSender:
             raise
         finally:
             self.in_flight -= 1
+            sending.standing.ended(failed_with)
             self._leave(sending, ticket, reply, failed_with)
         return await self._keep(sending, send, reply)
 
@@ -313,7 +322,7 @@ class RequestSender:
             self._reached.add(sending.name)
         elif sending.name not in self._reached and (is_over or attempt >= REFUSALS):
             raise StoppedByEndpoint(error.detail)
-        if error.fatal:
+        if error.fatal and not error.reply:
             raise StoppedByEndpoint(error.detail)
         if error.retry_after is not None and error.retry_after > LONGEST_WAIT_SECONDS:
             raise too_long(error.retry_after, error.detail)
@@ -322,8 +331,8 @@ class RequestSender:
         return Failure(
             key=sending.question.key,
             reason=error.reason,
-            detail=error.detail,
-            transient=error.transient,
+            detail=error.reply or error.detail,
+            transient=error.transient or bool(error.reply) or isinstance(self.stopped, StoppedByEndpoint),
             attempts=attempt,
         )
 
@@ -334,7 +343,18 @@ class RequestSender:
         question = sending.question
         change = failed(failure, question.request_json, question.endpoint, stage=self._policy.stage)
         await self._commit(sending, change)
+        if not (failure.transient or self._policy.retry_failed) and sending.standing.fails_alike(failure):
+            await self._stop_early(sending)
         return failure
+
+    async def _stop_early(self, sending: OpenQuestion) -> None:
+        """Forget failures that are all alike, as their cause is hardly in the requests. Raises `StoppedByEndpoint`."""
+        alike = sending.standing.first or []
+        await self._commit(sending, tuple((FORGET, (failure.key,)) for failure in alike))
+        raise StoppedByEndpoint(
+            f"the first {JUDGED} requests to the {sending.name} failed alike: {alike[-1].detail}; correct that and"
+            " run the same command again, which asks them once more"
+        )
 
     async def _keep(self, sending: OpenQuestion, send: int, reply: Reply) -> Completion:
         """Commit an answer with its cost."""
@@ -352,6 +372,7 @@ class RequestSender:
         )
         await self._commit(sending, (*change, settled(send, bill, "kept", sending.intent)))
         self._reached.add(sending.name)
+        self.last_fault = self.last_fault if self._tally.failed else ""
         self._tally.count(reply.usage)
         return completion
 

@@ -20,6 +20,7 @@ from distill.engine.mock_server import (
 from distill.engine.providers.scripted import Line, Scripted
 from distill.errors import (
     BudgetStop,
+    EndpointError,
     Interrupted,
     StageIncomplete,
 )
@@ -170,9 +171,9 @@ def test_ctrl_c_in_a_growth_brings_what_it_has_and_the_next_run_goes_on(journal:
     assert engine(journal, uneven()).grow(Pool(), 20).tasks[: len(some)] == some
 
 
-def test_a_permanent_failure_is_the_growths_own_affair(journal: Journal) -> None:
+def test_permanent_failures_alike_end_a_growth_with_their_words(journal: Journal) -> None:
     server = MockServer(fault=lambda number, body: status(400))
-    with server, pytest.raises(StageIncomplete, match="no candidates; last: http_400: HTTP 400: this is a 400"):
+    with server, pytest.raises(EndpointError, match=r"first 20 requests .* failed alike: HTTP 400: this is a 400"):
         engine(journal, remote(server)).grow(Barren(1), 9)
 
 

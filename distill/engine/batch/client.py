@@ -288,8 +288,7 @@ class BatchJobs:
             verb = "read" if error.reason == "malformed" else "reach"
             return ProviderError("connection", f"cannot {verb} {what} at {self.url}: {error.detail}", transient=True)
         if error.reason == "http_404":
-            reply = error.detail.removeprefix(f"{self.url} answers ").rpartition("; ")[0]
-            return EndpointError(f"{self.url} does not know {what} ({reply}); {advice}")
+            return EndpointError(f"{self.url} does not know {what} ({error.reply}); {advice}")
         return EndpointError(error.detail) if error.fatal else error
 
 

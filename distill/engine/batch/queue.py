@@ -85,6 +85,7 @@ class Batches:
         """Whether a provider has refused a batch because its queue was full."""
         self._hopeless = ""
         """Why no request can succeed."""
+        self._refusal, self._has_answers = "", False  # a refusal that may concern all requests
         self._statuses: dict[str, BatchStatus] = {}
         every = journal.batches(stage)
         self._times = Counter(of for batch in every for of in batch.sends)
@@ -254,8 +255,7 @@ class Batches:
         for of, send in batch.sends.items():
             self._times[of] -= 1
             change += self._free(send)
-        record = replace(batch, state="ingested", sends={}, detail=why)
-        await self._close(batch, (*change, batched(record)))
+        await self._close(batch, (*change, batched(replace(batch, state="ingested", sends={}, detail=why))))
 
     # --- taking in
 
@@ -272,8 +272,8 @@ class Batches:
                 ended = True
                 await (self._refused if status.status == "failed" else self._ingest)(batch, status)
                 cancelled = str(batch.batch_id) if was_seen and status.status == "cancelled" else cancelled
-        if self._hopeless:
-            raise StoppedByEndpoint(self._hopeless)
+        if why := self._hopeless or ("" if self._has_answers else self._refusal):
+            raise StoppedByEndpoint(why)
         if cancelled:
             raise StoppedShort(f"batch {cancelled} was cancelled; what it had finished is kept; run again to go on")
         return ended
@@ -321,7 +321,7 @@ class Batches:
         return () if most is None else self._answer_change(name, of, send, most, result)
 
     def _answer_change(self, name: str, of: str, send: int, most: Bill, reply: Reply) -> Change:
-        reply = within_bounds(reply, most)
+        reply, self._has_answers = within_bounds(reply, most), True
         bill = self._budget.settle(name, most, reply.usage)
         self._tally.usd = self._budget.usd
         self._tally.count(reply.usage)
@@ -339,12 +339,12 @@ class Batches:
     def _failure_change(self, of: str, send: int, error: ProviderError) -> Change:
         """The journal's change for an error, which is free unless an answer came that cannot be read."""
         change = self._free(send, error)
-        if error.fatal:
-            self._hopeless = error.detail
+        if error.reply:
+            self._refusal = error.detail
+        elif error.transient and self._times[of] % self._attempts:
             return change
-        if error.transient and self._times[of] % self._attempts:
-            return change
-        return *change, *self._given_up(of, error.reason, error.detail, transient=error.transient)
+        detail, is_transient = error.reply or error.detail, error.transient or bool(error.reply)
+        return *change, *self._given_up(of, error.reason, detail, transient=is_transient)
 
     def _free(self, send: int, error: ProviderError = _UNASKED) -> Change:
         if (most := self._most.pop(send, None)) is None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from distill.core.redaction import strike
 from distill.engine.journal.keys import endpoint_json
+from distill.engine.providers.refusals import concerns_all
 from distill.types import Completion, Endpoint, Failure, Finish, Usage
 
 _ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -265,12 +266,16 @@ def read_answer(row: Sequence[Any]) -> Completion:
 
 
 def read_failure(row: Sequence[Any]) -> Failure:
-    """The failure in a row of the table `failures`. Raises `ValueError` for a damaged row."""
+    """The failure in a row of the table `failures`. Raises `ValueError` for a damaged row.
+
+    One of authentication or of the address is transient, also where an earlier version called it permanent.
+    """
     require_sound(row)
     key, _, _, reason, detail, attempts, permanent, *_ = row
     if not isinstance(attempts, int):
         raise ValueError("it is no failure")
-    return Failure(key=key, reason=str(reason), detail=str(detail), transient=not permanent, attempts=attempts)
+    is_transient = not permanent or concerns_all(str(reason), str(detail))
+    return Failure(key=key, reason=str(reason), detail=str(detail), transient=is_transient, attempts=attempts)
 
 
 def read_batch(row: Sequence[Any]) -> BatchRecord:

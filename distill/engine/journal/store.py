@@ -23,6 +23,7 @@ from typing import Any
 
 from distill.core import console
 from distill.engine.journal.inspection import NAMED, note_damage, salvage
+from distill.engine.journal.keys import endpoint_json
 from distill.engine.journal.records import (
     FAILURE,
     FORGET,
@@ -59,14 +60,9 @@ GROUP_SECONDS = 0.005
 _MOST = 1e15
 """Tokens or USD of a journal's sum that is no longer believed."""
 _UNSTORABLE = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    sqlite3.DataError,
-    sqlite3.InterfaceError,
+    ValueError, TypeError, AttributeError, OverflowError, sqlite3.DataError, sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
-)
+)  # fmt: skip
 """Errors of SQLite and its Python module for a value that no column can hold, such as an integer over 64 bits."""
 
 
@@ -144,12 +140,17 @@ class Journal:
         if self._writer is not None:
             self.write(set_aside(key))
 
+    def has_answer_of(self, endpoint: Endpoint) -> bool:
+        """Whether there is an answer of the endpoint, here or in a reused journal; reads all where there is none."""
+        query, of = "SELECT 1 FROM answers WHERE endpoint = ? LIMIT 1", endpoint_json(endpoint)
+        return any(journal._select(query, of) for journal in (self, *self._reuse))
+
     def _failure(self, key: str) -> Failure | None:
         if not self._has_failures:
             return None
         for row in self._select(f"SELECT {self._columns} FROM failures WHERE key = ? AND permanent", key):
             with suppress(ValueError):  # a damaged failure is asked again
-                return read_failure(row)
+                return None if (failure := read_failure(row)).transient else failure
         return None
 
     def questions(self) -> Iterator[tuple[str, str, str]]:

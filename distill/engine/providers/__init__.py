@@ -16,6 +16,8 @@ from distill.types import Endpoint, Finish, Request, Usage
 
 DETAIL_CHARACTERS = 300
 """Longest detail line of a failure."""
+WORDS_CHARACTERS = 70
+"""Longest message in a progress line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,9 +41,10 @@ class ProviderError(Exception):
     """A send that brought no answer, and why.
 
     `transient`: asking again may help. `retry_after`: seconds the endpoint asked to wait. `fatal`: no request to this
-    endpoint can succeed, so that the run stops. `busy`: the endpoint rejected the request for load (HTTP 429, 503).
-    `report`: the rate limits that it reported. The reason `refused` means that no connection could be made at all.
-    Known secrets are struck out of `detail`.
+    endpoint can succeed, so that the run stops; with a `reply`, the endpoint's words alone, it stops only where the
+    endpoint's other responses do not show the contrary. `hint`: what to do, at the end of `detail`. `busy`: the
+    endpoint rejected the request for load (HTTP 429, 503). `report`: the rate limits that it reported. The reason
+    `refused` means that no connection could be made at all. Known secrets are struck out of `detail` and `reply`.
     """
 
     def __init__(
@@ -52,15 +55,20 @@ class ProviderError(Exception):
         transient: bool = False,
         retry_after: float | None = None,
         fatal: bool = False,
+        reply: str = "",
+        hint: str = "",
         busy: bool = False,
         report: RateLimitReport | None = None,
     ) -> None:
         self.reason = reason
-        self.detail = one_line(detail)
+        self.detail = one_line(f"{detail}; {hint}" if hint else detail)
+        self.words = one_line(f"{one_line(reply or detail, WORDS_CHARACTERS)}{'; ' if hint else ''}{hint}")
+        """The error in a few words, for a progress line."""
         super().__init__(self.detail)
         self.transient = transient
         self.retry_after = retry_after
         self.fatal = fatal
+        self.reply = one_line(reply)
         self.busy = busy
         self.report = report
 

@@ -21,13 +21,14 @@ from distill.core.redaction import learn, strike
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.addresses import join, normalise_url, proxy_for, request_headers, secrets_in
 from distill.engine.providers.rate_limit_headers import report, retry_after_seconds
+from distill.engine.providers.refusals import TRANSIENT, advice, message_of
 from distill.engine.providers.replies import (
     FILTERED_WORDS,
     FINISH_REASONS,
     cut_at_stop,
     encoding_of,
     json_object,
-    message_of,
+    object_of,
     shown,
     text_of,
     usage_of,
@@ -50,7 +51,6 @@ FILE_SECONDS = 3600.0
 SLOW_SECONDS, SLOW_BYTES = 30.0, 1000
 """A download is given up when, after this time, it has brought fewer bytes per second."""
 
-_TRANSIENT = {408, 409, 425, 429}
 _BUSY = {429, 503}
 _SAMPLING = tuple(field.name for field in fields(Sampling) if field.name != "extra_body")
 
@@ -219,9 +219,9 @@ class OpenAIProvider:
         """The reply in the body of an HTTP 200. Raises `ProviderError`."""
         body = json_object(reply)
         choices = body.get("choices")
-        if not choices and isinstance(body.get("error"), dict):
-            code = body["error"].get("code")
-            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 502, headers, reply)
+        if not choices and (error := body.get("error") or body.get("errors")):
+            code = object_of(error).get("code")
+            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 200, headers, reply)
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
             raise ProviderError("malformed", f"no choices in the response: {shown(reply)}", transient=True)
         text = text_of(choices[0])
@@ -235,39 +235,26 @@ class OpenAIProvider:
         )
 
     def refusal(self, status: int, headers: Mapping[str, str], body: str) -> ProviderError:
-        """The error for an HTTP status other than 200: transient, permanent or fatal.
+        """The error for an HTTP status other than 200: transient, permanent, or fatal unless others are answered.
 
         `headers` looks names up without regard to case.
         """
-        reply, code = message_of(body)
-        reply = f"HTTP {status}: {one_line(reply, 160)}"
-        reason = f"http_{status}"
-        if status in {400, 403} and any(word in f"{code} {reply}".lower() for word in FILTERED_WORDS):
+        message, codes = message_of(body)
+        is_wrapped = status == 200  # an error in the body of a success
+        reply, words = f"HTTP {status}: {one_line(message, 160)}", f"{codes} {message}"
+        reason = f"http_{502 if is_wrapped else status}"
+        if status in {400, 403} and any(word in words.lower() for word in FILTERED_WORDS):
             return ProviderError("filtered", reply)
-        if advice := self._advice(status, headers, f"{code} {reply}".lower()):
-            return ProviderError(reason, f"{self.shown_url} answers {reply}; {advice}", fatal=True)
+        if hint := advice(status, body, words, model=self.model) or _elsewhere(status, headers):
+            return ProviderError(reason, f"{self.shown_url} answers {reply}", fatal=True, reply=reply, hint=hint)
         return ProviderError(
             reason,
             reply,
-            transient=status in _TRANSIENT or status >= 500,
+            transient=is_wrapped or status in TRANSIENT or status >= 500,
             retry_after=retry_after_seconds(headers),
             busy=status in _BUSY,
             report=report(headers),
         )
-
-    def _advice(self, status: int, headers: Mapping[str, str], reply: str) -> str | None:
-        """Advice where no request can succeed; `None` where another might."""
-        if status in {401, 403}:
-            return "check the key in the environment variable that api_key_env names"
-        if status == 402 or "insufficient_quota" in reply or "billing_hard_limit" in reply:
-            return "the account has no credit left; add some and run again"
-        if "model_not_found" in reply or (status == 404 and "model" in reply):
-            return f'check the name of the model, "{self.model}"'
-        if status in {404, 405}:
-            return "check base_url, which usually ends in /v1"
-        if 300 <= status < 400:
-            return f"it points to {one_line(headers.get('Location', 'nowhere'), 100)}; put that address into base_url"
-        return None
 
     def _broken(self, error: Exception) -> ProviderError:
         """The error for a client's exception; transient unless it is an untrusted certificate or a bad address."""
@@ -333,6 +320,13 @@ def _with_extra(endpoint: Endpoint, extra_body: Mapping[str, Any]) -> Endpoint:
         return endpoint
     both = canonical({"fingerprint": endpoint.fingerprint, "extra_body": extra_body})
     return replace(endpoint, fingerprint=text_sha256(both))
+
+
+def _elsewhere(status: int, headers: Mapping[str, str]) -> str:
+    """Advice for a redirect, which is not followed; else empty."""
+    if not 300 <= status < 400:
+        return ""
+    return f"it points to {one_line(headers.get('Location', 'nowhere'), 100)}; put that address into base_url"
 
 
 async def _body_text(response: aiohttp.ClientResponse, largest: int) -> str:

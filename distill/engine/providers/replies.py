@@ -11,6 +11,7 @@ from typing import Any
 from distill.core.redaction import strike
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.bounded_numbers import count_of
+from distill.engine.providers.refusals import hint, plain_text
 from distill.types import Finish, Usage
 
 DEEPEST_BODY = 100
@@ -53,7 +54,8 @@ def json_object(reply: str) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise ProviderError("malformed", f"the response is no JSON object: {shown(reply)}", transient=True)
+        detail = f"the response is no JSON object: {shown(reply)}"
+        raise ProviderError("malformed", detail, transient=True, hint=hint(reply))
     return body
 
 
@@ -93,19 +95,6 @@ def usage_of(reply: Any, text: str) -> Usage | None:
     return None if prompt is None or completion is None else Usage(prompt, completion)
 
 
-def message_of(body: str) -> tuple[str, str]:
-    """An error body's message and code: in OpenAI's shape, FastAPI's `detail`, or any text without its tags."""
-    try:
-        document = json.loads("" if _is_deep(body) else body)
-    except ValueError:
-        return shown(body), ""
-    error = document.get("error", document) if isinstance(document, dict) else document
-    if not isinstance(error, dict):
-        return str(error), ""
-    message = error.get("message") or error.get("detail") or json.dumps(error)
-    return str(message), f"{error.get('code')} {error.get('type')}"
-
-
 def shown(body: str) -> str:
     """The beginning of a body on one line, without tags."""
-    return one_line(re.sub(r"<[^>]*>", " ", body[:4000]), 160) or "nothing"
+    return one_line(plain_text(body), 160) or "nothing"
