@@ -11,8 +11,8 @@ from typing import Any
 from distill.engine.providers import one_line
 
 _MESSAGES = (
-    "message", "msg", "error_message", "error_msg", "errmsg", "err_msg", "status_msg", "error_description", "detail",
-    "details", "description", "faultstring", "reason", "title", "errors", "error",
+    "message", "msg", "error_message", "error_msg", "errmsg", "err_msg", "status_msg", "error_description",
+    "faultstring", "detail", "details", "description", "reason", "title", "errors", "error",
 )  # fmt: skip
 """The fields in which servers put an error's message, those with the most words first."""
 _CODES = {"code", "type", "status", "reason", "error", "error_code", "status_code", "title", "__type"}
@@ -38,16 +38,17 @@ _MODEL = re.compile(
 )
 _SECRET = (
     r"((api|access|auth|bearer|secret|security|subscription|server|session)[\s_-]*(key|token|secret)s?"
-    r"|authori[sz]ation|authentication|credentials?|jwt|令牌|密钥)"
+    r"|authori[sz]ation|authentication|credentials?|jwt)"
 )
 _REFUSED = (
     r"(not[\s_-]*valid|no longer valid|invalid|incorrect|wrong|expired|revoked|missing|not found|no\b|not provided"
-    r"|required|无效|过期|错误)"
+    r"|required)"
 )
 _KEY = re.compile(
     rf"\b{_SECRET}\b.{{0,60}}?{_REFUSED}|{_REFUSED}\b.{{0,30}}?\b{_SECRET}|invalid[\s_-]*token\b|api_?key_?invalid"
     r"|token (is |has )?(expired|invalid)|unauthori[sz]ed\b|unauthenticated"
-    r"|authentication[\s_-]*(error|fail)|login fail|身份验证|鉴权",
+    r"|authentication[\s_-]*(error|fail)|login fail|身份验证|鉴权"
+    r"|无效的?\s*(令牌|密钥|api)|(令牌|密钥|key)\s*(无效|已?过期|错误|不正确)",
     re.IGNORECASE,
 )
 _ADDRESS = re.compile(
