@@ -60,6 +60,24 @@ def test_a_wrong_key_is_one_line_that_shows_no_key(journal: Journal, server: Bat
     assert all(wrong.encode() not in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 
+def test_a_line_that_is_refused_fails_alone_and_is_asked_again(journal: Journal, server: BatchServer) -> None:
+    server.fails = lambda text, times: 403 if text == "q2" and times == 1 else None
+    assert values(passes(journal, server).run(many(4))) == [
+        "answer to q0",
+        "answer to q1",
+        "failed: http_403",
+        *answers(4)[3:],
+    ]
+    assert values(passes(journal, server).run(many(4))) == answers(4)
+
+
+def test_lines_that_are_all_refused_stop_the_run(journal: Journal, server: BatchServer) -> None:
+    server.fails = lambda text, times: 401 if times == 1 else None
+    with pytest.raises(StoppedByEndpoint, match=r"HTTP 401.*check the key"):
+        passes(journal, server).run(many(4))
+    assert values(passes(journal, server).run(many(4))) == answers(4)
+
+
 def test_an_endpoint_without_batches_is_one_line(journal: Journal, server: BatchServer) -> None:
     server.url += "/nowhere"
     with pytest.raises(StoppedByEndpoint, match=r"does not know its files .*it may have no Batch API"):

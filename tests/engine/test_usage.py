@@ -115,7 +115,8 @@ def test_the_journal_is_read_again_and_the_cap_holds(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "usage", [{"prompt_tokens": -(10**9), "completion_tokens": 5}, {"prompt_tokens": 2**70, "completion_tokens": 1}, {},
-              {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": 9, "completion_tokens": MOST + 1},
+              {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": 9, "completion_tokens": 0},
+              {"prompt_tokens": 0, "completion_tokens": 9}, {"prompt_tokens": 9, "completion_tokens": MOST + 1},
               {"prompt_tokens": True, "completion_tokens": 1}, {"prompt_tokens": 9.5, "completion_tokens": 1}]
 )  # fmt: skip
 def test_a_count_that_cannot_be_is_not_reported_and_the_most_is_charged(tmp_path: Path, usage: dict[str, Any]) -> None:
