@@ -86,11 +86,11 @@ def _plain(value: Any) -> Any:
         return int(value) if math.isfinite(value) and value.is_integer() else value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        fields_of = _defaults(type(value))
+        return {name: _plain(item) for name, default in fields_of if (item := getattr(value, name)) != default}
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        items = ((name, getattr(value, name), default) for name, default in _defaults(type(value)))
-        return {name: _plain(item) for name, item, default in items if item != default}
     raise TypeError(f"a {type(value).__name__} has no canonical JSON")
 
 

@@ -42,6 +42,8 @@ _BATCH_OF_LAST = (
 )
 _SUMMED = {_ANSWER, FAILURE, _INTENT, _BATCH}
 """Statements whose last value is the row's checksum."""
+SHORT_RAW = 500
+"""Characters of a `raw` from which it is compressed: a shorter one takes longer to compress than to write."""
 LARGEST_RAW_BYTES = 64 * 2**20
 """A compressed `raw` that unpacks to more is damaged: no response is that long."""
 
@@ -230,13 +232,15 @@ def require_sound(row: Sequence[Any]) -> None:
         raise ValueError("its checksum does not match")
 
 
-def _packed(raw_json: str) -> bytes:
+def _packed(raw_json: str) -> str | bytes:
+    if len(raw_json) < SHORT_RAW:
+        return raw_json
     packing = zlib.compressobj(1, zlib.DEFLATED, 13, 5)  # windows of 8 KB: larger ones take six times as long to set up
     return packing.compress(raw_json.encode("utf-8", "replace")) + packing.flush()
 
 
 def _unpacked(raw: str | bytes) -> str:
-    if isinstance(raw, str):  # written by an earlier version
+    if isinstance(raw, str):  # short, or written by an earlier version
         return raw
     unpacking = zlib.decompressobj()
     data = unpacking.decompress(raw, LARGEST_RAW_BYTES)
