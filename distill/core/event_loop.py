@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from distill.core import interrupts
+
 T = TypeVar("T")
 
 
@@ -22,7 +24,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
+        try:
+            return asyncio.run(work)
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                interrupts.arm()  # asyncio has set Ctrl-C's handler anew
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="loop") as threads:
         return _watched(work, threads)
 

@@ -2,11 +2,13 @@
 
 Python runs a signal's handler in the main thread, between two bytecodes, which a product of matrices or the loading of
 a library can delay for long; and a library may swallow the `KeyboardInterrupt`. So a thread also reads each signal from
-a pipe that the interpreter writes to at once: it remembers the first, and ends the process soon after the second.
+a pipe that the interpreter writes to at once: it remembers the first, and ends the process soon after the second. Where
+even that thread cannot run, as while C code holds the interpreter's lock, the kernel ends the process.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import threading
@@ -18,7 +20,7 @@ from typing import Any
 GRACE_SECONDS = 0.5
 """Time that a command has after the second signal to end by itself."""
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
-_came = threading.Event()
+_came, _is_listening = threading.Event(), threading.Event()
 
 
 @contextmanager
@@ -28,17 +30,35 @@ def listening() -> Iterator[None]:
     os.set_blocking(writer, False)
     before = [signal.getsignal(number) for number in _NUMBERS]
     pipe_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _is_listening.set()
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     signal.signal(signal.SIGTERM, _as_interrupt)
+    arm()
     try:
         yield
     finally:
+        _is_listening.clear()
         for number, handler in zip(_NUMBERS, before, strict=True):
             signal.signal(number, handler or signal.SIG_DFL)
         signal.set_wakeup_fd(pipe_before)
         os.close(writer)
         _came.clear()
+
+
+def arm() -> None:
+    """Have the kernel end the process at the second signal of a kind, until a handler of Python is set again.
+
+    System V's `signal` (glibc has it as `sysv_signal`) calls a handler once, and then restores the default action; so
+    the second signal needs no lock. Does nothing outside `listening` and with another C library.
+    """
+    libc = ctypes.CDLL(None)
+    if not (_is_listening.is_set() and hasattr(libc, "sysv_signal")):
+        return
+    for function in (libc.signal, libc.sysv_signal):
+        function.argtypes, function.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    for number in _NUMBERS:
+        libc.sysv_signal(number, libc.signal(number, None))
 
 
 def end_at_once() -> None:
@@ -58,9 +78,11 @@ def check() -> None:
         raise KeyboardInterrupt
 
 
-def _as_interrupt(_: int, frame: Any) -> None:
-    """What Ctrl-C does now: a running event loop or training has a handler of its own."""
+def _as_interrupt(number: int, frame: Any) -> None:
+    """What Ctrl-C does now: a running event loop or training has a handler of its own, also for the second signal."""
     handler: Any = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:
+        signal.signal(number, _as_interrupt)
     handler(signal.SIGINT, frame)
 
 

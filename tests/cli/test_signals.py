@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -203,3 +204,42 @@ def test_the_second_signal_ends_a_command_at_once_whatever_it_waits_for(number, 
     assert time.monotonic() - started < 1.0
     assert child.returncode == 130
     assert "Traceback" not in said
+
+
+HELD = """
+import ctypes, os, sys, time
+def hook(name, arguments):
+    if name == "import" and arguments[0] == "typer" and not held:
+        held.append(True)
+        try:
+            for _ in range(int(sys.argv[1])):
+                os.kill(os.getpid(), int(sys.argv[2]))
+                time.sleep(0.1)
+        except KeyboardInterrupt:
+            pass
+        os.write(1, b"held")
+        lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+        lock(mutex), lock(mutex)
+held = []
+sys.addaudithook(hook)
+from distill.cli.main import main
+main(["doctor"])
+"""
+"""The command line, where C code holds the interpreter's lock for ever, after signals to itself."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("before", [0, 1])
+def test_the_second_signal_ends_a_command_within_a_second_while_c_code_holds_the_lock(number, before):
+    command = [sys.executable, "-P", "-c", HELD, str(before), str(int(number))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT) as child:
+        assert child.stdout is not None
+        assert child.stdout.read(4) == b"held"
+        for _ in range(2 - before):
+            time.sleep(0.2)
+            assert child.poll() is None
+            child.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.9)
+        child.kill()
+    assert child.returncode == -number

@@ -177,8 +177,8 @@ def _moment(site: Site, chance: Random) -> Callable[[Process], None]:
 
 def signalled(site: Site, chance: Random, *, kind: str, numbers: tuple[signal.Signals, ...]) -> Invocation:
     """Signals at a random moment, the second one up to half a second after the first."""
-    ends = -signal.SIGKILL if signal.SIGKILL in numbers else 130
-    invocation, moment = Invocation(kind, (ends, 0), had_effect=False), _moment(site, chance)
+    ends = (-signal.SIGKILL, 0) if signal.SIGKILL in numbers else (130, 0, *(-number for number in numbers[1:]))
+    invocation, moment = Invocation(kind, ends, had_effect=False), _moment(site, chance)
 
     def harm(process: Process) -> None:
         moment(process)
