@@ -81,6 +81,22 @@ def test_a_refusal_of_everything_stops_the_run_and_mended_the_same_command_goes_
         assert values(engine(journal, remote(server)).run(many(100))) == [f"answer to q{n}" for n in range(100)]
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        status(429, body=[{"error": {"code": 429, "message": "You exceeded your current quota, check your plan"}}]),
+        status(429, body={"error": {"message": "Rate limit reached for this API key, try again in 2 s"}}),
+        status(503, body={"error": {"message": "The model m is not available yet: no route to it"}}),
+        status(500, body={"detail": "cannot reach the authentication service"}),
+        status(200, body={"error": {"message": "upstream broke"}}),
+    ],
+)
+def test_what_may_pass_is_no_refusal(journal: Journal, fault: Fault) -> None:
+    with MockServer(fault=first(2, fault)) as server:
+        assert values(engine(journal, remote(server)).run(flows("q"))) == ["answer to q"]
+        assert server.count == 3
+
+
 def test_the_first_prompt_that_is_refused_waits_for_those_in_flight_beside_it(journal: Journal) -> None:
     latency: Callable[[int], float] = lambda number: 0.0 if number == 0 else 0.2  # noqa: E731
     with MockServer(fault=first(1, status(403)), latency_seconds=latency) as server:

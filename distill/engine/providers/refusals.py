@@ -28,7 +28,7 @@ ADDRESS = "check base_url, which usually ends in /v1"
 STREAM = "it answers with a stream only: use an address or a model that answers at once"
 _CREDIT = re.compile(
     r"insufficient[\s_-]*(quota|balance|credit|fund)|billing[\s_-]*hard[\s_-]*limit|credit balance is too low"
-    r"|exceeded your current quota|payment required|arrearage|余额不足|欠费",
+    r"|payment required|arrearage|余额不足|欠费",
     re.IGNORECASE,
 )
 _MODEL = re.compile(
@@ -72,9 +72,9 @@ def advice(status: int, body: str, words: str, *, model: str) -> str:
     may_pass = status in TRANSIENT or status >= 500
     if (_MODEL.search(words) and not may_pass) or (status == 404 and "model" in words.lower()):
         return f'check the name of the model, "{model}"'
-    if status == 403 and is_page(body):
+    if status == 407 or (status == 403 and is_page(body)):
         return FIREWALL
-    if status in {401, 403, 407} or _KEY.search(words):
+    if status in {401, 403} or _KEY.search(words):
         return KEY
     if status in {404, 405} or (_ADDRESS.search(words) and not may_pass):
         return ADDRESS
@@ -90,7 +90,7 @@ def hint(body: str) -> str:
 
 def is_page(body: str) -> bool:
     """Whether a body is a web page."""
-    return re.match(r"\s*(<!doctype html|<html|<head|<body|<h1)", body, re.IGNORECASE) is not None
+    return re.match(r"\s*<(!doctype html|html|head|title|body|h1|!--)", body, re.IGNORECASE) is not None
 
 
 def concerns_all(reason: str, detail: str) -> bool:
