@@ -25,7 +25,7 @@ KEY = "check the key in the environment variable that api_key_env names"
 FIREWALL = "a firewall or proxy refuses the request: check base_url, the network and the key"
 CREDIT = "the account has no credit left; add some and run again"
 ADDRESS = "check base_url, which usually ends in /v1"
-STREAM = "it answers with a stream only: use an address or a model that answers at once"
+STREAM = "it answers with a stream, which was not asked for: turn that off there, or use another model"
 _CREDIT = re.compile(
     r"insufficient[\s_-]*(quota|balance|credit|fund)|billing[\s_-]*hard[\s_-]*limit|credit balance is too low"
     r"|payment required|arrearage|余额不足|欠费",
