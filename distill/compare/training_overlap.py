@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 from distill.compare.results import Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
-from distill.text.rouge_index import comparable
 from distill.text.tfidf import NearRow, nearest
 from distill.text.tokens import n_grams
+from distill.text.words import comparable
 from distill.types import Session
 
 NEAREST = 3

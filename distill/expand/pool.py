@@ -15,8 +15,9 @@ from pydantic import Field
 from distill import recipe
 from distill.core import assets
 from distill.expand.seeds import Seed
-from distill.text.rouge_index import NoveltyIndex, comparable, word_count
+from distill.text.rouge_index import NoveltyIndex
 from distill.text.thinking import split_thoughts
+from distill.text.words import word_count
 from distill.text.wrappers import strip_quotes, strip_wrappers, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
 
@@ -271,7 +272,7 @@ class PoolGrowth:
         self._forbidden = _any_of(options.forbidden) if options.forbidden else None
         self._index = NoveltyIndex(options.rouge_l)
         for each in seeds:
-            self._index.add(each.id, comparable(each.instruction))
+            self._index.add(each.id, each.instruction)
 
     @property
     def window(self) -> int:
@@ -289,10 +290,9 @@ class PoolGrowth:
         return [admitted for task in tasks if (admitted := self._take(task)) is not None]
 
     def _take(self, task: Task) -> Task | None:
-        tokens = comparable(task.instruction)
         reason, nearest = self._refusal(task), None
         if reason is None:
-            nearest = self._index.nearest(tokens)
+            nearest = self._index.nearest(task.instruction)
             reason = "too_similar" if nearest is not None and self._index.is_near(nearest) else None
         near: Mapping[str, Any] | None = nearest._asdict() if nearest is not None else None
         if reason is not None:
@@ -300,7 +300,7 @@ class PoolGrowth:
             self.refused.append(replace(task, meta={**task.meta, "refused": reason, "nearest": near}))
             return None
         admitted = replace(task, id=f"task-{len(self.tasks) + 1:05}", meta={**task.meta, "nearest": near})
-        self._index.add(admitted.id, tokens)
+        self._index.add(admitted.id, task.instruction)
         self._openings[_opening(task.instruction)] += 1
         self.tasks.append(admitted)
         return admitted

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from array import array
-from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
-from unicodedata import category, normalize
 
 from distill.errors import DistillError
-from distill.text.tokens import MAX_TOKENS, rouge_tokens
+from distill.text.tokens import MAX_TOKENS
+from distill.text.words import comparable, likeness_as_written
 
 if TYPE_CHECKING:
     from typing import Any
@@ -24,13 +21,6 @@ if TYPE_CHECKING:
     Lengths: TypeAlias = NDArray[np.int64]
 
 
-_SPACELESS = (
-    "\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua9e0-\ua9ff\uaa60-\uaa7f"
-    "\uf900-\ufaff\U00020000-\U0003ffff"
-)
-"""Scripts that write no spaces between words: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han."""
-_IS_SPACELESS = re.compile(f"[{_SPACELESS}]")
-_ALNUM = re.compile(r"[^\W_]")
 _CODE_POINTS = 0x110000
 _SLACK = 1e-6
 """Margin of bounds, so that rounding excludes no text."""
@@ -47,41 +37,14 @@ class Neighbour(NamedTuple):
     """F-measure in [0, 1]."""
 
 
-def comparable(text: str) -> list[str]:
-    """The tokens by which two texts are compared.
-
-    These are rouge_score's where it keeps at least half of the letters and digits. It keeps only [a-z0-9], so Chinese,
-    Arabic or Hindi texts would have no tokens; they are split into words of any script, combining marks included, and
-    into single letters where the script writes no spaces.
-    """
-    tokens = rouge_tokens(text)
-    if text.isascii() or 2 * sum(map(len, tokens)) >= len(_ALNUM.findall(text)):
-        return tokens
-    return _any_script().findall(normalize("NFKC", text.casefold()))
-
-
-def word_count(text: str) -> int:
-    """The number of words between white space; in a script without spaces, the number of letters."""
-    return len(_any_script().findall(text) if _IS_SPACELESS.search(text) else text.split())
-
-
-@cache
-def _any_script() -> re.Pattern[str]:
-    """Pattern of a word in any script, with combining marks, which `re` does not count as letters.
-
-    A class with marks beyond U+FFFF too would be forty times as slow.
-    """
-    marks = "".join(chr(code) for code in range(0x300, 0x10000) if category(chr(code)).startswith("M"))
-    spaced = rf"(?![{_SPACELESS}])[^\W_]"
-    return re.compile(rf"(?=[^\W_])[{_SPACELESS}][{marks}]*|{spaced}(?:{spaced}|[{marks}])*")
-
-
 class NoveltyIndex:
     """An index of texts that returns the one most similar to a new text; exact for their first `MAX_TOKENS` tokens.
 
-    Decisions equal those of rouge_score's `fmeasure > threshold` over every text, without a stemmer. F is computed in
-    its order of operations, because rounding lifts about half of the length triples at exactly 0.7 above it (L=7, m=8,
-    n=12), and those count as near.
+    Texts are compared by their `comparable` tokens, and where those are equal as they are written.
+
+    Decisions on ASCII texts equal those of rouge_score's `fmeasure > threshold` over every text, without a stemmer, but
+    for texts with the same tokens. F is computed in its order of operations, because rounding lifts about half of the
+    length triples at exactly 0.7 above it (L=7, m=8, n=12), and those count as near.
 
     Each distinct token becomes one character, so that a bit-parallel LCS runs over plain strings. It runs over few
     texts without missing one: two texts of m and n tokens that share s of them, in any order, have an F of at most
@@ -93,52 +56,54 @@ class NoveltyIndex:
         self.threshold = threshold
         self._ids: list[str] = []
         self._texts: list[str] = []
+        self._encoded: list[str] = []
         self._characters: dict[str, str] = {}
         self._overlaps = Overlaps()
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def add(self, id: str, tokens: Sequence[str]) -> None:
-        """Append a text, as `comparable` tokens."""
-        text = "".join([self._character(token) for token in tokens[:MAX_TOKENS]])
+    def add(self, id: str, text: str) -> None:
+        """Append a text."""
+        encoded = "".join([self._character(token) for token in comparable(text)[:MAX_TOKENS]])
         self._ids.append(id)
         self._texts.append(text)
-        self._overlaps.add(text)
+        self._encoded.append(encoded)
+        self._overlaps.add(encoded)
 
-    def nearest(self, tokens: Sequence[str]) -> Neighbour | None:
+    def nearest(self, text: str) -> Neighbour | None:
         """The most similar text, the earliest of equals; `None` when no text shares a token."""
-        return self._best(tokens, least=0.0)
+        return self._best(text, least=0.0)
 
-    def near(self, tokens: Sequence[str]) -> Neighbour | None:
+    def near(self, text: str) -> Neighbour | None:
         """The most similar text if it is above the threshold, else `None`; faster than `nearest`."""
-        best = self._best(tokens, least=self.threshold)
+        best = self._best(text, least=self.threshold)
         return best if best is not None and self.is_near(best) else None
 
     def is_near(self, neighbour: Neighbour) -> bool:
         """Whether a neighbour is above the threshold; exactly at it is not."""
         return neighbour.rouge_l > self.threshold
 
-    def _best(self, tokens: Sequence[str], *, least: float) -> Neighbour | None:
+    def _best(self, text: str, *, least: float) -> Neighbour | None:
         """The most similar of the texts whose F can be `least` or more.
 
         Those that share nearly the most tokens are compared first; the best F among them rules out most others.
         """
-        query = "".join([self._characters.get(token, _UNKNOWN) for token in tokens[:MAX_TOKENS]])
+        query = "".join([self._characters.get(token, _UNKNOWN) for token in comparable(text)[:MAX_TOKENS]])
         shared = self._overlaps.shared(query)
         most = int(shared.max(initial=0))
         if most < _fewest(least, len(query)):
             return None
         floor = max(_fewest(least, len(query)), most - most // 8 - 1)
         places, bounds = self._sharing(shared, len(query), floor)
-        best = self._most_similar(query, _greatest(places, bounds))
+        best = self._most_similar(text, query, _greatest(places, bounds))
         least = max(least, best.rouge_l)
         if _fewest(least, len(query)) < floor:
             places, bounds = self._sharing(shared, len(query), _fewest(least, len(query)))
         elif len(places) <= AT_FIRST:
             return best
         places = places[bounds >= least - _SLACK]
-        return self._most_similar(query, places) if len(places) else None
+        return self._most_similar(text, query, places) if len(places) else None
 
     def _sharing(self, shared: Counts, length: int, fewest: int) -> tuple[Places, NDArray[np.float64]]:
         """Places of the texts that share at least `fewest` tokens, and upper bounds of their F."""
@@ -147,16 +112,18 @@ class NoveltyIndex:
         places = np.flatnonzero(shared >= fewest)
         return places, 2.0 * shared[places] / (length + self._overlaps.lengths[places])
 
-    def _most_similar(self, query: str, places: Places) -> Neighbour:
+    def _most_similar(self, text: str, query: str, places: Places) -> Neighbour:
         """The first of those with the greatest F, for texts that each share a token with the query."""
         import numpy as np
         from rapidfuzz import process
         from rapidfuzz.distance import LCSseq
 
-        texts = [self._texts[place] for place in places.tolist()]
-        common = process.cdist((query,), texts, scorer=LCSseq.similarity, dtype=np.int32)[0]
+        encoded = [self._encoded[place] for place in places.tolist()]
+        common = process.cdist((query,), encoded, scorer=LCSseq.similarity, dtype=np.int32)[0]
         precision, recall = common / len(query), common / self._overlaps.lengths[places]
         f = 2 * precision * recall / (precision + recall)
+        for equal in np.flatnonzero(f == 1.0).tolist():
+            f[equal] = likeness_as_written(text, self._texts[places[equal]])
         best = int(f.argmax())
         return Neighbour(self._ids[places[best]], float(f[best]))
 

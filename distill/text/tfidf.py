@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, TypeAlias
 
-from distill.text.rouge_index import comparable
+from distill.text.words import comparable
 
 if TYPE_CHECKING:
     from typing import Any

@@ -13,7 +13,8 @@ from rouge_score.rouge_scorer import _score_lcs
 
 from distill.core import assets
 from distill.core.jsonl import read_jsonl
-from distill.text.rouge_index import Neighbour, NoveltyIndex, comparable
+from distill.text.rouge_index import Neighbour, NoveltyIndex
+from distill.text.words import comparable
 from tests.benchmarks.arena import Check, Findings
 
 TEXTS, QUICK_TEXTS = 52_000, 4_000
@@ -36,12 +37,13 @@ Tokens = Sequence[str]
 def run(*, quick: bool) -> Findings:
     """Decide the stream, with each text's nearest neighbour as expansions record it; then the loop, on a sample."""
     count = QUICK_TEXTS if quick else TEXTS
-    texts = stream(2 * count, seed=1)
+    tokens = stream(2 * count, seed=1)
+    texts = [" ".join(each) for each in tokens]
     once = _decided("nearest", texts[:count], NoveltyIndex.nearest)
     bytes_used = psutil.Process().memory_info().rss
     twice = _decided("nearest, twice the stream", texts, NoveltyIndex.nearest)
     near = _decided("near, for decisions alone", texts[:count], NoveltyIndex.near)
-    pair_seconds = _seconds_a_pair(texts[:count], QUICK_PAIRS if quick else PAIRS)
+    pair_seconds = _seconds_a_pair(tokens[:count], QUICK_PAIRS if quick else PAIRS)
     loop_seconds = pair_seconds * once["pairs"]
     differing, looked_at = _differing(stream(QUICK_SAMPLE if quick else SAMPLE, seed=2))
     checks = [
@@ -86,9 +88,7 @@ def _counts() -> Counter[str]:
     return Counter(word for text in texts for word in comparable(text))
 
 
-def _decided(
-    name: str, texts: Sequence[Tokens], look: Callable[[NoveltyIndex, Tokens], Neighbour | None]
-) -> dict[str, Any]:
+def _decided(name: str, texts: Sequence[str], look: Callable[[NoveltyIndex, str], Neighbour | None]) -> dict[str, Any]:
     """Take each text that is not near one before; in one thread."""
     index, pairs = NoveltyIndex(THRESHOLD), 0
     wall, cpu = time.perf_counter(), time.process_time()
@@ -124,7 +124,7 @@ def _differing(texts: Sequence[Tokens]) -> tuple[int, int]:
     """
     index, kept, differing, looked_at = NoveltyIndex(THRESHOLD), list[tuple[str, Tokens, frozenset[str]]](), 0, 0
     for number, text in enumerate(texts):
-        found = index.nearest(text)
+        found = index.nearest(" ".join(text))
         least = 0.0 if found is None else found.rouge_l - 1e-9
         possible = [(id, before) for id, before, words in kept if _bound(text, before, words) >= least]
         scores = [_score_lcs(before, text).fmeasure for _, before in possible]
@@ -132,7 +132,7 @@ def _differing(texts: Sequence[Tokens]) -> tuple[int, int]:
         best = max(scores, default=0.0)
         differing += found != ((possible[scores.index(best)][0], best) if best else None)
         if best <= THRESHOLD:
-            index.add(str(number), text)
+            index.add(str(number), " ".join(text))
             kept.append((str(number), text, frozenset(text)))
     return differing, looked_at
 

@@ -14,9 +14,10 @@ from distill.compare.metrics.style import features
 from distill.text.answer_checks import CHECKS, final_answer, number, same_number, vote
 from distill.text.echoes import is_echo, is_repeated, repeats_prompt
 from distill.text.judge_replies import GradeScale, read_grade
-from distill.text.rouge_index import NoveltyIndex, comparable, word_count
+from distill.text.rouge_index import NoveltyIndex
 from distill.text.thinking import in_text
 from distill.text.tokens import harmless, normalise, rouge_l, rouge_tokens, visible
+from distill.text.words import comparable, word_count
 from distill.text.wrappers import bare, is_no_input, refuses, strip_quotes, strip_wrappers, without_rulers
 
 pytestmark = pytest.mark.slow
@@ -65,8 +66,8 @@ def moved(text: str) -> str:
 
 def near(text: str) -> Any:
     index = NoveltyIndex()
-    index.add("a", comparable(text))
-    return index.near(comparable(moved(text)))
+    index.add("a", text)
+    return index.near(moved(text))
 
 
 FUNCTIONS: dict[str, Callable[[str], Any]] = {

@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
 from distill.core.jsonl import read_sessions
-from distill.text.rouge_index import comparable
 from distill.text.tokens import n_grams
+from distill.text.words import comparable
 from distill.types import MODELS
 
 RUN = 8

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from distill.compare.metrics import Measure, NoOptions, Sample, Scores
-from distill.text.rouge_index import comparable
 from distill.text.tokens import rouge_l, rouge_tokens
+from distill.text.words import comparable
 
 
 class Overlap:
@@ -34,9 +34,11 @@ class Overlap:
         """`rouge_l`, 0 to 1; 0 for an empty answer. Excluded: the teacher itself, and empty answers of the teacher."""
         if sample.model == "teacher" or sample.reference is None:
             return {}
-        reference = comparable(sample.reference.text)
-        if not reference:
-            return {}
-        is_latin = reference == rouge_tokens(sample.reference.text)
-        answer = rouge_tokens(sample.answer.text) if is_latin else comparable(sample.answer.text)
-        return {"rouge_l": rouge_l(answer, reference)}
+        tokens_of = rouge_tokens if _is_mostly_latin(sample.reference.text) else comparable
+        reference = tokens_of(sample.reference.text)
+        return {"rouge_l": rouge_l(tokens_of(sample.answer.text), reference)} if reference else {}
+
+
+def _is_mostly_latin(text: str) -> bool:
+    """Whether rouge_score's tokens hold at least half of the letters and digits."""
+    return 2 * sum(map(len, rouge_tokens(text))) >= sum(map(str.isalnum, text))

@@ -14,7 +14,7 @@ from distill.core.extras import install
 from distill.curate.filters import answers_of
 from distill.errors import MissingPackage
 from distill.models import pretrained
-from distill.text.rouge_index import word_count
+from distill.text.words import word_count
 from distill.types import Session, Verdict
 
 Bound = Annotated[int, Field(ge=0)] | None

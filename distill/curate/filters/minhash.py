@@ -13,8 +13,8 @@ from pydantic import Field
 from distill import recipe
 from distill.core.hashing import hash64
 from distill.curate.filters import Compared, both_ends, compared_text
-from distill.text.rouge_index import comparable
 from distill.text.tokens import normalise
+from distill.text.words import comparable
 from distill.types import Session, Verdict
 
 Hashes: TypeAlias = NDArray[np.uint64]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from distill import recipe
 from distill.curate.filters import MOST_COMPARED, Compared, both_ends, compared_text
-from distill.text.rouge_index import NoveltyIndex, comparable
+from distill.text.rouge_index import NoveltyIndex
 from distill.types import Session, Verdict
 
 
@@ -38,10 +38,10 @@ class NearDuplicate:
         return [self._decide(session, index) for session in sessions]
 
     def _decide(self, session: Session, index: NoveltyIndex) -> Verdict:
-        tokens = comparable(both_ends(compared_text(session, self.options.on), MOST_COMPARED))
-        near = index.near(tokens)
+        text = both_ends(compared_text(session, self.options.on), MOST_COMPARED)
+        near = index.near(text)
         if near is None:
-            index.add(session.id, tokens)
+            index.add(session.id, text)
             return Verdict(rule="near_duplicate", keep=True, reason="ok", threshold=self.options.rouge_l)
         return Verdict(
             rule="near_duplicate",

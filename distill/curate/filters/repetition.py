@@ -13,8 +13,8 @@ from pydantic import Field
 
 from distill import recipe
 from distill.curate.filters import answers_of, both_ends
-from distill.text.rouge_index import comparable
 from distill.text.tokens import n_grams
+from distill.text.words import comparable
 from distill.types import Session, Verdict
 
 Share = Annotated[float, Field(ge=0, le=1)]

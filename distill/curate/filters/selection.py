@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 from distill import recipe
 from distill.core.hashing import hash64
 from distill.curate.filters import Compared, answers_of, both_ends, compared_text
-from distill.text.rouge_index import comparable
 from distill.text.tfidf import SCALE, hashed_vectors
+from distill.text.words import comparable
 from distill.types import Session, Verdict
 
 Vectors: TypeAlias = NDArray[np.float32]
