@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from distill.core.hashing import hash_share
 from distill.curate.filters import MOST_COMPARED, both_ends, prompt_of
 from distill.curate.rows import MeasuredRow
-from distill.text.rouge_index import Neighbour, NoveltyIndex, comparable
+from distill.text.rouge_index import Neighbour, NoveltyIndex
 from distill.text.tokens import normalise
 from distill.types import Session, Verdict
 
@@ -51,7 +51,7 @@ class _Prompts:
         self._equal: dict[str, str] = {}
 
     def add(self, id: str, prompt: str) -> None:
-        self._index.add(id, _tokens(prompt))
+        self._index.add(id, _compared(prompt))
         self._equal[normalise(prompt)] = id
 
     def near(self, prompt: str) -> Neighbour | None:
@@ -59,11 +59,11 @@ class _Prompts:
             return None
         if (equal := self._equal.get(normalise(prompt))) is not None:
             return Neighbour(equal, 1.0)
-        return self._index.near(_tokens(prompt))
+        return self._index.near(_compared(prompt))
 
 
-def _tokens(prompt: str) -> list[str]:
-    return comparable(both_ends(prompt, MOST_COMPARED))
+def _compared(prompt: str) -> str:
+    return both_ends(prompt, MOST_COMPARED)
 
 
 def drop_near(training: Iterable[MeasuredRow], test_rows: Iterable[MeasuredRow], near: float) -> None:

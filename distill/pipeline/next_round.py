@@ -25,7 +25,7 @@ from distill.errors import RecipeError, RunFolderError
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
 from distill.run.scores import require_scores
-from distill.text.rouge_index import NoveltyIndex, comparable
+from distill.text.rouge_index import NoveltyIndex
 from distill.text.tfidf import Weights, cosine
 from distill.types import Session
 
@@ -149,7 +149,7 @@ def _cluster_name(cluster: Cluster, weights: Weights) -> str:
 def _held_out(run: Path) -> NoveltyIndex:
     index = NoveltyIndex(NEAR)
     for row in read_jsonl(run / "answers.jsonl"):
-        index.add(str(row["id"]), comparable(_question(row)))
+        index.add(str(row["id"]), _question(row))
     return index
 
 
@@ -167,7 +167,7 @@ def _seeds(
             seed = _seed(session, f"next-{number}-{count}")
             if count == each or seed is None or session.id in used_ids:
                 continue
-            if held_out.near(comparable(asked_of(session))) is None:
+            if held_out.near(asked_of(session)) is None:
                 used_ids.add(session.id)
                 count += 1
                 yield {**seed, "name": cluster.name.replace(" ", "_")}

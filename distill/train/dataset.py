@@ -13,7 +13,7 @@ from distill.core import console
 from distill.core.hashing import text_sha256
 from distill.errors import DistillError
 from distill.models import chat_template
-from distill.text.rouge_index import NoveltyIndex, comparable
+from distill.text.rouge_index import NoveltyIndex
 from distill.text.tokens import normalise
 from distill.train.mask_check import MaskGate, MaskReport, MaskRow, UnspeltError
 from distill.types import Message, Session
@@ -254,32 +254,32 @@ def hold_out(
     """
     if not rows:
         return [], set()
-    tokens = {session.id: comparable(_question(session)) for session in sessions}
+    questions = {session.id: _question(session) for session in sessions}
     order = sorted((one for one in sessions if one.id in eligible), key=lambda one: _digest(one, seed))
-    candidates = _apart(order, tokens, CHOICE * rows)
-    index = _index(candidates, tokens)
-    near = Counter(other.id for session in sessions if (other := index.near(tokens[session.id])) is not None)
+    candidates = _apart(order, questions, CHOICE * rows)
+    index = _index(candidates, questions)
+    near = Counter(other.id for session in sessions if (other := index.near(questions[session.id])) is not None)
     ids = set(sorted(candidates, key=lambda id_: near[id_])[:rows])
-    index = _index(sorted(ids), tokens)
-    beside = {id_ for id_ in tokens if id_ not in ids and index.near(tokens[id_]) is not None}
+    index = _index(sorted(ids), questions)
+    beside = {id_ for id_ in questions if id_ not in ids and index.near(questions[id_]) is not None}
     return [session for session in sessions if session.id in ids], beside
 
 
-def _apart(order: Sequence[Session], tokens: dict[str, list[str]], most: int) -> list[str]:
+def _apart(order: Sequence[Session], questions: dict[str, str], most: int) -> list[str]:
     """The first ids with no two similar questions."""
     index = NoveltyIndex(NEAR)
     ids: list[str] = []
     for session in order:
-        if len(ids) < most and index.near(tokens[session.id]) is None:
-            index.add(session.id, tokens[session.id])
+        if len(ids) < most and index.near(questions[session.id]) is None:
+            index.add(session.id, questions[session.id])
             ids.append(session.id)
     return ids
 
 
-def _index(ids: Sequence[str], tokens: dict[str, list[str]]) -> NoveltyIndex:
+def _index(ids: Sequence[str], questions: dict[str, str]) -> NoveltyIndex:
     index = NoveltyIndex(NEAR)
     for id_ in ids:
-        index.add(id_, tokens[id_])
+        index.add(id_, questions[id_])
     return index
 
 
