@@ -7,6 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from distill.core import assets
 from distill.expand.seeds import Seed
 from distill.text.rouge_index import NoveltyIndex
 from distill.text.thinking import split_thoughts
-from distill.text.words import word_count
+from distill.text.words import phrase_pattern, word_count
 from distill.text.wrappers import strip_quotes, strip_wrappers, without_rulers
 from distill.types import Completion, Message, Request, Sampling, Task
 
@@ -218,14 +219,15 @@ def _opening(instruction: str) -> str:
     return " ".join(instruction.lower().split()[:OPENING_WORDS])
 
 
-def _any_of(phrases: Sequence[str]) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{'|'.join(map(re.escape, phrases))})\b", re.IGNORECASE)
+@cache
+def _forbidden(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    return phrase_pattern(phrases)
 
 
 FORM_RULES: Mapping[str, Callable[[str], object]] = {
     "too_short": lambda text: word_count(text) < MIN_WORDS,
     "too_long": lambda text: word_count(text) > MAX_WORDS,
-    "forbidden_word": _any_of(FORBIDDEN_WORDS).search,
+    "forbidden_word": lambda text: _forbidden(FORBIDDEN_WORDS).search(text),
     "program": lambda text: text.startswith("Write a program"),
     "punctuation_first": lambda text: text[0] in string.punctuation,
     "not_ascii_first": lambda text: not text[0].isascii(),
@@ -269,7 +271,6 @@ class PoolGrowth:
         self._rules = frozenset(rules)
         self._requests = 0
         self._openings: Counter[str] = Counter()
-        self._forbidden = _any_of(options.forbidden) if options.forbidden else None
         self._index = NoveltyIndex(options.rouge_l)
         for each in seeds:
             self._index.add(each.id, each.instruction)
@@ -313,7 +314,7 @@ class PoolGrowth:
             return "empty"
         if (reason := form_fault(task.instruction, self._rules)) is not None:
             return reason
-        if self._forbidden is not None and self._forbidden.search(f"{task.instruction}\n{task.input}"):
+        if _forbidden(self.options.forbidden).search(f"{task.instruction}\n{task.input}"):
             return "forbidden_word"
         return next((rule for rule in self.options.reject if self._breaks(rule, task)), None)
 

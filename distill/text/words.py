@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from unicodedata import category, normalize
 
@@ -83,3 +84,60 @@ def _of_category(major: str) -> str:
     firsts = [code for code, before in zip(codes, [0, *codes], strict=False) if code != before + 1]
     lasts = [code for code, after in zip(codes, [*codes[1:], 0], strict=True) if code != after - 1]
     return "".join(f"{chr(first)}-{chr(last)}" for first, last in zip(firsts, lasts, strict=True))
+
+
+_PARTICLES = {
+    "\uac00-\ud7a3": (
+        "",
+        "들|은|는|이|가|을|를|의|에|에서|에게|에게서|께|께서|한테|와|과|랑|이랑|하고|로|으로|도|만|까지|부터|마저|조차|밖에|보다|처럼|같이"
+        "|만큼|대로|마다|나|이나|라도|이라도|든지|이든지|야|요|라고|이라고|라는|이라는|란|이란|이다|입니다|이에요|예요|인|일|인가|인지|뿐",
+    ),
+    "\u0600-\u06ff": ("[وف]?[بكل]?(?:ال|لل)?", "ها|هم|ه|ي|نا|كم|ك"),
+    "\u0590-\u05ff": ("[והבכלמש]{0,3}", ""),
+    "\u0980-\u09ff": ("", "টি|টা|গুলো|গুলি|র|ের|কে|তে|ে|য়"),
+}
+"""By script, as a character class, what may stand before and after a word and is written with it."""
+
+
+def phrase_pattern(phrases: Iterable[str], *, ignore_case: bool = True) -> re.Pattern[str]:
+    """Pattern of any of the phrases as whole words; white space in them matches any white space, longer ones first.
+
+    A word ends where a letter of another script follows. In scripts without spaces a word is found anywhere; words of
+    `_PARTICLES`' scripts are found with these. Phrases are grouped by their first letter, so that at most places few of
+    them are tried.
+    """
+    sides: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for phrase in sorted({" ".join(phrase.split()) for phrase in phrases}, key=lambda phrase: (-len(phrase), phrase)):
+        if phrase:
+            first = phrase[0].lower() if ignore_case and phrase[0].isascii() else phrase[0]
+            groups = sides.setdefault((_before(phrase[0]), _after(phrase[-1])), {})
+            groups.setdefault(first, []).append(r"\s+".join(map(re.escape, phrase[1:].split(" "))))
+    return re.compile(
+        "|".join(f"{before}(?:{_grouped(groups)}){after}" for (before, after), groups in sides.items()) or r"(?!)",
+        re.IGNORECASE if ignore_case else 0,
+    )
+
+
+def _grouped(groups: Mapping[str, Sequence[str]]) -> str:
+    return "|".join(f"{re.escape(first)}(?:{'|'.join(rests)})" for first, rests in groups.items())
+
+
+def _before(first: str) -> str:
+    """What must hold before a phrase with this first character."""
+    particles = next((before for script, (before, _) in _PARTICLES.items() if re.match(f"[{script}]", first)), "")
+    return "" if _IS_SPACELESS.match(first) else f"(?<!{_same_script(first)}){particles}"
+
+
+def _after(last: str) -> str:
+    """What must hold after a phrase with this last character."""
+    particles = next((after for script, (_, after) in _PARTICLES.items() if re.match(f"[{script}]", last)), "")
+    if _IS_SPACELESS.match(last):
+        return f"(?![{_of_category('M')}])"
+    return f"(?=(?:{particles}){{0,3}}(?!{_same_script(last)}))" if particles else f"(?!{_same_script(last)})"
+
+
+def _same_script(character: str) -> str:
+    """A letter, digit or mark that would continue a word with this character at its edge."""
+    if re.match(rf"[{_LATIN}]|[^\w{_of_category('M')}]", character):
+        return f"[_{_LATIN}\u0300-\u036f]"
+    return f"(?![{_SPACELESS}{_LATIN}])[\\w{_of_category('M')}]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from re import _parser  # type: ignore[attr-defined]  # the only reader of a pattern's structure
 from typing import Annotated, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from distill import recipe
 from distill.curate.filters import Compared, both_ends, texts_of
+from distill.text.words import phrase_pattern
 from distill.types import Session, Verdict
 
 MOST_BACKTRACKED = 20_000
@@ -37,7 +38,8 @@ class Keyword:
         """Options of `filter: keyword`."""
 
         words: Annotated[tuple[Short, ...], Field(max_length=10_000)] = ()
-        """Words or phrases, matched as whole words; white space in them matches any white space."""
+        """Words or phrases, found as whole words, or anywhere in scripts without spaces; Korean, Arabic, Hebrew and
+        Bengali particles may adjoin. White space in them matches any white space."""
         patterns: Annotated[tuple[Short, ...], Field(max_length=100)] = ()
         """Regular expressions, searched anywhere in a text."""
         on: Compared = "both"
@@ -60,8 +62,7 @@ class Keyword:
     def __init__(self, options: Options) -> None:
         self.options = options
         case = re.IGNORECASE if options.ignore_case else 0
-        words = _word_pattern(options.words, ignore_case=options.ignore_case)
-        self._words = re.compile(words, case) if words else None
+        self._words = phrase_pattern(options.words, ignore_case=options.ignore_case) if options.words else None
         self._patterns = [(re.compile(each, case), _linear(each, options.ignore_case)) for each in options.patterns]
 
     def __reduce__(self) -> tuple[type[Keyword], tuple[Keyword.Options]]:
@@ -98,20 +99,6 @@ def _linear(pattern: str, ignore_case: bool) -> Any:
         return re2.compile(pattern.encode(errors="replace"), options)
     except re2.error:
         return None
-
-
-def _word_pattern(words: Sequence[str], *, ignore_case: bool) -> str:
-    """One pattern for all words, longest first; a word is bounded where no letter or digit adjoins.
-
-    Words are grouped by their first letter, so that at most places few of them are tried.
-    """
-    groups: dict[str, list[str]] = {}
-    for word in sorted({" ".join(word.split()) for word in words}, key=lambda word: (-len(word), word)):
-        if word:
-            first = word[0].lower() if ignore_case and word[0].isascii() else word[0]
-            groups.setdefault(first, []).append(r"\s+".join(map(re.escape, word[1:].split(" "))))
-    alternatives = [f"{re.escape(first)}(?:{'|'.join(rests)})" for first, rests in groups.items()]
-    return rf"(?<!\w)(?:{'|'.join(alternatives)})(?!\w)" if alternatives else ""
 
 
 def slow_or_wrong(pattern: str) -> str | None:
