@@ -12,7 +12,7 @@ from distill.compare.results import Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
 from distill.text.tfidf import NearRow, nearest
 from distill.text.tokens import n_grams
-from distill.text.words import comparable
+from distill.text.words import comparable, whole
 from distill.types import Session
 
 NEAREST = 3
@@ -105,11 +105,11 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
     """By prompt, its largest share in one training row: `overlap`, `leaked` and the `row`.
 
     Words of any script are compared without case and punctuation; a prompt of fewer than 8 words is one run and must
-    equal a whole turn. Finds copies, not paraphrases. Empty without kept.jsonl.
+    equal a whole turn, signs such as `+` included. Finds copies, not paraphrases. Empty without kept.jsonl.
     """
     if not kept.is_file():
         return {}
-    runs_of = [_runs(comparable(prompt.question)) for prompt in prompts]
+    runs_of = [_runs(prompt.question) for prompt in prompts]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, runs in enumerate(runs_of):
         for run in runs:
@@ -124,15 +124,16 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
     }
 
 
-def _runs(tokens: list[str]) -> Runs:
+def _runs(text: str) -> Runs:
+    tokens = comparable(text)
     if len(tokens) < RUN:
-        return frozenset([tuple(tokens)] if tokens else [])
+        return frozenset([whole(text)] if tokens else [])
     return frozenset(n_grams(tokens, RUN))
 
 
 def _shared_runs(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
     """Number of each prompt's runs that a row contains."""
-    runs = {run for message in messages if message.role != "system" for run in _runs(comparable(message.content))}
+    runs = {run for message in messages if message.role != "system" for run in _runs(message.content)}
     counts: dict[int, int] = defaultdict(int)
     for run in runs & holders.keys():
         for index in holders[run]:

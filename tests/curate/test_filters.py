@@ -14,8 +14,9 @@ from distill.curate.filters.empty import Empty
 from distill.curate.filters.exact_duplicate import ExactDuplicate
 from distill.curate.filters.length import Length
 from distill.curate.filters.near_duplicate import NearDuplicate
-from distill.curate.filters.refusal import Refusal, refusing_phrase
+from distill.curate.filters.refusal import Refusal
 from distill.curate.filters.truncated import Truncated
+from distill.text.refusals import refusing_phrase
 from distill.types import Message, Session, Verdict
 
 

@@ -14,7 +14,7 @@ from distill import recipe
 from distill.curate.filters import Compared, texts_of
 from distill.errors import RecipeError
 from distill.text.tokens import n_grams
-from distill.text.words import comparable
+from distill.text.words import comparable, whole
 from distill.types import Session, Verdict
 
 LEAST = 8
@@ -27,11 +27,11 @@ Hit: TypeAlias = tuple[str, str]
 class Contamination:
     """Runs of 13 words, as GPT-3 was cleaned (Brown et al. 2020, arXiv 2005.14165, appendix C); datatrove takes 12.
 
-    A benchmark row of 8 to 12 words is one run; a shorter one must be a whole turn. Words are compared without case and
-    punctuation, in any script. Runs in more than `common` rows are the benchmark's own phrasing and are ignored, as
-    GPT-3 ignores runs found more than ten times. The filter finds copies, not paraphrases: it misses MT-Bench's
-    questions with one word in ten changed, and finds them with one in fourteen. Common code may equal that of a
-    reference answer; `keys: [turns]` excludes MT-Bench's reference answers.
+    A benchmark row of 8 to 12 words is one run; a shorter one must be a whole turn, with the same signs (`+`, `#`).
+    Words are compared without case and punctuation, in any script. Runs in more than `common` rows are the benchmark's
+    own phrasing and are ignored, as GPT-3 ignores runs found more than ten times. The filter finds copies, not
+    paraphrases: it misses MT-Bench's questions with one word in ten changed, and finds them with one in fourteen.
+    Common code may equal that of a reference answer; `keys: [turns]` excludes MT-Bench's reference answers.
     """
 
     class Options(recipe.BaseOptions):
@@ -69,7 +69,7 @@ class Contamination:
         if self._runs is None:
             self._runs = self._read_runs()
         for text in texts_of(session, self.options.on):
-            if (hit := self._hit(comparable(text), self._runs)) is not None:
+            if (hit := self._hit(text, self._runs)) is not None:
                 return hit
         return None
 
@@ -85,10 +85,11 @@ class Contamination:
             neighbour=row,
         )
 
-    def _hit(self, tokens: Sequence[str], runs: dict[int, str]) -> Hit | None:
+    def _hit(self, text: str, runs: dict[int, str]) -> Hit | None:
+        tokens = comparable(text)
         if len(tokens) < LEAST:
-            whole = self._whole.get(tuple(tokens))
-            return None if whole is None else (" ".join(tokens), whole)
+            row = self._whole.get(whole(text))
+            return None if row is None else (" ".join(tokens), row)
         starts = [hash(start) for start in n_grams(tokens, LEAST)]
         if self._starts.isdisjoint(starts):
             return None
@@ -105,9 +106,10 @@ class Contamination:
         rows: dict[int, str] = {}
         count: Counter[int] = Counter()
         lengths = set()
-        for row, tokens in self._items():
+        for row, text in self._items():
+            tokens = comparable(text)
             if 2 <= len(tokens) < LEAST:
-                self._whole.setdefault(tuple(tokens), row)
+                self._whole.setdefault(whole(text), row)
             elif len(tokens) >= LEAST:
                 lengths.add(length := min(len(tokens), self.options.words))
                 hashes = {hash(run) for run in n_grams(tokens, length)}
@@ -118,11 +120,11 @@ class Contamination:
         self._lengths = sorted(lengths, reverse=True)
         return {each: row for each, row in rows.items() if count[each] <= self.options.common}
 
-    def _items(self) -> Iterator[tuple[str, list[str]]]:
+    def _items(self) -> Iterator[tuple[str, str]]:
         for name in self.options.files:
             for number, texts in enumerate(_rows(Path(name), self.options.keys), start=1):
                 for text in texts:
-                    yield f"{Path(name).name}:{number}", comparable(text)
+                    yield f"{Path(name).name}:{number}", text
 
 
 def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:

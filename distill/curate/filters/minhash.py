@@ -14,7 +14,7 @@ from distill import recipe
 from distill.core.hashing import hash64
 from distill.curate.filters import Compared, both_ends, compared_text
 from distill.text.tokens import normalise
-from distill.text.words import comparable
+from distill.text.words import comparable, likeness_as_written
 from distill.types import Session, Verdict
 
 Hashes: TypeAlias = NDArray[np.uint64]
@@ -30,11 +30,12 @@ AT_ONCE = 2_000
 class MinHash:
     """MinHash signatures in bands (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4).
 
-    Rows that share a band are candidates, and are compared by the true Jaccard index of their shingles: no row is
-    dropped by an estimate. Clustering is greedy and in task order: each row is compared with the earlier rows still
-    kept, the first of similar rows is kept, and a dropped row causes no other to be dropped. So appended rows change no
-    verdict, and of rows that are all near each other exactly the first is kept. Connected components (datatrove,
-    text-dedup) would drop rows that resemble no kept one, and let a late row drop an early one.
+    Rows that share a band are candidates, and are compared by the true Jaccard index of their shingles, those with the
+    same words by their characters: no row is dropped by an estimate. Clustering is greedy and in task order: each row
+    is compared with the earlier rows still kept, the first of similar rows is kept, and a dropped row causes no other
+    to be dropped. So appended rows change no verdict, and of rows that are all near each other exactly the first is
+    kept. Connected components (datatrove, text-dedup) would drop rows that resemble no kept one, and let a late row
+    drop an early one.
 
     Time grows with the number of candidates: nearly linear for texts that differ, quadratic in rows of one template
     that stay just below the threshold (1 µs per pair; put `near_duplicate` first, which removes most of them).
@@ -66,7 +67,7 @@ class MinHash:
         for place in range(len(sessions)):
             own_bands = bands.get(place, ())
             candidates = sorted({other for band in own_bands for other in kept.get(band, ())})
-            jaccard, near = _nearest(shingles, place, candidates)
+            jaccard, near = self._nearest(sessions, shingles, place, candidates)
             keep = jaccard < self.options.jaccard
             for band in own_bands if keep else ():
                 kept.setdefault(band, []).append(place)
@@ -81,6 +82,24 @@ class MinHash:
                 )
             )
         return verdicts
+
+    def _nearest(
+        self, sessions: Sequence[Session], shingles: Sequence[Hashes], place: int, others: Sequence[int]
+    ) -> tuple[float, int]:
+        """The greatest similarity of a row to others, and that row, the first of equals; without others 0 and -1."""
+        if not others:
+            return 0.0, -1
+        similarity = _jaccard(shingles, place, others)
+        for equal in np.flatnonzero(similarity == 1.0).tolist():
+            similarity[equal] = self._likeness(sessions[place], sessions[others[equal]])
+        best = int(similarity.argmax())
+        return float(similarity[best]), others[best]
+
+    def _likeness(self, *equal: Session) -> float:
+        """1, or less for two rows with the same words that differ as written."""
+        one, other = (both_ends(compared_text(session, self.options.on)) for session in equal)
+        is_same = self.options.shingle == "words" and comparable(one) == comparable(other)
+        return likeness_as_written(one, other) if is_same else 1.0
 
     def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
@@ -171,16 +190,10 @@ def _runs_of_columns(rows: Any) -> Hashes:
     return hashes
 
 
-def _nearest(shingles: Sequence[Hashes], place: int, others: Sequence[int]) -> tuple[float, int]:
-    """The greatest Jaccard index of a row's shingles with those of others, and that row, the first of equals.
-
-    Without others: 0 and -1.
-    """
-    if not others:
-        return 0.0, -1
+def _jaccard(shingles: Sequence[Hashes], place: int, others: Sequence[int]) -> NDArray[np.float64]:
+    """The Jaccard index of a row's shingles with those of each of the others."""
     lengths = np.array([len(shingles[other]) for other in others])
     hits = np.isin(np.concatenate([shingles[other] for other in others]), shingles[place], kind="sort")
     common = np.add.reduceat(hits, np.cumsum([0, *lengths[:-1]]), dtype=np.int64)
-    jaccard = common / (lengths + len(shingles[place]) - common)
-    best = int(jaccard.argmax())
-    return float(jaccard[best]), others[best]
+    similarity: NDArray[np.float64] = common / (lengths + len(shingles[place]) - common)
+    return similarity
