@@ -122,9 +122,11 @@ class NoveltyIndex:
         common = process.cdist((query,), encoded, scorer=LCSseq.similarity, dtype=np.int32)[0]
         precision, recall = common / len(query), common / self._overlaps.lengths[places]
         f = 2 * precision * recall / (precision + recall)
-        for equal in np.flatnonzero(f == 1.0).tolist():
-            f[equal] = likeness_as_written(text, self._texts[places[equal]])
         best = int(f.argmax())
+        if f[best] == 1.0:
+            for equal in np.flatnonzero(f == 1.0).tolist():
+                f[equal] = likeness_as_written(text, self._texts[places[equal]])
+            best = int(f.argmax())
         return Neighbour(self._ids[places[best]], float(f[best]))
 
     def _character(self, token: str) -> str:

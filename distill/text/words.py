@@ -32,7 +32,7 @@ def comparable(text: str) -> list[str]:
     accents and combining marks, single letters where a script writes no spaces, and symbols that are not ASCII (emoji,
     ×, €). A Latin word within another script is a token of its own.
     """
-    if _NOT_TYPOGRAPHIC.search(text) is None:
+    if text.isascii() or _NOT_TYPOGRAPHIC.search(text) is None:
         return rouge_tokens(text)
     return _tokens().findall(normalize("NFKC", text).casefold())
 
@@ -138,6 +138,6 @@ def _after(last: str) -> str:
 
 def _same_script(character: str) -> str:
     """A letter, digit or mark that would continue a word with this character at its edge."""
-    if re.match(rf"[{_LATIN}]|[^\w{_of_category('M')}]", character):
+    if re.match(rf"[_{_LATIN}]|[^\w{_of_category('M')}]", character):
         return f"[_{_LATIN}\u0300-\u036f]"
     return f"(?![{_SPACELESS}{_LATIN}])[\\w{_of_category('M')}]"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import assume, event, example, given
+from hypothesis import assume, event, example, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenize import tokenize
@@ -45,6 +45,7 @@ def similarity(one: str, other: str) -> float:
 # --- tokens
 
 
+@settings(deadline=None)
 @given(ASCII, ASCII)
 @example("What is 12 + 7?", "What is 12 - 7?")
 def test_ascii_texts_are_compared_as_by_rouge_score_unless_they_differ_in_signs_alone(one, other):
@@ -55,6 +56,7 @@ def test_ascii_texts_are_compared_as_by_rouge_score_unless_they_differ_in_signs_
         assert similarity(one, other) == pytest.approx(SCORER.score(one, other)["rougeL"].fmeasure, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(ANY_SCRIPT, ASCII), min_size=2, max_size=4))
 def test_tokens_of_a_text_are_those_of_its_parts_whatever_stands_beside_them(parts):
     event(f"ASCII parts: {sum(map(str.isascii, parts))} of {len(parts)}")
@@ -132,6 +134,7 @@ def test_case_white_space_and_the_end_of_a_sentence_are_no_difference(one, other
     assert similarity(one, other) == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "B2", "写", "да"]), min_size=1, max_size=6), st.data())
 def test_texts_with_the_same_words_are_identical_only_as_written(words, data):
     signs = st.sampled_from([" ", "  ", " + ", "-", " < ", "#", "'", ", "])
@@ -203,6 +206,7 @@ def test_parts_of_words_are_not_found(word, text):
     assert phrase_pattern([word]).search(text) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("aB1+ _-", min_size=1, max_size=4), min_size=1, max_size=4), st.text("aAbB1+_- .", max_size=20))
 def test_ascii_words_are_bounded_as_by_letters_digits_and_underscores(words, text):
     phrases = [" ".join(word.split()) for word in words if word.strip()]
