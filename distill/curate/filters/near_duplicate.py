@@ -16,6 +16,8 @@ from distill.types import Session, Verdict
 class NearDuplicate:
     """Keeps the first of similar sessions: greedy in task order, each compared with the earlier ones that are kept.
 
+    Texts are compared by the words of every script, and by their characters where their words are the same.
+
     Questions within one long frame ("… Try to explain your answer. Your explanation should …") are similar because of
     the frame: `minhash` distinguishes them, but misses short texts with one word changed.
     """
