@@ -75,8 +75,8 @@ class PoolOptions(recipe.BaseOptions):
     first three words open an eighth of the earlier tasks (at least 8). Of 999 Alpaca tasks the first rejects 203 of the
     412 with an input and 8 of the 587 without, the second 2."""
     forbidden: tuple[str, ...] = ()
-    """Words or phrases that no task may contain, in addition to those that the strategy forbids; found as the filter `keyword`
-    finds them, case ignored."""
+    """Words or phrases that no task may contain, in addition to those that the strategy forbids; found as by the filter
+    `keyword`, case ignored."""
 
 
 class ExpansionSampling(recipe.SamplingOptions):
