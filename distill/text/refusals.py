@@ -224,9 +224,10 @@ _ENGLISH = Refusals(
 
 
 @cache
-def refusals() -> Mapping[str, Refusals]:
-    """Patterns of refusals by language (ISO 639-1)."""
-    return {"en": _ENGLISH, **{language: _refusals(phrases) for language, phrases in _PHRASES.items()}}
+def refusals(*, is_ascii: bool = False) -> Mapping[str, Refusals]:
+    """Patterns of refusals by language (ISO 639-1); for ASCII texts, those of languages that need no other letters."""
+    others = {name: one for name, one in _PHRASES.items() if not is_ascii or any(map(str.isascii, one.hints))}
+    return {"en": _ENGLISH, **{language: _refusals(phrases) for language, phrases in others.items()}}
 
 
 def refusing_phrase(answer: str) -> str | None:
@@ -234,7 +235,7 @@ def refusing_phrase(answer: str) -> str | None:
     text = " ".join(answer.lower().replace("\u2019", "'").split()).lstrip("\"'*_ \u00a1")
     if not text.isascii():
         text = _ARABIC_VOWELS.sub("", normalize("NFC", text))
-    for start, inside, hints in refusals().values():
+    for start, inside, hints in refusals(is_ascii=text.isascii()).values():
         if match := start.match(text) or (inside.search(text) if any(hint in text for hint in hints) else None):
             return match.group()
     return None
