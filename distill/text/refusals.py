@@ -100,7 +100,7 @@ _PHRASES: Mapping[str, _Phrases] = {
         "|その(?:ような)?ご?(?:質問|依頼|要望|リクエスト)",
         "できません|できかね|出来ません|いたしかね|ことはできない",
         "(?!)",
-        "お(?:手伝い|答え|応え|教え)|回答|提供|対応|サポート|支援|生成|作成|協力|説明|アクセス|翻訳",
+        "お(?:手伝い|答え|応え|教え)|回答|提供|対応|サポート|支援|生成|作成|協力|説明|アクセス|翻訳|それは",
         "(?:ai|人工知能|言語モデル)(?:の?(?:言語モデル|アシスタント|チャットボット))?"
         "(?:として(?:は|、)|(?:な|である)ので|であり、|ですので)|私は(?:ただの)?(?:ai|人工知能|大規模言語モデル|言語モデル)",
         ("として", "ので", "であり", "私は"),
@@ -109,7 +109,8 @@ _PHRASES: Mapping[str, _Phrases] = {
     "de": _Phrases(
         "(?:es )?tut mir (?:sehr |wirklich )?leid|leider|entschuldigung|entschuldigen sie|bedauerlicherweise"
         "|ich bedau(?:er)?e",
-        r"(?:ich (?:kann|darf|werde|könnte|bin)|(?:kann|darf|werde|könnte|bin) ich)\b[^.!?]{0,40}?\b(?:nicht|kein\w*)",
+        r"(?:ich (?:kann|darf|werde|könnte|bin)|(?:(?:das|dabei|dazu) )?(?:kann|darf|werde|könnte|bin) ich)\b"
+        r"[^.!?]{0,40}?\b(?:nicht|kein\w*)",
         r"\b(?:weiter)?helfen\b|\b(?:beantworten|unterstützen|bereitstellen|erfüllen|behilflich|nachkommen)\b",
         r"\b(?:geben|zugreifen|erstellen|ausführen|anbieten|bearbeiten|diskutieren|liefern|verarbeiten|generieren|öffnen"
         r"|anzeigen|übersetzen)\b",
@@ -120,7 +121,7 @@ _PHRASES: Mapping[str, _Phrases] = {
     ),
     "es": _Phrases(
         "(?:lo )?(?:siento|lamento)|disculp[ae]|perdón|desafortunadamente|lamentablemente|me temo",
-        "no (?:puedo|podré|podría|me es posible|soy capaz de|estoy (?:autorizad|capacitad|permitid)[oa])",
+        "no (?:puedo|podré|podría|poder|me es posible|soy capaz de|estoy (?:autorizad|capacitad|permitid)[oa])",
         r"\b(?:ayudar|asistir(?:te|le)|proporcionar|responder|cumplir con|brindar|satisfacer)",
         r"\b(?:ofrecer|dar(?:te|le)?\b|generar|crear|acceder|completar|realizar|procesar|escribir|discutir|compartir|atender"
         "|navegar|analizar|traducir)",
@@ -131,7 +132,7 @@ _PHRASES: Mapping[str, _Phrases] = {
     "fr": _Phrases(
         "(?:je suis )?(?:vraiment |sincèrement )?(?:désolée?|navrée?)|je regrette|malheureusement|excusez-moi"
         "|je m'excuse",
-        r"je ne (?:peux|puis|pourrai|saurais|suis)(?: \w+)? pas",
+        r"je ne (?:peux|puis|pourrai|saurais|suis)(?: \w+)? pas|ne pas (?:pouvoir|être)",
         r"\b(?:aider|assister|fournir|répondre|satisfaire|apporter)",
         r"\b(?:donner|créer|générer|accéder|effectuer|traiter|discuter|écrire|partager|accomplir|naviguer|analyser|traduire)",
         r"\ben tant (?:qu'|que )(?:une? )?(?:ia\b|intelligence artificielle|(?:grand )?modèle (?:de langage"
@@ -174,7 +175,7 @@ _PHRASES: Mapping[str, _Phrases] = {
         "क्षमा|माफ़|माफ|मुझे खेद|खेद|दुर्भाग्य|मैं",
         "नहीं[^।!?]{0,15}?(?:सकत|पाऊ|पाउ)|असमर्थ|अक्षम",
         "(?!)",
-        "मदद|सहायता|उत्तर|जवाब|प्रदान|जानकारी|अनुरोध|अनुवाद|चर्चा",
+        "मदद|सहायता|उत्तर|जवाब|प्रदान|जानकारी|अनुरोध|अनुवाद|चर्चा|ऐसा",
         "(?:एआई|ए\\.?आई\\.?|ai|कृत्रिम बुद्धिमत्ता)(?: (?:भाषा|लैंग्वेज))?(?: (?:मॉडल|सहायक))?"
         "(?: के रूप में| होने के नाते| हूँ| हूं)|भाषा मॉडल (?:के रूप में|होने के नाते|हूँ|हूं)",
         ("के रूप में", "होने के नाते", "हूँ", "हूं"),
@@ -184,7 +185,7 @@ _PHRASES: Mapping[str, _Phrases] = {
         "(?:আমি )?(?:খুব |খুবই |অত্যন্ত )?দুঃখিত|ক্ষমা|মাফ|দুর্ভাগ্য|আমি",
         "পার(?:ি|ছি|ব|বো|লাম) ?না|সক্ষম নই|অক্ষম|অপারগ|সম্ভব (?:নয়|হচ্ছে না)",
         "(?!)",
-        "সাহায্য|সহায়তা|উত্তর|জবাব|প্রদান|তথ্য|অনুরোধ|অনুবাদ|আলোচনা|সরবরাহ",
+        "সাহায্য|সহায়তা|উত্তর|জবাব|প্রদান|তথ্য|অনুরোধ|অনুবাদ|আলোচনা|সরবরাহ|এটি|এটা",
         "(?:এআই|এ\\.?আই\\.?|ai|কৃত্রিম বুদ্ধিমত্তা)(?: ভাষা)?(?:র)?(?: (?:মডেল|সহকারী))? ?(?:হিসেবে|হিসাবে)"
         "|ভাষা মডেল (?:হিসেবে|হিসাবে)|আমি একটি (?:এআই|ai|কৃত্রিম বুদ্ধিমত্তা|ভাষা মডেল)",
         ("হিসেবে", "হিসাবে", "আমি একটি"),
@@ -194,7 +195,7 @@ _PHRASES: Mapping[str, _Phrases] = {
         "معذرت|معاف|مجھے افسوس|افسوس|بدقسمتی|میں",
         "نہیں[^۔!؟]{0,15}?سکت|قاصر|سے معذور",
         "(?!)",
-        "مدد|معاونت|جواب|فراہم|معلومات|درخواست|ترجمہ|رسائی|گفتگو",
+        "مدد|معاونت|جواب|فراہم|معلومات|درخواست|ترجمہ|رسائی|گفتگو|ایسا",
         "(?:اے آئی|ai|مصنوعی ذہانت)(?: (?:زبان|لینگویج))?(?: کے)?(?: (?:ماڈل|اسسٹنٹ|معاون))?"
         "(?: کے طور پر| کی حیثیت سے| ہونے کے ناطے| ہوں)|(?:زبان کے|لسانی) ماڈل (?:کے طور پر|کی حیثیت سے|ہونے کے ناطے)",
         ("کے طور پر", "کی حیثیت", "کے ناطے", " ہوں"),

@@ -45,10 +45,16 @@ def test_measures_have_names_of_their_own():
     assert sorted(set(names)) == sorted(names)
 
 
-def test_overlap_equals_the_reference_implementation_of_rouge_l():
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("The sea is blue; the sea is wide!", "A wide sea is blue."),
+        ("Le café où je vais 😀", "Un café où il va 😀 × 2"),
+    ],
+)
+def test_overlap_equals_the_reference_implementation_of_rouge_l(said, wanted):
     from rouge_score.rouge_scorer import RougeScorer
 
-    said, wanted = "The sea is blue; the sea is wide!", "A wide sea is blue."
     expected = RougeScorer(["rougeL"]).score(wanted, said)["rougeL"].fmeasure
     assert Overlap().score(sample(said, wanted)) == {"rouge_l": expected}
 
