@@ -148,3 +148,20 @@ def test_a_loop_in_any_script_is_found_beside_latin_letters(unit):
     answer = "That is the funniest thing that I have heard all week, my friend: " + unit * 60
     rule = Repetition(Repetition.Options())
     assert rule.decide(rule.measure(session("s", "Tell a joke.", answer))).reason == "loop"
+
+
+@pytest.mark.parametrize(
+    ("text", "forbidden"),
+    [
+        ("请画一张图片给我看看，再写一个说明", True),
+        ("이미지를 설명해 주는 글을 써 주세요", True),
+        ("ช่วยวาดรูปภาพทะเลให้ฉันหน่อย", True),
+        ("今日のvideoについて三行で話して", True),
+        ("请给我看看三首关于大海的短诗", False),
+        ("Explain a classic novel in three lines", False),
+    ],
+)
+def test_forbidden_words_are_found_in_tasks_of_every_script(text, forbidden):
+    growth = PoolGrowth(PoolOptions(forbidden=("图片", "이미지", "รูปภาพ", "class")), rules=("forbidden_word",))
+    assert (growth.admit(0, [Task("0", text)]) == []) == forbidden
+    assert growth.rejected == ({"forbidden_word": 1} if forbidden else {})

@@ -14,6 +14,7 @@ from distill.compare.metrics.style import features
 from distill.text.answer_checks import CHECKS, final_answer, number, same_number, vote
 from distill.text.echoes import is_echo, is_repeated, repeats_prompt
 from distill.text.judge_replies import GradeScale, read_grade
+from distill.text.refusals import refusing_phrase
 from distill.text.rouge_index import NoveltyIndex
 from distill.text.thinking import in_text
 from distill.text.tokens import harmless, normalise, rouge_l, rouge_tokens, visible
@@ -73,7 +74,7 @@ def near(text: str) -> Any:
 FUNCTIONS: dict[str, Callable[[str], Any]] = {
     **{function.__name__: function for function in (final_answer, number, vote, comparable, word_count, in_text)},
     **{function.__name__: function for function in (harmless, normalise, visible, bare, is_no_input, refuses)},
-    **{function.__name__: function for function in (strip_quotes, strip_wrappers, without_rulers)},
+    **{function.__name__: function for function in (strip_quotes, strip_wrappers, without_rulers, refusing_phrase)},
     **{f"check {name}": lambda text, check=check: check(text, "(a*)*b") for name, check in CHECKS.items()},
     "same_number": lambda text: same_number(text, text),
     "is_echo": lambda text: is_echo(text, [moved(text)]),
