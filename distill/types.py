@@ -166,10 +166,24 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A conversation to learn from. `meta` holds strategy, task, lineage, teacher, keys and `truncated`."""
+    """A conversation to learn from. `meta` holds strategy, task, lineage, teacher, keys and `truncated`.
+
+    `meta.answer_weights`, where not all answers are learnt, has a 1 or 0 per answer; 0 is context only.
+    """
 
     id: str
     messages: tuple[Message, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference: a conversation that ends in the chosen answer, and the rejected one."""
+
+    id: str
+    messages: tuple[Message, ...]
+    rejected: Message
+    """The other last turn."""
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -19,8 +19,9 @@ def import_(
         str | None, typer.Option("--from", metavar="FORMAT", help="alpaca, sharegpt, openai …; guessed if left out")
     ] = None,
     as_: Annotated[
-        str, typer.Option("--as", metavar="ROWS", help="sessions, or tasks: the questions alone")
-    ] = "sessions",
+        str | None,
+        typer.Option("--as", metavar="ROWS", help="sessions, tasks (questions alone) or pairs; by row if left out"),
+    ] = None,
     take: Annotated[int | None, typer.Option("--take", min=1, metavar="N", help="a sample of N rows")] = None,
     seed: Annotated[int, typer.Option("--seed", help="which sample")] = 7,
     tokenizer: Annotated[
@@ -35,7 +36,7 @@ def import_(
     licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="recorded in every row")] = None,
     allow_parts: AllowParts = None,
 ) -> None:
-    """Import a foreign dataset as sessions or tasks.
+    """Import a foreign dataset as sessions, tasks or preference pairs.
 
     Writes them, and the rejected rows with reasons. Only malformed rows are repaired or rejected; filtering by words
     and removing duplicates is left to `curate`.

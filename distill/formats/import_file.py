@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Any, cast, get_args
 
 from distill.core import console
 from distill.core.jsonl import write_rows
@@ -19,34 +19,47 @@ from distill.formats import importers
 from distill.formats.importers import Address
 from distill.formats.sources import (
     MOST_REJECTED,
+    Build,
     Dataset,
     RowKind,
     SourceCounts,
     nothing_read,
-    sessions,
+    rows_of,
     splitter,
-    tasks,
 )
-from distill.types import Session, Task
+from distill.types import Pair, Session, Task
+
+BUILDERS: Mapping[str | None, Build[Any]] = {
+    None: importers.session_or_pair,
+    "sessions": importers.session,
+    "pairs": importers.pair,
+    "tasks": importers.task,
+}
+"""By the kind of rows to write; without one, each row determines it."""
 
 
 def import_file(
-    dataset: Dataset, out: Path, *, kind: RowKind = "sessions", seed: int = 7, allowed: Collection[str] = ()
+    dataset: Dataset, out: Path, *, kind: RowKind | None = None, seed: int = 7, allowed: Collection[str] = ()
 ) -> tuple[int, SourceCounts]:
-    """Write a dataset's sessions, or tasks, to `out` and its rejected rows beside it; returns their number and counts.
+    """Write a dataset's rows to `out` and its rejected rows beside it; returns their number and counts.
 
-    Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
+    By default, a preference becomes a pair and any other row a session. Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
     nothing can be written.
     """
     _require_writable(out, dataset.address)
     counts = SourceCounts()
-    rows_of: Callable[..., Iterator[Session | Task]] = tasks if kind == "tasks" else sessions
-    rows = rows_of(dataset, counts, seed, allowed)
+    rows = rows_of(dataset, counts, seed, allowed, build=BUILDERS[kind])
     if (first := next(rows, None)) is None:
-        raise RecipeError(nothing_read(dataset, counts, kind))
-    count = write_rows(out, chain([first], rows))
+        raise RecipeError(nothing_read(dataset, counts, kind or "sessions"))
+    count = write_rows(out, _with_pairs_counted(chain([first], rows), counts))
     write_rows(rejected_path(out), counts.rejected)
     return count, counts
+
+
+def _with_pairs_counted(rows: Iterable[Session | Pair | Task], counts: SourceCounts) -> Iterator[Session | Pair | Task]:
+    for row in rows:
+        counts.pairs += isinstance(row, Pair)
+        yield row
 
 
 def import_command(
@@ -54,7 +67,7 @@ def import_command(
     out: Path,
     *,
     format: str | None,
-    kind: str,
+    kind: str | None,
     take: int | None,
     seed: int,
     tokenizer: str | None,
@@ -65,8 +78,8 @@ def import_command(
     allowed: Collection[str] = (),
 ) -> list[str]:
     """Import a file, guessing its format where none is given; returns the lines to report."""
-    if kind not in get_args(RowKind):
-        raise RecipeError(f'--as: unknown rows "{kind}"{suggest(kind, get_args(RowKind))}')
+    if kind not in BUILDERS:
+        raise RecipeError(f'--as: unknown rows "{kind}"{suggest(str(kind), get_args(RowKind))}')
     if (tokenizer is None) != (max_tokens is None):
         raise RecipeError("--tokenizer and --max-tokens belong together: one counts the tokens that the other limits")
     if not Path(path).exists() and format not in (None, "hub"):
@@ -82,9 +95,15 @@ def import_command(
             take=take,
             splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,
         )
-        as_tasks: RowKind = "tasks" if kind == "tasks" else "sessions"
-        count, tally = import_file(dataset, out, kind=as_tasks, seed=seed, allowed=allowed)
-    return [f"{out}: {count:,} {kind} of {tally.rows:,} rows", *_result_lines(tally, out)]
+        count, tally = import_file(dataset, out, kind=cast("RowKind | None", kind), seed=seed, allowed=allowed)
+    return [f"{out}: {_amounts(count, tally, kind)} of {tally.rows:,} rows", *_result_lines(tally, out)]
+
+
+def _amounts(count: int, tally: SourceCounts, kind: str | None) -> str:
+    """The number of rows written, by their kind."""
+    others = count - tally.pairs
+    amounts = {"pairs": tally.pairs, (kind if kind != "pairs" else None) or "sessions": others}
+    return " and ".join(f"{number:,} {name}" for name, number in amounts.items() if number)
 
 
 @contextmanager
@@ -106,7 +125,11 @@ def _result_lines(tally: SourceCounts, out: Path) -> list[str]:
         lines.append(f"{tally.split:,} conversations were split")
     if tally.over_long:
         lines.append(f"{tally.over_long:,} pairs are too long to split and stay whole, marked `over_long`")
-    for what, counts in (("repaired", tally.repairs), ("rejected", dict(tally.reasons.most_common()))):
+    for what, counts in (
+        ("repaired", tally.repairs),
+        ("columns_ignored", tally.ignored),
+        ("rejected", dict(tally.reasons.most_common())),
+    ):
         if counts:
             lines.append(f"{what}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
     first = f" (the first {MOST_REJECTED:,})" if tally.reasons.total() > MOST_REJECTED else ""

@@ -11,8 +11,8 @@ from math import isfinite
 from typing import Any
 
 from distill.formats.json_rows import RejectedRow, Rows
-from distill.formats.schemas import ROLES, MalformedRow, ParsedRow, regular
-from distill.types import Message
+from distill.formats.parsed_row import ParsedRow, messages_of
+from distill.formats.turns import MalformedRow, Turn, regular, role_of
 
 READY = ("ready_for_export", "prompt_lottery_waiting", None)
 """States of a tree that was not abandoned."""
@@ -74,22 +74,22 @@ def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, A
         return RejectedRow(line, fault.reason, str(fault))
     meta = {"language": root["lang"]} if isinstance(root.get("lang"), str) else {}
     id = next((value for name in ("message_tree_id", "message_id") if isinstance(value := tree.get(name), str)), None)
-    parts = tuple(messages)
+    parts = messages_of(messages)
     return ParsedRow(
         line=line, messages=parts, instruction=parts[0].content, id=id, meta=meta, repairs=tuple(dict.fromkeys(repairs))
     )
 
 
-def _path(root: Mapping[str, Any], below: Any) -> list[Message]:
+def _path(root: Mapping[str, Any], below: Any) -> list[Turn]:
     """From the root down, the best-ranked reply each time; deleted ones do not count, ties go to the first."""
     path = []
     level = [root]
     while messages := [message for message in level if not message.get("deleted")]:
         best = min(messages, key=_rank)
-        role, text = ROLES.get(str(best.get("role"))), best.get("text")
+        role, text = role_of(best.get("role")), best.get("text")
         if role is None or not isinstance(text, str):
             raise MalformedRow("bad_turn", "a message without a role or a text")
-        path.append(Message(role, text))
+        path.append(Turn(role, text))
         level = below(best)
     return path
 

@@ -6,29 +6,34 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from distill.core import console
 from distill.core.files import to_json
 from distill.core.hashing import hash_share
 from distill.core.jsonl import write_rows
-from distill.errors import RecipeError
+from distill.errors import RecipeError, shorten
 from distill.formats import importers
 from distill.formats.importers import Address
 from distill.formats.json_rows import RejectedRow
-from distill.formats.schemas import ParsedRow
+from distill.formats.parsed_row import ParsedRow
+from distill.formats.turns import part_meta
 from distill.models.pretrained import token_counter
-from distill.types import Session, Task, pairs, spans
+from distill.types import Pair, Session, Task, pairs, spans
 
 TURN_TOKENS = 6
 """Approximate tokens that a template adds per turn (FastChat, `split_long_conversation.py`)."""
 REPORT_ROWS = 500
 MOST_REJECTED = 100_000
 """Rejected rows of a source that are held in memory and written; the others are counted."""
-RowKind = Literal["sessions", "tasks"]
+MOST_COLUMNS = 50
+"""Columns that are named where no schema uses them; the others are counted together."""
+RowKind = Literal["sessions", "pairs", "tasks"]
 CountTokens: TypeAlias = Callable[[str], int]
-AnyRow = TypeVar("AnyRow", Session, Task)
+AnyRow = TypeVar("AnyRow", bound=Session | Pair | Task)
+Build: TypeAlias = Callable[[ParsedRow, importers.Names, Mapping[str, Any]], AnyRow | RejectedRow | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,10 @@ class SourceCounts:
     """Number of rejected rows by reason."""
     repairs: Counter[str] = field(default_factory=Counter)
     """Repairs of all rows read, including those outside the sample."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Rows read by column with a value that no schema uses."""
+    pairs: int = 0
+    """Pairs written."""
     split: int = 0
     """Conversations that were split."""
     over_long: int = 0
@@ -76,6 +85,12 @@ class SourceCounts:
         self.reasons[row.reason] += 1
         if len(self.rejected) < MOST_REJECTED:
             self.rejected.append(row)
+
+    def ignore(self, columns: Sequence[str]) -> None:
+        """Count the unused columns of a row."""
+        for column in (shorten(one, 60) for one in columns):
+            is_named = column in self.ignored or len(self.ignored) < MOST_COLUMNS
+            self.ignored[column if is_named else "others"] += 1
 
 
 def nothing_read(dataset: Dataset, counts: SourceCounts, kind: RowKind) -> str:
@@ -100,6 +115,7 @@ def ingest(
     imported: dict[str, list[Session]] = {}
     rejected: list[dict[str, object]] = []
     repairs, reasons = Counter[str](), Counter[str]()
+    ignored: dict[str, list[str]] = {}
     for source in sources:
         counts = SourceCounts()
         imported[source.name] = [
@@ -116,6 +132,9 @@ def ingest(
         rejected += [{"source": source.name, **to_json(row)} for row in counts.rejected]
         repairs += counts.repairs
         reasons += counts.reasons
+        if counts.ignored:
+            ignored[source.name] = list(counts.ignored)
+            console.say(f"{source.name}: columns_ignored: {', '.join(counts.ignored)}")
     write_rows(folder / "rejected.jsonl", rejected)
     by_source = {name: len(rows) for name, rows in imported.items()}
     return [session for rows in imported.values() for session in rows], {
@@ -124,32 +143,38 @@ def ingest(
         "import_rejected": reasons.total(),
         "import_reasons": dict(reasons.most_common()),
         "import_repairs": dict(repairs.most_common()),
+        **({"columns_ignored": ignored} if ignored else {}),
     }
 
 
 def sessions(dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Session]:
-    """The sessions of a dataset, in order: sampled, then split."""
+    """The sessions of a recipe's dataset, in order; preferences are rejected."""
+    return rows_of(dataset, counts, seed, allowed, build=importers.source_session)
+
+
+def rows_of(
+    dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = (), *, build: Build[Any]
+) -> Iterator[Any]:
+    """The rows of a dataset as `build` makes them, in order: sampled; sessions are then split."""
     names = importers.Names()
-    for session in _sampled(_rows(dataset, importers.session, names, counts, allowed), dataset.take, seed):
-        parts = [session] if dataset.splitter is None else split(session, dataset.splitter)
+    for row in _sampled(_rows(dataset, build, names, counts, allowed), dataset.take, seed):
+        if dataset.splitter is None or not isinstance(row, Session):
+            yield row
+            continue
+        parts = split(row, dataset.splitter)
         counts.split += len(parts) > 1
         counts.over_long += sum(1 for part in parts if part.meta.get("over_long"))
         yield from parts if len(parts) == 1 else (replace(part, id=names.unique(part.id)) for part in parts)
 
 
-def tasks(dataset: Dataset, counts: SourceCounts, seed: int, allowed: Collection[str] = ()) -> Iterator[Task]:
-    """The tasks of a dataset, in order."""
-    return _sampled(_rows(dataset, importers.task, importers.Names(), counts, allowed), dataset.take, seed)
-
-
 def _rows(
     dataset: Dataset,
-    build: Callable[[ParsedRow, importers.Names, Mapping[str, str]], AnyRow | RejectedRow | None],
+    build: Build[AnyRow],
     names: importers.Names,
     counts: SourceCounts,
     allowed: Collection[str],
 ) -> Iterator[AnyRow]:
-    """The rows of a dataset as sessions or tasks; rejected rows are added to the counts."""
+    """The rows of a dataset as `build` makes them; rejected rows are added to the counts."""
     provenance = {"source": dataset.address.name, "importer": dataset.format}
     if dataset.licence is not None:
         provenance["licence"] = dataset.licence
@@ -166,7 +191,9 @@ def _rows(
                 row = build(parsed, names, provenance)
             if isinstance(row, RejectedRow):
                 counts.reject(row)
-            elif row is not None:
+            elif row is not None and not isinstance(parsed, RejectedRow):
+                is_lost = parsed.rejected is not None and not isinstance(row, Pair)
+                counts.ignore([*parsed.ignored, *(["rejected"] if is_lost else [])])
                 yield row
 
 
@@ -209,14 +236,15 @@ def split(session: Session, splitter: Splitter) -> list[Session]:
         return frame + sum(lengths[start:stop])
 
     cuts = list(spans(len(turns), lambda start, stop: tokens(start, stop) <= splitter.max_tokens))
+    places = list(accumulate(map(len, turns), initial=len(system)))
     parts = []
     for number, (start, stop) in enumerate(cuts, start=1):
-        meta = dict(session.meta)
+        meta = part_meta(session, places[start], places[stop])
         if meta.get("truncated") and number < len(cuts):
             meta["truncated"] = False  # only the last part ends with the answer that was cut off
         if tokens(start, stop) > splitter.max_tokens:
             meta["over_long"] = tokens(start, stop)
-        messages = (*system, *(message for pair in turns[start:stop] for message in pair))
+        messages = (*system, *session.messages[places[start] : places[stop]])
         more = {"part": number, "parts": len(cuts)} if len(cuts) > 1 else {}
         parts.append(Session(f"{session.id}.{number}" if more else session.id, messages, {**meta, **more}))
     return parts

@@ -14,7 +14,8 @@ from distill.errors import RecipeError
 from distill.formats import importers, schemas
 from distill.formats.importers import IMPORTERS
 from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows
-from distill.formats.schemas import ParsedRow, regular
+from distill.formats.parsed_row import ParsedRow
+from distill.formats.turns import MalformedRow, irregularity, regular
 from distill.types import Message
 from tests.support.importing import JSON, read, reason, said, sharegpt, written
 
@@ -201,7 +202,7 @@ def test_turns_alternate_after_repair(turns, left, repair):
     roles = {"u": "user", "a": "assistant", "s": "system"}
     messages = [Message(roles[letter], f"{letter} {number}") for number, letter in enumerate(turns)]
     if not left:
-        with pytest.raises(schemas.MalformedRow):
+        with pytest.raises(MalformedRow):
             regular(messages)
         return
     found, repairs = regular(messages)
@@ -227,10 +228,10 @@ def test_what_is_repaired_is_regular_and_repairing_again_changes_nothing(turns):
     messages = [Message(role, content) for role, content in turns]
     try:
         found, _ = regular(messages)
-    except schemas.MalformedRow:
+    except MalformedRow:
         return
     if found[-1].role == "assistant":
-        assert schemas.irregularity(found) is None
+        assert irregularity(found) is None
     assert regular(found) == (found, [])
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distill.formats import oasst_trees
 from distill.formats.json_rows import ForeignRow
-from distill.formats.schemas import ParsedRow
+from distill.formats.parsed_row import ParsedRow
 from tests.support.importing import JSON, read, said, written
 
 # What rows say

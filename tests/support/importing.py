@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distill.formats import importers, schemas
 from distill.formats.importers import Address
 from distill.formats.json_rows import ForeignRow, RejectedRow
-from distill.formats.schemas import ParsedRow
+from distill.formats.parsed_row import ParsedRow
 
 
 def written(path: Path, rows: list[Any], *, array: bool = False) -> str:

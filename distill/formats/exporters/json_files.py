@@ -8,7 +8,7 @@ from typing import Any
 
 from distill.core.files import to_json
 from distill.formats.exporters import ExportJob, ExportResult, Reshape, write_json_rows
-from distill.formats.schemas import irregularity
+from distill.formats.turns import irregularity
 from distill.types import Session
 
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}

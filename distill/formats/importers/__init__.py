@@ -14,22 +14,25 @@ from distill.core import console, registry
 from distill.errors import RecipeError, SeedsError
 from distill.formats import json_rows, oasst_trees, schemas
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
-from distill.formats.schemas import ParsedRow
-from distill.types import Session, Task
+from distill.formats.parsed_row import ParsedRow
+from distill.types import Pair, Session, Task
 
 IMPORTERS = {
     "alpaca": "distill.formats.importers.json_files:alpaca",
     "datasets": "distill.formats.importers.tables:datasets",
     "distill": "distill.formats.importers.json_files:distill",
     "hub": "distill.formats.importers.tables:hub",
+    "json": "distill.formats.importers.json_files:json",
     "lines": "distill.formats.importers.json_files:LinesImporter",
     "oasst": "distill.formats.importers.json_files:oasst",
     "openai": "distill.formats.importers.json_files:openai",
     "parquet": "distill.formats.importers.tables:parquet",
+    "preference": "distill.formats.importers.json_files:preference",
     "prompt_response": "distill.formats.importers.json_files:prompt_response",
     "questions": "distill.formats.importers.json_files:questions",
     "self_instruct": "distill.formats.importers.json_files:self_instruct",
     "sharegpt": "distill.formats.importers.json_files:sharegpt",
+    "text": "distill.formats.importers.json_files:text",
 }
 PEEKED = 20
 """Rows examined to guess a file's format."""
@@ -107,9 +110,10 @@ def _guess_file(file: Path) -> tuple[str, str]:
             raise
         return "lines", "no JSON in it"
     rows = [row for row in peeked if isinstance(row, ForeignRow)]
-    for row in rows:
-        if (name := schemas.name_of(row.value)) is not None:
-            return name, f"by the keys {', '.join(list(row.value)[:4])}"
+    names = {name: row for row in rows if (name := schemas.name_of(row.value)) is not None}
+    if names:
+        keys = f"by the keys {', '.join(list(rows[0].value)[:4])}"
+        return ("json", "rows of several formats") if len(names) > 1 else (next(iter(names)), keys)
     if not is_json and (len(rows) < len(peeked) or not peeked):
         return "lines", "no JSON in it"
     keys = f"it has the keys {', '.join(list(rows[0].value)[:6])}" if rows else "no JSON object in it"
@@ -160,12 +164,32 @@ class Names:
 
 
 def session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | RejectedRow:
-    """The session of a row; a row without an answer is rejected."""
+    """The session of a row, with the chosen answer of a preference; a row without an answer is rejected."""
     if not parsed.is_answered:
         return RejectedRow(
             parsed.line, "no_answer", "no turn answers the question; --as tasks takes the question alone"
         )
     return Session(names.name(parsed), parsed.messages, _meta(parsed, provenance))
+
+
+def source_session(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | RejectedRow:
+    """The session of a row of a recipe's source; a preference is rejected, as nothing is trained on pairs."""
+    if parsed.rejected is not None:
+        detail = "a chosen and a rejected answer; type `distill import FILE --as sessions` to learn the chosen one"
+        return RejectedRow(parsed.line, "pair", detail)
+    return session(parsed, names, provenance)
+
+
+def pair(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Pair | RejectedRow:
+    """The pair of a row; a row without a rejected answer is rejected."""
+    if parsed.rejected is None:
+        return RejectedRow(parsed.line, "no_pair", "no rejected answer; --as sessions takes rows of one answer")
+    return Pair(names.name(parsed), parsed.messages, parsed.rejected, _meta(parsed, provenance))
+
+
+def session_or_pair(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Session | Pair | RejectedRow:
+    """The pair of a preference, the session of any other row."""
+    return (session if parsed.rejected is None else pair)(parsed, names, provenance)
 
 
 def task(parsed: ParsedRow, names: Names, provenance: Mapping[str, Any]) -> Task | RejectedRow | None:

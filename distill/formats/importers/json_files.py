@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from distill.formats import schemas
-from distill.formats.importers import Address, RowImporter
+from distill.formats.importers import Address, RowImporter, known_shapes
 from distill.formats.json_rows import RejectedRow, Rows, json_rows, text_lines
 from distill.formats.oasst_trees import threads
+from distill.formats.parsed_row import ParsedRow
 from distill.types import Message
 
 
@@ -18,7 +19,7 @@ class LinesImporter:
 
     takes: frozenset[str] = frozenset()
 
-    def read(self, address: Address) -> Iterator[schemas.ParsedRow | RejectedRow]:
+    def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """Every line that is not blank."""
         for row in text_lines(Path(address.path)):
             if isinstance(row, RejectedRow):
@@ -26,7 +27,7 @@ class LinesImporter:
                 continue
             line, text = row
             messages = (Message("user", text),)
-            yield schemas.ParsedRow(line=line, messages=messages, instruction=text, meta={"source": address.name})
+            yield ParsedRow(line=line, messages=messages, instruction=text, meta={"source": address.name})
 
 
 def _file(address: Address) -> Rows:
@@ -34,16 +35,19 @@ def _file(address: Address) -> Rows:
     return json_rows(Path(address.path))
 
 
-def _shaped(shape: schemas.Shape) -> partial[RowImporter]:
+def _shaped(name: str) -> partial[RowImporter]:
     """An importer of rows that all have one shape."""
-    return partial(RowImporter, _file, partial(schemas.parse, shape=shape))
+    return partial(RowImporter, _file, partial(schemas.parse, shape=schemas.SHAPES[name]))
 
 
-alpaca = _shaped(schemas.alpaca)
-distill = _shaped(schemas.own)
+alpaca = _shaped("alpaca")
+distill = _shaped("distill")
+json = partial(RowImporter, _file, known_shapes)
 oasst = partial(RowImporter, _file, threads)
-openai = _shaped(schemas.openai)
-prompt_response = _shaped(schemas.prompt_response)
-questions = _shaped(schemas.questions)
-self_instruct = _shaped(schemas.self_instruct)
-sharegpt = _shaped(schemas.sharegpt)
+openai = _shaped("openai")
+preference = _shaped("preference")
+prompt_response = _shaped("prompt_response")
+questions = _shaped("questions")
+self_instruct = _shaped("self_instruct")
+sharegpt = _shaped("sharegpt")
+text = _shaped("text")
