@@ -57,8 +57,8 @@ To = Annotated[
     typer.Option(
         "--to",
         metavar="FORMAT",
-        help="rows: alpaca, sharegpt, openai, parquet, hub; the comparison: alpaca_eval, llm_comparator, inspect;"
-        " the student: adapter, merged, gguf, ollama",
+        help="rows: alpaca, sharegpt, openai, pairs, parquet, hub; the comparison: alpaca_eval, llm_comparator,"
+        " inspect; the student: adapter, merged, gguf, ollama",
     ),
 ]
 

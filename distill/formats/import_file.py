@@ -43,8 +43,8 @@ def import_file(
 ) -> tuple[int, SourceCounts]:
     """Write a dataset's rows to `out` and its rejected rows beside it; returns their number and counts.
 
-    By default, a preference becomes a pair and any other row a session. Both are written whole or not at all. Raises `RecipeError` where nothing can be read, `RunFolderError` where
-    nothing can be written.
+    By default, a preference becomes a pair and any other row a session. Both are written whole or not at all. Raises
+    `RecipeError` where nothing can be read, `RunFolderError` where nothing can be written.
     """
     _require_writable(out, dataset.address)
     counts = SourceCounts()

@@ -12,11 +12,27 @@ from typing import Any
 
 from distill.formats.json_rows import RejectedRow, Rows
 from distill.formats.parsed_row import ParsedRow, messages_of
-from distill.formats.turns import MalformedRow, Turn, regular, role_of
+from distill.formats.turns import MalformedRow, Turn, is_blank, regular, role_of
 
 READY = ("ready_for_export", "prompt_lottery_waiting", None)
 """States of a tree that was not abandoned."""
 UNRANKED = 1 << 30
+READ = frozenset(
+    [
+        "prompt",
+        "replies",
+        "message_id",
+        "message_tree_id",
+        "parent_id",
+        "tree_state",
+        "lang",
+        "role",
+        "text",
+        "rank",
+        "deleted",
+    ]
+)
+"""Columns of a message or a tree that are used."""
 
 
 def threads(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:
@@ -76,7 +92,13 @@ def _thread(line: int, root: Mapping[str, Any], below: Any, tree: Mapping[str, A
     id = next((value for name in ("message_tree_id", "message_id") if isinstance(value := tree.get(name), str)), None)
     parts = messages_of(messages)
     return ParsedRow(
-        line=line, messages=parts, instruction=parts[0].content, id=id, meta=meta, repairs=tuple(dict.fromkeys(repairs))
+        line=line,
+        messages=parts,
+        instruction=parts[0].content,
+        id=id,
+        meta=meta,
+        repairs=tuple(dict.fromkeys(repairs)),
+        ignored=tuple(str(key) for key, value in tree.items() if key not in READ and not is_blank(value)),
     )
 
 

@@ -275,6 +275,12 @@ def learnt_answers(session: Session) -> list[bool]:
     return [bool(weight) for weight in weights]
 
 
+def unlearnt_places(session: Session) -> frozenset[int]:
+    """Numbers of the messages, from 0, that are answers for context only. Raises `DistillError`."""
+    answers = (place for place, message in enumerate(session.messages) if message.role == "assistant")
+    return frozenset(place for place, is_learnt in zip(answers, learnt_answers(session), strict=True) if not is_learnt)
+
+
 def part_meta(session: Session, start: int, stop: int) -> dict[str, Any]:
     """The session's meta with the weights of the answers in `messages[start:stop]` alone."""
     meta = {key: value for key, value in session.meta.items() if key != WEIGHTS}

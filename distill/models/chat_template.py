@@ -112,12 +112,14 @@ def encode(
     *,
     truncated: bool = False,
     train_on: TrainOn = "all",
+    unlearnt: Collection[int] = (),
 ) -> Example:
     """Ids and labels of a whole conversation that ends with an answer; every assistant turn is trained, or the last.
 
-    `truncated` says that the last answer was cut off: it gets no end token, so that the student does not learn to
-    stop there. Special tokens that a message merely mentions stay text. Raises `DistillError` for a conversation that
-    the template cannot render and `RecipeError` for a template that cannot be masked.
+    `unlearnt` has the numbers, from 0, of assistant turns that are context only. `truncated` says that the last answer
+    was cut off: it gets no end token, so that the student does not learn to stop there. Special tokens that a message
+    merely mentions stay text. Raises `DistillError` for a conversation that the template cannot render and
+    `RecipeError` for a template that cannot be masked.
     """
     if not messages or messages[-1].role != "assistant":
         raise DistillError("the conversation does not end with an assistant turn; expected an answer to train on")
@@ -127,7 +129,7 @@ def encode(
             "curate's rule `format`"
         )
     rendering = _Rendering(template, tokenizer, messages)
-    return rendering.example(rendering.spans(truncated=truncated, train_on=train_on))
+    return rendering.example(rendering.spans(truncated=truncated, train_on=train_on, unlearnt=unlearnt))
 
 
 def prompt_ids(messages: Sequence[Message], template: str, tokenizer: Tokenizer) -> list[int]:
@@ -237,17 +239,18 @@ class _Rendering:
     def _render(self, count: int, *, prompt: bool) -> str:
         return _applied(self._messages[:count], self._name, self._jinja, self._tokenizer, prompt=prompt)
 
-    def spans(self, *, truncated: bool, train_on: TrainOn) -> list[_Span]:
+    def spans(self, *, truncated: bool, train_on: TrainOn, unlearnt: Collection[int]) -> list[_Span]:
         """The text of the conversation in untrained and trained spans; nothing follows the last end token.
 
         Raises `RecipeError` where an answer cannot be trained.
         """
         last = len(self._messages) - 1
         answers = {index for index, message in enumerate(self._messages) if message.role == "assistant"}
-        spans = list(self._answers(self._render(last + 1, prompt=False), answers if train_on == "all" else {last}))
+        turns = (answers if train_on == "all" else {last}) - set(unlearnt)
+        spans = list(self._answers(self._render(last + 1, prompt=False), turns))
         if truncated:
             answer = spans[-1].text
-            spans[-1] = _Span(answer[: self._end(last, answer).start()].rstrip(), trained=True)
+            spans[-1] = _Span(answer[: self._end(last, answer).start()].rstrip(), trained=spans[-1].trained)
         return spans
 
     def prompt_spans(self) -> list[_Span]:

@@ -7,8 +7,6 @@ model of three layers, trained in real NF4 where the recipe says qlora.
 
 from __future__ import annotations
 
-import json
-import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -21,11 +19,12 @@ import yaml
 from distill.core import console
 from distill.core.files import cache_dir, flatten
 from distill.engine.mock_server import MockServer
-from distill.engine.mock_server.stand_in import answer, task
+from distill.engine.mock_server.stand_in import answer
 from distill.errors import shorten
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.requirements import require_training_packages
 from distill.pipeline.runner import run_recipe
+from distill.pipeline.smoke_rows import write_stand_in
 
 MODEL_LAYERS, KEPT_LAYERS = 3, 2
 ROWS, TASKS, TEST = 24, 24, 4
@@ -154,22 +153,14 @@ def _reduce(section: dict[str, Any], **most: int) -> None:
 
 
 def _replace_sources(document: Mapping[str, Any], folder: Path) -> None:
-    """Data of the Hub becomes a few generated rows; of local files fewer rows are taken."""
+    """Data of the Hub becomes a folder of generated rows in its columns; of local files fewer rows are taken."""
     for place, source in enumerate(document.get("sources") or []):
-        if source.pop("hub", None) is not None:
-            path = folder / f"source-{place}.jsonl"
-            path.write_text("".join(json.dumps(row) + "\n" for row in _rows(place)), encoding="utf-8")
-            source |= {"from": "openai", "path": str(path)}
-            for name in ("split", "revision"):
-                source.pop(name, None)
+        if (hub := source.pop("hub", None)) is not None:
+            path, split = folder / f"source-{place}", source.get("split")
+            write_stand_in(path, hub, split=split, rows=2 * ROWS, seed=place)
+            source |= {"from": "hub", "path": str(path)}
+            source.pop("revision", None)
         _reduce(source, take=ROWS)
-
-
-def _rows(place: int) -> Iterator[dict[str, Any]]:
-    for number in range(2 * ROWS):
-        question = task(random.Random(f"{place}:{number}"))
-        reply = answer({"messages": [{"content": question}], "seed": question})
-        yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]}
 
 
 def _replace_instructions(compare: dict[str, Any], folder: Path) -> None:

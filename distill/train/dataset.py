@@ -6,17 +6,19 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from distill import types as types_module
 from distill.core import console
 from distill.core.hashing import text_sha256
 from distill.errors import DistillError
+from distill.formats.turns import part_meta, unlearnt_places
 from distill.models import chat_template
 from distill.text.rouge_index import NoveltyIndex
 from distill.text.tokens import normalise
 from distill.train.mask_check import MaskGate, MaskReport, MaskRow, UnspeltError
-from distill.types import Message, Session
+from distill.types import Session
 
 if TYPE_CHECKING:
     from distill.train.options import TrainOptions
@@ -34,8 +36,8 @@ class Examples:
     """Session id of each example; `ID#2` is the second part of a session that was split."""
     examples: list[chat_template.Example]
     left_out: Counter[str]
-    """Counts: sessions that are `too_long` or have an `empty` answer, `parts` of split sessions that are too long, and
-    `unspelt` rows, with characters that the tokenizer cannot encode."""
+    """Counts: sessions that are `too_long` or have an `empty` answer, `parts` of split sessions that are too long,
+    `unspelt` rows, with characters that the tokenizer cannot encode, and `unlearnt` ones, with no answer to learn."""
     split: Counter[str] = field(default_factory=Counter)
     """Counts of split `sessions`, and of their `parts`."""
     too_long: list[tuple[int, int]] = field(default_factory=list)
@@ -80,6 +82,7 @@ def _why(examples: Examples, options: TrainOptions) -> str:
         "too_long": f"are longer than train.max_length={options.max_length} tokens (raise it)",
         "empty": "have no answer (collect more)",
         "unspelt": "hold characters that the tokenizer does not know (take another student.model)",
+        "unlearnt": "have no answer to learn (the weights of those to train are 0)",
     }
     info = [f"{examples.left_out[name]} {reason}" for name, reason in reasons.items() if examples.left_out[name]]
     return ", ".join(info) or "collect more"
@@ -98,7 +101,11 @@ class _Maker:
 
     def rows(self, session: Session) -> Iterator[MaskRow]:
         """The session's row, the rows of its parts, or none."""
-        if _has_empty_answer(session, self._options.train_on):
+        learnt = self._learnt(session)
+        if not learnt and unlearnt_places(session):
+            self._examples.left_out["unlearnt"] += 1
+            return
+        if not all(session.messages[place].content.strip() for place in learnt):
             self._examples.left_out["empty"] += 1
             return
         row = self._row(session)
@@ -114,8 +121,16 @@ class _Maker:
                 f"{self._options.max_length}; raise that, or set train.over_length to split or drop"
             )
 
+    def _learnt(self, session: Session) -> list[int]:
+        """Numbers of the messages to learn."""
+        answers = [place for place, message in enumerate(session.messages) if message.role == "assistant"]
+        unlearnt = unlearnt_places(session)
+        return [
+            place for place in (answers if self._options.train_on == "all" else answers[-1:]) if place not in unlearnt
+        ]
+
     def _row(self, session: Session) -> MaskRow:
-        truncated = bool(session.meta.get("truncated"))
+        truncated, unlearnt = bool(session.meta.get("truncated")), unlearnt_places(session)
         try:
             example = chat_template.encode(
                 session.messages,
@@ -123,10 +138,11 @@ class _Maker:
                 self._tokenizer,
                 truncated=truncated,
                 train_on=self._options.train_on,
+                unlearnt=unlearnt,
             )
         except DistillError as error:
             raise type(error)(f"session {session.id}: {error}") from error
-        return MaskRow(session.id, session.messages, example, truncated)
+        return MaskRow(session.id, session.messages, example, truncated, unlearnt)
 
     def _fits(self, row: MaskRow) -> bool:
         return len(row.example.input_ids) <= self._options.max_length
@@ -138,7 +154,10 @@ class _Maker:
 
     def _parts(self, session: Session, whole: MaskRow) -> Iterator[MaskRow]:
         """The rows of a session that is split before questions, each starting with the system turn."""
-        rows = [self._row(part) for part in self._divided(session)]
+        divided = list(self._divided(session))
+        parts = [part for part in divided if self._learnt(part)]
+        self._examples.left_out["unlearnt"] += len(divided) - len(parts)
+        rows = [self._row(part) for part in parts]
         fitting = [row for row in rows if self._fits(row)]
         if not fitting:
             self._leave_out(whole)
@@ -149,37 +168,37 @@ class _Maker:
 
     def _divided(self, session: Session) -> Iterator[Session]:
         """Parts with as many whole pairs as fit; with `train_on: last`, one part with the last pairs."""
-        system = [message for message in session.messages[:1] if message.role == "system"]
-        pairs = list(types_module.pairs(session.messages[len(system) :]))
-        end = len(pairs)
+        first = sum(message.role == "system" for message in session.messages[:1])
+        places = list(accumulate(map(len, types_module.pairs(session.messages[first:])), initial=first))
+        end = len(places) - 1
+
+        def part(start: int, stop: int, number: int = 1) -> Session:
+            return _part(session, first, (places[start], places[stop]), number)
+
         if self._options.train_on == "last":
             start = end - 1
-            while start > 0 and self._fits(self._row(_part(session, system, pairs[start - 1 :], 1, last=True))):
+            while start > 0 and self._fits(self._row(part(start - 1, end))):
                 start -= 1
-            yield _part(session, system, pairs[start:], 1, last=True)
+            yield part(start, end)
             return
-
-        def fits(start: int, stop: int) -> bool:
-            return self._fits(self._row(_part(session, system, pairs[start:stop], 1, last=stop == end)))
-
-        for number, (start, stop) in enumerate(types_module.spans(end, fits), start=1):
-            yield _part(session, system, pairs[start:stop], number, last=stop == end)
+        cuts = types_module.spans(end, lambda start, stop: self._fits(self._row(part(start, stop))))
+        for number, (start, stop) in enumerate(cuts, start=1):
+            yield part(start, stop, number)
 
 
-def _part(
-    session: Session, system: Sequence[Message], pairs: Sequence[Sequence[Message]], number: int, *, last: bool
-) -> Session:
-    """A session of some pairs; only the last part contains the answer that may be truncated."""
-    messages = (*system, *(message for pair in pairs for message in pair))
-    truncated = last and bool(session.meta.get("truncated"))
+def _part(session: Session, first: int, span: tuple[int, int], number: int) -> Session:
+    """The session's `first` message, if it is the system turn, and a span of its messages.
+
+    Only the last part contains the answer that may be truncated.
+    """
+    start, stop = span
+    truncated = stop == len(session.messages) and bool(session.meta.get("truncated"))
     return replace(
-        session, id=f"{session.id}#{number}", messages=messages, meta={**session.meta, "truncated": truncated}
+        session,
+        id=f"{session.id}#{number}",
+        messages=(*session.messages[:first], *session.messages[start:stop]),
+        meta={**part_meta(session, start, stop), "truncated": truncated},
     )
-
-
-def _has_empty_answer(session: Session, train_on: chat_template.TrainOn) -> bool:
-    answers = [message.content for message in session.messages if message.role == "assistant"]
-    return not all(answer.strip() for answer in (answers if train_on == "all" else answers[-1:]))
 
 
 def checked_examples(
@@ -206,6 +225,8 @@ def notes(examples: Examples, total: int, options: TrainOptions) -> Iterator[str
         yield f"{number} of {total} sessions are longer than {limit} and split into {_parts(examples)}"
     if left_out["empty"]:
         yield f"{left_out['empty']} of {total} sessions have an empty answer and are left out"
+    if left_out["unlearnt"]:
+        yield f"{left_out['unlearnt']} sessions or parts have no answer to learn, by their weights, and are left out"
     if left_out["unspelt"]:
         yield f"{left_out['unspelt']} rows hold characters that the tokenizer has no tokens for and are left out"
     yield from _mask_findings(examples.checked)

@@ -40,6 +40,8 @@ class MaskRow:
     example: Example
     truncated: bool = False
     """Whether the last answer was cut off, so that it must have no end token."""
+    unlearnt: frozenset[int] = frozenset()
+    """Numbers of the messages, from 0, that are answers for context only."""
 
 
 @dataclass(slots=True)
@@ -90,8 +92,8 @@ class MaskGate:
         Raises `UnspeltError` instead where the tokenizer cannot encode a character.
 
         Checked: each label is the token's own id or `IGNORED`; the tokens spell the rendered template, and equal its
-        tokenisation at once; every special token comes from the template; no turn is lost; exactly the answers and
-        their end tokens are trained; a truncated answer ends its row.
+        tokenisation at once; every special token comes from the template; no turn is lost; exactly the answers to
+        learn and their end tokens are trained; a truncated answer ends its row.
         """
         self._check_labels(row)
         rendered = self._render(row.messages)
@@ -262,7 +264,7 @@ class MaskGate:
     def _trainable(self, row: MaskRow, rendered: str, text: _Text, ends: dict[int, int]) -> list[range]:
         """Token range of each answer to train, including its end token."""
         answers = [at for at, message in enumerate(row.messages) if message.role == "assistant"]
-        turns = answers if self._train_on == "all" else answers[-1:]
+        turns = [at for at in (answers if self._train_on == "all" else answers[-1:]) if at not in row.unlearnt]
         if empty := [at for at in turns if not row.messages[at].content.strip()]:
             raise self._fault(row, f"the answer in turn {empty[0] + 1} is empty")
         return [self._answer(row, rendered, text, at, ends.get(at)) for at in turns]

@@ -17,7 +17,6 @@ from distill.core.jsonl import write_rows
 from distill.errors import RecipeError, RunFolderError
 from distill.formats import importers
 from distill.formats.export import export
-from distill.formats.exporters import EXPORTERS
 from distill.formats.importers import Address
 from distill.formats.sources import Dataset, SourceCounts, sessions
 from distill.run.cards import plain
@@ -36,7 +35,9 @@ PAGES = ("<p>x</p>", "1 / 2", '<div class="markdown">x</div>', "```\nCopy code\n
 CONTENTS = TEXTS | st.sampled_from(PAGES)
 PAIRS = st.lists(st.tuples(CONTENTS, CONTENTS), min_size=1, max_size=3)
 VALUES = st.booleans() | TEXTS | st.lists(TEXTS)
-METAS = st.dictionaries(st.sampled_from(("teacher", "keys", "truncated")), VALUES, max_size=3)
+MARKS = {"strategy": TEXTS, "teacher": TEXTS}
+"""Of every session that collect writes."""
+METAS = st.fixed_dictionaries(MARKS, optional={"keys": VALUES, "truncated": VALUES})
 
 
 @st.composite
@@ -65,7 +66,7 @@ def fits_alpaca(session: Session) -> bool:
     return [message.role for message in session.messages] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize("format", EXPORTERS)
+@pytest.mark.parametrize("format", FILES)
 @settings(max_examples=15, deadline=None)
 @given(rows=conversations())
 def test_what_is_exported_comes_back_the_same(format, rows):
@@ -103,6 +104,38 @@ def test_a_row_that_a_format_cannot_hold_is_counted_by_reason(tmp_path):
         "4 rows left out, which alpaca cannot hold: several_turns 1, system_turn 1, empty_turn 1, not_alternating 1",
     ]
     assert json.loads((tmp_path / "a.jsonl").read_text()) == {"instruction": "a", "input": "", "output": "b"}
+
+
+def test_an_answer_for_context_keeps_its_weight_in_formats_that_have_one(tmp_path):
+    turns = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+    meta = {"strategy": "answer", "teacher": "x", "answer_weights": [0, 1]}
+    run = write_kept(tmp_path / "run", [Session("1", turns, meta)])
+    for format, name in (("openai", "o.jsonl"), ("sharegpt", "s.json"), ("parquet", "p.parquet")):
+        export(run, to=format, out=tmp_path / name)
+        [found] = back(tmp_path / name, format)
+        assert (found.messages, found.meta["answer_weights"]) == (turns, [0, 1])
+    assert json.loads((tmp_path / "o.jsonl").read_text())["messages"][1] == {**vars_of(turns[1]), "weight": 0}
+
+
+def vars_of(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.content}
+
+
+def test_the_losers_of_best_of_become_the_rejected_answers_of_pairs(tmp_path):
+    turns = (Message("user", "a"), Message("assistant", "b"))
+    others = [{"replica": n, "key": "k", "text": f"t{n}", "score": score, "truncated": False} for n, score in OTHERS]
+    meta = {"strategy": "best_of", "teacher": "x", "score": 8.0}
+    kept = [Session("1", turns, {**meta, "others": others}), Session("2", turns, {**meta, "others": others[2:]})]
+    run = write_kept(tmp_path / "run", kept)
+    assert export(run, to="pairs", out=tmp_path / "p.jsonl")[1].endswith("cannot hold: no_rejected 1")
+    row = json.loads((tmp_path / "p.jsonl").read_text())
+    assert row == {
+        "id": "1", "messages": [vars_of(turn) for turn in turns],
+        "rejected": {"role": "assistant", "content": "t1"}, "meta": meta,
+    }  # fmt: skip
+
+
+OTHERS = ((0, 5.0), (1, 2.0), (2, 8.0), (3, None))
 
 
 def test_a_system_turn_can_be_left_out(tmp_path):

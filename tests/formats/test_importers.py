@@ -85,7 +85,7 @@ def test_half_a_character_is_replaced_and_noted(tmp_path):
 def test_every_shape_gives_the_same_conversation():
     rows = {
         "alpaca": {"instruction": "Hi?", "input": "", "output": "Hello."},
-        "distill": {"id": "1", "messages": MESSAGES, "meta": {}},
+        "distill": {"id": "1", "messages": MESSAGES, "meta": {"importer": "alpaca"}},
         "openai": {"messages": MESSAGES},
         "prompt_response": {"prompt": "Hi?", "response": "Hello."},
         "self_instruct": {"instruction": "Hi?", "instances": [{"input": "", "output": "Hello."}]},

@@ -224,3 +224,41 @@ def test_trained_tokens_are_green_on_a_terminal_and_in_brackets_elsewhere(tmp_pa
         "  Hi \\x1b[2J\\u202e\x1b[30;42mone\x1b[0m\n  \x1b[30;42mtwo<|end|>\x1b[0m\n"
     )
     assert "\x1b" not in on_a_terminal(NO_COLOR="1")
+
+
+def weighted(*weights: int, **meta) -> Session:
+    """A conversation of so many pairs, whose answers have these weights."""
+    return Session("w", talk(pairs=len(weights)).messages, {"answer_weights": list(weights), **meta})
+
+
+def trained_text(found, tokenizer) -> str:
+    return tokenizer.decode([label for example in found.examples for label in example.labels if label != -100])
+
+
+@pytest.mark.parametrize("weights", [(0, 1), (1, 0, 1), (0, 0, 1)])
+def test_an_answer_of_weight_0_is_context_and_is_not_in_the_loss(smollm, weights):
+    found, lines = made([weighted(*weights)], smollm)
+    learnt = [number for number, weight in enumerate(weights) if weight]
+    assert trained_text(found, smollm) == "".join(f"Answer {n}{' word' * 5}<|im_end|>" for n in learnt)
+    assert all(f"Answer {number}" in texts(found, smollm)[0] for number in range(len(weights)))
+    assert (found.checked.rows, lines) == (1, [])
+
+
+def test_each_part_of_a_split_session_has_the_weights_of_its_own_answers(smollm):
+    found, lines = made([weighted(1, 0, 1, 0, 0, 0, 1)], smollm, over_length="split")
+    assert (found.ids, found.left_out["unlearnt"]) == (["w#1", "w#3"], 1)
+    assert [number for number in range(7) if f"Answer {number}" in trained_text(found, smollm)] == [0, 2, 6]
+    assert lines[1] == "1 sessions or parts have no answer to learn, by their weights, and are left out"
+
+
+def test_where_nothing_is_to_be_learnt_a_session_is_left_out(smollm):
+    found, _ = made([SHORT, weighted(1, 0, truncated=True)], smollm, train_on="last")
+    assert (found.ids, found.left_out["unlearnt"]) == (["short"], 1)
+    found, _ = made([weighted(1, 0, truncated=True)], smollm)
+    assert trained_text(found, smollm) == f"Answer 0{' word' * 5}<|im_end|>"
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 2], "10", [None, 1]])
+def test_weights_that_do_not_fit_the_answers_stop_the_run(smollm, weights):
+    with pytest.raises(DistillError, match="expected 2 numbers, each 0 or 1"):
+        made([Session("w", talk(pairs=2).messages, {"answer_weights": weights})], smollm)

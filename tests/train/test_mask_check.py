@@ -207,6 +207,20 @@ def test_a_cut_answer_with_an_end_token_does_not_pass(smollm):
 
 
 @pytest.mark.model
+@pytest.mark.parametrize(
+    ("unlearnt", "trained", "what"), [({1}, {3}, None), ({1}, {1, 3}, "is trained"), ((), {3}, "is not trained")]
+)
+def test_an_answer_for_context_must_not_be_trained_and_every_other_must(smollm, unlearnt, trained, what):
+    example = chat_template.encode(TALK, "chatml", smollm, unlearnt={1, 3} - trained)
+    row = MaskRow("s1", TALK, example, unlearnt=frozenset(unlearnt))
+    if what is None:
+        MaskGate("chatml", smollm).check(row)
+        return
+    with pytest.raises(MaskError, match=what):
+        MaskGate("chatml", smollm).check(row)
+
+
+@pytest.mark.model
 def test_a_special_token_that_a_message_makes_real_is_found(smollm):
     talk = CONVERSATIONS["mentions"]
     plain = [{"role": message.role, "content": message.content} for message in talk]

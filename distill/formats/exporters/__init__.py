@@ -19,6 +19,7 @@ EXPORTERS = {
     "alpaca": "distill.formats.exporters.json_files:alpaca",
     "hub": "distill.formats.exporters.tables:HubExporter",
     "openai": "distill.formats.exporters.json_files:openai",
+    "pairs": "distill.formats.exporters.json_files:pairs",
     "parquet": "distill.formats.exporters.tables:ParquetExporter",
     "sharegpt": "distill.formats.exporters.json_files:sharegpt",
 }

@@ -8,8 +8,8 @@ from typing import Any
 
 from distill.core.files import to_json
 from distill.formats.exporters import ExportJob, ExportResult, Reshape, write_json_rows
-from distill.formats.turns import irregularity
-from distill.types import Session
+from distill.formats.turns import irregularity, unlearnt_places
+from distill.types import Message, Pair, Session
 
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 
@@ -35,22 +35,49 @@ def _alpaca(session: Session) -> dict[str, Any] | str:
         return "system_turn"
     if len(messages) > 2:
         return "several_turns"
+    if unlearnt_places(session):
+        return "unlearnt"
     return {"instruction": messages[0].content, "input": "", "output": messages[1].content}
 
 
 def _openai(session: Session) -> dict[str, Any] | str:
-    """A conversation without id or meta, since OpenAI refuses other keys."""
-    return irregularity(session.messages) or {"messages": to_json(session.messages)}
+    """A conversation without id or meta, since OpenAI refuses other keys; an answer for context has `weight: 0`."""
+    unlearnt = unlearnt_places(session)
+    turns = [
+        {**to_json(message), **({"weight": 0} if place in unlearnt else {})}
+        for place, message in enumerate(session.messages)
+    ]
+    return irregularity(session.messages) or {"messages": turns}
 
 
 def _sharegpt(session: Session) -> dict[str, Any] | str:
-    """Id and conversation, without meta; `cleaned` tells our importer that there is no HTML in it."""
+    """Id and conversation, without meta; `cleaned` tells our importer that there is no HTML in it.
+
+    An answer for context has axolotl's `train: false`.
+    """
     if (fault := irregularity(session.messages)) is not None:
         return fault
-    turns = [{"from": SPEAKERS[message.role], "value": message.content} for message in session.messages]
+    unlearnt = unlearnt_places(session)
+    turns = [
+        {"from": SPEAKERS[message.role], "value": message.content, **({"train": False} if place in unlearnt else {})}
+        for place, message in enumerate(session.messages)
+    ]
     return {"id": session.id, "conversations": turns, "cleaned": True}
+
+
+def _pair(session: Session) -> dict[str, Any] | str:
+    """The session's answer as the chosen one, and the worst of best_of's other samples that scored lower."""
+    score, others = session.meta.get("score"), session.meta.get("others") or ()
+    worse = [one for one in others if None not in (score, one["score"]) and one["score"] < score]
+    if (fault := irregularity(session.messages)) is not None or not worse:
+        return fault or "no_rejected"
+    rejected = min(worse, key=lambda one: float(one["score"]))
+    meta = {key: value for key, value in session.meta.items() if key != "others"}
+    row: dict[str, Any] = to_json(Pair(session.id, session.messages, Message("assistant", rejected["text"]), meta))
+    return row
 
 
 alpaca = partial(JsonExporter, _alpaca)
 openai = partial(JsonExporter, _openai, array=False)
+pairs = partial(JsonExporter, _pair, array=False)
 sharegpt = partial(JsonExporter, _sharegpt)

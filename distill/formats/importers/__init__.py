@@ -243,6 +243,8 @@ def _foreign_tasks(rows: Sequence[ParsedRow | RejectedRow], path: Path, name: st
         console.warn(
             f"{path}: {len(rejected)} of {len(rows)} rows are no task; the first, in line {first.line}: {first.detail}"
         )
+    if columns := dict.fromkeys(name for row in rows if isinstance(row, ParsedRow) for name in row.ignored):
+        console.warn(f"{path}: columns_ignored: {', '.join(columns)}")
     return [row for row in results if isinstance(row, Task)]
 
 
