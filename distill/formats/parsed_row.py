@@ -56,18 +56,20 @@ class ParsedRow:
 
 
 class Columns(Mapping[str, Any]):
-    """A row that remembers which of its columns were read."""
+    """A row whose columns are found by their names in any case, and that remembers which of them were read."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self._row = row
+        self._names = {str(key).lower(): key for key in row}
         self._read: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
-        self._read.add(key)
-        return self._row[key]
+        name = self._names[key]
+        self._read.add(name)
+        return self._row[name]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._row
+        return key in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._row)
@@ -88,7 +90,7 @@ class Columns(Mapping[str, Any]):
 
 
 def _unread(turn: Mapping[str, Any]) -> Iterator[str]:
-    return (str(key) for key, value in turn.items() if key not in TURN_KEYS and not is_blank(value))
+    return (str(key) for key, value in turn.items() if str(key).lower() not in TURN_KEYS and not is_blank(value))
 
 
 def conversation(row: ForeignRow, turns: Sequence[Turn]) -> ParsedRow:
@@ -118,11 +120,11 @@ def history_of(row: ForeignRow) -> list[Turn]:
     return [] if is_blank(history) else turns_of(history)
 
 
-def require_usable(row: ForeignRow) -> None:
+def require_usable(row: Mapping[str, Any]) -> None:
     """Raise `MalformedRow` where a row needs more than its text, or is marked as not to be imitated."""
-    if (key := first_key(row.value, MEDIA_KEYS)) is not None:
+    if (key := first_key(row, MEDIA_KEYS)) is not None:
         raise MalformedRow("not_text", f"`{key}` holds more than text; only text can be learnt")
-    if (key := next((name for name in LABEL_KEYS if row.value.get(name) is False), None)) is not None:
+    if (key := next((name for name in LABEL_KEYS if row.get(name) is False), None)) is not None:
         raise MalformedRow("unwanted", f"`{key}` is false: an answer that is not to be imitated")
 
 

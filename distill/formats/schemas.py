@@ -64,7 +64,7 @@ def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | Reject
             yield row
             continue
         try:
-            require_usable(row)
+            require_usable(Columns(row.value))
             columns = Columns(row.value)
             for item in (shape or _shape_for(row))(replace(row, value=columns)):
                 yield _noted(item, row, columns) if isinstance(item, ParsedRow) else item
@@ -82,6 +82,7 @@ def name_of(row: Mapping[str, Any]) -> str | None:
 
     A row is ours by its marks alone; one that merely shares a key with ours is of the schema that it fits.
     """
+    row = Columns(row)
 
     def has(*keys: str) -> bool:
         return first_key(row, keys) is not None

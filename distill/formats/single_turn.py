@@ -14,6 +14,7 @@ from distill.formats.turns import (
     QUESTION_KEYS,
     MalformedRow,
     Turn,
+    content_of,
     first_key,
     marked_turns,
     turns_of,
@@ -69,7 +70,7 @@ def question_of(row: ForeignRow) -> tuple[list[Turn], str, str, list[str]]:
 
 def _input(row: ForeignRow, keys: Sequence[str]) -> tuple[str, list[str]]:
     """The texts beside a question, and its choices, on paragraphs of their own; a placeholder is none."""
-    texts = {name: text_of(row, name, required=False) for name in keys}
+    texts = {name: content_of(row.value.get(name), f"`{name}`") for name in keys}
     real = [text for text in texts.values() if text.strip() and not NO_INPUT.fullmatch(text.strip())]
     repairs = ["placeholder_input_dropped"] if any(map(NO_INPUT.fullmatch, map(str.strip, texts.values()))) else []
     choices = [f"{label}. {text}" for label, text in _choices(row).items()]

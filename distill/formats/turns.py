@@ -23,11 +23,14 @@ QUESTION_KEYS = (
     "instruction", "prompt", "question", "query", "problem", "inputs", "user", "human", "input", "question_stem", "q",
 )  # fmt: skip
 ANSWER_KEYS = (
-    "output", "response", "completion", "target", "targets", "solution", "answer", "assistant", "answers", "answerKey",
-    "a",
+    "output", "response", "completion", "target", "targets", "solution", "answer", "assistant", "bot", "answers",
+    "answerkey", "a",
 )  # fmt: skip
-"""Keys of a question and its answer, in a row or in a turn that holds both; the first with a value counts."""
-SYSTEM_KEYS = ("system", "system_prompt", "system_message", "systemInstruction", "system_instruction")
+"""Keys of a question and its answer, in a row or in a turn that holds both; the first with a value counts.
+
+These and all keys below are written in any case.
+"""
+SYSTEM_KEYS = ("system", "system_prompt", "system_message", "systeminstruction", "system_instruction")
 ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 WEIGHT_KEYS = ("weight", "train", "training", "loss", "output_with_loss")
 """Whether a turn is learnt: OpenAI's key, axolotl's two, ms-swift's and xtuner's."""
@@ -147,13 +150,14 @@ def _turns_in(item: Any, number: int) -> list[Turn]:
         return _pair(item[0], item[1], where)
     if not isinstance(item, Mapping):
         raise MalformedRow("bad_turn", f"{where}: found {type(item).__name__}, expected an object")
+    item = {str(key).lower(): value for key, value in item.items()}
     if first_key(item, ROLE_KEYS) is not None:
         return [_turn(item, where)]
-    question, answer = first_key(item, QUESTION_KEYS), first_key(item, ANSWER_KEYS)
-    if question is None and answer is None:
+    question, answer = (next((key for key in keys if key in item), None) for keys in (QUESTION_KEYS, ANSWER_KEYS))
+    if question is None or answer is None:
         keys = ", ".join(sorted(map(str, item))[:8]) or "none"
         raise MalformedRow("unknown_role", f"{where}: no role in keys {keys}; expected {' or '.join(ROLE_KEYS)}")
-    pair = _pair(item.get(question or ""), item.get(answer or ""), where, learnt=_is_learnt(item, where))
+    pair = _pair(item[question], item[answer], where, learnt=_is_learnt(item, where))
     return [*_system_turn(item), *pair]
 
 

@@ -17,7 +17,7 @@ from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows
 from distill.formats.parsed_row import ParsedRow
 from distill.formats.turns import MalformedRow, irregularity, regular
 from distill.types import Message
-from tests.support.importing import JSON, read, reason, said, sharegpt, written
+from tests.support.importing import read, reason, said, sharegpt, written
 
 CHAT = [{"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
 
@@ -156,31 +156,6 @@ def test_an_unanswered_row_is_a_task_and_no_session():
 )  # fmt: skip
 def test_what_is_malformed_is_rejected_with_its_reason(name, row, why):
     assert reason(name, row) == why
-
-
-KEYS = (
-    "instruction",
-    "input",
-    "output",
-    "messages",
-    "conversations",
-    "turns",
-    "instances",
-    "meta",
-    "id",
-    "prompt",
-    "response",
-)
-
-
-@given(st.dictionaries(st.sampled_from(KEYS), JSON))
-def test_any_row_of_any_shape_is_read_or_rejected(row):
-    for shape in (*schemas.SHAPES.values(), None):
-        for found in schemas.parse(iter([ForeignRow(1, row)]), shape):
-            if isinstance(found, ParsedRow):
-                json.dumps([message.content for message in found.messages])
-            else:
-                assert found.reason
 
 
 # Repairs
