@@ -58,6 +58,11 @@ def read_sessions(path: Path) -> list[Session]:
 
     adapter, sessions = TypeAdapter(Session), list[Session]()
     for number, row in enumerate(read_jsonl(path), start=1):
+        if "rejected" in row:
+            raise DistillError(
+                f"{path}: row {number} is a pair, and nothing is trained on pairs yet; take its chosen answer by"
+                " `distill import FILE --as sessions`"
+            )
         try:
             sessions.append(adapter.validate_python(row))
         except ValidationError as error:

@@ -71,6 +71,10 @@ class Columns(Mapping[str, Any]):
     def __contains__(self, key: object) -> bool:
         return key in self._names
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a column, or the default; of the mixin, but without an exception for each missing key."""
+        return self[key] if key in self._names else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._row)
 
@@ -90,12 +94,14 @@ class Columns(Mapping[str, Any]):
 
 
 def _unread(turn: Mapping[str, Any]) -> Iterator[str]:
+    if TURN_KEYS.issuperset(turn):
+        return iter(())
     return (str(key) for key, value in turn.items() if str(key).lower() not in TURN_KEYS and not is_blank(value))
 
 
-def conversation(row: ForeignRow, turns: Sequence[Turn]) -> ParsedRow:
-    """The row of a conversation, repaired. Raises `MalformedRow`."""
-    usable, repairs = regular(turns)
+def conversation(row: ForeignRow, turns: Sequence[Turn], repairs: Sequence[str] = ()) -> ParsedRow:
+    """The row of a conversation, repaired, after the repairs made so far. Raises `MalformedRow`."""
+    usable, more = regular(turns)
     usable, cuts = learnt_part(usable)
     meta = {name: row.value[name] for name in META_KEYS if usable_id(row.value.get(name)) is not None}
     return ParsedRow(
@@ -104,7 +110,7 @@ def conversation(row: ForeignRow, turns: Sequence[Turn]) -> ParsedRow:
         instruction=next(turn.content for turn in usable if turn.role == "user"),
         id=row_id(row),
         meta={**meta, **weights_meta(usable)},
-        repairs=tuple(dict.fromkeys([*repairs, *cuts])),
+        repairs=tuple(dict.fromkeys([*repairs, *more, *cuts])),
     )
 
 

@@ -64,7 +64,7 @@ def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | Reject
             yield row
             continue
         try:
-            require_usable(Columns(row.value))
+            require_usable(row.value)
             columns = Columns(row.value)
             for item in (shape or _shape_for(row))(replace(row, value=columns)):
                 yield _noted(item, row, columns) if isinstance(item, ParsedRow) else item
@@ -74,7 +74,8 @@ def parse(rows: Rows, shape: Shape | None = None) -> Iterator[ParsedRow | Reject
 
 def _noted(item: ParsedRow, row: ForeignRow, columns: Columns) -> ParsedRow:
     ignored = tuple(columns.ignored(message.content for message in item.messages))
-    return replace(item, repairs=(*row.repairs, *item.repairs), ignored=ignored)
+    is_noted = ignored or row.repairs
+    return replace(item, repairs=(*row.repairs, *item.repairs), ignored=ignored) if is_noted else item
 
 
 def name_of(row: Mapping[str, Any]) -> str | None:
@@ -182,8 +183,7 @@ def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
         repairs += changes
         is_error = turn.role == "assistant" and text.startswith(SERVICE_ERROR)
         clean.append(replace(turn, content="" if is_error or not text[:1].isprintable() else text))
-    parsed = conversation(row, clean)
-    yield replace(parsed, repairs=(*dict.fromkeys(repairs), *parsed.repairs))
+    yield conversation(row, clean, repairs)
 
 
 def text(row: ForeignRow) -> Iterator[ParsedRow]:

@@ -40,10 +40,9 @@ def single(row: ForeignRow) -> Iterator[ParsedRow]:
     """
     turns, instruction, input, repairs = question_of(row)
     answer, more = answer_of(row)
-    parsed = conversation(row, [*turns, *answer])
-    if parsed.instruction == "\n\n".join(filter(None, (instruction, input))):
-        parsed = replace(parsed, instruction=instruction, input=input)
-    yield replace(parsed, repairs=(*repairs, *more, *parsed.repairs))
+    parsed = conversation(row, [*turns, *answer], [*repairs, *more])
+    is_whole = parsed.instruction == f"{instruction}\n\n{input}"
+    yield replace(parsed, instruction=instruction, input=input) if input and is_whole else parsed
 
 
 def question_of(row: ForeignRow) -> tuple[list[Turn], str, str, list[str]]:

@@ -36,6 +36,7 @@ WEIGHT_KEYS = ("weight", "train", "training", "loss", "output_with_loss")
 """Whether a turn is learnt: OpenAI's key, axolotl's two, ms-swift's and xtuner's."""
 DETAIL_KEYS = ("train_detail", "training_detail")
 """axolotl's keys of the parts of a turn that are learnt."""
+_WEIGHT_KEYS = frozenset((*WEIGHT_KEYS, *DETAIL_KEYS))
 TURN_KEYS = frozenset((
     *QUESTION_KEYS, *ANSWER_KEYS, *SYSTEM_KEYS, *ROLE_KEYS, *CONTENT_KEYS, *WEIGHT_KEYS, "tool_calls", "function_call",
 ))  # fmt: skip
@@ -75,12 +76,15 @@ class Turn:
 
 def first_key(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """The first of the keys that has a value, which a blank text is not."""
-    return next((key for key in keys if key in row and not is_blank(row[key])), None)
+    for key in keys:
+        if key in row and not is_blank(row[key]):
+            return key
+    return None
 
 
 def is_blank(value: Any) -> bool:
     """Whether a value holds nothing."""
-    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
+    return not value.strip() if isinstance(value, str) else value is None or value in ([], {})
 
 
 def role_of(name: Any) -> str | None:
@@ -179,6 +183,8 @@ def _turn(item: Mapping[str, Any], where: str) -> Turn:
 
 def _is_learnt(item: Mapping[str, Any], where: str) -> bool:
     """Whether an answer is learnt: what all of its keys say. Raises `MalformedRow` where it is learnt in part."""
+    if _WEIGHT_KEYS.isdisjoint(item):
+        return True
     weights = {key: item[key] for key in WEIGHT_KEYS if item.get(key) is not None}
     flags = [_FLAGS.get(str(weight)[:40].strip().lower().removesuffix(".0")) for weight in weights.values()]
     if None in flags or any(item.get(key) for key in DETAIL_KEYS):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distill.core.jsonl import read_jsonl, read_sessions
-from distill.errors import RecipeError
+from distill.errors import DistillError, RecipeError
 from distill.formats import importers, schemas
 from distill.formats.import_file import import_command, import_file
 from distill.formats.importers import Address
@@ -296,6 +296,9 @@ def test_a_pair_in_a_source_is_rejected_and_alone_stops_the_run(tmp_path):
     alone = Dataset(format="json", address=Address(written(tmp_path / "b.jsonl", [pair])), name="b")
     with pytest.raises(RecipeError, match=r"none of 1 rows is read as json.*--as sessions"):
         ingest(tmp_path, sources=[alone], seed=7)
+    imported(tmp_path, [pair])
+    with pytest.raises(DistillError, match="row 1 is a pair"):
+        read_sessions(tmp_path / "out.jsonl")
 
 
 def test_an_import_says_that_an_answer_is_context_only(tmp_path):

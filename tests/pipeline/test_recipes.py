@@ -13,6 +13,7 @@ from distill.core import assets
 from distill.pipeline.forecast import lines
 from distill.pipeline.parts import load_recipe
 from distill.pipeline.smoke import MOST, smoke
+from distill.pipeline.smoke_rows import COLUMNS
 
 RECIPES = sorted(path for path in assets.find("recipes").rglob("*.yaml") if path.parent.name != "accelerate")
 NAMES = [path.stem for path in RECIPES]
@@ -67,6 +68,12 @@ def test_data_from_elsewhere_is_named_with_its_licence():
     sources = [source for path in RECIPES for source in yaml.safe_load(path.read_text()).get("sources", [])]
     assert len(sources) >= 15
     assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", source["hub"]) and source["licence"] for source in sources)
+
+
+def test_every_dataset_of_a_recipe_has_stand_in_rows_in_its_own_columns():
+    sources = [source for path in RECIPES for source in yaml.safe_load(path.read_text()).get("sources", [])]
+    hubs = {source["hub"] for source in sources}
+    assert set(COLUMNS) | {"HuggingFaceH4/oasst1_en"} == hubs  # the latter has `messages` alone
 
 
 def table() -> dict[str, list[str]]:
