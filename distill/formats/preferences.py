@@ -30,8 +30,8 @@ def preference(row: ForeignRow) -> Iterator[ParsedRow]:
 
     Without a chosen answer of its own, a row's own answer is the chosen one.
     """
-    base = _base_turns(row)
-    chosen, rejected = (conversation(row, _side(row, keys, base)) for keys in (CHOSEN_KEYS, REJECTED_KEYS))
+    base, repairs = _base_turns(row)
+    chosen, rejected = (conversation(row, _side(row, keys, base), repairs) for keys in (CHOSEN_KEYS, REJECTED_KEYS))
     if not chosen.is_answered or not rejected.is_answered:
         raise MalformedRow("no_answer", "found one answer; expected a chosen and a rejected one")
     if chosen.messages[:-1] != rejected.messages[:-1]:
@@ -50,17 +50,17 @@ def answer_turns(value: Any, key: str) -> list[Turn]:
     return marked_turns(text) or [Turn("assistant", text)]
 
 
-def _base_turns(row: ForeignRow) -> list[Turn]:
-    """The turns that a preference has beside its two answers."""
+def _base_turns(row: ForeignRow) -> tuple[list[Turn], list[str]]:
+    """The turns that a preference has beside its two answers, and the repairs."""
     nested = row.value.get("input")
     if isinstance(nested, Mapping) and "messages" in nested:  # OpenAI's
-        return turns_of(nested["messages"])
+        return turns_of(nested["messages"]), []
     if first_key(row.value, BASE_KEYS) is not None:
-        return conversation_turns(row, BASE_KEYS)
+        return conversation_turns(row, BASE_KEYS), []
     if first_key(row.value, QUESTION_KEYS) is None:
-        return with_system(row.value, [])
-    turns = question_of(row)[0]
-    return turns if first_key(row.value, CHOSEN_KEYS) else [*turns, *answer_of(row)[0]]
+        return with_system(row.value, []), []
+    turns, _, _, repairs = question_of(row)
+    return turns if first_key(row.value, CHOSEN_KEYS) else [*turns, *answer_of(row)[0]], repairs
 
 
 def _side(row: ForeignRow, keys: Sequence[str], base: Sequence[Turn]) -> list[Turn]:

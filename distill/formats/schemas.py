@@ -35,6 +35,7 @@ from distill.formats.turns import (
     Turn,
     decoded,
     first_key,
+    is_blank,
     learnt_answers,
     marked_turns,
     turns_of,
@@ -186,7 +187,7 @@ def sharegpt(row: ForeignRow) -> Iterator[ParsedRow]:
     yield conversation(row, clean, repairs)
 
 
-def text(row: ForeignRow) -> Iterator[ParsedRow]:
+def marked_text(row: ForeignRow) -> Iterator[ParsedRow]:
     """A whole conversation in one `text`, with a mark such as `### Human:` before each turn."""
     yield conversation(row, marked_turns(text_of(row, "text")))
 
@@ -210,11 +211,14 @@ def own(row: ForeignRow) -> Iterator[ParsedRow]:
     if not turns:
         raise MalformedRow("no_turns", "`messages` is empty")
     rejected = row.value.get("rejected")
+    losers = [] if is_blank(rejected) else answer_turns(rejected, "rejected")
+    if losers and losers[-1].role != "assistant":
+        raise MalformedRow("no_answer", f"`rejected` ends with a {losers[-1].role} turn; expected an answer")
     parsed = ParsedRow(
         line=row.line,
         messages=messages_of(turns),
         instruction=next((turn.content for turn in turns if turn.role == "user"), ""),
-        rejected=messages_of(answer_turns(rejected, "rejected"))[-1] if rejected is not None else None,
+        rejected=messages_of(losers)[-1] if losers else None,
         id=usable_id(row.value.get("id")),
         meta=own_meta({**weights_meta(turns), **meta}),
     )
@@ -245,6 +249,6 @@ SHAPES: Mapping[str, Shape] = {
     "questions": questions,
     "alpaca": single,
     "prompt_response": single,
-    "text": text,
+    "text": marked_text,
 }
 """By the name of the importer that reads it from JSON."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +212,7 @@ TURN = st.one_of(
     st.lists(CONTENT, max_size=3),
     JSON,
 )
-VALUE = TEXT | st.lists(TURN, max_size=4) | TURN | JSON
+VALUE = TEXT | st.lists(TURN, max_size=4) | TURN | JSON | st.just({"importer": "x"}) | st.just([])
 ROWS = st.dictionaries(st.sampled_from(KEYS), VALUE, max_size=5)
 QUICK = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -227,6 +229,43 @@ def test_any_row_is_read_or_rejected_with_a_reason(row):
                 json.dumps([message.content for message in found.messages])
                 assert {message.role for message in found.messages} <= {"system", "user", "assistant"}
                 assert {name.partition(".")[0] for name in found.ignored} <= set(row)
+
+
+ODD = (
+    None,
+    True,
+    5,
+    0.5,
+    "",
+    "x",
+    "[",
+    "{}",
+    [],
+    [None],
+    [[]],
+    [["x"]],
+    ["x"],
+    [{}],
+    [5],
+    {},
+    {"role": "user"},
+    {"x": []},
+)
+
+
+def odd_rows(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The row with each of its values, and each value of its first turns, odd in every way."""
+    for (key, value), odd in product(row.items(), ODD):
+        yield {**row, key: odd}
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from ({**row, key: [{**value[0], inner: odd}, *value[1:]]} for inner in value[0])
+
+
+def test_a_public_row_with_one_odd_value_is_read_or_rejected():
+    for row in (*SHAPES.values(), *PAIRS.values()):
+        for odd, shape in product(odd_rows(row), (None, schemas.SHAPES[schemas.name_of(row)])):
+            for found in schemas.parse(iter([ForeignRow(1, odd)]), shape):
+                assert found.reason if isinstance(found, RejectedRow) else found.messages, odd
 
 
 @QUICK
