@@ -16,8 +16,9 @@ from distill.core.jsonl import read_jsonl, read_sessions
 from distill.errors import DistillError, RecipeError
 from distill.formats import importers, schemas
 from distill.formats.import_file import import_command, import_file
-from distill.formats.importers import Address
+from distill.formats.importers import Address, load_tasks
 from distill.formats.json_rows import ForeignRow, RejectedRow
+from distill.formats.oasst_trees import threads
 from distill.formats.parsed_row import ParsedRow
 from distill.formats.sources import Dataset, SourceCounts, ingest, split
 from distill.formats.turns import ANSWER_KEYS, CONTENT_KEYS, QUESTION_KEYS, ROLE_KEYS, ROLES, WEIGHT_KEYS
@@ -307,6 +308,14 @@ def test_unused_columns_are_named_once_with_their_rows(tmp_path):
     lines = imported(tmp_path, [{"instruction": U, "output": A, "lang": "en", **{f"c{n}": n for n in range(60)}}] * 3)
     assert lines[1].startswith("columns_ignored: lang 3, c0 3, c1 3")
     assert lines[1].endswith("c48 3, others 33")
+
+
+def test_unused_columns_of_tasks_and_of_trees_are_named_too(tmp_path, capsys):
+    load_tasks(Path(written(tmp_path / "a.jsonl", [{"question": U, "answer": A, "lang": "en"}] * 2)))
+    assert capsys.readouterr().err.count("columns_ignored: lang") == 1
+    root = {"role": "prompter", "text": U, "replies": [{"role": "assistant", "text": A, "replies": []}]}
+    [found] = threads(iter([ForeignRow(1, {"message_tree_id": "1", "prompt": root, "origin": "x", "lang": None})]))
+    assert (said(found), found.ignored) == (turns("u a"), ("origin",))
 
 
 def test_a_pair_is_written_as_a_row_with_its_rejected_answer_and_read_back(tmp_path):
