@@ -37,6 +37,7 @@ from distill.formats.turns import (
     first_key,
     is_blank,
     learnt_answers,
+    marked_texts,
     marked_turns,
     turns_of,
 )
@@ -103,7 +104,7 @@ def name_of(row: Mapping[str, Any]) -> str | None:
         ("prompt_response", is_asked and (has(*ANSWER_KEYS) or question in TASK_KEYS)),
         ("openai", isinstance(row.get(first_key(row, CONVERSATION_KEYS) or ""), list) or "messages" in row),
         ("sharegpt", has(*PAGE_KEYS) or "conversations" in row),
-        ("text", isinstance(row.get("text"), str) and bool(marked_turns(row["text"]))),
+        ("text", isinstance(row.get("text"), str) and bool(marked_texts(row["text"]))),
     )
     return next((name for name, is_it in tests if is_it), None)
 

@@ -113,13 +113,17 @@ def decoded(text: str, reason: str) -> Any:
 
 
 def marked_turns(text: str) -> list[Turn]:
-    """The turns of a conversation in one text that begins with a mark, such as `Human:`; empty for any other text."""
+    """The turns of a conversation in one text; empty for a text without marks. Raises `MalformedRow`."""
+    return turns_of([{"role": name, "content": content} for name, content in marked_texts(text)])
+
+
+def marked_texts(text: str) -> list[tuple[str, str]]:
+    """Role and content of each turn in a text that begins with a mark, such as `Human:`; empty for any other text."""
     whole = text.strip()
     for mark in _MARKED:
         if mark.match(whole) and len(pieces := mark.split(whole)) > 3:
-            texts = (piece.strip().removesuffix("<|im_end|>") for piece in pieces[2::2])
-            named = zip(pieces[1::2], texts, strict=True)
-            return turns_of([{"role": name, "content": text} for name, text in named])
+            contents = (piece.strip().removesuffix("<|im_end|>") for piece in pieces[2::2])
+            return list(zip(pieces[1::2], contents, strict=True))
     return []
 
 
@@ -157,12 +161,17 @@ def _turns_in(item: Any, number: int) -> list[Turn]:
     item = {str(key).lower(): value for key, value in item.items()}
     if first_key(item, ROLE_KEYS) is not None:
         return [_turn(item, where)]
-    question, answer = (next((key for key in keys if key in item), None) for keys in (QUESTION_KEYS, ANSWER_KEYS))
+    question, answer = (
+        first_key(item, keys) or next((key for key in keys if key in item), None)
+        for keys in (QUESTION_KEYS, ANSWER_KEYS)
+    )
     if question is None or answer is None:
         keys = ", ".join(sorted(map(str, item))[:8]) or "none"
         raise MalformedRow("unknown_role", f"{where}: no role in keys {keys}; expected {' or '.join(ROLE_KEYS)}")
-    pair = _pair(item[question], item[answer], where, learnt=_is_learnt(item, where))
-    return [*_system_turn(item), *pair]
+    asked, *replied = _pair(item[question], item[answer], where, learnt=_is_learnt(item, where))
+    input = content_of(item.get("input"), where) if question != "input" else ""
+    whole = replace(asked, content=f"{asked.content}\n\n{input}") if input.strip() else asked
+    return [*_system_turn(item), whole, *replied]
 
 
 def _pair(question: Any, answer: Any, where: str, *, learnt: bool = True) -> list[Turn]:

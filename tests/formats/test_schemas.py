@@ -16,7 +16,7 @@ from distill.core.jsonl import read_jsonl, read_sessions
 from distill.errors import DistillError, RecipeError
 from distill.formats import importers, schemas
 from distill.formats.import_file import import_command, import_file
-from distill.formats.importers import Address, load_tasks
+from distill.formats.importers import IMPORTERS, Address, load_tasks
 from distill.formats.json_rows import ForeignRow, RejectedRow
 from distill.formats.oasst_trees import threads
 from distill.formats.parsed_row import ParsedRow
@@ -98,12 +98,14 @@ def test_columns_that_say_something_unused_are_named(row, ignored):
         ({"prompt": U, "response": A, "history": "Hello."}, "no_turns", "found str"),
         ({"chosen": "Human: x\n\nAssistant: y", "rejected": "Human: z\n\nAssistant: y"}, "prompts_differ", "follow"),
         ({"prompt": U, "chosen": A, "rejected": A}, "same_answers", "are the same"),
+        ({"text": "<|im_start|>tool\nx<|im_end|>\n<|im_start|>user\ny<|im_end|>"}, "tool_turn", "turn 1"),
         ({"text": "Some plain text."}, "unknown_shape", "found the keys text"),
         ({"input": PASSAGE, "label": 1}, "unknown_shape", "found the keys input, label"),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_used_is_rejected_with_what_it_has(row, reason, detail):
     found = parsed(row)
+    assert schemas.name_of(row) in (None, *IMPORTERS)
     assert isinstance(found, RejectedRow), found
     assert found.reason == reason
     assert detail in found.detail
@@ -201,7 +203,9 @@ def test_a_split_keeps_the_weight_of_every_answer(weights, most):
 
 OTHERS = "messages conversations conversation data items text turns instances meta id history choices system context"
 KEYS = sorted({*QUESTION_KEYS, *ANSWER_KEYS, *OTHERS.split(), "chosen", "rejected"})
-TEXT = st.sampled_from(("", " ", "x", "nan", "[", '[{"role": "user"}]', "\n\nHuman: x\n\nAssistant: y", "### Human: x"))
+TOOL_TEXT = "<|im_start|>tool\nx<|im_end|>\n<|im_start|>user\ny<|im_end|>"
+TEXTS = ("", " ", "x", "nan", "[", '[{"role": "user"}]', "\n\nHuman: x\n\nAssistant: y", "### Human: x", TOOL_TEXT)
+TEXT = st.sampled_from(TEXTS)
 ROLE = st.sampled_from([*ROLES, "Tool", "User", "wolf"]) | JSON
 CONTENT = TEXT | st.lists(TEXT | st.none() | st.builds(dict, text=TEXT) | st.lists(TEXT, max_size=2), max_size=3) | JSON
 TURN = st.one_of(
@@ -265,6 +269,7 @@ def odd_rows(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def test_a_public_row_with_one_odd_value_is_read_or_rejected():
     for row in (*SHAPES.values(), *PAIRS.values()):
         for odd, shape in product(odd_rows(row), (None, schemas.SHAPES[schemas.name_of(row)])):
+            assert schemas.name_of(odd) in (None, *IMPORTERS)
             for found in schemas.parse(iter([ForeignRow(1, odd)]), shape):
                 assert found.reason if isinstance(found, RejectedRow) else found.messages, odd
 
