@@ -90,7 +90,7 @@ class TrainOptions(BaseOptions):
     parts of whole pairs, each with the system turn in front (with `train_on: last` the last pairs that fit are kept);
     `raise` stops."""
     train_on: Literal["all", "last"] = "all"
-    """Which answers of a session of several turns bear on the loss."""
+    """Which answers of a session of several turns bear on the loss; one of weight 0 never does."""
     lost_system: Literal["refuse", "accept"] = "refuse"
     """Whether to train where `student.template: own` leaves a system turn out of what the student sees."""
     show_masks: Annotated[int, Field(ge=0, le=1000)] = 1
