@@ -159,7 +159,8 @@ def _replace_sources(document: Mapping[str, Any], folder: Path) -> None:
             path, split = folder / f"source-{place}", source.get("split")
             write_stand_in(path, hub, split=split, rows=2 * ROWS, seed=place)
             source |= {"from": "hub", "path": str(path)}
-            source.pop("revision", None)
+            for name in ("revision", "config"):
+                source.pop(name, None)
         _reduce(source, take=ROWS)
 
 

@@ -48,7 +48,7 @@ COLUMNS: Mapping[str, Callable[[str, str, str], dict[str, Any]]] = {
         "instruction": question, "input": "", "output": reply, "text": f"### Instruction:\n{question}\n\n{reply}",
     },
     "tiedong/goat": lambda question, reply, id: {
-        "instruction": question, "input": "1 + 1", "output": reply, "answer": "2",
+        "instruction": question, "input": "", "output": reply, "answer": "2",
     },
 }  # fmt: skip
 """A row of a question and its reply by Hub id; other datasets have `messages`."""
