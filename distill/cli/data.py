@@ -36,7 +36,7 @@ def import_(
     licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="recorded in every row")] = None,
     allow_parts: AllowParts = None,
 ) -> None:
-    """Import a foreign dataset as sessions, tasks or preference pairs.
+    """Import a foreign dataset as sessions, tasks or pairs.
 
     Writes them, and the rejected rows with reasons. Only malformed rows are repaired or rejected; filtering by words
     and removing duplicates is left to `curate`.
