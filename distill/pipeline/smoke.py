@@ -160,7 +160,7 @@ def _replace_sources(document: Mapping[str, Any], folder: Path) -> None:
             path = folder / f"source-{place}.jsonl"
             path.write_text("".join(json.dumps(row) + "\n" for row in _rows(place)), encoding="utf-8")
             source |= {"from": "openai", "path": str(path)}
-            for name in ("split", "revision"):
+            for name in ("split", "revision", "config"):
                 source.pop(name, None)
         _reduce(source, take=ROWS)
 

@@ -225,6 +225,8 @@ class Source(BaseOptions):
     split: str | None = None
     revision: str | None = None
     """Branch or tag of a Hub dataset; or a commit, which never changes."""
+    config: str | None = None
+    """Part of a Hub dataset, such as `en` of one in several languages."""
     licence: str | None = None
     """What its licence says about training on it; written into each session's meta."""
     take: Annotated[int, Field(ge=1)] | None = None
