@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Literal, TypeAlias
 
 from distill.errors import RecipeError
@@ -33,7 +34,10 @@ JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 _JSON = re.compile(r"""\s*(?:\[\s*)?\{\s*["'}]""")
 _STRINGS = re.compile(r'\s*\[\s*"[^\0]*"\s*\]\s*\Z')
 _TAGS = re.compile(r"(?im)\s*<(?:(?:!doctype|\?xml|html|head|body|svg)\b|[!?/a-z][^\n]*>[ \t]*$)")
-_YAML = re.compile(r"(?m)\s*(?:---\s*$|(?:- )?[a-z_][\w-]*:(?:[ \t]*$|[ \t]+[^\n]*\n[ \t]+(?:- )?[a-z_][\w-]*:))")
+_YAML = re.compile(r"(?:\s|#.*\n)*(?:---[ \t]*\n|(?:- )?[a-z_][\w-]*:(?=\s))")
+_NESTED = re.compile(
+    r"(?m)^(?:- )?[a-z_][\w-]*:(?:[ \t]*\n[ \t]*(?:- |[ \t]\S)|[ \t]+.*\n[ \t]+(?:- )?[a-z_][\w-]*:\s)"
+)
 _SETTING = re.compile(r"([a-z_][\w-]*):(?: .*)?")
 _LINES = "distill import FILE --from lines --as tasks --out tasks.jsonl"
 
@@ -50,15 +54,18 @@ def kind_of(place: Place) -> Kind:
         return "csv"
     if suffix in JSON_SUFFIXES or _JSON.match(text) or _STRINGS.match(text):
         return "json"
-    if suffix in (".yaml", ".yml") or _YAML.match(text) or _is_settings(text):
+    if suffix in (".yaml", ".yml") or _is_yaml(text):
         raise RecipeError(f"{place} is YAML; give its rows as JSON lines; if its lines are prompts, type: {_LINES}")
     return "lines"
 
 
-def _is_settings(text: str) -> bool:
-    """Whether every line sets another key."""
-    lines = [_SETTING.fullmatch(line) for line in text.splitlines() if line.strip()]
-    return len(lines) > 1 and all(lines) and len({match[1] for match in lines if match}) == len(lines)
+def _is_yaml(text: str) -> bool:
+    """Whether a document begins, keys have more below them, or every line sets another key."""
+    if (start := _YAML.match(text)) is None or start[0].rstrip().endswith("---"):
+        return start is not None
+    lines = [_SETTING.fullmatch(line) for line in text.splitlines() if line.strip() and line[0] != "#"]
+    keys = {match[1] for match in lines if match}
+    return _NESTED.search(text) is not None or (len(lines) > 1 and len(keys) == len(lines))
 
 
 def rows(place: Place, as_row: AsRow = row_of) -> Generator[ForeignRow | RejectedRow, None, None]:
@@ -98,11 +105,13 @@ def text_lines(place: Place) -> Iterator[tuple[int, str] | RejectedRow]:
 
 def _is_document(place: Place) -> bool:
     """Whether the file is one value of JSON, or values over several lines: the first line alone is none."""
-    first = next((line for _, line in numbered_lines(place, MAX_ROW_CHARS) if line is None or line.strip()), "")
-    if first is None or first.lstrip().startswith("["):
-        return True
-    try:
-        decoder.raw_decode(text := first.strip())
-    except (ValueError, RecursionError) as error:
-        return getattr(error, "pos", 0) >= len(text)
+    lines = (line for _, line in numbered_lines(place, MAX_ROW_CHARS) if line is None or line.strip())
+    with closing(lines):
+        first = next(lines, "")
+        if first is None or first.lstrip().startswith("["):
+            return True
+        try:
+            decoder.raw_decode(text := first.strip())
+        except (ValueError, RecursionError) as error:
+            return getattr(error, "pos", 0) >= len(text) or not (next(lines, "") or "").lstrip().startswith("{")
     return False

@@ -21,7 +21,7 @@ Place: TypeAlias = Path | str
 """A local file, or an address that fsspec opens, such as hf://datasets/owner/name/train.jsonl."""
 HEAD_BYTES = 1 << 16
 """Start of a file by which its kind is recognised."""
-MOST_BYTES, MOST_RATIO = 400_000_000, 200
+MOST_BYTES, MOST_RATIO = 1 << 24, 200
 """A compressed file unpacks to at most the larger of so many bytes and of its size times the ratio (gzip's limit is
 1,032; text of one prompt repeated reaches 100)."""
 SUFFIXES = (".gz", ".zst", ".bz2", ".xz")
