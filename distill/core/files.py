@@ -187,9 +187,11 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     """Core types and any other values as JSON by the standard: no `NaN`, no `Infinity`; see `storable`."""
     plain = to_json(value)
     try:
-        return json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=indent)
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=indent)
+        text.encode("utf-8")
     except (ValueError, TypeError):
         return json.dumps(storable(plain), ensure_ascii=False, allow_nan=False, indent=indent)
+    return text
 
 
 @cache

@@ -15,6 +15,7 @@ from distill.errors import RecipeError, SeedsError
 from distill.formats import containers, oasst_trees, schemas
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
 from distill.formats.schemas import ParsedRow
+from distill.formats.text_files import data_suffix
 from distill.types import Session, Task
 
 IMPORTERS = {
@@ -127,8 +128,9 @@ def _guess_folder(folder: Path) -> tuple[str, str]:
         return "hub", "by the card in it"
     if (folder / "run.json").is_file():
         raise RecipeError(f"{folder} is a run; give one of its files, such as {folder / 'kept.jsonl'}")
+    suffixes = {data_suffix(file) for file in folder.rglob("*") if file.is_file()}
     for suffix, name in DATA_FILES.items():
-        if any(folder.rglob(f"*{suffix}")):
+        if suffix in suffixes:
             return name, f"by the {suffix} files in it"
     raise RecipeError(
         f"{folder}: a folder of no known format; expected a saved dataset, or .parquet, .jsonl, .json or .csv files"
