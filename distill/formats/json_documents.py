@@ -38,12 +38,17 @@ def document_rows(place: Place, as_row: AsRow = row_of) -> Rows:
 
 def wrapped(value: Mapping[str, Any], place: Place) -> list[Any] | None:
     """The rows in an object around them; `None` for a row. Raises `RecipeError` where it has several lists of rows."""
-    if schemas.name_of(value) is not None:
+    if _is_one_row(value):
         return None
     lists = {key: rows for key, rows in value.items() if isinstance(rows, list) and rows and _is_row(rows[0])}
     if len(lists) > 1:
         raise RecipeError(f"{place}: it has several lists of rows ({', '.join(lists)}); save the one to read by itself")
     return next(iter(lists.values()), None)
+
+
+def _is_one_row(value: Mapping[str, Any]) -> bool:
+    """Whether an object is a row itself: one of a known format, or with an id, as FastChat's answers (`choices`)."""
+    return schemas.name_of(value) is not None or any(str(key).endswith("id") for key in value)
 
 
 def _is_row(value: Any) -> bool:
@@ -136,7 +141,7 @@ class _Elements:
         at = self._at + 1
         while (key := _KEY.match(self._buffer, at)) is not None:
             seen[key[1]] = ""
-            if schemas.name_of(seen) is not None:
+            if _is_one_row(seen):
                 return None
             try:
                 rows = _ROWS.match(self._buffer, key.end())
