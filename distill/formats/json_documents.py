@@ -15,7 +15,8 @@ from distill.formats import schemas
 from distill.formats.json_rows import MAX_ROW_CHARS, AsRow, ForeignRow, RejectedRow, Rows, decoder, row_of
 from distill.formats.text_files import Place, fault_of, open_text
 
-CHUNK_CHARS = 1 << 20
+CHUNK_CHARS = 1 << 16
+"""Small, since an error of `json` counts the lines before it in the piece."""
 _ELEMENT = re.compile("[^\\s,\ufeff]")
 _KEY = re.compile(r'[\s,]*"((?:[^"\\]|\\.)*)"\s*:\s*')
 _OPENING = re.compile(r'\{\s*("(?:[^"\\]|\\.)*")\s*:')
