@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from distill.core.files import json_text, write_json
@@ -75,6 +75,7 @@ LEAVES = {
 }
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_value_is_written_as_json_by_the_standard_and_stays(data):
     def leaf(kind: str) -> st.SearchStrategy[Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from distill.compare.prompts import of_file, recorded_answers
@@ -73,6 +73,7 @@ CONTAINERS = {
 }
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(sorted(CONTAINERS)),
     st.sampled_from(sorted(PACKED)),
@@ -109,6 +110,7 @@ BAD = {
 }
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(BAD)), st.integers(1, 3), st.booleans(), st.sampled_from([",", ",\n", ",\n    "]))
 def test_a_bad_element_of_an_array_loses_itself_alone(tmp_path_factory, kind, place, is_wrapped, between):
     event(kind)
