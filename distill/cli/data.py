@@ -33,6 +33,9 @@ def import_(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", metavar="NAME", help="of a dataset")] = None,
     revision: Annotated[str | None, typer.Option("--revision", metavar="NAME", help="of a Hub dataset")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", metavar="NAME", help="of a Hub dataset: a part of it")
+    ] = None,
     licence: Annotated[str | None, typer.Option("--licence", metavar="TEXT", help="recorded in every row")] = None,
     allow_parts: AllowParts = None,
 ) -> None:
@@ -47,7 +50,7 @@ def import_(
 
     for line in import_file.import_command(
         file, out, format=from_, kind=as_, take=take, seed=seed, tokenizer=tokenizer, max_tokens=max_tokens,
-        split=split, revision=revision, licence=licence, allowed=allow_parts or (),
+        split=split, revision=revision, config=config, licence=licence, allowed=allow_parts or (),
     ):  # fmt: skip
         console.result(line)
 

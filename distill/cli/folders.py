@@ -52,6 +52,7 @@ def diff(
     """
     from distill.compare import diff as held
     from distill.core.files import to_json
+    from distill.core.json_values import storable
     from distill.errors import RecipeError
 
     if len(runs) < 2:
@@ -59,7 +60,7 @@ def diff(
     results = [held.read(folder) for folder in runs]
     result = held.diff(*results) if len(results) == 2 else held.curve(results)
     if as_json:
-        console.result(json.dumps(to_json(result), indent=1))
+        console.result(json.dumps(storable(to_json(result)), indent=1))
         return
     for line in held.lines(result) if len(results) == 2 else held.curve_lines(result):
         console.result(line)

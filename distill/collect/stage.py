@@ -253,7 +253,7 @@ def _imported(context: Context) -> tuple[list[Session], Mapping[str, Any]]:
     datasets = [
         Dataset(
             format=source.importer,
-            address=Address(source.path or source.hub or "", source.split, source.revision),
+            address=Address(source.path or source.hub or "", source.split, source.revision, source.config),
             licence=source.licence,
             name=source.display_name,
             take=source.take,

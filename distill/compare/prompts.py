@@ -13,7 +13,8 @@ from distill.compare.results import EVERY, NAMES, ModelReplies, Prompt, shared_p
 from distill.core.jsonl import read_sessions
 from distill.engine.journal.store import Journal
 from distill.errors import RecipeError, RunFolderError
-from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows, text_lines
+from distill.formats.containers import kind_of, rows, text_lines
+from distill.formats.json_rows import ForeignRow, RejectedRow
 from distill.text.tokens import normalise
 from distill.types import MODELS, Completion, Message, Model, Session
 
@@ -75,8 +76,8 @@ def of_file(path: Path, *, system: str = "") -> list[Prompt]:
     without prompts, a row that is no prompt, or a repeated id.
     """
     where = f"compare.prompts: {path}"
-    if path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
-        prompts = [_prompt(row, path) for row in _valid_rows(json_rows(path), where)]
+    if kind_of(path) != "lines":
+        prompts = [_prompt(row, path) for row in _valid_rows(rows(path), where)]
     else:
         lines = _valid_rows(text_lines(path), where)
         prompts = [Prompt(f"prompt-{number}", (Message("user", text),)) for number, text in lines]
@@ -202,7 +203,7 @@ def _replies_of_file(prompts: Sequence[Prompt], model: Model, path: Path) -> Mod
     for index, prompt in enumerate(prompts):
         same_text.setdefault(normalise(prompt.messages[-1].content), []).append(index)
     answers: dict[int, ModelAnswer] = {}
-    for row in _valid_rows(json_rows(path), f"compare.answers.{model}: {path}"):
+    for row in _valid_rows(rows(path), f"compare.answers.{model}: {path}"):
         place = ids.get(_id(row.value) or "")
         if place is None:
             place = _next_free(next((same_text[key] for key in _questions(row.value) if key in same_text), []), answers)

@@ -16,6 +16,7 @@ from secrets import token_hex
 from typing import Any
 
 from distill.core.console import Say, silent
+from distill.core.json_values import storable
 from distill.errors import ModelError, RunFolderError
 
 
@@ -113,7 +114,7 @@ def write_atomically(path: Path, pieces: Iterable[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write one indented JSON value of core types, atomically. Raises `RunFolderError` when it cannot be written."""
-    write_atomically(path, [json.dumps(to_json(value), ensure_ascii=False, indent=1) + "\n"])
+    write_atomically(path, [json_text(value, indent=1) + "\n"])
 
 
 def require_no_links(run: Path) -> None:
@@ -180,6 +181,17 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(item) for item in value]
     return value
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Core types and any other values as JSON by the standard: no `NaN`, no `Infinity`; see `storable`."""
+    plain = to_json(value)
+    try:
+        text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=indent)
+        text.encode("utf-8")
+    except (ValueError, TypeError):
+        return json.dumps(storable(plain), ensure_ascii=False, allow_nan=False, indent=indent)
+    return text
 
 
 @cache

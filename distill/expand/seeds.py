@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from distill.errors import SeedsError
+from distill.errors import RecipeError, SeedsError
+from distill.formats import schemas
+from distill.formats.containers import kind_of, rows, text_lines
+from distill.formats.importers import Names
+from distill.formats.json_rows import ForeignRow, RejectedRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +40,65 @@ _SEED: TypeAdapter[Seed] = TypeAdapter(Seed)
 
 
 def load_seeds(path: Path) -> list[Seed]:
-    """The seeds of a JSONL file. Raises `SeedsError` with file and line."""
+    """The seeds of a file: rows of JSON or CSV in our format or another, or a prompt per line.
+
+    Raises `SeedsError` with file and line.
+    """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SeedsError(f"cannot read the seeds {path}: {error}; expected a UTF-8 file of JSON lines") from error
-    seeds = [_seed(line, path, number) for number, line in enumerate(lines, start=1) if line.strip()]
+        is_text = kind_of(path) == "lines"
+        names, seeds = Names(), list[Seed]()
+        for row in text_lines(path) if is_text else rows(path):
+            seed = _seed(row, path)
+            line = row[0] if isinstance(row, tuple) else row.line
+            seeds.append(seed if seed.id else replace(seed, id=names.unique(f"seed-{line}")))
+    except SeedsError:
+        raise
+    except RecipeError as error:
+        raise SeedsError(f"cannot read the seeds: {error}") from error
     if not seeds:
         raise SeedsError(f"{path} has no seed; expected one JSON object a line, such as those of seeds/general.jsonl")
     return seeds
 
 
-def _seed(line: str, path: Path, number: int) -> Seed:
-    where = f"{path}:{number}"
+def _seed(row: ForeignRow | RejectedRow | tuple[int, str], path: Path) -> Seed:
+    """The seed of a row, or of a line and its text; `instances` and other keys that are null are left out."""
+    if isinstance(row, tuple):
+        return Seed(row[1])
+    where = f"{path}:{row.line}"
+    if isinstance(row, RejectedRow):
+        raise SeedsError(f"{where}: {row.detail}; {_EXPECTED}")
+    if "instruction" not in row.value and schemas.name_of(row.value) is not None:
+        return _foreign(row, where)
     try:
-        seed = _SEED.validate_python(json.loads(line))
+        seed = _SEED.validate_python(_without_nulls(row.value))
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the line"
+        key = ".".join(str(part) for part in first["loc"])
         raise SeedsError(f"{where}: `{key}`: {first['msg'].lower()}; {_EXPECTED}") from error
-    except ValueError as error:
-        raise SeedsError(f"{where}: not JSON ({error}); {_EXPECTED}") from error
     if not seed.instruction.strip():
         raise SeedsError(f"{where}: `instruction` is empty; {_EXPECTED}")
-    return seed if seed.id else replace(seed, id=f"seed-{number}")
+    return seed
+
+
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row without its null values; a worked example whose input is null has none."""
+    kept = {key: value for key, value in row.items() if value is not None}
+    if isinstance(instances := kept.get("instances"), list):
+        kept["instances"] = [
+            {**each, "input": ""} if isinstance(each, dict) and each.get("input") is None else each
+            for each in instances
+        ]
+    return kept
+
+
+def _foreign(row: ForeignRow, where: str) -> Seed:
+    """The first question of a row of another format, with its answer as a worked example."""
+    parsed = next(schemas.parse(iter([row])))
+    if isinstance(parsed, RejectedRow):
+        raise SeedsError(f"{where}: {parsed.detail}; {_EXPECTED}")
+    answer = next((message.content for message in parsed.messages if message.role == "assistant"), None)
+    instances = () if answer is None else (Instance(parsed.input, answer),)
+    return Seed(parsed.instruction, parsed.id or "", instances=instances)
 
 
 _EXPECTED = (
@@ -76,10 +116,11 @@ def seed_text(seed: Seed) -> str:
 def lines_of(path: str) -> list[str]:
     """The stripped lines of a text file that are not empty. Raises `SeedsError` where there are none."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SeedsError(f"cannot read {path}: {error}; expected a UTF-8 file with a value on each line") from error
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if not lines:
-        raise SeedsError(f"{path} is empty; expected a value on each line")
-    return lines
+        lines = list(text_lines(Path(path)))
+    except RecipeError as error:
+        raise SeedsError(f"{error}; expected a text file with a value on each line") from error
+    fault = next((line for line in lines if isinstance(line, RejectedRow)), None)
+    if fault is not None or not lines:
+        why = f"line {fault.line}: {fault.detail}" if fault is not None else "it is empty"
+        raise SeedsError(f"cannot read {path}: {why}; expected a value on each line")
+    return [line[1] for line in lines if isinstance(line, tuple)]

@@ -74,6 +74,7 @@ def import_command(
     max_tokens: int | None,
     split: str | None,
     revision: str | None,
+    config: str | None = None,
     licence: str | None,
     allowed: Collection[str] = (),
 ) -> list[str]:
@@ -90,7 +91,7 @@ def import_command(
             console.say(f"{path}: read as {format} ({why}); --from says otherwise")
         dataset = Dataset(
             format=format,
-            address=Address(file, split, revision),
+            address=Address(file, split, revision, config),
             licence=licence,
             take=take,
             splitter=splitter(tokenizer, max_tokens) if tokenizer is not None and max_tokens is not None else None,

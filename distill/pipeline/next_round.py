@@ -12,16 +12,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from distill.compare.training_overlap import asked_of
-from distill.core.files import write_atomically
+from distill.core.files import to_json, write_atomically
 from distill.core.jsonl import read_jsonl, read_sessions, write_rows
 from distill.errors import RecipeError, RunFolderError
+from distill.expand.seeds import load_seeds
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
 from distill.run.scores import require_scores
@@ -186,7 +186,7 @@ def _own_seeds(recipe: Recipe, count: int) -> list[dict[str, Any]]:
     """The first `count` of the run's own seeds, to fill up."""
     if count <= 0 or recipe.expand is None:
         return []
-    return list(islice(read_jsonl(Path(recipe.expand.seeds)), count))
+    return [to_json(seed) for seed in load_seeds(Path(recipe.expand.seeds))[:count]]
 
 
 def _recipe(recipe: Recipe, run: Path, name: str, seeds: Path, tasks: int | None) -> str:

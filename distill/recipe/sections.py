@@ -197,7 +197,7 @@ class Collect(PartSection):
     path_fields = ("tasks",)
     strategy: str = "answer"
     tasks: str | None = None
-    """A file of tasks (JSONL, or text with one prompt per line) in place of `expand`."""
+    """A file of tasks (rows of any format, or text with one prompt per line) in place of `expand`."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 32
     budget_usd: Annotated[float, Field(gt=0)] | None = None
     max_failed: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -225,6 +225,8 @@ class Source(BaseOptions):
     split: str | None = None
     revision: str | None = None
     """Branch or tag of a Hub dataset; or a commit, which never changes."""
+    config: str | None = None
+    """Part of a Hub dataset, such as `en` of one in several languages."""
     licence: str | None = None
     """What its licence says about training on it; written into each session's meta."""
     take: Annotated[int, Field(ge=1)] | None = None

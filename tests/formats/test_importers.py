@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from distill.errors import RecipeError
 from distill.formats import importers, schemas
+from distill.formats.containers import rows as rows_of
 from distill.formats.importers import IMPORTERS
-from distill.formats.json_rows import ForeignRow, RejectedRow, json_rows
+from distill.formats.json_rows import ForeignRow, RejectedRow
 from distill.formats.parsed_row import ParsedRow
 from distill.formats.turns import MalformedRow, irregularity, regular
 from distill.types import Message
@@ -51,8 +52,8 @@ def test_an_array_is_read_in_pieces_of_any_size(tmp_path, monkeypatch):
     rows = [{"instruction": f"Say {n} [, ] and {{.", "output": '"\\' * n} for n in range(1, 30)]
     path = Path(written(tmp_path / "a.json", rows, array=True))
     for chars in (1, 2, 7, 64):
-        monkeypatch.setattr("distill.formats.json_rows.CHUNK_CHARS", chars)
-        assert [row.value for row in json_rows(path)] == rows
+        monkeypatch.setattr("distill.formats.json_documents.CHUNK_CHARS", chars)
+        assert [row.value for row in rows_of(path)] == rows
 
 
 def test_a_malformed_line_is_told_with_its_number_and_the_rest_is_read(tmp_path):
@@ -65,11 +66,11 @@ def test_a_malformed_line_is_told_with_its_number_and_the_rest_is_read(tmp_path)
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", ['[{"a": 1}, {"b"', '[{"a": 1}', '[{"a": 1}] {"b": 2}', '[{"a": 1} oops]'])
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"b"', '[{"a": 1}', '[{"a": 1}] {"b": 2}', '[{"a": 1} oops'])
 def test_an_array_that_breaks_off_is_an_error_with_its_line(tmp_path, text):
     (tmp_path / "a.json").write_text("\n" + text)
     with pytest.raises(RecipeError, match=r"a\.json:2: "):
-        list(json_rows(tmp_path / "a.json"))
+        list(rows_of(tmp_path / "a.json"))
 
 
 def test_half_a_character_is_replaced_and_noted(tmp_path):

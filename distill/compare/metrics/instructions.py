@@ -11,7 +11,8 @@ from distill.compare.metrics import Measure, Sample, Scores
 from distill.compare.metrics.instruction_checks import follows, follows_loosely, problem
 from distill.core import assets
 from distill.errors import RecipeError
-from distill.formats.json_rows import RejectedRow, json_rows
+from distill.formats.containers import rows
+from distill.formats.json_rows import RejectedRow
 
 SHIPPED = "instructions.jsonl"
 
@@ -58,7 +59,7 @@ class Instructions:
     def prompts(self) -> Iterator[Mapping[str, Any]]:
         """Rows of the additional prompts. Raises `RecipeError` for a row without checks or with unknown ones."""
         path = Path(self.options.prompts or assets.find(f"prompts/{SHIPPED}"))
-        for row in json_rows(path):
+        for row in rows(path):
             fault = row.detail if isinstance(row, RejectedRow) else _fault(row.value.get("checks"))
             if isinstance(row, RejectedRow) or fault is not None:
                 raise RecipeError(f"instructions: {path}, line {row.line}: {fault}")

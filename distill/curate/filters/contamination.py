@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 from pydantic import Field
 
 from distill import recipe
 from distill.curate.filters import Compared, texts_of
 from distill.errors import RecipeError
+from distill.formats.containers import kind_of, rows, text_lines
+from distill.formats.json_rows import RejectedRow, any_row
 from distill.text.tokens import n_grams
 from distill.text.words import comparable, whole
 from distill.types import Session, Verdict
@@ -20,8 +21,9 @@ from distill.types import Session, Verdict
 LEAST = 8
 """Fewest words of a run (GPT-3 takes runs of 8 to 13, by the length of a benchmark's rows)."""
 
+T = TypeVar("T")
 Hit: TypeAlias = tuple[str, str]
-"""The shared words, and the benchmark row as `file:line`."""
+"""The shared words, and the benchmark row as `file:number`."""
 
 
 class Contamination:
@@ -39,7 +41,7 @@ class Contamination:
 
         path_fields: ClassVar[tuple[str, ...]] = ("files",)
         files: Annotated[list[str], Field(min_length=1)]
-        """Benchmarks: JSONL (every text in a row, however deep), a JSON list, or text with one item per line."""
+        """Benchmarks: JSON, CSV or Parquet (every text in a row, however deep), or text with one item per line."""
         keys: tuple[str, ...] = ()
         """Keys whose texts are read; all when empty."""
         words: Annotated[int, Field(ge=LEAST, le=50)] = 13
@@ -122,24 +124,28 @@ class Contamination:
 
     def _items(self) -> Iterator[tuple[str, str]]:
         for name in self.options.files:
-            for number, texts in enumerate(_rows(Path(name), self.options.keys), start=1):
+            for number, texts in _rows(Path(name), self.options.keys):
                 for text in texts:
                     yield f"{Path(name).name}:{number}", text
 
 
-def _rows(path: Path, keys: Sequence[str]) -> Iterator[list[str]]:
-    """The texts of each row. Raises `RecipeError` for a file that is not UTF-8 or not JSON."""
+def _rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """The number and the texts of each row, or line of a text. Raises `RecipeError` where one cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            value = json.loads(text)
-            yield from (_texts(row, keys) for row in (value if isinstance(value, list) else [value]))
-        elif path.suffix == ".jsonl":
-            yield from (_texts(json.loads(line), keys) if line.strip() else [] for line in text.split("\n"))
+        if kind_of(path) == "lines":
+            yield from ((line, [text]) for line, text in _valid(text_lines(path), path))
         else:
-            yield from ([line] for line in text.split("\n"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RecipeError(f"curate.contamination.files: {path}: {error}; give JSONL, JSON or plain text") from error
+            found = _valid(rows(path, any_row), path)
+            yield from ((number, _texts(row.value, keys)) for number, row in enumerate(found, start=1))
+    except RecipeError as error:
+        raise RecipeError(f"curate.contamination.files: {error}") from error
+
+
+def _valid(rows: Iterable[T | RejectedRow], path: Path) -> Iterator[T]:
+    for row in rows:
+        if isinstance(row, RejectedRow):
+            raise RecipeError(f"{path}, line {row.line}: {row.detail}")
+        yield row
 
 
 def _texts(value: Any, keys: Sequence[str]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from distill.core.files import write_atomically
+from distill.core.files import json_text, write_atomically
 from distill.core.jsonl import read_sessions
 from distill.errors import RunFolderError
 from distill.run.layout import FILES
@@ -89,7 +88,7 @@ def write_json_rows(job: ExportJob, reshape: Reshape, *, array: bool) -> ExportR
         if isinstance(row, str):
             refused[row] += 1
         else:
-            lines.append(json.dumps(row, ensure_ascii=False))
+            lines.append(json_text(row))
     if not lines:
         why = ", ".join(f"{reason} {count}" for reason, count in refused.most_common()) or "there are none"
         advice = "leave it out with --no-system, or " if "system_turn" in refused else ""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from distill.core.extras import install
-from distill.core.files import building, replacing, to_json
+from distill.core.files import building, json_text, replacing, to_json
 from distill.errors import MissingPackage, RunFolderError
 from distill.formats.exporters import ExportJob, ExportResult
 from distill.run.dataset_card import card
@@ -59,10 +58,7 @@ def write_parquet(path: Path, sessions: Iterable[Session]) -> int:
         raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
     turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
     schema = pyarrow.schema([("id", pyarrow.string()), ("messages", pyarrow.list_(turn)), ("meta", pyarrow.string())])
-    rows = [
-        {"id": one.id, "messages": to_json(one.messages), "meta": json.dumps(to_json(one.meta), ensure_ascii=False)}
-        for one in sessions
-    ]
+    rows = [{"id": one.id, "messages": to_json(one.messages), "meta": json_text(one.meta)} for one in sessions]
     with replacing(path) as file:
         parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
     return len(rows)

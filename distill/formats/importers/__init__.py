@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from distill.core import console, registry
 from distill.errors import RecipeError, SeedsError
-from distill.formats import json_rows, oasst_trees, schemas
+from distill.formats import containers, oasst_trees, schemas
 from distill.formats.json_rows import ForeignRow, RejectedRow, Rows
 from distill.formats.parsed_row import ParsedRow
+from distill.formats.text_files import data_suffix
 from distill.types import Pair, Session, Task
 
 IMPORTERS = {
@@ -36,6 +37,8 @@ IMPORTERS = {
 }
 PEEKED = 20
 """Rows examined to guess a file's format."""
+DATA_FILES = {".parquet": "parquet", ".jsonl": "hub", ".json": "hub", ".csv": "hub"}
+"""Formats of folders, by the files in them."""
 HUB_ID = re.compile(r"\A[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 
 
@@ -48,6 +51,8 @@ class Address:
     split: str | None = None
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
+    config: str | None = None
+    """Part of a Hub dataset, such as a language."""
 
     @property
     def name(self) -> str:
@@ -59,7 +64,7 @@ class Importer(Protocol):
     """A part that reads one format."""
 
     takes: frozenset[str]
-    """Which of `split` and `revision` an address may have."""
+    """Which of `split`, `revision` and `config` an address may have."""
 
     def read(self, address: Address) -> Iterator[ParsedRow | RejectedRow]:
         """The contents of every row. Raises `RecipeError` where nothing can be read."""
@@ -81,7 +86,7 @@ class RowImporter:
 def read(name: str, address: Address, *, allowed: Collection[str] = ()) -> Iterator[ParsedRow | RejectedRow]:
     """The contents of every row at an address, by the importer of that name. Raises `RecipeError`."""
     importer: Importer = registry.part(IMPORTERS, name, kind="format", allowed=allowed)()
-    for option in ("split", "revision"):
+    for option in ("split", "revision", "config"):
         if getattr(address, option) is not None and option not in importer.takes:
             raise RecipeError(f"{address.path}: the format {name} has no {option}; leave it out")
     return importer.read(address)
@@ -95,29 +100,28 @@ def guess(path: str) -> tuple[str, str]:
     if not place.exists():
         hub = "; if it is a dataset of the Hub, add --from hub" if HUB_ID.match(path) and not place.suffix else ""
         raise RecipeError(f"no file {path}; check the path{hub}")
-    if json_rows.starts_with(place, b"PAR1"):
-        return "parquet", "by its first bytes"
     return _guess_file(place)
 
 
 def _guess_file(file: Path) -> tuple[str, str]:
-    is_json = file.suffix in (".json", ".jsonl")
-    try:
-        with closing(json_rows.json_rows(file)) as all_rows:
-            peeked = list(islice(all_rows, PEEKED))
-    except RecipeError:
-        if is_json or not file.exists():
-            raise
+    kind = containers.kind_of(file)
+    if kind == "table":
+        return "parquet", "by its first bytes"
+    if kind == "lines":
         return "lines", "no JSON in it"
+    with closing(containers.rows(file)) as all_rows:
+        peeked = list(islice(all_rows, PEEKED))
     rows = [row for row in peeked if isinstance(row, ForeignRow)]
     names = {name: row for row in rows if (name := schemas.name_of(row.value)) is not None}
     if names:
         keys = f"by the keys {', '.join(list(rows[0].value)[:4])}"
         return ("json", "rows of several formats") if len(names) > 1 else (next(iter(names)), keys)
-    if not is_json and (len(rows) < len(peeked) or not peeked):
-        return "lines", "no JSON in it"
-    keys = f"it has the keys {', '.join(list(rows[0].value)[:6])}" if rows else "no JSON object in it"
-    raise RecipeError(f"{file}: unknown format ({keys}); expected {', '.join(IMPORTERS)}")
+    what = "nothing in it"
+    if rows:
+        what = f"it has the keys {', '.join(list(rows[0].value)[:6])}"
+    elif peeked and isinstance(first := peeked[0], RejectedRow):
+        what = f"line {first.line}: {first.reason}, {first.detail}"
+    raise RecipeError(f"{file}: unknown format ({what}); expected {', '.join(IMPORTERS)}")
 
 
 def _guess_folder(folder: Path) -> tuple[str, str]:
@@ -126,11 +130,15 @@ def _guess_folder(folder: Path) -> tuple[str, str]:
             return "datasets", f"by {marker} in it"
     if (folder / "README.md").is_file():
         return "hub", "by the card in it"
-    if any(folder.rglob("*.parquet")):
-        return "parquet", "by the .parquet files in it"
     if (folder / "run.json").is_file():
         raise RecipeError(f"{folder} is a run; give one of its files, such as {folder / 'kept.jsonl'}")
-    raise RecipeError(f"{folder}: a folder of no known format; expected a saved dataset, or .parquet files")
+    suffixes = {data_suffix(file) for file in folder.rglob("*") if file.is_file()}
+    for suffix, name in DATA_FILES.items():
+        if suffix in suffixes:
+            return name, f"by the {suffix} files in it"
+    raise RecipeError(
+        f"{folder}: a folder of no known format; expected a saved dataset, or .parquet, .jsonl, .json or .csv files"
+    )
 
 
 def known_shapes(rows: Rows) -> Iterator[ParsedRow | RejectedRow]:

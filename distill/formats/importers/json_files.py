@@ -1,4 +1,4 @@
-"""Imports text, JSON and JSON Lines files: a prompt per line, Alpaca, OpenAI, ShareGPT and other schemas."""
+"""Imports files of text, JSON, CSV or tables: a prompt per line, Alpaca, OpenAI, ShareGPT and other schemas."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from distill.formats import schemas
+from distill.formats.containers import rows, text_lines
 from distill.formats.importers import Address, RowImporter, known_shapes
-from distill.formats.json_rows import RejectedRow, Rows, json_rows, text_lines
+from distill.formats.json_rows import RejectedRow, Rows
 from distill.formats.oasst_trees import threads
 from distill.formats.parsed_row import ParsedRow
 from distill.types import Message
@@ -31,8 +32,8 @@ class LinesImporter:
 
 
 def _file(address: Address) -> Rows:
-    """The rows of a JSON array, or of JSON lines."""
-    return json_rows(Path(address.path))
+    """The rows of a file of any kind."""
+    return rows(Path(address.path))
 
 
 def _shaped(name: str) -> partial[RowImporter]:

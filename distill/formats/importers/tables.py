@@ -2,63 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import chain, count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from distill.core.bounded_memory import bounded_memory
 from distill.core.extras import install
-from distill.core.registry import suggest
 from distill.errors import MissingPackage, RecipeError, one_line
+from distill.formats.containers import rows
 from distill.formats.importers import HUB_ID, Address, RowImporter, known_shapes
-from distill.formats.json_rows import ForeignRow, Rows, storable
+from distill.formats.json_rows import ForeignRow, Rows
+from distill.formats.table_files import AT_ONCE, batch_values, bounded_rows, table_values
+from distill.formats.text_files import data_suffix
 
-BATCH_ROWS = 1024
-BATCH_BYTES = 32 * 2**20
-"""Size of a batch according to the file's metadata, which do not count repeated references to one value."""
-AT_ONCE = 64
-"""Rows read under one bound on memory."""
-MOST_BYTES = 400_000_000
-"""Memory that reading the next rows of a small file may take."""
-MOST_RATIO = 1000
-"""Largest size of all rows over `MOST_BYTES`, in multiples of the size of their file."""
-
-
-def _importer(values: Callable[[Address], Iterator[Any]], *takes: str) -> partial[RowImporter]:
-    """An importer of values in known shapes; the line of a row is its number."""
-
-    def rows(address: Address) -> Rows:
-        source, numbers, most = values(address), count(1), _most_bytes(Path(address.path))
-        while True:
-            try:
-                with bounded_memory(most):
-                    group = [storable(value) for value in islice(source, AT_ONCE)]
-            except (MemoryError, SystemError) as error:  # the latter from C, where an allocation fails
-                size = f"{most // 10**6:,} MB"
-                raise RecipeError(
-                    f"{address.path}: its next rows take over {size} of memory; write long texts as JSON lines"
-                ) from error
-            if not group:
-                return
-            for value in group:
-                yield ForeignRow(next(numbers), value)
-
-    return partial(RowImporter, rows, known_shapes, frozenset(takes))
+READ_HERE = {
+    "json": (".json", ".jsonl", ".ndjson"),
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+}
+"""Files of the Hub that our own reader reads, by the library's name of their kind: it loses a bad row, not the set."""
+_HUB_FAULTS = (OSError, ValueError, RuntimeError)
+"""Of datasets, huggingface_hub and HTTP, also without a network."""
 
 
-def _most_bytes(path: Path) -> int:
-    """Memory that reading the next rows may take; it grows with the file, whose pages may be large.
-
-    A table of a kilobyte can unpack to gigabytes: one long value with many references to it.
-    """
-    if not path.exists():
-        return 10 * MOST_BYTES  # of the Hub, where sizes are unknown
-    return MOST_BYTES + 8 * sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-
-
-def _saved(address: Address) -> Iterator[Any]:
+def _saved(address: Address) -> Rows:
     """The rows of a folder written by `save_to_disk`: one dataset, or a split of several (by default `train`)."""
     try:
         from datasets import DatasetDict, load_from_disk
@@ -69,17 +40,25 @@ def _saved(address: Address) -> Iterator[Any]:
     except (OSError, ValueError, KeyError) as error:
         why = one_line(str(error), 120)
         raise RecipeError(f"{address.path}: no folder that `save_to_disk` wrote ({why})") from error
-    if not isinstance(saved, DatasetDict):
-        if address.split is not None:
-            raise RecipeError(f"{address.path}: one dataset without splits; leave the split out")
-        return iter(saved)
+    if isinstance(saved, DatasetDict):
+        saved = saved[_split(address, list(saved))]
+    elif address.split is not None:
+        raise RecipeError(f"{address.path}: one dataset without splits; leave the split out")
+    tables = saved.with_format("arrow").iter(AT_ONCE)
+    values = chain.from_iterable(batch_values(batch) for table in tables for batch in table.to_batches())
+    return bounded_rows(values, address.path)
+
+
+def _split(address: Address, names: Sequence[str]) -> str:
     split = address.split or "train"
-    if split not in saved:
-        raise RecipeError(f'{address.path}: no split "{split}"{suggest(split, list(saved))}')
-    return iter(saved[split])
+    if split not in names:
+        raise RecipeError(
+            f'{address.path}: no split "{split}"; give --split (in a recipe `split:`): {", ".join(names)}'
+        )
+    return split
 
 
-def _streamed(address: Address) -> Iterator[Any]:
+def _hub(address: Address) -> Rows:
     """The rows of `owner/name`, or of a local folder laid out as on the Hub, without running code of the dataset.
 
     The split is `train` by default.
@@ -90,68 +69,73 @@ def _streamed(address: Address) -> Iterator[Any]:
         import datasets
     except ImportError as error:
         raise MissingPackage(f"datasets is not installed; type: {install('data')}") from error
+    datasets.disable_progress_bars()
+    for name in ("datasets", "huggingface_hub", "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they log is raised too
     try:
         # datasets has had no `trust_remote_code` since 4.0: it refuses a dataset that comes with a script
-        rows = datasets.load_dataset(
-            address.path, split=address.split or "train", revision=address.revision, streaming=True
-        )
+        builder = datasets.load_dataset_builder(address.path, address.config, revision=address.revision)
     except _HUB_FAULTS as error:
-        raise _unreadable(address, error) from error
-    return _until_fault(rows, address)
+        raise _config_fault(address) or _unreadable(address, error) from error
+    kind, files = type(builder).__module__.rpartition(".")[2], builder.config.data_files or {}
+    split = _split(address, [str(name) for name in files]) if files else address.split or "train"
+    if files and all(data_suffix(file) in READ_HERE.get(kind, ()) for file in files[split]):
+        return _numbered(files[split], address)
+    return bounded_rows(_until_fault(_stream(builder, split), address), address.path)
 
 
-_HUB_FAULTS = (OSError, ValueError, RuntimeError)
-"""Of datasets, huggingface_hub and HTTP, also without a network."""
+def _stream(builder: Any, split: str) -> Iterator[Any]:
+    yield from builder.as_streaming_dataset(split=split)
 
 
-def _until_fault(rows: Iterable[Any], address: Address) -> Iterator[Any]:
+def _numbered(files: Sequence[str], address: Address) -> Rows:
+    """The rows of all files, numbered from 1; a rejected one says where in its file it is."""
+    numbers = count(1)
+    for file in files:
+        for row, number in zip(_until_fault(rows(file), address), numbers, strict=False):
+            if isinstance(row, ForeignRow):
+                yield replace(row, line=number)
+            else:
+                yield replace(row, line=number, detail=f"{Path(file).name}, line {row.line}: {row.detail}")
+
+
+def _until_fault(values: Iterable[Any], address: Address) -> Iterator[Any]:
     try:
-        yield from rows
+        yield from values
     except _HUB_FAULTS as error:
         raise _unreadable(address, error) from error
 
 
 def _unreadable(address: Address, error: Exception) -> RecipeError:
     why = one_line(str(error), 160)
-    return RecipeError(f"{address.path}: cannot be read from the Hub ({why}); check id, split and revision")
+    return RecipeError(f"{address.path}: cannot be read from the Hub ({why}); check id, config, split and revision")
 
 
-def _parquet(address: Address) -> Iterator[Any]:
-    """The rows of a file, or of a folder of files in the order of their names; a split is the start of their names."""
+def _config_fault(address: Address) -> RecipeError | None:
+    """The fault of a missing or wrong config; `None` where the config is not what is wrong."""
+    import datasets
+
     try:
-        import pyarrow.parquet  # noqa: F401 - here, before memory is bounded
-    except ImportError as error:
-        raise MissingPackage(f"pyarrow is not installed; type: {install('data')}") from error
+        names = datasets.get_dataset_config_names(address.path, revision=address.revision)
+    except _HUB_FAULTS:
+        return None
+    if address.config in names or (address.config is None and len(names) == 1):
+        return None
+    what = f'no config "{address.config}"' if address.config else "it has several configs"
+    return RecipeError(f"{address.path}: {what}; give --config (in a recipe `config:`): {', '.join(names)}")
+
+
+def _parquet(address: Address) -> Rows:
+    """The rows of a file, or of a folder of files in the order of their names; a split is the start of their names."""
     path = Path(address.path)
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     files = [file for file in files if address.split is None or file.name.startswith(address.split)]
     if not files:
         of_split = f" of the split {address.split}" if address.split else ""
         raise RecipeError(f"{path}: no .parquet file{of_split} in it")
-    return chain.from_iterable(map(_file_rows, files))
+    return bounded_rows(chain.from_iterable(map(table_values, files)), address.path)
 
 
-def _file_rows(file: Path) -> Iterator[Any]:
-    from pyarrow import ArrowException
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(file) as table:
-            groups = [table.metadata.row_group(index) for index in range(table.num_row_groups)]
-            row_bytes = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=0)
-            left = max(MOST_BYTES, MOST_RATIO * file.stat().st_size)
-            for batch in table.iter_batches(max(1, min(BATCH_ROWS, BATCH_BYTES // max(1, row_bytes)))):
-                rows = batch.to_pylist()
-                left -= sum(len(repr(row)) for row in rows)
-                if left < 0:
-                    raise RecipeError(f"{file}: its rows are over {MOST_RATIO:,} times its size; is it damaged?")
-                yield from rows
-    except MemoryError:
-        raise
-    except (ArrowException, OSError) as error:
-        raise RecipeError(f"{file}: no readable Parquet file ({one_line(str(error), 120)})") from error
-
-
-datasets = _importer(_saved, "split")
-hub = _importer(_streamed, "split", "revision")
-parquet = _importer(_parquet, "split")
+datasets = partial(RowImporter, _saved, known_shapes, frozenset({"split"}))
+hub = partial(RowImporter, _hub, known_shapes, frozenset({"split", "revision", "config"}))
+parquet = partial(RowImporter, _parquet, known_shapes, frozenset({"split"}))
