@@ -31,6 +31,7 @@ from distill.formats.single_turn import single
 from distill.formats.turns import (
     ANSWER_KEYS,
     QUESTION_KEYS,
+    ROLE_KEYS,
     MalformedRow,
     Turn,
     decoded,
@@ -102,11 +103,19 @@ def name_of(row: Mapping[str, Any]) -> str | None:
         ("oasst", "message_tree_id" in row and ("prompt" in row or "text" in row)),
         ("alpaca", "instruction" in row),
         ("prompt_response", is_asked and (has(*ANSWER_KEYS) or question in TASK_KEYS)),
-        ("openai", isinstance(row.get(first_key(row, CONVERSATION_KEYS) or ""), list) or "messages" in row),
-        ("sharegpt", has(*PAGE_KEYS) or "conversations" in row),
+        ("openai", _holds_turns(row.get(first_key(row, CONVERSATION_KEYS) or "")) or "messages" in row),
+        ("sharegpt", _holds_turns(row.get(first_key(row, PAGE_KEYS) or "")) or "conversations" in row),
         ("text", isinstance(row.get("text"), str) and bool(marked_texts(row["text"]))),
     )
     return next((name for name, is_it in tests if is_it), None)
+
+
+def _holds_turns(value: Any) -> bool:
+    """Whether a value is a list of texts or of turns with roles, and no list of rows."""
+    return isinstance(value, list) and all(
+        isinstance(item, str) or (isinstance(item, Mapping) and first_key(Columns(item), ROLE_KEYS) is not None)
+        for item in value
+    )
 
 
 def _is_object(value: Any) -> bool:
