@@ -26,9 +26,11 @@ STEADY, STEADY_WORDS = 0.98, 0.75
 frame's words after the first that follow by steady steps. Copies of a prompt, each with a word or two changed, lose
 some at almost every word: they are near-duplicates, not contents of a template. A single word is a frame if `STEADY` of
 the prompts have it."""
-DIFFERENT, EXAMINED = 0.6, 20
-"""Greatest ROUGE-L of two different contents, each without the end that both have, and the number of prompts of a frame
-whose contents are compared: at least half of the pairs are different."""
+DIFFERENT, EXAMINED, CHARACTERS = 0.6, 20, 1_000
+"""Greatest ROUGE-L of two different contents, each without the end that both have; the number of prompts of a frame
+whose contents are compared, and their first characters: at least half of the pairs are different."""
+MOST_FORKS = 100
+"""Places at which prompts part on the way to a frame: they bound the time for prompts that lose one at every word."""
 LETTER = 0.5
 """Words for which a letter counts in a script without spaces."""
 
@@ -52,7 +54,7 @@ class Frame(NamedTuple):
     def fits(self, text: str) -> bool:
         """Whether a normalised text has this frame around something else."""
         inside = self.inside(text)
-        if text != f"{self.start}{inside}{self.end}" or not comparable(inside):
+        if text != f"{self.start}{inside}{self.end}" or not _has_tokens(inside):
             return False
         return not _is_one_unit(self.start[-1:] + inside[0]) and not _is_one_unit(inside[-1] + self.end[:1])
 
@@ -118,7 +120,11 @@ def _frames(texts: Sequence[str]) -> list[Frame]:
                 start, end = frames[place]
                 shared = rest[:length]
                 frames[place] = Frame(start, shared[::-1] + end) if backwards else Frame(start + shared, end)
-    return [one if one and comparable(one.inside(text)) else Frame() for one, text in zip(frames, texts, strict=True)]
+    return [one if one and _has_tokens(one.inside(text)) else Frame() for one, text in zip(frames, texts, strict=True)]
+
+
+def _has_tokens(text: str) -> bool:
+    return bool(comparable(text[:CHARACTERS]) or comparable(text[CHARACTERS:]))
 
 
 class _Node(NamedTuple):
@@ -135,6 +141,7 @@ class _Node(NamedTuple):
     """Characters of the frame."""
     sharing: int
     """Texts that share the frame."""
+    forks: int = 0
 
     def going_on(self, units: Sequence[str], places: list[int]) -> _Node:
         """The node of those texts that go on with these units."""
@@ -142,6 +149,7 @@ class _Node(NamedTuple):
         return self._replace(
             places=places,
             length=self.length + sum(map(len, units)),
+            forks=self.forks + (len(places) < len(self.places)),
             words=self.words + words,
             steady=self.steady + (words if len(places) >= STEADY * len(self.places) else 0),
         )
@@ -162,14 +170,14 @@ def _shared_starts(texts: Sequence[str], unit: re.Pattern[str]) -> list[int]:
     stack = [_Node(list(range(len(texts))), 0, 0.0, 0.0, 0, len(texts))]
     while stack:
         node = _longest(stack.pop(), texts, unit)
-        if node.may_be_frame() and _are_contents(texts[place][node.length :] for place in node.places):
+        if node.may_be_frame() and _are_contents(texts[place][node.length :][:CHARACTERS] for place in node.places):
             node = node._replace(words=0.0, steady=0.0, frame=node.length, sharing=len(node.places))
         parts: dict[str, list[int]] = defaultdict(list)
         for place in node.places:
             match = unit.match(texts[place], node.length)
             parts[match[0] if match else ""].append(place)
         for key, places in parts.items():
-            if key and len(places) >= LEAST_PROMPTS:
+            if key and len(places) >= LEAST_PROMPTS and node.forks < MOST_FORKS:
                 stack.append(node.going_on([key], places))
                 continue
             for place in places:
