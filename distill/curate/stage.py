@@ -85,7 +85,8 @@ def curate(
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
     sift(rows, [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)], processes=processes)
     measurements = _apply_asking_rules(rows, filters, ask)
-    frames = frames_of(row.session for row in rows if row.is_kept)
+    compares_prompts = test or any(getattr(rule, "takes_frames", False) for _, rule in filters)
+    frames = frames_of(row.session for row in rows if row.is_kept and compares_prompts)
     test_ids = held_out(candidates(rows), test=test, seed=seed, near=near)
     test_rows = [row for row in rows if row.session.id in test_ids]
     training = [row for row in rows if row.session.id not in test_ids]

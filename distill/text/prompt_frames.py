@@ -30,7 +30,8 @@ DIFFERENT, EXAMINED, CHARACTERS = 0.6, 20, 1_000
 """Greatest ROUGE-L of two different contents, each without the end that both have; the number of prompts of a frame
 whose contents are compared, and their first characters: at least half of the pairs are different."""
 MOST_FORKS = 100
-"""Places at which prompts part on the way to a frame: they bound the time for prompts that lose one at every word."""
+"""Places at which prompts part, after which no longer frame is sought; bounds the time for prompts that part at each
+word."""
 LETTER = 0.5
 """Words for which a letter counts in a script without spaces."""
 
@@ -142,6 +143,7 @@ class _Node(NamedTuple):
     sharing: int
     """Texts that share the frame."""
     forks: int = 0
+    """Places on the way at which texts part."""
 
     def going_on(self, units: Sequence[str], places: list[int]) -> _Node:
         """The node of those texts that go on with these units."""

@@ -56,6 +56,7 @@ class MinHash:
 
     scope: Literal["set"] = "set"
     takes_frames = True
+    """The stage gives `decide_all` the frames of all prompts."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -95,7 +96,8 @@ class MinHash:
         self, texts: Sequence[FramedText], shingles: Sequence[Hashes], place: int, others: Sequence[int]
     ) -> tuple[float, int]:
         """The greatest similarity of a row to others, and that row, the first of equals; without others 0 and -1."""
-        others = [other for other in others if self._may_be_near(texts[place], texts[other])]
+        one = texts[place]
+        others = [each for each in others if one.frame == texts[each].frame or self._differ_little(one, texts[each])]
         if not others:
             return 0.0, -1
         similarity = _jaccard(shingles, place, others)
@@ -104,10 +106,8 @@ class MinHash:
         best = int(similarity.argmax())
         return float(similarity[best]), others[best]
 
-    def _may_be_near(self, one: FramedText, other: FramedText) -> bool:
-        """Whether two rows have the same frame, or are near with what differs between their frames."""
-        if one.frame == other.frame:
-            return True
+    def _differ_little(self, one: FramedText, other: FramedText) -> bool:
+        """Whether two rows are near with what differs between their frames."""
         shingles = next(self._shingles([FramedText(text) for text in differing(one, other)]))
         return bool(_jaccard(shingles, 0, [1])[0] >= self.options.jaccard)
 

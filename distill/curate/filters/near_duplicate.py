@@ -30,6 +30,7 @@ class NearDuplicate:
 
     scope: Literal["set"] = "set"
     takes_frames = True
+    """The stage gives `decide_all` the frames of all prompts."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
