@@ -113,7 +113,7 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
     if not kept.is_file():
         return {}
     questions = [prompt.question for prompt in prompts]
-    frames = PromptFrames(chain(questions, map(_first_question, read_sessions(kept))))
+    frames = PromptFrames(chain(questions, (session.prompt for session in read_sessions(kept))))
     runs_of = [_runs(frames.without(question).text) for question in questions]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, runs in enumerate(runs_of):
@@ -134,10 +134,6 @@ def _runs(text: str) -> Runs:
     if len(tokens) < RUN:
         return frozenset([whole(text)] if tokens else [])
     return frozenset(n_grams(tokens, RUN))
-
-
-def _first_question(session: Session) -> str:
-    return next((message.content for message in session.messages if message.role == "user"), "")
 
 
 def _shared_runs(

@@ -255,8 +255,8 @@ def hold_out(
     """
     if not rows:
         return [], set()
-    frames = PromptFrames(map(_question, sessions))
-    questions = {session.id: frames.without(_question(session)) for session in sessions}
+    frames = PromptFrames(session.prompt for session in sessions)
+    questions = {session.id: frames.without(session.prompt) for session in sessions}
     order = sorted((one for one in sessions if one.id in eligible), key=lambda one: _digest(one, seed))
     candidates = _apart(order, questions, CHOICE * rows)
     index = _index(candidates, questions)
@@ -286,11 +286,7 @@ def _index(ids: Sequence[str], questions: dict[str, FramedText]) -> PromptIndex:
 
 
 def _digest(session: Session, seed: int) -> str:
-    return text_sha256(f"watch:{seed}:{normalise(_question(session))}")
-
-
-def _question(session: Session) -> str:
-    return next((message.content for message in session.messages if message.role == "user"), "")
+    return text_sha256(f"watch:{seed}:{normalise(session.prompt)}")
 
 
 def split_held_out(

@@ -49,7 +49,7 @@ By `answer`, every `Yes` is a duplicate of the first one: use `both` for tasks w
 
 def prompt_of(session: Session) -> str:
     """The first user message; empty where there is none."""
-    return next((message.content for message in session.messages if message.role == "user"), "")
+    return session.prompt
 
 
 def answers_of(session: Session) -> list[str]:
