@@ -175,6 +175,11 @@ class Session:
     messages: tuple[Message, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def prompt(self) -> str:
+        """The first user message; empty where there is none."""
+        return next((message.content for message in self.messages if message.role == "user"), "")
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:

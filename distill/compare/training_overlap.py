@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
 from distill.compare.results import Prompt, shared_prompts
 from distill.core.jsonl import read_sessions
+from distill.text.prompt_frames import PromptFrames
 from distill.text.tfidf import NearRow, nearest
 from distill.text.tokens import n_grams
 from distill.text.words import comparable, whole
-from distill.types import Session
+from distill.types import Message, Session
 
 NEAREST = 3
 SAMPLE = 200
@@ -105,18 +107,21 @@ def leaks(prompts: Sequence[Prompt], kept: Path) -> dict[int, dict[str, Any]]:
     """By prompt, its largest share in one training row: `overlap`, `leaked` and the `row`.
 
     Words of any script are compared without case and punctuation; a prompt of fewer than 8 words is one run and must
-    equal a whole turn, signs such as `+` included. Finds copies, not paraphrases. Empty without kept.jsonl.
+    equal a whole turn, signs such as `+` included. What many prompts share, such as a template, is left out. Finds
+    copies, not paraphrases. Empty without kept.jsonl.
     """
     if not kept.is_file():
         return {}
-    runs_of = [_runs(prompt.question) for prompt in prompts]
+    questions = [prompt.question for prompt in prompts]
+    frames = PromptFrames(chain(questions, (session.prompt for session in read_sessions(kept))))
+    runs_of = [_runs(frames.without(question).text) for question in questions]
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for index, runs in enumerate(runs_of):
         for run in runs:
             holders[run].append(index)
     most = [(0.0, "")] * len(runs_of)
     for session in read_sessions(kept):
-        for index, count in _shared_runs(session.messages, holders).items():
+        for index, count in _shared_runs(session.messages, holders, frames).items():
             most[index] = max(most[index], (count / len(runs_of[index]), session.id), key=lambda item: item[0])
     return {
         index: {"overlap": round(share, 4), "leaked": share >= LEAKED, "row": row or None}
@@ -131,9 +136,13 @@ def _runs(text: str) -> Runs:
     return frozenset(n_grams(tokens, RUN))
 
 
-def _shared_runs(messages: Any, holders: dict[tuple[str, ...], list[int]]) -> dict[int, int]:
+def _shared_runs(
+    messages: Sequence[Message], holders: dict[tuple[str, ...], list[int]], frames: PromptFrames
+) -> dict[int, int]:
     """Number of each prompt's runs that a row contains."""
-    runs = {run for message in messages if message.role != "system" for run in _runs(message.content)}
+    asked = [frames.without(message.content).text for message in messages if message.role == "user"]
+    answered = [message.content for message in messages if message.role == "assistant"]
+    runs = {run for text in (*asked, *answered) for run in _runs(text)}
     counts: dict[int, int] = defaultdict(int)
     for run in runs & holders.keys():
         for index in holders[run]:

@@ -12,17 +12,18 @@ from typing import Any, TypeAlias, TypeGuard
 
 from distill.core import console, registry, weights
 from distill.core.jsonl import FIRST_META, read_sessions, write_rows
-from distill.curate.filters import FILTERS
+from distill.curate.filters import FILTERS, frames_of, prompt_of
 from distill.curate.rows import MeasuredRow, sift
-from distill.curate.test_split import candidates, drop_near, held_out
+from distill.curate.test_split import NEAR, RULE, candidates, drop_near, held_out
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
-from distill.errors import RecipeError, StageIncomplete
+from distill.errors import RecipeError, StageIncomplete, shorten
 from distill.recipe import Collect, Recipe, Rule
 from distill.run import funnel
 from distill.run.context import ACCEPTABLE, BASE, Context, account, bound, engine_for, judge_sampling, stop_teacher
 from distill.run.decisive import flat, parts
 from distill.run.record import StageRecord
+from distill.text.prompt_frames import PromptFrames
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
 
 REVISION = 1
@@ -32,6 +33,10 @@ NOT_MEASURED = "not_measured"
 """Reason of a verdict that keeps a row because the rule's model gave no answer."""
 UNPARSED, MANY_UNPARSED = "unparsed", 0.2
 """Reason of a verdict on an unreadable reply, and the share of such replies above which a warning is printed."""
+MOST_NEAR = 0.2
+"""Share of the rows above which a warning is printed if the test split drops them."""
+FRAMES_SHOWN, FRAMES_RECORDED, FRAME_CHARACTERS = 3, 50, 120
+"""Frames of prompts that are printed and recorded at most, and characters of each."""
 Flows: TypeAlias = Sequence[tuple[str, Callable[[], Flow[Any]]]]
 """One flow per row; its id is the row's place, a colon and the session's id."""
 
@@ -58,6 +63,7 @@ def curate(
     test: int,
     seed: int,
     near: float = 0.7,
+    key: str = "collect.test",
     ask: Ask | None = None,
     max_failed: float = 0.05,
     processes: int | None = None,
@@ -68,22 +74,27 @@ def curate(
     Row rules measure every row in order, dropped or not, in `processes` (see `rows.sift`). Rules that ask a model
     follow, through `ask`, by default only about rows still kept. Then `test` rows are held out (`held_out`), set rules
     run in order over the other kept rows, and rows whose prompt is near (ROUGE-L above `near`) that of a held-out row
-    are dropped. Every row is written with all its verdicts, those against it first.
+    are dropped. What many prompts share (`PromptFrames`) does not count as likeness. Every row is written with all its
+    verdicts, those against it first. `key` is the recipe's key of `test` and `near`, for messages.
 
-    `report_counts` is called with the counts as soon as all is written: those of `_write`, `test_missing`, and if a
-    model was asked `failed` (rows kept without a measurement) and `retryable` (those with a transient failure). Then
-    raises what `ask` raised, or `StageIncomplete` when no row is left to train on or more than the share `max_failed`
-    of the measurements failed.
+    `report_counts` is called with the counts as soon as all is written: those of `_write`, `frames`, `test_missing`,
+    and if a model was asked `failed` (rows kept without a measurement) and `retryable` (those with a transient
+    failure). Then raises what `ask` raised, or `StageIncomplete` when no row is left to train on or more than the share
+    `max_failed` of the measurements failed.
     """
     rows = [MeasuredRow(session) for session in read_sessions(folder / "sessions.jsonl")]
     sift(rows, [(name, rule) for name, rule in filters if rule.scope == "row" and not _asks(rule)], processes=processes)
     measurements = _apply_asking_rules(rows, filters, ask)
+    compares_prompts = test or any(getattr(rule, "takes_frames", False) for _, rule in filters)
+    frames = frames_of(row.session for row in rows if row.is_kept and compares_prompts)
     test_ids = held_out(candidates(rows), test=test, seed=seed, near=near)
     test_rows = [row for row in rows if row.session.id in test_ids]
     training = [row for row in rows if row.session.id not in test_ids]
-    _apply_set_rules(training, filters)
-    drop_near(training, test_rows, near)
+    _apply_set_rules(training, filters, frames)
+    drop_near(training, test_rows, near, frames)
     counts = _write(folder, rows, training, test_rows)
+    if frames:
+        counts["frames"] = _report_frames(frames, rows)
     if measurements.flows:
         counts["failed"] = len(measurements.failed)
         counts["retryable"] = sum(any(one.transient for one in failures) for _, failures in measurements.failed)
@@ -91,6 +102,7 @@ def curate(
         counts["test_missing"] = test - len(test_rows)
     report_counts(counts)
     _require_few_failures(measurements, max_failed)
+    _report_split(counts, near, key)
     _require_rows(counts)
     return counts
 
@@ -157,7 +169,7 @@ def _require_few_failures(measurements: _Measurements, max_failed: float) -> Non
     )
 
 
-def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules) -> None:
+def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules, frames: PromptFrames) -> None:
     rules = [(name, rule) for name, rule in filters if rule.scope == "set"]
     if not rules:
         return
@@ -165,7 +177,9 @@ def _apply_set_rules(rows: Sequence[MeasuredRow], filters: Rules) -> None:
         for done, (name, rule) in enumerate(rules):
             bar.update(done, note=name)
             kept = [row for row in rows if row.is_kept]
-            for row, verdict in zip(kept, rule.decide_all([row.session for row in kept]), strict=True):
+            more = (frames,) if getattr(rule, "takes_frames", False) else ()
+            decide: Callable[..., list[Verdict]] = rule.decide_all
+            for row, verdict in zip(kept, decide([row.session for row in kept], *more), strict=True):
                 row.add(verdict if verdict.rule == name else replace(verdict, rule=name))
 
 
@@ -217,11 +231,32 @@ def _text(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _require_rows(counts: Mapping[str, Any]) -> None:
-    """Warn if test rows are missing; raise `StageIncomplete` if there is no training row."""
+def _report_frames(frames: PromptFrames, rows: Iterable[MeasuredRow]) -> list[dict[str, Any]]:
+    """Print the most frequent frames; returns them with the number of their rows."""
+    counts = frames.counts(prompt_of(row.session) for row in rows)
+    found = [{"frame": shorten(frame, FRAME_CHARACTERS), "rows": count} for frame, count in counts]
+    for one in found[:FRAMES_SHOWN]:
+        console.say(f'curate: {one["rows"]} prompts share "{one["frame"]}", which does not count as likeness')
+    if len(found) > FRAMES_SHOWN:
+        console.say(f"curate: {len(found) - FRAMES_SHOWN} more frames are shared by fewer prompts; see run.json")
+    return found[:FRAMES_RECORDED]
+
+
+def _report_split(counts: Mapping[str, Any], near: float, key: str) -> None:
+    """Warn if test rows are missing, or if many rows are near the held-out ones."""
     if missing := counts.get("test_missing"):
         test = counts["test"]
-        console.warn(f"{test} of {test + missing} prompts could be held out; add sessions, or lower `test`")
+        console.warn(f"{test} of {test + missing} prompts could be held out; add sessions, or lower `{key}`")
+    loosen = f"above ROUGE-L {near:g}; to loosen it, --set {key}.near={(1 + near) / 2:g}"
+    if stay := counts["labels"].get(NEAR):
+        console.warn(f"{RULE}: all {stay} rows to train on are near a held-out prompt, and stay ({loosen})")
+    dropped = counts["by_rule"].get(f"{RULE}/held_out", 0)
+    if dropped > MOST_NEAR * counts["rows"]:
+        console.warn(f"{RULE}: {dropped} of {counts['rows']} rows are dropped, near a held-out prompt ({loosen})")
+
+
+def _require_rows(counts: Mapping[str, Any]) -> None:
+    """Raise `StageIncomplete` if there is no training row."""
     if counts["kept"]:
         return
     if not counts["rows"]:
@@ -237,7 +272,8 @@ def options(context: Context) -> dict[str, Any]:
     """The recipe's values that determine the verdicts, by key, those of the models that rules ask included."""
     loaded = context.recipe
     rules = [(rule.filter, rule.options) for rule in loaded.curate or []]
-    values = {"seed": loaded.seed, "test": loaded.held_out, **parts(rules, "curate", files=loaded.files)}
+    values = {"seed": loaded.seed, "test": loaded.held_out.count, **parts(rules, "curate", files=loaded.files)}
+    values |= flat(loaded.held_out, "test", only=("near",))
     roles = roles_of_filters(loaded, context.options.allowed)
     if "judge" in roles and (judge := context.teachers.endpoints.get("judge")) is not None:
         values |= flat(judge.provider.endpoint, "judge")
@@ -250,7 +286,7 @@ def options(context: Context) -> dict[str, Any]:
 
 def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
     """Run the stage curate: every rule's verdict on every session."""
-    section = context.recipe.collect or Collect(test=0)
+    section = context.recipe.collect or Collect()
     engines: list[Engine] = []
 
     def ask(flows: Flows, rule: str, role: str) -> Sequence[Outcome[Any]]:
@@ -264,8 +300,10 @@ def run(context: Context, record: StageRecord) -> Mapping[str, Any]:
         counts = curate(
             context.folder,
             filters=[(rule.filter, filter_of(context, rule)) for rule in context.recipe.curate or []],
-            test=context.recipe.held_out,
+            test=context.recipe.held_out.count,
             seed=context.recipe.seed,
+            near=context.recipe.held_out.near,
+            key="test" if context.recipe.collect is None else "collect.test",
             ask=ask,
             max_failed=section.max_failed,
             report_counts=record.counts.update,

@@ -1,4 +1,4 @@
-"""Splits off the held-out test prompts, and drops training rows near them."""
+"""The rule `test_split`: holds out test prompts, and drops training rows near them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterable, Sequence
 from distill.core.hashing import hash_share
 from distill.curate.filters import MOST_COMPARED, both_ends, prompt_of
 from distill.curate.rows import MeasuredRow
-from distill.text.rouge_index import Neighbour, NoveltyIndex
+from distill.text.prompt_frames import LEAST_PROMPTS, FramedText, PromptFrames, PromptIndex
+from distill.text.rouge_index import Neighbour
 from distill.text.tokens import normalise
 from distill.types import Session, Verdict
 
+RULE = "test_split"
+NEAR = "near_held_out"
+"""Reason of a verdict that keeps a row near a held-out one, because no other row is left."""
 IMPORTED = "imported"
 """Key in the meta of a session from a recipe's sources: the name of the source."""
 
@@ -29,56 +33,66 @@ def held_out(sessions: Sequence[Session], *, test: int, seed: int, near: float) 
 
     A prompt falls there when the SHA-256 of seed and normalised prompt begins with a 0 bit, whatever else is in the
     set. So appended tasks move no row between the sides, and at most about half of a small set is held out, perhaps
-    fewer than `test` rows. A prompt near one already held out stays on the training side, where `drop_near` drops it.
+    fewer than `test` rows. A prompt near one already held out stays on the training side, where `drop_near` drops it;
+    the frames that do not count for that are those of the first 10, 20, 40 … prompts, as many as come before.
     """
-    ids: set[str] = set()
-    index = _Prompts(near)
-    for session in sessions:
-        if len(ids) == test:
+    held: list[Session] = []
+    index = _Prompts(PromptFrames(), near)
+    known = LEAST_PROMPTS
+    for place, session in enumerate(sessions):
+        if len(held) == test:
             break
-        prompt = prompt_of(session)
-        if hash_share(f"{seed}:{normalise(prompt)}") < 0.5 and index.near(prompt) is None:
-            index.add(session.id, prompt)
-            ids.add(session.id)
-    return ids
+        if place == known:
+            known *= 2
+            index = _Prompts(PromptFrames(prompt_of(one) for one in sessions[:place]), near, held)
+        if hash_share(f"{seed}:{normalise(prompt_of(session))}") < 0.5 and index.near(session) is None:
+            index.add(session)
+            held.append(session)
+    return {session.id for session in held}
 
 
 class _Prompts:
     """The held-out prompts; a prompt that differs only in case and white space is near, whatever its tokens."""
 
-    def __init__(self, near: float) -> None:
-        self._index = NoveltyIndex(near)
+    def __init__(self, frames: PromptFrames, near: float, held: Iterable[Session] = ()) -> None:
+        self._frames = frames
+        self._index = PromptIndex(near)
         self._equal: dict[str, str] = {}
+        for session in held:
+            self.add(session)
 
-    def add(self, id: str, prompt: str) -> None:
-        self._index.add(id, _compared(prompt))
-        self._equal[normalise(prompt)] = id
+    def add(self, session: Session) -> None:
+        self._index.add(session.id, self._text(prompt_of(session)))
+        self._equal[normalise(prompt_of(session))] = session.id
 
-    def near(self, prompt: str) -> Neighbour | None:
+    def near(self, session: Session) -> Neighbour | None:
         if not self._equal:
             return None
+        prompt = prompt_of(session)
         if (equal := self._equal.get(normalise(prompt))) is not None:
             return Neighbour(equal, 1.0)
-        return self._index.near(_compared(prompt))
+        return self._index.near(self._text(prompt))
+
+    def _text(self, prompt: str) -> FramedText:
+        text, frame = self._frames.without(prompt)
+        return FramedText(both_ends(text, MOST_COMPARED), frame)
 
 
-def _compared(prompt: str) -> str:
-    return both_ends(prompt, MOST_COMPARED)
-
-
-def drop_near(training: Iterable[MeasuredRow], test_rows: Iterable[MeasuredRow], near: float) -> None:
-    """Drop training rows near a held-out prompt."""
-    index = _Prompts(near)
-    for row in test_rows:
-        index.add(row.session.id, prompt_of(row.session))
-    for row in training:
-        if row.is_kept and (neighbour := index.near(prompt_of(row.session))) is not None:
-            verdict = Verdict(
-                rule="test_split",
-                keep=False,
-                reason="held_out",
-                value=neighbour.rouge_l,
-                threshold=near,
-                neighbour=neighbour.id,
-            )
-            row.add(verdict)
+def drop_near(
+    training: Sequence[MeasuredRow], test_rows: Iterable[MeasuredRow], near: float, frames: PromptFrames
+) -> None:
+    """Drop training rows near a held-out prompt; if no other row is left, keep them, labelled `NEAR`."""
+    index = _Prompts(frames, near, [row.session for row in test_rows])
+    kept = [row for row in training if row.is_kept]
+    neighbours = [(row, neighbour) for row in kept if (neighbour := index.near(row.session)) is not None]
+    stay = len(neighbours) == len(kept)
+    for row, neighbour in neighbours:
+        verdict = Verdict(
+            rule=RULE,
+            keep=stay,
+            reason=NEAR if stay else "held_out",
+            value=neighbour.rouge_l,
+            threshold=near,
+            neighbour=neighbour.id,
+        )
+        row.add(verdict)

@@ -87,7 +87,7 @@ def _plans(recipe: Recipe) -> list[StageForecast]:
     graded_rows = (tasks if recipe.collect is not None else 0) + sum(source.take or 0 for source in recipe.sources)
     graders = [rule.options for rule in recipe.curate or () if isinstance(rule.options, Judge.Options)]
     plans += [_grading(options, recipe, graded_rows, prompt + (most or 0)) for options in graders if graded_rows]
-    if recipe.compare is not None and (requests := _comparing(recipe.compare, recipe.held_out)):
+    if recipe.compare is not None and (requests := _comparing(recipe.compare, recipe.held_out.count)):
         plans.append(StageForecast("compare", requests, requests * prompt, requests * most if most else None))
     if recipe.compare is not None and recipe.compare.judge is not None:
         plans.append(_judging(recipe.compare.judge, recipe, prompt + 2 * (most or 0)))
@@ -98,7 +98,7 @@ def _judging(options: Judging, recipe: Recipe, tokens: int) -> StageForecast:
     """Both orders of each pair and the retests, and three single grades, for every prompt."""
     assert recipe.compare is not None
     path = recipe.compare.prompts
-    prompts = len(of_file(Path(path))) if path is not None else recipe.held_out
+    prompts = len(of_file(Path(path))) if path is not None else recipe.held_out.count
     games = len(options.pairs) * (2 * prompts + min(options.retest, prompts)) if options.mode != "single" else 0
     times = games + (3 * prompts if options.mode != "pairwise" else 0)
     own = most_tokens(recipe.judge) if recipe.judge is not None else None

@@ -25,7 +25,7 @@ from distill.expand.seeds import load_seeds
 from distill.pipeline.parts import load_recipe
 from distill.recipe import Recipe
 from distill.run.scores import require_scores
-from distill.text.rouge_index import NoveltyIndex
+from distill.text.prompt_frames import PromptFrames, PromptIndex
 from distill.text.tfidf import Weights, cosine
 from distill.types import Session
 
@@ -70,7 +70,8 @@ def plan(run: Path, out: Path, *, tasks: int | None = None, clusters: int = 8, e
     rows, what = _prompts_to_train(run)
     rows_file = run / "kept.jsonl"
     selection = sorted(_clusters(rows), key=lambda one: -one.need)[:clusters]
-    seeds = list(_seeds(selection, {session.id: session for session in read_sessions(rows_file)}, _held_out(run), each))
+    sessions = {session.id: session for session in read_sessions(rows_file)}
+    seeds = list(_seeds(selection, sessions, [_question(row) for row in read_jsonl(run / "answers.jsonl")], each))
     seeds += _own_seeds(recipe, FEWEST_SEEDS - len(seeds))
     if not seeds:
         raise RunFolderError(
@@ -146,17 +147,14 @@ def _cluster_name(cluster: Cluster, weights: Weights) -> str:
     return " ".join(word for word, _ in total.most_common(WORDS))
 
 
-def _held_out(run: Path) -> NoveltyIndex:
-    index = NoveltyIndex(NEAR)
-    for row in read_jsonl(run / "answers.jsonl"):
-        index.add(str(row["id"]), _question(row))
-    return index
-
-
 def _seeds(
-    clusters: Iterable[Cluster], sessions: Mapping[str, Session], held_out: NoveltyIndex, each: int
+    clusters: Iterable[Cluster], sessions: Mapping[str, Session], held_out: Sequence[str], each: int
 ) -> Iterator[dict[str, Any]]:
     """The training rows nearest to each cluster's prompts, each once, in the format of seeds."""
+    frames = PromptFrames([*map(asked_of, sessions.values()), *held_out])
+    index = PromptIndex(NEAR)
+    for place, question in enumerate(held_out):
+        index.add(str(place), frames.without(question))
     used_ids: set[str] = set()
     for number, cluster in enumerate(clusters, start=1):
         near = sorted(
@@ -167,7 +165,7 @@ def _seeds(
             seed = _seed(session, f"next-{number}-{count}")
             if count == each or seed is None or session.id in used_ids:
                 continue
-            if held_out.near(asked_of(session)) is None:
+            if index.near(frames.without(asked_of(session))) is None:
                 used_ids.add(session.id)
                 count += 1
                 yield {**seed, "name": cluster.name.replace(" ", "_")}

@@ -36,11 +36,13 @@ MOST: Mapping[str, int] = {
     "expand.rounds": 2,
     "expand.batch": 8,
     "collect.test": TEST,
+    "collect.test.count": TEST,
     "collect.samples": 2,
     "collect.exchanges": 2,
     "collect.min_rounds": 1,
     "collect.max_rounds": 2,
     "test": TEST,
+    "test.count": TEST,
     "train.epochs": 1,
     "train.max_length": 256,
     "train.batch_rows": 4,
@@ -135,7 +137,7 @@ def _reduce_sizes(document: dict[str, Any]) -> None:
         *path, name = key.split(".")
         section = document
         for part in path:
-            section = section.get(part) or {}
+            section = value if isinstance(value := section.get(part), dict) else {}
         if isinstance(section.get(name), (int, float)):
             section[name] = min(section[name], most)
     if compare := document.get("compare"):

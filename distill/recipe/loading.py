@@ -138,6 +138,10 @@ def override(document: dict[str, Any], key: str, value: Any, parts: Parts) -> No
     _assign(document, key.split("."), value)
 
 
+SHORT = ("collect.test.", "test.")
+"""Sections for which a recipe may give the count alone."""
+
+
 def _is_rule_path(key: str, parts: Parts) -> bool:
     """Whether a key such as `curate.contamination.files` names a path field of a filter."""
     section, _, rest = key.partition(".")
@@ -161,6 +165,8 @@ def _assign(node: Any, keys: list[str], value: Any) -> None:
         if isinstance(node, dict):
             if node.get(key) is None:
                 node[key] = {}
+            elif dotted.startswith(SHORT) and isinstance(node[key], int):
+                node[key] = {"count": node[key]}
             node = node[key]
         elif isinstance(node, list):
             node = _item_named(node, key, dotted)

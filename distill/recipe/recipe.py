@@ -12,6 +12,7 @@ from distill.recipe.sections import (
     Collect,
     Compare,
     Expand,
+    HeldOut,
     OneOrMore,
     PartSection,
     Rule,
@@ -40,7 +41,7 @@ class Recipe(BaseModel):
     collect: Collect | None = None
     sources: list[Source] = []
     """Existing data, whose sessions precede collect's in sessions.jsonl."""
-    test: Annotated[int, Field(ge=0)] | None = None
+    test: HeldOut | None = None
     """Prompts held out where there are sources and no `collect`: 32 with `compare`, else none. See collect.test."""
     curate: list[Rule] | None = None
     student: Student | None = None
@@ -57,11 +58,11 @@ class Recipe(BaseModel):
         return tuple(self.teacher) if isinstance(self.teacher, list) else (self.teacher,)
 
     @property
-    def held_out(self) -> int:
+    def held_out(self) -> HeldOut:
         """Prompts held out for compare."""
         if self.collect is not None:
             return self.collect.test
-        default = 32 if self.compare is not None and self.sources else 0
+        default = HeldOut() if self.compare is not None and self.sources else HeldOut(count=0)
         return default if self.test is None else self.test
 
     @property
@@ -147,7 +148,7 @@ class Recipe(BaseModel):
         elsewhere = {*compare.answers} & {"base", "student"} or compare.student or compare.base
         if compare.lm_eval is not None and (self.train is None or elsewhere):
             raise ValueError("compare.lm_eval: is for a student that is trained here, and for its base; take it out")
-        if compare.prompts is None and self.collect is not None and self.collect.test == 0:
+        if compare.prompts is None and self.collect is not None and self.collect.test.count == 0:
             raise ValueError("`compare` needs held-out prompts: set `collect.test` to 32 or more")
         if compare.prompts is None and self.collect is None and not self.sources:
             raise ValueError("`compare` has no prompts: add compare.prompts: FILE, or a `collect` section")
@@ -159,7 +160,7 @@ class Recipe(BaseModel):
             raise ValueError(f'sources: two are called "{twice}"; give each a `name`')
         if self.test is not None and (self.collect is not None or not self.sources):
             raise ValueError("test: is for a recipe with sources and without `collect`; use collect.test")
-        if self.sources and self.compare is not None and self.compare.prompts is None and self.held_out == 0:
+        if self.sources and self.compare is not None and self.compare.prompts is None and self.held_out.count == 0:
             raise ValueError("`compare` needs held-out prompts: set `test` to 32 or more")
         unique = [rule.filter for rule in self.curate or () if rule.filter in ("exact_duplicate", "near_duplicate")]
         for source in self.sources:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic.functional_serializers import model_serializer
 
 from distill.core import credentials
 from distill.core.redaction import STRUCK
@@ -191,6 +193,29 @@ class Expand(PartSection):
     tasks: Annotated[int, Field(ge=1)]
 
 
+class HeldOut(BaseOptions):
+    """The rule `test_split`: prompts held out for compare, and the rows that are too near them to train on.
+
+    `test: 32` stands for `test: {count: 32}`.
+    """
+
+    count: Annotated[int, Field(ge=0)] = 32
+    """Prompts held out, never trained on."""
+    near: Annotated[float, Field(ge=0, le=1)] = 0.7
+    """Rows whose prompt has a greater ROUGE-L F-measure with a held-out one are dropped; frames that ten prompts share,
+    such as a template, do not count. At 1, equal prompts are dropped alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_count(cls, value: Any) -> Any:
+        return value if isinstance(value, Mapping | HeldOut) else {"count": value}
+
+    @model_serializer
+    def _as_count(self) -> int | dict[str, Any]:
+        """As a recipe of an older version has it, where it could."""
+        return self.count if self.near == HeldOut.model_fields["near"].default else dict(self)
+
+
 class Collect(PartSection):
     """Ask the teacher to answer the tasks."""
 
@@ -206,8 +231,8 @@ class Collect(PartSection):
     """Most times that one request is sent."""
     mode: Literal["live", "batch"] = "live"
     """`batch`: through the provider's batch interface (/v1/batches), for half the price and within a day."""
-    test: Annotated[int, Field(ge=0)] = 32
-    """Prompts held out for compare, never trained on."""
+    test: HeldOut = HeldOut()
+    """Prompts held out for compare: their number, or `{count: 32, near: 0.7}`."""
 
 
 class Source(BaseOptions):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from distill.errors import DistillError
@@ -80,6 +81,15 @@ class NoveltyIndex:
         best = self._best(text, least=self.threshold)
         return best if best is not None and self.is_near(best) else None
 
+    def all_near(self, text: str) -> list[Neighbour]:
+        """Every text above the threshold, the most similar first."""
+        query = self._encode(text)
+        fewest = _fewest(self.threshold, len(query))
+        places, _ = self._sharing(self._overlaps.shared(query), len(query), fewest)
+        f = self._similarities(text, query, places)
+        near = (Neighbour(self._ids[places[at]], float(f[at])) for at in (-f).argsort(kind="stable").tolist())
+        return list(takewhile(self.is_near, near))
+
     def is_near(self, neighbour: Neighbour) -> bool:
         """Whether a neighbour is above the threshold; exactly at it is not."""
         return neighbour.rouge_l > self.threshold
@@ -89,7 +99,7 @@ class NoveltyIndex:
 
         Those that share nearly the most tokens are compared first; the best F among them rules out most others.
         """
-        query = "".join([self._characters.get(token, _UNKNOWN) for token in comparable(text)[:MAX_TOKENS]])
+        query = self._encode(text)
         shared = self._overlaps.shared(query)
         most = int(shared.max(initial=0))
         if most < _fewest(least, len(query)):
@@ -114,6 +124,12 @@ class NoveltyIndex:
 
     def _most_similar(self, text: str, query: str, places: Places) -> Neighbour:
         """The first of those with the greatest F, for texts that each share a token with the query."""
+        f = self._similarities(text, query, places)
+        best = int(f.argmax())
+        return Neighbour(self._ids[places[best]], float(f[best]))
+
+    def _similarities(self, text: str, query: str, places: Places) -> NDArray[np.float64]:
+        """F of texts that each share a token with the query."""
         import numpy as np
         from rapidfuzz import process
         from rapidfuzz.distance import LCSseq
@@ -121,13 +137,15 @@ class NoveltyIndex:
         encoded = [self._encoded[place] for place in places.tolist()]
         common = process.cdist((query,), encoded, scorer=LCSseq.similarity, dtype=np.int32)[0]
         precision, recall = common / len(query), common / self._overlaps.lengths[places]
-        f = 2 * precision * recall / (precision + recall)
-        best = int(f.argmax())
-        if f[best] == 1.0:
+        f: NDArray[np.float64] = 2 * precision * recall / (precision + recall)
+        if f.max(initial=0.0) == 1.0:
             for equal in np.flatnonzero(f == 1.0).tolist():
                 f[equal] = likeness_as_written(text, self._texts[places[equal]])
-            best = int(f.argmax())
-        return Neighbour(self._ids[places[best]], float(f[best]))
+        return f
+
+    def _encode(self, text: str) -> str:
+        """One character per token of a text to look up."""
+        return "".join([self._characters.get(token, _UNKNOWN) for token in comparable(text)[:MAX_TOKENS]])
 
     def _character(self, token: str) -> str:
         character = self._characters.get(token)

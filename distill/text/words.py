@@ -141,3 +141,16 @@ def _same_script(character: str) -> str:
     if re.match(rf"[_{_LATIN}]|[^\w{_of_category('M')}]", character):
         return f"[_{_LATIN}\u0300-\u036f]"
     return f"(?![{_SPACELESS}{_LATIN}])[\\w{_of_category('M')}]"
+
+
+def is_spaceless(text: str) -> bool:
+    """Whether a text has a letter of a script without spaces."""
+    return _IS_SPACELESS.search(text) is not None
+
+
+@cache
+def units(*, backwards: bool = False) -> re.Pattern[str]:
+    """Pattern of a word, a letter of a script without spaces, or a sign, and a space before; `backwards`: reversed."""
+    marks = _of_category("M")
+    letter = rf"[{marks}]*[{_SPACELESS}]" if backwards else rf"[{_SPACELESS}][{marks}]*"
+    return re.compile(rf" ?(?:{letter}|(?:(?![{_SPACELESS}])[^\W_]|[{marks}])+|\S)")

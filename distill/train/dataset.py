@@ -15,7 +15,7 @@ from distill.core.hashing import text_sha256
 from distill.errors import DistillError
 from distill.formats.turns import part_meta, unlearnt_places
 from distill.models import chat_template
-from distill.text.rouge_index import NoveltyIndex
+from distill.text.prompt_frames import FramedText, PromptFrames, PromptIndex
 from distill.text.tokens import normalise
 from distill.train.mask_check import MaskGate, MaskReport, MaskRow, UnspeltError
 from distill.types import Session
@@ -271,11 +271,13 @@ def hold_out(
     """The sessions to hold out, in their order, and the ids of others with nearly the same question.
 
     The latter are not trained on either, as evaluations would then measure memorisation. The choice depends on the seed
-    and the questions only: of `CHOICE` times as many candidates, those with the fewest similar sessions.
+    and the questions only, without what ten of them share: of `CHOICE` times as many candidates, those with the fewest
+    similar sessions.
     """
     if not rows:
         return [], set()
-    questions = {session.id: _question(session) for session in sessions}
+    frames = PromptFrames(session.prompt for session in sessions)
+    questions = {session.id: frames.without(session.prompt) for session in sessions}
     order = sorted((one for one in sessions if one.id in eligible), key=lambda one: _digest(one, seed))
     candidates = _apart(order, questions, CHOICE * rows)
     index = _index(candidates, questions)
@@ -286,9 +288,9 @@ def hold_out(
     return [session for session in sessions if session.id in ids], beside
 
 
-def _apart(order: Sequence[Session], questions: dict[str, str], most: int) -> list[str]:
+def _apart(order: Sequence[Session], questions: dict[str, FramedText], most: int) -> list[str]:
     """The first ids with no two similar questions."""
-    index = NoveltyIndex(NEAR)
+    index = PromptIndex(NEAR)
     ids: list[str] = []
     for session in order:
         if len(ids) < most and index.near(questions[session.id]) is None:
@@ -297,19 +299,15 @@ def _apart(order: Sequence[Session], questions: dict[str, str], most: int) -> li
     return ids
 
 
-def _index(ids: Sequence[str], questions: dict[str, str]) -> NoveltyIndex:
-    index = NoveltyIndex(NEAR)
+def _index(ids: Sequence[str], questions: dict[str, FramedText]) -> PromptIndex:
+    index = PromptIndex(NEAR)
     for id_ in ids:
         index.add(id_, questions[id_])
     return index
 
 
 def _digest(session: Session, seed: int) -> str:
-    return text_sha256(f"watch:{seed}:{normalise(_question(session))}")
-
-
-def _question(session: Session) -> str:
-    return next((message.content for message in session.messages if message.role == "user"), "")
+    return text_sha256(f"watch:{seed}:{normalise(session.prompt)}")
 
 
 def split_held_out(

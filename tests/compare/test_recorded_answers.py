@@ -141,6 +141,17 @@ def test_a_prompt_from_training_is_leaked_and_the_rest_is_told_apart(tmp_path):
     assert scores["metrics"]["rouge_l"]["leaked"]["by"]["student"]["n"] == 1
 
 
+def test_prompts_of_one_template_are_not_leaked_by_it(tmp_path):
+    template = "Explain in your own words, for a child of ten who has never heard of it, what is meant by {}."
+    turns = [template.format(word) for word in WORDS]
+    prompts = write(tmp_path, "framed.jsonl", [{"question_id": at, "turns": [turn]} for at, turn in enumerate(turns)])
+    taught = [Message("user", template.format(word)) for word in (*map("{}man".format, WORDS), WORDS[4])]
+    answer = Message("assistant", "It is a word.")
+    write_rows(tmp_path / "kept.jsonl", [Session(f"row-{at}", (turn, answer)) for at, turn in enumerate(taught)])
+    _, rows = compared(tmp_path, prompts=prompts, recorded=recorded(tmp_path))
+    assert [at for at, one in enumerate(rows) if one["leak"]["leaked"]] == [4]
+
+
 def test_without_training_rows_nothing_is_said_of_leaks(triple):
     scores, rows = triple
     assert scores["leaks"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from distill.curate.filters.minhash import HASHES, MOST_MISSED, MinHash, bands_a
 from distill.curate.filters.near_duplicate import NearDuplicate
 from distill.curate.filters.semantic_duplicate import SemanticDuplicate, greedy
 from distill.errors import ModelError
-from distill.types import Session
+from distill.types import Message, Session
 from tests.support.set_filters import SEEDS, WORDS, kept, session, sessions, text
 
 EXACT = ExactDuplicate(ExactDuplicate.Options())
@@ -223,3 +224,39 @@ def test_a_folder_without_safetensors_is_one_line(tmp_path, files):
         (tmp_path / name).write_text("{}")
     with pytest.raises(ModelError, match=r"lacks config\.json or \*\.safetensors"):
         SemanticDuplicate(SemanticDuplicate.Options(model=str(tmp_path))).decide_all(sessions("a"))
+
+
+# --- prompts of one template
+
+
+@pytest.mark.parametrize("rule", [NEAR, MinHash(MinHash.Options())], ids=["near", "minhash"])
+@pytest.mark.parametrize(
+    "frame", ["Translate the sentence below into Greek: {}", "{} Answer with one word, yes or no."]
+)
+@settings(max_examples=15, deadline=None)
+@given(seed=SEEDS)
+def test_a_frame_around_all_prompts_changes_no_verdict(rule, frame, seed):
+    rng = random.Random(seed)
+    base = [text(rng, 8) for _ in range(12)]
+    prompts = base + [" ".join([*rng.choice(base).split()[:-1], word]) for word in rng.sample(WORDS, 8)]
+    framed = sessions(*map(frame.format, prompts))
+    assert kept(rule, framed) == kept(rule, sessions(*prompts))
+    systems = [replace(row, messages=(Message("system", "Be brief."), *row.messages)) for row in framed]
+    assert kept(rule, systems) == kept(rule, framed)
+
+
+@pytest.mark.parametrize("rule", [NEAR, MinHash(MinHash.Options())], ids=["near", "minhash"])
+def test_equal_contents_of_one_template_are_duplicates_and_of_two_are_not(rule):
+    texts = [text(random.Random(seed), 5) for seed in range(12)]
+    frames = ("Translate the sentence below into Greek: {}", "Is this sentence positive or negative? {}")
+    rows = sessions(*(frame.format(one) for frame in frames for one in texts), frames[0].format(texts[3].upper()))
+    assert kept(rule, rows) == [row.id for row in rows[:-1]]
+
+
+def test_the_answer_counts_beside_a_framed_prompt():
+    rows = [
+        session(f"s{number}", f"Translate the word below into Greek: w{number % 12}", f"Answer {number // 18}.")
+        for number in range(24)
+    ]
+    rule = NearDuplicate(NearDuplicate.Options(on="both"))
+    assert len(kept(rule, rows)) == 18

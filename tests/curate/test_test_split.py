@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -84,3 +85,55 @@ def test_too_few_rows_to_hold_out_are_counted_and_said(tmp_path, capsys):
     assert 0 < counts["test"] < 20
     assert counts["kept"] > 0
     assert f"{counts['test']} of 32 prompts could be held out" in capsys.readouterr().err
+
+
+# --- prompts of one template
+
+TEMPLATES = ("Translate the sentence below into Greek: {}.", "{}. Is this positive or negative? Answer with one word.")
+
+
+def templated(count: int, seed: int = 0) -> list[Session]:
+    """Ordinary prompts, and prompts of two templates, in any order."""
+    rng = random.Random(seed)
+    texts = [each.messages[0].content.rstrip(".") for each in varied(count, seed)]
+    return [session(number, rng.choice((*TEMPLATES, "{}")).format(text)) for number, text in enumerate(texts)]
+
+
+def test_a_job_with_a_template_keeps_its_rows_and_has_its_test_rows(tmp_path, capsys):
+    sessions = [
+        session(number, TEMPLATES[0].format(each.messages[0].content)) for number, each in enumerate(varied(60))
+    ]
+    counts = curated(tmp_path, sessions, test=8)
+    assert (counts["test"], counts["kept"] >= 48) == (8, True)
+    assert counts["frames"] == [{"frame": "translate the sentence below into greek: …", "rows": 60}]
+    assert capsys.readouterr().err.count("60 prompts share") == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 60), st.integers(0, 60), st.integers(0, 24))
+def test_more_sessions_of_a_template_move_no_row_across(seed, fewer, more, test):
+    sessions = templated(fewer + more, seed)
+    before = held_out(sessions[:fewer], test=test, seed=seed, near=0.7)
+    after = held_out(sessions, test=test, seed=seed, near=0.7)
+    assert before == {id for id in after if int(id[1:]) < fewer}
+
+
+def test_a_frame_of_a_few_prompts_leaves_the_other_prompts_their_side():
+    sessions = varied(80)
+    more = [session(100 + number, TEMPLATES[1].format(number)) for number in range(20)]
+    alone = held_out(sessions, test=80, seed=7, near=0.7)
+    assert alone == {id for id in held_out([*more, *sessions], test=100, seed=7, near=0.7) if int(id[1:]) < 100}
+
+
+def test_a_set_of_one_prompt_is_not_emptied_and_the_key_is_named(tmp_path, capsys):
+    counts = curated(tmp_path, [session(number, "Name a city.", f"The {number}th.") for number in range(40)], test=8)
+    assert (counts["test"], counts["kept"], counts["labels"]) == (1, 39, {"near_held_out": 39})
+    assert "--set collect.test.near=0.85" in capsys.readouterr().err
+
+
+def test_many_rows_near_the_held_out_ones_are_dropped_and_the_key_is_named(tmp_path, capsys):
+    sessions = [Session(f"s{number:03}", each.messages) for number, each in enumerate(varied(9) * 4)]
+    counts = curated(tmp_path, sessions, test=8, seed=3)
+    dropped = counts["by_rule"]["test_split/held_out"]
+    assert dropped > 36 / 5
+    assert f"test_split: {dropped} of 36 rows are dropped" in capsys.readouterr().err

@@ -151,3 +151,50 @@ def test_set_paths_are_relative_to_the_current_folder(tmp_path, monkeypatch):
 def test_a_dotted_path_is_not_imported_unasked(tmp_path):
     line = fault(QUICKSTART, "collect.strategy=os.path:join")
     assert "--allow-parts os" in line
+
+
+@pytest.mark.parametrize(
+    ("test", "overrides", "expected"),
+    [
+        (32, [], (32, 0.7)),
+        ({"near": 0.8}, [], (32, 0.8)),
+        ({"count": 8, "near": 1}, [], (8, 1.0)),
+        (8, ["collect.test.near=0.8"], (8, 0.8)),
+        ({"count": 8, "near": 0.9}, ["collect.test.count=9"], (9, 0.9)),
+        ({"count": 8, "near": 0.9}, ["collect.test=4"], (4, 0.7)),
+    ],
+)
+def test_held_out_prompts_are_a_count_or_a_section(tmp_path, test, overrides, expected):
+    document = yaml.safe_load(QUICKSTART.read_text())
+    recipe = load_recipe(write(tmp_path, collect={**document["collect"], "test": test}), overrides=overrides)
+    assert (recipe.held_out.count, recipe.held_out.near) == expected
+    (tmp_path / "resolved.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "resolved.yaml").held_out == recipe.held_out
+    as_before = recipe.held_out.near == 0.7
+    assert isinstance(recipe.document()["collect"]["test"], int) == as_before
+
+
+def test_the_threshold_has_its_key_where_sources_stand_alone(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Why?", "output": "So."}\n')
+    sources = {"name": "x", "sources": [{"from": "alpaca", "path": "rows.jsonl"}], "curate": [{"filter": "empty"}]}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**sources, "test": 8}))
+    held_out = load_recipe(path, overrides=["test.near=0.8"]).held_out
+    assert (held_out.count, held_out.near) == (8, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (-1, "collect.test.count: input should be greater than or equal to 0, found -1"),
+        (
+            "many",
+            "collect.test.count: input should be a valid integer, unable to parse string as an integer, found 'many'",
+        ),
+        ({"near": 7}, "collect.test.near: input should be less than or equal to 1, found 7"),
+        ({"nearr": 0.7}, 'unknown key "collect.test.nearr"; did you mean "near"?'),
+    ],
+)
+def test_a_fault_of_the_held_out_prompts_names_its_key(tmp_path, test, message):
+    document = yaml.safe_load(QUICKSTART.read_text())
+    assert message in fault(write(tmp_path, collect={**document["collect"], "test": test}))

@@ -128,6 +128,13 @@ def test_the_student_has_the_weights_of_the_best_evaluation(tiny, tmp_path):
     assert total / sum(one.trained for one in examples) == pytest.approx(found[6], abs=1e-4)
 
 
+def test_questions_of_one_template_do_not_keep_each_other_from_training():
+    questions = [Message("user", f"Translate the word below into Greek: w{number}") for number in range(40)]
+    sessions = [Session(str(at), (question, Message("assistant", "..."))) for at, question in enumerate(questions)]
+    held, beside = hold_out(sessions, 6, seed=1, eligible={session.id for session in sessions})
+    assert (len(held), beside) == (6, set())
+
+
 def rows(*values):
     return [
         {"event": "eval", "step": 10 * n, "eval_loss": v, "stop_rate": v, "length_ratio": v}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 from distill import recipe
+from distill.text.prompt_frames import FramedText, PromptFrames
 from distill.types import Session
 
 FILTERS = {
@@ -47,7 +49,7 @@ By `answer`, every `Yes` is a duplicate of the first one: use `both` for tasks w
 
 def prompt_of(session: Session) -> str:
     """The first user message; empty where there is none."""
-    return next((message.content for message in session.messages if message.role == "user"), "")
+    return session.prompt
 
 
 def answers_of(session: Session) -> list[str]:
@@ -67,6 +69,19 @@ def compared_text(session: Session, on: Compared) -> str:
     if on == "both":
         return f"{prompt_of(session)}\n{answer}"
     return prompt_of(session) if on == "prompt" else answer
+
+
+def without_frame(session: Session, on: Compared, frames: PromptFrames) -> FramedText:
+    """The text by which a session is compared with others, without its prompt's frame."""
+    if on == "answer" or not frames:
+        return FramedText(compared_text(session, on))
+    text, frame = frames.without(prompt_of(session))
+    return FramedText("\n".join((text, *answers_of(session))) if on == "both" else text, frame)
+
+
+def frames_of(sessions: Iterable[Session]) -> PromptFrames:
+    """The frames that the sessions' prompts share."""
+    return PromptFrames(map(prompt_of, sessions))
 
 
 MOST_EXAMINED = 200_000

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from distill import recipe
 from distill.core.hashing import hash64
-from distill.curate.filters import Compared, both_ends, compared_text
+from distill.curate.filters import Compared, both_ends, frames_of, without_frame
+from distill.text.prompt_frames import FramedText, PromptFrames, differing
 from distill.text.tokens import normalise
 from distill.text.words import comparable, likeness_as_written
 from distill.types import Session, Verdict
@@ -31,11 +32,11 @@ class MinHash:
     """MinHash signatures in bands (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4).
 
     Rows that share a band are candidates, and are compared by the true Jaccard index of their shingles, those with the
-    same words by their characters: no row is dropped by an estimate. Clustering is greedy and in task order: each row
-    is compared with the earlier rows still kept, the first of similar rows is kept, and a dropped row causes no other
-    to be dropped. So appended rows change no verdict, and of rows that are all near each other exactly the first is
-    kept. Connected components (datatrove, text-dedup) would drop rows that resemble no kept one, and let a late row
-    drop an early one.
+    same words by their characters: no row is dropped by an estimate. What at least ten prompts share does not count
+    (`PromptFrames`). Clustering is greedy and in task order: each row is compared with the earlier rows still kept, the
+    first of similar rows is kept, and a dropped row causes no other to be dropped. So appended rows change no verdict
+    unless they make a frame, and of rows that are all near each other exactly the first is kept. Connected components
+    (datatrove, text-dedup) would drop rows that resemble no kept one, and let a late row drop an early one.
 
     Time grows with the number of candidates: nearly linear for texts that differ, quadratic in rows of one template
     that stay just below the threshold (1 µs per pair; put `near_duplicate` first, which removes most of them).
@@ -54,20 +55,28 @@ class MinHash:
         on: Compared = "prompt"
 
     scope: Literal["set"] = "set"
+    takes_frames = True
+    """The stage gives `decide_all` the frames of all prompts."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
-    def decide_all(self, sessions: Sequence[Session]) -> list[Verdict]:
-        """A verdict's value is the Jaccard index with the most similar kept row among the candidates."""
-        shingles = [one for some in self._shingles(sessions) for one in some]
+    def decide_all(self, sessions: Sequence[Session], frames: PromptFrames | None = None) -> list[Verdict]:
+        """A verdict's value is the Jaccard index with the most similar kept row among the candidates.
+
+        `frames` are by default those of the sessions. As in `PromptIndex`, rows with different frames are near only if
+        they are so with what differs between these too.
+        """
+        frames = frames_of(sessions) if frames is None else frames
+        texts = [without_frame(session, self.options.on, frames) for session in sessions]
+        shingles = [one for some in self._shingles(texts) for one in some]
         bands = _shared_bands(shingles, bands_and_rows(self.options.jaccard))
         kept: dict[int, list[int]] = {}
         verdicts = []
         for place in range(len(sessions)):
             own_bands = bands.get(place, ())
             candidates = sorted({other for band in own_bands for other in kept.get(band, ())})
-            jaccard, near = self._nearest(sessions, shingles, place, candidates)
+            jaccard, near = self._nearest(texts, shingles, place, candidates)
             keep = jaccard < self.options.jaccard
             for band in own_bands if keep else ():
                 kept.setdefault(band, []).append(place)
@@ -84,31 +93,36 @@ class MinHash:
         return verdicts
 
     def _nearest(
-        self, sessions: Sequence[Session], shingles: Sequence[Hashes], place: int, others: Sequence[int]
+        self, texts: Sequence[FramedText], shingles: Sequence[Hashes], place: int, others: Sequence[int]
     ) -> tuple[float, int]:
         """The greatest similarity of a row to others, and that row, the first of equals; without others 0 and -1."""
+        one = texts[place]
+        others = [each for each in others if one.frame == texts[each].frame or self._differ_little(one, texts[each])]
         if not others:
             return 0.0, -1
         similarity = _jaccard(shingles, place, others)
         for equal in np.flatnonzero(similarity == 1.0).tolist():
-            similarity[equal] = self._likeness(sessions[place], sessions[others[equal]])
+            similarity[equal] = self._likeness(texts[place], texts[others[equal]])
         best = int(similarity.argmax())
         return float(similarity[best]), others[best]
 
-    def _likeness(self, *equal: Session) -> float:
+    def _differ_little(self, one: FramedText, other: FramedText) -> bool:
+        """Whether two rows are near with what differs between their frames."""
+        shingles = next(self._shingles([FramedText(text) for text in differing(one, other)]))
+        return bool(_jaccard(shingles, 0, [1])[0] >= self.options.jaccard)
+
+    def _likeness(self, *equal: FramedText) -> float:
         """1, or less for two rows with the same words that differ as written."""
-        one, other = (both_ends(compared_text(session, self.options.on)) for session in equal)
+        one, other = (both_ends(framed.text) for framed in equal)
         is_same = self.options.shingle == "words" and comparable(one) == comparable(other)
         return likeness_as_written(one, other) if is_same else 1.0
 
-    def _shingles(self, sessions: Sequence[Session]) -> Iterator[list[Hashes]]:
+    def _shingles(self, framed: Sequence[FramedText]) -> Iterator[list[Hashes]]:
         words = self.options.shingle == "words"
         size = self.options.size or (3 if words else 24)
         hash_of = cache(hash64)
-        for start in range(0, len(sessions), AT_ONCE):
-            texts = [
-                both_ends(compared_text(session, self.options.on)) for session in sessions[start : start + AT_ONCE]
-            ]
+        for start in range(0, len(framed), AT_ONCE):
+            texts = [both_ends(each.text) for each in framed[start : start + AT_ONCE]]
             yield _shingle_hashes([comparable(text) if words else normalise(text) for text in texts], size, hash_of)
 
 
