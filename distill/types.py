@@ -34,6 +34,7 @@ def spans(count: int, fits: Callable[[int, int], bool]) -> Iterator[tuple[int, i
 
 
 Finish = Literal["stop", "length", "filtered", "tool", "unknown"]
+"""How an answer ended: whole, cut at `max_tokens`, withheld, with a call of a tool, or in a way that is not known."""
 RequestKind = Literal["answer", "likelihood"]
 Model = Literal["base", "student", "teacher", "teacher_again"]
 """A compared model; `teacher_again` is the teacher's second answer to the same prompt, sampled again."""
@@ -136,7 +137,7 @@ class Failure:
 
     key: str
     reason: str
-    """A short code: `http_400`, `timeout`, `connection`, `malformed`, `filtered`, `cancelled` …"""
+    """A short code: `http_400`, `timeout`, `connection`, `malformed`, `aborted`, `filtered`, `empty` …"""
     detail: str
     """One line for people, without secrets."""
     transient: bool

@@ -95,12 +95,9 @@ def converse(
         answer: Answer = yield Request(role=ROLE, messages=(*lead(system), *messages), sampling=sampling)
         if isinstance(answer, Failure):
             return _give_up(reply, answer)
-        split = split_answer(answer, "strip")
+        split = split_answer(answer, "strip", messages)
         if isinstance(split, Failure):
             return _give_up(reply, split)
-        if not split.answer:
-            reply.ended = "empty_answer"
-            break
         reply.messages[:] = [*messages, Message("assistant", split.answer)]
         reply.keys += [key, answer.key] if key else [answer.key]
         if answer.finish == "length":
@@ -148,9 +145,9 @@ def user_turn(
     `closed`, `cut_user` (truncated at max_tokens), `role_leak`, `prompt_leak` (it repeats a line of the prompt),
     `thanks`, `repeated`, `echo`, `empty_user`, or that of an unusable answer.
     """
-    split = split_answer(answer, "strip")
+    split = split_answer(answer, "strip", before)
     if isinstance(split, Failure):
-        return Turn("", split.reason)
+        return Turn("", "empty_user" if split.reason == "empty" else split.reason)
     text, leak = without_leak(strip_quotes(split.answer), markers)
     earlier = [message.content for message in before if message.role == "user"]
     answers = [message.content for message in before if message.role == "assistant"]

@@ -71,12 +71,13 @@ def one_turn(
 ) -> Session | Failure:
     """The session of one answer to a prompt, or the failure in its place.
 
-    An answer that the endpoint withheld, or that ends inside its thoughts, is a failure; one cut at `max_tokens` is
-    kept and marked `truncated`. `more` is passed to `session`.
+    An empty answer, one that the endpoint withheld, and one that ends inside its thoughts is a failure; one cut at
+    `max_tokens` is kept and marked `truncated`. `more` is passed to `session`.
     """
     if isinstance(answer, Failure):
         return answer
-    reply = split_answer(answer, handling)
+    prompt = tuple(prompt)
+    reply = split_answer(answer, handling, prompt)
     if isinstance(reply, Failure):
         return reply
     messages = (*prompt, Message("assistant", reply.answer))

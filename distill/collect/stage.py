@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,12 +10,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeAlias
 
+from distill.collect.provenance import LABELS, SAME_ANSWER, Witness, with_same_answers
 from distill.collect.strategies import STRATEGIES
 from distill.core import console, registry, weights
 from distill.core.hashing import file_sha256
-from distill.core.jsonl import write_rows
+from distill.core.jsonl import fault_of, write_rows
 from distill.engine import EngineStopped, Outcome
 from distill.engine.engine import Engine
+from distill.engine.providers import one_line
 from distill.errors import RecipeError, StageIncomplete
 from distill.formats.importers import Address, load_tasks
 from distill.formats.sources import Dataset, ingest, splitter
@@ -31,7 +34,7 @@ UNJUDGED, MANY_UNJUDGED = "unjudged", 0.2
 TaskResult: TypeAlias = Session | tuple[Session, ...] | Failure
 """Result of a task. The sessions of a task are called `ID`, `ID.2`, `ID.3` …; none at all is a failure."""
 
-REVISION = 1
+REVISION = 2
 """Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 
 
@@ -51,6 +54,8 @@ class TeacherChoice:
     display_name: str
     """Its name in the session's meta."""
     strategy: Strategy
+    model: str = ""
+    """The model that its endpoint is asked for; empty where distill serves it."""
 
 
 def collect(
@@ -82,14 +87,14 @@ def collect(
     transient = any(failure.transient for row in failed for failure in row["failures"])
     truncated = sum(1 for session in sessions if session.meta.get("truncated"))
     counts = {"tasks": len(tasks), "sessions": len(sessions), "failed": len(failed), "truncated": truncated}
-    if unjudged := sum(1 for session in sessions if UNJUDGED in session.meta.get("labels", ())):
-        counts[UNJUDGED] = unjudged
-        if unjudged > MANY_UNJUDGED * len(sessions):
-            console.warn(
-                f"collect: {unjudged} of {len(sessions)} sessions have no readable verdict of the judge, and their"
-                " first complete answer was taken; use a stronger `judge`, a greater judge_sampling.max_tokens, or"
-                " another `pick`"
-            )
+    labels = Counter(label for session in sessions for label in session.meta.get("labels", ()))
+    counts |= {label: labels[label] for label in (*LABELS, UNJUDGED) if labels[label]}
+    if (unjudged := labels[UNJUDGED]) and unjudged > MANY_UNJUDGED * len(sessions):
+        console.warn(
+            f"collect: {unjudged} of {len(sessions)} sessions have no readable verdict of the judge, and their"
+            " first complete answer was taken; use a stronger `judge`, a greater judge_sampling.max_tokens, or"
+            " another `pick`"
+        )
     return "partial" if transient else "done", counts
 
 
@@ -99,7 +104,8 @@ def flows(
     """The id and flow factory of each task; a flow made twice sends the same requests."""
 
     def make(task: Task) -> Flow[TaskResult]:
-        return choose(task).strategy.flow(task, Random(f"{seed}:{task.id}"))
+        teacher = choose(task)
+        return Witness(teacher.model).watch(teacher.strategy.flow(task, Random(f"{seed}:{task.id}")))
 
     return [(task.id, partial(make, task)) for task in tasks]
 
@@ -122,14 +128,37 @@ def _write(
         for outcome in outcomes
         for number, session in enumerate(_sessions(outcome), start=1)
     ]
+    sessions, common = with_same_answers(sessions, lambda session: str(session.meta.get("teacher")))
+    if common:
+        count = sum(SAME_ANSWER in session.meta["labels"] for session in sessions)
+        shown = one_line(common, 60)
+        console.warn(
+            f'collect: {count} sessions share their answer with many others, such as "{shown}"; see their label'
+        )
     failed = [
         {"id": outcome.id, "stage": "collect", "failures": _failures(outcome)}
         for outcome in outcomes
         if not _sessions(outcome)
     ]
-    write_rows(folder / "sessions.jsonl", [*before, *sessions])
+    try:
+        write_rows(folder / "sessions.jsonl", [*before, *sessions])
+    except (TypeError, ValueError, RecursionError):
+        storable = [_storable(outcome) for outcome in outcomes]
+        if storable == outcomes:
+            raise
+        return _write(folder, storable, marks, before)
     write_rows(folder / "failures.jsonl", failed)
     return sessions, failed
+
+
+def _storable(outcome: Outcome[TaskResult]) -> Outcome[TaskResult]:
+    """The outcome without the sessions that no file can hold, which an odd response may bring about."""
+    faults = {id(session): fault for session in _sessions(outcome) if (fault := fault_of(session))}
+    rest = tuple(session for session in _sessions(outcome) if id(session) not in faults)
+    if not faults or rest:
+        return replace(outcome, value=rest) if faults else outcome
+    detail = one_line(f"its session cannot be stored: {next(iter(faults.values()))}")
+    return replace(outcome, value=Failure(key="", reason="unstorable", detail=detail, transient=False))
 
 
 def _sessions(outcome: Outcome[TaskResult]) -> tuple[Session, ...]:
@@ -211,7 +240,10 @@ def choice_of(context: Context) -> Callable[[Task], TeacherChoice]:
     options = _with_samplings(section.options, context.recipe)
     choices = {
         one.name: TeacherChoice(
-            one.name, one.section.display_name, part(options, sampling=one.section.sampling.sampling())
+            one.name,
+            one.section.display_name,
+            part(options, sampling=one.section.sampling.sampling()),
+            model="" if one.section.serve else one.section.model,
         )
         for one in teachers
     }

@@ -19,6 +19,7 @@ from distill.engine import Outcome
 from distill.engine.flows import Runs
 from distill.engine.providers import Provider
 from distill.errors import DistillError
+from distill.text.thinking import Handling, split_answer
 from distill.types import MODELS, Completion, Failure, Flow, Message, Model, Request, Sampling
 
 if TYPE_CHECKING:
@@ -38,21 +39,40 @@ class Engines(Protocol):
         """`local`: the model runs in this process, costs nothing, and needs 32 requests in flight for its batches."""
 
 
-def answer_to(question: Request, later: tuple[str, ...] = ()) -> Flow[ModelAnswer | None]:
-    """A model's answer to the last of the user's turns, after its own answers to those before; `None` on failure."""
+def answer_to(
+    question: Request, later: tuple[str, ...] = (), *, thoughts: Handling | None = None
+) -> Flow[ModelAnswer | None]:
+    """A model's answer to the last of the user's turns, after its own answers to those before; `None` on failure.
+
+    With `thoughts`, they are treated as in a session, and an answer that was withheld or ends within them is none.
+    """
     earlier: list[str] = []
     for turn in later:
         reply: Completion | Failure = yield question
         if isinstance(reply, Failure):
             return None
-        earlier.append(reply.text.strip())
+        if (text := _text(reply, question, thoughts)) is None:
+            return None
+        earlier.append(text)
         more = (Message("assistant", earlier[-1]), Message("user", turn))
         question = replace(question, messages=(*question.messages, *more))
     answer: Completion | Failure = yield question
     if isinstance(answer, Failure):
         return None
+    if (text := _text(answer, question, thoughts)) is None:
+        return None
     tokens = answer.usage.completion_tokens if answer.usage is not None else None
-    return ModelAnswer(answer.text.strip(), answer.finish, tokens, tuple(earlier))
+    return ModelAnswer(text, answer.finish, tokens, tuple(earlier))
+
+
+def _text(answer: Completion, question: Request, thoughts: Handling | None) -> str | None:
+    """An answer's text; `None` where it would make no session, but an empty one is an answer."""
+    if thoughts is None:
+        return answer.text.strip()
+    reply = split_answer(answer, thoughts, question.messages)
+    if isinstance(reply, Failure):
+        return "" if reply.reason == "empty" else None
+    return reply.answer
 
 
 def _likelihood(role: Model, messages: tuple[Message, ...], reference: ModelAnswer) -> Flow[Completion | None]:
@@ -72,6 +92,7 @@ def ask_endpoint(
     *,
     replica: int | None = 0,
     first_answers: Mapping[int, ModelAnswer] | None = None,
+    thoughts: Handling | None = None,
 ) -> ModelReplies:
     """`first_answers`, and a model's answers from its endpoints to the other prompts.
 
@@ -83,7 +104,7 @@ def ask_endpoint(
     names = {prompt.id: f"teacher:{prompt.teacher}" for prompt in prompts}
     role = "teacher" if model == "teacher_again" else model
     flows = [
-        _answer_flow(prompts[index], role, sampling, prompts[index].again if replica is None else replica)
+        _answer_flow(prompts[index], role, sampling, prompts[index].again if replica is None else replica, thoughts)
         for index in indices
     ]
     title = "the teacher again" if model == "teacher_again" else NAMES[model]
@@ -211,9 +232,11 @@ def _run_here(
             provider.release()
 
 
-def _answer_flow(prompt: Prompt, role: str, sampling: Sampling, replica: int = 0) -> _NamedFlow:
+def _answer_flow(
+    prompt: Prompt, role: str, sampling: Sampling, replica: int = 0, thoughts: Handling | None = None
+) -> _NamedFlow:
     request = Request(role=role, messages=prompt.messages, sampling=sampling, replica=replica)
-    return prompt.id, partial(answer_to, request, prompt.later)
+    return prompt.id, partial(answer_to, request, prompt.later, thoughts=thoughts)
 
 
 def _answers(model: Model, indices: Sequence[int], outcomes: Sequence[Outcome[ModelAnswer | None]]) -> ModelReplies:

@@ -38,6 +38,7 @@ from distill.run.context import Context, account, bound, engine_for, identity, j
 from distill.run.decisive import flat, parts
 from distill.run.endpoints import OTHER_ROLES, RESPONDENTS
 from distill.run.record import StageRecord
+from distill.text.thinking import Handling
 from distill.types import MODELS, Model, Sampling
 
 REVISION = 1
@@ -59,6 +60,8 @@ class Sides:
     recorded: Mapping[Model, Path] = field(default_factory=dict)
     """Files of recorded answers; these models are not asked."""
     judge: Bench | None = None
+    thoughts: Handling = "separate"
+    """How collect treats the teacher's thoughts: its answers here are compared with or without them as well."""
 
     @property
     def models_here(self) -> list[Model]:
@@ -136,10 +139,21 @@ def _ask(
     if sides.teachers and "teacher" not in sides.recorded:
         if len(first_answers) < len(prompts):
             replies.append(
-                ask_endpoint(prompts, "teacher", engine, sides.teachers, sampling, first_answers=first_answers)
+                ask_endpoint(
+                    prompts,
+                    "teacher",
+                    engine,
+                    sides.teachers,
+                    sampling,
+                    first_answers=first_answers,
+                    thoughts=sides.thoughts,
+                )
             )
         if "teacher_again" not in sides.recorded:
-            replies.append(ask_endpoint(prompts, "teacher_again", engine, sides.teachers, sampling, replica=None))
+            asked = ask_endpoint(
+                prompts, "teacher_again", engine, sides.teachers, sampling, replica=None, thoughts=sides.thoughts
+            )
+            replies.append(asked)
     sides.release_teacher()
     for model, provider in sides.endpoints.items():
         replies.append(ask_endpoint(prompts, model, engine, {model: provider}, sampling))
@@ -330,4 +344,5 @@ def _sides(context: Context, section: recipe.Compare) -> Sides:
         endpoints={name: one.provider for one in others for name in RESPONDENTS if one.name == name},
         recorded={model: Path(path) for model, path in section.answers.items()},
         judge=bench,
+        thoughts=getattr(getattr(context.recipe.collect, "options", None), "thoughts", "separate"),
     )

@@ -95,6 +95,15 @@ def write_rows(path: Path, rows: Iterable[Any]) -> int:
     return count
 
 
+def fault_of(row: Any) -> str:
+    """Why a row cannot be written as JSON in UTF-8; empty where it can."""
+    try:
+        _line(row).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    return ""
+
+
 def cut(path: Path, step: int) -> list[dict[str, Any]]:
     """Keep the rows of steps up to `step`, in the file too; returns them. A killed process may have torn the last."""
     kept = [row for row in whole_rows(path) if row["step"] <= step]

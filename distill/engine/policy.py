@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from distill.core.surrogates import mended
 from distill.engine import StoppedByEndpoint, Tally
 from distill.engine.budget import TokenPrice
 from distill.engine.journal.keys import Question
@@ -148,7 +149,7 @@ def completion_of(key: str, reply: Reply) -> Completion:
     """The answer to be journalled; half surrogate pairs, which no file can hold, are replaced."""
     return Completion(
         key=key,
-        text=reply.text.encode("utf-8", "replace").decode("utf-8"),
+        text=mended(reply.text),
         finish=reply.finish,
         usage=reply.usage,
         raw=reply.raw,

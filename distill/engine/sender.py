@@ -15,6 +15,7 @@ from distill.engine.backpressure import SendOutcome, Ticket, outcome_of
 from distill.engine.budget import Budget, within_bounds
 from distill.engine.flows import FlowState
 from distill.engine.journal.keys import Question
+from distill.engine.journal.recall import recall
 from distill.engine.journal.records import FORGET, Bill, Change, answered, failed, intention, settled
 from distill.engine.journal.store import Journal
 from distill.engine.policy import (
@@ -109,7 +110,7 @@ class RequestSender:
         answers: list[Answer] = []
         for request, name in zip(flow.requests, flow.names, strict=True):
             question = Question.of(request, self._endpoint(name).provider.endpoint)
-            if (answer := self._recalled(question.key)) is None:
+            if (answer := self._recalled(question)) is None:
                 self._miss(flow.name, question)
                 return None
             answers.append(answer)
@@ -121,11 +122,10 @@ class RequestSender:
             self.misses += 1
             self._policy.on_miss(flow, question)
 
-    def _recalled(self, key: str) -> Answer | None:
-        if key in self._failed:
-            return self._failed[key]
-        answer = self._journal.get(key)
-        return None if isinstance(answer, Failure) and self._policy.retry_failed else answer
+    def _recalled(self, question: Question) -> Answer | None:
+        if question.key in self._failed:
+            return self._failed[question.key]
+        return recall(self._journal, question, retry_failed=self._policy.retry_failed)
 
     async def answers(self, flow: FlowState[Any]) -> tuple[Answer, ...]:
         """One answer to each of a flow's requests, all sent at once. Raises `SenderStopping` if one is not sent."""
@@ -145,7 +145,7 @@ class RequestSender:
         if (waiters := self._open.get(question.key)) is not None:
             waiters.append(asyncio.get_running_loop().create_future())
             return await waiters[-1]
-        if (answer := self._recalled(question.key)) is not None:
+        if (answer := self._recalled(question)) is not None:
             self._tally.replayed += 1
             return answer
         self._check()

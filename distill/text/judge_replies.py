@@ -93,7 +93,9 @@ _BARE = re.compile(
 _RESULT = re.compile(r"\[RESULT\][\s*:(]*(?P<said>[^\n\[\]()]{1,40}?)[\s*).]*\Z", re.IGNORECASE)
 """The end of a reply of Prometheus (Kim et al., 2024)."""
 _OBJECT_LAST = re.compile(r"\{[^{}]*\}\s*\Z")
-_REASONING = re.compile(r"<(/?)reasoning>", re.IGNORECASE)
+_LATER_THOUGHTS = re.compile(
+    r"^[ \t]*<(think|thinking|reasoning)>.*?(?:</\1>|\Z)", re.IGNORECASE | re.MULTILINE | re.DOTALL
+)
 _SIGN = re.compile(r"\s*[:=\uff1a]\s*")
 _DRESS = re.compile(r"[\s*_#`>()\"'|!-]+|(?<!\[)\[(?!\[)|(?<!\])\](?!\])|\.(?!\d)")
 _FENCE = re.compile(r"^\s{0,3}(?:```|~~~)")
@@ -108,7 +110,7 @@ def read_grade(reply: str, scale: GradeScale, *, texts: Sequence[str] = (), tag:
     (`tag`) are ignored. Where no line is a grade, other forms at the end of the reply count. A grade that stands in one
     of the session's `texts` in the same words is ignored: an answer may ask for "Score: 10", and a judge may repeat it.
     """
-    answer = in_text(_REASONING.sub(r"<\1think>", reply)).answer[-MAX_REPLY:]
+    answer = _LATER_THOUGHTS.sub("", in_text(reply).answer)[-MAX_REPLY:]
     text = _without_echo(answer, tag).strip()
     grades, session = list(islice(_statements(text, scale), MAX_STATEMENTS)), _fold("\n".join(texts))
     for piece, grade in grades:

@@ -56,7 +56,7 @@ def test_marks_inside_code_part_nothing():
     assert session.messages[1].content == code
 
 
-@pytest.mark.parametrize("answer", ["I'm sorry, but I can't write this.", "", "[Besucher] Was?\n[Helfer] Tee."])
+@pytest.mark.parametrize("answer", ["I'm sorry, but I can't write this.", "[Besucher] Was?\n[Helfer] Tee."])
 def test_a_reply_that_is_no_transcript_is_a_failure_that_says_so(answer):
     failure, _ = play(SelfChat(SelfChat.Options()), TASK, lambda _: answer)
     assert isinstance(failure, Failure)

@@ -145,6 +145,16 @@ def test_a_permanent_failure_is_recorded_once_and_costs_its_own_row_only(journal
     assert sorted(server.submitted.values()) == [1, 1, 2]
 
 
+def test_an_empty_answer_is_asked_again_by_retry_failed_and_once_a_run(journal: Journal, server: BatchServer) -> None:
+    server.says = lambda text, times: "" if text == "q1" and times < 3 else f"answer to {text}"
+    for options in ({}, {}, {"retry_failed": True}):
+        driven = passes(journal, server, **options)
+        assert values(driven.run(many(3))) == ["answer to q0", "", "answer to q2"]
+    with Journal.open(journal.path) as opened:  # `recall` asks again once per opened journal
+        assert values(passes(opened, server, retry_failed=True).run(many(3))) == answers(3)
+    assert sorted(server.submitted.values()) == [1, 1, 3]
+
+
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_failure_that_may_pass_is_asked_again(journal: Journal, server: BatchServer, status: int) -> None:
     server.fails = lambda text, times: status if text == "q1" and times < 3 else None

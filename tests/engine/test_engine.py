@@ -178,7 +178,7 @@ def test_a_role_without_a_model_stops_before_anything_is_asked(journal: Journal)
 def test_half_a_surrogate_pair_in_an_answer_is_replaced(journal: Journal) -> None:
     with MockServer(answer=lambda body: "odd \ud800 text") as server:
         [outcome] = engine(journal, remote(server)).run(flows("q"))
-        assert outcome.value == "odd ? text"
+        assert outcome.value == "odd \ufffd text"
         assert engine(journal, remote(server)).run(flows("q")) == [outcome]
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,9 @@ def test_an_answer_comes_back_as_it_was(path: Path) -> None:
     whole = Completion(key=key(CHAT, HERE), text="ünï\n", finish="length", usage=None, raw=raw, loglikelihood=-1.25)
     with Journal.open(path) as journal:
         write_answer(journal, whole, CHAT, HERE, stage="collect").result(5)
-        assert journal.get(whole.key) == whole
+        assert journal.get(whole.key) == replace(whole, raw={**raw, "odd": "\ufffd \U0001f600 ünï"})
     with Journal.open(path) as journal:
-        assert journal.get(whole.key) == whole
+        assert journal.get(whole.key) == replace(whole, raw={**raw, "odd": "\ufffd \U0001f600 ünï"})
         assert journal.get("another") is None
 
 

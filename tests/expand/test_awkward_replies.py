@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from distill.core import assets
+from distill.expand import pool
 from distill.expand.seeds import load_seeds
 from distill.expand.strategies.alpaca import Alpaca
 from distill.expand.strategies.attributes import Attributes
@@ -293,3 +294,16 @@ def test_what_a_user_would_not_send_is_refused(text, reason):
     part = growth(Magpie)
     assert grown(part, text) == []
     assert part.rejected == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    "thoughts",
+    [
+        "[THINK]1. not a task[/THINK]",
+        "\u25c1think\u25b7plan\u25c1/think\u25b7\n",
+        "<thought>\n1. no task\n</thought>\n",
+    ],
+)
+def test_thoughts_of_any_family_bring_no_task(thoughts):
+    answer = Completion(key="k", text=f"{thoughts}1. Name a river.\n2. Name a hill.", finish="stop")
+    assert pool.numbered_items(pool.reply_text(answer)) == ["Name a river.", "Name a hill."]

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from distill.cli.main import _code
+from distill.collect.stage import REVISION
 from distill.engine.mock_server import MockServer
 from distill.engine.mock_server.stand_in import answer
 
@@ -94,7 +95,7 @@ def test_collect_done_again_is_answered_by_the_journal(before, server):
     assert _code(["collect", str(before), "--redo", "collect"]) == 0
     assert server.count == asked
     assert (before / "sessions.jsonl").read_bytes() == rows
-    assert stages(before)["collect"]["revision"] == 1
+    assert stages(before)["collect"]["revision"] == REVISION
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from hypothesis import event, given
+from hypothesis import strategies as st
 
 from distill.core.jsonl import read_sessions
 from distill.engine.mock_server import MockServer
 from distill.pipeline.runner import run_recipe
 from distill.text.thinking import in_text, split_answer, split_thoughts
-from distill.types import Completion, Failure
+from distill.types import Completion, Failure, Message
 
 
 def completion(text: str, finish: str = "stop", **beside: str) -> Completion:
@@ -40,9 +42,72 @@ def test_tags_inside_a_sentence_are_text(text):
     assert in_text(text) == in_text(text).__class__(text)
 
 
-def test_several_blocks_are_all_thoughts():
-    said = in_text("<think>a</think>One.\n<think>b</think>\nTwo.")
-    assert (said.answer, said.thoughts) == ("One.\n\nTwo.", "a\n\nb")
+FAMILIES = [
+    "<THINK>a</THINK>b", "<thoughts>a</thoughts>b", "<ant:thinking>a</ant:thinking>b", "<my_think>a</my_think>b",
+    "\n[THINK]a[/THINK]\nb", "◁think▷a◁/think▷b", "a◁/think▷\nb", "a[/THINK]\n\nb", "a\n</seed:think>b",
+    "<|begin_of_thought|>a<|end_of_thought|>\n<|begin_of_solution|>b<|end_of_solution|>",
+    "<think>a</think><answer>b", "<think>a</think>\n<answer>\nb\n</answer>",
+    "<|start|>assistant<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b",
+    "<|channel|>commentary<|message|>a<|channel|>final <|constrain|>json<|message|>b<|return|>",
+    "analysisa\nassistantfinalb",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FAMILIES)
+def test_thoughts_of_every_family_are_none_of_the_answer(text):
+    said = in_text(text)
+    assert (said.answer, said.thoughts, said.is_open) == ("b", "a", False)
+
+
+NEGATIVES = [
+    ("What does R1 write between <think> and </think>?", "<think>A plan.</think> is an example."),
+    ("Explain </think>.", "It ends the thoughts:\n</think>\nThen comes the answer."),
+    ("Write XML with the root <reasoning>.", "<reasoning><step>1</step></reasoning>\nDone."),
+    ("Write an XML element called thought.", "<thought>Rain.</thought>"),
+    ("Give me three HTML tags, with reasoning in the second.", "<reasoning>x</reasoning> is no HTML tag."),
+    ("How does Magistral mark its [THINK] blocks?", "[THINK]so[/THINK] comes first."),
+    ("What does ◁think▷ mean?", "◁think▷…◁/think▷ holds thoughts."),
+    ("Show a harmony message with <|channel|>.", "<|channel|>final<|message|>Hi<|return|>"),
+    ("Split at the word assistantfinal.", "analysis|assistantfinal|x"),
+    ("Name a tag for an argument.", "<reasoning> would be a good name."),
+    ("How do R1's replies look?", "They begin so:\n```\n<think>\nplan\n</think>\n```\nand go on."),
+    ("How do replies end their plan?", "```\nplan\n</think>\n```\nis the form."),
+    ("Write a poem.", "I thought of rain.\n<thinking>drip</thinking>\nIt fell."),
+    ("Which of the two is XML?", "<thinker>a</thinker> and <rethink>b</rethink> both are."),
+]
+
+
+@pytest.mark.parametrize(("asked", "text"), NEGATIVES)
+def test_an_answer_about_tags_stays_whole(asked, text):
+    for prompt in (asked, (Message("user", asked),)):
+        assert in_text(text, prompt) == in_text(text).__class__(text)
+
+
+def test_a_system_message_that_asks_for_a_tag_does_not_keep_it():
+    asked = (Message("system", "Think in <think> tags."), Message("user", "How much is two and two?"))
+    assert in_text("<think>a</think>b", asked).answer == "b"
+
+
+blocks = st.sampled_from(
+    [("<{}>", "</{}>", name) for name in ("think", "thinking", "thought", "reasoning", "seed:think")]
+    + [("[{}]", "[/{}]", "THINK"), ("◁{}▷", "◁/{}▷", "think"), ("<|channel>{}\n", "<channel|>", "thought")]
+)
+plain = st.text(st.characters(codec="utf-8", exclude_characters="<>[]◁▷|"), max_size=40)
+
+
+@given(blocks, plain, plain.filter(str.strip), st.booleans())
+def test_a_block_at_the_start_is_thoughts_and_its_tag_in_the_question_is_not(block, thoughts, answer, is_asked):
+    opening, closing, name = block
+    text = f"{opening.format(name)}{thoughts}{closing.format(name)}{answer}"
+    event(f"{opening.format(name)!r}, asked: {is_asked}")
+    said = in_text(text, f"What is {opening.format(name)}?" if is_asked else "")
+    expected = (text.strip(), "") if is_asked else (answer.strip(), thoughts.strip())
+    assert (said.answer, said.thoughts) == expected
+
+
+def test_blocks_are_thoughts_as_long_as_they_follow_each_other():
+    said = in_text("<think>a</think>\n<think>b</think>\nOne.\n<think>c</think>")
+    assert (said.answer, said.thoughts) == ("One.\n<think>c</think>", "a\n\nb")
 
 
 @pytest.mark.parametrize("finish", ["length", "stop"])
@@ -71,6 +136,21 @@ def test_separate_hands_them_over_and_strip_does_not():
         ("b", "a"),
         ("b", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("finish", "text", "reason"),
+    [
+        ("filtered", "A bit", "filtered"),
+        ("tool", "Let me look.", "tool_call"),
+        ("stop", " \n", "empty"),
+        ("length", "", "empty"),
+    ],
+)
+def test_what_is_no_answer_is_a_permanent_failure(finish, text, reason):
+    failure = split_answer(completion(text, finish))
+    assert isinstance(failure, Failure)
+    assert (failure.reason, failure.transient) == (reason, False)
 
 
 def test_an_answer_without_thoughts_stays_as_it_is():

@@ -123,7 +123,7 @@ class BestOf:
             Request(role=ROLE, messages=prompt, sampling=self.sampling, replica=number)
             for number in range(self.options.samples)
         )
-        candidates = _candidates(answers, self.options.thoughts)
+        candidates = _candidates(answers, self.options.thoughts, prompt)
         if isinstance(candidates, Failure):
             return candidates
         judgement = yield from self._judgement(candidates, prompt[-1].content, task)
@@ -210,18 +210,18 @@ class BestOf:
         return Request(role=JUDGE, messages=(Message("user", text),), sampling=self._judging)
 
 
-def _candidates(answers: Sequence[Answer], handling: Handling) -> list[Candidate] | Failure:
+def _candidates(answers: Sequence[Answer], handling: Handling, prompt: Sequence[Message]) -> list[Candidate] | Failure:
     """The candidates, in order; or the first transient failure, or the first failure where all samples failed."""
     if (lost := _first_transient(answers)) is not None:
         return lost
     candidates: list[Candidate] = []
     failures: list[Failure] = []
     for replica, answer in enumerate(answers):
-        reply = answer if isinstance(answer, Failure) else split_answer(answer, handling)
+        reply = answer if isinstance(answer, Failure) else split_answer(answer, handling, prompt)
         if isinstance(reply, Failure) or isinstance(answer, Failure):
             failures += [reply] if isinstance(reply, Failure) else []
             continue
-        plain, is_cut = split_thoughts(answer).answer, answer.finish == "length"
+        plain, is_cut = split_thoughts(answer, prompt).answer, answer.finish == "length"
         candidates.append(Candidate(replica, answer.key, reply.answer, plain, reply.thoughts, is_cut))
     return candidates or failures[0]
 

@@ -111,7 +111,7 @@ class Instances:
         answer: Completion | Failure = yield self._request(task, by_label)
         if isinstance(answer, Failure):
             return answer
-        split = split_answer(answer, "strip")
+        split = split_answer(answer, "strip", f"{task.instruction}\n{task.input}")
         if isinstance(split, Failure):
             return split
         text = f"Example 1\n{task.input}\nOutput: {split.answer}" if task.input else split.answer

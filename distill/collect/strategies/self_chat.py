@@ -89,7 +89,7 @@ class SelfChat:
         answer: Completion | Failure = yield self._request(text, VISITOR, self.sampling)
         if isinstance(answer, Failure):
             return answer
-        split = split_answer(answer, "strip")
+        split = split_answer(answer, "strip", topic)
         if isinstance(split, Failure):
             return split
         opening = VISITOR if self.options.ask == "completion" else ""

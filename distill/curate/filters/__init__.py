@@ -18,6 +18,7 @@ FILTERS = {
     "ifd": "distill.curate.filters.likelihoods:Ifd",
     "judge": "distill.curate.filters.judge:Judge",
     "keyword": "distill.curate.filters.keywords:Keyword",
+    "label": "distill.curate.filters.label:Label",
     "language": "distill.curate.filters.language:Language",
     "length": "distill.curate.filters.length:Length",
     "minhash": "distill.curate.filters.minhash:MinHash",

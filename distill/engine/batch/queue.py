@@ -349,7 +349,7 @@ class Batches:
     def _free(self, send: int, error: ProviderError = _UNASKED) -> Change:
         if (most := self._most.pop(send, None)) is None:
             return ()
-        bill = self._budget.settle_error(most, error if error.reason == "malformed" else _UNASKED)
+        bill = self._budget.settle_error(most, error if error.reason in {"malformed", "aborted"} else _UNASKED)
         self._tally.usd = self._budget.usd
         return (settled(send, bill, "charged" if bill is most else "free"),)
 

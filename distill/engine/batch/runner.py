@@ -26,11 +26,12 @@ from distill.engine.batch.queue import Batches
 from distill.engine.budget import Budget
 from distill.engine.flows import Choose, Flows, FlowState, by_role
 from distill.engine.journal.keys import Question
+from distill.engine.journal.recall import recall
 from distill.engine.journal.store import Journal
 from distill.engine.policy import missing_role
 from distill.engine.providers import ProviderError
 from distill.errors import EndpointError
-from distill.types import Answer, Failure, Request
+from distill.types import Answer, Request
 
 T = TypeVar("T")
 
@@ -255,7 +256,7 @@ class _Course(Generic[T]):
         while flow.outcome is None:
             questions = [self._question(*pair) for pair in zip(flow.names, flow.requests, strict=True)]
             earlier -= {one.question.key for one in questions}
-            recalled = [self._recalled(one.question.key) for one in questions]
+            recalled = [self._recalled(one.question) for one in questions]
             answers = tuple(answer for answer in recalled if answer is not None)
             if len(answers) < len(questions):
                 known = {answer.key for answer in answers}
@@ -276,8 +277,7 @@ class _Course(Generic[T]):
             raise missing_role(name, self._jobs)
         return PendingQuestion(name, Question.of(request, self._jobs[name].endpoint))
 
-    def _recalled(self, of: str) -> Answer | None:
-        if of in self.batches.failed:
-            return self.batches.failed[of]
-        answer = self._journal.get(of)
-        return None if isinstance(answer, Failure) and self._retry_failed else answer
+    def _recalled(self, question: Question) -> Answer | None:
+        if question.key in self.batches.failed:
+            return self.batches.failed[question.key]
+        return recall(self._journal, question, retry_failed=self._retry_failed)

@@ -61,7 +61,7 @@ class Inspection:
     faults: tuple[str, ...]
     """What SQLite says of a damaged file, at most five lines."""
     set_aside: int
-    """Damaged answers that an earlier run moved to the table `damaged`."""
+    """Answers that an earlier run moved to the table `damaged`: damaged ones, and failures asked again."""
 
     @property
     def is_sound(self) -> bool:
@@ -75,7 +75,7 @@ class Inspection:
             notes = [f"{table.unchecked} of them from before checksums"] if table.unchecked else []
             notes += [f"{len(table.damaged)} damaged: {_named(table.damaged)}"] if table.damaged else []
             lines.append("; ".join([f"{table.rows} {table.name}", *notes]))
-        return [*lines, *([f"{self.set_aside} damaged answers were set aside earlier"] if self.set_aside else [])]
+        return [*lines, *([f"{self.set_aside} answers were set aside earlier"] if self.set_aside else [])]
 
 
 def inspect(path: Path) -> Inspection:

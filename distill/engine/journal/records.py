@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TypeAlias, get_args
 
 from distill.core.redaction import strike
+from distill.core.surrogates import mended, parsed
 from distill.engine.journal.keys import endpoint_json
 from distill.engine.providers.refusals import concerns_all
-from distill.types import Completion, Endpoint, Failure, Finish, Usage
+from distill.engine.providers.replies import reread
+from distill.types import Answer, Completion, Endpoint, Failure, Finish, Usage
 
 _ANSWER = "INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 FAILURE = "INSERT OR REPLACE INTO failures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -249,24 +251,27 @@ def _unpacked(raw: str | bytes) -> str:
     return data.decode("utf-8")
 
 
-def read_answer(row: Sequence[Any]) -> Completion:
-    """The answer in a row of the table `answers`. Raises `ValueError` for a damaged row."""
+def read_answer(row: Sequence[Any]) -> Answer:
+    """The answer in a row of the table `answers`; a failure for one that is none by today's rules.
+
+    Raises `ValueError` for a damaged row.
+    """
     require_sound(row)
-    key, _, _, _, text, finish, usage, raw, loglikelihood, *_ = row
+    key, request, _, kind, text, finish, usage, raw, loglikelihood, *_ = row
     try:
         completion = Completion(
             key=key,
             text=text.encode("utf-8").decode("utf-8"),
             finish=finish,
             usage=None if usage is None else Usage(**json.loads(usage)),
-            raw=json.loads(_unpacked(raw)),
+            raw=parsed(_unpacked(raw)),
             loglikelihood=loglikelihood,
         )
     except (TypeError, AttributeError, RecursionError, zlib.error) as error:
         raise ValueError(str(error)) from error
     if finish not in get_args(Finish) or not isinstance(completion.raw, dict):
         raise ValueError("it is no answer")
-    return completion
+    return reread(completion, request) if kind == "answer" else completion
 
 
 def read_failure(row: Sequence[Any]) -> Failure:
@@ -279,7 +284,7 @@ def read_failure(row: Sequence[Any]) -> Failure:
     if not isinstance(attempts, int):
         raise ValueError("it is no failure")
     is_transient = not permanent or concerns_all(str(reason), str(detail))
-    return Failure(key=key, reason=str(reason), detail=str(detail), transient=is_transient, attempts=attempts)
+    return Failure(key=key, reason=str(reason), detail=mended(str(detail)), transient=is_transient, attempts=attempts)
 
 
 def read_batch(row: Sequence[Any]) -> BatchRecord:

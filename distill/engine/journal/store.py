@@ -51,7 +51,7 @@ from distill.engine.journal.schema import (
 )
 from distill.engine.providers.bounded_numbers import count_of, number_of
 from distill.errors import RunFolderError
-from distill.types import Answer, Completion, Endpoint, Failure, Message, Request, Sampling, Usage
+from distill.types import Answer, Endpoint, Failure, Message, Request, Sampling, Usage
 
 NAME = "journal.sqlite"
 GROUP_SECONDS = 0.005
@@ -93,6 +93,8 @@ class Journal:
         """All columns of a table, and NULL in place of the checksum that an earlier version has none of."""
         self._damaged: set[str] = set()
         """Keys of damaged rows that were reported."""
+        self.asked_again: set[str] = set()
+        """Keys whose answer `recall` has set aside."""
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -115,11 +117,11 @@ class Journal:
     def get(self, key: str) -> Answer | None:
         """The answer with this key, from here or a reused journal; else a permanent failure from here; else `None`."""
         for journal in (self, *self._reuse):
-            if (completion := journal._answer(key)) is not None:
-                return completion
+            if (answer := journal._answer(key)) is not None:
+                return answer
         return self._failure(key)
 
-    def _answer(self, key: str) -> Completion | None:
+    def _answer(self, key: str) -> Answer | None:
         for row in self._select(f"SELECT {self._columns} FROM answers WHERE key = ?", key):
             try:
                 return read_answer(row)

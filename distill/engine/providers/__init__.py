@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from distill import errors
 from distill.core.redaction import strike
+from distill.core.surrogates import mended
 from distill.engine.providers.rate_limit_headers import RateLimitReport
 from distill.types import Endpoint, Finish, Request, Usage
 
@@ -92,4 +93,4 @@ class Provider(Protocol):
 
 def one_line(text: str, limit: int = DETAIL_CHARACTERS) -> str:
     """The text without known secrets on one line of at most `limit` characters, encodable as UTF-8."""
-    return errors.one_line(strike(text).encode("utf-8", "replace").decode("utf-8"), limit)
+    return errors.one_line(mended(strike(text)), limit)

@@ -15,7 +15,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from distill.core import credentials, event_loop
+from distill.core import console, credentials, event_loop
 from distill.core.hashing import canonical, text_sha256
 from distill.core.redaction import learn, strike
 from distill.engine.providers import ProviderError, Reply, one_line
@@ -24,16 +24,16 @@ from distill.engine.providers.rate_limit_headers import report, retry_after_seco
 from distill.engine.providers.refusals import TRANSIENT, advice, message_of
 from distill.engine.providers.replies import (
     FILTERED_WORDS,
-    FINISH_REASONS,
+    answer_in,
     cut_at_stop,
     encoding_of,
+    error_in,
     json_object,
-    object_of,
-    shown,
-    text_of,
+    status_of,
     usage_of,
 )
 from distill.errors import RecipeError
+from distill.text.chat_replies import other_model
 from distill.types import Endpoint, Request, Sampling
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ SLOW_SECONDS, SLOW_BYTES = 30.0, 1000
 """A download is given up when, after this time, it has brought fewer bytes per second."""
 
 _BUSY = {429, 503}
+_WARNED: set[tuple[str, str]] = set()
+"""Addresses and models of which a warning was printed that another model answers."""
 _SAMPLING = tuple(field.name for field in fields(Sampling) if field.name != "extra_body")
 
 
@@ -216,23 +218,23 @@ class OpenAIProvider:
         return self._session
 
     def read(self, reply: str, headers: Mapping[str, str]) -> Reply:
-        """The reply in the body of an HTTP 200. Raises `ProviderError`."""
-        body = json_object(reply)
-        choices = body.get("choices")
-        if not choices and (error := body.get("error") or body.get("errors")):
-            code = object_of(error).get("code")
-            raise self.refusal(code if isinstance(code, int) and 400 <= code < 600 else 200, headers, reply)
-        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise ProviderError("malformed", f"no choices in the response: {shown(reply)}", transient=True)
-        text = text_of(choices[0])
-        return Reply(
-            text=text,
-            finish=FINISH_REASONS.get(str(choices[0].get("finish_reason")), "unknown"),
-            usage=usage_of(body.get("usage"), text),
-            raw=body,
-            raw_json=reply,
-            report=report(headers),
-        )
+        """The reply in the body of an HTTP 200, or in the stream that it is. Raises `ProviderError`."""
+        body, raw_json = json_object(reply)
+        if (error := error_in(body)) is not None:
+            raise self.refusal(status_of(error), headers, json.dumps({"error": error}))
+        text, finish = answer_in(body)
+        self._check_model(body)
+        usage = usage_of(body.get("usage"), text)
+        return Reply(text=text, finish=finish, usage=usage, raw=body, raw_json=raw_json, report=report(headers))
+
+    def _check_model(self, body: Mapping[str, Any]) -> None:
+        """Warn once in a process where the endpoint answers as another model."""
+        if (other := other_model(body, self.model)) and (self.base_url, self.model) not in _WARNED:
+            _WARNED.add((self.base_url, self.model))
+            console.warn(
+                f'{self.shown_url} answers as "{one_line(other, 80)}" where "{self.model}" was asked; check'
+                " teacher.model (sessions get the label other_model)"
+            )
 
     def refusal(self, status: int, headers: Mapping[str, str], body: str) -> ProviderError:
         """The error for an HTTP status other than 200: transient, permanent, or fatal unless others are answered.

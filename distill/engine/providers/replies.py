@@ -9,24 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from distill.core.redaction import strike
+from distill.core.surrogates import parsed
 from distill.engine.providers import ProviderError, Reply, one_line
 from distill.engine.providers.bounded_numbers import count_of
-from distill.engine.providers.refusals import hint, plain_text
-from distill.types import Finish, Usage
+from distill.engine.providers.refusals import hint, message_of, plain_text
+from distill.engine.providers.streams import merged
+from distill.text import chat_replies
+from distill.types import Completion, Failure, Finish, Usage
 
 DEEPEST_BODY = 100
 """Nested lists and objects of a response; deeper ones could be written to the journal but not read again."""
-
-FINISH_REASONS: dict[str, Finish] = {
-    "stop": "stop",
-    "eos": "stop",
-    "end_turn": "stop",
-    "length": "length",
-    "max_tokens": "length",
-    "content_filter": "filtered",
-    "tool_calls": "tool",
-    "function_call": "tool",
-}
 
 FILTERED_WORDS = ("content_filter", "content_policy", "content management policy", "moderation", "flagged")
 
@@ -47,16 +39,22 @@ def encoding_of(first: bytes, kind: str) -> str:
     return wider[0].lower() if wider else guess
 
 
-def json_object(reply: str) -> dict[str, Any]:
-    """The JSON object in a body. Raises `ProviderError` where there is none, or one that is nested too deeply."""
-    try:
-        body = json.loads("" if _is_deep(reply) else reply)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        detail = f"the response is no JSON object: {shown(reply)}"
-        raise ProviderError("malformed", detail, transient=True, hint=hint(reply))
-    return body
+def json_object(reply: str) -> tuple[dict[str, Any], str | None]:
+    """The JSON object in a body, without lone surrogates, and its JSON; or what a stream amounts to, and `None`.
+
+    Raises `ProviderError` where there is neither, or one that is nested too deeply.
+    """
+    if not _is_deep(reply):
+        try:
+            body = parsed(reply)
+        except ValueError:
+            body = reply
+        if isinstance(body, dict):
+            return body, reply
+        if (whole := merged(body)) is not None:
+            return whole, None
+    detail = f"the response is no JSON object: {shown(reply)}"
+    raise ProviderError("malformed", detail, transient=True, hint=hint(reply))
 
 
 def object_of(value: Any) -> dict[str, Any]:
@@ -75,15 +73,63 @@ def _is_deep(reply: str) -> bool:
     return deepest > DEEPEST_BODY
 
 
-def text_of(choice: Mapping[str, Any]) -> str:
-    """The answer's text; without plain content, the field `refusal` or the text parts of a list."""
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        return str(choice.get("text") or "")
-    content = message.get("content") or message.get("refusal") or ""
-    if isinstance(content, list):
-        return strike("".join(str(part.get("text") or "") for part in content if isinstance(part, dict)))
-    return str(content)
+def answer_in(body: Mapping[str, Any]) -> tuple[str, Finish]:
+    """Text and end of the first choice.
+
+    Raises a transient `ProviderError` where there is no choice, where it broke off (`aborted`), and where its content
+    has no plain meaning (`malformed`).
+    """
+    choice = chat_replies.choice_of(body)
+    if choice is None:
+        raise ProviderError("malformed", f"no choices in the response: {shown(json.dumps(body))}", transient=True)
+    reason = chat_replies.reason_in(body)
+    if (finish := chat_replies.ending_of(reason)) == "failed":
+        detail = f'the answer broke off, with the finish_reason "{chat_replies.shown_reason(reason)}"'
+        raise ProviderError("aborted", detail, transient=True)
+    try:
+        return strike(chat_replies.text_of(choice)), finish
+    except ValueError as error:
+        raise ProviderError("malformed", f"no text in the response: {error}", transient=True) from error
+
+
+def reread(completion: Completion, request_json: str) -> Completion | Failure:
+    """A journalled answer as it is read today: an earlier version did not know every end and shape of a response.
+
+    `request_json` is the request's. The stored text stays unless it is empty or its content was no string.
+    """
+    choice = chat_replies.choice_of(completion.raw)
+    if choice is None:
+        return completion
+    try:
+        if (error := error_in(completion.raw)) is not None:
+            raise ProviderError("aborted", f"the answer broke off: {message_of(json.dumps({'error': error}))[0]}")
+        if completion.text and completion.finish != "unknown" and not chat_replies.has_parts(choice):
+            return completion
+        text, finish = answer_in(completion.raw)
+    except ProviderError as fault:
+        return Failure(key=completion.key, reason=fault.reason, detail=fault.detail, transient=False)
+    if completion.finish == "unknown":
+        completion = replace(completion, finish=finish)
+    if completion.text and not chat_replies.has_parts(choice):
+        return completion
+    stop = json.loads(request_json).get("sampling", {}).get("stop", ())
+    cut = cut_at_stop(Reply(text=text, finish=completion.finish), stop)
+    return replace(completion, text=cut.text, finish=cut.finish)
+
+
+def error_in(body: Mapping[str, Any]) -> Any:
+    """The error in a response of HTTP 200, of its body or of its first choice; `None` where there is none."""
+    for place in (body, chat_replies.choice_of(body) or {}):
+        error = place if place.get("object") == "error" else place.get("error")
+        if error and (not isinstance(error, dict) or any(error.values())):
+            return error
+    return None
+
+
+def status_of(error: Any) -> int:
+    """The HTTP status that an error in a response of HTTP 200 names; 200 where it names none."""
+    named = (count_of(object_of(error).get(name), least=400, most=599) for name in ("code", "status"))
+    return next(filter(None, named), 200)
 
 
 def usage_of(reply: Any, text: str) -> Usage | None:

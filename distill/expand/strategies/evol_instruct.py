@@ -142,7 +142,7 @@ class EvolInstruct(PoolGrowth):
             return []
         meta = pool.origin("evol_instruct", k, reply, [*parent.meta.get("lineage", ()), parent.id])
         meta |= {"parent": parent.id, "operation": operation, "round": round + 1}
-        task = Task(f"{k}.0", bare(split_thoughts(reply).answer), meta=meta)
+        task = Task(f"{k}.0", bare(split_thoughts(reply, parent.instruction).answer), meta=meta)
         if (reason := self._fault(task.instruction, operation, is_cut=reply.finish == "length")) is not None:
             return [pool.with_fault(task, reason)]
         return [(yield from self._examine(task, parent, k))]
@@ -201,7 +201,7 @@ class EvolInstruct(PoolGrowth):
             answer: Completion | Failure = yield pool.request(task.instruction, k, self.options.answer.sampling())
             if isinstance(answer, Failure):
                 return pool.with_fault(task, "unanswered")
-            trial = split_thoughts(answer)
+            trial = split_thoughts(answer, task.instruction)
             if not trial.is_open and (reason := answer_fault(trial.answer)) in criteria:
                 return pool.with_fault(task, str(reason))
             if answer.finish != "length":

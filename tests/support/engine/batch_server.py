@@ -48,6 +48,8 @@ class BatchServer:
     """How many times a batch is looked at before it is over."""
     fails: Callable[[str, int], int | None] = lambda text, times: None
     """The HTTP status of a line from its text and how often it was submitted; `None` answers it."""
+    says: Callable[[str, int], str] = lambda text, times: f"answer to {text}"
+    """The answer to a line, from the same."""
     expires_after: int | None = None
     """Lines that are answered before a batch expires."""
     refuses: Callable[[Sequence[Mapping[str, Any]]], list[dict[str, Any]]] = lambda lines: []
@@ -252,7 +254,7 @@ class BatchServer:
                 "error": None,
             }
         self.answered[of] += 1
-        response = {"status_code": 200, "request_id": "r", "body": _answer(line, f"answer to {text}")}
+        response = {"status_code": 200, "request_id": "r", "body": _answer(line, self.says(text, self.submitted[of]))}
         return {"custom_id": of, "response": response, "error": None}
 
 
