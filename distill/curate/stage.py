@@ -26,7 +26,7 @@ from distill.run.record import StageRecord
 from distill.text.prompt_frames import PromptFrames
 from distill.types import AskingFilter, Failure, Flow, RowFilter, SetFilter, Verdict
 
-REVISION = 1
+REVISION = 2
 """Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 Rules: TypeAlias = Sequence[tuple[str, RowFilter | AskingFilter | SetFilter]]
 NOT_MEASURED = "not_measured"

@@ -17,7 +17,7 @@ from distill.run.decisive import flat, of_part
 from distill.run.record import StageRecord
 from distill.types import Growth, Task
 
-REVISION = 1
+REVISION = 2
 """Raise it with any change of the stage's output for the same inputs and options, shipped prompts included."""
 
 
